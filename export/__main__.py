@@ -1,0 +1,83 @@
+"""Publish a run's encoder as a TF-Hub module.
+
+  tfssl-export --workdir=runs/photos                           the newest checkpoint, into runs/photos/module/STEP
+  tfssl-export --workdir=runs/photos --random_init             the same network untrained: the baseline, into .../module/random
+  tfssl-export --random_init --backbone=resnet18_v2 --export_dir=modules/random
+
+The flags of training are taken from the run; without a run (--random_init) they are given here.
+"""
+
+import os
+import sys
+
+from absl import flags
+
+from tfssl.runtime import cli
+
+with cli.section("Export"):
+    flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.", lower_bound=0)
+    flags.DEFINE_string("export_dir", None, "Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP.")
+    flags.DEFINE_boolean("random_init", False, "Publish the untrained encoder, the baseline that evaluation needs.")
+    flags.DEFINE_boolean("tarball", False, "Also write EXPORT_DIR.tar.gz, which serves as a handle too.")
+
+from tfssl import train  # noqa: E402 (defines the flags of training, after those of the export in --help)
+from tfssl.errors import UserError  # noqa: E402
+from tfssl.runtime import settings  # noqa: E402
+
+FLAGS = flags.FLAGS
+
+
+def main(_):
+    workdir = FLAGS.workdir
+    if not workdir and not (FLAGS.random_init and FLAGS.export_dir):
+        raise UserError("--workdir is missing: name the folder of a run (or give --random_init with --export_dir and the flags of training)")
+    if workdir:
+        stored = settings.read_flags(os.path.join(workdir, "flags.flags"))
+        FLAGS.unparse_flags()
+        # What the command line says comes last, and so overrides.
+        FLAGS([sys.argv[0], *(f"--{name}={text}" for name, text in stored.items()), *cli.expand_flagfiles(sys.argv[1:])])
+    FLAGS.workdir = workdir or FLAGS.export_dir  # resolve_flags wants one
+    values = train.resolve_flags()
+    import tensorflow as tf
+
+    from tfssl.export import save
+    from tfssl.runtime import checkpoints
+    from tfssl.runtime import strategy as strategies
+
+    path, step = None, 0
+    if not FLAGS.random_init:
+        path, step = _checkpoint(checkpoints.saved(os.path.join(workdir, "checkpoints")), workdir)
+    strategies.start(values["seed"])  # float32, whatever the training's precision was
+    model = train.build_model(values)
+    model.prepare()
+    if path:
+        try:
+            tf.train.Checkpoint(model=model).restore(path).assert_existing_objects_matched().expect_partial()
+        except (tf.errors.OpError, AssertionError, ValueError) as e:
+            raise UserError(f"checkpoint {path} cannot be read ({' '.join(str(e).split())[:160]}): choose an older one with --step") from e
+    classes = os.path.join(workdir or "", "classes.txt")
+    names = tf.io.gfile.GFile(classes).read().splitlines() if workdir and tf.io.gfile.exists(classes) else None
+    where = FLAGS.export_dir or os.path.join(workdir, "module", "random" if FLAGS.random_init else str(step))
+    recorded = {name: value for name, value in values.items() if value is not None and name != "workdir"}
+    save(model, where, step, names, recorded, FLAGS.random_init, FLAGS.tarball)
+    print(f"module: {where}" + (f" and {where}.tar.gz" if FLAGS.tarball else ""))
+    print(f"next: tfssl-eval --module={where} --dataset={values['dataset']} --train_split=... --test_split=...")
+
+
+def _checkpoint(found, workdir):
+    steps = dict(found)
+    if not found:
+        raise UserError(f"{workdir!r} has no checkpoint yet: tfssl-train --workdir={workdir} writes them")
+    if FLAGS.step is not None and FLAGS.step not in steps:
+        raise UserError(f"--step={FLAGS.step}: {workdir!r} has checkpoints {', '.join(map(str, steps))}")
+    step = FLAGS.step if FLAGS.step is not None else found[-1][0]
+    return steps[step], step
+
+
+def run():
+    """Entry point of `tfssl-export`."""
+    cli.run(main, "tfssl-export")
+
+
+if __name__ == "__main__":
+    run()

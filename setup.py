@@ -1,0 +1,68 @@
+"""Packaging of tfssl; the environment markers choose between the two TensorFlow stacks."""
+
+import os
+import re
+
+from setuptools import find_packages, setup
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+OLD, NEW = 'python_version < "3.12"', 'python_version >= "3.12"'
+
+
+def read(name):
+    with open(os.path.join(HERE, name), encoding="utf-8") as f:
+        return f.read()
+
+
+def flag_packages():
+    """Each folder below flags/ that holds flagfiles, as a package of data: tfssl.flags.<paper>."""
+    folders = [root for root, _, files in os.walk(os.path.join(HERE, "flags")) if any(f.endswith(".flags") for f in files)]
+    relative = ["flags", *(os.path.relpath(folder, HERE) for folder in folders)]
+    return {"tfssl." + path.replace(os.sep, "."): path for path in dict.fromkeys(relative)}
+
+
+FLAGS = flag_packages()
+
+setup(
+    name="tfssl",
+    version=re.search(r'__version__ = "(.+?)"', read("tfssl/__init__.py")).group(1),
+    description="Self-supervised visual representation learning on TensorFlow and Keras, published as TF-Hub modules",
+    long_description=read("README.md"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.9",
+    packages=[*find_packages(include=["tfssl", "tfssl.*"]), "tfssl.export", *FLAGS],
+    package_dir={"tfssl.export": "export", **FLAGS},
+    package_data={package: ["*.flags"] for package in FLAGS},
+    include_package_data=False,
+    install_requires=[
+        # Up to Python 3.11: the last line on which TensorFlow, Keras and tensorflow-addons all work together.
+        f"tensorflow==2.15.1; {OLD}",
+        f"keras==2.15.*; {OLD}",
+        f"tf-keras==2.15.*; {OLD}",
+        f"tensorflow-addons==0.23.*; {OLD}",
+        f"tensorflow-metadata<1.17; {OLD}",  # 1.17 wants a newer protobuf than TensorFlow 2.15 allows
+        # From Python 3.12: the newest TensorFlow, with Keras 2 beside its Keras 3. tf-keras pins its own TensorFlow line.
+        f"tensorflow>=2.16; {NEW}",
+        f"tf-keras>=2.16; {NEW}",
+        f"keras>=3; {NEW}",
+        "tensorflow-datasets>=4.9",
+        "tensorflow-hub>=0.16.1",
+        "absl-py>=1.4",
+        "scikit-learn>=1.3",
+        "scipy>=1.10",
+        "matplotlib>=3.7",
+        "setuptools<81",  # tensorflow-hub 0.16.1 imports pkg_resources
+    ],
+    extras_require={
+        "gpu": [f"tensorflow[and-cuda]==2.15.1; {OLD}", f"tensorflow[and-cuda]>=2.16; {NEW}"],
+        "test": ["pytest>=7", "ruff>=0.6"],
+    },
+    entry_points={
+        "console_scripts": [
+            "tfssl-train = tfssl.train:run",
+            "tfssl-export = tfssl.export.__main__:run",
+            "tfssl-eval = tfssl.evaluate:run",
+        ]
+    },
+)

@@ -1,0 +1,61 @@
+"""Shared fixtures: quiet TensorFlow, and folders of images that the tests write themselves."""
+
+import os
+import subprocess
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import tfssl  # noqa: E402, F401, I001 (before TensorFlow: it chooses Keras 2)
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+# Two CPU devices, for the tests of replicas; this has to be said before TensorFlow looks at its devices.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory):
+    """Nothing outside the test's own folder is read or written."""
+    folder = str(tmp_path_factory.mktemp("cache"))
+    os.environ["TFSSL_CACHE"] = folder
+    yield
+    os.environ.pop("TFSSL_CACHE", None)
+
+
+def oriented_picture(rng, size=40):
+    """A random uint8 picture whose rotation can be told: bright at the top, dark at the bottom, with noise."""
+    ramp = np.linspace(220, 30, size)[:, None, None]
+    return np.clip(ramp + rng.normal(0, 12, [size, size, 3]) + rng.uniform(-25, 25, [1, 1, 3]), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A folder of 48 JPEGs in two classes (warm and cold colours), unsplit."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(48):
+        name = "warm" if i % 2 else "cold"
+        picture = oriented_picture(rng).astype(int)
+        picture[..., 0 if i % 2 else 2] += 25
+        path = root / name / f"{i:03}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(tf.io.encode_jpeg(np.clip(picture, 0, 255).astype(np.uint8), quality=95).numpy())
+    return root
+
+
+@pytest.fixture(scope="session")
+def tfssl_command():
+    """Runs `python -m tfssl.COMMAND` as a user would, and returns the finished process."""
+
+    def run(command, *args, cwd=None, env=None, timeout=300):
+        environment = {**os.environ, **(env or {})}
+        return subprocess.run(
+            [sys.executable, "-m", f"tfssl.{command}", *map(str, args)],
+            capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout, check=False,
+        )  # fmt: skip
+
+    return run

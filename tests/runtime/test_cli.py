@@ -1,0 +1,42 @@
+"""Flagfiles and one-line errors."""
+
+import pytest
+
+from tfssl.errors import UserError
+from tfssl.runtime import cli
+
+
+def test_nested_flagfiles_resolve_beside_the_including_file(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "all.flags").write_text("# a comment\n--flagfile=parts/net.flags\n\n--epochs=3\n")
+    (tmp_path / "parts" / "net.flags").write_text("--backbone=b\n--flagfile=deeper.flags\n")
+    (tmp_path / "parts" / "deeper.flags").write_text("--stem=small\n")
+    argv = ["prog", f"--flagfile={tmp_path}/all.flags", "--epochs=5"]
+    assert cli.expand_flagfiles(argv) == ["prog", "--backbone=b", "--stem=small", "--epochs=3", "--epochs=5"]
+    assert cli.expand_flagfiles(["prog", "--flagfile", str(tmp_path / "parts" / "deeper.flags")]) == ["prog", "--stem=small"]
+
+
+def test_installed_flagfiles_are_found_by_paper():
+    assert "--task=rotation" in cli.expand_flagfiles(["prog", "--flagfile=tfssl:revisiting/rotation.flags"])
+
+
+def test_flagfile_errors_name_the_file(tmp_path):
+    (tmp_path / "loop.flags").write_text("--flagfile=loop.flags\n")
+    with pytest.raises(UserError, match="includes itself"):
+        cli.expand_flagfiles(["prog", f"--flagfile={tmp_path}/loop.flags"])
+    with pytest.raises(UserError, match="no flagfile 'absent.flags'"):
+        cli.expand_flagfiles(["prog", "--flagfile=absent.flags"])
+    with pytest.raises(UserError, match=r"installed: .*revisiting/rotation.flags"):
+        cli.expand_flagfiles(["prog", "--flagfile=tfssl:absent.flags"])
+
+
+def test_every_installed_flagfile_is_accepted_by_its_binary(tfssl_command):
+    """Each recipe parses: --help is printed only once the flags before it were expanded."""
+    import pathlib
+
+    recipes = sorted((pathlib.Path(cli.__file__).parents[2] / "flags").rglob("*.flags"))
+    assert recipes
+    for recipe in recipes:
+        command = "evaluate" if "eval" in recipe.stem else "train"
+        done = tfssl_command(command, f"--flagfile={recipe}", "--no_such_flag")
+        assert done.returncode == 1 and "no_such_flag" in done.stderr, (recipe, done.stderr)

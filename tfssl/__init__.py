@@ -1,0 +1,29 @@
+"""tfssl: self-supervised visual representation learning on TensorFlow and Keras."""
+
+import importlib
+import os
+import sys
+
+__version__ = "0.1.0"
+
+# Keras 2 semantics on every TensorFlow: this has to be in the environment before TensorFlow is imported.
+if os.environ.setdefault("TF_USE_LEGACY_KERAS", "1") not in ("1", "True", "true"):
+    raise ImportError("tfssl needs Keras 2 behind tf.keras: unset TF_USE_LEGACY_KERAS, or set it to 1")
+_tensorflow = sys.modules.get("tensorflow")
+if _tensorflow is not None and getattr(_tensorflow, "keras", None) and _tensorflow.keras.__version__.startswith("3"):
+    raise ImportError("TensorFlow was imported before tfssl and chose Keras 3: import tfssl first, or set TF_USE_LEGACY_KERAS=1")
+
+_MODULES = ("backbones", "data", "downstream", "errors", "export", "losses", "optim", "pretext", "runtime")
+
+
+def __getattr__(name):
+    """Sub-packages load when first used, so that `--help` need not wait for TensorFlow."""
+    if name in _MODULES:
+        return importlib.import_module(f"tfssl.{name}")
+    if name == "open_source":
+        return importlib.import_module("tfssl.data").open_source
+    raise AttributeError(f"module 'tfssl' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_MODULES, "open_source"])

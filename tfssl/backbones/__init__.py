@@ -1,0 +1,123 @@
+"""Backbones: images in, named endpoints out. `build` makes one by name, or takes in a user's own `tf.keras.Model`."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from tfssl.backbones import resnet
+from tfssl.errors import UserError
+
+NAMES = [*resnet.NAMES]
+STEMS = tuple(resnet.STEMS)
+
+
+def build(name, width_multiplier=1.0, stem="imagenet", bn_momentum=0.99, bn_epsilon=1e-3, last_relu=True):
+    """A backbone: a `tf.keras.Model` whose `model(images, training)` is a dict of endpoints, in depth order.
+
+    The last endpoint is `pre_logits`, [N, D] in float32 at least. Every backbone has `endpoint_names`, `min_image_size`
+    (the smallest side that makes sense) and `config()`, with which `build(**config)` makes the same network again (None
+    for a user's own model).
+
+    Args:
+      name: one of NAMES, or a user's own `tf.keras.Model` of images [N, H, W, C] that returns features [N, D], a map
+        [N, h, w, D] (its mean over h and w becomes the pre-logits), or a dict with such an entry named `pre_logits`.
+        Its images come as the pretext task normalises them. The settings below are for named backbones only.
+      width_multiplier: times the standard channels. The root has int(64 * width_multiplier + 0.5) of them, at least 1,
+        and every layer its standard multiple of those. The 2019 study's "4x" is 1.0 here, its "16x" is 4.0.
+      stem: "imagenet" (7x7 of stride 2 and max-pool: 224 -> 7), "small" (3x3 of stride 1, for CIFAR: 32 -> 4) or
+        "patch" (7x7 of stride 1 and max-pool, no stride in the last block: 64 -> 8, for the study's patch tasks).
+      bn_momentum: share of the moving averages that a training step keeps (1 minus what PyTorch calls momentum).
+      bn_epsilon: added to the variance.
+      last_relu: False leaves out the ReLU before the mean (v2 networks only: the study's "(-)").
+
+    Raises:
+      UserError: an unknown name or stem, a setting out of range, or one given for a model that is already made.
+    """
+    settings = {
+        "width_multiplier": width_multiplier,
+        "stem": stem,
+        "bn_momentum": bn_momentum,
+        "bn_epsilon": bn_epsilon,
+        "last_relu": last_relu,
+    }
+    if isinstance(name, tf.keras.Model):
+        parameters = inspect.signature(build).parameters
+        changed = [key for key, value in settings.items() if value != parameters[key].default]
+        if changed:
+            raise UserError(f"model {name.name!r} is already made: set {', '.join(changed)} in it, and not here")
+        return name if isinstance(name, (resnet.ResNet, UserModel)) else UserModel(name)
+    if not isinstance(name, str):
+        kind = f"{type(name).__module__}.{type(name).__qualname__}"
+        raise UserError(f"a backbone is a tf.keras.Model of Keras 2, or one of {', '.join(NAMES)}; this is a {kind}")
+    if name not in NAMES:
+        close = difflib.get_close_matches(name, NAMES)
+        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+        raise UserError(f"unknown backbone {name!r}{hint}; there are {', '.join(NAMES)}")
+    if stem not in STEMS:
+        raise UserError(f"unknown stem {stem!r}; there are {', '.join(STEMS)}")
+    if not 0 < width_multiplier < math.inf:
+        raise UserError(f"width_multiplier={width_multiplier} must be a positive number; 1 is the standard network")
+    if not 0 <= bn_momentum < 1:
+        raise UserError(f"bn_momentum={bn_momentum} must be at least 0 and below 1: it is the share that is kept")
+    if not 0 < bn_epsilon < math.inf:
+        raise UserError(f"bn_epsilon={bn_epsilon} must be a positive number")
+    return resnet.ResNet(name, **settings)
+
+
+class UserModel(tf.keras.Model):
+    """A user's own model as a backbone; `build` tells what it may return.
+
+    A map becomes the endpoints `features` [N, h, w, D] and `pre_logits` [N, D]. Of a dict every entry is an endpoint, in
+    its order but for `pre_logits`, the last. What a subclassed model returns is known once it has been called.
+    """
+
+    def __init__(self, model):
+        super().__init__(name=model.name)
+        self.model = model
+        parameters = inspect.signature(model.call).parameters.values()
+        self.takes_training = any(p.name == "training" or p.kind is p.VAR_KEYWORD for p in parameters)
+        self.names, self.min_image_size = None, 1
+        if model.inputs:  # a functional model knows what it takes and returns
+            shapes = [tuple(tensor.shape) for tensor in model.inputs]
+            if len(shapes) != 1 or len(shapes[0]) != 4:
+                raise UserError(f"model {self.name!r} takes {shapes}; a backbone takes images [N, H, W, C], no more")
+            self.min_image_size = max(side or 1 for side in shapes[0][1:3])
+            self.names = tuple(self.in_order(model.output))
+
+    def in_order(self, output):
+        """What the user's model returns, as a dict of endpoints in depth order; its pre_logits may still be a map."""
+        if not isinstance(output, Mapping):
+            output = {"features": output, "pre_logits": output} if rank(output) == 4 else {"pre_logits": output}
+        endpoints = {key: output[key] for key in sorted(output, key="pre_logits".__eq__)}
+        found = {key: rank(value) for key, value in endpoints.items()}
+        if None in found.values() or found.get("pre_logits") not in (2, 4):
+            raise UserError(
+                f"model {self.name!r} returns {output}; a backbone returns features [N, D], a map [N, h, w, D], or a "
+                "dict of tensors with one of these as pre_logits"
+            )
+        return endpoints
+
+    def call(self, images, training=None):
+        output = self.model(images, training=training) if self.takes_training else self.model(images)
+        endpoints = self.in_order(output)
+        self.names = tuple(endpoints)
+        last = endpoints["pre_logits"]
+        endpoints["pre_logits"] = resnet.global_mean(last) if rank(last) == 4 else resnet.at_least_float32(last)
+        return endpoints
+
+    @property
+    def endpoint_names(self):
+        if self.names is None:
+            raise UserError(f"what model {self.name!r} returns is known once it has seen images: call it first")
+        return tuple(self.names)
+
+    def config(self):
+        return None  # only its author can make it again
+
+
+def rank(value):
+    """Number of axes of a tensor; None if that is unknown, or if this is no tensor."""
+    return getattr(getattr(value, "shape", None), "rank", None)

@@ -1,0 +1,19 @@
+"""Where images come from: sources, and the operations on single images and batches that follow them."""
+
+import importlib
+
+from tfssl.data.source import Source, open_source
+
+__all__ = ["Source", "open_source"]
+
+
+def __getattr__(name):
+    """`tfssl.data.image`, `tfssl.data.pipeline`, ... without importing them first."""
+    if name.startswith("_"):
+        raise AttributeError(f"module 'tfssl.data' has no attribute {name!r}")
+    try:
+        return importlib.import_module(f"tfssl.data.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"tfssl.data.{name}":
+            raise
+        raise AttributeError(f"module 'tfssl.data' has no attribute {name!r}") from None

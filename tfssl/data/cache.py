@@ -1,0 +1,33 @@
+"""Where tfssl keeps what it can make again: unpacked archives, record counts, rendered glyphs."""
+
+import os
+import uuid
+
+import tensorflow as tf
+
+
+def cache_dir(data_dir=None):
+    """The local folder for such things: `data_dir`, else the environment's TFSSL_CACHE, else ~/.cache/tfssl.
+
+    A remote `data_dir` (gs://...) is passed over: unpacked files are read one by one.
+    """
+    if data_dir and "://" not in data_dir:
+        return os.path.abspath(os.path.expanduser(data_dir))
+    return os.path.abspath(os.path.expanduser(os.environ.get("TFSSL_CACHE") or "~/.cache/tfssl"))
+
+
+def try_write(path, content):
+    """Writes bytes to `path` in one step, so that no reader sees half a file. Returns False where it cannot be written."""
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        tf.io.gfile.makedirs(os.path.dirname(path))
+        with tf.io.gfile.GFile(temporary, "wb") as file:
+            file.write(content)
+        tf.io.gfile.rename(temporary, path, overwrite=True)
+        return True
+    except (tf.errors.OpError, OSError):
+        try:
+            tf.io.gfile.remove(temporary)
+        except (tf.errors.OpError, OSError):
+            pass  # it was never created, or the disk is gone
+        return False

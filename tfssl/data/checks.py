@@ -1,0 +1,139 @@
+"""Looking at a source's images before a run depends on them."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from tfssl.errors import UserError
+
+
+def _decode(image):
+    """uint8 [H, W, 3] of an encoded image (first frame of a GIF); an image that is pixels already passes."""
+    if image.dtype != tf.string:
+        return image
+    return tf.io.decode_image(image, channels=3, expand_animations=False)
+
+
+def _unreadable(source, record):
+    """Why the image of a record cannot be read: one line, or None if it can."""
+    try:
+        _decode(source.fetch(record)["image"])
+        return None
+    except tf.errors.OpError as error:
+        return (error.message or type(error).__name__).strip().splitlines()[0].split("[Op:")[0].strip()
+
+
+def probe(source, limit=256):
+    """Raises UserError if none of the first `limit` images of the source can be decoded, naming the first and the reason.
+
+    Training replaces an unreadable image by the next readable one: with no readable one it would look for ever.
+    """
+    first, count = None, 0
+    for record in source.records().take(limit):
+        reason = _unreadable(source, record)
+        if reason is None:
+            return
+        first = first or (source.name_in_graph(record).numpy().decode(), reason)
+        count += 1
+    raise UserError(f"none of the first {count} images of {source.spec} can be read; {first[0]}: {first[1]}")
+
+
+@dataclasses.dataclass
+class Scan:
+    """What `scan` found.
+
+    Attributes:
+      images: how many images there are, unreadable ones included.
+      per_class: dict of class name -> images; empty without labels.
+      unlabelled: images without a label.
+      unreadable: list of (name, reason).
+      duplicates: list of lists of names, each of images with the same content (bytes of the file, or pixels).
+      ignored: dict of file name ending -> files passed over.
+      sizes: dict of (height, width) -> images, the readable ones.
+    """
+
+    images: int
+    per_class: dict
+    unlabelled: int
+    unreadable: list
+    duplicates: list
+    ignored: dict
+    sizes: dict
+
+
+def scan(source, progress=None):
+    """Reads and decodes every image of a source once, in parallel.
+
+    Args:
+      source: a Source.
+      progress: function (images done, images in all), called now and then.
+
+    Returns:
+      A Scan. Duplicates are found by two 64-bit hashes of the content.
+    """
+
+    def examine(record):
+        example = source.fetch(record)
+        image = example["image"]
+        content = image if image.dtype == tf.string else tf.io.serialize_tensor(image)
+        hashes = [
+            tf.strings.to_hash_bucket_fast(content, tf.int64.max),
+            tf.strings.to_hash_bucket_strong(content, tf.int64.max, [1, 2]),
+        ]
+        return {"index": example["index"], "label": example["label"], "content": tf.stack(hashes), "size": tf.shape(_decode(image))[:2]}
+
+    count = source.num_examples
+    read = np.zeros(count, bool)
+    labels = np.full(count, -1, np.int64)
+    content = np.zeros((count, 2), np.int64)
+    sizes = collections.Counter()
+    data = source.records().map(examine, tf.data.AUTOTUNE, deterministic=False).ignore_errors()
+    for batch in data.batch(256).prefetch(1).as_numpy_iterator():
+        index = batch["index"]
+        read[index], labels[index], content[index] = True, batch["label"], batch["content"]
+        sizes.update(map(tuple, batch["size"].tolist()))
+        if progress:
+            progress(int(read.sum()), count)
+
+    return Scan(
+        images=count,
+        per_class=_per_class(source, labels[read]),
+        unlabelled=int((labels[read] < 0).sum()),
+        unreadable=_reasons(source, ~read),
+        duplicates=_duplicates(source, content, np.flatnonzero(read)),
+        ignored=dict(source.ignored),
+        sizes=dict(sizes),
+    )
+
+
+def _per_class(source, labels):
+    names = source.class_names or [str(label) for label in range(source.num_classes or 0)]
+    counts = np.bincount(labels[labels >= 0], minlength=len(names))
+    return {name: int(number) for name, number in zip(names, counts)}
+
+
+def _reasons(source, missing):
+    """(name, reason) of each image that the parallel pass lost: these few are read again, one by one."""
+    if not missing.any():
+        return []
+    with tf.device("CPU"):
+        missing = tf.constant(missing)
+    found = []
+    for record in source.records().filter(lambda record: tf.gather(missing, record["index"])):
+        reason = _unreadable(source, record)
+        found.append((source.name_in_graph(record).numpy().decode(), reason or "readable only on the second attempt"))
+    return found
+
+
+def _duplicates(source, content, index):
+    """Groups of two or more names, in split order, whose images have equal content."""
+    if not len(index):
+        return []
+    _, group, sizes = np.unique(content[index], axis=0, return_inverse=True, return_counts=True)
+    groups = collections.defaultdict(list)
+    group = group.reshape(-1)  # NumPy 2.0 gave it the shape of its input
+    for position in np.flatnonzero(sizes[group] > 1):
+        groups[group[position]].append(source.name(int(index[position])))
+    return list(groups.values())

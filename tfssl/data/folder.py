@@ -1,0 +1,132 @@
+"""`folder:PATH`: image files in folders, or in an archive of folders.
+
+    PATH/train/cat/x.jpg  PATH/test/dog/y.jpg    by split and class
+    PATH/cat/x.jpg  PATH/dog/y.jpg               by class; all is the split `train`
+    PATH/x.jpg  PATH/2019/y.jpg                  unlabelled; all is the split `train`
+    PATH/train/x.jpg  PATH/test/y.jpg            by split, unlabelled
+
+Splits are folders called train, val, validation, valid, test, dev or trainval, in any case; other folders beside them are passed over. A
+single such folder that holds nothing but images, next to other folders, is a class (a railway). Classes are the folders of a split,
+whatever lies deeper belongs to them; a split with an image outside of them is unlabelled, as is everything if there is but one class. A
+lone outer folder (PATH/photos/train/..., as archives have it) is stepped through. Hidden files and __MACOSX do not count.
+"""
+
+import collections
+import hashlib
+import os
+
+import tensorflow as tf
+
+from tfssl.data import archive
+from tfssl.data.source import IndexedSource
+from tfssl.data.splits import resolve
+from tfssl.errors import UserError
+
+FORMATS = (".jpg", ".jpeg", ".png", ".gif", ".bmp")  # what tf.io.decode_image reads
+SPLITS = ("train", "val", "validation", "valid", "test", "dev", "trainval")
+
+
+class FolderSource(IndexedSource):
+    """Image files. The classes are those of all splits together, sorted by name.
+
+    Within a split the files are in the order of a hash of their path, so that a slice is a fair sample of all classes, and most images stay
+    in their slice when others are added.
+    """
+
+    def __init__(self, spec, path, split="train", data_dir=None):
+        root = os.path.expanduser(path) if "://" not in path else path
+        if root.lower().endswith(archive.ENDINGS) and not tf.io.gfile.isdir(root):
+            root = archive.unpack(root, data_dir)
+        images, ignored = _list(root, spec)
+        found, by_split = _arrange(images)
+        classes = {name: _classes(files) for name, (_, files) in found.items()}
+        names = sorted({c for of_files in classes.values() for c in of_files if c is not None})
+        number = {name: label for label, name in enumerate(names)} if len(names) > 1 else {}
+
+        sizes = {name: [len(files)] for name, (_, files) in found.items()}
+        hint = "" if by_split else "; hold a part of it out with a slice, such as 'train[90%:]'"
+        paths, labels = [], []
+        for name, start, stop in resolve(split, sizes, spec, hint):
+            below, files = found[name]
+            for i in sorted(range(len(files)), key=lambda i, files=files: _hash(files[i]))[start:stop]:
+                paths.append(f"{root.rstrip('/')}/{below}{files[i]}")
+                labels.append(number.get(classes[name][i], -1))
+        labelled = max(labels) >= 0
+        super().__init__(spec, split, len(paths), len(names) if labelled else None, names if labelled else None)
+        self.ignored = ignored
+        with tf.device("CPU"):  # a pipeline's functions capture them as they are: a graph never holds them
+            self._paths, self._labels = tf.constant(paths), tf.constant(labels, tf.int64)
+
+    def fetch(self, record):
+        index = record["index"]
+        return {"image": tf.io.read_file(self.name_in_graph(record)), "label": tf.gather(self._labels, index), "index": index}
+
+    def name_in_graph(self, record):
+        return tf.gather(self._paths, record["index"])
+
+    def name(self, index):
+        return self._paths[index].numpy().decode()
+
+
+def _hash(path):
+    return hashlib.blake2b(path.encode(), digest_size=16).digest()
+
+
+def _list(root, spec):
+    """All images below `root`, as paths relative to it, and a dict of ending -> number of other files.
+
+    A name that ends like an image is taken for a file, without asking: a million questions less (and in a bucket each is a request).
+    """
+    if not tf.io.gfile.isdir(root):
+        what = f"{root!r} is not a folder or one of {' '.join(archive.ENDINGS)}" if tf.io.gfile.exists(root) else f"no such folder: {root!r}"
+        raise UserError(f"{spec}: {what}; expected a folder of images ({' '.join(FORMATS)}), by split and class, by class, or flat")
+    images, others = [], collections.Counter()
+    pending = [("", (os.path.realpath(root),))]  # each with the real folders above it: a link may lead back into one of them
+    while pending:
+        folder, above = pending.pop()
+        try:
+            names = tf.io.gfile.listdir(f"{root.rstrip('/')}/{folder}" if folder else root)
+        except (tf.errors.OpError, UnicodeDecodeError) as error:
+            raise UserError(f"{spec}: cannot list {folder or root!r}: {error}".splitlines()[0]) from error
+        for name in names:
+            name = name.rstrip("/")  # as buckets mark a folder
+            if name.startswith(".") or name == "__MACOSX":
+                continue
+            if name.lower().endswith(FORMATS):
+                images.append(folder + name)
+            elif tf.io.gfile.isdir(f"{root.rstrip('/')}/{folder}{name}"):
+                real = os.path.realpath(os.path.join(root, folder, name))
+                if real not in above:
+                    pending.append((f"{folder}{name}/", (*above, real)))
+            else:
+                others[os.path.splitext(name)[1].lower() or name] += 1
+    if not images:
+        seen = ", ".join(f"{number} {ending}" for ending, number in others.most_common(5)) or "no file"
+        raise UserError(f"{spec}: no images in {root!r}: expected files ending in {' '.join(FORMATS)} (any case), found {seen}")
+    return images, dict(others)
+
+
+def _arrange(images):
+    """({split: (folder of the split, paths within it)}, whether there are split folders)."""
+    outer = ""
+    while True:
+        folders, loose = collections.defaultdict(list), []
+        for path in images:
+            top, slash, rest = path.partition("/")
+            (folders[top] if slash else loose).append(rest or path)
+        splits = sorted(name for name in folders if name.lower() in SPLITS)
+        if splits or loose or len(folders) > 1:
+            break
+        ((only, images),) = folders.items()
+        outer += f"{only}/"
+    railway = len(splits) == 1 and len(folders) > 1 and all("/" not in path for path in folders[splits[0]])
+    if not splits or railway:
+        return {"train": (outer, images)}, False
+    return {name: (f"{outer}{name}/", folders[name]) for name in splits}, True
+
+
+def _classes(files):
+    """The class name of each file of a split; None for all if a file lies outside of the class folders."""
+    if any("/" not in path for path in files):
+        return [None] * len(files)
+    return [path.partition("/")[0] for path in files]

@@ -1,0 +1,105 @@
+"""From a source to batches: parallel decoding in a fixed order, bad images replaced in place, static shapes.
+
+Row r of global batch s is example number n = s * batch_size + r, and it is a pure function of (seed, n). So a pipeline can begin at any
+step, and several can share a batch, without any state to save.
+"""
+
+import sys
+
+import tensorflow as tf
+
+
+def training_batches(source, example, batch_size, seed=0, start_step=0, steps=None, rows=None, chunk=None):
+    """The batches of a training run, from step `start_step` on.
+
+    Args:
+      source: a `tfssl.data.Source`.
+      example: function (image, seed) -> what becomes of one image; `image` is encoded (a string) or uint8 [H, W, 3], `seed` int64 [2].
+      batch_size: images of one global batch, B.
+      seed: seed of the run: of the order and of each example's augmentation.
+      start_step: the first step.
+      steps: how many steps; None for an endless data set.
+      rows: (low, high), the rows of each global batch that this input pipeline delivers; all by default.
+      chunk: images per element, a divisor of the number of rows (one replica's share); all rows by default.
+
+    Returns:
+      A data set of {"image": [chunk, ...], "label" int64, "index" int64, "number" int64 (global example number), "seed" int64 (of the run),
+      "weight" float32 (1), "replaced" bool (an unreadable image stood here)}, each of shape [chunk].
+    """
+    low, high = rows or (0, batch_size)
+    chunk = chunk or high - low
+    records = source.records(seed=seed, start=start_step * batch_size, rows=None if rows is None else (batch_size, low, high))
+
+    def load(position, record):
+        fetched = source.fetch(record)
+        image = example(fetched["image"], tf.stack([tf.cast(seed, tf.int64), record["number"]]))
+        return {"position": position, "image": image, "label": fetched["label"], "index": fetched["index"]}
+
+    def number(position):
+        return (start_step + position // (high - low)) * batch_size + low + position % (high - low)
+
+    def fill(last, batch):
+        """Repeat each row over the gap before it: positions last+1 .. position are unreadable images, and this row stands for them."""
+        position = batch.pop("position")
+        filled = tf.range(last + 1, position[-1] + 1)
+
+        def close_gaps():
+            copies = tf.experimental.numpy.diff(tf.concat([last[None], position], 0))
+            replaced = tf.repeat(position, copies) != filled
+            _name_unreadable(source, seed, number(filled[replaced]))
+            return tf.nest.map_structure(lambda x: tf.repeat(x, copies, axis=0), batch), replaced
+
+        whole = tf.size(position) == tf.size(filled)
+        batch, replaced = tf.cond(whole, lambda: (batch, tf.zeros_like(filled, tf.bool)), close_gaps)
+        batch |= {
+            "replaced": replaced,
+            "number": number(filled),
+            "seed": tf.fill(tf.shape(filled), tf.cast(seed, tf.int64)),
+            "weight": tf.ones_like(filled, tf.float32),
+        }
+        return position[-1], batch
+
+    data = records.enumerate().map(load, tf.data.AUTOTUNE, deterministic=True).ignore_errors()
+    # The gaps are closed per batch, not per image: rebatch hands on a batch that is already whole without copying it.
+    data = data.batch(chunk).scan(tf.constant(-1, tf.int64), fill).rebatch(chunk, drop_remainder=True)
+    if steps is not None:
+        data = data.take(steps * ((high - low) // chunk))
+    return data.prefetch(tf.data.AUTOTUNE)
+
+
+def evaluation_batches(source, example, batch_size, rows=None, chunk=None):
+    """One pass over a source in split order, without randomness; unreadable images are left out.
+
+    The last batch is filled with blank rows of weight 0, so that all batches have one static shape. `example` is called with seed None.
+    """
+    low, high = rows or (0, batch_size)
+    chunk = chunk or high - low
+
+    def load(record):
+        fetched = source.fetch(record)
+        example_ = {"image": example(fetched["image"], None), "label": fetched["label"], "index": fetched["index"]}
+        extra = {"number": record["number"], "seed": tf.constant(0, tf.int64), "weight": 1.0, "replaced": False}
+        return {**example_, **{k: tf.convert_to_tensor(v) for k, v in extra.items()}}
+
+    records = source.records(rows=None if rows is None else (batch_size, low, high))
+    data = records.map(load, tf.data.AUTOTUNE, deterministic=True).ignore_errors()
+    blank = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), data.element_spec)
+    batches = -(-source.num_examples // batch_size)
+    data = data.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).take(batches * (high - low))
+    return data.batch(chunk, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def _name_unreadable(source, seed, numbers):
+    """Print (in the graph, to stderr) which images could not be read, each once: in the first data epoch."""
+    numbers = numbers[numbers < source.num_examples]
+
+    def name(n):
+        return source.records(seed=seed, start=n).take(1).map(source.name_in_graph).get_single_element()
+
+    def report():
+        if not source.random_access:  # to look a record up means to read the stream again
+            return tf.print("skipped unreadable images at these places of the order:", numbers, output_stream=sys.stderr)
+        names = tf.map_fn(name, numbers, fn_output_signature=tf.string)
+        return tf.print("skipped unreadable image:", tf.strings.reduce_join(names, separator=", "), output_stream=sys.stderr)
+
+    tf.cond(tf.size(numbers) > 0, lambda: tf.group(report()), tf.no_op)

@@ -1,0 +1,67 @@
+"""The one split grammar: TFDS's, for every kind of source.
+
+`train`, `train[:90%]`, `train[100:200]`, `train[-10%:]`, `train[3shard:]`, `train+test`, `all`; see
+https://www.tensorflow.org/datasets/splits. Percentages are rounded to the nearest example, as TFDS does.
+"""
+
+from tfssl.errors import UserError
+
+
+def resolve(split, sizes, where, hint=""):
+    """Absolute ranges of a split.
+
+    Args:
+      split: str in TFDS's grammar.
+      sizes: dict of split name -> list of examples per file (a single number where files do not matter).
+      where: what is being split, for the message ("folder:photos").
+      hint: added to the message about an unknown name.
+
+    Returns:
+      list of (name, start, stop) with 0 <= start < stop <= sum(sizes[name]), in the order that was asked for.
+
+    Raises:
+      UserError: for an unknown name, for what TFDS cannot parse, for a bound beyond the split, and for no example at all.
+    """
+    totals = {name: sum(lengths) for name, lengths in sizes.items()}
+    exist = ", ".join(f"{name} ({total} examples)" for name, total in totals.items())
+    if split in totals:  # also a name that the grammar has no place for, such as "my.data"
+        ranges = [(split, 0, totals[split])]
+    else:
+        for part in str(split).split("+"):
+            name = part.strip().split("[")[0]
+            if name not in totals and name != "all":
+                raise UserError(f"{where} has no split {name!r}; it has {exist}{hint}")
+        ranges = _absolute(split, sizes, where)
+    ranges = [(name, start, stop) for name, start, stop in ranges if start < stop]
+    if not ranges:
+        raise UserError(f"the split {split!r} of {where} is empty; it has {exist}")
+    return ranges
+
+
+def _absolute(split, sizes, where):
+    import tensorflow_datasets as tfds  # slow to import, and a plain split name does without
+
+    infos = {
+        name: tfds.core.SplitInfo(name=name, shard_lengths=list(lengths), num_bytes=0) for name, lengths in sizes.items()
+    }
+    try:
+        instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    except (ValueError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[-1].split(" See format")[0]
+        raise UserError(
+            f"cannot use the split {split!r} of {where}: {reason.rstrip('.')}; "
+            "write for example train, train[:90%], train[100:200] or train+test"
+        ) from error
+    totals = {name: sum(lengths) for name, lengths in sizes.items()}
+    return [(i.splitname, i.from_ or 0, totals[i.splitname] if i.to is None else i.to) for i in instructions]
+
+
+def cut(lengths, start, stop):
+    """The parts [start, stop) of files that hold `lengths` examples: list of (file number, skip, take), none empty."""
+    parts, begin = [], 0
+    for number, length in enumerate(lengths):
+        skip, end = max(start - begin, 0), min(stop - begin, length)
+        if skip < end:
+            parts.append((number, skip, end - skip))
+        begin += length
+    return parts

@@ -1,0 +1,211 @@
+"""Opens any Hub module: one of ours, or whatever takes a batch of float32 RGB images in [0, 1] and returns features."""
+
+import atexit
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+
+import tensorflow as tf
+
+from tfssl.errors import UserError
+
+_SIGNATURES = ("serving_default", "default", "image_feature_vector")  # Keras and tf.saved_model; TF1's Hub names
+_ARCHIVES = (".tar.gz", ".tgz", ".tar")
+_IMAGENET_RESIZE = 256 / 224  # shorter side over crop, as in most published evaluations
+
+
+def load(handle):
+    """Open a Hub module.
+
+    Args:
+      handle: a SavedModel's folder (local or gs://), a tarball of one (.tar.gz, .tgz, .tar; local or gs://), or an https:// handle,
+        which tensorflow_hub downloads into its own cache.
+
+    Returns:
+      a Module.
+
+    Raises:
+      UserError: if there is no SavedModel there, or it cannot be read, or it takes no images.
+    """
+    handle = os.fspath(handle)
+    return Module(handle, _resolve(handle))
+
+
+class Module:
+    """A loaded SavedModel as a function from images to named features.
+
+    Attributes:
+      handle: what was asked for.
+      facts: its tfssl.json; {} for a module that is not ours.
+      identity: hex digest of graph, assets and checksums of the weights: equal modules in two places have one identity.
+    """
+
+    def __init__(self, handle, folder):
+        self.handle, self._shapes = handle, {}
+        self.identity = _identity(folder)
+        self.facts = _facts(folder)
+        try:
+            # TF1's Hub modules hold several graphs; the one without tags is for inference.
+            tags = [] if tf.io.gfile.exists(os.path.join(folder, "tfhub_module.pb")) else None
+            self._model = tf.saved_model.load(folder, tags=tags)
+        except Exception as e:  # a damaged file raises whatever its parser happens to raise
+            raise UserError(f"module {handle!r}: this SavedModel cannot be read: {_first_line(e)}") from e
+        self._function = self._find_function()
+
+    def endpoints(self, images):
+        """Named features of float32 images [N, H, W, 3] in [0, 1]: a dict in depth order (by name for a module that is not ours)."""
+        outputs = self._function(images)
+        if not isinstance(outputs, dict):
+            outputs = {"output": outputs[0] if isinstance(outputs, (list, tuple)) and len(outputs) == 1 else outputs}
+        order = {name: place for place, name in enumerate(self.facts.get("endpoints") or [])}
+        return {name: outputs[name] for name in sorted(outputs, key=lambda n: (order.get(n, len(order)), n))}
+
+    def shapes(self, image_size):
+        """The shape of each endpoint for square images of a size, without the batch: {name: (H, W, C) or (D,)}, in depth order.
+
+        Outputs that are not float vectors or maps, one per image, are left out. It runs the module once.
+        """
+        if image_size not in self._shapes:
+            try:
+                outputs = self.endpoints(tf.zeros([2, image_size, image_size, 3]))
+            except (tf.errors.OpError, ValueError, TypeError) as e:
+                least = self.facts.get("min_image_size")
+                hint = f"; its smallest size is {least}" if least else ""
+                raise UserError(
+                    f"module {self.handle!r} does not take {image_size}x{image_size} float32 RGB images{hint}: {_first_line(e)}"
+                ) from e
+            usable = {
+                name: tuple(value.shape[1:])
+                for name, value in outputs.items()
+                if tf.is_tensor(value) and value.dtype.is_floating and value.shape.rank in (2, 4) and value.shape[0] == 2
+            }
+            if not usable:
+                raise UserError(f"module {self.handle!r} returns no float features [N, D] or [N, H, W, C], but {sorted(outputs)}")
+            self._shapes[image_size] = usable
+        return self._shapes[image_size]
+
+    def sizes(self, image_size=None, resize=None):
+        """(crop size, shorter side before the crop), in pixels: as asked, or the module's own, or resize = size * 256 / 224."""
+        ratio = self.facts["resize"] / self.facts["crop"] if self.facts else _IMAGENET_RESIZE
+        size = image_size or self.facts.get("crop") or self._static_size()
+        if not size:
+            raise UserError(f"module {self.handle!r} does not say which image size it takes; give image_size in pixels")
+        resize = resize or round(size * ratio)
+        if resize < size:
+            raise UserError(f"resize={resize} is smaller than image_size={size}: the crop would leave the image")
+        return size, resize
+
+    def _find_function(self):
+        endpoints = getattr(self._model, "endpoints", None)
+        if callable(endpoints):
+            return lambda images: endpoints(images, training=False)
+        if callable(self._model):
+            return self._call
+        signatures = getattr(self._model, "signatures", {})
+        names = [n for n in _SIGNATURES if n in signatures] or list(signatures)
+        for name in names:
+            inputs = signatures[name].structured_input_signature[1]
+            if len(inputs) == 1:
+                (key,) = inputs
+                return lambda images: signatures[name](**{key: images})
+        raise UserError(f"module {self.handle!r} has no function of images alone; its signatures are: {', '.join(names) or 'none'}")
+
+    def _call(self, images):
+        try:
+            return self._model(images, training=False)
+        except (TypeError, ValueError):  # a plain function of images has no such argument
+            return self._model(images)
+
+    def _static_size(self):
+        """The side of the square images that a traced function or signature is fixed to; None if it is not."""
+        functions = list(getattr(getattr(self._model, "__call__", None), "concrete_functions", []))
+        functions += list(getattr(self._model, "signatures", {}).values())
+        for function in functions:
+            for spec in tf.nest.flatten(function.structured_input_signature):
+                shape = getattr(spec, "shape", None)
+                if shape is not None and shape.rank == 4 and shape[1] and shape[1] == shape[2]:
+                    return shape[1]
+        return None
+
+
+def _resolve(handle):
+    """The folder that holds saved_model.pb."""
+    if handle.startswith(("http://", "https://")):
+        return _download(handle)
+    exists = tf.io.gfile.exists
+    try:
+        if handle.endswith(_ARCHIVES) and exists(handle) and not tf.io.gfile.isdir(handle):
+            return _unpack(handle)
+        folder = os.path.expanduser(handle)
+        if exists(os.path.join(folder, "saved_model.pb")):
+            return folder
+        inside = [os.path.dirname(p) for d in ("*", "module/*") for p in tf.io.gfile.glob(os.path.join(folder, d, "saved_model.pb"))]
+        there = exists(folder)
+    except tf.errors.OpError as e:
+        raise UserError(f"module {handle!r} cannot be opened: {_first_line(e)}") from e
+    if inside:
+        raise UserError(f"module {handle!r} has no saved_model.pb, but these folders in it have: {', '.join(sorted(inside)[:5])}")
+    what = "has no saved_model.pb" if there else "does not exist"
+    raise UserError(f"module {handle!r} {what}; give the folder of a SavedModel (tfssl-export makes one), a .tar.gz of it, or a URL")
+
+
+def _download(handle):
+    import tensorflow_hub as hub
+
+    try:
+        return hub.resolve(handle)
+    except Exception as e:  # the network, the server and the archive fail in their own ways
+        raise UserError(f"module {handle!r} cannot be downloaded: {_first_line(e)}") from e
+
+
+def _unpack(path):
+    """Unpack a tarball into a folder that is removed at exit; only plain files and folders inside it are taken."""
+    folder = tempfile.mkdtemp(prefix="tfssl-module-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        with tf.io.gfile.GFile(path, "rb") as f, tarfile.open(fileobj=f, mode="r|*") as tar:
+            for member in tar:
+                target = os.path.realpath(os.path.join(folder, member.name))
+                inside = os.path.commonpath([target, os.path.realpath(folder)]) == os.path.realpath(folder)
+                if not inside or not (member.isfile() or member.isdir()):
+                    raise UserError(f"module {path!r}: the archive holds {member.name!r}, which is a link or leads out of it")
+                if member.isfile():
+                    os.makedirs(os.path.dirname(target), exist_ok=True)
+                    with open(target, "wb") as out:
+                        shutil.copyfileobj(tar.extractfile(member), out)
+    except (tarfile.TarError, EOFError, OSError, tf.errors.OpError) as e:
+        raise UserError(f"module {path!r} cannot be unpacked: {_first_line(e)}") from e
+    roots = [root for root, _, files in os.walk(folder) if "saved_model.pb" in files]
+    if len(roots) != 1:
+        raise UserError(f"module {path!r}: expected one SavedModel in the archive, found {len(roots)} files saved_model.pb")
+    return roots[0]
+
+
+def _identity(folder):
+    # variables.index holds a checksum of every tensor, so the (large) weights themselves need not be read.
+    digest = hashlib.sha256()
+    for name in ("saved_model.pb", "variables/variables.index", "assets/tfssl.json"):
+        path = os.path.join(folder, name)
+        if tf.io.gfile.exists(path):
+            with tf.io.gfile.GFile(path, "rb") as f:
+                digest.update(f.read())
+    return digest.hexdigest()
+
+
+def _facts(folder):
+    path = os.path.join(folder, "assets", "tfssl.json")
+    if not tf.io.gfile.exists(path):
+        return {}
+    with tf.io.gfile.GFile(path) as f:
+        try:
+            facts = json.load(f)
+            return {**facts, "crop": int(facts["crop"]), "resize": int(facts["resize"])}
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(f"module: {path} is damaged: {_first_line(e)}") from e
+
+
+def _first_line(error):
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

@@ -1,0 +1,36 @@
+"""The pretext tasks, one file each; `build` makes one by name."""
+
+import importlib
+
+from tfssl.errors import UserError
+
+_CLASSES = {"rotation": "Rotation", "supervised": "Supervised"}  # the module bears the task's name
+NAMES = tuple(_CLASSES)
+
+
+def build(name, backbone, **settings):
+    """The task `name` over a backbone; `settings` are the arguments of its class (`task_class(name)`).
+
+    Raises:
+      UserError: unknown task, or a setting that the task does not have.
+    """
+    try:
+        model = task_class(name)(backbone, **settings)
+        model.settings = dict(settings)
+        return model
+    except TypeError as e:
+        if "unexpected keyword" in str(e):
+            raise UserError(f"task {name!r}: {str(e).split('() ')[-1]}") from e
+        raise
+
+
+def task_class(name):
+    """The class of a task."""
+    if name not in _CLASSES:
+        raise UserError(f"unknown task {name!r}: choose one of {', '.join(NAMES)}")
+    return getattr(importlib.import_module(f"tfssl.pretext.{name}"), _CLASSES[name])
+
+
+def source_of(name):
+    """(module name, class name) of a task, without importing it: `runtime.settings` reads the signature from the file."""
+    return f"tfssl.pretext.{name}", _CLASSES[name]

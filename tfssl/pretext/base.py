@@ -1,0 +1,213 @@
+"""The pretext task: a Keras model that owns a backbone, a head and an objective, and the one training step."""
+
+import math
+
+import tensorflow as tf
+
+from tfssl import optim
+from tfssl.data import pipeline
+from tfssl.data.draws import Draws
+
+
+class Pretext(tf.keras.Model):
+    """Base class of all tasks. A subclass adds what its paper adds:
+
+      example(image, seed)     one image, encoded or uint8 -> what becomes of it (host, inside tf.data; seed None: deterministic)
+      augment(batch, draws)    batched, on the device, in training only
+      call(batch, training)    -> outputs of the network
+      objective(batch, outputs) -> (loss per example [n], {metric: value per example [n]})
+      after_step()             updates of state: EMA networks, queues
+      normalise(images)        [0, 1] -> what the backbone was trained on
+      chance()                 {"loss": ..., metric: ...}: the levels of an encoder that knows nothing; its keys name the metrics
+
+    Args:
+      backbone: a `tf.keras.Model` from `tfssl.backbones.build`: images -> endpoints.
+      image_size: side of the square images that the backbone sees, in pixels.
+      weight_decay: factor w of 0.5 * w * sum ||kernel||^2 over the kernels of convolutions and dense layers, added to the loss (the
+        2019 study: 1e-4). The reported loss leaves it out.
+    """
+
+    task = None  # the registered name
+    settings = None  # what `pretext.build` was given: enough to build the same task again
+
+    def __init__(self, backbone, image_size=224, weight_decay=1e-4):
+        super().__init__()
+        self.backbone = backbone
+        self.image_size = image_size
+        self.weight_decay = weight_decay
+        self._measures = None
+
+    # What a task defines.
+
+    def example(self, image, seed):
+        raise NotImplementedError
+
+    def augment(self, batch, draws):
+        return batch
+
+    def objective(self, batch, outputs):
+        raise NotImplementedError
+
+    def after_step(self):
+        pass
+
+    def normalise(self, images):
+        """Images in [0, 1] to [-1, 1], as in the Inception recipe."""
+        return 2.0 * images - 1.0
+
+    def chance(self):
+        raise NotImplementedError
+
+    def views(self, batch):
+        """The images that the network sees for an (augmented) batch: [n, H, W, 3] in [0, 1], for people to look at."""
+        return batch["image"]
+
+    # What all tasks share.
+
+    def encode(self, images, training=False):
+        """Images [N, H, W, 3] in [0, 1] -> dict of endpoints. Export publishes this."""
+        return self.backbone(self.normalise(images), training=training)
+
+    def to_float(self, batch):
+        """The batch with its uint8 images as floats in [0, 1]: they travel to the device as bytes."""
+        scale = tf.cast(1 / 255, tf.keras.backend.floatx())
+        as_float = tf.nest.map_structure(lambda x: tf.cast(x, scale.dtype) * scale, batch["image"])
+        return {**batch, "image": as_float}
+
+    def dataset(self, source, batch_size, seed=0, start_step=0, steps=None, **rows):
+        """The training batches of a source (see `data.pipeline.training_batches`), ready for `fit`."""
+        return pipeline.training_batches(source, self.example, batch_size, seed, start_step, steps, **rows)
+
+    def evaluation_dataset(self, source, batch_size, **rows):
+        """One deterministic pass over a source, ready for `evaluate`."""
+        return pipeline.evaluation_batches(source, self.example, batch_size, **rows)
+
+    def prepare(self):
+        """Create all variables, the optimizer's too where the model is compiled, by tracing one step: nothing is computed."""
+        if self._measures is not None:
+            return
+        image = self.example(tf.zeros([self.image_size, self.image_size, 3], tf.uint8), tf.zeros([2], tf.int64))
+        batch = {name: tf.zeros([2], dtype) for name, dtype in ROWS.items()}
+        batch["image"] = tf.nest.map_structure(lambda x: tf.zeros([2, *x.shape], x.dtype), image)
+        with self.distribute_strategy.scope():
+            self._measures = _Measures(self.chance())
+            build = tf.function(lambda: self(self.augment(self.to_float(batch), Draws(batch)), training=True))
+            build.get_concrete_function()
+            if getattr(self, "optimizer", None) is not None:
+                optim.create_slots(self.optimizer, self.trainable_variables)
+
+    @property
+    def metrics(self):
+        return self._measures.all if self._measures else []
+
+    @property
+    def counters(self):
+        """{"replaced": unreadable images, "nonfinite_steps": steps whose loss was NaN or infinite}, since metrics were last reset."""
+        return {name: float(metric.result()) for name, metric in self._measures.counters.items()}
+
+    def kernels(self):
+        """The kernels that weight decay acts on: of convolutions and dense layers; not biases, not normalisation."""
+        layers = [m for m in self.submodules if isinstance(m, tf.keras.layers.Layer) and hasattr(m, "kernel")]
+        return [layer.kernel for layer in layers if layer.kernel is not None and layer.kernel.trainable]
+
+    def train_step(self, batch):
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        batch = self.to_float(batch)
+        batch = self.augment(batch, Draws(batch, replicas))
+        with tf.GradientTape() as tape:
+            losses, measured = self.objective(batch, self(batch, training=True))
+            # Each replica takes its share of the mean over the global batch; the optimizer sums the replicas' gradients.
+            loss = tf.reduce_mean(losses) / replicas
+            if self.weight_decay:
+                decay = tf.add_n([tf.nn.l2_loss(tf.cast(k, losses.dtype)) for k in self.kernels()])
+                loss += self.weight_decay * decay / replicas
+        self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
+        self.after_step()
+        self._track(batch, losses, measured)
+        self._measures.counters["nonfinite_steps"].update_state(tf.cast(~tf.math.is_finite(loss), tf.float32) / replicas)
+        return {}
+
+    def test_step(self, batch):
+        batch = self.to_float(batch)
+        losses, measured = self.objective(batch, self(batch, training=False))
+        self._track(batch, losses, measured)
+        return {}
+
+    def _track(self, batch, losses, measured):
+        copies = losses.shape[0] // batch["weight"].shape[0]  # examples that became of one image
+        weight = tf.repeat(batch["weight"], copies)
+        for name, values in {"loss": losses, **measured}.items():
+            # where: the blank rows of an evaluation must not turn 0 * NaN into NaN
+            self._measures.means[name].update_state(tf.where(weight > 0, values, tf.zeros_like(values)), weight)
+        self._measures.counters["replaced"].update_state(tf.cast(batch["replaced"], tf.float32))
+
+    def _results(self):
+        return {name: mean.result() for name, mean in self._measures.means.items()}
+
+    def make_train_function(self, force=False):
+        """Keras's training loop, which also measures, inside the compiled function, how long it waits for input."""
+        if self.train_function is not None and not force:
+            return self.train_function
+        run_step = self._compiled(self.train_step, self._train_counter)
+
+        def timed_next(iterator):
+            before = tf.timestamp()
+            with tf.control_dependencies([before]):
+                batch = next(iterator)
+            with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
+                return batch, tf.timestamp() - before
+
+        def train_function(iterator):
+            waited = tf.zeros([], tf.float64)
+            for _ in tf.range(self._steps_per_execution):
+                batch, seconds = timed_next(iterator)
+                self.distribute_strategy.run(run_step, args=(batch,))
+                waited += seconds
+            return {**self._results(), "input_seconds": waited}
+
+        self.train_function = self._as_graph(train_function)
+        return self.train_function
+
+    def make_test_function(self, force=False):
+        if self.test_function is not None and not force:
+            return self.test_function
+        run_step = self._compiled(self.test_step, self._test_counter)
+
+        def test_function(iterator):
+            for _ in tf.range(self._steps_per_execution):
+                self.distribute_strategy.run(run_step, args=(next(iterator),))
+            return self._results()
+
+        self.test_function = self._as_graph(test_function)
+        return self.test_function
+
+    def _compiled(self, step, counter):
+        self.prepare()
+        if self._jit_compile:
+            step = tf.function(step, jit_compile=True, reduce_retracing=True)
+
+        def run_step(batch):
+            step(batch)
+            counter.assign_add(1)
+
+        return run_step
+
+    def _as_graph(self, function):
+        return function if self.run_eagerly else tf.function(function, reduce_retracing=True)
+
+
+ROWS = {"label": tf.int64, "index": tf.int64, "number": tf.int64, "seed": tf.int64, "weight": tf.float32, "replaced": tf.bool}
+
+
+class _Measures:
+    """The running metrics; a plain object, so that Keras keeps them out of the model's weights and checkpoints."""
+
+    def __init__(self, names):
+        self.means = {name: tf.keras.metrics.Mean(name) for name in names}
+        self.counters = {name: tf.keras.metrics.Sum(name) for name in ("replaced", "nonfinite_steps")}
+        self.all = [*self.means.values(), *self.counters.values()]
+
+
+def cross_entropy_chance(classes):
+    """Loss and accuracy of a uniform guess among `classes`."""
+    return {"loss": math.log(classes), "accuracy": 1 / classes}

@@ -1,0 +1,35 @@
+"""Rotation prediction: Gidaris et al., "Unsupervised Representation Learning by Predicting Image Rotations", ICLR 2018."""
+
+import tensorflow as tf
+
+from tfssl.data.photometric import four_rotations
+from tfssl.pretext.base import cross_entropy_chance
+from tfssl.pretext.inception import InceptionImages
+
+
+class Rotation(InceptionImages):
+    """Each image stands in the batch four times, turned by 0, 90, 180 and 270 degrees; the network tells the four apart.
+
+    All four copies share one crop and one colour draw. Kolesnikov et al. (2019), section 3.2, trains with 1024 images, each four times.
+    """
+
+    task = "rotation"
+
+    def __init__(self, backbone, **common):
+        super().__init__(backbone, **common)
+        self.head = tf.keras.layers.Dense(4, name="head", dtype=tf.keras.backend.floatx())
+
+    def call(self, batch, training=False):
+        images = four_rotations(batch["image"])  # 4NxHxWx3, image-major
+        return self.head(self.encode(images, training)["pre_logits"])  # 4Nx4
+
+    def objective(self, batch, logits):
+        turns = tf.tile(tf.range(4), [batch["image"].shape[0]])  # 4N: quarter turns counter-clockwise
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(turns, logits)
+        return loss, {"accuracy": tf.keras.metrics.sparse_categorical_accuracy(turns, logits)}
+
+    def chance(self):
+        return cross_entropy_chance(4)
+
+    def views(self, batch):
+        return four_rotations(batch["image"])

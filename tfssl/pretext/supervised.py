@@ -1,0 +1,39 @@
+"""Supervised classification: the yardstick beside the pretext tasks."""
+
+import tensorflow as tf
+
+from tfssl.errors import UserError
+from tfssl.pretext.base import cross_entropy_chance
+from tfssl.pretext.inception import InceptionImages
+
+
+class Supervised(InceptionImages):
+    """Softmax cross-entropy on the labels; top-1 and top-5 accuracy.
+
+    Args:
+      num_classes: number of classes; 0 takes the data set's.
+    """
+
+    task = "supervised"
+
+    def __init__(self, backbone, num_classes=0, **common):
+        super().__init__(backbone, **common)
+        if num_classes < 1:
+            raise UserError("task 'supervised' needs labels: the data set has no classes, and num_classes is not set")
+        self.num_classes = num_classes
+        self.head = tf.keras.layers.Dense(num_classes, name="head", dtype=tf.keras.backend.floatx())
+
+    def call(self, batch, training=False):
+        return self.head(self.encode(batch["image"], training)["pre_logits"])  # NxC
+
+    def objective(self, batch, logits):
+        labels = batch["label"]
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        top5 = tf.math.in_top_k(labels, logits, min(5, self.num_classes))
+        return loss, {
+            "accuracy": tf.keras.metrics.sparse_categorical_accuracy(labels, logits),
+            "top5_accuracy": tf.cast(top5, logits.dtype),
+        }
+
+    def chance(self):
+        return {**cross_entropy_chance(self.num_classes), "top5_accuracy": min(1.0, 5 / self.num_classes)}

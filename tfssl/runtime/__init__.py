@@ -1,0 +1,1 @@
+"""What makes a run start, survive and be seen."""

@@ -1,0 +1,191 @@
+"""Keras callbacks that make a run visible and keep its state."""
+
+import json
+import os
+import sys
+import time
+
+import tensorflow as tf
+
+from tfssl.errors import UserError
+
+
+class Log(tf.keras.callbacks.Callback):
+    """Every `every` steps: a line on the screen with the time left, a line of metrics.jsonl, TensorBoard scalars; and the NaN check.
+
+    Logged values are means over the steps since the last log. TensorBoard gets runs `train` and `validation`, and `chance`, a level line
+    at what an encoder that knows nothing would reach.
+
+    Args:
+      workdir: the run's folder.
+      first_step: the step that the first batch is.
+      total_steps: length of the whole run.
+      interval: steps of one fit epoch.
+      batch_size: images per step.
+      epoch_steps: steps of one pass over the data; may be fractional.
+      every: steps between logs.
+      last_good: function () -> where the run can go on from, for the NaN message.
+    """
+
+    _supports_tf_logs = True  # or Keras would wait for the device after every step
+
+    def __init__(self, workdir, first_step, total_steps, interval, batch_size, epoch_steps, every, last_good):
+        super().__init__()
+        self.workdir, self.every, self.last_good = workdir, every, last_good
+        self.first_step, self.total_steps, self.interval = first_step, total_steps, interval
+        self.batch_size, self.epoch_steps = batch_size, epoch_steps
+        self.seconds = Pace()
+        self.replaced = 0
+        self.step = self.logged = first_step
+        self.writers = {}
+        self.live = sys.stdout.isatty()
+
+    def on_train_begin(self, logs=None):
+        _drop_later_lines(os.path.join(self.workdir, "metrics.jsonl"), self.first_step)
+        for name, level in self.model.chance().items():
+            for step in (0, self.total_steps):
+                self._scalar("chance", name, level, step)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.begun = self.step
+        self.waited = []
+        self.since = time.perf_counter()  # validation and saving are not training time
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = self.begun + batch + 1
+        self.waited.append(logs["input_seconds"])
+        crossed = step // self.every > self.step // self.every
+        self.step = step
+        if crossed or step == self.total_steps or step - self.begun == self.interval:
+            self._log(logs)
+
+    def _log(self, logs):
+        values = {name: float(logs[name]) for name in self.model.chance()}  # waits for the device
+        waited, now = sum(float(w) for w in self.waited), time.perf_counter()
+        elapsed, steps = now - self.since, self.step - self.logged
+        self.waited, self.since, self.logged = [], now, self.step
+        counters = self.model.counters
+        self.model.reset_metrics()
+        bad = round(counters["nonfinite_steps"] + 0.499)
+        if bad:
+            raise UserError(
+                f"the loss became NaN or infinite at step {self.step - bad + 1}; {self.last_good()}: the same command goes on from there; "
+                "a lower --learning_rate, a longer --warmup_epochs or --precision=float32 may help"
+            )
+        self.seconds.add(steps, elapsed)
+        self.replaced += int(counters["replaced"])
+        rate = float(tf.keras.backend.get_value(_learning_rate(self.model.optimizer)))
+        values |= {
+            "learning_rate": rate,
+            "images_per_second": steps * self.batch_size / elapsed,
+            "input_wait": min(1.0, waited / elapsed),
+            "replaced_images": self.replaced,
+        }
+        with tf.io.gfile.GFile(os.path.join(self.workdir, "metrics.jsonl"), "a") as f:
+            f.write(json.dumps({"step": self.step, "epoch": round(self.step / self.epoch_steps, 4), **values}) + "\n")
+        for name, value in values.items():
+            self._scalar("train", name, value, self.step)
+        self._print(values)
+
+    def _print(self, values):
+        chance = self.model.chance()
+        parts = [f"step {self.step}/{self.total_steps}", f"epoch {self.step / self.epoch_steps:.2f}"]
+        parts += [f"{name} {values[name]:.4g} (chance {level:.3g})" for name, level in chance.items()]
+        parts += [
+            f"lr {values['learning_rate']:.3g}",
+            f"{values['images_per_second']:.0f} images/s",
+            f"input wait {values['input_wait']:.0%}",
+            f"ETA {_clock(self.seconds.per_step() * (self.total_steps - self.step))}",
+        ]
+        if self.replaced:
+            parts.append(f"{self.replaced} unreadable replaced")
+        say("  ".join(parts))
+
+    def on_epoch_end(self, epoch, logs=None):
+        validation = {name[len("val_") :]: float(value) for name, value in (logs or {}).items() if name.startswith("val_")}
+        if not validation:
+            return
+        with tf.io.gfile.GFile(os.path.join(self.workdir, "metrics.jsonl"), "a") as f:
+            f.write(json.dumps({"step": self.step, **{f"validation_{name}": value for name, value in validation.items()}}) + "\n")
+        for name, value in validation.items():
+            self._scalar("validation", name, value, self.step)
+        chance = self.model.chance()
+        values = "  ".join(f"{name} {value:.4g} (chance {chance[name]:.3g})" for name, value in validation.items())
+        say(f"validation at step {self.step}  {values}")
+
+    def on_train_end(self, logs=None):
+        for writer in self.writers.values():
+            writer.flush()
+
+    def _scalar(self, run, name, value, step):
+        with self.writer(run).as_default():
+            tf.summary.scalar(name, value, step)
+
+    def writer(self, run):
+        """The TensorBoard writer of a run: "train", "validation" or "chance"."""
+        if run not in self.writers:
+            self.writers[run] = tf.summary.create_file_writer(os.path.join(self.workdir, run))
+        return self.writers[run]
+
+
+class Save(tf.keras.callbacks.Callback):
+    """A checkpoint at the end of every fit epoch."""
+
+    _supports_tf_logs = True
+
+    def __init__(self, checkpoints, log):
+        super().__init__()
+        self.checkpoints, self.log = checkpoints, log
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.checkpoints.save(self.log.step)
+
+
+class Pace:
+    """Seconds per step: a running mean that forgets, so that the first steps (tracing, warming up) do not spoil the estimate."""
+
+    def __init__(self, memory=0.8):
+        self.memory, self.steps, self.time = memory, 0.0, 0.0
+
+    def add(self, steps, elapsed):
+        self.steps = self.memory * self.steps + steps
+        self.time = self.memory * self.time + elapsed
+
+    def per_step(self):
+        return self.time / self.steps if self.steps else 0.0
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def _learning_rate(optimizer):
+    """The rate of the next step; optimizers of the older type hold the schedule itself."""
+    rate = optimizer.learning_rate
+    return rate(optimizer.iterations) if callable(rate) else rate
+
+
+def _clock(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def _drop_later_lines(path, step):
+    """Keep the lines up to `step`: those that a killed run wrote after its last checkpoint will be written again."""
+    if not tf.io.gfile.exists(path):
+        return
+    with tf.io.gfile.GFile(path) as f:
+        lines = f.readlines()
+    kept = [line for line in lines if _step_of(line) <= step]
+    if len(kept) < len(lines):
+        with tf.io.gfile.GFile(path + ".new", "w") as f:
+            f.write("".join(kept))
+        tf.io.gfile.rename(path + ".new", path, overwrite=True)
+
+
+def _step_of(line):
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")  # a line cut off by the kill

@@ -1,0 +1,121 @@
+"""Checkpoints that survive: written atomically, finite states only, and a damaged one gives way to the one before."""
+
+import os
+import re
+
+import tensorflow as tf
+
+from tfssl.errors import UserError
+
+
+class Checkpoints:
+    """The checkpoints of one run, `directory/ckpt-STEP`.
+
+    Args:
+      model: a compiled model whose variables, and whose optimizer's, exist already: values are read when `restore` says so.
+      directory: the folder; made at the first save.
+      keep: how many of the newest to keep.
+      keep_every: keep those whose step is a multiple of this for ever, in `directory/kept`; 0 keeps none.
+    """
+
+    def __init__(self, model, directory, keep=3, keep_every=0):
+        self.model = model
+        self.directory = directory
+        self.keep_every = keep_every
+        self.checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+        _tidy(directory)
+        self.manager = tf.train.CheckpointManager(self.checkpoint, directory, max_to_keep=keep)
+        self.kept = tf.train.CheckpointManager(self.checkpoint, os.path.join(directory, "kept"), max_to_keep=None)
+
+    def restore(self, say=print):
+        """Restore the newest readable checkpoint; returns its step, 0 where there is none.
+
+        Raises:
+          UserError: there are checkpoints and none of them can be read.
+        """
+        paths = [path for _, path in saved(self.directory)]
+        for path in reversed(paths):
+            try:
+                self.checkpoint.restore(path).assert_existing_objects_matched()
+            except (tf.errors.OpError, AssertionError, ValueError, IndexError) as e:
+                reason = " ".join(str(e).split())[:160]
+                say(f"checkpoint {path} is damaged and is passed over: {reason}")
+            else:
+                # The damaged ones, which are newer, would shadow what this run will save.
+                for damaged in paths[paths.index(path) + 1 :]:
+                    _delete(damaged)
+                _record(self.directory)
+                self.manager = tf.train.CheckpointManager(self.checkpoint, self.directory, self.manager._max_to_keep)
+                return _step(path)
+        if paths:
+            raise UserError(f"none of the {len(paths)} checkpoints in {self.directory!r} can be read: start anew in another --workdir")
+        return 0
+
+    def save(self, step):
+        """Save the state after `step` steps.
+
+        Raises:
+          UserError: a variable is NaN or infinite, or the file system refuses; what was saved before stays.
+        """
+        bad = self.first_nonfinite()
+        if bad is not None:
+            raise UserError(f"{bad} is not finite after step {step}; {self.last_good()}")
+        try:
+            self.manager.save(checkpoint_number=step)
+            if self.keep_every and step % self.keep_every == 0:
+                self.kept.save(checkpoint_number=step)
+        except (tf.errors.OpError, OSError) as e:
+            reason = " ".join(str(e).split())[:200]
+            raise UserError(f"cannot save step {step} in {self.directory!r} ({reason}); {self.last_good()}") from e
+
+    def last_good(self):
+        steps = [step for step, _ in saved(self.directory)]
+        return f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+
+    def first_nonfinite(self):
+        """The name of a variable with a NaN or an infinity in it, or None."""
+        floats = [v for v in [*self.model.variables, *_optimizer_variables(self.model.optimizer)] if v.dtype.is_floating]
+        finite = tf.stack([tf.reduce_all(tf.math.is_finite(v)) for v in floats])
+        return next((v.name for v, ok in zip(floats, finite.numpy()) if not ok), None)  # noqa: B905
+
+
+def saved(directory):
+    """[(step, path)] of the complete checkpoints in a folder, oldest first.
+
+    TensorFlow writes a checkpoint's index last: where it is, the rest is. So this also finds one whose writer was killed before it could
+    note it down in the folder's `checkpoint` file.
+    """
+    indices = tf.io.gfile.glob(os.path.join(directory, "ckpt-*.index"))
+    return sorted((_step(path[: -len(".index")]), path[: -len(".index")]) for path in indices)
+
+
+def _step(path):
+    return int(re.search(r"ckpt-(\d+)$", path).group(1))
+
+
+def _tidy(directory):
+    """Remove what a killed writer left, and note down every complete checkpoint."""
+    if tf.io.gfile.isdir(directory):
+        indexed = {path for _, path in saved(directory)}
+        for name in tf.io.gfile.listdir(directory):
+            path = os.path.join(directory, name.rstrip("/"))
+            match = re.match(r"(ckpt-\d+)(_temp|\.data-)", name)
+            if match and os.path.join(directory, match.group(1)) not in indexed:
+                tf.io.gfile.rmtree(path) if tf.io.gfile.isdir(path) else tf.io.gfile.remove(path)
+        _record(directory)
+
+
+def _record(directory):
+    paths = [path for _, path in saved(directory)]
+    if paths:
+        tf.compat.v1.train.update_checkpoint_state(directory, paths[-1], paths)
+
+
+def _delete(path):
+    for name in tf.io.gfile.glob(path + ".*"):
+        tf.io.gfile.remove(name)
+
+
+def _optimizer_variables(optimizer):
+    variables = optimizer.variables
+    return variables() if callable(variables) else variables

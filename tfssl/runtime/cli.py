@@ -1,0 +1,128 @@
+"""What the command-line binaries share: flagfiles, `--help`, and errors that are one line.
+
+Imports no TensorFlow, so that `--help` and a mistyped flag are answered at once.
+"""
+
+import os
+import sys
+import textwrap
+
+from absl import app, flags
+
+from tfssl.errors import UserError
+
+_SECTIONS = {}  # name of a section -> names of its flags, in the order of definition
+
+
+def run(main, name):
+    """Parse the command line, call `main(argv)`, and turn user errors into `name: cause and remedy`, exit status 1."""
+    # Level 3 hides what TensorFlow prints about absent CUDA libraries; set the variable to 0 to see everything.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+    def parse(argv):
+        if any(a in ("--help", "-help", "--helpshort", "-h") for a in argv[1:]):
+            print(usage(name, sys.modules[main.__module__].__doc__))
+            sys.exit(0)
+        positional = flags.FLAGS(expand_flagfiles(argv))
+        if len(positional) > 1:
+            raise UserError(f"unexpected argument {positional[1]!r}: every setting is a flag, --name=value (see --help)")
+        return positional
+
+    def guarded_main(argv):
+        try:
+            main(argv)
+        except (UserError, flags.Error) as e:
+            _fail(name, e)
+        except KeyboardInterrupt:
+            _fail(name, "interrupted; the same command resumes from the last checkpoint", status=130)
+
+    def guarded_parse(argv):
+        try:
+            return parse(argv)
+        except (UserError, flags.Error) as e:
+            _fail(name, e)
+
+    app.run(guarded_main, flags_parser=guarded_parse)
+
+
+def _fail(name, error, status=1):
+    sys.stdout.flush()
+    print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def expand_flagfiles(argv, folder=""):
+    """The argument list with each `--flagfile=F` replaced by the flags in F.
+
+    F is a path (a nested one is looked up beside the file that includes it) or `tfssl:PAPER/NAME.flags`, one of those that are installed
+    with tfssl. Later flags override earlier ones; lines that begin with # are comments.
+    """
+    return _expand(list(argv), folder, ())
+
+
+def _expand(args, folder, including):
+    expanded, rest = [], iter(args)
+    for arg in rest:
+        if arg == "--":
+            return [*expanded, arg, *rest]
+        option, equals, value = arg.partition("=")
+        if option not in ("--flagfile", "-flagfile"):
+            expanded.append(arg)
+            continue
+        path = _find_flagfile(value if equals else next(rest, ""), folder)
+        if path in including:
+            raise UserError(f"flagfile {path} includes itself: {' -> '.join([*including, path])}")
+        with open(path, encoding="utf-8") as f:
+            lines = [line.strip() for line in f]
+        lines = [line for line in lines if line and not line.startswith(("#", "//"))]
+        expanded += _expand(lines, os.path.dirname(path), (*including, path))
+    return expanded
+
+
+def _find_flagfile(value, folder):
+    if value.startswith("tfssl:"):
+        package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        roots = [os.path.join(package, "flags"), os.path.join(os.path.dirname(package), "flags")]  # a wheel's, a clone's
+        candidates = [os.path.join(root, value[len("tfssl:") :]) for root in roots]
+    else:
+        candidates = [os.path.abspath(os.path.join(folder, os.path.expanduser(value)))]
+    for path in candidates:
+        if os.path.isfile(path):
+            return path
+    hint = ""
+    if value.startswith("tfssl:"):
+        found = sorted(
+            os.path.relpath(os.path.join(d, f), root)
+            for root in roots for d, _, files in os.walk(root) for f in files if f.endswith(".flags")
+        )  # fmt: skip
+        hint = f"; installed: {', '.join(dict.fromkeys(found)) or 'none'}"
+    raise UserError(f"no flagfile {value!r} (looked for {' and '.join(candidates)}){hint}")
+
+
+class section:
+    """`with section("Data"): flags.DEFINE_...` puts the flags under one heading of `--help`."""
+
+    def __init__(self, heading):
+        self.heading = heading
+
+    def __enter__(self):
+        self.before = set(flags.FLAGS)
+
+    def __exit__(self, *exception):
+        mine = [name for name in flags.FLAGS._flags() if name not in self.before]
+        _SECTIONS.setdefault(self.heading, []).extend(mine)
+
+
+def usage(name, description):
+    """The text of `--help`: the binary's docstring, then its flags by section, each with its default."""
+    lines = [(description or "").strip(), "", f"{name} takes --name=value flags, and --flagfile=FILE for a file of them.", ""]
+    for heading, names in _SECTIONS.items():
+        lines += [heading, ""]
+        for flag in (flags.FLAGS[n] for n in names):
+            default = "" if flag.default is None else f"={flag.serialize()[len(flag.name) + 3 :]}"
+            if flag.boolean and flag.default is not None:
+                default = f"={str(flag.default).lower()}"
+            lines.append(f"  --{flag.name}{default}")
+            lines += textwrap.wrap(flag.help, 110, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
+        lines.append("")
+    return "\n".join(lines)

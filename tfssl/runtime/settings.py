@@ -1,0 +1,120 @@
+"""A task's settings, read from its constructor; and flags.flags, the complete record of a run.
+
+The constructors are read from their files, not from the imported classes: `--help` answers without waiting for TensorFlow.
+"""
+
+import ast
+import os
+from dataclasses import dataclass, field
+
+import tfssl
+from tfssl import pretext
+from tfssl.errors import UserError
+
+
+@dataclass
+class Setting:
+    """One keyword argument that some task's constructor has: its flag."""
+
+    name: str
+    help: str
+    defaults: dict = field(default_factory=dict)  # task -> default
+
+    @property
+    def kind(self):
+        return type(next(iter(self.defaults.values())))
+
+    def describe(self):
+        text = self.help[:1].upper() + self.help[1:]
+        values = {str(_text(v)) for v in self.defaults.values()}
+        if len(values) == 1 and len(self.defaults) == len(pretext.NAMES):
+            return f"{text} Default: {values.pop()}."
+        each = ", ".join(f"{_text(v)} for {task}" for task, v in self.defaults.items())
+        return f"{text} Default: {each}."
+
+
+def task_settings():
+    """{name: Setting} of all tasks, in the order of their files."""
+    settings = {}
+    for task in pretext.NAMES:
+        for name, (default, text) in _signature(*pretext.source_of(task)).items():
+            settings.setdefault(name, Setting(name, text)).defaults[task] = default
+    return settings
+
+
+def _signature(module, class_name):
+    """{argument: (default, its line of the docstring)} of a class's constructor, inherited arguments last."""
+    path = os.path.join(os.path.dirname(tfssl.__file__), *module.split(".")[1:]) + ".py"
+    with open(path, encoding="utf-8") as f:
+        tree = ast.parse(f.read())
+    node = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name)
+    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    arguments = {}
+    if init is not None:
+        names = init.args.args[-len(init.args.defaults) :] if init.args.defaults else []
+        texts = _argument_texts(ast.get_docstring(node) or "")
+        pairs = zip(names, init.args.defaults)  # noqa: B905 (Python 3.9)
+        arguments = {a.arg: (ast.literal_eval(d), texts.get(a.arg, "")) for a, d in pairs}
+    if init is None or init.args.kwarg:
+        for base in (b.id for b in node.bases if isinstance(b, ast.Name)):
+            origin = next((n.module for n in tree.body if isinstance(n, ast.ImportFrom) and base in [a.name for a in n.names]), module)
+            if origin.startswith("tfssl."):
+                arguments = {**arguments, **{k: v for k, v in _signature(origin, base).items() if k not in arguments}}
+    return arguments
+
+
+def _argument_texts(docstring):
+    """{name: text} of a docstring's Args section."""
+    texts, name, inside = {}, None, False
+    for line in docstring.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if line.strip() == "Args:":
+            inside = True
+        elif inside and line.strip() and indent == 0:
+            break
+        elif inside and indent == 2 and ":" in line:
+            name, _, text = line.strip().partition(":")
+            texts[name] = text.strip()
+        elif inside and name and line.strip():
+            texts[name] += " " + line.strip()
+    return texts
+
+
+def _text(value):
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return ",".join(_text(v) for v in value)
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def write_flags(path, values):
+    """Write {flag: value} as a flagfile, in one step: the file is complete or absent."""
+    import tensorflow as tf
+
+    lines = [f"--{name}={_text(value)}" for name, value in values.items() if value is not None]
+    tf.io.gfile.makedirs(os.path.dirname(path))
+    with tf.io.gfile.GFile(path + ".new", "w") as f:
+        f.write("\n".join(lines) + "\n")
+    tf.io.gfile.rename(path + ".new", path, overwrite=True)
+
+
+def read_flags(path):
+    """{flag: text} of a file that `write_flags` wrote.
+
+    Raises:
+      UserError: there is none.
+    """
+    import tensorflow as tf
+
+    if not tf.io.gfile.exists(path):
+        raise UserError(f"{os.path.dirname(path)!r} is not the workdir of a run: it has no {os.path.basename(path)}")
+    with tf.io.gfile.GFile(path) as f:
+        return dict(line.strip()[2:].split("=", 1) for line in f if line.startswith("--"))
+
+
+def differences(stored, values, free=()):
+    """The flags, by name, whose stored text is not that of `values`: [(name, stored text, new text)]."""
+    new = {name: _text(value) for name, value in values.items() if value is not None}
+    names = [n for n in dict.fromkeys([*stored, *new]) if n not in free and stored.get(n) != new.get(n)]
+    return [(n, stored.get(n, "unset"), new.get(n, "unset")) for n in names]
