@@ -124,14 +124,14 @@ def train(model, strategy, source, validation, plan, values):
         callbacks.say(f"finished: {values['workdir']} is at step {step} of {plan.total_steps}; next: tfssl-export --workdir={values['workdir']}")
         return
     callbacks.say(f"resuming at step {step} of {plan.total_steps}" if step else plan.summary(model, source))
+    log = callbacks.Log(
+        model, values["workdir"], step, plan.total_steps, values["batch_size"], plan.epoch_steps, values["log_steps"], saver.last_good
+    )
+    if step == 0:
+        summaries.write_start(log.writer("train"), model, source, values)
     while step < plan.total_steps:
         interval = min(values["checkpoint_steps"], plan.total_steps - step)
         intervals = (plan.total_steps - step) // interval
-        log = callbacks.Log(
-            values["workdir"], step, plan.total_steps, interval, values["batch_size"], plan.epoch_steps, values["log_steps"], saver.last_good
-        )
-        if step == 0:
-            summaries.write_start(log.writer("train"), model, source, values)
         batches = strategies.training_data(strategy, model, source, values["batch_size"], values["seed"], step, interval * intervals)
         if validation is None:
             validating = {}

@@ -70,8 +70,8 @@ def build(name, width_multiplier=1.0, stem="imagenet", bn_momentum=0.99, bn_epsi
 class UserModel(tf.keras.Model):
     """A user's own model as a backbone; `build` tells what it may return.
 
-    A map becomes the endpoints `features` [N, h, w, D] and `pre_logits` [N, D]. Of a dict every entry is an endpoint, in
-    its order but for `pre_logits`, the last. What a subclassed model returns is known once it has been called.
+    A map becomes the endpoints `features` [N, h, w, D] and `pre_logits` [N, D]. Of a dict every entry is an endpoint,
+    in its order but for `pre_logits`, the last. What a subclassed model returns is known once it has been called.
     """
 
     def __init__(self, model):

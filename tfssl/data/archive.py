@@ -12,7 +12,7 @@ import zlib
 import tensorflow as tf
 from absl import logging
 
-from tfssl.data.cache import cache_dir
+from tfssl.data.cache import cache_dir, stamp
 from tfssl.errors import UserError
 
 _BROKEN = (
@@ -32,15 +32,15 @@ ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tar.xz")
 def unpack(path, data_dir=None):
     """The folder that holds the files of an archive; unpacked on first use, and again if the archive has changed.
 
-    Only plain files are written, each below the folder; a name that would lead elsewhere ("../x", "/etc/x") is refused with a UserError,
-    as is an archive that is broken.
+    Only plain files are written, each below the folder. A name that would lead elsewhere ("../x", "/etc/x") is refused
+    with a UserError, as is an archive that is broken.
     """
     try:
-        stat = tf.io.gfile.stat(path)
-    except tf.errors.OpError:
+        size, changed = stamp(path)
+    except (tf.errors.OpError, OSError):
         raise UserError(f"no such archive: {path!r}") from None
     path = path if "://" in path else os.path.abspath(path)
-    key = hashlib.blake2b(f"{path} {stat.length} {stat.mtime_nsec}".encode(), digest_size=8).hexdigest()
+    key = hashlib.blake2b(f"{path} {size} {changed}".encode(), digest_size=8).hexdigest()
     name = os.path.basename(path)
     target = os.path.join(cache_dir(data_dir), "archives", f"{name}-{key}")
     if os.path.isdir(target):
@@ -54,8 +54,10 @@ def unpack(path, data_dir=None):
         os.rename(temporary, target)
     except _BROKEN as error:
         if not os.path.isdir(target):  # else another process was faster
-            message = f"cannot unpack {path!r} into {os.path.dirname(target)!r}: {error}; TFSSL_CACHE names another folder"
-            raise UserError(message) from error
+            where = os.path.dirname(target)
+            raise UserError(
+                f"cannot unpack {path!r} into {where!r}: {error}; TFSSL_CACHE names another place"
+            ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target

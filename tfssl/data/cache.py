@@ -16,8 +16,21 @@ def cache_dir(data_dir=None):
     return os.path.abspath(os.path.expanduser(os.environ.get("TFSSL_CACHE") or "~/.cache/tfssl"))
 
 
+def stamp(path):
+    """[size, time of the last change in ns] of a file: what tells one version of it from the next.
+
+    Raises:
+      tf.errors.OpError, OSError: if there is no such file.
+    """
+    if "://" in path:
+        stat = tf.io.gfile.stat(path)
+        return [stat.length, stat.mtime_nsec]
+    stat = os.stat(path)  # TensorFlow rounds local times to seconds
+    return [stat.st_size, stat.st_mtime_ns]
+
+
 def try_write(path, content):
-    """Writes bytes to `path` in one step, so that no reader sees half a file. Returns False where it cannot be written."""
+    """Writes bytes to `path` in one step, so that no reader sees half a file; False where nothing can be written."""
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
         tf.io.gfile.makedirs(os.path.dirname(path))

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import re
 
 import numpy as np
 import tensorflow as tf
@@ -16,17 +17,25 @@ def _decode(image):
     return tf.io.decode_image(image, channels=3, expand_animations=False)
 
 
+def reason_of(error):
+    """TensorFlow's reason in one line, without the names of graph nodes around it."""
+    message = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*", "", (error.message or "").strip().partition("\n")[0]).strip()
+    return message or type(error).__name__
+
+
 def _unreadable(source, record):
     """Why the image of a record cannot be read: one line, or None if it can."""
     try:
         _decode(source.fetch(record)["image"])
         return None
     except tf.errors.OpError as error:
-        return (error.message or type(error).__name__).strip().splitlines()[0].split("[Op:")[0].strip()
+        return reason_of(error)
+    except UnicodeDecodeError:  # TensorFlow's message quotes the record
+        return "not a tf.train.Example"
 
 
 def probe(source, limit=256):
-    """Raises UserError if none of the first `limit` images of the source can be decoded, naming the first and the reason.
+    """Raises UserError if none of the first `limit` images can be decoded, naming the first and the reason.
 
     Training replaces an unreadable image by the next readable one: with no readable one it would look for ever.
     """
@@ -82,7 +91,12 @@ def scan(source, progress=None):
             tf.strings.to_hash_bucket_fast(content, tf.int64.max),
             tf.strings.to_hash_bucket_strong(content, tf.int64.max, [1, 2]),
         ]
-        return {"index": example["index"], "label": example["label"], "content": tf.stack(hashes), "size": tf.shape(_decode(image))[:2]}
+        return {
+            "index": example["index"],
+            "label": example["label"],
+            "content": tf.stack(hashes),
+            "size": tf.shape(_decode(image))[:2],
+        }
 
     count = source.num_examples
     read = np.zeros(count, bool)

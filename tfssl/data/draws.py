@@ -11,7 +11,8 @@ def fork(seed, view):
 class Draws:
     """Stateless draws for the rows of one (local) batch, seeded by (run seed, step, view).
 
-    They are drawn for the whole global batch, and each replica takes the rows that it holds: so 1, 2 or 8 replicas see the same numbers.
+    They are drawn for the whole global batch, and each replica takes the rows that it holds: so 1, 2 or 8 replicas see the same numbers. (Not so a step compiled
+    with XLA and one that is not: TensorFlow's stateless generators differ between the two.)
 
     Args:
       batch: a batch of `training_batches`; its "seed" and "number" are read.
@@ -25,6 +26,6 @@ class Draws:
         self.seed = tf.stack([batch["seed"][0], step])
 
     def uniform(self, low=0.0, high=1.0, shape=(), view=0):
-        """[n, *shape] float32 in [low, high); `view` tells apart independent draws of one step."""
+        """[n, *shape] of Keras's floatx in [low, high); `view` tells apart independent draws of one step."""
         drawn = tf.random.stateless_uniform([self.global_rows, *shape], fork(self.seed, view), low, high)
-        return tf.gather(drawn, self.row)
+        return tf.cast(tf.gather(drawn, self.row), tf.keras.backend.floatx())

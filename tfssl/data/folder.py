@@ -5,10 +5,11 @@
     PATH/x.jpg  PATH/2019/y.jpg                  unlabelled; all is the split `train`
     PATH/train/x.jpg  PATH/test/y.jpg            by split, unlabelled
 
-Splits are folders called train, val, validation, valid, test, dev or trainval, in any case; other folders beside them are passed over. A
-single such folder that holds nothing but images, next to other folders, is a class (a railway). Classes are the folders of a split,
-whatever lies deeper belongs to them; a split with an image outside of them is unlabelled, as is everything if there is but one class. A
-lone outer folder (PATH/photos/train/..., as archives have it) is stepped through. Hidden files and __MACOSX do not count.
+Splits are folders called train, val, validation, valid, test, dev or trainval, in any case; other folders beside them
+are passed over. A single such folder that holds nothing but images, next to other folders, is a class (a railway).
+Classes are the folders of a split, and what lies deeper belongs to them. A split with an image outside of them is
+unlabelled, as is everything if there is but one class. A lone outer folder (PATH/photos/train/..., as archives have it)
+is stepped through. Hidden files and __MACOSX do not count.
 """
 
 import collections
@@ -18,6 +19,7 @@ import os
 import tensorflow as tf
 
 from tfssl.data import archive
+from tfssl.data.checks import reason_of
 from tfssl.data.source import IndexedSource
 from tfssl.data.splits import resolve
 from tfssl.errors import UserError
@@ -29,8 +31,8 @@ SPLITS = ("train", "val", "validation", "valid", "test", "dev", "trainval")
 class FolderSource(IndexedSource):
     """Image files. The classes are those of all splits together, sorted by name.
 
-    Within a split the files are in the order of a hash of their path, so that a slice is a fair sample of all classes, and most images stay
-    in their slice when others are added.
+    Within a split the files are in the order of a hash of their path, so that a slice is a fair sample of all classes,
+    and the order of the images does not change when others are added.
     """
 
     def __init__(self, spec, path, split="train", data_dir=None):
@@ -59,7 +61,8 @@ class FolderSource(IndexedSource):
 
     def fetch(self, record):
         index = record["index"]
-        return {"image": tf.io.read_file(self.name_in_graph(record)), "label": tf.gather(self._labels, index), "index": index}
+        image = tf.io.read_file(tf.gather(self._paths, index))
+        return {"image": image, "label": tf.gather(self._labels, index), "index": index}
 
     def name_in_graph(self, record):
         return tf.gather(self._paths, record["index"])
@@ -75,19 +78,22 @@ def _hash(path):
 def _list(root, spec):
     """All images below `root`, as paths relative to it, and a dict of ending -> number of other files.
 
-    A name that ends like an image is taken for a file, without asking: a million questions less (and in a bucket each is a request).
+    A name that ends like an image is taken for a file, without asking: in a bucket each question is a request.
     """
     if not tf.io.gfile.isdir(root):
-        what = f"{root!r} is not a folder or one of {' '.join(archive.ENDINGS)}" if tf.io.gfile.exists(root) else f"no such folder: {root!r}"
-        raise UserError(f"{spec}: {what}; expected a folder of images ({' '.join(FORMATS)}), by split and class, by class, or flat")
+        what = (
+            f"{root!r} is neither a folder nor an archive" if tf.io.gfile.exists(root) else f"no such folder: {root!r}"
+        )
+        raise UserError(f"{spec}: {what}; expected a folder of images, or one of {' '.join(archive.ENDINGS)}")
     images, others = [], collections.Counter()
-    pending = [("", (os.path.realpath(root),))]  # each with the real folders above it: a link may lead back into one of them
+    pending = [("", (os.path.realpath(root),))]  # with the real folders above: a link may lead back into one of them
     while pending:
         folder, above = pending.pop()
         try:
             names = tf.io.gfile.listdir(f"{root.rstrip('/')}/{folder}" if folder else root)
         except (tf.errors.OpError, UnicodeDecodeError) as error:
-            raise UserError(f"{spec}: cannot list {folder or root!r}: {error}".splitlines()[0]) from error
+            reason = "a name in it is not UTF-8" if isinstance(error, UnicodeDecodeError) else reason_of(error)
+            raise UserError(f"{spec}: cannot list {folder or root!r}: {reason}") from error
         for name in names:
             name = name.rstrip("/")  # as buckets mark a folder
             if name.startswith(".") or name == "__MACOSX":
@@ -102,7 +108,7 @@ def _list(root, spec):
                 others[os.path.splitext(name)[1].lower() or name] += 1
     if not images:
         seen = ", ".join(f"{number} {ending}" for ending, number in others.most_common(5)) or "no file"
-        raise UserError(f"{spec}: no images in {root!r}: expected files ending in {' '.join(FORMATS)} (any case), found {seen}")
+        raise UserError(f"{spec}: no images in {root!r}: expected {' '.join(FORMATS)} (in any case), found {seen}")
     return images, dict(others)
 
 

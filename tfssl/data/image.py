@@ -31,7 +31,7 @@ def image_size(image):
         return tf.shape(image)[:2]
     return tf.cond(
         _is_jpeg(image),
-        lambda: tf.io.extract_jpeg_shape(image)[:2],
+        lambda: _jpeg_shape(image)[:2],
         lambda: tf.shape(_decode_other(image))[:2],
     )
 
@@ -49,7 +49,8 @@ def decode_crop(image, box):
 
     Raises InvalidArgumentError when the box leaves the image.
     """
-    return _crop(image, lambda size: tf.convert_to_tensor(box, tf.int32))
+    y, x, height, width = tf.unstack(tf.cast(box, tf.int32), num=4)
+    return _crop(image, lambda shape: (tf.stack([y, x, 0]), tf.stack([height, width, 3])))
 
 
 def resize(image, size, method="bilinear"):
@@ -85,10 +86,10 @@ def central_crop(image, size):
         if not 0.0 < size <= 1.0:
             raise UserError(f"central_crop got the fraction {size}: it takes a fraction in (0, 1], or pixels as an integer")
 
-        def choose(full):
-            sides = tf.cast(full, tf.float64)
-            begin = tf.cast((sides - sides * size) / 2, tf.int32)
-            return tf.concat([begin, full - 2 * begin], 0)
+        def choose(shape):
+            sides = tf.cast(shape[:2], tf.float64)
+            margin = tf.cast((sides - sides * size) / 2, tf.int32)
+            return tf.concat([margin, [0]], 0), tf.concat([shape[:2] - 2 * margin, [3]], 0)
 
         return _crop(image, choose)
     return _fixed_crop(image, size, lambda margin: margin // 2)
@@ -117,35 +118,28 @@ def random_resized_crop(
     attempts=100,
     method="bilinear",
 ):
-    """A `random_box` of the image resized to `size` (side, or (height, width)), aspect ignored; uint8 [h, w, 3].
+    """A crop of random area, aspect and place, resized to `size` (side, or (height, width)); uint8 [h, w, 3].
 
-    The defaults are the Inception crop of TF-slim, as used by the 2019 study (arXiv 1901.09005).
+    `tf.image.stateless_sample_distorted_bounding_box` with the image as its only object: the aspect (width / height) is uniform in
+    `aspect_range`, the height uniform among those that give an area in `area_range` (a part of the image's), the place uniform. A
+    crop of less area than `min_object_covered` is drawn again, so that the defaults, the Inception crop of TF-slim that the 2019
+    study used (arXiv 1901.09005), give areas of 0.1 to 1. After `attempts` failures it is the whole image.
     """
-    crop = _crop(image, lambda full: random_box(full, seed, area_range, aspect_range, min_object_covered, attempts))
-    return resize(crop, size, method)
 
+    def choose(shape):
+        begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+            shape,
+            bounding_boxes=tf.zeros([0, 0, 4]),
+            seed=_salted(seed, 2),
+            min_object_covered=min_object_covered,
+            aspect_ratio_range=aspect_range,
+            area_range=area_range,
+            max_attempts=attempts,
+            use_image_if_no_bounding_boxes=True,
+        )
+        return begin, extent
 
-def random_box(
-    size, seed, area_range=(0.05, 1.0), aspect_range=(3 / 4, 4 / 3), min_object_covered=0.1, attempts=100
-):
-    """A random crop box int32 [y, x, h, w] of an image of `size` = int32 [height, width].
-
-    `tf.image.stateless_sample_distorted_bounding_box` with the image as the only object: the aspect (width / height) is uniform in
-    `aspect_range`, the height uniform among those that give an area (as a part of the image's) in `area_range`, the position
-    uniform; a box of less area than `min_object_covered` is drawn again, so that with the defaults the area is 0.1 to 1, not 0.05 to
-    1. After `attempts` failures: the whole image.
-    """
-    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
-        tf.concat([size, [3]], 0),
-        bounding_boxes=tf.zeros([0, 0, 4]),
-        seed=_salted(seed, 2),
-        min_object_covered=min_object_covered,
-        aspect_ratio_range=aspect_range,
-        area_range=area_range,
-        max_attempts=attempts,
-        use_image_if_no_bounding_boxes=True,
-    )
-    return tf.concat([begin[:2], extent[:2]], 0)
+    return resize(_crop(image, choose), size, method)
 
 
 def random_flip(image, seed):
@@ -170,6 +164,12 @@ def _is_jpeg(data):
     return tf.strings.substr(data, 0, 3) == b"\xff\xd8\xff"
 
 
+def _jpeg_shape(data):
+    shape = tf.io.extract_jpeg_shape(data)
+    shape.set_shape([3])
+    return shape
+
+
 def _rgb(image):
     """uint8 [H, W, C] -> [H, W, 3]."""
     channels = image.shape[-1]
@@ -181,67 +181,69 @@ def _rgb(image):
         return tf.repeat(image[..., :1], 3, axis=-1)
     if channels is not None:
         raise UserError(f"an image has {channels} channels: 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha) can be read")
-    return tf.gather(image, [0, 1, 2] * tf.cast(tf.shape(image)[-1] >= 3, tf.int32), axis=-1)
+    return tf.cond(tf.shape(image)[-1] >= 3, lambda: image[..., :3], lambda: tf.repeat(image[..., :1], 3, axis=-1))
 
 
 def _crop(image, choose):
-    """The part in the box that `choose(int32 [height, width])` names. Of a JPEG, no more than that is decoded."""
+    """The part that `choose(shape int32 [3]) -> (begin [3], extent [3])` names. Of a JPEG, no more than that is decoded."""
     image = _checked(image)
 
     def cut(pixels):
-        y, x, height, width = tf.unstack(choose(tf.shape(pixels)[:2]))
-        return tf.slice(pixels, [y, x, 0], [height, width, 3])
+        return tf.slice(pixels, *choose(tf.shape(pixels)))
 
     def decode_jpeg():
-        size = tf.io.extract_jpeg_shape(image)[:2]
-        y, x, height, width = tf.unstack(choose(size))
+        shape = _jpeg_shape(image)
+        begin, extent = choose(shape)
         # Where decoding begins or ends, the chroma of that column has no neighbour to be interpolated with, and is off by up
         # to 50 levels. A column more on either side makes the crop exact; above and below libjpeg sees to it.
-        left, right = tf.maximum(x - 1, 0), tf.minimum(x + width + 1, size[1])
-        pixels = tf.io.decode_and_crop_jpeg(image, tf.stack([y, left, height, right - left]), **_JPEG)
-        return tf.slice(pixels, [0, x - left, 0], [height, width, 3])
+        low = tf.maximum(begin - [0, 1, 0], 0)
+        high = tf.minimum(begin + extent + [0, 1, 0], shape)
+        window = tf.concat([low[:2], (high - low)[:2]], 0)
+        return tf.slice(tf.io.decode_and_crop_jpeg(image, window, **_JPEG), begin - low, extent)
 
     if image.dtype != tf.string:
-        return cut(_rgb(image))
-    return tf.cond(_is_jpeg(image), decode_jpeg, lambda: cut(_decode_other(image)))
+        crop = cut(_rgb(image))
+    else:
+        crop = tf.cond(_is_jpeg(image), decode_jpeg, lambda: cut(_decode_other(image)))
+    crop.set_shape([None, None, 3])
+    return crop
 
 
 def _fixed_crop(image, size, place):
     """A crop of a fixed size (side or pair), at the offset that `place(margin int32 [2])` gives."""
     height, width = _pair(size)
 
-    def choose(full):
-        margin = full - [height, width]
-        with tf.control_dependencies(
-            [tf.debugging.assert_non_negative(margin, message=f"the image is smaller than the crop of {height} x {width}")]
-        ):
-            return tf.concat([place(margin), [height, width]], 0)
+    def choose(shape):
+        margin = shape[:2] - [height, width]
+        too_small = f"the image is smaller than the crop of {height} x {width}"
+        with tf.control_dependencies([tf.debugging.assert_non_negative(margin, message=too_small)]):
+            return tf.concat([place(margin), [0]], 0), tf.constant([height, width, 3])
 
-    return tf.ensure_shape(_crop(image, choose), [height, width, 3])
+    crop = _crop(image, choose)
+    crop.set_shape([height, width, 3])
+    return crop
 
 
 def _decode_other(data):
     """Decodes what is not JPEG."""
-
-    def decode_image():
-        return tf.ensure_shape(tf.io.decode_image(data, channels=3, expand_animations=False), [None, None, 3])
-
-    def decode_bmp():
-        bits_per_pixel = tf.strings.substr(data, 28, 1)
-        return tf.cond(bits_per_pixel == b"\x08", lambda: _decode_palette_bmp(data), decode_image)
-
-    return tf.cond(tf.strings.substr(data, 0, 2) == b"BM", decode_bmp, decode_image)
+    # An 8-bit BMP has a palette, which TensorFlow ignores: its indices would be taken for gray levels.
+    is_palette_bmp = tf.strings.regex_full_match(data, r"BM\C{26}\x08\C*")
+    pixels = tf.cond(
+        is_palette_bmp,
+        # An op of a branch not taken costs half a microsecond nevertheless. As a data set, these twenty are one.
+        lambda: tf.data.Dataset.from_tensors(data).map(_decode_palette_bmp).get_single_element(),
+        lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
+    )
+    pixels.set_shape([None, None, 3])
+    return pixels
 
 
 def _decode_palette_bmp(data):
-    """An 8-bit BMP. TensorFlow ignores the palette and takes its indices for gray levels."""
-    pixels_at, header = tf.unstack(tf.io.decode_raw(tf.strings.substr(data, 10, 8), tf.int32))
+    pixels_at, header = tf.unstack(tf.io.decode_raw(tf.strings.substr(data, 10, 8), tf.int32), num=2)
     palette_at = 14 + header
-    entries = (pixels_at - palette_at) // 4
-    palette = tf.io.decode_raw(tf.strings.substr(data, palette_at, 4 * entries), tf.uint8)
+    palette = tf.io.decode_raw(tf.strings.substr(data, palette_at, pixels_at - palette_at), tf.uint8)
     palette = tf.reshape(palette, [-1, 4])[:, 2::-1]  # stored as blue, green, red, 0
-    index = tf.io.decode_bmp(data)
-    return tf.ensure_shape(tf.gather(palette, tf.cast(index[..., 0], tf.int32)), [None, None, 3])
+    return tf.gather(palette, tf.cast(tf.io.decode_bmp(data)[..., 0], tf.int32))
 
 
 def _salted(seed, salt):

@@ -1,7 +1,7 @@
 """Sources of images: what they promise, the two ways to order them, and `open_source`, which opens any of them by name.
 
-Example number n is the (n mod N)-th of data epoch n // N. Which image that is depends on (seed, n) alone, so that a run can begin at any
-step, and several input pipelines can share a batch, without state to save.
+Example number n is the (n mod N)-th of data epoch n // N. Which image that is depends on (seed, n) alone, so that a run
+can begin at any step, and several input pipelines can share a batch, without state to save.
 """
 
 import bisect
@@ -32,15 +32,15 @@ def open_source(
 
     Args:
       spec: one of
-        "folder:PATH": images by split and class, by class, or unlabelled; or an archive (.tar, .tar.gz, .tgz, .zip) of such a folder;
-        "tfrecord:GLOB": tf.train.Example records, or a folder of them; the split is in the file name (train-00000-of-01024);
+        "folder:PATH": images by split and class, by class, or unlabelled; or an archive of them (.tar, .tgz, .zip);
+        "tfrecord:GLOB": files of tf.train.Example, or their folder; the split is in their name (train-00000-of-01024);
         "tfds:NAME[/CONFIG]": a data set that tensorflow-datasets has prepared;
-        "glyphs" or "glyphs:N": letters over photographs, rendered on first use: N (6,000) to train on, 2,000 to test on.
+        "glyphs" or "glyphs:N": letters over photographs, rendered on first use: N (6,000) to train on, 2,000 to test.
       split: TFDS's grammar, for every kind: train, train[:90%], train[100:200], train+test.
-      data_dir: where TFDS's data are (its own default if None). For archives and glyphs, the folder to cache them in, by default
-        TFSSL_CACHE of the environment or ~/.cache/tfssl.
+      data_dir: where TFDS's data are (its own default if None). For archives and glyphs, the folder to cache them in,
+        by default TFSSL_CACHE of the environment or ~/.cache/tfssl.
       image_key, label_key: tfrecord's features: the encoded image, and the label (int64), which may be absent.
-      label_offset: tfrecord's smallest label, subtracted from all (ImageNet's records count from 1).
+      label_offset: tfrecord's smallest label, subtracted from all: 1 for ImageNet, whose records count from 1.
       download: tfds may download and prepare what is missing.
       image_size: side of a glyph image, in pixels.
       shuffle_buffer: how many undecoded records tfds and tfrecord hold to shuffle; folder and glyphs shuffle all.
@@ -95,7 +95,8 @@ class Source:
         Args:
           seed: int: endless epochs, each in another order. None: one pass in split order.
           start: number of the first example (int or int64 tensor).
-          rows: (B, low, high): only the numbers n with low <= n mod B < high, one input pipeline's rows of each global batch of B.
+          rows: (B, low, high): only the numbers n with low <= n mod B < high, one input pipeline's rows of each global
+            batch of B.
 
         Returns:
           A data set of dicts with at least "number", int64, the example's number n; `fetch` takes them.
@@ -114,7 +115,12 @@ class Source:
         raise NotImplementedError
 
     def fetch(self, record):
-        """{"image": string (encoded) or uint8 [H, W, 3], "label": int64 (-1: none), "index": int64, 0..N-1 in split order}; graph code."""
+        """The example of a record; graph code, which a pipeline calls in parallel.
+
+        Returns:
+          {"image": string (encoded) or uint8 [H, W, 3], "label": int64 (-1: none), "index": int64, 0..N-1 in split
+          order} and what else the source has. An unreadable file raises a tf.errors.OpError.
+        """
         raise NotImplementedError
 
     def name_in_graph(self, record):
@@ -136,8 +142,6 @@ class Source:
 
 def _kept(number, rows):
     """Whether example `number` belongs to the rows (B, low, high) of its global batch."""
-    if rows is None:
-        return tf.ones_like(number, tf.bool)
     batch_size, low, high = rows
     return tf.logical_and(number % batch_size >= low, number % batch_size < high)
 
@@ -145,10 +149,11 @@ def _kept(number, rows):
 def _permutation(size, seed, epoch):
     """0 .. size-1 (int64) in an order that depends on (seed, epoch) alone.
 
-    Not `index_shuffle`: as of TensorFlow 2.21 its four cipher rounds leave the orders of neighbouring epochs correlated (r = 0.3 for
-    20,000 images), and it looks at eight bits of the epoch. This takes 25 ms for ImageNet's 1.28 million.
+    Not `index_shuffle`, whose four cipher rounds (up to TensorFlow 2.21) leave the orders of neighbouring epochs
+    correlated (r = 0.3 for 20,000 images). This takes 25 ms for ImageNet, and less memory than the names of its files.
     """
-    return tf.random.experimental.stateless_shuffle(tf.range(size, dtype=tf.int64), tf.stack([tf.cast(seed, tf.int64), epoch]))
+    seed = tf.stack([tf.cast(seed, tf.int64), epoch])
+    return tf.random.experimental.stateless_shuffle(tf.range(size, dtype=tf.int64), seed)
 
 
 class IndexedSource(Source):
@@ -157,8 +162,9 @@ class IndexedSource(Source):
     random_access = True
 
     def _epoch(self, seed, epoch, skip, rows):
-        order = tf.range(self.num_examples, dtype=tf.int64) if seed is None else _permutation(self.num_examples, seed, epoch)
-        records = {"number": epoch * self.num_examples + tf.range(skip, self.num_examples, dtype=tf.int64), "index": order[skip:]}
+        count = self.num_examples
+        order = tf.range(count, dtype=tf.int64) if seed is None else _permutation(count, seed, epoch)
+        records = {"number": epoch * count + tf.range(skip, count, dtype=tf.int64), "index": order[skip:]}
         if rows is not None:  # for the whole epoch at once: one row in hundreds may be ours
             kept = _kept(records["number"], rows)
             records = {key: tf.boolean_mask(value, kept) for key, value in records.items()}
@@ -166,9 +172,9 @@ class IndexedSource(Source):
 
 
 class StreamSource(Source):
-    """Records in TFRecord files. Shuffled by file order, by reading several files in turn, and by a buffer; all three seeded by (seed, epoch).
+    """Records in TFRecord files, shuffled by file order, by reading several files in turn, and by a buffer.
 
-    To start within an epoch means to read, undecoded, the records before.
+    All of that depends on (seed, epoch) alone. To start within an epoch means to read, undecoded, the records before.
 
     Args:
       shards: list of (file name, skip, take), in split order.
@@ -185,10 +191,13 @@ class StreamSource(Source):
         self._begins = [0, *itertools.accumulate(takes)][:-1]  # index of each shard's first record
         with tf.device("CPU"):
             self._files = tf.constant([name for name, _, _ in shards])
-            self._ranges = tf.constant([(b, s, t) for b, (_, s, t) in zip(self._begins, shards)], tf.int64)
+            self._begin = tf.constant(self._begins, tf.int64)
+            self._skip = tf.constant([skip for _, skip, _ in shards], tf.int64)
+            self._take = tf.constant(takes, tf.int64)
 
     def _epoch(self, seed, epoch, skip, rows):
-        shards = tf.range(len(self._shards), dtype=tf.int64) if seed is None else _permutation(len(self._shards), seed, epoch)
+        count = len(self._shards)
+        shards = tf.range(count, dtype=tf.int64) if seed is None else _permutation(count, seed, epoch)
         shards = tf.data.Dataset.from_tensor_slices(shards)
         if seed is None:
             records = shards.flat_map(self._read)
@@ -196,19 +205,25 @@ class StreamSource(Source):
             records = shards.interleave(
                 self._read, self._FILES_AT_ONCE, self._BLOCK, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
             )
-            # `shuffle` mixes the global seed into its own. This function is a graph, and this sets that graph's seed only:
-            # the order does not depend on `tf.random.set_seed`.
+            # `shuffle` mixes the global seed into its own. This function is a graph, and this sets that graph's seed
+            # only: the order does not depend on `tf.random.set_seed`.
             tf.compat.v1.set_random_seed(1)
-            buffer_seed = tf.random.stateless_uniform([], tf.stack([tf.cast(seed, tf.int64), -1 - epoch]), 1, 2**31 - 1, tf.int64)
+            buffer_seed = tf.stack([tf.cast(seed, tf.int64), -1 - epoch])  # not the seed of the files' order
+            buffer_seed = tf.random.stateless_uniform([], buffer_seed, 1, 2**31 - 1, tf.int64)
             records = records.shuffle(self.shuffle_buffer, buffer_seed, reshuffle_each_iteration=False)
         numbers = tf.data.Dataset.range(epoch * self.num_examples, (epoch + 1) * self.num_examples)
-        records = tf.data.Dataset.zip((numbers, records)).skip(skip).filter(lambda number, _: _kept(number, rows))
+        records = tf.data.Dataset.zip((numbers, records)).skip(skip)
+        if rows is not None:
+            records = records.filter(lambda number, _: _kept(number, rows))
         return records.map(lambda number, record: {"number": number, **record})
 
     def _read(self, shard):
-        begin, skip, take = tf.unstack(tf.gather(self._ranges, shard))
-        records = tf.data.TFRecordDataset(tf.gather(self._files, shard), buffer_size=self._READ_BYTES).skip(skip).take(take)
-        return records.enumerate(begin).map(lambda index, serialized: {"index": index, "serialized": serialized})
+        # Three gathers, not one unstacked: with an op of several outputs, tf.data's rewriting of take and skip ends in a
+        # segmentation fault (up to TensorFlow 2.21).
+        records = tf.data.TFRecordDataset(tf.gather(self._files, shard), buffer_size=self._READ_BYTES)
+        records = records.skip(tf.gather(self._skip, shard)).take(tf.gather(self._take, shard))
+        records = records.enumerate(tf.gather(self._begin, shard))
+        return records.map(lambda index, serialized: {"index": index, "serialized": serialized})
 
     def name(self, index):
         """Counts from 0 in its file: "record 17 of train-00003-of-01024"."""
@@ -217,6 +232,6 @@ class StreamSource(Source):
         return f"record {index - self._begins[shard] + skip} of {file}"
 
     def name_in_graph(self, record):
-        shard = tf.searchsorted(self._ranges[:, 0], record["index"][None], side="right")[0] - 1
-        position = record["index"] - self._ranges[shard, 0] + self._ranges[shard, 1]
+        shard = tf.searchsorted(self._begin, record["index"][None], side="right")[0] - 1
+        position = record["index"] - tf.gather(self._begin, shard) + tf.gather(self._skip, shard)
         return tf.strings.join(["record ", tf.strings.as_string(position), " of ", tf.gather(self._files, shard)])

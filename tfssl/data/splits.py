@@ -20,7 +20,7 @@ def resolve(split, sizes, where, hint=""):
       list of (name, start, stop) with 0 <= start < stop <= sum(sizes[name]), in the order that was asked for.
 
     Raises:
-      UserError: for an unknown name, for what TFDS cannot parse, for a bound beyond the split, and for no example at all.
+      UserError: for an unknown name, for what TFDS cannot parse, for a bound beyond the split, and for no examples.
     """
     totals = {name: sum(lengths) for name, lengths in sizes.items()}
     exist = ", ".join(f"{name} ({total} examples)" for name, total in totals.items())
@@ -42,7 +42,8 @@ def _absolute(split, sizes, where):
     import tensorflow_datasets as tfds  # slow to import, and a plain split name does without
 
     infos = {
-        name: tfds.core.SplitInfo(name=name, shard_lengths=list(lengths), num_bytes=0) for name, lengths in sizes.items()
+        name: tfds.core.SplitInfo(name=name, shard_lengths=list(lengths), num_bytes=0)
+        for name, lengths in sizes.items()
     }
     try:
         instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)

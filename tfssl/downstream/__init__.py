@@ -1,0 +1,49 @@
+"""How good is an encoder? Protocols that see a Hub module's features of a source, and know nothing of how it was trained."""
+
+import importlib
+import inspect
+
+from tfssl.errors import UserError
+
+NAMES = ("logistic", "knn")
+
+
+def __getattr__(name):
+    """`extract` and `Features` load TensorFlow, `NAMES` does not."""
+    if name in ("extract", "Features"):
+        return getattr(importlib.import_module("tfssl.downstream.features"), name)
+    if name in (*NAMES, "features", "modules", "report"):
+        return importlib.import_module(f"tfssl.downstream.{name}")
+    raise AttributeError(f"module 'tfssl.downstream' has no attribute {name!r}")
+
+
+def run(protocol, train, test, **settings):
+    """Evaluate features by a protocol.
+
+    Args:
+      protocol: one of NAMES.
+      train, test: `Features` of the two splits. Every choice is made on a part of `train`.
+      **settings: see the protocol's own `run`; common to all are
+        endpoints (names; all by default), train_labels ("all", "1%", 200: a class-balanced subset), val_fraction (0.2), seed (0).
+
+    Returns:
+      a list of results, one per endpoint: {"protocol", "endpoint", "metric", "value" (on test), "val_value" (on the validation part; None if
+      there are too few labels for one), "train_labels", ... and what was set or chosen}.
+    """
+    if protocol not in NAMES:
+        raise UserError(f"unknown protocol {protocol!r}; there is: {', '.join(NAMES)}")
+    function = importlib.import_module(f"tfssl.downstream.{protocol}").run
+    known = list(inspect.signature(function).parameters)[2:]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise UserError(f"protocol {protocol} has no setting {', '.join(unknown)}; it has: {', '.join(known)}")
+
+    import tensorflow as tf
+
+    # TensorFloat-32 keeps ten bits of a factor: too few for a line search, or to tell neighbours apart.
+    fast = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        return function(train, test, **settings)
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(fast)

@@ -104,3 +104,13 @@ def _place_within_class(labels, draws):
     place = np.empty(len(labels), int)
     place[order] = np.arange(len(labels)) - starts
     return place
+
+
+def endpoints(train, test, names=None):
+    """Names of the endpoints to evaluate, by default all of `train`'s; UserError if one is missing in either part."""
+    names = list(train.endpoints) if names is None else list(names)
+    for features in (train, test):
+        missing = [name for name in names if name not in features.endpoints]
+        if missing:
+            raise UserError(f"{features.source}: no features of endpoint {', '.join(missing)}; there is: {', '.join(features.endpoints)}")
+    return names

@@ -1,6 +1,7 @@
 """The pretext task: a Keras model that owns a backbone, a head and an objective, and the one training step."""
 
 import math
+import time
 
 import tensorflow as tf
 
@@ -150,12 +151,14 @@ class Pretext(tf.keras.Model):
             return self.train_function
         run_step = self._compiled(self.train_step, self._train_counter)
 
+        now = _clock()
+
         def timed_next(iterator):
-            before = tf.timestamp()
+            before = now()
             with tf.control_dependencies([before]):
                 batch = next(iterator)
             with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
-                return batch, tf.timestamp() - before
+                return batch, now() - before
 
         def train_function(iterator):
             waited = tf.zeros([], tf.float64)
@@ -184,7 +187,7 @@ class Pretext(tf.keras.Model):
     def _compiled(self, step, counter):
         self.prepare()
         if self._jit_compile:
-            step = tf.function(step, jit_compile=True, reduce_retracing=True)
+            step = tf.function(step, jit_compile=True)
 
         def run_step(batch):
             step(batch)
@@ -193,7 +196,7 @@ class Pretext(tf.keras.Model):
         return run_step
 
     def _as_graph(self, function):
-        return function if self.run_eagerly else tf.function(function, reduce_retracing=True)
+        return function if self.run_eagerly else tf.function(function)
 
 
 ROWS = {"label": tf.int64, "index": tf.int64, "number": tf.int64, "seed": tf.int64, "weight": tf.float32, "replaced": tf.bool}
@@ -206,6 +209,16 @@ class _Measures:
         self.means = {name: tf.keras.metrics.Mean(name) for name in names}
         self.counters = {name: tf.keras.metrics.Sum(name) for name in ("replaced", "nonfinite_steps")}
         self.all = [*self.means.values(), *self.counters.values()]
+
+
+def _clock():
+    """A function that gives the time inside a graph. TensorFlow's own refuses to run under op determinism."""
+    try:
+        with tf.init_scope():
+            tf.timestamp()
+        return tf.timestamp
+    except tf.errors.FailedPreconditionError:
+        return lambda: tf.ensure_shape(tf.numpy_function(time.time, [], tf.float64), [])
 
 
 def cross_entropy_chance(classes):

@@ -29,7 +29,7 @@ class Supervised(InceptionImages):
     def objective(self, batch, logits):
         labels = batch["label"]
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-        top5 = tf.math.in_top_k(labels, logits, min(5, self.num_classes))
+        top5 = tf.math.in_top_k(labels, tf.cast(logits, tf.float32), min(5, self.num_classes))
         return loss, {
             "accuracy": tf.keras.metrics.sparse_categorical_accuracy(labels, logits),
             "top5_accuracy": tf.cast(top5, logits.dtype),

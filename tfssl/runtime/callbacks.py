@@ -17,10 +17,10 @@ class Log(tf.keras.callbacks.Callback):
     at what an encoder that knows nothing would reach.
 
     Args:
+      model: the pretext model.
       workdir: the run's folder.
-      first_step: the step that the first batch is.
+      step: the step that the run begins or goes on at.
       total_steps: length of the whole run.
-      interval: steps of one fit epoch.
       batch_size: images per step.
       epoch_steps: steps of one pass over the data; may be fractional.
       every: steps between logs.
@@ -29,35 +29,37 @@ class Log(tf.keras.callbacks.Callback):
 
     _supports_tf_logs = True  # or Keras would wait for the device after every step
 
-    def __init__(self, workdir, first_step, total_steps, interval, batch_size, epoch_steps, every, last_good):
+    def __init__(self, model, workdir, step, total_steps, batch_size, epoch_steps, every, last_good):
         super().__init__()
         self.workdir, self.every, self.last_good = workdir, every, last_good
-        self.first_step, self.total_steps, self.interval = first_step, total_steps, interval
-        self.batch_size, self.epoch_steps = batch_size, epoch_steps
-        self.seconds = Pace()
+        self.total_steps, self.batch_size, self.epoch_steps = total_steps, batch_size, epoch_steps
+        self.step = self.logged = step
+        self.pace = Pace()
         self.replaced = 0
-        self.step = self.logged = first_step
         self.writers = {}
         self.live = sys.stdout.isatty()
-
-    def on_train_begin(self, logs=None):
-        _drop_later_lines(os.path.join(self.workdir, "metrics.jsonl"), self.first_step)
-        for name, level in self.model.chance().items():
-            for step in (0, self.total_steps):
-                self._scalar("chance", name, level, step)
+        _drop_later_lines(os.path.join(workdir, "metrics.jsonl"), step)
+        for name, level in model.chance().items():
+            for end in (0, total_steps):
+                self._scalar("chance", name, level, end)
 
     def on_epoch_begin(self, epoch, logs=None):
         self.begun = self.step
         self.waited = []
-        self.since = time.perf_counter()  # validation and saving are not training time
+        self.since = self.shown = time.perf_counter()  # validation and saving are not training time
 
     def on_train_batch_end(self, batch, logs=None):
         step = self.begun + batch + 1
         self.waited.append(logs["input_seconds"])
         crossed = step // self.every > self.step // self.every
         self.step = step
-        if crossed or step == self.total_steps or step - self.begun == self.interval:
+        if crossed or step - self.begun == self.params["steps"]:
             self._log(logs)
+        elif self.live and time.perf_counter() - self.shown > 1:
+            self.shown = time.perf_counter()
+            rate = (step - self.logged) / (self.shown - self.since)
+            left = _clock((self.total_steps - step) / rate)
+            print(f"\rstep {step}/{self.total_steps}  {rate * self.batch_size:.0f} images/s  ETA {left} ", end="", flush=True)
 
     def _log(self, logs):
         values = {name: float(logs[name]) for name in self.model.chance()}  # waits for the device
@@ -72,7 +74,7 @@ class Log(tf.keras.callbacks.Callback):
                 f"the loss became NaN or infinite at step {self.step - bad + 1}; {self.last_good()}: the same command goes on from there; "
                 "a lower --learning_rate, a longer --warmup_epochs or --precision=float32 may help"
             )
-        self.seconds.add(steps, elapsed)
+        self.pace.add(steps, elapsed)
         self.replaced += int(counters["replaced"])
         rate = float(tf.keras.backend.get_value(_learning_rate(self.model.optimizer)))
         values |= {
@@ -95,11 +97,11 @@ class Log(tf.keras.callbacks.Callback):
             f"lr {values['learning_rate']:.3g}",
             f"{values['images_per_second']:.0f} images/s",
             f"input wait {values['input_wait']:.0%}",
-            f"ETA {_clock(self.seconds.per_step() * (self.total_steps - self.step))}",
+            f"ETA {_clock(self.pace.per_step() * (self.total_steps - self.step))}",
         ]
         if self.replaced:
             parts.append(f"{self.replaced} unreadable replaced")
-        say("  ".join(parts))
+        say(("\r" if self.live else "") + "  ".join(parts))
 
     def on_epoch_end(self, epoch, logs=None):
         validation = {name[len("val_") :]: float(value) for name, value in (logs or {}).items() if name.startswith("val_")}

@@ -15,17 +15,16 @@ class Checkpoints:
       model: a compiled model whose variables, and whose optimizer's, exist already: values are read when `restore` says so.
       directory: the folder; made at the first save.
       keep: how many of the newest to keep.
-      keep_every: keep those whose step is a multiple of this for ever, in `directory/kept`; 0 keeps none.
+      keep_every: keep those whose step is a multiple of this for ever, too; 0: none of them.
     """
 
     def __init__(self, model, directory, keep=3, keep_every=0):
         self.model = model
         self.directory = directory
-        self.keep_every = keep_every
+        self.keep, self.keep_every = keep, keep_every
         self.checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
         _tidy(directory)
-        self.manager = tf.train.CheckpointManager(self.checkpoint, directory, max_to_keep=keep)
-        self.kept = tf.train.CheckpointManager(self.checkpoint, os.path.join(directory, "kept"), max_to_keep=None)
+        self.manager = tf.train.CheckpointManager(self.checkpoint, directory, max_to_keep=None)
 
     def restore(self, say=print):
         """Restore the newest readable checkpoint; returns its step, 0 where there is none.
@@ -44,8 +43,6 @@ class Checkpoints:
                 # The damaged ones, which are newer, would shadow what this run will save.
                 for damaged in paths[paths.index(path) + 1 :]:
                     _delete(damaged)
-                _record(self.directory)
-                self.manager = tf.train.CheckpointManager(self.checkpoint, self.directory, self.manager._max_to_keep)
                 return _step(path)
         if paths:
             raise UserError(f"none of the {len(paths)} checkpoints in {self.directory!r} can be read: start anew in another --workdir")
@@ -62,11 +59,15 @@ class Checkpoints:
             raise UserError(f"{bad} is not finite after step {step}; {self.last_good()}")
         try:
             self.manager.save(checkpoint_number=step)
-            if self.keep_every and step % self.keep_every == 0:
-                self.kept.save(checkpoint_number=step)
         except (tf.errors.OpError, OSError) as e:
             reason = " ".join(str(e).split())[:200]
+            _tidy(self.directory)
             raise UserError(f"cannot save step {step} in {self.directory!r} ({reason}); {self.last_good()}") from e
+
+        steps = [s for s, _ in saved(self.directory)]
+        for old in steps[: -self.keep]:
+            if not self.keep_every or old % self.keep_every:
+                _delete(os.path.join(self.directory, f"ckpt-{old}"))
 
     def last_good(self):
         steps = [step for step, _ in saved(self.directory)]
@@ -94,21 +95,15 @@ def _step(path):
 
 
 def _tidy(directory):
-    """Remove what a killed writer left, and note down every complete checkpoint."""
-    if tf.io.gfile.isdir(directory):
-        indexed = {path for _, path in saved(directory)}
-        for name in tf.io.gfile.listdir(directory):
+    """Remove what a killed writer left."""
+    if not tf.io.gfile.isdir(directory):
+        return
+    complete = {os.path.basename(path) for _, path in saved(directory)}
+    for name in tf.io.gfile.listdir(directory):
+        match = re.match(r"(ckpt-\d+)(_temp|\.data-)", name)
+        if match and match.group(1) not in complete:
             path = os.path.join(directory, name.rstrip("/"))
-            match = re.match(r"(ckpt-\d+)(_temp|\.data-)", name)
-            if match and os.path.join(directory, match.group(1)) not in indexed:
-                tf.io.gfile.rmtree(path) if tf.io.gfile.isdir(path) else tf.io.gfile.remove(path)
-        _record(directory)
-
-
-def _record(directory):
-    paths = [path for _, path in saved(directory)]
-    if paths:
-        tf.compat.v1.train.update_checkpoint_state(directory, paths[-1], paths)
+            tf.io.gfile.rmtree(path) if tf.io.gfile.isdir(path) else tf.io.gfile.remove(path)
 
 
 def _delete(path):

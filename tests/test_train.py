@@ -1,0 +1,219 @@
+"""The binaries as a user runs them: train, resume, export; and what they say about bad input."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+TINY = (
+    "--backbone=resnet18_v2", "--width_multiplier=0.0625", "--stem=small", "--image_size=16", "--batch_size=8", "--train_steps=24",
+    "--checkpoint_steps=8", "--log_steps=4", "--warmup_epochs=0", "--learning_rate=0.5", "--deterministic",
+)  # fmt: skip
+
+
+def weights(workdir, step=24):
+    """Every tensor of a checkpoint but the bookkeeping of how often it was saved."""
+    reader = tf.train.load_checkpoint(str(workdir / "checkpoints" / f"ckpt-{step}"))
+    names = [n for n in reader.get_variable_to_shape_map() if n != "_CHECKPOINTABLE_OBJECT_GRAPH" and "save_counter" not in n]
+    assert len(names) > 50
+    return {name: reader.get_tensor(name) for name in names}
+
+
+def assert_identical(one, two):
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def run(photos, tmp_path_factory, tfssl_command):
+    """One uninterrupted run with validation: (workdir, its process)."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    splits = ("--train_split=train[:80%]", "--val_split=train[80%:]")
+    done = tfssl_command("train", f"--dataset=folder:{photos}", f"--workdir={workdir}", *splits, *TINY)
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_a_run_tells_how_it_goes(run):
+    workdir, done = run
+    assert "step 24/24" in done.stdout and "images/s" in done.stdout and "ETA" in done.stdout and "(chance 1.39)" in done.stdout
+    assert "next: tfssl-export" in done.stdout.splitlines()[-1]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in logged] == [4, 8, 12, 16, 20, 24]
+    assert {"accuracy", "learning_rate", "images_per_second", "input_wait", "epoch"} <= set(logged[0])
+    assert all(0 <= line["input_wait"] <= 1 for line in logged)
+    assert [line["step"] for line in lines if "validation_loss" in line] == [8, 16, 24]
+    flags = (workdir / "flags.flags").read_text()
+    assert "--min_area=0.05" in flags and "--batch_size=8" in flags  # the task's own defaults too
+    assert (workdir / "classes.txt").read_text().split() == ["cold", "warm"]
+
+
+def test_tensorboard_has_curves_chance_levels_views_and_flags(run):
+    tags = {}
+    for name in ("train", "validation", "chance"):
+        tags[name] = set()
+        for path in (run[0] / name).glob("events*"):
+            for event in tf.compat.v1.train.summary_iterator(str(path)):
+                tags[name] |= {value.tag for value in event.summary.value}
+    assert {"loss", "accuracy", "learning_rate", "images_per_second", "input_wait", "views", "flags"} <= tags["train"]
+    assert {"loss", "accuracy"} <= tags["validation"] and {"loss", "accuracy"} <= tags["chance"]
+
+
+def test_only_the_newest_checkpoints_are_kept_and_a_finished_run_says_so(run, photos, tfssl_command):
+    workdir, _ = run
+    assert sorted(p.name for p in (workdir / "checkpoints").glob("*.index")) == ["ckpt-16.index", "ckpt-24.index", "ckpt-8.index"]
+    again = tfssl_command("train", f"--flagfile={workdir}/flags.flags")
+    assert again.returncode == 0 and "finished" in again.stdout
+
+
+def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
+    """SIGKILL before the first checkpoint and after the first; several steps per execution on top."""
+    whole, _ = run
+    workdir = tmp_path / "killed"
+    command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--steps_per_execution=3"]
+    for awaited in ("step 4/", "step 12/"):
+        assert kill_when(command, awaited), f"the run ended before it printed {awaited!r}"
+    assert (workdir / "checkpoints" / "ckpt-8.index").exists()
+    done = tfssl_command("train", *command)
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step 8 of 24" in done.stdout
+    assert_identical(weights(workdir), weights(whole))
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+    assert steps == sorted(set(steps)), "steps logged by the killed run were logged twice"
+
+
+def kill_when(arguments, awaited, timeout=120):
+    """Start a training run and SIGKILL it once it has printed `awaited`; whether that happened."""
+    process = subprocess.Popen([sys.executable, "-m", "tfssl.train", *arguments], stdout=subprocess.PIPE, text=True)
+    begun = time.monotonic()
+    for line in process.stdout:
+        if awaited in line or time.monotonic() - begun > timeout:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stdout.close()
+    return process.wait() == -signal.SIGKILL
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, tmp_path, tfssl_command):
+    import shutil
+
+    whole, _ = run
+    workdir = tmp_path / "damaged"
+    shutil.copytree(whole, workdir)
+    data = workdir / "checkpoints" / "ckpt-24.data-00000-of-00001"
+    content = bytearray(data.read_bytes())
+    for at in range(0, len(content), 64):
+        content[at] ^= 0xFF
+    data.write_bytes(content)
+    done = tfssl_command("train", f"--flagfile={whole}/flags.flags", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert "ckpt-24 is damaged" in done.stdout and "resuming at step 16" in done.stdout
+    assert_identical(weights(workdir), weights(whole))
+
+
+def test_a_folder_with_broken_files_trains_and_reports_them(photos, tmp_path, tfssl_command):
+    import shutil
+
+    folder = tmp_path / "broken"
+    shutil.copytree(photos, folder)
+    files = sorted(folder.rglob("*.jpg"))
+    files[5].write_bytes(files[5].read_bytes()[:300])  # truncated
+    files[30].write_bytes(b"not an image at all")
+    done = tfssl_command("train", f"--dataset=folder:{folder}", f"--workdir={tmp_path / 'run'}", *TINY, "--train_steps=12")
+    assert done.returncode == 0, done.stderr
+    assert files[5].name in done.stderr and files[30].name in done.stderr and "skipped unreadable" in done.stderr
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["replaced_images"] >= 2
+
+
+def test_dry_run(photos, tmp_path, tfssl_command):
+    import shutil
+
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    files = sorted(folder.rglob("*.jpg"))
+    shutil.copy(files[0], folder / "warm" / "copy.jpg")
+    files[3].write_bytes(b"broken")
+    done = tfssl_command("train", f"--dataset=folder:{folder}", "--dry_run", *TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for part in ("49 images", "warm: 25", files[3].name, "occurs before: 1", "trainable parameters", "24 steps", "estimated time"):
+        assert part in done.stdout, (part, done.stdout)
+    picture = tf.io.decode_png((tmp_path / "dry_run.png").read_bytes())
+    assert picture.shape[1] == 8 * 18 + 2 and len(np.unique(picture)) > 50
+    assert not (tmp_path / "checkpoints").exists()
+
+
+BAD = {
+    "no such folder": (["--dataset=folder:/no/such/place"], "/no/such/place"),
+    "unknown source": (["--dataset=photos"], "photos"),
+    "unknown task": (["--task=rotatoin"], "rotation|supervised"),
+    "unknown backbone": (["--backbone=resnet51_v2"], "resnet50_v2"),
+    "unknown split": (["--train_split=trian"], "trian"),
+    "empty split": (["--train_split=train[:0%]"], "train[:0%]"),
+    "unknown flag": (["--batchsize=3"], "batch_size"),
+    "unknown optimizer": (["--optimizer=sdg"], "nesterov"),
+    "a setting of another task": (["--num_classes=3"], "num_classes"),
+    "contradicting cadence": (["--validation_steps=10"], "multiple of --checkpoint_steps"),
+    "replicas": (["--strategy=multi_worker"], "TF_CONFIG"),
+    "no TPU": (["--strategy=tpu", "--tpu=local"], "TPU"),
+    "unreadable module": (["--init_module=/no/such/module"], "/no/such/module"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_in_one_clear_line(case, photos, tmp_path, tfssl_command):
+    flags, expected = BAD[case]
+    done = tfssl_command("train", f"--dataset=folder:{photos}", f"--workdir={tmp_path / 'run'}", *TINY, *flags)
+    assert done.returncode == 1
+    assert done.stderr.startswith("tfssl-train: ") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert expected in done.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_workdir_of_another_run_is_refused_by_name(run, tfssl_command):
+    workdir, _ = run
+    done = tfssl_command("train", f"--flagfile={workdir}/flags.flags", "--batch_size=16")
+    assert done.returncode == 1 and "--batch_size is 8, not 16" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_nan_stops_with_the_step_and_the_last_good_checkpoint(photos, tmp_path, tfssl_command):
+    flags = ("--learning_rate=1e20", "--lr_scaling=0", "--log_steps=1", "--checkpoint_steps=1")
+    done = tfssl_command("train", f"--dataset=folder:{photos}", f"--workdir={tmp_path / 'run'}", *TINY, *flags)
+    assert done.returncode == 1
+    message = done.stderr.splitlines()[-1]
+    assert "at step" in message or "after step" in message
+    assert "last good checkpoint" in message or "no checkpoint yet" in message
+
+
+def test_help_is_fast_and_complete(tfssl_command):
+    begun = time.perf_counter()
+    done = tfssl_command("train", "--help")
+    assert done.returncode == 0 and time.perf_counter() - begun < 5
+    for part in ("--batch_size=256", "2019 study", "--min_area", "Default: 0.05", "Optimization"):
+        assert part in done.stdout
+
+
+def test_export_then_evaluate_the_run(run, tmp_path, tfssl_command):
+    """The whole way once: the newest checkpoint and the untrained baseline become modules."""
+    workdir, _ = run
+    module, random = tmp_path / "module", tmp_path / "random"
+    for flags in ([f"--export_dir={module}", "--tarball"], [f"--export_dir={random}", "--random_init"]):
+        done = tfssl_command("export", f"--workdir={workdir}", *flags)
+        assert done.returncode == 0, done.stderr
+    facts = json.loads((module / "assets" / "tfssl.json").read_text())
+    assert facts["step"] == 24 and facts["class_names"] == ["cold", "warm"] and not facts["random_init"]
+    assert (tmp_path / "module.tar.gz").exists()
+    again = tfssl_command("export", f"--workdir={workdir}", f"--export_dir={module}")
+    assert again.returncode == 1 and "never change" in again.stderr
+    missing = tfssl_command("export", f"--workdir={workdir}", "--step=5")
+    assert missing.returncode == 1 and "8, 16, 24" in missing.stderr
+    trained, untrained = (tf.saved_model.load(str(m)) for m in (module, random))
+    changed = [np.any(a.numpy() != b.numpy()) for a, b in zip(trained.variables, untrained.variables)]  # noqa: B905
+    assert all(changed)

@@ -1,0 +1,185 @@
+"""`tfrecord:GLOB` and `tfds:NAME`: streams of TFRecord files."""
+
+import concurrent.futures
+import os
+import re
+
+import tensorflow as tf
+
+from tfssl.data.counts import broken, count_records
+from tfssl.data.folder import SPLITS
+from tfssl.data.source import StreamSource
+from tfssl.data.splits import cut, resolve
+from tfssl.errors import UserError
+
+_THREADS = 16  # files that are looked for at once: in a bucket each is a request
+_SHARD = re.compile(r"^(.*?)[-_.]?\d+-of-\d+")
+_ENDING = re.compile(r"\.(tfrecords?|tfrec|records?)$", re.IGNORECASE)
+
+
+def split_of(file):
+    """The split that a file's name tells.
+
+    train-00000-of-01024 -> train; cifar10-test.tfrecord-00000-of-00001 -> test (TFDS);
+    flowers_train_00000-of-00005.tfrecord -> train (slim); validation.tfrecord -> validation;
+    anything else without "-NNNNN-of-NNNNN" -> train.
+    """
+    name = os.path.basename(file)
+    shard = _SHARD.match(name)
+    prefix = shard[1] if shard else name
+    stem = _ENDING.sub("", prefix)
+    last = re.split(r"[-_.]", stem)[-1]
+    if last.lower() in SPLITS:
+        return last
+    if not shard:
+        return "train"
+    if stem != prefix and "-" in stem:
+        return stem.split("-", 1)[1]
+    return stem or "train"
+
+
+class TFRecordSource(StreamSource):
+    """TFRecord files of tf.train.Example, each with an encoded image and perhaps a label.
+
+    The files are opened in the order of their names. Their records are counted once (see counts.py). There are as many
+    classes as the largest label of any split asks for.
+    """
+
+    def __init__(self, spec, pattern, split, image_key, label_key, label_offset, shuffle_buffer):
+        files = _find(os.path.expanduser(pattern) if "://" not in pattern else pattern, spec)
+        _look_inside(files[0], image_key, label_key)
+        counts = count_records(files, label_key)
+        splits = {}
+        for file, count in zip(files, counts):
+            splits.setdefault(split_of(file), []).append((file, count["records"]))
+        low, high = min(count["low"] for count in counts), max(count["high"] for count in counts)
+        if high >= 0 and low < label_offset:
+            raise UserError(f"{spec}: {label_key!r} begins at {low}, so label_offset cannot be {label_offset}")
+        shards = _shards(split, splits, spec)
+        super().__init__(spec, split, shards, shuffle_buffer, high - label_offset + 1 if high >= 0 else None)
+        self._image_key, self._label_key, self._offset = image_key, label_key, label_offset
+
+    def fetch(self, record):
+        features = {
+            self._image_key: tf.io.FixedLenFeature([], tf.string),
+            self._label_key: tf.io.FixedLenFeature([], tf.int64, default_value=-1),
+        }
+        parsed = tf.io.parse_single_example(record["serialized"], features)
+        label = parsed[self._label_key]
+        label = tf.where(label < 0, tf.constant(-1, tf.int64), label - self._offset)
+        return {"image": parsed[self._image_key], "label": label, "index": record["index"]}
+
+
+def _shards(split, splits, spec):
+    """[(file, skip, take)] of a split of {name: [(file, records)]}."""
+    sizes = {name: [records for _, records in files] for name, files in splits.items()}
+    ranges = resolve(split, sizes, spec)
+    return [(splits[name][i][0], skip, take) for name, *bounds in ranges for i, skip, take in cut(sizes[name], *bounds)]
+
+
+def _find(pattern, spec):
+    """The files by name; of a folder, the files that look like TFRecords."""
+    folder = tf.io.gfile.isdir(pattern)
+    try:
+        found = sorted(tf.io.gfile.glob(f"{pattern.rstrip('/')}/*" if folder else pattern))
+    except tf.errors.OpError as error:
+        raise UserError(f"{spec}: cannot list the files: {error.message}") from error
+    found = [f for f in found if not os.path.basename(f).startswith(".") and not f.endswith("/")]
+    if folder:
+        found = [f for f in found if _SHARD.match(os.path.basename(f)) or _ENDING.search(f)]
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        files = [file for file, inner in zip(found, pool.map(tf.io.gfile.isdir, found)) if not inner]
+    if not files:
+        raise UserError(f"{spec}: no TFRecord files; expected a pattern such as 'tfrecord:/data/train-*', or a folder")
+    return files
+
+
+def _look_inside(file, image_key, label_key):
+    """Raises UserError unless the first record of a file has the features that are asked for."""
+    try:
+        serialized = [record.numpy() for record in tf.data.TFRecordDataset(file).take(1)]
+        features = [tf.train.Example.FromString(record).features.feature for record in serialized]
+    except tf.errors.OpError as error:
+        raise UserError(broken(file, error)) from error
+    except Exception as error:  # protobuf's DecodeError, from one of its three implementations
+        raise UserError(f"{file!r} holds something else than tf.train.Example records: {error}") from error
+    for feature in features:
+        kinds = {key: value.WhichOneof("kind") for key, value in feature.items()}
+        if kinds.get(image_key) != "bytes_list":
+            have = ", ".join(f"{key} ({kind})" for key, kind in sorted(kinds.items())) or "none"
+            raise UserError(f"{file!r} has no encoded image under image_key {image_key!r}; its features: {have}")
+        if label_key in kinds and (kinds[label_key] != "int64_list" or len(feature[label_key].int64_list.value) != 1):
+            raise UserError(f"{file!r}: label_key {label_key!r} is {kinds[label_key]}, not one int64")
+
+
+class TFDSSource(StreamSource):
+    """A data set that tensorflow-datasets has prepared, read from its own files."""
+
+    def __init__(self, spec, name, split, data_dir, download, shuffle_buffer):
+        builder = _builder(name, data_dir, download)
+        info = builder.info
+        if info.file_format is None or info.file_format.value != "tfrecord":
+            kind = info.file_format.value if info.file_format else "unknown"
+            raise UserError(f"{spec} is stored as {kind}: prepare it with file_format='tfrecord'")
+        splits = {}
+        for part, of_part in info.splits.items():
+            try:
+                splits[part] = [(i.filename, i.examples_in_shard) for i in of_part.file_instructions]
+            except (ValueError, AttributeError) as error:
+                raise UserError(
+                    f"{spec} has no record files ({error}): use folder:PATH for folders of images"
+                ) from error
+        shards = _shards(split, splits, spec)
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            for (file, _, _), exists in zip(shards, pool.map(tf.io.gfile.exists, [file for file, _, _ in shards])):
+                if not exists:
+                    raise UserError(f"{spec}: {file!r} is missing: prepare the data set again")
+        import tensorflow_datasets as tfds
+
+        image, label = _features(info.features, tfds.features, spec)
+        classes = info.features[label].num_classes if label else None
+        names = list(info.features[label].names) if classes else None
+        super().__init__(spec, split, shards, shuffle_buffer, classes, names)
+        wanted = {key: True for key in (image, label) if key}
+        partial = tfds.decode.PartialDecoding(wanted, {image: tfds.decode.SkipDecoding()})
+        self._image, self._label, self._decoders = image, label, partial.decoders
+        self._features = partial.extract_features(info.features)
+
+    def fetch(self, record):
+        example = self._features.deserialize_example(record["serialized"], decoders=self._decoders)
+        label = example[self._label] if self._label else -1
+        return {"image": example[self._image], "label": tf.cast(label, tf.int64), "index": record["index"]}
+
+
+def _builder(name, data_dir, download):
+    """The builder of a prepared data set, from its files alone: no code, no network (unless `download`)."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    if download:
+        try:
+            builder = tfds.builder(name, data_dir=data_dir)
+            builder.download_and_prepare()
+            return builder
+        except Exception as error:  # whatever a data set's own code raises
+            raise UserError(f"tfds:{name} cannot be prepared: {str(error).strip().splitlines()[0]}") from error
+    try:
+        return read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except Exception as error:
+        where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        remedy = f"run tfds.load({name!r}, data_dir={where!r}) once, or allow the download"
+        raise UserError(f"tfds:{name} is not prepared in {where!r}: {remedy}") from error
+
+
+def _features(features, kinds, spec):
+    """(key of the image, key of the label or None): "image" and "label", or the only ones of their kind."""
+
+    def only(kind, preferred):
+        of_kind = [key for key, feature in features.items() if isinstance(feature, kind)]
+        return preferred if preferred in of_kind else of_kind[0] if len(of_kind) == 1 else None
+
+    image = only(kinds.Image, "image")
+    if image is None or tf.as_dtype(features[image].dtype) != tf.uint8:
+        have = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
+        raise UserError(f"{spec} has no uint8 image under 'image', nor one elsewhere; its features: {have}")
+    return image, only(kinds.ClassLabel, "label")

@@ -1,0 +1,216 @@
+"""From a Hub module and a source to arrays of features: one pass over the images gives all endpoints."""
+
+import dataclasses
+import functools
+import hashlib
+import math
+import os
+import time
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from tqdm.auto import tqdm
+
+from tfssl import __version__
+from tfssl.data import image, pipeline
+from tfssl.downstream import modules, pooling
+from tfssl.downstream.cache import FeatureCache
+from tfssl.errors import UserError
+
+PIXELS = "pixels"
+
+
+@dataclasses.dataclass
+class Features:
+    """What protocols read.
+
+    Attributes:
+      endpoints: {name: float [N, D]} in depth order.
+      labels: int64 [N], -1 where there is none.
+      index: int64 [N], the images' places in the split; a gap is an image that could not be read.
+      num_classes, class_names: of the source, or None.
+      module, source: what they are features of, for people.
+      dropped: names of the images that could not be read.
+      seconds: what the pass took; 0 if all came from the cache.
+    """
+
+    endpoints: dict
+    labels: np.ndarray
+    index: np.ndarray
+    num_classes: int = None
+    class_names: list = None
+    module: str = ""
+    source: str = "these features"
+    dropped: list = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+
+
+def extract(
+    module,
+    source,
+    endpoints=None,
+    image_size=None,
+    resize=None,
+    batch_size=64,
+    pool="max",
+    target=9000,
+    dtype="float32",
+    cache_dir=None,
+    progress=True,
+):
+    """Features of all images of a source: each resized, cropped in the centre and encoded once. Memory is that of the features.
+
+    Args:
+      module: a Hub module's handle (see `modules.load`), or a loaded `modules.Module`.
+      source: a `tfssl.data.Source`; unreadable images are left out, and named in a warning.
+      endpoints: names; None for all of the module's. "pixels" is one more: the very images that the module sees, in [0, 1], averaged to at
+        most floor(sqrt(target / 3)) pixels a side (54).
+      image_size, resize: side of the central crop, and of the shorter side before it, in pixels; by default what the module's tfssl.json
+        says, else its fixed input size, and size * 256 / 224.
+      batch_size: images at a time.
+      pool, target: how, and above which number of values, maps are pooled: see `pooling.pool`.
+      dtype: "float32", or "float16" for half the memory.
+      cache_dir: a local folder to keep the features in, memory-mapped; later calls with the same module, data and settings read them there.
+        Data are recognised by names, dates and a sample of the contents.
+      progress: show a progress bar (on a terminal or in a notebook).
+
+    Returns:
+      Features.
+
+    Raises:
+      UserError: for whatever the caller can mend.
+    """
+    pooling.check(pool)
+    if dtype not in ("float32", "float16"):
+        raise UserError(f"feature dtype {dtype!r}; there is: float32, float16")
+    if not isinstance(module, modules.Module):
+        module = modules.load(module)
+    size, resize = module.sizes(image_size, resize)
+    available = {**{n: pooling.pooled_shape(s, pool, target) for n, s in module.shapes(size).items()}, PIXELS: _pixels(size, target)}
+    wanted = check_endpoints(module, size, endpoints)
+    dims = {name: math.prod(available[name]) for name in wanted}
+
+    cache = None
+    if cache_dir:
+        settings = {"image_size": size, "resize": resize, "pool": pool, "target": target, "dtype": dtype, "tfssl": __version__}
+        cache = FeatureCache(cache_dir, {"module": module.identity, "source": _identity(source), **settings})
+    missing = [name for name in wanted if not (cache and cache.has(name))]
+    start, rows, arrays = time.time(), None, {}
+    if missing:
+        batch_size = min(batch_size, source.num_examples)
+        compute = _compiled(module, tuple(missing), batch_size, size, pool, target, dtype)
+        try:
+            for name in missing:
+                shape = source.num_examples, dims[name]
+                arrays[name] = cache.create(name, shape, dtype) if cache else np.empty(shape, dtype)
+            rows = _fill(arrays, compute, module, source, batch_size, size, resize, progress)
+            if cache:
+                cache.commit(arrays, rows)
+        finally:
+            if cache:
+                cache.discard(missing)
+    if cache:
+        if not all(cache.has(name) for name in wanted):  # the data have changed under an earlier pass: its endpoints are gone
+            return extract(module, source, wanted, size, resize, batch_size, pool, target, dtype, cache_dir, progress)
+        rows, arrays = cache.rows(), {name: cache.load(name) for name in wanted}
+    dropped = [str(name) for name in rows["dropped"]]
+    if dropped:
+        more = f" and {len(dropped) - 5} more" if len(dropped) > 5 else ""
+        logging.warning(
+            "%s %s: %d of %d images could not be read and are left out: %s%s",
+            *(source.spec, source.split, len(dropped), source.num_examples, ", ".join(dropped[:5]), more),
+        )
+    return Features(
+        endpoints={name: arrays[name][: len(rows["index"])] for name in wanted},
+        labels=rows["labels"],
+        index=rows["index"],
+        num_classes=source.num_classes,
+        class_names=source.class_names,
+        module=module.handle,
+        source=f"{source.spec} {source.split}",
+        dropped=dropped,
+        seconds=time.time() - start if missing else 0.0,
+    )
+
+
+def check_endpoints(module, image_size, endpoints=None):
+    """The endpoints' names as a list, by default all of the module's; UserError if it lacks one."""
+    available = [*module.shapes(image_size), PIXELS]
+    if endpoints is None:
+        return available[:-1]
+    unknown = [name for name in endpoints if name not in available]
+    if unknown or not endpoints:
+        raise UserError(f"module {module.handle!r} has no endpoint {', '.join(unknown) or 'of no name'}; it has: {', '.join(available)}")
+    return list(dict.fromkeys(endpoints))
+
+
+def _pixels(size, target):
+    side = min(size, math.isqrt(target // 3))
+    return side, side, 3
+
+
+@functools.lru_cache(maxsize=1)  # the test split follows the training split, with the same module
+def _compiled(module, names, batch_size, size, pool, target, dtype):
+    """The graph function uint8 [B, S, S, 3] -> {name: [B, D]}."""
+    shapes = module.shapes(size)
+
+    @tf.function(input_signature=[tf.TensorSpec([batch_size, size, size, 3], tf.uint8)])
+    def compute(images):
+        images = tf.cast(images, tf.float32) / 255.0
+        maps = module.endpoints(images) if set(names) - {PIXELS} else {}
+        features = {}
+        for name in names:
+            if name == PIXELS:
+                side = _pixels(size, target)[0]
+                values = images if side == size else tf.image.resize(images, [side, side], "area")
+                features[name] = tf.reshape(values, [batch_size, -1])
+            else:  # a loaded function does not know the shapes for these images, and pooling needs them
+                features[name] = pooling.pool(tf.ensure_shape(maps[name], [batch_size, *shapes[name]]), pool, target)
+        return {name: tf.cast(value, dtype) for name, value in features.items()}
+
+    return compute
+
+
+def _fill(arrays, compute, module, source, batch_size, size, resize, progress):
+    """Run the pass; writes the rows of `arrays` from the first on, and returns {"labels", "index", "dropped"}."""
+    source.probe()
+    batches = pipeline.evaluation_batches(source, lambda encoded, seed: image.resize_central_crop(encoded, size, resize), batch_size)
+    labels, index, done = [], [], 0
+    with tqdm(
+        total=source.num_examples, unit=" images", desc=f"{source.spec} {source.split}", disable=None if progress else True
+    ) as bar:
+        for batch in batches:
+            features = compute(batch["image"])
+            real = batch["weight"].numpy() > 0
+            count = int(real.sum())
+            for name, values in features.items():
+                values = values.numpy()[real]
+                if not np.isfinite(values).all():
+                    remedy = "; float16 ends at 65504: use float32" if values.dtype == np.float16 else ""
+                    raise UserError(f"module {module.handle!r}: endpoint {name} is infinite or not a number for some images{remedy}")
+                arrays[name][done : done + count] = values
+            labels.append(batch["label"].numpy()[real])
+            index.append(batch["index"].numpy()[real])
+            done += count
+            bar.update(count)
+    labels, index = np.concatenate(labels), np.concatenate(index)
+    lost = np.setdiff1d(np.arange(source.num_examples), index)
+    return {"labels": labels, "index": index, "dropped": np.array([source.name(int(i)) for i in lost], str)}
+
+
+def _identity(source):
+    """What tells one data set from another: JSON-able. Of names, sizes and dates up to 1,000, of contents the first eight."""
+    digest = hashlib.sha256()
+    for i in np.unique(np.linspace(0, source.num_examples - 1, 1000).astype(int)):
+        name = source.name(int(i))
+        digest.update(name.encode())
+        if os.path.isfile(name):
+            status = os.stat(name)
+            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+    for record in source.records().map(source.fetch).ignore_errors().take(8).as_numpy_iterator():
+        content = record["image"]
+        digest.update(content if isinstance(content, bytes) else content.tobytes())
+        digest.update(str(int(record["label"])).encode())
+    names = list(source.class_names) if source.class_names else None
+    return {"spec": source.spec, "split": source.split, "num_examples": source.num_examples, "class_names": names, "digest": digest.hexdigest()}
