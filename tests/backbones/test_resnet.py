@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfssl.backbones import NAMES, build
+from tfssl.backbones import build
 
 MAPS = ("after_root", "block1", "block2", "block3", "block4")
 TINY = 1 / 16  # four channels in the root
@@ -224,7 +224,7 @@ class Naive:
         return endpoints
 
 
-@in_float64
+@pytest.mark.parametrize("policy", ["float64", "float32"], indirect=True)  # float32 has another BN kernel, and oneDNN
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(
     "name,units,stem,last_relu",
@@ -243,11 +243,12 @@ def test_equals_a_naive_network(policy, name, units, stem, last_relu, training):
     randomise(model)
     naive = Naive(model, "v2" in name, training, 0.01)  # reads the variables before a training call moves the averages
     expected = naive.run(images, units, "50" in name, stem, last_relu)
-    endpoints = model(images, training)
+    endpoints = model(tf.constant(images, policy), training)
     assert list(endpoints) == list(expected)
     for endpoint, value in expected.items():
-        assert endpoints[endpoint].dtype == tf.float64
-        np.testing.assert_allclose(endpoints[endpoint], value, rtol=0, atol=1e-10 * value.max(), err_msg=endpoint)
+        assert endpoints[endpoint].dtype == policy
+        close = (1e-10 if policy == "float64" else 1e-3) * np.abs(value).max()
+        np.testing.assert_allclose(endpoints[endpoint], value, rtol=0, atol=close, err_msg=endpoint)
 
 
 def test_last_relu():
@@ -292,7 +293,7 @@ def test_variable_names_do_not_depend_on_the_caller():
 
     alone, outer = build("resnet18_v2", TINY), Outer()
     alone.build((None, None, None, 3))
-    tf.function(outer)(tf.zeros([1, 32, 32, 3]))
+    tf.function(outer, autograph=False)(tf.zeros([1, 32, 32, 3]))
     names = [v.name for v in alone.variables]
     assert names == [v.name for v in outer.backbone.variables]
     assert len(set(names)) == len(names)
@@ -301,10 +302,8 @@ def test_variable_names_do_not_depend_on_the_caller():
     assert "resnet18_v2/last_bn/moving_variance:0" in names
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["resnet18_v1", "resnet50_v1", "resnet34_v2", "resnet50_v2"])
 def test_every_variable_has_a_readable_checkpoint_key_and_no_loss(name, tmp_path):
-    if name.startswith(("resnet101", "resnet152")):
-        pytest.skip("the same code as resnet50, only longer")
     model = build(name, 1 / 64)
     model(tf.zeros([1, 32, 32, 3]), True)
     assert model.losses == []
@@ -346,11 +345,10 @@ def loss_and_gradients(model, images):
 
 
 @in_float64
-@pytest.mark.parametrize("name,stem", [("resnet18_v1", "imagenet"), ("resnet18_v2", "patch")])
-def test_compiled_by_xla_it_computes_the_same(policy, name, stem):
+def test_compiled_by_xla_it_computes_the_same(policy):
     # In float64: a sum rounded the other way may flip a ReLU, and with it a per cent of a float32 gradient.
-    model = build(name, TINY, stem)
-    images = tf.constant(random_images(4, 32, 32, 3))
+    model = build("resnet18_v2", TINY)
+    images = tf.constant(random_images(4, 64, 64, 3))
     model.build(images.shape)
     loss, gradients = loss_and_gradients(model, images)
     compiled_loss, compiled = tf.function(loss_and_gradients, jit_compile=True)(model, images)

@@ -92,11 +92,11 @@ class UserModel(tf.keras.Model):
         if not isinstance(output, Mapping):
             output = {"features": output, "pre_logits": output} if rank(output) == 4 else {"pre_logits": output}
         endpoints = {key: output[key] for key in sorted(output, key="pre_logits".__eq__)}
-        found = {key: rank(value) for key, value in endpoints.items()}
-        if None in found.values() or found.get("pre_logits") not in (2, 4):
+        if None in map(rank, endpoints.values()) or rank(endpoints.get("pre_logits")) not in (2, 4):
+            found = [f"{key} {getattr(value, 'shape', type(value).__name__)}" for key, value in endpoints.items()]
             raise UserError(
-                f"model {self.name!r} returns {output}; a backbone returns features [N, D], a map [N, h, w, D], or a "
-                "dict of tensors with one of these as pre_logits"
+                f"model {self.name!r} returns {', '.join(found)}; it should return features [N, D], a map [N, h, w, D] "
+                "or a dict of tensors, one of these as its pre_logits"
             )
         return endpoints
 

@@ -168,8 +168,8 @@ class ResNet(tf.keras.Model):
     def call(self, images, training=None):
         return self.endpoints(images, training)
 
-    # Nothing in here needs AutoGraph, and without it tracing takes a quarter of the time. Not on `call`, whose signature
-    # Keras reads and the decorator hides.
+    # Nothing in here needs AutoGraph, and without it tracing takes a quarter of the time. (Not on `call`: the decorator
+    # would hide its signature from Keras.)
     @tf.autograph.experimental.do_not_convert
     def endpoints(self, images, training):
         endpoints = {}

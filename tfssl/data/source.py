@@ -218,8 +218,8 @@ class StreamSource(Source):
         return records.map(lambda number, record: {"number": number, **record})
 
     def _read(self, shard):
-        # Three gathers, not one unstacked: with an op of several outputs, tf.data's rewriting of take and skip ends in a
-        # segmentation fault (up to TensorFlow 2.21).
+        # Three gathers, not one unstacked: with an op of several outputs, tf.data's rewriting of take and skip ends in
+        # a segmentation fault (up to TensorFlow 2.21).
         records = tf.data.TFRecordDataset(tf.gather(self._files, shard), buffer_size=self._READ_BYTES)
         records = records.skip(tf.gather(self._skip, shard)).take(tf.gather(self._take, shard))
         records = records.enumerate(tf.gather(self._begin, shard))

@@ -1,0 +1,230 @@
+"""`build`: names, settings and what it says about wrong ones; users' own models as backbones."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfssl import backbones
+from tfssl.backbones import build
+from tfssl.errors import UserError
+
+layers = tf.keras.layers
+
+
+def random_images(*shape):
+    return tf.constant(np.random.default_rng(0).uniform(-1, 1, shape), tf.float32)
+
+
+def message(*args, **settings):
+    with pytest.raises(UserError) as caught:
+        build(*args, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- by name ----
+
+
+def test_names_and_stems():
+    names = {f"resnet{depth}_v{version}" for depth in (18, 34, 50, 101, 152) for version in (1, 2)}
+    assert set(backbones.NAMES) == names and len(backbones.NAMES) == len(names)
+    assert backbones.STEMS == ("imagenet", "small", "patch")
+    for name in names:
+        assert isinstance(build(name), tf.keras.Model)  # its variables come with the first call
+
+
+@pytest.mark.parametrize("name", ["resnet50", "Resnet50_v2", "resnet_50_v2"])
+def test_an_unknown_name_is_told_its_neighbours(name):
+    text = message(name)
+    assert repr(name) in text and "resnet50_v2" in text.split("?")[0] and "resnet152_v1" in text
+
+
+@pytest.mark.parametrize(
+    "settings,words",
+    [
+        ({"stem": "cifar"}, ["'cifar'", "imagenet, small, patch"]),
+        ({"width_multiplier": 0}, ["width_multiplier=0", "positive"]),
+        ({"width_multiplier": -1.0}, ["width_multiplier=-1.0", "positive"]),
+        ({"width_multiplier": float("nan")}, ["width_multiplier=nan", "positive"]),
+        ({"width_multiplier": 0.001}, ["width_multiplier=0.001", "0.0078125"]),
+        ({"bn_momentum": 1.0}, ["bn_momentum=1.0", "below 1"]),
+        ({"bn_epsilon": 0.0}, ["bn_epsilon=0.0", "positive"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_the_remedy(settings, words):
+    text = message("resnet18_v1", **settings)
+    assert all(word in text for word in words), text
+
+
+def test_the_network_without_last_relu_is_a_v2():
+    assert "resnet18_v2" in message("resnet18_v1", last_relu=False)
+    assert build("resnet18_v2", last_relu=False).config()["last_relu"] is False
+
+
+def test_config_builds_the_same_network_again():
+    settings = {
+        "width_multiplier": 0.0625,
+        "stem": "patch",
+        "bn_momentum": 0.9,
+        "bn_epsilon": 1e-5,
+        "last_relu": False,
+    }
+    model = build("resnet34_v2", **settings)
+    assert model.config() == {"name": "resnet34_v2", **settings}
+    again = build(**model.config())
+    images = random_images(2, 16, 16, 3)
+    model(images), again(images)
+    assert [(v.name, v.shape) for v in again.variables] == [(v.name, v.shape) for v in model.variables]
+    again.set_weights(model.get_weights())
+    endpoints, same = model(images, True), again(images, True)
+    for name, value in endpoints.items():
+        np.testing.assert_array_equal(same[name], value)
+    np.testing.assert_array_equal(again.last_norm.moving_mean, model.last_norm.moving_mean)
+
+
+def test_defaults_are_those_of_the_study():
+    expected = {"width_multiplier": 1.0, "stem": "imagenet", "bn_momentum": 0.99, "bn_epsilon": 1e-3, "last_relu": True}
+    model = build("resnet50_v2")
+    assert model.config() == {"name": "resnet50_v2", **expected}
+    assert (model.root_conv.filters, model.last_norm.momentum, model.last_norm.epsilon) == (64, 0.99, 1e-3)
+
+
+# ---- a user's own model ----
+
+
+def vector_model():
+    return tf.keras.Sequential([layers.Conv2D(5, 3, 2), layers.BatchNormalization(), layers.GlobalMaxPooling2D()])
+
+
+def functional(output, shape=(None, None, 3)):
+    """A functional model of one convolution; `output` makes what it returns from the map."""
+    images = tf.keras.Input(shape)
+    return tf.keras.Model(images, output(layers.Conv2D(5, 3, 2)(images)), name="mine")
+
+
+class Untrained(tf.keras.Model):
+    """A model whose call takes no `training`."""
+
+    def __init__(self, output):
+        super().__init__(name="mine")
+        self.conv, self.output_of = layers.Conv2D(5, 3, 2), output
+
+    def call(self, images):
+        return self.output_of(self.conv(images))
+
+
+def test_features_become_the_pre_logits():
+    own = vector_model()
+    model = build(own)
+    images = random_images(4, 9, 9, 3)
+    endpoints = model(images, False)
+    np.testing.assert_array_equal(endpoints["pre_logits"], own(images, training=False))
+    assert list(endpoints) == ["pre_logits"] == list(model.endpoint_names)
+    assert model.name == own.name and model.config() is None
+    assert [v is w for v, w in zip(model.trainable_variables, own.trainable_variables)] == [True] * 4
+
+
+def test_training_reaches_the_users_layers():
+    own = vector_model()
+    model = build(own)
+    model(random_images(4, 9, 9, 3), False)
+    np.testing.assert_array_equal(own.layers[1].moving_mean, np.zeros(5))
+    model(random_images(4, 9, 9, 3), True)
+    assert np.abs(own.layers[1].moving_mean).min() > 0
+
+
+@pytest.mark.parametrize("make", [functional, Untrained])
+def test_a_map_is_averaged(make):
+    own = make(lambda x: x)
+    model = build(own)
+    images = random_images(2, 9, 13, 3)
+    endpoints = model(images, True)
+    assert list(endpoints) == ["features", "pre_logits"] == list(model.endpoint_names)
+    np.testing.assert_array_equal(endpoints["features"], own(images))
+    np.testing.assert_allclose(endpoints["pre_logits"], own(images).numpy().mean((1, 2)), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("make", [functional, Untrained])
+def test_of_a_dict_every_entry_is_an_endpoint(make):
+    own = make(lambda x: {"pre_logits": x[:, 0, 0], "late": x * 2, "early": x * 3})
+    model = build(own)
+    images = random_images(2, 9, 9, 3)
+    endpoints = model(images, True)
+    assert list(endpoints) == ["late", "early", "pre_logits"] == list(model.endpoint_names)
+    for name, value in own(images).items():
+        np.testing.assert_array_equal(endpoints[name], value)
+
+
+def test_a_functional_models_endpoints_are_known_at_once_and_a_subclassed_ones_after_its_call():
+    assert build(functional(lambda x: x)).endpoint_names == ("features", "pre_logits")
+    model = build(Untrained(lambda x: x))
+    with pytest.raises(UserError, match="'mine'.*call it"):
+        _ = model.endpoint_names
+    model(random_images(1, 5, 5, 3))
+    assert model.endpoint_names == ("features", "pre_logits")
+
+
+@pytest.mark.parametrize("output", [lambda x: [x, x], lambda x: {"late": x}, lambda x: tf.reshape(x, [-1])])
+def test_other_outputs_are_refused(output):
+    assert "'mine'" in message(functional(output))
+    model = build(Untrained(output))
+    with pytest.raises(UserError, match="model 'mine' returns .*; it should return"):
+        model(random_images(2, 9, 9, 3))
+    with pytest.raises(Exception, match="UserError: model 'mine' returns"):  # as AutoGraph reports it
+        tf.function(model)(random_images(2, 9, 9, 3))
+
+
+def test_inputs_that_are_no_images_are_refused():
+    vectors = tf.keras.Input([3])
+    assert "(None, 3)" in message(tf.keras.Model(vectors, layers.Dense(2)(vectors)))
+    images = [tf.keras.Input([8, 8, 3]), tf.keras.Input([8, 8, 3])]
+    assert "images" in message(tf.keras.Model(images, layers.Add()(images)))
+
+
+def test_a_fixed_input_size_is_the_smallest():
+    assert build(functional(lambda x: x, (48, 64, 3))).min_image_size == 64
+    assert build(functional(lambda x: x)).min_image_size == 1
+
+
+def test_settings_belong_to_named_backbones():
+    own = vector_model()
+    build(own, width_multiplier=1.0, stem="imagenet")  # the defaults do no harm
+    text = message(own, width_multiplier=2.0, bn_momentum=0.9)
+    assert "width_multiplier, bn_momentum" in text and own.name in text
+
+
+def test_a_backbone_is_left_as_it_is():
+    for model in (build("resnet18_v1"), build(vector_model())):
+        assert build(model) is model
+
+
+@pytest.mark.parametrize("what", [None, 50, layers.Dense(3), tf.keras.Model])
+def test_anything_else_is_refused(what):
+    assert "tf.keras.Model" in message(what)
+
+
+def test_pre_logits_are_float32_in_reduced_precision():
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        for own in (vector_model(), functional(lambda x: x)):
+            assert build(own)(random_images(4, 9, 9, 3), True)["pre_logits"].dtype == tf.float32
+    finally:
+        tf.keras.mixed_precision.set_global_policy(None)
+
+
+def test_a_network_of_keras_applications_trains():
+    own = tf.keras.applications.MobileNetV2(weights=None, include_top=False, input_shape=(None, None, 3), alpha=0.35)
+    model = build(own)
+    images = random_images(4, 32, 32, 3)
+
+    @tf.function(autograph=False)  # AutoGraph would take longer over Keras than the step does
+    def step():
+        with tf.GradientTape() as tape:
+            endpoints = model(images, training=True)
+            loss = tf.reduce_sum(endpoints["pre_logits"][:, 0])
+        return endpoints, tape.gradient(loss, model.trainable_variables)
+
+    endpoints, gradients = step()
+    assert endpoints["features"].shape == (4, 1, 1, 1280) and endpoints["pre_logits"].shape == (4, 1280)
+    assert len(model.trainable_variables) == len(own.trainable_variables) > 100
+    assert all(gradient is not None for gradient in gradients)
