@@ -78,7 +78,7 @@ def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
     whole, _ = run
     workdir = tmp_path / "killed"
     command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--steps_per_execution=3"]
-    for awaited in ("step 4/", "step 12/"):
+    for awaited in ("step 6/", "step 14/"):
         assert kill_when(command, awaited), f"the run ended before it printed {awaited!r}"
     assert (workdir / "checkpoints" / "ckpt-8.index").exists()
     done = tfssl_command("train", *command)
@@ -217,3 +217,14 @@ def test_export_then_evaluate_the_run(run, tmp_path, tfssl_command):
     trained, untrained = (tf.saved_model.load(str(m)) for m in (module, random))
     changed = [np.any(a.numpy() != b.numpy()) for a, b in zip(trained.variables, untrained.variables)]  # noqa: B905
     assert all(changed)
+
+
+def test_supervised_takes_its_classes_from_the_data_and_resumes(photos, tmp_path, tfssl_command):
+    command = (f"--dataset=folder:{photos}", f"--workdir={tmp_path / 'run'}", *TINY, "--task=supervised", "--schedule=cosine")
+    done = tfssl_command("train", *command, "--train_steps=8")
+    assert done.returncode == 0, done.stderr
+    assert "--num_classes=2" in (tmp_path / "run" / "flags.flags").read_text() and "top5_accuracy" in done.stdout
+    refused = tfssl_command("train", *command)
+    assert refused.returncode == 1 and "--extend_schedule" in refused.stderr
+    longer = tfssl_command("train", *command, "--extend_schedule", "--train_steps=10")
+    assert longer.returncode == 0 and "resuming at step 8 of 10" in longer.stdout, longer.stderr

@@ -77,6 +77,8 @@ NOT_STORED = ("extend_schedule", "dry_run")
 
 def main(_):
     values = resolve_flags()
+    if not FLAGS.dry_run:
+        check_workdir(values)
     from tfssl import data
     from tfssl.runtime import strategy as strategies
 
@@ -114,8 +116,8 @@ def train(model, strategy, source, validation, plan, values):
     from tfssl.runtime import callbacks, checkpoints, summaries
     from tfssl.runtime import strategy as strategies
 
-    claim_workdir(values, source)
     source.probe()
+    claim_workdir(values, source)
     saver = checkpoints.Checkpoints(
         model, os.path.join(values["workdir"], "checkpoints"), values["keep_checkpoints"], values["keep_every"]
     )
@@ -224,26 +226,34 @@ class Plan:
         )
 
 
-def claim_workdir(values, source):
-    """Record the run in its workdir; if it holds a run already, that must be the same one."""
+def check_workdir(values):
+    """Refuse a workdir that holds another run."""
     import tensorflow as tf
 
     path = os.path.join(values["workdir"], "flags.flags")
-    if tf.io.gfile.exists(path):
-        stored = settings.read_flags(path)
-        for name, old, new in settings.differences(stored, values, FREE):
-            raise UserError(
-                f"{values['workdir']!r} holds another run: its --{name} is {old}, not {new}; use another --workdir, or go on with that run by "
-                f"--flagfile={path}"
-            )
-        changed = [name for name, _, _ in settings.differences(stored, values) if name in ("epochs", "train_steps")]
-        if changed and values["schedule"] == "cosine" and not FLAGS.extend_schedule:
-            raise UserError(
-                f"--{changed[0]} differs from the run's own, and its cosine schedule ends with the run: --extend_schedule accepts the jump of the rate"
-            )
-    elif tf.io.gfile.isdir(os.path.join(values["workdir"], "checkpoints")):
-        raise UserError(f"{values['workdir']!r} has checkpoints but no flags.flags that says whose they are: use another --workdir")
-    settings.write_flags(path, {n: v for n, v in values.items()})
+    if not tf.io.gfile.exists(path):
+        if tf.io.gfile.isdir(os.path.join(values["workdir"], "checkpoints")):
+            raise UserError(f"{values['workdir']!r} has checkpoints but no flags.flags that says whose they are: use another --workdir")
+        return
+    stored = settings.read_flags(path)
+    values = {**values, "num_classes": values.get("num_classes") or stored.get("num_classes")}  # 0: the data set's
+    for name, old, new in settings.differences(stored, values, FREE):
+        raise UserError(
+            f"{values['workdir']!r} holds another run: its --{name} is {old}, not {new}; use another --workdir, or go on with that run by "
+            f"--flagfile={path}"
+        )
+    lengths = [name for name, _, _ in settings.differences(stored, values) if name in ("epochs", "train_steps")]
+    if lengths and values["schedule"] == "cosine" and not FLAGS.extend_schedule:
+        raise UserError(
+            f"--{lengths[0]} differs from the run's own, and its cosine schedule ends with the run: --extend_schedule accepts the jump of the rate"
+        )
+
+
+def claim_workdir(values, source):
+    """Record the run in its workdir."""
+    import tensorflow as tf
+
+    settings.write_flags(os.path.join(values["workdir"], "flags.flags"), values)
     if source.class_names:
         with tf.io.gfile.GFile(os.path.join(values["workdir"], "classes.txt"), "w") as f:
             f.write("\n".join(source.class_names) + "\n")

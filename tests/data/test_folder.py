@@ -164,6 +164,17 @@ def test_no_such_folder(tmp_path):
         tfssl.open_source(f"folder:{tmp_path}/file.txt")
 
 
+def test_a_place_that_cannot_be_looked_at(tmp_path):
+    with pytest.raises(UserError, match="folder:nofs://x/y: .*nofs"):
+        tfssl.open_source("folder:nofs://x/y")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "ok.jpg").write_bytes(b"")
+    with open(os.path.join(os.fsencode(tmp_path / "photos"), b"b\xe4d.jpg"), "wb"):
+        pass
+    with pytest.raises(UserError, match="not UTF-8: .*xe4d.jpg"):
+        tfssl.open_source(f"folder:{tmp_path}/photos")
+
+
 def test_no_images(tmp_path):
     (tmp_path / "sub").mkdir()
     with pytest.raises(UserError, match="no images in .*jpg.*found no file"):

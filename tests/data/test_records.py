@@ -90,6 +90,7 @@ def test_keys(write_records, encode):
         ("imagenet2012-val-00000-of-00010.tfrecord", "val"),
         ("photos-00000-of-00010", "photos"),
         ("photos.tfrecord", "train"),
+        ("part-1-of-3.tfrecord", "train"),
         ("/data/test/photos.tfrecords", "train"),
         ("/data/test.tfrecord", "test"),
     ],
@@ -172,6 +173,8 @@ def test_user_errors(write_records, tmp_path):
     for pattern in (f"{root}/nothing-*", f"{tmp_path}/nowhere/*", str(tmp_path)):
         with pytest.raises(UserError, match="no TFRecord files; expected a pattern"):
             tfssl.open_source("tfrecord:" + pattern)
+    with pytest.raises(UserError, match="tfrecord:nofs://x/y-.: .*nofs"):
+        tfssl.open_source("tfrecord:nofs://x/y-*")
     write_records({"train-00000-of-00001": []}, root="empty")
     with pytest.raises(UserError, match="is empty"):
         tfssl.open_source(f"tfrecord:{tmp_path}/empty")

@@ -45,7 +45,7 @@ def unpack(path, data_dir=None):
     target = os.path.join(cache_dir(data_dir), "archives", f"{name}-{key}")
     if os.path.isdir(target):
         return target
-    logging.info("unpacking %s into %s", path, target)
+    logging.warning("unpacking %s into %s, this once", path, target)
     temporary = f"{target}.{uuid.uuid4().hex}.tmp"
     try:
         os.makedirs(temporary)

@@ -37,7 +37,7 @@ def count_records(files, label_key):
         stamps = list(pool.map(stamp, files))
     for file, stamped in zip(files, stamps):
         entry = (file, f"{os.path.basename(file)} {label_key}", stamped)
-        folders.setdefault(os.path.dirname(file), []).append(entry)
+        folders.setdefault(os.path.dirname(file) or ".", []).append(entry)
     for folder, entries in folders.items():
         beside, cached = _places(folder)
         kept = {**_load(cached), **_load(beside)}
@@ -45,7 +45,7 @@ def count_records(files, label_key):
         missing = [file for file, _, _ in entries if file not in known]
         if not missing:
             continue
-        logging.info("counting the records of %d files, once: %s ...", len(missing), missing[0])
+        logging.warning("counting the records of %d files, this once: %s ...", len(missing), missing[0])
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             known.update(zip(missing, pool.map(_counter(label_key), missing)))
         kept.update({key: {"stamp": new, "count": known[file]} for file, key, new in entries})
@@ -93,10 +93,7 @@ def _counter(label_key):
     def count_file(file):
         try:
             records, low, high = (int(value) for value in traced(tf.constant(file)))
-        except (
-            tf.errors.InvalidArgumentError,
-            UnicodeDecodeError,
-        ) as error:  # the latter: TensorFlow quotes the record
+        except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:  # which quotes the record, whatever it is
             raise UserError(f"{file!r}: not all records are tf.train.Example with an int64 {label_key!r}") from error
         except tf.errors.OpError as error:
             raise UserError(broken(file, error)) from error

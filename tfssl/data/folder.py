@@ -37,18 +37,22 @@ class FolderSource(IndexedSource):
 
     def __init__(self, spec, path, split="train", data_dir=None):
         root = os.path.expanduser(path) if "://" not in path else path
-        if root.lower().endswith(archive.ENDINGS) and not tf.io.gfile.isdir(root):
-            root = archive.unpack(root, data_dir)
-        images, ignored = _list(root, spec)
-        found, by_split = _arrange(images)
+        try:
+            if root.lower().endswith(archive.ENDINGS) and not tf.io.gfile.isdir(root):
+                root = archive.unpack(root, data_dir)
+            images, ignored = _list(root, spec)
+        except tf.errors.OpError as error:
+            raise UserError(f"{spec}: {reason_of(error)}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{spec}: a file name below it is not UTF-8: {error.object!r}") from error
+        found = _arrange(images)
         classes = {name: _classes(files) for name, (_, files) in found.items()}
         names = sorted({c for of_files in classes.values() for c in of_files if c is not None})
         number = {name: label for label, name in enumerate(names)} if len(names) > 1 else {}
 
         sizes = {name: [len(files)] for name, (_, files) in found.items()}
-        hint = "" if by_split else "; hold a part of it out with a slice, such as 'train[90%:]'"
         paths, labels = [], []
-        for name, start, stop in resolve(split, sizes, spec, hint):
+        for name, start, stop in resolve(split, sizes, spec):
             below, files = found[name]
             for i in sorted(range(len(files)), key=lambda i, files=files: _hash(files[i]))[start:stop]:
                 paths.append(f"{root.rstrip('/')}/{below}{files[i]}")
@@ -89,12 +93,7 @@ def _list(root, spec):
     pending = [("", (os.path.realpath(root),))]  # with the real folders above: a link may lead back into one of them
     while pending:
         folder, above = pending.pop()
-        try:
-            names = tf.io.gfile.listdir(f"{root.rstrip('/')}/{folder}" if folder else root)
-        except (tf.errors.OpError, UnicodeDecodeError) as error:
-            reason = "a name in it is not UTF-8" if isinstance(error, UnicodeDecodeError) else reason_of(error)
-            raise UserError(f"{spec}: cannot list {folder or root!r}: {reason}") from error
-        for name in names:
+        for name in tf.io.gfile.listdir(f"{root.rstrip('/')}/{folder}" if folder else root):
             name = name.rstrip("/")  # as buckets mark a folder
             if name.startswith(".") or name == "__MACOSX":
                 continue
@@ -113,7 +112,7 @@ def _list(root, spec):
 
 
 def _arrange(images):
-    """({split: (folder of the split, paths within it)}, whether there are split folders)."""
+    """{split: (its folder, paths within it)}."""
     outer = ""
     while True:
         folders, loose = collections.defaultdict(list), []
@@ -127,8 +126,8 @@ def _arrange(images):
         outer += f"{only}/"
     railway = len(splits) == 1 and len(folders) > 1 and all("/" not in path for path in folders[splits[0]])
     if not splits or railway:
-        return {"train": (outer, images)}, False
-    return {name: (f"{outer}{name}/", folders[name]) for name in splits}, True
+        return {"train": (outer, images)}
+    return {name: (f"{outer}{name}/", folders[name]) for name in splits}
 
 
 def _classes(files):

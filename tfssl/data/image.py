@@ -1,20 +1,20 @@
 """Operations on one image, for the host: decoding, crops, resizing, flips. uint8 in, uint8 out.
 
-Every function takes an image as the scalar string of an encoded file (JPEG, PNG, GIF, BMP, and whatever else the installed
-TensorFlow decodes), or as a uint8 tensor [H, W, C] with C = 1, 2 (gray and alpha), 3 or 4 (RGB and alpha), and gives RGB as
-uint8 [H, W, 3]: bytes cost a quarter of floats in memory and on the way to the device, where floats are made. Functions run
-eagerly and inside tf.data. Crops are taken while decoding where the format is JPEG, and nobody needs to know.
+Every function takes an image as the scalar string of an encoded file (JPEG, PNG, GIF, BMP, and what else the
+installed TensorFlow decodes), or as a uint8 tensor [H, W, C] with C = 1, 2 (gray and alpha), 3 or 4 (RGB and alpha),
+and gives RGB as uint8 [H, W, 3]: bytes are a quarter of floats in memory and on the way to the device, where floats
+are made. Functions run eagerly and inside tf.data. Where the format is JPEG, crops are taken while decoding.
 
-- Pixels are those that are stored. An EXIF orientation is ignored, as TensorFlow does; turn such photographs upright first
-  (`jpegtran`, `mogrify -auto-orient`): for a rotation task a sideways photograph is a wrong label.
+- Pixels are those that are stored. An EXIF orientation is ignored, as by TensorFlow: turn such photographs upright
+  first (`jpegtran`, `mogrify -auto-orient`), because for a rotation task a sideways photograph is a wrong label.
 - An alpha channel is dropped, 16 bits are cut to the upper 8, of an animation the first frame is taken.
-- JPEGs decode with libjpeg's accurate integer transform and smooth chroma upsampling: the pixels are Pillow's. TensorFlow's
-  default transform is off by up to 7 levels, and measured no faster.
-- What cannot be decoded (not an image, truncated, empty) raises `tf.errors.InvalidArgumentError` when the op runs. Cropping does
-  not read a JPEG below its crop, so it goes on where only later rows are missing.
+- JPEGs are decoded with libjpeg's accurate integer transform and smooth chroma upsampling: the pixels are Pillow's.
+  TensorFlow's default transform is off by up to 7 levels and measured no faster.
+- What cannot be decoded (no image, truncated, empty) raises `tf.errors.InvalidArgumentError` when the op runs. A crop
+  does not read a JPEG below its last row, so it succeeds where only later rows are missing.
 
-Randomness is stateless: `seed` is int64 [2], e.g. (run seed, example number), and the same seed gives the same draw. Functions
-salt it, so one seed may be handed to several of them; two calls of one function need two seeds.
+Randomness is stateless: `seed` is int64 [2], e.g. (run seed, example number), and the same seed gives the same draw.
+Each function salts it, so one seed may be handed to several of them; two calls of one function need two seeds.
 """
 
 import tensorflow as tf
@@ -45,7 +45,7 @@ def decode(image):
 
 
 def decode_crop(image, box):
-    """The part of the image in `box` = int32 [y, x, h, w], uint8 [h, w, 3]: equal to slicing `decode(image)`, but faster.
+    """The part in `box` = int32 [y, x, h, w], uint8 [h, w, 3]: equal to slicing `decode(image)`, but faster.
 
     Raises InvalidArgumentError when the box leaves the image.
     """
@@ -54,9 +54,9 @@ def decode_crop(image, box):
 
 
 def resize(image, size, method="bilinear"):
-    """Resizes to `size` (side, or (height, width)) with `tf.image.resize`, rounded to the nearest level; uint8 [h, w, 3].
+    """`tf.image.resize` to `size` (side, or (height, width)), rounded to the nearest level; uint8 [h, w, 3].
 
-    There is no antialiasing, except in the nature of "area".
+    Not antialiased, except by the nature of "area".
     """
     image = decode(image)
     if method == "nearest":
@@ -78,13 +78,14 @@ def resize_small(image, smaller):
 
 
 def central_crop(image, size):
-    """The central part, uint8 [h, w, 3]. `size`: pixels (side, or (height, width)), or a float in (0, 1]: the part of each side.
+    """The central part, uint8 [h, w, 3].
 
-    An odd margin leaves its smaller half above and to the left. The fraction is that of `tf.image.central_crop`.
+    `size` is in pixels (side, or (height, width); of an odd margin the smaller half is above and to the left), or a
+    float in (0, 1], the part of each side as in `tf.image.central_crop`.
     """
     if isinstance(size, float):
         if not 0.0 < size <= 1.0:
-            raise UserError(f"central_crop got the fraction {size}: it takes a fraction in (0, 1], or pixels as an integer")
+            raise UserError(f"a central crop of {size}: it takes a part in (0, 1], or pixels as an integer")
 
         def choose(shape):
             sides = tf.cast(shape[:2], tf.float64)
@@ -120,10 +121,11 @@ def random_resized_crop(
 ):
     """A crop of random area, aspect and place, resized to `size` (side, or (height, width)); uint8 [h, w, 3].
 
-    `tf.image.stateless_sample_distorted_bounding_box` with the image as its only object: the aspect (width / height) is uniform in
-    `aspect_range`, the height uniform among those that give an area in `area_range` (a part of the image's), the place uniform. A
-    crop of less area than `min_object_covered` is drawn again, so that the defaults, the Inception crop of TF-slim that the 2019
-    study used (arXiv 1901.09005), give areas of 0.1 to 1. After `attempts` failures it is the whole image.
+    `tf.image.stateless_sample_distorted_bounding_box` with the image as its only object: the aspect (width / height)
+    is uniform in `aspect_range`, the height uniform among those that give an area in `area_range` (a part of the
+    image's), the place uniform. A crop of less area than `min_object_covered` is drawn again, so that the defaults,
+    the Inception crop of TF-slim that the 2019 study used (arXiv 1901.09005), give areas of 0.1 to 1. After
+    `attempts` failures it is the whole image.
     """
 
     def choose(shape):
@@ -152,7 +154,7 @@ def random_flip(image, seed):
 def _checked(image):
     image = tf.convert_to_tensor(image)
     if image.dtype not in (tf.string, tf.uint8):
-        raise UserError(f"an image has dtype {image.dtype.name}: give encoded bytes (a scalar string) or uint8 [H, W, C]")
+        raise UserError(f"an image of {image.dtype.name}: give encoded bytes (a scalar string) or uint8 [H, W, C]")
     return image
 
 
@@ -180,12 +182,12 @@ def _rgb(image):
     if channels in (1, 2):
         return tf.repeat(image[..., :1], 3, axis=-1)
     if channels is not None:
-        raise UserError(f"an image has {channels} channels: 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha) can be read")
+        raise UserError(f"an image of {channels} channels: give 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha)")
     return tf.cond(tf.shape(image)[-1] >= 3, lambda: image[..., :3], lambda: tf.repeat(image[..., :1], 3, axis=-1))
 
 
 def _crop(image, choose):
-    """The part that `choose(shape int32 [3]) -> (begin [3], extent [3])` names. Of a JPEG, no more than that is decoded."""
+    """The part that `choose(shape int32 [3]) -> (begin [3], extent [3])` names; of a JPEG no more is decoded."""
     image = _checked(image)
 
     def cut(pixels):
@@ -194,8 +196,8 @@ def _crop(image, choose):
     def decode_jpeg():
         shape = _jpeg_shape(image)
         begin, extent = choose(shape)
-        # Where decoding begins or ends, the chroma of that column has no neighbour to be interpolated with, and is off by up
-        # to 50 levels. A column more on either side makes the crop exact; above and below libjpeg sees to it.
+        # In the first and last column that is decoded the chroma has no neighbour to be interpolated with, and is off
+        # by up to 50 levels. So decode a column more on either side; above and below libjpeg itself sees to it.
         low = tf.maximum(begin - [0, 1, 0], 0)
         high = tf.minimum(begin + extent + [0, 1, 0], shape)
         window = tf.concat([low[:2], (high - low)[:2]], 0)
@@ -227,11 +229,9 @@ def _fixed_crop(image, size, place):
 def _decode_other(data):
     """Decodes what is not JPEG."""
     # An 8-bit BMP has a palette, which TensorFlow ignores: its indices would be taken for gray levels.
-    is_palette_bmp = tf.strings.regex_full_match(data, r"BM\C{26}\x08\C*")
     pixels = tf.cond(
-        is_palette_bmp,
-        # An op of a branch not taken costs half a microsecond nevertheless. As a data set, these twenty are one.
-        lambda: tf.data.Dataset.from_tensors(data).map(_decode_palette_bmp).get_single_element(),
+        tf.strings.regex_full_match(data, r"BM\C{26}\x08\C*"),  # byte 28: bits per pixel
+        lambda: _decode_palette_bmp(data),
         lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
     )
     pixels.set_shape([None, None, 3])
@@ -239,10 +239,9 @@ def _decode_other(data):
 
 
 def _decode_palette_bmp(data):
-    pixels_at, header = tf.unstack(tf.io.decode_raw(tf.strings.substr(data, 10, 8), tf.int32), num=2)
-    palette_at = 14 + header
-    palette = tf.io.decode_raw(tf.strings.substr(data, palette_at, pixels_at - palette_at), tf.uint8)
-    palette = tf.reshape(palette, [-1, 4])[:, 2::-1]  # stored as blue, green, red, 0
+    contents = tf.io.decode_raw(data, tf.uint8)
+    pixels_at, header = tf.unstack(tf.bitcast(tf.reshape(contents[10:18], [2, 4]), tf.int32))
+    palette = tf.reshape(contents[14 + header : pixels_at], [-1, 4])[:, 2::-1]  # stored as blue, green, red, 0
     return tf.gather(palette, tf.cast(tf.io.decode_bmp(data)[..., 0], tf.int32))
 
 

@@ -6,6 +6,7 @@ import re
 
 import tensorflow as tf
 
+from tfssl.data.checks import reason_of
 from tfssl.data.counts import broken, count_records
 from tfssl.data.folder import SPLITS
 from tfssl.data.source import StreamSource
@@ -13,7 +14,7 @@ from tfssl.data.splits import cut, resolve
 from tfssl.errors import UserError
 
 _THREADS = 16  # files that are looked for at once: in a bucket each is a request
-_SHARD = re.compile(r"^(.*?)[-_.]?\d+-of-\d+")
+_SHARD = re.compile(r"^(.*?)[-_.]?\d{5,}-of-\d{5,}")
 _ENDING = re.compile(r"\.(tfrecords?|tfrec|records?)$", re.IGNORECASE)
 
 
@@ -79,11 +80,11 @@ def _shards(split, splits, spec):
 
 def _find(pattern, spec):
     """The files by name; of a folder, the files that look like TFRecords."""
-    folder = tf.io.gfile.isdir(pattern)
     try:
+        folder = tf.io.gfile.isdir(pattern)
         found = sorted(tf.io.gfile.glob(f"{pattern.rstrip('/')}/*" if folder else pattern))
     except tf.errors.OpError as error:
-        raise UserError(f"{spec}: cannot list the files: {error.message}") from error
+        raise UserError(f"{spec}: {reason_of(error)}") from error
     found = [f for f in found if not os.path.basename(f).startswith(".") and not f.endswith("/")]
     if folder:
         found = [f for f in found if _SHARD.match(os.path.basename(f)) or _ENDING.search(f)]

@@ -222,8 +222,8 @@ class StreamSource(Source):
         # a segmentation fault (up to TensorFlow 2.21).
         records = tf.data.TFRecordDataset(tf.gather(self._files, shard), buffer_size=self._READ_BYTES)
         records = records.skip(tf.gather(self._skip, shard)).take(tf.gather(self._take, shard))
-        records = records.enumerate(tf.gather(self._begin, shard))
-        return records.map(lambda index, serialized: {"index": index, "serialized": serialized})
+        index = tf.data.Dataset.range(tf.gather(self._begin, shard), tf.int64.max)
+        return tf.data.Dataset.zip({"index": index, "serialized": records})
 
     def name(self, index):
         """Counts from 0 in its file: "record 17 of train-00003-of-01024"."""

@@ -7,14 +7,13 @@ https://www.tensorflow.org/datasets/splits. Percentages are rounded to the neare
 from tfssl.errors import UserError
 
 
-def resolve(split, sizes, where, hint=""):
+def resolve(split, sizes, where):
     """Absolute ranges of a split.
 
     Args:
       split: str in TFDS's grammar.
       sizes: dict of split name -> list of examples per file (a single number where files do not matter).
       where: what is being split, for the message ("folder:photos").
-      hint: added to the message about an unknown name.
 
     Returns:
       list of (name, start, stop) with 0 <= start < stop <= sum(sizes[name]), in the order that was asked for.
@@ -30,6 +29,11 @@ def resolve(split, sizes, where, hint=""):
         for part in str(split).split("+"):
             name = part.strip().split("[")[0]
             if name not in totals and name != "all":
+                hint = (
+                    f": hold a part of it out with a slice, such as '{exist.split()[0]}[90%:]'"
+                    if len(totals) == 1
+                    else ""
+                )
                 raise UserError(f"{where} has no split {name!r}; it has {exist}{hint}")
         ranges = _absolute(split, sizes, where)
     ranges = [(name, start, stop) for name, start, stop in ranges if start < stop]

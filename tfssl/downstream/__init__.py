@@ -1,4 +1,4 @@
-"""How good is an encoder? Protocols that see a Hub module's features of a source, and know nothing of how it was trained."""
+"""How good is an encoder? Protocols that see a Hub module's features of images, and nothing of how it was trained."""
 
 import importlib
 import inspect
@@ -24,11 +24,12 @@ def run(protocol, train, test, **settings):
       protocol: one of NAMES.
       train, test: `Features` of the two splits. Every choice is made on a part of `train`.
       **settings: see the protocol's own `run`; common to all are
-        endpoints (names; all by default), train_labels ("all", "1%", 200: a class-balanced subset), val_fraction (0.2), seed (0).
+        endpoints (names; all by default), train_labels ("all", "1%", 200: a class-balanced subset), val_fraction (0.2),
+        seed (0).
 
     Returns:
-      a list of results, one per endpoint: {"protocol", "endpoint", "metric", "value" (on test), "val_value" (on the validation part; None if
-      there are too few labels for one), "train_labels", ... and what was set or chosen}.
+      a list of results, one per endpoint: {"protocol", "endpoint", "metric", "value" (on test), "val_value" (on the
+      validation part; None if there are too few labels for one), "train_labels", ... and what was set or chosen}.
     """
     if protocol not in NAMES:
         raise UserError(f"unknown protocol {protocol!r}; there is: {', '.join(NAMES)}")

@@ -1,4 +1,5 @@
-"""Extracted features on disk: a folder per (module, data, settings), and in it one .npy file per endpoint, read by memory mapping."""
+"""Extracted features on disk: a folder per (module, data, settings), and in it one .npy file per endpoint, read by
+memory mapping."""
 
 import hashlib
 import json
@@ -40,7 +41,8 @@ class FeatureCache:
         return np.lib.format.open_memmap(self._partial(name), "w+", dtype, shape)
 
     def commit(self, arrays, rows):
-        """Declare arrays made by `create` complete: {name: array}; `rows` are the arrays labels, index and dropped (names).
+        """Declare arrays made by `create` complete: {name: array}; `rows` are the arrays labels, index and dropped
+        (names).
 
         Endpoints of an earlier pass that read other rows (a file was repaired since) are removed: `has` tells.
         """

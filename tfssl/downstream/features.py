@@ -59,20 +59,22 @@ def extract(
     cache_dir=None,
     progress=True,
 ):
-    """Features of all images of a source: each resized, cropped in the centre and encoded once. Memory is that of the features.
+    """Features of all images of a source: each is resized, cropped in the centre and encoded once.
+
+    Memory is that of the features (none with `cache_dir`), and of a batch.
 
     Args:
       module: a Hub module's handle (see `modules.load`), or a loaded `modules.Module`.
       source: a `tfssl.data.Source`; unreadable images are left out, and named in a warning.
-      endpoints: names; None for all of the module's. "pixels" is one more: the very images that the module sees, in [0, 1], averaged to at
-        most floor(sqrt(target / 3)) pixels a side (54).
-      image_size, resize: side of the central crop, and of the shorter side before it, in pixels; by default what the module's tfssl.json
-        says, else its fixed input size, and size * 256 / 224.
+      endpoints: names; None for all of the module's. "pixels" is one more: the very images that the module sees,
+        in [0, 1], averaged to at most floor(sqrt(target / 3)) = 54 pixels a side.
+      image_size, resize: side of the central crop, and of the shorter side before it, in pixels; by default what the
+        module's tfssl.json says, else its fixed input size, and size * 256 / 224.
       batch_size: images at a time.
       pool, target: how, and above which number of values, maps are pooled: see `pooling.pool`.
       dtype: "float32", or "float16" for half the memory.
-      cache_dir: a local folder to keep the features in, memory-mapped; later calls with the same module, data and settings read them there.
-        Data are recognised by names, dates and a sample of the contents.
+      cache_dir: a local folder to keep the features in, memory-mapped; later calls with the same module, data and
+        settings read them there. Data are recognised by names, dates and a sample of the contents.
       progress: show a progress bar (on a terminal or in a notebook).
 
     Returns:
@@ -87,14 +89,18 @@ def extract(
     if not isinstance(module, modules.Module):
         module = modules.load(module)
     size, resize = module.sizes(image_size, resize)
-    available = {**{n: pooling.pooled_shape(s, pool, target) for n, s in module.shapes(size).items()}, PIXELS: _pixels(size, target)}
+    available = {
+        **{n: pooling.pooled_shape(s, pool, target) for n, s in module.shapes(size).items()},
+        PIXELS: _pixels(size, target),
+    }
     wanted = check_endpoints(module, size, endpoints)
     dims = {name: math.prod(available[name]) for name in wanted}
 
     cache = None
     if cache_dir:
-        settings = {"image_size": size, "resize": resize, "pool": pool, "target": target, "dtype": dtype, "tfssl": __version__}
-        cache = FeatureCache(cache_dir, {"module": module.identity, "source": _identity(source), **settings})
+        settings = {"image_size": size, "resize": resize, "pool": pool, "target": target, "dtype": dtype}
+        key = {"module": module.identity, "source": _identity(source), **settings, "tfssl": __version__}
+        cache = FeatureCache(cache_dir, key)
     missing = [name for name in wanted if not (cache and cache.has(name))]
     start, rows, arrays = time.time(), None, {}
     if missing:
@@ -111,7 +117,7 @@ def extract(
             if cache:
                 cache.discard(missing)
     if cache:
-        if not all(cache.has(name) for name in wanted):  # the data have changed under an earlier pass: its endpoints are gone
+        if not all(cache.has(name) for name in wanted):  # the data changed since an earlier pass, which is gone
             return extract(module, source, wanted, size, resize, batch_size, pool, target, dtype, cache_dir, progress)
         rows, arrays = cache.rows(), {name: cache.load(name) for name in wanted}
     dropped = [str(name) for name in rows["dropped"]]
@@ -141,7 +147,8 @@ def check_endpoints(module, image_size, endpoints=None):
         return available[:-1]
     unknown = [name for name in endpoints if name not in available]
     if unknown or not endpoints:
-        raise UserError(f"module {module.handle!r} has no endpoint {', '.join(unknown) or 'of no name'}; it has: {', '.join(available)}")
+        what = f"no endpoint {', '.join(unknown)}" if unknown else "endpoints, and none was asked for"
+        raise UserError(f"module {module.handle!r} has {what}; it has: {', '.join(available)}")
     return list(dict.fromkeys(endpoints))
 
 
@@ -175,10 +182,15 @@ def _compiled(module, names, batch_size, size, pool, target, dtype):
 def _fill(arrays, compute, module, source, batch_size, size, resize, progress):
     """Run the pass; writes the rows of `arrays` from the first on, and returns {"labels", "index", "dropped"}."""
     source.probe()
-    batches = pipeline.evaluation_batches(source, lambda encoded, seed: image.resize_central_crop(encoded, size, resize), batch_size)
+    batches = pipeline.evaluation_batches(
+        source, lambda encoded, seed: image.resize_central_crop(encoded, size, resize), batch_size
+    )
     labels, index, done = [], [], 0
     with tqdm(
-        total=source.num_examples, unit=" images", desc=f"{source.spec} {source.split}", disable=None if progress else True
+        total=source.num_examples,
+        unit=" images",
+        desc=f"{source.spec} {source.split}",
+        disable=None if progress else True,
     ) as bar:
         for batch in batches:
             features = compute(batch["image"])
@@ -188,7 +200,9 @@ def _fill(arrays, compute, module, source, batch_size, size, resize, progress):
                 values = values.numpy()[real]
                 if not np.isfinite(values).all():
                     remedy = "; float16 ends at 65504: use float32" if values.dtype == np.float16 else ""
-                    raise UserError(f"module {module.handle!r}: endpoint {name} is infinite or not a number for some images{remedy}")
+                    raise UserError(
+                        f"module {module.handle!r}: endpoint {name} is infinite or not a number for some images{remedy}"
+                    )
                 arrays[name][done : done + count] = values
             labels.append(batch["label"].numpy()[real])
             index.append(batch["index"].numpy()[real])
@@ -200,7 +214,7 @@ def _fill(arrays, compute, module, source, batch_size, size, resize, progress):
 
 
 def _identity(source):
-    """What tells one data set from another: JSON-able. Of names, sizes and dates up to 1,000, of contents the first eight."""
+    """What tells one data set from another, JSON-able: 1,000 names, sizes and dates at most, and the first 8 contents."""
     digest = hashlib.sha256()
     for i in np.unique(np.linspace(0, source.num_examples - 1, 1000).astype(int)):
         name = source.name(int(i))
@@ -213,4 +227,10 @@ def _identity(source):
         digest.update(content if isinstance(content, bytes) else content.tobytes())
         digest.update(str(int(record["label"])).encode())
     names = list(source.class_names) if source.class_names else None
-    return {"spec": source.spec, "split": source.split, "num_examples": source.num_examples, "class_names": names, "digest": digest.hexdigest()}
+    return {
+        "spec": source.spec,
+        "split": source.split,
+        "num_examples": source.num_examples,
+        "class_names": names,
+        "digest": digest.hexdigest(),
+    }

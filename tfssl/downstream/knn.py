@@ -1,8 +1,8 @@
 """Weighted nearest neighbours on frozen features, by cosine similarity (Wu et al. 2018, arXiv 1805.01978, section 3.4).
 
-A test image's k nearest training images vote for their classes with weight exp(similarity / temperature). k = 20 and temperature = 0.07
-are solo-learn's and DINO's settings; lightly's CIFAR-10 tables use 200 and 0.1. Ties in similarity go to the earlier training row, ties
-in votes to the lower class.
+A test image's k nearest training images vote for their classes with weight exp(similarity / temperature). k = 20 and
+temperature = 0.07 are solo-learn's and DINO's settings; lightly's CIFAR-10 tables use 200 and 0.1. Ties in similarity
+go to the earlier training row, ties in votes to the lower class.
 """
 
 import time
@@ -23,10 +23,11 @@ def run(train, test, endpoints=None, k=20, temperature=0.07, train_labels="all",
     Args:
       train, test: `Features`; the training rows are the neighbours.
       endpoints: names; all by default.
-      k: neighbours. If there are fewer training rows, all of them vote; a notice says so, and the result has the k that was used.
+      k: neighbours. If there are fewer training rows, all of them vote; a notice says so, and the result has the k that
+        was used.
       temperature: above 0; small: the nearest decides, large: all k count alike.
-      train_labels, val_fraction, seed: which rows are the neighbours; see `splits`. The validation part only gives "val_value", from the
-        remaining training rows.
+      train_labels, val_fraction, seed: which rows are the neighbours; see `splits`. The validation part only gives
+        "val_value", from the remaining training rows.
 
     Returns:
       a list of results.
@@ -83,10 +84,16 @@ def classify(features, labels, bank, queries, k, temperature):
     Returns:
       int [M].
     """
-    found = np.zeros((len(queries), 0)), np.zeros((len(queries), 0), int)  # similarities, and places in `bank`, best first
+    found = (
+        np.zeros((len(queries), 0)),
+        np.zeros((len(queries), 0), int),
+    )  # similarities, and places in `bank`, best first
     for low in range(0, len(bank), _BANK):
         block = _unit(features[bank[low : low + _BANK]])  # BxD
-        parts = [_nearest(_unit(queries[i : i + _QUERIES]), block, min(k, len(block))) for i in range(0, len(queries), _QUERIES)]
+        parts = [
+            _nearest(_unit(queries[i : i + _QUERIES]), block, min(k, len(block)))
+            for i in range(0, len(queries), _QUERIES)
+        ]
         similarity, place = (np.concatenate([p[j].numpy() for p in parts]) for j in range(2))
         # Earlier blocks stand first and the sort is stable: among equals the earlier row wins, as within a block.
         similarity, place = np.concatenate([found[0], similarity], 1), np.concatenate([found[1], place + low], 1)

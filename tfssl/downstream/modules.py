@@ -21,8 +21,8 @@ def load(handle):
     """Open a Hub module.
 
     Args:
-      handle: a SavedModel's folder (local or gs://), a tarball of one (.tar.gz, .tgz, .tar; local or gs://), or an https:// handle,
-        which tensorflow_hub downloads into its own cache.
+      handle: a SavedModel's folder (local or gs://), a tarball of one (.tar.gz, .tgz, .tar; local or gs://), or an
+        https:// handle, which tensorflow_hub downloads into its own cache.
 
     Returns:
       a Module.
@@ -56,7 +56,8 @@ class Module:
         self._function = self._find_function()
 
     def endpoints(self, images):
-        """Named features of float32 images [N, H, W, 3] in [0, 1]: a dict in depth order (by name for a module that is not ours)."""
+        """Named features of float32 images [N, H, W, 3] in [0, 1]: a dict in depth order (by name for a module that is
+        not ours)."""
         outputs = self._function(images)
         if not isinstance(outputs, dict):
             outputs = {"output": outputs[0] if isinstance(outputs, (list, tuple)) and len(outputs) == 1 else outputs}
@@ -64,7 +65,8 @@ class Module:
         return {name: outputs[name] for name in sorted(outputs, key=lambda n: (order.get(n, len(order)), n))}
 
     def shapes(self, image_size):
-        """The shape of each endpoint for square images of a size, without the batch: {name: (H, W, C) or (D,)}, in depth order.
+        """The shape of each endpoint for square images of a size, without the batch: {name: (H, W, C) or (D,)}, in
+        depth order.
 
         Outputs that are not float vectors or maps, one per image, are left out. It runs the module once.
         """
@@ -80,15 +82,21 @@ class Module:
             usable = {
                 name: tuple(value.shape[1:])
                 for name, value in outputs.items()
-                if tf.is_tensor(value) and value.dtype.is_floating and value.shape.rank in (2, 4) and value.shape[0] == 2
+                if tf.is_tensor(value)
+                and value.dtype.is_floating
+                and value.shape.rank in (2, 4)
+                and value.shape[0] == 2
             }
             if not usable:
-                raise UserError(f"module {self.handle!r} returns no float features [N, D] or [N, H, W, C], but {sorted(outputs)}")
+                raise UserError(
+                    f"module {self.handle!r} returns no float features [N, D] or [N, H, W, C], but {sorted(outputs)}"
+                )
             self._shapes[image_size] = usable
         return self._shapes[image_size]
 
     def sizes(self, image_size=None, resize=None):
-        """(crop size, shorter side before the crop), in pixels: as asked, or the module's own, or resize = size * 256 / 224."""
+        """(crop size, shorter side before the crop), in pixels: as asked, or the module's own, or resize = size * 256 /
+        224."""
         ratio = self.facts["resize"] / self.facts["crop"] if self.facts else _IMAGENET_RESIZE
         size = image_size or self.facts.get("crop") or self._static_size()
         if not size:
@@ -111,7 +119,9 @@ class Module:
             if len(inputs) == 1:
                 (key,) = inputs
                 return lambda images: signatures[name](**{key: images})
-        raise UserError(f"module {self.handle!r} has no function of images alone; its signatures are: {', '.join(names) or 'none'}")
+        raise UserError(
+            f"module {self.handle!r} has no function of images alone; its signatures are: {', '.join(names) or 'none'}"
+        )
 
     def _call(self, images):
         try:
@@ -121,7 +131,8 @@ class Module:
 
     def _static_size(self):
         """The side of the square images that a traced function or signature is fixed to; None if it is not."""
-        functions = list(getattr(getattr(self._model, "__call__", None), "concrete_functions", []))
+        call = self._model.__call__ if callable(self._model) else None
+        functions = list(getattr(call, "concrete_functions", []))
         functions += list(getattr(self._model, "signatures", {}).values())
         for function in functions:
             for spec in tf.nest.flatten(function.structured_input_signature):
@@ -142,14 +153,22 @@ def _resolve(handle):
         folder = os.path.expanduser(handle)
         if exists(os.path.join(folder, "saved_model.pb")):
             return folder
-        inside = [os.path.dirname(p) for d in ("*", "module/*") for p in tf.io.gfile.glob(os.path.join(folder, d, "saved_model.pb"))]
+        inside = [
+            os.path.dirname(p)
+            for d in ("*", "module/*")
+            for p in tf.io.gfile.glob(os.path.join(folder, d, "saved_model.pb"))
+        ]
         there = exists(folder)
     except tf.errors.OpError as e:
         raise UserError(f"module {handle!r} cannot be opened: {_first_line(e)}") from e
     if inside:
-        raise UserError(f"module {handle!r} has no saved_model.pb, but these folders in it have: {', '.join(sorted(inside)[:5])}")
+        raise UserError(
+            f"module {handle!r} has no saved_model.pb, but these folders in it have: {', '.join(sorted(inside)[:5])}"
+        )
     what = "has no saved_model.pb" if there else "does not exist"
-    raise UserError(f"module {handle!r} {what}; give the folder of a SavedModel (tfssl-export makes one), a .tar.gz of it, or a URL")
+    raise UserError(
+        f"module {handle!r} {what}; give the folder of a SavedModel (tfssl-export makes one), a .tar.gz of it, or a URL"
+    )
 
 
 def _download(handle):
@@ -171,7 +190,9 @@ def _unpack(path):
                 target = os.path.realpath(os.path.join(folder, member.name))
                 inside = os.path.commonpath([target, os.path.realpath(folder)]) == os.path.realpath(folder)
                 if not inside or not (member.isfile() or member.isdir()):
-                    raise UserError(f"module {path!r}: the archive holds {member.name!r}, which is a link or leads out of it")
+                    raise UserError(
+                        f"module {path!r}: the archive holds {member.name!r}, which is a link or leads out of it"
+                    )
                 if member.isfile():
                     os.makedirs(os.path.dirname(target), exist_ok=True)
                     with open(target, "wb") as out:
@@ -180,7 +201,9 @@ def _unpack(path):
         raise UserError(f"module {path!r} cannot be unpacked: {_first_line(e)}") from e
     roots = [root for root, _, files in os.walk(folder) if "saved_model.pb" in files]
     if len(roots) != 1:
-        raise UserError(f"module {path!r}: expected one SavedModel in the archive, found {len(roots)} files saved_model.pb")
+        raise UserError(
+            f"module {path!r}: expected one SavedModel in the archive, found {len(roots)} files saved_model.pb"
+        )
     return roots[0]
 
 

@@ -1,4 +1,5 @@
-"""Feature maps made small enough for a linear classifier: the rules of the 2019 study (Kolesnikov et al., section 4.1 and its code).
+"""Feature maps made small enough for a linear classifier: the rules of the 2019 study (Kolesnikov et al., section 4.1
+and its code).
 
 A map of H x W x C is pooled only where it has more than `target` = 9000 values.
 """
@@ -33,9 +34,10 @@ def pooled_shape(shape, mode="max", target=9000):
 def pool(features, mode="max", target=9000):
     """Pool a batch of feature maps to at most `target` values each, and flatten.
 
-    `max` and `avg`: kernel = stride = clip(ceil(sqrt(H*W*C / target)), 1, side), no padding. `adaptive_max` and `adaptive_avg`: a grid whose
-    side is the floor or the ceiling of sqrt(target / C), whichever comes nearer to `target` (this may exceed it a little); the regions
-    are fixed, where the study's fractional pooling drew them at random.
+    `max` and `avg`: kernel = stride = clip(ceil(sqrt(H*W*C / target)), 1, side), no padding. `adaptive_max` and
+    `adaptive_avg`: a grid whose side is the floor or the ceiling of sqrt(target / C), whichever comes nearer to
+    `target` (this may exceed it a little); the regions are fixed, where the study's fractional pooling drew them at
+    random.
 
     Args:
       features: float [N, H, W, C] with static H, W and C, or [N, D].

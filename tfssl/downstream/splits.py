@@ -17,7 +17,8 @@ class Split:
 
 
 def split(train, test, train_labels="all", val_fraction=0.2, seed=0):
-    """Check the labels of both parts, and choose the rows. Arguments as in `balanced` and `stratified`; returns a Split."""
+    """Check the labels of both parts, and choose the rows. Arguments as in `balanced` and `stratified`; returns a
+    Split."""
     check_labels(train, test)
     count = label_count(train_labels, len(train.labels))
     rows = balanced(train.labels, train.index, count, seed)
@@ -33,12 +34,14 @@ def check_labels(train, test):
         if (features.labels < 0).any():
             unlabelled = int((features.labels < 0).sum())
             raise UserError(
-                f"{features.source}: {unlabelled} of {len(features.labels)} images have no label, and this protocol needs one for each; "
-                "sort the images into a folder per class, or evaluate on another data set"
+                f"{features.source}: {unlabelled} of {len(features.labels)} images have no label, and this protocol "
+                "needs one for each; sort the images into a folder per class, or evaluate on another data set"
             )
     if train.class_names and test.class_names and list(train.class_names) != list(test.class_names):
         odd = sorted(set(train.class_names) ^ set(test.class_names))[:5]
-        raise UserError(f"{train.source} and {test.source} have different classes: {', '.join(odd) or 'in another order'}")
+        raise UserError(
+            f"{train.source} and {test.source} have different classes: {', '.join(odd) or 'in another order'}"
+        )
 
 
 def label_count(train_labels, available):
@@ -49,7 +52,9 @@ def label_count(train_labels, available):
     try:
         count = round(float(text[:-1]) / 100 * available) if text.endswith("%") else int(text)
     except ValueError:
-        raise UserError(f"train_labels={text!r}: give all, a percentage such as 10%, or a number of images such as 200") from None
+        raise UserError(
+            f"train_labels={text!r}: give all, a percentage such as 10%, or a number of images such as 200"
+        ) from None
     if not 1 <= count <= available:
         raise UserError(f"train_labels={text}: that is {count} images, and the training split has {available}")
     return count
@@ -58,7 +63,8 @@ def label_count(train_labels, available):
 def balanced(labels, index, count, seed):
     """A class-balanced random subset; the one of a smaller `count` lies inside that of a larger one.
 
-    Classes take turns (in a seeded order), so that their sizes differ by one at most, until the small classes are used up.
+    Classes take turns (in a seeded order), so that their sizes differ by one at most, until the small classes are used
+    up.
 
     Args:
       labels: int [N], in 0..C-1.
@@ -80,13 +86,16 @@ def balanced(labels, index, count, seed):
 
 
 def stratified(labels, index, fraction, seed):
-    """Split rows into (fit, val): `fraction` of each class, rounded, goes to val; at least one image of each class stays in fit.
+    """Split rows into (fit, val): `fraction` of each class, rounded, goes to val; at least one image of each class
+    stays in fit.
 
     Returns:
       two int arrays of rising row numbers. A class of one image has none in val.
     """
     if not 0 < fraction < 1:
-        raise UserError(f"val_fraction={fraction}: give the part of the training labels that choices are made on, between 0 and 1")
+        raise UserError(
+            f"val_fraction={fraction}: give the part of the training labels that choices are made on, between 0 and 1"
+        )
     sizes = np.bincount(labels)
     wanted = np.clip(np.round(sizes * fraction), 1, np.maximum(sizes - 1, 0))
     val = _place_within_class(labels, _draws(index, seed, 2)) < np.minimum(wanted, sizes - 1)[labels]
@@ -112,5 +121,8 @@ def endpoints(train, test, names=None):
     for features in (train, test):
         missing = [name for name in names if name not in features.endpoints]
         if missing:
-            raise UserError(f"{features.source}: no features of endpoint {', '.join(missing)}; there is: {', '.join(features.endpoints)}")
+            raise UserError(
+                f"{features.source}: no features of endpoint {', '.join(missing)}; "
+                f"there is: {', '.join(features.endpoints)}"
+            )
     return names

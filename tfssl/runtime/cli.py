@@ -7,7 +7,7 @@ import os
 import sys
 import textwrap
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from tfssl.errors import UserError
 
@@ -18,6 +18,7 @@ def run(main, name):
     """Parse the command line, call `main(argv)`, and turn user errors into `name: cause and remedy`, exit status 1."""
     # Level 3 hides what TensorFlow prints about absent CUDA libraries; set the variable to 0 to see everything.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.set_verbosity(logging.WARNING)
 
     def parse(argv):
         if any(a in ("--help", "-help", "--helpshort", "-h") for a in argv[1:]):

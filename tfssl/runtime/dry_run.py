@@ -1,6 +1,7 @@
 """`tfssl-train --dry_run`: what a run would do, on which images, before it costs anything."""
 
 import math
+import sys
 import time
 
 import tensorflow as tf
@@ -29,18 +30,30 @@ def describe(model, strategy, source, validation, plan, values, picture="dry_run
 
 
 def _describe_source(source):
-    say(f"{source.spec}, split {source.split}: {source.num_examples:,} images, " + (f"{source.num_classes} classes" if source.num_classes else "no labels"))
-    report = source.scan(progress=True)
-    for name, count in report.counts.items():
+    labels = f"{source.num_classes} classes" if source.num_classes else "no labels"
+    say(f"{source.spec}, split {source.split}: {source.num_examples:,} images, {labels}")
+    found = source.scan(_show_progress if sys.stdout.isatty() else None)
+    for name, count in found.per_class.items():
         say(f"  {name}: {count:,}")
-    if report.unreadable:
-        say(f"  unreadable, would be skipped: {len(report.unreadable)}")
-        for name, reason in report.unreadable[:20]:
-            say(f"    {name}: {reason}")
-        if len(report.unreadable) > 20:
-            say(f"    and {len(report.unreadable) - 20} more")
-    copies = sum(len(group) - 1 for group in report.duplicates)
-    say(f"  images whose content occurs before: {copies}" + (f", such as {report.duplicates[0][0]} = {report.duplicates[0][1]}" if copies else ""))
+    if found.sizes:
+        heights, widths = zip(*found.sizes)  # noqa: B905 (Python 3.9)
+        say(f"  sizes: {min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide")
+    if found.ignored:
+        say("  other files, ignored: " + ", ".join(f"{count} {ending or 'without ending'}" for ending, count in found.ignored.items()))
+    _list("unreadable, would be skipped", [f"{name}: {reason}" for name, reason in found.unreadable])
+    copies = sum(len(group) - 1 for group in found.duplicates)
+    _list(f"images whose content occurs before: {copies}, in groups", [" = ".join(group) for group in found.duplicates])
+
+
+def _list(heading, lines, shown=20):
+    if lines:
+        say(f"  {heading}: {len(lines)}")
+        for line in [*lines[:shown], *([f"and {len(lines) - shown} more"] if len(lines) > shown else [])]:
+            say(f"    {line}")
+
+
+def _show_progress(done, total):
+    print(f"\r  read {done:,} of {total:,} ", end="\n" if done == total else "", flush=True)
 
 
 def _estimate(model, strategy, source, plan, values, steps):

@@ -1,0 +1,175 @@
+"""Softmax regression by full-batch L-BFGS, on the device that TensorFlow finds; SciPy steps, TensorFlow computes.
+
+Objective: mean cross-entropy + l2 * ||W||^2. The bias is free.
+
+Raw features make L-BFGS crawl: a few directions carry most of their variance, and 800 updates do not reach the optimum.
+So it works in other coordinates, W = P V. P divides by the square root of the curvature, estimated from the leading
+principal components, and features are centred, which moves the bias by -mean W. Both are changes of variables: the
+objective, and its minimum, are exactly the same.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import tensorflow as tf
+from scipy.optimize import minimize
+
+_COMPONENTS = 128  # principal components that P treats one by one; with 512 as many updates are needed
+_CHUNK_VALUES = 1 << 25  # values of features per product (128 MB), which bounds what is needed beside them
+_RESIDENT = 8 << 30  # bytes of features that may stay on an accelerator; more are sent to it at each update
+
+
+class Rows:
+    """Some rows of one endpoint, and their labels, in chunks of tensors: float32, or float64 if the features are.
+
+    Args:
+      features: float [N, D]; labels: int [N], in 0..C-1.
+      chosen: int [n], the rows to take.
+      moments: (mean, standard deviation) [D] to standardise by; None: as they are.
+    """
+
+    def __init__(self, features, labels, chosen, moments=None):
+        dtype = np.float64 if features.dtype == np.float64 else np.float32
+        size = len(chosen) * features.shape[1] * np.dtype(dtype).itemsize
+        self.count, self.dims, self.dtype, self.chunks = len(chosen), features.shape[1], dtype, []
+        with tf.device("CPU" if size > _RESIDENT else None):
+            for part in in_chunks(chosen, self.dims):
+                values = features[part].astype(dtype)
+                if moments:
+                    values = ((values - moments[0]) / moments[1]).astype(dtype)
+                self.chunks.append((tf.constant(values), tf.constant(labels[part].astype(np.int32))))
+
+
+@dataclasses.dataclass
+class Fit:
+    """A solution: weights float64 [D, C] and bias [C] for the features as they come, and how it was reached."""
+
+    weights: np.ndarray
+    bias: np.ndarray
+    loss: float
+    iterations: int
+    converged: bool
+
+
+class Problem:
+    """mean cross-entropy + l2 * ||W||^2 over some rows, to be minimised for one l2 after another.
+
+    Args:
+      parts: list of Rows.
+      num_classes: C.
+      precondition: whether to work in centred, decorrelated coordinates.
+    """
+
+    def __init__(self, parts, num_classes, precondition=True):
+        self.chunks = [chunk for part in parts for chunk in part.chunks]
+        self.count, self.dims = sum(part.count for part in parts), parts[0].dims
+        self.dtype, self.num_classes, self.precondition = parts[0].dtype, num_classes, precondition
+        sums = sum(np.stack(_sums(x)) for x, _ in self.chunks)
+        self.mean = sums[0] / self.count
+        #: sum of the features' variances: the scale by which l2 is judged strong or weak
+        self.variance = float(np.maximum(sums[1] / self.count - self.mean**2, 0).sum())
+        if precondition:
+            self._components = self._leading_components()
+
+    def objective(self, weights, bias, l2):
+        """(loss, gradient by weights [D, C], gradient by bias [C]), float64."""
+        w, b = tf.constant(weights, self.dtype), tf.constant(bias, self.dtype)
+        loss, dw, db = 0.0, 0.0, 0.0
+        for x, y in self.chunks:
+            terms = [t.numpy().astype(np.float64) for t in _cross_entropy(x, y, w, b)]
+            loss, dw, db = loss + float(terms[0]), dw + terms[1], db + terms[2]
+        loss = loss / self.count + l2 * float((weights**2).sum())
+        return loss, dw / self.count + 2 * l2 * weights, db / self.count
+
+    def fit(self, l2, max_iterations=800, start=None, **options):
+        """Minimise, from a Fit or from zero; returns a Fit. `options` go to SciPy, whose tolerances are the default."""
+        apply, invert, bias_scale, mean = self._coordinates(l2)
+        shape = self.dims, self.num_classes
+
+        def unpack(point):
+            weights = apply(point[: -self.num_classes].reshape(shape))
+            return weights, point[-self.num_classes :] * bias_scale - mean @ weights
+
+        def function(point):
+            weights, bias = unpack(point)
+            loss, dw, db = self.objective(weights, bias, l2)
+            return loss, np.concatenate([apply(dw - np.outer(mean, db)).ravel(), db * bias_scale])
+
+        point = np.zeros(math.prod(shape) + self.num_classes)
+        if start is not None:
+            bias = start.bias + mean @ start.weights
+            point = np.concatenate([invert(start.weights).ravel(), bias / bias_scale])
+        # maxfun must not end the search first: one update may take several evaluations.
+        options = {"maxiter": max_iterations, "maxfun": 20 * max_iterations, **options}
+        found = minimize(function, point, jac=True, method="L-BFGS-B", options=options)
+        # Status 2: the line search can gain no more in this precision. 1 is the limit.
+        return Fit(*unpack(found.x), float(found.fun), int(found.nit), found.status != 1)
+
+    def _coordinates(self, l2):
+        """(P, its inverse, scale of the bias, mean); P is symmetric, a function of [D, C]; without precondition: 1."""
+        if not self.precondition:
+            return (lambda v: v), (lambda w: w), 1.0, np.zeros(self.dims)
+        share = 1 / self.num_classes
+        curvature = share * (1 - share)  # of the softmax at W = 0
+        vectors, values, rest = self._components
+        tiny = 1e-12 * curvature * (self.variance or 1.0)  # for directions without variance, at l2 = 0
+        outer = math.sqrt(curvature * rest + 2 * l2 + tiny)
+        inner = np.sqrt(curvature * values + 2 * l2 + tiny)
+
+        def apply(v):
+            return v / outer + vectors @ ((1 / inner - 1 / outer)[:, None] * (vectors.T @ v))
+
+        def invert(w):
+            return w * outer + vectors @ ((inner - outer)[:, None] * (vectors.T @ w))
+
+        return apply, invert, curvature**-0.5, self.mean
+
+    def _leading_components(self):
+        """(vectors [D, k], variances [k], mean variance of each remaining direction), by subspace iteration.
+
+        They need not be accurate, for any invertible P leaves the objective as it is. But vectors must be orthonormal.
+        """
+        k = min(_COMPONENTS, self.dims, self.count)
+        vectors = np.linalg.qr(np.random.default_rng(0).standard_normal((self.dims, min(k + 16, self.dims))))[0]
+        for _ in range(2):
+            vectors = np.linalg.qr(self._covariance_times(vectors))[0]
+        values, turn = np.linalg.eigh(vectors.T @ self._covariance_times(vectors))
+        # contiguous: a product with a reversed view does not reach BLAS
+        vectors, values = np.ascontiguousarray((vectors @ turn)[:, ::-1][:, :k]), np.maximum(values[::-1][:k], 0)
+        rest = max(self.variance - values.sum(), 0) / max(self.dims - k, 1)
+        return vectors, values, min(rest, values[-1])
+
+    def _covariance_times(self, vectors):
+        v = tf.constant(vectors, self.dtype)
+        offset = tf.constant(self.mean @ vectors, self.dtype)
+        product = sum(_gram_times(x, v, offset).numpy().astype(np.float64) for x, _ in self.chunks)
+        return product / self.count  # (x - mean) v sums to zero over the rows, so x^T of it needs no centring
+
+
+def in_chunks(rows, dims):
+    """Row numbers cut into pieces whose features are _CHUNK_VALUES values at most."""
+    size = max(_CHUNK_VALUES // dims, 1)
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def _sums(x):
+    x = tf.cast(x, tf.float64)
+    return tf.reduce_sum(x, 0).numpy(), tf.reduce_sum(x * x, 0).numpy()
+
+
+@tf.function(reduce_retracing=True)
+def _cross_entropy(x, y, w, b):
+    logits = x @ w + b  # NxC
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
+    error = tf.nn.softmax(logits) - tf.one_hot(y, tf.shape(w)[1], dtype=x.dtype)  # NxC
+    return (
+        tf.reduce_sum(tf.cast(loss, tf.float64)),
+        tf.linalg.matmul(x, error, transpose_a=True),
+        tf.reduce_sum(error, 0),
+    )
+
+
+@tf.function(reduce_retracing=True)
+def _gram_times(x, v, offset):
+    return tf.linalg.matmul(x, x @ v - offset, transpose_a=True)  # DxK

@@ -1,0 +1,168 @@
+"""The results of an evaluation for people: a table, a file, a plot."""
+
+import io
+import json
+import logging
+
+import numpy as np
+
+PIXELS = "pixels"
+
+
+def mark_chosen(results):
+    """Set result["chosen"]: of the endpoints of one module, under one protocol and number of labels, the best on
+    validation.
+
+    Pixels are not the module's; among equals the deeper endpoint is chosen. Without validation results none is.
+    """
+    groups = {}
+    for result in results:
+        result["chosen"] = False
+        if result["endpoint"] != PIXELS and result["val_value"] is not None:
+            groups.setdefault((result["module"], *_column(result)), []).append(result)
+    for group in groups.values():
+        max(reversed(group), key=lambda r: r["val_value"])["chosen"] = True
+    return results
+
+
+def baselines(train, test):
+    """Accuracies without looking at an image, as rows: a uniform guess, and always the most frequent class of the
+    training split."""
+    classes = np.unique(np.concatenate([train.labels, test.labels]))
+    majority = np.bincount(train.labels).argmax()
+    return {
+        "chance": 1 / (train.num_classes or len(classes)),
+        "majority class": float(np.mean(test.labels == majority)),
+    }
+
+
+def table(results, baselines):
+    """The results side by side: a line per module and endpoint, a column per protocol and number of training labels; in
+    per cent.
+
+    Args:
+      results: list of dicts as of a protocol, with "module" and "chosen".
+      baselines: {name: accuracy}, the last lines.
+
+    Returns:
+      str.
+    """
+    columns = list(dict.fromkeys(_column(r) for r in results))
+    lines = [["module", "endpoint", *(_title(c) for c in columns)]]
+    for module in dict.fromkeys(r["module"] for r in results):
+        mine = [r for r in results if r["module"] == module and r["endpoint"] != PIXELS]
+        lines += [[]] * (len(lines) > 1 and bool(mine))
+        for i, endpoint in enumerate(dict.fromkeys(r["endpoint"] for r in mine)):
+            cells = {_column(r): _cell(r) for r in mine if r["endpoint"] == endpoint}
+            lines.append([module if i == 0 else "", endpoint, *(cells.get(c, "") for c in columns)])
+    lines += [[]] * (len(lines) > 1)
+    pixels = {_column(r): _cell(r) for r in results if r["endpoint"] == PIXELS}  # nobody's: beside the guesses
+    lines += [[PIXELS, "", *(pixels.get(c, "") for c in columns)]] * bool(pixels)
+    lines += [[name, "", *[f"{100 * value:.1f} "] * len(columns)] for name, value in baselines.items()]
+    widths = [max(len(line[i]) for line in lines if line) for i in range(len(lines[0]))]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    text = [_aligned(line, widths) if line else "" for line in lines]
+    text.insert(1, rule)
+    notes = ["test accuracy in %; protocol@training labels; * the endpoint that validation chose for its module"]
+    slow = [r for r in results if r.get("converged") is False]
+    if slow:
+        names = [f"{r['module']}/{r['endpoint']}@{r['train_labels']}" for r in slow]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        notes.append(f"logistic stopped at --max_iterations, before its optimum: {', '.join(names[:4])}{more}")
+    return "\n".join([*text, rule, *notes])
+
+
+def write(path, results, **facts):
+    """Write results.json (any file system that TensorFlow knows): `facts`, then the list "results"."""
+    import tensorflow as tf
+
+    tf.io.gfile.makedirs(path.rpartition("/")[0] or ".")
+    with tf.io.gfile.GFile(path, "w") as f:
+        f.write(json.dumps({"format": 1, **facts, "results": results}, indent=1) + "\n")
+
+
+def plot(path, results, baselines, title=""):
+    """Write a PNG: a panel per column of the table, in it a group of bars per endpoint, a bar per module; pixels and
+    chance as lines."""
+    import tensorflow as tf
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
+    columns = list(dict.fromkeys(_column(r) for r in results))
+    modules = list(dict.fromkeys(r["module"] for r in results if r["endpoint"] != PIXELS))
+    endpoints = list(dict.fromkeys(r["endpoint"] for r in results if r["endpoint"] != PIXELS))
+    colors = [
+        "#4477aa",
+        "#ee6677",
+        "#228833",
+        "#ccbb44",
+        "#66ccee",
+        "#aa3377",
+        "#bbbbbb",
+    ]  # Paul Tol's "bright", for all eyes
+    bar = 0.8 / max(len(modules), 1)
+    width = min(max(5.0, 1.2 + len(endpoints) * (0.35 + 0.3 * len(modules))), 16.0)
+    figure = Figure(figsize=(width, 0.9 + 2.6 * len(columns)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(columns), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, column in zip(axes, columns):
+        rows = [r for r in results if _column(r) == column]
+        for m, module in enumerate(modules):
+            mine = [r for r in rows if r["module"] == module and r["endpoint"] != PIXELS]
+            places = [endpoints.index(r["endpoint"]) + (m - (len(modules) - 1) / 2) * bar for r in mine]
+            axis.bar(
+                places,
+                [100 * r["value"] for r in mine],
+                0.92 * bar,
+                color=colors[m % len(colors)],
+                label=module,
+                zorder=2,
+            )
+            for place, r in zip(places, mine):
+                note = f"{100 * r['value']:.1f}" + ("\n\u2605" if r["chosen"] else "")
+                style = {
+                    "ha": "center",
+                    "va": "bottom",
+                    "fontsize": 7,
+                    "bbox": {"color": "white", "pad": 0.4},
+                    "zorder": 3,
+                }
+                axis.annotate(note, (place, 100 * r["value"]), (0, 2), textcoords="offset points", **style)
+        for name, value, style in _levels(rows, baselines):
+            axis.axhline(100 * value, color="#444444", linewidth=1, linestyle=style, label=name, zorder=1)
+        axis.set_ylabel(f"{column[0]}, {column[1]} labels\ntest accuracy, %")
+        axis.set_xticks(range(len(endpoints)), endpoints)
+        axis.set_ylim(0, min(1.18 * 100 * max([r["value"] for r in rows] + list(baselines.values())), 112))
+        axis.grid(axis="y", color="#dddddd", linewidth=0.6, zorder=0)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].scatter([], [], marker="*", color="black", label="endpoint chosen on validation")
+    axes[0].legend(
+        loc="lower left", bbox_to_anchor=(0, 1.02), ncols=4, frameon=False, fontsize=8, title=title, alignment="left"
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    with tf.io.gfile.GFile(path, "wb") as f:
+        f.write(buffer.getvalue())
+
+
+def _levels(rows, baselines):
+    pixels = [("pixels", r["value"], "--") for r in rows if r["endpoint"] == PIXELS]
+    return pixels + [(name, value, ":") for name, value in baselines.items() if name == "chance"]
+
+
+def _column(result):
+    return result["protocol"], result["train_labels"]
+
+
+def _title(column):
+    return f"{column[0]}@{column[1]} "
+
+
+def _cell(result):
+    return f"{100 * result['value']:.1f}" + ("*" if result["chosen"] else " ")
+
+
+def _aligned(line, widths):
+    cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))]
+    return "  ".join(cells).rstrip()

@@ -1,0 +1,311 @@
+"""Measure encoders: Hub modules in, accuracies of simple classifiers on their frozen features out, endpoint by
+endpoint.
+
+  tfssl-eval --module=runs/photos/module/1000 --dataset=folder:photos --train_split=train[:90%] --test_split=train[90%:]
+  tfssl-eval --module=rotation=modules/a,random=modules/b --dataset=folder:cifar10 --protocol=logistic,knn
+  --train_labels=1%,all --workdir=eval
+
+Any module that takes float32 RGB images in [0, 1] will do. Settings are chosen on a part of the training labels, never
+on the test split. Give an untrained module too (tfssl-export --random_init): raw pixels and an untrained network are
+the baselines to beat.
+"""
+
+import os
+import platform
+import sys
+import time
+
+from absl import flags
+
+from tfssl import downstream
+from tfssl.errors import UserError
+from tfssl.runtime import cli
+
+FLAGS = flags.FLAGS
+POOLS = ("max", "avg", "adaptive_max", "adaptive_avg")
+DTYPES = ("float32", "float16")
+
+
+def define_flags():
+    with cli.section("Modules and images"):
+        flags.DEFINE_list(
+            "module",
+            None,
+            "Required. A comma list of Hub modules: folders (local or gs://), .tar.gz, https handles; or NAME=HANDLE each.",
+        )
+        flags.DEFINE_string(
+            "dataset",
+            "glyphs",
+            "Labelled images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, or glyphs, the embedded set of letters.",
+        )
+        flags.DEFINE_string(
+            "data_dir",
+            None,
+            "Where TensorFlow Datasets are, and where archives are unpacked. Default: each library's own place.",
+        )
+        flags.DEFINE_string(
+            "train_split",
+            "train",
+            "Images that classifiers learn from, in TFDS's grammar: train, train[:90%], train+validation. The 2019 "
+            "study: all of ImageNet's train.",
+        )
+        flags.DEFINE_string(
+            "test_split",
+            "test",
+            "Images that accuracy is measured on; nothing is chosen on them. The 2019 study: ImageNet's validation.",
+        )
+        flags.DEFINE_integer(
+            "label_offset",
+            0,
+            "tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are 1 to 1000.",
+        )
+        flags.DEFINE_integer(
+            "image_size",
+            0,
+            "Side of the central crop, in pixels; 0: the module's own (2019 study: 224, patch tasks 192).",
+            lower_bound=0,
+        )
+        flags.DEFINE_integer(
+            "resize",
+            0,
+            "Shorter side before the crop, in pixels; 0: the module's own, or image_size * 256 / 224 (2019 study: 256).",
+            lower_bound=0,
+        )
+    with cli.section("Features"):
+        flags.DEFINE_list(
+            "endpoints",
+            ["all"],
+            "A comma list of names, or all: the module's, and pixels, the images themselves (2019 study: all but pixels).",
+        )
+        flags.DEFINE_enum("pool", "max", POOLS, "How maps of more than 9000 values are pooled (2019 study: max).")
+        flags.DEFINE_enum("feature_dtype", "float32", DTYPES, "How features are kept; float16: half the memory and disk.")
+        flags.DEFINE_integer("batch_size", 64, "Images at a time; changes speed and memory only.", lower_bound=1)
+        flags.DEFINE_boolean(
+            "cache", True, "Keep features in --workdir, and use those there of the same module, data and settings."
+        )
+    with cli.section("Protocols"):
+        flags.DEFINE_list("protocol", ["logistic"], f"A comma list of: {', '.join(downstream.NAMES)}.")
+        flags.DEFINE_list(
+            "train_labels",
+            ["all"],
+            "How many training labels are used, a comma list with a column of the table each: all (2019 study), a "
+            "percentage such as 1%, or a number of images. Class-balanced; the 1% lie within the 10%.",
+        )
+        flags.DEFINE_float(
+            "val_fraction",
+            0.2,
+            "Part of the training labels that l2 and the starred endpoint are chosen on, in (0, 1).",
+            lower_bound=0.01,
+            upper_bound=0.9,
+        )
+        flags.DEFINE_integer("seed", 0, "Of the subset of labels, and of the validation part.", lower_bound=0)
+    with cli.section("logistic: mean cross-entropy + l2 * ||W||^2, by L-BFGS"):
+        flags.DEFINE_string(
+            "l2",
+            "select",
+            "select (on the validation part), published (2019 study: 100 / (features * classes)), or a number.",
+        )
+        flags.DEFINE_integer("max_iterations", 800, "L-BFGS updates, at most (2019 study: 800).", lower_bound=1)
+        flags.DEFINE_boolean("standardize", False, "Scale features to mean 0 and deviation 1 first (2019 study: no).")
+        flags.DEFINE_boolean(
+            "precondition",
+            True,
+            "Minimise the same objective in better coordinates, with far fewer updates (2019 study: no).",
+        )
+    with cli.section("knn: cosine similarity, votes weighted by exp(similarity / temperature)"):
+        flags.DEFINE_integer(
+            "knn_k", 20, "Neighbours (solo-learn, DINO: 20; lightly's CIFAR-10 tables: 200).", lower_bound=1
+        )
+        flags.DEFINE_float(
+            "knn_temperature", 0.07, "Of the votes (solo-learn, DINO: 0.07; lightly: 0.1).", lower_bound=1e-6
+        )
+    with cli.section("The run"):
+        flags.DEFINE_string(
+            "workdir", None, "Folder for results.json, results.png and cached features. Default: nothing is written."
+        )
+
+
+def main(_):
+    start = time.time()
+    handles = named_modules(FLAGS.module)
+    protocols = check_protocols()
+    from tfssl.data import open_source
+    from tfssl.downstream import features, logistic, modules, report, splits
+
+    logistic.check_l2(FLAGS.l2)
+    where = {"data_dir": FLAGS.data_dir, "label_offset": FLAGS.label_offset}
+    train_source, test_source = (
+        open_source(FLAGS.dataset, split, **where) for split in (FLAGS.train_split, FLAGS.test_split)
+    )
+    for amount in FLAGS.train_labels:
+        splits.label_count(amount, train_source.num_examples)
+    opened = {name: modules.load(handle) for name, handle in handles.items()}
+    wanted = {name: choose_endpoints(module, features, first=i == 0) for i, (name, module) in enumerate(opened.items())}
+    images = [f"{source.num_examples} images of {source.split}" for source in (train_source, test_source)]
+    say(f"{FLAGS.dataset}: {images[0]} to learn from, {images[1]} to test on")
+
+    results, facts, baselines = [], {}, None
+    for name, module in opened.items():
+        train, test = (
+            features.extract(
+                module,
+                source,
+                wanted[name],
+                *(FLAGS.image_size or None, FLAGS.resize or None),
+                batch_size=FLAGS.batch_size,
+                pool=FLAGS.pool,
+                dtype=FLAGS.feature_dtype,
+                cache_dir=cache_folder(),
+            )
+            for source in (train_source, test_source)
+        )
+        size, resize = module.sizes(FLAGS.image_size or None, FLAGS.resize or None)
+        seconds = train.seconds + test.seconds
+        say(
+            f"{name}: {len(train.endpoints)} endpoints at {size} pixels, "
+            + (f"extracted in {seconds:.1f} s" if seconds else "from the cache")
+        )
+        dropped = {"train": train.dropped, "test": test.dropped}
+        facts[name] = {"handle": module.handle, "identity": module.identity, "image_size": size, "resize": resize}
+        facts[name] |= {"extraction_seconds": seconds, "unreadable": dropped}
+        results += evaluate(name, train, test, protocols)
+        baselines = baselines or report.baselines(train, test)
+
+    report.mark_chosen(results)
+    text = report.table(results, baselines)
+    print("\n" + text, flush=True)
+    if FLAGS.workdir:
+        report.write(
+            os.path.join(FLAGS.workdir, "results.json"),
+            results,
+            command=["tfssl-eval", *sys.argv[1:]],
+            flags={name: FLAGS[name].value for names in cli._SECTIONS.values() for name in names},
+            versions=versions(),
+            seconds=time.time() - start,
+            train_examples=len(train.labels),
+            test_examples=len(test.labels),
+            num_classes=train.num_classes,
+            modules=facts,
+            baselines=baselines,
+        )
+        plot = os.path.join(FLAGS.workdir, "results.png")
+        report.plot(plot, results, baselines, title=f"{FLAGS.dataset} {FLAGS.test_split}")
+        say(f"written: {os.path.join(FLAGS.workdir, 'results.json')} and {plot}")
+
+
+def evaluate(name, train, test, protocols):
+    """All protocols, numbers of labels and endpoints of one module: a list of results."""
+    results = []
+    for protocol, settings in protocols.items():
+        for amount in FLAGS.train_labels:
+            for endpoint in train.endpoints:
+                (result,) = downstream.run(
+                    protocol,
+                    train,
+                    test,
+                    endpoints=[endpoint],
+                    train_labels=amount,
+                    val_fraction=FLAGS.val_fraction,
+                    seed=FLAGS.seed,
+                    **settings,
+                )
+                results.append({"module": name, **result})
+                how = (
+                    f"l2 {result['l2']:.2g}, {result['iterations']} updates, "
+                    if protocol == "logistic"
+                    else f"k {result['k']}, "
+                )
+                say(
+                    f"{name} {endpoint} {protocol}@{result['train_labels']}: {100 * result['value']:.1f}% ({how}{result['seconds']:.1f} s)"
+                )
+    return results
+
+
+def named_modules(values):
+    """{name to show: handle} of --module's values, NAME=HANDLE or HANDLE, in their order."""
+    if not values:
+        raise UserError(
+            "--module is missing: name a folder that tfssl-export wrote, a .tar.gz, or an https handle; several by comma"
+        )
+    pairs = []
+    for value in values:
+        name, equals, handle = value.partition("=")
+        named = bool(equals) and not set(name) & set("/:")  # an URL, or a path, may hold a = further on
+        pairs.append((name, handle) if named else (None, value))
+    short = [name or short_name(handle) for name, handle in pairs]
+    names = [n if short.count(n) == 1 or pairs[i][0] else pairs[i][1] for i, n in enumerate(short)]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice or not all(handle for _, handle in pairs):
+        raise UserError(
+            f"--module={','.join(values)}: " + (f"{twice[0]} is there twice" if twice else "a handle is empty")
+        )
+    return dict(zip(names, (handle for _, handle in pairs)))
+
+
+def short_name(handle):
+    """What tells one module from another at a glance: the last part of the path that is neither a number nor
+    "module"."""
+    parts = [p for p in handle.rstrip("/").split("/") if p]
+    telling = [p for p in parts if not p.isdigit() and p != "module"]
+    name = (telling or parts or [handle])[-1]
+    return next((name[: -len(e)] for e in (".tar.gz", ".tgz", ".tar") if name.endswith(e)), name)
+
+
+def check_protocols():
+    """{protocol: its settings} of the flags."""
+    settings = {
+        "logistic": {
+            "l2": FLAGS.l2,
+            "max_iterations": FLAGS.max_iterations,
+            "standardize": FLAGS.standardize,
+            "precondition": FLAGS.precondition,
+        },
+        "knn": {"k": FLAGS.knn_k, "temperature": FLAGS.knn_temperature},
+    }
+    for name in FLAGS.protocol:
+        if name not in settings:
+            raise UserError(f"--protocol={name}: there is {', '.join(settings)}")
+    if not FLAGS.protocol or not FLAGS.endpoints or not FLAGS.train_labels:
+        raise UserError("--protocol, --endpoints and --train_labels each need a value")
+    return {name: settings[name] for name in FLAGS.protocol}
+
+
+def choose_endpoints(module, features, first):
+    """The endpoints to extract of one module; pixels, which are the same for all modules, of the first only."""
+    size, _ = module.sizes(FLAGS.image_size or None, FLAGS.resize or None)
+    if FLAGS.endpoints == ["all"]:
+        names = [*features.check_endpoints(module, size), features.PIXELS]
+    else:
+        names = features.check_endpoints(module, size, FLAGS.endpoints)
+    return names if first else [n for n in names if n != features.PIXELS]
+
+
+def cache_folder():
+    if not FLAGS.workdir or not FLAGS.cache or "://" in FLAGS.workdir:  # features are memory-mapped: local folders only
+        return None
+    return os.path.join(os.path.expanduser(FLAGS.workdir), "features")
+
+
+def versions():
+    import numpy
+    import scipy
+    import tensorflow
+
+    import tfssl
+
+    libraries = {m.__name__: m.__version__ for m in (tfssl, tensorflow, numpy, scipy)}
+    return {"python": platform.python_version(), **libraries}
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def run():
+    """Entry point of `tfssl-eval`."""
+    define_flags()
+    cli.run(main, "tfssl-eval")
+
+
+if __name__ == "__main__":
+    run()
