@@ -1,5 +1,12 @@
 """The export step: a trained encoder becomes a TF-Hub module (a TF2 reusable SavedModel)."""
 
-from tfssl.export.module import save
-
 __all__ = ["save"]
+
+
+def __getattr__(name):
+    """`save` loads when first used, so that `tfssl-export --help` need not wait for TensorFlow."""
+    if name == "save":
+        from tfssl.export.module import save
+
+        return save
+    raise AttributeError(f"module 'tfssl.export' has no attribute {name!r}")

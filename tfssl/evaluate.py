@@ -78,7 +78,9 @@ def define_flags():
             "A comma list of names, or all: the module's, and pixels, the images themselves (2019 study: all but pixels).",
         )
         flags.DEFINE_enum("pool", "max", POOLS, "How maps of more than 9000 values are pooled (2019 study: max).")
-        flags.DEFINE_enum("feature_dtype", "float32", DTYPES, "How features are kept; float16: half the memory and disk.")
+        flags.DEFINE_enum(
+            "feature_dtype", "float32", DTYPES, "How features are kept; float16: half the memory and disk."
+        )
         flags.DEFINE_integer("batch_size", 64, "Images at a time; changes speed and memory only.", lower_bound=1)
         flags.DEFINE_boolean(
             "cache", True, "Keep features in --workdir, and use those there of the same module, data and settings."
@@ -127,128 +129,123 @@ def define_flags():
 
 def main(_):
     start = time.time()
-    handles = named_modules(FLAGS.module)
-    protocols = check_protocols()
+    handles, protocols = named_modules(FLAGS.module), check_protocols()
     from tfssl.data import open_source
     from tfssl.downstream import features, logistic, modules, report, splits
 
     logistic.check_l2(FLAGS.l2)
     where = {"data_dir": FLAGS.data_dir, "label_offset": FLAGS.label_offset}
-    train_source, test_source = (
-        open_source(FLAGS.dataset, split, **where) for split in (FLAGS.train_split, FLAGS.test_split)
-    )
+    sources = [open_source(FLAGS.dataset, split, **where) for split in (FLAGS.train_split, FLAGS.test_split)]
+    check_sources(*sources)
     for amount in FLAGS.train_labels:
-        splits.label_count(amount, train_source.num_examples)
+        splits.label_count(amount, sources[0].num_examples)
     opened = {name: modules.load(handle) for name, handle in handles.items()}
-    wanted = {name: choose_endpoints(module, features, first=i == 0) for i, (name, module) in enumerate(opened.items())}
-    images = [f"{source.num_examples} images of {source.split}" for source in (train_source, test_source)]
-    say(f"{FLAGS.dataset}: {images[0]} to learn from, {images[1]} to test on")
+    wanted = choose_endpoints(opened, features)
+    say(f"{FLAGS.dataset}: {sources[0].num_examples} images to learn from, {sources[1].num_examples} to test on")
 
-    results, facts, baselines = [], {}, None
-    for name, module in opened.items():
-        train, test = (
-            features.extract(
-                module,
-                source,
-                wanted[name],
-                *(FLAGS.image_size or None, FLAGS.resize or None),
-                batch_size=FLAGS.batch_size,
-                pool=FLAGS.pool,
-                dtype=FLAGS.feature_dtype,
-                cache_dir=cache_folder(),
-            )
-            for source in (train_source, test_source)
-        )
-        size, resize = module.sizes(FLAGS.image_size or None, FLAGS.resize or None)
-        seconds = train.seconds + test.seconds
-        say(
-            f"{name}: {len(train.endpoints)} endpoints at {size} pixels, "
-            + (f"extracted in {seconds:.1f} s" if seconds else "from the cache")
-        )
-        dropped = {"train": train.dropped, "test": test.dropped}
-        facts[name] = {"handle": module.handle, "identity": module.identity, "image_size": size, "resize": resize}
-        facts[name] |= {"extraction_seconds": seconds, "unreadable": dropped}
-        results += evaluate(name, train, test, protocols)
-        baselines = baselines or report.baselines(train, test)
+    results, facts = [], {}
+    for name, endpoints in wanted.items():
+        train, test = (extract(features, opened[name], source, endpoints) for source in sources)
+        facts[name] = about(opened[name], train, test)
+        took = facts[name]["extraction_seconds"]
+        say(f"{name}: {', '.join(endpoints)}: " + (f"extracted in {took:.1f} s" if took else "from the cache"))
+        results += evaluate(name, train, test, protocols, splits)
 
+    baselines = report.baselines(train, test)
     report.mark_chosen(results)
-    text = report.table(results, baselines)
-    print("\n" + text, flush=True)
+    say("\n" + report.table(results, baselines))
     if FLAGS.workdir:
+        record = os.path.join(os.path.expanduser(FLAGS.workdir), "results.json")
         report.write(
-            os.path.join(FLAGS.workdir, "results.json"),
+            record,
             results,
             command=["tfssl-eval", *sys.argv[1:]],
             flags={name: FLAGS[name].value for names in cli._SECTIONS.values() for name in names},
             versions=versions(),
             seconds=time.time() - start,
+            num_classes=train.num_classes,
             train_examples=len(train.labels),
             test_examples=len(test.labels),
-            num_classes=train.num_classes,
             modules=facts,
             baselines=baselines,
         )
-        plot = os.path.join(FLAGS.workdir, "results.png")
+        plot = record[: -len(".json")] + ".png"
         report.plot(plot, results, baselines, title=f"{FLAGS.dataset} {FLAGS.test_split}")
-        say(f"written: {os.path.join(FLAGS.workdir, 'results.json')} and {plot}")
+        say(f"written: {record}, {plot}")
 
 
-def evaluate(name, train, test, protocols):
+def extract(features, module, source, endpoints):
+    """The features of one source; cached ones are memory-mapped, so that only a local --workdir keeps any."""
+    keep = FLAGS.cache and FLAGS.workdir and "://" not in FLAGS.workdir
+    return features.extract(
+        module,
+        source,
+        endpoints,
+        FLAGS.image_size or None,
+        FLAGS.resize or None,
+        batch_size=FLAGS.batch_size,
+        pool=FLAGS.pool,
+        dtype=FLAGS.feature_dtype,
+        cache_dir=os.path.join(os.path.expanduser(FLAGS.workdir), "features") if keep else None,
+    )
+
+
+def evaluate(name, train, test, protocols, splits):
     """All protocols, numbers of labels and endpoints of one module: a list of results."""
     results = []
+    counts = dict.fromkeys(splits.label_count(amount, len(train.labels)) for amount in FLAGS.train_labels)
     for protocol, settings in protocols.items():
-        for amount in FLAGS.train_labels:
+        for count in counts:
             for endpoint in train.endpoints:
-                (result,) = downstream.run(
-                    protocol,
-                    train,
-                    test,
-                    endpoints=[endpoint],
-                    train_labels=amount,
-                    val_fraction=FLAGS.val_fraction,
-                    seed=FLAGS.seed,
-                    **settings,
-                )
+                common = {"train_labels": count, "val_fraction": FLAGS.val_fraction, "seed": FLAGS.seed}
+                (result,) = downstream.run(protocol, train, test, endpoints=[endpoint], **common, **settings)
                 results.append({"module": name, **result})
-                how = (
-                    f"l2 {result['l2']:.2g}, {result['iterations']} updates, "
-                    if protocol == "logistic"
-                    else f"k {result['k']}, "
-                )
-                say(
-                    f"{name} {endpoint} {protocol}@{result['train_labels']}: {100 * result['value']:.1f}% ({how}{result['seconds']:.1f} s)"
-                )
+                how = f"l2 {result['l2']:.2g}, {result['iterations']} updates" if protocol == "logistic" else ""
+                how = ", ".join([how] * bool(how) + [f"{result['seconds']:.1f} s"])
+                say(f"{name} {endpoint} {protocol}@{count}: {100 * result['value']:.1f}% ({how})")
     return results
+
+
+def about(module, train, test):
+    """What results.json says of one module."""
+    size, resize = module.sizes(FLAGS.image_size or None, FLAGS.resize or None)
+    return {
+        "handle": module.handle,
+        "identity": module.identity,
+        "image_size": size,
+        "resize": resize,
+        "extraction_seconds": train.seconds + test.seconds,
+        "unreadable": {"train": train.dropped, "test": test.dropped},
+    }
 
 
 def named_modules(values):
     """{name to show: handle} of --module's values, NAME=HANDLE or HANDLE, in their order."""
     if not values:
         raise UserError(
-            "--module is missing: name a folder that tfssl-export wrote, a .tar.gz, or an https handle; several by comma"
+            "--module is missing: name a folder that tfssl-export wrote, a .tar.gz of it, or an https handle"
         )
-    pairs = []
+    names, handles = [], []
     for value in values:
         name, equals, handle = value.partition("=")
-        named = bool(equals) and not set(name) & set("/:")  # an URL, or a path, may hold a = further on
-        pairs.append((name, handle) if named else (None, value))
-    short = [name or short_name(handle) for name, handle in pairs]
-    names = [n if short.count(n) == 1 or pairs[i][0] else pairs[i][1] for i, n in enumerate(short)]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice or not all(handle for _, handle in pairs):
-        raise UserError(
-            f"--module={','.join(values)}: " + (f"{twice[0]} is there twice" if twice else "a handle is empty")
-        )
-    return dict(zip(names, (handle for _, handle in pairs)))
+        named = equals and not set(name) & set("/:")  # an URL may hold a = further on
+        names.append(name if named else None)
+        handles.append(handle if named else value)
+    short = [name or short_name(handle) for name, handle in zip(names, handles)]  # noqa: B905 (Python 3.9)
+    shown = [names[i] or (s if short.count(s) == 1 else handles[i]) for i, s in enumerate(short)]
+    if not all(handles):
+        raise UserError(f"--module={','.join(values)}: a handle is empty")
+    if len(set(shown)) < len(shown):
+        raise UserError(f"--module={','.join(values)}: two modules have one name; give NAME=HANDLE")
+    return dict(zip(shown, handles))  # noqa: B905 (Python 3.9)
 
 
 def short_name(handle):
-    """What tells one module from another at a glance: the last part of the path that is neither a number nor
-    "module"."""
-    parts = [p for p in handle.rstrip("/").split("/") if p]
-    telling = [p for p in parts if not p.isdigit() and p != "module"]
+    """What tells modules apart at a glance: the last part of the path that is neither a number nor "module"."""
+    parts = [part for part in handle.split("/") if part]
+    telling = [part for part in parts if not part.isdigit() and part != "module"]
     name = (telling or parts or [handle])[-1]
-    return next((name[: -len(e)] for e in (".tar.gz", ".tgz", ".tar") if name.endswith(e)), name)
+    return next((name[: -len(end)] for end in (".tar.gz", ".tgz", ".tar") if name.endswith(end)), name)
 
 
 def check_protocols():
@@ -270,20 +267,31 @@ def check_protocols():
     return {name: settings[name] for name in FLAGS.protocol}
 
 
-def choose_endpoints(module, features, first):
-    """The endpoints to extract of one module; pixels, which are the same for all modules, of the first only."""
-    size, _ = module.sizes(FLAGS.image_size or None, FLAGS.resize or None)
-    if FLAGS.endpoints == ["all"]:
-        names = [*features.check_endpoints(module, size), features.PIXELS]
-    else:
-        names = features.check_endpoints(module, size, FLAGS.endpoints)
-    return names if first else [n for n in names if n != features.PIXELS]
+def check_sources(train, test):
+    """Raise UserError where the first image that can be read has no label: before hours of work, not after."""
+    for source in (train, test):
+        for label in source.records().map(lambda record: source.fetch(record)["label"]).ignore_errors().take(1):  # noqa: B023
+            if label < 0:
+                raise UserError(
+                    f"--dataset={source.spec} ({source.split}) has no labels, and accuracy needs them: sort the images "
+                    "into a folder per class, or evaluate on another data set"
+                )
 
 
-def cache_folder():
-    if not FLAGS.workdir or not FLAGS.cache or "://" in FLAGS.workdir:  # features are memory-mapped: local folders only
-        return None
-    return os.path.join(os.path.expanduser(FLAGS.workdir), "features")
+def choose_endpoints(opened, features):
+    """{module: endpoints to extract}; pixels, which are the same for all modules, of the first that is evaluated."""
+    chosen = {}
+    for name, module in opened.items():
+        size, _ = module.sizes(FLAGS.image_size or None, FLAGS.resize or None)
+        if FLAGS.endpoints == ["all"]:
+            endpoints = [*features.check_endpoints(module, size), features.PIXELS]
+        else:
+            endpoints = features.check_endpoints(module, size, FLAGS.endpoints)
+        if chosen and features.PIXELS in endpoints:
+            endpoints.remove(features.PIXELS)
+        if endpoints:
+            chosen[name] = endpoints
+    return chosen
 
 
 def versions():

@@ -106,7 +106,7 @@ def plot(path, results, baselines, title=""):
     figure = Figure(figsize=(width, 0.9 + 2.6 * len(columns)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(columns), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, column in zip(axes, columns):
+    for axis, column in zip(axes, columns):  # noqa: B905 (Python 3.9)
         rows = [r for r in results if _column(r) == column]
         for m, module in enumerate(modules):
             mine = [r for r in rows if r["module"] == module and r["endpoint"] != PIXELS]
@@ -119,7 +119,7 @@ def plot(path, results, baselines, title=""):
                 label=module,
                 zorder=2,
             )
-            for place, r in zip(places, mine):
+            for place, r in zip(places, mine):  # noqa: B905
                 note = f"{100 * r['value']:.1f}" + ("\n\u2605" if r["chosen"] else "")
                 style = {
                     "ha": "center",
@@ -164,5 +164,5 @@ def _cell(result):
 
 
 def _aligned(line, widths):
-    cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))]
+    cells = [cell.ljust(widths[i]) if i < 2 else cell.rjust(widths[i]) for i, cell in enumerate(line)]
     return "  ".join(cells).rstrip()
