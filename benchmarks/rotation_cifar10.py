@@ -15,7 +15,9 @@ import subprocess
 import sys
 import time
 
-FLAGFILE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "flags", "cifar10", "rotation.flags")
+FLAGFILE = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "flags", "cifar10", "rotation.flags"
+)
 
 
 def main():
@@ -36,9 +38,13 @@ def main():
         print(f"| {row['seed']} | raw pixels | {row['pixels']:.1%} | {row['pixels']:.1%} | pixels | none |")
     for what in ("pre_logits", "best"):
         gains = [row["rotation"][what] - row["random"][what] for row in rows]
-        print(f"\n{what}: rotation - random = {100 * sum(gains) / len(gains):+.1f} points (smallest {100 * min(gains):+.1f})")
+        print(
+            f"\n{what}: rotation - random = {100 * sum(gains) / len(gains):+.1f} points (smallest {100 * min(gains):+.1f})"
+        )
     above = [min(row["rotation"]["pre_logits"], row["rotation"]["best"]) - row["pixels"] for row in rows]
-    print(f"rotation's lower figure - raw pixels = {100 * sum(above) / len(above):+.1f} points (smallest {100 * min(above):+.1f})")
+    print(
+        f"rotation's lower figure - raw pixels = {100 * sum(above) / len(above):+.1f} points (smallest {100 * min(above):+.1f})"
+    )
 
 
 def measure(seed, args):
@@ -46,7 +52,14 @@ def measure(seed, args):
     timing = os.path.join(run, "minutes.json")
     if not os.path.exists(timing):
         begun = time.perf_counter()
-        call("tfssl.train", f"--flagfile={args.flagfile}", f"--dataset={args.data}", f"--workdir={run}", f"--seed={seed}", *args.extra.split())
+        call(
+            "tfssl.train",
+            f"--flagfile={args.flagfile}",
+            f"--dataset={args.data}",
+            f"--workdir={run}",
+            f"--seed={seed}",
+            *args.extra.split(),
+        )
         with open(timing, "w") as f:
             json.dump((time.perf_counter() - begun) / 60, f)
     modules = {"rotation": [], "random": ["--random_init"]}
@@ -56,7 +69,9 @@ def measure(seed, args):
     results = os.path.join(run, "eval", "results.json")
     if not os.path.exists(results):
         handles = ",".join(f"{name}={run}/module/{name}" for name in modules)
-        call("tfssl.evaluate", f"--module={handles}", f"--dataset={args.data}", f"--workdir={run}/eval", f"--seed={seed}")
+        call(
+            "tfssl.evaluate", f"--module={handles}", f"--dataset={args.data}", f"--workdir={run}/eval", f"--seed={seed}"
+        )
     with open(results) as f, open(timing) as t:
         found = [r for r in json.load(f)["results"] if r["protocol"] == "logistic"]
         row = {"seed": seed, "minutes": json.load(t)}

@@ -16,7 +16,9 @@ from tfssl.runtime import cli
 
 with cli.section("Export"):
     flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.", lower_bound=0)
-    flags.DEFINE_string("export_dir", None, "Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP.")
+    flags.DEFINE_string(
+        "export_dir", None, "Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP."
+    )
     flags.DEFINE_boolean("random_init", False, "Publish the untrained encoder, the baseline that evaluation needs.")
     flags.DEFINE_boolean("tarball", False, "Also write EXPORT_DIR.tar.gz, which serves as a handle too.")
 
@@ -30,12 +32,16 @@ FLAGS = flags.FLAGS
 def main(_):
     workdir = FLAGS.workdir
     if not workdir and not (FLAGS.random_init and FLAGS.export_dir):
-        raise UserError("--workdir is missing: name the folder of a run (or give --random_init with --export_dir and the flags of training)")
+        raise UserError(
+            "--workdir is missing: name the folder of a run (or --random_init, --export_dir and the flags of training)"
+        )
     if workdir:
         stored = settings.read_flags(os.path.join(workdir, "flags.flags"))
         FLAGS.unparse_flags()
         # What the command line says comes last, and so overrides.
-        FLAGS([sys.argv[0], *(f"--{name}={text}" for name, text in stored.items()), *cli.expand_flagfiles(sys.argv[1:])])
+        FLAGS(
+            [sys.argv[0], *(f"--{name}={text}" for name, text in stored.items()), *cli.expand_flagfiles(sys.argv[1:])]
+        )
     FLAGS.workdir = workdir or FLAGS.export_dir  # resolve_flags wants one
     values = train.resolve_flags()
     import tensorflow as tf
@@ -54,7 +60,9 @@ def main(_):
         try:
             tf.train.Checkpoint(model=model).restore(path).assert_existing_objects_matched().expect_partial()
         except (tf.errors.OpError, AssertionError, ValueError) as e:
-            raise UserError(f"checkpoint {path} cannot be read ({' '.join(str(e).split())[:160]}): choose an older one with --step") from e
+            raise UserError(
+                f"checkpoint {path} cannot be read ({' '.join(str(e).split())[:160]}): choose an older one with --step"
+            ) from e
     classes = os.path.join(workdir or "", "classes.txt")
     names = tf.io.gfile.GFile(classes).read().splitlines() if workdir and tf.io.gfile.exists(classes) else None
     where = FLAGS.export_dir or os.path.join(workdir, "module", "random" if FLAGS.random_init else str(step))

@@ -1,9 +1,10 @@
 """Writing a Hub module that any loader of reusable SavedModels can run and fine-tune.
 
     module(images, training=False)            -> pre_logits [N, D] float32
-    module.endpoints(images, training=False)  -> {name: tensor}; both with variables, trainable_variables and regularization_losses
+    module.endpoints(images, training=False)  -> {name: tensor}
 
-with images float32 RGB in [0, 1], [N, H, W, 3]; normalisation is inside. Signatures `serving_default` and `training` do the same for loaders
+both with variables, trainable_variables and regularization_losses; images are float32 RGB in [0, 1], [N, H, W, 3], and normalisation is
+inside. Signatures `serving_default` and `training` do the same for loaders
 that know signatures only (Keras 3's TFSMLayer). See https://www.tensorflow.org/hub/reusable_saved_models.
 """
 
@@ -51,7 +52,9 @@ def save(model, path, step=0, class_names=None, training_flags=None, random_init
         "random_init": random_init,
         "training_flags": training_flags or {},
     }
-    unfinished = path + ".unfinished"  # renamed when complete, so that a killed export leaves no half module under its name
+    unfinished = (
+        path + ".unfinished"
+    )  # renamed when complete, so that a killed export leaves no half module under its name
     with tempfile.TemporaryDirectory() as folder:
         with open(os.path.join(folder, FACTS), "w", encoding="utf-8") as f:
             json.dump(facts, f, indent=1)
@@ -85,7 +88,9 @@ def _module(encoder):
     by_signature = {}
     for training in (False, True):
         pre_logits.get_concrete_function(images, training=training)
-        signature = tf.function(lambda images, training=training: {"pre_logits": endpoints(images, training)["pre_logits"]}, [images])
+        signature = tf.function(
+            lambda images, training=training: {"pre_logits": endpoints(images, training)["pre_logits"]}, [images]
+        )
         by_signature[training] = signature.get_concrete_function()
 
     def reusable(function):

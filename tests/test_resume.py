@@ -45,7 +45,10 @@ def as_tfds(photos, tmp_path):
         pkg_dir_path = tmp_path
 
         def _info(self):
-            features = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"), "label": tfds.features.ClassLabel(num_classes=2)}
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(num_classes=2),
+            }
             return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, manager):
@@ -78,7 +81,15 @@ def test_kills_spread_over_a_run(kind, steps_per_execution, photos, tmp_path):
     (tmp_path / "data").mkdir()
     made = kind(photos, tmp_path / "data")
     dataset, *extra = (made,) if isinstance(made, str) else made
-    command = [sys.executable, "-m", "tfssl.train", f"--dataset={dataset}", *extra, *FLAGS, f"--steps_per_execution={steps_per_execution}"]
+    command = [
+        sys.executable,
+        "-m",
+        "tfssl.train",
+        f"--dataset={dataset}",
+        *extra,
+        *FLAGS,
+        f"--steps_per_execution={steps_per_execution}",
+    ]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, f"--workdir={whole}"], check=True, capture_output=True)
     folder, log = killed / "checkpoints", killed / "metrics.jsonl"
@@ -89,9 +100,16 @@ def test_kills_spread_over_a_run(kind, steps_per_execution, photos, tmp_path):
     def saving():
         return folder.exists() and any("_temp" in name or ".tempstate" in name for name in os.listdir(folder))
 
-    moments = {"before the first checkpoint": logged(4), "while saving": saving, "after a save": logged(18), "late": logged(33)}
+    moments = {
+        "before the first checkpoint": logged(4),
+        "while saving": saving,
+        "after a save": logged(18),
+        "late": logged(33),
+    }
     for moment, reached in moments.items():
-        process = subprocess.Popen([*command, f"--workdir={killed}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, f"--workdir={killed}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         assert wait_for(process, reached), f"the run ended before the moment {moment!r}"
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
@@ -101,7 +119,9 @@ def test_kills_spread_over_a_run(kind, steps_per_execution, photos, tmp_path):
     assert "resuming at step" in done.stdout
     assert not [name for name in os.listdir(folder) if "temp" in name], "what the killed writer left is still there"
     one, two = (tf.train.load_checkpoint(str(w / "checkpoints" / "ckpt-40")) for w in (whole, killed))
-    names = [n for n in one.get_variable_to_shape_map() if n != "_CHECKPOINTABLE_OBJECT_GRAPH" and "save_counter" not in n]
+    names = [
+        n for n in one.get_variable_to_shape_map() if n != "_CHECKPOINTABLE_OBJECT_GRAPH" and "save_counter" not in n
+    ]
     assert len(names) > 100
     for name in names:
         np.testing.assert_array_equal(one.get_tensor(name), two.get_tensor(name), err_msg=name)

@@ -19,7 +19,9 @@ TINY = (
 def weights(workdir, step=24):
     """Every tensor of a checkpoint but the bookkeeping of how often it was saved."""
     reader = tf.train.load_checkpoint(str(workdir / "checkpoints" / f"ckpt-{step}"))
-    names = [n for n in reader.get_variable_to_shape_map() if n != "_CHECKPOINTABLE_OBJECT_GRAPH" and "save_counter" not in n]
+    names = [
+        n for n in reader.get_variable_to_shape_map() if n != "_CHECKPOINTABLE_OBJECT_GRAPH" and "save_counter" not in n
+    ]
     assert len(names) > 50
     return {name: reader.get_tensor(name) for name in names}
 
@@ -42,7 +44,12 @@ def run(photos, tmp_path_factory, tfssl_command):
 
 def test_a_run_tells_how_it_goes(run):
     workdir, done = run
-    assert "step 24/24" in done.stdout and "images/s" in done.stdout and "ETA" in done.stdout and "(chance 1.39)" in done.stdout
+    assert (
+        "step 24/24" in done.stdout
+        and "images/s" in done.stdout
+        and "ETA" in done.stdout
+        and "(chance 1.39)" in done.stdout
+    )
     assert "next: tfssl-export" in done.stdout.splitlines()[-1]
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "loss" in line]
@@ -68,7 +75,11 @@ def test_tensorboard_has_curves_chance_levels_views_and_flags(run):
 
 def test_only_the_newest_checkpoints_are_kept_and_a_finished_run_says_so(run, photos, tfssl_command):
     workdir, _ = run
-    assert sorted(p.name for p in (workdir / "checkpoints").glob("*.index")) == ["ckpt-16.index", "ckpt-24.index", "ckpt-8.index"]
+    assert sorted(p.name for p in (workdir / "checkpoints").glob("*.index")) == [
+        "ckpt-16.index",
+        "ckpt-24.index",
+        "ckpt-8.index",
+    ]
     again = tfssl_command("train", f"--flagfile={workdir}/flags.flags")
     assert again.returncode == 0 and "finished" in again.stdout
 
@@ -85,7 +96,9 @@ def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
     assert done.returncode == 0, done.stderr
     assert "resuming at step 8 of 24" in done.stdout
     assert_identical(weights(workdir), weights(whole))
-    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+    steps = [
+        json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines() if '"loss"' in line
+    ]
     assert steps == sorted(set(steps)), "steps logged by the killed run were logged twice"
 
 
@@ -126,7 +139,9 @@ def test_a_folder_with_broken_files_trains_and_reports_them(photos, tmp_path, tf
     files = sorted(folder.rglob("*.jpg"))
     files[5].write_bytes(files[5].read_bytes()[:300])  # truncated
     files[30].write_bytes(b"not an image at all")
-    done = tfssl_command("train", f"--dataset=folder:{folder}", f"--workdir={tmp_path / 'run'}", *TINY, "--train_steps=12")
+    done = tfssl_command(
+        "train", f"--dataset=folder:{folder}", f"--workdir={tmp_path / 'run'}", *TINY, "--train_steps=12"
+    )
     assert done.returncode == 0, done.stderr
     assert files[5].name in done.stderr and files[30].name in done.stderr and "skipped unreadable" in done.stderr
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
@@ -143,7 +158,15 @@ def test_dry_run(photos, tmp_path, tfssl_command):
     files[3].write_bytes(b"broken")
     done = tfssl_command("train", f"--dataset=folder:{folder}", "--dry_run", *TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for part in ("49 images", "warm: 25", files[3].name, "occurs before: 1", "trainable parameters", "24 steps", "estimated time"):
+    for part in (
+        "49 images",
+        "warm: 25",
+        files[3].name,
+        "occurs before: 1",
+        "trainable parameters",
+        "24 steps",
+        "estimated time",
+    ):
         assert part in done.stdout, (part, done.stdout)
     picture = tf.io.decode_png((tmp_path / "dry_run.png").read_bytes())
     assert picture.shape[1] == 8 * 18 + 2 and len(np.unique(picture)) > 50
@@ -220,7 +243,13 @@ def test_export_then_evaluate_the_run(run, tmp_path, tfssl_command):
 
 
 def test_supervised_takes_its_classes_from_the_data_and_resumes(photos, tmp_path, tfssl_command):
-    command = (f"--dataset=folder:{photos}", f"--workdir={tmp_path / 'run'}", *TINY, "--task=supervised", "--schedule=cosine")
+    command = (
+        f"--dataset=folder:{photos}",
+        f"--workdir={tmp_path / 'run'}",
+        *TINY,
+        "--task=supervised",
+        "--schedule=cosine",
+    )
     done = tfssl_command("train", *command, "--train_steps=8")
     assert done.returncode == 0, done.stderr
     assert "--num_classes=2" in (tmp_path / "run" / "flags.flags").read_text() and "top5_accuracy" in done.stdout

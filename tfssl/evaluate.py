@@ -22,109 +22,64 @@ from tfssl.errors import UserError
 from tfssl.runtime import cli
 
 FLAGS = flags.FLAGS
-POOLS = ("max", "avg", "adaptive_max", "adaptive_avg")
-DTYPES = ("float32", "float16")
 
 
+# fmt: off
 def define_flags():
     with cli.section("Modules and images"):
-        flags.DEFINE_list(
-            "module",
-            None,
-            "Required. A comma list of Hub modules: folders (local or gs://), .tar.gz, https handles; or NAME=HANDLE each.",
-        )
-        flags.DEFINE_string(
-            "dataset",
-            "glyphs",
-            "Labelled images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, or glyphs, the embedded set of letters.",
-        )
-        flags.DEFINE_string(
-            "data_dir",
-            None,
-            "Where TensorFlow Datasets are, and where archives are unpacked. Default: each library's own place.",
-        )
-        flags.DEFINE_string(
-            "train_split",
-            "train",
-            "Images that classifiers learn from, in TFDS's grammar: train, train[:90%], train+validation. The 2019 "
-            "study: all of ImageNet's train.",
-        )
-        flags.DEFINE_string(
-            "test_split",
-            "test",
-            "Images that accuracy is measured on; nothing is chosen on them. The 2019 study: ImageNet's validation.",
-        )
-        flags.DEFINE_integer(
-            "label_offset",
-            0,
-            "tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are 1 to 1000.",
-        )
-        flags.DEFINE_integer(
-            "image_size",
-            0,
-            "Side of the central crop, in pixels; 0: the module's own (2019 study: 224, patch tasks 192).",
-            lower_bound=0,
-        )
-        flags.DEFINE_integer(
-            "resize",
-            0,
-            "Shorter side before the crop, in pixels; 0: the module's own, or image_size * 256 / 224 (2019 study: 256).",
-            lower_bound=0,
-        )
+        flags.DEFINE_list("module", None,
+            "Required. A comma list of Hub modules: folders (local or gs://), .tar.gz, https handles; or NAME=HANDLE each.")
+        flags.DEFINE_string("dataset", "glyphs",
+            "Labelled images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, or glyphs, the embedded set of letters.")
+        flags.DEFINE_string("data_dir", None,
+            "Where TensorFlow Datasets are, and where archives are unpacked. Default: each library's own place.")
+        flags.DEFINE_string("train_split", "train",
+            "Images that classifiers learn from, in TFDS's grammar: train, train[:90%], train+validation (2019 study: "
+            "ImageNet's train).")
+        flags.DEFINE_string("test_split", "test",
+            "Images that accuracy is measured on; nothing is chosen on them (2019 study: ImageNet's validation).")
+        flags.DEFINE_integer("label_offset", 0,
+            "tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are 1 to 1000.")
+        flags.DEFINE_integer("image_size", 0, lower_bound=0, help=
+            "Side of the central crop, in pixels; 0: the module's own (2019 study: 224, patch tasks 192).")
+        flags.DEFINE_integer("resize", 0, lower_bound=0, help=
+            "Shorter side before the crop, in pixels; 0: the module's own, or image_size * 256 / 224 (2019 study: 256, "
+            "patch tasks 224).")
     with cli.section("Features"):
-        flags.DEFINE_list(
-            "endpoints",
-            ["all"],
-            "A comma list of names, or all: the module's, and pixels, the images themselves (2019 study: all but pixels).",
-        )
-        flags.DEFINE_enum("pool", "max", POOLS, "How maps of more than 9000 values are pooled (2019 study: max).")
-        flags.DEFINE_enum(
-            "feature_dtype", "float32", DTYPES, "How features are kept; float16: half the memory and disk."
-        )
-        flags.DEFINE_integer("batch_size", 64, "Images at a time; changes speed and memory only.", lower_bound=1)
-        flags.DEFINE_boolean(
-            "cache", True, "Keep features in --workdir, and use those there of the same module, data and settings."
-        )
+        flags.DEFINE_list("endpoints", ["all"],
+            "A comma list of names, or all: the module's, and pixels, the images themselves (2019 study: the module's).")
+        flags.DEFINE_enum("pool", "max", ("max", "avg", "adaptive_max", "adaptive_avg"),
+            "How maps of more than 9000 values are pooled (2019 study: max).")
+        flags.DEFINE_enum("feature_dtype", "float32", ("float32", "float16"),
+            "How features are kept; float16 takes half the memory and disk.")
+        flags.DEFINE_integer("batch_size", 64, lower_bound=1, help=
+            "Images at a time through the module; it changes speed and memory only.")
+        flags.DEFINE_boolean("cache", True,
+            "Keep features in --workdir, and use those there of the same module, data and settings.")
     with cli.section("Protocols"):
         flags.DEFINE_list("protocol", ["logistic"], f"A comma list of: {', '.join(downstream.NAMES)}.")
-        flags.DEFINE_list(
-            "train_labels",
-            ["all"],
+        flags.DEFINE_list("train_labels", ["all"],
             "How many training labels are used, a comma list with a column of the table each: all (2019 study), a "
-            "percentage such as 1%, or a number of images. Class-balanced; the 1% lie within the 10%.",
-        )
-        flags.DEFINE_float(
-            "val_fraction",
-            0.2,
-            "Part of the training labels that l2 and the starred endpoint are chosen on, in (0, 1).",
-            lower_bound=0.01,
-            upper_bound=0.9,
-        )
-        flags.DEFINE_integer("seed", 0, "Of the subset of labels, and of the validation part.", lower_bound=0)
+            "percentage such as 1%, or a number of images. Class-balanced; the 1% lie within the 10%.")
+        flags.DEFINE_float("val_fraction", 0.2, lower_bound=0.01, upper_bound=0.9, help=
+            "Part of the training labels that l2 and the starred endpoint are chosen on.")
+        flags.DEFINE_integer("seed", 0, lower_bound=0, help="Of the subset of labels, and of the validation part.")
     with cli.section("logistic: mean cross-entropy + l2 * ||W||^2, by L-BFGS"):
-        flags.DEFINE_string(
-            "l2",
-            "select",
-            "select (on the validation part), published (2019 study: 100 / (features * classes)), or a number.",
-        )
-        flags.DEFINE_integer("max_iterations", 800, "L-BFGS updates, at most (2019 study: 800).", lower_bound=1)
+        flags.DEFINE_string("l2", "select",
+            "select (on the validation part), published (2019 study: 100 / (features * classes)), or a number.")
+        flags.DEFINE_integer("max_iterations", 800, lower_bound=1, help="L-BFGS updates, at most (2019 study: 800).")
         flags.DEFINE_boolean("standardize", False, "Scale features to mean 0 and deviation 1 first (2019 study: no).")
-        flags.DEFINE_boolean(
-            "precondition",
-            True,
-            "Minimise the same objective in better coordinates, with far fewer updates (2019 study: no).",
-        )
+        flags.DEFINE_boolean("precondition", True,
+            "Minimise the same objective in better coordinates, with far fewer updates (2019 study: no).")
     with cli.section("knn: cosine similarity, votes weighted by exp(similarity / temperature)"):
-        flags.DEFINE_integer(
-            "knn_k", 20, "Neighbours (solo-learn, DINO: 20; lightly's CIFAR-10 tables: 200).", lower_bound=1
-        )
-        flags.DEFINE_float(
-            "knn_temperature", 0.07, "Of the votes (solo-learn, DINO: 0.07; lightly: 0.1).", lower_bound=1e-6
-        )
+        flags.DEFINE_integer("knn_k", 20, lower_bound=1, help=
+            "Neighbours (solo-learn, DINO: 20; lightly's CIFAR-10 tables: 200).")
+        flags.DEFINE_float("knn_temperature", 0.07, lower_bound=1e-6, help=
+            "Of the votes (solo-learn, DINO: 0.07; lightly's CIFAR-10 tables: 0.1).")
     with cli.section("The run"):
-        flags.DEFINE_string(
-            "workdir", None, "Folder for results.json, results.png and cached features. Default: nothing is written."
-        )
+        flags.DEFINE_string("workdir", None,
+            "Folder for results.json, results.png and cached features. Default: nothing is written.")
+# fmt: on
 
 
 def main(_):

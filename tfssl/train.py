@@ -19,39 +19,40 @@ from tfssl.runtime import cli, settings
 FLAGS = flags.FLAGS
 TASK_SETTINGS = settings.task_settings()
 
+# fmt: off
 with cli.section("Data"):
-    flags.DEFINE_string("dataset", "glyphs", "Images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, or glyphs, the embedded set of letters.")
-    flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets are, and where archives are unpacked. Default: each library's own place.")
+    flags.DEFINE_string("dataset", "glyphs", "tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, or glyphs, the embedded letters.")
+    flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets are, and archives are unpacked. Default: their own places.")
     flags.DEFINE_string("train_split", "train", "Images to train on, in TFDS's grammar: train, train[:90%], train+validation.")
-    flags.DEFINE_string("val_split", "", "Images to validate on; none if empty. The 2019 study: the last 40 of ImageNet's 1024 train shards.")
+    flags.DEFINE_string("val_split", "", "Images to validate on; none if empty. 2019 study: the last 40 of 1024 train shards.")
     flags.DEFINE_integer("label_offset", 0, "tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are 1 to 1000.")
 with cli.section("Task and network"):
     flags.DEFINE_enum("task", "rotation", pretext.NAMES, "What the network learns to predict.")
     flags.DEFINE_string("backbone", "resnet50_v2", "resnet{18,34,50,101,152}_v{1,2}. The 2019 study: resnet50_v1 and resnet50_v2.")
-    flags.DEFINE_float("width_multiplier", 1.0, "Multiplies all channels; 1 is the standard network (the 2019 study's 4x; its 8x to 16x are 2 to 4).")
-    flags.DEFINE_string("stem", "imagenet", "First layers: imagenet (7x7 stride 2, pooling), small (3x3, for images of 32 pixels), patch (7x7 stride 1).")
-    flags.DEFINE_float("bn_momentum", 0.99, "Batch normalisation: share of the old moving statistics kept per step (2019 study: 0.99). Short runs: 0.9.")
+    flags.DEFINE_float("width_multiplier", 1.0, "Times all channels; 1 is the standard network (2019 study: 4x; its 16x is 4.0).")
+    flags.DEFINE_string("stem", "imagenet", "imagenet (7x7 stride 2, pooling), small (3x3, for 32 pixels), patch (7x7 stride 1).")
+    flags.DEFINE_float("bn_momentum", 0.99, "Share of the moving statistics kept per step (2019 study: 0.99); short runs: 0.9.")
     flags.DEFINE_float("bn_epsilon", 1e-3, "Batch normalisation: added to the variance (2019 study: 0.001).")
-    flags.DEFINE_string("init_module", None, "Start from this Hub module's weights (folder, handle or tarball), where names and shapes match.")
+    flags.DEFINE_string("init_module", None, "Start from this Hub module's weights, where names and shapes match.")
 with cli.section("Settings of the task"):
     for _setting in TASK_SETTINGS.values():
         _define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
         _define[_setting.kind](_setting.name, None, _setting.describe())
 with cli.section("Optimization"):
-    flags.DEFINE_integer("batch_size", 256, "Images per step over all replicas, before rotations. The 2019 study: rotation 1024.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 256, "Images per step over all replicas, before rotations (2019 study: 1024).", lower_bound=1)
     flags.DEFINE_float("epochs", 35.0, "Passes over the images (2019 study: 35).", lower_bound=0)
     flags.DEFINE_integer("train_steps", 0, "Length in steps; overrides --epochs where it is not 0.", lower_bound=0)
     flags.DEFINE_string("optimizer", "sgd", "sgd (with momentum; 2019 study), nesterov, adam, or lamb (tensorflow-addons, Python < 3.12).")
     flags.DEFINE_float("momentum", 0.9, "Of sgd and nesterov (2019 study: 0.9); beta_1 of adam and lamb.")
     flags.DEFINE_float("learning_rate", 0.1, "Peak rate at a batch of --lr_scaling images (2019 study: 0.1).")
-    flags.DEFINE_float("lr_scaling", 256, "The peak rate is learning_rate * batch_size / lr_scaling (2019 study: 256); 0: no scaling.", lower_bound=0)
+    flags.DEFINE_float("lr_scaling", 256, "Peak rate = learning_rate * batch_size / this (2019 study: 256); 0: unscaled.", lower_bound=0)
     flags.DEFINE_string("schedule", "piecewise", "piecewise (2019 study), cosine or constant; each after a linear warm-up.")
-    flags.DEFINE_list("decay_epochs", ["15", "25"], "piecewise: the rate is multiplied by --decay_factor after these epochs (2019 study: 15,25).")
+    flags.DEFINE_list("decay_epochs", ["15", "25"], "piecewise: --decay_factor applies after these (2019 study: 15,25).")
     flags.DEFINE_float("decay_factor", 0.1, "piecewise: see --decay_epochs (2019 study: 0.1).")
     flags.DEFINE_float("warmup_epochs", 5.0, "The rate rises linearly from 0 over these epochs (2019 study: 5).", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "Of initial weights, order and augmentation: the same seed, the same run.", lower_bound=0)
 with cli.section("Accelerators"):
-    flags.DEFINE_string("strategy", "auto", "auto (all GPUs, else one device), default (one device), mirrored, multi_worker (TF_CONFIG), tpu.")
+    flags.DEFINE_string("strategy", "auto", "auto (all GPUs, else one device), default (one device), mirrored, multi_worker, tpu.")
     flags.DEFINE_string("tpu", "", "Name or address of the TPU; local on a TPU VM.")
     flags.DEFINE_string("precision", "float32", "float32, mixed_bfloat16 (TPUs, new GPUs) or mixed_float16 (GPUs; with loss scaling).")
     flags.DEFINE_boolean("jit_compile", False, "Compile the step with XLA. A TPU always does; on CPUs it is slower.")
@@ -62,10 +63,12 @@ with cli.section("The run"):
     flags.DEFINE_integer("checkpoint_steps", 1000, "Steps between checkpoints; a killed run loses at most these.", lower_bound=1)
     flags.DEFINE_integer("keep_checkpoints", 3, "How many of the newest checkpoints to keep.", lower_bound=1)
     flags.DEFINE_integer("keep_every", 0, "Keep each checkpoint whose step is a multiple of this for ever; 0: none.", lower_bound=0)
-    flags.DEFINE_integer("validation_steps", 0, "Steps between validations, a multiple of --checkpoint_steps; 0: at every checkpoint.", lower_bound=0)
+    flags.DEFINE_integer("validation_steps", 0, "Between validations, a multiple of --checkpoint_steps; 0: those.", lower_bound=0)
     flags.DEFINE_integer("log_steps", 100, "Steps between lines of the log.", lower_bound=1)
-    flags.DEFINE_boolean("extend_schedule", False, "Permit a resumed run under the cosine schedule to change its length: its rate then jumps.")
-    flags.DEFINE_boolean("dry_run", False, "Check everything, count and read all images, show the first batch, estimate the time; train nothing.")
+    flags.DEFINE_boolean("extend_schedule", False, "Permit a resumed cosine run to change its length: its rate then jumps.")
+    flags.DEFINE_boolean("dry_run", False, "Read all images, show the first batch, estimate the time; train nothing.")
+
+# fmt: on
 
 # What a resumed run may change: where and how fast it computes, how long, and what it tells of itself.
 FREE = (
@@ -118,23 +121,35 @@ def train(model, strategy, source, validation, plan, values):
 
     source.probe()
     claim_workdir(values, source)
+    workdir = values["workdir"]
     saver = checkpoints.Checkpoints(
-        model, os.path.join(values["workdir"], "checkpoints"), values["keep_checkpoints"], values["keep_every"]
+        model, os.path.join(workdir, "checkpoints"), values["keep_checkpoints"], values["keep_every"]
     )
     step = saver.restore(callbacks.say)
     if step >= plan.total_steps:
-        callbacks.say(f"finished: {values['workdir']} is at step {step} of {plan.total_steps}; next: tfssl-export --workdir={values['workdir']}")
+        callbacks.say(
+            f"finished: {workdir} is at step {step} of {plan.total_steps}; next: tfssl-export --workdir={workdir}"
+        )
         return
     callbacks.say(f"resuming at step {step} of {plan.total_steps}" if step else plan.summary(model, source))
     log = callbacks.Log(
-        model, values["workdir"], step, plan.total_steps, values["batch_size"], plan.epoch_steps, values["log_steps"], saver.last_good
+        model,
+        workdir,
+        step,
+        plan.total_steps,
+        values["batch_size"],
+        plan.epoch_steps,
+        values["log_steps"],
+        saver.last_good,
     )
     if step == 0:
         summaries.write_start(log.writer("train"), model, source, values)
     while step < plan.total_steps:
         interval = min(values["checkpoint_steps"], plan.total_steps - step)
         intervals = (plan.total_steps - step) // interval
-        batches = strategies.training_data(strategy, model, source, values["batch_size"], values["seed"], step, interval * intervals)
+        batches = strategies.training_data(
+            strategy, model, source, values["batch_size"], values["seed"], step, interval * intervals
+        )
         if validation is None:
             validating = {}
         else:
@@ -143,10 +158,15 @@ def train(model, strategy, source, validation, plan, values):
             steps = math.ceil(validation.num_examples / values["batch_size"])
             validating = {"validation_data": pass_, "validation_freq": every, "validation_steps": steps}
         model.fit(
-            batches, epochs=intervals, steps_per_epoch=interval, verbose=0, callbacks=[log, callbacks.Save(saver, log)], **validating
+            batches,
+            epochs=intervals,
+            steps_per_epoch=interval,
+            verbose=0,
+            callbacks=[log, callbacks.Save(saver, log)],
+            **validating,
         )
         step += interval * intervals
-    callbacks.say(f"done: {values['workdir']} is at step {step}; next: tfssl-export --workdir={values['workdir']}")
+    callbacks.say(f"done: {workdir} is at step {step}; next: tfssl-export --workdir={workdir}")
 
 
 def resolve_flags():
@@ -162,14 +182,21 @@ def resolve_flags():
     names = [n for heading in cli._SECTIONS.values() for n in heading if n not in NOT_STORED]
     values = {n: FLAGS[n].value for n in names if n not in TASK_SETTINGS}
     values |= {n: default if FLAGS[n].value is None else FLAGS[n].value for n, default in mine.items()}
-    choices = {"optimizer": optim.NAMES, "schedule": optim.SCHEDULES, "strategy": strategies.NAMES, "precision": strategies.PRECISIONS}
+    choices = {
+        "optimizer": optim.NAMES,
+        "schedule": optim.SCHEDULES,
+        "strategy": strategies.NAMES,
+        "precision": strategies.PRECISIONS,
+    }
     for name, allowed in choices.items():
         if values[name] not in allowed:
             raise UserError(f"--{name}={values[name]}: choose one of {', '.join(allowed)}")
     try:
         values["decay_epochs"] = [float(e) for e in values["decay_epochs"] if e]
     except ValueError as e:
-        raise UserError(f"--decay_epochs={','.join(values['decay_epochs'])}: a comma list of numbers, such as 15,25") from e
+        raise UserError(
+            f"--decay_epochs={','.join(values['decay_epochs'])}: a comma list of numbers, such as 15,25"
+        ) from e
     if not values["workdir"] and not FLAGS.dry_run:
         raise UserError("--workdir is missing: name a folder for the run's checkpoints and logs (or try --dry_run)")
     if values["validation_steps"] % values["checkpoint_steps"]:
@@ -207,22 +234,26 @@ class Plan:
         self.values, self.images = values, images
         self.epoch_steps = images / values["batch_size"]
         self.total_steps = values["train_steps"] or math.ceil(values["epochs"] * self.epoch_steps)
-        self.peak = values["learning_rate"] * (values["batch_size"] / values["lr_scaling"] if values["lr_scaling"] else 1.0)
+        self.peak = values["learning_rate"] * (
+            values["batch_size"] / values["lr_scaling"] if values["lr_scaling"] else 1.0
+        )
 
     def learning_rate(self):
         from tfssl import optim
 
         steps = [e * self.epoch_steps for e in self.values["decay_epochs"]]
         warmup = self.values["warmup_epochs"] * self.epoch_steps
-        return optim.schedule(self.values["schedule"], self.peak, self.total_steps, warmup, steps, self.values["decay_factor"])
+        return optim.schedule(
+            self.values["schedule"], self.peak, self.total_steps, warmup, steps, self.values["decay_factor"]
+        )
 
     def summary(self, model, source):
         v = self.values
         million = sum(math.prod(w.shape) for w in model.trainable_variables) / 1e6
         return (
-            f"{v['task']}: {v['backbone']} x{v['width_multiplier']:g} ({million:.2f} M parameters), {source.num_examples} images of {source.spec}, "
-            f"{self.total_steps} steps of {v['batch_size']} images ({self.total_steps / self.epoch_steps:.1f} epochs), "
-            f"{v['optimizer']}, peak rate {self.peak:.3g}, {v['schedule']}"
+            f"{v['task']}: {v['backbone']} x{v['width_multiplier']:g} ({million:.2f} M parameters), "
+            f"{source.num_examples} images of {source.spec}, {self.total_steps} steps of {v['batch_size']} images "
+            f"({self.total_steps / self.epoch_steps:.1f} epochs), {v['optimizer']}, peak rate {self.peak:.3g}, {v['schedule']}"
         )
 
 
@@ -233,7 +264,9 @@ def check_workdir(values):
     path = os.path.join(values["workdir"], "flags.flags")
     if not tf.io.gfile.exists(path):
         if tf.io.gfile.isdir(os.path.join(values["workdir"], "checkpoints")):
-            raise UserError(f"{values['workdir']!r} has checkpoints but no flags.flags that says whose they are: use another --workdir")
+            raise UserError(
+                f"{values['workdir']!r} has checkpoints but no flags.flags that says whose they are: use another --workdir"
+            )
         return
     stored = settings.read_flags(path)
     values = {**values, "num_classes": values.get("num_classes") or stored.get("num_classes")}  # 0: the data set's
@@ -245,7 +278,8 @@ def check_workdir(values):
     lengths = [name for name, _, _ in settings.differences(stored, values) if name in ("epochs", "train_steps")]
     if lengths and values["schedule"] == "cosine" and not FLAGS.extend_schedule:
         raise UserError(
-            f"--{lengths[0]} differs from the run's own, and its cosine schedule ends with the run: --extend_schedule accepts the jump of the rate"
+            f"--{lengths[0]} differs from the run's own, and its cosine schedule ends with it: "
+            "--extend_schedule accepts the jump of the rate"
         )
 
 

@@ -57,7 +57,10 @@ def test_each_epoch_holds_every_image_once_and_orders_differ(numbered):
 
 @pytest.mark.parametrize("start", [1, 4, 7])
 def test_starting_at_a_step_equals_getting_there(numbered, start):
-    whole, rest = batches(numbered, 16, seed=3, steps=9), batches(numbered, 16, seed=3, start_step=start, steps=9 - start)
+    whole, rest = (
+        batches(numbered, 16, seed=3, steps=9),
+        batches(numbered, 16, seed=3, start_step=start, steps=9 - start),
+    )
     assert len(rest) == 9 - start
     for a, b in zip(whole[start:], rest):  # noqa: B905 (Python 3.9)
         for key in a:

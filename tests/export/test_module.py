@@ -128,9 +128,19 @@ def test_facts(path, model):
     facts = json.load(open(os.path.join(path, "assets", "tfssl.json"), encoding="utf-8"))
     assert facts["endpoints"] == ["after_root", "block1", "block2", "block3", "block4", "pre_logits"]
     assert facts["features"]["pre_logits"] == 64 and facts["features"]["block1"] == 8
-    assert (facts["task"], facts["backbone"], facts["stem"], facts["image_size"], facts["crop"]) == ("rotation", "resnet18_v2", "imagenet", 64, 64)
+    assert (facts["task"], facts["backbone"], facts["stem"], facts["image_size"], facts["crop"]) == (
+        "rotation",
+        "resnet18_v2",
+        "imagenet",
+        64,
+        64,
+    )
     assert facts["resize"] == 73 and facts["step"] == 4 and facts["class_names"] == ["cold", "warm"]
-    assert facts["weight_decay"] == 1e-4 and facts["training_flags"] == {"seed": 0} and facts["versions"]["tfssl"] == tfssl.__version__
+    assert (
+        facts["weight_decay"] == 1e-4
+        and facts["training_flags"] == {"seed": 0}
+        and facts["versions"]["tfssl"] == tfssl.__version__
+    )
 
 
 def test_published_versions_never_change(path, model):
@@ -156,7 +166,9 @@ def test_a_model_of_lower_precision_is_published_in_float32(photos, tmp_path):
 
 
 def test_a_users_own_model_is_published(tmp_path):
-    own = tf.keras.Sequential([tf.keras.layers.Conv2D(5, 3, name="c"), tf.keras.layers.BatchNormalization(name="b")], name="own")
+    own = tf.keras.Sequential(
+        [tf.keras.layers.Conv2D(5, 3, name="c"), tf.keras.layers.BatchNormalization(name="b")], name="own"
+    )
     model = pretext.build("rotation", backbones.build(own), image_size=16)
     model.prepare()
     module = tf.saved_model.load(export.save(model, tmp_path / "m"))
@@ -190,7 +202,9 @@ def test_keras3_tfsm_layer_runs_and_fine_tunes(path):
         print("fine")
     """
     environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, env=environment, check=False
+    )
     assert done.returncode == 0 and "fine" in done.stdout, done.stderr[-2000:]
 
 

@@ -13,7 +13,10 @@ def test_nested_flagfiles_resolve_beside_the_including_file(tmp_path):
     (tmp_path / "parts" / "deeper.flags").write_text("--stem=small\n")
     argv = ["prog", f"--flagfile={tmp_path}/all.flags", "--epochs=5"]
     assert cli.expand_flagfiles(argv) == ["prog", "--backbone=b", "--stem=small", "--epochs=3", "--epochs=5"]
-    assert cli.expand_flagfiles(["prog", "--flagfile", str(tmp_path / "parts" / "deeper.flags")]) == ["prog", "--stem=small"]
+    assert cli.expand_flagfiles(["prog", "--flagfile", str(tmp_path / "parts" / "deeper.flags")]) == [
+        "prog",
+        "--stem=small",
+    ]
 
 
 def test_installed_flagfiles_are_found_by_paper():

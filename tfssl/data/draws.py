@@ -11,8 +11,8 @@ def fork(seed, view):
 class Draws:
     """Stateless draws for the rows of one (local) batch, seeded by (run seed, step, view).
 
-    They are drawn for the whole global batch, and each replica takes the rows that it holds: so 1, 2 or 8 replicas see the same numbers. (Not so a step compiled
-    with XLA and one that is not: TensorFlow's stateless generators differ between the two.)
+    They are drawn for the whole global batch, and each replica takes the rows that it holds: so 1, 2 or 8 replicas see the same
+    numbers. (Not so a step compiled with XLA and one that is not: TensorFlow's stateless generators differ between the two.)
 
     Args:
       batch: a batch of `training_batches`; its "seed" and "number" are read.

@@ -13,8 +13,8 @@ are made. Functions run eagerly and inside tf.data. Where the format is JPEG, cr
 - What cannot be decoded (no image, truncated, empty) raises `tf.errors.InvalidArgumentError` when the op runs. A crop
   does not read a JPEG below its last row, so it succeeds where only later rows are missing.
 
-Randomness is stateless: `seed` is int64 [2], e.g. (run seed, example number), and the same seed gives the same draw.
-Each function salts it, so one seed may be handed to several of them; two calls of one function need two seeds.
+Randomness is stateless: `seed` is int64 [2], (run seed, example number), and the same seed gives the same draw; where one
+image is drawn for several times, `draws.fork` the seed.
 """
 
 import tensorflow as tf
@@ -105,7 +105,7 @@ def resize_central_crop(image, size, resize):
 
 def random_crop(image, seed, size):
     """A crop of `size` (side, or (height, width)) at a uniformly random place; uint8 [h, w, 3]."""
-    bits = tf.raw_ops.StatelessRandomUniformFullInt(shape=[2], seed=_salted(seed, 1), dtype=tf.int64)
+    bits = tf.raw_ops.StatelessRandomUniformFullInt(shape=[2], seed=seed, dtype=tf.int64)
     return _fixed_crop(image, size, lambda margin: tf.cast(bits % tf.cast(margin + 1, tf.int64), tf.int32))
 
 
@@ -132,7 +132,7 @@ def random_resized_crop(
         begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
             shape,
             bounding_boxes=tf.zeros([0, 0, 4]),
-            seed=_salted(seed, 2),
+            seed=seed,
             min_object_covered=min_object_covered,
             aspect_ratio_range=aspect_range,
             area_range=area_range,
@@ -147,7 +147,7 @@ def random_resized_crop(
 def random_flip(image, seed):
     """Mirrors left and right with probability 1/2; uint8 [H, W, 3]."""
     image = decode(image)
-    bits = tf.raw_ops.StatelessRandomUniformFullInt(shape=[], seed=_salted(seed, 3), dtype=tf.int32)
+    bits = tf.raw_ops.StatelessRandomUniformFullInt(shape=[], seed=seed, dtype=tf.int32)
     return tf.cond(bits < 0, lambda: tf.reverse(image, [1]), lambda: image)
 
 
@@ -243,8 +243,3 @@ def _decode_palette_bmp(data):
     pixels_at, header = tf.unstack(tf.bitcast(tf.reshape(contents[10:18], [2, 4]), tf.int32))
     palette = tf.reshape(contents[14 + header : pixels_at], [-1, 4])[:, 2::-1]  # stored as blue, green, red, 0
     return tf.gather(palette, tf.cast(tf.io.decode_bmp(data)[..., 0], tf.int32))
-
-
-def _salted(seed, salt):
-    """Another seed for each kind of draw, so that a flip is not told by the crop."""
-    return tf.bitwise.bitwise_xor(tf.cast(seed, tf.int64), tf.constant([salt << 48, 0], tf.int64))

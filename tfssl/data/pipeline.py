@@ -28,7 +28,9 @@ def training_batches(source, example, batch_size, seed=0, start_step=0, steps=No
     """
     low, high = rows or (0, batch_size)
     chunk = chunk or high - low
-    records = source.records(seed=seed, start=start_step * batch_size, rows=None if rows is None else (batch_size, low, high))
+    records = source.records(
+        seed=seed, start=start_step * batch_size, rows=None if rows is None else (batch_size, low, high)
+    )
 
     def load(position, record):
         fetched = source.fetch(record)
@@ -98,8 +100,12 @@ def _name_unreadable(source, seed, numbers):
 
     def report():
         if not source.random_access:  # to look a record up means to read the stream again
-            return tf.print("skipped unreadable images at these places of the order:", numbers, output_stream=sys.stderr)
+            return tf.print(
+                "skipped unreadable images at these places of the order:", numbers, output_stream=sys.stderr
+            )
         names = tf.map_fn(name, numbers, fn_output_signature=tf.string)
-        return tf.print("skipped unreadable image:", tf.strings.reduce_join(names, separator=", "), output_stream=sys.stderr)
+        return tf.print(
+            "skipped unreadable image:", tf.strings.reduce_join(names, separator=", "), output_stream=sys.stderr
+        )
 
     tf.cond(tf.size(numbers) > 0, lambda: tf.group(report()), tf.no_op)

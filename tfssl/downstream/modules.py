@@ -4,6 +4,7 @@ import atexit
 import hashlib
 import json
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -61,8 +62,7 @@ class Module:
         outputs = self._function(images)
         if not isinstance(outputs, dict):
             outputs = {"output": outputs[0] if isinstance(outputs, (list, tuple)) and len(outputs) == 1 else outputs}
-        order = {name: place for place, name in enumerate(self.facts.get("endpoints") or [])}
-        return {name: outputs[name] for name in sorted(outputs, key=lambda n: (order.get(n, len(order)), n))}
+        return {name: outputs[name] for name in self._ordered(outputs)}
 
     def shapes(self, image_size):
         """The shape of each endpoint for square images of a size, without the batch: {name: (H, W, C) or (D,)}, in
@@ -72,20 +72,17 @@ class Module:
         """
         if image_size not in self._shapes:
             try:
-                outputs = self.endpoints(tf.zeros([2, image_size, image_size, 3]))
+                # In a graph, as later for all images: called eagerly, a signature does not check its input's shape.
+                outputs = tf.function(self.endpoints)(tf.zeros([2, image_size, image_size, 3]))
             except (tf.errors.OpError, ValueError, TypeError) as e:
                 least = self.facts.get("min_image_size")
                 hint = f"; its smallest size is {least}" if least else ""
-                raise UserError(
-                    f"module {self.handle!r} does not take {image_size}x{image_size} float32 RGB images{hint}: {_first_line(e)}"
-                ) from e
+                what = f"{image_size}x{image_size} float32 RGB images{hint}"
+                raise UserError(f"module {self.handle!r} does not take {what}: {_first_line(e)}") from e
             usable = {
-                name: tuple(value.shape[1:])
-                for name, value in outputs.items()
-                if tf.is_tensor(value)
-                and value.dtype.is_floating
-                and value.shape.rank in (2, 4)
-                and value.shape[0] == 2
+                name: tuple(outputs[name].shape[1:])
+                for name in self._ordered(outputs)
+                if outputs[name].dtype.is_floating and outputs[name].shape.rank in (2, 4) and len(outputs[name]) == 2
             }
             if not usable:
                 raise UserError(
@@ -105,6 +102,10 @@ class Module:
         if resize < size:
             raise UserError(f"resize={resize} is smaller than image_size={size}: the crop would leave the image")
         return size, resize
+
+    def _ordered(self, names):
+        depth = self.facts.get("endpoints") or []
+        return sorted(names, key=lambda name: (depth.index(name) if name in depth else len(depth), name))
 
     def _find_function(self):
         endpoints = getattr(self._model, "endpoints", None)
@@ -231,4 +232,7 @@ def _facts(folder):
 
 
 def _first_line(error):
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    """What an exception says, short: within a graph TensorFlow prints a traceback first, and then pages of tensors."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    telling = [line.partition(": ")[2] for line in lines if re.match(r"[\w.]*Error: ", line)] or lines
+    return telling[0].split(". Received args")[0][:250]

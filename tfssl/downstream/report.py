@@ -137,9 +137,10 @@ def plot(path, results, baselines, title=""):
         axis.grid(axis="y", color="#dddddd", linewidth=0.6, zorder=0)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].scatter([], [], marker="*", color="black", label="endpoint chosen on validation")
-    axes[0].legend(
-        loc="lower left", bbox_to_anchor=(0, 1.02), ncols=4, frameon=False, fontsize=8, title=title, alignment="left"
-    )
+    drawn = dict(zip(*reversed(axes[0].get_legend_handles_labels())))  # noqa: B905
+    names = [*modules, *(label for label in drawn if label not in modules)]
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "ncols": 3 if len(names) > 4 else len(names)}
+    axes[0].legend([drawn[n] for n in names], names, **place, frameon=False, fontsize=8, title=title, alignment="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     with tf.io.gfile.GFile(path, "wb") as f:

@@ -31,7 +31,10 @@ def build(name, learning_rate, momentum=0.9, weight_decay=0.0):
                 "it, or --optimizer=sgd, nesterov or adam"
             ) from e
         return tfa.optimizers.LAMB(
-            learning_rate, beta_1=momentum, weight_decay=weight_decay, exclude_from_weight_decay=["bias", "beta", "gamma"]
+            learning_rate,
+            beta_1=momentum,
+            weight_decay=weight_decay,
+            exclude_from_weight_decay=["bias", "beta", "gamma"],
         )
     if weight_decay:
         raise UserError(f"optimizer {name!r} takes no weight decay of its own: it is part of the task's loss")

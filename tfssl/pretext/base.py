@@ -125,7 +125,9 @@ class Pretext(tf.keras.Model):
         self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
         self.after_step()
         self._track(batch, losses, measured)
-        self._measures.counters["nonfinite_steps"].update_state(tf.cast(~tf.math.is_finite(loss), tf.float32) / replicas)
+        self._measures.counters["nonfinite_steps"].update_state(
+            tf.cast(~tf.math.is_finite(loss), tf.float32) / replicas
+        )
         return {}
 
     def test_step(self, batch):
@@ -199,7 +201,14 @@ class Pretext(tf.keras.Model):
         return function if self.run_eagerly else tf.function(function)
 
 
-ROWS = {"label": tf.int64, "index": tf.int64, "number": tf.int64, "seed": tf.int64, "weight": tf.float32, "replaced": tf.bool}
+ROWS = {
+    "label": tf.int64,
+    "index": tf.int64,
+    "number": tf.int64,
+    "seed": tf.int64,
+    "weight": tf.float32,
+    "replaced": tf.bool,
+}
 
 
 class _Measures:

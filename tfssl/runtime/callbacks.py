@@ -59,7 +59,11 @@ class Log(tf.keras.callbacks.Callback):
             self.shown = time.perf_counter()
             rate = (step - self.logged) / (self.shown - self.since)
             left = _clock((self.total_steps - step) / rate)
-            print(f"\rstep {step}/{self.total_steps}  {rate * self.batch_size:.0f} images/s  ETA {left} ", end="", flush=True)
+            print(
+                f"\rstep {step}/{self.total_steps}  {rate * self.batch_size:.0f} images/s  ETA {left} ",
+                end="",
+                flush=True,
+            )
 
     def _log(self, logs):
         values = {name: float(logs[name]) for name in self.model.chance()}  # waits for the device
@@ -104,11 +108,16 @@ class Log(tf.keras.callbacks.Callback):
         say(("\r" if self.live else "") + "  ".join(parts))
 
     def on_epoch_end(self, epoch, logs=None):
-        validation = {name[len("val_") :]: float(value) for name, value in (logs or {}).items() if name.startswith("val_")}
+        validation = {
+            name[len("val_") :]: float(value) for name, value in (logs or {}).items() if name.startswith("val_")
+        }
         if not validation:
             return
         with tf.io.gfile.GFile(os.path.join(self.workdir, "metrics.jsonl"), "a") as f:
-            f.write(json.dumps({"step": self.step, **{f"validation_{name}": value for name, value in validation.items()}}) + "\n")
+            f.write(
+                json.dumps({"step": self.step, **{f"validation_{name}": value for name, value in validation.items()}})
+                + "\n"
+            )
         for name, value in validation.items():
             self._scalar("validation", name, value, self.step)
         chance = self.model.chance()

@@ -45,7 +45,9 @@ class Checkpoints:
                     _delete(damaged)
                 return _step(path)
         if paths:
-            raise UserError(f"none of the {len(paths)} checkpoints in {self.directory!r} can be read: start anew in another --workdir")
+            raise UserError(
+                f"none of the {len(paths)} checkpoints in {self.directory!r} can be read: start anew in another --workdir"
+            )
         return 0
 
     def save(self, step):
@@ -75,7 +77,9 @@ class Checkpoints:
 
     def first_nonfinite(self):
         """The name of a variable with a NaN or an infinity in it, or None."""
-        floats = [v for v in [*self.model.variables, *_optimizer_variables(self.model.optimizer)] if v.dtype.is_floating]
+        floats = [
+            v for v in [*self.model.variables, *_optimizer_variables(self.model.optimizer)] if v.dtype.is_floating
+        ]
         finite = tf.stack([tf.reduce_all(tf.math.is_finite(v)) for v in floats])
         return next((v.name for v, ok in zip(floats, finite.numpy()) if not ok), None)  # noqa: B905
 

@@ -26,7 +26,9 @@ def run(main, name):
             sys.exit(0)
         positional = flags.FLAGS(expand_flagfiles(argv))
         if len(positional) > 1:
-            raise UserError(f"unexpected argument {positional[1]!r}: every setting is a flag, --name=value (see --help)")
+            raise UserError(
+                f"unexpected argument {positional[1]!r}: every setting is a flag, --name=value (see --help)"
+            )
         return positional
 
     def guarded_main(argv):
@@ -83,7 +85,10 @@ def _expand(args, folder, including):
 def _find_flagfile(value, folder):
     if value.startswith("tfssl:"):
         package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        roots = [os.path.join(package, "flags"), os.path.join(os.path.dirname(package), "flags")]  # a wheel's, a clone's
+        roots = [
+            os.path.join(package, "flags"),
+            os.path.join(os.path.dirname(package), "flags"),
+        ]  # a wheel's, a clone's
         candidates = [os.path.join(root, value[len("tfssl:") :]) for root in roots]
     else:
         candidates = [os.path.abspath(os.path.join(folder, os.path.expanduser(value)))]
@@ -116,7 +121,12 @@ class section:
 
 def usage(name, description):
     """The text of `--help`: the binary's docstring, then its flags by section, each with its default."""
-    lines = [(description or "").strip(), "", f"{name} takes --name=value flags, and --flagfile=FILE for a file of them.", ""]
+    lines = [
+        (description or "").strip(),
+        "",
+        f"{name} takes --name=value flags, and --flagfile=FILE for a file of them.",
+        "",
+    ]
     for heading, names in _SECTIONS.items():
         lines += [heading, ""]
         for flag in (flags.FLAGS[n] for n in names):
@@ -124,6 +134,8 @@ def usage(name, description):
             if flag.boolean and flag.default is not None:
                 default = f"={str(flag.default).lower()}"
             lines.append(f"  --{flag.name}{default}")
-            lines += textwrap.wrap(flag.help, 110, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
+            lines += textwrap.wrap(
+                flag.help, 110, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+            )
         lines.append("")
     return "\n".join(lines)

@@ -23,7 +23,9 @@ def describe(model, strategy, source, validation, plan, values, picture="dry_run
             say(f"  {part.name}: {trainable:,} trainable parameters")
     source.probe()
     tf.io.gfile.GFile(picture, "wb").write(
-        tf.io.encode_png(summaries.grid(summaries.first_views(model, source, values["batch_size"], values["seed"]))).numpy()
+        tf.io.encode_png(
+            summaries.grid(summaries.first_views(model, source, values["batch_size"], values["seed"]))
+        ).numpy()
     )
     say(f"first images as the network sees them: {picture}")
     _estimate(model, strategy, source, plan, values, timed_steps)
@@ -39,7 +41,10 @@ def _describe_source(source):
         heights, widths = zip(*found.sizes)  # noqa: B905 (Python 3.9)
         say(f"  sizes: {min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide")
     if found.ignored:
-        say("  other files, ignored: " + ", ".join(f"{count} {ending or 'without ending'}" for ending, count in found.ignored.items()))
+        say(
+            "  other files, ignored: "
+            + ", ".join(f"{count} {ending or 'without ending'}" for ending, count in found.ignored.items())
+        )
     _list("unreadable, would be skipped", [f"{name}: {reason}" for name, reason in found.unreadable])
     copies = sum(len(group) - 1 for group in found.duplicates)
     _list(f"images whose content occurs before: {copies}, in groups", [" = ".join(group) for group in found.duplicates])
@@ -58,7 +63,11 @@ def _show_progress(done, total):
 
 def _estimate(model, strategy, source, plan, values, steps):
     executions = values["steps_per_execution"]
-    data = iter(strategies.training_data(strategy, model, source, values["batch_size"], values["seed"], 0, (steps + 1) * executions))
+    data = iter(
+        strategies.training_data(
+            strategy, model, source, values["batch_size"], values["seed"], 0, (steps + 1) * executions
+        )
+    )
     step = model.make_train_function()
     step(data)["loss"].numpy()  # traces and warms up
     start = time.perf_counter()
@@ -67,4 +76,7 @@ def _estimate(model, strategy, source, plan, values, steps):
     loss.numpy()
     seconds = (time.perf_counter() - start) / (steps * executions)
     rate = values["batch_size"] / seconds
-    say(f"estimated time: {_clock(seconds * plan.total_steps)} for {plan.total_steps} steps at {rate:.0f} images/s (measured over {steps * executions} steps)")
+    total = _clock(seconds * plan.total_steps)
+    say(
+        f"estimated time: {total} for {plan.total_steps} steps at {rate:.0f} images/s, measured over {steps * executions} steps"
+    )

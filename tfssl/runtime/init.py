@@ -22,9 +22,15 @@ def from_module(backbone, handle):
         pairs = list(zip(ours, theirs))  # noqa: B905 (Python 3.9)
     else:
         by_name = {_inner_name(v): v for v in theirs}
-        pairs = [(v, by_name[_inner_name(v)]) for v in ours if _inner_name(v) in by_name and by_name[_inner_name(v)].shape == v.shape]
+        pairs = [
+            (v, by_name[_inner_name(v)])
+            for v in ours
+            if _inner_name(v) in by_name and by_name[_inner_name(v)].shape == v.shape
+        ]
     if not pairs:
-        raise UserError(f"--init_module={handle}: none of its {len(theirs)} variables matches one of {backbone.name} by name and shape")
+        raise UserError(
+            f"--init_module={handle}: none of its {len(theirs)} variables matches one of {backbone.name} by name and shape"
+        )
     for variable, value in pairs:
         variable.assign(tf.cast(value, variable.dtype))
     say(f"initialised {len(pairs)} of {len(ours)} variables from {handle}")

@@ -57,7 +57,10 @@ def _signature(module, class_name):
         arguments = {a.arg: (ast.literal_eval(d), texts.get(a.arg, "")) for a, d in pairs}
     if init is None or init.args.kwarg:
         for base in (b.id for b in node.bases if isinstance(b, ast.Name)):
-            origin = next((n.module for n in tree.body if isinstance(n, ast.ImportFrom) and base in [a.name for a in n.names]), module)
+            origin = next(
+                (n.module for n in tree.body if isinstance(n, ast.ImportFrom) and base in [a.name for a in n.names]),
+                module,
+            )
             if origin.startswith("tfssl."):
                 arguments = {**arguments, **{k: v for k, v in _signature(origin, base).items() if k not in arguments}}
     return arguments

@@ -46,7 +46,9 @@ def build(name="auto", tpu=""):
         return tf.distribute.MirroredStrategy(None if gpus else [d.name for d in tf.config.list_logical_devices("CPU")])
     if name == "multi_worker":
         if "TF_CONFIG" not in os.environ:
-            raise UserError("--strategy=multi_worker needs the environment variable TF_CONFIG, which names the hosts and this one's index")
+            raise UserError(
+                "--strategy=multi_worker needs the environment variable TF_CONFIG, which names the hosts and this one's index"
+            )
         return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu":
         try:
@@ -71,7 +73,9 @@ def check_batch(strategy, batch_size):
 
 def training_data(strategy, model, source, batch_size, seed, start_step, steps):
     """The model's training batches, each replica's share its own element."""
-    return _distribute(strategy, batch_size, lambda **rows: model.dataset(source, batch_size, seed, start_step, steps, **rows))
+    return _distribute(
+        strategy, batch_size, lambda **rows: model.dataset(source, batch_size, seed, start_step, steps, **rows)
+    )
 
 
 def evaluation_data(strategy, model, source, batch_size):
@@ -90,5 +94,3 @@ def _distribute(strategy, batch_size, make):
         return make(rows=(first, first + share), chunk=context.get_per_replica_batch_size(batch_size))
 
     return strategy.distribute_datasets_from_function(for_host)
-
-
