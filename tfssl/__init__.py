@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 if os.environ.setdefault("TF_USE_LEGACY_KERAS", "1") not in ("1", "True", "true"):
     raise ImportError("tfssl needs Keras 2 behind tf.keras: unset TF_USE_LEGACY_KERAS, or set it to 1")
 _tensorflow = sys.modules.get("tensorflow")
-if _tensorflow is not None and getattr(_tensorflow, "keras", None) and _tensorflow.keras.__version__.startswith("3"):
+if _tensorflow is not None and getattr(getattr(_tensorflow, "keras", None), "__version__", "2").startswith("3"):
     raise ImportError(
         "TensorFlow was imported before tfssl and chose Keras 3: import tfssl first, or set TF_USE_LEGACY_KERAS=1"
     )

@@ -93,7 +93,7 @@ def main(_):
     sources = [open_source(FLAGS.dataset, split, **where) for split in (FLAGS.train_split, FLAGS.test_split)]
     check_sources(*sources)
     for amount in FLAGS.train_labels:
-        splits.label_count(amount, sources[0].num_examples)
+        splits.label_count(amount, sources[0].num_examples, sources[0].num_classes or 1)
     opened = {name: modules.load(handle) for name, handle in handles.items()}
     wanted = choose_endpoints(opened, features)
     say(f"{FLAGS.dataset}: {sources[0].num_examples} images to learn from, {sources[1].num_examples} to test on")

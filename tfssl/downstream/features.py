@@ -123,10 +123,8 @@ def extract(
     dropped = [str(name) for name in rows["dropped"]]
     if dropped:
         more = f" and {len(dropped) - 5} more" if len(dropped) > 5 else ""
-        logging.warning(
-            "%s %s: %d of %d images could not be read and are left out: %s%s",
-            *(source.spec, source.split, len(dropped), source.num_examples, ", ".join(dropped[:5]), more),
-        )
+        count = f"{len(dropped)} of {source.num_examples} images could not be read and are left out"
+        _warn_once(f"{source.spec} {source.split}: {count}: {', '.join(dropped[:5])}{more}")
     return Features(
         endpoints={name: arrays[name][: len(rows["index"])] for name in wanted},
         labels=rows["labels"],
@@ -138,6 +136,12 @@ def extract(
         dropped=dropped,
         seconds=time.time() - start if missing else 0.0,
     )
+
+
+@functools.cache
+def _warn_once(text):
+    """Several modules may read the same images."""
+    logging.warning("%s", text)
 
 
 def check_endpoints(module, image_size, endpoints=None):
@@ -162,7 +166,7 @@ def _compiled(module, names, batch_size, size, pool, target, dtype):
     """The graph function uint8 [B, S, S, 3] -> {name: [B, D]}."""
     shapes = module.shapes(size)
 
-    @tf.function(input_signature=[tf.TensorSpec([batch_size, size, size, 3], tf.uint8)])
+    @tf.function(input_signature=[tf.TensorSpec([batch_size, size, size, 3], tf.uint8)], autograph=False)
     def compute(images):
         images = tf.cast(images, tf.float32) / 255.0
         maps = module.endpoints(images) if set(names) - {PIXELS} else {}

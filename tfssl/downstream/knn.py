@@ -114,7 +114,7 @@ def _unit(x):
     return tf.math.divide_no_nan(x, tf.norm(x, axis=1, keepdims=True))
 
 
-@tf.function(reduce_retracing=True)
+@tf.function(reduce_retracing=True, autograph=False)
 def _nearest(queries, block, k):
     similarity = tf.linalg.matmul(queries, block, transpose_b=True)  # QxB
     return tf.math.top_k(similarity, k)  # among equals the lower index comes first

@@ -14,10 +14,13 @@ import math
 import numpy as np
 import tensorflow as tf
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 _COMPONENTS = 128  # principal components that P treats one by one; with 512 as many updates are needed
 _CHUNK_VALUES = 1 << 25  # values of features per product (128 MB), which bounds what is needed beside them
 _RESIDENT = 8 << 30  # bytes of features that may stay on an accelerator; more are sent to it at each update
+# TensorFlow's threads do the large products. Those of BLAS beside them wait by spinning: 20 times slower on busy cores.
+_one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
 
 class Rows:
@@ -82,6 +85,7 @@ class Problem:
         loss = loss / self.count + l2 * float((weights**2).sum())
         return loss, dw / self.count + 2 * l2 * weights, db / self.count
 
+    @_one_blas_thread
     def fit(self, l2, max_iterations=800, start=None, **options):
         """Minimise, from a Fit or from zero; returns a Fit. `options` go to SciPy, whose tolerances are the default."""
         apply, invert, bias_scale, mean = self._coordinates(l2)
@@ -125,6 +129,7 @@ class Problem:
 
         return apply, invert, curvature**-0.5, self.mean
 
+    @_one_blas_thread
     def _leading_components(self):
         """(vectors [D, k], variances [k], mean variance of each remaining direction), by subspace iteration.
 
@@ -158,7 +163,7 @@ def _sums(x):
     return tf.reduce_sum(x, 0).numpy(), tf.reduce_sum(x * x, 0).numpy()
 
 
-@tf.function(reduce_retracing=True)
+@tf.function(reduce_retracing=True, autograph=False)
 def _cross_entropy(x, y, w, b):
     logits = x @ w + b  # NxC
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
@@ -170,6 +175,6 @@ def _cross_entropy(x, y, w, b):
     )
 
 
-@tf.function(reduce_retracing=True)
+@tf.function(reduce_retracing=True, autograph=False)
 def _gram_times(x, v, offset):
     return tf.linalg.matmul(x, x @ v - offset, transpose_a=True)  # DxK

@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import tensorflow as tf
-from threadpoolctl import threadpool_limits
 
 from tfssl.downstream import splits
 from tfssl.downstream.lbfgs import Problem, Rows, in_chunks
@@ -50,22 +49,19 @@ def run(
         raise UserError(
             f"l2=select needs two labels of some class to choose on: {len(part.rows)} labels are too few; give a number"
         )
-    # TensorFlow's threads do the large products; BLAS threads beside them wait by spinning, and on busy cores that has
-    # taken 20 times as long.
-    with threadpool_limits(1, user_api="blas"):
-        return [
-            {
-                "protocol": "logistic",
-                "endpoint": endpoint,
-                "metric": "accuracy",
-                **_evaluate(train, test, endpoint, part, l2, max_iterations, standardize, precondition),
-                "train_labels": len(part.rows),
-                "l2_rule": l2 if isinstance(l2, str) else "given",
-                "standardize": standardize,
-                "precondition": precondition,
-            }
-            for endpoint in splits.endpoints(train, test, endpoints)
-        ]
+    return [
+        {
+            "protocol": "logistic",
+            "endpoint": endpoint,
+            "metric": "accuracy",
+            **_evaluate(train, test, endpoint, part, l2, max_iterations, standardize, precondition),
+            "train_labels": len(part.rows),
+            "l2_rule": l2 if isinstance(l2, str) else "given",
+            "standardize": standardize,
+            "precondition": precondition,
+        }
+        for endpoint in splits.endpoints(train, test, endpoints)
+    ]
 
 
 def _evaluate(train, test, endpoint, part, l2, max_iterations, standardize, precondition):

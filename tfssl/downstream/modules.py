@@ -41,6 +41,7 @@ class Module:
     Attributes:
       handle: what was asked for.
       facts: its tfssl.json; {} for a module that is not ours.
+      model: the loaded object.
       identity: hex digest of graph, assets and checksums of the weights: equal modules in two places have one identity.
     """
 
@@ -51,7 +52,7 @@ class Module:
         try:
             # TF1's Hub modules hold several graphs; the one without tags is for inference.
             tags = [] if tf.io.gfile.exists(os.path.join(folder, "tfhub_module.pb")) else None
-            self._model = tf.saved_model.load(folder, tags=tags)
+            self.model = tf.saved_model.load(folder, tags=tags)
         except Exception as e:  # a damaged file raises whatever its parser happens to raise
             raise UserError(f"module {handle!r}: this SavedModel cannot be read: {_first_line(e)}") from e
         self._function = self._find_function()
@@ -73,7 +74,7 @@ class Module:
         if image_size not in self._shapes:
             try:
                 # In a graph, as later for all images: called eagerly, a signature does not check its input's shape.
-                outputs = tf.function(self.endpoints)(tf.zeros([2, image_size, image_size, 3]))
+                outputs = tf.function(self.endpoints, autograph=False)(tf.zeros([2, image_size, image_size, 3]))
             except (tf.errors.OpError, ValueError, TypeError) as e:
                 least = self.facts.get("min_image_size")
                 hint = f"; its smallest size is {least}" if least else ""
@@ -108,12 +109,12 @@ class Module:
         return sorted(names, key=lambda name: (depth.index(name) if name in depth else len(depth), name))
 
     def _find_function(self):
-        endpoints = getattr(self._model, "endpoints", None)
+        endpoints = getattr(self.model, "endpoints", None)
         if callable(endpoints):
             return lambda images: endpoints(images, training=False)
-        if callable(self._model):
+        if callable(self.model):
             return self._call
-        signatures = getattr(self._model, "signatures", {})
+        signatures = getattr(self.model, "signatures", {})
         names = [n for n in _SIGNATURES if n in signatures] or list(signatures)
         for name in names:
             inputs = signatures[name].structured_input_signature[1]
@@ -126,15 +127,15 @@ class Module:
 
     def _call(self, images):
         try:
-            return self._model(images, training=False)
+            return self.model(images, training=False)
         except (TypeError, ValueError):  # a plain function of images has no such argument
-            return self._model(images)
+            return self.model(images)
 
     def _static_size(self):
         """The side of the square images that a traced function or signature is fixed to; None if it is not."""
-        call = self._model.__call__ if callable(self._model) else None
+        call = self.model.__call__ if callable(self.model) else None
         functions = list(getattr(call, "concrete_functions", []))
-        functions += list(getattr(self._model, "signatures", {}).values())
+        functions += list(getattr(self.model, "signatures", {}).values())
         for function in functions:
             for spec in tf.nest.flatten(function.structured_input_signature):
                 shape = getattr(spec, "shape", None)

@@ -20,7 +20,7 @@ def split(train, test, train_labels="all", val_fraction=0.2, seed=0):
     """Check the labels of both parts, and choose the rows. Arguments as in `balanced` and `stratified`; returns a
     Split."""
     check_labels(train, test)
-    count = label_count(train_labels, len(train.labels))
+    count = label_count(train_labels, len(train.labels), len(np.unique(train.labels)))
     rows = balanced(train.labels, train.index, count, seed)
     fit, val = stratified(train.labels[rows], train.index[rows], val_fraction, seed)
     return Split(rows, rows[fit], rows[val])
@@ -44,8 +44,8 @@ def check_labels(train, test):
         )
 
 
-def label_count(train_labels, available):
-    """How many labels "all", "1%", "10%" or "200" means of `available` ones: an int in [1, available]."""
+def label_count(train_labels, available, num_classes=1):
+    """How many labels "all", "1%", "10%" or "200" means of `available` ones: an int, at least one per class."""
     text = str(train_labels).strip()
     if text == "all":
         return available
@@ -57,6 +57,8 @@ def label_count(train_labels, available):
         ) from None
     if not 1 <= count <= available:
         raise UserError(f"train_labels={text}: that is {count} images, and the training split has {available}")
+    if count < num_classes:
+        raise UserError(f"train_labels={text}: {count} labels are fewer than the {num_classes} classes of the training split")
     return count
 
 
@@ -77,11 +79,8 @@ def balanced(labels, index, count, seed):
     """
     if count == len(labels):
         return np.arange(count)
-    classes = np.unique(labels)
-    if count < len(classes):
-        raise UserError(f"train_labels: {count} labels are fewer than the {len(classes)} classes of the training split")
     turn = _place_within_class(labels, _draws(index, seed, 0))
-    order = np.random.default_rng([seed, 1]).permutation(int(classes[-1]) + 1)[labels]
+    order = np.random.default_rng([seed, 1]).permutation(int(labels.max()) + 1)[labels]
     return np.sort(np.lexsort((order, turn))[:count])
 
 

@@ -1,0 +1,176 @@
+import functools
+import http.server
+import io
+import os
+import shutil
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny_modules
+
+from tfssl.downstream import modules
+from tfssl.errors import UserError
+
+
+def images(size=16):
+    return tf.constant(np.random.default_rng(0).random([3, size, size, 3], np.float32))
+
+
+def expected(size=16, seed=0):
+    return {name: value.numpy() for name, value in tiny_modules.Encoder(seed).maps(images(size)).items()}
+
+
+def test_ours(modules_dir):
+    module = modules.load(modules_dir / "ours" / "1")
+    features = module.endpoints(images())
+    assert list(features) == ["stem", "block", "pre_logits"]  # tfssl.json's order, not the alphabet's
+    for name, value in expected().items():
+        np.testing.assert_allclose(features[name], value, rtol=1e-5, atol=1e-5)
+    assert module.shapes(16) == {"stem": (16, 16, 8), "block": (8, 8, 16), "pre_logits": (16,)}
+    assert list(module.shapes(16)) == ["stem", "block", "pre_logits"]
+    assert module.sizes() == (16, 20)
+    assert module.sizes(32) == (32, 40)  # the module's own ratio
+    assert module.sizes(32, 32) == (32, 32)
+
+
+@pytest.mark.parametrize("name", ["callable", "fixed"])
+def test_a_function_of_images(modules_dir, name):
+    module = modules.load(modules_dir / name)
+    features = module.endpoints(images(24))
+    assert list(features) == ["output"]
+    np.testing.assert_allclose(features["output"], expected(24)["pre_logits"], rtol=1e-5, atol=1e-5)
+    assert module.sizes(24) == (24, 27)  # 24 * 256 / 224 = 27.4
+
+
+def test_fixed_input_size(modules_dir):
+    assert modules.load(modules_dir / "fixed").sizes() == (24, 27)
+    assert modules.load(modules_dir / "signature").sizes() == (16, 18)
+    with pytest.raises(UserError, match="image_size"):
+        modules.load(modules_dir / "callable").sizes()
+    with pytest.raises(UserError, match="resize=12.*image_size=24"):
+        modules.load(modules_dir / "fixed").sizes(resize=12)
+
+
+@pytest.mark.parametrize("name", ["serving_default", "default", "image_feature_vector", "my_own"])
+def test_a_signature(tmp_path, name):
+    module = modules.load(tiny_modules.save_signature(tmp_path / "m", name))
+    features = module.endpoints(images())
+    assert list(features) == ["default", "net/block"]
+    np.testing.assert_allclose(features["default"], expected()["pre_logits"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(features["net/block"], expected()["block"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_keras_model_with_dropout(tmp_path):
+    """Keras saves a call with a `training` argument: it has to be False."""
+    model = tf.keras.Sequential([tf.keras.layers.Flatten(input_shape=(8, 8, 3)), tf.keras.layers.Dropout(0.9)])
+    model.save(str(tmp_path / "keras"), save_format="tf")
+    module = modules.load(tmp_path / "keras")
+    np.testing.assert_array_equal(module.endpoints(images(8))["output"], np.reshape(images(8), [3, 192]))
+    assert module.sizes()[0] == 8
+
+
+def test_outputs_that_are_no_features_are_left_out(tmp_path):
+    module = tf.train.Checkpoint()
+    module.__call__ = tf.function(
+        lambda x: {
+            "a": tf.reduce_mean(x, [1, 2]),
+            "classes": tf.zeros([tf.shape(x)[0], 1], tf.int64),
+            "loss": tf.reduce_mean(x),
+            "batch": tf.reduce_mean(x, 0),
+        },
+        input_signature=[tf.TensorSpec([None, None, None, 3])],
+    )
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures={})
+    assert modules.load(tmp_path / "m").shapes(5) == {"a": (3,)}
+
+
+@pytest.mark.parametrize("prefix, ending", [(".", ".tar.gz"), ("1", ".tgz"), ("a/b", ".tar.gz")])
+def test_tarball(modules_dir, tmp_path, prefix, ending):
+    path = tiny_modules.pack(modules_dir / "ours" / "1", tmp_path / f"module{ending}", prefix)
+    module = modules.load(path)
+    assert module.facts["endpoints"] == tiny_modules.DEPTH
+    assert module.identity == modules.load(modules_dir / "ours" / "1").identity
+    np.testing.assert_allclose(module.endpoints(images())["block"], expected()["block"], rtol=1e-5, atol=1e-5)
+
+
+def test_url(modules_dir, tmp_path, monkeypatch):
+    tiny_modules.pack(modules_dir / "ours" / "1", tmp_path / "module.tar.gz")
+    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Handler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        module = modules.load(f"{address}/module.tar.gz")
+        with pytest.raises(UserError, match="absent.tar.gz.*cannot be downloaded.*404"):
+            modules.load(f"{address}/absent.tar.gz")
+        server.shutdown()
+    assert module.sizes() == (16, 20)
+
+
+@pytest.mark.parametrize("kind", ["outside", "absolute", "link"])
+def test_tarball_that_leads_out(tmp_path, kind):
+    member = tarfile.TarInfo({"outside": "../evil", "absolute": str(tmp_path / "evil"), "link": "inside"}[kind])
+    if kind == "link":
+        member.type, member.linkname = tarfile.SYMTYPE, str(tmp_path)
+    else:
+        member.size = 4
+    with tarfile.open(tmp_path / "m.tar.gz", "w:gz") as tar:
+        tar.addfile(member, io.BytesIO(b"evil"))
+    with pytest.raises(UserError, match="is a link or leads out"):
+        modules.load(tmp_path / "m.tar.gz")
+    assert not (tmp_path / "evil").exists()
+
+
+def test_identity_is_of_the_content(modules_dir, tmp_path):
+    original = modules.load(modules_dir / "ours" / "1").identity
+    shutil.copytree(modules_dir / "ours" / "1", tmp_path / "copy")
+    assert modules.load(tmp_path / "copy").identity == original
+    (tmp_path / "other").mkdir()
+    assert modules.load(tiny_modules.save_ours(tmp_path / "other", seed=1)).identity != original
+
+
+def test_what_cannot_be_opened(modules_dir, tmp_path):
+    with pytest.raises(UserError, match="does not exist; give the folder of a SavedModel"):
+        modules.load(tmp_path / "absent")
+    with pytest.raises(UserError, match="no saved_model.pb, but these folders.*ours/1"):
+        modules.load(modules_dir / "ours")
+    (tmp_path / "run" / "module").mkdir(parents=True)
+    shutil.copytree(modules_dir / "ours" / "1", tmp_path / "run" / "module" / "1000")
+    with pytest.raises(UserError, match="run/module/1000"):
+        modules.load(tmp_path / "run")  # a workdir of tfssl-train
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "saved_model.pb").write_bytes(b"not a graph")
+    with pytest.raises(UserError, match="damaged.*cannot be read"):
+        modules.load(tmp_path / "damaged")
+    (tmp_path / "damaged.tar.gz").write_bytes(b"not an archive")
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        modules.load(tmp_path / "damaged.tar.gz")
+    shutil.copytree(modules_dir / "ours" / "1", tmp_path / "weightless")
+    shutil.rmtree(tmp_path / "weightless" / "variables")
+    with pytest.raises(UserError, match="weightless.*cannot be read"):
+        modules.load(tmp_path / "weightless")
+
+
+def test_what_takes_no_such_images(modules_dir):
+    with pytest.raises(UserError, match="does not take 16x16 float32 RGB images"):
+        modules.load(modules_dir / "text").shapes(16)
+    for name in ("fixed", "signature"):
+        with pytest.raises(UserError, match="does not take 32x32 float32 RGB images"):
+            modules.load(modules_dir / name).shapes(32)
+
+
+def test_damaged_facts(modules_dir, tmp_path):
+    shutil.copytree(modules_dir / "ours" / "1", tmp_path / "m")
+    with open(os.path.join(tmp_path, "m", "assets", "tfssl.json"), "w", encoding="utf-8") as f:
+        f.write('{"format": 1}')
+    with pytest.raises(UserError, match="tfssl.json is damaged"):
+        modules.load(tmp_path / "m")

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+
+from tfssl.downstream.features import Features
+from tfssl.downstream.splits import balanced, label_count, split, stratified
+from tfssl.errors import UserError
+
+LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [400, 300, 200, 100]))
+INDEX = np.arange(1000)
+
+
+def features(labels, **kwargs):
+    return Features({"x": np.zeros([len(labels), 2], np.float32)}, np.array(labels), np.arange(len(labels)), **kwargs)
+
+
+@pytest.mark.parametrize("text, count", [("all", 1000), ("1%", 10), ("2.5%", 25), ("100%", 1000), ("200", 200), (7, 7)])
+def test_label_count(text, count):
+    assert label_count(text, 1000) == count
+
+
+@pytest.mark.parametrize("text", ["", "few", "10 %%", "0", "0%", "-5", "1001", "101%", "1.5"])
+def test_label_count_refuses(text):
+    with pytest.raises(UserError, match="train_labels"):
+        label_count(text, 1000)
+
+
+def test_balanced_subsets_are_balanced_and_nested():
+    inner = set()
+    for count in (4, 10, 11, 40, 399, 400, 401, 700, 1000):
+        rows = balanced(LABELS, INDEX, count, seed=3)
+        assert len(set(rows)) == count and inner <= set(rows)
+        inner = set(rows)
+        sizes = np.bincount(LABELS[rows], minlength=4)
+        if count <= 400:  # the smallest class has 100
+            assert sizes.max() - sizes.min() <= 1
+    assert list(np.bincount(LABELS[balanced(LABELS, INDEX, 550, 0)])) == [150, 150, 150, 100]
+
+
+def test_subsets_depend_on_the_seed_alone():
+    first = balanced(LABELS, INDEX, 40, seed=0)
+    assert np.array_equal(first, balanced(LABELS, INDEX, 40, seed=0))
+    assert len(set(first) & set(balanced(LABELS, INDEX, 40, seed=1))) < 20
+    # An image that could not be read does not change the lot of the others.
+    lost = int(np.setdiff1d(INDEX, first)[0])
+    kept = np.delete(INDEX, lost)
+    assert np.array_equal(kept[balanced(LABELS[kept], kept, 40, seed=0)], first)
+
+
+def test_fewer_labels_than_classes():
+    with pytest.raises(UserError, match="3 labels.*4 classes"):
+        split(features(LABELS), features(LABELS), train_labels=3)
+
+
+def test_stratified_parts():
+    fit, val = stratified(LABELS, INDEX, 0.2, seed=0)
+    assert sorted([*fit, *val]) == list(range(1000))
+    assert list(np.bincount(LABELS[val])) == [80, 60, 40, 20]
+
+
+def test_each_class_stays_in_the_fitted_part():
+    labels = np.array([0, 1, 1, 2, 2, 2])
+    fit, val = stratified(labels, np.arange(6), 0.9, seed=0)
+    assert set(labels[fit]) == {0, 1, 2}
+    assert sorted(labels[val]) == [1, 2, 2]
+    fit, val = stratified(labels, np.arange(6), 0.01, seed=0)
+    assert sorted(labels[val]) == [1, 2]  # at least one of a class of two or more
+
+
+def test_split_stays_within_the_labels_used():
+    train = features(LABELS)
+    part = split(train, train, train_labels=100, val_fraction=0.2, seed=1)
+    assert sorted([*part.fit, *part.val]) == list(part.rows)
+    assert len(part.rows) == 100 and len(part.val) == 20
+    assert list(np.bincount(LABELS[part.val])) == [5, 5, 5, 5]
+
+
+def test_unlabelled_and_unlike_sources_are_refused():
+    train = features([0, 1, 0, 1], source="folder:photos train")
+    with pytest.raises(UserError, match="folder:mine test: 1 of 3 images have no label"):
+        split(train, features([0, -1, 1], source="folder:mine test"))
+    named = [features([0, 1], class_names=names) for names in (["cat", "dog"], ["cat", "owl"])]
+    with pytest.raises(UserError, match="dog, owl"):
+        split(*named)
+    with pytest.raises(UserError, match="val_fraction"):
+        split(train, train, val_fraction=1.0)

@@ -1,0 +1,217 @@
+"""`tfssl-eval` as a user runs it: a process with flags, a table, files, and errors of one line."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfssl
+from tfssl import downstream, evaluate
+from tfssl.errors import UserError
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "downstream"))
+import tiny_modules  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def modules_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "ours").mkdir()
+    tiny_modules.save_ours(folder / "ours")
+    tiny_modules.pack(tiny_modules.save_signature(folder / "foreign"), folder / "theirs.tar.gz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """60 training and 30 test pictures, in three classes that differ in brightness; one training file is damaged."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, per_class in (("train", 20), ("test", 10)):
+        for c, name in enumerate(("bright", "dark", "dim")):
+            for i in range(per_class):
+                path = folder / split / name / f"{i:02}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.clip(rng.normal((200, 60, 120)[c], 40, [20, 20, 3]) + rng.normal(0, 30), 0, 255)
+                path.write_bytes(tf.io.encode_png(pixels.astype(np.uint8)).numpy())
+    (folder / "train" / "dim" / "07.png").write_bytes(b"\x89PNG damaged")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation(tfssl_command, modules_dir, images, tmp_path_factory):
+    """One whole evaluation: (workdir, the command's arguments, finished process)."""
+    workdir = tmp_path_factory.mktemp("eval")
+    arguments = [
+        f"--module={modules_dir}/ours/1,other={modules_dir}/theirs.tar.gz",
+        f"--dataset=folder:{images}",
+        "--protocol=logistic,knn",
+        "--train_labels=12,all",
+        "--knn_k=5",
+        f"--workdir={workdir}",
+    ]
+    return workdir, arguments, tfssl_command("evaluate", *arguments)
+
+
+def test_table_names_all_rows_and_columns(evaluation):
+    _, _, process = evaluation
+    assert process.returncode == 0, process.stderr
+    table = process.stdout[process.stdout.index("module  ") :].splitlines()
+    assert table[0].split() == ["module", "endpoint", "logistic@12", "logistic@59", "knn@12", "knn@59"]
+    rows = [line[: line.index(".")].split()[:-1] for line in table[2:] if re.search(r"\d\.\d", line)]
+    assert rows == [
+        ["ours", "stem"], ["block"], ["pre_logits"], ["other", "default"], ["net/block"], ["pixels"], ["chance"], ["majority", "class"],
+    ]  # fmt: skip
+    assert table.count("") == 2
+    chance = next(line for line in table if line.startswith("chance"))
+    assert chance.split()[1:] == ["33.3"] * 4
+    assert sum(line.count("*") for line in table[2:-2]) == 2 * 4  # a chosen endpoint per module and column
+
+
+def test_damaged_image_is_named(evaluation):
+    workdir, _, process = evaluation
+    (warning,) = [line for line in process.stderr.splitlines() if "could not be read" in line]  # once, not for each module
+    assert "1 of 60 images" in warning and "dim/07.png" in warning
+    facts = json.loads((workdir / "results.json").read_text())["modules"]["ours"]
+    assert [os.path.basename(name) for name in facts["unreadable"]["train"]] == ["07.png"]
+
+
+def test_results_are_those_of_the_library(evaluation, modules_dir, images):
+    workdir, arguments, _ = evaluation
+    record = json.loads((workdir / "results.json").read_text())
+    train, test = (
+        downstream.extract(str(modules_dir / "ours" / "1"), tfssl.open_source(f"folder:{images}", split), ["block", "pixels"])
+        for split in ("train", "test")
+    )
+    for protocol, settings in (("logistic", {}), ("knn", {"k": 5})):
+        for expected in downstream.run(protocol, train, test, train_labels=12, **settings):
+            (found,) = [
+                r for r in record["results"]
+                if (r["module"], r["protocol"], r["endpoint"], r["train_labels"]) == ("ours", protocol, expected["endpoint"], 12)
+            ]  # fmt: skip
+            assert found["value"] == pytest.approx(expected["value"], abs=0.04)
+            assert found["val_value"] == pytest.approx(expected["val_value"], abs=0.34)  # of three images
+            assert {"metric", "features", "seconds"} <= set(found)
+    assert record["command"][1:] == arguments
+    assert record["flags"]["knn_k"] == 5 and record["versions"]["tensorflow"] == tf.__version__
+    assert record["baselines"] == {"chance": pytest.approx(1 / 3), "majority class": pytest.approx(1 / 3)}
+    assert record["modules"]["other"]["image_size"] == 16
+    # Brightness is easy: whoever sees it is far above chance.
+    best = max(r["value"] for r in record["results"] if r["module"] == "ours" and r["train_labels"] == 59)
+    assert best > 0.6
+
+
+def test_plot(evaluation):
+    assert tf.io.decode_png((evaluation[0] / "results.png").read_bytes()).shape[0] > 400
+
+
+def test_again_from_the_cache(evaluation, tfssl_command, tmp_path):
+    workdir, arguments, process = evaluation
+    shutil.copytree(workdir, tmp_path / "again")
+    again = tfssl_command("evaluate", *arguments, "--protocol=knn", f"--workdir={tmp_path}/again")
+    assert again.returncode == 0 and again.stdout.count("from the cache") == 2 and process.stdout.count("from the cache") == 0
+    old, new = (json.loads((folder / "results.json").read_text())["results"] for folder in (workdir, tmp_path / "again"))
+    assert [{**r, "seconds": 0} for r in new] == [{**r, "seconds": 0} for r in old if r["protocol"] == "knn"]
+
+
+def test_help_is_quick_and_complete(tfssl_command):
+    start = time.time()
+    process = tfssl_command("evaluate", "--help")
+    assert process.returncode == 0 and time.time() - start < 5
+    for flag in ("module", "protocol", "endpoints", "train_labels", "l2", "knn_k", "workdir", "label_offset"):
+        assert f"--{flag}" in process.stdout
+    assert "2019 study: 800" in process.stdout and "100 / (features * classes)" in process.stdout
+    script = "import sys, tfssl.evaluate as e; e.define_flags(); sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "--module is missing"),
+        (["--module=nowhere", "--dataset=nowhere"], "nowhere"),
+        (["--module=m", "--protocol=svm"], "--protocol=svm: there is logistic, knn"),
+        (["--module=m", "--pool=min"], "--pool=min.*adaptive_max"),
+        (["--module=m", "--knn_k=0"], "--knn_k=0"),
+        (["--modul=m"], "modul"),
+        (["--module=m", "stray"], "'stray'"),
+    ],
+)
+def test_errors_are_one_line(tfssl_command, arguments, message):
+    process = tfssl_command("evaluate", *arguments)
+    assert process.returncode == 1 and process.stdout == "" and "Traceback" not in process.stderr
+    (line,) = [line for line in process.stderr.splitlines() if line.startswith("tfssl-eval: ")]
+    assert re.search(message, line)
+
+
+# A process for each would take seconds: one reads command lines, and prints what each ends in.
+DRIVER = """
+import sys
+from absl import flags
+from tfssl import evaluate
+from tfssl.errors import UserError
+evaluate.define_flags()
+for line in sys.stdin.read().splitlines():
+    flags.FLAGS.unparse_flags()
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    flags.FLAGS(["tfssl-eval", *line.split("\\t")])
+    try:
+        evaluate.main([])
+        print("UserError: none")
+    except UserError as e:
+        print("UserError:", e)
+"""
+
+
+def test_errors_come_before_any_work(modules_dir, images, tmp_path):
+    unlabelled = tmp_path / "flat"
+    unlabelled.mkdir()
+    (unlabelled / "a.png").write_bytes(tf.io.encode_png(np.zeros([20, 20, 3], np.uint8)).numpy())
+    ours, data = f"--module={modules_dir}/ours/1", f"--dataset=folder:{images}"
+    cases = [
+        ([ours, data, "--endpoints=block9"], ["no endpoint block9", "stem, block, pre_logits, pixels"]),
+        ([ours, data, "--test_split=tset"], ["'tset'", "train"]),
+        ([ours, "--dataset=imagenet"], ["'imagenet'", "tfds:"]),
+        ([ours, f"--dataset=folder:{unlabelled}", "--test_split=train"], ["flat (train) has no labels"]),
+        ([ours, data, "--l2=strong"], ["l2='strong'", "published"]),
+        ([ours, data, "--train_labels=1000"], ["train_labels=1000", "60"]),
+        ([ours, data, "--train_labels=2"], ["2 labels", "3 classes"]),
+        ([ours, data, "--image_size=32", "--resize=20"], ["resize=20", "image_size=32"]),
+        ([f"--module={modules_dir}/theirs.tar.gz", data, "--image_size=32"], ["does not take 32x32"]),
+        ([f"--module={modules_dir}/ours", data], ["no saved_model.pb", "ours/1"]),
+    ]
+    lines = "\n".join("\t".join(arguments) for arguments, _ in cases)
+    process = subprocess.run([sys.executable, "-c", DRIVER], input=lines, capture_output=True, text=True, check=False)
+    errors = process.stdout.splitlines()
+    assert len(errors) == len(cases), process.stdout + process.stderr  # and nothing was begun: no other line
+    for error, (_, parts) in zip(errors, cases):  # noqa: B905 (Python 3.9)
+        assert all(part in error for part in parts), error
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        (["runs/rot/module/1000"], {"rot": "runs/rot/module/1000"}),
+        (["modules/photos/1/", "b.tar.gz"], {"photos": "modules/photos/1/", "b": "b.tar.gz"}),
+        (["x=a/1", "a/1"], {"x": "a/1", "a": "a/1"}),
+        (["u/a/1", "v/a/1"], {"u/a/1": "u/a/1", "v/a/1": "v/a/1"}),
+        (["https://h/m/1?f=2"], {"1?f=2": "https://h/m/1?f=2"}),
+        (["r1.5=https://h/m?f=2"], {"r1.5": "https://h/m?f=2"}),
+    ],
+)
+def test_names_of_modules(values, expected):
+    assert evaluate.named_modules(values) == expected
+
+
+@pytest.mark.parametrize("values", [[], None, ["a="], ["x=a", "x=b"], ["a", "a"]])
+def test_names_that_do_not_tell_apart(values):
+    with pytest.raises(UserError, match="--module"):
+        evaluate.named_modules(values)

@@ -1,0 +1,58 @@
+"""What is installed: the commands from any folder, fast help, the flagfiles in the wheel."""
+
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+
+ROOT = __import__("pathlib").Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("command", ["train", "export", "evaluate"])
+def test_commands_answer_from_the_root_and_from_elsewhere(command, tfssl_command, tmp_path):
+    for folder in (ROOT, tmp_path):
+        begun = time.perf_counter()
+        done = tfssl_command(command, "--help", cwd=folder)
+        assert done.returncode == 0 and "--workdir" in done.stdout, done.stderr
+        assert time.perf_counter() - begun < 5, "--help has to be fast"
+
+
+def test_every_dependency_imports_and_works():
+    """Used, not only imported: some break at first use while pip is content."""
+    import matplotlib
+    import sklearn.linear_model
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+    import tensorflow_hub as hub
+
+    assert tfds.core.Version("1.0.0") < tfds.core.Version("2.0.0") and tfds.features.FeaturesDict({"label": tf.int64})
+    assert hub.KerasLayer(lambda x: x + 1)(1) == 2
+    assert matplotlib.__version__ and sklearn.linear_model.LogisticRegression().fit([[0], [1]], [0, 1]).predict([[1]]) == [1]
+    assert getattr(tf.keras, "__version__", "2").startswith("2")
+    if sys.version_info < (3, 12):
+        import tensorflow_addons as tfa
+
+        assert float(tfa.losses.triplet_semihard_loss(tf.constant([0, 0, 1]), tf.eye(3))) >= 0
+
+
+def test_keras3_first_is_refused_in_one_line():
+    program = "import os; os.environ.pop('TF_USE_LEGACY_KERAS', None); import tensorflow as tf; tf.keras.layers; import tfssl"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    if sys.version_info < (3, 12):
+        assert done.returncode == 0, done.stderr
+    else:
+        assert "import tfssl first" in done.stderr.splitlines()[-1]
+
+
+def test_the_wheel_holds_code_export_and_flagfiles(tmp_path):
+    copy = tmp_path / "tree"  # building leaves its traces in the tree
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "*.egg-info", "build", "demo"))
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", str(tmp_path), str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    for expected in ("tfssl/train.py", "tfssl/export/module.py", "tfssl/flags/revisiting/rotation.flags", "tfssl/flags/glyphs/eval.flags"):
+        assert expected in names, names
