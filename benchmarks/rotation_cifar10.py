@@ -77,7 +77,7 @@ def measure(seed, args):
         row = {"seed": seed, "minutes": json.load(t)}
     for name in modules:
         mine = [r for r in found if r["module"] == name and r["endpoint"] != "pixels"]
-        chosen = max(mine, key=lambda r: r["validation"])
+        chosen = max(mine, key=lambda r: r["val_value"])
         at = {r["endpoint"]: r["value"] for r in mine}
         row[name] = {"pre_logits": at["pre_logits"], "best": chosen["value"], "endpoint": chosen["endpoint"]}
     row["pixels"] = next(r["value"] for r in found if r["endpoint"] == "pixels")

@@ -77,7 +77,9 @@ def test_table_names_all_rows_and_columns(evaluation):
 
 def test_damaged_image_is_named(evaluation):
     workdir, _, process = evaluation
-    (warning,) = [line for line in process.stderr.splitlines() if "could not be read" in line]  # once, not for each module
+    (warning,) = [
+        line for line in process.stderr.splitlines() if "could not be read" in line
+    ]  # once, not for each module
     assert "1 of 60 images" in warning and "dim/07.png" in warning
     facts = json.loads((workdir / "results.json").read_text())["modules"]["ours"]
     assert [os.path.basename(name) for name in facts["unreadable"]["train"]] == ["07.png"]
@@ -87,7 +89,9 @@ def test_results_are_those_of_the_library(evaluation, modules_dir, images):
     workdir, arguments, _ = evaluation
     record = json.loads((workdir / "results.json").read_text())
     train, test = (
-        downstream.extract(str(modules_dir / "ours" / "1"), tfssl.open_source(f"folder:{images}", split), ["block", "pixels"])
+        downstream.extract(
+            str(modules_dir / "ours" / "1"), tfssl.open_source(f"folder:{images}", split), ["block", "pixels"]
+        )
         for split in ("train", "test")
     )
     for protocol, settings in (("logistic", {}), ("knn", {"k": 5})):
@@ -116,8 +120,14 @@ def test_again_from_the_cache(evaluation, tfssl_command, tmp_path):
     workdir, arguments, process = evaluation
     shutil.copytree(workdir, tmp_path / "again")
     again = tfssl_command("evaluate", *arguments, "--protocol=knn", f"--workdir={tmp_path}/again")
-    assert again.returncode == 0 and again.stdout.count("from the cache") == 2 and process.stdout.count("from the cache") == 0
-    old, new = (json.loads((folder / "results.json").read_text())["results"] for folder in (workdir, tmp_path / "again"))
+    assert (
+        again.returncode == 0
+        and again.stdout.count("from the cache") == 2
+        and process.stdout.count("from the cache") == 0
+    )
+    old, new = (
+        json.loads((folder / "results.json").read_text())["results"] for folder in (workdir, tmp_path / "again")
+    )
     assert [{**r, "seconds": 0} for r in new] == [{**r, "seconds": 0} for r in old if r["protocol"] == "knn"]
 
 

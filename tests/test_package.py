@@ -30,7 +30,9 @@ def test_every_dependency_imports_and_works():
 
     assert tfds.core.Version("1.0.0") < tfds.core.Version("2.0.0") and tfds.features.FeaturesDict({"label": tf.int64})
     assert hub.KerasLayer(lambda x: x + 1)(1) == 2
-    assert matplotlib.__version__ and sklearn.linear_model.LogisticRegression().fit([[0], [1]], [0, 1]).predict([[1]]) == [1]
+    assert matplotlib.__version__ and sklearn.linear_model.LogisticRegression().fit([[0], [1]], [0, 1]).predict(
+        [[1]]
+    ) == [1]
     assert getattr(tf.keras, "__version__", "2").startswith("2")
     if sys.version_info < (3, 12):
         import tensorflow_addons as tfa
@@ -39,7 +41,9 @@ def test_every_dependency_imports_and_works():
 
 
 def test_keras3_first_is_refused_in_one_line():
-    program = "import os; os.environ.pop('TF_USE_LEGACY_KERAS', None); import tensorflow as tf; tf.keras.layers; import tfssl"
+    program = (
+        "import os; os.environ.pop('TF_USE_LEGACY_KERAS', None); import tensorflow as tf; tf.keras.layers; import tfssl"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     if sys.version_info < (3, 12):
         assert done.returncode == 0, done.stderr
@@ -50,9 +54,25 @@ def test_keras3_first_is_refused_in_one_line():
 def test_the_wheel_holds_code_export_and_flagfiles(tmp_path):
     copy = tmp_path / "tree"  # building leaves its traces in the tree
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "*.egg-info", "build", "demo"))
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", str(tmp_path), str(copy)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+        "-w",
+        str(tmp_path),
+        str(copy),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    for expected in ("tfssl/train.py", "tfssl/export/module.py", "tfssl/flags/revisiting/rotation.flags", "tfssl/flags/glyphs/eval.flags"):
+    for expected in (
+        "tfssl/train.py",
+        "tfssl/export/module.py",
+        "tfssl/flags/revisiting/rotation.flags",
+        "tfssl/flags/glyphs/eval.flags",
+    ):
         assert expected in names, names

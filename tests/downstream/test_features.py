@@ -44,7 +44,9 @@ def test_maps_are_pooled(module, source):
     pooled = extract(module, source, ["stem"], target=600).endpoints["stem"]  # stride ceil(sqrt(2048 / 600)) = 2
     np.testing.assert_allclose(pooled, whole.reshape(11, 8, 2, 8, 2, 8).max((2, 4)).reshape(11, -1), rtol=1e-6)
     pooled = extract(module, source, ["stem"], target=600, pool="avg").endpoints["stem"]
-    np.testing.assert_allclose(pooled, whole.reshape(11, 8, 2, 8, 2, 8).mean((2, 4)).reshape(11, -1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        pooled, whole.reshape(11, 8, 2, 8, 2, 8).mean((2, 4)).reshape(11, -1), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 11, 64])
@@ -81,7 +83,9 @@ def test_infinite_features_are_refused(tmp_path, source, scale, dtype):
     spec = tf.TensorSpec([None, 16, 16, 3])
     broken.__call__ = tf.function(lambda x: tf.reduce_mean(x, [1, 2]) * scale * scale, input_signature=[spec])
     tf.saved_model.save(broken, str(tmp_path / "m"), signatures={})
-    with pytest.raises(UserError, match="endpoint output is infinite" + (".*use float32" if dtype == "float16" else "")):
+    with pytest.raises(
+        UserError, match="endpoint output is infinite" + (".*use float32" if dtype == "float16" else "")
+    ):
         extract(str(tmp_path / "m"), source, dtype=dtype)
 
 
@@ -89,7 +93,9 @@ def test_unreadable_images_are_dropped_and_named(module, pictures, tmp_path, cap
     for path, pixels in pictures[1].items():
         target = tmp_path / os.path.relpath(path, pictures[0])
         target.parent.mkdir(exist_ok=True)
-        target.write_bytes(b"\x89PNG broken" if path.endswith(("03.png", "04.png")) else tf.io.encode_png(pixels).numpy())
+        target.write_bytes(
+            b"\x89PNG broken" if path.endswith(("03.png", "04.png")) else tf.io.encode_png(pixels).numpy()
+        )
     source = tfssl.open_source(f"folder:{tmp_path}")
     with caplog.at_level("WARNING", logger="absl"):
         found = extract(module, source, ["pixels"], batch_size=4)
@@ -146,7 +152,9 @@ class TestCache:
     def test_other_settings_are_other_features(self, module, source, tmp_path, passes, settings):
         extract(module, source, ["stem"], cache_dir=str(tmp_path))
         cached = extract(module, source, ["stem"], cache_dir=str(tmp_path), **settings)
-        np.testing.assert_array_equal(cached.endpoints["stem"], extract(module, source, ["stem"], **settings).endpoints["stem"])
+        np.testing.assert_array_equal(
+            cached.endpoints["stem"], extract(module, source, ["stem"], **settings).endpoints["stem"]
+        )
 
     def test_other_weights_are_other_features(self, module, source, tmp_path, passes):
         extract(module, source, ["stem"], cache_dir=str(tmp_path / "c"))
@@ -183,7 +191,9 @@ class TestCache:
         extract(module, source, ["stem"], cache_dir=str(tmp_path))
         fill = features._fill
         monkeypatch.setattr(
-            features, "_fill", lambda arrays, *args: {**fill(arrays, *args), "index": np.arange(10), "labels": np.zeros(10, int)}
+            features,
+            "_fill",
+            lambda arrays, *args: {**fill(arrays, *args), "index": np.arange(10), "labels": np.zeros(10, int)},
         )
         found = extract(module, source, ["stem", "block"], cache_dir=str(tmp_path))
         assert passes == [["stem"], ["block"], ["stem"]]

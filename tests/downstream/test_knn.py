@@ -94,7 +94,9 @@ def test_more_neighbours_than_images(caplog):
 
 def test_half_precision_features():
     (bank, labels), (queries, truth) = blobs(300, 0), blobs(300, 1)
-    train, test = (Features({"x": x.astype(np.float16)}, y, np.arange(300)) for x, y in ((bank, labels), (queries, truth)))
+    train, test = (
+        Features({"x": x.astype(np.float16)}, y, np.arange(300)) for x, y in ((bank, labels), (queries, truth))
+    )
     reference = np.mean(naive(bank, labels, queries, 20, 0.07) == truth)
     assert abs(knn.run(train, test)[0]["value"] - reference) <= 0.02
 

@@ -108,7 +108,9 @@ def test_chunks_change_nothing(monkeypatch):
 def test_degenerate_features():
     y = np.array([0, 1, 2, 0])
     constant = problem(np.ones([4, 5]), y).fit(0.0)
-    assert constant.loss == pytest.approx(-(0.5 * np.log(0.5) + 2 * 0.25 * np.log(0.25)), rel=1e-4)  # the classes' entropy
+    assert constant.loss == pytest.approx(
+        -(0.5 * np.log(0.5) + 2 * 0.25 * np.log(0.25)), rel=1e-4
+    )  # the classes' entropy
     separable = problem(np.eye(3)[y], y).fit(0.0)
     assert separable.loss < 1e-3
 
@@ -121,7 +123,9 @@ def test_published_setting():
     assert result["l2_rule"] == "published"
     reference = LogisticRegression(C=1 / (2 * result["l2"] * 200), tol=1e-9, max_iter=5000).fit(x, y)
     assert result["value"] == pytest.approx(reference.score(x2, y2), abs=0.01)
-    assert result["loss"] == pytest.approx(naive_loss(x, y, reference.coef_.T, reference.intercept_, result["l2"]), rel=1e-4)
+    assert result["loss"] == pytest.approx(
+        naive_loss(x, y, reference.coef_.T, reference.intercept_, result["l2"]), rel=1e-4
+    )
 
 
 def test_limit_of_updates():

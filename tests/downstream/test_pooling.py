@@ -30,7 +30,9 @@ def test_max_pooling_leaves_what_the_study_had(sides, width, expected):
 def test_values_are_those_of_a_naive_loop(mode, reduce):
     maps = np.random.default_rng(0).normal(size=[2, 7, 7, 3]).astype(np.float32)
     pooled = pool(tf.constant(maps), mode, target=30).numpy()  # stride = ceil(sqrt(147 / 30)) = 3, so 2x2x3 remain
-    naive = [[reduce(m[3 * i : 3 * i + 3, 3 * j : 3 * j + 3], (0, 1)) for i in range(2) for j in range(2)] for m in maps]
+    naive = [
+        [reduce(m[3 * i : 3 * i + 3, 3 * j : 3 * j + 3], (0, 1)) for i in range(2) for j in range(2)] for m in maps
+    ]
     np.testing.assert_allclose(pooled, np.reshape(naive, [2, 12]), rtol=1e-6)
 
 

@@ -58,7 +58,9 @@ def label_count(train_labels, available, num_classes=1):
     if not 1 <= count <= available:
         raise UserError(f"train_labels={text}: that is {count} images, and the training split has {available}")
     if count < num_classes:
-        raise UserError(f"train_labels={text}: {count} labels are fewer than the {num_classes} classes of the training split")
+        raise UserError(
+            f"train_labels={text}: {count} labels are fewer than the {num_classes} classes of the training split"
+        )
     return count
 
 
