@@ -13,12 +13,14 @@ library does: it hands on uint8, and the rest is for the device; we promise 1.5 
 core" adds that rest, done on the same core though a GPU would do it: then both rows end in the same floats. The rows
 "with colour" add brightness and saturation.
 
-How to read the second table: images/s by the clock of `fit` on one resident batch, of the pipeline alone, and of
-`fit` on the pipeline. To ask whether training waits for input is to the point only where the step takes images at
-more than half the pipeline's rate, and not faster than it; so the heaviest network is looked for that does so
-(--network fixes it). The last column is fit on the pipeline / fit on the resident batch; we promise 0.9 or more.
-Without a GPU the step has half of the cores and the input the other half, since a device of its own is what the
+How to read the second table: images/s by the clock (so it wants an idle machine) of `fit` on one resident batch, of
+the pipeline alone, and of `fit` on the pipeline. Whether training waits for input is a question only where the step
+takes images at more than half of the pipeline's rate, and not faster than it; so the heaviest network is looked for
+that does (--network fixes it). "kept" is fit on the pipeline / fit on the resident batch; we promise 0.9 or more.
+Without a GPU the step has one half of the cores and the input the other, since a device of its own is what the
 question assumes.
+
+Linux only: cores are assigned.
 """
 
 import argparse
@@ -107,7 +109,7 @@ def per_core(args):
         contenders["tfssl, host + device on this core" + suffix] = (data, device_part)
 
     def speed(data, device_part, batches):
-        """Images per second of CPU time, from a new iterator: none profits from what was prefetched in others' turns."""
+        """Images per second of CPU time, from a new iterator: nothing was prefetched in another's turn."""
         iterator = iter(data)
         for step in range(2 + batches):
             if step == 2:
@@ -183,16 +185,12 @@ def end_to_end(args):
         fit_speed(task, resident)  # traces
         return task, data, resident
 
-    if args.network:
-        task, data, resident = compiled(args.network)
-    else:
-        candidates = ["resnet152_v2", "resnet50_v2", "resnet18_v2"] if gpu else []
-        for network in candidates + [
-            patch_network(args.fit_image_size, channels) for channels in (512, 384, 256, 192, 128, 96, 64, 48, 32, 16)
-        ]:
-            task, data, resident = compiled(network)
-            if fit_speed(task, resident) > 0.6 * input_speed(data):
-                break
+    networks = ["resnet152_v2", "resnet50_v2", "resnet18_v2"] if gpu else []  # the heaviest first
+    networks += [patch_network(args.fit_image_size, channels) for channels in (512, 256, 192, 128, 96, 64, 32, 16)]
+    for network in [args.network] if args.network else networks:
+        task, data, resident = compiled(network)
+        if fit_speed(task, resident) > 0.6 * input_speed(data):
+            break
 
     speeds = []
     for _ in range(args.repeats):
@@ -200,16 +198,14 @@ def end_to_end(args):
     step, alone, both = (statistics.median(column) for column in zip(*speeds))
     kept = [both / step for step, _, both in speeds]
     print(
-        f"\n{'end to end':20} images/s: resident batch   pipeline alone   fit on the pipeline   step/pipeline   kept (range)"
+        f"\n{'end to end':14} resident images/s   pipeline alone   fit on the pipeline   step/pipeline   kept (range)"
     )
     print(
-        f"{task.backbone.name:20} {step:24.0f} {alone:16.0f} {both:21.0f} {step / alone:15.2f}   "
+        f"{task.backbone.name:14} {step:17.0f} {alone:16.0f} {both:21.0f} {step / alone:15.2f}   "
         f"{statistics.median(kept):.2f} ({min(kept):.2f} to {max(kept):.2f})"
     )
     if not 0.5 < step / alone < 1:
-        print(
-            "step/pipeline is not between 0.5 and 1: this says little about the input. See --network, --fit_image_size, --data."
-        )
+        print("step/pipeline is not between 0.5 and 1, so this says little: see --network, --fit_image_size and --data")
 
 
 def in_a_process(function, args):

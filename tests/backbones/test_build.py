@@ -124,13 +124,25 @@ def test_features_become_the_pre_logits():
     assert [v is w for v, w in zip(model.trainable_variables, own.trainable_variables)] == [True] * 4
 
 
-def test_training_reaches_the_users_layers():
-    own = vector_model()
+class Trained(tf.keras.Model):
+    """A model that hands `training` on itself, and has a default of its own for it."""
+
+    def __init__(self):
+        super().__init__(name="mine")
+        self.norm = layers.BatchNormalization()
+
+    def call(self, images, training=True):
+        return tf.reduce_mean(self.norm(images, training=training), [1, 2])
+
+
+@pytest.mark.parametrize("own,norm", [(vector_model(), lambda own: own.layers[1]), (Trained(), lambda own: own.norm)])
+def test_training_reaches_the_users_layers(own, norm):
     model = build(own)
-    model(random_images(4, 9, 9, 3), False)
-    np.testing.assert_array_equal(own.layers[1].moving_mean, np.zeros(5))
-    model(random_images(4, 9, 9, 3), True)
-    assert np.abs(own.layers[1].moving_mean).min() > 0
+    images = random_images(4, 9, 9, 3)
+    model(images, False)
+    np.testing.assert_array_equal(norm(own).moving_mean, np.zeros(norm(own).gamma.shape))
+    model(images, True)
+    assert np.abs(norm(own).moving_mean).min() > 0
 
 
 @pytest.mark.parametrize("make", [functional, Untrained])

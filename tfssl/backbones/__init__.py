@@ -77,8 +77,6 @@ class UserModel(tf.keras.Model):
     def __init__(self, model):
         super().__init__(name=model.name)
         self.model = model
-        parameters = inspect.signature(model.call).parameters.values()
-        self.takes_training = any(p.name == "training" or p.kind is p.VAR_KEYWORD for p in parameters)
         self.names, self.min_image_size = None, 1
         if model.inputs:  # a functional model knows what it takes and returns
             shapes = [tuple(tensor.shape) for tensor in model.inputs]
@@ -101,8 +99,7 @@ class UserModel(tf.keras.Model):
         return endpoints
 
     def call(self, images, training=None):
-        output = self.model(images, training=training) if self.takes_training else self.model(images)
-        endpoints = self.in_order(output)
+        endpoints = self.in_order(self.model(images))  # Keras hands our `training` on to every layer that takes one
         self.names = tuple(endpoints)
         last = endpoints["pre_logits"]
         endpoints["pre_logits"] = resnet.global_mean(last) if rank(last) == 4 else resnet.at_least_float32(last)
