@@ -49,6 +49,7 @@ setup(
         f"tf-keras>=2.16; {NEW}",
         f"keras>=3; {NEW}",
         "tensorflow-datasets>=4.9",
+        "importlib-resources>=5.10",  # tensorflow-datasets imports it at first use and does not always ask for it
         "tensorflow-hub>=0.16.1",
         "absl-py>=1.4",
         "scikit-learn>=1.3",

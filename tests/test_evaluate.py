@@ -184,13 +184,15 @@ for line in sys.stdin.read().splitlines():
 def test_errors_come_before_any_work(modules_dir, images, tmp_path):
     unlabelled = tmp_path / "flat"
     unlabelled.mkdir()
-    (unlabelled / "a.png").write_bytes(tf.io.encode_png(np.zeros([20, 20, 3], np.uint8)).numpy())
+    for name in ("a", "b"):
+        (unlabelled / f"{name}.png").write_bytes(tf.io.encode_png(np.zeros([20, 20, 3], np.uint8)).numpy())
     ours, data = f"--module={modules_dir}/ours/1", f"--dataset=folder:{images}"
     cases = [
         ([ours, data, "--endpoints=block9"], ["no endpoint block9", "stem, block, pre_logits, pixels"]),
         ([ours, data, "--test_split=tset"], ["'tset'", "train"]),
         ([ours, "--dataset=imagenet"], ["'imagenet'", "tfds:"]),
-        ([ours, f"--dataset=folder:{unlabelled}", "--test_split=train"], ["flat (train) has no labels"]),
+        ([ours, f"--dataset=folder:{unlabelled}", "--train_split=train[:1]", "--test_split=train[1:]"], ["train[:1]) has no labels"]),
+        ([ours, data, "--test_split=train"], ["both train"]),
         ([ours, data, "--l2=strong"], ["l2='strong'", "published"]),
         ([ours, data, "--train_labels=1000"], ["train_labels=1000", "60"]),
         ([ours, data, "--train_labels=2"], ["2 labels", "3 classes"]),

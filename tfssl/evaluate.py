@@ -89,17 +89,18 @@ def main(_):
     from tfssl.downstream import features, logistic, modules, report, splits
 
     logistic.check_l2(FLAGS.l2)
+    opened = {name: modules.load(handle) for name, handle in handles.items()}
     where = {"data_dir": FLAGS.data_dir, "label_offset": FLAGS.label_offset}
     sources = [open_source(FLAGS.dataset, split, **where) for split in (FLAGS.train_split, FLAGS.test_split)]
     check_sources(*sources)
     for amount in FLAGS.train_labels:
         splits.label_count(amount, sources[0].num_examples, sources[0].num_classes or 1)
-    opened = {name: modules.load(handle) for name, handle in handles.items()}
     wanted = choose_endpoints(opened, features)
     say(f"{FLAGS.dataset}: {sources[0].num_examples} images to learn from, {sources[1].num_examples} to test on")
 
     results, facts = [], {}
     for name, endpoints in wanted.items():
+        train = test = None  # the last module's features: memory is for one
         train, test = (extract(features, opened[name], source, endpoints) for source in sources)
         facts[name] = about(opened[name], train, test)
         took = facts[name]["extraction_seconds"]
@@ -223,7 +224,12 @@ def check_protocols():
 
 
 def check_sources(train, test):
-    """Raise UserError where the first image that can be read has no label: before hours of work, not after."""
+    """Raise UserError where the first image that can be read has no label, or both parts are the same: before any work."""
+    if train.split == test.split:
+        raise UserError(
+            f"--train_split and --test_split are both {train.split}: nothing would be measured; take train[:90%] and "
+            "train[90%:] where there is no test split"
+        )
     for source in (train, test):
         for label in source.records().map(lambda record: source.fetch(record)["label"]).ignore_errors().take(1):  # noqa: B023
             if label < 0:

@@ -205,3 +205,15 @@ def test_half_precision_features():
 def test_bad_l2(l2):
     with pytest.raises(UserError, match="l2=.*published"):
         logistic.check_l2(l2)
+
+
+def test_selection_goes_past_noise_of_large_variance():
+    """While l2 still forbids the small signal, noise alone is fitted, and the validation loss rises a little."""
+    rng = np.random.default_rng(3)
+    y = rng.integers(0, 3, 2000)
+    signal = 0.01 * (np.eye(3)[y] + 0.3 * rng.normal(size=[2000, 3]))
+    x = np.concatenate([10 * rng.normal(size=[2000, 10]), signal], 1)
+    p, val = problem(x[:1600], y[:1600]), Rows(x, y, np.arange(1600, 2000))
+    losses = [logistic.evaluate(val, p.fit(l2))[1] for l2 in (10.0, 1.0, 1e-5)]
+    assert losses[0] < losses[1] > losses[2]  # the trap
+    assert logistic.evaluate(val, logistic.select(p, val)[1])[1] <= losses[2]

@@ -155,7 +155,7 @@ def test_a_model_of_lower_precision_is_published_in_float32(photos, tmp_path):
         model.prepare()
         path = export.save(model, tmp_path / "m")
     finally:
-        tf.keras.mixed_precision.set_global_policy("float32")
+        tf.keras.mixed_precision.set_global_policy(None)
     module = tf.saved_model.load(path)
     x = images(3, 16)
     copy = pretext.build("rotation", backbones.build("resnet18_v1", 0.125, "small"), image_size=16)

@@ -12,6 +12,7 @@ TASKS = {"rotation": {}, "supervised": {"num_classes": 2}}
 
 @pytest.fixture
 def float64():
+    tf.keras.mixed_precision.set_global_policy(None)  # a policy that was set would win over floatx
     tf.keras.backend.set_floatx("float64")
     yield
     tf.keras.backend.set_floatx("float32")
@@ -129,7 +130,7 @@ def test_a_compiled_step(task, policy, source):
         moved = [np.any(v.numpy() != b) for v, b in zip(model.trainable_variables, before)]  # noqa: B905
         assert all(moved) or policy == "mixed_float16"  # a first float16 step may be skipped by loss scaling
     finally:
-        tf.keras.mixed_precision.set_global_policy("float32")
+        tf.keras.mixed_precision.set_global_policy(None)
 
 
 def test_xla_equals_plain(source):

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import math
 import os
+import sys
 import time
 
 import numpy as np
@@ -30,7 +31,7 @@ class Features:
       labels: int64 [N], -1 where there is none.
       index: int64 [N], the images' places in the split; a gap is an image that could not be read.
       num_classes, class_names: of the source, or None.
-      module, source: what they are features of, for people.
+      source: what they are features of, for people.
       dropped: names of the images that could not be read.
       seconds: what the pass took; 0 if all came from the cache.
     """
@@ -40,7 +41,6 @@ class Features:
     index: np.ndarray
     num_classes: int = None
     class_names: list = None
-    module: str = ""
     source: str = "these features"
     dropped: list = dataclasses.field(default_factory=list)
     seconds: float = 0.0
@@ -131,7 +131,6 @@ def extract(
         index=rows["index"],
         num_classes=source.num_classes,
         class_names=source.class_names,
-        module=module.handle,
         source=f"{source.spec} {source.split}",
         dropped=dropped,
         seconds=time.time() - start if missing else 0.0,
@@ -190,12 +189,8 @@ def _fill(arrays, compute, module, source, batch_size, size, resize, progress):
         source, lambda encoded, seed: image.resize_central_crop(encoded, size, resize), batch_size
     )
     labels, index, done = [], [], 0
-    with tqdm(
-        total=source.num_examples,
-        unit=" images",
-        desc=f"{source.spec} {source.split}",
-        disable=None if progress else True,
-    ) as bar:
+    seen = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)  # not in a log file
+    with tqdm(total=source.num_examples, unit=" images", desc=f"{source.spec} {source.split}", disable=not seen) as bar:
         for batch in batches:
             features = compute(batch["image"])
             real = batch["weight"].numpy() > 0

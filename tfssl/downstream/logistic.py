@@ -126,7 +126,8 @@ def select(problem, val, max_iterations=800):
 
     for exponent in range(strongest, strongest - 8, -1):
         fit = attempt(exponent, fit)
-        if tried[-1][0] > min(t[0] for t in tried):
+        # A rise of less is no end: where l2 is too strong to learn anything, the loss wavers.
+        if tried[-1][0] > 1.01 * min(t[0] for t in tried):
             break
     _, centre, start = min(tried, key=lambda t: t[0])
     for exponent in (centre + 0.5, centre - 0.5):
