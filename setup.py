@@ -51,6 +51,7 @@ setup(
         "tensorflow-datasets>=4.9",
         "importlib-resources>=5.10",  # tensorflow-datasets imports it at first use and does not always ask for it
         "tensorflow-hub>=0.16.1",
+        "tensorboard>=2.15",  # newer TensorFlows write summaries only where it is installed
         "absl-py>=1.4",
         "scikit-learn>=1.3",
         "scipy>=1.10",

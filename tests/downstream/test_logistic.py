@@ -163,6 +163,14 @@ def test_the_test_split_decides_nothing():
     assert one["value"] != other["value"]
 
 
+def test_validation_images_are_not_learned_from():
+    rng = np.random.default_rng(0)
+    noise = features(rng.normal(size=[150, 300]), rng.integers(0, 3, 150))
+    (result,) = logistic.run(noise, noise, l2=1e-6)
+    assert result["value"] == 1.0  # here all are
+    assert result["val_value"] < 0.7  # of 30 images; chance is 1/3
+
+
 def test_standardize():
     (x, y), (x2, y2) = blobs(300, 0), blobs(500, 1)
     x[:, 3] = 7.0  # a constant feature must not divide by zero

@@ -63,6 +63,28 @@ def test_a_signature(tmp_path, name):
     np.testing.assert_allclose(features["net/block"], expected()["block"], rtol=1e-5, atol=1e-5)
 
 
+def test_a_module_of_tf1(tmp_path):
+    """The old Hub format: graphs told apart by tags, none for inference; `train` would add noise."""
+    v1 = tf.compat.v1
+    builder = v1.saved_model.Builder(str(tmp_path / "m"))
+    for tags in ([], ["train"]):
+        with tf.Graph().as_default(), v1.Session() as session:
+            x = v1.placeholder(tf.float32, [None, 8, 8, 3])
+            scale = v1.get_variable("scale", initializer=2.0)
+            features = scale * tf.reduce_mean(x, [1, 2]) + (100.0 if tags else 0.0)
+            signatures = {"default": v1.saved_model.predict_signature_def({"images": x}, {"default": features})}
+            session.run(v1.global_variables_initializer())
+            if tags:
+                builder.add_meta_graph(tags, signatures)
+            else:
+                builder.add_meta_graph_and_variables(session, tags, signatures)
+    builder.save()
+    (tmp_path / "m" / "tfhub_module.pb").write_bytes(b"\x08\x03")
+    module = modules.load(tmp_path / "m")
+    np.testing.assert_allclose(module.endpoints(images(8))["default"], 2 * np.mean(images(8), (1, 2)), rtol=1e-5)
+    assert module.sizes()[0] == 8
+
+
 def test_a_keras_model_with_dropout(tmp_path):
     """Keras saves a call with a `training` argument: it has to be False."""
     model = tf.keras.Sequential([tf.keras.layers.Flatten(input_shape=(8, 8, 3)), tf.keras.layers.Dropout(0.9)])
@@ -135,7 +157,10 @@ def test_identity_is_of_the_content(modules_dir, tmp_path):
     shutil.copytree(modules_dir / "ours" / "1", tmp_path / "copy")
     assert modules.load(tmp_path / "copy").identity == original
     (tmp_path / "other").mkdir()
-    assert modules.load(tiny_modules.save_ours(tmp_path / "other", seed=1)).identity != original
+    other = tiny_modules.save_ours(tmp_path / "other", seed=1)
+    shutil.rmtree(tmp_path / "copy" / "variables")
+    shutil.copytree(os.path.join(other, "variables"), tmp_path / "copy" / "variables")  # the same graph, other weights
+    assert modules.load(tmp_path / "copy").identity != original
 
 
 def test_what_cannot_be_opened(modules_dir, tmp_path):

@@ -98,8 +98,8 @@ def stratified(labels, index, fraction, seed):
             f"val_fraction={fraction}: give the part of the training labels that choices are made on, between 0 and 1"
         )
     sizes = np.bincount(labels)
-    wanted = np.clip(np.round(sizes * fraction), 1, np.maximum(sizes - 1, 0))
-    val = _place_within_class(labels, _draws(index, seed, 2)) < np.minimum(wanted, sizes - 1)[labels]
+    wanted = np.minimum(np.maximum(np.round(sizes * fraction), 1), sizes - 1)
+    val = _place_within_class(labels, _draws(index, seed, 2)) < wanted[labels]
     return np.flatnonzero(~val), np.flatnonzero(val)
 
 

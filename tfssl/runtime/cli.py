@@ -4,7 +4,9 @@ Imports no TensorFlow, so that `--help` and a mistyped flag are answered at once
 """
 
 import os
+import re
 import sys
+import tempfile
 import textwrap
 
 from absl import app, flags, logging
@@ -33,6 +35,7 @@ def run(main, name):
 
     def guarded_main(argv):
         try:
+            _import_tensorflow()
             main(argv)
         except (UserError, flags.Error) as e:
             _fail(name, e)
@@ -46,6 +49,25 @@ def run(main, name):
             _fail(name, e)
 
     app.run(guarded_main, flags_parser=guarded_parse)
+
+
+def _import_tensorflow():
+    """Import TensorFlow without the lines that newer ones print at import, whatever the log level is."""
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] < "2":
+        return
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            caught.seek(0)
+            routine = re.compile(r"[IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] |WARNING: All log messages before")
+            for line in caught.read().decode(errors="replace").splitlines():
+                if not routine.match(line):
+                    print(line, file=sys.stderr)
 
 
 def _fail(name, error, status=1):
