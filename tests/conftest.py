@@ -48,6 +48,12 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def two_replicas():
+    """One strategy for all tests: a second one in a process would take the first one's collective keys (TensorFlow 2.21)."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
 def tfssl_command():
     """Runs `python -m tfssl.COMMAND` as a user would, and returns the finished process."""
 

@@ -191,7 +191,10 @@ def test_errors_come_before_any_work(modules_dir, images, tmp_path):
         ([ours, data, "--endpoints=block9"], ["no endpoint block9", "stem, block, pre_logits, pixels"]),
         ([ours, data, "--test_split=tset"], ["'tset'", "train"]),
         ([ours, "--dataset=imagenet"], ["'imagenet'", "tfds:"]),
-        ([ours, f"--dataset=folder:{unlabelled}", "--train_split=train[:1]", "--test_split=train[1:]"], ["train[:1]) has no labels"]),
+        (
+            [ours, f"--dataset=folder:{unlabelled}", "--train_split=train[:1]", "--test_split=train[1:]"],
+            ["train[:1]) has no labels"],
+        ),
         ([ours, data, "--test_split=train"], ["both train"]),
         ([ours, data, "--l2=strong"], ["l2='strong'", "published"]),
         ([ours, data, "--train_labels=1000"], ["train_labels=1000", "60"]),

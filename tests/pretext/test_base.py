@@ -54,10 +54,10 @@ def test_every_task_is_tested():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_two_replicas_train_like_one(task, source, float64):
+def test_two_replicas_train_like_one(task, source, two_replicas, float64):
     """Same flags, same weights to 1e-9 after three steps, on one device and on two that share the batch."""
     trained = []
-    for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+    for strategy in (tf.distribute.get_strategy(), two_replicas):
         tf.keras.utils.set_random_seed(1)
         with strategy.scope():
             model = build(task)

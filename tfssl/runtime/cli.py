@@ -3,6 +3,7 @@
 Imports no TensorFlow, so that `--help` and a mistyped flag are answered at once.
 """
 
+import contextlib
 import os
 import re
 import sys
@@ -24,8 +25,9 @@ def run(main, name):
 
     def parse(argv):
         if any(a in ("--help", "-help", "--helpshort", "-h") for a in argv[1:]):
-            print(usage(name, sys.modules[main.__module__].__doc__))
-            sys.exit(0)
+            with contextlib.suppress(BrokenPipeError):  # --help | head
+                print(usage(name, sys.modules[main.__module__].__doc__), flush=True)
+            os._exit(0)
         positional = flags.FLAGS(expand_flagfiles(argv))
         if len(positional) > 1:
             raise UserError(
