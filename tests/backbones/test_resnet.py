@@ -347,9 +347,9 @@ def test_compiled_by_xla_it_computes_the_same(policy):
 
 @in_float64
 @pytest.mark.parametrize("early", [True, False])
-def test_on_two_replicas_each_sees_its_own_batch(policy, early):
+def test_on_two_replicas_each_sees_its_own_batch(policy, early, two_replicas):
     """BN normalises over the replica's rows, and the averages that are read are the replicas' mean."""
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_replicas
     halves = np.split(random_images(4, 8, 8, 3), 2)
 
     @tf.function
