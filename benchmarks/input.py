@@ -18,7 +18,8 @@ the pipeline alone, and of `fit` on the pipeline. Whether training waits for inp
 takes images at more than half of the pipeline's rate, and not faster than it; so the heaviest network is looked for
 that does (--network fixes it). "kept" is fit on the pipeline / fit on the resident batch; we promise 0.9 or more.
 Without a GPU the step has one half of the cores and the input the other, since a device of its own is what the
-question assumes.
+question assumes. "cores used" are CPU seconds per second of fit on the pipeline: near 1 of 2 cores means that
+somebody else held the other, and the line is worthless.
 
 Linux only: cores are assigned.
 """
@@ -159,15 +160,16 @@ def end_to_end(args):
         def on_train_batch_end(self, batch, logs=None):
             if batch == warmup - 1:
                 float(logs["loss"])
-                self.start = time.perf_counter()
+                self.start = time.perf_counter(), time.process_time()
             if batch == warmup + steps - 1:
                 float(logs["loss"])
-                self.seconds = time.perf_counter() - self.start
+                self.seconds = time.perf_counter() - self.start[0]
+                self.cores = (time.process_time() - self.start[1]) / self.seconds
 
     def fit_speed(task, data):
         clock = Clock()
         task.fit(data, steps_per_epoch=warmup + steps, verbose=0, callbacks=[clock])
-        return steps * args.batch / clock.seconds
+        return steps * args.batch / clock.seconds, clock.cores
 
     def input_speed(data):
         iterator = iter(data)
@@ -189,19 +191,19 @@ def end_to_end(args):
     networks += [patch_network(args.fit_image_size, channels) for channels in (512, 256, 192, 128, 96, 64, 32, 16)]
     for network in [args.network] if args.network else networks:
         task, data, resident = compiled(network)
-        if fit_speed(task, resident) > 0.6 * input_speed(data):
+        if fit_speed(task, resident)[0] > 0.6 * input_speed(data):
             break
 
     speeds = []
     for _ in range(args.repeats):
-        speeds.append((fit_speed(task, resident), input_speed(data), fit_speed(task, data)))
-    step, alone, both = (statistics.median(column) for column in zip(*speeds))
-    kept = [both / step for step, _, both in speeds]
+        speeds.append((fit_speed(task, resident)[0], input_speed(data), *fit_speed(task, data)))
+    step, alone, both, busy = (statistics.median(column) for column in zip(*speeds))
+    kept = [both / step for step, _, both, _ in speeds]
     print(
         f"\n{'end to end':14} resident images/s   pipeline alone   fit on the pipeline   step/pipeline   kept (range)"
     )
     print(
-        f"{task.backbone.name:14} {step:17.0f} {alone:16.0f} {both:21.0f} {step / alone:15.2f}   "
+        f"{task.backbone.name:14} {step:17.0f} {alone:16.0f} {both:21.0f} {busy:12.2f} {step / alone:15.2f}   "
         f"{statistics.median(kept):.2f} ({min(kept):.2f} to {max(kept):.2f})"
     )
     if not 0.5 < step / alone < 1:
