@@ -41,3 +41,11 @@ def test_it_learns(photos):
     model.fit(model.dataset(source, 12), epochs=1, steps_per_epoch=40, verbose=0)
     result = model.evaluate(model.evaluation_dataset(held_out, 12), verbose=0, return_dict=True)
     assert result["accuracy"] > 0.8 and result["loss"] < 0.7, result
+
+
+def test_a_users_own_model_is_a_backbone_as_it_is():
+    own = tf.keras.Sequential(
+        [tf.keras.layers.Conv2D(5, 3, name="c"), tf.keras.layers.GlobalAveragePooling2D(name="g")]
+    )
+    model = pretext.build("rotation", own, image_size=16)
+    assert model({"image": tf.zeros([2, 16, 16, 3])}).shape == (8, 4)

@@ -9,13 +9,15 @@ NAMES = tuple(_CLASSES)
 
 
 def build(name, backbone, **settings):
-    """The task `name` over a backbone; `settings` are the arguments of its class (`task_class(name)`).
+    """The task `name` over a backbone (any that `backbones.build` accepts); `settings` are the arguments of its class (`task_class(name)`).
 
     Raises:
       UserError: unknown task, or a setting that the task does not have.
     """
+    from tfssl import backbones  # late: it needs TensorFlow, and `--help` reads NAMES only
+
     try:
-        model = task_class(name)(backbone, **settings)
+        model = task_class(name)(backbones.build(backbone), **settings)
         model.settings = dict(settings)
         return model
     except TypeError as e:

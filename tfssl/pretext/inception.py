@@ -10,7 +10,8 @@ class InceptionImages(Pretext):
     """Training: a random crop of random area and aspect ratio, resized; a flip; brightness and saturation. Evaluation: the central crop.
 
     Args:
-      min_area: smallest area of the random crop, as a share of the image (0.05 in the Inception recipe); at most 1.
+      min_area: smallest area of the random crop, as a share of the image (0.05 in the Inception recipe); at most 1. Below 0.1 it
+        changes little: the recipe draws crops of less than 0.1 again.
       flip: flip half of the training images left to right.
       color: vary brightness (by up to 32/255) and saturation (by 0.5 to 1.5) in training.
       resize: shorter side, in pixels, to which an evaluation image is scaled before its central square of `image_size` is cut; 0 means
