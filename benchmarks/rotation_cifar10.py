@@ -15,9 +15,7 @@ import subprocess
 import sys
 import time
 
-FLAGFILE = os.path.join(
-    os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "flags", "cifar10", "rotation.flags"
-)
+FLAGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "flags", "cifar10")
 
 
 def main():
@@ -25,7 +23,7 @@ def main():
     parser.add_argument("--data", default="tfds:cifar10", help="a source with splits train and test")
     parser.add_argument("--out", default="runs/cifar10", help="folder for runs and results")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--flagfile", default=FLAGFILE)
+    parser.add_argument("--flagfile", default=f"{FLAGS}/rotation.flags")
     parser.add_argument("--extra", default="", help="more training flags, separated by blanks")
     args = parser.parse_args()
     rows = [measure(int(seed), args) for seed in args.seeds.split(",")]
@@ -70,7 +68,12 @@ def measure(seed, args):
     if not os.path.exists(results):
         handles = ",".join(f"{name}={run}/module/{name}" for name in modules)
         call(
-            "tfssl.evaluate", f"--module={handles}", f"--dataset={args.data}", f"--workdir={run}/eval", f"--seed={seed}"
+            "tfssl.evaluate",
+            f"--module={handles}",
+            f"--flagfile={FLAGS}/eval.flags",
+            f"--dataset={args.data}",
+            f"--workdir={run}/eval",
+            f"--seed={seed}",
         )
     with open(results) as f, open(timing) as t:
         found = [r for r in json.load(f)["results"] if r["protocol"] == "logistic"]

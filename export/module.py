@@ -44,7 +44,7 @@ def save(model, path, step=0, class_names=None, training_flags=None, random_init
         if tf.io.gfile.exists(taken):
             raise UserError(f"{taken} exists, and published versions never change: choose another folder")
     model.prepare()
-    encoder = _in_float32(model)
+    encoder = _plain(model)
     module, widths = _module(encoder)
     facts = _facts(encoder, widths) | {
         "class_names": class_names,
@@ -107,13 +107,13 @@ def _module(encoder):
     return module, {name: int(spec.shape[-1]) for name, spec in traced[False].structured_outputs.items()}
 
 
-def _in_float32(model):
-    """The model itself, or for one that computes in lower precision a float32 copy: a module must run anywhere."""
+def _plain(model):
+    """A copy that computes in float32, and as its paper says: without what only training needs. A user's own model stays itself."""
     policy = tf.keras.mixed_precision.global_policy()
     config = model.backbone.config()
-    if policy.compute_dtype == policy.variable_dtype or config is None:
+    if config is None:
         return model
-    tf.keras.mixed_precision.set_global_policy("float32")
+    tf.keras.mixed_precision.set_global_policy("float32" if policy.compute_dtype != policy.variable_dtype else policy)
     try:
         copy = pretext.build(model.task, backbones.build(**config), **model.settings)
         copy.prepare()

@@ -11,9 +11,11 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-# Two CPU devices, for the tests of replicas; this has to be said before TensorFlow looks at its devices.
+# CPU devices for the tests of replicas: two, or as many as a test that starts pytest again asks for. This has to be said before
+# TensorFlow looks at its devices.
+REPLICAS = int(os.environ.get("TFSSL_TEST_REPLICAS", 2))
 tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * REPLICAS
 )
 
 
@@ -48,9 +50,18 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def two_replicas():
+def replicas():
     """One strategy for all tests: a second one in a process would take the first one's collective keys (TensorFlow 2.21)."""
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(REPLICAS)])
+
+
+@pytest.fixture
+def float64():
+    """Keras computes in double precision, in which equal means equal."""
+    tf.keras.mixed_precision.set_global_policy(None)  # a policy that was set would win over floatx
+    tf.keras.backend.set_floatx("float64")
+    yield
+    tf.keras.backend.set_floatx("float32")
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,14 @@ def as_tfrecord(photos, tmp_path):
 def as_tfds(photos, tmp_path):
     import tensorflow_datasets as tfds
 
+    # The test makes the class twice, and a name can be registered once.
+    with tfds.core.registered.skip_registration():
+        SomePhotos = _builder(tfds, photos, tmp_path)
+    SomePhotos(data_dir=tmp_path).download_and_prepare()
+    return "tfds:some_photos", f"--data_dir={tmp_path}"
+
+
+def _builder(tfds, photos, tmp_path):
     class SomePhotos(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
         pkg_dir_path = tmp_path
@@ -60,8 +68,7 @@ def as_tfds(photos, tmp_path):
             for i, (data, label) in enumerate(encoded(photos)):
                 yield i, {"image": io.BytesIO(data), "label": label}
 
-    SomePhotos(data_dir=tmp_path).download_and_prepare()
-    return "tfds:some_photos", f"--data_dir={tmp_path}"
+    return SomePhotos
 
 
 def wait_for(process, condition, timeout=180):

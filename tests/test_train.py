@@ -1,6 +1,7 @@
 """The binaries as a user runs them: train, resume, export; and what they say about bad input."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
     workdir = tmp_path / "killed"
     command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--steps_per_execution=3"]
     for awaited in ("step 6/", "step 14/"):
-        assert kill_when(command, awaited), f"the run ended before it printed {awaited!r}"
+        assert kill_when(command, awaited)[0] == -signal.SIGKILL, f"the run ended before it printed {awaited!r}"
     assert (workdir / "checkpoints" / "ckpt-8.index").exists()
     done = tfssl_command("train", *command)
     assert done.returncode == 0, done.stderr
@@ -102,16 +103,60 @@ def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
     assert steps == sorted(set(steps)), "steps logged by the killed run were logged twice"
 
 
-def kill_when(arguments, awaited, timeout=120):
-    """Start a training run and SIGKILL it once it has printed `awaited`; whether that happened."""
-    process = subprocess.Popen([sys.executable, "-m", "tfssl.train", *arguments], stdout=subprocess.PIPE, text=True)
+def kill_when(arguments, awaited, number=signal.SIGKILL, timeout=120):
+    """Start a training run and send it a signal once it has printed `awaited`: (exit status, what it said on stderr after that)."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tfssl.train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     begun = time.monotonic()
     for line in process.stdout:
         if awaited in line or time.monotonic() - begun > timeout:
-            process.send_signal(signal.SIGKILL)
+            process.send_signal(number)
             break
-    process.stdout.close()
-    return process.wait() == -signal.SIGKILL
+    said = process.communicate(timeout=timeout)[1]
+    return process.returncode, said
+
+
+def test_a_run_that_is_told_to_stop_saves_and_says_so(run, tmp_path, tfssl_command):
+    """At a step that is no multiple of the checkpoint interval; the same command ends as if nothing had happened."""
+    whole, _ = run
+    workdir = tmp_path / "stopped"
+    command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--log_steps=1"]
+    status, said = kill_when(command, "step 10/", signal.SIGTERM)
+    assert status == 75, said
+    assert re.fullmatch(
+        r"tfssl-train: SIGTERM: stopped after step \d+, which is saved; the same command goes on from there\n",
+        said,
+    )
+    stopped = int(re.search(r"step (\d+)", said).group(1))
+    assert stopped >= 10 and (workdir / "checkpoints" / f"ckpt-{stopped}.index").exists()
+    done = tfssl_command("train", *command)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming at step {stopped} of 24" in done.stdout
+    assert_identical(weights(workdir), weights(whole))
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 25))
+    assert [line["step"] for line in lines if "validation_loss" in line] == [8, 16, 24]
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path):
+    """No file may grow beyond the size of half a checkpoint: the save fails, the one before stays."""
+    import shutil
+
+    whole, _ = run
+    workdir = tmp_path / "full"
+    shutil.copytree(whole, workdir)
+    for path in (workdir / "checkpoints").glob("ckpt-24.*"):
+        path.unlink()
+    size = (workdir / "checkpoints" / "ckpt-16.data-00000-of-00001").stat().st_size
+    limited = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2})); "
+    limited += "runpy.run_module('tfssl.train', run_name='__main__')"
+    command = [sys.executable, "-c", limited, f"--flagfile={workdir}/flags.flags", f"--workdir={workdir}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "cannot save step 24" in done.stderr and "last good checkpoint is step 16" in done.stderr
+    assert not [p.name for p in (workdir / "checkpoints").iterdir() if "ckpt-24" in p.name]
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, tmp_path, tfssl_command):

@@ -4,5 +4,13 @@
 class UserError(ValueError):
     """Something the user can mend: one line that names the cause and the remedy.
 
-    The binaries print the line and exit with status 1, without a traceback; in a notebook it is a ValueError.
+    The binaries print the line and exit with `status`, without a traceback; in a notebook it is a ValueError.
     """
+
+    status = 1
+
+
+def one_line(error, length=200):
+    """The text of an exception on one line, cut after `length` characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= length else text[:length] + " ..."

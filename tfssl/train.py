@@ -33,6 +33,8 @@ with cli.section("Task and network"):
     flags.DEFINE_string("stem", "imagenet", "imagenet (7x7 stride 2, pooling), small (3x3, for 32 pixels), patch (7x7 stride 1).")
     flags.DEFINE_float("bn_momentum", 0.99, "Share of the moving statistics kept per step (2019 study: 0.99); short runs: 0.9.")
     flags.DEFINE_float("bn_epsilon", 1e-3, "Batch normalisation: added to the variance (2019 study: 0.001).")
+    flags.DEFINE_boolean("sync_batch_norm", False, "Batch statistics of all replicas together, not of each by itself.")
+    flags.DEFINE_integer("bn_group_size", 0, "Images whose batch statistics are one; 0: all of a replica's.", lower_bound=0)
     flags.DEFINE_string("init_module", None, "Start from this Hub module's weights, where names and shapes match.")
 with cli.section("Settings of the task"):
     for _setting in TASK_SETTINGS.values():
@@ -54,9 +56,14 @@ with cli.section("Optimization"):
 with cli.section("Accelerators"):
     flags.DEFINE_string("strategy", "auto", "auto (all GPUs, else one device), default (one device), mirrored, multi_worker, tpu.")
     flags.DEFINE_string("tpu", "", "Name or address of the TPU; local on a TPU VM.")
+    flags.DEFINE_string("tpu_zone", None, "Google Cloud zone of a TPU given by name. Default: this machine's.")
+    flags.DEFINE_string("gcp_project", None, "Google Cloud project of a TPU given by name. Default: this machine's.")
     flags.DEFINE_string("precision", "float32", "float32, mixed_bfloat16 (TPUs, new GPUs) or mixed_float16 (GPUs; with loss scaling).")
     flags.DEFINE_boolean("jit_compile", False, "Compile the step with XLA. A TPU always does; on CPUs it is slower.")
     flags.DEFINE_integer("steps_per_execution", 1, "Steps per call from Python; 100 helps TPUs and small networks.", lower_bound=1)
+    flags.DEFINE_integer("accumulate_steps", 1, "Compute a batch in so many parts, one after the other: less memory.", lower_bound=1)
+    flags.DEFINE_boolean("rematerialize", False, "Compute activations again in the backward pass: less memory, a third more computation.")
+    flags.DEFINE_string("data_service", "", "grpc://HOST:PORT of a tf.data service whose workers prepare the images (see docs).")
     flags.DEFINE_boolean("deterministic", False, "Bit-identical results from run to run on the same hardware; costs speed on GPUs.")
 with cli.section("The run"):
     flags.DEFINE_string("workdir", None, "Folder of the run: flags, checkpoints, logs. Required, except with --dry_run.")
@@ -72,8 +79,9 @@ with cli.section("The run"):
 
 # What a resumed run may change: where and how fast it computes, how long, and what it tells of itself.
 FREE = (
-    "workdir", "data_dir", "epochs", "train_steps", "strategy", "tpu", "jit_compile", "steps_per_execution", "checkpoint_steps",
-    "keep_checkpoints", "keep_every", "val_split", "validation_steps", "log_steps",
+    "workdir", "data_dir", "data_service", "epochs", "train_steps", "strategy", "tpu", "tpu_zone", "gcp_project", "jit_compile",
+    "rematerialize", "steps_per_execution", "checkpoint_steps", "keep_checkpoints", "keep_every", "val_split", "validation_steps",
+    "log_steps",
 )  # fmt: skip
 NOT_STORED = ("extend_schedule", "dry_run")
 
@@ -86,8 +94,8 @@ def main(_):
     from tfssl.runtime import strategy as strategies
 
     strategies.start(values["seed"], values["precision"], values["deterministic"])
-    strategy = strategies.build(values["strategy"], values["tpu"])
-    strategies.check_batch(strategy, values["batch_size"])
+    strategy = strategies.build(values["strategy"], values["tpu"], values["tpu_zone"], values["gcp_project"])
+    strategies.check_batch(strategy, values["batch_size"], values["accumulate_steps"], values["bn_group_size"])
     where = {"data_dir": values["data_dir"], "label_offset": values["label_offset"]}
     source = data.open_source(values["dataset"], values["train_split"], **where)
     validation = data.open_source(values["dataset"], values["val_split"], **where) if values["val_split"] else None
@@ -98,6 +106,7 @@ def main(_):
         model = build_model(values)
         model.compile(
             optimizer=build_optimizer(values, plan),
+            accumulate_steps=values["accumulate_steps"],
             jit_compile=values["jit_compile"],
             steps_per_execution=values["steps_per_execution"],
         )
@@ -116,25 +125,26 @@ def main(_):
 
 def train(model, strategy, source, validation, plan, values):
     """Restore, then fit to the end: once over the whole checkpoint intervals, and once over the rest, where there is one."""
-    from tfssl.runtime import callbacks, checkpoints, summaries
+    from tfssl.runtime import callbacks, checkpoints, preemption, summaries
     from tfssl.runtime import strategy as strategies
 
     source.probe()
-    claim_workdir(values, source)
+    chief = strategies.is_chief(strategy)
+    say = callbacks.say if chief else lambda text: None
+    if chief:
+        claim_workdir(values, source)
     workdir = values["workdir"]
     saver = checkpoints.Checkpoints(
-        model, os.path.join(workdir, "checkpoints"), values["keep_checkpoints"], values["keep_every"]
+        model, os.path.join(workdir, "checkpoints"), values["keep_checkpoints"], values["keep_every"], writes=chief
     )
-    step = saver.restore(callbacks.say)
+    step = saver.restore(say)
     if step >= plan.total_steps:
-        callbacks.say(
-            f"finished: {workdir} is at step {step} of {plan.total_steps}; next: tfssl-export --workdir={workdir}"
-        )
+        say(f"finished: {workdir} is at step {step} of {plan.total_steps}; next: tfssl-export --workdir={workdir}")
         return
-    callbacks.say(f"resuming at step {step} of {plan.total_steps}" if step else plan.summary(model, source))
+    say(f"resuming at step {step} of {plan.total_steps}" if step else plan.summary(model, source))
     log = callbacks.Log(
         model,
-        workdir,
+        workdir if chief else None,
         step,
         plan.total_steps,
         values["batch_size"],
@@ -142,31 +152,42 @@ def train(model, strategy, source, validation, plan, values):
         values["log_steps"],
         saver.last_good,
     )
-    if step == 0:
+    if step == 0 and chief:
         summaries.write_start(log.writer("train"), model, source, values)
+    stop = preemption.Preemption(lambda: saver.save(log.step), lambda: log.step, strategy)
     while step < plan.total_steps:
-        interval = min(values["checkpoint_steps"], plan.total_steps - step)
-        intervals = (plan.total_steps - step) // interval
+        # A run that was told to stop goes on at any step: first to the end of its checkpoint interval, then over all whole ones.
+        interval = min(values["checkpoint_steps"] - step % values["checkpoint_steps"], plan.total_steps - step)
+        intervals = (plan.total_steps - step) // interval if interval == values["checkpoint_steps"] else 1
         batches = strategies.training_data(
-            strategy, model, source, values["batch_size"], values["seed"], step, interval * intervals
+            strategy,
+            model,
+            source,
+            values["batch_size"],
+            values["seed"],
+            step,
+            interval * intervals,
+            values["data_service"],
         )
         if validation is None:
             validating = {}
         else:
-            every = max(1, (values["validation_steps"] or interval) // interval)
+            ends = [step + interval * (i + 1) for i in range(intervals)]
+            every = values["validation_steps"] or values["checkpoint_steps"]
+            due = [i for i, end in enumerate(ends, 1) if end % every == 0 or end == plan.total_steps]
             pass_ = strategies.evaluation_data(strategy, model, validation, values["batch_size"])
             steps = math.ceil(validation.num_examples / values["batch_size"])
-            validating = {"validation_data": pass_, "validation_freq": every, "validation_steps": steps}
+            validating = {"validation_data": pass_, "validation_freq": due, "validation_steps": steps}
         model.fit(
             batches,
             epochs=intervals,
             steps_per_epoch=interval,
             verbose=0,
-            callbacks=[log, callbacks.Save(saver, log)],
+            callbacks=[log, callbacks.Save(saver, log), stop],
             **validating,
         )
         step += interval * intervals
-    callbacks.say(f"done: {workdir} is at step {step}; next: tfssl-export --workdir={workdir}")
+    say(f"done: {workdir} is at step {step}; next: tfssl-export --workdir={workdir}")
 
 
 def resolve_flags():
@@ -197,6 +218,12 @@ def resolve_flags():
         raise UserError(
             f"--decay_epochs={','.join(values['decay_epochs'])}: a comma list of numbers, such as 15,25"
         ) from e
+    if values["data_service"] and values["deterministic"]:
+        raise UserError(
+            "--data_service delivers images in an order of its own: it contradicts --deterministic; choose one"
+        )
+    if values["sync_batch_norm"] and values["bn_group_size"]:
+        raise UserError("--sync_batch_norm and --bn_group_size contradict each other: choose one")
     if not values["workdir"] and not FLAGS.dry_run:
         raise UserError("--workdir is missing: name a folder for the run's checkpoints and logs (or try --dry_run)")
     if values["validation_steps"] % values["checkpoint_steps"]:
@@ -212,12 +239,29 @@ def build_model(values):
     from tfssl import backbones
 
     width, stem, momentum, epsilon = (values[n] for n in ("width_multiplier", "stem", "bn_momentum", "bn_epsilon"))
-    backbone = backbones.build(values["backbone"], width, stem, bn_momentum=momentum, bn_epsilon=epsilon)
+    backbone = backbones.build(
+        values["backbone"],
+        width,
+        stem,
+        bn_momentum=momentum,
+        bn_epsilon=epsilon,
+        bn_sync=values["sync_batch_norm"],
+        bn_groups=bn_groups(values),
+        remat=values["rematerialize"],
+    )
     task = values["task"]
     own = {name: values[name] for name, s in TASK_SETTINGS.items() if task in s.defaults}
     if values["optimizer"] == "lamb":
         own["weight_decay"] = 0.0  # LAMB's own, decoupled, takes its place
     return pretext.build(task, backbone, **own)
+
+
+def bn_groups(values):
+    """How many groups of --bn_group_size a replica computes at once."""
+    import tensorflow as tf
+
+    at_once = values["batch_size"] // (tf.distribute.get_strategy().num_replicas_in_sync * values["accumulate_steps"])
+    return at_once // (values["bn_group_size"] or at_once)
 
 
 def build_optimizer(values, plan):

@@ -254,7 +254,7 @@ def test_moving_averages_keep_the_given_share(policy):
     model(images, True)
     root = model.root_conv(images).numpy()
     np.testing.assert_allclose(model.root_norm.moving_mean, 0.25 * root.mean((0, 1, 2)), rtol=1e-9)
-    np.testing.assert_allclose(model.root_norm.moving_variance, 0.75 + 0.25 * root.var((0, 1, 2)), rtol=1e-9)
+    np.testing.assert_allclose(model.root_norm.moving_variance, 0.75 + 0.25 * root.var((0, 1, 2), ddof=1), rtol=1e-9)
 
 
 def test_kernels_are_glorot_uniform():
@@ -262,7 +262,7 @@ def test_kernels_are_glorot_uniform():
     model.build((None, None, None, 3))
     kernel = model.block3[0].convs[1].kernel.numpy()  # 3x3, 128 to 128
     limit = np.sqrt(6 / (9 * 128 + 9 * 128))
-    assert np.abs(kernel).max() <= limit
+    assert np.abs(kernel).max() <= limit * (1 + 1e-6)  # the bound itself, rounded to float32, may be drawn
     assert np.std(kernel) == pytest.approx(limit / np.sqrt(3), rel=0.01)
 
 
@@ -347,9 +347,9 @@ def test_compiled_by_xla_it_computes_the_same(policy):
 
 @in_float64
 @pytest.mark.parametrize("early", [True, False])
-def test_on_two_replicas_each_sees_its_own_batch(policy, early, two_replicas):
+def test_on_replicas_each_sees_its_own_batch(policy, early, replicas):
     """BN normalises over the replica's rows, and the averages that are read are the replicas' mean."""
-    strategy = two_replicas
+    strategy = replicas
     halves = np.split(random_images(4, 8, 8, 3), 2)
 
     @tf.function

@@ -1,21 +1,20 @@
 """The one training step: its loss against a hand computation, replicas, XLA, precision, bookkeeping; for every task."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfssl
 from tfssl import backbones, pretext
+from tfssl.backbones.norm import BatchNorm
+from tfssl.errors import UserError
+from tfssl.runtime import strategy as strategies
 
 TASKS = {"rotation": {}, "supervised": {"num_classes": 2}}
-
-
-@pytest.fixture
-def float64():
-    tf.keras.mixed_precision.set_global_policy(None)  # a policy that was set would win over floatx
-    tf.keras.backend.set_floatx("float64")
-    yield
-    tf.keras.backend.set_floatx("float32")
 
 
 @pytest.fixture(scope="module")
@@ -53,29 +52,127 @@ def test_every_task_is_tested():
     assert set(TASKS) == set(pretext.NAMES)
 
 
+def resnet(**training):
+    return backbones.build("resnet18_v2", 1 / 16, "small", bn_momentum=0.8, **training)
+
+
+def network_with(**batch_norm):
+    return tf.keras.Sequential(
+        [
+            tf.keras.layers.Conv2D(6, 3, 2, use_bias=False, name="conv1"),
+            BatchNorm(0.8, **batch_norm, name="norm1"),
+            tf.keras.layers.ReLU(name="relu"),
+            tf.keras.layers.Conv2D(8, 3, use_bias=False, name="conv2"),
+            BatchNorm(0.8, **batch_norm, name="norm2"),
+        ]
+    )
+
+
+def trained(task, make_backbone, source, strategy=None, steps=3, batch_size=8, **compiled):
+    """History, weights and optimizer state (the first step's momentum is its gradient) after training on equal terms."""
+    strategy = strategy or tf.distribute.get_strategy()
+    tf.keras.utils.set_random_seed(1)
+    with strategy.scope():
+        model = build(task, make_backbone())
+        model.compile(tf.keras.optimizers.SGD(0.5, momentum=0.9), **compiled)
+    batches = strategies.training_data(strategy, model, source, batch_size, 2, 0, steps)
+    history = model.fit(batches, steps_per_epoch=steps, verbose=0).history
+    history.pop("input_seconds")
+    state = {v.name: v.numpy() for v in [*model.variables, *model.optimizer.variables]}
+    return history, state
+
+
+def assert_equal(a, b, tolerance):
+    """Histories, and every variable relative to its own largest value."""
+    (history_a, state_a), (history_b, state_b) = a, b
+    assert history_a.keys() == history_b.keys()
+    for name in history_a:
+        np.testing.assert_allclose(history_a[name], history_b[name], rtol=tolerance, err_msg=name)
+    assert len(state_a) == len(state_b)
+    for (name, x), y in zip(state_a.items(), state_b.values()):  # noqa: B905 (Python 3.9)
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(x).max() + 1e-300, err_msg=name)
+
+
 @pytest.mark.parametrize("task", TASKS)
-def test_two_replicas_train_like_one(task, source, two_replicas, float64):
-    """Same flags, same weights to 1e-9 after three steps, on one device and on two that share the batch."""
-    trained = []
-    for strategy in (tf.distribute.get_strategy(), two_replicas):
-        tf.keras.utils.set_random_seed(1)
-        with strategy.scope():
-            model = build(task)
-            model.compile(tf.keras.optimizers.SGD(0.5, momentum=0.9))
-        replicas = strategy.num_replicas_in_sync
+def test_replicas_train_like_one(task, source, replicas, float64):
+    """Same flags, same losses, gradients, weights and batch statistics, on one device and on several that share the batch."""
+    alone, together = (trained(task, lambda: network_with(sync=True), source, s) for s in (None, replicas))
+    assert_equal(alone, together, 1e-9)
 
-        def data(context, model=model, replicas=replicas):
-            del context
-            return model.dataset(source, 8, seed=2, steps=3, rows=(0, 8), chunk=8 // replicas)
 
-        batches = strategy.distribute_datasets_from_function(data) if replicas > 1 else data(None)
-        history = model.fit(batches, steps_per_epoch=3, verbose=0).history
-        trained.append((history, [v.numpy() for v in model.trainable_variables]))
-    (history1, one), (history2, two) = trained
-    for name in set(history1) - {"input_seconds"}:
-        np.testing.assert_allclose(history1[name], history2[name], rtol=1e-12, err_msg=name)
-    for a, b in zip(one, two):  # noqa: B905 (Python 3.9)
-        np.testing.assert_allclose(a, b, atol=1e-9)
+def test_a_synchronised_resnet_on_replicas(source, replicas, float64):
+    alone, together = (trained("rotation", lambda: resnet(bn_sync=True), source, s, 1) for s in (None, replicas))
+    assert_equal(alone, together, 1e-9)
+
+
+def test_four_replicas():
+    """The same test with four devices, in a process that has them."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *"-q -x tests/pretext/test_base.py tests/losses/test_replicas.py -k".split(),
+         "train_like_one or rows_in_order or one_batch"],
+        env={**os.environ, "TFSSL_TEST_REPLICAS": "4"}, capture_output=True, text=True, check=False, timeout=600,
+        cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:]
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("task", TASKS)
+def test_accumulated_parts_are_the_whole_batch(task, parts, source, float64):
+    """With batch normalisation the reference is the whole batch, normalised in groups of a part's size."""
+    assert_equal(
+        trained(task, small_network, source), trained(task, small_network, source, accumulate_steps=parts), 1e-8
+    )
+    grouped = trained(task, lambda: network_with(groups=parts), source)
+    assert_equal(grouped, trained(task, network_with, source, accumulate_steps=parts), 1e-8)
+    whole = trained(task, network_with, source)
+    assert abs(whole[0]["loss"][0] - grouped[0]["loss"][0]) > 1e-6  # the groups do make a difference
+
+
+def test_accumulation_on_replicas(source, replicas, float64):
+    """Two parts on each of two replicas are four groups on one device; their statistics move in another order."""
+    count = replicas.num_replicas_in_sync
+    together = trained("rotation", network_with, source, replicas, steps=1, accumulate_steps=2)
+    alone = trained("rotation", lambda: network_with(groups=2 * count), source, steps=1)
+    for result in (together, alone):
+        for name in [name for name in result[1] if "moving" in name]:
+            del result[1][name]
+    assert_equal(alone, together, 1e-9)
+
+
+def test_accumulation_and_rematerialisation_compile(source):
+    tf.keras.mixed_precision.set_global_policy("mixed_float16")  # whose loss is scaled besides
+    try:
+        history, state = trained(
+            "rotation", lambda: resnet(remat=True), source, steps=2, accumulate_steps=2, jit_compile=True
+        )
+        assert np.isfinite(history["loss"][0])
+    finally:
+        tf.keras.mixed_precision.set_global_policy(None)
+
+
+@pytest.mark.parametrize("network", ["resnet18_v1", "resnet18_v2"])
+def test_rematerialised_training_is_the_same(network, source, float64):
+    """Weights, gradients, and the moving statistics, which must not move twice."""
+    results = [
+        trained("rotation", lambda: backbones.build(network, 1 / 16, "small", remat=remat), source)  # noqa: B023
+        for remat in (False, True)
+    ]
+    assert_equal(*results, 1e-9)
+
+
+def test_a_loss_that_spans_the_batch_is_not_accumulated(monkeypatch):
+    model = build("rotation")
+    monkeypatch.setattr(type(model), "spans_batch", True)
+    with pytest.raises(UserError, match="--accumulate_steps=2: the loss of rotation compares the images of a batch"):
+        model.compile(tf.keras.optimizers.SGD(0.1), accumulate_steps=2)
+
+
+def test_synchronised_parts_are_refused_where_they_cannot_be(replicas):
+    with replicas.scope():
+        model = build("rotation", resnet(bn_sync=True))
+        with pytest.raises(UserError, match="--accumulate_steps=2 and --sync_batch_norm"):
+            model.compile(tf.keras.optimizers.SGD(0.1), accumulate_steps=2)
 
 
 def test_loss_gradient_and_weight_decay_by_hand(source, float64):

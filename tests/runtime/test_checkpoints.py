@@ -102,9 +102,18 @@ def test_a_refusing_file_system_ends_in_one_line(tmp_path):
     checkpoints = Checkpoints(compiled(), str(tmp_path / "folder"))
     checkpoints.save(1)
     with pytest.raises(UserError, match="cannot save step 2 .*last good checkpoint is step 1"):
-        checkpoints.manager.save = full_disk
+        checkpoints._write = full_disk
         checkpoints.save(2)
 
 
-def full_disk(**_):
+def full_disk(*_):
     raise tf.errors.ResourceExhaustedError(None, None, "no space left on device")
+
+
+def test_of_several_workers_one_writes(tmp_path):
+    """The others go through the same save, elsewhere: nothing of theirs is left, and nothing of the writer's is touched."""
+    writer, other = Checkpoints(compiled(), str(tmp_path)), Checkpoints(compiled(2.0), str(tmp_path), writes=False)
+    writer.save(1)
+    other.save(2)
+    assert [step for step, _ in saved(str(tmp_path))] == [1]
+    assert other.restore() == 1

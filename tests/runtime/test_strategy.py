@@ -7,12 +7,12 @@ from tfssl.errors import UserError
 from tfssl.runtime import strategy as strategies
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(two_replicas):
-    strategies.check_batch(two_replicas, 8)
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(replicas):
+    strategies.check_batch(replicas, 8)
     with pytest.raises(UserError, match="--batch_size=9 does not divide over 2 replicas: use 8 or 10"):
-        strategies.check_batch(two_replicas, 9)
+        strategies.check_batch(replicas, 9)
     with pytest.raises(UserError, match="use 2$"):
-        strategies.check_batch(two_replicas, 1)
+        strategies.check_batch(replicas, 1)
 
 
 def test_names():

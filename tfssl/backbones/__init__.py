@@ -14,7 +14,17 @@ NAMES = [*resnet.NAMES]
 STEMS = tuple(resnet.STEMS)
 
 
-def build(name, width_multiplier=1.0, stem="imagenet", bn_momentum=0.99, bn_epsilon=1e-3, last_relu=True):
+def build(
+    name,
+    width_multiplier=1.0,
+    stem="imagenet",
+    bn_momentum=0.99,
+    bn_epsilon=1e-3,
+    last_relu=True,
+    bn_sync=False,
+    bn_groups=1,
+    remat=False,
+):
     """A backbone: a `tf.keras.Model` whose `model(images, training)` is a dict of endpoints, in depth order.
 
     The last endpoint is `pre_logits`, [N, D] in float32 at least. Every backbone has `endpoint_names`, `min_image_size`
@@ -32,6 +42,11 @@ def build(name, width_multiplier=1.0, stem="imagenet", bn_momentum=0.99, bn_epsi
       bn_momentum: share of the moving averages that a training step keeps (1 minus what PyTorch calls momentum).
       bn_epsilon: added to the variance.
       last_relu: False leaves out the ReLU before the mean (v2 networks only: the study's "(-)").
+      bn_sync: in training, batch statistics are those of all replicas together. This and the next two are about training alone: `config`
+        leaves them out, and export publishes the plain network.
+      bn_groups: in training, the batch is normalised in so many groups of successive rows.
+      remat: in training, keep the inputs of the residual units only, and compute their activations again in the backward pass: less
+        memory for about a third more computation.
 
     Raises:
       UserError: an unknown name or stem, a setting out of range, or one given for a model that is already made.
@@ -42,6 +57,9 @@ def build(name, width_multiplier=1.0, stem="imagenet", bn_momentum=0.99, bn_epsi
         "bn_momentum": bn_momentum,
         "bn_epsilon": bn_epsilon,
         "last_relu": last_relu,
+        "bn_sync": bn_sync,
+        "bn_groups": bn_groups,
+        "remat": remat,
     }
     if isinstance(name, tf.keras.Model):
         parameters = inspect.signature(build).parameters
@@ -64,6 +82,8 @@ def build(name, width_multiplier=1.0, stem="imagenet", bn_momentum=0.99, bn_epsi
         raise UserError(f"bn_momentum={bn_momentum} must be at least 0 and below 1: it is the share that is kept")
     if not 0 < bn_epsilon < math.inf:
         raise UserError(f"bn_epsilon={bn_epsilon} must be a positive number")
+    if bn_groups < 1 or (bn_sync and bn_groups > 1):
+        raise UserError(f"bn_groups={bn_groups} must be at least 1, and 1 with bn_sync: groups lie within a replica")
     return resnet.ResNet(name, **settings)
 
 

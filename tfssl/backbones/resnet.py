@@ -9,6 +9,8 @@ import math
 
 import tensorflow as tf
 
+from tfssl.backbones.norm import BatchNorm, at_least_float32
+from tfssl.backbones.rematerialize import rematerialize
 from tfssl.errors import UserError
 
 UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -26,10 +28,6 @@ def zero_pad(x, size):
     """What makes a VALID window of an odd size symmetric: NxHxWxC -> Nx(H+size-1)x(W+size-1)xC."""
     # Not the explicit padding of tf.nn.conv2d: oneDNN leaves that alone, and in bfloat16 it takes ten times as long.
     return tf.pad(x, [[0, 0], [size // 2] * 2, [size // 2] * 2, [0, 0]])
-
-
-def at_least_float32(x):
-    return tf.cast(x, tf.float32) if x.dtype.size < 4 else x
 
 
 def global_mean(x):
@@ -113,7 +111,9 @@ class ResNet(tf.keras.Model):
 
     endpoint_names = ("after_root", "block1", "block2", "block3", "block4", "pre_logits")
 
-    def __init__(self, name, width_multiplier, stem, bn_momentum, bn_epsilon, last_relu):
+    def __init__(
+        self, name, width_multiplier, stem, bn_momentum, bn_epsilon, last_relu, bn_sync=False, bn_groups=1, remat=False
+    ):
         super().__init__(name=name)
         depth, version = (int(number) for number in name[len("resnet") :].split("_v"))
         if version == 1 and not last_relu:
@@ -123,6 +123,7 @@ class ResNet(tf.keras.Model):
             raise UserError(f"width_multiplier={width_multiplier} leaves no channels; the smallest is {1 / 128}")
         self.version, self.width_multiplier, self.stem = version, width_multiplier, stem
         self.bn_momentum, self.bn_epsilon, self.last_relu = bn_momentum, bn_epsilon, last_relu
+        self.bn_sync, self.bn_groups, self.remat = bn_sync, bn_groups, remat
 
         size, stride, self.max_pool, strides = STEMS[stem]
         self.root_conv = Conv(channels, size, stride, "root_conv")
@@ -141,7 +142,7 @@ class ResNet(tf.keras.Model):
         self.last_norm = self.norm("last_bn") if version == 2 else None
 
     def norm(self, name):
-        return tf.keras.layers.BatchNormalization(momentum=self.bn_momentum, epsilon=self.bn_epsilon, name=name)
+        return BatchNorm(self.bn_momentum, self.bn_epsilon, self.bn_sync, self.bn_groups, name)
 
     @property
     def min_image_size(self):
@@ -150,7 +151,7 @@ class ResNet(tf.keras.Model):
         return root_stride * (2 if max_pool else 1) * math.prod(strides)
 
     def config(self):
-        """What `tfssl.backbones.build(**config)` makes this network from again."""
+        """What `tfssl.backbones.build(**config)` makes this network from again, less what only training needs."""
         names = ("name", "width_multiplier", "stem", "bn_momentum", "bn_epsilon", "last_relu")
         return {name: getattr(self, name) for name in names}
 
@@ -181,7 +182,7 @@ class ResNet(tf.keras.Model):
         endpoints["after_root"] = x
         for block in self.endpoint_names[1:5]:
             for unit in getattr(self, block):
-                x = unit(x, training=training)
+                x = rematerialize(unit, x) if self.remat and training else unit(x, training=training)
             endpoints[block] = x
         if self.last_norm:
             x = self.last_norm(x, training=training)

@@ -8,8 +8,12 @@ import sys
 
 import tensorflow as tf
 
+from tfssl.data.service import examples as service_examples
 
-def training_batches(source, example, batch_size, seed=0, start_step=0, steps=None, rows=None, chunk=None):
+
+def training_batches(
+    source, example, batch_size, seed=0, start_step=0, steps=None, rows=None, chunk=None, endless=False, service=None
+):
     """The batches of a training run, from step `start_step` on.
 
     Args:
@@ -21,6 +25,9 @@ def training_batches(source, example, batch_size, seed=0, start_step=0, steps=No
       steps: how many steps; None for an endless data set.
       rows: (low, high), the rows of each global batch that this input pipeline delivers; all by default.
       chunk: images per element, a divisor of the number of rows (one replica's share); all rows by default.
+      endless: do not stop after `steps`: several workers' strategies keep static shapes only where they know that data do not end.
+      service: (address, job) of a tf.data service that makes the examples (see `data.service`), in an order of its own. The run then begins
+        with the data epoch in which `start_step` lies.
 
     Returns:
       A data set of {"image": [chunk, ...], "label" int64, "index" int64, "number" int64 (global example number), "seed" int64 (of the run),
@@ -28,14 +35,11 @@ def training_batches(source, example, batch_size, seed=0, start_step=0, steps=No
     """
     low, high = rows or (0, batch_size)
     chunk = chunk or high - low
-    records = source.records(
-        seed=seed, start=start_step * batch_size, rows=None if rows is None else (batch_size, low, high)
-    )
 
-    def load(position, record):
+    def load(record):
         fetched = source.fetch(record)
         image = example(fetched["image"], tf.stack([tf.cast(seed, tf.int64), record["number"]]))
-        return {"position": position, "image": image, "label": fetched["label"], "index": fetched["index"]}
+        return {"image": image, "label": fetched["label"], "index": fetched["index"]}
 
     def number(position):
         return (start_step + position // (high - low)) * batch_size + low + position % (high - low)
@@ -61,15 +65,28 @@ def training_batches(source, example, batch_size, seed=0, start_step=0, steps=No
         }
         return position[-1], batch
 
-    data = records.enumerate().map(load, tf.data.AUTOTUNE, deterministic=True).ignore_errors()
+    if service is None:
+        records = source.records(
+            seed=seed, start=start_step * batch_size, rows=None if rows is None else (batch_size, low, high)
+        )
+        data = records.enumerate().map(
+            lambda position, record: {"position": position, **load(record)}, tf.data.AUTOTUNE, deterministic=True
+        )
+        data = data.ignore_errors()
+    else:
+        first = start_step * batch_size // source.num_examples
+        # One more than the steps take: unreadable images are missing, and one of several consumers may be ahead of the others.
+        epochs = 1 if steps is None else -(-(start_step + steps) * batch_size // source.num_examples) - first + 1
+        made = service_examples(source, load, seed, first, epochs, *service).repeat()
+        data = made.enumerate().map(lambda position, example: {"position": position, **example})
     # The gaps are closed per batch, not per image: rebatch hands on a batch that is already whole without copying it.
     data = data.batch(chunk).scan(tf.constant(-1, tf.int64), fill).rebatch(chunk, drop_remainder=True)
-    if steps is not None:
+    if steps is not None and not endless:
         data = data.take(steps * ((high - low) // chunk))
-    return data.prefetch(tf.data.AUTOTUNE)
+    return _known_to_be(endless, data).prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_batches(source, example, batch_size, rows=None, chunk=None):
+def evaluation_batches(source, example, batch_size, rows=None, chunk=None, endless=False):
     """One pass over a source in split order, without randomness; unreadable images are left out.
 
     The last batch is filled with blank rows of weight 0, so that all batches have one static shape. `example` is called with seed None.
@@ -87,8 +104,14 @@ def evaluation_batches(source, example, batch_size, rows=None, chunk=None):
     data = records.map(load, tf.data.AUTOTUNE, deterministic=True).ignore_errors()
     blank = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), data.element_spec)
     batches = -(-source.num_examples // batch_size)
-    data = data.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).take(batches * (high - low))
-    return data.batch(chunk, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    data = data.concatenate(tf.data.Dataset.from_tensors(blank).repeat())
+    if not endless:
+        data = data.take(batches * (high - low))
+    return _known_to_be(endless, data.batch(chunk, drop_remainder=True)).prefetch(tf.data.AUTOTUNE)
+
+
+def _known_to_be(endless, data):
+    return data.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)) if endless else data
 
 
 def _name_unreadable(source, seed, numbers):

@@ -114,6 +114,10 @@ class Source:
         """The records of one epoch (int64 tensor) but the first `skip`: what a kind of source adds."""
         raise NotImplementedError
 
+    def epoch_to_share(self, seed, epoch):
+        """All records of one epoch (int64 tensor), cut so that several machines can take parts of it: see `tfssl.data.service`."""
+        return self._epoch(seed, epoch, 0, None)
+
     def fetch(self, record):
         """The example of a record; graph code, which a pipeline calls in parallel.
 
@@ -195,7 +199,12 @@ class StreamSource(Source):
             self._skip = tf.constant([skip for _, skip, _ in shards], tf.int64)
             self._take = tf.constant(takes, tf.int64)
 
-    def _epoch(self, seed, epoch, skip, rows):
+    def epoch_to_share(self, seed, epoch):
+        # Who reads a shard cannot tell what stands before it: an image's place in the split takes the place of its place in the order.
+        first = epoch * self.num_examples
+        return self._ordered(seed, epoch).map(lambda record: {"number": first + record["index"], **record})
+
+    def _ordered(self, seed, epoch):
         count = len(self._shards)
         shards = tf.range(count, dtype=tf.int64) if seed is None else _permutation(count, seed, epoch)
         shards = tf.data.Dataset.from_tensor_slices(shards)
@@ -211,8 +220,11 @@ class StreamSource(Source):
             buffer_seed = tf.stack([tf.cast(seed, tf.int64), -1 - epoch])  # not the seed of the files' order
             buffer_seed = tf.random.stateless_uniform([], buffer_seed, 1, 2**31 - 1, tf.int64)
             records = records.shuffle(self.shuffle_buffer, buffer_seed, reshuffle_each_iteration=False)
+        return records
+
+    def _epoch(self, seed, epoch, skip, rows):
         numbers = tf.data.Dataset.range(epoch * self.num_examples, (epoch + 1) * self.num_examples)
-        records = tf.data.Dataset.zip((numbers, records)).skip(skip)
+        records = tf.data.Dataset.zip((numbers, self._ordered(seed, epoch))).skip(skip)
         if rows is not None:
             records = records.filter(lambda number, _: _kept(number, rows))
         return records.map(lambda number, record: {"number": number, **record})

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tfssl import optim
 from tfssl.data import pipeline
 from tfssl.data.draws import Draws
+from tfssl.errors import UserError
 
 
 class Pretext(tf.keras.Model):
@@ -29,6 +30,7 @@ class Pretext(tf.keras.Model):
     """
 
     task = None  # the registered name
+    spans_batch = False  # whether an image's loss depends on the other images of the batch
     settings = None  # what `pretext.build` was given: enough to build the same task again
 
     def __init__(self, backbone, image_size=224, weight_decay=1e-4):
@@ -37,6 +39,7 @@ class Pretext(tf.keras.Model):
         self.image_size = image_size
         self.weight_decay = weight_decay
         self._measures = None
+        self._accumulate_steps = 1
 
     # What a task defines.
 
@@ -71,7 +74,7 @@ class Pretext(tf.keras.Model):
 
     def to_float(self, batch):
         """The batch with its uint8 images as floats in [0, 1]: they travel to the device as bytes."""
-        scale = tf.cast(1 / 255, tf.keras.backend.floatx())
+        scale = tf.constant(1 / 255, tf.keras.backend.floatx())  # a cast would round it to float32 first
         as_float = tf.nest.map_structure(lambda x: tf.cast(x, scale.dtype) * scale, batch["image"])
         return {**batch, "image": as_float}
 
@@ -87,15 +90,19 @@ class Pretext(tf.keras.Model):
         """Create all variables, the optimizer's too where the model is compiled, by tracing one step: nothing is computed."""
         if self._measures is not None:
             return
-        image = self.example(tf.zeros([self.image_size, self.image_size, 3], tf.uint8), tf.zeros([2], tf.int64))
-        batch = {name: tf.zeros([2], dtype) for name, dtype in ROWS.items()}
-        batch["image"] = tf.nest.map_structure(lambda x: tf.zeros([2, *x.shape], x.dtype), image)
+        batch = self.zero_batch(2)
         with self.distribute_strategy.scope():
             self._measures = _Measures(self.chance())
-            build = tf.function(lambda: self(self.augment(self.to_float(batch), Draws(batch)), training=True))
+            build = tf.function(lambda: self(self.augment(self.to_float(batch), Draws(batch))))
             build.get_concrete_function()
             if getattr(self, "optimizer", None) is not None:
                 optim.create_slots(self.optimizer, self.trainable_variables)
+
+    def zero_batch(self, rows):
+        """A batch of the types and shapes that `dataset` delivers, all zeros: for tracing."""
+        image = self.example(tf.zeros([self.image_size, self.image_size, 3], tf.uint8), tf.zeros([2], tf.int64))
+        batch = {name: tf.zeros([rows], dtype) for name, dtype in ROWS.items()}
+        return {**batch, "image": tf.nest.map_structure(lambda x: tf.zeros([rows, *x.shape], x.dtype), image)}
 
     @property
     def metrics(self):
@@ -111,24 +118,77 @@ class Pretext(tf.keras.Model):
         layers = [m for m in self.submodules if isinstance(m, tf.keras.layers.Layer) and hasattr(m, "kernel")]
         return [layer.kernel for layer in layers if layer.kernel is not None and layer.kernel.trainable]
 
+    def compile(self, optimizer, accumulate_steps=1, **keras):
+        """As in Keras; the loss and the metrics are the task's own.
+
+        Args:
+          accumulate_steps: each replica's share of a batch is computed in so many equal parts, one after the other, whose gradients are
+            summed: less memory, and the same result, but for batch normalisation, which sees each part by itself.
+
+        Raises:
+          UserError: the parts of a batch do not add up to this task's loss, or the replicas' batch statistics are one.
+        """
+        if accumulate_steps > 1 and self.spans_batch:
+            raise UserError(
+                f"--accumulate_steps={accumulate_steps}: the loss of {self.task} compares the images of a batch, and is not the sum "
+                "of the losses of its parts; use a smaller --batch_size, more replicas or --rematerialize"
+            )
+        strategy = self.distribute_strategy
+        meet = strategy.num_replicas_in_sync > 1 and getattr(self.backbone, "bn_sync", False)
+        if accumulate_steps > 1 and meet and not isinstance(strategy, tf.distribute.TPUStrategy):
+            raise UserError(
+                f"--accumulate_steps={accumulate_steps} and --sync_batch_norm together need a TPU: other replicas cannot meet within a "
+                "loop; leave one of them out"
+            )
+        super().compile(optimizer=optimizer, **keras)
+        self._accumulate_steps = accumulate_steps
+
     def train_step(self, batch):
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         batch = self.to_float(batch)
         batch = self.augment(batch, Draws(batch, replicas))
+        # Each part takes its share of the mean over the global batch; the optimizer sums the replicas' gradients.
+        parts = self._accumulate_steps
+        if parts == 1:
+            gradients = self._gradients(batch, 1 / replicas)
+        else:
+            gradients = self._summed_gradients(batch, parts, 1 / (parts * replicas))
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables))  # noqa: B905 (Python 3.9)
+        self.after_step()
+        self._measures.counters["replaced"].update_state(tf.cast(batch["replaced"], tf.float32))
+        return {}
+
+    def _gradients(self, batch, share):
+        """One forward and one backward pass; `share`: of the batch in the loss."""
         with tf.GradientTape() as tape:
             losses, measured = self.objective(batch, self(batch, training=True))
-            # Each replica takes its share of the mean over the global batch; the optimizer sums the replicas' gradients.
-            loss = tf.reduce_mean(losses) / replicas
+            loss = tf.reduce_mean(losses) * share
             if self.weight_decay:
                 decay = tf.add_n([tf.nn.l2_loss(tf.cast(k, losses.dtype)) for k in self.kernels()])
-                loss += self.weight_decay * decay / replicas
-        self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
-        self.after_step()
+                loss += self.weight_decay * decay * share
+            scaled = self._loss_scaling("get_scaled_loss", loss)
+        gradients = tape.gradient(scaled, self.trainable_variables, unconnected_gradients="zero")
         self._track(batch, losses, measured)
-        self._measures.counters["nonfinite_steps"].update_state(
-            tf.cast(~tf.math.is_finite(loss), tf.float32) / replicas
-        )
-        return {}
+        self._measures.counters["nonfinite_steps"].update_state(tf.cast(~tf.math.is_finite(loss), tf.float32) * share)
+        return self._loss_scaling("get_unscaled_gradients", gradients)
+
+    def _summed_gradients(self, batch, parts, share):
+        rows = batch["weight"].shape[0]
+        if rows % parts:
+            raise UserError(f"--accumulate_steps={parts} does not divide the {rows} images of a replica")
+        cut = tf.nest.map_structure(lambda x: tf.reshape(x, [parts, rows // parts, *x.shape[1:]]), batch)
+
+        def add(i, sums):
+            part = tf.nest.map_structure(lambda x: x[i], cut)
+            return i + 1, [s + g for s, g in zip(sums, self._gradients(part, share))]  # noqa: B905 (Python 3.9)
+
+        zeros = [tf.zeros(v.shape, v.dtype) for v in self.trainable_variables]
+        # Exactly one part at a time: their activations are what there is no room for.
+        return tf.while_loop(lambda i, sums: i < parts, add, (0, zeros), parallel_iterations=1)[1]
+
+    def _loss_scaling(self, step, values):
+        """With float16's optimizer, one of its two steps; values as they are with all others."""
+        return getattr(self.optimizer, step, lambda values: values)(values)
 
     def test_step(self, batch):
         batch = self.to_float(batch)
@@ -142,7 +202,6 @@ class Pretext(tf.keras.Model):
         for name, values in {"loss": losses, **measured}.items():
             # where: the blank rows of an evaluation must not turn 0 * NaN into NaN
             self._measures.means[name].update_state(tf.where(weight > 0, values, tf.zeros_like(values)), weight)
-        self._measures.counters["replaced"].update_state(tf.cast(batch["replaced"], tf.float32))
 
     def _results(self):
         return {name: mean.result() for name, mean in self._measures.means.items()}

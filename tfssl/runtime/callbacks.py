@@ -18,7 +18,7 @@ class Log(tf.keras.callbacks.Callback):
 
     Args:
       model: the pretext model.
-      workdir: the run's folder.
+      workdir: the run's folder; None: be silent and write nothing, as workers other than the first do.
       step: the step that the run begins or goes on at.
       total_steps: length of the whole run.
       batch_size: images per step.
@@ -37,7 +37,9 @@ class Log(tf.keras.callbacks.Callback):
         self.pace = Pace()
         self.replaced = 0
         self.writers = {}
-        self.live = sys.stdout.isatty()
+        self.live = sys.stdout.isatty() and workdir is not None
+        if workdir is None:
+            return
         _drop_later_lines(os.path.join(workdir, "metrics.jsonl"), step)
         for name, level in model.chance().items():
             for end in (0, total_steps):
@@ -87,11 +89,16 @@ class Log(tf.keras.callbacks.Callback):
             "input_wait": min(1.0, waited / elapsed),
             "replaced_images": self.replaced,
         }
-        with tf.io.gfile.GFile(os.path.join(self.workdir, "metrics.jsonl"), "a") as f:
-            f.write(json.dumps({"step": self.step, "epoch": round(self.step / self.epoch_steps, 4), **values}) + "\n")
+        if self.workdir is None:
+            return
+        self._append({"step": self.step, "epoch": round(self.step / self.epoch_steps, 4), **values})
         for name, value in values.items():
             self._scalar("train", name, value, self.step)
         self._print(values)
+
+    def _append(self, line):
+        with tf.io.gfile.GFile(os.path.join(self.workdir, "metrics.jsonl"), "a") as f:
+            f.write(json.dumps(line) + "\n")
 
     def _print(self, values):
         chance = self.model.chance()
@@ -111,13 +118,9 @@ class Log(tf.keras.callbacks.Callback):
         validation = {
             name[len("val_") :]: float(value) for name, value in (logs or {}).items() if name.startswith("val_")
         }
-        if not validation:
+        if not validation or self.workdir is None:
             return
-        with tf.io.gfile.GFile(os.path.join(self.workdir, "metrics.jsonl"), "a") as f:
-            f.write(
-                json.dumps({"step": self.step, **{f"validation_{name}": value for name, value in validation.items()}})
-                + "\n"
-            )
+        self._append({"step": self.step, **{f"validation_{name}": value for name, value in validation.items()}})
         for name, value in validation.items():
             self._scalar("validation", name, value, self.step)
         chance = self.model.chance()

@@ -2,10 +2,11 @@
 
 import os
 import re
+import tempfile
 
 import tensorflow as tf
 
-from tfssl.errors import UserError
+from tfssl.errors import UserError, one_line
 
 
 class Checkpoints:
@@ -16,15 +17,18 @@ class Checkpoints:
       directory: the folder; made at the first save.
       keep: how many of the newest to keep.
       keep_every: keep those whose step is a multiple of this for ever, too; 0: none of them.
+      writes: whether this process writes into the folder. Of several workers the first does; the others have to take part in a save, since
+        some variables are the mean of all workers' copies, and write theirs to a temporary place.
     """
 
-    def __init__(self, model, directory, keep=3, keep_every=0):
+    def __init__(self, model, directory, keep=3, keep_every=0, writes=True):
         self.model = model
         self.directory = directory
         self.keep, self.keep_every = keep, keep_every
         self.checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
-        _tidy(directory)
-        self.manager = tf.train.CheckpointManager(self.checkpoint, directory, max_to_keep=None)
+        self.writes = writes
+        if writes:
+            _tidy(directory)
 
     def restore(self, say=print):
         """Restore the newest readable checkpoint; returns its step, 0 where there is none.
@@ -37,11 +41,10 @@ class Checkpoints:
             try:
                 self.checkpoint.restore(path).assert_existing_objects_matched()
             except (tf.errors.OpError, AssertionError, ValueError, IndexError) as e:
-                reason = " ".join(str(e).split())[:160]
-                say(f"checkpoint {path} is damaged and is passed over: {reason}")
+                say(f"checkpoint {path} is damaged and is passed over: {one_line(e)}")
             else:
                 # The damaged ones, which are newer, would shadow what this run will save.
-                for damaged in paths[paths.index(path) + 1 :]:
+                for damaged in paths[paths.index(path) + 1 :] if self.writes else ():
                     _delete(damaged)
                 return _step(path)
         if paths:
@@ -59,17 +62,23 @@ class Checkpoints:
         bad = self.first_nonfinite()
         if bad is not None:
             raise UserError(f"{bad} is not finite after step {step}; {self.last_good()}")
+        if not self.writes:
+            with tempfile.TemporaryDirectory() as folder:
+                self._write(folder, step)
+            return
         try:
-            self.manager.save(checkpoint_number=step)
+            self._write(self.directory, step)
         except (tf.errors.OpError, OSError) as e:
-            reason = " ".join(str(e).split())[:200]
             _tidy(self.directory)
-            raise UserError(f"cannot save step {step} in {self.directory!r} ({reason}); {self.last_good()}") from e
+            raise UserError(f"cannot save step {step} in {self.directory!r} ({one_line(e)}); {self.last_good()}") from e
 
         steps = [s for s, _ in saved(self.directory)]
         for old in steps[: -self.keep]:
             if not self.keep_every or old % self.keep_every:
                 _delete(os.path.join(self.directory, f"ckpt-{old}"))
+
+    def _write(self, directory, step):
+        tf.train.CheckpointManager(self.checkpoint, directory, max_to_keep=None).save(checkpoint_number=step)
 
     def last_good(self):
         steps = [step for step, _ in saved(self.directory)]

@@ -22,6 +22,8 @@ def run(main, name):
     # Level 3 hides what TensorFlow prints about absent CUDA libraries; set the variable to 0 to see everything.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.WARNING)
+    # A line of Keras 2.15 in mixed precision, about a function of its own that needs no AutoGraph.
+    logging.get_absl_logger().addFilter(lambda record: "create_autocast_variable" not in record.getMessage())
 
     def parse(argv):
         if any(a in ("--help", "-help", "--helpshort", "-h") for a in argv[1:]):
@@ -40,9 +42,16 @@ def run(main, name):
             _import_tensorflow()
             main(argv)
         except (UserError, flags.Error) as e:
-            _fail(name, e)
+            _fail(name, e, getattr(e, "status", 1))
         except KeyboardInterrupt:
             _fail(name, "interrupted; the same command resumes from the last checkpoint", status=130)
+        except Exception as e:
+            from tfssl.runtime import failures
+
+            line = failures.explain(e)
+            if line is None:
+                raise
+            _fail(name, line)
 
     def guarded_parse(argv):
         try:
@@ -99,14 +108,30 @@ def _expand(args, folder, including):
         path = _find_flagfile(value if equals else next(rest, ""), folder)
         if path in including:
             raise UserError(f"flagfile {path} includes itself: {' -> '.join([*including, path])}")
-        with open(path, encoding="utf-8") as f:
-            lines = [line.strip() for line in f]
+        lines = [line.strip() for line in _read(path).splitlines()]
         lines = [line for line in lines if line and not line.startswith(("#", "//"))]
         expanded += _expand(lines, os.path.dirname(path), (*including, path))
     return expanded
 
 
+def _read(path):
+    if "://" not in path:
+        with open(path, encoding="utf-8") as f:
+            return f.read()
+    import tensorflow as tf
+
+    with tf.io.gfile.GFile(path) as f:
+        return f.read()
+
+
 def _find_flagfile(value, folder):
+    remote = value if "://" in value else f"{folder}/{value}" if "://" in folder and not os.path.isabs(value) else None
+    if remote and not value.startswith("tfssl:"):
+        import tensorflow as tf
+
+        if not tf.io.gfile.exists(remote):
+            raise UserError(f"no flagfile {remote!r}")
+        return remote
     if value.startswith("tfssl:"):
         package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         roots = [

@@ -1,5 +1,6 @@
 """Where a run computes: the distribution strategy, its input, precision and determinism."""
 
+import math
 import os
 
 import tensorflow as tf
@@ -26,17 +27,25 @@ def start(seed=0, precision="float32", deterministic=False):
         tf.config.experimental.enable_op_determinism()
 
 
-def build(name="auto", tpu=""):
+def build(name="auto", tpu="", tpu_zone=None, gcp_project=None):
     """A `tf.distribute.Strategy`.
 
     Args:
       name: "auto": all GPUs, else the one device; "default": one device; "mirrored": all GPUs of this host; "multi_worker": the hosts of
         TF_CONFIG; "tpu": a TPU.
       tpu: the TPU's name or address; "local" on a TPU VM, also the default.
+      tpu_zone, gcp_project: where a TPU of that name is, if not where this machine is.
 
     Raises:
       UserError: unknown name, no TPU found, no TF_CONFIG.
     """
+    # First of all: once TensorFlow has looked at its devices, it can join no other workers.
+    if name == "multi_worker":
+        if "TF_CONFIG" not in os.environ:
+            raise UserError(
+                "--strategy=multi_worker needs the environment variable TF_CONFIG, which names the hosts and this one's index"
+            )
+        return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices("GPU")
     if name == "default" or (name == "auto" and len(gpus) < 2):
         return tf.distribute.get_strategy()
@@ -44,15 +53,9 @@ def build(name="auto", tpu=""):
         return tf.distribute.MirroredStrategy()
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(None if gpus else [d.name for d in tf.config.list_logical_devices("CPU")])
-    if name == "multi_worker":
-        if "TF_CONFIG" not in os.environ:
-            raise UserError(
-                "--strategy=multi_worker needs the environment variable TF_CONFIG, which names the hosts and this one's index"
-            )
-        return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu":
         try:
-            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu or "local")
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu or "local", tpu_zone, gcp_project)
             tf.config.experimental_connect_to_cluster(resolver)
             tf.tpu.experimental.initialize_tpu_system(resolver)
             return tf.distribute.TPUStrategy(resolver)
@@ -61,21 +64,63 @@ def build(name="auto", tpu=""):
     raise UserError(f"unknown strategy {name!r}: choose one of {', '.join(NAMES)}")
 
 
-def check_batch(strategy, batch_size):
-    """Raise a UserError unless `batch_size` divides over the replicas."""
+def check_batch(strategy, batch_size, accumulate_steps=1, bn_group_size=0):
+    """Raise a UserError unless `batch_size` divides over the replicas, their parts and the groups of batch statistics."""
     replicas = strategy.num_replicas_in_sync
-    if batch_size % replicas:
-        near = [b for b in (batch_size // replicas * replicas, -(-batch_size // replicas) * replicas) if b]
-        raise UserError(
-            f"--batch_size={batch_size} does not divide over {replicas} replicas: use {' or '.join(map(str, dict.fromkeys(near)))}"
-        )
+    parts = {f"{replicas} replicas": replicas, f"--accumulate_steps={accumulate_steps}": accumulate_steps}
+    if bn_group_size:
+        parts[f"groups of --bn_group_size={bn_group_size}"] = bn_group_size
+    unit = math.prod(parts.values())
+    if batch_size % unit:
+        near = dict.fromkeys(b for b in (batch_size // unit * unit, -(-batch_size // unit) * unit) if b)
+        over = " and ".join(text for text, n in parts.items() if n > 1)
+        raise UserError(f"--batch_size={batch_size} does not divide over {over}: use {' or '.join(map(str, near))}")
 
 
-def training_data(strategy, model, source, batch_size, seed, start_step, steps):
-    """The model's training batches, each replica's share its own element."""
+def training_data(strategy, model, source, batch_size, seed, start_step, steps, data_service=""):
+    """The model's training batches, each replica's share its own element; `data_service` is the address of one that makes the examples."""
+    service = (data_service, _job(strategy)) if data_service else None
     return _distribute(
-        strategy, batch_size, lambda **rows: model.dataset(source, batch_size, seed, start_step, steps, **rows)
+        strategy,
+        batch_size,
+        lambda **rows: model.dataset(source, batch_size, seed, start_step, steps, service=service, **rows),
     )
+
+
+def _job(strategy):
+    """A name, of this start of this run, under which several input pipelines share a data service's examples; None where there is one."""
+    if not _several_workers(strategy) and not isinstance(strategy, tf.distribute.TPUStrategy):
+        return None
+    number = int.from_bytes(os.urandom(2), "big")
+    if _several_workers(strategy):
+        number = int(sum_over_workers(strategy)(number if is_chief(strategy) else 0))
+    return f"tfssl-{number}"
+
+
+def _several_workers(strategy):
+    return strategy.extended._in_multi_worker_mode()
+
+
+def is_chief(strategy):
+    """Whether this process is the one of its run that talks and writes."""
+    resolver = strategy.cluster_resolver if _several_workers(strategy) else None
+    if resolver is None or resolver.task_type == "chief":
+        return True
+    return resolver.task_type == "worker" and resolver.task_id == 0 and "chief" not in resolver.cluster_spec().jobs
+
+
+def sum_over_workers(strategy):
+    """A function: number -> sum over the worker processes, which all have to call it at the same point; with one process, the number."""
+    if not _several_workers(strategy):
+        return float
+
+    @tf.function
+    def total(value):
+        each = strategy.run(lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.identity(value)))
+        return strategy.reduce("MEAN", each, axis=None) / (strategy.num_replicas_in_sync / workers)
+
+    workers = strategy.extended._num_workers
+    return lambda value: float(total(tf.constant(value, tf.float32)))
 
 
 def evaluation_data(strategy, model, source, batch_size):
@@ -85,12 +130,16 @@ def evaluation_data(strategy, model, source, batch_size):
 
 
 def _distribute(strategy, batch_size, make):
-    if not strategy.extended._in_multi_worker_mode() and strategy.num_replicas_in_sync == 1:
+    if not _several_workers(strategy) and strategy.num_replicas_in_sync == 1:
         return make()
 
     def for_host(context):
         share = batch_size // context.num_input_pipelines
         first = context.input_pipeline_id * share
-        return make(rows=(first, first + share), chunk=context.get_per_replica_batch_size(batch_size))
+        return make(
+            rows=(first, first + share),
+            chunk=context.get_per_replica_batch_size(batch_size),
+            endless=_several_workers(strategy),
+        )
 
     return strategy.distribute_datasets_from_function(for_host)

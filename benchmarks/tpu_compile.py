@@ -1,0 +1,203 @@
+"""Do our training steps compile for TPUs, and do they fit? Answered by Google's own TPU compiler, without a TPU.
+
+    python3 -m venv tpu-compiler && tpu-compiler/bin/pip install jax==0.10.2 libtpu==0.0.51      # once, apart from tfssl's environment
+    python benchmarks/tpu_compile.py --compiler tpu-compiler/bin/python --task rotation,supervised --backbone resnet50_v2 --batch 64
+    python benchmarks/tpu_compile.py --compiler tpu-compiler/bin/python --kind v5e --largest     # the largest batch that fits
+
+TensorFlow lowers the real step (augmentation, forward, backward, optimizer, metrics) to HLO; libtpu compiles it ahead of time for one
+core of each TPU kind.
+
+How to read the table: `batch` is images per core, before rotations. TFLOP is what one step computes, by the compiler's count. `arguments`
+are weights, optimizer state and input, `temporaries` all that lives within a step, `peak` both and the outputs, in GiB of the core's HBM;
+"no" under `fits` is the compiler's own refusal. `estimate` is a roofline, not a measurement: the longer of FLOPs over the core's published
+peak and bytes over its published bandwidth; a real step takes longer.
+
+What this shows: every operation of the step exists on a TPU, shapes are static, memory suffices. What it does not: collectives between
+cores, the input pipeline, speed, and operations that TensorFlow lowers otherwise on a TPU than on the CPU, where this lowering is done.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+GIB = 2**30
+# Topology, peak bfloat16 FLOP/s, HBM bytes/s and bytes (cloud.google.com/tpu/docs); of v4 and v5p: of a chip, two cores joined.
+KINDS = {
+    "v4": ("v4:2x2x1", 275e12, 1228e9, 32 * GIB),
+    "v5e": ("v5e:2x2", 197e12, 819e9, 16 * GIB),
+    "v5p": ("v5p:2x2x1", 459e12, 2765e9, 95 * GIB),
+    "v6e": ("v6e:2x2", 918e12, 1640e9, 32 * GIB),
+}
+
+
+def lower(row, path):
+    """Write the HLO of one training step to `path`: TensorFlow's half, run in a process of its own."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from absl import flags
+
+    from tfssl import train
+    import tensorflow as tf  # isort: skip
+
+    given = [f"--{name}={value}" for name, value in row["flags"].items()]
+    flags.FLAGS(["tpu_compile", *given, "--workdir=unused"])
+    values = train.resolve_flags()
+    if "num_classes" in values and not values["num_classes"]:
+        values["num_classes"] = 1000
+    tf.keras.mixed_precision.set_global_policy(values["precision"])
+    model = train.build_model(values)
+    model.compile(train.build_optimizer(values, train.Plan(values, 1_281_167)), values["accumulate_steps"])
+    model.prepare()
+    batch = model.zero_batch(values["batch_size"])
+    step = tf.function(model.train_step, jit_compile=True)
+    with open(path, "wb") as f:
+        f.write(step.experimental_get_compiler_ir(batch)(stage="hlo_serialized"))
+
+
+def compile_ahead(path, kind):
+    """{"temporaries": bytes, ...} of the HLO in `path` compiled for one core: JAX's half, run by the interpreter that has libtpu."""
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+        "JAX_PLATFORMS": "cpu",
+    }
+    import numpy as np
+    from jax._src.interpreters import mlir
+    from jax._src.lib import _jax, xla_client
+    from jax._src.lib.mlir import ir
+    from jax.experimental import topologies
+
+    with open(path, "rb") as f:
+        text = _jax.mlir.xla_computation_to_mlir_module(xla_client.XlaComputation(f.read()))
+    with mlir.make_ir_context(), ir.Location.unknown():
+        module = ir.Module.parse(text.replace("mhlo.copy", "stablehlo.optimization_barrier"))
+    device = topologies.get_topology_desc(KINDS[kind][0], "tpu").devices[0]
+    options = xla_client.CompileOptions()
+    options.num_replicas = options.num_partitions = 1
+    options.device_assignment = xla_client.DeviceAssignment.create(np.array([[device.id]]))
+    begun = time.perf_counter()
+    try:
+        program = device.client.compile(module, xla_client.DeviceList((device,)), options)
+    except Exception as e:  # noqa: BLE001 (whatever the compiler has against it is the answer)
+        used = re.search(r"Used ([\d.]+)([GM]) of ([\d.]+)([GM]) hbm", str(e))
+        return {"error": "out of memory: " + used.group(0) if used else str(e).splitlines()[0][:300]}
+    memory, cost = program.get_compiled_memory_stats(), program.cost_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    return {
+        "flops": cost["flops"],
+        "bytes": cost["bytes accessed"],
+        "arguments": arguments,
+        "temporaries": temporaries,
+        "peak": arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def measure(row, kinds, compiler):
+    """{kind: what `compile_ahead` found}; the step is lowered once for all kinds."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "step.hlo")
+        child([sys.executable, __file__, "--lower", path, "--row", json.dumps(row)])
+        return {
+            kind: json.loads(child([compiler, __file__, "--ahead", path, "--kind", kind]).splitlines()[-1])
+            for kind in kinds
+        }
+
+
+def child(command):
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)[:200]} failed:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def line(row, kind, found):
+    f = row["flags"]
+    levers = [
+        name for name in ("rematerialize", "accumulate_steps") if str(f.get(name, "1")).lower() not in ("1", "false")
+    ]
+    cells = [f["task"], f["backbone"], f["width_multiplier"], f["batch_size"], f["precision"].replace("mixed_", "")]
+    cells += [", ".join(levers) or "none", kind]
+    if "error" in found:
+        fits = "out of memory" in found["error"]
+        return [*cells, "yes" if fits else "NO", "", "", "", "", "no: " + found["error"] if fits else "", ""]
+    _, peak_flops, bandwidth, _ = KINDS[kind]
+    milliseconds = 1000 * max(found["flops"] / peak_flops, found["bytes"] / bandwidth)
+    gib = [f"{found[key] / GIB:.2f}" for key in ("arguments", "temporaries", "peak")]
+    return [*cells, "yes", f"{found['flops'] / 1e12:.2f}", *gib, "yes", f"{milliseconds:.0f} ms"]
+
+
+HEADER = (
+    "task backbone width batch precision levers TPU compiles TFLOP arguments temporaries peak fits estimate"
+).split()
+
+
+def show(cells):
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def largest(row, kind, compiler, unit=16):
+    """The largest multiple of `unit` that fits, found from a straight line through two small batches and then tried."""
+
+    def peak(batch):
+        row["flags"]["batch_size"] = batch
+        found = measure(row, [kind], compiler)[kind]
+        show(line(row, kind, found))
+        return found.get("peak")
+
+    small = (unit, 2 * unit)
+    at = [peak(b) for b in small]
+    batch = int(small[0] + (KINDS[kind][3] - at[0]) / ((at[1] - at[0]) / unit)) // unit * unit
+    if peak(batch):
+        while peak(batch + unit):
+            batch += unit
+    else:
+        batch -= unit
+        while not peak(batch):
+            batch -= unit
+    return batch
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compiler", default="tpu-compiler/bin/python", help="the Python that has jax and libtpu")
+    parser.add_argument("--task", default="rotation", help="comma list; also of the next four")
+    parser.add_argument("--backbone", default="resnet50_v2")
+    parser.add_argument("--width", default="1.0", help="width multipliers")
+    parser.add_argument("--batch", default="64", help="images per core")
+    parser.add_argument("--precision", default="mixed_bfloat16")
+    parser.add_argument("--rematerialize", default="false", help="false, true, or both")
+    parser.add_argument("--kind", default="v4,v5e,v6e", help=f"comma list of {', '.join(KINDS)}")
+    parser.add_argument("--flags", default="", help="more training flags, as name=value, separated by blanks")
+    parser.add_argument("--largest", action="store_true", help="find the largest batch of each row that fits")
+    parser.add_argument("--lower", help=argparse.SUPPRESS)
+    parser.add_argument("--ahead", help=argparse.SUPPRESS)
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.lower:
+        return lower(json.loads(args.row), args.lower)
+    if args.ahead:
+        return print(json.dumps(compile_ahead(args.ahead, args.kind)))
+    show(HEADER)
+    show(["---"] * len(HEADER))
+    axes = [args.task, args.backbone, args.width, args.batch, args.precision, args.rematerialize]
+    names = ["task", "backbone", "width_multiplier", "batch_size", "precision", "rematerialize"]
+    for cell in itertools.product(*(axis.split(",") for axis in axes)):
+        row = {"flags": dict(zip(names, cell)) | dict(flag.split("=", 1) for flag in args.flags.split())}  # noqa: B905
+        if args.largest:
+            for kind in args.kind.split(","):
+                print(f"\n{kind}: at most {largest(row, kind, args.compiler)} images per core\n", flush=True)
+            continue
+        for kind, found in measure(row, args.kind.split(","), args.compiler).items():
+            show(line(row, kind, found))
+
+
+if __name__ == "__main__":
+    main()

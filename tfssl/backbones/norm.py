@@ -1,0 +1,91 @@
+"""Batch normalisation whose statistics can span replicas, or groups of the batch, and are computed in float32 at least.
+
+Ioffe and Szegedy, arXiv 1502.03167. At inference, and in what export publishes, this is Keras's plain layer.
+"""
+
+import contextlib
+import threading
+
+import tensorflow as tf
+
+_local = threading.local()  # replicas are traced in threads of their own
+
+
+def at_least_float32(x):
+    return tf.cast(x, tf.float32) if x.dtype.size < 4 else x
+
+
+@contextlib.contextmanager
+def frozen_statistics(frozen=True):
+    """In here layers normalise as in training but leave their moving statistics alone: for a second pass over the same examples."""
+    before = getattr(_local, "frozen", False)
+    _local.frozen = frozen or before
+    try:
+        yield
+    finally:
+        _local.frozen = before
+
+
+class BatchNorm(tf.keras.layers.BatchNormalization):
+    """Normalises over all axes but the last, [N, ..., C]; the moving variance follows the unbiased estimate in every case.
+
+    Args:
+      momentum: share of the moving statistics that a training step keeps.
+      epsilon: added to the variance.
+      sync: the batch is that of all replicas together.
+      groups: the batch is cut into so many groups of successive rows, each normalised by itself. They move the moving statistics one
+        after the other, as that many batches would. The number of rows must be a multiple.
+    """
+
+    def __init__(self, momentum=0.99, epsilon=1e-3, sync=False, groups=1, name=None):
+        if sync and groups > 1:
+            raise ValueError("statistics are either synchronised over replicas or those of groups, not both")
+        super().__init__(momentum=momentum, epsilon=epsilon, name=name)
+        self.sync, self.groups = sync, groups
+
+    def call(self, x, training=None):
+        if not training or not self.trainable:
+            return super().call(x, training=False)
+        plain = not self.sync and self.groups == 1 and self.gamma.dtype == tf.float32
+        y, mean, variance = self._fused(x) if plain else self._by_moments(x)
+        if not getattr(_local, "frozen", False):
+            self._move(mean, variance)
+        return y
+
+    def _fused(self, x):
+        """One kernel: [N, ..., C] -> the same, and mean and unbiased variance [1, C]."""
+        maps = x if x.shape.rank == 4 else tf.reshape(x, [-1, 1, 1, x.shape[-1]])
+        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(maps, self.gamma, self.beta, epsilon=self.epsilon)
+        return (y if maps is x else tf.reshape(y, tf.shape(x))), mean[None], variance[None]
+
+    def _by_moments(self, x):
+        """The same from its parts, with statistics [groups, C]."""
+        rows = tf.reshape(at_least_float32(x), [self.groups, -1, x.shape[-1]])
+        count = tf.cast(tf.shape(rows)[1], rows.dtype)
+        mean, variance = tf.nn.moments(rows, axes=[1], keepdims=True)
+        context = tf.distribute.get_replica_context()
+        if self.sync and context is not None and context.num_replicas_in_sync > 1:
+            # One sum for both, of moments about the moving mean, which is the same everywhere: about zero, those of a large mean and a
+            # small variance would cancel.
+            replicas = context.num_replicas_in_sync
+            about = tf.cast(self.moving_mean, rows.dtype)
+            sums = context.all_reduce("SUM", tf.concat([mean - about, variance + (mean - about) ** 2], 1))
+            shifted, square = sums[:, :1] / replicas, sums[:, 1:] / replicas
+            mean, variance = shifted + about, tf.maximum(square - shifted**2, 0.0)
+            count *= replicas
+        y = (rows - mean) * (tf.math.rsqrt(variance + self.epsilon) * self.gamma) + self.beta
+        y = tf.cast(tf.reshape(y, tf.shape(x)), x.dtype)
+        y.set_shape(x.shape)
+        return y, mean[:, 0], variance[:, 0] * (count / tf.maximum(count - 1, 1))
+
+    def _move(self, mean, variance):
+        """Move the moving statistics by those of each group in turn: [groups, C]."""
+        keep = self.momentum**self.groups
+        shares = [(1 - self.momentum) * self.momentum ** (self.groups - 1 - g) for g in range(self.groups)]
+        for moving, values in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            values = tf.cast(values, moving.dtype)
+            target = tf.tensordot(tf.constant(shares, moving.dtype), values, 1)
+            moving.assign_sub((1 - keep) * moving - target)
+
+    def get_config(self):
+        return {**super().get_config(), "sync": self.sync, "groups": self.groups}

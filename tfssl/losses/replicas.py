@@ -1,0 +1,31 @@
+"""What losses need of other replicas: their rows, in shapes that are static and by operations that every strategy and XLA have."""
+
+import tensorflow as tf
+
+
+def count():
+    """How many replicas compute this step together: int."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def gather(x):
+    """The rows of all replicas, in the order of the replicas: [n, ...] -> [count() * n, ...]; call it on each replica.
+
+    Each replica puts its rows into its own slot of zeros, and the slots are summed. That is differentiable: a row's gradient is the sum
+    of what all replicas do with it. (`tf.distribute`'s own gather has neither a static shape nor a form for every strategy.)
+    """
+    replicas = count()
+    if replicas == 1:
+        return x
+    context = tf.distribute.get_replica_context()
+    mine = tf.equal(tf.range(replicas), tf.cast(context.replica_id_in_sync_group, tf.int32))
+    mine = tf.reshape(mine, [replicas] + [1] * x.shape.rank)
+    slots = tf.where(mine, x[None], tf.zeros_like(x)[None])  # not a product: one replica's NaN stays its own
+    return tf.reshape(context.all_reduce("SUM", slots), [replicas * x.shape[0], *x.shape[1:]])
+
+
+def first_row(rows):
+    """Where this replica's rows begin among the gathered ones; `rows` is n, the rows of one replica. An int32 scalar."""
+    if count() == 1:
+        return tf.constant(0)
+    return tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32) * rows

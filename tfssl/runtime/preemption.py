@@ -1,0 +1,59 @@
+"""SIGTERM, which spot machines and schedulers send before they take a machine away: save, and leave with a status of its own."""
+
+import signal
+
+import tensorflow as tf
+
+from tfssl.errors import UserError
+from tfssl.runtime import strategy as strategies
+
+STATUS = 75  # sysexits.h calls it EX_TEMPFAIL: try again later
+
+
+class Preempted(UserError):
+    """The run was told to stop, and its state is saved."""
+
+    status = STATUS
+
+
+class Preemption(tf.keras.callbacks.Callback):
+    """At SIGTERM or Ctrl-C: a checkpoint after the steps under way, then `Preempted`. A second Ctrl-C ends at once.
+
+    With several workers all of them save and stop at the same step, whichever of them was told: they agree at the end of every execution.
+
+    Args:
+      save: function () that saves the state.
+      step: function () -> the number of steps taken.
+      strategy: the run's `tf.distribute.Strategy`.
+    """
+
+    _supports_tf_logs = True
+
+    def __init__(self, save, step, strategy):
+        super().__init__()
+        self.save, self.step, self.told = save, step, None
+        self.workers_told = strategies.sum_over_workers(strategy)
+
+    def on_train_begin(self, logs=None):
+        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def on_train_end(self, logs=None):
+        for s, handler in self.before.items():
+            signal.signal(s, handler)
+
+    def _note(self, number, frame):
+        if number == signal.SIGINT == self.told:
+            raise KeyboardInterrupt
+        self.told = number
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.workers_told(1 if self.told else 0):
+            self.on_train_end()
+            self.save()
+            cause = signal.Signals(self.told).name if self.told else "a signal to another worker"
+            raise Preempted(
+                f"{cause}: stopped after step {self.step()}, which is saved; the same command goes on from there"
+            )
+
+    # In validation too, though its figures are then missing: the grace before a machine goes can be shorter than a pass.
+    on_test_batch_end = on_train_batch_end
