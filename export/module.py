@@ -126,6 +126,7 @@ def _plain(model):
 
 def _facts(model, widths):
     backbone = model.backbone
+    crop, resize = model.evaluation_size
     config = backbone.config() or {}
     order = list(backbone.endpoint_names)
     return {
@@ -138,9 +139,9 @@ def _facts(model, widths):
         "features": {name: widths[name] for name in order},
         "input": "float32 RGB in [0, 1], [batch, height, width, 3]",
         "image_size": model.image_size,
-        "min_image_size": backbone.min_image_size,
-        "resize": model.resize,
-        "crop": model.image_size,
+        "min_image_size": model.min_image_size,
+        "resize": resize,
+        "crop": crop,
         "weight_decay": model.weight_decay,
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "tfssl": tfssl.__version__},
     }

@@ -33,6 +33,9 @@ with cli.section("Task and network"):
     flags.DEFINE_string("stem", "imagenet", "imagenet (7x7 stride 2, pooling), small (3x3, for 32 pixels), patch (7x7 stride 1).")
     flags.DEFINE_float("bn_momentum", 0.99, "Share of the moving statistics kept per step (2019 study: 0.99); short runs: 0.9.")
     flags.DEFINE_float("bn_epsilon", 1e-3, "Batch normalisation: added to the variance (2019 study: 0.001).")
+    flags.DEFINE_boolean("last_relu", True, "A ReLU before the mean over the map; --nolast_relu: the 2019 study's (-) networks.")
+    flags.DEFINE_boolean("skip_connections", True, "ResNets with the connections that make them ResNets (2019 study: its ablation).")
+    flags.DEFINE_integer("representation_size", 0, "Outputs of a linear layer after the mean (2019 study: Figure 6).", lower_bound=0)
     flags.DEFINE_boolean("sync_batch_norm", False, "Batch statistics of all replicas together, not of each by itself.")
     flags.DEFINE_integer("bn_group_size", 0, "Images whose batch statistics are one; 0: all of a replica's.", lower_bound=0)
     flags.DEFINE_string("init_module", None, "Start from this Hub module's weights, where names and shapes match.")
@@ -245,6 +248,9 @@ def build_model(values):
         stem,
         bn_momentum=momentum,
         bn_epsilon=epsilon,
+        last_relu=values["last_relu"],
+        skip=values["skip_connections"],
+        representation_size=values["representation_size"],
         bn_sync=values["sync_batch_norm"],
         bn_groups=bn_groups(values),
         remat=values["rematerialize"],
@@ -312,7 +318,10 @@ def check_workdir(values):
                 f"{values['workdir']!r} has checkpoints but no flags.flags that says whose they are: use another --workdir"
             )
         return
-    stored = settings.read_flags(path)
+    # A flag that is younger than the run stands for what was done before there was a choice: its default.
+    # A flag that is younger than the run stands for what was done before there was a choice: its default.
+    defaults = {name: FLAGS[name].default for name in values if name not in TASK_SETTINGS}
+    stored = {name: settings.as_text(d) for name, d in defaults.items() if d is not None} | settings.read_flags(path)
     values = {**values, "num_classes": values.get("num_classes") or stored.get("num_classes")}  # 0: the data set's
     for name, old, new in settings.differences(stored, values, FREE):
         raise UserError(

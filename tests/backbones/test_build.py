@@ -68,6 +68,8 @@ def test_config_builds_the_same_network_again():
         "bn_momentum": 0.9,
         "bn_epsilon": 1e-5,
         "last_relu": False,
+        "skip": False,
+        "representation_size": 24,
     }
     model = build("resnet34_v2", **settings)
     assert model.config() == {"name": "resnet34_v2", **settings}
@@ -84,6 +86,7 @@ def test_config_builds_the_same_network_again():
 
 def test_defaults_are_those_of_the_study():
     expected = {"width_multiplier": 1.0, "stem": "imagenet", "bn_momentum": 0.99, "bn_epsilon": 1e-3, "last_relu": True}
+    expected |= {"skip": True, "representation_size": 0}
     model = build("resnet50_v2")
     assert model.config() == {"name": "resnet50_v2", **expected}
     assert (model.root_conv.filters, model.last_norm.momentum, model.last_norm.epsilon) == (64, 0.99, 1e-3)

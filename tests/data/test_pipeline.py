@@ -116,3 +116,20 @@ def test_draws_do_not_depend_on_how_the_batch_is_shared():
     next_step = Draws({"number": tf.constant(rows + 12), "seed": tf.constant(seed)}).uniform(shape=[2])
     assert not np.allclose(whole, other_view) and not np.allclose(whole, next_step)
     assert len(np.unique(whole)) == 24
+
+
+def test_dropout_masks_are_a_fair_coin_per_element_and_do_not_depend_on_how_the_batch_is_shared():
+    rows, seed = np.arange(64, 128), np.full([64], 3)
+
+    def masks(part, replicas=1, view=0, step=0):
+        draws = Draws({"number": tf.constant(rows[part] + 64 * step), "seed": tf.constant(seed[part])}, replicas)
+        return draws.keep(0.3, [8, 512], view).numpy().reshape(-1, 4096)
+
+    whole = masks(slice(None))
+    np.testing.assert_array_equal(whole, np.concatenate([masks(slice(0, 32), 2), masks(slice(32, 64), 2)]))
+    assert whole.mean() == pytest.approx(0.3, abs=0.005)
+    # Rows, columns and masks are as far from one another as independent draws are: correlations within five standard deviations.
+    for others in (np.roll(whole, 1, 0), np.roll(whole, 1, 1), masks(slice(None), view=1), masks(slice(None), step=1)):
+        assert abs(np.corrcoef(whole.ravel(), others.ravel())[0, 1]) < 5 / np.sqrt(whole.size)
+    centred = (whole - 0.3) / np.sqrt(0.21)
+    assert (centred.mean(0) * 8).std() == pytest.approx(1, abs=0.1)

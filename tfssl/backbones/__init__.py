@@ -7,11 +7,13 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from tfssl.backbones import resnet
+from tfssl.backbones import layers, resnet
+from tfssl.backbones.norm import at_least_float32
 from tfssl.errors import UserError
 
-NAMES = [*resnet.NAMES]
-STEMS = tuple(resnet.STEMS)
+_FAMILIES = {name: resnet.ResNet for name in resnet.NAMES}
+NAMES = list(_FAMILIES)
+STEMS = tuple(layers.STEMS)
 
 
 def build(
@@ -21,6 +23,8 @@ def build(
     bn_momentum=0.99,
     bn_epsilon=1e-3,
     last_relu=True,
+    skip=True,
+    representation_size=0,
     bn_sync=False,
     bn_groups=1,
     remat=False,
@@ -42,6 +46,9 @@ def build(
       bn_momentum: share of the moving averages that a training step keeps (1 minus what PyTorch calls momentum).
       bn_epsilon: added to the variance.
       last_relu: False leaves out the ReLU before the mean (v2 networks only: the study's "(-)").
+      skip: False leaves out the skip connections (ResNets only: the study's ablation).
+      representation_size: where above 0, a linear layer of that many outputs follows the mean, and they are the pre-logits: the size of the
+        representation apart from the width (the study's Figure 6).
       bn_sync: in training, batch statistics are those of all replicas together. This and the next two are about training alone: `config`
         leaves them out, and export publishes the plain network.
       bn_groups: in training, the batch is normalised in so many groups of successive rows.
@@ -57,6 +64,8 @@ def build(
         "bn_momentum": bn_momentum,
         "bn_epsilon": bn_epsilon,
         "last_relu": last_relu,
+        "skip": skip,
+        "representation_size": representation_size,
         "bn_sync": bn_sync,
         "bn_groups": bn_groups,
         "remat": remat,
@@ -66,7 +75,7 @@ def build(
         changed = [key for key, value in settings.items() if value != parameters[key].default]
         if changed:
             raise UserError(f"model {name.name!r} is already made: set {', '.join(changed)} in it, and not here")
-        return name if isinstance(name, (resnet.ResNet, UserModel)) else UserModel(name)
+        return name if isinstance(name, (layers.Network, UserModel)) else UserModel(name)
     if not isinstance(name, str):
         kind = f"{type(name).__module__}.{type(name).__qualname__}"
         raise UserError(f"a backbone is a tf.keras.Model of Keras 2, or one of {', '.join(NAMES)}; this is a {kind}")
@@ -82,9 +91,13 @@ def build(
         raise UserError(f"bn_momentum={bn_momentum} must be at least 0 and below 1: it is the share that is kept")
     if not 0 < bn_epsilon < math.inf:
         raise UserError(f"bn_epsilon={bn_epsilon} must be a positive number")
+    if representation_size < 0:
+        raise UserError(
+            f"representation_size={representation_size} must be a number of features, or 0 for the network's own"
+        )
     if bn_groups < 1 or (bn_sync and bn_groups > 1):
         raise UserError(f"bn_groups={bn_groups} must be at least 1, and 1 with bn_sync: groups lie within a replica")
-    return resnet.ResNet(name, **settings)
+    return _FAMILIES[name](name, **settings)
 
 
 class UserModel(tf.keras.Model):
@@ -93,6 +106,8 @@ class UserModel(tf.keras.Model):
     A map becomes the endpoints `features` [N, h, w, D] and `pre_logits` [N, D]. Of a dict every entry is an endpoint,
     in its order but for `pre_logits`, the last. What a subclassed model returns is known once it has been called.
     """
+
+    bn_sync, bn_groups = False, 1  # set them for the batch normalisations of a task's head to follow
 
     def __init__(self, model):
         super().__init__(name=model.name)
@@ -122,7 +137,7 @@ class UserModel(tf.keras.Model):
         endpoints = self.in_order(self.model(images))  # Keras hands our `training` on to every layer that takes one
         self.names = tuple(endpoints)
         last = endpoints["pre_logits"]
-        endpoints["pre_logits"] = resnet.global_mean(last) if rank(last) == 4 else resnet.at_least_float32(last)
+        endpoints["pre_logits"] = layers.global_mean(last) if rank(last) == 4 else at_least_float32(last)
         return endpoints
 
     @property

@@ -9,57 +9,18 @@ import math
 
 import tensorflow as tf
 
-from tfssl.backbones.norm import BatchNorm, at_least_float32
+from tfssl.backbones.layers import STEMS, Conv, Network, build_chain, global_mean, zero_pad
 from tfssl.backbones.rematerialize import rematerialize
 from tfssl.errors import UserError
 
 UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 NAMES = [f"resnet{depth}_v{version}" for version in (1, 2) for depth in UNITS]
 
-# The root convolution's size and stride, whether a max-pool of stride 2 follows, the strides of the four blocks.
-STEMS = {
-    "imagenet": (7, 2, True, (1, 2, 2, 2)),  # 224 -> 56 after the root, then 56, 28, 14, 7
-    "small": (3, 1, False, (1, 2, 2, 2)),  # 32 -> 32 after the root, then 32, 16, 8, 4
-    "patch": (7, 1, True, (1, 2, 2, 1)),  # 64 -> 32 after the root, then 32, 16, 8, 8
-}
-
-
-def zero_pad(x, size):
-    """What makes a VALID window of an odd size symmetric: NxHxWxC -> Nx(H+size-1)x(W+size-1)xC."""
-    # Not the explicit padding of tf.nn.conv2d: oneDNN leaves that alone, and in bfloat16 it takes ten times as long.
-    return tf.pad(x, [[0, 0], [size // 2] * 2, [size // 2] * 2, [0, 0]])
-
-
-def global_mean(x):
-    """Mean over the map, in float32 at least: NxHxWxC -> NxC."""
-    return tf.reduce_mean(at_least_float32(x), axis=[1, 2])
-
-
-def build_chain(layers, channels):
-    """Creates the variables of layers that feed one another, each under its name; returns the last one's channels."""
-    for layer in layers:
-        with tf.name_scope(layer.name):
-            layer.build((None, None, None, channels))
-        channels = getattr(layer, "filters", channels)
-    return channels
-
-
-class Conv(tf.keras.layers.Conv2D):
-    """Convolution with an odd window, zeros on both sides alike, no bias, Glorot-uniform kernel (Keras's default)."""
-
-    def __init__(self, channels, size, stride, name):
-        # At stride 1 SAME is symmetric by itself, and costs no pad op.
-        super().__init__(channels, size, stride, "same" if stride == 1 else "valid", use_bias=False, name=name)
-
-    def call(self, x):
-        size = self.kernel_size[0]
-        return super().call(zero_pad(x, size) if self.padding == "valid" and size > 1 else x)
-
 
 class Unit(tf.keras.layers.Layer):
     """A residual unit: NxHxWxC -> NxhxwxF, h = ceil(H / stride), F = width (basic) or 4 * width (bottleneck)."""
 
-    def __init__(self, version, bottleneck, width, stride, project, norm, name):
+    def __init__(self, version, bottleneck, width, stride, skip, project, norm, name):
         super().__init__(name=name)
         if bottleneck:
             self.convs = [Conv(width, 1, 1, "conv1"), Conv(width, 3, stride, "conv2"), Conv(4 * width, 1, 1, "conv3")]
@@ -69,7 +30,7 @@ class Unit(tf.keras.layers.Layer):
         self.filters = self.convs[-1].filters
         self.projection = Conv(self.filters, 1, stride, "projection") if project else None
         self.projection_norm = norm("projection_bn") if project and version == 1 else None
-        self.version = version
+        self.version, self.skip = version, skip
 
     def build(self, input_shape):
         pairs = zip(self.convs, self.norms) if self.version == 1 else zip(self.norms, self.convs)
@@ -87,7 +48,7 @@ class Unit(tf.keras.layers.Layer):
             y = norm(conv(tf.nn.relu(y) if i else y), training=training)
         if self.projection:
             x = self.projection_norm(self.projection(x), training=training)
-        return tf.nn.relu(x + y)
+        return tf.nn.relu(x + y if self.skip else y)
 
     def v2(self, x, training):
         """BN, ReLU, convolution, ...; plus the input, or a projection taken after its first BN and ReLU."""
@@ -97,10 +58,10 @@ class Unit(tf.keras.layers.Layer):
         y = self.convs[0](y)
         for conv, norm in zip(self.convs[1:], self.norms[1:]):
             y = conv(tf.nn.relu(norm(y, training=training)))
-        return x + y
+        return x + y if self.skip else y
 
 
-class ResNet(tf.keras.Model):
+class ResNet(Network):
     """Images [N, H, W, C], of any size and number of channels, to a dict of endpoints; made by `tfssl.backbones.build`.
 
     `after_root` and `block1` to `block4` are maps in the compute dtype; `pre_logits` [N, D] is float32 (float64 under
@@ -111,38 +72,31 @@ class ResNet(tf.keras.Model):
 
     endpoint_names = ("after_root", "block1", "block2", "block3", "block4", "pre_logits")
 
-    def __init__(
-        self, name, width_multiplier, stem, bn_momentum, bn_epsilon, last_relu, bn_sync=False, bn_groups=1, remat=False
-    ):
-        super().__init__(name=name)
-        depth, version = (int(number) for number in name[len("resnet") :].split("_v"))
-        if version == 1 and not last_relu:
+    def __init__(self, name, **settings):
+        super().__init__(name, **settings)
+        depth, self.version = (int(number) for number in name[len("resnet") :].split("_v"))
+        if self.version == 1 and not self.last_relu:
             raise UserError(f"last_relu=False needs a v2 network, such as resnet{depth}_v2: v1's units end in a ReLU")
-        channels = int(64 * width_multiplier + 0.5)  # the root's; every layer has a multiple of them
-        if channels < 1:
-            raise UserError(f"width_multiplier={width_multiplier} leaves no channels; the smallest is {1 / 128}")
-        self.version, self.width_multiplier, self.stem = version, width_multiplier, stem
-        self.bn_momentum, self.bn_epsilon, self.last_relu = bn_momentum, bn_epsilon, last_relu
-        self.bn_sync, self.bn_groups, self.remat = bn_sync, bn_groups, remat
+        channels = self.scaled(64)  # the root's; every layer has a multiple of them
 
-        size, stride, self.max_pool, strides = STEMS[stem]
+        size, stride, self.max_pool, strides = STEMS[self.stem]
         self.root_conv = Conv(channels, size, stride, "root_conv")
-        self.root_norm = self.norm("root_bn") if version == 1 else None
+        self.root_norm = self.norm("root_bn") if self.version == 1 else None
         fan_in, blocks = channels, []
         for i in range(4):
             units = []
             for j in range(UNITS[depth][i]):
                 unit_stride = strides[i] if j == 0 else 1
                 fan_out = channels * 2**i * (4 if depth >= 50 else 1)
-                project = unit_stride > 1 or fan_in != fan_out
-                units.append(Unit(version, depth >= 50, channels * 2**i, unit_stride, project, self.norm, f"unit{j}"))
+                project = self.skip and (unit_stride > 1 or fan_in != fan_out)
+                width = channels * 2**i
+                units.append(
+                    Unit(self.version, depth >= 50, width, unit_stride, self.skip, project, self.norm, f"unit{j}")
+                )
                 fan_in = fan_out
             blocks.append(units)
         self.block1, self.block2, self.block3, self.block4 = blocks
-        self.last_norm = self.norm("last_bn") if version == 2 else None
-
-    def norm(self, name):
-        return BatchNorm(self.bn_momentum, self.bn_epsilon, self.bn_sync, self.bn_groups, name)
+        self.last_norm = self.norm("last_bn") if self.version == 2 else None
 
     @property
     def min_image_size(self):
@@ -150,28 +104,14 @@ class ResNet(tf.keras.Model):
         _, root_stride, max_pool, strides = STEMS[self.stem]
         return root_stride * (2 if max_pool else 1) * math.prod(strides)
 
-    def config(self):
-        """What `tfssl.backbones.build(**config)` makes this network from again, less what only training needs."""
-        names = ("name", "width_multiplier", "stem", "bn_momentum", "bn_epsilon", "last_relu")
-        return {name: getattr(self, name) for name in names}
+    def build_layers(self, input_shape):
+        channels = build_chain([layer for layer in (self.root_conv, self.root_norm) if layer], input_shape[-1])
+        for block in self.endpoint_names[1:5]:
+            with tf.name_scope(block):
+                channels = build_chain(getattr(self, block), channels)
+        build_chain([self.last_norm] if self.last_norm else [], channels)
+        return channels
 
-    def build(self, input_shape):
-        # Here and not in the calls: names then do not depend on who calls the network first (the closing slash makes
-        # the scope absolute), and a network of any size can be counted without running it.
-        with tf.name_scope(f"{self.name}/"):
-            channels = build_chain([layer for layer in (self.root_conv, self.root_norm) if layer], input_shape[-1])
-            for block in self.endpoint_names[1:5]:
-                with tf.name_scope(block):
-                    channels = build_chain(getattr(self, block), channels)
-            build_chain([self.last_norm] if self.last_norm else [], channels)
-        self.built = True
-
-    def call(self, images, training=None):
-        return self.endpoints(images, training)
-
-    # Nothing in here needs AutoGraph, and without it tracing takes a quarter of the time. (Not on `call`: the decorator
-    # would hide its signature from Keras.)
-    @tf.autograph.experimental.do_not_convert
     def endpoints(self, images, training):
         endpoints = {}
         x = self.root_conv(images)

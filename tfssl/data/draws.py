@@ -1,5 +1,7 @@
 """Random numbers for a batch on the device, equal for every way of splitting the batch over replicas and hosts."""
 
+import math
+
 import tensorflow as tf
 
 
@@ -25,7 +27,26 @@ class Draws:
         self.row = tf.cast(batch["number"] % tf.cast(self.global_rows, tf.int64), tf.int32)
         self.seed = tf.stack([batch["seed"][0], step])
 
+    def keep(self, probability, shape=(), view=0):
+        """bool [n, *shape], each true with a probability: masks for dropout.
+
+        Each element is a hash (murmur3's finalizer, twice) of seed, step, row and place: a replica computes its own rows only, for masks
+        are too large to be drawn for the whole batch.
+        """
+        key = _hash(_hash(_hash(self.seed[0] + 1) + self.seed[1] + view * 0x1000003) + tf.cast(self.row, tf.int64))
+        place = tf.reshape(tf.range(math.prod(shape), dtype=tf.int64), shape)
+        bits = _hash(_hash(place) + tf.reshape(key, [-1] + [1] * len(shape)))
+        return bits < int(probability * 2**32)
+
     def uniform(self, low=0.0, high=1.0, shape=(), view=0):
         """[n, *shape] of Keras's floatx in [low, high); `view` tells apart independent draws of one step."""
         drawn = tf.random.stateless_uniform([self.global_rows, *shape], fork(self.seed, view), low, high)
         return tf.cast(tf.gather(drawn, self.row), tf.keras.backend.floatx())
+
+
+def _hash(x):
+    """murmur3's 32-bit finalizer, of int64s: GPUs have kernels for these."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        x = tf.bitwise.bitwise_and(x, 0xFFFFFFFF)
+        x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, shift)) * factor
+    return tf.bitwise.bitwise_and(x, 0xFFFFFFFF)

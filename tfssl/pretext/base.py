@@ -6,6 +6,7 @@ import time
 import tensorflow as tf
 
 from tfssl import optim
+from tfssl.backbones.norm import BatchNorm
 from tfssl.data import pipeline
 from tfssl.data.draws import Draws
 from tfssl.errors import UserError
@@ -66,7 +67,21 @@ class Pretext(tf.keras.Model):
         """The images that the network sees for an (augmented) batch: [n, H, W, 3] in [0, 1], for people to look at."""
         return batch["image"]
 
+    @property
+    def evaluation_size(self):
+        """(side of the central crop, shorter side before it), in pixels: how images come to the published encoder."""
+        raise NotImplementedError
+
+    @property
+    def min_image_size(self):
+        """The smallest side of an image that `encode` makes sense of, in pixels."""
+        return self.backbone.min_image_size
+
     # What all tasks share.
+
+    def norm(self, name):
+        """A batch normalisation for the task's head, whose statistics span what the backbone's do."""
+        return BatchNorm(sync=self.backbone.bn_sync, groups=self.backbone.bn_groups, name=name)
 
     def encode(self, images, training=False):
         """Images [N, H, W, 3] in [0, 1] -> dict of endpoints. Export publishes this."""

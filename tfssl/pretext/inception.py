@@ -29,6 +29,10 @@ class InceptionImages(Pretext):
         image = ops.random_resized_crop(image, seed, self.image_size, area_range=(self.min_area, 1.0))
         return ops.random_flip(image, fork(seed, 0)) if self.flip else image
 
+    @property
+    def evaluation_size(self):
+        return self.image_size, self.resize
+
     def augment(self, batch, draws):
         if not self.color:
             return batch

@@ -26,10 +26,10 @@ class Setting:
 
     def describe(self):
         text = self.help[:1].upper() + self.help[1:]
-        values = {str(_text(v)) for v in self.defaults.values()}
+        values = {str(as_text(v)) for v in self.defaults.values()}
         if len(values) == 1 and len(self.defaults) == len(pretext.NAMES):
             return f"{text} Default: {values.pop()}."
-        each = ", ".join(f"{_text(v)} for {task}" for task, v in self.defaults.items())
+        each = ", ".join(f"{as_text(v)} for {task}" for task, v in self.defaults.items())
         return f"{text} Default: {each}."
 
 
@@ -83,11 +83,11 @@ def _argument_texts(docstring):
     return texts
 
 
-def _text(value):
+def as_text(value):
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
-        return ",".join(_text(v) for v in value)
+        return ",".join(as_text(v) for v in value)
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
@@ -95,7 +95,7 @@ def write_flags(path, values):
     """Write {flag: value} as a flagfile, in one step: the file is complete or absent."""
     import tensorflow as tf
 
-    lines = [f"--{name}={_text(value)}" for name, value in values.items() if value is not None]
+    lines = [f"--{name}={as_text(value)}" for name, value in values.items() if value is not None]
     tf.io.gfile.makedirs(os.path.dirname(path))
     with tf.io.gfile.GFile(path + ".new", "w") as f:
         f.write("\n".join(lines) + "\n")
@@ -118,6 +118,6 @@ def read_flags(path):
 
 def differences(stored, values, free=()):
     """The flags, by name, whose stored text is not that of `values`: [(name, stored text, new text)]."""
-    new = {name: _text(value) for name, value in values.items() if value is not None}
+    new = {name: as_text(value) for name, value in values.items() if value is not None}
     names = [n for n in dict.fromkeys([*stored, *new]) if n not in free and stored.get(n) != new.get(n)]
     return [(n, stored.get(n, "unset"), new.get(n, "unset")) for n in names]

@@ -1,0 +1,107 @@
+"""What the families of backbones have in common: stems, layers, and the settings that every network has."""
+
+import tensorflow as tf
+
+from tfssl.backbones.norm import BatchNorm, at_least_float32
+from tfssl.errors import UserError
+
+# The root convolution's size and stride, whether a max-pool of stride 2 follows, the strides of the four blocks.
+STEMS = {
+    "imagenet": (7, 2, True, (1, 2, 2, 2)),  # 224 -> 56 after the root, then 56, 28, 14, 7
+    "small": (3, 1, False, (1, 2, 2, 2)),  # 32 -> 32 after the root, then 32, 16, 8, 4
+    "patch": (7, 1, True, (1, 2, 2, 1)),  # 64 -> 32 after the root, then 32, 16, 8, 8
+}
+
+
+def zero_pad(x, size):
+    """What makes a VALID window of an odd size symmetric: NxHxWxC -> Nx(H+size-1)x(W+size-1)xC."""
+    # Not the explicit padding of tf.nn.conv2d: oneDNN leaves that alone, and in bfloat16 it takes ten times as long.
+    return tf.pad(x, [[0, 0], [size // 2] * 2, [size // 2] * 2, [0, 0]])
+
+
+def global_mean(x):
+    """Mean over the map, in float32 at least: NxHxWxC -> NxC."""
+    return tf.reduce_mean(at_least_float32(x), axis=[1, 2])
+
+
+def build_chain(layers, channels):
+    """Creates the variables of layers that feed one another, each under its name; returns the last one's channels."""
+    for layer in layers:
+        with tf.name_scope(layer.name):
+            layer.build((None, None, None, channels))
+        channels = getattr(layer, "filters", channels)
+    return channels
+
+
+class Conv(tf.keras.layers.Conv2D):
+    """Convolution with an odd window, zeros on both sides alike, no bias, Glorot-uniform kernel (Keras's default)."""
+
+    def __init__(self, channels, size, stride, name):
+        # At stride 1 SAME is symmetric by itself, and costs no pad op.
+        super().__init__(channels, size, stride, "same" if stride == 1 else "valid", use_bias=False, name=name)
+
+    def call(self, x):
+        size = self.kernel_size[0]
+        return super().call(zero_pad(x, size) if self.padding == "valid" and size > 1 else x)
+
+
+class Network(tf.keras.Model):
+    """Base class of the named backbones; `tfssl.backbones.build` documents its settings.
+
+    A family gives `endpoint_names`, `min_image_size` and `endpoints(images, training)`, and creates its variables in `build_layers(shape)`
+    (the shape of images, its sides None unless the family asks for `static_size`), which runs in a name scope of its own.
+    """
+
+    static_size = False  # whether weights depend on the images' size
+
+    def __init__(self, name, **settings):
+        super().__init__(name=name)
+        self.settings = {"name": name, **settings}
+        for setting, value in settings.items():
+            setattr(self, setting, value)
+        self.representation = Representation(self.representation_size) if self.representation_size else None
+
+    def norm(self, name):
+        return BatchNorm(self.bn_momentum, self.bn_epsilon, self.bn_sync, self.bn_groups, name)
+
+    def scaled(self, channels, smallest=1):
+        """`channels` of the standard network in this one's width."""
+        scaled = int(channels * self.width_multiplier + 0.5)
+        if scaled < smallest:
+            least = (smallest - 0.5) / channels
+            raise UserError(
+                f"width_multiplier={self.width_multiplier} leaves {self.name} too few channels; the smallest is {least}"
+            )
+        return scaled
+
+    def config(self):
+        """What `tfssl.backbones.build(**config)` makes this network from again, less what only training needs."""
+        return {name: value for name, value in self.settings.items() if name not in TRAINING_ONLY}
+
+    def build(self, input_shape):
+        # Here and not in the calls: names then do not depend on who calls the network first (the closing slash makes
+        # the scope absolute), and a network of any size can be counted without running it.
+        with tf.name_scope(f"{self.name}/"):
+            channels = self.build_layers(input_shape)
+            if self.representation:
+                with tf.name_scope(self.representation.name):
+                    self.representation.build((None, channels))
+        self.built = True
+
+    def call(self, images, training=None):
+        # Nothing in here needs AutoGraph, and without it tracing takes a quarter of the time. (Not as a decorator: that would hide the
+        # signature from Keras.)
+        endpoints = tf.autograph.experimental.do_not_convert(self.endpoints)(images, training)
+        if self.representation:
+            endpoints["pre_logits"] = self.representation(endpoints["pre_logits"])
+        return endpoints
+
+
+TRAINING_ONLY = ("bn_sync", "bn_groups", "remat")
+
+
+class Representation(tf.keras.layers.Dense):
+    """A linear layer after the mean, which sets the size of the representation apart from the width: the 2019 study's Figure 6."""
+
+    def __init__(self, size):
+        super().__init__(size, name="representation", dtype=tf.keras.backend.floatx())
