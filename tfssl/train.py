@@ -319,7 +319,6 @@ def check_workdir(values):
             )
         return
     # A flag that is younger than the run stands for what was done before there was a choice: its default.
-    # A flag that is younger than the run stands for what was done before there was a choice: its default.
     defaults = {name: FLAGS[name].default for name in values if name not in TASK_SETTINGS}
     stored = {name: settings.as_text(d) for name, d in defaults.items() if d is not None} | settings.read_flags(path)
     values = {**values, "num_classes": values.get("num_classes") or stored.get("num_classes")}  # 0: the data set's
