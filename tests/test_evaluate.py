@@ -1,5 +1,6 @@
 """`tfssl-eval` as a user runs it: a process with flags, a table, files, and errors of one line."""
 
+import glob
 import json
 import os
 import re
@@ -60,19 +61,20 @@ def evaluation(tfssl_command, modules_dir, images, tmp_path_factory):
     return workdir, arguments, tfssl_command("evaluate", *arguments)
 
 
-def test_table_names_all_rows_and_columns(evaluation):
+def test_table_names_all_rows_and_columns(evaluation, images):
     _, _, process = evaluation
     assert process.returncode == 0, process.stderr
     table = process.stdout[process.stdout.index("module  ") :].splitlines()
     assert table[0].split() == ["module", "endpoint", "logistic@12", "logistic@59", "knn@12", "knn@59"]
-    rows = [line[: line.index(".")].split()[:-1] for line in table[2:] if re.search(r"\d\.\d", line)]
+    assert table[-2] == f"chosen on val_fraction 0.2 of folder:{images} train; reported on folder:{images} test"
+    rows = [line[: line.index(".")].split()[:-1] for line in table[2:-3] if re.search(r"\d\.\d", line)]
     assert rows == [
         ["ours", "stem"], ["block"], ["pre_logits"], ["other", "default"], ["net/block"], ["pixels"], ["chance"], ["majority", "class"],
     ]  # fmt: skip
     assert table.count("") == 2
     chance = next(line for line in table if line.startswith("chance"))
     assert chance.split()[1:] == ["33.3"] * 4
-    assert sum(line.count("*") for line in table[2:-2]) == 2 * 4  # a chosen endpoint per module and column
+    assert sum(line.count("*") for line in table[2:-3]) == 2 * 4  # a chosen endpoint per module and column
 
 
 def test_damaged_image_is_named(evaluation):
@@ -116,6 +118,62 @@ def test_plot(evaluation):
     assert tf.io.decode_png((evaluation[0] / "results.png").read_bytes()).shape[0] > 400
 
 
+def test_classifiers_that_learn_by_sgd(tfssl_command, modules_dir, images, tmp_path):
+    process = tfssl_command(
+        "evaluate",
+        f"--module={modules_dir}/ours/1",
+        f"--dataset=folder:{images}",
+        "--train_split=train[:70%]",
+        "--val_split=train[70%:]",
+        "--protocol=linear_sgd,mlp,knn",
+        "--endpoints=pre_logits,pixels",
+        "--sgd_epochs=6",
+        "--sgd_decay_epochs=4,5",
+        "--sgd_batch_size=16",
+        "--mlp_epochs=4",
+        "--mlp_decay_epochs=2,3",
+        "--mlp_hidden=20",
+        "--mlp_l2=1e-4",
+        "--epoch=best",
+        f"--workdir={tmp_path}",
+    )
+    assert process.returncode == 0, process.stderr
+    assert f"chosen on folder:{images} train[70%:]; reported on folder:{images} test" in process.stdout.splitlines()
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert (record["chosen_on"], record["reported_on"]) == (f"folder:{images} train[70%:]", f"folder:{images} test")
+    found = {(r["protocol"], r["endpoint"]): r for r in record["results"]}
+    assert len(found) == len(record["results"]) == 6
+    for (protocol, _), r in found.items():
+        if protocol != "knn":
+            assert [point[0] for point in r["curve"]] == list(range(1, r["epochs"] + 1))
+            best = max(point[1] for point in r["curve"])
+            assert r["val_value"] == best and [r["epoch"], best, r["value"]] in r["curve"]
+    assert found["linear_sgd", "pixels"]["augment"] and found["linear_sgd", "pixels"]["batch_size"] == 16
+    assert tf.io.decode_png((tmp_path / "results_curve.png").read_bytes()).shape[0] > 400
+    assert f"written: {tmp_path}/results.json, {tmp_path}/results.png, {tmp_path}/results_curve.png" in process.stdout
+
+
+def test_own_splits_of_records_do_not_overlap(tmp_path):
+    from tfssl.data import open_source
+
+    for shard in range(4):
+        with tf.io.TFRecordWriter(str(tmp_path / f"train-{shard:05}-of-00004")) as writer:
+            for _ in range(3):
+                encoded = tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"an image"]))
+                features = tf.train.Features(feature={"image/encoded": encoded})
+                writer.write(tf.train.Example(features=features).SerializeToString())
+
+    def overlap(*splits):
+        return evaluate.overlap(*(open_source(f"tfrecord:{tmp_path}", split) for split in splits))
+
+    assert not overlap("train[:3shard]", "train[3shard:]")
+    assert (
+        overlap("train[:3shard]", "train[2shard:]")
+        and overlap("train[:10]", "train[3shard:]")
+        and overlap("train", "all")
+    )
+
+
 def test_again_from_the_cache(evaluation, tfssl_command, tmp_path):
     workdir, arguments, process = evaluation
     shutil.copytree(workdir, tmp_path / "again")
@@ -135,7 +193,19 @@ def test_help_is_quick_and_complete(tfssl_command):
     start = time.time()
     process = tfssl_command("evaluate", "--help")
     assert process.returncode == 0 and time.time() - start < 5
-    for flag in ("module", "protocol", "endpoints", "train_labels", "l2", "knn_k", "workdir", "label_offset"):
+    for flag in (
+        "module",
+        "protocol",
+        "endpoints",
+        "train_labels",
+        "l2",
+        "knn_k",
+        "workdir",
+        "label_offset",
+        "val_split",
+        "sgd_epochs",
+        "mlp_l2",
+    ):
         assert f"--{flag}" in process.stdout
     assert "2019 study: 800" in process.stdout and "100 / (features * classes)" in process.stdout
     script = "import sys, tfssl.evaluate as e; e.define_flags(); sys.exit('tensorflow' in sys.modules)"
@@ -147,9 +217,10 @@ def test_help_is_quick_and_complete(tfssl_command):
     [
         ([], "--module is missing"),
         (["--module=nowhere", "--dataset=nowhere"], "nowhere"),
-        (["--module=m", "--protocol=svm"], "--protocol=svm: there is logistic, knn"),
+        (["--module=m", "--protocol=svm"], "--protocol=svm: there is logistic, knn, linear_sgd, mlp"),
         (["--module=m", "--pool=min"], "--pool=min.*adaptive_max"),
         (["--module=m", "--knn_k=0"], "--knn_k=0"),
+        (["--module=m", "--epoch=first"], "--epoch=first.*best"),
         (["--modul=m"], "modul"),
         (["--module=m", "stray"], "'stray'"),
     ],
@@ -167,12 +238,13 @@ import sys
 from absl import flags
 from tfssl import evaluate
 from tfssl.errors import UserError
+from tfssl.runtime import cli
 evaluate.define_flags()
 for line in sys.stdin.read().splitlines():
     flags.FLAGS.unparse_flags()
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
-    flags.FLAGS(["tfssl-eval", *line.split("\\t")])
+    flags.FLAGS(cli.expand_flagfiles(["tfssl-eval", *line.split("\\t")]))
     try:
         evaluate.main([])
         print("UserError: none")
@@ -196,13 +268,35 @@ def test_errors_come_before_any_work(modules_dir, images, tmp_path):
             ["train[:1]) has no labels"],
         ),
         ([ours, data, "--test_split=train"], ["both train"]),
+        ([ours, data, "--val_split=test"], ["--test_split and --val_split are both test"]),
+        ([ours, data, "--val_split=train[50%:]"], ["--train_split and --val_split share images (train, train[50%:])"]),
+        (
+            [ours, "--train_split=train[:60%]", "--test_split=train[50%:]"],
+            ["--train_split and --test_split share images"],
+        ),
+        ([ours, data, "--val_split=val"], ["no split 'val'"]),
+        ([ours, data, "--train_split=train[:1shard]"], ["shards are the record files"]),
         ([ours, data, "--l2=strong"], ["l2='strong'", "published"]),
+        ([ours, data, "--val_fraction=0"], ["--l2=select and --val_fraction=0: nothing to choose on"]),
+        ([ours, data, "--protocol=mlp", "--mlp_decay_epochs=60,200"], ["mlp: decay_epochs=60,200", "within the 180"]),
+        ([ours, data, "--protocol=linear_sgd", "--sgd_decay_epochs=a"], ["linear_sgd: decay_epochs", "such as 30,50"]),
         ([ours, data, "--train_labels=1000"], ["train_labels=1000", "60"]),
         ([ours, data, "--train_labels=2"], ["2 labels", "3 classes"]),
         ([ours, data, "--image_size=32", "--resize=20"], ["resize=20", "image_size=32"]),
         ([f"--module={modules_dir}/theirs.tar.gz", data, "--image_size=32"], ["does not take 32x32"]),
         ([f"--module={modules_dir}/ours", data], ["no saved_model.pb", "ours/1"]),
+        # The study's flags are all sound: what fails is the data.
+        *(
+            (
+                [ours, f"--flagfile=tfssl:revisiting/{os.path.basename(file)}"],
+                ["tfrecord:imagenet/*-of-*: no TFRecord files"],
+            )
+            for file in sorted(
+                glob.glob(os.path.join(os.path.dirname(__file__), "..", "flags", "revisiting", "eval_*.flags"))
+            )
+        ),
     ]
+    assert len(cases) > 20
     lines = "\n".join("\t".join(arguments) for arguments, _ in cases)
     process = subprocess.run([sys.executable, "-c", DRIVER], input=lines, capture_output=True, text=True, check=False)
     errors = process.stdout.splitlines()

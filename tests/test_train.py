@@ -10,27 +10,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-
-TINY = (
-    "--backbone=resnet18_v2", "--width_multiplier=0.0625", "--stem=small", "--image_size=16", "--batch_size=8", "--train_steps=24",
-    "--checkpoint_steps=8", "--log_steps=4", "--warmup_epochs=0", "--learning_rate=0.5", "--deterministic",
-)  # fmt: skip
-
-
-def weights(workdir, step=24):
-    """Every tensor of a checkpoint but the bookkeeping of how often it was saved."""
-    reader = tf.train.load_checkpoint(str(workdir / "checkpoints" / f"ckpt-{step}"))
-    names = [
-        n for n in reader.get_variable_to_shape_map() if n != "_CHECKPOINTABLE_OBJECT_GRAPH" and "save_counter" not in n
-    ]
-    assert len(names) > 50
-    return {name: reader.get_tensor(name) for name in names}
-
-
-def assert_identical(one, two):
-    assert one.keys() == two.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+from runs import TINY, assert_identical, kill_when, logged_steps, weights
 
 
 @pytest.fixture(scope="module")
@@ -97,24 +77,8 @@ def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
     assert done.returncode == 0, done.stderr
     assert "resuming at step 8 of 24" in done.stdout
     assert_identical(weights(workdir), weights(whole))
-    steps = [
-        json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines() if '"loss"' in line
-    ]
+    steps = logged_steps(workdir)
     assert steps == sorted(set(steps)), "steps logged by the killed run were logged twice"
-
-
-def kill_when(arguments, awaited, number=signal.SIGKILL, timeout=120):
-    """Start a training run and send it a signal once it has printed `awaited`: (exit status, what it said on stderr after that)."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tfssl.train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    begun = time.monotonic()
-    for line in process.stdout:
-        if awaited in line or time.monotonic() - begun > timeout:
-            process.send_signal(number)
-            break
-    said = process.communicate(timeout=timeout)[1]
-    return process.returncode, said
 
 
 def test_a_run_that_is_told_to_stop_saves_and_says_so(run, tmp_path, tfssl_command):
@@ -134,9 +98,8 @@ def test_a_run_that_is_told_to_stop_saves_and_says_so(run, tmp_path, tfssl_comma
     assert done.returncode == 0, done.stderr
     assert f"resuming at step {stopped} of 24" in done.stdout
     assert_identical(weights(workdir), weights(whole))
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 25))
-    assert [line["step"] for line in lines if "validation_loss" in line] == [8, 16, 24]
+    assert logged_steps(workdir) == list(range(1, 25))
+    assert logged_steps(workdir, "validation_loss") == [8, 16, 24]
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path):
@@ -152,7 +115,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path):
     limited = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2})); "
     limited += "runpy.run_module('tfssl.train', run_name='__main__')"
     command = [sys.executable, "-c", limited, f"--flagfile={workdir}/flags.flags", f"--workdir={workdir}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "cannot save step 24" in done.stderr and "last good checkpoint is step 16" in done.stderr
@@ -221,7 +184,7 @@ def test_dry_run(photos, tmp_path, tfssl_command):
 BAD = {
     "no such folder": (["--dataset=folder:/no/such/place"], "/no/such/place"),
     "unknown source": (["--dataset=photos"], "photos"),
-    "unknown task": (["--task=rotatoin"], "rotation|supervised"),
+    "unknown task": (["--task=rotatoin"], "rotation|exemplar|jigsaw|relative_patch|supervised"),
     "unknown backbone": (["--backbone=resnet51_v2"], "resnet50_v2"),
     "unknown split": (["--train_split=trian"], "trian"),
     "empty split": (["--train_split=train[:0%]"], "train[:0%]"),

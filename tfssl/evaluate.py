@@ -5,11 +5,12 @@ endpoint.
   tfssl-eval --module=rotation=modules/a,random=modules/b --dataset=folder:cifar10 --protocol=logistic,knn
   --train_labels=1%,all --workdir=eval
 
-Any module that takes float32 RGB images in [0, 1] will do. Settings are chosen on a part of the training labels, never
-on the test split. Give an untrained module too (tfssl-export --random_init): raw pixels and an untrained network are
-the baselines to beat.
+Any module that takes float32 RGB images in [0, 1] will do. Settings are chosen on --val_split, or on a part of the
+training labels, never on the test split. Give an untrained module too (tfssl-export --random_init): raw pixels and an
+untrained network are the baselines to beat.
 """
 
+import itertools
 import os
 import platform
 import sys
@@ -38,6 +39,9 @@ def define_flags():
             "ImageNet's train).")
         flags.DEFINE_string("test_split", "test",
             "Images that accuracy is measured on; nothing is chosen on them (2019 study: ImageNet's validation).")
+        flags.DEFINE_string("val_split", None,
+            "Images that l2, the starred endpoint and the epoch are chosen on (2019 study: train[984shard:], the last 40 of "
+            "ImageNet's 1024 training files, beside --train_split=train[:984shard]). Default: see --val_fraction.")
         flags.DEFINE_integer("label_offset", 0,
             "tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are 1 to 1000.")
         flags.DEFINE_integer("image_size", 0, lower_bound=0, help=
@@ -61,14 +65,17 @@ def define_flags():
         flags.DEFINE_list("train_labels", ["all"],
             "How many training labels are used, a comma list with a column of the table each: all (2019 study), a "
             "percentage such as 1%, or a number of images. Class-balanced; the 1% lie within the 10%.")
-        flags.DEFINE_float("val_fraction", 0.2, lower_bound=0.01, upper_bound=0.9, help=
-            "Part of the training labels that l2 and the starred endpoint are chosen on.")
-        flags.DEFINE_integer("seed", 0, lower_bound=0, help="Of the subset of labels, and of the validation part.")
+        flags.DEFINE_float("val_fraction", 0.2, lower_bound=0.0, upper_bound=0.9, help=
+            "Without --val_split: the part of the training labels that l2, the starred endpoint and the epoch are chosen on; "
+            "what is reported then learns from all of them. 0: nothing is chosen.")
+        flags.DEFINE_boolean("standardize", False,
+            "logistic, linear_sgd, mlp: scale features to mean 0 and deviation 1 first (2019 study: no).")
+        flags.DEFINE_integer("seed", 0, lower_bound=0, help=
+            "Of the subset of labels and the validation part; linear_sgd, mlp: and of weights, order, crops and dropout.")
     with cli.section("logistic: mean cross-entropy + l2 * ||W||^2, by L-BFGS"):
         flags.DEFINE_string("l2", "select",
             "select (on the validation part), published (2019 study: 100 / (features * classes)), or a number.")
         flags.DEFINE_integer("max_iterations", 800, lower_bound=1, help="L-BFGS updates, at most (2019 study: 800).")
-        flags.DEFINE_boolean("standardize", False, "Scale features to mean 0 and deviation 1 first (2019 study: no).")
         flags.DEFINE_boolean("precondition", True,
             "Minimise the same objective in better coordinates, with far fewer updates (2019 study: no).")
     with cli.section("knn: cosine similarity, votes weighted by exp(similarity / temperature)"):
@@ -76,9 +83,38 @@ def define_flags():
             "Neighbours (solo-learn, DINO: 20; lightly's CIFAR-10 tables: 200).")
         flags.DEFINE_float("knn_temperature", 0.07, lower_bound=1e-6, help=
             "Of the votes (solo-learn, DINO: 0.07; lightly's CIFAR-10 tables: 0.1).")
+    with cli.section("linear_sgd: softmax regression on new random crops in each epoch, all endpoints in one pass"):
+        flags.DEFINE_boolean("augment", True,
+            "Random crops of --image_size from the image resized to --resize, through the module in each epoch (2019 study: "
+            "yes). --noaugment: the extracted features, without passes through the module.")
+        flags.DEFINE_integer("sgd_epochs", 70, lower_bound=1, help="Length (2019 study: 520; its code: 70).")
+        flags.DEFINE_list("sgd_decay_epochs", ["30", "50"],
+            "The rate is divided by ten after each (2019 study: 480,500; its code: 30,50).")
+        flags.DEFINE_integer("sgd_batch_size", 256, lower_bound=1, help=
+            "Images per step, at most all (2019 study: 2048, patch tasks 1024; its code: 512).")
+        flags.DEFINE_float("sgd_learning_rate", 0.1, lower_bound=0.0, help=
+            "At the first step, times sgd_batch_size / 256 (2019 study: 0.1).")
+        flags.DEFINE_float("sgd_weight_decay", 0.0, lower_bound=0.0, help=
+            "Adds 0.5 * this * ||W||^2 to the loss (2019 study's code: 0).")
+    with cli.section("mlp: one hidden layer of ReLUs with dropout on extracted features, by SGD"):
+        flags.DEFINE_integer("mlp_hidden", 1000, lower_bound=1, help="Hidden units (2019 study: 1000).")
+        flags.DEFINE_float("mlp_dropout", 0.5, lower_bound=0.0, upper_bound=0.99, help=
+            "Part of the hidden units that each step leaves out (2019 study: 0.5).")
+        flags.DEFINE_string("mlp_l2", "select",
+            "l2 * (||V||^2 + ||W||^2): select (of 1e-2 to 1e-5, on validation), published (2019 study: 100 / (features * "
+            "classes)), or a number.")
+        flags.DEFINE_integer("mlp_epochs", 180, lower_bound=1, help="Length (2019 study: 180).")
+        flags.DEFINE_list("mlp_decay_epochs", ["60", "120"], "The rate is divided by ten after each (2019 study: 60,120).")
+        flags.DEFINE_integer("mlp_batch_size", 512, lower_bound=1, help="Rows per step, at most all (2019 study: 512).")
+        flags.DEFINE_float("mlp_learning_rate", 0.01, lower_bound=0.0, help=
+            "At the first step, whatever the batch (2019 study: 0.01).")
+    with cli.section("linear_sgd and mlp"):
+        flags.DEFINE_enum("epoch", "last", ("last", "best"),
+            "Which epoch's accuracy is reported; best: that of the highest accuracy on validation (2019 study: last).")
     with cli.section("The run"):
         flags.DEFINE_string("workdir", None,
-            "Folder for results.json, results.png and cached features. Default: nothing is written.")
+            "Folder for results.json, results.png, results_curve.png (accuracy over epochs) and cached features. Default: "
+            "nothing is written.")
 # fmt: on
 
 
@@ -86,26 +122,35 @@ def main(_):
     start = time.time()
     handles, protocols = named_modules(FLAGS.module), check_protocols()
     from tfssl.data import open_source
-    from tfssl.downstream import features, logistic, modules, report, splits
+    from tfssl.downstream import features, modules, report, splits
 
-    logistic.check_l2(FLAGS.l2)
+    check_settings(protocols)
     opened = {name: modules.load(handle) for name, handle in handles.items()}
     where = {"data_dir": FLAGS.data_dir, "label_offset": FLAGS.label_offset}
-    sources = [open_source(FLAGS.dataset, split, **where) for split in (FLAGS.train_split, FLAGS.test_split)]
-    check_sources(*sources)
+    parts = {"train": FLAGS.train_split, "test": FLAGS.test_split, "val": FLAGS.val_split}
+    sources = {part: open_source(FLAGS.dataset, split, **where) for part, split in parts.items() if split}
+    check_sources(sources)
     for amount in FLAGS.train_labels:
-        splits.label_count(amount, sources[0].num_examples, sources[0].num_classes or 1)
+        splits.label_count(amount, sources["train"].num_examples, sources["train"].num_classes or 1)
     wanted = choose_endpoints(opened, features)
-    say(f"{FLAGS.dataset}: {sources[0].num_examples} images to learn from, {sources[1].num_examples} to test on")
+    choose = f", {sources['val'].num_examples} to choose on" if "val" in sources else ""
+    count = {part: source.num_examples for part, source in sources.items()}
+    say(f"{FLAGS.dataset}: {count['train']} images to learn from{choose}, {count['test']} to test on")
 
     results, facts = [], {}
     for name, endpoints in wanted.items():
-        train = test = None  # the last module's features: memory is for one
-        train, test = (extract(features, opened[name], source, endpoints) for source in sources)
-        facts[name] = about(opened[name], train, test)
+        found = train = test = None  # the last module's features: memory is for one
+        found = {
+            part: extract(
+                features, opened[name], source, endpoints if part != "train" or reads_train(protocols) else []
+            )
+            for part, source in sources.items()
+        }
+        train, test = found["train"], found["test"]
+        facts[name] = about(opened[name], found)
         took = facts[name]["extraction_seconds"]
         say(f"{name}: {', '.join(endpoints)}: " + (f"extracted in {took:.1f} s" if took else "from the cache"))
-        results += evaluate(name, train, test, protocols, splits)
+        results += evaluate(name, found, endpoints, protocols, splits)
 
     baselines = report.baselines(train, test)
     report.mark_chosen(results)
@@ -122,12 +167,18 @@ def main(_):
             num_classes=train.num_classes,
             train_examples=len(train.labels),
             test_examples=len(test.labels),
+            chosen_on=results[0]["chosen_on"],
+            reported_on=results[0]["reported_on"],
             modules=facts,
             baselines=baselines,
         )
         plot = record[: -len(".json")] + ".png"
         report.plot(plot, results, baselines, title=f"{FLAGS.dataset} {FLAGS.test_split}")
-        say(f"written: {record}, {plot}")
+        written = [record, plot]
+        if any("curve" in result for result in results):
+            written.append(record[: -len(".json")] + "_curve.png")
+            report.plot_curves(written[-1], results, title=f"{FLAGS.dataset} {FLAGS.test_split}")
+        say(f"written: {', '.join(written)}")
 
 
 def extract(features, module, source, endpoints):
@@ -146,23 +197,38 @@ def extract(features, module, source, endpoints):
     )
 
 
-def evaluate(name, train, test, protocols, splits):
+def reads_train(protocols):
+    """Whether features of the training images are needed: not where all that learns takes new crops of them."""
+    held_out = not FLAGS.val_split and FLAGS.val_fraction
+    return set(protocols) != {"linear_sgd"} or not FLAGS.augment or FLAGS.standardize or held_out
+
+
+def evaluate(name, found, endpoints, protocols, splits):
     """All protocols, numbers of labels and endpoints of one module: a list of results."""
-    results = []
+    results, train, test = [], found["train"], found["test"]
     counts = dict.fromkeys(splits.label_count(amount, len(train.labels)) for amount in FLAGS.train_labels)
+    common = {"val": found.get("val"), "val_fraction": FLAGS.val_fraction, "seed": FLAGS.seed}
     for protocol, settings in protocols.items():
+        together = getattr(getattr(downstream, protocol), "ONE_PASS", False)
         for count in counts:
-            for endpoint in train.endpoints:
-                common = {"train_labels": count, "val_fraction": FLAGS.val_fraction, "seed": FLAGS.seed}
-                (result,) = downstream.run(protocol, train, test, endpoints=[endpoint], **common, **settings)
-                results.append({"module": name, **result})
-                how = f"l2 {result['l2']:.2g}, {result['iterations']} updates" if protocol == "logistic" else ""
-                how = ", ".join([how] * bool(how) + [f"{result['seconds']:.1f} s"])
-                say(f"{name} {endpoint} {protocol}@{count}: {100 * result['value']:.1f}% ({how})")
+            for names in [endpoints] if together else [[endpoint] for endpoint in endpoints]:
+                for result in downstream.run(
+                    protocol, train, test, endpoints=names, train_labels=count, **common, **settings
+                ):
+                    results.append({"module": name, **result})
+                    say(f"{name} {result['endpoint']} {protocol}@{count}: {100 * result['value']:.1f}% ({how(result)})")
     return results
 
 
-def about(module, train, test):
+def how(result):
+    """What a line about a result says beside its value."""
+    said = [f"l2 {result['l2']:.2g}"] if "l2" in result else []
+    said += [f"{result['iterations']} updates"] if "iterations" in result else []
+    said += [f"epoch {result['epoch']}, {result['images_per_second']:.0f} images/s"] if "epoch" in result else []
+    return ", ".join([*said, f"{result['seconds']:.1f} s"])
+
+
+def about(module, found):
     """What results.json says of one module."""
     size, resize = module.sizes(FLAGS.image_size or None, FLAGS.resize or None)
     return {
@@ -170,8 +236,8 @@ def about(module, train, test):
         "identity": module.identity,
         "image_size": size,
         "resize": resize,
-        "extraction_seconds": train.seconds + test.seconds,
-        "unreadable": {"train": train.dropped, "test": test.dropped},
+        "extraction_seconds": sum(features.seconds for features in found.values()),
+        "unreadable": {part: features.dropped for part, features in found.items()},
     }
 
 
@@ -214,6 +280,27 @@ def check_protocols():
             "precondition": FLAGS.precondition,
         },
         "knn": {"k": FLAGS.knn_k, "temperature": FLAGS.knn_temperature},
+        "linear_sgd": {
+            "augment": FLAGS.augment,
+            "epochs": FLAGS.sgd_epochs,
+            "decay_epochs": FLAGS.sgd_decay_epochs,
+            "batch_size": FLAGS.sgd_batch_size,
+            "learning_rate": FLAGS.sgd_learning_rate,
+            "weight_decay": FLAGS.sgd_weight_decay,
+            "standardize": FLAGS.standardize,
+            "epoch": FLAGS.epoch,
+        },
+        "mlp": {
+            "hidden": FLAGS.mlp_hidden,
+            "dropout": FLAGS.mlp_dropout,
+            "l2": FLAGS.mlp_l2,
+            "epochs": FLAGS.mlp_epochs,
+            "decay_epochs": FLAGS.mlp_decay_epochs,
+            "batch_size": FLAGS.mlp_batch_size,
+            "learning_rate": FLAGS.mlp_learning_rate,
+            "standardize": FLAGS.standardize,
+            "epoch": FLAGS.epoch,
+        },
     }
     for name in FLAGS.protocol:
         if name not in settings:
@@ -223,20 +310,58 @@ def check_protocols():
     return {name: settings[name] for name in FLAGS.protocol}
 
 
-def check_sources(train, test):
-    """Raise UserError where the first image that can be read has no label, or both parts are the same: before any work."""
-    if train.split == test.split:
-        raise UserError(
-            f"--train_split and --test_split are both {train.split}: nothing would be measured; take train[:90%] and "
-            "train[90%:] where there is no test split"
-        )
-    for source in (train, test):
+def check_settings(protocols):
+    """Raise UserError for what a protocol would refuse later."""
+    from tfssl.downstream import logistic, sgd
+
+    held_out = FLAGS.val_split or FLAGS.val_fraction
+    for protocol, l2 in (("logistic", FLAGS.l2), ("mlp", FLAGS.mlp_l2)):
+        if logistic.check_l2(l2) == "select" and not held_out and protocol in protocols:
+            flag = "l2" if protocol == "logistic" else "mlp_l2"
+            raise UserError(f"--{flag}=select and --val_fraction=0: nothing to choose on; give published, or a number")
+    for protocol in {"linear_sgd", "mlp"} & set(protocols):
+        keys = ("epochs", "decay_epochs", "batch_size", "learning_rate")
+        sgd.check(protocol, **{key: protocols[protocol][key] for key in keys})
+        if FLAGS.epoch == "best" and not held_out:
+            raise UserError("--epoch=best and --val_fraction=0: nothing to choose on")
+
+
+def check_sources(sources):
+    """Raise UserError where the first image that can be read has no label, or two parts share images: before any work."""
+    remedy = "take parts such as train[:90%] and train[90%:] where there is no other split"
+    for one, other in itertools.combinations(sources, 2):
+        if overlap(sources[one], sources[other]):
+            splits = sources[one].split, sources[other].split
+            what = f"are both {splits[0]}" if splits[0] == splits[1] else f"share images ({splits[0]}, {splits[1]})"
+            raise UserError(
+                f"--{one}_split and --{other}_split {what}: what was seen before would be measured; {remedy}"
+            )
+    for source in sources.values():
         for label in source.records().map(lambda record: source.fetch(record)["label"]).ignore_errors().take(1):  # noqa: B023
             if label < 0:
                 raise UserError(
                     f"--dataset={source.spec} ({source.split}) has no labels, and accuracy needs them: sort the images "
                     "into a folder per class, or evaluate on another data set"
                 )
+
+
+def overlap(one, other):
+    """Whether two sources of one data set have images in common."""
+    from tfssl.data import open_source
+    from tfssl.data.splits import resolve
+
+    names = [{part.strip().split("[")[0] for part in source.split.split("+")} for source in (one, other)]
+    if "all" in names[0] | names[1] or one.split == other.split:
+        return True
+    if not names[0] & names[1]:
+        return False
+    if one.random_access:  # such have no files of records: a split is a range of numbers
+        sizes = {name: [open_source(one.spec, name, FLAGS.data_dir).num_examples] for name in names[0] | names[1]}
+        parts = itertools.product(*(resolve(source.split, sizes, source.spec) for source in (one, other)))
+        return any(a == b and max(i, k) < min(j, m) for (a, i, j), (b, k, m) in parts)
+    few, many = sorted((one, other), key=lambda source: source.num_examples)
+    few = {few.name(i) for i in range(few.num_examples)}
+    return any(many.name(i) in few for i in range(many.num_examples))
 
 
 def choose_endpoints(opened, features):

@@ -58,6 +58,26 @@ def test_slices_cut_through_files(write_records, encode, order, split, expected)
     assert [name.replace(root + "/", "") for name in names] == [records[number] for number in expected]
 
 
+def test_own_validation_split_by_files(write_records, encode, monkeypatch):
+    files = {f"train-{i:05}-of-00008": list(range(1, 2 + i % 3)) for i in range(8)}
+    root = write_records(files)
+    train, val = (tfssl.open_source(f"tfrecord:{root}", split) for split in ("train[:6shard]", "train[6shard:]"))
+    lengths = [len(labels) for labels in files.values()]
+    assert (train.num_examples, val.num_examples) == (sum(lengths[:6]), sum(lengths[6:]))
+    images = [image for source in (train, val) for _, _, image in examples(source)]
+    assert images == [encode(number) for number in range(sum(lengths))]
+    assert val.name(0) == f"record 0 of {root}/train-00006-of-00008"
+    monkeypatch.setattr("tfssl.data.counts._counter", None)  # the counts are known: nothing is read again
+    assert tfssl.open_source(f"tfrecord:{root}", "train[-2shard:]").num_examples == val.num_examples
+
+
+def test_folders_have_no_shards(write_images):
+    root = write_images([f"{name}/{i}.png" for name in "ab" for i in range(3)])
+    for spec in (f"folder:{root}", "glyphs:50"):
+        with pytest.raises(UserError, match="shards are the record files"):
+            tfssl.open_source(spec, "train[:1shard]")
+
+
 def test_labels_are_optional(write_records):
     source = tfssl.open_source("tfrecord:" + write_records({"train-00000-of-00001": [None, None]}), label_offset=1)
     assert [label for _, label, _ in examples(source)] == [-1, -1] and source.num_classes is None
@@ -235,6 +255,23 @@ def test_tfds_splits_are_those_of_tfds(prepared, order, split):
     expected = [e["image"].numpy()[0, 0, 0] for e in reference]
     assert [tf.io.decode_image(image).numpy()[0, 0, 0] for _, _, image in examples(source)] == expected
     assert sorted(index for _, index in order(source, len(expected), seed=1)) == list(range(len(expected)))
+
+
+def test_tfds_shards(tmp_path):
+    offline = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=4)
+    TfsslTiny(data_dir=str(tmp_path), config="labelled").download_and_prepare(download_config=offline)
+    left, right = (
+        tfssl.open_source("tfds:tfssl_tiny/labelled", split, data_dir=str(tmp_path))
+        for split in ("train[:3shard]", "train[3shard:]")
+    )
+    assert left.num_examples + right.num_examples == 12
+    images = [
+        tf.io.decode_image(image).numpy()[0, 0, 0] for source in (left, right) for _, _, image in examples(source)
+    ]
+    assert sorted(images) == list(range(12))
+    assert {right.name(i).split(" of ")[1] for i in range(right.num_examples)} == {
+        f"{tmp_path}/tfssl_tiny/labelled/1.0.0/tfssl_tiny-train.tfrecord-00003-of-00004"
+    }
 
 
 def test_tfds_without_labels(prepared):

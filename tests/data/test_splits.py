@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
@@ -17,6 +18,8 @@ SIZES = {"train": [10, 20, 7], "test": [5], "none": [0]}
         ("train[90%:]", [("train", 33, 37)]),
         ("train[1shard:]", [("train", 10, 37)]),
         ("train[1shard]", [("train", 10, 30)]),
+        ("train[-1shard:]", [("train", 30, 37)]),
+        ("train[:-2shard]+test[:1shard]", [("train", 0, 10), ("test", 0, 5)]),
         ("test+train[5:6]", [("test", 0, 5), ("train", 5, 6)]),
         ("test + test", [("test", 0, 5), ("test", 0, 5)]),
         ("test+none", [("test", 0, 5)]),
@@ -24,7 +27,7 @@ SIZES = {"train": [10, 20, 7], "test": [5], "none": [0]}
     ],
 )
 def test_ranges(split, expected):
-    assert resolve(split, SIZES, "folder:x") == expected
+    assert resolve(split, SIZES, "tfrecord:x", shards=True) == expected
 
 
 @pytest.mark.parametrize(
@@ -35,7 +38,8 @@ def test_counts_are_those_of_tfds(split):
     infos = [tfds.core.SplitInfo(name=name, shard_lengths=lengths, num_bytes=0) for name, lengths in SIZES.items()]
     template = tfds.core.ShardedFileTemplate(dataset_name="x", data_dir="/x", filetype_suffix="tfrecord")
     reference = tfds.core.splits.SplitDict([info.replace(filename_template=template) for info in infos])
-    assert sum(stop - start for _, start, stop in resolve(split, SIZES, "x")) == reference[split].num_examples
+    found = resolve(split, SIZES, "x", shards=True)
+    assert sum(stop - start for _, start, stop in found) == reference[split].num_examples
 
 
 @pytest.mark.parametrize("percent", [1, 10, 37, 50, 90, 99])
@@ -43,6 +47,32 @@ def test_two_sides_of_a_percentage_are_the_whole(percent):
     (left,) = resolve(f"train[:{percent}%]", {"train": [997]}, "x")
     (right,) = resolve(f"train[{percent}%:]", {"train": [997]}, "x")
     assert left[1] == 0 and left[2] == right[1] and right[2] == 997
+
+
+def test_own_validation_split_of_the_2019_study():
+    """TF-slim cuts ImageNet's 1,281,167 training images into eight ranges, and each of them into 128 files."""
+    eighths = np.linspace(0, 1_281_167, 9).astype(int)
+    bounds = [np.linspace(low, high, 129).astype(int) for low, high in zip(eighths, eighths[1:])]  # noqa: B905
+    sizes = {"train": [int(n) for part in bounds for n in np.diff(part)]}
+    assert len(sizes["train"]) == 1024
+    (train,), (val,) = (resolve(s, sizes, "x", shards=True) for s in ("train[:984shard]", "train[984shard:]"))
+    assert train == ("train", 0, 1_231_121) and val == ("train", 1_231_121, 1_281_167)  # as its code counts them
+    assert resolve("train[-40shard:]", sizes, "x", shards=True) == [val]
+
+
+@pytest.mark.parametrize("split", ["train[1shard:]", "train[:5]+test[:1shard]", "train[shard]"])
+def test_shards_are_files_of_records(split):
+    with pytest.raises(
+        UserError, match=r"folder:x: shards are the record files of tfrecord: and tfds: .*train\[:90%\]"
+    ):
+        resolve(split, {"train": [20], "test": [5]}, "folder:x")
+
+
+@pytest.mark.parametrize("split", ["train[:4shard]", "train[1shard:9shard]", "train[-4shard:]", "train[1.5shard:]"])
+def test_shards_that_do_not_exist(split):
+    with pytest.raises(UserError, match="split 'train.*shard") as error:
+        resolve(split, SIZES, "tfrecord:x", shards=True)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("split", ["val", "train+val", "val[:10%]", "", "Train"])

@@ -116,3 +116,12 @@ def test_unknown_protocol_and_endpoint():
         downstream.run("svm", features, features)
     with pytest.raises(UserError, match="block9.*there is: x"):
         downstream.run("knn", features, features, endpoints=["block9"])
+
+
+def test_a_validation_split_of_its_own():
+    train, test, val = (
+        Features({"x": x}, y, np.arange(len(y))) for x, y in (blobs(200, 0), blobs(100, 1), blobs(90, 2))
+    )
+    (result,) = downstream.run("knn", train, test, val=val)
+    assert result["val_value"] == downstream.run("knn", train, val)[0]["value"]
+    assert result["value"] == downstream.run("knn", train, test)[0]["value"]

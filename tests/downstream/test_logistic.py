@@ -154,6 +154,22 @@ def test_l2_is_selected_on_validation():
     assert np.log10(result["l2"]) * 2 == pytest.approx(round(np.log10(result["l2"]) * 2))
 
 
+def test_a_validation_split_of_its_own():
+    (x, y), (x2, y2), (x3, y3) = blobs(200, 0), blobs(300, 1), blobs(100, 2)
+    train, test, val = features(x, y), features(x2, y2), features(x3, y3, source="the third")
+    (result,) = downstream.run("logistic", train, test, val=val)
+    (given,) = downstream.run("logistic", train, test, l2=result["l2"], val_fraction=0)
+    (on_val,) = downstream.run("logistic", train, val, l2=result["l2"], val_fraction=0)
+    assert result["value"] == pytest.approx(given["value"], abs=0.004)  # it learned from all rows
+    assert result["val_value"] == pytest.approx(on_val["value"], abs=0.011)
+    assert (result["chosen_on"], result["reported_on"]) == ("the third", "these features")
+    assert given["val_value"] is None and given["chosen_on"] is None
+    reference = LogisticRegression(C=1 / (2 * result["l2"] * 200), tol=1e-9, max_iter=5000, solver="newton-cg")
+    assert result["value"] == pytest.approx(reference.fit(x - 5, y).score(x2 - 5, y2), abs=0.004)
+    with pytest.raises(UserError, match="val_fraction=0 leaves none"):
+        logistic.run(train, test, val_fraction=0)
+
+
 def test_the_test_split_decides_nothing():
     (x, y), (x2, y2) = blobs(200, 0), blobs(100, 1)
     one = logistic.run(features(x, y), features(x2, y2))[0]

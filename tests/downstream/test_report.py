@@ -63,3 +63,35 @@ def test_plot_is_a_picture(tmp_path):
     assert min(picture.shape[:2]) > 400
     for color in ([0x44, 0x77, 0xAA], [0xEE, 0x66, 0x77]):  # the bars of two modules
         assert (picture == color).all(-1).sum() > 1000
+
+
+def test_table_says_what_chose_and_what_diverged():
+    results = [
+        {
+            **result("x", "a", 0.5, 0.5, "mlp", diverged=True),
+            "chosen_on": "folder:f val",
+            "reported_on": "folder:f test",
+        },
+        {**result("x", "b", 0.5, None, "mlp", diverged=False), "chosen_on": None, "reported_on": "folder:f test"},
+    ]
+    notes = report.table(report.mark_chosen(results), {"chance": 0.1}).splitlines()[-2:]
+    assert notes == [
+        "diverged, so take --standardize or a lower learning rate: mlp x/a",
+        "chosen on folder:f val; reported on folder:f test",
+    ]
+
+
+@pytest.mark.parametrize("on_val", [None, 0.4])
+def test_curves_are_a_picture(tmp_path, on_val):
+    curve = [[epoch, on_val and on_val + epoch / 100, 0.3 + epoch / 100] for epoch in range(1, 21)]
+    results = [
+        result(module, endpoint, 0.5, on_val, protocol, curve=curve)
+        for module in ("rotation", "random")
+        for endpoint in ("block1", "pixels")
+        for protocol in ("linear_sgd", "mlp")
+    ]
+    report.plot_curves(str(tmp_path / "p.png"), [*results, result("rotation", "block1", 0.6, 0.5)], "title")
+    picture = tf.io.decode_png((tmp_path / "p.png").read_bytes(), channels=3).numpy()
+    assert min(picture.shape[:2]) > 400
+    for color in ([0x44, 0x77, 0xAA], [0xEE, 0x66, 0x77]):  # the lines of two endpoints
+        assert (abs(picture.astype(int) - color) < 4).all(-1).sum() > 100

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tfssl.downstream.features import Features
-from tfssl.downstream.splits import balanced, label_count, split, stratified
+from tfssl.downstream.splits import balanced, chosen_on, label_count, split, stratified
 from tfssl.errors import UserError
 
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [400, 300, 200, 100]))
@@ -72,6 +72,22 @@ def test_split_stays_within_the_labels_used():
     assert sorted([*part.fit, *part.val]) == list(part.rows)
     assert len(part.rows) == 100 and len(part.val) == 20
     assert list(np.bincount(LABELS[part.val])) == [5, 5, 5, 5]
+
+
+def test_nothing_is_held_out():
+    part = split(features(LABELS), features(LABELS), val_fraction=0)
+    assert part.fits_all and list(part.fit) == list(part.rows) == list(range(1000)) and not len(part.val)
+
+
+def test_a_validation_split_of_its_own():
+    train, val = features(LABELS), features([0, 3, 7, 1], source="folder:x val")
+    part = split(train, train, train_labels=40, seed=0, val=val)
+    assert part.fits_all and list(part.fit) == list(balanced(LABELS, INDEX, 40, 0))
+    assert part.held is val and list(part.val) == [0, 1, 3]  # nobody can learn class 7
+    assert chosen_on(train, val, 0.2) == "folder:x val"
+    assert chosen_on(train, None, 0.25) == "val_fraction 0.25 of these features"
+    with pytest.raises(UserError, match="folder:x val: 1 of 2 images have no label"):
+        split(train, train, val=features([0, -1], source="folder:x val"))
 
 
 def test_unlabelled_and_unlike_sources_are_refused():

@@ -19,7 +19,7 @@ def test_settings_read_from_the_files_are_those_of_the_classes():
                 parameters = inspect.signature(cls.__init__).parameters.values()
                 expected |= {p.name: p.default for p in parameters if p.default is not p.empty}
         assert {name: s.defaults[task] for name, s in read.items() if task in s.defaults} == expected
-    assert all(s.help for s in read.values()), "every setting needs a line in its docstring"
+    assert all(text for s in read.values() for text in s.texts.values()), "every setting needs a line in its docstring"
 
 
 def test_flags_file_round_trip(tmp_path):

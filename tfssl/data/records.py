@@ -74,7 +74,7 @@ class TFRecordSource(StreamSource):
 def _shards(split, splits, spec):
     """[(file, skip, take)] of a split of {name: [(file, records)]}."""
     sizes = {name: [records for _, records in files] for name, files in splits.items()}
-    ranges = resolve(split, sizes, spec)
+    ranges = resolve(split, sizes, spec, shards=True)
     return [(splits[name][i][0], skip, take) for name, *bounds in ranges for i, skip, take in cut(sizes[name], *bounds)]
 
 

@@ -1,25 +1,31 @@
 """The one split grammar: TFDS's, for every kind of source.
 
 `train`, `train[:90%]`, `train[100:200]`, `train[-10%:]`, `train[3shard:]`, `train+test`, `all`; see
-https://www.tensorflow.org/datasets/splits. Percentages are rounded to the nearest example, as TFDS does.
+https://www.tensorflow.org/datasets/splits. Percentages are rounded to the nearest example, as TFDS does. Shards are the
+record files of a split: the 2019 study's own validation split of ImageNet, its last 40 of 1024 training shards, is
+`train[984shard:]`, and what it trains on `train[:984shard]`.
 """
+
+import re
 
 from tfssl.errors import UserError
 
 
-def resolve(split, sizes, where):
+def resolve(split, sizes, where, shards=False):
     """Absolute ranges of a split.
 
     Args:
       split: str in TFDS's grammar.
       sizes: dict of split name -> list of examples per file (a single number where files do not matter).
       where: what is being split, for the message ("folder:photos").
+      shards: whether the numbers of `sizes` are those of record files, so that the unit `shard` means something.
 
     Returns:
       list of (name, start, stop) with 0 <= start < stop <= sum(sizes[name]), in the order that was asked for.
 
     Raises:
-      UserError: for an unknown name, for what TFDS cannot parse, for a bound beyond the split, and for no examples.
+      UserError: for an unknown name, for what TFDS cannot parse, for a bound beyond the split, for shards of what has none, and
+        for no examples.
     """
     totals = {name: sum(lengths) for name, lengths in sizes.items()}
     exist = ", ".join(f"{name} ({total} examples)" for name, total in totals.items())
@@ -35,6 +41,15 @@ def resolve(split, sizes, where):
                     else ""
                 )
                 raise UserError(f"{where} has no split {name!r}; it has {exist}{hint}")
+        if not shards and re.search(r"\[[^]]*shard", str(split)):
+            raise UserError(
+                f"cannot use the split {split!r} of {where}: shards are the record files of tfrecord: and tfds: data; "
+                "write a percentage or numbers of images, such as train[:90%] or train[100:200]"
+            )
+        for name, bounds in re.findall(r"(\w+)\[([^]]*)\]", str(split)):
+            asked = max(map(int, re.findall(r"(?<![.\d])(\d+)shard", bounds)), default=0)
+            if name in sizes and asked > len(sizes[name]):  # TFDS would take all there is
+                raise UserError(f"the split {split!r} of {where}: {name} has {len(sizes[name])} shards, not {asked}")
         ranges = _absolute(split, sizes, where)
     ranges = [(name, start, stop) for name, start, stop in ranges if start < stop]
     if not ranges:

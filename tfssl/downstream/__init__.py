@@ -5,14 +5,15 @@ import inspect
 
 from tfssl.errors import UserError
 
-NAMES = ("logistic", "knn")
+NAMES = ("logistic", "knn", "linear_sgd", "mlp")
+_EXACT = ("logistic", "knn")  # they need all bits of float32: for a line search, or to tell neighbours apart
 
 
 def __getattr__(name):
     """`extract` and `Features` load TensorFlow, `NAMES` does not."""
     if name in ("extract", "Features"):
         return getattr(importlib.import_module("tfssl.downstream.features"), name)
-    if name in (*NAMES, "features", "modules", "report"):
+    if name in (*NAMES, "features", "images", "modules", "report"):
         return importlib.import_module(f"tfssl.downstream.{name}")
     raise AttributeError(f"module 'tfssl.downstream' has no attribute {name!r}")
 
@@ -24,12 +25,13 @@ def run(protocol, train, test, **settings):
       protocol: one of NAMES.
       train, test: `Features` of the two splits. Every choice is made on a part of `train`.
       **settings: see the protocol's own `run`; common to all are
-        endpoints (names; all by default), train_labels ("all", "1%", 200: a class-balanced subset), val_fraction (0.2),
-        seed (0).
+        val (`Features` of a validation split; None: a part of `train`), endpoints (names; all by default), train_labels
+        ("all", "1%", 200: a class-balanced subset), val_fraction (0.2; 0: no validation part), seed (0).
 
     Returns:
       a list of results, one per endpoint: {"protocol", "endpoint", "metric", "value" (on test), "val_value" (on the
-      validation part; None if there are too few labels for one), "train_labels", ... and what was set or chosen}.
+      validation part; None if there are too few labels for one), "train_labels", "chosen_on" (the images behind
+      "val_value", None without), "reported_on" (those behind "value"), ... and what was set or chosen}.
     """
     if protocol not in NAMES:
         raise UserError(f"unknown protocol {protocol!r}; there is: {', '.join(NAMES)}")
@@ -41,10 +43,16 @@ def run(protocol, train, test, **settings):
 
     import tensorflow as tf
 
-    # TensorFloat-32 keeps ten bits of a factor: too few for a line search, or to tell neighbours apart.
-    fast = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
+    from tfssl.downstream import splits
+
+    fast = tf.config.experimental.tensor_float_32_execution_enabled()  # ten bits of a factor
+    tf.config.experimental.enable_tensor_float_32_execution(fast and protocol not in _EXACT)
     try:
-        return function(train, test, **settings)
+        results = function(train, test, **settings)
     finally:
         tf.config.experimental.enable_tensor_float_32_execution(fast)
+    where = splits.chosen_on(train, settings.get("val"), settings.get("val_fraction", 0.2))
+    for result in results:
+        result["chosen_on"] = where if result["val_value"] is not None else None
+        result["reported_on"] = test.source
+    return results

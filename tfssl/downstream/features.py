@@ -9,7 +9,6 @@ import sys
 import time
 
 import numpy as np
-import tensorflow as tf
 from absl import logging
 from tqdm.auto import tqdm
 
@@ -17,9 +16,8 @@ from tfssl import __version__
 from tfssl.data import image, pipeline
 from tfssl.downstream import modules, pooling
 from tfssl.downstream.cache import FeatureCache
+from tfssl.downstream.images import PIXELS, Images, pixels_shape
 from tfssl.errors import UserError
-
-PIXELS = "pixels"
 
 
 @dataclasses.dataclass
@@ -34,6 +32,7 @@ class Features:
       source: what they are features of, for people.
       dropped: names of the images that could not be read.
       seconds: what the pass took; 0 if all came from the cache.
+      images: the `Images` behind them, for protocols that draw new crops; None where features are all there is.
     """
 
     endpoints: dict
@@ -44,6 +43,7 @@ class Features:
     source: str = "these features"
     dropped: list = dataclasses.field(default_factory=list)
     seconds: float = 0.0
+    images: Images = None
 
 
 def extract(
@@ -67,7 +67,8 @@ def extract(
       module: a Hub module's handle (see `modules.load`), or a loaded `modules.Module`.
       source: a `tfssl.data.Source`; unreadable images are left out, and named in a warning.
       endpoints: names; None for all of the module's. "pixels" is one more: the very images that the module sees,
-        in [0, 1], averaged to at most floor(sqrt(target / 3)) = 54 pixels a side.
+        in [0, 1], averaged to at most floor(sqrt(target / 3)) = 54 pixels a side. An empty list: labels only, without
+        a pass through the module; images are not decoded then, and one that cannot be is not noticed.
       image_size, resize: side of the central crop, and of the shorter side before it, in pixels; by default what the
         module's tfssl.json says, else its fixed input size, and size * 256 / 224.
       batch_size: images at a time.
@@ -89,15 +90,16 @@ def extract(
     if not isinstance(module, modules.Module):
         module = modules.load(module)
     size, resize = module.sizes(image_size, resize)
+    images = Images(module, source, size, resize, pool, target, dtype, batch_size)
     available = {
         **{n: pooling.pooled_shape(s, pool, target) for n, s in module.shapes(size).items()},
-        PIXELS: _pixels(size, target),
+        PIXELS: pixels_shape(size, target),
     }
-    wanted = check_endpoints(module, size, endpoints)
+    wanted = check_endpoints(module, size, endpoints) if endpoints is None or len(endpoints) else []
     dims = {name: math.prod(available[name]) for name in wanted}
 
     cache = None
-    if cache_dir:
+    if cache_dir and wanted:
         settings = {"image_size": size, "resize": resize, "pool": pool, "target": target, "dtype": dtype}
         key = {"module": module.identity, "source": _identity(source), **settings, "tfssl": __version__}
         cache = FeatureCache(cache_dir, key)
@@ -105,7 +107,7 @@ def extract(
     start, rows, arrays = time.time(), None, {}
     if missing:
         batch_size = min(batch_size, source.num_examples)
-        compute = _compiled(module, tuple(missing), batch_size, size, pool, target, dtype)
+        compute = images.encoder(missing, batch_size)
         try:
             for name in missing:
                 shape = source.num_examples, dims[name]
@@ -116,7 +118,9 @@ def extract(
         finally:
             if cache:
                 cache.discard(missing)
-    if cache:
+    if not wanted:
+        rows = _labels(source)
+    elif cache:
         if not all(cache.has(name) for name in wanted):  # the data changed since an earlier pass, which is gone
             return extract(module, source, wanted, size, resize, batch_size, pool, target, dtype, cache_dir, progress)
         rows, arrays = cache.rows(), {name: cache.load(name) for name in wanted}
@@ -134,6 +138,7 @@ def extract(
         source=f"{source.spec} {source.split}",
         dropped=dropped,
         seconds=time.time() - start if missing else 0.0,
+        images=images,
     )
 
 
@@ -155,31 +160,13 @@ def check_endpoints(module, image_size, endpoints=None):
     return list(dict.fromkeys(endpoints))
 
 
-def _pixels(size, target):
-    side = min(size, math.isqrt(target // 3))
-    return side, side, 3
-
-
-@functools.lru_cache(maxsize=1)  # the test split follows the training split, with the same module
-def _compiled(module, names, batch_size, size, pool, target, dtype):
-    """The graph function uint8 [B, S, S, 3] -> {name: [B, D]}."""
-    shapes = module.shapes(size)
-
-    @tf.function(input_signature=[tf.TensorSpec([batch_size, size, size, 3], tf.uint8)], autograph=False)
-    def compute(images):
-        images = tf.cast(images, tf.float32) / 255.0
-        maps = module.endpoints(images) if set(names) - {PIXELS} else {}
-        features = {}
-        for name in names:
-            if name == PIXELS:
-                side = _pixels(size, target)[0]
-                values = images if side == size else tf.image.resize(images, [side, side], "area")
-                features[name] = tf.reshape(values, [batch_size, -1])
-            else:  # a loaded function does not know the shapes for these images, and pooling needs them
-                features[name] = pooling.pool(tf.ensure_shape(maps[name], [batch_size, *shapes[name]]), pool, target)
-        return {name: tf.cast(value, dtype) for name, value in features.items()}
-
-    return compute
+def _labels(source):
+    """{"labels", "index", "dropped"} of all records that can be read."""
+    source.probe()
+    records = source.records().map(source.fetch, -1, deterministic=True).ignore_errors()
+    pairs = records.map(lambda record: (record["label"], record["index"])).batch(1024)
+    labels, index = (np.concatenate(part) for part in zip(*pairs.as_numpy_iterator()))
+    return {"labels": labels, "index": index, "dropped": _lost(source, index)}
 
 
 def _fill(arrays, compute, module, source, batch_size, size, resize, progress):
@@ -208,8 +195,13 @@ def _fill(arrays, compute, module, source, batch_size, size, resize, progress):
             done += count
             bar.update(count)
     labels, index = np.concatenate(labels), np.concatenate(index)
-    lost = np.setdiff1d(np.arange(source.num_examples), index)
-    return {"labels": labels, "index": index, "dropped": np.array([source.name(int(i)) for i in lost], str)}
+    return {"labels": labels, "index": index, "dropped": _lost(source, index)}
+
+
+def _lost(source, index):
+    """The names of the images that are not among `index`."""
+    missing = np.setdiff1d(np.arange(source.num_examples), index)
+    return np.array([source.name(int(i)) for i in missing], str)
 
 
 def _identity(source):

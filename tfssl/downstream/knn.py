@@ -17,11 +17,12 @@ from tfssl.errors import UserError
 _QUERIES, _BANK = 512, 65536  # test and training rows of one block of similarities: 128 MB of float32
 
 
-def run(train, test, endpoints=None, k=20, temperature=0.07, train_labels="all", val_fraction=0.2, seed=0):
+def run(train, test, val=None, endpoints=None, k=20, temperature=0.07, train_labels="all", val_fraction=0.2, seed=0):
     """Test accuracy of nearest neighbours on each endpoint.
 
     Args:
       train, test: `Features`; the training rows are the neighbours.
+      val: `Features` of a validation split for "val_value"; None: a part of `train`.
       endpoints: names; all by default.
       k: neighbours. If there are fewer training rows, all of them vote; a notice says so, and the result has the k that
         was used.
@@ -33,13 +34,13 @@ def run(train, test, endpoints=None, k=20, temperature=0.07, train_labels="all",
       a list of results.
     """
     check(k, temperature)
-    part = splits.split(train, test, train_labels, val_fraction, seed)
+    part = splits.split(train, test, train_labels, val_fraction, seed, val)
     if k > len(part.rows):
         logging.warning("k=%d is more than there are training images: all %d vote", k, len(part.rows))
         k = len(part.rows)
     results = []
-    for endpoint in splits.endpoints(train, test, endpoints):
-        start, features = time.time(), train.endpoints[endpoint]
+    for endpoint in splits.endpoints([train, test, val], endpoints):
+        start, features, held = time.time(), train.endpoints[endpoint], part.held.endpoints[endpoint]
 
         def accuracy(bank, queries, labels, features=features):
             predicted = classify(features, train.labels, bank, queries, min(k, len(bank)), temperature)
@@ -51,7 +52,7 @@ def run(train, test, endpoints=None, k=20, temperature=0.07, train_labels="all",
                 "endpoint": endpoint,
                 "metric": "accuracy",
                 "value": accuracy(part.rows, test.endpoints[endpoint], test.labels),
-                "val_value": accuracy(part.fit, features[part.val], train.labels[part.val]) if len(part.val) else None,
+                "val_value": accuracy(part.fit, held[part.val], part.held.labels[part.val]) if len(part.val) else None,
                 "train_labels": len(part.rows),
                 "features": features.shape[1],
                 "k": k,

@@ -158,6 +158,17 @@ def in_chunks(rows, dims):
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
+def moments(features, rows):
+    """(mean, standard deviation) over some rows, float64 [D]; a constant feature gets standard deviation 1."""
+    total, squares = 0.0, 0.0
+    for part in in_chunks(rows, features.shape[1]):
+        x = features[part].astype(np.float64)
+        total, squares = total + x.sum(0), squares + (x**2).sum(0)
+    mean = total / len(rows)
+    std = np.sqrt(np.maximum(squares / len(rows) - mean**2, 0))
+    return mean, np.where(std > 1e-6 * np.abs(mean), std, 1.0)
+
+
 def _sums(x):
     x = tf.cast(x, tf.float64)
     return tf.reduce_sum(x, 0).numpy(), tf.reduce_sum(x * x, 0).numpy()

@@ -11,13 +11,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.downstream import splits
-from tfssl.downstream.lbfgs import Problem, Rows, in_chunks
+from tfssl.downstream.lbfgs import Problem, Rows, in_chunks, moments
 from tfssl.errors import UserError
 
 
 def run(
     train,
     test,
+    val=None,
     endpoints=None,
     l2="select",
     max_iterations=800,
@@ -31,6 +32,7 @@ def run(
 
     Args:
       train, test: `Features`.
+      val: `Features` of a validation split to choose on; None: a part of `train`.
       endpoints: names; all by default.
       l2: "select": on the validation part, see `select`; "published": 100 / (features * classes); or a number.
       max_iterations: L-BFGS updates, at most, of each fit.
@@ -41,14 +43,13 @@ def run(
 
     Returns:
       a list of results. "value" is of a last fit to all training rows, "val_value" of one without the validation part;
-      "iterations" and "converged" (within max_iterations) are those of the last fit; "loss" is its objective.
+      with `val` one fit is both. "iterations" and "converged" (within max_iterations) are those of the last fit; "loss"
+      is its objective.
     """
     l2 = check_l2(l2)
-    part = splits.split(train, test, train_labels, val_fraction, seed)
+    part = splits.split(train, test, train_labels, val_fraction, seed, val)
     if l2 == "select" and not len(part.val):
-        raise UserError(
-            f"l2=select needs two labels of some class to choose on: {len(part.rows)} labels are too few; give a number"
-        )
+        splits.nothing_to_choose_on(part, val_fraction)
     return [
         {
             "protocol": "logistic",
@@ -60,27 +61,31 @@ def run(
             "standardize": standardize,
             "precondition": precondition,
         }
-        for endpoint in splits.endpoints(train, test, endpoints)
+        for endpoint in splits.endpoints([train, test, val], endpoints)
     ]
 
 
 def _evaluate(train, test, endpoint, part, l2, max_iterations, standardize, precondition):
     start, features = time.time(), train.endpoints[endpoint]
-    moments = _moments(features, part.rows) if standardize else None
+    scale = moments(features, part.rows) if standardize else None
     classes, labels = np.unique(train.labels, return_inverse=True)
-    fit_rows, val_rows = (Rows(features, labels, rows, moments) for rows in (part.fit, part.val))
+    fit_rows = Rows(features, labels, part.fit, scale)
+    held = np.searchsorted(classes, part.held.labels)  # of the rows `part.val`, which are of these classes
+    val_rows = Rows(part.held.endpoints[endpoint], held, part.val, scale)
 
     problem = Problem([fit_rows], len(classes), precondition)
+    if l2 == "published":
+        l2 = 100 / (features.shape[1] * (train.num_classes or len(classes)))
+    start_at = None
     if l2 == "select":
-        l2, trial = select(problem, val_rows, max_iterations)
-        final = Problem([fit_rows, val_rows], len(classes), precondition).fit(l2, max_iterations, trial)
+        l2, start_at = select(problem, val_rows, max_iterations)
+    trial = start_at or problem.fit(l2, max_iterations)
+    if part.fits_all:
+        final = trial
     else:
-        if l2 == "published":
-            l2 = 100 / (features.shape[1] * (train.num_classes or len(classes)))
-        trial = problem.fit(l2, max_iterations)
-        final = Problem([fit_rows, val_rows], len(classes), precondition).fit(l2, max_iterations)
+        final = Problem([fit_rows, val_rows], len(classes), precondition).fit(l2, max_iterations, start_at)
 
-    predicted = classes[predict(test.endpoints[endpoint], final, moments)]
+    predicted = classes[predict(test.endpoints[endpoint], final, scale)]
     return {
         "value": float(np.mean(predicted == test.labels)),
         "val_value": evaluate(val_rows, trial)[0] if len(part.val) else None,
@@ -147,23 +152,12 @@ def evaluate(rows, fit):
     return right / rows.count, loss / rows.count
 
 
-def predict(features, fit, moments=None):
+def predict(features, fit, scale=None):
     """The most likely class of each row of float [N, D]: int64 [N]."""
     labels, predicted = np.zeros(len(features), int), []
     for part in in_chunks(np.arange(len(features)), features.shape[1]):
-        rows = Rows(features, labels, part, moments)
+        rows = Rows(features, labels, part, scale)
         ((x, _),) = rows.chunks
         logits = x @ tf.constant(fit.weights, rows.dtype) + tf.constant(fit.bias, rows.dtype)  # NxC
         predicted.append(tf.argmax(logits, 1).numpy())
     return np.concatenate(predicted)
-
-
-def _moments(features, rows):
-    """(mean, standard deviation) over some rows, float64 [D]; a constant feature gets standard deviation 1."""
-    total, squares = 0.0, 0.0
-    for part in in_chunks(rows, features.shape[1]):
-        x = features[part].astype(np.float64)
-        total, squares = total + x.sum(0), squares + (x**2).sum(0)
-    mean = total / len(rows)
-    std = np.sqrt(np.maximum(squares / len(rows) - mean**2, 0))
-    return mean, np.where(std > 1e-6 * np.abs(mean), std, 1.0)

@@ -7,6 +7,15 @@ import logging
 import numpy as np
 
 PIXELS = "pixels"
+_COLORS = (
+    "#4477aa",
+    "#ee6677",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+    "#bbbbbb",
+)  # Paul Tol's "bright", for all eyes
 
 
 def mark_chosen(results):
@@ -69,6 +78,12 @@ def table(results, baselines):
         names = [f"{r['module']}/{r['endpoint']}@{r['train_labels']}" for r in slow]
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         notes.append(f"logistic stopped at --max_iterations, before its optimum: {', '.join(names[:4])}{more}")
+    unstable = [f"{r['protocol']} {r['module']}/{r['endpoint']}" for r in results if r.get("diverged")]
+    if unstable:
+        notes.append(f"diverged, so take --standardize or a lower learning rate: {', '.join(dict.fromkeys(unstable))}")
+    chosen = list(dict.fromkeys(r.get("chosen_on") for r in results if r.get("chosen_on")))
+    for where in list(dict.fromkeys(r["reported_on"] for r in results if r.get("reported_on"))):
+        notes.append(f"chosen on {' and '.join(chosen) or 'nothing'}; reported on {where}")
     return "\n".join([*text, rule, *notes])
 
 
@@ -92,15 +107,6 @@ def plot(path, results, baselines, title=""):
     columns = list(dict.fromkeys(_column(r) for r in results))
     modules = list(dict.fromkeys(r["module"] for r in results if r["endpoint"] != PIXELS))
     endpoints = list(dict.fromkeys(r["endpoint"] for r in results if r["endpoint"] != PIXELS))
-    colors = [
-        "#4477aa",
-        "#ee6677",
-        "#228833",
-        "#ccbb44",
-        "#66ccee",
-        "#aa3377",
-        "#bbbbbb",
-    ]  # Paul Tol's "bright", for all eyes
     bar = 0.8 / max(len(modules), 1)
     width = min(max(5.0, 1.2 + len(endpoints) * (0.35 + 0.3 * len(modules))), 16.0)
     figure = Figure(figsize=(width, 0.9 + 2.6 * len(columns)), layout="constrained")
@@ -115,7 +121,7 @@ def plot(path, results, baselines, title=""):
                 places,
                 [100 * r["value"] for r in mine],
                 0.92 * bar,
-                color=colors[m % len(colors)],
+                color=_COLORS[m % len(_COLORS)],
                 label=module,
                 zorder=2,
             )
@@ -141,6 +147,55 @@ def plot(path, results, baselines, title=""):
     names = [*modules, *(label for label in drawn if label not in modules)]
     place = {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "ncols": 3 if len(names) > 4 else len(names)}
     axes[0].legend([drawn[n] for n in names], names, **place, frameon=False, fontsize=8, title=title, alignment="left")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    with tf.io.gfile.GFile(path, "wb") as f:
+        f.write(buffer.getvalue())
+
+
+def plot_curves(path, results, title=""):
+    """Write a PNG of accuracy over epochs, as the 2019 study's figure 8: a panel per module and column of the table, a
+    line per endpoint; bold on validation, thin on test."""
+    import tensorflow as tf
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    results = [r for r in results if "curve" in r]
+    panels = list(dict.fromkeys((r["module"] if r["endpoint"] != PIXELS else None, *_column(r)) for r in results))
+    modules = [m for m in dict.fromkeys(p[0] for p in panels) if m is not None] or [None]
+    columns = list(dict.fromkeys(p[1:] for p in panels))
+    endpoints = list(dict.fromkeys(r["endpoint"] for r in results))
+    size = 1.0 + 4.2 * len(modules), 1.2 + 2.9 * len(columns)
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(columns), len(modules), sharey="row", squeeze=False)
+    for axes, column in zip(grid, columns):  # noqa: B905 (Python 3.9)
+        for axis, module in zip(axes, modules):  # noqa: B905
+            for r in results:
+                if _column(r) != column or r["module"] != module and r["endpoint"] != PIXELS:
+                    continue
+                epochs, on_val, on_test = zip(*r["curve"])  # noqa: B905
+                line = {"color": _COLORS[endpoints.index(r["endpoint"]) % len(_COLORS)]}
+                line["linestyle"] = "-" if r["endpoint"] != PIXELS else "--"
+                if on_val[0] is not None:
+                    axis.plot(epochs, [100 * v for v in on_val], label=r["endpoint"], linewidth=1.8, **line)
+                label = r["endpoint"] if on_val[0] is None else None
+                axis.plot(epochs, [100 * v for v in on_test], label=label, linewidth=0.7, **line)
+            axis.set_title("" if module is None else module, fontsize=9, loc="left")
+            axis.grid(color="#dddddd", linewidth=0.6)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.set_xlabel("epoch")
+        axes[0].set_ylabel(f"{column[0]}, {column[1]} labels\naccuracy, %")
+    axis = grid[0, 0]
+    axis.plot([], [], color="#444444", linewidth=1.8, label="validation")
+    axis.plot([], [], color="#444444", linewidth=0.7, label="test")
+    drawn = {}
+    for each in grid.flat:
+        drawn.update(dict(zip(*reversed(each.get_legend_handles_labels()))))  # noqa: B905
+    names = [n for n in [*endpoints, "validation", "test"] if n in drawn]
+    place = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 8, "alignment": "left"}
+    figure.legend([drawn[n] for n in names], names, title=title, **place)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     with tf.io.gfile.GFile(path, "wb") as f:

@@ -1,6 +1,7 @@
 """Which rows of the training features a protocol learns from, and on which it makes its choices. NumPy only."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -9,21 +10,49 @@ from tfssl.errors import UserError
 
 @dataclasses.dataclass
 class Split:
-    """Row numbers into the training features: `rows` = `fit` and `val` together; `val` may be empty."""
+    """Row numbers: `rows` and `fit` into the training features, `val` into `held`."""
 
     rows: np.ndarray  # all labelled rows that may be used
-    fit: np.ndarray  # those that settings are fitted on
-    val: np.ndarray  # those that settings, and the endpoint, are chosen on
+    fit: np.ndarray  # those that settings are fitted on: `rows` without the validation part
+    val: np.ndarray  # those that settings, endpoint and epoch are chosen on; may be empty
+    held: Any  # the `Features` where these are: the training features, or a validation split of its own
+
+    @property
+    def fits_all(self):
+        """Whether what is fitted on `fit` has seen all of `rows`, so that no last fit is needed."""
+        return len(self.fit) == len(self.rows)
 
 
-def split(train, test, train_labels="all", val_fraction=0.2, seed=0):
-    """Check the labels of both parts, and choose the rows. Arguments as in `balanced` and `stratified`; returns a
-    Split."""
+def split(train, test, train_labels="all", val_fraction=0.2, seed=0, val=None):
+    """Check the labels of all parts, and choose the rows. Arguments as in `balanced` and `stratified`; returns a Split.
+
+    With `val`, Features of a validation split, nothing is held out of the training rows. Its images of classes that do
+    not occur among these are left out.
+    """
     check_labels(train, test)
     count = label_count(train_labels, len(train.labels), len(np.unique(train.labels)))
     rows = balanced(train.labels, train.index, count, seed)
-    fit, val = stratified(train.labels[rows], train.index[rows], val_fraction, seed)
-    return Split(rows, rows[fit], rows[val])
+    if val is not None:
+        check_labels(train, val)
+        return Split(rows, rows, np.flatnonzero(np.isin(val.labels, train.labels[rows])), val)
+    fit, held = stratified(train.labels[rows], train.index[rows], val_fraction, seed)
+    return Split(rows, rows[fit], rows[held], train)
+
+
+def chosen_on(train, val, val_fraction):
+    """For people: the images that choices are made on."""
+    return val.source if val is not None else f"val_fraction {val_fraction:g} of {train.source}"
+
+
+def nothing_to_choose_on(part, val_fraction):
+    """Raise UserError: `l2` cannot be selected."""
+    if not val_fraction:
+        raise UserError(
+            "l2=select needs labels to choose on, and val_fraction=0 leaves none: give a number, or published"
+        )
+    raise UserError(
+        f"l2=select needs two labels of some class to choose on: {len(part.rows)} labels are too few; give a number"
+    )
 
 
 def check_labels(train, test):
@@ -88,17 +117,17 @@ def balanced(labels, index, count, seed):
 
 def stratified(labels, index, fraction, seed):
     """Split rows into (fit, val): `fraction` of each class, rounded, goes to val; at least one image of each class
-    stays in fit.
+    stays in fit. A fraction of 0 leaves val empty.
 
     Returns:
       two int arrays of rising row numbers. A class of one image has none in val.
     """
-    if not 0 < fraction < 1:
+    if not 0 <= fraction < 1:
         raise UserError(
             f"val_fraction={fraction}: give the part of the training labels that choices are made on, between 0 and 1"
         )
     sizes = np.bincount(labels)
-    wanted = np.minimum(np.maximum(np.round(sizes * fraction), 1), sizes - 1)
+    wanted = np.minimum(np.maximum(np.round(sizes * fraction), 1), sizes - 1) if fraction else np.zeros(len(sizes))
     val = _place_within_class(labels, _draws(index, seed, 2)) < wanted[labels]
     return np.flatnonzero(~val), np.flatnonzero(val)
 
@@ -116,10 +145,16 @@ def _place_within_class(labels, draws):
     return place
 
 
-def endpoints(train, test, names=None):
-    """Names of the endpoints to evaluate, by default all of `train`'s; UserError if one is missing in either part."""
-    names = list(train.endpoints) if names is None else list(names)
-    for features in (train, test):
+def endpoints(parts, names=None):
+    """Names of the endpoints to evaluate, by default all of the first part's; UserError if one is missing in any part.
+
+    Args:
+      parts: list of `Features`; None among them is passed over.
+      names: list of str.
+    """
+    parts = [features for features in parts if features is not None]
+    names = list(parts[0].endpoints) if names is None else list(names)
+    for features in parts:
         missing = [name for name in names if name not in features.endpoints]
         if missing:
             raise UserError(

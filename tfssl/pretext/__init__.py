@@ -4,7 +4,13 @@ import importlib
 
 from tfssl.errors import UserError
 
-_CLASSES = {"rotation": "Rotation", "supervised": "Supervised"}  # the module bears the task's name
+_CLASSES = {  # the module bears the task's name
+    "rotation": "Rotation",
+    "exemplar": "Exemplar",
+    "jigsaw": "Jigsaw",
+    "relative_patch": "RelativePatch",
+    "supervised": "Supervised",
+}
 NAMES = tuple(_CLASSES)
 
 

@@ -79,9 +79,9 @@ class Pretext(tf.keras.Model):
 
     # What all tasks share.
 
-    def norm(self, name):
+    def norm(self, name, **settings):
         """A batch normalisation for the task's head, whose statistics span what the backbone's do."""
-        return BatchNorm(sync=self.backbone.bn_sync, groups=self.backbone.bn_groups, name=name)
+        return BatchNorm(sync=self.backbone.bn_sync, groups=self.backbone.bn_groups, name=name, **settings)
 
     def encode(self, images, training=False):
         """Images [N, H, W, 3] in [0, 1] -> dict of endpoints. Export publishes this."""

@@ -17,20 +17,32 @@ class Setting:
     """One keyword argument that some task's constructor has: its flag."""
 
     name: str
-    help: str
     defaults: dict = field(default_factory=dict)  # task -> default
+    texts: dict = field(default_factory=dict)  # task -> what it says of the setting
 
     @property
     def kind(self):
         return type(next(iter(self.defaults.values())))
 
     def describe(self):
-        text = self.help[:1].upper() + self.help[1:]
-        values = {str(as_text(v)) for v in self.defaults.values()}
-        if len(values) == 1 and len(self.defaults) == len(pretext.NAMES):
-            return f"{text} Default: {values.pop()}."
-        each = ", ".join(f"{as_text(v)} for {task}" for task, v in self.defaults.items())
-        return f"{text} Default: {each}."
+        """The help of its flag: what it means, and its default; for which tasks, where they differ."""
+        meanings = _by_value(self.texts)
+        text = " ".join(f"{tasks}: {said}" for said, tasks in meanings.items())
+        if len(meanings) == 1:
+            (text,) = meanings
+            text = text[:1].upper() + text[1:]
+        defaults = _by_value({task: as_text(value) or "none" for task, value in self.defaults.items()})
+        if len(defaults) == 1 and len(self.defaults) == len(pretext.NAMES):
+            return f"{text} Default: {next(iter(defaults))}."
+        return f"{text} Default: {'; '.join(f'{value} for {tasks}' for value, tasks in defaults.items())}."
+
+
+def _by_value(of_task):
+    """{task: value} -> {value: "task, task"}."""
+    tasks = {}
+    for task, value in of_task.items():
+        tasks[value] = f"{tasks[value]}, {task}" if value in tasks else task
+    return tasks
 
 
 def task_settings():
@@ -38,7 +50,8 @@ def task_settings():
     settings = {}
     for task in pretext.NAMES:
         for name, (default, text) in _signature(*pretext.source_of(task)).items():
-            settings.setdefault(name, Setting(name, text)).defaults[task] = default
+            setting = settings.setdefault(name, Setting(name))
+            setting.defaults[task], setting.texts[task] = default, text
     return settings
 
 

@@ -1,0 +1,170 @@
+"""The study of Kolesnikov, Zhai and Beyer (arXiv 1901.09005) at home scale: pretext tasks x backbones x widths x seeds on small images.
+
+    python benchmarks/revisiting.py --cifar10 folder:cifar10 --imagenette folder:imagenette --out runs/revisiting --hours 2
+    python benchmarks/revisiting_report.py --out runs/revisiting --docs docs/revisiting       # tables, plots, claims
+
+Each cell is three commands that a user would give: tfssl-train, tfssl-export, tfssl-eval; its result is a line of OUT/results.jsonl. What
+has a line is not run again: the same command goes on where it was stopped, on another day or machine too, from results.jsonl alone. Cells
+come in the order seed, width, data set, task, backbone, so that every task and backbone is there early; no cell begins that would end
+after --hours, by the time of the slowest so far.
+
+What is scaled down: the networks (ResNet-18 v1 and v2, RevNet-18, VGG-11; a quarter and half of the standard width), the images (CIFAR-10:
+crops of 24 pixels; Imagenette: 96 pixels, patches of 32), the length (--steps of 256 views each, the same for all). Accuracy is that of
+logistic regression on --labels training images, every endpoint, l2 and endpoint chosen on a validation part of them.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+BACKBONES = ("resnet18_v2", "resnet18_v1", "revnet18", "vgg11")
+# Images per step, so that each step computes about 256 views or patches.
+BATCH = {"rotation": 64, "exemplar": 32, "jigsaw": 32, "relative_patch": 32, "supervised": 256}
+PATCHES = ("jigsaw", "relative_patch")
+IMAGES = {
+    "cifar10": "--image_size=24 --resize=32 --stem=small --min_area=0.3",
+    "imagenette": "--image_size=96 --resize=110 --stem=imagenet --min_area=0.3",
+}
+PATCH_IMAGES = "--image_size=128 --scaled_size=146 --patch_size=32 --stem=patch"
+OWN = {
+    "jigsaw": "--permutations=100 --permutations_per_image=8 --head_layers=1 --head_units=512 --head_bn_momentum=0.9",
+    "relative_patch": "--head_layers=1 --head_units=512 --head_bn_momentum=0.9",
+    "exemplar": "--embedding_size=256",
+}
+TRAINING = "--lr_scaling=0 --schedule=cosine --warmup_epochs=0.5 --bn_momentum=0.9 --log_steps=100"
+RATES = {"rotation": 0.1, "exemplar": 0.05, "jigsaw": 0.05, "relative_patch": 0.05, "supervised": 0.1, "random": 0.1}
+TESTS = {"cifar10": "test", "imagenette": "val"}
+EVALUATION = {"cifar10": "--image_size=32 --resize=32", "imagenette": "", "patches": ""}
+
+
+def cells(args):
+    """Dicts of seed, width, data, task, backbone; a patch task's random baseline is apart from that of whole images."""
+    sources = [name for name in ("imagenette", "cifar10") if getattr(args, name)]
+    for seed in args.seeds.split(","):
+        for width in args.widths.split(","):
+            for data in sources:
+                for task in args.tasks.split(","):
+                    if data == "cifar10" and task in (*PATCHES, "random_patches"):
+                        continue  # nine patches of 32 pixels show nothing
+                    for backbone in args.backbones.split(","):
+                        yield {
+                            "seed": int(seed),
+                            "width": float(width),
+                            "data": data,
+                            "task": task,
+                            "backbone": backbone,
+                        }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", default="", help="its source, with splits train and test; empty: without it")
+    parser.add_argument("--imagenette", default="", help="its source, with splits train and val; empty: without it")
+    parser.add_argument("--out", default="runs/revisiting")
+    parser.add_argument("--hours", type=float, default=1.0, help="begin no cell that would end after so long")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps of each cell")
+    parser.add_argument("--labels", type=int, default=4000, help="training images of the evaluation")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--widths", default="0.25,0.5")
+    parser.add_argument("--tasks", default="rotation,exemplar,jigsaw,relative_patch,supervised,random,random_patches")
+    parser.add_argument("--backbones", default=",".join(BACKBONES))
+    parser.add_argument(
+        "--precision", default="mixed_bfloat16", help="of the pretraining; float32 where the processor has no bfloat16"
+    )
+    args = parser.parse_args()
+    begun, slowest = time.time(), 0.0
+    os.makedirs(args.out, exist_ok=True)
+    done = read(args.out)
+    todo = [cell for cell in cells(args) if key(cell) not in map(key, done)]
+    print(f"{len(done)} cells are done, {len(todo)} to do", flush=True)
+    for count, cell in enumerate(todo):
+        if time.time() - begun + slowest > 3600 * args.hours:
+            print(f"the time is up; {len(todo) - count} cells are left", flush=True)
+            break
+        at = time.time()
+        result = run(cell, args)
+        slowest = max(slowest, time.time() - at)
+        with open(os.path.join(args.out, "results.jsonl"), "a") as f:
+            f.write(json.dumps(result) + "\n")
+        best = result["accuracy"][result["chosen"]]["all"]
+        pre_logits = result["accuracy"]["pre_logits"]["all"]
+        print(
+            f"{name(cell)}: pre_logits {pre_logits:.1%}, {result['chosen']} {best:.1%}, {result['minutes']:.1f} min",
+            flush=True,
+        )
+
+
+def read(out):
+    path = os.path.join(out, "results.jsonl")
+    if not os.path.exists(path):
+        return []
+    with open(path) as f:
+        return [json.loads(line) for line in f]
+
+
+def key(cell):
+    return tuple(cell[k] for k in ("seed", "width", "data", "task", "backbone"))
+
+
+def name(cell):
+    return "-".join(map(str, key(cell)))
+
+
+def run(cell, args):
+    """Train, export, evaluate; the folder is removed at the end."""
+    folder, task, begun = os.path.join(args.out, name(cell)), cell["task"], time.time()
+    untrained, source = task.startswith("random"), getattr(args, cell["data"])
+    patches = task in PATCHES or task == "random_patches"
+    trained_as = {"random": "rotation", "random_patches": "relative_patch"}.get(task, task)
+    flags = [
+        f"--task={trained_as}", f"--dataset={source}", f"--backbone={cell['backbone']}", f"--width_multiplier={cell['width']}",
+        f"--seed={cell['seed']}", f"--batch_size={BATCH[trained_as]}", f"--learning_rate={RATES[trained_as]}",
+        *(PATCH_IMAGES if patches else IMAGES[cell["data"]]).split(), *OWN.get(trained_as, "").split(), *TRAINING.split(),
+        f"--train_steps={args.steps}", f"--checkpoint_steps={args.steps}", f"--precision={args.precision}",
+    ]  # fmt: skip
+    last = {}
+    if untrained:
+        call("tfssl.export", "--random_init", *flags, f"--export_dir={folder}/module")
+    else:
+        call("tfssl.train", *flags, f"--val_split={TESTS[cell['data']]}", f"--workdir={folder}")
+        call("tfssl.export", f"--workdir={folder}", f"--export_dir={folder}/module")
+        with open(os.path.join(folder, "metrics.jsonl")) as f:
+            last = {k: v for line in f for k, v in json.loads(line).items()}
+    call(
+        "tfssl.evaluate", f"--module={folder}/module", f"--dataset={source}", f"--train_split=train[:{args.labels}]",
+        f"--test_split={TESTS[cell['data']]}", f"--train_labels=5%,{args.labels}", f"--seed={cell['seed']}", f"--workdir={folder}/eval",
+        *EVALUATION["patches" if patches else cell["data"]].split(), "--cache=false",
+    )  # fmt: skip
+    with open(os.path.join(folder, "eval", "results.json")) as f:
+        results = json.load(f)["results"]
+    labels = sorted({r["train_labels"] for r in results})
+    accuracy = {}
+    for r in results:
+        accuracy.setdefault(r["endpoint"], {})["all" if r["train_labels"] == labels[-1] else "few"] = r["value"]
+    own = [r for r in results if r["endpoint"] != "pixels" and r["train_labels"] == labels[-1]]
+    shutil.rmtree(folder)
+    return {
+        **cell,
+        "accuracy": accuracy,
+        "chosen": max(own, key=lambda r: r["val_value"])["endpoint"],
+        "labels": labels,
+        "steps": args.steps,
+        "pretext": {k: last[k] for k in last if k in ("loss", "accuracy") or k.startswith("validation_")},
+        "images_per_second": last.get("images_per_second"),
+        "minutes": (time.time() - begun) / 60,
+    }
+
+
+def call(module, *flags):
+    command = [sys.executable, "-m", module, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+
+
+if __name__ == "__main__":
+    main()

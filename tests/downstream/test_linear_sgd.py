@@ -1,0 +1,198 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfssl
+from tfssl import downstream
+from tfssl.downstream import features as extraction
+from tfssl.downstream import linear_sgd, modules, sgd, splits
+from tfssl.downstream.features import Features
+from tfssl.errors import UserError
+
+SHORT = {"epochs": 6, "decay_epochs": (3, 5), "batch_size": 16}
+
+
+def blobs(n, seed, classes=3, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    centres = np.random.default_rng(99).normal(size=[classes, 5])
+    x = centres[labels] + rng.normal(size=[n, 5])
+    return Features({"a": x.astype(dtype), "b": (x**2)[:, :3].astype(dtype)}, labels, np.arange(n), num_classes=classes)
+
+
+def naive(x, y, kernel, bias, batches, rates, weight_decay=0.0, fit=None):
+    """SGD with momentum, gradients written out by hand."""
+    vw, vb = np.zeros_like(kernel), np.zeros_like(bias)
+    for rows, rate in zip(batches, rates):  # noqa: B905 (Python 3.9)
+        rows = rows if fit is None else rows[np.isin(rows, fit)]
+        logits = x[rows] @ kernel + bias
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        p[np.arange(len(rows)), y[rows]] -= 1
+        vw = 0.9 * vw + x[rows].T @ p / len(rows) + weight_decay * kernel
+        vb = 0.9 * vb + p.mean(0)
+        kernel, bias = kernel - rate * vw, bias - rate * vb
+    return kernel, bias
+
+
+@pytest.mark.parametrize("weight_decay, standardize", [(0.0, False), (0.1, False), (0.0, True)])
+def test_equals_sgd_by_hand(weight_decay, standardize):
+    train, test = blobs(60, 0), blobs(200, 1)
+    (result, _) = linear_sgd.run(
+        train, test, augment=False, weight_decay=weight_decay, standardize=standardize, **SHORT
+    )
+    part = splits.split(train, test)
+    x, y, x2 = train.endpoints["a"], train.labels, test.endpoints["a"]
+    if standardize:
+        x, x2 = (x - x.mean(0)) / x.std(0), (x2 - x.mean(0)) / x.std(0)
+    generator = sgd.shuffled(part.rows, 16, 0)
+    batches = [next(generator) for _ in range(6 * 3)]
+    rates = [0.1 * 16 / 256 * (1 if s <= 9 else 0.1 if s <= 15 else 0.01) for s in range(18)]
+    kernel = linear_sgd.Linear("a", 5, 3, dtype="float64").kernel.numpy()
+    assert result["learning_rate"] == pytest.approx(0.1 * 16 / 256)
+    for fit, rows_of, key in ((None, (x2, test.labels), "value"), (part.fit, (x[part.val], y[part.val]), "val_value")):
+        w, b = naive(x, y, kernel, np.zeros(3), batches, rates, weight_decay, fit)
+        assert result[key] == pytest.approx(np.mean((rows_of[0] @ w + b).argmax(1) == rows_of[1]))
+    assert [point[0] for point in result["curve"]] == [1, 2, 3, 4, 5, 6]
+    assert result["curve"][-1][1:] == [result["val_value"], result["value"]]
+
+
+def test_weights_equal_those_by_hand(monkeypatch):
+    made, build = [], linear_sgd.Linear
+    monkeypatch.setattr(linear_sgd, "Linear", lambda *a, **k: made.append(build(*a, **k)) or made[-1])
+    train = blobs(60, 0)
+    linear_sgd.run(train, train, endpoints=["a"], augment=False, lr_scaling=0, **SHORT)
+    part, generator = splits.split(train, train), sgd.shuffled(np.arange(60), 16, 0)
+    batches = [next(generator) for _ in range(18)]
+    rates = [0.1 * (1 if s <= 9 else 0.1 if s <= 15 else 0.01) for s in range(18)]
+    kernel = build("a", 5, 3, dtype="float64").kernel.numpy()
+    for head, fit in zip(made, (None, part.fit)):  # noqa: B905
+        w, b = naive(train.endpoints["a"], train.labels, kernel, np.zeros(3), batches, rates, fit=fit)
+        np.testing.assert_allclose(head.kernel, w, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(head.bias, b, rtol=1e-5, atol=1e-8)
+
+
+def timeless(results):
+    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in results]
+
+
+def test_together_is_as_alone():
+    train, test = blobs(60, 0), blobs(200, 1)
+    together = linear_sgd.run(train, test, augment=False, **SHORT)
+    alone = [linear_sgd.run(train, test, endpoints=[e], augment=False, **SHORT)[0] for e in ("a", "b")]
+    assert timeless(together) == timeless(alone)
+    assert timeless(linear_sgd.run(train, test, augment=False, seed=1, **SHORT)) != timeless(together)
+
+
+def test_the_test_split_decides_nothing():
+    train, test = blobs(60, 0), blobs(200, 1)
+    other = Features({k: -v for k, v in test.endpoints.items()}, (test.labels + 1) % 3, test.index, num_classes=3)
+    one, two = (linear_sgd.run(train, t, augment=False, epoch="best", **SHORT) for t in (test, other))
+    assert [(r["epoch"], r["val_value"], r["loss"]) for r in one] == [
+        (r["epoch"], r["val_value"], r["loss"]) for r in two
+    ]
+    assert one[0]["value"] != two[0]["value"]
+
+
+def test_a_validation_split_of_its_own():
+    train, test, val = blobs(60, 0), blobs(200, 1), blobs(90, 2)
+    val.source = "the other images"
+    (result, _) = downstream.run("linear_sgd", train, test, val=val, augment=False, epoch="best", **SHORT)
+    whole = downstream.run("linear_sgd", train, test, val_fraction=0, augment=False, **SHORT)[0]
+    assert [point[2] for point in result["curve"]] == [point[2] for point in whole["curve"]]  # it learned from all
+    assert result["chosen_on"] == "the other images" and whole["chosen_on"] is None and whole["val_value"] is None
+    reference = downstream.run("linear_sgd", train, val, val_fraction=0, augment=False, **SHORT)[0]
+    assert [point[1] for point in result["curve"]] == [point[2] for point in reference["curve"]]
+    assert result["val_value"] == max(point[1] for point in result["curve"])
+
+
+def test_few_labels_and_small_batches():
+    train, test = blobs(300, 0), blobs(200, 1)
+    (result, _) = linear_sgd.run(
+        train, test, augment=False, train_labels=12, epochs=40, decay_epochs=(30,), batch_size=2048
+    )
+    assert result["train_labels"] == result["batch_size"] == 12 and len(result["curve"]) == 40
+    assert result["learning_rate"] == pytest.approx(0.1 * 12 / 256)
+
+
+def test_bad_settings():
+    train = blobs(60, 0)
+    with pytest.raises(UserError, match="no images behind these features.*augment=False"):
+        linear_sgd.run(train, train)
+    with pytest.raises(UserError, match="epoch='first'"):
+        linear_sgd.run(train, train, augment=False, epoch="first")
+    with pytest.raises(UserError, match="epoch=best needs a validation part"):
+        linear_sgd.run(train, train, augment=False, epoch="best", val_fraction=0)
+    with pytest.raises(UserError, match="no features of endpoint c"):
+        linear_sgd.run(train, train, augment=False, endpoints=["c"])
+
+
+class TestImages:
+    @pytest.fixture
+    def module(self, modules_dir):
+        return modules.load(modules_dir / "ours" / "1")
+
+    @pytest.fixture
+    def parts(self, module, pictures):
+        source = tfssl.open_source(f"folder:{pictures[0]}")
+        return extraction.extract(module, source, ["block", "pre_logits", "pixels"]), source
+
+    def test_heads_see_crops_through_the_module(self, parts, pictures, module):
+        found, source = parts
+        for rows in (np.arange(11), np.array([1, 4, 5, 9])):  # all, and a subset of labels
+            batches = iter(linear_sgd._crops(found, rows, 4, seed=0))
+            encode = found.images.large_batch_encoder(["block", "pixels"], 4)
+            seen, offsets = [], set()
+            for _ in range(len(rows)):
+                images, chosen = next(batches)
+                features = encode(images)
+                maps = module.endpoints(tf.cast(images, tf.float32) / 255)
+                np.testing.assert_allclose(features["block"], np.reshape(maps["block"], [4, -1]), rtol=1e-4, atol=1e-5)
+                for image, row in zip(images.numpy(), chosen.numpy()):  # noqa: B905
+                    whole = pictures[1][source.name(int(found.index[row]))]
+                    offsets |= {
+                        (y, x)
+                        for y in range(5)
+                        for x in range(5)
+                        if np.array_equal(whole[y : y + 16, x : x + 16], image)
+                    }
+                    seen.append(row)
+            assert sorted(seen) == sorted(np.tile(rows, 4))  # in four epochs each image four times
+            assert len(offsets) > 10  # of 25
+
+    def test_results(self, parts):
+        found, _ = parts
+        settings = {"epochs": 3, "decay_epochs": (2,), "batch_size": 4}
+        together = linear_sgd.run(found, found, **settings)
+        assert [r["endpoint"] for r in together] == ["block", "pre_logits", "pixels"]
+        assert timeless(linear_sgd.run(found, found, **settings)) == timeless(together)
+        alone = linear_sgd.run(found, found, endpoints=["pre_logits"], **settings)[0]
+        assert alone["curve"] == together[1]["curve"]
+        assert alone["loss"] == pytest.approx(together[1]["loss"], rel=1e-4)
+        fixed = linear_sgd.run(found, found, augment=False, **settings)
+        assert fixed[0]["loss"] != pytest.approx(together[0]["loss"], rel=1e-3)
+
+    def test_without_any_margin_crops_are_the_features(self, module, pictures, caplog):
+        source = tfssl.open_source(f"folder:{pictures[0]}")
+        found = extraction.extract(module, source, ["pixels"], image_size=16, resize=16)
+        settings = {"epochs": 2, "decay_epochs": (1,), "batch_size": 11, "lr_scaling": 0}
+        crops, fixed = (linear_sgd.run(found, found, augment=a, **settings)[0] for a in (True, False))
+        # A batch is an epoch, so that its order does not matter.
+        assert crops["loss"] == pytest.approx(fixed["loss"], rel=1e-5) and crops["curve"] == fixed["curve"]
+        assert "square images have one crop" in caplog.text
+
+    def test_no_features_of_the_training_images_are_needed(self, module, pictures):
+        source = tfssl.open_source(f"folder:{pictures[0]}")
+        labels = extraction.extract(module, source, [])
+        whole = extraction.extract(module, source, ["block"])
+        assert labels.endpoints == {} and labels.dropped == []
+        np.testing.assert_array_equal(labels.labels, whole.labels)
+        np.testing.assert_array_equal(labels.index, whole.index)
+        settings = {"epochs": 2, "decay_epochs": (1,), "batch_size": 4, "val": whole}
+        assert timeless(linear_sgd.run(labels, whole, **settings)) == timeless(linear_sgd.run(whole, whole, **settings))
+        del settings["val"]
+        (blind,) = linear_sgd.run(labels, whole, val_fraction=0, **settings)
+        assert [point[1] for point in blind["curve"]] == [None, None]
+        for needs in ({"standardize": True}, {"val_fraction": 0.2}, {"augment": False}):
+            with pytest.raises(UserError, match="no features of endpoint block"):
+                linear_sgd.run(labels, whole, **{"val_fraction": 0, **settings, **needs})

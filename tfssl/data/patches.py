@@ -1,0 +1,59 @@
+"""Patches of images on a regular grid: cut with jitter on the host, out of whole images on the device; standardised."""
+
+import tensorflow as tf
+
+
+def grid_offsets(seed, side, crop, grid, size):
+    """Where patches lie in a square image: one in each cell of a crop.
+
+    A crop of crop x crop, at a random place, has grid x grid cells of crop // grid pixels, and each cell a patch of size x size at a random
+    place of its own, all uniform.
+
+    Args:
+      seed: int64 [2], or None: the crop and every patch lie in the centre (of an odd margin the smaller half is above and to the left).
+      side, crop, grid, size: the image's side, the crop's, cells per side, a patch's side; side >= crop, crop // grid >= size.
+
+    Returns:
+      int32 [grid * grid, 2], (y, x) of the patches' upper left corners, in raster order.
+    """
+    cell = crop // grid
+    corners = tf.constant([(cell * i, cell * j) for i in range(grid) for j in range(grid)], tf.int32)
+    if seed is None:
+        return corners + (side - crop) // 2 + (cell - size) // 2
+    bits = tf.raw_ops.StatelessRandomUniformFullInt(shape=[1 + grid * grid, 2], seed=seed, dtype=tf.int64)
+    return corners + tf.cast(bits[:1] % (side - crop + 1) + bits[1:] % (cell - size + 1), tf.int32)
+
+
+def cut(image, offsets, size):
+    """[H, W, C] and int32 [P, 2] -> [P, size, size, C]: the squares whose upper left corners are at `offsets`."""
+    begins = tf.unstack(tf.pad(offsets, [[0, 0], [0, 1]]))
+    return tf.stack([tf.slice(image, begin, [size, size, image.shape[-1]]) for begin in begins])
+
+
+def gray(images):
+    """uint8 [..., 3] -> the same shape: all three channels are their mean, rounded."""
+    # Exact, since the sum of three bytes is; and a product with a matrix is faster than a sum over a last axis of three.
+    pixels = tf.reshape(tf.cast(images, tf.float32), [-1, 3])
+    mean = tf.round(tf.matmul(pixels, tf.ones([3, 3])) / 3)
+    return tf.reshape(tf.cast(mean, tf.uint8), tf.shape(images))
+
+
+def grid_cells(images, grid):
+    """[N, H, W, C] -> [N * grid * grid, H // grid, W // grid, C]: the cells of the central part, image-major, in raster order."""
+    size = tf.shape(images)[1:3]
+    (height, width), (top, left) = tf.unstack(size // grid), tf.unstack(size % grid // 2)
+    images = images[:, top : top + grid * height, left : left + grid * width]
+    channels = images.shape[-1]
+    cells = tf.transpose(tf.reshape(images, [-1, grid, height, grid, width, channels]), [0, 1, 3, 2, 4, 5])
+    return tf.reshape(cells, [-1, height, width, channels])
+
+
+def standardise(images):
+    """Each image of [N, H, W, C] in [0, 1] to mean 0 and variance 1 over all its pixels and channels, in float32 at least.
+
+    As `tf.image.per_image_standardization` of the levels 0 to 255: a deviation below 1 / sqrt(HWC) levels counts as that.
+    """
+    images = tf.cast(images, tf.float32) if images.dtype.size < 4 else images
+    mean, variance = tf.nn.moments(images, axes=[1, 2, 3], keepdims=True)
+    values = tf.cast(tf.reduce_prod(tf.shape(images)[1:]), images.dtype)
+    return (images - mean) / tf.sqrt(tf.maximum(variance, 1 / (255.0**2 * values)))

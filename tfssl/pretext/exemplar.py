@@ -1,0 +1,112 @@
+"""Exemplar: Dosovitskiy et al. (NIPS 2014), with the triplet loss that lets Kolesnikov et al. (CVPR 2019) train on any number of images."""
+
+import tensorflow as tf
+
+from tfssl.data import image as ops
+from tfssl.data import patches, photometric
+from tfssl.data.draws import fork
+from tfssl.errors import UserError
+from tfssl.losses import replicas
+from tfssl.losses.triplet import semihard_triplets
+from tfssl.pretext.inception import InceptionImages
+
+
+class Exemplar(InceptionImages):
+    """Each image stands in the batch several times, each time cropped, mirrored and coloured anew; copies of one image are to lie nearer to
+    one another, by a margin, than to copies of any other.
+
+    The 2019 study trains with 512 images, each eight times, and compares the copies that one TPU core holds. Its text leaves open gray
+    images and standardisation, which here are as in its code, and the normalisation of the embeddings. (The code divides by norms over the
+    batch, `norm_over=batch`, where the loss asks for embeddings of norm 1.)
+
+    In validation all images are in colour, and their crops are drawn from one fixed seed: copies without differences would measure nothing.
+
+    Args:
+      copies: how many times an image stands in the batch (the study: 8).
+      gray: probability that a training image becomes gray, all its copies alike: the mean of its channels (the study's code: 0.66).
+      standardize: bring each image the network sees to mean 0 and variance 1; otherwise to [-1, 1].
+      embedding_size: outputs of the linear layer whose distances are compared (the study: 1000).
+      norm_over: "features" scales each embedding to L2 norm 1; "batch" scales each feature so, over the batch, as the study's code does.
+      margin: by how much nearer, in squared distance (the study: 0.5).
+      global_triplets: compare the images of all replicas; otherwise, as published, each replica compares its own.
+    """
+
+    task = "exemplar"
+    spans_batch = True
+
+    def __init__(
+        self,
+        backbone,
+        copies=8,
+        gray=0.66,
+        standardize=True,
+        embedding_size=1000,
+        norm_over="features",
+        margin=0.5,
+        global_triplets=False,
+        **common,
+    ):
+        super().__init__(backbone, **common)
+        self._autocast = False  # images reach `normalise` as they are: half precision has no more than 256 levels
+        if copies < 2:
+            raise UserError(f"copies={copies}: an image is compared with itself, so it takes 2 copies at least")
+        if norm_over not in ("features", "batch"):
+            raise UserError(f"norm_over={norm_over!r}: choose one of features, batch")
+        if not 0 <= gray <= 1:
+            raise UserError(f"gray={gray} is a probability: 0 to 1")
+        self.copies, self.gray, self.standardize = copies, gray, standardize
+        self.norm_over, self.margin, self.global_triplets = norm_over, margin, global_triplets
+        self.head = tf.keras.layers.Dense(embedding_size, name="head", dtype=tf.keras.backend.floatx())
+
+    def example(self, image, seed):
+        image = ops.decode(image)  # once: eight crops from the JPEG take four times as long
+        training, seed = seed is not None, tf.zeros([2], tf.int64) if seed is None else seed
+        copies = tf.stack([self._copy(image, fork(seed, view)) for view in range(self.copies)])  # KxSxSx3
+        if not training:
+            return copies
+        coin = tf.random.stateless_uniform([], seed)
+        return tf.cond(coin < self.gray, lambda: patches.gray(copies), lambda: copies)
+
+    def _copy(self, image, seed):
+        copy = ops.random_resized_crop(image, seed, self.image_size, area_range=(self.min_area, 1.0))
+        return ops.random_flip(copy, fork(seed, self.copies)) if self.flip else copy
+
+    def augment(self, batch, draws):
+        if not self.color:
+            return batch
+        draws = tf.reshape(draws.uniform(shape=[self.copies, 3]), [-1, 3])
+        images = photometric.inception_color(self.views(batch), draws)
+        return {**batch, "image": tf.reshape(images, batch["image"].shape)}
+
+    def normalise(self, images):
+        return patches.standardise(images) if self.standardize else super().normalise(images)
+
+    def call(self, batch, training=False):
+        return self.head(self.encode(self.views(batch), training)["pre_logits"])  # NKxD, image-major
+
+    def objective(self, batch, embeddings):
+        weight = tf.repeat(batch["weight"], self.copies)  # NK
+        anchors = tf.range(embeddings.shape[0])
+        if self.global_triplets:
+            anchors += replicas.first_row(embeddings.shape[0])
+            embeddings, weight = replicas.gather(embeddings), replicas.gather(weight)  # RNKxD, RNK
+        if embeddings.shape[0] == self.copies:
+            raise UserError(
+                "a replica that holds one image has none to compare it with: take a larger batch_size, or global_triplets"
+            )
+        image = tf.range(embeddings.shape[0]) // self.copies
+        valid = weight > 0  # not so the blank rows of an evaluation, which count in norms over the batch too
+        embeddings = tf.where(valid[:, None], embeddings, tf.zeros_like(embeddings))
+        embeddings = tf.math.l2_normalize(embeddings, 1 if self.norm_over == "features" else 0)
+        triplets = semihard_triplets(image, embeddings, self.margin, anchors, valid)
+        pairs = self.copies - 1
+        return triplets.loss / pairs, {"losing": triplets.losing / pairs, "nearer": triplets.auc}
+
+    def chance(self):
+        """`losing`: share of the positive pairs that do not keep the margin; all of them, each at the cost of the margin, if all embeddings
+        are one point. `nearer`: share of (copy of the same image, copy of another) in which the former is nearer."""
+        return {"loss": self.margin, "losing": 1.0, "nearer": 0.5}
+
+    def views(self, batch):
+        images = batch["image"]
+        return tf.reshape(images, [-1, *images.shape[2:]])  # NKxSxSx3
