@@ -129,9 +129,10 @@ class Pretext(tf.keras.Model):
         return {name: float(metric.result()) for name, metric in self._measures.counters.items()}
 
     def kernels(self):
-        """The kernels that weight decay acts on: of convolutions and dense layers; not biases, not normalisation."""
+        """The kernels that weight decay acts on: of convolutions and dense layers that are not exempt; not biases, not normalisation."""
         layers = [m for m in self.submodules if isinstance(m, tf.keras.layers.Layer) and hasattr(m, "kernel")]
-        return [layer.kernel for layer in layers if layer.kernel is not None and layer.kernel.trainable]
+        kernels = [layer.kernel for layer in layers if getattr(layer, "decayed", True)]
+        return [kernel for kernel in kernels if kernel is not None and kernel.trainable]
 
     def compile(self, optimizer, accumulate_steps=1, **keras):
         """As in Keras; the loss and the metrics are the task's own.
