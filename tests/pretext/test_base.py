@@ -119,13 +119,12 @@ def test_replicas_train_like_one(task, source, replicas, float64):
     assert_equal(alone, together, 1e-9)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_run_moves_to_another_number_of_replicas(task, source, replicas, float64, tmp_path):
+def test_a_run_moves_to_another_number_of_replicas(source, replicas, float64, tmp_path):
     def two_steps(strategy, folder):
         strategy = strategy or tf.distribute.get_strategy()
         tf.keras.utils.set_random_seed(1)
         with strategy.scope():
-            model = build(task, network_with(sync=True))
+            model = build("jigsaw", network_with(sync=True))
             model.compile(tf.keras.optimizers.SGD(0.5, momentum=0.9))
         model.prepare()
         checkpoints = Checkpoints(model, str(folder))
@@ -137,11 +136,11 @@ def test_a_run_moves_to_another_number_of_replicas(task, source, replicas, float
         history.pop("input_seconds")
         return history, {v.name: v.numpy() for v in [*model.variables, *model.optimizer.variables]}
 
-    moves = {"stays": (None, None, None), "moves": (None, replicas, None)}
+    moves = {"stays": (None, None), "moves": (None, replicas)}
     stays, moves = ([two_steps(s, tmp_path / name) for s in run] for name, run in moves.items())
     for a, b in zip(stays, moves):  # noqa: B905 (Python 3.9)
         assert_equal(a, b, 1e-9)
-    assert sorted(p.name for p in (tmp_path / "moves").glob("*.index")) == [f"ckpt-{n}.index" for n in (2, 4, 6)]
+    assert sorted(p.name for p in (tmp_path / "moves").glob("*.index")) == [f"ckpt-{n}.index" for n in (2, 4)]
 
 
 def test_a_synchronised_resnet_on_replicas(source, replicas, float64):
@@ -153,15 +152,16 @@ def test_four_replicas():
     """The same test with four devices, in a process that has them."""
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *"-q -x tests/pretext/test_base.py tests/losses/test_replicas.py -k".split(),
-         "train_like_one or another_number or rows_in_order or one_batch"],
+         "(train_like_one and (rotation or exemplar or jigsaw)) or rows_in_order or one_batch"],
         env={**os.environ, "TFSSL_TEST_REPLICAS": "4"}, capture_output=True, text=True, check=False, timeout=600,
         cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:]
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-@pytest.mark.parametrize("task", [task for task in TASKS if not pretext.task_class(task).spans_batch])
+@pytest.mark.parametrize(
+    "task,parts", [("rotation", 2), ("rotation", 4), ("jigsaw", 2), ("relative_patch", 2), ("supervised", 2)]
+)
 def test_accumulated_parts_are_the_whole_batch(task, parts, source, float64):
     """With batch normalisation the reference is the whole batch, normalised in groups of a part's size."""
     if "head_units" not in TASKS[task]:  # no batch normalisation in the head
@@ -254,8 +254,9 @@ def test_loss_gradient_and_weight_decay_by_hand(source, float64):
     np.testing.assert_allclose(float(model.metrics[0].result()), reported, rtol=1e-9)  # the task's loss alone
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "task,policy", [*((t, p) for t in TASKS for p in ("float32", "mixed_bfloat16")), ("rotation", "mixed_float16")]
+)
 def test_a_compiled_step(task, policy, source):
     """One XLA-compiled step of a network with batch normalisation: finite, all weights move, variables stay float32."""
     tf.keras.mixed_precision.set_global_policy(policy)

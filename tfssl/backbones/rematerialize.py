@@ -1,8 +1,8 @@
 """Activations that are computed again in the backward pass instead of being kept: Chen et al., arXiv 1604.06174."""
 
-import itertools
-
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
+from tensorflow.python.ops import control_flow_util
 
 from tfssl.backbones.norm import frozen_statistics
 
@@ -11,11 +11,30 @@ def rematerialize(layer, x):
     """`layer(x, training=True)`, of whose activations only the input is kept for the backward pass.
 
     There the layer runs a second time, on the same examples: its batch normalisations then leave their moving statistics alone.
+    (`tf.recompute_grad` is no help: its second pass is the first one to XLA, which merges the two, and keeps everything.)
     """
-    passes = itertools.count()
 
+    @tf.custom_gradient
     def run(x):
-        with frozen_statistics(next(passes) > 0):
-            return layer(x, training=True)
+        def backward(gradient, variables=()):
+            again, gradient = at_once([x, gradient])
+            with frozen_statistics(), tf.GradientTape() as tape:
+                tape.watch(again)
+                y = layer(again, training=True)
+            of_input, *of_variables = tape.gradient(y, [again, *variables], output_gradients=gradient)
+            return of_input, of_variables
 
-    return tf.recompute_grad(run)(x)
+        return layer(x, training=True), backward
+
+    return run(x)
+
+
+def at_once(tensors):
+    """The same tensors, none of which is there before all of them are.
+
+    XLA takes no notice of TensorFlow's control dependencies, so there it is a barrier of XLA's own, through which it sees no two computations
+    as one.
+    """
+    if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        return xla.optimization_barrier(*tensors)
+    return tf.tuple(tensors)
