@@ -26,7 +26,9 @@ def message(*args, **settings):
 
 
 def test_names_and_stems():
-    names = {f"resnet{depth}_v{version}" for depth in (18, 34, 50, 101, 152) for version in (1, 2)}
+    depths = (18, 34, 50, 101, 152)
+    names = {f"resnet{depth}_v{version}" for depth in depths for version in (1, 2)}
+    names |= {f"revnet{depth}" for depth in depths} | {f"vgg{depth}" for depth in (11, 13, 16, 19)}
     assert set(backbones.NAMES) == names and len(backbones.NAMES) == len(names)
     assert backbones.STEMS == ("imagenet", "small", "patch")
     for name in names:

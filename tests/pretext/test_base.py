@@ -338,3 +338,12 @@ def test_kernels_are_those_of_convolutions_and_dense_layers():
     assert names == {"kernel:0"}
     # ResNet-18 v2: the root, 8 units of 2 convolutions, 3 projections; and the head.
     assert len(model.kernels()) == 1 + 16 + 3 + 1
+
+
+def test_weight_decay_leaves_a_revnets_root_alone():
+    """As the 2019 study's code does."""
+    model = build("rotation", backbones.build("revnet18", 0.125, "small"))
+    model.prepare()
+    kernels = {id(v) for v in model.kernels()}
+    others = [v.name for v in model.trainable_variables if "kernel" in v.name and id(v) not in kernels]
+    assert others == ["revnet18/root_conv/kernel:0"]

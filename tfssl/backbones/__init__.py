@@ -7,11 +7,15 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from tfssl.backbones import layers, resnet
+from tfssl.backbones import layers, resnet, revnet, vgg
 from tfssl.backbones.norm import at_least_float32
 from tfssl.errors import UserError
 
-_FAMILIES = {name: resnet.ResNet for name in resnet.NAMES}
+_FAMILIES = {
+    **{name: resnet.ResNet for name in resnet.NAMES},
+    **{name: revnet.RevNet for name in revnet.NAMES},
+    **{name: vgg.VGG for name in vgg.NAMES},
+}
 NAMES = list(_FAMILIES)
 STEMS = tuple(layers.STEMS)
 
@@ -39,21 +43,23 @@ def build(
       name: one of NAMES, or a user's own `tf.keras.Model` of images [N, H, W, C] that returns features [N, D], a map
         [N, h, w, D] (its mean over h and w becomes the pre-logits), or a dict with such an entry named `pre_logits`.
         Its images come as the pretext task normalises them. The settings below are for named backbones only.
-      width_multiplier: times the standard channels. The root has int(64 * width_multiplier + 0.5) of them, at least 1,
-        and every layer its standard multiple of those. The 2019 study's "4x" is 1.0 here, its "16x" is 4.0.
+      width_multiplier: times the standard channels. The first layer has int(64 * width_multiplier + 0.5) of them, at least 1,
+        and every layer its standard multiple of those (RevNets: a stream of the first unit has int(32 * width_multiplier + 0.5)). The 2019
+        study's "4x" is 1.0 here, its "16x" is 4.0; but of VGG its "8x" is 1.0, its "16x" is 2.0.
       stem: "imagenet" (7x7 of stride 2 and max-pool: 224 -> 7), "small" (3x3 of stride 1, for CIFAR: 32 -> 4) or
-        "patch" (7x7 of stride 1 and max-pool, no stride in the last block: 64 -> 8, for the study's patch tasks).
+        "patch" (7x7 of stride 1 and max-pool, no stride in the last block: 64 -> 8, for the study's patch tasks). VGG is its standard self
+        with all but "small", which leaves out the first max-pool.
       bn_momentum: share of the moving averages that a training step keeps (1 minus what PyTorch calls momentum).
       bn_epsilon: added to the variance.
-      last_relu: False leaves out the ReLU before the mean (v2 networks only: the study's "(-)").
+      last_relu: False leaves out the ReLU before the mean (v2 networks and RevNets only: the study's "(-)").
       skip: False leaves out the skip connections (ResNets only: the study's ablation).
       representation_size: where above 0, a linear layer of that many outputs follows the mean, and they are the pre-logits: the size of the
         representation apart from the width (the study's Figure 6).
       bn_sync: in training, batch statistics are those of all replicas together. This and the next two are about training alone: `config`
         leaves them out, and export publishes the plain network.
       bn_groups: in training, the batch is normalised in so many groups of successive rows.
-      remat: in training, keep the inputs of the residual units only, and compute their activations again in the backward pass: less
-        memory for about a third more computation.
+      remat: in training, keep the inputs of the residual units (of VGG's stages) only, and compute their activations again in the
+        backward pass: less memory for about a third more computation. RevNets do better than that in any case, and ignore it.
 
     Raises:
       UserError: an unknown name or stem, a setting out of range, or one given for a model that is already made.

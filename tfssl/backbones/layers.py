@@ -36,6 +36,8 @@ def build_chain(layers, channels):
 class Conv(tf.keras.layers.Conv2D):
     """Convolution with an odd window, zeros on both sides alike, no bias, Glorot-uniform kernel (Keras's default)."""
 
+    decayed = True  # whether weight decay acts on the kernel
+
     def __init__(self, channels, size, stride, name):
         # At stride 1 SAME is symmetric by itself, and costs no pad op.
         super().__init__(channels, size, stride, "same" if stride == 1 else "valid", use_bias=False, name=name)
@@ -49,7 +51,7 @@ class Network(tf.keras.Model):
     """Base class of the named backbones; `tfssl.backbones.build` documents its settings.
 
     A family gives `endpoint_names`, `min_image_size` and `endpoints(images, training)`, and creates its variables in `build_layers(shape)`
-    (the shape of images, its sides None unless the family asks for `static_size`), which runs in a name scope of its own.
+    (the shape of images; its sides may be None unless the family asks for `static_size`), which runs in a name scope of its own.
     """
 
     static_size = False  # whether weights depend on the images' size
@@ -79,6 +81,10 @@ class Network(tf.keras.Model):
         return {name: value for name, value in self.settings.items() if name not in TRAINING_ONLY}
 
     def build(self, input_shape):
+        if self.static_size and None in input_shape[1:3]:
+            raise UserError(
+                f"the weights of {self.name} depend on the size of its images: call it first with images of a known height and width"
+            )
         # Here and not in the calls: names then do not depend on who calls the network first (the closing slash makes
         # the scope absolute), and a network of any size can be counted without running it.
         with tf.name_scope(f"{self.name}/"):

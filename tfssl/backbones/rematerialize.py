@@ -32,7 +32,7 @@ def rematerialize(layer, x):
 def at_once(tensors):
     """The same tensors, none of which is there before all of them are.
 
-    XLA takes no notice of TensorFlow's control dependencies, so there it is a barrier of XLA's own, through which it sees no two computations
+    XLA takes no notice of control dependencies, so there it is a barrier of its own, through which it sees no two computations
     as one.
     """
     if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
