@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from networks import randomise, trainable
 
 from tfssl.backbones import build
 
@@ -25,30 +26,6 @@ in_float64 = pytest.mark.parametrize("policy", ["float64"], indirect=True)
 
 def random_images(*shape, seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, shape)
-
-
-def randomise(model, seed=1):
-    """Gives every variable a value of its own: fresh BN layers would hide a swapped gamma or a forgotten beta."""
-    rng = np.random.default_rng(seed)
-    for v in model.variables:
-        kernel = len(v.shape) == 4
-        v.assign(rng.normal(0, np.prod(v.shape[:3]) ** -0.5, v.shape) if kernel else rng.uniform(0.5, 1.5, v.shape))
-
-
-def trainable(name, width):
-    """Number of trainable parameters, without the memory and the time that drawing 375 million of them would take."""
-    shapes = []
-
-    def stand_in(make, **settings):
-        if settings["trainable"]:
-            shapes.append(settings["shape"])
-        return make(**{**settings, "initial_value": 0.0, "shape": ()})
-
-    model = build(name, width)
-    with tf.variable_creator_scope(stand_in):
-        model.build((None, None, None, 3))
-    assert len(shapes) == len(model.trainable_variables)
-    return sum(int(np.prod(shape)) for shape in shapes)
 
 
 # The study's networks without logits, computed from its code; its k is four times our width.

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
+from networks import randomise, trainable
 
 import tfssl
 from tfssl import export, pretext
@@ -23,14 +24,10 @@ def random_images(*shape, seed=0):
 
 
 def randomised(name, *settings, shape=(None, None, None, 3), **more):
-    """A built network with a value of its own in every variable: fresh BN layers would hide a swapped gamma or a forgotten beta."""
+    """A built network with a value of its own in every variable."""
     model = build(name, *settings, **more)
     model.build(shape)
-    rng = np.random.default_rng(1)
-    for v in model.variables:
-        kernel = len(v.shape) == 4
-        v.assign(rng.normal(0, np.prod(v.shape[:3]) ** -0.5, v.shape) if kernel else rng.uniform(0.5, 1.5, v.shape))
-    return model
+    return randomise(model)
 
 
 def policy_of(name):
@@ -48,21 +45,6 @@ def low_precision():
 
 # The study's networks without logits, computed from its code; its k is four times our width.
 STUDY = {0.25: 350112, 0.5: 1368256, 1: 5408640, 2: 21505792, 3: 48291456, 4: 85765632}
-
-
-def trainable(name, width):
-    """Number of trainable parameters, without the memory and the time that drawing 85 million of them would take."""
-    shapes = []
-
-    def stand_in(make, **settings):
-        if settings["trainable"]:
-            shapes.append(settings["shape"])
-        return make(**{**settings, "initial_value": 0.0, "shape": ()})
-
-    model = build(name, width)
-    with tf.variable_creator_scope(stand_in):
-        model.build((None, None, None, 3))
-    return sum(int(np.prod(shape)) for shape in shapes)
 
 
 @pytest.mark.parametrize("width", STUDY)

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from networks import randomise, trainable
 
 import tfssl
 from tfssl import export, pretext
@@ -22,13 +23,6 @@ def random_images(*shape, seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, shape)
 
 
-def randomise(model):
-    rng = np.random.default_rng(1)
-    for v in model.variables:
-        kernel = len(v.shape) == 4
-        v.assign(rng.normal(0, np.prod(v.shape[:3]) ** -0.5, v.shape) if kernel else rng.uniform(0.5, 1.5, v.shape))
-
-
 # ---- sizes ----
 
 # VGG19 of the study, without logits, computed from its code: {k: (for 224 pixels, for 64 pixels)}; its k is eight times our width.
@@ -40,21 +34,6 @@ STUDY = {
     12: (314042016, 101705376),
     16: (558277504, 180790144),
 }
-
-
-def trainable(name, width, size):
-    """Number of trainable parameters, without the memory and the time that drawing 558 million of them would take."""
-    shapes = []
-
-    def stand_in(make, **settings):
-        if settings["trainable"]:
-            shapes.append(settings["shape"])
-        return make(**{**settings, "initial_value": 0.0, "shape": ()})
-
-    model = build(name, width)
-    with tf.variable_creator_scope(stand_in):
-        model.build((None, size, size, 3))
-    return sum(int(np.prod(shape)) for shape in shapes)
 
 
 @pytest.mark.parametrize("k", STUDY)
