@@ -1,12 +1,12 @@
 """The study of Kolesnikov, Zhai and Beyer (arXiv 1901.09005) at home scale: pretext tasks x backbones x widths x seeds on small images.
 
     python benchmarks/revisiting.py --cifar10 folder:cifar10 --imagenette folder:imagenette --out runs/revisiting --hours 2
-    python benchmarks/revisiting_report.py --out runs/revisiting --docs docs/revisiting       # tables, plots, claims
+    python benchmarks/revisiting_report.py --results runs/revisiting/results.jsonl --docs docs/revisiting      # tables, plots, claims
 
 Each cell is three commands that a user would give: tfssl-train, tfssl-export, tfssl-eval; its result is a line of OUT/results.jsonl. What
-has a line is not run again: the same command goes on where it was stopped, on another day or machine too, from results.jsonl alone. Cells
-come in the order seed, width, data set, task, backbone, so that every task and backbone is there early; no cell begins that would end
-after --hours, by the time of the slowest so far.
+has a line is not run again: the same command goes on where it was stopped, on another day or machine too, from results.jsonl alone. The
+first seed at the first width on the tasks' own data comes first, so that every task and backbone is there early. --processes cells run
+side by side, each on its share of the cores; none begins that would end after --hours, by the time of the slowest so far.
 
 What is scaled down: the networks (ResNet-18 v1 and v2, RevNet-18, VGG-11; a quarter and half of the standard width), the images (CIFAR-10:
 crops of 24 pixels; Imagenette: 96 pixels, patches of 32), the length (--steps of 256 views each, the same for all). Accuracy is that of
@@ -14,6 +14,9 @@ logistic regression on --labels training images, every endpoint, l2 and endpoint
 """
 
 import argparse
+import concurrent.futures
+import functools
+import itertools
 import json
 import os
 import shutil
@@ -42,22 +45,19 @@ EVALUATION = {"cifar10": "--image_size=32 --resize=32", "imagenette": "", "patch
 
 
 def cells(args):
-    """Dicts of seed, width, data, task, backbone; a patch task's random baseline is apart from that of whole images."""
-    sources = [name for name in ("imagenette", "cifar10") if getattr(args, name)]
-    for seed in args.seeds.split(","):
-        for width in args.widths.split(","):
-            for data in sources:
-                for task in args.tasks.split(","):
-                    if data == "cifar10" and task in (*PATCHES, "random_patches"):
-                        continue  # nine patches of 32 pixels show nothing
-                    for backbone in args.backbones.split(","):
-                        yield {
-                            "seed": int(seed),
-                            "width": float(width),
-                            "data": data,
-                            "task": task,
-                            "backbone": backbone,
-                        }
+    """Dicts of seed, width, data, task, backbone, the most telling first. A patch task has its own random baseline, which sees patches."""
+    lists = [getattr(args, name).split(",") for name in ("seeds", "widths", "tasks", "backbones")]
+    sources = [name for name in ("cifar10", "imagenette") if getattr(args, name)]
+    found = []
+    for (s, seed), (w, width), data, task, backbone in itertools.product(
+        *map(enumerate, lists[:2]), sources, *lists[2:]
+    ):
+        patches = task in (*PATCHES, "random_patches")
+        if data == "cifar10" and patches:
+            continue  # nine patches of 32 pixels show nothing
+        cell = {"seed": int(seed), "width": float(width), "data": data, "task": task, "backbone": backbone}
+        found.append((s + w + 2 * (data == "imagenette" and not patches), len(found), cell))
+    return [cell for *_, cell in sorted(found, key=lambda f: f[:2])]
 
 
 def main():
@@ -66,6 +66,7 @@ def main():
     parser.add_argument("--imagenette", default="", help="its source, with splits train and val; empty: without it")
     parser.add_argument("--out", default="runs/revisiting")
     parser.add_argument("--hours", type=float, default=1.0, help="begin no cell that would end after so long")
+    parser.add_argument("--processes", type=int, default=1, help="cells side by side; small networks leave cores idle")
     parser.add_argument("--steps", type=int, default=1000, help="training steps of each cell")
     parser.add_argument("--labels", type=int, default=4000, help="training images of the evaluation")
     parser.add_argument("--seeds", default="0,1,2")
@@ -76,26 +77,33 @@ def main():
         "--precision", default="mixed_bfloat16", help="of the pretraining; float32 where the processor has no bfloat16"
     )
     args = parser.parse_args()
-    begun, slowest = time.time(), 0.0
     os.makedirs(args.out, exist_ok=True)
     done = read(args.out)
     todo = [cell for cell in cells(args) if key(cell) not in map(key, done)]
     print(f"{len(done)} cells are done, {len(todo)} to do", flush=True)
-    for count, cell in enumerate(todo):
-        if time.time() - begun + slowest > 3600 * args.hours:
-            print(f"the time is up; {len(todo) - count} cells are left", flush=True)
-            break
-        at = time.time()
-        result = run(cell, args)
-        slowest = max(slowest, time.time() - at)
-        with open(os.path.join(args.out, "results.jsonl"), "a") as f:
-            f.write(json.dumps(result) + "\n")
-        best = result["accuracy"][result["chosen"]]["all"]
-        pre_logits = result["accuracy"]["pre_logits"]["all"]
-        print(
-            f"{name(cell)}: pre_logits {pre_logits:.1%}, {result['chosen']} {best:.1%}, {result['minutes']:.1f} min",
-            flush=True,
-        )
+    begun, slowest, left = time.time(), 0.0, len(todo)
+
+    def worker(todo):
+        nonlocal slowest, left
+        for cell in todo:
+            if time.time() - begun + slowest > 3600 * args.hours:
+                break
+            result = run(cell, args)
+            slowest = max(slowest, 60 * result["minutes"])
+            left -= 1
+            with open(os.path.join(args.out, "results.jsonl"), "a") as f:
+                f.write(json.dumps(result) + "\n")
+            best, pre_logits = (result["accuracy"][e]["all"] for e in (result["chosen"], "pre_logits"))
+            print(
+                f"{name(cell)}: pre_logits {pre_logits:.1%}, {result['chosen']} {best:.1%}, {result['minutes']:.1f} min",
+                flush=True,
+            )
+
+    shared = iter(todo)  # the interpreter's lock makes taking the next cell safe
+    with concurrent.futures.ThreadPoolExecutor(args.processes) as pool:
+        for finished in [pool.submit(worker, shared) for _ in range(args.processes)]:
+            finished.result()
+    print(f"{left} cells are left", flush=True)
 
 
 def read(out):
@@ -126,7 +134,7 @@ def run(cell, args):
         *(PATCH_IMAGES if patches else IMAGES[cell["data"]]).split(), *OWN.get(trained_as, "").split(), *TRAINING.split(),
         f"--train_steps={args.steps}", f"--checkpoint_steps={args.steps}", f"--precision={args.precision}",
     ]  # fmt: skip
-    last = {}
+    last, call = {}, functools.partial(tfssl_command, processes=args.processes)
     if untrained:
         call("tfssl.export", "--random_init", *flags, f"--export_dir={folder}/module")
     else:
@@ -159,9 +167,11 @@ def run(cell, args):
     }
 
 
-def call(module, *flags):
+def tfssl_command(module, *flags, processes):
     command = [sys.executable, "-m", module, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    threads = str(max(1, os.cpu_count() // processes))
+    env = {**os.environ, "TF_NUM_INTRAOP_THREADS": threads, "OMP_NUM_THREADS": threads}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
 

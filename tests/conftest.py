@@ -1,8 +1,10 @@
 """Shared fixtures: quiet TensorFlow, and folders of images that the tests write themselves."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -17,6 +19,18 @@ REPLICAS = int(os.environ.get("TFSSL_TEST_REPLICAS", 2))
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * REPLICAS
 )
+
+
+def pytest_configure(config):
+    """All of a test run's files, TensorFlow's own among them (killed processes and xdist's leave theirs), lie in one folder."""
+    if not hasattr(config, "workerinput"):
+        config.private_tmp = os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="tfssl-tests-")
+
+
+def pytest_unconfigure(config):
+    """That folder goes at the end."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(config.private_tmp, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):
