@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read."""
+"""The one exception that users are meant to read, and checks that raise it."""
 
 
 class UserError(ValueError):
@@ -14,3 +14,9 @@ def one_line(error, length=200):
     """The text of an exception on one line, cut after `length` characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= length else text[:length] + " ..."
+
+
+def check_choice(setting, value, allowed):
+    """Refuses a value that is not among the allowed ones."""
+    if value not in allowed:
+        raise UserError(f"{setting}={value}: choose one of {', '.join(allowed)}")

@@ -13,7 +13,7 @@ import os
 from absl import flags
 
 from tfssl import pretext
-from tfssl.errors import UserError
+from tfssl.errors import UserError, check_choice
 from tfssl.runtime import cli, settings
 
 FLAGS = flags.FLAGS
@@ -28,7 +28,7 @@ with cli.section("Data"):
     flags.DEFINE_integer("label_offset", 0, "tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are 1 to 1000.")
 with cli.section("Task and network"):
     flags.DEFINE_enum("task", "rotation", pretext.NAMES, "What the network learns to predict.")
-    flags.DEFINE_string("backbone", "resnet50_v2", "resnet{18,34,50,101,152}_v{1,2}, revnet{18,34,50,101,152} or vgg{11,13,16,19}. "
+    flags.DEFINE_string("backbone", "resnet50_v2", "resnet{18,34,50,101,152,200}_v{1,2}, revnet{18,34,50,101,152} or vgg{11,13,16,19}. "
         "2019 study: resnet50_v1, resnet50_v2, revnet50, vgg19.")
     flags.DEFINE_float("width_multiplier", 1.0, "Times all channels; 1 is the standard network (2019 study: 4x; its 16x is 4.0).")
     flags.DEFINE_string("stem", "imagenet", "imagenet (7x7 stride 2, pooling), small (3x3, for 32 pixels), patch (7x7 stride 1). "
@@ -38,6 +38,8 @@ with cli.section("Task and network"):
     flags.DEFINE_boolean("last_relu", True, "A ReLU before the mean over the map; --nolast_relu: the 2019 study's (-) networks.")
     flags.DEFINE_boolean("skip_connections", True, "ResNets with the connections that make them ResNets (2019 study: its ablation).")
     flags.DEFINE_integer("representation_size", 0, "Outputs of a linear layer after the mean (2019 study: Figure 6).", lower_bound=0)
+    flags.DEFINE_float("sk_ratio", 0.0, "Above 0: SimCLR v2's selective kernels and stem, in resnet{50..200}_v1 (0.0625).", lower_bound=0)
+    flags.DEFINE_boolean("zero_init_residual", False, "Residual units of v1 networks begin as their shortcuts (SimCLR, SimSiam).")
     flags.DEFINE_boolean("sync_batch_norm", False, "Batch statistics of all replicas together, not of each by itself.")
     flags.DEFINE_integer("bn_group_size", 0, "Images whose batch statistics are one; 0: all of a replica's.", lower_bound=0)
     flags.DEFINE_string("init_module", None, "Start from this Hub module's weights, where names and shapes match.")
@@ -49,8 +51,9 @@ with cli.section("Optimization"):
     flags.DEFINE_integer("batch_size", 256, "Images per step over all replicas, before rotations (2019 study: 1024).", lower_bound=1)
     flags.DEFINE_float("epochs", 35.0, "Passes over the images (2019 study: 35).", lower_bound=0)
     flags.DEFINE_integer("train_steps", 0, "Length in steps; overrides --epochs where it is not 0.", lower_bound=0)
-    flags.DEFINE_string("optimizer", "sgd", "sgd (with momentum; 2019 study), nesterov, adam, or lamb (tensorflow-addons, Python < 3.12).")
-    flags.DEFINE_float("momentum", 0.9, "Of sgd and nesterov (2019 study: 0.9); beta_1 of adam and lamb.")
+    flags.DEFINE_string("optimizer", "sgd", "sgd (with momentum; 2019 study), nesterov, adam, lars (as in SimCLR), lars_byol, larc (as in "
+        "SwAV), or lamb (tensorflow-addons, Python < 3.12).")
+    flags.DEFINE_float("momentum", 0.9, "Share of the last step that the next one keeps (2019 study: 0.9); beta_1 of adam and lamb.")
     flags.DEFINE_float("learning_rate", 0.1, "Peak rate at a batch of --lr_scaling images (2019 study: 0.1).")
     flags.DEFINE_float("lr_scaling", 256, "Peak rate = learning_rate * batch_size / this (2019 study: 256); 0: unscaled.", lower_bound=0)
     flags.DEFINE_string("schedule", "piecewise", "piecewise (2019 study), cosine or constant; each after a linear warm-up.")
@@ -67,6 +70,8 @@ with cli.section("Accelerators"):
     flags.DEFINE_boolean("jit_compile", False, "Compile the step with XLA. A TPU always does; on CPUs it is slower.")
     flags.DEFINE_integer("steps_per_execution", 1, "Steps per call from Python; 100 helps TPUs and small networks.", lower_bound=1)
     flags.DEFINE_integer("accumulate_steps", 1, "Compute a batch in so many parts, one after the other: less memory.", lower_bound=1)
+    flags.DEFINE_integer("loss_batch_size", 0, "Images that one loss compares and one step learns from, computed in parts of "
+        "--batch_size: more than fit in memory (by gradient caching; 0: --batch_size).", lower_bound=0)
     flags.DEFINE_boolean("rematerialize", False, "Compute activations again in the backward pass: less memory, a third more computation.")
     flags.DEFINE_string("data_service", "", "grpc://HOST:PORT of a tf.data service whose workers prepare the images (see docs).")
     flags.DEFINE_boolean("deterministic", False, "Bit-identical results from run to run on the same hardware; costs speed on GPUs.")
@@ -104,8 +109,9 @@ def main(_):
     where = {"data_dir": values["data_dir"], "label_offset": values["label_offset"]}
     source = data.open_source(values["dataset"], values["train_split"], **where)
     validation = data.open_source(values["dataset"], values["val_split"], **where) if values["val_split"] else None
-    if "num_classes" in values and not values["num_classes"]:
-        values["num_classes"] = source.num_classes or 0
+    for name, found in {"num_classes": source.num_classes or 0, "num_images": source.num_examples}.items():
+        if values.get(name) == 0:
+            values[name] = found
     plan = Plan(values, source.num_examples)
     with strategy.scope():
         model = build_model(values)
@@ -115,11 +121,14 @@ def main(_):
             jit_compile=values["jit_compile"],
             steps_per_execution=values["steps_per_execution"],
         )
+        model.batch_size = values["batch_size"]
+        model.epoch_steps, model.total_steps = plan.epoch_steps, plan.total_steps
         model.prepare()
         if values["init_module"]:
             from tfssl.runtime import init
 
             init.from_module(model.backbone, values["init_module"])
+            model.start()
     if FLAGS.dry_run:
         from tfssl.runtime import dry_run
 
@@ -215,14 +224,21 @@ def resolve_flags():
         "precision": strategies.PRECISIONS,
     }
     for name, allowed in choices.items():
-        if values[name] not in allowed:
-            raise UserError(f"--{name}={values[name]}: choose one of {', '.join(allowed)}")
+        check_choice(f"--{name}", values[name], allowed)
     try:
         values["decay_epochs"] = [float(e) for e in values["decay_epochs"] if e]
     except ValueError as e:
         raise UserError(
             f"--decay_epochs={','.join(values['decay_epochs'])}: a comma list of numbers, such as 15,25"
         ) from e
+    if values["loss_batch_size"]:
+        parts, rest = divmod(values["loss_batch_size"], values["batch_size"])
+        if rest or values["accumulate_steps"] > 1:
+            raise UserError(
+                f"--loss_batch_size={values['loss_batch_size']} must be a multiple of --batch_size={values['batch_size']}, and stands "
+                "in for --accumulate_steps"
+            )
+        values |= {"batch_size": values["loss_batch_size"], "accumulate_steps": parts, "loss_batch_size": 0}
     if values["data_service"] and values["deterministic"]:
         raise UserError(
             "--data_service delivers images in an order of its own: it contradicts --deterministic; choose one"
@@ -241,7 +257,7 @@ def resolve_flags():
 
 def build_model(values):
     """The task's model from {flag: value}, untrained; call it in the strategy's scope."""
-    from tfssl import backbones
+    from tfssl import backbones, optim
 
     width, stem, momentum, epsilon = (values[n] for n in ("width_multiplier", "stem", "bn_momentum", "bn_epsilon"))
     backbone = backbones.build(
@@ -253,14 +269,16 @@ def build_model(values):
         last_relu=values["last_relu"],
         skip=values["skip_connections"],
         representation_size=values["representation_size"],
+        sk_ratio=values["sk_ratio"],
+        zero_init_residual=values["zero_init_residual"],
         bn_sync=values["sync_batch_norm"],
         bn_groups=bn_groups(values),
         remat=values["rematerialize"],
     )
     task = values["task"]
     own = {name: values[name] for name, s in TASK_SETTINGS.items() if task in s.defaults}
-    if values["optimizer"] == "lamb":
-        own["weight_decay"] = 0.0  # LAMB's own, decoupled, takes its place
+    if values["optimizer"] in optim.OWN_DECAY:
+        own["weight_decay"] = 0.0  # the optimizer's takes its place
     return pretext.build(task, backbone, **own)
 
 
@@ -275,7 +293,7 @@ def bn_groups(values):
 def build_optimizer(values, plan):
     from tfssl import optim
 
-    decay = values["weight_decay"] if values["optimizer"] == "lamb" else 0.0
+    decay = values["weight_decay"] if values["optimizer"] in optim.OWN_DECAY else 0.0
     return optim.build(values["optimizer"], plan.learning_rate(), values["momentum"], decay)
 
 
@@ -323,7 +341,8 @@ def check_workdir(values):
     # A flag that is younger than the run stands for what was done before there was a choice: its default.
     defaults = {name: FLAGS[name].default for name in values if name not in TASK_SETTINGS}
     stored = {name: settings.as_text(d) for name, d in defaults.items() if d is not None} | settings.read_flags(path)
-    values = {**values, "num_classes": values.get("num_classes") or stored.get("num_classes")}  # 0: the data set's
+    found = {n: values[n] or stored.get(n) for n in ("num_classes", "num_images") if n in values}  # 0: the data set's
+    values = {**values, **found}
     for name, old, new in settings.differences(stored, values, FREE):
         raise UserError(
             f"{values['workdir']!r} holds another run: its --{name} is {old}, not {new}; use another --workdir, or go on with that run by "

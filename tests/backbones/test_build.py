@@ -27,7 +27,7 @@ def message(*args, **settings):
 
 def test_names_and_stems():
     depths = (18, 34, 50, 101, 152)
-    names = {f"resnet{depth}_v{version}" for depth in depths for version in (1, 2)}
+    names = {f"resnet{depth}_v{version}" for depth in (*depths, 200) for version in (1, 2)}
     names |= {f"revnet{depth}" for depth in depths} | {f"vgg{depth}" for depth in (11, 13, 16, 19)}
     assert set(backbones.NAMES) == names and len(backbones.NAMES) == len(names)
     assert backbones.STEMS == ("imagenet", "small", "patch")
@@ -72,6 +72,8 @@ def test_config_builds_the_same_network_again():
         "last_relu": False,
         "skip": False,
         "representation_size": 24,
+        "sk_ratio": 0.0,
+        "zero_init_residual": False,
     }
     model = build("resnet34_v2", **settings)
     assert model.config() == {"name": "resnet34_v2", **settings}
@@ -88,7 +90,7 @@ def test_config_builds_the_same_network_again():
 
 def test_defaults_are_those_of_the_study():
     expected = {"width_multiplier": 1.0, "stem": "imagenet", "bn_momentum": 0.99, "bn_epsilon": 1e-3, "last_relu": True}
-    expected |= {"skip": True, "representation_size": 0}
+    expected |= {"skip": True, "representation_size": 0, "sk_ratio": 0.0, "zero_init_residual": False}
     model = build("resnet50_v2")
     assert model.config() == {"name": "resnet50_v2", **expected}
     assert (model.root_conv.filters, model.last_norm.momentum, model.last_norm.epsilon) == (64, 0.99, 1e-3)

@@ -1,10 +1,14 @@
-"""tfssl.data.photometric against tf.image, colorsys and np.rot90, in plain TensorFlow and in XLA."""
+"""tfssl.data.photometric against tf.image, colorsys, scipy and np.rot90, in plain TensorFlow and in XLA."""
 
 import colorsys
+import itertools
 
 import numpy as np
 import pytest
+import scipy.ndimage
+import scipy.stats
 import tensorflow as tf
+from sklearn.datasets import load_sample_images
 
 from tfssl.data import photometric
 from tfssl.errors import UserError
@@ -20,6 +24,17 @@ def pictures(count=6, size=9, low=0.0, high=1.0):
     images[:, 0, :8] = low + (high - low) * corners
     images[:, 1] = np.linspace(low, high, size)[None, :, None]
     return images
+
+
+def photographs(count, size=24):
+    """[count, size, size, 3] float32 in [0, 1]: parts of two photographs; the last one half gray, half saturated."""
+    rng = np.random.default_rng(3)
+    images = np.stack(load_sample_images().images)[:, ::4, ::4].astype(np.float32) / 255
+    places = rng.integers(0, [2, *(np.array(images.shape[1:3]) - size)], [count, 3])
+    parts = np.stack([images[i, y : y + size, x : x + size] for i, y, x in places])
+    parts[-1, : size // 2] = parts[-1, : size // 2, :, :1]
+    parts[-1, size // 2 :] = np.round(parts[-1, size // 2 :])
+    return parts
 
 
 def compiled(function, *inputs, jit_compile):
@@ -147,3 +162,194 @@ def test_shapes_stay_static():
 
     found = [output.shape.as_list() for output in shapes.get_concrete_function().structured_outputs]
     assert found == [[5, 8, 8, 3], [5, 8, 8, 3], [20, 8, 8, 3]]
+
+
+# What the contrastive methods use.
+
+# op, its parameter for each of six images, and what tf.image does to one
+PER_IMAGE = {
+    "scale_brightness": ([0.0, 0.2, 1.0, 1.4, 1.8, 2.0], lambda image, factor: image * factor),
+    "adjust_contrast": ([0.0, 0.2, 1.0, 1.4, 1.8, 2.0], tf.image.adjust_contrast),
+    "adjust_hue": ([-1.0, -0.2, 0.0, 0.1, 0.2, 0.9], tf.image.adjust_hue),
+}
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("name", PER_IMAGE)
+def test_colours_are_tf_images_for_each_image(name, jit_compile):
+    parameters, plain = PER_IMAGE[name]
+    for images in (photographs(6), pictures().astype(np.float32)):
+        want = [plain(image, parameter) for image, parameter in zip(images, parameters)]
+        got = compiled(getattr(photometric, name), images, np.float32(parameters), jit_compile=jit_compile)
+        np.testing.assert_allclose(got, want, atol=2e-5)  # tf.image's hue is good to 1e-5 where colours are nearly gray
+        alone = getattr(photometric, name)(images[3:4], np.float32(parameters[3:4]))
+        np.testing.assert_allclose(alone[0], want[3], atol=2e-5)
+
+
+def test_gray_is_tf_images():
+    images = photographs(3)
+    want = np.repeat(tf.image.rgb_to_grayscale(images), 3, axis=-1)
+    np.testing.assert_allclose(photometric.drop_color(images), want, atol=1e-6)
+
+
+def jitter_by_hand(image, order, values, additive):
+    """One image through tf.image's ops; `order` names them by number, as does `values`."""
+    ops = [
+        (lambda x, v: tf.image.adjust_brightness(x, v)) if additive else (lambda x, v: x * v),
+        tf.image.adjust_contrast,
+        tf.image.adjust_saturation,
+        tf.image.adjust_hue,
+    ]
+    for i in order:
+        image = tf.clip_by_value(ops[i](image, values[i]), 0, 1)
+    return image
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("additive", [False, True])
+def test_jitter_is_tf_images_in_each_of_the_24_orders(additive, jit_compile):
+    orders = list(itertools.permutations(range(4))) * 2
+    rng = np.random.default_rng(0)
+    values = rng.uniform(
+        [-0.8 if additive else 0.2, 0.2, 0.2, -0.2], [0.8 if additive else 1.8, 1.8, 1.8, 0.2], [48, 4]
+    )
+    values = values.astype(np.float32)
+    times = np.argsort(orders, axis=1).astype(np.float32)  # when each has its turn
+    images = photographs(48)
+    want = np.stack([jitter_by_hand(*row, additive) for row in zip(images, orders, values)])
+    assert np.abs(want[:24] - want[24:]).max() > 0.1
+    jitter = tf.function(
+        lambda x, v, t: photometric.color_jitter(x, *tf.unstack(v, axis=1), t, additive), jit_compile=jit_compile
+    )
+    # Where clipping or dark colours amplify the hue's rounding errors, single pixels are off by a little more.
+    together = np.abs(jitter(images, values, times) - want)
+    alone = np.abs(
+        np.concatenate([jitter(images[i : i + 1], values[i : i + 1], times[i : i + 1]) for i in range(48)]) - want
+    )
+    for difference in (together, alone):
+        assert difference.max() < 1e-3 and np.mean(difference > 1e-5) < 1e-3
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_solarize_inverts_from_the_threshold_on(jit_compile):
+    images = np.float32([0, 0.25, 0.5, 0.75, 1]).reshape(1, 1, 5, 1).repeat(2, 0)
+    got = compiled(photometric.solarize, images, np.float32([0.5, 0.7]), jit_compile=jit_compile)
+    np.testing.assert_array_equal(np.ravel(got), np.float32([0, 0.25, 0.5, 0.25, 0, 0, 0.25, 0.5, 0.25, 0]))
+
+
+def test_blur_has_the_published_taps():
+    assert [photometric.blur_taps(size) for size in (224, 96, 64, 32)] == [23, 9, 7, 3]
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("edges, mode", [("zero", "constant"), ("reflect", "mirror")])
+def test_blur_is_scipys_for_each_image(edges, mode, channels, jit_compile):
+    images = np.random.default_rng(0).uniform(size=[3, 21, 26, channels])
+    sigmas = np.array([0.1, 0.7, 2.0])
+    got = compiled(lambda x, s: photometric.gaussian_blur(x, s, 7, edges), images, sigmas, jit_compile=jit_compile)
+    for image, sigma, new in zip(images, sigmas, np.array(got)):
+        taps = np.exp(-(np.arange(-3, 4) ** 2) / (2 * sigma**2))
+        for axis in (0, 1):
+            image = scipy.ndimage.correlate1d(image, taps / taps.sum(), axis, mode=mode)
+        np.testing.assert_allclose(new, image, atol=1e-12)
+
+
+def test_blur_is_the_published_depthwise_convolution():
+    images, sigma = photographs(2, size=64), 1.3
+    radius = 64 // 10 // 2
+    taps = np.exp(-(np.arange(-radius, radius + 1.0) ** 2) / (2 * sigma**2))
+    kernel = np.tile((taps / taps.sum()).astype(np.float32)[:, None, None, None], [1, 1, 3, 1])
+    want = tf.nn.depthwise_conv2d(images, kernel, [1, 1, 1, 1], "SAME")
+    want = tf.nn.depthwise_conv2d(want, kernel.transpose(1, 0, 2, 3), [1, 1, 1, 1], "SAME")
+    got = photometric.gaussian_blur(images, [sigma, sigma])
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    assert np.mean(got[:, 0]) < 0.8 * np.mean(got[:, 8])  # zeros beyond the border: it is dark
+    with pytest.raises(UserError, match="zero or reflect"):
+        photometric.gaussian_blur(images, [1.0, 1.0], edges="wrap")
+
+
+def test_noise_is_normal_and_a_function_of_the_key():
+    images = np.full([4, 40, 40, 3], 0.5, np.float32)
+    keys = np.float32([0.1, 0.1, 0.1 + 1e-6, 0.7])
+    got = np.array(photometric.gaussian_noise(images, np.float32([1, 1, 1, 0.1]), keys)) - images
+    np.testing.assert_array_equal(got[0], got[1])
+    for noise, scale in zip(got, (1, 1, 1, 0.1)):
+        assert scipy.stats.kstest(np.ravel(noise) / scale, "norm").pvalue > 1e-3
+    for other in (2, 3):
+        assert abs(np.corrcoef(np.ravel(got[0]), np.ravel(got[other]))[0, 1]) < 0.06
+    neighbours = np.corrcoef(np.ravel(got[0])[:-1], np.ravel(got[0])[1:])[0, 1]
+    assert abs(neighbours) < 0.06
+    again = tf.function(photometric.gaussian_noise, jit_compile=True)(images, np.float32([1, 1, 1, 0.1]), keys)
+    np.testing.assert_allclose(again, got + images, atol=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sobel_is_the_length_of_tf_images_gradient(channels, jit_compile):
+    images = photographs(3)[..., :channels]
+    gradient = tf.image.sobel_edges(tf.constant(images)).numpy()
+    want = np.minimum(np.sqrt((gradient**2).sum(-1)) / 4, 1)
+    np.testing.assert_allclose(compiled(photometric.sobel, images, jit_compile=jit_compile), want, atol=1e-5)
+    step = np.zeros([1, 6, 6, 1], np.float32)
+    step[:, :, 3:] = 1
+    np.testing.assert_allclose(photometric.sobel(step)[0, :, :, 0], [[0, 0, 1, 1, 0, 0]] * 6)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_cutout_fills_a_square(jit_compile):
+    images = np.random.default_rng(0).uniform(size=[3, 10, 12, 2])
+    centers = np.array([[0.5, 0.5], [0.0, 0.0], [0.999, 0.25]])
+    got = compiled(lambda x, c: photometric.cutout(x, c, 4), images, centers, jit_compile=jit_compile)
+    want = images.copy()
+    want[0, 3:7, 4:8] = 0.5
+    want[1, :2, :2] = 0.5
+    want[2, 8:, 1:5] = 0.5
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_quarter_turns_are_rot90_for_each_image(jit_compile):
+    images = np.random.default_rng(0).uniform(size=[4, 6, 6, 2])
+    got = compiled(photometric.quarter_turns, images, np.array([3, 0, 2, 1]), jit_compile=jit_compile)
+    np.testing.assert_array_equal(got, [np.rot90(image, k) for image, k in zip(images, (3, 0, 2, 1))])
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
+def test_dtypes_are_kept_by_what_contrastive_methods_use(dtype, jit_compile):
+    images, half = photographs(4), np.full([4], 0.5)
+    times = np.tile([3.0, 1.0, 0.0, 2.0], [4, 1])
+    ops = {
+        "scale_brightness": lambda x: photometric.scale_brightness(x, half),
+        "contrast": lambda x: photometric.adjust_contrast(x, half),
+        "hue": lambda x: photometric.adjust_hue(x, half / 4),
+        "gray": photometric.drop_color,
+        "jitter": lambda x: photometric.color_jitter(x, half, half, half, half / 4, times),
+        "solarize": lambda x: photometric.solarize(x, half + 0.27),
+        "blur": lambda x: photometric.gaussian_blur(x, half, 3),
+        "noise": lambda x: photometric.gaussian_noise(x, half / 5, half),
+        "sobel": photometric.sobel,
+        "cutout": lambda x: photometric.cutout(x, tf.stack([half, half], 1), 4),
+        "turns": lambda x: photometric.quarter_turns(x, [0, 1, 2, 3]),
+    }
+    images = np.array(tf.cast(tf.cast(images, dtype), tf.float64))  # what the type can tell apart
+    for name, op in ops.items():
+        got = compiled(op, tf.cast(images, dtype), jit_compile=jit_compile)
+        assert got.dtype == dtype and got.shape == images.shape, name
+        difference = np.abs(tf.cast(got, tf.float64) - op(tf.constant(images)))
+        assert np.mean(difference > 2 * TOLERANCE[dtype]) < 1e-3, name  # solarize jumps at its threshold
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_colours_refuse_what_is_not_rgb(channels):
+    images, one, times = np.zeros([2, 4, 4, channels], np.float32), np.ones([2], np.float32), np.zeros([2, 4])
+    for op in (
+        lambda: photometric.adjust_saturation(images, one),
+        lambda: photometric.adjust_hue(images, one),
+        lambda: photometric.drop_color(images),
+        lambda: photometric.color_jitter(images, one, one, one, one, times),
+    ):
+        with pytest.raises(UserError, match=f"images with {channels} channels: colours need 3") as error:
+            op()
+        assert "\n" not in str(error.value)

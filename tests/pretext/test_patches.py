@@ -263,7 +263,7 @@ def test_it_learns(task, rings):
         ({"head_layers": 0}, "head_layers=0 and head_units=12 must be at least 1"),
         ({"gray": 1.5}, "gray=1.5"),
         ({"head_dropout": 1.0}, "head_dropout=1.0"),
-        ({"combine_patches": "mean"}, "combine_patches='mean': choose one of avg, max, concat"),
+        ({"combine_patches": "mean"}, "combine_patches=mean: choose one of avg, max, concat"),
     ],
 )
 def test_settings_that_do_not_fit(settings, message):

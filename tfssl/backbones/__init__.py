@@ -29,6 +29,8 @@ def build(
     last_relu=True,
     skip=True,
     representation_size=0,
+    sk_ratio=0.0,
+    zero_init_residual=False,
     bn_sync=False,
     bn_groups=1,
     remat=False,
@@ -55,6 +57,10 @@ def build(
       skip: False leaves out the skip connections (ResNets only: the study's ablation).
       representation_size: where above 0, a linear layer of that many outputs follows the mean, and they are the pre-logits: the size of the
         representation apart from the width (the study's Figure 6).
+      sk_ratio: where above 0, SimCLR v2's SK-ResNet with this ratio of channels in its selective kernels (arXiv 2006.10029: 0.0625), which
+        also has ResNet-D's root (but for the stem "small") and shortcuts. Of resnet50_v1 and deeper v1 networks.
+      zero_init_residual: the last BN of each residual unit begins with gamma 0, and so the unit as its shortcut (arXiv 1706.02677; SimCLR,
+        SimSiam). Of v1 ResNets.
       bn_sync: in training, batch statistics are those of all replicas together. This and the next two are about training alone: `config`
         leaves them out, and export publishes the plain network.
       bn_groups: in training, the batch is normalised in so many groups of successive rows.
@@ -72,6 +78,8 @@ def build(
         "last_relu": last_relu,
         "skip": skip,
         "representation_size": representation_size,
+        "sk_ratio": sk_ratio,
+        "zero_init_residual": zero_init_residual,
         "bn_sync": bn_sync,
         "bn_groups": bn_groups,
         "remat": remat,
@@ -101,6 +109,15 @@ def build(
         raise UserError(
             f"representation_size={representation_size} must be a number of features, or 0 for the network's own"
         )
+    if not 0 <= sk_ratio < math.inf:
+        raise UserError(f"sk_ratio={sk_ratio} must be at least 0, which means none; SimCLR v2 has 0.0625")
+    for setting, names in (("sk_ratio", resnet.SK_NAMES), ("zero_init_residual", resnet.ZERO_INIT_NAMES)):
+        if settings[setting] and name not in names:
+            raise UserError(f"{setting}={settings[setting]} is for {', '.join(names)}: {name} has no form with it")
+    if zero_init_residual and not skip:
+        raise UserError(
+            "zero_init_residual=True needs skip=True: without skip connections nothing would pass the units"
+        )
     if bn_groups < 1 or (bn_sync and bn_groups > 1):
         raise UserError(f"bn_groups={bn_groups} must be at least 1, and 1 with bn_sync: groups lie within a replica")
     return _FAMILIES[name](name, **settings)
@@ -125,6 +142,31 @@ class UserModel(tf.keras.Model):
                 raise UserError(f"model {self.name!r} takes {shapes}; a backbone takes images [N, H, W, C], no more")
             self.min_image_size = max(side or 1 for side in shapes[0][1:3])
             self.names = tuple(self.in_order(model.output))
+
+    @property
+    def autograph(self):
+        """Whether there is code of its own in the model, in which a tensor may stand where Python wants a bool; Keras's has none."""
+        modules = {type(m).__module__.split(".")[0] for m in (self.model, *self.model.submodules)}
+        return not modules <= {"keras", "tf_keras", "tensorflow", "tfssl"}
+
+    def twin(self):
+        """A network of the same form, with weights of its own.
+
+        Raises:
+          UserError: it is neither functional nor has a configuration to make it again from.
+        """
+        try:
+            if self.model.inputs or isinstance(self.model, tf.keras.Sequential):
+                twin = UserModel(tf.keras.models.clone_model(self.model))
+            else:
+                twin = UserModel(type(self.model).from_config(self.model.get_config()))
+        except (NotImplementedError, TypeError, ValueError) as e:
+            raise UserError(
+                f"model {self.name!r} cannot be made twice, as a task with a slower copy of it must: write its get_config and from_config, "
+                "or make it functional"
+            ) from e
+        twin.bn_sync, twin.bn_groups = self.bn_sync, self.bn_groups
+        return twin
 
     def in_order(self, output):
         """What the user's model returns, as a dict of endpoints in depth order; its pre_logits may still be a map."""

@@ -24,12 +24,12 @@ def global_mean(x):
     return tf.reduce_mean(at_least_float32(x), axis=[1, 2])
 
 
-def build_chain(layers, channels):
+def build_chain(layers, channels, rank=4):
     """Creates the variables of layers that feed one another, each under its name; returns the last one's channels."""
     for layer in layers:
         with tf.name_scope(layer.name):
-            layer.build((None, None, None, channels))
-        channels = getattr(layer, "filters", channels)
+            layer.build((None,) * (rank - 1) + (channels,))
+        channels = getattr(layer, "filters", getattr(layer, "units", channels))
     return channels
 
 
@@ -54,6 +54,7 @@ class Network(tf.keras.Model):
     (the shape of images; its sides may be None unless the family asks for `static_size`), which runs in a name scope of its own.
     """
 
+    autograph = False  # nothing in here needs it, nor in our tasks, and without it tracing takes a quarter of the time
     static_size = False  # whether weights depend on the images' size
 
     def __init__(self, name, **settings):
@@ -80,6 +81,10 @@ class Network(tf.keras.Model):
         """What `tfssl.backbones.build(**config)` makes this network from again, less what only training needs."""
         return {name: value for name, value in self.settings.items() if name not in TRAINING_ONLY}
 
+    def twin(self):
+        """A network of the same form, with weights of its own."""
+        return type(self)(**self.settings)
+
     def build(self, input_shape):
         if self.static_size and None in input_shape[1:3]:
             raise UserError(
@@ -95,8 +100,7 @@ class Network(tf.keras.Model):
         self.built = True
 
     def call(self, images, training=None):
-        # Nothing in here needs AutoGraph, and without it tracing takes a quarter of the time. (Not as a decorator: that would hide the
-        # signature from Keras.)
+        # Not as a decorator: that would hide the signature from Keras.
         endpoints = tf.autograph.experimental.do_not_convert(self.endpoints)(images, training)
         if self.representation:
             endpoints["pre_logits"] = self.representation(endpoints["pre_logits"])

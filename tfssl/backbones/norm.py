@@ -35,18 +35,19 @@ class BatchNorm(tf.keras.layers.BatchNormalization):
       sync: the batch is that of all replicas together.
       groups: the batch is cut into so many groups of successive rows, each normalised by itself. They move the moving statistics one
         after the other, as that many batches would. The number of rows must be a multiple.
+      **keras: what Keras's layer takes, such as center and scale: whether an offset (beta) and a factor (gamma) are learned.
     """
 
-    def __init__(self, momentum=0.99, epsilon=1e-3, sync=False, groups=1, name=None):
+    def __init__(self, momentum=0.99, epsilon=1e-3, sync=False, groups=1, name=None, **keras):
         if sync and groups > 1:
             raise ValueError("statistics are either synchronised over replicas or those of groups, not both")
-        super().__init__(momentum=momentum, epsilon=epsilon, name=name)
+        super().__init__(momentum=momentum, epsilon=epsilon, name=name, **keras)
         self.sync, self.groups = sync, groups
 
     def call(self, x, training=None):
         if not training or not self.trainable:
             return super().call(x, training=False)
-        plain = not self.sync and self.groups == 1 and self.gamma.dtype == tf.float32
+        plain = not self.sync and self.groups == 1 and self.moving_mean.dtype == tf.float32
         y, mean, variance = self._fused(x) if plain else self._by_moments(x)
         if not getattr(_local, "frozen", False):
             self._move(mean, variance)
@@ -55,8 +56,13 @@ class BatchNorm(tf.keras.layers.BatchNormalization):
     def _fused(self, x):
         """One kernel: [N, ..., C] -> the same, and mean and unbiased variance [1, C]."""
         maps = x if x.shape.rank == 4 else tf.reshape(x, [-1, 1, 1, x.shape[-1]])
-        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(maps, self.gamma, self.beta, epsilon=self.epsilon)
+        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(maps, *self._learned(), epsilon=self.epsilon)
         return (y if maps is x else tf.reshape(y, tf.shape(x))), mean[None], variance[None]
+
+    def _learned(self):
+        """gamma and beta [C]."""
+        gamma = self.gamma if self.scale else tf.ones_like(self.moving_variance)
+        return gamma, self.beta if self.center else tf.zeros_like(self.moving_mean)
 
     def _by_moments(self, x):
         """The same from its parts, with statistics [groups, C]."""
@@ -73,7 +79,8 @@ class BatchNorm(tf.keras.layers.BatchNormalization):
             shifted, square = sums[:, :1] / replicas, sums[:, 1:] / replicas
             mean, variance = shifted + about, tf.maximum(square - shifted**2, 0.0)
             count *= replicas
-        y = (rows - mean) * (tf.math.rsqrt(variance + self.epsilon) * self.gamma) + self.beta
+        gamma, beta = self._learned()
+        y = (rows - mean) * (tf.math.rsqrt(variance + self.epsilon) * gamma) + beta
         y = tf.cast(tf.reshape(y, tf.shape(x)), x.dtype)
         y.set_shape(x.shape)
         return y, mean[:, 0], variance[:, 0] * (count / tf.maximum(count - 1, 1))
@@ -89,3 +96,13 @@ class BatchNorm(tf.keras.layers.BatchNormalization):
 
     def get_config(self):
         return {**super().get_config(), "sync": self.sync, "groups": self.groups}
+
+
+def set_groups(network, groups):
+    """Cuts the batch of every batch normalisation in a backbone into groups, as its setting bn_groups does when it is built."""
+    for layer in network.submodules:
+        if isinstance(layer, BatchNorm):
+            layer.groups = groups
+    network.bn_groups = groups
+    if getattr(network, "settings", None):
+        network.settings["bn_groups"] = groups

@@ -3,6 +3,7 @@
 The geometry is that of the 2019 study (Kolesnikov, Zhai and Beyer, arXiv 1901.09005): a bottleneck's stride sits on its
 3x3 convolution, and zeros are padded on both sides alike, so that maps have the size that PyTorch gives them (SAME pads
 strided convolutions on one side only). Weight decay is the pretext task's affair: no layer here adds a loss.
+With `sk_ratio` above 0 a v1 network is SimCLR v2's SK-ResNet, whose own parts are in selective_kernel.py.
 """
 
 import math
@@ -11,10 +12,14 @@ import tensorflow as tf
 
 from tfssl.backbones.layers import STEMS, Conv, Network, build_chain, global_mean, zero_pad
 from tfssl.backbones.rematerialize import rematerialize
+from tfssl.backbones.selective_kernel import DeepRoot, SKUnit
 from tfssl.errors import UserError
 
-UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-NAMES = [f"resnet{depth}_v{version}" for version in (1, 2) for depth in UNITS]
+UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # RevNets' too
+DEPTHS = {**UNITS, 200: (3, 24, 36, 3)}
+NAMES = [f"resnet{depth}_v{version}" for version in (1, 2) for depth in DEPTHS]
+ZERO_INIT_NAMES = [f"resnet{depth}_v1" for depth in DEPTHS]
+SK_NAMES = [f"resnet{depth}_v1" for depth in DEPTHS if depth >= 50]
 
 
 class Unit(tf.keras.layers.Layer):
@@ -80,19 +85,24 @@ class ResNet(Network):
         channels = self.scaled(64)  # the root's; every layer has a multiple of them
 
         size, stride, self.max_pool, strides = STEMS[self.stem]
+        self.deep_root = None
+        if self.sk_ratio and size == 7:
+            self.deep_root = DeepRoot(self.scaled(32), stride, self.norm, "deep_root")
+            size, stride = 3, 1
         self.root_conv = Conv(channels, size, stride, "root_conv")
         self.root_norm = self.norm("root_bn") if self.version == 1 else None
         fan_in, blocks = channels, []
         for i in range(4):
             units = []
-            for j in range(UNITS[depth][i]):
+            for j in range(DEPTHS[depth][i]):
                 unit_stride = strides[i] if j == 0 else 1
                 fan_out = channels * 2**i * (4 if depth >= 50 else 1)
                 project = self.skip and (unit_stride > 1 or fan_in != fan_out)
-                width = channels * 2**i
-                units.append(
-                    Unit(self.version, depth >= 50, width, unit_stride, self.skip, project, self.norm, f"unit{j}")
-                )
+                common = (channels * 2**i, unit_stride, self.skip, project, self.norm, f"unit{j}")
+                unit = SKUnit(self.sk_ratio, *common) if self.sk_ratio else Unit(self.version, depth >= 50, *common)
+                if self.zero_init_residual:
+                    unit.norms[-1].gamma_initializer = tf.keras.initializers.Zeros()
+                units.append(unit)
                 fan_in = fan_out
             blocks.append(units)
         self.block1, self.block2, self.block3, self.block4 = blocks
@@ -105,7 +115,8 @@ class ResNet(Network):
         return root_stride * (2 if max_pool else 1) * math.prod(strides)
 
     def build_layers(self, input_shape):
-        channels = build_chain([layer for layer in (self.root_conv, self.root_norm) if layer], input_shape[-1])
+        root = (self.deep_root, self.root_conv, self.root_norm)
+        channels = build_chain([layer for layer in root if layer], input_shape[-1])
         for block in self.endpoint_names[1:5]:
             with tf.name_scope(block):
                 channels = build_chain(getattr(self, block), channels)
@@ -114,7 +125,8 @@ class ResNet(Network):
 
     def endpoints(self, images, training):
         endpoints = {}
-        x = self.root_conv(images)
+        x = self.deep_root(images, training=training) if self.deep_root else images
+        x = self.root_conv(x)
         if self.root_norm:
             x = tf.nn.relu(self.root_norm(x, training=training))
         if self.max_pool:

@@ -129,19 +129,24 @@ def random_resized_crop(
     """
 
     def choose(shape):
-        begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
-            shape,
-            bounding_boxes=tf.zeros([0, 0, 4]),
-            seed=seed,
-            min_object_covered=min_object_covered,
-            aspect_ratio_range=aspect_range,
-            area_range=area_range,
-            max_attempts=attempts,
-            use_image_if_no_bounding_boxes=True,
-        )
-        return begin, extent
+        return sample_crop(shape, seed, area_range, aspect_range, min_object_covered, attempts)
 
     return resize(_crop(image, choose), size, method)
+
+
+def sample_crop(shape, seed, area_range, aspect_range=(3 / 4, 4 / 3), min_object_covered=0.1, attempts=100):
+    """Where the crop of `random_resized_crop` lies in an image of `shape` int32 [3]: (begin, extent), int32 [3] both."""
+    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        bounding_boxes=tf.zeros([0, 0, 4]),
+        seed=seed,
+        min_object_covered=min_object_covered,
+        aspect_ratio_range=aspect_range,
+        area_range=area_range,
+        max_attempts=attempts,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return begin, extent
 
 
 def random_flip(image, seed):

@@ -29,3 +29,17 @@ def first_row(rows):
     if count() == 1:
         return tf.constant(0)
     return tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32) * rows
+
+
+def mean(x):
+    """The mean over replicas of a tensor that each replica has for itself."""
+    replicas = count()
+    if replicas == 1:
+        return x
+    return tf.distribute.get_replica_context().all_reduce("SUM", x) / replicas
+
+
+def share(x):
+    """This replica's part of rows that all replicas have: [count() * n, ...] -> [n, ...]."""
+    rows = x.shape[0] // count()
+    return x if count() == 1 else tf.slice(x, [first_row(rows)] + [0] * (x.shape.rank - 1), [rows, *x.shape[1:]])

@@ -3,24 +3,31 @@
 import tensorflow as tf
 
 from tfssl.errors import UserError
+from tfssl.optim.lars import LARS
 from tfssl.optim.schedules import NAMES as SCHEDULES
 from tfssl.optim.schedules import schedule
 
-NAMES = ("sgd", "nesterov", "adam", "lamb")
+FORMS_OF_LARS = {"lars": "simclr", "lars_byol": "byol", "larc": "larc"}
+OWN_DECAY = ("lamb", *FORMS_OF_LARS)  # those that carry the weight decay themselves: a task's loss has none then
+NAMES = ("sgd", "nesterov", "adam", *OWN_DECAY)
 
 
 def build(name, learning_rate, momentum=0.9, weight_decay=0.0):
     """An optimizer.
 
     Args:
-      name: one of NAMES. LAMB is tensorflow-addons', which can be installed up to Python 3.11.
+      name: one of NAMES. "lars" is SimCLR's, "lars_byol" BYOL's, "larc" SwAV's: see `LARS`. LAMB is tensorflow-addons', which can be
+        installed up to Python 3.11.
       learning_rate: a number, or a schedule.
-      momentum: of sgd and nesterov; beta_1 of adam and lamb.
-      weight_decay: LAMB's decoupled weight decay, on kernels only; the others leave weight decay to the loss, and refuse it here.
+      momentum: of all but adam and lamb, whose beta_1 it is.
+      weight_decay: of those in OWN_DECAY, on kernels only (larc: on all variables); the others leave weight decay to the loss, and refuse
+        it here.
 
     Raises:
       UserError: unknown name; LAMB where tensorflow-addons cannot be imported.
     """
+    if name in FORMS_OF_LARS:
+        return LARS(learning_rate, momentum, weight_decay, form=FORMS_OF_LARS[name])
     if name == "lamb":
         # Imported late: tensorflow-addons is there on Python < 3.12 only, and warns at import that it is no longer developed.
         try:
@@ -47,6 +54,18 @@ def build(name, learning_rate, momentum=0.9, weight_decay=0.0):
     raise UserError(f"unknown optimizer {name!r}: choose one of {', '.join(NAMES)}")
 
 
+def tell_kernels(optimizer, kernels):
+    """Tell an optimizer that treats kernels in a way of their own which variables they are; the others do not need to know.
+
+    Args:
+      optimizer: before its first step; also within loss scaling.
+      kernels: a function without arguments that lists them, called once the variables exist.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if isinstance(optimizer, LARS):
+        optimizer.kernels = kernels
+
+
 def create_slots(optimizer, variables):
     """Create the optimizer's state now, so that a checkpoint restores into it at once.
 
@@ -60,4 +79,4 @@ def create_slots(optimizer, variables):
         optimizer._create_all_weights(variables)
 
 
-__all__ = ["NAMES", "SCHEDULES", "build", "create_slots", "schedule"]
+__all__ = ["LARS", "NAMES", "OWN_DECAY", "SCHEDULES", "build", "create_slots", "schedule", "tell_kernels"]

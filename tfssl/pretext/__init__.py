@@ -9,6 +9,12 @@ _CLASSES = {  # the module bears the task's name
     "exemplar": "Exemplar",
     "jigsaw": "Jigsaw",
     "relative_patch": "RelativePatch",
+    "instance_discrimination": "InstanceDiscrimination",
+    "moco": "MoCo",
+    "simclr": "SimCLR",
+    "byol": "BYOL",
+    "swav": "SwAV",
+    "simsiam": "SimSiam",
     "supervised": "Supervised",
 }
 NAMES = tuple(_CLASSES)

@@ -6,7 +6,7 @@ import time
 import tensorflow as tf
 
 from tfssl import optim
-from tfssl.backbones.norm import BatchNorm
+from tfssl.backbones.norm import BatchNorm, frozen_statistics
 from tfssl.data import pipeline
 from tfssl.data.draws import Draws
 from tfssl.errors import UserError
@@ -19,7 +19,9 @@ class Pretext(tf.keras.Model):
       augment(batch, draws)    batched, on the device, in training only
       call(batch, training)    -> outputs of the network
       objective(batch, outputs) -> (loss per example [n], {metric: value per example [n]})
-      after_step()             updates of state: EMA networks, queues
+      adjust(gradients)        what becomes of them before the optimizer gets them
+      after_step(batch, outputs)  updates of state: EMA networks, queues
+      start()                  state that begins as a copy of other variables
       normalise(images)        [0, 1] -> what the backbone was trained on
       chance()                 {"loss": ..., metric: ...}: the levels of an encoder that knows nothing; its keys name the metrics
 
@@ -39,6 +41,8 @@ class Pretext(tf.keras.Model):
         self.backbone = backbone
         self.image_size = image_size
         self.weight_decay = weight_decay
+        # What a run tells its task: images of a global batch, steps of an epoch (of the data), steps in all (0: nobody knows).
+        self.batch_size, self.epoch_steps, self.total_steps = 256, 0, 0
         self._measures = None
         self._accumulate_steps = 1
 
@@ -53,8 +57,17 @@ class Pretext(tf.keras.Model):
     def objective(self, batch, outputs):
         raise NotImplementedError
 
-    def after_step(self):
-        pass
+    def after_step(self, batch, outputs):
+        """Called after each training step, on each replica; `outputs` is None where the step was computed in parts that are independent."""
+        return None
+
+    def adjust(self, gradients):
+        """The gradients, in the order of `trainable_variables`, as the optimizer gets them."""
+        return gradients
+
+    def start(self):
+        """Called once all variables exist, and again after initial weights were loaded."""
+        return None
 
     def normalise(self, images):
         """Images in [0, 1] to [-1, 1], as in the Inception recipe."""
@@ -62,6 +75,10 @@ class Pretext(tf.keras.Model):
 
     def chance(self):
         raise NotImplementedError
+
+    def alarm(self, measured):
+        """A warning about the {metric: value} of the latest steps, or None."""
+        return None
 
     def views(self, batch):
         """The images that the network sees for an (augmented) batch: [n, H, W, 3] in [0, 1], for people to look at."""
@@ -108,8 +125,11 @@ class Pretext(tf.keras.Model):
         batch = self.zero_batch(2)
         with self.distribute_strategy.scope():
             self._measures = _Measures(self.chance())
-            build = tf.function(lambda: self(self.augment(self.to_float(batch), Draws(batch))))
+            build = tf.function(
+                lambda: self(self.augment(self.to_float(batch), Draws(batch))), autograph=self.backbone.autograph
+            )
             build.get_concrete_function()
+            self.start()
             if getattr(self, "optimizer", None) is not None:
                 optim.create_slots(self.optimizer, self.trainable_variables)
 
@@ -132,23 +152,21 @@ class Pretext(tf.keras.Model):
         """The kernels that weight decay acts on: of convolutions and dense layers that are not exempt; not biases, not normalisation."""
         layers = [m for m in self.submodules if isinstance(m, tf.keras.layers.Layer) and hasattr(m, "kernel")]
         kernels = [layer.kernel for layer in layers if getattr(layer, "decayed", True)]
-        return [kernel for kernel in kernels if kernel is not None and kernel.trainable]
+        trained = {id(variable) for variable in self.trainable_variables}  # not so an EMA network's
+        return [kernel for kernel in kernels if id(kernel) in trained]
 
     def compile(self, optimizer, accumulate_steps=1, **keras):
         """As in Keras; the loss and the metrics are the task's own.
 
         Args:
           accumulate_steps: each replica's share of a batch is computed in so many equal parts, one after the other, whose gradients are
-            summed: less memory, and the same result, but for batch normalisation, which sees each part by itself.
+            summed: less memory, and the same result, but for batch normalisation, which sees each part by itself. Where the loss compares
+            the images of a batch, the parts' outputs are computed first, then the loss of all, and each part again for its gradients
+            (Gao et al., arXiv 2101.06983): a third more computation.
 
         Raises:
-          UserError: the parts of a batch do not add up to this task's loss, or the replicas' batch statistics are one.
+          UserError: the replicas' batch statistics are one, which parts cannot be.
         """
-        if accumulate_steps > 1 and self.spans_batch:
-            raise UserError(
-                f"--accumulate_steps={accumulate_steps}: the loss of {self.task} compares the images of a batch, and is not the sum "
-                "of the losses of its parts; use a smaller --batch_size, more replicas or --rematerialize"
-            )
         strategy = self.distribute_strategy
         meet = strategy.num_replicas_in_sync > 1 and getattr(self.backbone, "bn_sync", False)
         if accumulate_steps > 1 and meet and not isinstance(strategy, tf.distribute.TPUStrategy):
@@ -157,6 +175,7 @@ class Pretext(tf.keras.Model):
                 "loop; leave one of them out"
             )
         super().compile(optimizer=optimizer, **keras)
+        optim.tell_kernels(self.optimizer, self.kernels)
         self._accumulate_steps = accumulate_steps
 
     def train_step(self, batch):
@@ -166,37 +185,90 @@ class Pretext(tf.keras.Model):
         # Each part takes its share of the mean over the global batch; the optimizer sums the replicas' gradients.
         parts = self._accumulate_steps
         if parts == 1:
-            gradients = self._gradients(batch, 1 / replicas)
+            gradients, outputs = self._gradients(batch, 1 / replicas)
+        elif self.spans_batch:
+            gradients, outputs = self._cached_gradients(batch, parts, 1 / replicas)
         else:
-            gradients = self._summed_gradients(batch, parts, 1 / (parts * replicas))
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables))  # noqa: B905 (Python 3.9)
-        self.after_step()
+            gradients, outputs = self._summed_gradients(batch, parts, 1 / (parts * replicas)), None
+        self.optimizer.apply_gradients(zip(self.adjust(gradients), self.trainable_variables))  # noqa: B905 (Python 3.9)
+        self.after_step(batch, outputs)
         self._measures.counters["replaced"].update_state(tf.cast(batch["replaced"], tf.float32))
         return {}
 
     def _gradients(self, batch, share):
         """One forward and one backward pass; `share`: of the batch in the loss."""
         with tf.GradientTape() as tape:
-            losses, measured = self.objective(batch, self(batch, training=True))
-            loss = tf.reduce_mean(losses) * share
-            if self.weight_decay:
-                decay = tf.add_n([tf.nn.l2_loss(tf.cast(k, losses.dtype)) for k in self.kernels()])
-                loss += self.weight_decay * decay * share
-            scaled = self._loss_scaling("get_scaled_loss", loss)
+            outputs = self(batch, training=True)
+            scaled = self._scaled_loss(batch, outputs, share) + self._scaled_decay(share)
         gradients = tape.gradient(scaled, self.trainable_variables, unconnected_gradients="zero")
+        return self._loss_scaling("get_unscaled_gradients", gradients), outputs
+
+    def _scaled_loss(self, batch, outputs, share):
+        losses, measured = self.objective(batch, outputs)
+        loss = tf.reduce_mean(losses) * share
         self._track(batch, losses, measured)
         self._measures.counters["nonfinite_steps"].update_state(tf.cast(~tf.math.is_finite(loss), tf.float32) * share)
-        return self._loss_scaling("get_unscaled_gradients", gradients)
+        return self._loss_scaling("get_scaled_loss", loss)
+
+    def _scaled_decay(self, share):
+        if not self.weight_decay:
+            return 0.0
+        floatx = tf.keras.backend.floatx()
+        decay = tf.add_n([tf.nn.l2_loss(tf.cast(kernel, floatx)) for kernel in self.kernels()])
+        return self._loss_scaling("get_scaled_loss", self.weight_decay * decay * share)
 
     def _summed_gradients(self, batch, parts, share):
+        """The parts of a batch one after the other, each with its own loss."""
+        part = self._cut(batch, parts)
+        return self._sum_over(parts, lambda i: self._gradients(part(i), share)[0])
+
+    def _cached_gradients(self, batch, parts, share):
+        """Outputs of all parts; the loss of all and its gradients by the outputs; each part again, for its share of the gradients."""
+        part = self._cut(batch, parts)
+        with frozen_statistics():  # the second pass moves them
+            shapes = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), self(part(0), training=True))
+            outputs = tf.map_fn(
+                lambda i: self(part(i), training=True),
+                tf.range(parts),
+                fn_output_signature=shapes,
+                parallel_iterations=1,
+            )
+        outputs = tf.nest.map_structure(lambda x: tf.reshape(x, [-1, *x.shape[2:]]), outputs)
+        with tf.GradientTape() as tape:
+            tape.watch(outputs)
+            scaled = self._scaled_loss(batch, outputs, share)
+        by_output = tf.nest.map_structure(
+            lambda g: tf.reshape(g, [parts, -1, *g.shape[1:]]),
+            tape.gradient(scaled, outputs, unconnected_gradients="zero"),
+        )
+
+        def gradients(i):
+            with tf.GradientTape() as tape:
+                again = self(part(i), training=True)
+            share_of = tf.nest.map_structure(lambda g: g[i], by_output)
+            return tape.gradient(
+                again, self.trainable_variables, output_gradients=share_of, unconnected_gradients="zero"
+            )
+
+        with tf.GradientTape() as tape:
+            decay = self._scaled_decay(share)
+        sums = self._sum_over(parts, gradients)
+        if self.weight_decay:
+            decays = tape.gradient(decay, self.trainable_variables, unconnected_gradients="zero")
+            sums = [s + d for s, d in zip(sums, decays)]  # noqa: B905 (Python 3.9)
+        return self._loss_scaling("get_unscaled_gradients", sums), outputs
+
+    def _cut(self, batch, parts):
+        """A function i -> the i-th part of this replica's batch."""
         rows = batch["weight"].shape[0]
         if rows % parts:
             raise UserError(f"--accumulate_steps={parts} does not divide the {rows} images of a replica")
         cut = tf.nest.map_structure(lambda x: tf.reshape(x, [parts, rows // parts, *x.shape[1:]]), batch)
+        return lambda i: tf.nest.map_structure(lambda x: x[i], cut)
 
+    def _sum_over(self, parts, gradients):
         def add(i, sums):
-            part = tf.nest.map_structure(lambda x: x[i], cut)
-            return i + 1, [s + g for s, g in zip(sums, self._gradients(part, share))]  # noqa: B905 (Python 3.9)
+            return i + 1, [s + g for s, g in zip(sums, gradients(i))]  # noqa: B905 (Python 3.9)
 
         zeros = [tf.zeros(v.shape, v.dtype) for v in self.trainable_variables]
         # Exactly one part at a time: their activations are what there is no room for.
@@ -241,7 +313,10 @@ class Pretext(tf.keras.Model):
             waited = tf.zeros([], tf.float64)
             for _ in tf.range(self._steps_per_execution):
                 batch, seconds = timed_next(iterator)
-                self.distribute_strategy.run(run_step, args=(batch,))
+                with tf.control_dependencies(
+                    [seconds]
+                ):  # else a machine of one core may look at the clock after the step
+                    self.distribute_strategy.run(run_step, args=(batch,))
                 waited += seconds
             return {**self._results(), "input_seconds": waited}
 
@@ -263,8 +338,10 @@ class Pretext(tf.keras.Model):
 
     def _compiled(self, step, counter):
         self.prepare()
+        if not self.backbone.autograph:
+            step = tf.autograph.experimental.do_not_convert(step)
         if self._jit_compile:
-            step = tf.function(step, jit_compile=True)
+            step = tf.function(step, jit_compile=True, autograph=self.backbone.autograph)
 
         def run_step(batch):
             step(batch)

@@ -5,7 +5,7 @@ import tensorflow as tf
 from tfssl.data import image as ops
 from tfssl.data import patches, photometric
 from tfssl.data.draws import fork
-from tfssl.errors import UserError
+from tfssl.errors import UserError, check_choice
 from tfssl.losses import replicas
 from tfssl.losses.triplet import semihard_triplets
 from tfssl.pretext.inception import InceptionImages
@@ -50,8 +50,7 @@ class Exemplar(InceptionImages):
         self._autocast = False  # images reach `normalise` as they are: half precision has no more than 256 levels
         if copies < 2:
             raise UserError(f"copies={copies}: an image is compared with itself, so it takes 2 copies at least")
-        if norm_over not in ("features", "batch"):
-            raise UserError(f"norm_over={norm_over!r}: choose one of features, batch")
+        check_choice("norm_over", norm_over, ("features", "batch"))
         if not 0 <= gray <= 1:
             raise UserError(f"gray={gray} is a probability: 0 to 1")
         self.copies, self.gray, self.standardize = copies, gray, standardize

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfssl.data import image as ops
 from tfssl.data import patches as patch_ops
 from tfssl.data.draws import fork
-from tfssl.errors import UserError
+from tfssl.errors import UserError, check_choice
 from tfssl.pretext.base import Pretext, cross_entropy_chance
 
 COMBINATIONS = ("avg", "max", "concat")
@@ -90,8 +90,7 @@ class Patches(Pretext):
             raise UserError(
                 f"gray={self.gray} and head_dropout={self.head_dropout} are shares: 0 to 1, the latter below 1"
             )
-        if self.combine_patches not in COMBINATIONS:
-            raise UserError(f"combine_patches={self.combine_patches!r}: choose one of {', '.join(COMBINATIONS)}")
+        check_choice("combine_patches", self.combine_patches, COMBINATIONS)
 
     def build_head(self, table):
         """The head for int [T, k]: tuples of k patches, each a number in raster order."""

@@ -113,6 +113,9 @@ class Log(tf.keras.callbacks.Callback):
         if self.replaced:
             parts.append(f"{self.replaced} unreadable replaced")
         say(("\r" if self.live else "") + "  ".join(parts))
+        alarm = self.model.alarm(values)
+        if alarm:
+            say(f"WARNING: {alarm}")
 
     def on_epoch_end(self, epoch, logs=None):
         validation = {

@@ -1,0 +1,300 @@
+"""tfssl.data.augmentation: the policies are the published ones, and host and device draw from the distribution of plain tf.image."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+from sklearn.datasets import load_sample_images
+
+from tfssl.data import augmentation, photometric
+from tfssl.data.augmentation import POLICIES, HostDraws, Policy
+from tfssl.data.draws import Draws, fork
+from tfssl.errors import UserError
+
+SIZE = 20
+OFF = Policy(flip=0.0, jitter=0.0, gray=0.0, blur=0.0)  # nothing happens but what a test asks for
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """[8, 20, 20, 3] float32 in [0, 1]: parts of two photographs."""
+    rng = np.random.default_rng(5)
+    images = np.stack(load_sample_images().images)[:, ::6, ::6].astype(np.float32) / 255
+    places = rng.integers(0, [2, *(np.array(images.shape[1:3]) - SIZE)], [40, 3])
+    parts = [images[i, y : y + SIZE, x : x + SIZE] for i, y, x in places]
+    return np.stack([part for part in parts if part.min() < 0.3 and part.max() > 0.7][:8])
+
+
+def batch_draws(rows, seed=0, step=0, global_rows=None, first=0):
+    number = step * (global_rows or rows) + first + np.arange(rows)
+    return Draws(
+        {"seed": tf.fill([rows], tf.constant(seed, tf.int64)), "number": tf.constant(number, tf.int64)},
+        (global_rows or rows) // rows,
+    )
+
+
+def on_device(policy, images, seed=0, view=0):
+    return np.array(policy.apply(tf.constant(images), batch_draws(len(images), seed), view))
+
+
+def on_host(policy, image, views, count, seed=0):
+    """[count * views, H, W, C]: the views of examples 0, 1, ... whose image is the same."""
+
+    def example(number):
+        draws = HostDraws(tf.stack([tf.constant(seed, tf.int64), number]), views)
+        return policy.apply(tf.repeat(image[None], views, 0), draws)
+
+    return np.concatenate(list(tf.data.Dataset.range(count).map(example).as_numpy_iterator()))
+
+
+def test_policies_are_the_published():
+    """Jitter (brightness, contrast, saturation, hue), its probability; gray; crop; blur of either view; solarize of either view."""
+    published = {
+        "simclr": ((0.8, 0.8, 0.8, 0.2), 0.8, 0.2, (0.08, 1), (0.5, 0.5), (0, 0)),
+        "moco_v1": ((0.4, 0.4, 0.4, 0.4), 1.0, 0.2, (0.2, 1), (0, 0), (0, 0)),
+        "moco_v2": ((0.4, 0.4, 0.4, 0.1), 0.8, 0.2, (0.2, 1), (0.5, 0.5), (0, 0)),
+        "byol": ((0.4, 0.4, 0.2, 0.1), 0.8, 0.2, (0.08, 1), (1.0, 0.1), (0, 0.2)),
+        "swav": ((0.8, 0.8, 0.8, 0.2), 0.8, 0.2, (0.14, 1), (0.5, 0.5), (0, 0)),
+        "infomin": ((0.8, 0.8, 0.8, 0.2), 0.8, 0.2, (0.2, 1), (0.5, 0.5), (0, 0)),
+        "crop": ((0.8, 0.8, 0.8, 0.2), 0, 0, (0.08, 1), (0, 0), (0, 0)),
+        "cifar": ((0.4, 0.4, 0.4, 0.1), 0.8, 0.2, (0.08, 1), (0, 0), (0, 0)),
+    }
+    assert set(published) == set(POLICIES)
+    for name, (jitter, probability, gray, area, blur, solarize) in published.items():
+        views = augmentation.per_view(name, 2)
+        for i, view in enumerate(views):
+            assert (view.brightness, view.contrast, view.saturation, view.hue) == jitter, name
+            assert (view.jitter, view.gray, view.crop_area, view.flip) == (probability, gray, area, 0.5), name
+            assert (view.blur, view.solarize, view.blur_sigma) == (blur[i], solarize[i], (0.1, 2.0)), name
+            assert (view.additive, view.solarize_threshold) == (name == "byol", 0.5)
+            assert view.gray_at == {"moco_v1": "before", "infomin": "last"}.get(name, "after")
+            randaugment = (view.randaugment, view.randaugment_magnitude, view.randaugment_deviation)
+            assert randaugment == (2 if name == "infomin" else 0, 10, 0.5)
+            assert (view.rotate, view.sobel, view.cutout, view.noise) == (0, 0, 0, 0)
+
+
+def test_per_view_repeats_and_scales():
+    byol = augmentation.per_view("byol", 5, strength=0.5)
+    assert [view.solarize for view in byol] == [0, 0.2, 0, 0.2, 0]
+    assert (byol[0].brightness, byol[0].saturation, byol[0].jitter) == (0.2, 0.1, 0.8)
+    assert (
+        augmentation.per_view("simclr", 1, 0.5)[0].scaled(2)
+        == POLICIES["simclr"]
+        == augmentation.per_view(Policy(), 2)[1]
+    )
+    with pytest.raises(UserError, match="'simclear': choose one of crop, simclr, moco_v1"):
+        augmentation.per_view("simclear", 2)
+    for wrong in ({"flip": 1.5}, {"gray_at": "never"}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            Policy(**wrong)
+
+
+def plain(image, s=1.0, additive=False):
+    """SimCLR's colours as its papers print them, with tf.image's own random ops."""
+
+    def brightness(x):
+        if additive:
+            return tf.image.random_brightness(x, 0.8 * s)
+        return x * tf.random.uniform([], max(0, 1 - 0.8 * s), 1 + 0.8 * s)
+
+    def one(x, i):
+        ops = [
+            lambda: brightness(x),
+            lambda: tf.image.random_contrast(x, 1 - 0.8 * s, 1 + 0.8 * s),
+            lambda: tf.image.random_saturation(x, 1 - 0.8 * s, 1 + 0.8 * s),
+            lambda: tf.image.random_hue(x, 0.2 * s),
+        ]
+        return tf.clip_by_value(tf.switch_case(i, ops), 0, 1)
+
+    def jitter(x):
+        order = tf.random.shuffle(tf.range(4))
+        for i in range(4):
+            x = one(x, order[i])
+        return x
+
+    image = tf.image.random_flip_left_right(image)
+    image = tf.cond(tf.random.uniform([]) < 0.8, lambda: jitter(image), lambda: image)
+    return tf.cond(
+        tf.random.uniform([]) < 0.2,
+        lambda: tf.repeat(tf.image.rgb_to_grayscale(image), 3, axis=-1),
+        lambda: image,
+    )
+
+
+def statistics(images):
+    """[n, k]: what the colours change: channel means, spreads and corners, and how colourful a picture is."""
+    quantiles = np.quantile(images, [0.1, 0.5, 0.9], axis=(1, 2, 3)).T
+    colourful = (images.max(-1) - images.min(-1)).mean((1, 2))
+    found = np.concatenate([images.mean((1, 2)), images.std((1, 2)), images[:, 0, 0], quantiles, colourful[:, None]], 1)
+    return np.round(found, 4)  # an image that no coin changed is a point mass, which rounding errors must not split
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_host_and_device_have_the_distribution_of_plain_tf_image(photographs, additive):
+    """Kolmogorov and Smirnov's test of every statistic; the seeds are fixed."""
+    count, image = 1500, tf.constant(photographs[0])
+    policy = Policy(additive=additive, blur=0.0)
+    tf.random.set_seed(1)
+    want = tf.data.Dataset.range(count).map(lambda i: plain(image, additive=additive)).batch(count)
+    want = statistics(next(iter(want)).numpy())
+    host = statistics(on_host(policy, image, 2, count // 2))
+    device = statistics(on_device(policy, np.repeat(photographs[:1], count, 0), seed=3))
+    for got in (host, device):
+        for ours, theirs in zip(got.T, want.T):
+            assert scipy.stats.ks_2samp(ours, theirs).pvalue > 1e-4
+            np.testing.assert_allclose([ours.mean(), ours.std()], [theirs.mean(), theirs.std()], rtol=0.15, atol=0.01)
+
+
+def test_orders_are_equally_likely(monkeypatch):
+    seen = []
+    plan = photometric.plan_jitter
+    monkeypatch.setattr(
+        photometric,
+        "plan_jitter",
+        lambda b, c, s, h, times, *rest: seen.append(times) or plan(b, c, s, h, times, *rest),
+    )
+    on_device(dataclasses.replace(OFF, jitter=1.0), np.zeros([4800, 1, 1, 3], np.float32))
+    orders = [tuple(order) for order in np.argsort(seen[0], axis=1)]
+    counts = [orders.count(order) for order in itertools.permutations(range(4))]
+    assert sum(counts) == 4800 and scipy.stats.chisquare(counts).pvalue > 1e-3
+    seen.clear()
+    on_device(dataclasses.replace(OFF, jitter=1.0, random_order=False), np.zeros([9, 1, 1, 3], np.float32))
+    np.testing.assert_array_equal(np.argsort(seen[0], axis=1), [[0, 1, 2, 3]] * 9)
+
+
+# probability field -> what it does to images, told from the outcome
+TELLS = {
+    "flip": lambda new, old: np.isclose(new, old[:, :, ::-1]).all((1, 2, 3)),
+    "gray": lambda new, old: np.ptp(new, axis=-1).max((1, 2)) < 1e-6,
+    "solarize": lambda new, old: np.isclose(new, np.where(old < 0.5, old, 1 - old)).all((1, 2, 3)),
+    "rotate": lambda new, old: np.any([np.isclose(new, np.rot90(old, k, (1, 2))).all((1, 2, 3)) for k in (1, 2, 3)], 0),
+    "cutout": lambda new, old: (
+        ((new == 0.5).all(-1).sum((1, 2)) >= 25) & (np.isclose(new, old) | (new == 0.5)).all((1, 2, 3))
+    ),
+    "noise": lambda new, old: (new != old).any((1, 2, 3)),
+    "sobel": lambda new, old: np.isclose(new, photometric.sobel(tf.constant(old))).all((1, 2, 3)),
+    "blur": lambda new, old: new[:, 0].mean((1, 2)) < old[:, 0].mean((1, 2)) * 0.9999,
+}
+
+
+@pytest.mark.parametrize("name", TELLS)
+def test_each_op_comes_with_its_probability(name, photographs):
+    policy = dataclasses.replace(OFF, **{name: 0.3}, blur_sigma=(1.0, 2.0))
+    images = np.repeat(photographs[:1], 1200, 0)
+    device = on_device(policy, images)
+    host = on_host(policy, tf.constant(photographs[0]), 3, 400)
+    for new in (device, host):
+        happened = TELLS[name](new, images)
+        assert abs(happened.mean() - 0.3) < 4 * (0.3 * 0.7 / 1200) ** 0.5
+        np.testing.assert_array_equal(new[~happened], images[~happened])
+    assert not np.array_equal(TELLS[name](device, images), TELLS[name](host, images))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_seed_gives_the_same_views(name, photographs):
+    for view, policy in enumerate(augmentation.per_view(name, 2)):
+        policy = dataclasses.replace(policy, randaugment=0)
+        once, again, other = (on_device(policy, photographs, seed, view) for seed in (0, 0, 1))
+        np.testing.assert_array_equal(once, again)
+        assert np.abs(once - other).max() > 0.1
+        assert np.abs(once - on_device(policy, photographs, 0, view + 1)).max() > 0.1
+        assert once.shape == photographs.shape and once.min() >= 0 and once.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("name", ["simclr", "infomin"])
+def test_host_views_are_a_function_of_seed_and_example(name, photographs):
+    image = tf.constant(photographs[0])
+    once, again, other = (on_host(POLICIES[name], image, 2, 6, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(once, again)
+    for i, j in itertools.combinations(range(12), 2):
+        assert np.abs(once[i] - once[j]).max() > 0.01
+    assert np.abs(once - other).max() > 0.1
+
+
+def test_replicas_see_what_one_device_sees(photographs):
+    policy = dataclasses.replace(POLICIES["byol"][1], noise=0.5, cutout=0.5)
+    whole = policy.apply(tf.constant(photographs), batch_draws(8, step=5))
+    halves = [
+        policy.apply(tf.constant(photographs[first : first + 4]), batch_draws(4, step=5, global_rows=8, first=first))
+        for first in (0, 4)
+    ]
+    np.testing.assert_allclose(np.concatenate(halves), whole, atol=1e-6)
+
+
+def test_compiled_is_plain(photographs):
+    """With the same numbers drawn, XLA and plain TensorFlow, one image and many, give the same view."""
+    policy = dataclasses.replace(POLICIES["simclr"], blur=0.0, rotate=0.3, sobel=0.1, cutout=0.3)
+    seed = tf.constant([0, 7], tf.int64)
+    alone = policy.apply(tf.constant(photographs), HostDraws(seed, 8))
+
+    class Batch:  # not a HostDraws
+        uniform = HostDraws(seed, 8).uniform
+
+    together = policy.apply(tf.constant(photographs), Batch())
+    compiled = tf.function(policy.apply, jit_compile=True)
+    assert compiled(tf.constant(photographs), batch_draws(8)).shape == photographs.shape
+    np.testing.assert_allclose(alone, together, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float32, tf.float64], ids=lambda dtype: dtype.name)
+def test_dtypes_are_kept(dtype, photographs):
+    policy = Policy(rotate=0.5, sobel=0.5, cutout=0.5, noise=0.5, solarize=0.5)
+    images = tf.cast(photographs, dtype)
+    assert (
+        policy.apply(images, batch_draws(8)).dtype
+        == policy.apply(images, HostDraws(tf.constant([0, 1], tf.int64), 8)).dtype
+        == dtype
+    )
+
+
+def test_floatx_float64(float64, photographs):
+    assert POLICIES["simclr"].apply(tf.constant(photographs, tf.float64), batch_draws(8)).dtype == tf.float64
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_without_colours_any_number_of_channels(channels):
+    images = np.random.default_rng(0).uniform(size=[4, 12, 12, channels]).astype(np.float32)
+    policy = dataclasses.replace(OFF, flip=0.5, blur=0.5, solarize=0.5, rotate=0.5, sobel=0.5, cutout=0.5, noise=0.5)
+    assert on_device(policy, images).shape == images.shape
+    for name in ("jitter", "gray"):
+        with pytest.raises(UserError, match=f"with {channels} channels"):
+            on_device(dataclasses.replace(policy, **{name: 0.5}), images)
+        with pytest.raises(UserError, match=f"with {channels} channels"):
+            dataclasses.replace(policy, **{name: 0.5}).apply(images, HostDraws(tf.constant([0, 1], tf.int64), 4))
+
+
+def test_randaugment_is_refused_on_the_device(photographs):
+    with pytest.raises(UserError, match="host only"):
+        on_device(POLICIES["infomin"], photographs)
+
+
+def test_host_views_are_crops_and_colours(photographs):
+    """Of an encoded image: with nothing but crops, those of `crop` before it rounds; in the order of the policies."""
+    image = (255 * photographs[0]).astype(np.uint8)
+    seed = tf.constant([3, 9], tf.int64)
+    policies = (OFF, dataclasses.replace(OFF, crop_area=(0.3, 0.5)), dataclasses.replace(OFF, gray=1.0))
+    views = augmentation.host_views(tf.io.encode_png(image), seed, policies, 16)
+    assert views.shape == (3, 16, 16, 3) and views.dtype == tf.float32
+    for view in (0, 1):
+        rounded = policies[view].crop(image, fork(seed, view), 16)
+        np.testing.assert_allclose(255 * views[view], rounded, atol=0.51)
+    assert np.ptp(views[2], axis=-1).max() < 1e-6 < np.ptp(views[0], axis=-1).max()
+
+
+def test_crops_have_the_areas_of_the_policy():
+    """On an image whose red rises to the right and whose green rises downwards, a crop's corners tell its area."""
+    size = 200
+    ramp = np.arange(size, dtype=np.uint8)
+    image = np.stack([*np.meshgrid(ramp, ramp), np.zeros([size, size], np.uint8)], -1)
+    policy = dataclasses.replace(POLICIES["swav"], crop_area=(0.05, 0.14))
+    crops = tf.data.Dataset.range(300).map(lambda i: policy.crop(image, tf.stack([tf.constant(0, tf.int64), i]), 50))
+    crops = np.stack(list(crops.as_numpy_iterator())).astype(float)
+    assert crops.shape == (300, 50, 50, 3)
+    width = (crops[:, 25, -1, 0] - crops[:, 25, 0, 0]) * 50 / 49
+    height = (crops[:, -1, 25, 1] - crops[:, 0, 25, 1]) * 50 / 49
+    areas = width * height / size**2
+    assert 0.045 < areas.min() < 0.06 and 0.125 < areas.max() < 0.15
+    assert 0.7 < (width / height).min() < 0.8 and 1.25 < (width / height).max() < 1.45

@@ -1,0 +1,166 @@
+"""The contrastive losses against loops written from the papers' formulas, and values known in closed form."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfssl.losses import contrastive
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def naive_nt_xent(z1, z2, temperature):
+    """Equation 1 of the SimCLR paper, term by term: per image, the mean over its two views."""
+    n, z = len(z1), unit(np.concatenate([z1, z2]))
+    losses = []
+    for i in range(2 * n):
+        positive = (i + n) % (2 * n)
+        others = [math.exp(z[i] @ z[k] / temperature) for k in range(2 * n) if k != i]
+        losses.append(-math.log(math.exp(z[i] @ z[positive] / temperature) / sum(others)))
+    return (np.array(losses[:n]) + losses[n:]) / 2
+
+
+@pytest.mark.parametrize("n,d,temperature", [(2, 3, 1.0), (5, 4, 0.1), (16, 8, 0.5)])
+def test_nt_xent_is_the_formula(n, d, temperature):
+    rng = np.random.default_rng(n)
+    z1, z2 = rng.normal(size=(2, n, d))
+    found = contrastive.nt_xent(tf.constant(z1), tf.constant(z2), temperature)
+    np.testing.assert_allclose(found.loss, naive_nt_xent(z1, z2, temperature), rtol=1e-10)
+    np.testing.assert_allclose(contrastive.nt_xent(tf.constant(3 * z1), tf.constant(z2), temperature).loss, found.loss)
+
+
+@pytest.mark.parametrize("n", [2, 7])
+def test_nt_xent_of_orthogonal_images(n):
+    """Equal views of images that are orthogonal to one another: log(1 + (2n - 2) exp(-1 / t)); and of one point: log(2n - 1)."""
+    z = tf.eye(n, dtype=tf.float64)
+    found = contrastive.nt_xent(z, z, 0.5)
+    np.testing.assert_allclose(found.loss, math.log(1 + (2 * n - 2) * math.exp(-2)), rtol=1e-12)
+    np.testing.assert_allclose(found.accuracy, 1)
+    point = tf.ones([n, 3], tf.float64)
+    np.testing.assert_allclose(contrastive.nt_xent(point, point, 0.5).loss, math.log(2 * n - 1), rtol=1e-12)
+
+
+def test_nt_xent_gradient():
+    """By finite differences of the naive loss."""
+    rng = np.random.default_rng(0)
+    z1, z2 = rng.normal(size=(2, 4, 3))
+    with tf.GradientTape() as tape:
+        a = tf.constant(z1)
+        tape.watch(a)
+        loss = tf.reduce_mean(contrastive.nt_xent(a, tf.constant(z2), 0.2).loss)
+    found = tape.gradient(loss, a).numpy()
+    for at in np.ndindex(*z1.shape):
+        step = np.zeros_like(z1)
+        step[at] = 1e-6
+        slope = (naive_nt_xent(z1 + step, z2, 0.2).mean() - naive_nt_xent(z1 - step, z2, 0.2).mean()) / 2e-6
+        np.testing.assert_allclose(found[at], slope, atol=1e-7)
+
+
+def test_nt_xent_leaves_blank_rows_out():
+    rng = np.random.default_rng(1)
+    z1, z2 = rng.normal(size=(2, 6, 4))
+    valid = tf.constant([True, True, False, True, True, False])
+    found = contrastive.nt_xent(tf.constant(z1), tf.constant(z2), 0.3, valid).loss.numpy()[valid]
+    np.testing.assert_allclose(found, naive_nt_xent(z1[valid], z2[valid], 0.3), rtol=1e-10)
+
+
+def test_info_nce():
+    rng = np.random.default_rng(2)
+    q, k, negatives = rng.normal(size=(5, 4)), rng.normal(size=(5, 4)), unit(rng.normal(size=(9, 4)))
+    found = contrastive.info_nce(tf.constant(q), tf.constant(k), tf.constant(negatives), 0.2)
+    for i, loss in enumerate(found.loss.numpy()):
+        own = math.exp(unit(q[i]) @ unit(k[i]) / 0.2)
+        others = sum(math.exp(unit(q[i]) @ n / 0.2) for n in negatives)
+        np.testing.assert_allclose(loss, -math.log(own / (own + others)), rtol=1e-10)
+        assert bool(found.accuracy[i]) == (own > max(math.exp(unit(q[i]) @ n / 0.2) for n in negatives))
+
+
+def test_in_batch():
+    rng = np.random.default_rng(3)
+    q, k, negatives = rng.normal(size=(5, 4)), rng.normal(size=(5, 4)), unit(rng.normal(size=(3, 4)))
+    found = contrastive.in_batch(tf.constant(q), tf.constant(k), 0.5, tf.constant(negatives)).loss.numpy()
+    for i in range(5):
+        scores = np.exp(unit(q[i]) @ np.concatenate([unit(k), negatives]).T / 0.5)
+        np.testing.assert_allclose(found[i], -math.log(scores[i] / scores.sum()), rtol=1e-10)
+
+
+def test_nce():
+    """Equations 4 to 7 of the instance discrimination paper, as products of probabilities."""
+    rng = np.random.default_rng(4)
+    positive, negative, images, constant = rng.normal(size=3), rng.normal(size=(3, 5)), 40, 17.0
+    found = contrastive.nce(tf.constant(positive), tf.constant(negative), 5 / images, constant).loss.numpy()
+
+    def from_data(score):
+        p = math.exp(score) / constant
+        return p / (p + 5 / images)
+
+    for i in range(3):
+        expected = -math.log(from_data(positive[i])) - sum(math.log(1 - from_data(n)) for n in negative[i])
+        np.testing.assert_allclose(found[i], expected, rtol=1e-10)
+
+
+def test_cosine_distance():
+    p, z = tf.constant([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), tf.constant([[1.0, 0.0], [0.0, -3.0], [0.0, 1.0]])
+    with tf.GradientTape() as tape:
+        tape.watch([p, z])
+        distance = contrastive.cosine_distance(p, z)
+    np.testing.assert_allclose(distance, [0, 4, 2 - math.sqrt(2)], atol=1e-6)
+    by_p, by_z = tape.gradient(distance, [p, z])
+    assert by_z is None and np.any(by_p.numpy() != 0)
+
+
+def test_spread():
+    """1 for directions that fill the sphere, 0 for one direction."""
+    z = np.random.default_rng(5).normal(size=(4000, 64))
+    np.testing.assert_allclose(contrastive.spread(tf.constant(z)), 1, atol=0.01)
+    assert contrastive.spread(tf.constant(np.tile(z[:1], (50, 1)))) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16])
+def test_half_precision_computes_in_float32(dtype):
+    rng = np.random.default_rng(6)
+    z1, z2 = (tf.cast(z, dtype) for z in rng.normal(size=(2, 8, 16)))
+    found = contrastive.nt_xent(z1, z2, 0.1).loss
+    assert found.dtype == tf.float32
+    np.testing.assert_allclose(
+        found, naive_nt_xent(tf.cast(z1, tf.float64).numpy(), tf.cast(z2, tf.float64).numpy(), 0.1), rtol=1e-4
+    )
+
+
+def test_replicas_give_the_loss_of_the_whole_batch(replicas):
+    rng = np.random.default_rng(7)
+    count, rows = replicas.num_replicas_in_sync, 3
+    z1, z2, q = (tf.constant(rng.normal(size=(count * rows, 4))) for _ in range(3))
+    valid = tf.constant(rng.random(count * rows) < 0.7)
+    negatives = contrastive.normalise(tf.constant(rng.normal(size=(5, 4))))
+
+    def losses(z1, z2, q, valid):
+        with tf.GradientTape() as tape:
+            tape.watch([z1, z2])
+            found = [contrastive.nt_xent(z1, z2, 0.2, valid), contrastive.in_batch(q, z1, 0.2, negatives, valid)]
+            total = tf.add_n([tf.reduce_sum(f.loss) for f in found])
+        return [f.loss for f in found] + tape.gradient(total, [z1, z2]) + [contrastive.spread(z1)[None]]
+
+    def mine(x):
+        return replicas.experimental_distribute_values_from_function(
+            lambda context: x[context.replica_id_in_sync_group * rows :][:rows]
+        )
+
+    @tf.function
+    def together(*parts):
+        return replicas.run(losses, parts)
+
+    parts = [replicas.experimental_local_results(x) for x in together(*map(mine, (z1, z2, q, valid)))]
+    for whole, split in zip(losses(z1, z2, q, valid), parts):  # noqa: B905 (Python 3.9)
+        joined = split[0] if whole.shape[0] == 1 else tf.concat(split, 0)
+        np.testing.assert_allclose(joined, whole, rtol=1e-10, atol=1e-12)
+
+
+def test_compiles():
+    z = tf.random.stateless_normal([4, 3], [1, 2])
+    for loss in (lambda: contrastive.nt_xent(z, z[::-1]).loss, lambda: contrastive.info_nce(z, z[::-1], z).loss):
+        np.testing.assert_allclose(tf.function(loss, jit_compile=True)(), loss(), rtol=1e-5)

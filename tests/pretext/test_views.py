@@ -1,0 +1,285 @@
+"""The joint-embedding methods: heads as published, state that moves as it should, views, the probe, and warnings."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfssl
+from tfssl import backbones, pretext
+from tfssl.data.draws import Draws
+from tfssl.errors import UserError
+from tfssl.pretext.heads import MLP
+from tfssl.pretext.memory import Bank, Queue
+from tfssl.pretext.momentum import MomentumNetwork, cosine_momentum
+
+SMALL = {"image_size": 16, "augmentation": "crop"}
+
+
+@pytest.fixture(scope="module")
+def source(photos):
+    return tfssl.open_source(f"folder:{photos}")
+
+
+def tiny(channels=6):
+    return backbones.build(
+        tf.keras.Sequential(
+            [
+                tf.keras.layers.Conv2D(channels, 3, 2, activation="tanh", name="conv"),
+                tf.keras.layers.GlobalAveragePooling2D(name="pool"),
+            ]
+        )
+    )
+
+
+def task(name, **settings):
+    model = pretext.build(name, tiny(), **{**SMALL, **settings})
+    model.compile(tf.keras.optimizers.SGD(0.1, momentum=0.9))
+    model.prepare()
+    return model
+
+
+def train(model, source, steps, batch_size=8):
+    return model.fit(model.dataset(source, batch_size, steps=steps), steps_per_epoch=steps, verbose=0).history
+
+
+def head_parameters(name, width=2048, **settings):
+    """Parameters of the heads on features of a ResNet-50's width, counted without running the network."""
+    features = tf.keras.Sequential(
+        [tf.keras.layers.GlobalAveragePooling2D(), tf.keras.layers.Dense(width, use_bias=False)]
+    )
+    model = pretext.build(name, features, image_size=8, augmentation="crop", **settings)
+    model.prepare()
+    return sum(int(np.prod(v.shape)) for v in model.trainable_variables) - 3 * width
+
+
+def dense(inputs, outputs, bias=True):
+    return inputs * outputs + bias * outputs
+
+
+@pytest.mark.parametrize(
+    "name,settings,expected",
+    [
+        # By the layers that the papers and their code name; two parameters a unit for a full batch normalisation.
+        ("simclr", {}, 2048**2 + 2 * 2048 + 2048 * 128 + 128),
+        ("simclr", {"projection_layers": 3}, 2 * (2048**2 + 2 * 2048) + 2048 * 128 + 128),
+        ("moco", {"projection_layers": 1, "queue_size": 8}, dense(2048, 128)),
+        ("moco", {"queue_size": 8}, dense(2048, 2048) + dense(2048, 128)),
+        (
+            "byol",
+            {},
+            dense(2048, 4096) + 2 * 4096 + 4096 * 256 + dense(256, 4096) + 2 * 4096 + 4096 * 256,
+        ),
+        ("simsiam", {}, 3 * 2048**2 + 2 * 2 * 2048 + 2048 * 512 + 2 * 512 + dense(512, 2048)),
+        ("swav", {}, dense(2048, 2048) + 2 * 2048 + dense(2048, 128) + 3000 * 128),
+        ("instance_discrimination", {"num_images": 4}, dense(2048, 128)),
+    ],
+)
+def test_heads_have_the_published_size(name, settings, expected):
+    assert head_parameters(name, **settings) == expected
+
+
+def test_mlp_is_the_naive_one(float64):
+    head = MLP("head", [5, 3], bias=(True, False), norm={}, last_norm="scale")
+    x = np.random.default_rng(0).normal(size=(7, 4))
+    y = head(tf.constant(x), training=True).numpy()
+    weights = {v.name.split("/", 1)[1]: v.numpy() for v in head.trainable_variables}
+    assert sorted(weights) == [
+        "bn1/beta:0",
+        "bn1/gamma:0",
+        "bn2/gamma:0",
+        "dense1/bias:0",
+        "dense1/kernel:0",
+        "dense2/kernel:0",
+    ]
+
+    def normalised(h):
+        return (h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5)
+
+    hidden = np.maximum(normalised(x @ weights["dense1/kernel:0"] + weights["dense1/bias:0"]), 0)
+    np.testing.assert_allclose(y, normalised(hidden @ weights["dense2/kernel:0"]), rtol=1e-9, atol=1e-12)
+
+
+def test_momentum_network(float64):
+    tf.keras.utils.set_random_seed(0)
+    network, head = tiny(), MLP("head", [3])
+    follower = MomentumNetwork(network, head)
+    images = tf.random.stateless_uniform([2, 8, 8, 3], [0, 1], dtype=tf.float64)
+
+    def online():
+        return head(network(images)["pre_logits"])
+
+    assert np.any(online().numpy() != follower(images).numpy())
+    follower.copy()
+    np.testing.assert_array_equal(online(), follower(images))
+    before = [v.numpy() for v in head.trainable_variables]
+    for v in head.trainable_variables:
+        v.assign_add(tf.ones_like(v))
+    follower.follow(0.9)
+    for old, v in zip(before, follower.twins[1].trainable_variables):  # noqa: B905 (Python 3.9)
+        np.testing.assert_allclose(v, 0.9 * old + 0.1 * (old + 1), rtol=1e-12)
+    assert follower.trainable_variables == () and len(follower.non_trainable_variables) == 4
+
+
+def test_momentum_rises_along_half_a_cosine():
+    at = [float(cosine_momentum(0.99, step, 100)) for step in (0, 50, 100, 150)]
+    np.testing.assert_allclose(at, [0.99, 0.995, 1, 1], atol=1e-7)
+    assert float(cosine_momentum(0.99, 70, 0)) == pytest.approx(0.99)
+
+
+def test_queue_keeps_the_newest_first():
+    queue = Queue(6, 2, filled=False)
+    for first in (0.0, 4.0, 8.0):
+        queue.push(tf.constant([[first + i, 0.0] for i in range(4)]))
+    np.testing.assert_array_equal(queue.rows[:, 0], [8, 9, 10, 11, 4, 5])
+    assert int(queue.count) == 6
+    with pytest.raises(UserError, match="a queue of 6 does not hold the 7 embeddings of one step"):
+        queue.push(tf.zeros([7, 2]))
+    np.testing.assert_allclose(np.linalg.norm(Queue(50, 8).rows, axis=1), 1, rtol=1e-6)
+
+
+def test_bank_moves_entries_and_keeps_their_norm():
+    bank = Bank(5, 3, momentum=0.5)
+    before = bank.entries.numpy()
+    rows = tf.math.l2_normalize(tf.constant([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]), 1)
+    bank.update(tf.constant([4, 1, 4], tf.int64), rows)  # an image that stands there twice: by its first row
+    for i, row in ((4, rows[0]), (1, rows[1])):
+        moved = 0.5 * before[i] + 0.5 * row.numpy()
+        np.testing.assert_allclose(bank.entries[i], moved / np.linalg.norm(moved), rtol=1e-6)
+    np.testing.assert_array_equal(bank.entries.numpy()[[0, 2, 3]], before[[0, 2, 3]])
+
+
+def test_moco_fills_its_queue_with_keys_and_follows(source):
+    model = task("moco", queue_size=12, key_momentum=0.5, projection_size=4)
+    old = model.queue.rows.numpy()
+    train(model, source, 1)
+    rows = model.queue.rows.numpy()
+    np.testing.assert_array_equal(rows[8:], old[:4])
+    np.testing.assert_allclose(np.linalg.norm(rows[:8], axis=1), 1, rtol=1e-5)
+    pairs = zip(model.keys.twins[1].trainable_variables, model.projection.trainable_variables)  # noqa: B905
+    assert all(np.any(k.numpy() != q.numpy()) for k, q in pairs)
+    assert not {id(v) for v in model.keys.non_trainable_variables} & {id(v) for v in model.trainable_variables}
+
+
+def test_keys_do_not_depend_on_the_order_they_are_computed_in(source):
+    """Where nothing is normalised over the batch, the shuffle changes nothing."""
+    model = task("moco", queue_size=16, projection_size=4)
+    batch = model.to_float(next(iter(model.dataset(source, 8))))
+    images = model.normalise(batch["image"][0][:, 1])
+    place = tf.random.stateless_uniform([8], [3, 4])
+    np.testing.assert_allclose(model._shuffled({"place": place}, images, True), model.keys(images), rtol=1e-5)
+
+
+def test_moco_splits_batch_normalisation_by_default():
+    plain = backbones.build("resnet18_v1", 1 / 16, "small")
+    assert pretext.build("moco", plain, image_size=16).backbone.bn_groups == 8
+    synchronised = backbones.build("resnet18_v1", 1 / 16, "small", bn_sync=True)
+    assert pretext.build("moco", synchronised, image_size=16).backbone.bn_groups == 1
+
+
+def test_byols_target_moves_slower(source):
+    model = task("byol", projection_hidden=8, projection_size=4, target_momentum=0.9, momentum_schedule="constant")
+    before = [v.numpy() for v in model.target.twins[0].trainable_variables]
+    train(model, source, 1)
+    for old, mine, online in zip(before, model.target.twins[0].trainable_variables, model.backbone.trainable_variables):  # noqa: B905
+        np.testing.assert_allclose(mine, 0.9 * old + 0.1 * online.numpy(), atol=1e-6)
+
+
+def test_swavs_prototypes_are_directions_that_wait(source):
+    model = task("swav", projection_hidden=8, projection_size=4, prototypes=5, small_crops=0, freeze_prototypes_steps=2)
+    before = model.prototypes.numpy()
+    np.testing.assert_allclose(np.linalg.norm(before, axis=1), 1, rtol=1e-6)
+    train(model, source, 2)
+    np.testing.assert_allclose(model.prototypes, before, atol=1e-6)
+    train(model, source, 2)
+    assert np.abs(model.prototypes.numpy() - before).max() > 1e-4
+    np.testing.assert_allclose(np.linalg.norm(model.prototypes, axis=1), 1, rtol=1e-6)
+
+
+def test_simsiams_prediction_keeps_the_peak_rate():
+    model = task("simsiam", projection_size=8, prediction_size=4)
+    model.compile(tfssl.optim.build("sgd", tfssl.optim.schedule("cosine", 0.4, 10)))
+    model.optimizer.iterations.assign(5)  # where the cosine is at half
+    ones = [tf.ones_like(v) for v in model.trainable_variables]
+    mine = {id(v) for v in model.prediction.trainable_variables}
+    for v, g in zip(model.trainable_variables, model.adjust(ones)):  # noqa: B905
+        np.testing.assert_allclose(g, 2.0 if id(v) in mine else 1.0, rtol=1e-5)
+
+
+def test_views_are_crops_of_one_image(source):
+    """Two groups of sizes; the first two views differ; the same seed, the same views; evaluation is deterministic."""
+    model = task("swav", projection_hidden=8, projection_size=4, prototypes=5, small_crops=3, small_size=8)
+    record = tf.io.encode_png(tf.cast(tf.random.stateless_uniform([20, 24, 3], [0, 1], 0, 256, tf.int32), tf.uint8))
+    large, small = model.example(record, tf.constant([1, 2], tf.int64))
+    assert large.shape == (2, 16, 16, 3) and small.shape == (3, 8, 8, 3)
+    assert np.any(large[0] != large[1])
+    again = model.example(record, tf.constant([1, 2], tf.int64))[0]
+    np.testing.assert_array_equal(large, again)
+    np.testing.assert_array_equal(model.example(record, None)[0], model.example(record, None)[0])
+
+
+def test_the_policy_acts_on_host_and_device_alike(source):
+    """As distributions: means and deviations of pixels over many draws."""
+    found = {}
+    for where in ("host", "device"):
+        model = pretext.build("simclr", tiny(), image_size=12, augmentation="simclr", augment_on=where)
+        images = []
+        for batch in model.dataset(source, 48, seed=3, steps=6):
+            images.append(model.augment(model.to_float(batch), Draws(batch))["image"][0])
+        images = tf.concat(images, 0).numpy()
+        found[where] = (images.mean(), images.std(), images.mean((1, 2, 3)).std())
+    np.testing.assert_allclose(found["host"], found["device"], atol=0.02)
+
+
+def test_the_probe_learns_and_sends_no_gradient(source):
+    with_probe, without = (task("simclr", projection_size=4, num_classes=c) for c in (2, 0))
+    for model in (with_probe, without):
+        tf.keras.utils.set_random_seed(0)
+        for v, w in zip(model.backbone.variables, with_probe.backbone.variables):  # noqa: B905
+            v.assign(w)
+        for v, w in zip(model.projection.variables, with_probe.projection.variables):  # noqa: B905
+            v.assign(w)
+    histories = [train(model, source, 3) for model in (with_probe, without)]
+    for v, w in zip(with_probe.backbone.variables, without.backbone.variables):  # noqa: B905
+        np.testing.assert_allclose(v, w, atol=1e-6)
+    np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=1e-5)  # the method's own is reported
+    assert "probe_accuracy" in histories[0] and "probe_accuracy" not in histories[1]
+
+
+def test_labels_are_never_required(source, photos, tmp_path):
+    for path in photos.rglob("*.jpg"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    history = train(task("simclr", projection_size=4), tfssl.open_source(f"folder:{tmp_path}"), 1)
+    assert np.isfinite(history["loss"][0])
+
+
+def test_a_collapse_is_told():
+    model = task("simsiam", projection_size=8, prediction_size=4)
+    assert "collapsed" in model.alarm({"spread": 0.01}) and model.alarm({"spread": 0.8}) is None
+
+
+def test_a_model_that_cannot_be_made_twice_is_refused():
+    class Own(tf.keras.Model):
+        def __init__(self, dense):
+            super().__init__()
+            self.dense = dense
+
+        def call(self, images):
+            return self.dense(tf.reduce_mean(images, [1, 2]))
+
+    with pytest.raises(UserError, match="cannot be made twice"):
+        pretext.build("byol", Own(tf.keras.layers.Dense(3)), image_size=16)
+
+
+@pytest.mark.parametrize(
+    "name,settings,message",
+    [
+        ("simclr", {"augmentation": "none"}, "no augmentation policy 'none'"),
+        ("simclr", {"augment_on": "gpu"}, "augment_on=gpu: choose one of device, host"),
+        ("byol", {"momentum_schedule": "linear"}, "momentum_schedule=linear"),
+        ("instance_discrimination", {}, "num_images is missing"),
+        ("instance_discrimination", {"num_images": 5, "negatives": 0}, "take form=cross_entropy"),
+    ],
+)
+def test_bad_settings_are_refused(name, settings, message):
+    with pytest.raises(UserError, match=message):
+        pretext.build(name, tiny(), **{"image_size": 16, **settings})

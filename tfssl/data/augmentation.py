@@ -1,0 +1,293 @@
+"""What a view of an image goes through, as data: the published augmentation policies, on the device over a batch or on the host.
+
+A policy is applied with an object that draws: `tfssl.data.draws.Draws` for a batch on the device, `HostDraws` inside tf.data for the
+views of one image. The ops and the distribution are the same. On the host, what a coin does not ask for is not computed, and the
+colours of a view are one function compiled with XLA.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from tfssl.data import image as image_ops
+from tfssl.data import photometric, randaugment
+from tfssl.data.draws import fork
+from tfssl.errors import UserError
+
+_LAYERS = 0x1000  # RandAugment's
+_VIEW = 0x100  # the draws of views 0, 1, ... are numbered from here on: below are those of the crops and of a task
+
+# What is drawn for every image, in one go: coins, and amounts in the ranges of the policy.
+_COINS = "flip jitter gray blur solarize rotate sobel cutout noise".split()
+_AMOUNTS = (
+    "brightness contrast saturation hue brightness_at contrast_at saturation_at hue_at sigma turns center_y center_x noise_scale noise_key"
+).split()
+
+
+def host_views(image, seed, policies, size):
+    """The views of one image, made on the host from beginning to end: decoded once, and nothing is rounded to 8 bits in between.
+
+    Args:
+      image: encoded, or uint8 [H, W, C].
+      seed: int64 [2], (run seed, example number).
+      policies: one for each view, see `per_view`.
+      size: side of the views, in pixels.
+
+    Returns:
+      float [views, size, size, 3] in [0, 1], of Keras's floatx.
+    """
+    image = image_ops.decode(image)
+    crops = []
+    for view, policy in enumerate(policies):
+        covered = policy.crop_covered
+        begin, extent = image_ops.sample_crop(
+            tf.shape(image), fork(seed, view), policy.crop_area, min_object_covered=covered
+        )
+        crop = tf.cast(tf.slice(image, begin, extent), tf.keras.backend.floatx())
+        crop = tf.image.resize(crop, [size, size], policy.crop_method)
+        crop = tf.clip_by_value(crop * (1 / 255), 0, 1)  # cubic kernels overshoot
+        crops.append(tf.reshape(crop, [1, size, size, 3]))
+    draws = HostDraws(seed, len(crops))
+    drawn = {policy: policy._draw(draws, 0, crops[0].shape) for policy in set(policies)}
+    return tf.concat(
+        [policy._apply(crop, *_row(drawn[policy], view)) for view, (policy, crop) in enumerate(zip(policies, crops))], 0
+    )  # noqa: B905
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """How one view of an image is made. Its fields are probabilities and ranges; `dataclasses.replace` makes variants.
+
+    Order: crop, flip, gray ("before"), jitter, gray ("after"), blur, solarize, RandAugment, gray ("last"), rotate, sobel, cutout, noise.
+    Colours (jitter, gray) need three channels; all others take any number.
+
+    Args:
+      crop_area: least and largest area of the crop, as shares of the image's.
+      crop_covered: crops of a smaller share of the image are drawn again (TensorFlow's `min_object_covered`).
+      crop_method: of `tf.image.resize`.
+      flip: probability of mirroring left and right.
+      jitter: probability of the colour jitter.
+      brightness: factors in max(0, 1 - b) to 1 + b; if additive, shifts in -b to b.
+      contrast: factors in max(0, 1 - c) to 1 + c.
+      saturation: factors in max(0, 1 - s) to 1 + s.
+      hue: shifts in -h to h, in turns of the colour circle.
+      additive: brightness is added and not multiplied.
+      random_order: the four ops of the jitter come in a random order, or else in this one.
+      gray: probability of dropping the colours.
+      gray_at: "before" the jitter, "after" it, or "last".
+      blur: probability of the Gaussian blur.
+      blur_sigma: the range of its sigma, in pixels.
+      blur_edges: "zero" or "reflect", see `photometric.gaussian_blur`.
+      solarize: probability of solarizing.
+      solarize_threshold: values from here on are inverted.
+      randaugment: how many ops of RandAugment follow one another, on the host only; 0 is none.
+      randaugment_magnitude: their mean magnitude, up to 10.
+      randaugment_deviation: its standard deviation.
+      rotate: probability of a turn by 90, 180 or 270 degrees.
+      sobel: probability of showing the edges instead of the image.
+      cutout: probability of a gray square.
+      cutout_side: its side, as a share of the image's.
+      noise: probability of Gaussian noise.
+      noise_scale: the largest standard deviation of the noise; it is uniform from 0 on.
+    """
+
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    crop_covered: float = 0.1
+    crop_method: str = "bicubic"
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.8
+    contrast: float = 0.8
+    saturation: float = 0.8
+    hue: float = 0.2
+    additive: bool = False
+    random_order: bool = True
+    gray: float = 0.2
+    gray_at: str = "after"
+    blur: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_edges: str = "zero"
+    solarize: float = 0.0
+    solarize_threshold: float = 0.5
+    randaugment: int = 0
+    randaugment_magnitude: float = 10.0
+    randaugment_deviation: float = 0.5
+    rotate: float = 0.0
+    sobel: float = 0.0
+    cutout: float = 0.0
+    cutout_side: float = 0.5
+    noise: float = 0.0
+    noise_scale: float = 0.1
+
+    def __post_init__(self):
+        if self.gray_at not in ("before", "after", "last"):
+            raise UserError(f"a policy with gray_at={self.gray_at!r}: choose before, after or last")
+        for name in _COINS:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"a policy with {name}={getattr(self, name)}: it is a probability, from 0 to 1")
+
+    def scaled(self, strength):
+        """The same policy with the ranges of the jitter times `strength` (SimCLR's s: 1 for ImageNet, 0.5 for CIFAR)."""
+        ranges = {name: strength * getattr(self, name) for name in ("brightness", "contrast", "saturation", "hue")}
+        return dataclasses.replace(self, **ranges)
+
+    def crop(self, image, seed, size):
+        """The random resized crop of one image (encoded or uint8), on the host: uint8 [size, size, 3]."""
+        settings = {"area_range": self.crop_area, "min_object_covered": self.crop_covered, "method": self.crop_method}
+        return image_ops.random_resized_crop(image, seed, size, **settings)
+
+    def apply(self, images, draws, view=0):
+        """All but the crop.
+
+        Args:
+          images: float [N, H, W, C] in [0, 1]; with `HostDraws` the N views of one image, and N is static.
+          draws: a `Draws` of these images, or `HostDraws`.
+          view: tells apart the views of the same images, where each is a batch of its own.
+
+        Returns:
+          [N, H, W, C] of the same dtype in [0, 1]; with noise, beyond.
+
+        Raises:
+          UserError: colours of images of other than three channels.
+        """
+        drawn = self._draw(draws, view, images.shape)
+        if not isinstance(draws, HostDraws):
+            return self._apply(images, *drawn)
+        return tf.concat([self._apply(image[None], *_row(drawn, i)) for i, image in enumerate(tf.unstack(images))], 0)
+
+    def _draw(self, draws, view, shape):
+        """What `_apply` wants beside the images: tensors [N, ...]."""
+        if shape[-1] != 3 and (self.jitter or self.gray or self.randaugment):
+            raise UserError(
+                f"colour jitter, gray and RandAugment of images with {shape[-1]} channels: colours need 3 (RGB); take a policy "
+                "with jitter=0, gray=0 and randaugment=0"
+            )
+        if self.randaugment and not isinstance(draws, HostDraws):
+            raise UserError("RandAugment runs on the host only: augment there, or take a policy with randaugment=0")
+        random = draws.uniform(shape=[len(_COINS) + len(_AMOUNTS)], view=_VIEW + view)  # N x draws
+        coins = random[:, : len(_COINS)] < tf.constant([getattr(self, name) for name in _COINS], random.dtype)
+        low, high = (tf.constant(ends, random.dtype) for ends in zip(*self._ranges()))  # noqa: B905 (Python 3.9)
+        amounts = low + (high - low) * random[:, len(_COINS) :]
+        plan = photometric.plan_jitter(*tf.unstack(amounts[:, :4], 4, axis=1), amounts[:, 4:8], self.additive)
+        layers = (
+            draws.uniform(shape=[self.randaugment, randaugment.DRAWS], view=_LAYERS + view) if self.randaugment else ()
+        )
+        return coins, amounts, plan, layers
+
+    def _ranges(self):
+        """(low, high) for each of `_AMOUNTS`."""
+        ranges = {
+            name: (max(0, 1 - getattr(self, name)), 1 + getattr(self, name))
+            for name in ("brightness", "contrast", "saturation")
+        }
+        if self.additive:
+            ranges["brightness"] = (-self.brightness, self.brightness)
+        if not self.random_order:
+            ranges.update(brightness_at=(0, 0), contrast_at=(1, 1), saturation_at=(2, 2), hue_at=(3, 3))
+        ranges.update(hue=(-self.hue, self.hue), sigma=self.blur_sigma, turns=(1, 4), noise_scale=(0, self.noise_scale))
+        return [ranges.get(name, (0, 1)) for name in _AMOUNTS]
+
+    def _apply(self, images, coins, amounts, plan, layers):
+        """With N = 1, what the coins do not ask for is not computed."""
+        coins = dict(zip(_COINS, tf.unstack(coins, axis=1)))  # noqa: B905
+        drawn = dict(zip(_AMOUNTS, tf.unstack(amounts, axis=1)))  # noqa: B905
+        threshold = tf.fill(tf.shape(drawn["sigma"]), tf.cast(self.solarize_threshold, amounts.dtype))
+        layer_settings = self.randaugment_magnitude, self.randaugment_deviation
+        center = tf.stack([drawn["center_y"], drawn["center_x"]], 1)
+        ops = [
+            ("flip", photometric.mirror),
+            ("jitter", lambda x: photometric.run_jitter(x, plan, self.additive)),
+            ("blur", lambda x: photometric.gaussian_blur(x, drawn["sigma"], edges=self.blur_edges)),
+            ("solarize", lambda x: photometric.solarize(x, threshold)),
+            ("rotate", lambda x: photometric.quarter_turns(x, tf.cast(drawn["turns"], tf.int32))),
+            ("sobel", photometric.sobel),
+            ("cutout", lambda x: photometric.cutout(x, center, round(self.cutout_side * x.shape[1]))),
+            ("noise", lambda x: photometric.gaussian_noise(x, drawn["noise_scale"], drawn["noise_key"])),
+        ]
+        if self.randaugment:  # one image
+            ops.insert(4, ("randaugment", lambda x: randaugment.rand_augment(x[0], layers[0], *layer_settings)[None]))
+        ops.insert(
+            {"before": 1, "after": 2, "last": 4 + bool(self.randaugment)}[self.gray_at],
+            ("gray", photometric.drop_color),
+        )
+        for name, op in ops:
+            if name == "randaugment":
+                images = op(images)
+            elif getattr(self, name):
+                images = _some(coins[name], op, images)
+        return images
+
+
+class HostDraws:
+    """`Draws` for the views of one image, inside tf.data.
+
+    Args:
+      seed: int64 [2], (run seed, example number).
+      views: how many.
+    """
+
+    def __init__(self, seed, views):
+        self.seed, self.views = seed, views
+
+    def uniform(self, low=0.0, high=1.0, shape=(), view=0):
+        """[views, *shape] of Keras's floatx in [low, high); `view` tells apart independent draws for one image."""
+        drawn = tf.random.stateless_uniform([self.views, *shape], fork(self.seed, view), low, high)
+        return tf.cast(drawn, tf.keras.backend.floatx())
+
+    def keep(self, probability, shape=(), view=0):
+        """bool [views, *shape], each true with a probability."""
+        return tf.random.stateless_uniform([self.views, *shape], fork(self.seed, view)) < probability
+
+
+def _row(drawn, i):
+    """What is drawn for the i-th image alone."""
+    return tf.nest.map_structure(lambda x: x[i : i + 1], drawn)
+
+
+def _some(mask, function, images):
+    """function(images) where mask [N] is true. Of one image alone it is not computed otherwise."""
+    if images.shape[0] == 1:
+        return tf.cond(mask[0], lambda: function(images), lambda: images)
+    return tf.where(mask[:, None, None, None], function(images), images)
+
+
+_SIMCLR = Policy()
+_BYOL = Policy(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, additive=True, blur=1.0)
+_TORCH = {"crop_covered": 0.0, "crop_method": "bilinear", "blur_edges": "reflect"}
+_MOCO = {**_TORCH, "crop_area": (0.2, 1.0), "brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+
+# A policy for all views, or a tuple of one for each view.
+POLICIES = {
+    "crop": Policy(
+        jitter=0.0, gray=0.0, blur=0.0
+    ),  # crop and flip alone, which SimCLR's ablation finds not to be enough
+    "simclr": _SIMCLR,  # arXiv 2002.05709, and the brightness of its second code
+    "moco_v1": Policy(**_MOCO, hue=0.4, jitter=1.0, gray_at="before", blur=0.0),  # arXiv 1911.05722, as InstDisc
+    "moco_v2": Policy(**_MOCO, hue=0.1),  # arXiv 2003.04297, and SimSiam
+    "byol": (_BYOL, dataclasses.replace(_BYOL, blur=0.1, solarize=0.2)),  # arXiv 2006.07733
+    "swav": Policy(**_TORCH, crop_area=(0.14, 1.0)),  # arXiv 2006.09882; the small crops take areas of 0.05 to 0.14
+    "infomin": Policy(**_TORCH, crop_area=(0.2, 1.0), gray_at="last", randaugment=2),  # arXiv 2005.10243
+    "cifar": dataclasses.replace(_SIMCLR.scaled(0.5), blur=0.0),  # SimCLR's for 32 pixels
+}
+
+
+def per_view(policy, views, strength=1.0):
+    """One policy for each view.
+
+    Args:
+      policy: a name in `POLICIES`, a `Policy`, or a tuple of them; a tuple is repeated where there are more views.
+      views: how many views.
+      strength: scales the ranges of the colour jitter.
+
+    Returns:
+      A tuple of `views` policies.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    if isinstance(policy, str):
+        if policy not in POLICIES:
+            raise UserError(f"no augmentation policy {policy!r}: choose one of {', '.join(POLICIES)}")
+        policy = POLICIES[policy]
+    policies = (policy,) if isinstance(policy, Policy) else tuple(policy)
+    return tuple(policies[i % len(policies)].scaled(strength) for i in range(views))

@@ -1,0 +1,169 @@
+"""RandAugment (arXiv 1909.13719) in the form that InfoMin trains with, for one image on the host.
+
+The 15 ops and their ranges are those of its code's timm port, and act on levels 0 to 255 as Pillow's do. Other than there, geometric ops
+always interpolate bilinearly: TensorFlow has no bicubic kernel for them.
+"""
+
+import math
+
+import tensorflow as tf
+
+from tfssl.errors import UserError
+
+DRAWS = 5  # uniform numbers for each layer: op, coin, two for the magnitude, sign
+_FILL = (124.0, 116.0, 104.0)  # ImageNet's mean
+
+
+@tf.function(autograph=False)  # traced once, however many views
+def rand_augment(image, numbers, magnitude=10.0, deviation=0.5):
+    """Ops drawn with replacement, each applied with probability 1/2 and at a magnitude of its own.
+
+    Args:
+      image: float [H, W, 3] in [0, 1]; rounded to 8 bits.
+      numbers: uniform in [0, 1), [layers, DRAWS] (InfoMin: 2 layers).
+      magnitude: mean of the magnitude, in [0, 10] (InfoMin: 10).
+      deviation: its standard deviation; it is cut to [0, 10] (InfoMin: 0.5).
+
+    Returns:
+      float [H, W, 3] in [0, 1] of the image's dtype, on 8-bit levels.
+    """
+    if image.shape[-1] != 3:
+        raise UserError(f"RandAugment of images with {image.shape[-1]} channels: it needs 3 (RGB); leave it out")
+    levels = tf.round(tf.cast(image, tf.float32) * 255)
+    for op, coin, radius, angle, sign in (tf.unstack(tf.cast(layer, tf.float32)) for layer in tf.unstack(numbers)):
+        normal = tf.sqrt(-2 * tf.math.log(1 - radius)) * tf.cos(2 * math.pi * angle)  # Box and Muller's
+        level = tf.clip_by_value(magnitude + deviation * normal, 0, 10) / 10
+        signed = tf.where(sign < 0.5, level, -level)
+        ways = [lambda run=run: run(levels, level, signed) for run in OPS.values()]  # noqa: B023 (called at once)
+        number = tf.minimum(tf.cast(op * len(ways), tf.int32), len(ways) - 1)
+        levels = tf.cond(coin < 0.5, lambda: tf.switch_case(number, ways), lambda: levels)  # noqa: B023
+        levels = tf.ensure_shape(levels, image.shape)
+    return tf.cast(levels / 255, image.dtype)
+
+
+def autocontrast(image):
+    """Each channel stretched to 0 to 255."""
+    low, high = tf.reduce_min(image, [0, 1]), tf.reduce_max(image, [0, 1])
+    scale = 255 / tf.maximum(high - low, 1)
+    return tf.where(high > low, tf.floor(tf.clip_by_value(image * scale - low * scale + 1e-3, 0, 255)), image)
+
+
+def equalize(image):
+    """Each channel's histogram made flat."""
+
+    def one(channel):
+        channel = tf.cast(channel, tf.int32)
+        counts = tf.math.bincount(tf.reshape(channel, [-1]), minlength=256, maxlength=256)
+        step = (tf.reduce_sum(counts) - counts[tf.reduce_max(channel)]) // 255
+        table = tf.minimum((step // 2 + tf.cumsum(counts, exclusive=True)) // tf.maximum(step, 1), 255)
+        return tf.where(step > 0, tf.gather(table, channel), channel)
+
+    return tf.cast(tf.stack([one(channel) for channel in tf.unstack(image, axis=-1)], -1), image.dtype)
+
+
+def posterize(image, bits):
+    """Keeps the upper bits, 0 to 8."""
+    step = 2.0 ** (8 - tf.cast(bits, tf.float32))
+    return tf.floor(image / step) * step
+
+
+def solarize(image, threshold):
+    return tf.where(image < threshold, image, 255 - image)
+
+
+def solarize_add(image, shift):
+    return tf.where(image < 128, tf.minimum(image + shift, 255), image)
+
+
+def color(image, factor):
+    return _blend(_luma(image), image, factor)
+
+
+def contrast(image, factor):
+    return _blend(tf.floor(tf.reduce_mean(_luma(image)) + 0.5), image, factor)
+
+
+def brightness(image, factor):
+    return _blend(0.0, image, factor)
+
+
+def sharpness(image, factor):
+    """Against the image smoothed by Pillow's 3x3 kernel; the border stays."""
+    height, width, _ = image.shape
+    parts = [image[y : height - 2 + y, x : width - 2 + x] for y in range(3) for x in range(3)]
+    smooth = tf.floor((tf.add_n(parts) + 4 * parts[4]) / 13 + 0.5)
+    inner = _blend(smooth, parts[4], factor)
+    middle = tf.concat([image[1:-1, :1], inner, image[1:-1, -1:]], 1)
+    return tf.concat([image[:1], middle, image[-1:]], 0)
+
+
+def rotate(image, degrees):
+    """To the left, about the center."""
+    height, width, _ = image.shape
+    cos, sin = tf.cos(degrees * (math.pi / 180)), tf.sin(degrees * (math.pi / 180))
+    return _affine(image, [[cos, -sin], [sin, cos]], (width / 2, height / 2))
+
+
+def shear_x(image, factor):
+    return _affine(image, [[1.0, factor], [0.0, 1.0]])
+
+
+def shear_y(image, factor):
+    return _affine(image, [[1.0, 0.0], [factor, 1.0]])
+
+
+def translate(image, x, y):
+    """Shows what lies x and y, as shares of width and height, to the right and below."""
+    height, width, _ = image.shape
+    return _affine(image, [[1.0, 0.0], [0.0, 1.0]], shift=(x * width, y * height))
+
+
+def _affine(image, matrix, center=(0.0, 0.0), shift=(0.0, 0.0)):
+    """out[p] = image[matrix (p - center) + center + shift], p = (x, y) of a pixel's middle, which is at 0.5 in the first one."""
+    (a, b), (c, d) = matrix
+    x, y = 0.5 - center[0], 0.5 - center[1]
+    right, down = a * x + b * y - x + shift[0], c * x + d * y - y + shift[1]
+    transform = tf.stack([tf.cast(t, tf.float32) for t in (a, b, right, c, d, down, 0, 0)])[None]
+    fill = tf.constant(_FILL)
+    moved = tf.raw_ops.ImageProjectiveTransformV3(
+        images=(image - fill)[None],
+        transforms=transform,
+        output_shape=image.shape[:2],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    )
+    return tf.round(moved[0] + fill)
+
+
+def _luma(image):
+    """[H, W, 1], rounded as Pillow does."""
+    return tf.floor(tf.reduce_sum(image * tf.constant([19595.0, 38470.0, 7471.0]) / 65536, -1, keepdims=True) + 0.5)
+
+
+def _blend(other, image, factor):
+    return tf.floor(tf.clip_by_value(other + factor * (image - other) + 1e-3, 0, 255))
+
+
+def _enhanced(op):
+    return lambda image, level, signed: op(image, 0.1 + 1.8 * level)
+
+
+# name -> (image, level in [0, 1], the level with a random sign) -> image
+OPS = {
+    "autocontrast": lambda image, level, signed: autocontrast(image),
+    "equalize": lambda image, level, signed: equalize(image),
+    "invert": lambda image, level, signed: 255 - image,
+    "rotate": lambda image, level, signed: rotate(image, 30 * signed),
+    "posterize": lambda image, level, signed: posterize(image, tf.floor(4 * level)),
+    "solarize": lambda image, level, signed: solarize(image, tf.floor(256 * level)),
+    "solarize_add": lambda image, level, signed: solarize_add(image, tf.floor(110 * level)),
+    "color": _enhanced(color),
+    "contrast": _enhanced(contrast),
+    "brightness": _enhanced(brightness),
+    "sharpness": _enhanced(sharpness),
+    "shear_x": lambda image, level, signed: shear_x(image, 0.3 * signed),
+    "shear_y": lambda image, level, signed: shear_y(image, 0.3 * signed),
+    "translate_x": lambda image, level, signed: translate(image, 0.45 * signed, 0.0),
+    "translate_y": lambda image, level, signed: translate(image, 0.0, 0.45 * signed),
+}

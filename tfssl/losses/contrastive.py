@@ -1,0 +1,125 @@
+"""Losses that tell an image's own embedding from those of others. All compute in float32 at least, and give one value per row.
+
+Embeddings need not be normalised, for directions are compared; negatives of earlier steps are expected to be, for they are many.
+"""
+
+import collections
+
+import tensorflow as tf
+
+from tfssl.losses import replicas
+
+Contrast = collections.namedtuple("Contrast", ["loss", "accuracy"])
+Contrast.__doc__ = """Per row: the cross-entropy of telling the positive among all candidates, and whether it scored highest (0 or 1)."""
+
+NEVER = -1e9  # a logit that takes no part in a softmax
+
+
+def normalise(x):
+    """L2 norm 1 along the last axis, in float32 at least: [..., D]."""
+    return tf.math.l2_normalize(tf.cast(x, tf.float32) if x.dtype.size < 4 else x, -1)
+
+
+def nt_xent(z1, z2, temperature=0.1, valid=None):
+    """Normalised temperature-scaled cross-entropy, among the views of all replicas (Chen et al., arXiv 2002.05709, Equation 1).
+
+    Args:
+      z1, z2: embeddings of two views of the same N images, [N, D]; each view's candidates are the 2 * N * replicas - 1 others.
+      temperature: what cosines are divided by.
+      valid: bool [N]; rows that are False are nobody's candidates. All by default.
+
+    Returns:
+      `Contrast`, each [N]: the mean over an image's two views. The paper's loss is the mean over the images.
+    """
+    rows = z1.shape[0]
+    local = tf.stack([normalise(z1), normalise(z2)], 1)  # Nx2xD
+    everyone = tf.reshape(
+        replicas.gather(local), [-1, local.shape[-1]]
+    )  # 2RNxD, the two views of an image side by side
+    logits = tf.matmul(tf.reshape(local, [2 * rows, -1]), everyone, transpose_b=True) / temperature  # 2Nx2RN
+    me = 2 * replicas.first_row(rows) + tf.range(2 * rows)
+    other = me + 1 - 2 * (tf.range(2 * rows) % 2)
+    candidates = tf.range(logits.shape[1])
+    excluded = candidates == me[:, None]
+    if valid is not None:
+        excluded |= tf.repeat(replicas.gather(tf.cast(valid, tf.int32)), 2) == 0
+    found = classify(tf.where(excluded, tf.cast(NEVER, logits.dtype), logits), other)
+    return Contrast(*(tf.reduce_mean(tf.reshape(value, [rows, 2]), 1) for value in found))
+
+
+def info_nce(queries, keys, negatives, temperature=0.07):
+    """Each query's own key among negatives that all share (van den Oord et al., arXiv 1807.03748; He et al., arXiv 1911.05722).
+
+    Args:
+      queries, keys: [N, D]; row i of one belongs to row i of the other.
+      negatives: [K, D] of norm 1, such as a queue of earlier keys.
+      temperature: what cosines are divided by.
+
+    Returns:
+      `Contrast`, each [N].
+    """
+    queries, keys = normalise(queries), normalise(keys)
+    own = tf.reduce_sum(queries * keys, 1, keepdims=True)  # Nx1
+    logits = tf.concat([own, tf.matmul(queries, negatives, transpose_b=True)], 1) / temperature  # Nx(1+K)
+    return classify(logits, tf.zeros([logits.shape[0]], tf.int32))
+
+
+def in_batch(queries, keys, temperature=0.2, negatives=None, valid=None):
+    """Each query's own key among the keys of all replicas, and among `negatives` where there are any.
+
+    Args:
+      queries, keys: [N, D]; row i of one belongs to row i of the other.
+      temperature: what cosines are divided by.
+      negatives: [K, D] further candidates, of norm 1.
+      valid: bool [N]; keys that are False are nobody's candidates. All by default.
+
+    Returns:
+      `Contrast`, each [N].
+    """
+    queries, everyone = normalise(queries), replicas.gather(normalise(keys))
+    logits = tf.matmul(queries, everyone, transpose_b=True)  # NxRN
+    if valid is not None:
+        logits = tf.where(replicas.gather(tf.cast(valid, tf.int32)) > 0, logits, tf.cast(NEVER, logits.dtype))
+    if negatives is not None:
+        logits = tf.concat([logits, tf.matmul(queries, negatives, transpose_b=True)], 1)  # Nx(RN+K)
+    return classify(logits / temperature, replicas.first_row(queries.shape[0]) + tf.range(queries.shape[0]))
+
+
+def nce(positive, negative, noise, constant):
+    """Noise-contrastive estimation with uniform noise (Gutmann and Hyvarinen; Wu et al., arXiv 1805.01978, Equations 4 to 7).
+
+    Args:
+      positive: [N] scores (cosine / temperature) of each row's own entry.
+      negative: [N, K] scores of K entries drawn from the noise.
+      noise: K times the probability of each entry under the noise: K / entries.
+      constant: the normalisation Z, an estimate of the sum of exp(score) over all entries.
+
+    Returns:
+      `Contrast`, each [N]: the loss of N * (1 + K) two-way decisions, summed over the 1 + K of a row.
+    """
+    log_noise = tf.math.log(tf.cast(noise * constant, positive.dtype))
+    loss = tf.nn.softplus(log_noise - positive) + tf.reduce_sum(tf.nn.softplus(negative - log_noise), 1)
+    highest = tf.reduce_max(negative, 1) - 1e-6  # the noise may have drawn the positive itself
+    return Contrast(loss, tf.cast(positive >= highest, loss.dtype))
+
+
+def cosine_distance(predictions, targets):
+    """Squared distance of the directions, 2 - 2 cos, of rows [N, D]: [N], from 0 to 4; no gradient flows to `targets`
+    (Grill et al., arXiv 2006.07733, Equation 2)."""
+    return 2 - 2 * tf.reduce_sum(normalise(predictions) * normalise(tf.stop_gradient(targets)), 1)
+
+
+def spread(z):
+    """Standard deviation of the features of directions z [N, D] over all replicas' rows, times sqrt(D): near 1 where they are spread over
+    the sphere, 0 where they have collapsed into one point (Chen and He, arXiv 2011.10566, Section 4.1). A scalar."""
+    z = tf.stop_gradient(normalise(z))
+    mean = replicas.mean(tf.reduce_mean(z, 0))
+    variance = replicas.mean(tf.reduce_mean(tf.square(z - mean), 0))
+    return tf.reduce_mean(tf.sqrt(variance)) * z.shape[1] ** 0.5
+
+
+def classify(logits, labels):
+    """`Contrast` of logits [N, K] whose right column is `labels` [N]."""
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    right = tf.equal(tf.argmax(logits, 1, tf.int32), labels)
+    return Contrast(loss, tf.cast(right, logits.dtype))

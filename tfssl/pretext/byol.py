@@ -1,0 +1,63 @@
+"""BYOL: Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020 (arXiv 2006.07733)."""
+
+import tensorflow as tf
+
+from tfssl.errors import check_choice
+from tfssl.losses import contrastive
+from tfssl.pretext.heads import MLP
+from tfssl.pretext.momentum import MomentumNetwork, cosine_momentum
+from tfssl.pretext.views import Views
+
+
+class BYOL(Views):
+    """One view's prediction is to have the direction of what a slower network, a moving average of this one, makes of the other view.
+
+    Args:
+      augmentation: policy of the views (the paper: byol, in which the two differ).
+      projection_hidden: hidden units of the projection (the paper: 4096).
+      projection_size: its outputs (the paper: 256).
+      prediction_hidden: hidden units of the prediction; 0 takes those of the projection, as in the paper.
+      target_momentum: share of the slower network that a step keeps, at the start (the paper: 0.996 for 1000 epochs, 0.99 for 300).
+      momentum_schedule: cosine, up to 1 at the end of the run, as in the paper; or constant.
+    """
+
+    task = "byol"
+
+    def __init__(
+        self,
+        backbone,
+        augmentation="byol",
+        projection_hidden=4096,
+        projection_size=256,
+        prediction_hidden=0,
+        target_momentum=0.996,
+        momentum_schedule="cosine",
+        **common,
+    ):
+        super().__init__(backbone, augmentation=augmentation, **common)
+        check_choice("momentum_schedule", momentum_schedule, ("cosine", "constant"))
+        self.target_momentum, self.momentum_schedule = target_momentum, momentum_schedule
+        settings = {"bias": (True, False), "norm": self.head_norm}
+        self.projection = MLP("projection", [projection_hidden, projection_size], **settings)
+        self.prediction = MLP("prediction", [prediction_hidden or projection_hidden, projection_size], **settings)
+        self.target = MomentumNetwork(self.backbone, self.projection)
+
+    def start(self):
+        self.target.copy()
+
+    def call(self, batch, training=False):
+        outputs = self.embed_each(batch, {"z": self.projection, "p": self.prediction}, training)  # Nx2xE both
+        targets = [self.target(self.normalise(view[:, 0]), training) for view in self.each(batch)]
+        return {**outputs, "targets": tf.stack(targets, 1)}  # Nx2xE
+
+    def contrast(self, batch, outputs):
+        p, targets = outputs["p"], outputs["targets"]
+        return sum(contrastive.cosine_distance(p[:, i], targets[:, 1 - i]) for i in (0, 1)), {}
+
+    def after_step(self, batch, outputs):
+        length = self.total_steps if self.momentum_schedule == "cosine" else 0
+        self.target.follow(cosine_momentum(self.target_momentum, self.optimizer.iterations, length))
+
+    def chance(self):
+        """The loss of directions that are independent of one another."""
+        return {**super().chance(), "loss": 4.0}

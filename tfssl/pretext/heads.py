@@ -1,0 +1,62 @@
+"""The heads of joint-embedding methods: projections and predictors."""
+
+import tensorflow as tf
+
+from tfssl.backbones.layers import build_chain
+from tfssl.backbones.norm import BatchNorm, at_least_float32
+
+
+class MLP(tf.keras.layers.Layer):
+    """Dense layers with ReLUs between them: [N, D] -> [N, sizes[-1]], in float32 at least.
+
+    Args:
+      name: of the layer.
+      sizes: outputs of each layer; 0 means as many as its inputs.
+      bias: whether the layers have biases: one bool, or one for each.
+      norm: None, or {"sync": ..., "groups": ...}: a batch normalisation after each layer but the last.
+      last_norm: None, or what the normalisation after the last layer learns: "offset and scale", "scale", or "nothing".
+      stddev: of the normal distribution of the first kernels; 0 takes Glorot's uniform one.
+      bn_momentum, bn_epsilon: of the normalisations.
+    """
+
+    def __init__(self, name, sizes, bias=True, norm=None, last_norm=None, stddev=0.0, bn_momentum=0.9, bn_epsilon=1e-5):
+        super().__init__(name=name)
+        self.settings = {
+            "name": name, "sizes": sizes, "bias": bias, "norm": norm, "last_norm": last_norm, "stddev": stddev,
+            "bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon,
+        }  # fmt: skip
+        biases = bias if isinstance(bias, (tuple, list)) else [bias] * len(sizes)
+        self.sizes, self.biases = tuple(sizes), tuple(biases)
+        learns = ["offset and scale" if norm is not None else None] * (len(sizes) - 1) + [last_norm]
+        self.norms = [self._norm(f"bn{i}", what) if what else None for i, what in enumerate(learns, 1)]
+        self.dense = []
+
+    def _norm(self, name, learns):
+        s = self.settings
+        return BatchNorm(
+            s["bn_momentum"],
+            s["bn_epsilon"],
+            name=name,
+            **(s["norm"] or {}),
+            center="offset" in learns,
+            scale="scale" in learns,
+        )
+
+    def build(self, shape):
+        width, stddev = shape[-1], self.settings["stddev"]
+        for i, (size, bias, norm) in enumerate(zip(self.sizes, self.biases, self.norms), 1):  # noqa: B905 (Python 3.9)
+            initial = tf.keras.initializers.RandomNormal(stddev=stddev) if stddev else "glorot_uniform"
+            dense = tf.keras.layers.Dense(size or width, use_bias=bias, kernel_initializer=initial, name=f"dense{i}")
+            width = build_chain([layer for layer in (dense, norm) if layer], width, rank=2)
+            self.dense.append(dense)
+        self.built = True
+
+    def call(self, x, training=None):
+        for i, (dense, norm) in enumerate(zip(self.dense, self.norms)):  # noqa: B905 (Python 3.9)
+            x = dense(tf.nn.relu(x) if i else x)
+            x = norm(x, training=training) if norm else x
+        return at_least_float32(x)  # NxE
+
+    def twin(self):
+        """A head of the same form, with weights of its own."""
+        return MLP(**self.settings)

@@ -1,0 +1,104 @@
+"""Instance discrimination: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018
+(arXiv 1805.01978)."""
+
+import math
+
+import tensorflow as tf
+
+from tfssl.errors import UserError, check_choice
+from tfssl.losses import contrastive, replicas
+from tfssl.pretext.heads import MLP
+from tfssl.pretext.memory import Bank
+from tfssl.pretext.views import Crops, Views
+
+
+class InstanceDiscrimination(Views):
+    """Each image is a class of its own, whose weights are what the network last made of it: a memory bank with one direction for each.
+
+    Args:
+      num_images: images of the data set; 0 takes its number.
+      augmentation: policy of the view (the paper's is moco_v1).
+      temperature: what cosines are divided by (the paper: 0.07; for CIFAR-10 0.1).
+      projection_size: outputs of the linear projection (the paper: 128).
+      form: nce, the paper's noise-contrastive estimation; or cross_entropy over the image and its negatives, as in later code.
+      negatives: entries of the bank that are drawn for each image (nce: 4096; cross_entropy: 65536); 0: all, with cross_entropy.
+      bank_momentum: share of its entry that an update keeps (the code: 0.5).
+    """
+
+    task = "instance_discrimination"
+
+    def __init__(
+        self,
+        backbone,
+        num_images=0,
+        augmentation="moco_v1",
+        temperature=0.07,
+        projection_size=128,
+        form="nce",
+        negatives=4096,
+        bank_momentum=0.5,
+        **common,
+    ):
+        super().__init__(backbone, augmentation=augmentation, **common)
+        check_choice("form", form, ("nce", "cross_entropy"))
+        if form == "nce" and not negatives:
+            raise UserError("negatives=0 stands for all, which form=nce estimates the loss of: take form=cross_entropy")
+        if num_images < 1:
+            raise UserError("num_images is missing: the memory bank needs to know how many images there are")
+        self.temperature, self.form, self.negatives = temperature, form, negatives
+        self.projection = MLP("projection", [projection_size])
+        self.bank = Bank(num_images, projection_size, bank_momentum)
+        # The normalisation Z of nce, estimated in the first step and kept.
+        self.constant = self.add_weight(
+            "constant", [], initializer="zeros", trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
+        )
+
+    def crops(self):
+        return [Crops(1, self.image_size, None)]
+
+    def augment(self, batch, draws):
+        batch = super().augment(batch, draws)
+        if not self.negatives:
+            return batch
+        return {**batch, "negatives": self._entries(draws.uniform(shape=[self.negatives], view=1))}
+
+    def _entries(self, uniform):
+        return tf.minimum(tf.cast(uniform * self.images, tf.int64), self.images - 1)
+
+    @property
+    def images(self):
+        return self.bank.entries.shape[0]
+
+    def call(self, batch, training=False):
+        return self.embed(batch["image"][0], {"z": self.projection}, training)  # Nx1xE
+
+    def contrast(self, batch, outputs):
+        v = contrastive.normalise(outputs["z"][:, 0])  # NxE
+        if not self.negatives:
+            logits = tf.matmul(v, self.bank.entries, transpose_b=True) / self.temperature  # Nximages
+            found = contrastive.classify(logits, tf.cast(batch["index"], tf.int32))
+        else:
+            # Validation has no draws: it takes one fixed set.
+            spaced = tf.linspace(tf.constant(0.0, v.dtype), 1.0, self.negatives)
+            drawn = batch.get("negatives", tf.tile(self._entries(spaced)[None], [v.shape[0], 1]))  # NxK
+            positive = tf.reduce_sum(v * tf.gather(self.bank.entries, batch["index"]), 1) / self.temperature  # N
+            negative = tf.einsum("nd,nkd->nk", v, tf.gather(self.bank.entries, drawn)) / self.temperature  # NxK
+            if self.form == "nce":
+                found = contrastive.nce(positive, negative, self.negatives / self.images, self._constant(negative))
+            else:
+                logits = tf.concat([positive[:, None], negative], 1)
+                found = contrastive.classify(logits, tf.zeros([v.shape[0]], tf.int32))
+        return found.loss, {"accuracy": found.accuracy}
+
+    def _constant(self, negative):
+        estimate = replicas.mean(tf.reduce_mean(tf.exp(tf.stop_gradient(negative)))) * self.images
+        estimate = tf.where(self.constant > 0, tf.cast(self.constant, estimate.dtype), estimate)
+        self.constant.assign(estimate)
+        return estimate
+
+    def after_step(self, batch, outputs):
+        self.bank.update(batch["index"], contrastive.normalise(outputs["z"][:, 0]))
+
+    def chance(self):
+        others = self.negatives or self.images - 1
+        return {**super().chance(), "loss": math.log(1 + others), "accuracy": 1 / (1 + others)}

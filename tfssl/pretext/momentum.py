@@ -1,0 +1,55 @@
+"""A network that follows another: its parameters are moving averages of the other's (Tarvainen and Valpola, arXiv 1703.01780)."""
+
+import math
+
+import tensorflow as tf
+
+
+class MomentumNetwork(tf.Module):
+    """Twins of a backbone and its heads, which no gradient reaches. Checkpoints hold them; optimizers and weight decay do not see them.
+
+    Their batch normalisations have moving statistics of their own; only parameters follow, as in MoCo and BYOL.
+
+    Args:
+      layers: the backbone and the heads, in their order; each has `twin()`, which makes another like it.
+    """
+
+    trainable_variables = ()  # Keras asks for these two
+
+    def __init__(self, *layers):
+        super().__init__(name="momentum_network")
+        self._online = layers
+        self.twins = [layer.twin() for layer in layers]
+
+    @property
+    def non_trainable_variables(self):
+        return tuple(v for twin in self.twins for v in twin.variables)
+
+    def __call__(self, images, training=False):
+        """Normalised images [N, H, W, C] -> embeddings [N, E]."""
+        x = self.twins[0](images, training=training)["pre_logits"]
+        for head in self.twins[1:]:
+            x = head(x, training=training)
+        return tf.stop_gradient(x)
+
+    def copy(self):
+        """Become equal to what is followed, moving statistics too: where training starts."""
+        for twin, layer in zip(self.twins, self._online):  # noqa: B905 (Python 3.9)
+            for mine, other in zip(twin.variables, layer.variables):  # noqa: B905
+                mine.assign(other)
+
+    def follow(self, momentum):
+        """Each parameter becomes `momentum` times itself plus 1 - `momentum` times the followed one."""
+        share = tf.convert_to_tensor(1 - momentum, tf.keras.backend.floatx())
+        for twin, layer in zip(self.twins, self._online):  # noqa: B905 (Python 3.9)
+            for mine, other in zip(twin.trainable_variables, layer.trainable_variables):  # noqa: B905
+                mine.assign_sub(share * (mine - other))
+
+
+def cosine_momentum(base, step, total_steps):
+    """From `base` at step 0 to 1 at `total_steps` along half a cosine (Grill et al., arXiv 2006.07733, Section 3.2); `base` throughout
+    where `total_steps` is 0."""
+    if not total_steps:
+        return base
+    done = tf.minimum(tf.cast(step, tf.keras.backend.floatx()) / total_steps, 1.0)
+    return 1 - (1 - base) * (tf.cos(math.pi * done) + 1) / 2

@@ -1,0 +1,120 @@
+"""SwAV: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", NeurIPS 2020 (arXiv 2006.09882)."""
+
+import math
+
+import tensorflow as tf
+
+from tfssl.data import augmentation
+from tfssl.losses import contrastive, replicas
+from tfssl.losses.sinkhorn import sinkhorn
+from tfssl.pretext.heads import MLP
+from tfssl.pretext.memory import Queue
+from tfssl.pretext.views import Crops, Views
+
+
+class SwAV(Views):
+    """Each view is to predict, from its similarity to a set of prototypes, the code of another view of the image. Codes are assigned to a
+    batch at once, such that all prototypes are used alike. Two large views have codes; all views, the small ones too, predict them.
+
+    Args:
+      augmentation: policy of the views.
+      temperature: what similarities are divided by to predict a code (the paper: 0.1).
+      projection_hidden: hidden units of the projection (the paper: 2048).
+      projection_size: its outputs (the paper: 128).
+      prototypes: how many (the paper: 3000).
+      small_crops: small views of each image beside the two large ones (the paper: 6).
+      small_size: their side, in pixels (the paper: 96).
+      small_area: the least area of a small view, as a share of the image (the paper: 0.05); its greatest is the large views' least.
+      sinkhorn_epsilon: smoothness of the codes (the paper: 0.05; 0.03 where they collapse).
+      sinkhorn_iterations: of their assignment (the paper: 3).
+      queue_size: embeddings of earlier steps, of each large view, that codes are assigned along with: 0, or 3840 for batches of 256.
+      queue_start_epoch: the queue is used from this epoch on (the paper: 15).
+      freeze_prototypes_steps: the prototypes do not learn before this step (the paper: 313, its first epoch; 5005 for batches of 256).
+    """
+
+    task = "swav"
+
+    def __init__(
+        self,
+        backbone,
+        augmentation="swav",
+        temperature=0.1,
+        projection_hidden=2048,
+        projection_size=128,
+        prototypes=3000,
+        small_crops=6,
+        small_size=96,
+        small_area=0.05,
+        sinkhorn_epsilon=0.05,
+        sinkhorn_iterations=3,
+        queue_size=0,
+        queue_start_epoch=15.0,
+        freeze_prototypes_steps=313,
+        **common,
+    ):
+        self.small_crops, self.small_size, self.small_area = small_crops, small_size, small_area
+        super().__init__(backbone, augmentation=augmentation, **common)
+        self.temperature, self.queue_start_epoch = temperature, queue_start_epoch
+        self.sinkhorn_epsilon, self.sinkhorn_iterations = sinkhorn_epsilon, sinkhorn_iterations
+        self.freeze_prototypes_steps = freeze_prototypes_steps
+        self.projection = MLP("projection", [projection_hidden, projection_size], norm=self.head_norm)
+        self.prototypes = self.add_weight(
+            "prototypes", [prototypes, projection_size], initializer="random_normal", experimental_autocast=False
+        )
+        self.queues = [Queue(queue_size, projection_size, filled=False) for _ in range(2)] if queue_size else []
+
+    def crops(self):
+        greatest = self.min_area or augmentation.per_view(self.augmentation, 1)[0].crop_area[0]
+        small = Crops(self.small_crops, self.small_size, (self.small_area, greatest))
+        return [*super().crops(), small][: 1 + bool(self.small_crops)]
+
+    def start(self):
+        self.prototypes.assign(contrastive.normalise(self.prototypes))
+
+    def call(self, batch, training=False):
+        prototypes = self.prototypes
+        if training:
+            learns = self.optimizer.iterations >= self.freeze_prototypes_steps
+            prototypes = tf.where(learns, prototypes, tf.stop_gradient(prototypes))
+        groups = [self.embed(images, {"z": self.projection}, training) for images in batch["image"]]  # by size
+        z = [contrastive.normalise(outputs["z"]) for outputs in groups]
+        scores = [tf.matmul(x, prototypes, transpose_b=True) for x in z]  # NxVxK each
+        return {**groups[0], "z": z[0], "scores": tf.concat(scores, 1)}  # Nx2xE, NxVxK
+
+    def contrast(self, batch, outputs):
+        z, scores = outputs["z"], outputs["scores"]
+        guesses = tf.nn.log_softmax(scores / self.temperature)  # NxVxK
+        views, losses, hits = guesses.shape[1], [], []
+        for large in (0, 1):
+            codes = self._codes(batch, z[:, large], scores[:, large], large)  # NxK
+            others = tf.stack([guesses[:, v] for v in range(views) if v != large], 1)  # Nx(V-1)xK
+            losses.append(-tf.reduce_mean(tf.reduce_sum(codes[:, None] * others, 2), 1))
+            hits.append(tf.equal(tf.argmax(guesses[:, 1 - large], 1), tf.argmax(codes, 1)))
+        accuracy = tf.reduce_mean(tf.cast(hits, guesses.dtype), 0)
+        return tf.add_n(losses) / 2, {"accuracy": accuracy}
+
+    def _codes(self, batch, z, scores, large):
+        """The codes of this replica's views, assigned along with the other replicas' and the queue's."""
+        active = batch["weight"] > 0
+        if self.queues:
+            queue = self.queues[large]
+            # One compiled step for all epochs: a queue that is not used yet, or not full, takes no part.
+            rows = replicas.share(queue.rows)
+            used = tf.fill([rows.shape[0]], (queue.count >= queue.size) & self._queue_is_on())
+            scores = tf.concat([scores, tf.matmul(rows, self.prototypes, transpose_b=True)], 0)
+            active = tf.concat([active, used], 0)
+        return sinkhorn(scores, self.sinkhorn_epsilon, self.sinkhorn_iterations, active, own=z.shape[0])
+
+    def _queue_is_on(self):
+        step = self.optimizer.iterations if getattr(self, "optimizer", None) else 0
+        return tf.cast(step, tf.float32) >= self.queue_start_epoch * self.epoch_steps
+
+    def after_step(self, batch, outputs):
+        for large, queue in enumerate(self.queues):
+            queue.push(outputs["z"][:, large])
+        self.start()  # prototypes are directions
+
+    def chance(self):
+        """A loss that stays at that of a uniform guess is the known way in which this method fails."""
+        count = self.prototypes.shape[0]
+        return {**super().chance(), "loss": math.log(count), "accuracy": 1 / count}
