@@ -60,7 +60,7 @@ def test_twenty_kills_and_a_tenth_of_the_files_broken(damaged, tmp_path):
 @pytest.mark.slow
 def test_a_run_moves_between_one_replica_and_two(photos, tmp_path):
     arguments = (f"--dataset=folder:{photos}", *FLAGS[:-3], "--train_steps=24", "--log_steps=1", "--sync_batch_norm")
-    arguments += ("--learning_rate=0.05",)
+    arguments += ("--learning_rate=0.002",)  # each step's loss tells its images; large steps would blow rounding errors up
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert train(f"--workdir={whole}", *arguments)[0] == 0
     arguments += (f"--workdir={moved}",)
@@ -70,7 +70,7 @@ def test_a_run_moves_between_one_replica_and_two(photos, tmp_path):
     status, out, err = train(*arguments, "--strategy=mirrored", command=TRAIN_ON_TWO)
     assert status == 0 and re.search(r"resuming at step 1[4-9] of 24", out), err
     for mine, other in zip(logged(moved), logged(whole)):  # noqa: B905 (Python 3.9)
-        # Single precision, in which another order of summation grows from step to step; in double the test is exact (pretext/test_base.py).
+        # Single precision, in which another order of summation makes a difference; in double the test is exact (pretext/test_base.py).
         assert mine["loss"] == pytest.approx(other["loss"], rel=0.02), mine["step"]
 
 
