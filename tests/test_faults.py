@@ -60,7 +60,9 @@ def test_twenty_kills_and_a_tenth_of_the_files_broken(damaged, tmp_path):
 @pytest.mark.slow
 def test_a_run_moves_between_one_replica_and_two(photos, tmp_path):
     arguments = (f"--dataset=folder:{photos}", *FLAGS[:-3], "--train_steps=24", "--log_steps=1", "--sync_batch_norm")
-    arguments += ("--learning_rate=0.002",)  # each step's loss tells its images; large steps would blow rounding errors up
+    arguments += (
+        "--learning_rate=0.002",
+    )  # each step's loss tells its images; large steps would blow rounding errors up
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert train(f"--workdir={whole}", *arguments)[0] == 0
     arguments += (f"--workdir={moved}",)

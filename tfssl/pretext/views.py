@@ -162,7 +162,7 @@ class Views(Pretext):
 
     def chance(self):
         """`spread`: of the embeddings' directions, 1 where they fill the sphere, 0 where they are one point."""
-        levels = {"loss": float("nan"), "accuracy": float("nan"), "spread": 0.0}
+        levels = {"loss": float("nan"), "spread": 0.0}
         return {**levels, "probe_accuracy": 1 / self.probe.units} if self.probe else levels
 
     @property
