@@ -176,6 +176,17 @@ def test_moco_splits_batch_normalisation_by_default():
     assert pretext.build("moco", synchronised, image_size=16).backbone.bn_groups == 1
 
 
+def test_batches_that_moco_cannot_use_are_refused():
+    for batch_size, message in (
+        (12, "the 12 images .* 8 equal groups"),
+        (64, "queue_size=32 does not hold the 64 keys"),
+    ):
+        model = pretext.build("moco", tiny(), queue_size=32, **SMALL)
+        model.batch_size = batch_size
+        with pytest.raises(UserError, match=message):
+            model.prepare()
+
+
 def test_byols_target_moves_slower(source):
     model = task("byol", projection_hidden=8, projection_size=4, target_momentum=0.9, momentum_schedule="constant")
     before = [v.numpy() for v in model.target.twins[0].trainable_variables]

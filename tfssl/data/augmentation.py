@@ -163,7 +163,7 @@ class Policy:
                 "with jitter=0, gray=0 and randaugment=0"
             )
         if self.randaugment and not isinstance(draws, HostDraws):
-            raise UserError("RandAugment runs on the host only: augment there, or take a policy with randaugment=0")
+            raise UserError("RandAugment runs on the host only: take augment_on=host, or a policy without it")
         random = draws.uniform(shape=[len(_COINS) + len(_AMOUNTS)], view=_VIEW + view)  # N x draws
         coins = random[:, : len(_COINS)] < tf.constant([getattr(self, name) for name in _COINS], random.dtype)
         low, high = (tf.constant(ends, random.dtype) for ends in zip(*self._ranges()))  # noqa: B905 (Python 3.9)

@@ -41,8 +41,8 @@ class Pretext(tf.keras.Model):
         self.backbone = backbone
         self.image_size = image_size
         self.weight_decay = weight_decay
-        # What a run tells its task: images of a global batch, steps of an epoch (of the data), steps in all (0: nobody knows).
-        self.batch_size, self.epoch_steps, self.total_steps = 256, 0, 0
+        # What a run tells its task: images of a global batch, steps of an epoch (of the data), steps in all. 0: nobody has.
+        self.batch_size, self.epoch_steps, self.total_steps = 0, 0, 0
         self._measures = None
         self._accumulate_steps = 1
 

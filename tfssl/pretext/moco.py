@@ -5,6 +5,7 @@ import math
 import tensorflow as tf
 
 from tfssl.backbones.norm import set_groups
+from tfssl.errors import UserError
 from tfssl.losses import contrastive, replicas
 from tfssl.pretext.heads import MLP
 from tfssl.pretext.memory import Queue
@@ -58,6 +59,16 @@ class MoCo(Views):
 
     def start(self):
         self.keys.copy()
+        rows, groups = self.batch_size // (replicas.count() * self._accumulate_steps), self.backbone.bn_groups
+        if rows % groups:
+            raise UserError(
+                f"the {rows} images that are computed at once cannot be normalised in {groups} equal groups: take another batch_size or "
+                "split_batch_norm"
+            )
+        if self.batch_size * (1 + self.symmetric) > self.queue.size:
+            raise UserError(
+                f"queue_size={self.queue.size} does not hold the {self.batch_size * (1 + self.symmetric)} keys of one step"
+            )
 
     def augment(self, batch, draws):
         return {**super().augment(batch, draws), "place": draws.uniform(view=1)}

@@ -38,5 +38,5 @@ class SimCLR(Views):
         return found.loss, {"accuracy": found.accuracy}
 
     def chance(self):
-        others = 2 * self.batch_size - 1
+        others = 2 * self.batch_size - 1 if self.batch_size else math.nan
         return {**super().chance(), "loss": math.log(others), "accuracy": 1 / others}
