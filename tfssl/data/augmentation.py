@@ -1,8 +1,7 @@
 """What a view of an image goes through, as data: the published augmentation policies, on the device over a batch or on the host.
 
 A policy is applied with an object that draws: `tfssl.data.draws.Draws` for a batch on the device, `HostDraws` inside tf.data for the
-views of one image. The ops and the distribution are the same. On the host, what a coin does not ask for is not computed, and the
-colours of a view are one function compiled with XLA.
+views of one image. The ops and the distribution are the same. On the host, what a coin does not ask for is not computed.
 """
 
 import dataclasses
@@ -39,10 +38,8 @@ def host_views(image, seed, policies, size):
     image = image_ops.decode(image)
     crops = []
     for view, policy in enumerate(policies):
-        covered = policy.crop_covered
-        begin, extent = image_ops.sample_crop(
-            tf.shape(image), fork(seed, view), policy.crop_area, min_object_covered=covered
-        )
+        where = {"area_range": policy.crop_area, "min_object_covered": policy.crop_covered}
+        begin, extent = image_ops.sample_crop(tf.shape(image), fork(seed, view), **where)
         crop = tf.cast(tf.slice(image, begin, extent), tf.keras.backend.floatx())
         crop = tf.image.resize(crop, [size, size], policy.crop_method)
         crop = tf.clip_by_value(crop * (1 / 255), 0, 1)  # cubic kernels overshoot

@@ -33,9 +33,9 @@ class Draws:
         Each element is a hash (murmur3's finalizer, twice) of seed, step, row and place: a replica computes its own rows only, for masks
         are too large to be drawn for the whole batch.
         """
-        key = _hash(_hash(_hash(self.seed[0] + 1) + self.seed[1] + view * 0x1000003) + tf.cast(self.row, tf.int64))
+        key = hash32(hash32(hash32(self.seed[0] + 1) + self.seed[1] + view * 0x1000003) + tf.cast(self.row, tf.int64))
         place = tf.reshape(tf.range(math.prod(shape), dtype=tf.int64), shape)
-        bits = _hash(_hash(place) + tf.reshape(key, [-1] + [1] * len(shape)))
+        bits = hash32(hash32(place) + tf.reshape(key, [-1] + [1] * len(shape)))
         return bits < int(probability * 2**32)
 
     def uniform(self, low=0.0, high=1.0, shape=(), view=0):
@@ -44,7 +44,7 @@ class Draws:
         return tf.cast(tf.gather(drawn, self.row), tf.keras.backend.floatx())
 
 
-def _hash(x):
+def hash32(x):
     """murmur3's 32-bit finalizer, of int64s: GPUs have kernels for these."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         x = tf.bitwise.bitwise_and(x, 0xFFFFFFFF)

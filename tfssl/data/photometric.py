@@ -10,7 +10,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from tfssl.data.draws import _hash as hash32
+from tfssl.data.draws import hash32
 from tfssl.errors import UserError
 
 GRAY = (0.2989, 0.5870, 0.1140)  # the luma weights of tf.image.rgb_to_grayscale

@@ -8,6 +8,7 @@ import collections
 import tensorflow as tf
 
 from tfssl.losses import replicas
+from tfssl.losses.precision import at_least_float32
 
 Contrast = collections.namedtuple("Contrast", ["loss", "accuracy"])
 Contrast.__doc__ = """Per row: the cross-entropy of telling the positive among all candidates, and whether it scored highest (0 or 1)."""
@@ -17,7 +18,7 @@ NEVER = -1e9  # a logit that takes no part in a softmax
 
 def normalise(x):
     """L2 norm 1 along the last axis, in float32 at least: [..., D]."""
-    return tf.math.l2_normalize(tf.cast(x, tf.float32) if x.dtype.size < 4 else x, -1)
+    return tf.math.l2_normalize(at_least_float32(x), -1)
 
 
 def nt_xent(z1, z2, temperature=0.1, valid=None):

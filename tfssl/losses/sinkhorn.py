@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from tfssl.losses import replicas
+from tfssl.losses.precision import at_least_float32
 
 
 def sinkhorn(scores, epsilon=0.05, iterations=3, active=None, own=None):
@@ -20,7 +21,7 @@ def sinkhorn(scores, epsilon=0.05, iterations=3, active=None, own=None):
     Returns:
       [own, K] codes, each row (if active) a distribution over prototypes.
     """
-    scores = tf.stop_gradient(tf.cast(scores, tf.float32) if scores.dtype.size < 4 else scores) / epsilon
+    scores = tf.stop_gradient(at_least_float32(scores)) / epsilon
     # A common shift changes nothing in the end and keeps the exponential finite.
     largest = tf.reduce_max(scores if active is None else tf.where(active[:, None], scores, scores.dtype.min))
     codes = tf.exp(scores - _largest(largest))

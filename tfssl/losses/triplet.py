@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfssl.losses.precision import at_least_float32
+
 
 class Triplets(NamedTuple):
     """What became of each anchor, four times [n], in the precision of the distances."""
@@ -45,8 +47,7 @@ def semihard_triplets(labels, embeddings, margin=0.5, anchors=None, valid=None):
     Returns:
       `Triplets`.
     """
-    if embeddings.dtype.size < 4:
-        embeddings = tf.cast(embeddings, tf.float32)  # BxD
+    embeddings = at_least_float32(embeddings)  # BxD
     everyone = tf.range(embeddings.shape[0])
     anchors = everyone if anchors is None else anchors
     same = tf.gather(labels, anchors)[:, None] == labels  # nxB

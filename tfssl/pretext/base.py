@@ -313,9 +313,7 @@ class Pretext(tf.keras.Model):
             waited = tf.zeros([], tf.float64)
             for _ in tf.range(self._steps_per_execution):
                 batch, seconds = timed_next(iterator)
-                with tf.control_dependencies(
-                    [seconds]
-                ):  # else a machine of one core may look at the clock after the step
+                with tf.control_dependencies([seconds]):  # or one core may look at the clock after the step
                     self.distribute_strategy.run(run_step, args=(batch,))
                 waited += seconds
             return {**self._results(), "input_seconds": waited}

@@ -1,0 +1,8 @@
+"""The precision in which losses are computed."""
+
+import tensorflow as tf
+
+
+def at_least_float32(x):
+    """Half precision becomes float32; float64 stays, for exact tests."""
+    return tf.cast(x, tf.float32) if x.dtype.size < 4 else x
