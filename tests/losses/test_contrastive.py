@@ -79,13 +79,19 @@ def test_info_nce():
         assert bool(found.accuracy[i]) == (own > max(math.exp(unit(q[i]) @ n / 0.2) for n in negatives))
 
 
-def test_in_batch():
+def test_nt_xent_with_memory():
+    """Queries of one network, keys of another, and a queue: the candidates one by one."""
     rng = np.random.default_rng(3)
-    q, k, negatives = rng.normal(size=(5, 4)), rng.normal(size=(5, 4)), unit(rng.normal(size=(3, 4)))
-    found = contrastive.in_batch(tf.constant(q), tf.constant(k), 0.5, tf.constant(negatives)).loss.numpy()
+    z, keys, queue = rng.normal(size=(2, 5, 4)), rng.normal(size=(2, 5, 4)), unit(rng.normal(size=(3, 4)))
+    found = contrastive.nt_xent(*map(tf.constant, z), 0.5, None, tf.constant(keys.swapaxes(0, 1)), tf.constant(queue))
     for i in range(5):
-        scores = np.exp(unit(q[i]) @ np.concatenate([unit(k), negatives]).T / 0.5)
-        np.testing.assert_allclose(found[i], -math.log(scores[i] / scores.sum()), rtol=1e-10)
+        losses = []
+        for view in (0, 1):
+            candidates = {(v, j): unit(keys[v, j]) for v in (0, 1) for j in range(5) if (v, j) != (view, i)}
+            candidates |= {("queue", k): queue[k] for k in range(3)}
+            scores = {name: math.exp(unit(z[view, i]) @ key / 0.5) for name, key in candidates.items()}
+            losses.append(-math.log(scores[1 - view, i] / sum(scores.values())))
+        np.testing.assert_allclose(found.loss[i], np.mean(losses), rtol=1e-10)
 
 
 def test_nce():
@@ -141,7 +147,8 @@ def test_replicas_give_the_loss_of_the_whole_batch(replicas):
     def losses(z1, z2, q, valid):
         with tf.GradientTape() as tape:
             tape.watch([z1, z2])
-            found = [contrastive.nt_xent(z1, z2, 0.2, valid), contrastive.in_batch(q, z1, 0.2, negatives, valid)]
+            keys = tf.stack([z2, q], 1)
+            found = [contrastive.nt_xent(z1, z2, 0.2, valid), contrastive.nt_xent(z1, q, 0.2, valid, keys, negatives)]
             total = tf.add_n([tf.reduce_sum(f.loss) for f in found])
         return [f.loss for f in found] + tape.gradient(total, [z1, z2]) + [contrastive.spread(z1)[None]]
 

@@ -169,6 +169,25 @@ def test_keys_do_not_depend_on_the_order_they_are_computed_in(source):
     np.testing.assert_allclose(model._shuffled({"place": place}, images, True), model.keys(images), rtol=1e-5)
 
 
+def test_simclr_with_a_memory(source):
+    """Both views of each image enter the queue as the slower network sees them, and count as candidates from the next step on."""
+    model = task("simclr", queue_size=32, key_momentum=0.5, projection_size=4)
+    model.batch_size = 8
+    assert model.chance()["accuracy"] == 1 / (15 + 32)
+    start, kernel = model.queue.rows.numpy(), model.keys.twins[1].trainable_variables[0].numpy()
+    train(model, source, 1)
+    rows, followed = model.queue.rows.numpy(), model.projection.trainable_variables[0].numpy()
+    np.testing.assert_array_equal(rows[16:], start[:16])
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        model.keys.twins[1].trainable_variables[0], (kernel + followed) / 2, rtol=1e-5, atol=1e-7
+    )
+    small = pretext.build("simclr", tiny(), queue_size=15, **SMALL)
+    small.batch_size = 8
+    with pytest.raises(UserError, match="queue_size=15 does not hold the 16 views of one step"):
+        small.prepare()
+
+
 def test_moco_splits_batch_normalisation_by_default():
     plain = backbones.build("resnet18_v1", 1 / 16, "small")
     assert pretext.build("moco", plain, image_size=16).backbone.bn_groups == 8

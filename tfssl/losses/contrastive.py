@@ -21,30 +21,35 @@ def normalise(x):
     return tf.math.l2_normalize(at_least_float32(x), -1)
 
 
-def nt_xent(z1, z2, temperature=0.1, valid=None):
+def nt_xent(z1, z2, temperature=0.1, valid=None, keys=None, negatives=None):
     """Normalised temperature-scaled cross-entropy, among the views of all replicas (Chen et al., arXiv 2002.05709, Equation 1).
 
     Args:
       z1, z2: embeddings of two views of the same N images, [N, D]; each view's candidates are the 2 * N * replicas - 1 others.
       temperature: what cosines are divided by.
       valid: bool [N]; rows that are False are nobody's candidates. All by default.
+      keys: the views as candidates, [N, 2, D]: what a slower network makes of them. z1 and z2 themselves by default.
+      negatives: [K, D] further candidates, of norm 1, such as a queue of earlier keys.
 
     Returns:
       `Contrast`, each [N]: the mean over an image's two views. The paper's loss is the mean over the images.
     """
     rows = z1.shape[0]
     local = tf.stack([normalise(z1), normalise(z2)], 1)  # Nx2xD
-    everyone = tf.reshape(
-        replicas.gather(local), [-1, local.shape[-1]]
-    )  # 2RNxD, the two views of an image side by side
-    logits = tf.matmul(tf.reshape(local, [2 * rows, -1]), everyone, transpose_b=True) / temperature  # 2Nx2RN
+    everyone = replicas.gather(local if keys is None else normalise(keys))
+    everyone = tf.reshape(everyone, [-1, local.shape[-1]])  # 2RNxD, the two views of an image side by side
+    local = tf.reshape(local, [2 * rows, -1])
+    logits = tf.matmul(local, everyone, transpose_b=True)  # 2Nx2RN
     me = 2 * replicas.first_row(rows) + tf.range(2 * rows)
     other = me + 1 - 2 * (tf.range(2 * rows) % 2)
     candidates = tf.range(logits.shape[1])
     excluded = candidates == me[:, None]
     if valid is not None:
         excluded |= tf.repeat(replicas.gather(tf.cast(valid, tf.int32)), 2) == 0
-    found = classify(tf.where(excluded, tf.cast(NEVER, logits.dtype), logits), other)
+    logits = tf.where(excluded, tf.cast(NEVER, logits.dtype), logits / temperature)
+    if negatives is not None:
+        logits = tf.concat([logits, tf.matmul(local, negatives, transpose_b=True) / temperature], 1)  # 2Nx(2RN+K)
+    found = classify(logits, other)
     return Contrast(*(tf.reduce_mean(tf.reshape(value, [rows, 2]), 1) for value in found))
 
 
@@ -63,27 +68,6 @@ def info_nce(queries, keys, negatives, temperature=0.07):
     own = tf.reduce_sum(queries * keys, 1, keepdims=True)  # Nx1
     logits = tf.concat([own, tf.matmul(queries, negatives, transpose_b=True)], 1) / temperature  # Nx(1+K)
     return classify(logits, tf.zeros([logits.shape[0]], tf.int32))
-
-
-def in_batch(queries, keys, temperature=0.2, negatives=None, valid=None):
-    """Each query's own key among the keys of all replicas, and among `negatives` where there are any.
-
-    Args:
-      queries, keys: [N, D]; row i of one belongs to row i of the other.
-      temperature: what cosines are divided by.
-      negatives: [K, D] further candidates, of norm 1.
-      valid: bool [N]; keys that are False are nobody's candidates. All by default.
-
-    Returns:
-      `Contrast`, each [N].
-    """
-    queries, everyone = normalise(queries), replicas.gather(normalise(keys))
-    logits = tf.matmul(queries, everyone, transpose_b=True)  # NxRN
-    if valid is not None:
-        logits = tf.where(replicas.gather(tf.cast(valid, tf.int32)) > 0, logits, tf.cast(NEVER, logits.dtype))
-    if negatives is not None:
-        logits = tf.concat([logits, tf.matmul(queries, negatives, transpose_b=True)], 1)  # Nx(RN+K)
-    return classify(logits / temperature, replicas.first_row(queries.shape[0]) + tf.range(queries.shape[0]))
 
 
 def nce(positive, negative, noise, constant):

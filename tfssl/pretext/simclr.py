@@ -2,8 +2,13 @@
 
 import math
 
+import tensorflow as tf
+
+from tfssl.errors import UserError
 from tfssl.losses import contrastive
 from tfssl.pretext.heads import MLP
+from tfssl.pretext.memory import Queue
+from tfssl.pretext.momentum import MomentumNetwork
 from tfssl.pretext.views import Views
 
 
@@ -12,31 +17,62 @@ class SimCLR(Views):
 
     The projection is that of the published code: layers without biases, each with batch normalisation, the last one's without an offset.
 
+    With a memory, as SimCLR v2 may have (Chen et al., NeurIPS 2020, arXiv 2006.10029), the other views are as a slower network sees
+    them, and those of earlier steps are among them. Its code was never published; here both views of an image enter the queue.
+
     Args:
       temperature: what cosines are divided by (the paper: 0.1; 0.5 for CIFAR-10).
       projection_layers: layers of the projection (SimCLR: 2; SimCLR v2: 3).
       projection_size: outputs of its last layer; the others have as many as the features.
+      queue_size: how many views of earlier steps are kept; 0 is no memory (SimCLR v2: 65536).
+      key_momentum: share of the slower network that a step keeps (SimCLR v2: 0.999).
       normalization: the published code shows the network images in [0, 1] as they are.
     """
 
     task = "simclr"
 
     def __init__(
-        self, backbone, temperature=0.1, projection_layers=2, projection_size=128, normalization="none", **common
+        self,
+        backbone,
+        temperature=0.1,
+        projection_layers=2,
+        projection_size=128,
+        queue_size=0,
+        key_momentum=0.999,
+        normalization="none",
+        **common,
     ):
         super().__init__(backbone, normalization=normalization, **common)
-        self.temperature = temperature
+        self.temperature, self.key_momentum = temperature, key_momentum
         sizes = [0] * (projection_layers - 1) + [projection_size]
         self.projection = MLP("projection", sizes, bias=False, norm=self.head_norm, last_norm="scale", stddev=0.01)
+        self.queue = Queue(queue_size, projection_size) if queue_size else None
+        self.keys = MomentumNetwork(self.backbone, self.projection) if queue_size else None
+
+    def start(self):
+        if not self.queue:
+            return
+        self.keys.copy()
+        if 2 * self.batch_size > self.queue.size:
+            raise UserError(f"queue_size={self.queue.size} does not hold the {2 * self.batch_size} views of one step")
 
     def call(self, batch, training=False):
-        return self.embed(batch["image"][0], {"z": self.projection}, training)  # Nx2xE
+        outputs = self.embed(batch["image"][0], {"z": self.projection}, training)  # Nx2xE
+        if self.keys:
+            keys = self.keys(self.normalise(self.views(batch)), training)
+            outputs["keys"] = contrastive.normalise(tf.reshape(keys, outputs["z"].shape))  # Nx2xE
+        return outputs
 
     def contrast(self, batch, outputs):
-        z = outputs["z"]
-        found = contrastive.nt_xent(z[:, 0], z[:, 1], self.temperature, batch["weight"] > 0)
+        z, queue = outputs["z"], self.queue.rows if self.queue else None
+        found = contrastive.nt_xent(z[:, 0], z[:, 1], self.temperature, batch["weight"] > 0, outputs.get("keys"), queue)
         return found.loss, {"accuracy": found.accuracy}
 
+    def after_step(self, batch, outputs):
+        if self.queue:
+            self.queue.push(tf.reshape(outputs["keys"], [-1, outputs["keys"].shape[-1]]))
+            self.keys.follow(self.key_momentum)
+
     def chance(self):
-        others = 2 * self.batch_size - 1 if self.batch_size else math.nan
+        others = 2 * self.batch_size - 1 + (self.queue.size if self.queue else 0) if self.batch_size else math.nan
         return {**super().chance(), "loss": math.log(others), "accuracy": 1 / others}
