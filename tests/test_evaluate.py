@@ -218,6 +218,8 @@ def test_help_is_quick_and_complete(tfssl_command):
         ([], "--module is missing"),
         (["--module=nowhere", "--dataset=nowhere"], "nowhere"),
         (["--module=m", "--protocol=svm"], "--protocol=svm: there is logistic, knn, linear_sgd, mlp"),
+        (["--module=m", "--protocol=features"], "--workdir is missing"),
+        (["--module=m", "--test_split="], "--test_split is empty"),
         (["--module=m", "--pool=min"], "--pool=min.*adaptive_max"),
         (["--module=m", "--knn_k=0"], "--knn_k=0"),
         (["--module=m", "--epoch=first"], "--epoch=first.*best"),
@@ -324,3 +326,25 @@ def test_names_of_modules(values, expected):
 def test_names_that_do_not_tell_apart(values):
     with pytest.raises(UserError, match="--module"):
         evaluate.named_modules(values)
+
+
+def test_features_and_neighbours(tfssl_command, modules_dir, images, tmp_path):
+    """Features of images without labels; and a picture beside a protocol."""
+    (tmp_path / "unlabelled").mkdir()
+    for i, path in enumerate(sorted((images / "test").rglob("*.png"))[:5]):
+        shutil.copy(path, tmp_path / "unlabelled" / f"{i}.png")
+    module, workdir = f"--module=a={modules_dir}/ours/1", f"--workdir={tmp_path}/out"
+    run = tfssl_command(
+        "evaluate", module, workdir, f"--dataset=folder:{tmp_path}/unlabelled", "--train_split=all", "--test_split=",
+        "--protocol=features", "--endpoints=pre_logits",
+    )  # fmt: skip
+    assert run.returncode == 0 and f"written: {tmp_path}/out/a_train.npz" in run.stdout, run.stdout + run.stderr
+    with np.load(tmp_path / "out" / "a_train.npz") as saved:
+        assert saved["pre_logits"].shape == (5, 16) and list(saved["labels"]) == [-1] * 5
+        assert sorted(name.split("/")[-1] for name in saved["names"]) == [f"{i}.png" for i in range(5)]
+    run = tfssl_command(
+        "evaluate", module, workdir, f"--dataset=folder:{images}", "--protocol=knn,features", "--endpoints=pre_logits",
+        "--neighbors=4",
+    )  # fmt: skip
+    assert run.returncode == 0 and "knn@59" in run.stdout, run.stdout + run.stderr
+    assert {"a_train.npz", "a_test.npz", "a_neighbors.png", "results.json"} <= set(os.listdir(tmp_path / "out"))

@@ -18,7 +18,7 @@ def run(photos, tmp_path_factory, tfssl_command):
     """One uninterrupted run with validation: (workdir, its process)."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     splits = ("--train_split=train[:80%]", "--val_split=train[80%:]")
-    done = tfssl_command("train", f"--dataset=folder:{photos}", f"--workdir={workdir}", *splits, *TINY)
+    done = tfssl_command("train", f"--dataset=folder:{photos}", f"--workdir={workdir}", "--knn_probe=6", *splits, *TINY)
     assert done.returncode == 0, done.stderr
     return workdir, done
 
@@ -37,7 +37,9 @@ def test_a_run_tells_how_it_goes(run):
     assert [line["step"] for line in logged] == [4, 8, 12, 16, 20, 24]
     assert {"accuracy", "learning_rate", "images_per_second", "input_wait", "epoch"} <= set(logged[0])
     assert all(0 <= line["input_wait"] <= 1 for line in logged)
-    assert [line["step"] for line in lines if "validation_loss" in line] == [8, 16, 24]
+    validated = [line for line in lines if "validation_loss" in line]
+    assert [line["step"] for line in validated] == [8, 16, 24]
+    assert all(0 <= line["validation_knn_accuracy"] <= 1 for line in validated) and "(chance 0.5)" in done.stdout
     flags = (workdir / "flags.flags").read_text()
     assert "--min_area=0.05" in flags and "--batch_size=8" in flags  # the task's own defaults too
     assert (workdir / "classes.txt").read_text().split() == ["cold", "warm"]
@@ -192,6 +194,7 @@ BAD = {
     "unknown optimizer": (["--optimizer=sdg"], "nesterov"),
     "a setting of another task": (["--num_classes=3"], "num_classes"),
     "contradicting cadence": (["--validation_steps=10"], "multiple of --checkpoint_steps"),
+    "a probe without validation": (["--knn_probe=8"], "--val_split"),
     "replicas": (["--strategy=multi_worker"], "TF_CONFIG"),
     "no TPU": (["--strategy=tpu", "--tpu=local"], "TPU"),
     "unreadable module": (["--init_module=/no/such/module"], "/no/such/module"),

@@ -61,7 +61,9 @@ def define_flags():
         flags.DEFINE_boolean("cache", True,
             "Keep features in --workdir, and use those there of the same module, data and settings.")
     with cli.section("Protocols"):
-        flags.DEFINE_list("protocol", ["logistic"], f"A comma list of: {', '.join(downstream.NAMES)}.")
+        flags.DEFINE_list("protocol", ["logistic"],
+            f"A comma list of: {', '.join(downstream.NAMES)}; features writes WORKDIR/MODULE_PART.npz of each split, for "
+            "programs of your own (no labels needed; alone, --test_split may be empty).")
         flags.DEFINE_list("train_labels", ["all"],
             "How many training labels are used, a comma list with a column of the table each: all (2019 study), a "
             "percentage such as 1%, or a number of images. Class-balanced; the 1% lie within the 10%.")
@@ -115,6 +117,9 @@ def define_flags():
         flags.DEFINE_string("workdir", None,
             "Folder for results.json, results.png, results_curve.png (accuracy over epochs) and cached features. Default: "
             "nothing is written.")
+        flags.DEFINE_integer("neighbors", 0, lower_bound=0, help=
+            "Above 0: WORKDIR/MODULE_neighbors.png shows so many nearest training images of ten test images, by the starred "
+            "endpoint, or the last.")
 # fmt: on
 
 
@@ -122,20 +127,21 @@ def main(_):
     start = time.time()
     handles, protocols = named_modules(FLAGS.module), check_protocols()
     from tfssl.data import open_source
-    from tfssl.downstream import features, modules, report, splits
+    from tfssl.downstream import features, modules, neighbors, report, splits
 
     check_settings(protocols)
     opened = {name: modules.load(handle) for name, handle in handles.items()}
     where = {"data_dir": FLAGS.data_dir, "label_offset": FLAGS.label_offset}
     parts = {"train": FLAGS.train_split, "test": FLAGS.test_split, "val": FLAGS.val_split}
     sources = {part: open_source(FLAGS.dataset, split, **where) for part, split in parts.items() if split}
-    check_sources(sources)
-    for amount in FLAGS.train_labels:
-        splits.label_count(amount, sources["train"].num_examples, sources["train"].num_classes or 1)
+    if protocols:
+        check_sources(sources)
+        for amount in FLAGS.train_labels:
+            splits.label_count(amount, sources["train"].num_examples, sources["train"].num_classes or 1)
     wanted = choose_endpoints(opened, features)
-    choose = f", {sources['val'].num_examples} to choose on" if "val" in sources else ""
-    count = {part: source.num_examples for part, source in sources.items()}
-    say(f"{FLAGS.dataset}: {count['train']} images to learn from{choose}, {count['test']} to test on")
+    purpose = {"train": "images to learn from", "val": "to choose on", "test": "to test on"}
+    counts = [f"{sources[part].num_examples} {purpose[part]}" for part in purpose if part in sources]
+    say(f"{FLAGS.dataset}: {', '.join(counts)}")
 
     results, facts = [], {}
     for name, endpoints in wanted.items():
@@ -146,14 +152,25 @@ def main(_):
             )
             for part, source in sources.items()
         }
-        train, test = found["train"], found["test"]
+        train, test = found["train"], found.get("test")
         facts[name] = about(opened[name], found)
         took = facts[name]["extraction_seconds"]
         say(f"{name}: {', '.join(endpoints)}: " + (f"extracted in {took:.1f} s" if took else "from the cache"))
-        results += evaluate(name, found, endpoints, protocols, splits)
+        mine = evaluate(name, found, endpoints, protocols, splits)
+        results += report.mark_chosen(mine)
+        if "features" in FLAGS.protocol:
+            for part, its in found.items():
+                say(f"written: {its.save(workdir_file(f'{name}_{part}.npz'))}")
+        if FLAGS.neighbors:
+            chosen = [r["endpoint"] for r in mine if r["chosen"]]
+            endpoint = (chosen or [e for e in endpoints if e != features.PIXELS] or endpoints)[-1]
+            path, title = workdir_file(f"{name}_neighbors.png"), f"{name}, {endpoint}"
+            neighbors.plot(path, train, test, endpoint, FLAGS.neighbors, FLAGS.seed, title)
+            say(f"written: {path}")
+    if not protocols:
+        return
 
     baselines = report.baselines(train, test)
-    report.mark_chosen(results)
     say("\n" + report.table(results, baselines))
     if FLAGS.workdir:
         record = os.path.join(os.path.expanduser(FLAGS.workdir), "results.json")
@@ -197,15 +214,20 @@ def extract(features, module, source, endpoints):
     )
 
 
+def workdir_file(name):
+    return os.path.join(os.path.expanduser(FLAGS.workdir), name.replace("/", "_"))
+
+
 def reads_train(protocols):
     """Whether features of the training images are needed: not where all that learns takes new crops of them."""
     held_out = not FLAGS.val_split and FLAGS.val_fraction
-    return set(protocols) != {"linear_sgd"} or not FLAGS.augment or FLAGS.standardize or held_out
+    others = set(protocols) != {"linear_sgd"} or FLAGS.neighbors or "features" in FLAGS.protocol
+    return others or not FLAGS.augment or FLAGS.standardize or held_out
 
 
 def evaluate(name, found, endpoints, protocols, splits):
     """All protocols, numbers of labels and endpoints of one module: a list of results."""
-    results, train, test = [], found["train"], found["test"]
+    results, train, test = [], found["train"], found.get("test")
     counts = dict.fromkeys(splits.label_count(amount, len(train.labels)) for amount in FLAGS.train_labels)
     common = {"val": found.get("val"), "val_fraction": FLAGS.val_fraction, "seed": FLAGS.seed}
     for protocol, settings in protocols.items():
@@ -303,11 +325,16 @@ def check_protocols():
         },
     }
     for name in FLAGS.protocol:
-        if name not in settings:
-            raise UserError(f"--protocol={name}: there is {', '.join(settings)}")
+        if name not in (*settings, "features"):
+            raise UserError(f"--protocol={name}: there is {', '.join(settings)}, features")
     if not FLAGS.protocol or not FLAGS.endpoints or not FLAGS.train_labels:
         raise UserError("--protocol, --endpoints and --train_labels each need a value")
-    return {name: settings[name] for name in FLAGS.protocol}
+    protocols = {name: settings[name] for name in FLAGS.protocol if name != "features"}
+    if not FLAGS.test_split and (protocols or FLAGS.neighbors):
+        raise UserError("--test_split is empty, which only --protocol=features alone can do without")
+    if not FLAGS.workdir and ("features" in FLAGS.protocol or FLAGS.neighbors):
+        raise UserError("--workdir is missing: name a folder for the features, or the picture of neighbours")
+    return protocols
 
 
 def check_settings(protocols):

@@ -81,6 +81,8 @@ with cli.section("The run"):
     flags.DEFINE_integer("keep_checkpoints", 3, "How many of the newest checkpoints to keep.", lower_bound=1)
     flags.DEFINE_integer("keep_every", 0, "Keep each checkpoint whose step is a multiple of this for ever; 0: none.", lower_bound=0)
     flags.DEFINE_integer("validation_steps", 0, "Between validations, a multiple of --checkpoint_steps; 0: those.", lower_bound=0)
+    flags.DEFINE_integer("knn_probe", 0, "At each validation, accuracy of nearest neighbours among so many labelled images; 0: none.",
+        lower_bound=0)
     flags.DEFINE_integer("log_steps", 100, "Steps between lines of the log.", lower_bound=1)
     flags.DEFINE_boolean("extend_schedule", False, "Permit a resumed cosine run to change its length: its rate then jumps.")
     flags.DEFINE_boolean("dry_run", False, "Read all images, show the first batch, estimate the time; train nothing.")
@@ -91,7 +93,7 @@ with cli.section("The run"):
 FREE = (
     "workdir", "data_dir", "data_service", "epochs", "train_steps", "strategy", "tpu", "tpu_zone", "gcp_project", "jit_compile",
     "rematerialize", "steps_per_execution", "checkpoint_steps", "keep_checkpoints", "keep_every", "val_split", "validation_steps",
-    "log_steps",
+    "knn_probe", "log_steps",
 )  # fmt: skip
 NOT_STORED = ("extend_schedule", "dry_run")
 
@@ -141,10 +143,12 @@ def train(model, strategy, source, validation, plan, values):
     """Restore, then fit to the end: once over the whole checkpoint intervals, and once over the rest, where there is one."""
     from tfssl.runtime import callbacks, checkpoints, preemption, summaries
     from tfssl.runtime import strategy as strategies
+    from tfssl.runtime.probe import KnnProbe
 
     source.probe()
     chief = strategies.is_chief(strategy)
     say = callbacks.say if chief else lambda text: None
+    probe = KnnProbe(model, source, validation, values["knn_probe"]) if values["knn_probe"] and chief else None
     if chief:
         claim_workdir(values, source)
     workdir = values["workdir"]
@@ -165,6 +169,7 @@ def train(model, strategy, source, validation, plan, values):
         plan.epoch_steps,
         values["log_steps"],
         saver.last_good,
+        probe,
     )
     if step == 0 and chief:
         summaries.write_start(log.writer("train"), model, source, values)
@@ -247,6 +252,8 @@ def resolve_flags():
         raise UserError("--sync_batch_norm and --bn_group_size contradict each other: choose one")
     if not values["workdir"] and not FLAGS.dry_run:
         raise UserError("--workdir is missing: name a folder for the run's checkpoints and logs (or try --dry_run)")
+    if values["knn_probe"] and not values["val_split"]:
+        raise UserError(f"--knn_probe={values['knn_probe']} needs images to measure on: give --val_split")
     if values["validation_steps"] % values["checkpoint_steps"]:
         raise UserError(
             f"--validation_steps={values['validation_steps']} is not a multiple of --checkpoint_steps={values['checkpoint_steps']}: "

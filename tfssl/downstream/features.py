@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import hashlib
+import io
 import math
 import os
 import sys
 import time
 
 import numpy as np
+import tensorflow as tf
 from absl import logging
 from tqdm.auto import tqdm
 
@@ -44,6 +46,32 @@ class Features:
     dropped: list = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     images: Images = None
+
+    def save(self, path):
+        """Write a .npz (any file system that TensorFlow knows): an array [N, D] for each endpoint under its name; `labels` [N], -1 where
+        there is none; `index` and `names` [N], of the images in the split; `class_names`. Returns `path`."""
+        names = [self.images.source.name(int(i)) for i in self.index] if self.images else []
+        facts = {"labels": self.labels, "index": self.index, "names": names, "class_names": self.class_names or []}
+        tf.io.gfile.makedirs(os.path.dirname(path) or ".")
+        with tf.io.gfile.GFile(path + ".unfinished", "wb") as f:
+            np.savez(_Sink(f), **self.endpoints, **facts)
+        tf.io.gfile.rename(path + ".unfinished", path, overwrite=True)
+        return path
+
+
+class _Sink(io.RawIOBase):
+    """A file that can only be written from start to end, as `zipfile` takes it."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        data = bytes(data)
+        self._file.write(data)
+        return len(data)
 
 
 def extract(

@@ -85,10 +85,22 @@ def classify(features, labels, bank, queries, k, temperature):
     Returns:
       int [M].
     """
-    found = (
-        np.zeros((len(queries), 0)),
-        np.zeros((len(queries), 0), int),
-    )  # similarities, and places in `bank`, best first
+    similarity, place = nearest(features, bank, queries, k)
+    voters = labels[bank][place]  # MxK
+    weights = np.exp((similarity - similarity[:, :1]) / temperature)  # relative to the nearest: no overflow
+    votes = np.zeros((len(queries), int(labels.max()) + 1))
+    for column in range(k):
+        votes[np.arange(len(queries)), voters[:, column]] += weights[:, column]
+    return votes.argmax(1)
+
+
+def nearest(features, bank, queries, k):
+    """The k rows of highest cosine similarity for each query; arguments as for `classify`.
+
+    Returns:
+      (float [M, k], similarities, the highest first; int [M, k], places in `bank`).
+    """
+    found = np.zeros((len(queries), 0)), np.zeros((len(queries), 0), int)
     for low in range(0, len(bank), _BANK):
         block = _unit(features[bank[low : low + _BANK]])  # BxD
         parts = [
@@ -100,13 +112,7 @@ def classify(features, labels, bank, queries, k, temperature):
         similarity, place = np.concatenate([found[0], similarity], 1), np.concatenate([found[1], place + low], 1)
         order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
         found = np.take_along_axis(similarity, order, 1), np.take_along_axis(place, order, 1)
-    similarity, place = found
-    voters = labels[bank][place]  # MxK
-    weights = np.exp((similarity - similarity[:, :1]) / temperature)  # relative to the nearest: no overflow
-    votes = np.zeros((len(queries), int(labels.max()) + 1))
-    for column in range(k):
-        votes[np.arange(len(queries)), voters[:, column]] += weights[:, column]
-    return votes.argmax(1)
+    return found
 
 
 def _unit(x):

@@ -25,13 +25,14 @@ class Log(tf.keras.callbacks.Callback):
       epoch_steps: steps of one pass over the data; may be fractional.
       every: steps between logs.
       last_good: function () -> where the run can go on from, for the NaN message.
+      probe: function () -> {metric: value} of each validation, with `chance`, {metric: level}; or None.
     """
 
     _supports_tf_logs = True  # or Keras would wait for the device after every step
 
-    def __init__(self, model, workdir, step, total_steps, batch_size, epoch_steps, every, last_good):
+    def __init__(self, model, workdir, step, total_steps, batch_size, epoch_steps, every, last_good, probe=None):
         super().__init__()
-        self.workdir, self.every, self.last_good = workdir, every, last_good
+        self.workdir, self.every, self.last_good, self.probe = workdir, every, last_good, probe
         self.total_steps, self.batch_size, self.epoch_steps = total_steps, batch_size, epoch_steps
         self.step = self.logged = step
         self.pace = Pace()
@@ -41,7 +42,8 @@ class Log(tf.keras.callbacks.Callback):
         if workdir is None:
             return
         _drop_later_lines(os.path.join(workdir, "metrics.jsonl"), step)
-        for name, level in model.chance().items():
+        self.chance = {**model.chance(), **(probe.chance if probe else {})}
+        for name, level in self.chance.items():
             for end in (0, total_steps):
                 self._scalar("chance", name, level, end)
 
@@ -123,11 +125,11 @@ class Log(tf.keras.callbacks.Callback):
         }
         if not validation or self.workdir is None:
             return
+        validation |= self.probe() if self.probe else {}
         self._append({"step": self.step, **{f"validation_{name}": value for name, value in validation.items()}})
         for name, value in validation.items():
             self._scalar("validation", name, value, self.step)
-        chance = self.model.chance()
-        values = "  ".join(f"{name} {value:.4g} (chance {chance[name]:.3g})" for name, value in validation.items())
+        values = "  ".join(f"{name} {value:.4g} (chance {self.chance[name]:.3g})" for name, value in validation.items())
         say(f"validation at step {self.step}  {values}")
 
     def on_train_end(self, logs=None):

@@ -1,0 +1,127 @@
+"""Do the methods learn? CIFAR-10, ten minutes of two CPU cores each, beside random initialisation, raw pixels and supervised training.
+
+    python benchmarks/methods_cifar10.py --data folder:cifar10 --out runs/methods --methods simclr,moco,byol,swav --seeds 0,1,2
+
+Each line of OUT/results.jsonl is one encoder: the commands that a user would give, tfssl-train with the method's cifar10_cpu.flags,
+tfssl-export, tfssl-eval. What has a line is not run again; a training that was stopped goes on. How to read the table: test accuracies in
+percent of logistic regression and of 20 nearest neighbours on --labels training images; `best` is the endpoint that a validation part of
+these chose, for each protocol by itself. A method counts as learning where its lower figure is above random initialisation's best and above
+raw pixels, in each seed.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+FLAGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "flags")
+METHODS = (
+    "random", "rotation", "exemplar_cnn", "instance_discrimination", "pirl", "simclr", "moco", "infomin", "byol", "simsiam", "swav",
+    "supervised",
+)  # fmt: skip
+OWN = {
+    "random": "cifar10/rotation.flags",
+    "rotation": "cifar10/rotation.flags",
+    "supervised": "cifar10/supervised.flags",
+}
+PROTOCOLS = ("logistic", "knn")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="tfds:cifar10", help="a source with splits train and test")
+    parser.add_argument("--out", default="runs/methods", help="folder for runs and results")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--labels", type=int, default=10000, help="training images of the evaluation")
+    parser.add_argument("--extra", default="", help="more training flags, separated by blanks")
+    args = parser.parse_args()
+    os.makedirs(args.out, exist_ok=True)
+    for seed in map(int, args.seeds.split(",")):
+        for method in args.methods.split(","):
+            if (method, seed) not in {(r["method"], r["seed"]) for r in read(args.out)}:
+                with open(os.path.join(args.out, "results.jsonl"), "a") as f:
+                    f.write(json.dumps(measure(method, seed, args)) + "\n")
+    print(table(read(args.out)))
+
+
+def read(out):
+    path = os.path.join(out, "results.jsonl")
+    if not os.path.exists(path):
+        return []
+    with open(path) as f:
+        return [json.loads(line) for line in f]
+
+
+def measure(method, seed, args):
+    """One encoder: its line of results.jsonl. The folder of its run is removed at the end."""
+    run = os.path.join(args.out, f"{method}-{seed}")
+    flagfile = os.path.join(FLAGS, OWN.get(method, f"{method}/cifar10_cpu.flags"))
+    given = [f"--flagfile={flagfile}", f"--dataset={args.data}", f"--seed={seed}", *args.extra.split()]
+    begun, minutes = time.perf_counter(), None
+    if method == "random":
+        call("tfssl.export", "--random_init", *given, f"--export_dir={run}/module")
+    else:
+        call("tfssl.train", *given, f"--workdir={run}")
+        minutes = (time.perf_counter() - begun) / 60
+        if not os.path.exists(f"{run}/module"):
+            call("tfssl.export", f"--workdir={run}", f"--export_dir={run}/module")
+    call(
+        "tfssl.evaluate", f"--module={run}/module", f"--flagfile={FLAGS}/cifar10/eval.flags", f"--dataset={args.data}",
+        f"--train_split=train[:{args.labels}]", f"--protocol={','.join(PROTOCOLS)}", f"--seed={seed}", f"--workdir={run}/eval", "--nocache",
+    )  # fmt: skip
+    with open(os.path.join(run, "eval", "results.json")) as f:
+        results = json.load(f)["results"]
+    row = {"method": method, "seed": seed, "labels": args.labels, "minutes": minutes, "extra": args.extra}
+    for protocol in PROTOCOLS:
+        found = [r for r in results if r["protocol"] == protocol]
+        own = [r for r in found if r["endpoint"] != "pixels"]
+        row[protocol] = {r["endpoint"]: r["value"] for r in found}
+        row[f"{protocol}_best"] = max(own, key=lambda r: r["val_value"])["endpoint"]
+    shutil.rmtree(run)
+    return row
+
+
+def table(rows):
+    """Markdown: a line per encoder, and one per method with the smallest distance to its baselines."""
+    lines = ["| method | seed | logistic, pre_logits | best | kNN, pre_logits | best | training |", "|---" * 7 + "|"]
+    rows = sorted(rows, key=lambda r: (METHODS.index(r["method"]), r["seed"]))
+    random = {r["seed"]: r for r in rows if r["method"] == "random"}
+    for row in rows:
+        cells = []
+        for protocol in PROTOCOLS:
+            best = row[f"{protocol}_best"]
+            cells += [f"{row[protocol]['pre_logits']:.1%}", f"{row[protocol][best]:.1%} ({best})"]
+        took = f"{row['minutes']:.1f} min" if row["minutes"] else "none"
+        lines.append(f"| {row['method']} | {row['seed']} | {' | '.join(cells)} | {took} |")
+    for seed, row in random.items():
+        cells = [f"{row[protocol]['pixels']:.1%}" for protocol in PROTOCOLS for _ in range(2)]
+        lines.append(f"| raw pixels | {seed} | {' | '.join(cells)} | none |")
+    lines.append("")
+    for method in [m for m in METHODS if m != "random" and any(r["method"] == m for r in rows)]:
+        mine = [r for r in rows if r["method"] == method and r["seed"] in random]
+        margins = [
+            100 * (best(row, protocol) - max(best(random[row["seed"]], protocol), row[protocol]["pixels"]))
+            for row in mine
+            for protocol in PROTOCOLS
+        ]
+        if mine:
+            seeds = f"{len(mine)} seed{'s' * (len(mine) > 1)}"
+            lines.append(f"{method}: at least {min(margins):+.1f} points above both baselines' best ({seeds}).")
+    return "\n".join(lines)
+
+
+def best(row, protocol):
+    return row[protocol][row[f"{protocol}_best"]]
+
+
+def call(module, *flags):
+    print("$", "python -m", module, *flags, flush=True)
+    subprocess.run([sys.executable, "-m", module, *flags], check=True)
+
+
+if __name__ == "__main__":
+    main()

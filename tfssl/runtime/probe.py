@@ -1,0 +1,60 @@
+"""How good is the encoder so far? Nearest neighbours among labelled images, at each validation, without training anything."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfssl.data import image, pipeline
+from tfssl.downstream import knn
+from tfssl.downstream.images import Subset
+from tfssl.errors import UserError
+
+
+class KnnProbe:
+    """Called, it gives {"knn_accuracy": accuracy}: 20 nearest training images, by cosine of the pre-logits, tell the classes of others.
+
+    Args:
+      model: the pretext model.
+      source, validation: labelled `Source`s.
+      images: how many of each, spread over the split (of records, the first).
+      batch_size: images at a time through the encoder.
+
+    Raises:
+      UserError: there are no labels.
+    """
+
+    def __init__(self, model, source, validation, images, batch_size=64):
+        if not source.num_classes:
+            raise UserError(f"--knn_probe={images}: {source.spec} has no labels to vote with; leave it out")
+        self.model, self.batch_size = model, min(batch_size, images)
+        self.chance = {"knn_accuracy": 1 / source.num_classes}
+        self._parts = [self._part(split, images) for split in (source, validation)]
+        run = model.distribute_strategy.run
+        self._encode = tf.function(lambda x: run(self._features, (x,)), autograph=model.backbone.autograph)
+
+    def __call__(self):
+        (bank, labels), (queries, truth) = (self._extract(part) for part in self._parts)
+        predicted = knn.classify(bank, labels, np.arange(len(bank)), queries, min(20, len(bank)), 0.07)
+        return {"knn_accuracy": float(np.mean(predicted == truth))}
+
+    def _part(self, source, images):
+        images = min(images, source.num_examples)
+        spaced = (
+            source.num_examples if source.random_access else images
+        )  # records behind the first would all have to be read
+        return Subset(source, np.linspace(0, spaced - 1, images).round().astype(int))
+
+    def _features(self, images):
+        return self.model.encode(tf.cast(images, tf.float32) / 255)["pre_logits"]
+
+    def _extract(self, source):
+        size, resize = self.model.evaluation_size
+        batches = pipeline.evaluation_batches(
+            source, lambda encoded, _: image.resize_central_crop(encoded, size, resize), self.batch_size
+        )
+        features, labels = [], []
+        for batch in batches:
+            real = (batch["weight"].numpy() > 0) & (batch["label"].numpy() >= 0)
+            found = self.model.distribute_strategy.experimental_local_results(self._encode(batch["image"]))[0]
+            features.append(found.numpy()[real])
+            labels.append(batch["label"].numpy()[real])
+        return np.concatenate(features), np.concatenate(labels)
