@@ -104,7 +104,7 @@ def nearest(features, bank, queries, k):
     for low in range(0, len(bank), _BANK):
         block = _unit(features[bank[low : low + _BANK]])  # BxD
         parts = [
-            _nearest(_unit(queries[i : i + _QUERIES]), block, min(k, len(block)))
+            _nearest(_unit(queries[i : i + _QUERIES]), block, tf.constant(min(k, len(block))))
             for i in range(0, len(queries), _QUERIES)
         ]
         similarity, place = (np.concatenate([p[j].numpy() for p in parts]) for j in range(2))

@@ -60,11 +60,8 @@ def plot(path, train, test, endpoint, k, seed=0, title=""):
             same = train.labels[near[q, j]] == test.labels[row]
             color = "#bbbbbb" if test.labels[row] < 0 else "#228833" if same else "#ee6677"
             _show(axes[q, j + 1], found[q * k + j], f"{similarity[q, j]:.2f}", color)
-    axes[0, 0].annotate("test image", (0, 1.35), xycoords="axes fraction", fontsize=7)
-    axes[0, min(1, k)].annotate(
-        "nearest training images, and their cosine", (0, 1.35), xycoords="axes fraction", fontsize=7
-    )
-    figure.suptitle(title, fontsize=9, x=0.02, ha="left")
+    title = f"{title}: test images, and beside each the nearest training images with their cosine".lstrip(": ")
+    figure.suptitle(title, fontsize=8, x=0.02, ha="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     with tf.io.gfile.GFile(path, "wb") as f:
