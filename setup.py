@@ -62,7 +62,7 @@ setup(
     ],
     extras_require={
         "gpu": [f"tensorflow[and-cuda]==2.15.1; {OLD}", f"tensorflow[and-cuda]>=2.16; {NEW}"],
-        "test": ["pytest>=7", "pytest-xdist>=3.7", "ruff>=0.6"],
+        "test": ["pytest>=7", "pytest-xdist>=3.7", "ruff>=0.6", "scikit-image>=0.22"],
     },
     entry_points={
         "console_scripts": [

@@ -93,8 +93,7 @@ def table(rows):
     for row in rows:
         cells = []
         for protocol in PROTOCOLS:
-            best = row[f"{protocol}_best"]
-            cells += [f"{row[protocol]['pre_logits']:.1%}", f"{row[protocol][best]:.1%} ({best})"]
+            cells += [f"{row[protocol]['pre_logits']:.1%}", f"{best(row, protocol):.1%} ({row[f'{protocol}_best']})"]
         took = f"{row['minutes']:.1f} min" if row["minutes"] else "none"
         lines.append(f"| {row['method']} | {row['seed']} | {' | '.join(cells)} | {took} |")
     for seed, row in random.items():

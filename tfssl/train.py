@@ -31,8 +31,8 @@ with cli.section("Task and network"):
     flags.DEFINE_string("backbone", "resnet50_v2", "resnet{18,34,50,101,152,200}_v{1,2}, revnet{18,34,50,101,152} or vgg{11,13,16,19}. "
         "2019 study: resnet50_v1, resnet50_v2, revnet50, vgg19.")
     flags.DEFINE_float("width_multiplier", 1.0, "Times all channels; 1 is the standard network (2019 study: 4x; its 16x is 4.0).")
-    flags.DEFINE_string("stem", "imagenet", "imagenet (7x7 stride 2, pooling), small (3x3, for 32 pixels), patch (7x7 stride 1). "
-        "vgg: small leaves out the first pooling.")
+    flags.DEFINE_string("stem", "imagenet", "imagenet (7x7 stride 2, pooling), small (3x3, for 32 pixels), patch (7x7 stride 1), "
+        "stride16 (imagenet's, but no stride in the last block). vgg: small leaves out the first pooling.")
     flags.DEFINE_float("bn_momentum", 0.99, "Share of the moving statistics kept per step (2019 study: 0.99); short runs: 0.9.")
     flags.DEFINE_float("bn_epsilon", 1e-3, "Batch normalisation: added to the variance (2019 study: 0.001).")
     flags.DEFINE_boolean("last_relu", True, "A ReLU before the mean over the map; --nolast_relu: the 2019 study's (-) networks.")
@@ -114,6 +114,8 @@ def main(_):
     for name, found in {"num_classes": source.num_classes or 0, "num_images": source.num_examples}.items():
         if values.get(name) == 0:
             values[name] = found
+    if not FLAGS.dry_run:
+        pretext.task_class(values["task"]).from_data(values, source, values["workdir"])
     plan = Plan(values, source.num_examples)
     with strategy.scope():
         model = build_model(values)
@@ -170,6 +172,7 @@ def train(model, strategy, source, validation, plan, values):
         values["log_steps"],
         saver.last_good,
         probe,
+        summaries.pictures(model, validation) if validation and chief else None,
     )
     if step == 0 and chief:
         summaries.write_start(log.writer("train"), model, source, values)
@@ -284,6 +287,7 @@ def build_model(values):
     )
     task = values["task"]
     own = {name: values[name] for name, s in TASK_SETTINGS.items() if task in s.defaults}
+    own |= pretext.task_class(task).from_data(own, None, values["workdir"])
     if values["optimizer"] in optim.OWN_DECAY:
         own["weight_decay"] = 0.0  # the optimizer's takes its place
     return pretext.build(task, backbone, **own)

@@ -30,7 +30,7 @@ def test_names_and_stems():
     names = {f"resnet{depth}_v{version}" for depth in (*depths, 200) for version in (1, 2)}
     names |= {f"revnet{depth}" for depth in depths} | {f"vgg{depth}" for depth in (11, 13, 16, 19)}
     assert set(backbones.NAMES) == names and len(backbones.NAMES) == len(names)
-    assert backbones.STEMS == ("imagenet", "small", "patch")
+    assert backbones.STEMS == ("imagenet", "small", "patch", "stride16")
     for name in names:
         assert isinstance(build(name), tf.keras.Model)  # its variables come with the first call
 
@@ -44,7 +44,7 @@ def test_an_unknown_name_is_told_its_neighbours(name):
 @pytest.mark.parametrize(
     "settings,words",
     [
-        ({"stem": "cifar"}, ["'cifar'", "imagenet, small, patch"]),
+        ({"stem": "cifar"}, ["'cifar'", "imagenet, small, patch, stride16"]),
         ({"width_multiplier": 0}, ["width_multiplier=0", "positive"]),
         ({"width_multiplier": -1.0}, ["width_multiplier=-1.0", "positive"]),
         ({"width_multiplier": float("nan")}, ["width_multiplier=nan", "positive"]),

@@ -72,6 +72,7 @@ def test_any_width(width, root):
         ("imagenet", 64, [16, 16, 8, 4, 2]),
         ("small", 32, [32, 32, 16, 8, 4]),
         ("patch", 64, [32, 32, 16, 8, 8]),
+        ("stride16", 224, [56, 56, 28, 14, 14]),
     ],
 )
 def test_endpoints_have_the_shapes_of_the_study(name, stem, side, sides):

@@ -3,9 +3,10 @@ import pytest
 import tensorflow as tf
 
 import tfssl
+from tfssl.data.subset import Subset
 from tfssl.downstream import features as extraction
 from tfssl.downstream import linear_sgd, modules
-from tfssl.downstream.images import Images, Subset
+from tfssl.downstream.images import Images
 
 
 @pytest.fixture

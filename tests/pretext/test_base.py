@@ -22,6 +22,7 @@ TASKS = {
     "exemplar": {"copies": 3, "embedding_size": 8, "global_triplets": True},
     "jigsaw": {**PATCHES, "permutations": 12, "permutations_per_image": 4},
     "relative_patch": PATCHES,
+    "colorization": {"resize": 18, "bins": "gamut"},
     "instance_discrimination": {"num_images": 48, "negatives": 8, **EMBEDDING},
     "moco": {"queue_size": 32, "num_classes": 2, "split_batch_norm": 1, **EMBEDDING},
     "simclr": {"num_classes": 2, "projection_size": 8},  # with all its augmentation
@@ -48,12 +49,7 @@ def source(photos):
 
 def small_network():
     """Without batch normalisation, whose statistics are a replica's own."""
-    return tf.keras.Sequential(
-        [
-            tf.keras.layers.Conv2D(6, 3, 2, activation="tanh", name="conv"),
-            tf.keras.layers.GlobalAveragePooling2D(name="pool"),
-        ]
-    )
+    return tf.keras.Sequential([tf.keras.layers.Conv2D(6, 3, 2, activation="tanh", name="conv")])
 
 
 def build(task, backbone=None, **settings):

@@ -48,9 +48,10 @@ def build(
       width_multiplier: times the standard channels. The first layer has int(64 * width_multiplier + 0.5) of them, at least 1,
         and every layer its standard multiple of those (RevNets: a stream of the first unit has int(32 * width_multiplier + 0.5)). The 2019
         study's "4x" is 1.0 here, its "16x" is 4.0; but of VGG its "8x" is 1.0, its "16x" is 2.0.
-      stem: "imagenet" (7x7 of stride 2 and max-pool: 224 -> 7), "small" (3x3 of stride 1, for CIFAR: 32 -> 4) or
-        "patch" (7x7 of stride 1 and max-pool, no stride in the last block: 64 -> 8, for the study's patch tasks). VGG is its standard self
-        with all but "small", which leaves out the first max-pool.
+      stem: "imagenet" (7x7 of stride 2 and max-pool: 224 -> 7), "small" (3x3 of stride 1, for CIFAR: 32 -> 4),
+        "patch" (7x7 of stride 1 and max-pool, no stride in the last block: 64 -> 8, for the study's patch tasks) or "stride16" ("imagenet"
+        without a stride in the last block: 224 -> 14, for colorization). VGG is its standard self with all but "small", which leaves out
+        the first max-pool.
       bn_momentum: share of the moving averages that a training step keeps (1 minus what PyTorch calls momentum).
       bn_epsilon: added to the variance.
       last_relu: False leaves out the ReLU before the mean (v2 networks and RevNets only: the study's "(-)").

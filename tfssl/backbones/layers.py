@@ -10,6 +10,7 @@ STEMS = {
     "imagenet": (7, 2, True, (1, 2, 2, 2)),  # 224 -> 56 after the root, then 56, 28, 14, 7
     "small": (3, 1, False, (1, 2, 2, 2)),  # 32 -> 32 after the root, then 32, 16, 8, 4
     "patch": (7, 1, True, (1, 2, 2, 1)),  # 64 -> 32 after the root, then 32, 16, 8, 8
+    "stride16": (7, 2, True, (1, 2, 2, 1)),  # 224 -> 56 after the root, then 56, 28, 14, 14
 }
 
 
@@ -56,6 +57,7 @@ class Network(tf.keras.Model):
 
     autograph = False  # nothing in here needs it, nor in our tasks, and without it tracing takes a quarter of the time
     static_size = False  # whether weights depend on the images' size
+    raw_maps = False  # whether blocks end in sums, which a normalisation and a ReLU are to follow
 
     def __init__(self, name, **settings):
         super().__init__(name=name)

@@ -80,6 +80,7 @@ class ResNet(Network):
     def __init__(self, name, **settings):
         super().__init__(name, **settings)
         depth, self.version = (int(number) for number in name[len("resnet") :].split("_v"))
+        self.raw_maps = self.version == 2
         if self.version == 1 and not self.last_relu:
             raise UserError(f"last_relu=False needs a v2 network, such as resnet{depth}_v2: v1's units end in a ReLU")
         channels = self.scaled(64)  # the root's; every layer has a multiple of them

@@ -84,6 +84,7 @@ class RevNet(Network):
 
     endpoint_names = ("after_root", "block1", "block2", "block3", "block4", "pre_logits")
     min_image_size = ResNet.min_image_size  # the same strides
+    raw_maps = True
 
     def __init__(self, name, **settings):
         super().__init__(name, **settings)

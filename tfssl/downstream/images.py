@@ -5,11 +5,11 @@ import functools
 import math
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfssl.data import image, pipeline
 from tfssl.data.source import Source
+from tfssl.data.subset import Subset
 from tfssl.downstream import pooling
 
 PIXELS = "pixels"
@@ -74,35 +74,6 @@ class Images:
             return {name: tf.reshape(v, [-1, v.shape[-1]])[:batch_size] for name, v in features.items()}  # BxD
 
         return encode
-
-
-class Subset(Source):
-    """Those images of a source whose places in the split are `index`; in split order, or in the order of the source's epochs."""
-
-    def __init__(self, source, index):
-        super().__init__(source.spec, source.split, len(index), source.num_classes, source.class_names)
-        self._source, self.random_access = source, source.random_access
-        chosen = np.zeros(source.num_examples, bool)
-        chosen[index] = True
-        with tf.device("CPU"):
-            self._chosen = tf.constant(chosen)
-
-    def _epoch(self, seed, epoch, skip, rows):
-        count = self.num_examples
-        numbers = tf.data.Dataset.range(epoch * count, (epoch + 1) * count)
-        mine = self._source.epoch_to_share(seed, epoch)
-        mine = mine.filter(lambda record: tf.gather(self._chosen, record["index"]))
-        records = tf.data.Dataset.zip((numbers, mine)).skip(skip)
-        if rows is not None:
-            batch_size, low, high = rows
-            records = records.filter(lambda number, _: low <= number % batch_size < high)
-        return records.map(lambda number, record: {**record, "number": number})
-
-    def fetch(self, record):
-        return self._source.fetch(record)
-
-    def name_in_graph(self, record):
-        return self._source.name_in_graph(record)
 
 
 def pixels_shape(size, target):

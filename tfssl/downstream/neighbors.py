@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.data import image, pipeline
+from tfssl.data.subset import Subset
 from tfssl.downstream import knn
-from tfssl.downstream.images import Subset
 
 QUERIES = 10
 

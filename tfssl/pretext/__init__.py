@@ -9,6 +9,7 @@ _CLASSES = {  # the module bears the task's name
     "exemplar": "Exemplar",
     "jigsaw": "Jigsaw",
     "relative_patch": "RelativePatch",
+    "colorization": "Colorization",
     "instance_discrimination": "InstanceDiscrimination",
     "moco": "MoCo",
     "simclr": "SimCLR",

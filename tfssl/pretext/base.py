@@ -48,6 +48,12 @@ class Pretext(tf.keras.Model):
 
     # What a task defines.
 
+    @staticmethod
+    def from_data(settings, source, workdir):
+        """Settings that a run measures on its images: {name: value} to take the place of those given. `source` None: what was kept of them
+        in the workdir."""
+        return {}
+
     def example(self, image, seed):
         raise NotImplementedError
 
@@ -83,6 +89,10 @@ class Pretext(tf.keras.Model):
     def views(self, batch):
         """The images that the network sees for an (augmented) batch: [n, H, W, 3] in [0, 1], for people to look at."""
         return batch["image"]
+
+    def pictures(self, batch):
+        """[n, H, W, 3] in [0, 1] that show, for an evaluation batch, what the task has learned; None where there is nothing to see."""
+        return None
 
     @property
     def evaluation_size(self):

@@ -26,13 +26,16 @@ class Log(tf.keras.callbacks.Callback):
       every: steps between logs.
       last_good: function () -> where the run can go on from, for the NaN message.
       probe: function () -> {metric: value} of each validation, with `chance`, {metric: level}; or None.
+      pictures: function () -> a picture for TensorBoard at each validation, uint8 [H, W, 3]; or None.
     """
 
     _supports_tf_logs = True  # or Keras would wait for the device after every step
 
-    def __init__(self, model, workdir, step, total_steps, batch_size, epoch_steps, every, last_good, probe=None):
+    def __init__(
+        self, model, workdir, step, total_steps, batch_size, epoch_steps, every, last_good, probe=None, pictures=None
+    ):
         super().__init__()
-        self.workdir, self.every, self.last_good, self.probe = workdir, every, last_good, probe
+        self.workdir, self.every, self.last_good, self.probe, self.pictures = workdir, every, last_good, probe, pictures
         self.total_steps, self.batch_size, self.epoch_steps = total_steps, batch_size, epoch_steps
         self.step = self.logged = step
         self.pace = Pace()
@@ -129,6 +132,9 @@ class Log(tf.keras.callbacks.Callback):
         self._append({"step": self.step, **{f"validation_{name}": value for name, value in validation.items()}})
         for name, value in validation.items():
             self._scalar("validation", name, value, self.step)
+        if self.pictures:
+            with self.writer("validation").as_default():
+                tf.summary.image("pictures", self.pictures()[None], self.step)
         values = "  ".join(f"{name} {value:.4g} (chance {self.chance[name]:.3g})" for name, value in validation.items())
         say(f"validation at step {self.step}  {values}")
 

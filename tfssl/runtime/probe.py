@@ -4,8 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.data import image, pipeline
+from tfssl.data.subset import spread
 from tfssl.downstream import knn
-from tfssl.downstream.images import Subset
 from tfssl.errors import UserError
 
 
@@ -27,7 +27,7 @@ class KnnProbe:
             raise UserError(f"--knn_probe={images}: {source.spec} has no labels to vote with; leave it out")
         self.model, self.batch_size = model, min(batch_size, images)
         self.chance = {"knn_accuracy": 1 / source.num_classes}
-        self._parts = [self._part(split, images) for split in (source, validation)]
+        self._parts = [spread(split, images) for split in (source, validation)]
         run = model.distribute_strategy.run
         self._encode = tf.function(lambda x: run(self._features, (x,)), autograph=model.backbone.autograph)
 
@@ -35,13 +35,6 @@ class KnnProbe:
         (bank, labels), (queries, truth) = (self._extract(part) for part in self._parts)
         predicted = knn.classify(bank, labels, np.arange(len(bank)), queries, min(20, len(bank)), 0.07)
         return {"knn_accuracy": float(np.mean(predicted == truth))}
-
-    def _part(self, source, images):
-        images = min(images, source.num_examples)
-        spaced = (
-            source.num_examples if source.random_access else images
-        )  # records behind the first would all have to be read
-        return Subset(source, np.linspace(0, spaced - 1, images).round().astype(int))
 
     def _features(self, images):
         return self.model.encode(tf.cast(images, tf.float32) / 255)["pre_logits"]

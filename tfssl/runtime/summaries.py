@@ -6,6 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.data.draws import Draws
+from tfssl.data.subset import spread
+from tfssl.pretext.base import Pretext
 
 
 def first_views(model, source, batch_size, seed, count=16):
@@ -13,6 +15,16 @@ def first_views(model, source, batch_size, seed, count=16):
     batch = next(iter(model.dataset(source, min(batch_size, count), seed)))
     batch = model.to_float(batch)
     return np.clip(model.views(model.augment(batch, Draws(batch)))[:count].numpy(), 0, 1)
+
+
+def pictures(model, source, count=8):
+    """A function () -> the task's `pictures` of images spread over a source, as a `grid` of three columns; None where it has none."""
+    if type(model).pictures is Pretext.pictures:
+        return None
+    part = spread(source, count)
+    batch = next(iter(model.evaluation_dataset(part, part.num_examples)))
+    show = tf.function(model.pictures, autograph=model.backbone.autograph)
+    return lambda: grid(np.clip(show(batch).numpy(), 0, 1), 3)
 
 
 def grid(images, columns=8):

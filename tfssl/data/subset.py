@@ -1,0 +1,73 @@
+"""Some of a source's images, as a source."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfssl.data.source import Source
+from tfssl.errors import UserError
+
+
+class Subset(Source):
+    """Those images of a source whose places in the split are `index`; in split order, or in the order of the source's epochs.
+
+    Args:
+      source: a `Source`.
+      index: int [n], without repetition.
+      renumber: "index" counts the subset's images from 0; otherwise it stays the place in the source's split.
+    """
+
+    def __init__(self, source, index, renumber=False):
+        super().__init__(source.spec, source.split, len(index), source.num_classes, source.class_names)
+        self._source, self.random_access = source, source.random_access
+        self._index = np.sort(index)
+        self._renumbered = renumber
+        place = np.full(source.num_examples, -1, np.int32)
+        place[self._index] = np.arange(len(index))
+        with tf.device("CPU"):
+            self._place = tf.constant(place)
+
+    def _epoch(self, seed, epoch, skip, rows):
+        count = self.num_examples
+        numbers = tf.data.Dataset.range(epoch * count, (epoch + 1) * count)
+        mine = self._chosen(self._source.epoch_to_share(seed, epoch))
+        records = tf.data.Dataset.zip((numbers, mine)).skip(skip)
+        if rows is not None:
+            batch_size, low, high = rows
+            records = records.filter(lambda number, _: low <= number % batch_size < high)
+        return records.map(lambda number, record: {**record, "number": number})
+
+    def epoch_to_share(self, seed, epoch):
+        return self._chosen(self._source.epoch_to_share(seed, epoch))
+
+    def _chosen(self, records):
+        return records.filter(lambda record: tf.gather(self._place, record["index"]) >= 0)
+
+    def fetch(self, record):
+        fetched = self._source.fetch(record)
+        if self._renumbered:
+            fetched["index"] = tf.cast(tf.gather(self._place, record["index"]), tf.int64)
+        return fetched
+
+    def name_in_graph(self, record):
+        return self._source.name_in_graph(record)
+
+    def name(self, index):
+        return self._source.name(int(self._index[index]) if self._renumbered else index)
+
+
+def spread(source, count):
+    """At most `count` images, spread evenly over a source; of records, which would all have to be read for that, the first."""
+    count = min(count, source.num_examples)
+    reach = source.num_examples if source.random_access else count
+    return Subset(source, np.linspace(0, reach - 1, count).round().astype(int))
+
+
+def nested(source, count, seed=0):
+    """`count` images chosen at random, of which those of a smaller `count` are a part: the first of one order of all, by `seed`.
+
+    Raises:
+      UserError: there are fewer images.
+    """
+    if not 1 <= count <= source.num_examples:
+        raise UserError(f"a subset of {count} images: {source.spec} {source.split} has {source.num_examples}")
+    return Subset(source, np.random.default_rng(seed).permutation(source.num_examples)[:count], renumber=True)
