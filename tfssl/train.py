@@ -28,7 +28,8 @@ with cli.section("Data"):
     flags.DEFINE_integer("label_offset", 0, "tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are 1 to 1000.")
 with cli.section("Task and network"):
     flags.DEFINE_enum("task", "rotation", pretext.NAMES, "What the network learns to predict.")
-    flags.DEFINE_string("backbone", "resnet50_v2", "resnet{18,34,50,101,152,200}_v{1,2}, revnet{18,34,50,101,152} or vgg{11,13,16,19}. "
+    flags.DEFINE_string("backbone", "resnet50_v2", "resnet{18,34,50,101,152,200}_v{1,2}, revnet{18,34,50,101,152}, vgg{11,13,16,19}, "
+        "alexnet or alexnet_lrn. "
         "2019 study: resnet50_v1, resnet50_v2, revnet50, vgg19.")
     flags.DEFINE_float("width_multiplier", 1.0, "Times all channels; 1 is the standard network (2019 study: 4x; its 16x is 4.0).")
     flags.DEFINE_string("stem", "imagenet", "imagenet (7x7 stride 2, pooling), small (3x3, for 32 pixels), patch (7x7 stride 1), "

@@ -28,7 +28,11 @@ def message(*args, **settings):
 def test_names_and_stems():
     depths = (18, 34, 50, 101, 152)
     names = {f"resnet{depth}_v{version}" for depth in (*depths, 200) for version in (1, 2)}
-    names |= {f"revnet{depth}" for depth in depths} | {f"vgg{depth}" for depth in (11, 13, 16, 19)}
+    names |= (
+        {f"revnet{depth}" for depth in depths}
+        | {f"vgg{depth}" for depth in (11, 13, 16, 19)}
+        | {"alexnet", "alexnet_lrn"}
+    )
     assert set(backbones.NAMES) == names and len(backbones.NAMES) == len(names)
     assert backbones.STEMS == ("imagenet", "small", "patch", "stride16")
     for name in names:

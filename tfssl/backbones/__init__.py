@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from tfssl.backbones import layers, resnet, revnet, vgg
+from tfssl.backbones import alexnet, layers, resnet, revnet, vgg
 from tfssl.backbones.norm import at_least_float32
 from tfssl.errors import UserError
 
@@ -15,6 +15,7 @@ _FAMILIES = {
     **{name: resnet.ResNet for name in resnet.NAMES},
     **{name: revnet.RevNet for name in revnet.NAMES},
     **{name: vgg.VGG for name in vgg.NAMES},
+    **{name: alexnet.AlexNet for name in alexnet.NAMES},
 }
 NAMES = list(_FAMILIES)
 STEMS = tuple(layers.STEMS)
@@ -51,7 +52,7 @@ def build(
       stem: "imagenet" (7x7 of stride 2 and max-pool: 224 -> 7), "small" (3x3 of stride 1, for CIFAR: 32 -> 4),
         "patch" (7x7 of stride 1 and max-pool, no stride in the last block: 64 -> 8, for the study's patch tasks) or "stride16" ("imagenet"
         without a stride in the last block: 224 -> 14, for colorization). VGG is its standard self with all but "small", which leaves out
-        the first max-pool.
+        the first max-pool. Of AlexNet they set the first convolution's stride: 4, 2 ("patch") or 1.
       bn_momentum: share of the moving averages that a training step keeps (1 minus what PyTorch calls momentum).
       bn_epsilon: added to the variance.
       last_relu: False leaves out the ReLU before the mean (v2 networks and RevNets only: the study's "(-)").
