@@ -25,6 +25,9 @@ with cli.section("Data"):
     flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets are, and archives are unpacked. Default: their own places.")
     flags.DEFINE_string("train_split", "train", "Images to train on, in TFDS's grammar: train, train[:90%], train+validation.")
     flags.DEFINE_string("val_split", "", "Images to validate on; none if empty. 2019 study: the last 40 of 1024 train shards.")
+    flags.DEFINE_integer("train_subset", 0, "Train on so many images, drawn by --subset_seed; smaller ones lie within larger ones. 0: all.",
+        lower_bound=0)
+    flags.DEFINE_integer("subset_seed", 0, "Of the choice of --train_subset.", lower_bound=0)
     flags.DEFINE_integer("label_offset", 0, "tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are 1 to 1000.")
 with cli.section("Task and network"):
     flags.DEFINE_enum("task", "rotation", pretext.NAMES, "What the network learns to predict.")
@@ -104,6 +107,7 @@ def main(_):
     if not FLAGS.dry_run:
         check_workdir(values)
     from tfssl import data
+    from tfssl.data.subset import nested
     from tfssl.runtime import strategy as strategies
 
     strategies.start(values["seed"], values["precision"], values["deterministic"])
@@ -112,6 +116,8 @@ def main(_):
     where = {"data_dir": values["data_dir"], "label_offset": values["label_offset"]}
     source = data.open_source(values["dataset"], values["train_split"], **where)
     validation = data.open_source(values["dataset"], values["val_split"], **where) if values["val_split"] else None
+    if values["train_subset"]:
+        source = nested(source, values["train_subset"], values["subset_seed"])
     for name, found in {"num_classes": source.num_classes or 0, "num_images": source.num_examples}.items():
         if values.get(name) == 0:
             values[name] = found

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import tfssl
 from tfssl import backbones, export, pretext
+from tfssl.data import image as ops
 from tfssl.data.draws import Draws
 from tfssl.errors import UserError
 from tfssl.pretext.jigsaw import Jigsaw
@@ -104,29 +105,38 @@ def test_gray_coins(per_patch):
 def naive_head(model, features, rows, training, kept=None):
     """Concatenate the features of each tuple; dense layers, batch normalisation, ReLU and dropout in NumPy."""
     n, count = rows.shape
+
+    def norm(x, layer):
+        mean, variance = layer.moving_mean.numpy(), layer.moving_variance.numpy()
+        if training:
+            mean, variance = x.reshape(-1, x.shape[-1]).mean(0), x.reshape(-1, x.shape[-1]).var(0)
+        return np.maximum((x - mean) / np.sqrt(variance + 1e-5) * layer.gamma.numpy() + layer.beta.numpy(), 0)
+
+    def kernel_of(layer):
+        """DxkU -> kDxU"""
+        return np.concatenate(np.split(layer.kernel.numpy(), layer.places, axis=1), axis=0)
+
     if model.embedding:
         features = features @ model.embedding.kernel.numpy()
+    if model.embedding_bn:
+        features = norm(features, model.embedding_bn)
     x = [[np.concatenate([features[i][p] for p in model.table[row]]) for row in rows[i]] for i in range(n)]
     x = np.array(x).reshape(n * count, -1)
-    for i, (layer, norm) in enumerate(zip(model.hidden, model.norms)):  # noqa: B905 (Python 3.9)
-        kernel = layer.kernel.numpy()
-        if i == 0:  # DxkU -> kDxU
-            places = model.table.shape[1]
-            kernel = np.concatenate(np.split(kernel, places, axis=1), axis=0)
-        x = x @ kernel
-        mean, variance = (x.mean(0), x.var(0)) if training else (norm.moving_mean.numpy(), norm.moving_variance.numpy())
-        x = np.maximum((x - mean) / np.sqrt(variance + 1e-5) * norm.gamma.numpy() + norm.beta.numpy(), 0)
+    for i, (layer, its_norm) in enumerate(zip(model.hidden, model.norms)):  # noqa: B905 (Python 3.9)
+        x = norm(x @ kernel_of(layer), its_norm)
         if training:
             x = x * kept[:, i].reshape(n * count, -1) / (1 - model.head_dropout)
-    return x @ model.head.kernel.numpy() + model.head.bias.numpy()
+    return x @ kernel_of(model.head) + model.head.bias.numpy()
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("layers,embedding", [(2, 0), (1, 5), (3, 0)])
+@pytest.mark.parametrize("layers,embedding", [(2, 0), (1, 5), (3, 0), (0, 5)])
 @pytest.mark.parametrize("task", TASKS)
 def test_the_head_sees_concatenated_patches(task, layers, embedding, training, float64):
-    """The main text's head (two layers on the pre-logits) and the code's (one, on embeddings), by loops over images and tuples."""
+    """The main text's head (two layers on the pre-logits), the code's (one, on embeddings) and that of Goyal et al. (linear on embeddings
+    with BN and ReLU), by loops over images and tuples."""
     settings = {"permutations": 20, "permutations_per_image": 6} if task == "jigsaw" else {}
+    settings["embedding_norm"] = layers == 0
     model = build(task, head_layers=layers, patch_embedding_size=embedding, head_dropout=0.3, **settings)
     batch = batch_of(4)
     batch = model.augment(batch, Draws(batch))
@@ -137,10 +147,47 @@ def test_the_head_sees_concatenated_patches(task, layers, embedding, training, f
     features = model.backbone(model.normalise(model.views(batch)), training=training)["pre_logits"].numpy()
     rows = model.questions(batch).numpy()
     assert rows.shape == ((4, 6) if task == "jigsaw" else (4, 8))
-    expected = naive_head(model, features.reshape(4, 9, -1), rows, training, batch["kept"].numpy())
+    expected = naive_head(model, features.reshape(4, 9, -1), rows, training, batch["kept"].numpy() if layers else None)
     logits = model(batch, training=training)
     np.testing.assert_allclose(logits, expected, atol=1e-9)
     assert logits.shape == (rows.size, len(model.table))
+
+
+def test_the_siamese_head_has_the_published_size():
+    """Goyal et al.: 2048 -> 1000 with BN, shared by the patches; 9000 -> |P| with a bias."""
+    features = tf.keras.Sequential([tf.keras.layers.GlobalAveragePooling2D(), tf.keras.layers.Dense(2048)])
+    settings = {"patch_embedding_size": 1000, "embedding_norm": True, "head_layers": 0, "permutations": 701}
+    model = build("jigsaw", features, **settings, permutations_per_image=1)
+    model.prepare()
+    head = sum(int(np.prod(v.shape)) for v in model.trainable_variables) - 4 * 2048
+    assert head == 2048 * 1000 + 2 * 1000 + 9000 * 701 + 701
+
+
+def test_images_as_goyal_et_al_prepare_them():
+    """The aspect kept, a flip, ImageNet's mean and deviation."""
+    image = picture(60, 90)
+    common = {"scaled_size": 40, "keep_aspect": True, "gray": 0.0}
+    small = np.asarray(ops.resize_small(image, 40))
+    assert small.shape == (40, 60, 3)
+    places = [np.add(13 * np.array([i, j]), 1) for i in range(3) for j in range(3)]  # (13 - 10) // 2 within each cell
+    expected = [small[y : y + 10, 10 + x : 10 + x + 10] for y, x in places]
+    np.testing.assert_array_equal(build(**common, flip=True).example(image, None), expected)
+    seen = set()
+    for number in range(40):
+        patch = build(**common, flip=True).example(image, seed(number)).numpy()[4]
+        whole = {False: small, True: small[:, ::-1]}
+        found = [
+            mirrored
+            for mirrored, its in whole.items()
+            for y, x in np.argwhere((its[:31, :51] == patch[0, 0]).all(-1))
+            if (its[y : y + 10, x : x + 10] == patch).all()
+        ]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert seen == {False, True}
+    one = tf.constant(np.random.default_rng(0).random([2, 10, 10, 3]))
+    expected = (one - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(build(standardize=False).normalise(one), expected)
 
 
 def test_dropout_is_drawn_anew_for_each_image_and_step():
@@ -260,7 +307,8 @@ def test_it_learns(task, rings):
         ({"grid": 1}, "grid=1"),
         ({"grid": 2}, "grid=2 has no central cell"),
         ({"evaluation_resize": 29}, "evaluation_resize=29 must be at least grid . patch_size = 30"),
-        ({"head_layers": 0}, "head_layers=0 and head_units=12 must be at least 1"),
+        ({"head_layers": -1}, "head_layers=-1 must be at least 0"),
+        ({"embedding_norm": True}, "embedding_norm needs a layer to follow"),
         ({"gray": 1.5}, "gray=1.5"),
         ({"head_dropout": 1.0}, "head_dropout=1.0"),
         ({"combine_patches": "mean"}, "combine_patches=mean: choose one of avg, max, concat"),

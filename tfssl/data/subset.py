@@ -37,7 +37,13 @@ class Subset(Source):
         return records.map(lambda number, record: {**record, "number": number})
 
     def epoch_to_share(self, seed, epoch):
-        return self._chosen(self._source.epoch_to_share(seed, epoch))
+        def numbered(record):
+            return {
+                **record,
+                "number": epoch * self.num_examples + tf.cast(tf.gather(self._place, record["index"]), tf.int64),
+            }
+
+        return self._chosen(self._source.epoch_to_share(seed, epoch)).map(numbered)
 
     def _chosen(self, records):
         return records.filter(lambda record: tf.gather(self._place, record["index"]) >= 0)

@@ -390,6 +390,14 @@ def _clock():
         return lambda: tf.ensure_shape(tf.numpy_function(time.time, [], tf.float64), [])
 
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def imagenet_normalised(images):
+    """Images in [0, 1] less ImageNet's mean, by its deviation."""
+    return (images - tf.constant(IMAGENET_MEAN, images.dtype)) / tf.constant(IMAGENET_STD, images.dtype)
+
+
 def cross_entropy_chance(classes):
     """Loss and accuracy of a uniform guess among `classes`."""
     return {"loss": math.log(classes), "accuracy": 1 / classes}

@@ -10,14 +10,12 @@ from tfssl.data import image as ops
 from tfssl.data.draws import fork
 from tfssl.errors import check_choice
 from tfssl.losses import contrastive
-from tfssl.pretext.base import Pretext
+from tfssl.pretext.base import Pretext, imagenet_normalised
 
 Crops = collections.namedtuple("Crops", ["count", "size", "area"])
 Crops.__doc__ = (
     """So many views of `size` pixels; `area` (low, high) as a share of the image's, or None for the policy's."""
 )
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 class Views(Pretext):
@@ -120,9 +118,7 @@ class Views(Pretext):
         return [(x, sum(counts[:i])) for i, x in enumerate(groups)]
 
     def normalise(self, images):
-        if self.normalization == "none":
-            return images
-        return (images - tf.constant(MEAN, images.dtype)) / tf.constant(STD, images.dtype)
+        return images if self.normalization == "none" else imagenet_normalised(images)
 
     def embed(self, images, heads, training):
         """Views [N, V, S, S, 3] through the network and {name: head}, each head after the one before it: {name: [N, V, outputs]}, and the
