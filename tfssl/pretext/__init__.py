@@ -7,10 +7,13 @@ from tfssl.errors import UserError
 _CLASSES = {  # the module bears the task's name
     "rotation": "Rotation",
     "exemplar": "Exemplar",
+    "exemplar_cnn": "ExemplarCNN",
     "jigsaw": "Jigsaw",
     "relative_patch": "RelativePatch",
     "instance_discrimination": "InstanceDiscrimination",
+    "pirl": "PIRL",
     "moco": "MoCo",
+    "infomin": "InfoMin",
     "simclr": "SimCLR",
     "byol": "BYOL",
     "swav": "SwAV",
