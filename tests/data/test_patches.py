@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import tensorflow as tf
 
 from tfssl.data import patches as ops
@@ -42,6 +43,59 @@ def test_cut_is_slicing():
     offsets = [(0, 0), (32, 22), (5, 17)]
     expected = [image[y : y + 8, x : x + 8] for y, x in offsets]
     np.testing.assert_array_equal(ops.cut(tf.constant(image), tf.constant(offsets), 8), expected)
+
+
+def test_patches_lie_where_the_gradients_are():
+    """The share of all numbers in [0, 1) that choose a place is that of the gradients in the patch there."""
+    image = np.random.default_rng(0).integers(0, 256, [7, 9, 3], np.uint8)
+    levels = image.mean(-1)
+    mass = np.zeros([4, 6])
+    for y, x in np.ndindex(4, 6):
+        patch = levels[y : y + 4, x : x + 4]
+        for i, j in np.ndindex(3, 3):
+            mass[y, x] += np.hypot(patch[i + 1, j] - patch[i, j], patch[i, j + 1] - patch[i, j])
+    found = np.zeros([4, 6])
+    for u in (np.arange(1000) + 0.5) / 1000:
+        found[tuple(ops.salient_corner(image, u, 4).numpy())] += 1 / 1000
+    np.testing.assert_allclose(found, mass / mass.sum(), atol=1.1e-3)
+
+
+def test_an_image_of_one_colour_has_patches_everywhere():
+    flat = np.full([6, 5, 3], 200, np.uint8)
+    found = {tuple(ops.salient_corner(flat, u, 4).numpy()) for u in (np.arange(12) + 0.5) / 12}
+    assert found == set(np.ndindex(3, 2))
+    np.testing.assert_array_equal(ops.salient_corner(flat[:5], 0.99, 5), [0, 0])
+
+
+def by_scipy(image, corner, size, shift, scale, degrees):
+    """In the complex plane, where turning to the left is multiplying by e^(i angle)."""
+    rows, columns = np.mgrid[:size, :size] - (size - 1) / 2
+    seen = (columns - 1j * rows) * np.exp(-1j * np.radians(degrees)) / scale
+    middle = np.array(corner) + (size - 1) / 2 + size * np.array(shift)
+    at = [middle[0] - seen.imag, middle[1] + seen.real]
+    channels = [scipy.ndimage.map_coordinates(c, at, order=1, mode="reflect") for c in np.moveaxis(image, -1, 0) * 1.0]
+    return np.stack(channels, -1)
+
+
+@pytest.mark.parametrize(
+    "corner,shift,scale,angle",
+    [((8, 12), (0.2, -0.1), 1.4, 20.0), ((0, 0), (-0.2, -0.2), 0.7, -13.0), ((21, 9), (0.2, 0.2), 0.8, 5.0)],
+)
+def test_affine_patches(corner, shift, scale, angle):
+    """Also where they leave the image."""
+    image = np.random.default_rng(0).integers(0, 256, [30, 40, 3], np.uint8)
+    found = tf.function(ops.affine_patch)(image, corner, 9, tf.constant(shift), tf.constant(scale), tf.constant(angle))
+    np.testing.assert_allclose(found, by_scipy(image, corner, 9, shift, scale, angle), atol=0.51)
+
+
+def test_affine_patches_on_the_grid():
+    image = np.random.default_rng(0).integers(0, 256, [30, 40, 3], np.uint8)
+    patch = image[5:13, 7:15]
+    zero = tf.zeros([2])
+    np.testing.assert_array_equal(ops.affine_patch(image, [5, 7], 8, zero, 1.0, 0.0), patch)
+    np.testing.assert_array_equal(ops.affine_patch(image, [5, 7], 8, zero, 1.0, 90.0), np.rot90(patch))
+    moved = ops.affine_patch(image, [5, 7], 8, tf.constant([0.25, -0.5]), 1.0, 0.0)
+    np.testing.assert_array_equal(moved, image[7:15, 3:11])
 
 
 def test_gray_is_the_mean_of_the_channels():

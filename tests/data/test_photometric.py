@@ -64,6 +64,36 @@ def test_saturation_is_that_of_hsv():
             np.testing.assert_allclose(after, want, atol=1e-12)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_contrast_along_principal_components(jit_compile):
+    """Against a singular value decomposition, whose signs are others and whose order is the opposite."""
+    images = photographs(5)
+    factors = np.random.default_rng(0).uniform(0.5, 2, [5, 3]).astype(np.float32)
+    factors[0] = 1
+    got = compiled(photometric.scale_components, images, factors, jit_compile=jit_compile)
+    for image, factor, new in zip(images.astype(np.float64), factors, got.numpy()):
+        pixels = image.reshape(-1, 3)
+        mean = pixels.mean(0)
+        axes = np.linalg.svd(pixels - mean, full_matrices=False)[2]  # a row each, the largest first
+        want = mean + sum(f * np.outer((pixels - mean) @ axis, axis) for f, axis in zip(factor[::-1], axes))
+        np.testing.assert_allclose(new.reshape(-1, 3), want, atol=1e-5)
+    np.testing.assert_allclose(got[0], images[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_power_factor_and_offset_of_hsv(jit_compile):
+    images = pictures(count=4)
+    rng = np.random.default_rng(1)
+    powers, factors = rng.uniform(0.25, 4, [4, 2]), rng.uniform(0.7, 1.4, [4, 2])
+    offsets, hue = rng.uniform(-0.1, 0.1, [4, 2]), rng.uniform(-0.1, 0.1, 4)
+    got = compiled(photometric.adjust_hsv, tf.constant(images), powers, factors, offsets, hue, jit_compile=jit_compile)
+    for n, (image, new) in enumerate(zip(images, got.numpy())):
+        for before, after in zip(image.reshape(-1, 3), new.reshape(-1, 3)):
+            h, *sv = colorsys.rgb_to_hsv(*before)
+            s, v = np.clip(np.array(sv) ** powers[n] * factors[n] + offsets[n], 0, 1)
+            np.testing.assert_allclose(after, colorsys.hsv_to_rgb((h + hue[n]) % 1, s, v), atol=1e-9)
+
+
 def test_brightness_is_added_and_not_clipped():
     images = pictures(count=3).astype(np.float32)
     got = photometric.adjust_brightness(images, [-0.5, 0.0, 0.7])
@@ -348,6 +378,8 @@ def test_colours_refuse_what_is_not_rgb(channels):
         lambda: photometric.adjust_saturation(images, one),
         lambda: photometric.adjust_hue(images, one),
         lambda: photometric.drop_color(images),
+        lambda: photometric.scale_components(images, np.ones([2, 3])),
+        lambda: photometric.adjust_hsv(images, *np.ones([3, 2, 2]), one),
         lambda: photometric.color_jitter(images, one, one, one, one, times),
     ):
         with pytest.raises(UserError, match=f"images with {channels} channels: colours need 3") as error:

@@ -16,15 +16,19 @@ from tfssl.runtime import strategy as strategies
 from tfssl.runtime.checkpoints import Checkpoints
 
 PATCHES = {"image_size": 24, "scaled_size": 28, "patch_size": 7, "patch_embedding_size": 8, "head_units": 16}
+PUZZLES = {"jigsaw_size": 24, "jigsaw_patch_size": 7, "jigsaw_augmentation": "crop"}
 EMBEDDING = {"projection_size": 8, "augmentation": "crop"}
 TASKS = {
     "rotation": {},
     "exemplar": {"copies": 3, "embedding_size": 8, "global_triplets": True},
+    "exemplar_cnn": {"num_images": 48, "scaled_size": 24, "num_classes": 2},
     "jigsaw": {**PATCHES, "permutations": 12, "permutations_per_image": 4},
     "relative_patch": PATCHES,
     "colorization": {"resize": 18, "bins": "gamut"},
     "instance_discrimination": {"num_images": 48, "negatives": 8, **EMBEDDING},
+    "pirl": {"num_images": 48, "negatives": 8, **PUZZLES, **EMBEDDING},
     "moco": {"queue_size": 32, "num_classes": 2, "split_batch_norm": 1, **EMBEDDING},
+    "infomin": {"queue_size": 32, "num_classes": 2, "split_batch_norm": 1, **PUZZLES, **EMBEDDING},
     "simclr": {"num_classes": 2, "projection_size": 8},  # with all its augmentation
     "simclr with a memory": {"queue_size": 32, **EMBEDDING},
     "byol": {"projection_hidden": 12, **EMBEDDING},
@@ -131,7 +135,10 @@ def test_replicas_train_like_one(task, source, replicas, float64):
     assert_equal(alone, together, 1e-9)
 
 
-@pytest.mark.parametrize("task", ["jigsaw", "instance_discrimination", "moco", "simclr with a memory", "byol", "swav"])
+@pytest.mark.parametrize(
+    "task",
+    "exemplar_cnn,jigsaw,instance_discrimination,pirl,moco,infomin,simclr with a memory,byol,swav".split(","),
+)
 def test_a_run_resumes_on_another_number_of_replicas(task, source, replicas, float64, tmp_path):
     """Two steps and two more, the latter on one device or on several, are four at once: queues, banks and slower networks are saved."""
 
@@ -177,8 +184,20 @@ def test_four_replicas():
 
 @pytest.mark.parametrize(
     "task,parts",
-    [("rotation", 2), ("rotation", 4), *((task, 2) for task in ("jigsaw", "relative_patch", "supervised", "exemplar"))]
-    + [("simclr", 2), ("simclr", 4), ("simclr with a memory", 2), ("byol", 2), ("swav", 2), ("simsiam", 2)],
+    [
+        ("rotation", 2),
+        ("rotation", 4),
+        *((task, 2) for task in ("jigsaw", "relative_patch", "supervised", "exemplar", "exemplar_cnn")),
+    ]
+    + [
+        ("simclr", 2),
+        ("simclr", 4),
+        ("simclr with a memory", 2),
+        ("byol", 2),
+        ("swav", 2),
+        ("simsiam", 2),
+        ("pirl", 2),
+    ],
 )
 def test_accumulated_parts_are_the_whole_batch(task, parts, source, float64):
     """With batch normalisation the reference is the whole batch, normalised in groups of a part's size. Losses that compare the images
@@ -192,6 +211,7 @@ def test_accumulated_parts_are_the_whole_batch(task, parts, source, float64):
         "byol",
         "swav",
         "simsiam",
+        "pirl",
     ):  # views one after the other: the groups move moving statistics in another order
         for state in (grouped[1], in_parts[1]):
             for name in [name for name in state if "moving" in name]:

@@ -260,6 +260,8 @@ POLICIES = {
     ),  # crop and flip alone, which SimCLR's ablation finds not to be enough
     "simclr": _SIMCLR,  # arXiv 2002.05709, and the brightness of its second code
     "moco_v1": Policy(**_MOCO, hue=0.4, jitter=1.0, gray_at="before", blur=0.0),  # arXiv 1911.05722, as InstDisc
+    # arXiv 1912.01991, for images and for patches, but for the posterized, sharpened and solarized ones of its code
+    "pirl": Policy(**{**_MOCO, "crop_area": (0.08, 1.0)}, hue=0.2, jitter=1.0, blur=0.0),
     "moco_v2": Policy(**_MOCO, hue=0.1),  # arXiv 2003.04297, and SimSiam
     "byol": (_BYOL, dataclasses.replace(_BYOL, blur=0.1, solarize=0.2)),  # arXiv 2006.07733
     "swav": Policy(**_TORCH, crop_area=(0.14, 1.0)),  # arXiv 2006.09882; the small crops take areas of 0.05 to 0.14

@@ -1,4 +1,7 @@
-"""Patches of images on a regular grid: cut with jitter on the host, out of whole images on the device; standardised."""
+"""Patches of images: on a regular grid, cut with jitter on the host or out of whole images on the device; one by itself, where there is
+something to see, moved and turned; standardised."""
+
+import math
 
 import tensorflow as tf
 
@@ -28,6 +31,63 @@ def cut(image, offsets, size):
     """[H, W, C] and int32 [P, 2] -> [P, size, size, C]: the squares whose upper left corners are at `offsets`."""
     begins = tf.unstack(tf.pad(offsets, [[0, 0], [0, 1]]))
     return tf.stack([tf.slice(image, begin, [size, size, image.shape[-1]]) for begin in begins])
+
+
+def salient_corner(image, uniform, size):
+    """A place for a square patch, with a probability proportional to the gradients in it: their magnitudes, of the mean of the channels,
+    summed over the patch. (Of an image of one colour all places are alike.)
+
+    Args:
+      image: [H, W, C], H and W at least `size`.
+      uniform: a number in [0, 1), which chooses the place.
+      size: side of the patch, in pixels; at least 2.
+
+    Returns:
+      int32 [2], (y, x) of its upper left corner.
+    """
+    levels = tf.reduce_mean(tf.cast(image, tf.float64), -1)
+    down, right = levels[1:, :-1] - levels[:-1, :-1], levels[:-1, 1:] - levels[:-1, :-1]
+    sums = tf.pad(
+        tf.cumsum(tf.cumsum(tf.sqrt(down**2 + right**2), 0), 1), [[1, 0], [1, 0]]
+    )  # over all above and to the left
+    k = size - 1  # gradients between the pixels of a patch, on either axis
+    mass = sums[k:, k:] - sums[:-k, k:] - sums[k:, :-k] + sums[:-k, :-k]  # of a patch at each place
+    cumulative = tf.cumsum(tf.reshape(tf.maximum(mass, 0) + 1e-6, [-1]))
+    chosen = tf.searchsorted(cumulative, [tf.cast(uniform, tf.float64) * cumulative[-1]], side="right")[0]
+    columns = tf.shape(mass)[1]
+    chosen = tf.minimum(chosen, tf.size(mass) - 1)
+    return tf.stack([chosen // columns, chosen % columns])
+
+
+def affine_patch(image, corner, size, shift, scale, angle):
+    """A square patch that is moved, scaled and turned about its middle, in one bilinear resampling; beyond its border the image is
+    mirrored.
+
+    Args:
+      image: uint8 [H, W, C].
+      corner: [2], (y, x) of the upper left corner of the patch as it would be otherwise.
+      size: its side, in pixels.
+      shift: [2], (y, x): where it looks further down and to the right, in sides.
+      scale: what it shows is so much larger.
+      angle: and turned to the left, in degrees.
+
+    Returns:
+      uint8 [size, size, C].
+    """
+    angle, half = angle * (math.pi / 180), (size - 1) / 2
+    y, x = tf.unstack(tf.cast(corner, tf.float32) + half + size * shift)  # what the middle of the patch shows
+    cos, sin = tf.cos(angle) / scale, tf.sin(angle) / scale
+    # Row by row: the x, and the y, in the image of the pixel (x, y) of the patch.
+    to_image = tf.stack([cos, -sin, x - half * (cos - sin), sin, cos, y - half * (sin + cos), 0.0, 0.0])
+    patch = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(image, tf.float32)[None],
+        transforms=to_image[None],
+        output_shape=[size, size],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="REFLECT",
+    )[0]
+    return tf.cast(tf.round(tf.ensure_shape(patch, [size, size, image.shape[-1]])), tf.uint8)
 
 
 def gray(images):

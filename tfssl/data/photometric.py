@@ -132,6 +132,31 @@ def run_jitter(images, plan, additive=False):
     return _by_rows(run, images)
 
 
+def scale_components(images, factors):
+    """Scales the colours of each image [N, H, W, 3] along the principal components of its own pixels, about their mean, by the factors
+    [N, 3], the smallest component's first (Dosovitskiy et al., arXiv 1406.6909, "contrast"); not clipped."""
+    _needs_rgb(images, "principal components")
+    pixels = tf.reshape(_wide(images), [-1, images.shape[1] * images.shape[2], 3])
+    return tf.cast(
+        tf.reshape(_scale_components_kernel(pixels, tf.cast(factors, pixels.dtype)), tf.shape(images)), images.dtype
+    )
+
+
+def adjust_hsv(images, powers, factors, offsets, hue):
+    """S and V of each image to a power, times a factor, plus an offset, and cut to [0, 1]; H is turned (Dosovitskiy et al., arXiv
+    1406.6909).
+
+    Args:
+      images: float [N, H, W, 3] in [0, 1].
+      powers, factors, offsets: [N, 2], for S and for V.
+      hue: [N], in turns of the colour circle.
+    """
+    _needs_rgb(images, "hue, saturation and value")
+    wide = _wide(images)
+    change = tf.stack([tf.cast(x, wide.dtype) for x in (powers, factors, offsets)], 1)[:, :, None, None]  # Nx3x1x1x2
+    return tf.cast(_adjust_hsv_kernel(wide, change, _per_image(hue, wide)), images.dtype)
+
+
 def inception_color(images, draws):
     """The fast colour distortion of TF-slim's Inception recipe, which the 2019 study trains with (arXiv 1901.09005).
 
@@ -311,6 +336,24 @@ def _recolour_kernel(padded, change):
         saturation, tf.math.divide_no_nan(tf.nn.relu(value), spread)
     )  # S is at most 1
     return tf.maximum(recoloured, tf.minimum(lowest, 0))  # rounding errors do not leave [0, 1]
+
+
+@_kernel
+def _scale_components_kernel(pixels, factors):
+    """pixels [N, P, 3]. A kernel, because outside XLA a GPU computes the eigenvectors of one image after those of another."""
+    mean = tf.reduce_mean(pixels, 1, keepdims=True)
+    apart = pixels - mean
+    _, axes = tf.linalg.eigh(tf.matmul(apart, apart, transpose_a=True))  # Nx3x3, one in each column
+    return mean + tf.matmul(tf.matmul(apart, axes * factors[:, None]), axes, transpose_b=True)
+
+
+@_kernel
+def _adjust_hsv_kernel(images, change, hue):
+    turned = tf.image.rgb_to_hsv(images)
+    angle, rest = turned[..., :1] + hue, turned[..., 1:]
+    power, factor, offset = tf.unstack(change, axis=1)
+    rest = _clip(rest**power * factor + offset)
+    return tf.image.hsv_to_rgb(tf.concat([angle - tf.floor(angle), rest], -1))
 
 
 @_kernel

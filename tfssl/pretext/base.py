@@ -34,6 +34,7 @@ class Pretext(tf.keras.Model):
 
     task = None  # the registered name
     spans_batch = False  # whether an image's loss depends on the other images of the batch
+    num_images = 0  # of the data set, where the task keeps a place for each
     settings = None  # what `pretext.build` was given: enough to build the same task again
 
     def __init__(self, backbone, image_size=224, weight_decay=1e-4):
@@ -121,7 +122,15 @@ class Pretext(tf.keras.Model):
         return {**batch, "image": as_float}
 
     def dataset(self, source, batch_size, seed=0, start_step=0, steps=None, **rows):
-        """The training batches of a source (see `data.pipeline.training_batches`), ready for `fit`."""
+        """The training batches of a source (see `data.pipeline.training_batches`), ready for `fit`.
+
+        Raises:
+          UserError: the task has no place for so many images.
+        """
+        if 0 < self.num_images < source.num_examples:
+            raise UserError(
+                f"num_images={self.num_images} does not hold the {source.num_examples} images of the training split: leave it out"
+            )
         return pipeline.training_batches(source, self.example, batch_size, seed, start_step, steps, **rows)
 
     def evaluation_dataset(self, source, batch_size, **rows):

@@ -45,7 +45,7 @@ class InstanceDiscrimination(Views):
             raise UserError("negatives=0 stands for all, which form=nce estimates the loss of: take form=cross_entropy")
         if num_images < 1:
             raise UserError("num_images is missing: the memory bank needs to know how many images there are")
-        self.temperature, self.form, self.negatives = temperature, form, negatives
+        self.temperature, self.form, self.negatives, self.num_images = temperature, form, negatives, num_images
         self.projection = MLP("projection", [projection_size])
         self.bank = Bank(num_images, projection_size, bank_momentum)
         # The normalisation Z of nce, estimated in the first step and kept.
@@ -63,35 +63,35 @@ class InstanceDiscrimination(Views):
         return {**batch, "negatives": self._entries(draws.uniform(shape=[self.negatives], view=1))}
 
     def _entries(self, uniform):
-        return tf.minimum(tf.cast(uniform * self.images, tf.int64), self.images - 1)
-
-    @property
-    def images(self):
-        return self.bank.entries.shape[0]
+        return tf.minimum(tf.cast(uniform * self.num_images, tf.int64), self.num_images - 1)
 
     def call(self, batch, training=False):
         return self.embed(batch["image"][0], {"z": self.projection}, training)  # Nx1xE
 
     def contrast(self, batch, outputs):
-        v = contrastive.normalise(outputs["z"][:, 0])  # NxE
-        if not self.negatives:
-            logits = tf.matmul(v, self.bank.entries, transpose_b=True) / self.temperature  # Nximages
-            found = contrastive.classify(logits, tf.cast(batch["index"], tf.int32))
-        else:
-            # Validation has no draws: it takes one fixed set.
-            spaced = tf.linspace(tf.constant(0.0, v.dtype), 1.0, self.negatives)
-            drawn = batch.get("negatives", tf.tile(self._entries(spaced)[None], [v.shape[0], 1]))  # NxK
-            positive = tf.reduce_sum(v * tf.gather(self.bank.entries, batch["index"]), 1) / self.temperature  # N
-            negative = tf.einsum("nd,nkd->nk", v, tf.gather(self.bank.entries, drawn)) / self.temperature  # NxK
-            if self.form == "nce":
-                found = contrastive.nce(positive, negative, self.negatives / self.images, self._constant(negative))
-            else:
-                logits = tf.concat([positive[:, None], negative], 1)
-                found = contrastive.classify(logits, tf.zeros([v.shape[0]], tf.int32))
+        found = self.discriminate(batch, outputs["z"][:, 0])
         return found.loss, {"accuracy": found.accuracy}
 
+    def discriminate(self, batch, z):
+        """`Contrast` of embeddings [N, E]: each image's own entry of the bank among the others."""
+        v = contrastive.normalise(z)
+        # Other images than the bank's, in validation on another split, are given some entry: what is measured of them is chance.
+        index = batch["index"] % self.num_images
+        if not self.negatives:
+            logits = tf.matmul(v, self.bank.entries, transpose_b=True) / self.temperature  # Nximages
+            return contrastive.classify(logits, tf.cast(index, tf.int32))
+        # Validation has no draws: it takes one fixed set.
+        spaced = tf.linspace(tf.constant(0.0, v.dtype), 1.0, self.negatives)
+        drawn = batch.get("negatives", tf.tile(self._entries(spaced)[None], [v.shape[0], 1]))  # NxK
+        positive = tf.reduce_sum(v * tf.gather(self.bank.entries, index), 1) / self.temperature  # N
+        negative = tf.einsum("nd,nkd->nk", v, tf.gather(self.bank.entries, drawn)) / self.temperature  # NxK
+        if self.form == "nce":
+            return contrastive.nce(positive, negative, self.negatives / self.num_images, self._constant(negative))
+        logits = tf.concat([positive[:, None], negative], 1)
+        return contrastive.classify(logits, tf.zeros([v.shape[0]], tf.int32))
+
     def _constant(self, negative):
-        estimate = replicas.mean(tf.reduce_mean(tf.exp(tf.stop_gradient(negative)))) * self.images
+        estimate = replicas.mean(tf.reduce_mean(tf.exp(tf.stop_gradient(negative)))) * self.num_images
         estimate = tf.where(self.constant > 0, tf.cast(self.constant, estimate.dtype), estimate)
         self.constant.assign(estimate)
         return estimate
@@ -100,5 +100,8 @@ class InstanceDiscrimination(Views):
         self.bank.update(batch["index"], contrastive.normalise(outputs["z"][:, 0]))
 
     def chance(self):
-        others = self.negatives or self.images - 1
-        return {**super().chance(), "loss": math.log(1 + others), "accuracy": 1 / (1 + others)}
+        others = self.negatives or self.num_images - 1
+        loss = math.log(1 + others)
+        if self.form == "nce":  # each of the decisions on a negative costs a little, too
+            loss += others * math.log1p(1 / others)
+        return {**super().chance(), "loss": loss, "accuracy": 1 / (1 + others)}

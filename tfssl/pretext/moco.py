@@ -90,13 +90,16 @@ class MoCo(Views):
         return tf.gather(keys, tf.argsort(order))
 
     def contrast(self, batch, outputs):
-        z, keys = outputs["z"], outputs["keys"]
+        found = self.among_keys(outputs["z"], outputs["keys"])
+        return found.loss, {"accuracy": found.accuracy}
+
+    def among_keys(self, queries, keys):
+        """`Contrast` of queries with their keys among those of the queue, both [N, P, E]: the mean over P."""
         found = [
-            contrastive.info_nce(z[:, i], keys[:, i], self.queue.rows, self.temperature)
-            for i in range(1 + self.symmetric)
+            contrastive.info_nce(queries[:, i], keys[:, i], self.queue.rows, self.temperature)
+            for i in range(keys.shape[1])
         ]
-        loss, accuracy = (tf.add_n(values) / len(found) for values in zip(*found))  # noqa: B905 (Python 3.9)
-        return loss, {"accuracy": accuracy}
+        return contrastive.Contrast(*(tf.add_n(values) / len(found) for values in zip(*found)))  # noqa: B905 (Python 3.9)
 
     def after_step(self, batch, outputs):
         self.queue.push(tf.reshape(tf.transpose(outputs["keys"], [1, 0, 2]), [-1, outputs["keys"].shape[-1]]))

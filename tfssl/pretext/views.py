@@ -10,7 +10,7 @@ from tfssl.data import image as ops
 from tfssl.data.draws import fork
 from tfssl.errors import check_choice
 from tfssl.losses import contrastive
-from tfssl.pretext.base import Pretext, imagenet_normalised
+from tfssl.pretext.probe import Probed
 
 Crops = collections.namedtuple("Crops", ["count", "size", "area"])
 Crops.__doc__ = (
@@ -18,7 +18,7 @@ Crops.__doc__ = (
 )
 
 
-class Views(Pretext):
+class Views(Probed):
     """Base class of the methods that bring views of one image together. A subclass gives `call` -> {"z": embeddings [N, V, E], ...}, by
     `embed`, and `contrast(batch, outputs)` -> (loss per image [N], {metric: [N]}).
 
@@ -27,16 +27,13 @@ class Views(Pretext):
 
     Args:
       image_size: side of the views, in pixels.
-      augmentation: policy of the views: simclr, moco_v1, moco_v2, byol, swav, infomin, cifar (SimCLR's for 32 pixels) or crop (crops and
-        flips alone); see tfssl/data/augmentation.py.
+      augmentation: policy of the views: simclr, moco_v1, moco_v2, pirl, byol, swav, infomin, cifar (SimCLR's for 32 pixels) or crop (crops
+        and flips alone); see tfssl/data/augmentation.py.
       strength: scales the policy's colour jitter (SimCLR: 1 for ImageNet, 0.5 for CIFAR-10; the policy cifar has its 0.5 already).
       min_area: smallest area of a crop, as a share of the image; 0 takes the policy's.
       augment_on: where the policy acts: device (a batch at once) or host (each image in the input pipeline, rounded to bytes again).
-      normalization: what the network sees of images in [0, 1]: imagenet (less its mean, by its deviation) or none (as they are).
       resize: shorter side, in pixels, to which an evaluation image is scaled before its central square of `image_size` is cut; 0 means
         image_size / 0.875.
-      num_classes: classes of the online probe, a linear classifier on the features that sends no gradient into the network; 0 takes the
-        data set's, and leaves the probe out where there are none.
     """
 
     spans_batch = True  # if not by its loss, then by its spread, or by what it remembers
@@ -49,21 +46,13 @@ class Views(Pretext):
         strength=1.0,
         min_area=0.0,
         augment_on="device",
-        normalization="imagenet",
         resize=0,
-        num_classes=0,
         **common,
     ):
         super().__init__(backbone, image_size=image_size, **common)
-        self._autocast = False  # colours are computed in full precision; the network casts for itself
         check_choice("augment_on", augment_on, ("device", "host"))
-        check_choice("normalization", normalization, ("imagenet", "none"))
         self.augmentation, self.strength, self.min_area, self.augment_on = augmentation, strength, min_area, augment_on
-        self.normalization, self.resize = normalization, resize or round(image_size / 0.875)
-        floatx = tf.keras.backend.floatx()
-        self.probe = tf.keras.layers.Dense(num_classes, name="probe", dtype=floatx) if num_classes else None
-        if self.probe:
-            self.probe.decayed = False
+        self.resize = resize or round(image_size / 0.875)
         self.policies()  # an unknown name is refused here
 
     # What a method may define.
@@ -86,20 +75,20 @@ class Views(Pretext):
         """-> a tuple of one uint8 [V, S, S, 3] for each group of crops."""
         training, seed = seed is not None, tf.zeros([2], tf.int64) if seed is None else seed
         image = ops.decode(image)  # once, which is faster from two crops on
-        policies, groups, number = self.policies(), [], 0
-        for count, size, area in self.crops():
-            views = []
-            for _ in range(count):
-                own = policies[number].crop_area
-                area_range = area or (self.min_area or own[0], own[1])
-                policy = dataclasses.replace(policies[number], crop_area=area_range)
-                views.append(policy.crop(image, fork(seed, number), size))
-                number += 1
-            groups.append(tf.stack(views))  # VxSxSx3
+        groups = [self.cut(image, seed, group, first) for group, first in self._numbered(self.crops())]
         if training and self.augment_on == "host":
             draws = augmentation.HostDraws(seed, 1)
             groups = [_to_bytes(self._policed(_to_float(x)[None], draws, n)[0]) for x, n in self._numbered(groups)]
         return tuple(groups)
+
+    def cut(self, image, seed, group, first):
+        """The views of a group, whose number among all views begins at `first`: uint8 [V, S, S, 3]."""
+        views = []
+        for number in range(first, first + group.count):
+            policy = self.policies()[number]
+            area = group.area or (self.min_area or policy.crop_area[0], policy.crop_area[1])
+            views.append(dataclasses.replace(policy, crop_area=area).crop(image, fork(seed, number), group.size))
+        return tf.stack(views)
 
     def augment(self, batch, draws):
         if self.augment_on == "host":
@@ -117,15 +106,11 @@ class Views(Pretext):
         counts = [group.count for group in self.crops()]
         return [(x, sum(counts[:i])) for i, x in enumerate(groups)]
 
-    def normalise(self, images):
-        return images if self.normalization == "none" else imagenet_normalised(images)
-
     def embed(self, images, heads, training):
         """Views [N, V, S, S, 3] through the network and {name: head}, each head after the one before it: {name: [N, V, outputs]}, and the
         online probe's logits as "probe"."""
         # Image by image, so that the parts of a batch are groups of successive rows for batch normalisation too.
-        x = self.encode(tf.reshape(images, [-1, *images.shape[2:]]), training)["pre_logits"]
-        found = {"probe": self.probe(tf.stop_gradient(x))} if self.probe else {}
+        x, found = self.features(tf.reshape(images, [-1, *images.shape[2:]]), training)
         for name, head in heads.items():
             x = found[name] = head(x, training=training)
         return {name: tf.reshape(x, [-1, images.shape[1], x.shape[-1]]) for name, x in found.items()}
@@ -143,13 +128,7 @@ class Views(Pretext):
         loss, metrics = self.contrast(batch, outputs)
         z = outputs["z"]
         metrics["spread"] = tf.ones_like(loss) * contrastive.spread(tf.reshape(z, [-1, z.shape[-1]]))
-        if self.probe:
-            logits, labels = outputs["probe"][:, 0], tf.maximum(batch["label"], 0)  # NxC, N
-            known = tf.cast(batch["label"] >= 0, loss.dtype)
-            metrics["loss"] = loss  # what is reported: the method's own
-            loss += known * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            metrics["probe_accuracy"] = tf.keras.metrics.sparse_categorical_accuracy(batch["label"], logits)
-        return loss, metrics
+        return self.probed(batch, loss, metrics, outputs["probe"][:, 0] if self.probe else None)
 
     def alarm(self, measured):
         if measured["spread"] < 0.05:
@@ -158,8 +137,7 @@ class Views(Pretext):
 
     def chance(self):
         """`spread`: of the embeddings' directions, 1 where they fill the sphere, 0 where they are one point."""
-        levels = {"loss": float("nan"), "spread": 0.0}
-        return {**levels, "probe_accuracy": 1 / self.probe.units} if self.probe else levels
+        return {"loss": float("nan"), "spread": 0.0, **super().chance()}
 
     @property
     def head_norm(self):

@@ -1,0 +1,32 @@
+"""InfoMin: Tian et al., "What Makes for Good Views for Contrastive Learning?", NeurIPS 2020 (arXiv 2005.10243)."""
+
+import tensorflow as tf
+
+from tfssl.pretext.jigsaw_branch import JigsawBranch
+from tfssl.pretext.moco import MoCo
+
+
+class InfoMin(JigsawBranch, MoCo):
+    """MoCo with views that share as little as they may beside what matters: stronger colours, RandAugment, and PIRL's puzzles. A puzzle
+    is to be told, as a query is, which key is its own image's.
+
+    Patches are mirrored each by itself; in the published code, the nine of an image together.
+
+    Args:
+      augmentation: policy of the views; RandAugment is a part of infomin.
+      augment_on: where the policies act: host (each image in the input pipeline), which RandAugment needs, or device.
+      temperature: what cosines are divided by (the paper: 0.15).
+    """
+
+    task = "infomin"
+
+    def __init__(self, backbone, augmentation="infomin", augment_on="host", temperature=0.15, **common):
+        super().__init__(backbone, augmentation=augmentation, augment_on=augment_on, temperature=temperature, **common)
+
+    def call(self, batch, training=False):
+        return {**super().call(batch, training), "jigsaw": self.embed_patches(batch, training)}  # NxPxE each, NxE
+
+    def contrast(self, batch, outputs):
+        keys = outputs["keys"]
+        puzzles = tf.repeat(outputs["jigsaw"][:, None], keys.shape[1], axis=1)  # NxPxE
+        return self.both(self.among_keys(outputs["z"], keys), self.among_keys(puzzles, keys))

@@ -1,0 +1,31 @@
+"""PIRL: Misra and van der Maaten, "Self-Supervised Learning of Pretext-Invariant Representations", CVPR 2020 (arXiv 1912.01991)."""
+
+from tfssl.pretext.instance_discrimination import InstanceDiscrimination
+from tfssl.pretext.jigsaw_branch import JigsawBranch
+
+
+class PIRL(JigsawBranch, InstanceDiscrimination):
+    """An image and a jigsaw puzzle of it are both to be told, by their embeddings, to be that image among all: what the network makes of an
+    image does not depend on the transformation. What stands for an image is a moving average of its own embeddings, in a memory bank.
+
+    The published code trains on posterized, sharpened and solarized images besides, and keeps biases and batch normalisation out of weight
+    decay, as all tasks here do.
+
+    Args:
+      augmentation: policy of the image.
+      negatives: entries of the bank that are drawn for each image (the code: 32000); 0: all, with cross_entropy.
+      jigsaw_augmentation: policy of the patches, drawn for each by itself.
+    """
+
+    task = "pirl"
+
+    def __init__(self, backbone, augmentation="pirl", negatives=32000, jigsaw_augmentation="pirl", **common):
+        policies = {"augmentation": augmentation, "jigsaw_augmentation": jigsaw_augmentation}
+        super().__init__(backbone, negatives=negatives, **policies, **common)
+
+    def call(self, batch, training=False):
+        return {**super().call(batch, training), "jigsaw": self.embed_patches(batch, training)}  # Nx1xE, NxE
+
+    def contrast(self, batch, outputs):
+        image, jigsaw = (self.discriminate(batch, z) for z in (outputs["z"][:, 0], outputs["jigsaw"]))
+        return self.both(image, jigsaw)
