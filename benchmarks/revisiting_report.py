@@ -194,10 +194,8 @@ def plot(results, title, path):
             mine, color = of_task.where(backbone=backbone), COLORS.get(backbone)
             wide = mine.where(width=max(mine.values("width")))
             names = [e for e in wide.rows[0]["accuracy"] if e != "pixels"]
-            axes[0, column].plot(
-                range(len(names)), [wide.mean(e) for e in names], "o-", ms=3, color=color, label=backbone
-            )
-            axes[0, column].set_xticks(range(len(names)), names, rotation=60, fontsize=7)
+            depth = np.linspace(0, 1, len(names))
+            axes[0, column].plot(depth, [wide.mean(e) for e in names], "o-", ms=3, color=color, label=backbone)
             widths = mine.values("width")
             axes[1, column].plot(
                 widths, [mine.where(width=w).mean("pre_logits") for w in widths], "o-", ms=3, color=color
@@ -210,13 +208,15 @@ def plot(results, title, path):
                 color=color,
             )
             axes[3, column].plot(
-                [wide.rows[0]["labels"][0], wide.rows[0]["labels"][-1]],
+                (0, 1),
                 [wide.mean("pre_logits", "few"), wide.mean("pre_logits")],
                 "o-", ms=3, color=color,
             )  # fmt: skip
         axes[0, column].axhline(of_task.mean("pixels"), color="gray", ls="--", lw=0.8, label="raw pixels")
-        axes[3, column].set_xscale("log")
-        for row, label in enumerate((f"endpoint (x{widest:g})", "width", "pretext accuracy, %", "labels")):
+        axes[0, column].set_xticks((0, 1), ("first endpoint", "pre_logits"))
+        axes[3, column].set_xticks((0, 1), of_task.rows[0]["labels"])
+        axes[1, column].set_xticks(of_task.values("width"))
+        for row, label in enumerate((f"depth (x{widest:g})", "width", "pretext accuracy, %", "labels")):
             axes[row, column].set_xlabel(label, fontsize=8)
     for row, label in enumerate(("by endpoint", "pre_logits", "pre_logits", "pre_logits")):
         axes[row, 0].set_ylabel(f"accuracy, % ({label})", fontsize=8)
