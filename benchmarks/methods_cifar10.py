@@ -4,8 +4,8 @@
 
 Each line of OUT/results.jsonl is one encoder: the commands that a user would give, tfssl-train with the method's cifar10_cpu.flags,
 tfssl-export, tfssl-eval. What has a line is not run again; a training that was stopped goes on. How to read the table: test accuracies in
-percent of logistic regression and of 20 nearest neighbours on --labels training images; `best` is the endpoint that a validation part of
-these chose, for each protocol by itself. A method counts as learning where its lower figure is above random initialisation's best and above
+percent of logistic regression and of 20 nearest neighbours on --labels training images; `best` is the endpoint that 4,000 others of them
+chose, for each protocol by itself. A method counts as learning where its lower figure is above random initialisation's best and above
 raw pixels, in each seed.
 """
 
@@ -71,7 +71,8 @@ def measure(method, seed, args):
             call("tfssl.export", f"--workdir={run}", f"--export_dir={run}/module")
     call(
         "tfssl.evaluate", f"--module={run}/module", f"--flagfile={FLAGS}/cifar10/eval.flags", f"--dataset={args.data}",
-        f"--train_split=train[:{args.labels}]", f"--protocol={','.join(PROTOCOLS)}", f"--seed={seed}", f"--workdir={run}/eval", "--nocache",
+        f"--train_split=train[:{args.labels}]", f"--val_split=train[{args.labels}:{args.labels + 4000}]",
+        f"--protocol={','.join(PROTOCOLS)}", f"--seed={seed}", f"--workdir={run}/eval", "--nocache",
     )  # fmt: skip
     with open(os.path.join(run, "eval", "results.json")) as f:
         results = json.load(f)["results"]

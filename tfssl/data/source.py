@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfssl.data import checks
 from tfssl.errors import UserError
 
-_SCHEMES = "tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, glyphs or glyphs:N"
+_SCHEMES = "tfds:NAME[/CONFIG], folder:PATH, masks:PATH, tfrecord:GLOB, glyphs or glyphs:N"
 
 
 def open_source(
@@ -33,6 +33,7 @@ def open_source(
     Args:
       spec: one of
         "folder:PATH": images by split and class, by class, or unlabelled; or an archive of them (.tar, .tgz, .zip);
+        "masks:PATH": images with a class for each pixel (see tfssl/data/masks.py);
         "tfrecord:GLOB": files of tf.train.Example, or their folder; the split is in their name (train-00000-of-01024);
         "tfds:NAME[/CONFIG]": a data set that tensorflow-datasets has prepared;
         "glyphs" or "glyphs:N": letters over photographs, rendered on first use: N (6,000) to train on, 2,000 to test.
@@ -53,6 +54,10 @@ def open_source(
         from tfssl.data.folder import FolderSource
 
         return FolderSource(spec, rest, split, data_dir)
+    if scheme == "masks" and rest:
+        from tfssl.data.masks import MaskSource
+
+        return MaskSource(spec, rest, split)
     if scheme == "tfrecord" and rest:
         from tfssl.data.records import TFRecordSource
 

@@ -66,19 +66,20 @@ class Module:
         return {name: outputs[name] for name in self._ordered(outputs)}
 
     def shapes(self, image_size):
-        """The shape of each endpoint for square images of a size, without the batch: {name: (H, W, C) or (D,)}, in
-        depth order.
+        """The shape of each endpoint for images of a size, (height, width) or the side of squares, without the batch:
+        {name: (H, W, C) or (D,)}, in depth order.
 
         Outputs that are not float vectors or maps, one per image, are left out. It runs the module once.
         """
-        if image_size not in self._shapes:
+        size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+        if size not in self._shapes:
             try:
                 # In a graph, as later for all images: called eagerly, a signature does not check its input's shape.
-                outputs = tf.function(self.endpoints, autograph=False)(tf.zeros([2, image_size, image_size, 3]))
+                outputs = tf.function(self.endpoints, autograph=False)(tf.zeros([2, *size, 3]))
             except (tf.errors.OpError, ValueError, TypeError) as e:
                 least = self.facts.get("min_image_size")
                 hint = f"; its smallest size is {least}" if least else ""
-                what = f"{image_size}x{image_size} float32 RGB images{hint}"
+                what = f"{size[0]}x{size[1]} float32 RGB images{hint}"
                 raise UserError(f"module {self.handle!r} does not take {what}: {_first_line(e)}") from e
             usable = {
                 name: tuple(outputs[name].shape[1:])
@@ -89,8 +90,8 @@ class Module:
                 raise UserError(
                     f"module {self.handle!r} returns no float features [N, D] or [N, H, W, C], but {sorted(outputs)}"
                 )
-            self._shapes[image_size] = usable
-        return self._shapes[image_size]
+            self._shapes[size] = usable
+        return self._shapes[size]
 
     def sizes(self, image_size=None, resize=None):
         """(crop size, shorter side before the crop), in pixels: as asked, or the module's own, or resize = size * 256 /

@@ -1,0 +1,96 @@
+"""`masks:PATH`: images with a class for each pixel, in pictures of the same name.
+
+    PATH/train/x.png  PATH/trainannot/x.png                                     a folder of masks beside each split's images (CamVid)
+    PATH/JPEGImages/x.jpg  PATH/SegmentationClass/x.png
+    PATH/ImageSets/Segmentation/train.txt                                       Pascal VOC
+
+A mask is a gray or a palette PNG, whose numbers are the classes; which of them stands for no class is the reader's affair (255 in VOC).
+Names are read from PATH/classes.txt, a line each, where there is one.
+"""
+
+import io
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from tfssl.data.folder import FORMATS
+from tfssl.data.source import IndexedSource
+from tfssl.data.splits import resolve
+from tfssl.errors import UserError
+
+
+class MaskSource(IndexedSource):
+    """Beside what every source has (label -1), an example has "mask": uint8 [H, W], as large as the image."""
+
+    def __init__(self, spec, path, split="train"):
+        root = (os.path.expanduser(path) if "://" not in path else path).rstrip("/")
+        if not tf.io.gfile.isdir(root):
+            raise UserError(f"{spec}: no such folder: {root!r}")
+        voc = tf.io.gfile.isdir(f"{root}/SegmentationClass")
+        found = _voc(root) if voc else _beside(root)
+        if not found:
+            raise UserError(
+                f"{spec}: no images with masks: expected SPLIT and SPLITannot side by side, or Pascal VOC's JPEGImages, SegmentationClass "
+                "and ImageSets/Segmentation"
+            )
+        pairs = []
+        for name, start, stop in resolve(split, {name: [len(its)] for name, its in found.items()}, spec):
+            pairs += found[name][start:stop]
+        super().__init__(spec, split, len(pairs))
+        classes = f"{root}/classes.txt"
+        if tf.io.gfile.exists(classes):
+            with tf.io.gfile.GFile(classes) as f:
+                self.class_names = f.read().split("\n")
+                self.class_names = [name for name in self.class_names if name]
+        with tf.device("CPU"):
+            self._images, self._masks = (tf.constant(list(paths)) for paths in zip(*pairs))  # noqa: B905 (Python 3.9)
+
+    def fetch(self, record):
+        index = record["index"]
+        image = tf.io.read_file(tf.gather(self._images, index))
+        mask = tf.ensure_shape(tf.numpy_function(_decode, [tf.gather(self._masks, index)], tf.uint8), [None, None])
+        return {"image": image, "label": tf.constant(-1, tf.int64), "index": index, "mask": mask}
+
+    def name_in_graph(self, record):
+        return tf.gather(self._images, record["index"])
+
+    def name(self, index):
+        return self._images[index].numpy().decode()
+
+
+def _decode(path):
+    """The numbers of a gray or palette picture; TensorFlow would give a palette's colours."""
+    from PIL import Image
+
+    path = np.asarray(path).item().decode()
+    with tf.io.gfile.GFile(path, "rb") as f:
+        picture = Image.open(io.BytesIO(f.read()))
+    if picture.mode not in ("L", "P", "1"):
+        raise ValueError(f"{path} is no mask: its mode is {picture.mode}, not gray or palette of 8 bits")
+    return np.asarray(picture, np.uint8)
+
+
+def _beside(root):
+    """{split: [(image, mask)]} of folders S and Sannot."""
+    found = {}
+    for name in sorted(name.rstrip("/") for name in tf.io.gfile.listdir(root)):
+        if tf.io.gfile.isdir(f"{root}/{name}annot"):
+            masks = set(tf.io.gfile.listdir(f"{root}/{name}annot"))
+            images = sorted(file for file in tf.io.gfile.listdir(f"{root}/{name}") if file.lower().endswith(FORMATS))
+            pairs = [(file, os.path.splitext(file)[0] + ".png") for file in images]
+            found[name] = [
+                (f"{root}/{name}/{image}", f"{root}/{name}annot/{mask}") for image, mask in pairs if mask in masks
+            ]
+    return {name: pairs for name, pairs in found.items() if pairs}
+
+
+def _voc(root):
+    """{split: [(image, mask)]} of the lists in ImageSets/Segmentation."""
+    found = {}
+    for path in sorted(tf.io.gfile.glob(f"{root}/ImageSets/Segmentation/*.txt")):
+        with tf.io.gfile.GFile(path) as f:
+            names = f.read().split()
+        pairs = [(f"{root}/JPEGImages/{name}.jpg", f"{root}/SegmentationClass/{name}.png") for name in names]
+        found[os.path.basename(path)[: -len(".txt")]] = pairs
+    return {name: pairs for name, pairs in found.items() if pairs}
