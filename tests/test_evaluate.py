@@ -153,6 +153,71 @@ def test_classifiers_that_learn_by_sgd(tfssl_command, modules_dir, images, tmp_p
     assert f"written: {tmp_path}/results.json, {tmp_path}/results.png, {tmp_path}/results_curve.png" in process.stdout
 
 
+def test_svms_and_few_images(tfssl_command, modules_dir, images, tmp_path):
+    process = tfssl_command(
+        "evaluate",
+        f"--module={modules_dir}/ours/1",
+        f"--dataset=folder:{images}",
+        "--protocol=svm,low_shot,few_shot,knn",
+        "--endpoints=pre_logits,pixels",
+        "--svm_costs=1,10,100",
+        "--low_shot_k=1,4",
+        "--low_shot_samples=2",
+        "--few_shot_k=5",
+        "--few_shot_episodes=12",
+        f"--workdir={tmp_path}",
+    )
+    assert process.returncode == 0, process.stderr
+    table = process.stdout[process.stdout.index("module  ") :].splitlines()
+    assert table[0].split()[2:] == ["svm@59", "low_shot@k=1", "low_shot@k=4", "few_shot@k=5", "knn@59"]
+    (chance,) = (line for line in table if line.startswith("chance"))
+    assert chance.split()[1:] == ["33.3"] * 5
+    (majority,) = (line for line in table if line.startswith("majority"))
+    assert majority.split() == ["majority", "class", "33.3"]  # of accuracies among all classes alone
+    assert any("(svm, low_shot: mean average precision) in %" in line for line in table)
+    record = json.loads((tmp_path / "results.json").read_text())
+    found = {(r["protocol"], r.get("shots"), r["endpoint"]): r for r in record["results"]}
+    assert len(found) == len(record["results"]) == 10
+    svm, low, few = (
+        found[key] for key in (("svm", None, "pre_logits"), ("low_shot", 4, "pre_logits"), ("few_shot", 5, "pixels"))
+    )
+    assert svm["chosen_on"] == f"3 folds of folder:{images} train" and svm["accuracy"] > 0.5
+    assert low["chosen_on"] == f"folder:{images} train outside of each sample" and low["samples"] == 2
+    assert (few["ways"], few["episodes"]) == (3, 12)
+    assert tf.io.decode_png((tmp_path / "results.png").read_bytes()).shape[0] > 1000
+
+
+def test_images_of_several_classes(tfssl_command, modules_dir, tmp_path):
+    """Pascal VOC's layout: bright pictures, red ones, and those that are both."""
+    rng = np.random.default_rng(0)
+    lists = tmp_path / "voc" / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (tmp_path / "voc" / "JPEGImages").mkdir()
+    for split, count in (("trainval", 60), ("test", 40)):
+        marks = rng.choice([-1, 1, 1, 0], [count, 2]), [f"{split}{i:03}" for i in range(count)]
+        for name, (bright, red) in zip(marks[1], marks[0]):  # noqa: B905 (Python 3.9)
+            pixels = rng.normal(90, 30, [20, 20, 3]) + 70 * (bright == 1) + [60 * (red == 1), 0, 0]
+            encoded = tf.io.encode_jpeg(np.clip(pixels, 0, 255).astype(np.uint8)).numpy()
+            (tmp_path / "voc" / "JPEGImages" / f"{name}.jpg").write_bytes(encoded)
+        for column, of_class in enumerate(("bright", "red")):
+            lines = [f"{name} {mark[column]}\n" for name, mark in zip(marks[1], marks[0])]  # noqa: B905
+            (lists / f"{of_class}_{split}.txt").write_text("".join(lines))
+    arguments = [f"--module={modules_dir}/ours/1", f"--dataset=voc:{tmp_path}/voc", "--train_split=trainval"]
+    arguments += ["--endpoints=pixels", "--low_shot_k=1,4", "--low_shot_choose=test"]
+    process = tfssl_command("evaluate", *arguments, "--protocol=svm,low_shot", f"--workdir={tmp_path}/eval")
+    assert process.returncode == 0, process.stderr
+    record = json.loads((tmp_path / "eval" / "results.json").read_text())
+    svm, *low = record["results"]
+    assert sorted(svm["per_class"]) == ["bright", "red"] and svm["value"] > svm["chance"] + 0.2
+    assert [r["chosen_on"] for r in low] == [f"voc:{tmp_path}/voc test (optimistic)"] * 2
+    assert record["baselines"] == {} and "chance" in process.stdout and "majority" not in process.stdout
+    process = tfssl_command("evaluate", *arguments, "--protocol=svm,logistic")
+    assert process.returncode == 1 and len(process.stderr.splitlines()) == 1
+    assert "--protocol=logistic: an image of voc:" in process.stderr and "svm and low_shot take" in process.stderr
+    process = tfssl_command("evaluate", *arguments, "--protocol=svm", "--test_split=trainval[50%:]")
+    assert process.returncode == 1 and "--train_split and --test_split share images" in process.stderr
+
+
 def test_own_splits_of_records_do_not_overlap(tmp_path):
     from tfssl.data import open_source
 
@@ -205,6 +270,9 @@ def test_help_is_quick_and_complete(tfssl_command):
         "val_split",
         "sgd_epochs",
         "mlp_l2",
+        "svm_costs",
+        "low_shot_choose",
+        "few_shot_ways",
     ):
         assert f"--{flag}" in process.stdout
     assert "2019 study: 800" in process.stdout and "100 / (features * classes)" in process.stdout
@@ -217,7 +285,10 @@ def test_help_is_quick_and_complete(tfssl_command):
     [
         ([], "--module is missing"),
         (["--module=nowhere", "--dataset=nowhere"], "nowhere"),
-        (["--module=m", "--protocol=svm"], "--protocol=svm: there is logistic, knn, linear_sgd, mlp"),
+        (
+            ["--module=m", "--protocol=svc"],
+            "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, features",
+        ),
         (["--module=m", "--protocol=features"], "--workdir is missing"),
         (["--module=m", "--test_split="], "--test_split is empty"),
         (["--module=m", "--pool=min"], "--pool=min.*adaptive_max"),
@@ -280,6 +351,10 @@ def test_errors_come_before_any_work(modules_dir, images, tmp_path):
         ([ours, data, "--train_split=train[:1shard]"], ["shards are the record files"]),
         ([ours, data, "--l2=strong"], ["l2='strong'", "published"]),
         ([ours, data, "--val_fraction=0"], ["--l2=select and --val_fraction=0: nothing to choose on"]),
+        ([ours, data, "--protocol=svm", "--svm_costs=cheap"], ["costs='cheap'", "vissl, goyal"]),
+        ([ours, data, "--protocol=low_shot", "--low_shot_k=one"], ["shots=['one']", "such as 1,2,4"]),
+        ([ours, data, "--protocol=few_shot", "--few_shot_ways=1"], ["ways=1"]),
+        ([ours, data, "--protocol=few_shot", "--val_fraction=0"], ["--few_shot_ridges and --val_fraction=0"]),
         ([ours, data, "--protocol=mlp", "--mlp_decay_epochs=60,200"], ["mlp: decay_epochs=60,200", "within the 180"]),
         ([ours, data, "--protocol=linear_sgd", "--sgd_decay_epochs=a"], ["linear_sgd: decay_epochs", "such as 30,50"]),
         ([ours, data, "--train_labels=1000"], ["train_labels=1000", "60"]),
@@ -287,6 +362,8 @@ def test_errors_come_before_any_work(modules_dir, images, tmp_path):
         ([ours, data, "--image_size=32", "--resize=20"], ["resize=20", "image_size=32"]),
         ([f"--module={modules_dir}/theirs.tar.gz", data, "--image_size=32"], ["does not take 32x32"]),
         ([f"--module={modules_dir}/ours", data], ["no saved_model.pb", "ours/1"]),
+        ([ours, "--flagfile=tfssl:goyal/svm.flags"], ["voc:VOCdevkit/VOC2007: no folder ImageSets/Main"]),
+        ([ours, "--flagfile=tfssl:goyal/low_shot.flags"], ["voc:VOCdevkit/VOC2007: no folder ImageSets/Main"]),
         # The study's flags are all sound: what fails is the data.
         *(
             (

@@ -31,7 +31,8 @@ def define_flags():
         flags.DEFINE_list("module", None,
             "Required. A comma list of Hub modules: folders (local or gs://), .tar.gz, https handles; or NAME=HANDLE each.")
         flags.DEFINE_string("dataset", "glyphs",
-            "Labelled images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, or glyphs, the embedded set of letters.")
+            "Labelled images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, voc:PATH (several classes in an image), or glyphs, "
+            "the embedded set of letters.")
         flags.DEFINE_string("data_dir", None,
             "Where TensorFlow Datasets are, and where archives are unpacked. Default: each library's own place.")
         flags.DEFINE_string("train_split", "train",
@@ -73,7 +74,8 @@ def define_flags():
         flags.DEFINE_boolean("standardize", False,
             "logistic, linear_sgd, mlp: scale features to mean 0 and deviation 1 first (2019 study: no).")
         flags.DEFINE_integer("seed", 0, lower_bound=0, help=
-            "Of the subset of labels and the validation part; linear_sgd, mlp: and of weights, order, crops and dropout.")
+            "Of the subset of labels and the validation part; linear_sgd, mlp: and of weights, order, crops and dropout; "
+            "low_shot, few_shot: and of samples and episodes.")
     with cli.section("logistic: mean cross-entropy + l2 * ||W||^2, by L-BFGS"):
         flags.DEFINE_string("l2", "select",
             "select (on the validation part), published (2019 study: 100 / (features * classes)), or a number.")
@@ -113,6 +115,37 @@ def define_flags():
     with cli.section("linear_sgd and mlp"):
         flags.DEFINE_enum("epoch", "last", ("last", "best"),
             "Which epoch's accuracy is reported; best: that of the highest accuracy on validation (2019 study: last).")
+    with cli.section("svm, low_shot: an SVM with squared hinge loss for each class, on features of norm 1; average precision"):
+        flags.DEFINE_string("svm_costs", "vissl",
+            "What C is chosen from: vissl (11 from 0.01 to 1000, as in papers since 2020), goyal (26 from 1e-7 to 100, the 2019 "
+            "paper's code), or a comma list.")
+        flags.DEFINE_integer("svm_folds", 3, lower_bound=2, help=
+            "svm: parts of the cross-validation that chooses C for each class (Goyal et al.: 3). With --val_split there is none.")
+        flags.DEFINE_boolean("svm_shuffle_folds", False,
+            "svm: folds at random, from --seed. Default: in the order of the images, as published.")
+        flags.DEFINE_enum("svm_ap", "area", ("area", "11-point", "raw"),
+            "Average precision: area under the best precision at each recall or above (VOC since 2010, Goyal et al.), its mean "
+            "at 11 recalls (VOC 2007), or under precision as it is (scikit-learn).")
+        flags.DEFINE_float("svm_positive_weight", 2.0, lower_bound=1e-6, help=
+            "Of positives in the loss, where negatives have 1 (Goyal et al.: 2).")
+        flags.DEFINE_float("svm_intercept_scaling", 1.0, lower_bound=1e-6, help=
+            "The constant feature whose weight is the bias; the larger, the less a bias costs (Goyal et al.: 1).")
+        flags.DEFINE_list("low_shot_k", ["1", "2", "4", "8", "16", "32", "64", "96"],
+            "low_shot: positives of each class, a comma list with a column of the table each (Goyal et al.: 1 to 96).")
+        flags.DEFINE_integer("low_shot_samples", 5, lower_bound=1, help=
+            "low_shot: random samples for each k; their mean is reported (Goyal et al.: 5).")
+        flags.DEFINE_enum("low_shot_choose", "validation", ("validation", "test"),
+            "low_shot: what C is chosen on, one for all classes: --val_split, or else training images outside of the sample; "
+            "or the test images (Goyal et al.; optimistic).")
+    with cli.section("few_shot: ridge regression on k images of each of a few classes, on features of norm 1"):
+        flags.DEFINE_list("few_shot_k", ["1", "5"],
+            "Images of each class to learn from, a comma list with a column of the table each.")
+        flags.DEFINE_integer("few_shot_ways", 5, lower_bound=0, help="Classes in an episode; 0: all.")
+        flags.DEFINE_integer("few_shot_queries", 15, lower_bound=0, help="Test images of each class in an episode; 0: all.")
+        flags.DEFINE_integer("few_shot_episodes", 600, lower_bound=1, help=
+            "Random episodes whose mean is reported; ridges are compared on a sixth as many.")
+        flags.DEFINE_string("few_shot_ridges", "1e-4,1e-3,1e-2,1e-1,1,10,100",
+            "What the penalty of squared weights is chosen from, on validation; a comma list.")
     with cli.section("The run"):
         flags.DEFINE_string("workdir", None,
             "Folder for results.json, results.png, results_curve.png (accuracy over epochs) and cached features. Default: "
@@ -135,7 +168,7 @@ def main(_):
     parts = {"train": FLAGS.train_split, "test": FLAGS.test_split, "val": FLAGS.val_split}
     sources = {part: open_source(FLAGS.dataset, split, **where) for part, split in parts.items() if split}
     if protocols:
-        check_sources(sources)
+        check_sources(sources, protocols)
         for amount in FLAGS.train_labels:
             splits.label_count(amount, sources["train"].num_examples, sources["train"].num_classes or 1)
     wanted = choose_endpoints(opened, features)
@@ -227,6 +260,8 @@ def reads_train(protocols):
 
 def evaluate(name, found, endpoints, protocols, splits):
     """All protocols, numbers of labels and endpoints of one module: a list of results."""
+    from tfssl.downstream.report import title
+
     results, train, test = [], found["train"], found.get("test")
     counts = dict.fromkeys(splits.label_count(amount, len(train.labels)) for amount in FLAGS.train_labels)
     common = {"val": found.get("val"), "val_fraction": FLAGS.val_fraction, "seed": FLAGS.seed}
@@ -238,13 +273,15 @@ def evaluate(name, found, endpoints, protocols, splits):
                     protocol, train, test, endpoints=names, train_labels=count, **common, **settings
                 ):
                     results.append({"module": name, **result})
-                    say(f"{name} {result['endpoint']} {protocol}@{count}: {100 * result['value']:.1f}% ({how(result)})")
+                    say(f"{name} {result['endpoint']} {title(result)}: {100 * result['value']:.1f}% ({how(result)})")
     return results
 
 
 def how(result):
     """What a line about a result says beside its value."""
-    said = [f"l2 {result['l2']:.2g}"] if "l2" in result else []
+    said = [f"accuracy {100 * result['accuracy']:.1f}%"] if "accuracy" in result else []
+    said += [f"deviation {100 * result['std']:.1f}"] if "std" in result else []
+    said += [f"{key} {result[key]:.2g}" for key in ("l2", "cost", "ridge") if key in result]
     said += [f"{result['iterations']} updates"] if "iterations" in result else []
     said += [f"epoch {result['epoch']}, {result['images_per_second']:.0f} images/s"] if "epoch" in result else []
     return ", ".join([*said, f"{result['seconds']:.1f} s"])
@@ -294,6 +331,12 @@ def short_name(handle):
 
 def check_protocols():
     """{protocol: its settings} of the flags."""
+    svm = {
+        "costs": FLAGS.svm_costs,
+        "positive_weight": FLAGS.svm_positive_weight,
+        "intercept_scaling": FLAGS.svm_intercept_scaling,
+        "ap": FLAGS.svm_ap,
+    }
     settings = {
         "logistic": {
             "l2": FLAGS.l2,
@@ -323,6 +366,20 @@ def check_protocols():
             "standardize": FLAGS.standardize,
             "epoch": FLAGS.epoch,
         },
+        "svm": {**svm, "folds": FLAGS.svm_folds, "shuffle_folds": FLAGS.svm_shuffle_folds},
+        "low_shot": {
+            **svm,
+            "shots": FLAGS.low_shot_k,
+            "samples": FLAGS.low_shot_samples,
+            "choose": FLAGS.low_shot_choose,
+        },
+        "few_shot": {
+            "shots": FLAGS.few_shot_k,
+            "ways": FLAGS.few_shot_ways,
+            "queries": FLAGS.few_shot_queries,
+            "episodes": FLAGS.few_shot_episodes,
+            "ridges": FLAGS.few_shot_ridges,
+        },
     }
     for name in FLAGS.protocol:
         if name not in (*settings, "features"):
@@ -339,7 +396,7 @@ def check_protocols():
 
 def check_settings(protocols):
     """Raise UserError for what a protocol would refuse later."""
-    from tfssl.downstream import logistic, sgd
+    from tfssl.downstream import few_shot, logistic, low_shot, sgd, svm
 
     held_out = FLAGS.val_split or FLAGS.val_fraction
     for protocol, l2 in (("logistic", FLAGS.l2), ("mlp", FLAGS.mlp_l2)):
@@ -351,10 +408,20 @@ def check_settings(protocols):
         sgd.check(protocol, **{key: protocols[protocol][key] for key in keys})
         if FLAGS.epoch == "best" and not held_out:
             raise UserError("--epoch=best and --val_fraction=0: nothing to choose on")
+    if {"svm", "low_shot"} & set(protocols):
+        svm.check(FLAGS.svm_costs)
+    if "low_shot" in protocols:
+        low_shot.check(FLAGS.low_shot_k)
+    if "few_shot" in protocols:
+        low_shot.check(FLAGS.few_shot_k)
+        ridges = few_shot.check(FLAGS.few_shot_ways, ridges=FLAGS.few_shot_ridges)
+        if len(ridges) > 1 and not held_out:
+            raise UserError("--few_shot_ridges and --val_fraction=0: nothing to choose one on; give a number")
 
 
-def check_sources(sources):
-    """Raise UserError where the first image that can be read has no label, or two parts share images: before any work."""
+def check_sources(sources, protocols):
+    """Raise UserError where the first image that can be read has no label (or too many for a protocol), or two parts share
+    images: before any work."""
     remedy = "take parts such as train[:90%] and train[90%:] where there is no other split"
     for one, other in itertools.combinations(sources, 2):
         if overlap(sources[one], sources[other]):
@@ -363,7 +430,15 @@ def check_sources(sources):
             raise UserError(
                 f"--{one}_split and --{other}_split {what}: what was seen before would be measured; {remedy}"
             )
+    single = [name for name in protocols if name not in downstream.MULTI_LABEL]
     for source in sources.values():
+        if source.targets() is not None:
+            if single:
+                raise UserError(
+                    f"--protocol={','.join(single)}: an image of {source.spec} may show several classes, which only "
+                    f"{' and '.join(downstream.MULTI_LABEL)} take"
+                )
+            continue
         for label in source.records().map(lambda record: source.fetch(record)["label"]).ignore_errors().take(1):  # noqa: B023
             if label < 0:
                 raise UserError(
@@ -380,9 +455,9 @@ def overlap(one, other):
     names = [{part.strip().split("[")[0] for part in source.split.split("+")} for source in (one, other)]
     if "all" in names[0] | names[1] or one.split == other.split:
         return True
-    if not names[0] & names[1]:
+    if not names[0] & names[1] and not one.splits_overlap:
         return False
-    if one.random_access:  # such have no files of records: a split is a range of numbers
+    if one.random_access and not one.splits_overlap:  # such have no files of records: a split is a range of numbers
         sizes = {name: [open_source(one.spec, name, FLAGS.data_dir).num_examples] for name in names[0] | names[1]}
         parts = itertools.product(*(resolve(source.split, sizes, source.spec) for source in (one, other)))
         return any(a == b and max(i, k) < min(j, m) for (a, i, j), (b, k, m) in parts)

@@ -112,8 +112,8 @@ def test_bad_settings(settings):
 def test_unknown_protocol_and_endpoint():
     x, y = blobs(30, 0)
     features = Features({"x": x}, y, np.arange(30))
-    with pytest.raises(UserError, match="'svm'.*logistic, knn"):
-        downstream.run("svm", features, features)
+    with pytest.raises(UserError, match="'svc'.*logistic, knn"):
+        downstream.run("svc", features, features)
     with pytest.raises(UserError, match="block9.*there is: x"):
         downstream.run("knn", features, features, endpoints=["block9"])
 

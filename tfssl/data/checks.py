@@ -123,7 +123,9 @@ def scan(source, progress=None):
 
 
 def _per_class(source, labels):
-    names = source.class_names or [str(label) for label in range(source.num_classes or 0)]
+    if source.num_classes is None:  # names alone are those of `targets`
+        return {}
+    names = source.class_names or [str(label) for label in range(source.num_classes)]
     counts = np.bincount(labels[labels >= 0], minlength=len(names))
     return {name: int(number) for name, number in zip(names, counts)}
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import os
 import re
 
+import numpy as np
 import tensorflow as tf
 
 from tfssl.data.checks import reason_of
@@ -139,8 +140,11 @@ class TFDSSource(StreamSource):
 
         image, label = _features(info.features, tfds.features, spec)
         classes = info.features[label].num_classes if label else None
-        names = list(info.features[label].names) if classes else None
-        super().__init__(spec, split, shards, shuffle_buffer, classes, names)
+        lists = [] if label else _lists_of_labels(info.features, tfds.features)
+        named = info.features[label] if label else info.features[lists[0]].feature if lists else None
+        super().__init__(spec, split, shards, shuffle_buffer, classes, list(named.names) if named else None)
+        self._lists, self._targets = lists, None
+        self._list_features = tfds.decode.PartialDecoding(dict.fromkeys(lists, True)).extract_features(info.features)
         wanted = {key: True for key in (image, label) if key}
         partial = tfds.decode.PartialDecoding(wanted, {image: tfds.decode.SkipDecoding()})
         self._image, self._label, self._decoders = image, label, partial.decoders
@@ -150,6 +154,18 @@ class TFDSSource(StreamSource):
         example = self._features.deserialize_example(record["serialized"], decoders=self._decoders)
         label = example[self._label] if self._label else -1
         return {"image": example[self._image], "label": tf.cast(label, tf.int64), "index": record["index"]}
+
+    def targets(self):
+        if self._lists and self._targets is None:  # a pass over the files; images are not decoded
+            targets = np.full((self.num_examples, len(self.class_names)), -1, np.int8)
+            difficult = "labels_no_difficult" in self._lists
+            for record in self.records().as_numpy_iterator():
+                example = self._list_features.deserialize_example_np(record["serialized"])
+                targets[record["index"], example["labels"]] = 0 if difficult else 1
+                if difficult:
+                    targets[record["index"], example["labels_no_difficult"]] = 1
+            self._targets = targets
+        return self._targets
 
 
 def _builder(name, data_dir, download):
@@ -170,6 +186,13 @@ def _builder(name, data_dir, download):
         where = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
         remedy = f"run tfds.load({name!r}, data_dir={where!r}) once, or allow the download"
         raise UserError(f"tfds:{name} is not prepared in {where!r}: {remedy}") from error
+
+
+def _lists_of_labels(features, kinds):
+    """The keys of an image's classes where it may show several: "labels", and those that are not difficult (VOC)."""
+    keys = [key for key in ("labels", "labels_no_difficult") if key in features]
+    keys = [key for key in keys if isinstance(getattr(features[key], "feature", None), kinds.ClassLabel)]
+    return keys if "labels" in keys else []
 
 
 def _features(features, kinds, spec):

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfssl.data import checks
 from tfssl.errors import UserError
 
-_SCHEMES = "tfds:NAME[/CONFIG], folder:PATH, masks:PATH, tfrecord:GLOB, glyphs or glyphs:N"
+_SCHEMES = "tfds:NAME[/CONFIG], folder:PATH, masks:PATH, voc:PATH, tfrecord:GLOB, glyphs or glyphs:N"
 
 
 def open_source(
@@ -36,6 +36,7 @@ def open_source(
         "masks:PATH": images with a class for each pixel (see tfssl/data/masks.py);
         "tfrecord:GLOB": files of tf.train.Example, or their folder; the split is in their name (train-00000-of-01024);
         "tfds:NAME[/CONFIG]": a data set that tensorflow-datasets has prepared;
+        "voc:PATH": Pascal VOC's layout, such as VOCdevkit/VOC2007: several classes in an image (see Source.targets);
         "glyphs" or "glyphs:N": letters over photographs, rendered on first use: N (6,000) to train on, 2,000 to test.
       split: TFDS's grammar, for every kind: train, train[:90%], train[100:200], train+test.
       data_dir: where TFDS's data are (its own default if None). For archives and glyphs, the folder to cache them in,
@@ -62,6 +63,10 @@ def open_source(
         from tfssl.data.records import TFRecordSource
 
         return TFRecordSource(spec, rest, split, image_key, label_key, label_offset, shuffle_buffer)
+    if scheme == "voc" and rest:
+        from tfssl.data.voc import VOCSource
+
+        return VOCSource(spec, rest, split)
     if scheme == "tfds" and rest:
         from tfssl.data.records import TFDSSource
 
@@ -80,12 +85,14 @@ class Source:
     Attributes:
       spec, split: what was asked for.
       num_examples: N.
-      num_classes, class_names: int and list of str; None where there are no labels, or no names.
+      num_classes, class_names: int and list of str; None where there are no labels, or no names. With `targets` there
+        are names alone.
       random_access: whether one record can be found without reading those before it.
+      splits_overlap: whether splits of different names may have images in common (VOC: trainval is train and val).
       ignored: dict of file name ending -> files that were passed over.
     """
 
-    random_access = False
+    random_access = splits_overlap = False
 
     def __init__(self, spec, split, num_examples, num_classes=None, class_names=None):
         self.spec, self.split, self.num_examples = spec, split, num_examples
@@ -131,6 +138,11 @@ class Source:
           order} and what else the source has. An unreadable file raises a tf.errors.OpError.
         """
         raise NotImplementedError
+
+    def targets(self):
+        """int8 [N, C] in split order, where an image may show several classes: 1 shown, -1 not, 0 hard to tell
+        ("difficult"); labels are -1 then. None where an image has one label, or none."""
+        return None
 
     def name_in_graph(self, record):
         """What a person would call the record: scalar string; graph code."""

@@ -18,7 +18,7 @@ class Subset(Source):
 
     def __init__(self, source, index, renumber=False):
         super().__init__(source.spec, source.split, len(index), source.num_classes, source.class_names)
-        self._source, self.random_access = source, source.random_access
+        self._source, self.random_access, self.splits_overlap = source, source.random_access, source.splits_overlap
         self._index = np.sort(index)
         self._renumbered = renumber
         place = np.full(source.num_examples, -1, np.int32)
@@ -53,6 +53,10 @@ class Subset(Source):
         if self._renumbered:
             fetched["index"] = tf.cast(tf.gather(self._place, record["index"]), tf.int64)
         return fetched
+
+    def targets(self):
+        targets = self._source.targets()
+        return targets[self._index] if self._renumbered and targets is not None else targets
 
     def name_in_graph(self, record):
         return self._source.name_in_graph(record)

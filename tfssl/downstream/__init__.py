@@ -5,7 +5,8 @@ import inspect
 
 from tfssl.errors import UserError
 
-NAMES = ("logistic", "knn", "linear_sgd", "mlp")
+NAMES = ("logistic", "knn", "linear_sgd", "mlp", "svm", "low_shot", "few_shot")
+MULTI_LABEL = ("svm", "low_shot")  # those that take images of several classes
 _EXACT = ("logistic", "knn")  # they need all bits of float32: for a line search, or to tell neighbours apart
 
 
@@ -29,9 +30,10 @@ def run(protocol, train, test, **settings):
         ("all", "1%", 200: a class-balanced subset), val_fraction (0.2; 0: no validation part), seed (0).
 
     Returns:
-      a list of results, one per endpoint: {"protocol", "endpoint", "metric", "value" (on test), "val_value" (on the
-      validation part; None if there are too few labels for one), "train_labels", "chosen_on" (the images behind
-      "val_value", None without), "reported_on" (those behind "value"), ... and what was set or chosen}.
+      a list of results, one per endpoint (low_shot, few_shot: for each of their numbers of images): {"protocol",
+      "endpoint", "metric", "value" (on test), "val_value" (on what choices are made on; None if there are too few labels),
+      "train_labels", "chosen_on" (the images behind "val_value", None without), "reported_on" (those behind "value"), ...
+      and what was set or chosen}.
     """
     if protocol not in NAMES:
         raise UserError(f"unknown protocol {protocol!r}; there is: {', '.join(NAMES)}")
@@ -53,6 +55,6 @@ def run(protocol, train, test, **settings):
         tf.config.experimental.enable_tensor_float_32_execution(fast)
     where = splits.chosen_on(train, settings.get("val"), settings.get("val_fraction", 0.2))
     for result in results:
-        result["chosen_on"] = where if result["val_value"] is not None else None
+        result.setdefault("chosen_on", where if result["val_value"] is not None else None)
         result["reported_on"] = test.source
     return results

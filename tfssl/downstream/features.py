@@ -35,6 +35,8 @@ class Features:
       dropped: names of the images that could not be read.
       seconds: what the pass took; 0 if all came from the cache.
       images: the `Images` behind them, for protocols that draw new crops; None where features are all there is.
+      targets: int8 [N, C] of images that may show several classes: 1 shown, -1 not, 0 hard to tell ("difficult"); None
+        where images have one label each, or none.
     """
 
     endpoints: dict
@@ -46,6 +48,7 @@ class Features:
     dropped: list = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     images: Images = None
+    targets: np.ndarray = None
 
     def save(self, path):
         """Write a .npz (any file system that TensorFlow knows): an array [N, D] for each endpoint under its name; `labels` [N], -1 where
@@ -157,6 +160,7 @@ def extract(
         more = f" and {len(dropped) - 5} more" if len(dropped) > 5 else ""
         count = f"{len(dropped)} of {source.num_examples} images could not be read and are left out"
         _warn_once(f"{source.spec} {source.split}: {count}: {', '.join(dropped[:5])}{more}")
+    targets = source.targets()
     return Features(
         endpoints={name: arrays[name][: len(rows["index"])] for name in wanted},
         labels=rows["labels"],
@@ -167,6 +171,7 @@ def extract(
         dropped=dropped,
         seconds=time.time() - start if missing else 0.0,
         images=images,
+        targets=None if targets is None else targets[rows["index"]],
     )
 
 

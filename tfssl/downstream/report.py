@@ -36,7 +36,9 @@ def mark_chosen(results):
 
 def baselines(train, test):
     """Accuracies without looking at an image, as rows: a uniform guess, and always the most frequent class of the
-    training split."""
+    training split. None where images have several classes; a result's own "chance" goes first."""
+    if train.targets is not None:
+        return {}
     classes = np.unique(np.concatenate([train.labels, test.labels]))
     majority = np.bincount(train.labels).argmax()
     return {
@@ -57,7 +59,7 @@ def table(results, baselines):
       str.
     """
     columns = list(dict.fromkeys(_column(r) for r in results))
-    lines = [["module", "endpoint", *(_title(c) for c in columns)]]
+    lines = [["module", "endpoint", *(f"{title} " for title in _titles(columns).values())]]
     for module in dict.fromkeys(r["module"] for r in results):
         mine = [r for r in results if r["module"] == module and r["endpoint"] != PIXELS]
         lines += [[]] * (len(lines) > 1 and bool(mine))
@@ -67,12 +69,18 @@ def table(results, baselines):
     lines += [[]] * (len(lines) > 1)
     pixels = {_column(r): _cell(r) for r in results if r["endpoint"] == PIXELS}  # nobody's: beside the guesses
     lines += [[PIXELS, "", *(pixels.get(c, "") for c in columns)]] * bool(pixels)
-    lines += [[name, "", *[f"{100 * value:.1f} "] * len(columns)] for name, value in baselines.items()]
+    levels = [_levels([r for r in results if _column(r) == c], baselines) for c in columns]
+    for name in dict.fromkeys(name for of_column in levels for name in of_column):
+        cells = [f"{100 * of_column[name]:.1f} " if name in of_column else "" for of_column in levels]
+        lines.append([name, "", *cells])
     widths = [max(len(line[i]) for line in lines if line) for i in range(len(lines[0]))]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     text = [_aligned(line, widths) if line else "" for line in lines]
     text.insert(1, rule)
-    notes = ["test accuracy in %; protocol@training labels; * the endpoint that validation chose for its module"]
+    others = dict.fromkeys(r["protocol"] for r in results if r["metric"] == "mAP")
+    measure = f"test accuracy ({', '.join(others)}: mean average precision)" if others else "test accuracy"
+    labels = "training labels, or k of each class" if any("shots" in r for r in results) else "training labels"
+    notes = [f"{measure} in %; protocol@{labels}; * the endpoint that validation chose for its module"]
     slow = [r for r in results if r.get("converged") is False]
     if slow:
         names = [f"{r['module']}/{r['endpoint']}@{r['train_labels']}" for r in slow]
@@ -112,7 +120,7 @@ def plot(path, results, baselines, title=""):
     figure = Figure(figsize=(width, 0.9 + 2.6 * len(columns)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(columns), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, column in zip(axes, columns):  # noqa: B905 (Python 3.9)
+    for axis, (column, title_of_column) in zip(axes, _titles(columns).items()):  # noqa: B905 (Python 3.9)
         rows = [r for r in results if _column(r) == column]
         for m, module in enumerate(modules):
             mine = [r for r in rows if r["module"] == module and r["endpoint"] != PIXELS]
@@ -135,11 +143,14 @@ def plot(path, results, baselines, title=""):
                     "zorder": 3,
                 }
                 axis.annotate(note, (place, 100 * r["value"]), (0, 2), textcoords="offset points", **style)
-        for name, value, style in _levels(rows, baselines):
+        levels = _levels(rows, baselines)
+        lines = [(PIXELS, r["value"], "--") for r in rows if r["endpoint"] == PIXELS]
+        lines += [("chance", levels["chance"], ":")] if "chance" in levels else []
+        for name, value, style in lines:
             axis.axhline(100 * value, color="#444444", linewidth=1, linestyle=style, label=name, zorder=1)
-        axis.set_ylabel(f"{column[0]}, {column[1]} labels\ntest accuracy, %")
+        axis.set_ylabel(f"{title_of_column}\ntest {rows[0]['metric']}, %")
         axis.set_xticks(range(len(endpoints)), endpoints)
-        axis.set_ylim(0, min(1.18 * 100 * max([r["value"] for r in rows] + list(baselines.values())), 112))
+        axis.set_ylim(0, min(1.18 * 100 * max([r["value"] for r in rows] + list(levels.values())), 112))
         axis.grid(axis="y", color="#dddddd", linewidth=0.6, zorder=0)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].scatter([], [], marker="*", color="black", label="endpoint chosen on validation")
@@ -186,7 +197,7 @@ def plot_curves(path, results, title=""):
             axis.grid(color="#dddddd", linewidth=0.6)
             axis.spines[["top", "right"]].set_visible(False)
             axis.set_xlabel("epoch")
-        axes[0].set_ylabel(f"{column[0]}, {column[1]} labels\naccuracy, %")
+        axes[0].set_ylabel(f"{_titles(columns)[column]}\naccuracy, %")
     axis = grid[0, 0]
     axis.plot([], [], color="#444444", linewidth=1.8, label="validation")
     axis.plot([], [], color="#444444", linewidth=0.7, label="test")
@@ -202,17 +213,29 @@ def plot_curves(path, results, title=""):
         f.write(buffer.getvalue())
 
 
+def title(result):
+    """What heads a result's column of the table: protocol@training labels, or protocol@k=images of each class."""
+    return _titles([_column(result)])[_column(result)]
+
+
 def _levels(rows, baselines):
-    pixels = [("pixels", r["value"], "--") for r in rows if r["endpoint"] == PIXELS]
-    return pixels + [(name, value, ":") for name, value in baselines.items() if name == "chance"]
+    """{name: what is reached without looking} in one column."""
+    own = [r["chance"] for r in rows if "chance" in r]
+    return {"chance": own[0]} if own else baselines
 
 
 def _column(result):
-    return result["protocol"], result["train_labels"]
+    return result["protocol"], result["train_labels"], result.get("shots")
 
 
-def _title(column):
-    return f"{column[0]}@{column[1]} "
+def _titles(columns):
+    """{column: its heading}."""
+    titles = {}
+    for protocol, labels, shots in columns:
+        several = sum(column[0] == protocol and column[2] == shots for column in columns) > 1
+        of_labels = f"k={shots}" + (f" of {labels}" if several else "") if shots else labels
+        titles[protocol, labels, shots] = f"{protocol}@{of_labels}"
+    return titles
 
 
 def _cell(result):

@@ -39,6 +39,30 @@ def split(train, test, train_labels="all", val_fraction=0.2, seed=0, val=None):
     return Split(rows, rows[fit], rows[held], train)
 
 
+def one_vs_rest(train, test, val=None, train_labels="all", seed=0):
+    """For protocols that ask of every class whether an image shows it: (rows of `train` to use, targets of `train`, of
+    `test`, of `val` or None).
+
+    Targets are int8 [N, C]: 1 yes, -1 no, 0 hard to tell ("difficult"). They are `Features.targets`, and then the rows
+    a random subset; or they follow from labels, and then it is class-balanced. A smaller subset is within a larger one.
+    """
+    parts = [part for part in (train, test, val) if part is not None]
+    if all(part.targets is None for part in parts):
+        for part in parts[1:]:
+            check_labels(train, part)
+        count = label_count(train_labels, len(train.labels), len(np.unique(train.labels)))
+        classes = max(max(part.num_classes or 0, int(part.labels.max()) + 1) for part in parts)
+        rows = balanced(train.labels, train.index, count, seed)
+        targets = [np.where(part.labels[:, None] == np.arange(classes), 1, -1).astype(np.int8) for part in parts]
+    else:
+        for part in parts[1:]:
+            check_targets(train, part)
+        count = label_count(train_labels, len(train.targets))
+        rows = np.sort(np.argsort(draws(train.index, seed, 0), kind="stable")[:count])
+        targets = [part.targets for part in parts]
+    return (rows, *targets) if val is not None else (rows, *targets, None)
+
+
 def chosen_on(train, val, val_fraction):
     """For people: the images that choices are made on."""
     return val.source if val is not None else f"val_fraction {val_fraction:g} of {train.source}"
@@ -56,16 +80,38 @@ def nothing_to_choose_on(part, val_fraction):
 
 
 def check_labels(train, test):
-    """Raise UserError unless both parts are labelled, by the same classes."""
+    """Raise UserError unless both parts have one label for each image, of the same classes."""
     for features in (train, test):
         if not len(features.labels):
             raise UserError(f"{features.source}: no image to evaluate on")
+        if features.targets is not None:
+            raise UserError(
+                f"{features.source}: an image may show several classes, and this protocol needs one label for each; "
+                "svm and low_shot take such data"
+            )
         if (features.labels < 0).any():
             unlabelled = int((features.labels < 0).sum())
             raise UserError(
                 f"{features.source}: {unlabelled} of {len(features.labels)} images have no label, and this protocol "
                 "needs one for each; sort the images into a folder per class, or evaluate on another data set"
             )
+    _check_class_names(train, test)
+
+
+def check_targets(train, test):
+    """Raise UserError unless both parts have targets, for the same classes."""
+    for features in (train, test):
+        if not len(features.labels):
+            raise UserError(f"{features.source}: no image to evaluate on")
+        if features.targets is None:
+            raise UserError(f"{features.source}: images have one label each, and in the other part several")
+    if train.targets.shape[1] != test.targets.shape[1]:
+        counts = train.targets.shape[1], test.targets.shape[1]
+        raise UserError(f"{train.source} has {counts[0]} classes, and {test.source} {counts[1]}")
+    _check_class_names(train, test)
+
+
+def _check_class_names(train, test):
     if train.class_names and test.class_names and list(train.class_names) != list(test.class_names):
         odd = sorted(set(train.class_names) ^ set(test.class_names))[:5]
         raise UserError(
@@ -110,7 +156,7 @@ def balanced(labels, index, count, seed):
     """
     if count == len(labels):
         return np.arange(count)
-    turn = _place_within_class(labels, _draws(index, seed, 0))
+    turn = place_within_class(labels, draws(index, seed, 0))
     order = np.random.default_rng([seed, 1]).permutation(int(labels.max()) + 1)[labels]
     return np.sort(np.lexsort((order, turn))[:count])
 
@@ -128,15 +174,16 @@ def stratified(labels, index, fraction, seed):
         )
     sizes = np.bincount(labels)
     wanted = np.minimum(np.maximum(np.round(sizes * fraction), 1), sizes - 1) if fraction else np.zeros(len(sizes))
-    val = _place_within_class(labels, _draws(index, seed, 2)) < wanted[labels]
+    val = place_within_class(labels, draws(index, seed, 2)) < wanted[labels]
     return np.flatnonzero(~val), np.flatnonzero(val)
 
 
-def _draws(index, seed, stream):
-    return np.random.default_rng([seed, stream]).random(int(index.max()) + 1)[index]
+def draws(index, seed, *stream):
+    """A random number for each image, float [N], that depends on its place in the split and on the seeds alone."""
+    return np.random.default_rng([seed, *stream]).random(int(index.max()) + 1)[index]
 
 
-def _place_within_class(labels, draws):
+def place_within_class(labels, draws):
     """For each row its place, 0 first, among the rows of its class ordered by their draws."""
     order = np.lexsort((draws, labels))
     starts = np.searchsorted(labels[order], labels[order])

@@ -33,6 +33,8 @@ def describe(model, strategy, source, validation, plan, values, picture="dry_run
 
 def _describe_source(source):
     labels = f"{source.num_classes} classes" if source.num_classes else "no labels"
+    if source.class_names and not source.num_classes:
+        labels = f"several of {len(source.class_names)} classes in an image"
     say(f"{source.spec}, split {source.split}: {source.num_examples:,} images, {labels}")
     found = source.scan(_show_progress if sys.stdout.isatty() else None)
     for name, count in found.per_class.items():

@@ -1,0 +1,285 @@
+"""Linear classifiers under the squared hinge loss, many at once: LIBLINEAR's "L2-regularized L2-loss" in its primal
+form (Fan et al. 2008, JMLR 9), which scikit-learn's LinearSVC(dual=False) minimises for one class at a time.
+
+    0.5 * ||w||^2 + sum_i c_i max(0, 1 - y_i w . x_i)^2;    the last feature is constant, and its weight is the bias
+
+Classifiers differ in y and c only (c_i = 0 leaves a row out), so that classes, folds and random subsets are columns that
+share every product with the features. With fewer rows than features w = X' b, and the products are with G = X X'.
+
+Newton's method (Keerthi and DeCoste 2005, JMLR 6): (1 + X' D X) step = -gradient, D = 2c where y w . x < 1 and else 0.
+Few rows in D make that a small system, which Cholesky solves; many, and conjugate gradients need few steps, in float32
+and after the leading principal directions have been solved for one by one. So the gradients go first, for all columns
+together and for as long as Cholesky would take.
+
+With a_i = 2 c_i max(0, 1 - y_i w . x_i) as dual variables, the duality gap is exactly 0.5 * ||gradient||^2. It bounds how
+far the objective is above its minimum: it is the stopping criterion, in float64, and a certificate.
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import os
+
+import numpy as np
+import scipy.linalg
+from threadpoolctl import threadpool_limits
+
+_AXES = 256  # principal directions that the preconditioner solves for
+_COLUMNS = 8  # of a thread, at least: fewer make slow products
+_STEPS = 200  # of Newton's method, at most; about ten are taken
+
+
+@dataclasses.dataclass
+class Fit:
+    """P classifiers.
+
+    Attributes:
+      decision: float64 [N, P], w . x of all rows, those that were left out too.
+      objective: [P].
+      gap: [P], the duality gap over the objective: the part of it that more steps could take off, at most.
+      steps: [P], Newton's.
+      coefficients: what `Rows.weights` takes.
+    """
+
+    decision: np.ndarray
+    objective: np.ndarray
+    gap: np.ndarray
+    steps: np.ndarray
+    coefficients: np.ndarray
+
+
+class Rows:
+    """Features to fit any number of classifiers to. Memory: one and a half float64 copies of them; with N <= D twice
+    [N, N] instead of the half.
+
+    Args:
+      features: float [N, D].
+      intercept_scaling: the constant that is appended; the larger, the less a bias costs.
+    """
+
+    def __init__(self, features, intercept_scaling=1.0):
+        count, self.dims = features.shape
+        dims = self.dims
+        self._x = np.empty((count, dims + 1))
+        self._x[:, :dims], self._x[:, dims] = features, intercept_scaling
+        self._gram = self._x @ self._x.T if count <= dims else None
+
+    def path(self, targets, weights, costs, tolerance=1e-8):
+        """Fits P classifiers for one cost after another, each from where the last one ended.
+
+        Args:
+          targets: [N, P], 1 or -1.
+          weights: [N, P], not negative; 0 leaves a row out.
+          costs: numbers, or an array [P] each; best from small to large. c = cost * weights.
+          tolerance: largest gap (see Fit).
+
+        Yields:
+          a Fit for each of `costs`.
+        """
+        used = np.flatnonzero(np.any(weights, 1))
+        if self._gram is None:
+            space = _Primal(self._x if len(used) == len(self._x) else self._x[used])
+        else:
+            space = _Gram(self._gram[np.ix_(used, used)])
+        targets, weights = targets[used], weights[used]
+        columns = targets.shape[1]
+        cores = os.cpu_count()
+        parts = np.array_split(np.arange(columns), max(1, min(cores, columns // _COLUMNS)))
+        found = [np.zeros((space.size, len(part))) for part in parts]
+        for cost in costs:
+            cost = np.broadcast_to(cost, columns)
+
+            def fit(start, part, cost=cost):
+                return _minimise(space, start, targets[:, part], cost[part] * weights[:, part], tolerance)
+
+            # Threads of BLAS wait for one another by spinning, which on a busy machine takes longer than the product.
+            with threadpool_limits(max(1, cores // len(parts)), "blas"):
+                with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
+                    fits = list(pool.map(fit, found, parts))
+            found = [coefficients for coefficients, *_ in fits]
+            coefficients, objective, gap, steps = (np.concatenate(values, -1) for values in zip(*fits))  # noqa: B905
+            if self._gram is not None:
+                coefficients, inner = np.zeros((len(self._x), columns)), coefficients
+                coefficients[used] = inner
+            decision = (self._x if self._gram is None else self._gram) @ coefficients
+            yield Fit(decision, objective, gap, steps, coefficients)
+
+    def weights(self, fit):
+        """(float64 [D, P], bias [P]): the decision for features x is x @ weights + bias."""
+        w = fit.coefficients if self._gram is None else self._x.T @ fit.coefficients
+        return w[:-1], w[-1] * self._x[0, -1]
+
+
+def _minimise(space, w, targets, costs, tolerance):
+    """Newton's method from w: (w, objective, gap, steps), the last three [P]."""
+    steps = np.zeros(w.shape[1], int)
+    for _ in range(_STEPS):
+        image = space.image(w)
+        slack = np.maximum(1 - targets * image, 0)
+        gradient = w - space.adjoint(2 * costs * slack * targets)
+        normal = space.metric(gradient)
+        objective = 0.5 * space.square(w, image) + (costs * slack**2).sum(0)
+        gap = 0.5 * (gradient * normal).sum(0) / np.maximum(objective, np.finfo(float).tiny)
+        rest = np.flatnonzero(gap > tolerance)
+        if not len(rest):
+            break
+        # Only what is not there yet: the columns of `rest`.
+        y, c, slack, gradient, normal = (v[:, rest] for v in (targets, costs, slack, gradient, normal))
+        curvature = 2 * c * (slack > 0)
+        accuracy = np.minimum(np.sqrt(gap[rest]), 0.1)  # of the step: more would not help far from the minimum
+        step, solved = _conjugate_gradients(space, curvature, -gradient, -normal, accuracy)
+        for j in np.flatnonzero(~solved):
+            step[:, j] = space.solve(curvature[:, j], y[:, j]) - w[:, rest[j]]
+        change = space.image(step)
+        slope, size = (step * normal).sum(0), 1.0
+        while True:
+            moved, moved_image = w[:, rest] + size * step, image[:, rest] + size * change
+            value = 0.5 * space.square(moved, moved_image) + (c * np.maximum(1 - y * moved_image, 0) ** 2).sum(0)
+            # So near to the minimum that only its last bits change, the objective cannot judge a step.
+            worse = value > objective[rest] * (1 + 1e-13) + 1e-4 * size * slope
+            if not worse.any():
+                break
+            size = np.where(worse, size / 2, size)
+        w[:, rest] = moved
+        steps[rest] += 1
+    return w, objective, gap, steps
+
+
+@np.errstate(all="ignore")  # float32 may end in infinities, which never count as solved
+def _conjugate_gradients(space, curvature, r, normal, accuracy):
+    """Solve (1 + X' D X) step = r for each column, until the residual's norm is `accuracy` of r's; in float32.
+
+    Args:
+      space: where r and step live.
+      curvature: [N, P], the diagonals D.
+      r: [M, P]; normal: space.metric(r).
+      accuracy: [P].
+
+    Returns:
+      (step [M, P], solved [P]): False where it took longer than another way would.
+    """
+    columns, norms = np.arange(r.shape[1]), np.sqrt((r * normal).sum(0))
+    result, solved, limit = np.zeros_like(r), np.zeros(r.shape[1], bool), space.patience(curvature)
+    curvature, r, normal, stop = (v.astype(np.float32) for v in (curvature, r / norms, normal / norms, accuracy**2))
+    along = space.along_axes(curvature)  # what X' D X adds to 1 along each axis
+    shrink, old = along / (1 + along), np.float32(np.inf)
+    step, p, p_image = np.zeros_like(r), np.zeros_like(r), np.zeros_like(curvature)
+    for count in itertools.count(1):
+        z, z_image = space.precondition(r, normal, shrink)
+        new = (z * normal).sum(0)
+        p, p_image, old = z + new / old * p, z_image + new / old * p_image, new
+        bent = curvature * p_image
+        length = new / (space.square(p, p_image) + (bent * p_image).sum(0))
+        step += length * p
+        r -= length * (p + space.adjoint(bent))
+        normal = space.metric(r)
+        small = (r * normal).sum(0) <= stop
+        leave = small | (count >= limit)
+        if leave.any():
+            result[:, columns[leave]], solved[columns[leave]] = step[:, leave], small[leave]
+            if leave.all():
+                return result * norms, solved
+            columns, limit, old, stop = (v[~leave] for v in (columns, limit, old, stop))
+            r, normal, step, p, p_image, curvature, shrink = (
+                v[:, ~leave] for v in (r, normal, step, p, p_image, curvature, shrink)
+            )
+
+
+class _Primal:
+    """w as it is, [D, P], and its image X w, [N, P]."""
+
+    def __init__(self, x):
+        self._x, self._fast, self.size = x, x.astype(np.float32), x.shape[1]
+        axes = _leading(lambda v: self._fast.T @ (self._fast @ v), self.size)  # D x A
+        image = x @ axes
+        turn = np.linalg.eigh(image.T @ image)[1]  # makes X' X diagonal on the axes
+        self._axes, self._axes_image = (axes @ turn).astype(np.float32), (image @ turn).astype(np.float32)
+
+    def image(self, w):
+        return self._like(w) @ w
+
+    def adjoint(self, u):
+        """X' u."""
+        return self._like(u).T @ u
+
+    def metric(self, w):
+        """What makes the product of two w's the sum of w * metric(w)."""
+        return w
+
+    def square(self, w, image):
+        """||w||^2."""
+        return (w * w).sum(0)
+
+    def along_axes(self, curvature):
+        """The diagonal of X' D X on the axes: [A, P]."""
+        return (self._axes_image**2).T @ curvature
+
+    def precondition(self, r, normal, shrink):
+        """r with its parts along the axes divided by 1 + `along_axes`, and the image of that."""
+        z = r - self._axes @ (shrink * (self._axes.T @ normal))
+        return z, self._fast @ z
+
+    def patience(self, curvature):
+        """For each column, the steps of conjugate gradients that cost as much as `solve`."""
+        rows, dims = self._x.shape
+        return (np.count_nonzero(curvature, 0) * dims**2 + dims**3 / 3) / (4 * rows * dims) + 1
+
+    def solve(self, curvature, targets):
+        """The minimiser if the active rows remained those of one column's `curvature`: (1 + X' D X) w = X' D y."""
+        active = np.flatnonzero(curvature)
+        x = self._x[active]
+        hessian = x.T @ (curvature[active, None] * x)
+        hessian[np.diag_indices(self.size)] += 1
+        return _solve(hessian, x.T @ (curvature[active] * targets[active]))
+
+    def _like(self, v):
+        return self._x if v.dtype == np.float64 else self._fast
+
+
+class _Gram(_Primal):
+    """w = X' b by its b, [N, P]: its image is G b with G = X X', and the product of two w's is b' G b."""
+
+    def __init__(self, gram):
+        self._x, self._fast, self.size = gram, gram.astype(np.float32), len(gram)
+        axes = _leading(lambda v: self._fast @ v, self.size)
+        image = gram @ axes
+        values, turn = np.linalg.eigh(axes.T @ image)
+        turn = (turn / np.sqrt(np.maximum(values, 1e-300)))[:, values > 1e-12 * values[-1]]  # to length 1
+        self._axes, self._axes_image = (axes @ turn).astype(np.float32), (image @ turn).astype(np.float32)
+
+    def adjoint(self, u):
+        return u
+
+    def metric(self, b):
+        return self.image(b)
+
+    def square(self, b, image):
+        return (b * image).sum(0)
+
+    def precondition(self, r, normal, shrink):
+        c = shrink * (self._axes.T @ normal)
+        return r - self._axes @ c, normal - self._axes_image @ c
+
+    def patience(self, curvature):
+        return np.count_nonzero(curvature, 0) ** 3 / (6 * self.size**2) + 1
+
+    def solve(self, curvature, targets):
+        """The same in b: (G + 1 / D) b = y on the active rows, 0 on the others."""
+        active = np.flatnonzero(curvature)
+        system = self._x[np.ix_(active, active)]
+        system[np.diag_indices(len(active))] += 1 / curvature[active]
+        b = np.zeros(self.size)
+        b[active] = _solve(system, targets[active])
+        return b
+
+
+def _solve(a, b):
+    return scipy.linalg.cho_solve(scipy.linalg.cho_factor(a, overwrite_a=True, check_finite=False), b)
+
+
+def _leading(product, size):
+    """Orthonormal [size, A]: the leading eigenvectors, roughly, by subspace iteration."""
+    axes = np.random.default_rng(0).standard_normal((size, min(_AXES, size)))
+    for _ in range(3):
+        axes = np.linalg.qr(product(axes.astype(np.float32)).astype(float))[0]
+    return axes
