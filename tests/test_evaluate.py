@@ -287,7 +287,7 @@ def test_help_is_quick_and_complete(tfssl_command):
         (["--module=nowhere", "--dataset=nowhere"], "nowhere"),
         (
             ["--module=m", "--protocol=svc"],
-            "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, features",
+            "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, segmentation, features",
         ),
         (["--module=m", "--protocol=features"], "--workdir is missing"),
         (["--module=m", "--test_split="], "--test_split is empty"),
@@ -425,3 +425,27 @@ def test_features_and_neighbours(tfssl_command, modules_dir, images, tmp_path):
     )  # fmt: skip
     assert run.returncode == 0 and "knn@59" in run.stdout, run.stdout + run.stderr
     assert {"a_train.npz", "a_test.npz", "a_neighbors.png", "results.json"} <= set(os.listdir(tmp_path / "out"))
+
+
+def test_segmentation(tfssl_command, modules_dir, tmp_path):
+    """The whole way, with two modules; and what does not go together."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 4)):
+        for i in range(count):
+            mask = np.repeat(np.repeat(rng.integers(0, 2, [4, 5]), 8, 0), 8, 1).astype(np.uint8)
+            pixels = np.clip(70 + 100 * mask[..., None] + rng.normal(0, 10, [32, 40, 3]), 0, 255).astype(np.uint8)
+            for folder, picture in ((split, pixels), (f"{split}annot", mask[..., None])):
+                (tmp_path / "images" / folder).mkdir(parents=True, exist_ok=True)
+                (tmp_path / "images" / folder / f"{i}.png").write_bytes(tf.io.encode_png(picture).numpy())
+    module = f"--module=a={modules_dir}/ours/1,b={modules_dir}/ours/1"
+    flags = (module, f"--dataset=masks:{tmp_path}/images", "--protocol=segmentation", "--segmentation_epochs=20")
+    run = tfssl_command("evaluate", *flags, f"--workdir={tmp_path}/out", "--endpoints=stem,pixels")
+    assert run.returncode == 0 and "segmentation: mean intersection over union" in run.stdout, run.stdout + run.stderr
+    with open(tmp_path / "out" / "results.json") as f:
+        results = json.load(f)["results"]
+    assert [(r["module"], r["endpoint"]) for r in results] == [("a", "stem"), ("a", "pixels"), ("b", "stem")]
+    assert results[0]["value"] > 0.6 and results[0]["chosen"] and os.path.exists(tmp_path / "out" / "results.png")
+    run = tfssl_command("evaluate", *flags, "--protocol=segmentation,knn")
+    assert run.returncode == 1 and "segmentation stands alone" in run.stderr
+    run = tfssl_command("evaluate", *flags, "--segmentation_size=12")
+    assert run.returncode == 1 and "give HEIGHT,WIDTH" in run.stderr

@@ -63,7 +63,7 @@ def define_flags():
             "Keep features in --workdir, and use those there of the same module, data and settings.")
     with cli.section("Protocols"):
         flags.DEFINE_list("protocol", ["logistic"],
-            f"A comma list of: {', '.join(downstream.NAMES)}; features writes WORKDIR/MODULE_PART.npz of each split, for "
+            f"A comma list of: {', '.join(downstream.NAMES)}, segmentation; features writes WORKDIR/MODULE_PART.npz of each split, for "
             "programs of your own (no labels needed; alone, --test_split may be empty).")
         flags.DEFINE_list("train_labels", ["all"],
             "How many training labels are used, a comma list with a column of the table each: all (2019 study), a "
@@ -146,6 +146,13 @@ def define_flags():
             "Random episodes whose mean is reported; ridges are compared on a sixth as many.")
         flags.DEFINE_string("few_shot_ridges", "1e-4,1e-3,1e-2,1e-1,1,10,100",
             "What the penalty of squared weights is chosen from, on validation; a comma list.")
+    with cli.section("segmentation: a head on each frozen map; --dataset=masks:PATH; mean intersection over union"):
+        flags.DEFINE_enum("segmentation_head", "linear", ("linear", "dilated"),
+            "linear; or two 3x3 convolutions of dilation 6 before it, as MoCo's FCN has.")
+        flags.DEFINE_list("segmentation_size", ["0", "0"], "HEIGHT,WIDTH that images are resized to; 0,0: those of the first one.")
+        flags.DEFINE_integer("segmentation_epochs", 60, lower_bound=1, help="Passes over the maps.")
+        flags.DEFINE_float("segmentation_learning_rate", 0.01, lower_bound=1e-8, help="Of Adam, at the first step.")
+        flags.DEFINE_integer("ignore_class", 255, "Number of a mask's pixels that have no class (VOC: 255).")
     with cli.section("The run"):
         flags.DEFINE_string("workdir", None,
             "Folder for results.json, results.png, results_curve.png (accuracy over epochs) and cached features. Default: "
@@ -167,6 +174,10 @@ def main(_):
     where = {"data_dir": FLAGS.data_dir, "label_offset": FLAGS.label_offset}
     parts = {"train": FLAGS.train_split, "test": FLAGS.test_split, "val": FLAGS.val_split}
     sources = {part: open_source(FLAGS.dataset, split, **where) for part, split in parts.items() if split}
+    if "segmentation" in protocols:
+        results, facts = segment(opened, sources, protocols["segmentation"])
+        counts = {f"{part}_examples": sources[part].num_examples for part in ("train", "test")}
+        return finish(start, results, {}, facts, **counts)
     if protocols:
         check_sources(sources, protocols)
         for amount in FLAGS.train_labels:
@@ -200,35 +211,58 @@ def main(_):
             path, title = workdir_file(f"{name}_neighbors.png"), f"{name}, {endpoint}"
             neighbors.plot(path, train, test, endpoint, FLAGS.neighbors, FLAGS.seed, title)
             say(f"written: {path}")
-    if not protocols:
-        return
-
-    baselines = report.baselines(train, test)
-    say("\n" + report.table(results, baselines))
-    if FLAGS.workdir:
-        record = os.path.join(os.path.expanduser(FLAGS.workdir), "results.json")
-        report.write(
-            record,
-            results,
-            command=["tfssl-eval", *sys.argv[1:]],
-            flags={name: FLAGS[name].value for names in cli._SECTIONS.values() for name in names},
-            versions=versions(),
-            seconds=time.time() - start,
-            num_classes=train.num_classes,
-            train_examples=len(train.labels),
+    if protocols:
+        finish(
+            start, results, report.baselines(train, test), facts, num_classes=train.num_classes, train_examples=len(train.labels),
             test_examples=len(test.labels),
-            chosen_on=results[0]["chosen_on"],
-            reported_on=results[0]["reported_on"],
-            modules=facts,
-            baselines=baselines,
-        )
-        plot = record[: -len(".json")] + ".png"
-        report.plot(plot, results, baselines, title=f"{FLAGS.dataset} {FLAGS.test_split}")
-        written = [record, plot]
-        if any("curve" in result for result in results):
-            written.append(record[: -len(".json")] + "_curve.png")
-            report.plot_curves(written[-1], results, title=f"{FLAGS.dataset} {FLAGS.test_split}")
-        say(f"written: {', '.join(written)}")
+        )  # fmt: skip
+
+
+def finish(start, results, baselines, facts, **counts):
+    """Print the table; write results.json and the plots."""
+    from tfssl.downstream import report
+
+    say("\n" + report.table(results, baselines))
+    if not FLAGS.workdir:
+        return
+    record = workdir_file("results.json")
+    report.write(
+        record,
+        results,
+        command=["tfssl-eval", *sys.argv[1:]],
+        flags={name: FLAGS[name].value for names in cli._SECTIONS.values() for name in names},
+        versions=versions(),
+        seconds=time.time() - start,
+        **counts,
+        chosen_on=results[0]["chosen_on"],
+        reported_on=results[0]["reported_on"],
+        modules=facts,
+        baselines=baselines,
+    )
+    plot = record[: -len(".json")] + ".png"
+    report.plot(plot, results, baselines, title=f"{FLAGS.dataset} {FLAGS.test_split}")
+    written = [record, plot]
+    if any("curve" in result for result in results):
+        written.append(record[: -len(".json")] + "_curve.png")
+        report.plot_curves(written[-1], results, title=f"{FLAGS.dataset} {FLAGS.test_split}")
+    say(f"written: {', '.join(written)}")
+
+
+def segment(opened, sources, settings):
+    """Segmentation by all modules: (list of results, {module: what results.json says of it})."""
+    from tfssl.downstream import report, segmentation
+
+    results, facts = [], {}
+    for name, module in opened.items():
+        endpoints = None if FLAGS.endpoints == ["all"] else FLAGS.endpoints
+        mine = segmentation.run(module, **sources, endpoints=endpoints, skip_pixels=bool(results), **settings)
+        for result in mine:
+            say(
+                f"{name} {result['endpoint']} segmentation: mIoU {100 * result['value']:.1f}% ({result['seconds']:.1f} s)"
+            )
+        results += report.mark_chosen([{"module": name, **result} for result in mine])
+        facts[name] = {"handle": module.handle, "identity": module.identity}
+    return results, facts
 
 
 def extract(features, module, source, endpoints):
@@ -380,18 +414,38 @@ def check_protocols():
             "episodes": FLAGS.few_shot_episodes,
             "ridges": FLAGS.few_shot_ridges,
         },
+        "segmentation": {
+            "size": sides(FLAGS.segmentation_size),
+            "head": FLAGS.segmentation_head,
+            "epochs": FLAGS.segmentation_epochs,
+            "learning_rate": FLAGS.segmentation_learning_rate,
+            "ignore": FLAGS.ignore_class,
+            "val_fraction": FLAGS.val_fraction,
+            "seed": FLAGS.seed,
+        },
     }
     for name in FLAGS.protocol:
         if name not in (*settings, "features"):
             raise UserError(f"--protocol={name}: there is {', '.join(settings)}, features")
     if not FLAGS.protocol or not FLAGS.endpoints or not FLAGS.train_labels:
         raise UserError("--protocol, --endpoints and --train_labels each need a value")
+    if "segmentation" in FLAGS.protocol and FLAGS.protocol != ["segmentation"]:
+        raise UserError("--protocol=segmentation stands alone: it reads masks, and the others labels")
     protocols = {name: settings[name] for name in FLAGS.protocol if name != "features"}
     if not FLAGS.test_split and (protocols or FLAGS.neighbors):
         raise UserError("--test_split is empty, which only --protocol=features alone can do without")
     if not FLAGS.workdir and ("features" in FLAGS.protocol or FLAGS.neighbors):
         raise UserError("--workdir is missing: name a folder for the features, or the picture of neighbours")
     return protocols
+
+
+def sides(values):
+    """(height, width) of a flag."""
+    try:
+        height, width = map(int, values)
+        return height, width
+    except ValueError as e:
+        raise UserError(f"--segmentation_size={','.join(values)}: give HEIGHT,WIDTH in pixels, such as 360,480") from e
 
 
 def check_settings(protocols):

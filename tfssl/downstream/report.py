@@ -7,6 +7,7 @@ import logging
 import numpy as np
 
 PIXELS = "pixels"
+_METRICS = {"mAP": "mean average precision", "mIoU": "mean intersection over union"}  # what is no accuracy
 _COLORS = (
     "#4477aa",
     "#ee6677",
@@ -77,8 +78,9 @@ def table(results, baselines):
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     text = [_aligned(line, widths) if line else "" for line in lines]
     text.insert(1, rule)
-    others = dict.fromkeys(r["protocol"] for r in results if r["metric"] == "mAP")
-    measure = f"test accuracy ({', '.join(others)}: mean average precision)" if others else "test accuracy"
+    others = {r["protocol"]: _METRICS[r["metric"]] for r in results if r["metric"] in _METRICS}
+    named = "; ".join(f"{protocol}: {metric}" for protocol, metric in others.items())
+    measure = f"test accuracy ({named})" if named else "test accuracy"
     labels = "training labels, or k of each class" if any("shots" in r for r in results) else "training labels"
     notes = [f"{measure} in %; protocol@{labels}; * the endpoint that validation chose for its module"]
     slow = [r for r in results if r.get("converged") is False]

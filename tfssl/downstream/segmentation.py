@@ -29,10 +29,11 @@ def run(
     head="linear",
     epochs=60,
     batch_size=8,
-    learning_rate=0.003,
+    learning_rate=0.01,
     ignore=255,
     val_fraction=0.2,
     seed=0,
+    skip_pixels=False,
 ):
     """Mean IoU on the test images of a head on each endpoint.
 
@@ -47,6 +48,7 @@ def run(
       ignore: the number of a mask's pixels that have no class.
       val_fraction: see `val`; 0 holds nothing out.
       seed: of weights, order and the held-out part.
+      skip_pixels: leave "pixels" out where all endpoints are asked for: they are the same for every module.
 
     Returns:
       a list of results: {"protocol", "endpoint", "metric", "value", "val_value", "per_class": IoU of each class, ...}.
@@ -54,6 +56,7 @@ def run(
     check_choice("head", head, HEADS)
     size = _size(train, size)
     names = check_endpoints(module, size, endpoints)
+    names = [name for name in names if name != "pixels"] if skip_pixels else names
     parts = {
         part: Maps(module, source, names, size, ignore)
         for part, source in (("train", train), ("test", test), ("val", val))
