@@ -362,8 +362,8 @@ def test_errors_come_before_any_work(modules_dir, images, tmp_path):
         ([ours, data, "--image_size=32", "--resize=20"], ["resize=20", "image_size=32"]),
         ([f"--module={modules_dir}/theirs.tar.gz", data, "--image_size=32"], ["does not take 32x32"]),
         ([f"--module={modules_dir}/ours", data], ["no saved_model.pb", "ours/1"]),
-        ([ours, "--flagfile=tfssl:goyal/svm.flags"], ["voc:VOCdevkit/VOC2007: no folder ImageSets/Main"]),
-        ([ours, "--flagfile=tfssl:goyal/low_shot.flags"], ["voc:VOCdevkit/VOC2007: no folder ImageSets/Main"]),
+        ([ours, "--flagfile=tfssl:goyal/eval_svm.flags"], ["voc:VOCdevkit/VOC2007: no folder ImageSets/Main"]),
+        ([ours, "--flagfile=tfssl:goyal/eval_low_shot.flags"], ["voc:VOCdevkit/VOC2007: no folder ImageSets/Main"]),
         # The study's flags are all sound: what fails is the data.
         *(
             (
