@@ -76,33 +76,68 @@ class Images:
         return encode
 
 
-class Subset(Source):
+class _Marked(Source):
+    """A source some of whose images, those at the places `index` of its split, are treated differently."""
+
+    def __init__(self, source, index, count):
+        super().__init__(source.spec, source.split, count, source.num_classes, source.class_names)
+        self._source, self.random_access, self.places = source, source.random_access, source.places
+        marked = np.zeros(source.places, bool)
+        marked[index] = True
+        with tf.device("CPU"):
+            self._marked = tf.constant(marked)
+
+    def name_in_graph(self, record):
+        return self._source.name_in_graph(record)
+
+    def name(self, index):
+        return self._source.name(index)
+
+
+class LabelledAt(_Marked):
+    """A source whose images have no labels but for those at `index`."""
+
+    def __init__(self, source, index):
+        super().__init__(source, index, source.num_examples)
+
+    def records(self, seed=None, start=0, rows=None):
+        return self._source.records(seed, start, rows)
+
+    def epoch_to_share(self, seed, epoch):
+        return self._source.epoch_to_share(seed, epoch)
+
+    def fetch(self, record):
+        example = self._source.fetch(record)
+        keeps = tf.gather(self._marked, example["index"])
+        return {**example, "label": tf.where(keeps, example["label"], tf.constant(-1, tf.int64))}
+
+
+class Subset(_Marked):
     """Those images of a source whose places in the split are `index`; in split order, or in the order of the source's epochs."""
 
     def __init__(self, source, index):
-        super().__init__(source.spec, source.split, len(index), source.num_classes, source.class_names)
-        self._source, self.random_access = source, source.random_access
-        chosen = np.zeros(source.num_examples, bool)
-        chosen[index] = True
-        with tf.device("CPU"):
-            self._chosen = tf.constant(chosen)
+        super().__init__(source, index, len(index))
 
     def _epoch(self, seed, epoch, skip, rows):
         count = self.num_examples
         numbers = tf.data.Dataset.range(epoch * count, (epoch + 1) * count)
         mine = self._source.epoch_to_share(seed, epoch)
-        mine = mine.filter(lambda record: tf.gather(self._chosen, record["index"]))
+        if self.random_access:  # such records are numbers: a thousand at a time are sifted ten times as fast
+            mine = mine.batch(1024).map(self._sifted).unbatch()
+        else:
+            mine = mine.filter(lambda record: tf.gather(self._marked, record["index"]))
         records = tf.data.Dataset.zip((numbers, mine)).skip(skip)
         if rows is not None:
             batch_size, low, high = rows
             records = records.filter(lambda number, _: low <= number % batch_size < high)
         return records.map(lambda number, record: {**record, "number": number})
 
+    def _sifted(self, records):
+        mine = tf.gather(self._marked, records["index"])
+        return {name: tf.boolean_mask(values, mine) for name, values in records.items()}
+
     def fetch(self, record):
         return self._source.fetch(record)
-
-    def name_in_graph(self, record):
-        return self._source.name_in_graph(record)
 
 
 def pixels_shape(size, target):
