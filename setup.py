@@ -69,6 +69,8 @@ setup(
             "tfssl-train = tfssl.train:run",
             "tfssl-export = tfssl.export.__main__:run",
             "tfssl-eval = tfssl.evaluate:run",
+            "tfssl-finetune = tfssl.finetune:run",
+            "tfssl-predict = tfssl.predict:run",
         ]
     },
 )

@@ -44,6 +44,7 @@ def lower(row, path):
     from tfssl import train
     import tensorflow as tf  # isort: skip
 
+    train.define_flags()
     given = [f"--{name}={value}" for name, value in row["flags"].items()]
     flags.FLAGS(["tpu_compile", *given, "--workdir=unused"])
     values = train.resolve_flags()

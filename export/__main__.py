@@ -12,7 +12,9 @@ import sys
 
 from absl import flags
 
-from tfssl.runtime import cli
+from tfssl import train
+from tfssl.errors import UserError
+from tfssl.runtime import cli, settings
 
 with cli.section("Export"):
     flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.", lower_bound=0)
@@ -21,10 +23,13 @@ with cli.section("Export"):
     )
     flags.DEFINE_boolean("random_init", False, "Publish the untrained encoder, the baseline that evaluation needs.")
     flags.DEFINE_boolean("tarball", False, "Also write EXPORT_DIR.tar.gz, which serves as a handle too.")
-
-from tfssl import train  # noqa: E402 (defines the flags of training, after those of the export in --help)
-from tfssl.errors import UserError  # noqa: E402
-from tfssl.runtime import settings  # noqa: E402
+    flags.DEFINE_integer(
+        "head_endpoints",
+        0,
+        "So many first layers of the projection head become endpoints too: head1, ... (SimCLR v2 fine-tunes from head1).",
+        lower_bound=0,
+    )
+train.define_flags()
 
 FLAGS = flags.FLAGS
 
@@ -67,7 +72,7 @@ def main(_):
     names = tf.io.gfile.GFile(classes).read().splitlines() if workdir and tf.io.gfile.exists(classes) else None
     where = FLAGS.export_dir or os.path.join(workdir, "module", "random" if FLAGS.random_init else str(step))
     recorded = {name: value for name, value in values.items() if value is not None and name != "workdir"}
-    save(model, where, step, names, recorded, FLAGS.random_init, FLAGS.tarball)
+    save(model, where, step, names, recorded, FLAGS.random_init, FLAGS.tarball, FLAGS.head_endpoints)
     print(f"module: {where}" + (f" and {where}.tar.gz" if FLAGS.tarball else ""))
     print(f"next: tfssl-eval --module={where} --dataset={values['dataset']} --train_split=... --test_split=...")
 

@@ -19,12 +19,16 @@ import tensorflow as tf
 
 import tfssl
 from tfssl import backbones, pretext
+from tfssl.backbones.norm import set_groups
+from tfssl.downstream.classify import KIND
 from tfssl.errors import UserError
 
 FACTS = "tfssl.json"
 
 
-def save(model, path, step=0, class_names=None, training_flags=None, random_init=False, tarball=False):
+def save(
+    model, path, step=0, class_names=None, training_flags=None, random_init=False, tarball=False, head_endpoints=0
+):
     """Publish a pretext task's encoder.
 
     Args:
@@ -32,33 +36,99 @@ def save(model, path, step=0, class_names=None, training_flags=None, random_init
       path: the folder to write, such as modules/photos/1. Published versions are immutable: it must not exist.
       step: the training step, for the record; also `class_names`, `training_flags` ({flag: value}) and `random_init`.
       tarball: also write `path.tar.gz`, whose root is the module: a handle too.
+      head_endpoints: so many first layers of the task's projection head become endpoints too: `head1`, ..., each after normalisation and
+        ReLU (the head's last layer: as it is). SimCLR v2 fine-tunes from `head1` (arXiv 2006.10029, Section 2.2).
 
     Returns:
       `path`.
 
     Raises:
-      UserError: `path` exists.
+      UserError: `path` exists; the task has no projection head, or one of fewer layers.
     """
-    path = str(path).rstrip("/")
-    for taken in (path, path + ".tar.gz") if tarball else (path,):
-        if tf.io.gfile.exists(taken):
-            raise UserError(f"{taken} exists, and published versions never change: choose another folder")
     model.prepare()
+    _check_head(model, head_endpoints)
     encoder = _plain(model)
-    module, widths = _module(encoder)
-    facts = _facts(encoder, widths) | {
+    backbone, names = encoder.backbone, [f"head{i + 1}" for i in range(head_endpoints)]
+    layers = []
+    if head_endpoints:
+        pairs = zip(encoder.projection.dense, encoder.projection.norms)  # noqa: B905 (Python 3.9)
+        layers = [layer for pair in list(pairs)[:head_endpoints] for layer in pair if layer]
+
+    def endpoints(images, training):
+        found = encoder.encode(images, training=training)
+        outputs = encoder.projection.each(found["pre_logits"], training, head_endpoints) if names else []
+        return {**found, **dict(zip(names, outputs))}  # noqa: B905
+
+    facts = _facts(encoder, backbone, [*backbone.endpoint_names, *names]) | {
+        "task": model.task,
         "class_names": class_names,
         "step": int(step),
         "random_init": random_init,
         "training_flags": training_flags or {},
     }
+    variables = [v for part in (backbone, *layers) for v in part.variables]
+    trainable = [v for part in (backbone, *layers) for v in part.trainable_variables]
+    return write(path, endpoints, variables, trainable, ["pre_logits"], facts, tarball=tarball)
+
+
+def save_classifier(model, path, step=0, class_names=None, training_flags=None, tarball=False):
+    """Publish a `pretext.classifier.Classifier`: `module(images)` is the logits [N, C], and its endpoints are the encoder's, `logits` and
+    `probabilities`. Arguments, result and errors as of `save`; `class_names` become labels.txt too, a line each (numbers, where there are
+    none).
+    """
+    model.prepare()
+    encoder, head = model.backbone.module, model.head
+    outputs = ["logits", "probabilities"]
+    names = [name for name in model.backbone.endpoint_names if name not in outputs]
+    facts = _facts(model, model.backbone, [*names, *outputs]) | {
+        "kind": KIND,
+        "task": model.task,
+        **{name: encoder.facts.get(name) for name in ("backbone", "width_multiplier", "stem")},
+        "endpoint": model.endpoint,
+        "num_classes": model.num_classes,
+        "class_names": class_names,
+        "encoder": {"handle": encoder.handle, "identity": encoder.identity, "task": encoder.facts.get("task")},
+        "step": int(step),
+        "training_flags": training_flags or {},
+    }
+    variables = [*encoder.variables, *head.variables]
+    trainable = [*encoder.trainable_variables, *head.trainable_variables]
+    labels = "".join(f"{name}\n" for name in class_names or range(model.num_classes))
+    # Of a module that is not ours nobody knows what else its functions need.
+    parts = [] if encoder.facts else [encoder.model]
+    files = {"labels.txt": labels}
+    return write(path, model.classify, variables, trainable, outputs, facts, files, tarball, parts)
+
+
+def write(path, endpoints, variables, trainable, outputs, facts, files=None, tarball=False, parts=None):
+    """Write a reusable SavedModel.
+
+    Args:
+      path: the folder, which must not exist yet.
+      endpoints: a function (images, training) -> {name: tensor}.
+      variables, trainable: lists, of all its variables and of those that training changes.
+      outputs: names of the endpoints that the signatures return; the first is the module's own result.
+      facts: for tfssl.json, which also gets "features": the size of each endpoint in facts["endpoints"].
+      files: {name: text} of further assets.
+      tarball: also write `path.tar.gz`.
+      parts: loaded objects that hold what else the endpoints need.
+    """
+    path = str(path).rstrip("/")
+    for taken in (path, path + ".tar.gz") if tarball else (path,):
+        if tf.io.gfile.exists(taken):
+            raise UserError(f"{taken} exists, and published versions never change: choose another folder")
+    module, widths = _module(endpoints, variables, trainable, outputs)
+    module.parts = parts or []
+    facts = facts | {"features": {name: widths[name] for name in facts["endpoints"]}}
     unfinished = (
         path + ".unfinished"
     )  # renamed when complete, so that a killed export leaves no half module under its name
     with tempfile.TemporaryDirectory() as folder:
-        with open(os.path.join(folder, FACTS), "w", encoding="utf-8") as f:
-            json.dump(facts, f, indent=1)
-        module.facts = tf.saved_model.Asset(f.name)
+        module.assets = []
+        for name, text in {FACTS: json.dumps(facts, indent=1), **(files or {})}.items():
+            with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
+                f.write(text)
+            module.assets.append(tf.saved_model.Asset(f.name))
         signatures = {"serving_default": module.signature_of[False], "training": module.signature_of[True]}
         del module.signature_of
         tf.saved_model.save(module, unfinished, signatures=signatures)
@@ -68,43 +138,57 @@ def save(model, path, step=0, class_names=None, training_flags=None, random_init
     return path
 
 
-def _module(encoder):
+def _module(compute, variables, trainable, outputs):
     """The object to save and {endpoint: size of its last axis}."""
     images = tf.TensorSpec([None, None, None, 3], tf.float32, name="images")
 
     def endpoints(images, training=False):
         # The training flag is a Python value: each of its two is traced.
-        return {name: tf.cast(x, tf.float32) for name, x in encoder.encode(images, training=training).items()}
+        return {name: tf.cast(x, tf.float32) for name, x in compute(images, training).items()}
 
     @tf.function
     def all_endpoints(images, training=False):
         return endpoints(images, training)
 
     @tf.function
-    def pre_logits(images, training=False):
-        return endpoints(images, training)["pre_logits"]
+    def output(images, training=False):
+        return endpoints(images, training)[outputs[0]]
 
     traced = {training: all_endpoints.get_concrete_function(images, training=training) for training in (False, True)}
     by_signature = {}
     for training in (False, True):
-        pre_logits.get_concrete_function(images, training=training)
-        signature = tf.function(
-            lambda images, training=training: {"pre_logits": endpoints(images, training)["pre_logits"]}, [images]
-        )
-        by_signature[training] = signature.get_concrete_function()
+        output.get_concrete_function(images, training=training)
+
+        def signature(images, training=training):
+            found = endpoints(images, training)
+            return {name: found[name] for name in outputs}
+
+        by_signature[training] = tf.function(signature, [images]).get_concrete_function()
 
     def reusable(function):
         obj = tf.train.Checkpoint()  # a plain trackable: its attributes are what the loader sees
         obj.__call__ = function
-        obj.variables = list(encoder.backbone.variables)
-        obj.trainable_variables = list(encoder.backbone.trainable_variables)
+        obj.variables, obj.trainable_variables = list(variables), list(trainable)
         obj.regularization_losses = []
         return obj
 
-    module = reusable(pre_logits)
+    module = reusable(output)
     module.endpoints = reusable(all_endpoints)
     module.signature_of = by_signature
     return module, {name: int(spec.shape[-1]) for name, spec in traced[False].structured_outputs.items()}
+
+
+def _check_head(model, layers):
+    if not layers:
+        return
+    head = getattr(model, "projection", None)
+    if head is None:
+        raise UserError(
+            f"head_endpoints={layers}: task {model.task!r} has no projection head; simclr, moco, byol, swav, simsiam and "
+            "instance_discrimination have one"
+        )
+    if layers > len(head.sizes):
+        raise UserError(f"head_endpoints={layers}: the projection head of this run has {len(head.sizes)}")
 
 
 def _plain(model):
@@ -119,24 +203,24 @@ def _plain(model):
         copy.prepare()
     finally:
         tf.keras.mixed_precision.set_global_policy(policy)
-    for mine, theirs in zip(copy.backbone.variables, model.backbone.variables):  # noqa: B905 (Python 3.9)
-        mine.assign(theirs)
+    set_groups(copy.backbone, 1)  # a task may have set some of its own
+    for part in ("backbone", "projection"):
+        of_copy, of_model = (getattr(getattr(m, part, None), "variables", ()) for m in (copy, model))
+        for mine, theirs in zip(of_copy, of_model):  # noqa: B905 (Python 3.9)
+            mine.assign(theirs)
     return copy
 
 
-def _facts(model, widths):
-    backbone = model.backbone
+def _facts(model, backbone, endpoints):
+    """What holds for encoders and classifiers alike."""
     crop, resize = model.evaluation_size
     config = backbone.config() or {}
-    order = list(backbone.endpoint_names)
     return {
         "format": 1,
-        "task": model.task,
         "backbone": backbone.name,
         "width_multiplier": config.get("width_multiplier"),
         "stem": config.get("stem"),
-        "endpoints": order,
-        "features": {name: widths[name] for name in order},
+        "endpoints": endpoints,
         "input": "float32 RGB in [0, 1], [batch, height, width, 3]",
         "image_size": model.image_size,
         "min_image_size": model.min_image_size,

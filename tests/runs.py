@@ -25,13 +25,13 @@ TRAIN_ON_TWO = (
 )
 
 
-def weights(workdir, step=24):
+def weights(workdir, step=24, least=50):
     """Every tensor of a checkpoint but the bookkeeping of how often it was saved."""
     reader = tf.train.load_checkpoint(str(workdir / "checkpoints" / f"ckpt-{step}"))
     names = [
         n for n in reader.get_variable_to_shape_map() if n != "_CHECKPOINTABLE_OBJECT_GRAPH" and "save_counter" not in n
     ]
-    assert len(names) > 50
+    assert len(names) > least
     return {name: reader.get_tensor(name) for name in names}
 
 

@@ -474,8 +474,21 @@ def check_settings(protocols):
 
 
 def check_sources(sources, protocols):
-    """Raise UserError where the first image that can be read has no label (or too many for a protocol), or two parts share
-    images: before any work."""
+    """Raise UserError where two parts share images, or the labels are not what a protocol needs: before any work."""
+    check_overlap(sources)
+    single = [name for name in protocols if name not in downstream.MULTI_LABEL]
+    for source in sources.values():
+        if source.targets() is None:
+            check_labelled(source)
+        elif single:
+            raise UserError(
+                f"--protocol={','.join(single)}: an image of {source.spec} may show several classes, which only "
+                f"{' and '.join(downstream.MULTI_LABEL)} take"
+            )
+
+
+def check_overlap(sources):
+    """Raise UserError where two of {part: source} share images."""
     remedy = "take parts such as train[:90%] and train[90%:] where there is no other split"
     for one, other in itertools.combinations(sources, 2):
         if overlap(sources[one], sources[other]):
@@ -484,21 +497,21 @@ def check_sources(sources, protocols):
             raise UserError(
                 f"--{one}_split and --{other}_split {what}: what was seen before would be measured; {remedy}"
             )
-    single = [name for name in protocols if name not in downstream.MULTI_LABEL]
-    for source in sources.values():
-        if source.targets() is not None:
-            if single:
-                raise UserError(
-                    f"--protocol={','.join(single)}: an image of {source.spec} may show several classes, which only "
-                    f"{' and '.join(downstream.MULTI_LABEL)} take"
-                )
-            continue
-        for label in source.records().map(lambda record: source.fetch(record)["label"]).ignore_errors().take(1):  # noqa: B023
-            if label < 0:
-                raise UserError(
-                    f"--dataset={source.spec} ({source.split}) has no labels, and accuracy needs them: sort the images "
-                    "into a folder per class, or evaluate on another data set"
-                )
+
+
+def labelled(source):
+    """Whether the first image that can be read has a label."""
+    labels = source.records().map(lambda record: source.fetch(record)["label"]).ignore_errors().take(1)
+    return all(int(label) >= 0 for label in labels)
+
+
+def check_labelled(source):
+    """Raise UserError where a source has no labels."""
+    if not labelled(source):
+        raise UserError(
+            f"--dataset={source.spec} ({source.split}) has no labels, and accuracy needs them: sort the images "
+            "into a folder per class, or evaluate on another data set"
+        )
 
 
 def overlap(one, other):

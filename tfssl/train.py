@@ -19,8 +19,10 @@ from tfssl.runtime import cli, settings
 FLAGS = flags.FLAGS
 TASK_SETTINGS = settings.task_settings()
 
+
 # fmt: off
-with cli.section("Data"):
+@cli.section("Data")
+def define_data():
     flags.DEFINE_string("dataset", "glyphs", "tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, or glyphs, the embedded letters.")
     flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets are, and archives are unpacked. Default: their own places.")
     flags.DEFINE_string("train_split", "train", "Images to train on, in TFDS's grammar: train, train[:90%], train+validation.")
@@ -29,7 +31,10 @@ with cli.section("Data"):
         lower_bound=0)
     flags.DEFINE_integer("subset_seed", 0, "Of the choice of --train_subset.", lower_bound=0)
     flags.DEFINE_integer("label_offset", 0, "tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are 1 to 1000.")
-with cli.section("Task and network"):
+
+
+@cli.section("Task and network")
+def define_network():
     flags.DEFINE_enum("task", "rotation", pretext.NAMES, "What the network learns to predict.")
     flags.DEFINE_string("backbone", "resnet50_v2", "resnet{18,34,50,101,152,200}_v{1,2}, revnet{18,34,50,101,152}, vgg{11,13,16,19}, "
         "alexnet or alexnet_lrn. "
@@ -47,11 +52,17 @@ with cli.section("Task and network"):
     flags.DEFINE_boolean("sync_batch_norm", False, "Batch statistics of all replicas together, not of each by itself.")
     flags.DEFINE_integer("bn_group_size", 0, "Images whose batch statistics are one; 0: all of a replica's.", lower_bound=0)
     flags.DEFINE_string("init_module", None, "Start from this Hub module's weights, where names and shapes match.")
-with cli.section("Settings of the task"):
-    for _setting in TASK_SETTINGS.values():
-        _define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
-        _define[_setting.kind](_setting.name, None, _setting.describe())
-with cli.section("Optimization"):
+
+
+@cli.section("Settings of the task")
+def define_settings_of_the_task():
+    define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+    for setting in TASK_SETTINGS.values():
+        define[setting.kind](setting.name, None, setting.describe())
+
+
+@cli.section("Optimization")
+def define_optimization():
     flags.DEFINE_integer("batch_size", 256, "Images per step over all replicas, before rotations (2019 study: 1024).", lower_bound=1)
     flags.DEFINE_float("epochs", 35.0, "Passes over the images (2019 study: 35).", lower_bound=0)
     flags.DEFINE_integer("train_steps", 0, "Length in steps; overrides --epochs where it is not 0.", lower_bound=0)
@@ -65,21 +76,31 @@ with cli.section("Optimization"):
     flags.DEFINE_float("decay_factor", 0.1, "piecewise: see --decay_epochs (2019 study: 0.1).")
     flags.DEFINE_float("warmup_epochs", 5.0, "The rate rises linearly from 0 over these epochs (2019 study: 5).", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "Of initial weights, order and augmentation: the same seed, the same run.", lower_bound=0)
-with cli.section("Accelerators"):
+
+
+@cli.section("Accelerators")
+def define_accelerators(own_graph=True):
+    """`own_graph`: whether the network is built here, and can be in another way; a Hub module's cannot."""
     flags.DEFINE_string("strategy", "auto", "auto (all GPUs, else one device), default (one device), mirrored, multi_worker, tpu.")
     flags.DEFINE_string("tpu", "", "Name or address of the TPU; local on a TPU VM.")
     flags.DEFINE_string("tpu_zone", None, "Google Cloud zone of a TPU given by name. Default: this machine's.")
     flags.DEFINE_string("gcp_project", None, "Google Cloud project of a TPU given by name. Default: this machine's.")
-    flags.DEFINE_string("precision", "float32", "float32, mixed_bfloat16 (TPUs, new GPUs) or mixed_float16 (GPUs; with loss scaling).")
+    if own_graph:
+        flags.DEFINE_string("precision", "float32", "float32, mixed_bfloat16 (TPUs, new GPUs) or mixed_float16 (GPUs; with loss scaling).")
     flags.DEFINE_boolean("jit_compile", False, "Compile the step with XLA. A TPU always does; on CPUs it is slower.")
     flags.DEFINE_integer("steps_per_execution", 1, "Steps per call from Python; 100 helps TPUs and small networks.", lower_bound=1)
     flags.DEFINE_integer("accumulate_steps", 1, "Compute a batch in so many parts, one after the other: less memory.", lower_bound=1)
-    flags.DEFINE_integer("loss_batch_size", 0, "Images that one loss compares and one step learns from, computed in parts of "
-        "--batch_size: more than fit in memory (by gradient caching; 0: --batch_size).", lower_bound=0)
-    flags.DEFINE_boolean("rematerialize", False, "Compute activations again in the backward pass: less memory, a third more computation.")
+    if own_graph:
+        flags.DEFINE_integer("loss_batch_size", 0, "Images that one loss compares and one step learns from, computed in parts of "
+            "--batch_size: more than fit in memory (by gradient caching; 0: --batch_size).", lower_bound=0)
+        flags.DEFINE_boolean("rematerialize", False, "Compute activations again in the backward pass: less memory, a third more "
+            "computation.")
     flags.DEFINE_string("data_service", "", "grpc://HOST:PORT of a tf.data service whose workers prepare the images (see docs).")
     flags.DEFINE_boolean("deterministic", False, "Bit-identical results from run to run on the same hardware; costs speed on GPUs.")
-with cli.section("The run"):
+
+
+@cli.section("The run")
+def define_run():
     flags.DEFINE_string("workdir", None, "Folder of the run: flags, checkpoints, logs. Required, except with --dry_run.")
     flags.DEFINE_integer("checkpoint_steps", 1000, "Steps between checkpoints; a killed run loses at most these.", lower_bound=1)
     flags.DEFINE_integer("keep_checkpoints", 3, "How many of the newest checkpoints to keep.", lower_bound=1)
@@ -90,8 +111,15 @@ with cli.section("The run"):
     flags.DEFINE_integer("log_steps", 100, "Steps between lines of the log.", lower_bound=1)
     flags.DEFINE_boolean("extend_schedule", False, "Permit a resumed cosine run to change its length: its rate then jumps.")
     flags.DEFINE_boolean("dry_run", False, "Read all images, show the first batch, estimate the time; train nothing.")
-
 # fmt: on
+
+
+def define_flags():
+    """In the order of `--help`."""
+    for define in (define_data, define_network, define_settings_of_the_task, define_optimization, define_accelerators):
+        define()
+    define_run()
+
 
 # What a resumed run may change: where and how fast it computes, how long, and what it tells of itself.
 FREE = (
@@ -126,15 +154,7 @@ def main(_):
     plan = Plan(values, source.num_examples)
     with strategy.scope():
         model = build_model(values)
-        model.compile(
-            optimizer=build_optimizer(values, plan),
-            accumulate_steps=values["accumulate_steps"],
-            jit_compile=values["jit_compile"],
-            steps_per_execution=values["steps_per_execution"],
-        )
-        model.batch_size = values["batch_size"]
-        model.epoch_steps, model.total_steps = plan.epoch_steps, plan.total_steps
-        model.prepare()
+        set_up(model, values, plan)
         if values["init_module"]:
             from tfssl.runtime import init
 
@@ -145,11 +165,27 @@ def main(_):
 
         dry_run.describe(model, strategy, source, validation, plan, values)
     else:
-        train(model, strategy, source, validation, plan, values)
+        train(model, strategy, source, validation, plan, values, f"tfssl-export --workdir={values['workdir']}")
 
 
-def train(model, strategy, source, validation, plan, values):
-    """Restore, then fit to the end: once over the whole checkpoint intervals, and once over the rest, where there is one."""
+def set_up(model, values, plan):
+    """Compile the model and create all variables; call it in the strategy's scope."""
+    model.compile(
+        optimizer=build_optimizer(values, plan),
+        accumulate_steps=values["accumulate_steps"],
+        jit_compile=values["jit_compile"],
+        steps_per_execution=values["steps_per_execution"],
+    )
+    model.batch_size = values["batch_size"]
+    model.epoch_steps, model.total_steps = plan.epoch_steps, plan.total_steps
+    model.prepare()
+
+
+def train(model, strategy, source, validation, plan, values, following):
+    """Restore, then fit to the end: once over the whole checkpoint intervals, and once over the rest, where there is one.
+
+    `following` is the command that comes next, for the user.
+    """
     from tfssl.runtime import callbacks, checkpoints, preemption, summaries
     from tfssl.runtime import strategy as strategies
     from tfssl.runtime.probe import KnnProbe
@@ -157,7 +193,8 @@ def train(model, strategy, source, validation, plan, values):
     source.probe()
     chief = strategies.is_chief(strategy)
     say = callbacks.say if chief else lambda text: None
-    probe = KnnProbe(model, source, validation, values["knn_probe"]) if values["knn_probe"] and chief else None
+    neighbours = values.get("knn_probe") if chief else 0  # fine-tuning has none
+    probe = KnnProbe(model, source, validation, neighbours) if neighbours else None
     if chief:
         claim_workdir(values, source)
     workdir = values["workdir"]
@@ -166,7 +203,7 @@ def train(model, strategy, source, validation, plan, values):
     )
     step = saver.restore(say)
     if step >= plan.total_steps:
-        say(f"finished: {workdir} is at step {step} of {plan.total_steps}; next: tfssl-export --workdir={workdir}")
+        say(f"finished: {workdir} is at step {step} of {plan.total_steps}; next: {following}")
         return
     say(f"resuming at step {step} of {plan.total_steps}" if step else plan.summary(model, source))
     log = callbacks.Log(
@@ -216,14 +253,11 @@ def train(model, strategy, source, validation, plan, values):
             **validating,
         )
         step += interval * intervals
-    say(f"done: {workdir} is at step {step}; next: tfssl-export --workdir={workdir}")
+    say(f"done: {workdir} is at step {step}; next: {following}")
 
 
 def resolve_flags():
     """{flag: value} of the whole run, the task's own settings resolved; contradictions are refused here, before any work."""
-    from tfssl import optim
-    from tfssl.runtime import strategy as strategies
-
     task = FLAGS.task
     mine = {name: s.defaults[task] for name, s in TASK_SETTINGS.items() if task in s.defaults}
     for name in TASK_SETTINGS:
@@ -232,20 +266,7 @@ def resolve_flags():
     names = [n for heading in cli._SECTIONS.values() for n in heading if n not in NOT_STORED]
     values = {n: FLAGS[n].value for n in names if n not in TASK_SETTINGS}
     values |= {n: default if FLAGS[n].value is None else FLAGS[n].value for n, default in mine.items()}
-    choices = {
-        "optimizer": optim.NAMES,
-        "schedule": optim.SCHEDULES,
-        "strategy": strategies.NAMES,
-        "precision": strategies.PRECISIONS,
-    }
-    for name, allowed in choices.items():
-        check_choice(f"--{name}", values[name], allowed)
-    try:
-        values["decay_epochs"] = [float(e) for e in values["decay_epochs"] if e]
-    except ValueError as e:
-        raise UserError(
-            f"--decay_epochs={','.join(values['decay_epochs'])}: a comma list of numbers, such as 15,25"
-        ) from e
+    check_flags(values)
     if values["loss_batch_size"]:
         parts, rest = divmod(values["loss_batch_size"], values["batch_size"])
         if rest or values["accumulate_steps"] > 1:
@@ -254,12 +275,34 @@ def resolve_flags():
                 "in for --accumulate_steps"
             )
         values |= {"batch_size": values["loss_batch_size"], "accumulate_steps": parts, "loss_batch_size": 0}
+    if values["sync_batch_norm"] and values["bn_group_size"]:
+        raise UserError("--sync_batch_norm and --bn_group_size contradict each other: choose one")
+    return values
+
+
+def check_flags(values):
+    """Refuse contradictions among {flag: value}, and make --decay_epochs numbers."""
+    from tfssl import optim
+    from tfssl.runtime import strategy as strategies
+
+    choices = {
+        "optimizer": optim.NAMES,
+        "schedule": optim.SCHEDULES,
+        "strategy": strategies.NAMES,
+        "precision": strategies.PRECISIONS,
+    }
+    for name in choices.keys() & values.keys():
+        check_choice(f"--{name}", values[name], choices[name])
+    try:
+        values["decay_epochs"] = [float(e) for e in values["decay_epochs"] if e]
+    except ValueError as e:
+        raise UserError(
+            f"--decay_epochs={','.join(values['decay_epochs'])}: a comma list of numbers, such as 15,25"
+        ) from e
     if values["data_service"] and values["deterministic"]:
         raise UserError(
             "--data_service delivers images in an order of its own: it contradicts --deterministic; choose one"
         )
-    if values["sync_batch_norm"] and values["bn_group_size"]:
-        raise UserError("--sync_batch_norm and --bn_group_size contradict each other: choose one")
     if not values["workdir"] and not FLAGS.dry_run:
         raise UserError("--workdir is missing: name a folder for the run's checkpoints and logs (or try --dry_run)")
     if values["knn_probe"] and not values["val_split"]:
@@ -269,7 +312,6 @@ def resolve_flags():
             f"--validation_steps={values['validation_steps']} is not a multiple of --checkpoint_steps={values['checkpoint_steps']}: "
             "validation runs between checkpoint intervals"
         )
-    return values
 
 
 def build_model(values):
@@ -345,8 +387,8 @@ class Plan:
         )
 
 
-def check_workdir(values):
-    """Refuse a workdir that holds another run."""
+def check_workdir(values, free=FREE):
+    """Refuse a workdir that holds another run; `free`: flags that may differ."""
     import tensorflow as tf
 
     path = os.path.join(values["workdir"], "flags.flags")
@@ -361,7 +403,7 @@ def check_workdir(values):
     stored = {name: settings.as_text(d) for name, d in defaults.items() if d is not None} | settings.read_flags(path)
     found = {n: values[n] or stored.get(n) for n in ("num_classes", "num_images") if n in values}  # 0: the data set's
     values = {**values, **found}
-    for name, old, new in settings.differences(stored, values, FREE):
+    for name, old, new in settings.differences(stored, values, free):
         raise UserError(
             f"{values['workdir']!r} holds another run: its --{name} is {old}, not {new}; use another --workdir, or go on with that run by "
             f"--flagfile={path}"
@@ -386,6 +428,7 @@ def claim_workdir(values, source):
 
 def run():
     """Entry point of `tfssl-train`."""
+    define_flags()
     cli.run(main, "tfssl-train")
 
 

@@ -175,6 +175,66 @@ def test_a_users_own_model_is_published(tmp_path):
     np.testing.assert_allclose(module(images(3, 16)), model.encode(images(3, 16))["pre_logits"], rtol=1e-5, atol=1e-6)
 
 
+HEADS = {  # the projection's layers, and the settings that keep it small
+    "simclr": (3, {"projection_layers": 3, "projection_size": 8}),
+    "byol": (2, {"projection_hidden": 16, "projection_size": 8, "prediction_hidden": 8}),
+    "swav": (2, {"projection_hidden": 16, "projection_size": 8, "prototypes": 8, "small_crops": 0}),
+    "simsiam": (2, {"projection_layers": 2, "projection_size": 16, "prediction_size": 8}),
+    "moco": (2, {"projection_size": 8, "queue_size": 16}),
+    "instance_discrimination": (1, {"projection_size": 8, "num_images": 4, "negatives": 2}),
+}
+
+
+def head_by_numpy(model, x, layers):
+    """Outputs of the first layers of a projection: products, normalisation by the moving statistics, ReLUs between layers."""
+    head, found = model.projection, []
+    for i, (dense, norm) in enumerate(zip(head.dense, head.norms), 1):  # noqa: B905 (Python 3.9)
+        x = x @ dense.kernel.numpy() + (dense.bias.numpy() if dense.use_bias else 0)
+        if norm:
+            x = (x - norm.moving_mean.numpy()) / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)
+            x = x * (norm.gamma.numpy() if norm.scale else 1) + (norm.beta.numpy() if norm.center else 0)
+        x = np.maximum(x, 0) if i < len(head.dense) else x
+        found.append(x)
+    return found[:layers]
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_layers_of_the_head_are_endpoints(task, tmp_path):
+    """And the module trains, whatever groups the task normalises its batches in."""
+    layers, settings = HEADS[task]
+    model = pretext.build(task, backbones.build("resnet18_v1", 0.0625, "small"), image_size=16, **settings)
+    model.prepare()
+    rng = np.random.default_rng(0)
+    for v in model.projection.variables:
+        v.assign(rng.uniform(0.5, 1.5, v.shape) if v.shape.rank == 1 else rng.normal(size=v.shape))
+    for count in (1, layers) if task == "simclr" else (layers,):
+        module = tf.saved_model.load(export.save(model, tmp_path / str(count), head_endpoints=count))
+        x = images(5, 16)
+        endpoints = module.endpoints(x)
+        expected = head_by_numpy(model, endpoints["pre_logits"].numpy(), count)
+        for i, values in enumerate(expected, 1):
+            np.testing.assert_allclose(endpoints[f"head{i}"], values, rtol=1e-3, atol=1e-4, err_msg=f"head{i}")
+        assert f"head{count + 1}" not in endpoints
+        np.testing.assert_array_equal(module(x), endpoints["pre_logits"])
+        head = [d for d in model.projection.dense[:count]] + [n for n in model.projection.norms[:count] if n]
+        assert len(module.variables) == len(model.backbone.variables) + sum(len(part.variables) for part in head)
+        mine = len(model.backbone.trainable_variables) + sum(len(part.trainable_variables) for part in head)
+        assert len(module.trainable_variables) == mine
+        facts = json.load(open(tmp_path / str(count) / "assets" / "tfssl.json", encoding="utf-8"))
+        assert facts["endpoints"][-count - 1 :] == ["pre_logits", *(f"head{i + 1}" for i in range(count))]
+        assert facts["features"]["head1"] == expected[0].shape[1]
+        assert np.isfinite(module(x, training=True)).all()
+
+
+def test_heads_that_are_not_there(model, tmp_path):
+    with pytest.raises(UserError, match="task 'rotation' has no projection head; simclr, moco"):
+        export.save(model, tmp_path / "m", head_endpoints=1)
+    simclr = pretext.build("simclr", backbones.build("resnet18_v1", 0.0625, "small"), image_size=16)
+    with pytest.raises(UserError, match="head_endpoints=3: the projection head of this run has 2"):
+        export.save(simclr, tmp_path / "m", head_endpoints=3)
+    assert not (tmp_path / "m").exists()
+
+
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="Keras 3 comes with the newest TensorFlow only")
 def test_keras3_tfsm_layer_runs_and_fine_tunes(path):
     """In a process of its own: this one runs Keras 2."""

@@ -99,9 +99,9 @@ def scan(source, progress=None):
         }
 
     count = source.num_examples
-    read = np.zeros(count, bool)
-    labels = np.full(count, -1, np.int64)
-    content = np.zeros((count, 2), np.int64)
+    read = np.zeros(source.places, bool)
+    labels = np.full(source.places, -1, np.int64)
+    content = np.zeros((source.places, 2), np.int64)
     sizes = collections.Counter()
     data = source.records().map(examine, tf.data.AUTOTUNE, deterministic=False).ignore_errors()
     for batch in data.batch(256).prefetch(1).as_numpy_iterator():

@@ -28,7 +28,43 @@ FORMATS = (".jpg", ".jpeg", ".png", ".gif", ".bmp")  # what tf.io.decode_image r
 SPLITS = ("train", "val", "validation", "valid", "test", "dev", "trainval")
 
 
-class FolderSource(IndexedSource):
+class Files(IndexedSource):
+    """Image files at `paths`, in that order; `labels`: int, -1 for none; none by default."""
+
+    def __init__(self, spec, split, paths, labels=None, num_classes=None, class_names=None):
+        super().__init__(spec, split, len(paths), num_classes, class_names)
+        with tf.device("CPU"):  # a pipeline's functions capture them as they are: a graph never holds them
+            self._paths = tf.constant(paths)
+            self._labels = tf.constant([-1] * len(paths) if labels is None else labels, tf.int64)
+
+    def fetch(self, record):
+        index = record["index"]
+        image = tf.io.read_file(tf.gather(self._paths, index))
+        return {"image": image, "label": tf.gather(self._labels, index), "index": index}
+
+    def name_in_graph(self, record):
+        return tf.gather(self._paths, record["index"])
+
+    def name(self, index):
+        return self._paths[index].numpy().decode()
+
+    def names(self):
+        return [path.decode() for path in self._paths.numpy()]
+
+
+def unlabelled(path):
+    """All images below a folder, by name, or one image file: `Files`.
+
+    Raises:
+      UserError: there is none.
+    """
+    root = os.path.expanduser(path) if "://" not in path else path
+    if tf.io.gfile.exists(root) and not tf.io.gfile.isdir(root):
+        return Files(root, "all", [root])
+    return Files(root, "all", sorted(f"{root.rstrip('/')}/{name}" for name in _list(root, path)[0]))
+
+
+class FolderSource(Files):
     """Image files. The classes are those of all splits together, sorted by name.
 
     Within a split the files are in the order of a hash of their path, so that a slice is a fair sample of all classes,
@@ -57,22 +93,9 @@ class FolderSource(IndexedSource):
             for i in sorted(range(len(files)), key=lambda i, files=files: _hash(files[i]))[start:stop]:
                 paths.append(f"{root.rstrip('/')}/{below}{files[i]}")
                 labels.append(number.get(classes[name][i], -1))
-        labelled = max(labels) >= 0
-        super().__init__(spec, split, len(paths), len(names) if labelled else None, names if labelled else None)
+        named = (len(names), names) if max(labels) >= 0 else (None, None)
+        super().__init__(spec, split, paths, labels, *named)
         self.ignored = ignored
-        with tf.device("CPU"):  # a pipeline's functions capture them as they are: a graph never holds them
-            self._paths, self._labels = tf.constant(paths), tf.constant(labels, tf.int64)
-
-    def fetch(self, record):
-        index = record["index"]
-        image = tf.io.read_file(tf.gather(self._paths, index))
-        return {"image": image, "label": tf.gather(self._labels, index), "index": index}
-
-    def name_in_graph(self, record):
-        return tf.gather(self._paths, record["index"])
-
-    def name(self, index):
-        return self._paths[index].numpy().decode()
 
 
 def _hash(path):

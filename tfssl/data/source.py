@@ -90,6 +90,7 @@ class Source:
       random_access: whether one record can be found without reading those before it.
       splits_overlap: whether splits of different names may have images in common (VOC: trainval is train and val).
       ignored: dict of file name ending -> files that were passed over.
+      places: each image's index is below this; N, but for a part of a split.
     """
 
     random_access = splits_overlap = False
@@ -97,6 +98,7 @@ class Source:
     def __init__(self, spec, split, num_examples, num_classes=None, class_names=None):
         self.spec, self.split, self.num_examples = spec, split, num_examples
         self.num_classes, self.class_names, self.ignored = num_classes, class_names, {}
+        self.places = num_examples
 
     def __repr__(self):
         return f"<{self.spec} {self.split}: {self.num_examples} images, {self.num_classes or 'no'} classes>"
@@ -151,6 +153,10 @@ class Source:
     def name(self, index):
         """What a person would call the image at `index` of the split: str."""
         raise NotImplementedError
+
+    def names(self):
+        """Those of all images, in split order: list of str."""
+        return [self.name(i) for i in range(self.num_examples)]
 
     def probe(self, limit=256):
         """Raises UserError if none of the first `limit` images can be decoded, naming the first and the reason."""

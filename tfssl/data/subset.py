@@ -1,4 +1,4 @@
-"""Some of a source's images, as a source."""
+"""Some of a source's images, or some of its labels, as a source."""
 
 import numpy as np
 import tensorflow as tf
@@ -19,9 +19,9 @@ class Subset(Source):
     def __init__(self, source, index, renumber=False):
         super().__init__(source.spec, source.split, len(index), source.num_classes, source.class_names)
         self._source, self.random_access, self.splits_overlap = source, source.random_access, source.splits_overlap
-        self._index = np.sort(index)
-        self._renumbered = renumber
-        place = np.full(source.num_examples, -1, np.int32)
+        self.places = len(index) if renumber else source.places
+        self._index, self._renumbered = np.sort(index), renumber
+        place = np.full(source.places, -1, np.int32)
         place[self._index] = np.arange(len(index))
         with tf.device("CPU"):
             self._place = tf.constant(place)
@@ -46,7 +46,15 @@ class Subset(Source):
         return self._chosen(self._source.epoch_to_share(seed, epoch)).map(numbered)
 
     def _chosen(self, records):
-        return records.filter(lambda record: tf.gather(self._place, record["index"]) >= 0)
+        if not self.random_access:
+            return records.filter(lambda record: tf.gather(self._place, record["index"]) >= 0)
+
+        def sifted(records):
+            mine = tf.gather(self._place, records["index"]) >= 0
+            return {name: tf.boolean_mask(values, mine) for name, values in records.items()}
+
+        # Such records are numbers: a thousand at a time are sifted ten times as fast.
+        return records.batch(1024).map(sifted).unbatch()
 
     def fetch(self, record):
         fetched = self._source.fetch(record)
@@ -63,6 +71,35 @@ class Subset(Source):
 
     def name(self, index):
         return self._source.name(int(self._index[index]) if self._renumbered else index)
+
+
+class LabelledAt(Source):
+    """A source whose images have no labels but for those at `index`, int [n], places in its split."""
+
+    def __init__(self, source, index):
+        super().__init__(source.spec, source.split, source.num_examples, source.num_classes, source.class_names)
+        self._source, self.random_access, self.places = source, source.random_access, source.places
+        keeps = np.zeros(source.places, bool)
+        keeps[index] = True
+        with tf.device("CPU"):
+            self._keeps = tf.constant(keeps)
+
+    def records(self, seed=None, start=0, rows=None):
+        return self._source.records(seed, start, rows)
+
+    def epoch_to_share(self, seed, epoch):
+        return self._source.epoch_to_share(seed, epoch)
+
+    def fetch(self, record):
+        example = self._source.fetch(record)
+        keeps = tf.gather(self._keeps, example["index"])
+        return {**example, "label": tf.where(keeps, example["label"], tf.constant(-1, tf.int64))}
+
+    def name_in_graph(self, record):
+        return self._source.name_in_graph(record)
+
+    def name(self, index):
+        return self._source.name(index)
 
 
 def spread(source, count):

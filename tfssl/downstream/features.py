@@ -150,7 +150,7 @@ def extract(
             if cache:
                 cache.discard(missing)
     if not wanted:
-        rows = _labels(source)
+        rows = read_labels(source)
     elif cache:
         if not all(cache.has(name) for name in wanted):  # the data changed since an earlier pass, which is gone
             return extract(module, source, wanted, size, resize, batch_size, pool, target, dtype, cache_dir, progress)
@@ -193,11 +193,17 @@ def check_endpoints(module, image_size, endpoints=None):
     return list(dict.fromkeys(endpoints))
 
 
-def _labels(source):
-    """{"labels", "index", "dropped"} of all records that can be read."""
+def read_labels(source):
+    """{"labels", "index": int64 [N], "dropped": names} of all records that can be read; images are not decoded (of a folder, not read)."""
     source.probe()
-    records = source.records().map(source.fetch, -1, deterministic=True).ignore_errors()
-    pairs = records.map(lambda record: (record["label"], record["index"])).batch(1024)
+
+    def pair(record):
+        example = source.fetch(
+            record
+        )  # in one function, from which TensorFlow drops what nobody asks for: to read files
+        return example["label"], example["index"]
+
+    pairs = source.records().map(pair, -1, deterministic=True).ignore_errors().batch(1024)
     labels, index = (np.concatenate(part) for part in zip(*pairs.as_numpy_iterator()))
     return {"labels": labels, "index": index, "dropped": _lost(source, index)}
 

@@ -57,13 +57,26 @@ class Module:
             raise UserError(f"module {handle!r}: this SavedModel cannot be read: {_first_line(e)}") from e
         self._function = self._find_function()
 
-    def endpoints(self, images):
+    def endpoints(self, images, training=False):
         """Named features of float32 images [N, H, W, 3] in [0, 1]: a dict in depth order (by name for a module that is
-        not ours)."""
-        outputs = self._function(images)
+        not ours). With `training` as in training, where the module knows a difference."""
+        outputs = self._function(images, training)
         if not isinstance(outputs, dict):
             outputs = {"output": outputs[0] if isinstance(outputs, (list, tuple)) and len(outputs) == 1 else outputs}
         return {name: outputs[name] for name in self._ordered(outputs)}
+
+    @property
+    def variables(self):
+        """All its variables: those that it lists, or else those that its functions read."""
+        listed = getattr(self.model, "variables", None)
+        if listed is None:
+            listed = [v for function in self._traced() for v in function.variables]
+        return list({id(v): v for v in listed}.values())
+
+    @property
+    def trainable_variables(self):
+        listed = getattr(self.model, "trainable_variables", None)
+        return [v for v in self.variables if v.trainable] if listed is None else list(listed)
 
     def shapes(self, image_size):
         """The shape of each endpoint for images of a size, (height, width) or the side of squares, without the batch:
@@ -75,7 +88,11 @@ class Module:
         if size not in self._shapes:
             try:
                 # In a graph, as later for all images: called eagerly, a signature does not check its input's shape.
-                outputs = tf.function(self.endpoints, autograph=False)(tf.zeros([2, *size, 3]))
+                # By the strategy, whose replicas share the variables where it was loaded in one's scope.
+                strategy = tf.distribute.get_strategy()
+                run = tf.function(lambda images: strategy.run(self.endpoints, [images]), autograph=False)
+                outputs = run(tf.zeros([2, *size, 3]))
+                outputs = {name: strategy.experimental_local_results(x)[0] for name, x in outputs.items()}
             except (tf.errors.OpError, ValueError, TypeError) as e:
                 least = self.facts.get("min_image_size")
                 hint = f"; its smallest size is {least}" if least else ""
@@ -112,7 +129,7 @@ class Module:
     def _find_function(self):
         endpoints = getattr(self.model, "endpoints", None)
         if callable(endpoints):
-            return lambda images: endpoints(images, training=False)
+            return lambda images, training: endpoints(images, training=training)
         if callable(self.model):
             return self._call
         signatures = getattr(self.model, "signatures", {})
@@ -121,28 +138,32 @@ class Module:
             inputs = signatures[name].structured_input_signature[1]
             if len(inputs) == 1:
                 (key,) = inputs
-                return lambda images: signatures[name](**{key: images})
+                return lambda images, training: signatures[name](**{key: images})
         raise UserError(
             f"module {self.handle!r} has no function of images alone; its signatures are: {', '.join(names) or 'none'}"
         )
 
-    def _call(self, images):
-        try:
-            return self.model(images, training=False)
-        except (TypeError, ValueError):  # a plain function of images has no such argument
-            return self.model(images)
+    def _call(self, images, training):
+        for argument in ("training", "trainable"):  # the second is what SimCLR's modules call it
+            try:
+                return self.model(images, **{argument: training})
+            except (TypeError, ValueError):  # a plain function of images has no such argument
+                pass
+        return self.model(images)
 
     def _static_size(self):
         """The side of the square images that a traced function or signature is fixed to; None if it is not."""
-        call = self.model.__call__ if callable(self.model) else None
-        functions = list(getattr(call, "concrete_functions", []))
-        functions += list(getattr(self.model, "signatures", {}).values())
-        for function in functions:
+        for function in self._traced():
             for spec in tf.nest.flatten(function.structured_input_signature):
                 shape = getattr(spec, "shape", None)
                 if shape is not None and shape.rank == 4 and shape[1] and shape[1] == shape[2]:
                     return shape[1]
         return None
+
+    def _traced(self):
+        """Its functions, each for one form of input."""
+        call = self.model.__call__ if callable(self.model) else None
+        return [*getattr(call, "concrete_functions", []), *getattr(self.model, "signatures", {}).values()]
 
 
 def _resolve(handle):

@@ -18,7 +18,7 @@ class Pretext(tf.keras.Model):
       example(image, seed)     one image, encoded or uint8 -> what becomes of it (host, inside tf.data; seed None: deterministic)
       augment(batch, draws)    batched, on the device, in training only
       call(batch, training)    -> outputs of the network
-      objective(batch, outputs) -> (loss per example [n], {metric: value per example [n]})
+      objective(batch, outputs) -> (loss per example [n], {metric: value per example [n], or (value, weight)})
       adjust(gradients)        what becomes of them before the optimizer gets them
       after_step(batch, outputs)  updates of state: EMA networks, queues
       start()                  state that begins as a copy of other variables
@@ -174,6 +174,10 @@ class Pretext(tf.keras.Model):
         trained = {id(variable) for variable in self.trainable_variables}  # not so an EMA network's
         return [kernel for kernel in kernels if id(kernel) in trained]
 
+    def adapted(self):
+        """The kernels whose steps LARS scales, and whose weight decay it carries."""
+        return self.kernels()
+
     def compile(self, optimizer, accumulate_steps=1, **keras):
         """As in Keras; the loss and the metrics are the task's own.
 
@@ -194,7 +198,7 @@ class Pretext(tf.keras.Model):
                 "loop; leave one of them out"
             )
         super().compile(optimizer=optimizer, **keras)
-        optim.tell_kernels(self.optimizer, self.kernels)
+        optim.tell_kernels(self.optimizer, self.adapted)
         self._accumulate_steps = accumulate_steps
 
     def train_step(self, batch):
@@ -307,8 +311,10 @@ class Pretext(tf.keras.Model):
         copies = losses.shape[0] // batch["weight"].shape[0]  # examples that became of one image
         weight = tf.repeat(batch["weight"], copies)
         for name, values in {"loss": losses, **measured}.items():
+            values, share = values if isinstance(values, tuple) else (values, 1.0)
             # where: the blank rows of an evaluation must not turn 0 * NaN into NaN
-            self._measures.means[name].update_state(tf.where(weight > 0, values, tf.zeros_like(values)), weight)
+            values = tf.where(weight > 0, values, tf.zeros_like(values))
+            self._measures.means[name].update_state(values, weight * tf.cast(share, weight.dtype))
 
     def _results(self):
         return {name: mean.result() for name, mean in self._measures.means.items()}

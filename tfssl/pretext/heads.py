@@ -51,11 +51,18 @@ class MLP(tf.keras.layers.Layer):
             self.dense.append(dense)
         self.built = True
 
-    def call(self, x, training=None):
-        for i, (dense, norm) in enumerate(zip(self.dense, self.norms)):  # noqa: B905 (Python 3.9)
-            x = dense(tf.nn.relu(x) if i else x)
+    def each(self, x, training=None, count=None):
+        """The outputs of the first `count` layers (of all): after the normalisation, and after the ReLU where another layer follows."""
+        found = []
+        for i, (dense, norm) in enumerate(list(zip(self.dense, self.norms))[:count], 1):  # noqa: B905 (Python 3.9)
+            x = dense(x)
             x = norm(x, training=training) if norm else x
-        return at_least_float32(x)  # NxE
+            x = tf.nn.relu(x) if i < len(self.dense) else x
+            found.append(x)
+        return found
+
+    def call(self, x, training=None):
+        return at_least_float32(self.each(x, training)[-1])  # NxE
 
     def twin(self):
         """A head of the same form, with weights of its own."""

@@ -15,13 +15,17 @@ class Supervised(InceptionImages):
     """
 
     task = "supervised"
+    head_initializer = "glorot_uniform"
 
     def __init__(self, backbone, num_classes=0, **common):
         super().__init__(backbone, **common)
         if num_classes < 1:
             raise UserError("task 'supervised' needs labels: the data set has no classes, and num_classes is not set")
         self.num_classes = num_classes
-        self.head = tf.keras.layers.Dense(num_classes, name="head", dtype=tf.keras.backend.floatx())
+        floatx = tf.keras.backend.floatx()
+        self.head = tf.keras.layers.Dense(
+            num_classes, name="head", dtype=floatx, kernel_initializer=self.head_initializer
+        )
 
     def call(self, batch, training=False):
         return self.head(self.encode(batch["image"], training)["pre_logits"])  # NxC

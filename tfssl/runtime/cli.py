@@ -154,8 +154,8 @@ def _find_flagfile(value, folder):
     raise UserError(f"no flagfile {value!r} (looked for {' and '.join(candidates)}){hint}")
 
 
-class section:
-    """`with section("Data"): flags.DEFINE_...` puts the flags under one heading of `--help`."""
+class section(contextlib.ContextDecorator):
+    """`with section("Data"): flags.DEFINE_...` puts the flags under one heading of `--help`; `@section("Data")` those of a function."""
 
     def __init__(self, heading):
         self.heading = heading

@@ -1,0 +1,237 @@
+"""`tfssl-finetune` as a user runs it: train, stop, resume, publish, measure; distil; and what it says about bad input."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from encoders import save_encoder
+from runs import assert_identical, kill_when, logged, weights
+
+import tfssl
+from tfssl.backbones.hub import Hub
+from tfssl.data import image
+from tfssl.downstream import modules
+from tfssl.export.module import save_classifier
+from tfssl.pretext.classifier import Classifier
+
+FLAGS = (
+    "--batch_size=8", "--train_steps=16", "--checkpoint_steps=8", "--log_steps=4", "--learning_rate=0.1", "--lr_scaling=0",
+    "--train_split=train[:75%]", "--test_split=train[75%:]", "--deterministic",
+)  # fmt: skip
+FINETUNE = (sys.executable, "-m", "tfssl.finetune")
+ON_TWO = (
+    sys.executable,
+    "-c",
+    "import tfssl, runpy, tensorflow as tf; device = tf.config.LogicalDeviceConfiguration(); "
+    "tf.config.set_logical_device_configuration(tf.config.list_physical_devices('CPU')[0], [device] * 2); "
+    "runpy.run_module('tfssl.finetune', run_name='__main__')",
+)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return save_encoder(tmp_path_factory.mktemp("modules") / "simclr", head_endpoints=1)
+
+
+@pytest.fixture(scope="module")
+def run(encoder, photos, tmp_path_factory, tfssl_command):
+    """One uninterrupted run from head1 on: (workdir, its process)."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    flags = (f"--module={encoder}", f"--dataset=folder:{photos}", f"--workdir={workdir}", "--endpoint=head1")
+    done = tfssl_command("finetune", *flags, "--val_split=train[75%:]", *FLAGS)
+    assert done.returncode == 1 and "--val_split and --test_split" in done.stderr  # the same images
+    done = tfssl_command("finetune", *flags, "--train_labels=24", *FLAGS)
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def accuracies(classifier, source):
+    """Top-1 by one image at a time."""
+    module = tf.saved_model.load(str(classifier))
+    hits = []
+    for record in source.records():
+        example = source.fetch(record)
+        pixels = image.resize_central_crop(example["image"], 16, 18)
+        logits = module(tf.cast(pixels, tf.float32)[None] / 255)
+        hits.append(int(np.argmax(logits)) == int(example["label"]))
+    return np.mean(hits)
+
+
+def test_a_run_ends_with_a_measured_classifier(run, photos, encoder):
+    workdir, done = run
+    assert "24 labels, 24 images" in done.stdout and "step 16/16" in done.stdout and "ETA" in done.stdout
+    assert f"next: tfssl-predict --module={workdir}/classifier/16" in done.stdout
+    record = json.loads((workdir / "results.json").read_text())
+    test = tfssl.open_source(f"folder:{photos}", "train[75%:]")
+    assert record["accuracy"] == pytest.approx(accuracies(workdir / "classifier" / "16", test))
+    assert record["accuracy"] > 0.8  # warm and cold colours are easy
+    assert record["top5_accuracy"] == 1.0 and record["test_examples"] == 12
+    assert record["train_labels"] == 24 and record["command"][0] == "tfssl-finetune"
+    assert record["flags"]["endpoint"] == "head1" and record["versions"]["tensorflow"] == tf.__version__
+    assert re.search(rf"simclr +head1 +{100 * record['accuracy']:.1f}", done.stdout)
+    facts = json.loads((workdir / "classifier" / "16" / "assets" / "tfssl.json").read_text())
+    assert facts["kind"] == "classifier" and facts["class_names"] == ["cold", "warm"] and facts["num_classes"] == 2
+    assert (facts["crop"], facts["resize"], facts["endpoint"], facts["step"]) == (16, 18, "head1", 16)
+    assert facts["encoder"]["handle"] == encoder and facts["encoder"]["task"] == "simclr"
+    assert record["modules"]["encoder"]["identity"] == facts["encoder"]["identity"]
+    assert (workdir / "classifier" / "16" / "assets" / "labels.txt").read_text().split() == ["cold", "warm"]
+    losses = [line["loss"] for line in logged(workdir)]
+    assert losses[-1] < losses[0]
+
+
+def test_the_classifier_is_a_reusable_saved_model(run, encoder):
+    hub = pytest.importorskip("tensorflow_hub")
+    path = str(run[0] / "classifier" / "16")
+    module, theirs = tf.saved_model.load(path), tf.saved_model.load(encoder)
+    x = np.random.default_rng(0).random([6, 20, 20, 3], np.float32)
+    endpoints = module.endpoints(x)
+    assert set(endpoints) == {*theirs.endpoints(x), "logits", "probabilities"}
+    logits = module(x).numpy()
+    assert logits.shape == (6, 2) and logits.dtype == np.float32
+    kernel, bias = (module.variables[i].numpy() for i in (-2, -1))
+    np.testing.assert_allclose(logits, endpoints["head1"] @ kernel + bias, rtol=1e-4, atol=1e-5)
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    served = module.signatures["serving_default"](tf.constant(x))
+    assert set(served) == {"logits", "probabilities"}
+    np.testing.assert_allclose(served["probabilities"], expected, rtol=1e-4)
+    np.testing.assert_allclose(served["logits"], logits, rtol=1e-4, atol=1e-5)
+    # The encoder learned, its statistics too, and it learns again.
+    assert len(module.variables) == len(theirs.variables) + 2
+    assert len(module.trainable_variables) == len(theirs.trainable_variables) + 2
+    assert all(np.any(a.numpy() != b.numpy()) for a, b in zip(module.variables, theirs.variables))  # noqa: B905
+    layer = hub.KerasLayer(path, trainable=True)
+    model = tf.keras.Sequential([tf.keras.Input([20, 20, 3]), layer])
+    model.compile(tf.keras.optimizers.SGD(0.01), tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    losses = model.fit(x, logits.argmin(1), batch_size=6, epochs=6, verbose=0).history["loss"]
+    assert losses[-1] < losses[0] and len(model.trainable_variables) == len(module.trainable_variables)
+
+
+def test_a_stopped_run_resumes_to_identical_weights_and_a_finished_one_says_so(run, tmp_path, tfssl_command):
+    whole, _ = run
+    workdir = tmp_path / "stopped"
+    command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--log_steps=1"]
+    status, said = kill_when(command, "step 10/", signal.SIGTERM, command=FINETUNE)
+    assert status == 75 and "tfssl-finetune: SIGTERM: stopped after step" in said, said
+    done = tfssl_command("finetune", *command)
+    assert done.returncode == 0 and "resuming at step 1" in done.stdout, done.stderr
+    assert_identical(weights(workdir, 16, 20), weights(whole, 16, 20))
+    one, two = (tf.saved_model.load(str(folder / "classifier" / "16")) for folder in (workdir, whole))
+    for mine, other in zip(one.variables, two.variables):  # noqa: B905 (Python 3.9)
+        np.testing.assert_array_equal(mine, other)
+    # As if killed between the last checkpoint and the end: the rest is done, and not done twice.
+    (workdir / "results.json").unlink()
+    again = [tfssl_command("finetune", *command) for _ in range(2)]
+    assert all(done.returncode == 0 and "finished" in done.stdout for done in again), again
+    assert ["written:" in done.stdout for done in again] == [True, False]
+    other = tfssl_command("finetune", *command, "--head_rate=3")
+    assert other.returncode == 1 and "--head_rate is 1, not 3" in other.stderr
+
+
+def test_two_devices_and_the_head_alone(encoder, photos, tmp_path):
+    """The encoder infers, so that the devices' gradients add up to those of one; half of the rate is the head's factor."""
+    flags = [
+        f"--module={encoder}",
+        f"--dataset=folder:{photos}",
+        "--freeze",
+        "--head_rate=2",
+        "--strategy=mirrored",
+        *FLAGS,
+    ]
+    flags += ["--schedule=constant", "--learning_rate=0.15", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run([*ON_TWO, *flags], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    module = modules.load(str(tmp_path / "run" / "classifier" / "16"))
+    alone = Classifier(Hub(modules.load(encoder), 16, trainable=False), 2, image_size=16, resize=18)
+    alone.compile(tf.keras.optimizers.SGD(0.3, momentum=0.9, nesterov=True))
+    source = tfssl.open_source(f"folder:{photos}", "train[:75%]")
+    alone.fit(alone.dataset(source, 8), steps_per_epoch=16, verbose=0)
+    assert np.abs(alone.head.kernel).max() > 0.01
+    np.testing.assert_allclose(module.variables[-2], alone.head.kernel, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(module.variables[-1], alone.head.bias, rtol=1e-3, atol=1e-5)
+    for mine, theirs in zip(module.variables, modules.load(encoder).variables):  # noqa: B905 (Python 3.9)
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_student_learns_from_a_teacher_without_labels(run, photos, tmp_path):
+    """A wider one, on two devices; unlabelled images; the teacher's classes become its own."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in photos.rglob("*.jpg"):
+        shutil.copy(path, flat)
+    flags = [
+        f"--module={save_encoder(tmp_path / 'student', 9)}", f"--teacher={run[0]}/classifier/16", f"--dataset=folder:{flat}",
+        f"--workdir={tmp_path / 'run'}", "--test_split=", "--train_steps=24", "--batch_size=16", "--log_steps=8", "--learning_rate=0.1",
+        "--lr_scaling=0", "--strategy=mirrored", "--distill_temperature=0.2", "--distill_scale_by_t2",
+    ]  # fmt: skip
+    done = subprocess.run([*ON_TWO, *flags], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "0 labels, 48 images" in done.stdout and "accuracy" not in done.stdout
+    lines = logged(tmp_path / "run")
+    assert lines[-1]["agreement"] > 0.8 and lines[-1]["loss"] < lines[0]["loss"]
+    classifier = tmp_path / "run" / "classifier" / "24"
+    facts = json.loads((classifier / "assets" / "tfssl.json").read_text())
+    assert facts["class_names"] == ["cold", "warm"]
+    assert accuracies(classifier, tfssl.open_source(f"folder:{photos}")) > 0.8
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.fixture(scope="module")
+def three(encoder, tmp_path_factory):
+    """A classifier of three classes."""
+    model = Classifier(Hub(modules.load(encoder), 16), 3, image_size=16)
+    return save_classifier(model, tmp_path_factory.mktemp("modules") / "three", class_names=["cold", "mild", "warm"])
+
+
+BAD = {
+    "no module": (["--module="], "--module is missing"),
+    "missing module": (["--module=/no/such/module"], "/no/such/module"),
+    "unknown endpoint": (
+        ["--endpoint=head2"],
+        "--endpoint=features, pre_logits, head1",
+    ),
+    "rate of the head": (["--optimizer=adam", "--head_rate=10"], "sgd, nesterov, lars, lars_byol"),
+    "too few labels": (["--train_labels=1"], "fewer than the 2 classes"),
+    "list without matches": (["--train_list={list}"], "none of its 1 names"),
+    "two ways to say how many": (["--train_list={list}", "--train_labels=1%"], "contradict"),
+    "unlabelled": (["--dataset=folder:{flat}"], "has no labels, and fine-tuning needs them"),
+    "teacher of other classes": (["--teacher={three}"], "tells 3 classes apart"),
+    "teacher without classes": (["--teacher={encoder}"], "is no classifier"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_in_one_clear_line(case, encoder, three, photos, tmp_path, tfssl_command):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in sorted(photos.rglob("*.jpg"))[:8]:
+        shutil.copy(path, flat)
+    (tmp_path / "list.txt").write_text("n01440764_10026.JPEG\n")
+    places = {"list": tmp_path / "list.txt", "flat": flat, "three": three, "encoder": encoder}
+    flags, expected = BAD[case]
+    flags = [flag.format(**places) for flag in flags]
+    if case == "unlabelled":
+        flags.append("--test_split=")
+    workdir = tmp_path / "run"
+    done = tfssl_command(
+        "finetune", f"--module={encoder}", f"--dataset=folder:{photos}", f"--workdir={workdir}", *FLAGS, *flags
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("tfssl-finetune: ") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert expected in done.stderr
+    assert not os.path.exists(workdir / "checkpoints")
+
+
+def test_dry_run(encoder, photos, tmp_path, tfssl_command):
+    flags = (f"--module={encoder}", f"--dataset=folder:{photos}", "--dry_run", "--train_labels=50%", *FLAGS)
+    done = tfssl_command("finetune", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for part in ("18 images", "18 labels", "trainable parameters", "estimated time"):
+        assert part in done.stdout, (part, done.stdout)
+    assert (tmp_path / "dry_run.png").exists() and not (tmp_path / "checkpoints").exists()

@@ -1,0 +1,80 @@
+"""A Hub module as a backbone, in order to train it further."""
+
+import tensorflow as tf
+
+from tfssl.backbones.layers import global_mean
+from tfssl.errors import UserError
+
+PRE_LOGITS = "pre_logits"
+
+
+class Hub(tf.keras.Model):
+    """Images [N, H, W, 3] in [0, 1] -> the module's endpoints that are features: vectors [N, D] and maps [N, h, w, C].
+
+    What the module computes is fixed in its graph, in which its batch normalisations take and move statistics of what one replica computes
+    at once, and all is float32.
+
+    Args:
+      module: a loaded `tfssl.downstream.modules.Module`; under a strategy, loaded in its scope.
+      image_size: side of the images for which the module is asked what it returns.
+      trainable: False: it always infers, and nothing in it changes.
+    """
+
+    autograph = False
+    bn_sync, bn_groups = False, 1
+
+    def __init__(self, module, image_size, trainable=True):
+        super().__init__(name="module", trainable=trainable)
+        self._autocast = False
+        self.module = module  # a plain object: checkpoints hold the two lists of variables, in the module's own order
+        self.shapes = module.shapes(image_size)
+        self.learned = list(module.trainable_variables)
+        trained = {id(v) for v in self.learned}
+        self.others = [v for v in module.variables if id(v) not in trained]
+
+    def call(self, images, training=None):
+        endpoints = self.module.endpoints(images, training=bool(training) and self.trainable)
+        return {name: self._known(endpoints[name], shape, images) for name, shape in self.shapes.items()}
+
+    def _known(self, x, shape, images):
+        """With the static shape, which a loaded function does not know."""
+        return tf.ensure_shape(x, [images.shape[0], *[None] * (len(shape) - 1), shape[-1]])
+
+    def vector(self, endpoints, name):
+        """One endpoint as features [N, D]: of a map, its mean."""
+        x = endpoints[name]
+        return global_mean(x) if x.shape.rank == 4 else x
+
+    def choose(self, name):
+        """The endpoint of that name; for "", pre_logits, or else the only vector.
+
+        Raises:
+          UserError: there is none, or more than one to choose from.
+        """
+        vectors = [n for n, shape in self.shapes.items() if len(shape) == 1]
+        found = name or (PRE_LOGITS if PRE_LOGITS in self.shapes else vectors[0] if len(vectors) == 1 else "")
+        if found not in self.shapes:
+            what = f"has no endpoint {name!r}" if name else f"has no endpoint {PRE_LOGITS!r}, so name one"
+            raise UserError(f"module {self.module.handle!r} {what}: --endpoint={', '.join(self.shapes)}")
+        return found
+
+    # Keras would go by what each variable says of itself; the module's own lists count.
+
+    @property
+    def trainable_weights(self):
+        return list(self.learned) if self.trainable else []
+
+    @property
+    def non_trainable_weights(self):
+        return list(self.others) if self.trainable else [*self.learned, *self.others]
+
+    @property
+    def endpoint_names(self):
+        return tuple(self.shapes)
+
+    @property
+    def min_image_size(self):
+        return self.module.facts.get("min_image_size", 1)
+
+    def config(self):
+        return None  # its graph is all that is known of it

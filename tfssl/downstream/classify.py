@@ -1,0 +1,70 @@
+"""What a classifier, as `tfssl-finetune` writes it, says of images."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfssl.data import image, pipeline
+from tfssl.errors import UserError
+
+KIND = "classifier"  # "kind" in its tfssl.json
+
+
+def check(module):
+    """Raises UserError unless a loaded `modules.Module` is a classifier of ours."""
+    if module.facts.get("kind") != KIND:
+        raise UserError(
+            f"module {module.handle!r} is no classifier of tfssl, whose classes are known: tfssl-finetune "
+            f"--module={module.handle} makes one from labelled images"
+        )
+
+
+def num_classes(module):
+    """C of a classifier."""
+    check(module)
+    return module.facts["features"]["logits"]
+
+
+def predictions(module, source, image_size=None, resize=None, batch_size=64):
+    """The classes of all images that can be read, batch by batch in the order of the split; memory is that of a batch.
+
+    Args:
+      module: a classifier, loaded by `modules.load`.
+      source: a `tfssl.data.Source`; labels are not needed.
+      image_size, resize: side of the central crop, and of the shorter side before it; by default the module's own.
+      batch_size: images at a time.
+
+    Yields:
+      {"logits", "probabilities": float32 [n, C], "label": int64 [n] (-1: none), "index": int64 [n], places in the split}.
+    """
+    check(module)
+    size, resize = module.sizes(image_size, resize)
+    source.probe()
+
+    def compute(images):
+        endpoints = module.endpoints(tf.cast(images, tf.float32) / 255)
+        return {name: endpoints[name] for name in ("logits", "probabilities")}
+
+    images = tf.TensorSpec([batch_size, size, size, 3], tf.uint8)
+    compute = tf.function(compute, input_signature=[images], autograph=False)
+    batches = pipeline.evaluation_batches(
+        source, lambda encoded, seed: image.resize_central_crop(encoded, size, resize), batch_size
+    )
+    for batch in batches:
+        real = batch["weight"].numpy() > 0
+        found = {**compute(batch["image"]), "label": batch["label"], "index": batch["index"]}
+        yield {name: values.numpy()[real] for name, values in found.items()}
+
+
+def accuracy(module, source, **settings):
+    """{"accuracy", "top5_accuracy", "images"} of a classifier on a labelled source; settings as of `predictions`."""
+    hits = []
+    for batch in predictions(module, source, **settings):
+        known = batch["label"] >= 0
+        order = np.argsort(-batch["logits"][known], axis=1, kind="stable")[:, :5]
+        hits.append(order == batch["label"][known, None])
+    hits = np.concatenate(hits)
+    return {
+        "accuracy": float(hits[:, 0].mean()),
+        "top5_accuracy": float(hits.any(1).mean()),
+        "images": len(hits),
+    }

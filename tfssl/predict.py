@@ -1,0 +1,105 @@
+"""Classify images: a classifier that tfssl-finetune wrote, and images, in; a table of probabilities out.
+
+  tfssl-predict --module=runs/classifier/classifier/1000 --images=photos --output=photos.csv     all images below a folder
+  tfssl-predict --module=... --images=photo.jpg --output=photo.csv --top=3                       the three likeliest classes of one
+  tfssl-predict --module=... --dataset=tfds:cifar10 --split=test --output=cifar10.csv            a data set
+
+A row of the CSV file is an image: its name, its likeliest class and that one's probability, and the probability of each class. An
+image that cannot be read has no row, and is named.
+"""
+
+import csv
+import os
+
+from absl import flags
+
+from tfssl.errors import UserError
+from tfssl.runtime import cli
+
+FLAGS = flags.FLAGS
+
+
+# fmt: off
+def define_flags():
+    with cli.section("Classifier and images"):
+        flags.DEFINE_string("module", None, "Required. A classifier that tfssl-finetune wrote: a folder (local or gs://), or a .tar.gz.")
+        flags.DEFINE_string("images", None, "An image file, or a folder: all images in it, and in the folders below.")
+        flags.DEFINE_string("dataset", None, "In place of --images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, or glyphs.")
+        flags.DEFINE_string("split", "test", "Of --dataset, in TFDS's grammar: test, train[:90%], train+test.")
+        flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets are, and archives are unpacked. Default: their own places.")
+        flags.DEFINE_integer("image_size", 0, "Side of the central crop, in pixels; 0: the classifier's own.", lower_bound=0)
+        flags.DEFINE_integer("resize", 0, "Shorter side before the crop, in pixels; 0: the classifier's own.", lower_bound=0)
+        flags.DEFINE_integer("batch_size", 64, "Images at a time; it changes speed and memory only.", lower_bound=1)
+    with cli.section("Table"):
+        flags.DEFINE_string("output", "predictions.csv", "The CSV file, in UTF-8; one that is there is written anew.")
+        flags.DEFINE_integer("top", 0, "Columns class1, probability1, ... of so many likeliest classes; 0: a column for each class.",
+            lower_bound=0)
+# fmt: on
+
+
+def main(_):
+    if not FLAGS.module:
+        raise UserError("--module is missing: name a classifier, a folder that tfssl-finetune wrote")
+    if bool(FLAGS.images) == bool(FLAGS.dataset):
+        raise UserError("give one of --images (a file or a folder) and --dataset")
+    from tfssl.data import folder, open_source
+    from tfssl.downstream import classify, modules
+
+    module = modules.load(FLAGS.module)
+    classes = classify.num_classes(module)
+    if FLAGS.top > classes:
+        raise UserError(f"--top={FLAGS.top}: the classifier tells {classes} classes apart")
+    names = module.facts["class_names"] or [str(label) for label in range(classes)]
+    source = (
+        folder.unlabelled(FLAGS.images) if FLAGS.images else open_source(FLAGS.dataset, FLAGS.split, FLAGS.data_dir)
+    )
+    sizes = FLAGS.image_size or None, FLAGS.resize or None
+    found = classify.predictions(module, source, *sizes, batch_size=min(FLAGS.batch_size, source.num_examples))
+    lost = write(FLAGS.output, found, source, names, FLAGS.top)
+    for name in lost[:20]:
+        print(f"not readable: {name}")
+    more = f"; {len(lost)} could not be read" + (", of which 20 are named" if len(lost) > 20 else "") if lost else ""
+    print(f"written: {FLAGS.output}: {source.num_examples - len(lost)} images{more}")
+
+
+def write(path, found, source, names, top=0):
+    """Write the CSV file, row by row; returns the names of the images that are missing.
+
+    Args:
+      path: the file.
+      found: batches, as of `downstream.classify.predictions`.
+      source: where the images are.
+      names: of the classes.
+      top: see the flag.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    seen = np.zeros(source.num_examples, bool)
+    if top:
+        header = ["name", *(f"{what}{i + 1}" for i in range(top) for what in ("class", "probability"))]
+    else:
+        header = ["name", "class", "probability", *names]
+    path = os.path.expanduser(path)
+    with tf.io.gfile.GFile(path + ".unfinished", "w") as f:
+        table = csv.writer(f, lineterminator="\n")
+        table.writerow(header)
+        for batch in found:
+            for index, row in zip(batch["index"], batch["probabilities"]):  # noqa: B905 (Python 3.9)
+                seen[index] = True
+                order = np.argsort(-row, kind="stable")[: top or 1]
+                likeliest = [cell for label in order for cell in (names[label], f"{row[label]:.6g}")]
+                all_of_them = [] if top else [f"{p:.6g}" for p in row]
+                table.writerow([source.name(int(index)), *likeliest, *all_of_them])
+    tf.io.gfile.rename(path + ".unfinished", path, overwrite=True)
+    return [source.name(int(i)) for i in np.flatnonzero(~seen)]
+
+
+def run():
+    """Entry point of `tfssl-predict`."""
+    define_flags()
+    cli.run(main, "tfssl-predict")
+
+
+if __name__ == "__main__":
+    run()

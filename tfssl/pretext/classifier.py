@@ -1,0 +1,102 @@
+"""A classifier on a pretrained encoder: what `tfssl-finetune` trains, from labels, from a teacher, or from both."""
+
+import math
+
+import tensorflow as tf
+
+from tfssl.losses.distillation import distillation
+from tfssl.pretext.supervised import Supervised
+
+
+class Classifier(Supervised):
+    """Softmax cross-entropy of a linear layer on one of the encoder's endpoints; the layer begins at zero (Chen et al., arXiv 2006.10029).
+
+    With a teacher each image's loss is  weight * distillation + (1 - weight) * cross-entropy,  the second where there is a label.
+
+    Args:
+      backbone: a `tfssl.backbones.hub.Hub`.
+      num_classes: C.
+      endpoint: the endpoint that the linear layer sits on.
+      head_rate: the linear layer learns at so many times the learning rate: a factor on its gradients, so only for optimizers that multiply
+        a gradient by the rate before anything else.
+      teacher: a function, images [N, H, W, 3] in [0, 1] -> logits [N, C]; None for none.
+      temperature, scale_by_t2: see `losses.distillation`.
+      distill_weight: share of the distillation in the loss with a teacher.
+      labelled: whether there are labels to measure accuracy by.
+      min_area, color, weight_decay: as in `InceptionImages` and `Pretext`, with the defaults of fine-tuning.
+    """
+
+    task = "classification"
+    head_initializer = "zeros"
+
+    def __init__(
+        self,
+        backbone,
+        num_classes,
+        endpoint="pre_logits",
+        head_rate=1.0,
+        teacher=None,
+        temperature=1.0,
+        distill_weight=1.0,
+        scale_by_t2=False,
+        labelled=True,
+        min_area=0.08,
+        color=False,
+        weight_decay=0.0,
+        **common,
+    ):
+        super().__init__(backbone, num_classes, min_area=min_area, color=color, weight_decay=weight_decay, **common)
+        self.endpoint, self.head_rate, self.labelled = endpoint, head_rate, labelled
+        self.teacher, self.temperature, self.scale_by_t2 = teacher, temperature, scale_by_t2
+        self.distill_weight = distill_weight if teacher else 0.0
+
+    def normalise(self, images):
+        return images  # that is inside of the module
+
+    def classify(self, images, training=False):
+        """Images [N, H, W, 3] in [0, 1] -> the encoder's endpoints, `logits` [N, C] and `probabilities` [N, C]."""
+        endpoints = self.encode(images, training)
+        logits = self.head(self.backbone.vector(endpoints, self.endpoint))  # NxC
+        return {**endpoints, "logits": logits, "probabilities": tf.nn.softmax(logits)}
+
+    def augment(self, batch, draws):
+        batch = super().augment(batch, draws)
+        # Here, and not in the objective: outside of the gradient tape.
+        return {**batch, "taught": self.teacher(batch["image"])} if self.teacher else batch
+
+    def call(self, batch, training=False):
+        return self.classify(batch["image"], training)["logits"]
+
+    def objective(self, batch, logits):
+        labels, known = tf.maximum(batch["label"], 0), tf.cast(batch["label"] >= 0, logits.dtype)  # N, N
+        loss, measured = super().objective({"label": labels}, logits)
+        loss = (1 - self.distill_weight) * known * loss
+        measured = {name: (values, known) for name, values in measured.items()} if self.labelled else {}
+        if self.teacher:
+            taught = batch["taught"] if "taught" in batch else self.teacher(batch["image"])
+            loss += self.distill_weight * distillation(logits, taught, self.temperature, self.scale_by_t2)
+            agree = tf.equal(tf.argmax(logits, 1), tf.argmax(taught, 1))
+            measured["agreement"] = tf.cast(agree, logits.dtype)
+        return loss, measured
+
+    def chance(self):
+        """`agreement`: how often student and teacher choose the same class. The loss is that of a uniform guess on a labelled image."""
+        levels = super().chance() if self.labelled else {}
+        if self.teacher:
+            levels["agreement"] = 1 / self.num_classes
+        scale = self.temperature**2 if self.scale_by_t2 else 1.0
+        share = self.distill_weight
+        return {**levels, "loss": (1 - share + share * scale) * math.log(self.num_classes)}
+
+    def kernels(self):
+        """A module's variables do not know their layers; kernels have more than one axis, biases and normalisation one."""
+        return [*(v for v in self.backbone.trainable_variables if v.shape.rank > 1), self.head.kernel]
+
+    def adapted(self):
+        """Not the linear layer, as in SimCLR's code: from zero its steps would stay tiny."""
+        return self.kernels()[:-1]
+
+    def adjust(self, gradients):
+        mine = {id(v) for v in self.head.trainable_variables}
+        pairs = zip(gradients, self.trainable_variables)  # noqa: B905 (Python 3.9)
+        return [g * tf.cast(self.head_rate, g.dtype) if id(v) in mine else g for g, v in pairs]
