@@ -25,7 +25,7 @@ import scipy.linalg
 from threadpoolctl import threadpool_limits
 
 _AXES = 256  # principal directions that the preconditioner solves for
-_COLUMNS = 8  # of a thread, at least: fewer make slow products
+_COLUMNS = 4  # of a thread, at least: fewer make slow products
 _STEPS = 200  # of Newton's method, at most; about ten are taken
 
 
