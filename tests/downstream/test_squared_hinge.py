@@ -136,3 +136,11 @@ def test_degenerate_features(n, dims):
     # With features of zero there is a closed form: the bias alone.
     (fit,) = Rows(np.zeros((n, dims))).path(y, np.ones_like(y), [0.5])
     assert fit.decision[0] == pytest.approx((y.sum(0)) / (1 + n), rel=1e-3)
+
+
+def test_what_did_not_converge_is_said(monkeypatch, caplog):
+    x, y, weights = problem(60, 200, False)
+    monkeypatch.setattr(squared_hinge, "_STEPS", 2)
+    with caplog.at_level("WARNING", logger="absl"):
+        (fit,) = Rows(x).path(y, weights, [1000.0])
+    assert "3 of 3 SVMs ended with a gap" in caplog.text and (fit.gap > 1e-8).all()

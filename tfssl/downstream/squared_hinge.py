@@ -22,10 +22,11 @@ import os
 
 import numpy as np
 import scipy.linalg
+from absl import logging
 from threadpoolctl import threadpool_limits
 
 _AXES = 256  # principal directions that the preconditioner solves for
-_COLUMNS = 8  # of a thread, at least: fewer make slow products
+_COLUMNS = 4  # of a thread, at least: fewer make slow products
 _STEPS = 200  # of Newton's method, at most; about ten are taken
 
 
@@ -59,10 +60,9 @@ class Rows:
 
     def __init__(self, features, intercept_scaling=1.0):
         count, self.dims = features.shape
-        dims = self.dims
-        self._x = np.empty((count, dims + 1))
-        self._x[:, :dims], self._x[:, dims] = features, intercept_scaling
-        self._gram = self._x @ self._x.T if count <= dims else None
+        self._x = np.empty((count, self.dims + 1))
+        self._x[:, :-1], self._x[:, -1] = features, intercept_scaling
+        self._gram = self._x @ self._x.T if count <= self.dims else None
 
     def path(self, targets, weights, costs, tolerance=1e-8):
         """Fits P classifiers for one cost after another, each from where the last one ended.
@@ -98,6 +98,10 @@ class Rows:
                     fits = list(pool.map(fit, found, parts))
             found = [coefficients for coefficients, *_ in fits]
             coefficients, objective, gap, steps = (np.concatenate(values, -1) for values in zip(*fits))  # noqa: B905
+            if gap.max() > tolerance:
+                logging.warning(
+                    "%d of %d SVMs ended with a gap of up to %.1e", (gap > tolerance).sum(), columns, gap.max()
+                )
             if self._gram is not None:
                 coefficients, inner = np.zeros((len(self._x), columns)), coefficients
                 coefficients[used] = inner
