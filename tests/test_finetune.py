@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -226,6 +227,40 @@ def test_bad_input_ends_in_one_clear_line(case, encoder, three, photos, tmp_path
     assert done.stderr.startswith("tfssl-finetune: ") and len(done.stderr.splitlines()) == 1, done.stderr
     assert expected in done.stderr
     assert not os.path.exists(workdir / "checkpoints")
+
+
+def test_recipes():
+    """Each names only flags that there are, without contradiction; rates of square-root scaling are written out."""
+    program = """
+        import glob, os, sys
+        from tfssl import finetune
+        from tfssl.runtime import cli
+
+        finetune.define_flags()
+        for path in sorted(glob.glob(os.path.join(sys.argv[1], "*.flags"))):
+            finetune.FLAGS.unparse_flags()
+            for name in finetune.FLAGS:
+                finetune.FLAGS[name].unparse()
+            flags = cli.expand_flagfiles([f"--flagfile={path}"])
+            finetune.FLAGS(["finetune", *flags, "--module=m", "--workdir=w"])
+            v = finetune.resolve_flags()
+            rate = v["learning_rate"] * (v["batch_size"] / v["lr_scaling"] if v["lr_scaling"] else 1)
+            print(os.path.basename(path)[:-6], v["train_labels"], v["optimizer"], f"{rate:g}", v["head_rate"], v["epochs"], v["endpoint"])
+    """
+    recipes = os.path.join(os.path.dirname(__file__), "..", "flags", "finetune")
+    command = [sys.executable, "-c", textwrap.dedent(program), recipes]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [
+        "distill all lars 6.4 1.0 400.0 ",
+        "self_distill all lars 6.4 1.0 400.0 ",
+        "simclr_10pct 10% nesterov 0.8 1.0 30.0 ",
+        "simclr_1pct 1% nesterov 0.8 1.0 60.0 ",
+        "simclr_v2_100pct all lars 0.16 1.0 30.0 pre_logits",
+        "simclr_v2_10pct 10% lars 0.16 1.0 30.0 head1",
+        "simclr_v2_1pct 1% lars 0.16 1.0 60.0 head1",
+        "swav_10pct 10% sgd 0.01 20.0 20.0 ",
+        "swav_1pct 1% sgd 0.02 250.0 20.0 ",
+    ], done.stderr
 
 
 def test_dry_run(encoder, photos, tmp_path, tfssl_command):
