@@ -40,6 +40,6 @@ def test_every_installed_flagfile_is_accepted_by_its_binary(tfssl_command):
     recipes = sorted((pathlib.Path(cli.__file__).parents[2] / "flags").rglob("*.flags"))
     assert recipes
     for recipe in recipes:
-        command = "evaluate" if "eval" in recipe.stem else "train"
+        command = "evaluate" if "eval" in recipe.stem else "finetune" if recipe.parent.name == "finetune" else "train"
         done = tfssl_command(command, f"--flagfile={recipe}", "--no_such_flag")
         assert done.returncode == 1 and "no_such_flag" in done.stderr, (recipe, done.stderr)

@@ -78,8 +78,8 @@ def table(results, baselines):
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     text = [_aligned(line, widths) if line else "" for line in lines]
     text.insert(1, rule)
-    others = {r["protocol"]: _METRICS[r["metric"]] for r in results if r["metric"] in _METRICS}
-    named = "; ".join(f"{protocol}: {metric}" for protocol, metric in others.items())
+    others = {metric: dict.fromkeys(r["protocol"] for r in results if r["metric"] == metric) for metric in _METRICS}
+    named = "; ".join(f"{', '.join(its)}: {_METRICS[metric]}" for metric, its in others.items() if its)
     measure = f"test accuracy ({named})" if named else "test accuracy"
     labels = "training labels, or k of each class" if any("shots" in r for r in results) else "training labels"
     notes = [f"{measure} in %; protocol@{labels}; * the endpoint that validation chose for its module"]
