@@ -98,10 +98,10 @@ def test_files(bins, tmp_path):
 
 
 def test_command(photos, tmp_path, tfssl_command):
-    done = tfssl_command("data.ab_bins", f"--dataset=folder:{photos}", f"--output={tmp_path}/new/bins.npz")
+    done = tfssl_command("ab_bins", f"--dataset=folder:{photos}", f"--output={tmp_path}/new/bins.npz")
     assert done.returncode == 0 and "bins; the most frequent" in done.stdout and "reaches 261" in done.stdout, (
         done.stderr
     )
     assert ab_bins.read(str(tmp_path / "new" / "bins.npz")).prior.sum() == pytest.approx(1)
-    done = tfssl_command("data.ab_bins", "--dataset=folder:/no/such/place")
+    done = tfssl_command("ab_bins", "--dataset=folder:/no/such/place")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr

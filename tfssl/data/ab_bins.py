@@ -1,18 +1,16 @@
 """The bins that colorization classifies colours into: points of a grid in the ab plane, how often each occurs, and soft targets.
 
-    python -m tfssl.data.ab_bins --dataset=folder:photos --output=bins.npz      # bins and prior of your images, in one pass
+    python -m tfssl.ab_bins --dataset=folder:photos --output=bins.npz      # bins and prior of your images, in one pass
 
 Zhang, Isola and Efros, "Colorful Image Colorization", ECCV 2016 (arXiv 1603.08511), as Goyal et al. (arXiv 1905.01235) use it.
 """
 
 import dataclasses
 import io
-import os
 import zipfile
 
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
 from tfssl.data import image, lab, pipeline
 from tfssl.data.subset import spread
@@ -142,7 +140,7 @@ def read(path):
       UserError: there is no such file, or it holds something else.
     """
     if not tf.io.gfile.exists(path):
-        raise UserError(f"no file of colour bins {path!r}: python -m tfssl.data.ab_bins makes one")
+        raise UserError(f"no file of colour bins {path!r}: python -m tfssl.ab_bins makes one")
     try:
         with tf.io.gfile.GFile(path, "rb") as f:
             content = io.BytesIO(f.read())
@@ -153,39 +151,3 @@ def read(path):
     if points.ndim != 2 or points.shape[1] != 2 or (prior is not None and prior.shape != points.shape[:1]):
         raise UserError(f"{path!r} holds an array {points.shape}, and bins are [Q, 2]")
     return Bins(points.astype(float), prior)
-
-
-def main(_):
-    from tfssl.data import open_source
-
-    source = open_source(flags.FLAGS.dataset, flags.FLAGS.split, flags.FLAGS.data_dir)
-    found = of_images(source, flags.FLAGS.grid, flags.FLAGS.images, flags.FLAGS.smooth, _say)
-    folder = os.path.dirname(flags.FLAGS.output)
-    if folder:
-        tf.io.gfile.makedirs(folder)
-    found.save(flags.FLAGS.output)
-    order = np.argsort(-found.prior)[:3]
-    common = ", ".join(f"({a:.0f}, {b:.0f}) {p:.1%}" for (a, b), p in zip(found.points[order], found.prior[order]))  # noqa: B905
-    print(f"{flags.FLAGS.output}: {len(found.points)} bins; the most frequent {common}")
-    print(f"(the gamut of sRGB reaches {len(of_gamut(flags.FLAGS.grid).points)})")
-
-
-def _say(done, count):
-    if done == count or done % 1600 == 0:
-        print(f"{done} of {count} images", flush=True)
-
-
-if __name__ == "__main__":
-    from tfssl.runtime import cli
-
-    with cli.section("Colour bins"):
-        flags.DEFINE_string("dataset", "glyphs", "Images to count: folder:PATH, tfds:NAME, tfrecord:GLOB or glyphs.")
-        flags.DEFINE_string("split", "train", "Which of them, in TFDS's grammar.")
-        flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets are, and archives are unpacked.")
-        flags.DEFINE_integer("images", 10_000, "At most so many, spread over the split.", lower_bound=1)
-        flags.DEFINE_integer("grid", 10, "Distance of the bins in a and b (Zhang et al.: 10).", lower_bound=2)
-        flags.DEFINE_float(
-            "smooth", 0.0, "Deviation of a Gaussian that smooths the prior (Zhang et al.: 5; Goyal et al.: none)."
-        )
-        flags.DEFINE_string("output", "ab_bins.npz", "The file to write.")
-    cli.run(main, "tfssl-ab-bins")

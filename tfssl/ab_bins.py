@@ -1,0 +1,50 @@
+"""Count the colours of a data set: the bins that --task=colorization classifies into, and how often each occurs.
+
+  python -m tfssl.ab_bins --dataset=folder:photos --output=bins.npz
+  tfssl-train --task=colorization --bins=bins.npz ...
+
+Without it a colorization run counts its own training images when it begins.
+"""
+
+import os
+
+from absl import flags
+
+from tfssl.runtime import cli
+
+FLAGS = flags.FLAGS
+
+with cli.section("Colour bins"):
+    flags.DEFINE_string("dataset", "glyphs", "Images to count: folder:PATH, tfds:NAME, tfrecord:GLOB or glyphs.")
+    flags.DEFINE_string("split", "train", "Which of them, in TFDS's grammar.")
+    flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets are, and archives are unpacked.")
+    flags.DEFINE_integer("images", 10_000, "At most so many, spread over the split.", lower_bound=1)
+    flags.DEFINE_integer("grid", 10, "Distance of the bins in a and b (Zhang et al.: 10).", lower_bound=2)
+    flags.DEFINE_float(
+        "smooth", 0.0, "Deviation of a Gaussian that smooths the prior (Zhang et al.: 5; Goyal et al.: none)."
+    )
+    flags.DEFINE_string("output", "ab_bins.npz", "The file to write.")
+
+
+def main(_):
+    import tensorflow as tf
+
+    from tfssl.data import ab_bins, open_source
+
+    source = open_source(FLAGS.dataset, FLAGS.split, FLAGS.data_dir)
+    found = ab_bins.of_images(source, FLAGS.grid, FLAGS.images, FLAGS.smooth, say)
+    tf.io.gfile.makedirs(os.path.dirname(FLAGS.output) or ".")
+    found.save(FLAGS.output)
+    order = (-found.prior).argsort()[:3]
+    common = ", ".join(f"({a:.0f}, {b:.0f}) {p:.1%}" for (a, b), p in zip(found.points[order], found.prior[order]))  # noqa: B905
+    print(f"{FLAGS.output}: {len(found.points)} bins; the most frequent {common}")
+    print(f"(the gamut of sRGB reaches {len(ab_bins.of_gamut(FLAGS.grid).points)})")
+
+
+def say(done, count):
+    if done == count or done % 1600 == 0:
+        print(f"{done} of {count} images", flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main, "python -m tfssl.ab_bins")
