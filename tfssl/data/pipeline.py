@@ -8,6 +8,7 @@ import sys
 
 import tensorflow as tf
 
+from tfssl.data import image
 from tfssl.data.service import examples as service_examples
 
 
@@ -108,6 +109,11 @@ def evaluation_batches(source, example, batch_size, rows=None, chunk=None, endle
     if not endless:
         data = data.take(batches * (high - low))
     return _known_to_be(endless, data.batch(chunk, drop_remainder=True)).prefetch(tf.data.AUTOTUNE)
+
+
+def evaluation_crops(source, size, resize, batch_size):
+    """`evaluation_batches` of central crops: uint8 [B, size, size, 3] of images whose shorter side is brought to `resize`."""
+    return evaluation_batches(source, lambda encoded, _: image.resize_central_crop(encoded, size, resize), batch_size)
 
 
 def _known_to_be(endless, data):

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from tfssl.data import image, pipeline
+from tfssl.data import pipeline
 from tfssl.errors import UserError
 
 KIND = "classifier"  # "kind" in its tfssl.json
@@ -46,10 +46,7 @@ def predictions(module, source, image_size=None, resize=None, batch_size=64):
 
     images = tf.TensorSpec([batch_size, size, size, 3], tf.uint8)
     compute = tf.function(compute, input_signature=[images], autograph=False)
-    batches = pipeline.evaluation_batches(
-        source, lambda encoded, seed: image.resize_central_crop(encoded, size, resize), batch_size
-    )
-    for batch in batches:
+    for batch in pipeline.evaluation_crops(source, size, resize, batch_size):
         real = batch["weight"].numpy() > 0
         found = {**compute(batch["image"]), "label": batch["label"], "index": batch["index"]}
         yield {name: values.numpy()[real] for name, values in found.items()}

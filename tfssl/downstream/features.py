@@ -15,7 +15,7 @@ from absl import logging
 from tqdm.auto import tqdm
 
 from tfssl import __version__
-from tfssl.data import image, pipeline
+from tfssl.data import pipeline
 from tfssl.downstream import modules, pooling
 from tfssl.downstream.cache import FeatureCache
 from tfssl.downstream.images import PIXELS, Images, pixels_shape
@@ -211,9 +211,7 @@ def read_labels(source):
 def _fill(arrays, compute, module, source, batch_size, size, resize, progress):
     """Run the pass; writes the rows of `arrays` from the first on, and returns {"labels", "index", "dropped"}."""
     source.probe()
-    batches = pipeline.evaluation_batches(
-        source, lambda encoded, seed: image.resize_central_crop(encoded, size, resize), batch_size
-    )
+    batches = pipeline.evaluation_crops(source, size, resize, batch_size)
     labels, index, done = [], [], 0
     seen = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)  # not in a log file
     with tqdm(total=source.num_examples, unit=" images", desc=f"{source.spec} {source.split}", disable=not seen) as bar:

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import tensorflow as tf
 
-from tfssl.data import image, pipeline
+from tfssl.data import pipeline
 from tfssl.data.subset import Subset
 from tfssl.downstream import knn
 
@@ -72,12 +72,8 @@ def pictures(features, rows):
     """The images behind rows [n] of `Features`, as the module sees them: uint8 [n, S, S, 3]."""
     index = features.index[rows]
     unique = np.unique(index)
-    source, size, resize = features.images.source, features.images.size, features.images.resize
-
-    def example(encoded, _):
-        return image.resize_central_crop(encoded, size, resize)
-
-    batches = pipeline.evaluation_batches(Subset(source, unique), example, len(unique))
+    images = features.images
+    batches = pipeline.evaluation_crops(Subset(images.source, unique), images.size, images.resize, len(unique))
     batch = next(iter(batches))
     place = np.searchsorted(batch["index"].numpy()[: len(unique)], index)
     return batch["image"].numpy()[place]

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from tfssl.data import image, pipeline
+from tfssl.data import pipeline
 from tfssl.data.subset import spread
 from tfssl.downstream import knn
 from tfssl.errors import UserError
@@ -40,10 +40,7 @@ class KnnProbe:
         return self.model.encode(tf.cast(images, tf.float32) / 255)["pre_logits"]
 
     def _extract(self, source):
-        size, resize = self.model.evaluation_size
-        batches = pipeline.evaluation_batches(
-            source, lambda encoded, _: image.resize_central_crop(encoded, size, resize), self.batch_size
-        )
+        batches = pipeline.evaluation_crops(source, *self.model.evaluation_size, self.batch_size)
         features, labels = [], []
         for batch in batches:
             real = (batch["weight"].numpy() > 0) & (batch["label"].numpy() >= 0)
