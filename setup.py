@@ -56,6 +56,7 @@ setup(
         "scikit-learn>=1.3",
         "scipy>=1.10",
         "matplotlib>=3.7",
+        "pycocotools>=2.0.7",
         "threadpoolctl>=3",
         "tqdm>=4.60",
         "setuptools<81",  # tensorflow-hub 0.16.1 imports pkg_resources

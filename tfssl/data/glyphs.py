@@ -31,9 +31,11 @@ class GlyphSource(IndexedSource):
     """Splits `train` (6,000 images, or N of `glyphs:N`) and `test` (2,000, drawn independently).
 
     Label i is LETTERS[i], and the labels take turns: every slice is balanced. Beside image and label, an example has
-      "box": float32 [4], (ymin, xmin, ymax, xmax) of the letter, as parts of the image's sides;
+      "boxes": float32 [1, 4], (ymin, xmin, ymax, xmax) of the letter, as parts of the image's sides; "classes": int64 [1], its label;
       "mask": uint8 [image_size, image_size], 1 on the letter, 0 elsewhere.
     """
+
+    annotations = ("mask", "boxes")
 
     def __init__(self, spec, count, split="train", data_dir=None, image_size=32):
         if count and not (count.isdecimal() and int(count) > 0):
@@ -51,8 +53,9 @@ class GlyphSource(IndexedSource):
             self._arrays = {key: tf.constant(value) for key, value in arrays.items()}
 
     def fetch(self, record):
-        index = record["index"]
-        return {"index": index, **{key: tf.gather(value, index) for key, value in self._arrays.items()}}
+        example = {key: tf.gather(value, record["index"]) for key, value in self._arrays.items()}
+        boxes = example.pop("box")[None]
+        return {"index": record["index"], "boxes": boxes, "classes": example["label"][None], **example}
 
     def name_in_graph(self, record):
         return tf.strings.join(["glyph ", tf.strings.as_string(record["index"])])

@@ -23,12 +23,14 @@ from tfssl.errors import UserError
 class MaskSource(IndexedSource):
     """Beside what every source has (label -1), an example has "mask": uint8 [H, W], as large as the image."""
 
+    annotations = ("mask",)
+
     def __init__(self, spec, path, split="train"):
         root = (os.path.expanduser(path) if "://" not in path else path).rstrip("/")
         if not tf.io.gfile.isdir(root):
             raise UserError(f"{spec}: no such folder: {root!r}")
         voc = tf.io.gfile.isdir(f"{root}/SegmentationClass")
-        found = _voc(root) if voc else _beside(root)
+        found = _voc(root) if voc else beside(root, "annot")
         if not found:
             raise UserError(
                 f"{spec}: no images with masks: expected SPLIT and SPLITannot side by side, or Pascal VOC's JPEGImages, SegmentationClass "
@@ -71,17 +73,16 @@ def _decode(path):
     return np.asarray(picture, np.uint8)
 
 
-def _beside(root):
-    """{split: [(image, mask)]} of folders S and Sannot."""
+def beside(root, ending):
+    """{split: [(image, picture of the same name)]} of folders S and S + ending."""
     found = {}
     for name in sorted(name.rstrip("/") for name in tf.io.gfile.listdir(root)):
-        if tf.io.gfile.isdir(f"{root}/{name}annot"):
-            masks = set(tf.io.gfile.listdir(f"{root}/{name}annot"))
+        other = f"{root}/{name}{ending}"
+        if tf.io.gfile.isdir(other):
+            there = set(tf.io.gfile.listdir(other))
             images = sorted(file for file in tf.io.gfile.listdir(f"{root}/{name}") if file.lower().endswith(FORMATS))
             pairs = [(file, os.path.splitext(file)[0] + ".png") for file in images]
-            found[name] = [
-                (f"{root}/{name}/{image}", f"{root}/{name}annot/{mask}") for image, mask in pairs if mask in masks
-            ]
+            found[name] = [(f"{root}/{name}/{image}", f"{other}/{file}") for image, file in pairs if file in there]
     return {name: pairs for name, pairs in found.items() if pairs}
 
 

@@ -13,7 +13,9 @@ import tensorflow as tf
 from tfssl.data import checks
 from tfssl.errors import UserError
 
-_SCHEMES = "tfds:NAME[/CONFIG], folder:PATH, masks:PATH, voc:PATH, tfrecord:GLOB, glyphs or glyphs:N"
+_SCHEMES = (
+    "tfds:NAME[/CONFIG], folder:PATH, masks:PATH, boxes:PATH, normals:PATH, voc:PATH, tfrecord:GLOB, glyphs or glyphs:N"
+)
 
 
 def open_source(
@@ -34,6 +36,8 @@ def open_source(
       spec: one of
         "folder:PATH": images by split and class, by class, or unlabelled; or an archive of them (.tar, .tgz, .zip);
         "masks:PATH": images with a class for each pixel (see tfssl/data/masks.py);
+        "boxes:PATH": images with objects in boxes, in Pascal VOC's layout (see tfssl/data/boxes.py);
+        "normals:PATH": images with surface normals, or depth (see tfssl/data/normals.py);
         "tfrecord:GLOB": files of tf.train.Example, or their folder; the split is in their name (train-00000-of-01024);
         "tfds:NAME[/CONFIG]": a data set that tensorflow-datasets has prepared;
         "voc:PATH": Pascal VOC's layout, such as VOCdevkit/VOC2007: several classes in an image (see Source.targets);
@@ -59,6 +63,14 @@ def open_source(
         from tfssl.data.masks import MaskSource
 
         return MaskSource(spec, rest, split)
+    if scheme == "boxes" and rest:
+        from tfssl.data.boxes import BoxSource
+
+        return BoxSource(spec, rest, split)
+    if scheme == "normals" and rest:
+        from tfssl.data.normals import NormalSource
+
+        return NormalSource(spec, rest, split)
     if scheme == "tfrecord" and rest:
         from tfssl.data.records import TFRecordSource
 
@@ -90,10 +102,12 @@ class Source:
       random_access: whether one record can be found without reading those before it.
       splits_overlap: whether splits of different names may have images in common (VOC: trainval is train and val).
       ignored: dict of file name ending -> files that were passed over.
+      annotations: keys that examples have beside image, label and index: tuple of "mask", "boxes", "normals".
       places: each image's index is below this; N, but for a part of a split.
     """
 
     random_access = splits_overlap = False
+    annotations = ()
 
     def __init__(self, spec, split, num_examples, num_classes=None, class_names=None):
         self.spec, self.split, self.num_examples = spec, split, num_examples

@@ -28,7 +28,7 @@ class VOCSource(IndexedSource):
 
     def __init__(self, spec, path, split="train"):
         try:
-            root = _find(path, spec)
+            root = find(path, spec)
             marks, classes = _read(root, spec)
         except tf.errors.OpError as error:
             raise UserError(f"{spec}: {reason_of(error)}") from error
@@ -59,7 +59,7 @@ class VOCSource(IndexedSource):
         return self._paths[index].numpy().decode()
 
 
-def _find(path, spec):
+def find(path, spec):
     """The folder that holds ImageSets/Main."""
     root = (os.path.expanduser(path) if "://" not in path else path).rstrip("/")
     found = [f for f in (root, *sorted(tf.io.gfile.glob(f"{root}/*"))) if tf.io.gfile.isdir(f"{f}/{_LISTS}")]
