@@ -35,6 +35,8 @@ class GlyphSource(IndexedSource):
       "mask": uint8 [image_size, image_size], 1 on the letter, 0 elsewhere.
     """
 
+    annotations = ("mask",)
+
     def __init__(self, spec, count, split="train", data_dir=None, image_size=32):
         if count and not (count.isdecimal() and int(count) > 0):
             raise UserError(f"unknown data set {spec!r}: write glyphs, or glyphs:20000 for 20,000 training images")

@@ -23,6 +23,8 @@ from tfssl.errors import UserError
 class MaskSource(IndexedSource):
     """Beside what every source has (label -1), an example has "mask": uint8 [H, W], as large as the image."""
 
+    annotations = ("mask",)
+
     def __init__(self, spec, path, split="train"):
         root = (os.path.expanduser(path) if "://" not in path else path).rstrip("/")
         if not tf.io.gfile.isdir(root):
@@ -38,6 +40,7 @@ class MaskSource(IndexedSource):
         for name, start, stop in resolve(split, {name: [len(its)] for name, its in found.items()}, spec):
             pairs += found[name][start:stop]
         super().__init__(spec, split, len(pairs))
+        self.splits_overlap = voc  # trainval is train and val
         classes = f"{root}/classes.txt"
         if tf.io.gfile.exists(classes):
             with tf.io.gfile.GFile(classes) as f:

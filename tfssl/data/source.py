@@ -90,10 +90,12 @@ class Source:
       random_access: whether one record can be found without reading those before it.
       splits_overlap: whether splits of different names may have images in common (VOC: trainval is train and val).
       ignored: dict of file name ending -> files that were passed over.
+      annotations: keys that examples have beside image, label and index: tuple of "mask", "boxes", "normals".
       places: each image's index is below this; N, but for a part of a split.
     """
 
     random_access = splits_overlap = False
+    annotations = ()
 
     def __init__(self, spec, split, num_examples, num_classes=None, class_names=None):
         self.spec, self.split, self.num_examples = spec, split, num_examples

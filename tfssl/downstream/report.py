@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import platform
 
 import numpy as np
 
@@ -95,6 +96,52 @@ def table(results, baselines):
     for where in list(dict.fromkeys(r["reported_on"] for r in results if r.get("reported_on"))):
         notes.append(f"chosen on {' and '.join(chosen) or 'nothing'}; reported on {where}")
     return "\n".join([*text, rule, *notes])
+
+
+def line(result):
+    """What is said of a result as soon as it is there."""
+    said = [f"accuracy {100 * result['accuracy']:.1f}%"] if "accuracy" in result else []
+    said += [f"deviation {100 * result['std']:.1f}"] if "std" in result else []
+    said += [f"{key} {result[key]:.2g}" for key in ("l2", "cost", "ridge") if key in result]
+    said += [f"{result['iterations']} updates"] if "iterations" in result else []
+    said += [f"epoch {result['epoch']}, {result['images_per_second']:.0f} images/s"] if "epoch" in result else []
+    how = ", ".join([*said, f"{result['seconds']:.1f} s"])
+    metric = "" if result["metric"] == "accuracy" else f"{result['metric']} "
+    return f"{result['module']} {result['endpoint']} {title(result)}: {metric}{100 * result['value']:.1f}% ({how})"
+
+
+def save(stem, results, title="", **facts):
+    """Write an evaluation: STEM.json, STEM.png, and STEM_curve.png where results have curves.
+
+    Args:
+      stem: path without ending.
+      results: list of dicts as of a protocol, with "module" and "chosen".
+      title: of the plots.
+      **facts: what the file says beside results, versions and where they were chosen and reported; "baselines" among them.
+
+    Returns:
+      list of the files' names.
+    """
+    first = {key: results[0][key] for key in ("chosen_on", "reported_on")}
+    write(f"{stem}.json", results, versions=versions(), **facts, **first)
+    plot(f"{stem}.png", results, facts["baselines"], title)
+    written = [f"{stem}.json", f"{stem}.png"]
+    if any("curve" in result for result in results):
+        plot_curves(f"{stem}_curve.png", results, title)
+        written.append(f"{stem}_curve.png")
+    return written
+
+
+def versions():
+    """{library: version} of what computes results."""
+    import numpy
+    import scipy
+    import tensorflow
+
+    import tfssl
+
+    libraries = {m.__name__: m.__version__ for m in (tfssl, tensorflow, numpy, scipy)}
+    return {"python": platform.python_version(), **libraries}
 
 
 def write(path, results, **facts):
@@ -221,9 +268,9 @@ def title(result):
 
 
 def _levels(rows, baselines):
-    """{name: what is reached without looking} in one column."""
+    """{name: what is reached without looking} in one column; `baselines` are accuracies."""
     own = [r["chance"] for r in rows if "chance" in r]
-    return {"chance": own[0]} if own else baselines
+    return {"chance": own[0]} if own else baselines if rows[0]["metric"] == "accuracy" else {}
 
 
 def _column(result):

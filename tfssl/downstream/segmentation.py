@@ -15,6 +15,7 @@ from tfssl.data import image
 from tfssl.errors import UserError, check_choice
 
 METRIC = "mIoU"
+NEEDS = "mask"  # what examples must have
 HEADS = ("linear", "dilated")
 BLOCK = 8  # side, in pixels, of what an entry of the baseline's map sees
 
