@@ -14,7 +14,9 @@ import pytest
 import tensorflow as tf
 
 import tfssl
-from tfssl import downstream, evaluate
+from tfssl import downstream
+from tfssl.data.overlap import overlap as shared
+from tfssl.downstream import handles
 from tfssl.errors import UserError
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "downstream"))
@@ -237,7 +239,7 @@ def test_own_splits_of_records_do_not_overlap(tmp_path):
                 writer.write(tf.train.Example(features=features).SerializeToString())
 
     def overlap(*splits):
-        return evaluate.overlap(*(open_source(f"tfrecord:{tmp_path}", split) for split in splits))
+        return shared(*(open_source(f"tfrecord:{tmp_path}", split) for split in splits))
 
     assert not overlap("train[:3shard]", "train[3shard:]")
     assert (
@@ -367,6 +369,7 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
         ([ours, data, "--protocol=linear_sgd", "--sgd_decay_epochs=a"], ["linear_sgd: decay_epochs", "such as 30,50"]),
         ([ours, data, "--train_labels=1000"], ["train_labels=1000", "60"]),
         ([ours, data, "--train_labels=2"], ["2 labels", "3 classes"]),
+        ([ours, data, "--protocol=knn,segmentation"], ["--protocol=segmentation needs masks", "folder:", "has none"]),
         ([ours, data, "--image_size=32", "--resize=20"], ["resize=20", "image_size=32"]),
         ([f"--module={modules_dir}/theirs.tar.gz", data, "--image_size=32"], ["does not take 32x32"]),
         ([f"--module={modules_dir}/ours", data], ["no saved_model.pb", "ours/1"]),
@@ -412,13 +415,13 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
     ],
 )
 def test_names_of_modules(values, expected):
-    assert evaluate.named_modules(values) == expected
+    assert handles.named(values) == expected
 
 
 @pytest.mark.parametrize("values", [[], None, ["a="], ["x=a", "x=b"], ["a", "a"]])
 def test_names_that_do_not_tell_apart(values):
     with pytest.raises(UserError, match="--module"):
-        evaluate.named_modules(values)
+        handles.named(values)
 
 
 def test_features_and_neighbours(tfssl_command, modules_dir, images, tmp_path):
@@ -454,14 +457,39 @@ def test_segmentation(tfssl_command, modules_dir, tmp_path):
                 (tmp_path / "images" / folder).mkdir(parents=True, exist_ok=True)
                 (tmp_path / "images" / folder / f"{i}.png").write_bytes(tf.io.encode_png(picture).numpy())
     module = f"--module=a={modules_dir}/ours/1,b={modules_dir}/ours/1"
-    flags = (module, f"--dataset=masks:{tmp_path}/images", "--protocol=segmentation", "--segmentation_epochs=20")
+    flags = (module, f"--dataset=masks:{tmp_path}/images", "--protocol=segmentation", "--dense_epochs=20")
     run = tfssl_command("evaluate", *flags, f"--workdir={tmp_path}/out", "--endpoints=stem,pixels")
     assert run.returncode == 0 and "segmentation: mean intersection over union" in run.stdout, run.stdout + run.stderr
     with open(tmp_path / "out" / "results.json") as f:
         results = json.load(f)["results"]
     assert [(r["module"], r["endpoint"]) for r in results] == [("a", "stem"), ("a", "pixels"), ("b", "stem")]
     assert results[0]["value"] > 0.6 and results[0]["chosen"] and os.path.exists(tmp_path / "out" / "results.png")
+    assert os.path.exists(tmp_path / "out" / "results_a_segmentation.png") and "picture" not in results[0]
     run = tfssl_command("evaluate", *flags, "--protocol=segmentation,knn")
-    assert run.returncode == 1 and "segmentation stands alone" in run.stderr
-    run = tfssl_command("evaluate", *flags, "--segmentation_size=12")
+    assert run.returncode == 1 and "has no labels" in run.stderr
+    run = tfssl_command("evaluate", module, "--dataset=voc:nowhere", "--protocol=segmentation", "--dense_size=12,12")
+    assert run.returncode == 1 and "nowhere" in run.stderr
+    run = tfssl_command("evaluate", *flags, "--dense_size=12")
     assert run.returncode == 1 and "give HEIGHT,WIDTH" in run.stderr
+
+
+def test_labels_and_masks_of_one_data_set(tfssl_command, modules_dir, tmp_path):
+    """Glyphs have both: classifiers and segmentation stand in one table, each with its own baselines and pixels."""
+    flags = ("--train_split=train[:60]", "--test_split=test[:30]", "--dense_epochs=2", f"--workdir={tmp_path}")
+    module = f"--module=a={modules_dir}/ours/1,b={modules_dir}/ours/1"
+    run = tfssl_command("evaluate", module, "--dataset=glyphs", "--protocol=segmentation,detection,knn", *flags)
+    assert run.returncode == 0, run.stdout + run.stderr
+    record = json.loads((tmp_path / "results.json").read_text())
+    found = [(r["module"], r["protocol"], r["endpoint"]) for r in record["results"]]
+    maps, all_endpoints = ["stem", "block"], ["stem", "block", "pre_logits"]
+    assert found == [
+        *(("a", "knn", endpoint) for endpoint in [*all_endpoints, "pixels"]),
+        *(("a", "segmentation", endpoint) for endpoint in [*maps, "pixels"]),
+        *(("a", "detection", endpoint) for endpoint in [*maps, "pixels"]),
+        *(("b", "knn", endpoint) for endpoint in all_endpoints),
+        *(("b", "segmentation", endpoint) for endpoint in maps),
+        *(("b", "detection", endpoint) for endpoint in maps),
+    ]
+    assert (record["train_examples"], record["test_examples"], record["num_classes"]) == (60, 30, 10)
+    (chance,) = (line for line in run.stdout.splitlines() if line.startswith("chance"))
+    assert chance.split() == ["chance", "10.0"]  # of accuracy alone

@@ -10,15 +10,14 @@ training labels, never on the test split. Give an untrained module too (tfssl-ex
 untrained network are the baselines to beat.
 """
 
-import itertools
 import os
-import platform
 import sys
 import time
 
 from absl import flags
 
 from tfssl import downstream
+from tfssl.downstream import handles
 from tfssl.errors import UserError
 from tfssl.runtime import cli
 
@@ -31,8 +30,8 @@ def define_flags():
         flags.DEFINE_list("module", None,
             "Required. A comma list of Hub modules: folders (local or gs://), .tar.gz, https handles; or NAME=HANDLE each.")
         flags.DEFINE_string("dataset", "glyphs",
-            "Labelled images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, voc:PATH (several classes in an image), or glyphs, "
-            "the embedded set of letters.")
+            "Labelled images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, voc:PATH (several classes in an image), masks:PATH, "
+            "boxes:PATH, normals:PATH, or glyphs, the embedded set of letters.")
         flags.DEFINE_string("data_dir", None,
             "Where TensorFlow Datasets are, and where archives are unpacked. Default: each library's own place.")
         flags.DEFINE_string("train_split", "train",
@@ -63,8 +62,8 @@ def define_flags():
             "Keep features in --workdir, and use those there of the same module, data and settings.")
     with cli.section("Protocols"):
         flags.DEFINE_list("protocol", ["logistic"],
-            f"A comma list of: {', '.join(downstream.NAMES)}, segmentation; features writes WORKDIR/MODULE_PART.npz of each split, for "
-            "programs of your own (no labels needed; alone, --test_split may be empty).")
+            f"A comma list of: {', '.join(downstream.NAMES + downstream.DENSE)}; features writes WORKDIR/MODULE_PART.npz of each split, "
+            "for programs of your own (no labels needed; alone, --test_split may be empty).")
         flags.DEFINE_list("train_labels", ["all"],
             "How many training labels are used, a comma list with a column of the table each: all (2019 study), a "
             "percentage such as 1%, or a number of images. Class-balanced; the 1% lie within the 10%.")
@@ -146,13 +145,25 @@ def define_flags():
             "Random episodes whose mean is reported; ridges are compared on a sixth as many.")
         flags.DEFINE_string("few_shot_ridges", "1e-4,1e-3,1e-2,1e-1,1,10,100",
             "What the penalty of squared weights is chosen from, on validation; a comma list.")
-    with cli.section("segmentation: a head on each frozen map; --dataset=masks:PATH; mean intersection over union"):
-        flags.DEFINE_enum("segmentation_head", "linear", ("linear", "dilated"),
-            "linear; or two 3x3 convolutions of dilation 6 before it, as MoCo's FCN has.")
-        flags.DEFINE_list("segmentation_size", ["0", "0"], "HEIGHT,WIDTH that images are resized to; 0,0: those of the first one.")
-        flags.DEFINE_integer("segmentation_epochs", 60, lower_bound=1, help="Passes over the maps.")
-        flags.DEFINE_float("segmentation_learning_rate", 0.01, lower_bound=1e-8, help="Of Adam, at the first step.")
-        flags.DEFINE_integer("ignore_class", 255, "Number of a mask's pixels that have no class (VOC: 255).")
+    with cli.section("segmentation, detection, surface_normals: a head on each map [N, h, w, C] that a module gives of whole images"):
+        flags.DEFINE_list("dense_size", ["0", "0"],
+            "HEIGHT,WIDTH that images are brought to (detection: scaled to fit, and padded); 0,0: those of the first one.")
+        flags.DEFINE_enum("dense_trunk", "frozen", ("frozen", "fine_tuned"),
+            "Whether the module learns too, by batch statistics where it has BN.")
+        flags.DEFINE_float("dense_trunk_rate", 1.0, lower_bound=0.0, help="fine_tuned: factor of the module's learning rate.")
+        flags.DEFINE_integer("dense_epochs", None, lower_bound=1, help=
+            "Passes over the images. Default: 60 (detection: 40).")
+        flags.DEFINE_float("dense_learning_rate", None, lower_bound=1e-8, help=
+            "Of Adam, at the first step; it falls along a cosine. Default: 0.01 (detection: 0.001).")
+        flags.DEFINE_integer("dense_batch_size", 8, lower_bound=1, help="Images per step, at most all.")
+        flags.DEFINE_boolean("dense_mirrored", None, "Learn from mirrored images too. Default: detection does.")
+        flags.DEFINE_enum("dense_head", "linear", ("linear", "dilated"),
+            "segmentation, surface_normals: linear; or two 3x3 convolutions of dilation 6 before it, as MoCo's FCN has.")
+        flags.DEFINE_integer("ignore_class", 255, "segmentation: number of a mask's pixels that have no class (VOC: 255).")
+        flags.DEFINE_integer("detection_layers", 2, lower_bound=0, help="Convolutions of each of the head's two towers (FCOS: 4).")
+        flags.DEFINE_integer("detection_units", 128, lower_bound=1, help="Their channels (FCOS: 256).")
+        flags.DEFINE_integer("normals_clusters", 40, lower_bound=2, help=
+            "Directions, by k-means, of which surface_normals tells a probability (Goyal et al.: 40).")
     with cli.section("The run"):
         flags.DEFINE_string("workdir", None,
             "Folder for results.json, results.png, results_curve.png (accuracy over epochs) and cached features. Default: "
@@ -165,108 +176,106 @@ def define_flags():
 
 def main(_):
     start = time.time()
-    handles, protocols = named_modules(FLAGS.module), check_protocols()
-    from tfssl.data import open_source
-    from tfssl.downstream import features, modules, neighbors, report, splits
+    named, protocols = handles.named(FLAGS.module), read_protocols()
+    from tfssl.data import open_source, overlap
+    from tfssl.downstream import measure, modules, needs, report, splits
 
-    check_settings(protocols)
-    opened = {name: modules.load(handle) for name, handle in handles.items()}
+    needs.check_settings(protocols, FLAGS.val_split or FLAGS.val_fraction)
+    opened = {name: modules.load(handle) for name, handle in named.items()}
     where = {"data_dir": FLAGS.data_dir, "label_offset": FLAGS.label_offset}
     parts = {"train": FLAGS.train_split, "test": FLAGS.test_split, "val": FLAGS.val_split}
     sources = {part: open_source(FLAGS.dataset, split, **where) for part, split in parts.items() if split}
-    if "segmentation" in protocols:
-        results, facts = segment(opened, sources, protocols["segmentation"])
-        counts = {f"{part}_examples": sources[part].num_examples for part in ("train", "test")}
-        return finish(start, results, {}, facts, **counts)
     if protocols:
-        check_sources(sources, protocols)
+        overlap.check(sources, FLAGS.data_dir)
+        needs.check_sources(protocols, sources.values())
+    of_maps = {name: settings for name, settings in protocols.items() if name in downstream.DENSE}
+    of_features = {name: settings for name, settings in protocols.items() if name not in of_maps}
+    if of_features:
         for amount in FLAGS.train_labels:
             splits.label_count(amount, sources["train"].num_examples, sources["train"].num_classes or 1)
-    wanted = choose_endpoints(opened, features)
+    extracting = of_features or FLAGS.neighbors or "features" in FLAGS.protocol
+    names = None if FLAGS.endpoints == ["all"] else FLAGS.endpoints
+    wanted = measure.endpoints(opened, names, FLAGS.image_size or None, FLAGS.resize or None) if extracting else {}
     purpose = {"train": "images to learn from", "val": "to choose on", "test": "to test on"}
     counts = [f"{sources[part].num_examples} {purpose[part]}" for part in purpose if part in sources]
     say(f"{FLAGS.dataset}: {', '.join(counts)}")
 
-    results, facts = [], {}
-    for name, endpoints in wanted.items():
-        found = train = test = None  # the last module's features: memory is for one
-        found = {
-            part: extract(
-                features, opened[name], source, endpoints if part != "train" or reads_train(protocols) else []
-            )
-            for part, source in sources.items()
-        }
-        train, test = found["train"], found.get("test")
-        facts[name] = about(opened[name], found)
-        took = facts[name]["extraction_seconds"]
-        say(f"{name}: {', '.join(endpoints)}: " + (f"extracted in {took:.1f} s" if took else "from the cache"))
-        mine = evaluate(name, found, endpoints, protocols, splits)
-        results += report.mark_chosen(mine)
-        if "features" in FLAGS.protocol:
-            for part, its in found.items():
-                say(f"written: {its.save(workdir_file(f'{name}_{part}.npz'))}")
-        if FLAGS.neighbors:
-            chosen = [r["endpoint"] for r in mine if r["chosen"]]
-            endpoint = (chosen or [e for e in endpoints if e != features.PIXELS] or endpoints)[-1]
-            path, title = workdir_file(f"{name}_neighbors.png"), f"{name}, {endpoint}"
-            neighbors.plot(path, train, test, endpoint, FLAGS.neighbors, FLAGS.seed, title)
-            say(f"written: {path}")
-    if protocols:
-        finish(
-            start, results, report.baselines(train, test), facts, num_classes=train.num_classes, train_examples=len(train.labels),
-            test_examples=len(test.labels),
-        )  # fmt: skip
-
-
-def finish(start, results, baselines, facts, **counts):
-    """Print the table; write results.json and the plots."""
-    from tfssl.downstream import report
-
-    say("\n" + report.table(results, baselines))
-    if not FLAGS.workdir:
-        return
-    record = workdir_file("results.json")
-    report.write(
-        record,
-        results,
-        command=["tfssl-eval", *sys.argv[1:]],
-        flags={name: FLAGS[name].value for names in cli._SECTIONS.values() for name in names},
-        versions=versions(),
-        seconds=time.time() - start,
-        **counts,
-        chosen_on=results[0]["chosen_on"],
-        reported_on=results[0]["reported_on"],
-        modules=facts,
-        baselines=baselines,
-    )
-    plot = record[: -len(".json")] + ".png"
-    report.plot(plot, results, baselines, title=f"{FLAGS.dataset} {FLAGS.test_split}")
-    written = [record, plot]
-    if any("curve" in result for result in results):
-        written.append(record[: -len(".json")] + "_curve.png")
-        report.plot_curves(written[-1], results, title=f"{FLAGS.dataset} {FLAGS.test_split}")
-    say(f"written: {', '.join(written)}")
-
-
-def segment(opened, sources, settings):
-    """Segmentation by all modules: (list of results, {module: what results.json says of it})."""
-    from tfssl.downstream import report, segmentation
-
-    results, facts = [], {}
+    results, about = [], {}
+    facts = {"baselines": {}, **{f"{part}_examples": source.num_examples for part, source in sources.items()}}
     for name, module in opened.items():
-        endpoints = None if FLAGS.endpoints == ["all"] else FLAGS.endpoints
-        mine = segmentation.run(module, **sources, endpoints=endpoints, skip_pixels=bool(results), **settings)
-        for result in mine:
-            say(
-                f"{name} {result['endpoint']} segmentation: mIoU {100 * result['value']:.1f}% ({result['seconds']:.1f} s)"
-            )
-        results += report.mark_chosen([{"module": name, **result} for result in mine])
-        facts[name] = {"handle": module.handle, "identity": module.identity}
-    return results, facts
+        about[name] = {"handle": module.handle, "identity": module.identity}
+        if name in wanted:
+            found, said, of_images = with_features(name, module, sources, wanted[name], of_features)
+            results += found
+            about[name] |= said
+            facts |= of_images
+        if of_maps:
+            skip_pixels = any(r["endpoint"] == report.PIXELS and r["protocol"] in of_maps for r in results)
+            common = {"val_fraction": FLAGS.val_fraction, "seed": FLAGS.seed, "skip_pixels": skip_pixels}
+            results += collect(name, measure.on_maps(of_maps, module, sources, endpoints=names, **common))
+    if results:
+        say("\n" + report.table(results, facts["baselines"]))
+    if results and FLAGS.workdir:
+        written = report.save(
+            workdir_file("results"),
+            results,
+            title=f"{FLAGS.dataset} {FLAGS.test_split}",
+            command=["tfssl-eval", *sys.argv[1:]],
+            flags={name: FLAGS[name].value for names in cli._SECTIONS.values() for name in names},
+            seconds=time.time() - start,
+            **facts,
+            modules=about,
+        )
+        say(f"written: {', '.join(written)}")
 
 
-def extract(features, module, source, endpoints):
+def with_features(name, module, sources, endpoints, protocols):
+    """Extract a module's features, and measure them.
+
+    Returns:
+      (list of results, what results.json says of the module, what it says of the images).
+    """
+    from tfssl.downstream import features, measure, neighbors, report
+
+    parts = {part: endpoints for part in sources}
+    if not reads_train(protocols):
+        parts["train"] = []
+    found = {part: extract(module, sources[part], parts[part]) for part in sources}
+    train, test = found["train"], found.get("test")
+    size, resize = module.sizes(FLAGS.image_size or None, FLAGS.resize or None)
+    took = sum(its.seconds for its in found.values())
+    say(f"{name}: {', '.join(endpoints)}: " + (f"extracted in {took:.1f} s" if took else "from the cache"))
+    common = {"train_labels": FLAGS.train_labels, "val_fraction": FLAGS.val_fraction, "seed": FLAGS.seed}
+    results = collect(name, measure.on_features(protocols, **found, endpoints=endpoints, **common)) if protocols else []
+    if "features" in FLAGS.protocol:
+        for part, its in found.items():
+            say(f"written: {its.save(workdir_file(f'{name}_{part}.npz'))}")
+    if FLAGS.neighbors:
+        chosen = [r["endpoint"] for r in results if r["chosen"]]
+        endpoint = (chosen or [e for e in endpoints if e != features.PIXELS] or endpoints)[-1]
+        path, title = workdir_file(f"{name}_neighbors.png"), f"{name}, {endpoint}"
+        neighbors.plot(path, train, test, endpoint, FLAGS.neighbors, FLAGS.seed, title)
+        say(f"written: {path}")
+    about = {
+        "image_size": size,
+        "resize": resize,
+        "extraction_seconds": took,
+        "unreadable": {part: its.dropped for part, its in found.items()},
+    }
+    if not protocols:
+        return results, about, {}
+    of_images = {
+        "num_classes": train.num_classes,
+        **{f"{part}_examples": len(its.labels) for part, its in found.items()},
+        "baselines": report.baselines(train, test),
+    }
+    return results, about, of_images
+
+
+def extract(module, source, endpoints):
     """The features of one source; cached ones are memory-mapped, so that only a local --workdir keeps any."""
+    from tfssl.downstream import features
+
     keep = FLAGS.cache and FLAGS.workdir and "://" not in FLAGS.workdir
     return features.extract(
         module,
@@ -281,10 +290,6 @@ def extract(features, module, source, endpoints):
     )
 
 
-def workdir_file(name):
-    return os.path.join(os.path.expanduser(FLAGS.workdir), name.replace("/", "_"))
-
-
 def reads_train(protocols):
     """Whether features of the training images are needed: not where all that learns takes new crops of them."""
     held_out = not FLAGS.val_split and FLAGS.val_fraction
@@ -292,85 +297,33 @@ def reads_train(protocols):
     return others or not FLAGS.augment or FLAGS.standardize or held_out
 
 
-def evaluate(name, found, endpoints, protocols, splits):
-    """All protocols, numbers of labels and endpoints of one module: a list of results."""
-    from tfssl.downstream.report import title
+def collect(name, results):
+    """A list of the results of one module, each of which is told as soon as it is there."""
+    from tfssl.downstream import report
 
-    results, train, test = [], found["train"], found.get("test")
-    counts = dict.fromkeys(splits.label_count(amount, len(train.labels)) for amount in FLAGS.train_labels)
-    common = {"val": found.get("val"), "val_fraction": FLAGS.val_fraction, "seed": FLAGS.seed}
-    for protocol, settings in protocols.items():
-        together = getattr(getattr(downstream, protocol), "ONE_PASS", False)
-        for count in counts:
-            for names in [endpoints] if together else [[endpoint] for endpoint in endpoints]:
-                for result in downstream.run(
-                    protocol, train, test, endpoints=names, train_labels=count, **common, **settings
-                ):
-                    results.append({"module": name, **result})
-                    say(f"{name} {result['endpoint']} {title(result)}: {100 * result['value']:.1f}% ({how(result)})")
-    return results
+    collected = []
+    for result in results:
+        collected.append({"module": name, **result})
+        say(report.line(collected[-1]))
+    return report.mark_chosen(collected)
 
 
-def how(result):
-    """What a line about a result says beside its value."""
-    said = [f"accuracy {100 * result['accuracy']:.1f}%"] if "accuracy" in result else []
-    said += [f"deviation {100 * result['std']:.1f}"] if "std" in result else []
-    said += [f"{key} {result[key]:.2g}" for key in ("l2", "cost", "ridge") if key in result]
-    said += [f"{result['iterations']} updates"] if "iterations" in result else []
-    said += [f"epoch {result['epoch']}, {result['images_per_second']:.0f} images/s"] if "epoch" in result else []
-    return ", ".join([*said, f"{result['seconds']:.1f} s"])
-
-
-def about(module, found):
-    """What results.json says of one module."""
-    size, resize = module.sizes(FLAGS.image_size or None, FLAGS.resize or None)
-    return {
-        "handle": module.handle,
-        "identity": module.identity,
-        "image_size": size,
-        "resize": resize,
-        "extraction_seconds": sum(features.seconds for features in found.values()),
-        "unreadable": {part: features.dropped for part, features in found.items()},
-    }
-
-
-def named_modules(values):
-    """{name to show: handle} of --module's values, NAME=HANDLE or HANDLE, in their order."""
-    if not values:
-        raise UserError(
-            "--module is missing: name a folder that tfssl-export wrote, a .tar.gz of it, or an https handle"
-        )
-    names, handles = [], []
-    for value in values:
-        name, equals, handle = value.partition("=")
-        named = equals and not set(name) & set("/:")  # an URL may hold a = further on
-        names.append(name if named else None)
-        handles.append(handle if named else value)
-    short = [name or short_name(handle) for name, handle in zip(names, handles)]  # noqa: B905 (Python 3.9)
-    shown = [names[i] or (s if short.count(s) == 1 else handles[i]) for i, s in enumerate(short)]
-    if not all(handles):
-        raise UserError(f"--module={','.join(values)}: a handle is empty")
-    if len(set(shown)) < len(shown):
-        raise UserError(f"--module={','.join(values)}: two modules have one name; give NAME=HANDLE")
-    return dict(zip(shown, handles))  # noqa: B905 (Python 3.9)
-
-
-def short_name(handle):
-    """What tells modules apart at a glance: the last part of the path that is neither a number nor "module"."""
-    parts = [part for part in handle.split("/") if part]
-    telling = [part for part in parts if not part.isdigit() and part != "module"]
-    name = (telling or parts or [handle])[-1]
-    return next((name[: -len(end)] for end in (".tar.gz", ".tgz", ".tar") if name.endswith(end)), name)
-
-
-def check_protocols():
-    """{protocol: its settings} of the flags."""
+def read_protocols():
+    """{protocol: its settings} of the flags; UserError where flags contradict each other."""
     svm = {
         "costs": FLAGS.svm_costs,
         "positive_weight": FLAGS.svm_positive_weight,
         "intercept_scaling": FLAGS.svm_intercept_scaling,
         "ap": FLAGS.svm_ap,
     }
+    dense = {
+        "size": sides("dense_size"),
+        "trunk": FLAGS.dense_trunk,
+        "trunk_rate": FLAGS.dense_trunk_rate,
+        "batch_size": FLAGS.dense_batch_size,
+    }
+    own = {"epochs": FLAGS.dense_epochs, "learning_rate": FLAGS.dense_learning_rate, "mirrored": FLAGS.dense_mirrored}
+    dense |= {name: value for name, value in own.items() if value is not None}  # others: each protocol's
     settings = {
         "logistic": {
             "l2": FLAGS.l2,
@@ -414,23 +367,15 @@ def check_protocols():
             "episodes": FLAGS.few_shot_episodes,
             "ridges": FLAGS.few_shot_ridges,
         },
-        "segmentation": {
-            "size": sides(FLAGS.segmentation_size),
-            "head": FLAGS.segmentation_head,
-            "epochs": FLAGS.segmentation_epochs,
-            "learning_rate": FLAGS.segmentation_learning_rate,
-            "ignore": FLAGS.ignore_class,
-            "val_fraction": FLAGS.val_fraction,
-            "seed": FLAGS.seed,
-        },
+        "segmentation": {**dense, "head": FLAGS.dense_head, "ignore": FLAGS.ignore_class},
+        "detection": {**dense, "layers": FLAGS.detection_layers, "units": FLAGS.detection_units},
+        "surface_normals": {**dense, "head": FLAGS.dense_head, "clusters": FLAGS.normals_clusters},
     }
     for name in FLAGS.protocol:
         if name not in (*settings, "features"):
             raise UserError(f"--protocol={name}: there is {', '.join(settings)}, features")
     if not FLAGS.protocol or not FLAGS.endpoints or not FLAGS.train_labels:
         raise UserError("--protocol, --endpoints and --train_labels each need a value")
-    if "segmentation" in FLAGS.protocol and FLAGS.protocol != ["segmentation"]:
-        raise UserError("--protocol=segmentation stands alone: it reads masks, and the others labels")
     protocols = {name: settings[name] for name in FLAGS.protocol if name != "features"}
     if not FLAGS.test_split and (protocols or FLAGS.neighbors):
         raise UserError("--test_split is empty, which only --protocol=features alone can do without")
@@ -439,125 +384,17 @@ def check_protocols():
     return protocols
 
 
-def sides(values):
+def sides(flag):
     """(height, width) of a flag."""
     try:
-        height, width = map(int, values)
+        height, width = map(int, FLAGS[flag].value)
         return height, width
     except ValueError as e:
-        raise UserError(f"--segmentation_size={','.join(values)}: give HEIGHT,WIDTH in pixels, such as 360,480") from e
+        raise UserError(f"--{flag}={','.join(FLAGS[flag].value)}: give HEIGHT,WIDTH in pixels, such as 360,480") from e
 
 
-def check_settings(protocols):
-    """Raise UserError for what a protocol would refuse later."""
-    from tfssl.downstream import few_shot, logistic, low_shot, sgd, svm
-
-    held_out = FLAGS.val_split or FLAGS.val_fraction
-    for protocol, l2 in (("logistic", FLAGS.l2), ("mlp", FLAGS.mlp_l2)):
-        if logistic.check_l2(l2) == "select" and not held_out and protocol in protocols:
-            flag = "l2" if protocol == "logistic" else "mlp_l2"
-            raise UserError(f"--{flag}=select and --val_fraction=0: nothing to choose on; give published, or a number")
-    for protocol in {"linear_sgd", "mlp"} & set(protocols):
-        keys = ("epochs", "decay_epochs", "batch_size", "learning_rate")
-        sgd.check(protocol, **{key: protocols[protocol][key] for key in keys})
-        if FLAGS.epoch == "best" and not held_out:
-            raise UserError("--epoch=best and --val_fraction=0: nothing to choose on")
-    if {"svm", "low_shot"} & set(protocols):
-        svm.check(FLAGS.svm_costs)
-    if "low_shot" in protocols:
-        low_shot.check(FLAGS.low_shot_k)
-    if "few_shot" in protocols:
-        low_shot.check(FLAGS.few_shot_k)
-        ridges = few_shot.check(FLAGS.few_shot_ways, ridges=FLAGS.few_shot_ridges)
-        if len(ridges) > 1 and not held_out:
-            raise UserError("--few_shot_ridges and --val_fraction=0: nothing to choose one on; give a number")
-
-
-def check_sources(sources, protocols):
-    """Raise UserError where two parts share images, or the labels are not what a protocol needs: before any work."""
-    check_overlap(sources)
-    single = [name for name in protocols if name not in downstream.MULTI_LABEL]
-    for source in sources.values():
-        if source.targets() is None:
-            check_labelled(source)
-        elif single:
-            raise UserError(
-                f"--protocol={','.join(single)}: an image of {source.spec} may show several classes, which only "
-                f"{' and '.join(downstream.MULTI_LABEL)} take"
-            )
-
-
-def check_overlap(sources):
-    """Raise UserError where two of {part: source} share images."""
-    remedy = "take parts such as train[:90%] and train[90%:] where there is no other split"
-    for one, other in itertools.combinations(sources, 2):
-        if overlap(sources[one], sources[other]):
-            splits = sources[one].split, sources[other].split
-            what = f"are both {splits[0]}" if splits[0] == splits[1] else f"share images ({splits[0]}, {splits[1]})"
-            raise UserError(
-                f"--{one}_split and --{other}_split {what}: what was seen before would be measured; {remedy}"
-            )
-
-
-def labelled(source):
-    """Whether the first image that can be read has a label."""
-    labels = source.records().map(lambda record: source.fetch(record)["label"]).ignore_errors().take(1)
-    return all(int(label) >= 0 for label in labels)
-
-
-def check_labelled(source):
-    """Raise UserError where a source has no labels."""
-    if not labelled(source):
-        raise UserError(
-            f"--dataset={source.spec} ({source.split}) has no labels, and accuracy needs them: sort the images "
-            "into a folder per class, or evaluate on another data set"
-        )
-
-
-def overlap(one, other):
-    """Whether two sources of one data set have images in common."""
-    from tfssl.data import open_source
-    from tfssl.data.splits import resolve
-
-    names = [{part.strip().split("[")[0] for part in source.split.split("+")} for source in (one, other)]
-    if "all" in names[0] | names[1] or one.split == other.split:
-        return True
-    if not names[0] & names[1] and not one.splits_overlap:
-        return False
-    if one.random_access and not one.splits_overlap:  # such have no files of records: a split is a range of numbers
-        sizes = {name: [open_source(one.spec, name, FLAGS.data_dir).num_examples] for name in names[0] | names[1]}
-        parts = itertools.product(*(resolve(source.split, sizes, source.spec) for source in (one, other)))
-        return any(a == b and max(i, k) < min(j, m) for (a, i, j), (b, k, m) in parts)
-    few, many = sorted((one, other), key=lambda source: source.num_examples)
-    few = {few.name(i) for i in range(few.num_examples)}
-    return any(many.name(i) in few for i in range(many.num_examples))
-
-
-def choose_endpoints(opened, features):
-    """{module: endpoints to extract}; pixels, which are the same for all modules, of the first that is evaluated."""
-    chosen = {}
-    for name, module in opened.items():
-        size, _ = module.sizes(FLAGS.image_size or None, FLAGS.resize or None)
-        if FLAGS.endpoints == ["all"]:
-            endpoints = [*features.check_endpoints(module, size), features.PIXELS]
-        else:
-            endpoints = features.check_endpoints(module, size, FLAGS.endpoints)
-        if chosen and features.PIXELS in endpoints:
-            endpoints.remove(features.PIXELS)
-        if endpoints:
-            chosen[name] = endpoints
-    return chosen
-
-
-def versions():
-    import numpy
-    import scipy
-    import tensorflow
-
-    import tfssl
-
-    libraries = {m.__name__: m.__version__ for m in (tfssl, tensorflow, numpy, scipy)}
-    return {"python": platform.python_version(), **libraries}
+def workdir_file(name):
+    return os.path.join(os.path.expanduser(FLAGS.workdir), name.replace("/", "_"))
 
 
 def say(text):

@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from tfssl import evaluate, train
+from tfssl import train
 from tfssl.errors import UserError
 from tfssl.runtime import cli
 
@@ -165,19 +165,20 @@ class Images:
 def open_images(values):
     """`Images` of the flags."""
     from tfssl import data
-    from tfssl.data import subset
+    from tfssl.data import checks, overlap, subset
     from tfssl.downstream import labels
 
     where = {"data_dir": values["data_dir"], "label_offset": values["label_offset"]}
     parts = {part: values[f"{part}_split"] for part in ("train", "val", "test")}
     sources = {part: data.open_source(values["dataset"], split, **where) for part, split in parts.items() if split}
-    evaluate.check_overlap(sources)
+    overlap.check(sources, values["data_dir"])
     for part in ("val", "test"):
-        if part in sources:
-            evaluate.check_labelled(sources[part])
+        missing = checks.unlabelled(sources[part]) if part in sources else None
+        if missing:
+            raise UserError(missing)
     source = sources["train"]
     others = sources.get("val"), sources.get("test")
-    if not evaluate.labelled(source):
+    if checks.unlabelled(source):
         given = [n for n, default in (("train_labels", "all"), ("train_list", "")) if values[n] != default]
         if not values["teacher"] or values["distill_weight"] < 1 or given:
             because = (
@@ -269,7 +270,7 @@ class Plan(train.Plan):
 
 def finish(values, images, start):
     """Publish the newest checkpoint and measure it, as far as that is not done."""
-    from tfssl.downstream import report
+    from tfssl.downstream import handles, report
     from tfssl.runtime import checkpoints
     from tfssl.runtime.callbacks import say
 
@@ -284,7 +285,7 @@ def finish(values, images, start):
     if images.test is None or measured(record) == (where, values["test_split"]):
         return
     facts = measure(values, images, where)
-    common = {"module": evaluate.short_name(values["module"]), "endpoint": facts.pop("endpoint"), "chosen": False}
+    common = {"module": handles.short_name(values["module"]), "endpoint": facts.pop("endpoint"), "chosen": False}
     common |= {
         "train_labels": images.labels,
         "val_value": None,
@@ -301,7 +302,7 @@ def finish(values, images, start):
         results,
         command=["tfssl-finetune", *sys.argv[1:]],
         flags=values,
-        versions=evaluate.versions(),
+        versions=report.versions(),
         seconds=time.time() - start,
         num_classes=images.num_classes,
         train_examples=images.train.num_examples,

@@ -153,3 +153,14 @@ def _duplicates(source, content, index):
     for position in np.flatnonzero(sizes[group] > 1):
         groups[group[position]].append(source.name(int(index[position])))
     return list(groups.values())
+
+
+def unlabelled(source):
+    """Why labels cannot be had of a source: one line; None if the first image that can be read has one."""
+    labels = source.records().map(lambda record: source.fetch(record)["label"]).ignore_errors().take(1)
+    if all(int(label) >= 0 for label in labels):
+        return None
+    return (
+        f"--dataset={source.spec} ({source.split}) has no labels, and accuracy needs them: sort the images "
+        "into a folder per class, or evaluate on another data set"
+    )

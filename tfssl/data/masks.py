@@ -40,6 +40,7 @@ class MaskSource(IndexedSource):
         for name, start, stop in resolve(split, {name: [len(its)] for name, its in found.items()}, spec):
             pairs += found[name][start:stop]
         super().__init__(spec, split, len(pairs))
+        self.splits_overlap = voc  # trainval is train and val
         classes = f"{root}/classes.txt"
         if tf.io.gfile.exists(classes):
             with tf.io.gfile.GFile(classes) as f:

@@ -18,7 +18,8 @@ class Subset(Source):
 
     def __init__(self, source, index, renumber=False):
         super().__init__(source.spec, source.split, len(index), source.num_classes, source.class_names)
-        self._source, self.random_access, self.splits_overlap = source, source.random_access, source.splits_overlap
+        self._source, self.annotations = source, source.annotations
+        self.random_access, self.splits_overlap = source.random_access, source.splits_overlap
         self.places = len(index) if renumber else source.places
         self._index, self._renumbered = np.sort(index), renumber
         place = np.full(source.places, -1, np.int32)

@@ -3,11 +3,17 @@
 import io
 import json
 import logging
+import platform
 
 import numpy as np
 
 PIXELS = "pixels"
-_METRICS = {"mAP": "mean average precision", "mIoU": "mean intersection over union"}  # what is no accuracy
+_METRICS = {  # what is no accuracy
+    "mAP": "mean average precision",
+    "mIoU": "mean intersection over union",
+    "AP50": "average precision at an IoU of 0.5",
+    "within 11.25\N{DEGREE SIGN}": "pixels whose angle is wrong by less than 11.25\N{DEGREE SIGN}",
+}
 _COLORS = (
     "#4477aa",
     "#ee6677",
@@ -97,13 +103,82 @@ def table(results, baselines):
     return "\n".join([*text, rule, *notes])
 
 
+def line(result):
+    """What is said of a result as soon as it is there."""
+    said = [f"accuracy {100 * result['accuracy']:.1f}%"] if "accuracy" in result else []
+    said += [f"AP {100 * result['coco_ap']:.1f}%"] if "coco_ap" in result else []
+    said += [f"median angle {result['median_angle']:.1f}\N{DEGREE SIGN}"] if "median_angle" in result else []
+    said += [f"deviation {100 * result['std']:.1f}"] if "std" in result else []
+    said += [f"{key} {result[key]:.2g}" for key in ("l2", "cost", "ridge") if key in result]
+    said += [f"{result['iterations']} updates"] if "iterations" in result else []
+    said += [f"epoch {result['epoch']}, {result['images_per_second']:.0f} images/s"] if "epoch" in result else []
+    how = ", ".join([*said, f"{result['seconds']:.1f} s"])
+    metric = "" if result["metric"] == "accuracy" else f"{result['metric']} "
+    return f"{result['module']} {result['endpoint']} {title(result)}: {metric}{100 * result['value']:.1f}% ({how})"
+
+
+def save(stem, results, title="", **facts):
+    """Write an evaluation: STEM.json, STEM.png, STEM_curve.png where results have curves, and STEM_MODULE_PROTOCOL.png where there is a
+    picture of answers, of the chosen endpoint or else the best.
+
+    Args:
+      stem: path without ending.
+      results: list of dicts as of a protocol, with "module" and "chosen".
+      title: of the plots.
+      **facts: what the file says beside results, versions and where they were chosen and reported; "baselines" among them.
+
+    Returns:
+      list of the files' names.
+    """
+    first = {key: results[0][key] for key in ("chosen_on", "reported_on")}
+    write(f"{stem}.json", results, versions=versions(), **facts, **first)
+    plot(f"{stem}.png", results, facts["baselines"], title)
+    written = [f"{stem}.json", f"{stem}.png"]
+    if any("curve" in result for result in results):
+        plot_curves(f"{stem}_curve.png", results, title)
+        written.append(f"{stem}_curve.png")
+    for (module, protocol), result in pictured(results).items():
+        written.append(f"{stem}_{module.replace('/', '_')}_{protocol}.png")
+        _write_bytes(written[-1], result["picture"])
+    return written
+
+
+def pictured(results):
+    """{(module, protocol): the result whose "picture" (PNG bytes) tells most: of the chosen endpoint, or else the best}."""
+    found = {}
+    for result in results:
+        if result.get("picture"):
+            found.setdefault((result["module"], result["protocol"]), []).append(result)
+    return {key: max(its, key=lambda r: (bool(r["chosen"]), r["value"])) for key, its in found.items()}
+
+
+def versions():
+    """{library: version} of what computes results."""
+    import numpy
+    import scipy
+    import tensorflow
+
+    import tfssl
+
+    libraries = {m.__name__: m.__version__ for m in (tfssl, tensorflow, numpy, scipy)}
+    return {"python": platform.python_version(), **libraries}
+
+
 def write(path, results, **facts):
-    """Write results.json (any file system that TensorFlow knows): `facts`, then the list "results"."""
+    """Write results.json (any file system that TensorFlow knows): `facts`, then the list "results", without their pictures."""
     import tensorflow as tf
 
     tf.io.gfile.makedirs(path.rpartition("/")[0] or ".")
     with tf.io.gfile.GFile(path, "w") as f:
+        results = [{key: value for key, value in result.items() if key != "picture"} for result in results]
         f.write(json.dumps({"format": 1, **facts, "results": results}, indent=1) + "\n")
+
+
+def _write_bytes(path, content):
+    import tensorflow as tf
+
+    with tf.io.gfile.GFile(path, "wb") as f:
+        f.write(content)
 
 
 def plot(path, results, baselines, title=""):
@@ -221,9 +296,9 @@ def title(result):
 
 
 def _levels(rows, baselines):
-    """{name: what is reached without looking} in one column."""
+    """{name: what is reached without looking} in one column; `baselines` are accuracies."""
     own = [r["chance"] for r in rows if "chance" in r]
-    return {"chance": own[0]} if own else baselines
+    return {"chance": own[0]} if own else baselines if rows[0]["metric"] == "accuracy" else {}
 
 
 def _column(result):

@@ -1,0 +1,72 @@
+"""What protocols need, of their settings and of the images: checked before any work."""
+
+from tfssl import downstream
+from tfssl.data import checks
+from tfssl.errors import UserError
+
+_SOURCES = {  # what a dense protocol needs -> how to say it
+    "mask": "masks, which masks:PATH and glyphs have",
+    "boxes": "objects in boxes, which boxes:PATH and glyphs have",
+    "normals": "surface normals, which normals:PATH has",
+}
+
+
+def check_settings(protocols, held_out):
+    """Raise UserError for what a protocol would refuse later.
+
+    Args:
+      protocols: {protocol: its settings}.
+      held_out: whether there are images to choose on, a validation split or a part of the training images.
+    """
+    from tfssl.downstream import few_shot, logistic, low_shot, sgd, svm
+
+    for protocol, flag in (("logistic", "l2"), ("mlp", "mlp_l2")):
+        if protocol in protocols and logistic.check_l2(protocols[protocol]["l2"]) == "select" and not held_out:
+            raise UserError(f"--{flag}=select and --val_fraction=0: nothing to choose on; give published, or a number")
+    for protocol in {"linear_sgd", "mlp"} & set(protocols):
+        keys = ("epochs", "decay_epochs", "batch_size", "learning_rate")
+        sgd.check(protocol, **{key: protocols[protocol][key] for key in keys})
+        if protocols[protocol]["epoch"] == "best" and not held_out:
+            raise UserError("--epoch=best and --val_fraction=0: nothing to choose on")
+    for protocol in {"svm", "low_shot"} & set(protocols):
+        svm.check(protocols[protocol]["costs"])
+    for protocol in {"low_shot", "few_shot"} & set(protocols):
+        low_shot.check(protocols[protocol]["shots"])
+    if "few_shot" in protocols:
+        ridges = few_shot.check(protocols["few_shot"]["ways"], ridges=protocols["few_shot"]["ridges"])
+        if len(ridges) > 1 and not held_out:
+            raise UserError("--few_shot_ridges and --val_fraction=0: nothing to choose one on; give a number")
+
+
+def obstacles(protocols, sources):
+    """{protocol: why the images do not permit it, one line} of those protocols that they do not.
+
+    Args:
+      protocols: names.
+      sources: list of `Source`s, of all splits.
+    """
+    found = {}
+    for source in sources:
+        several = source.targets() is not None
+        unlabelled = None if several or not set(protocols) & set(downstream.NAMES) else checks.unlabelled(source)
+        for protocol in protocols:
+            if protocol in downstream.DENSE:
+                need = getattr(downstream, protocol).NEEDS
+                what = f"--protocol={protocol} needs {_SOURCES.get(need, need)}; --dataset={source.spec} has none"
+                reason = None if need in source.annotations else what
+            elif several and protocol not in downstream.MULTI_LABEL:
+                reason = (
+                    f"--protocol={protocol}: an image of {source.spec} may show several classes, which only "
+                    f"{' and '.join(downstream.MULTI_LABEL)} take"
+                )
+            else:
+                reason = unlabelled
+            if reason:
+                found.setdefault(protocol, reason)
+    return found
+
+
+def check_sources(protocols, sources):
+    """Raise UserError where the images do not permit a protocol; arguments as of `obstacles`."""
+    for reason in obstacles(protocols, sources).values():
+        raise UserError(reason)
