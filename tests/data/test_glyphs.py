@@ -110,6 +110,8 @@ def test_source(order):
     assert (source.num_examples, source.num_classes, source.class_names) == (200, 10, list("AEFGJKPRTY"))
     expected = glyphs.draw(200)
     for example in source.records(seed=0).map(source.fetch).take(200).as_numpy_iterator():
+        (example["box"],), (label,) = example.pop("boxes"), example.pop("classes")
+        assert label == example["label"]
         for key, value in expected.items():
             np.testing.assert_array_equal(example[key], value[example["index"]])
     assert source.records().map(source.fetch).element_spec["image"].shape == (32, 32, 3)
