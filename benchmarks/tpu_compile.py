@@ -169,6 +169,7 @@ def largest(row, kind, compiler, unit=16):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compiler", default="tpu-compiler/bin/python", help="the Python that has jax and libtpu")
+    parser.add_argument("--flagfile", help="of training, below all that is said here")
     parser.add_argument("--task", default="rotation", help="comma list; also of the next four")
     parser.add_argument("--backbone", default="resnet50_v2")
     parser.add_argument("--width", default="1.0", help="width multipliers")
@@ -191,7 +192,9 @@ def main():
     axes = [args.task, args.backbone, args.width, args.batch, args.precision, args.rematerialize]
     names = ["task", "backbone", "width_multiplier", "batch_size", "precision", "rematerialize"]
     for cell in itertools.product(*(axis.split(",") for axis in axes)):
-        row = {"flags": dict(zip(names, cell)) | dict(flag.split("=", 1) for flag in args.flags.split())}  # noqa: B905
+        first = {"flagfile": args.flagfile} if args.flagfile else {}  # what comes later goes before
+        more = dict(flag.split("=", 1) for flag in args.flags.split())
+        row = {"flags": first | dict(zip(names, cell)) | more}  # noqa: B905 (Python 3.9)
         if args.largest:
             for kind in args.kind.split(","):
                 print(f"\n{kind}: at most {largest(row, kind, args.compiler)} images per core\n", flush=True)

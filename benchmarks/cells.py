@@ -1,0 +1,73 @@
+"""What studies of many encoders share: each cell is commands that a user would give, and ends as a line of OUT/results.jsonl. What has a line
+is not run again: the same command goes on where it was stopped, on another day or machine too, from results.jsonl alone."""
+
+import concurrent.futures
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+
+
+def read(out):
+    """The lines of OUT/results.jsonl: list of dict."""
+    path = os.path.join(out, "results.jsonl")
+    if not os.path.exists(path):
+        return []
+    with open(path) as f:
+        return [json.loads(line) for line in f]
+
+
+def run(cells, measure, out, hours=None, processes=1):
+    """Measure cells that have no line yet.
+
+    Args:
+      cells: list of dicts of plain values, in the order that they are wanted.
+      measure: function (cell, call) -> dict of results; `call` runs a command of tfssl on its share of the cores.
+      out: folder; the cell, its results and its minutes become a line of results.jsonl.
+      hours: begin no cell that would end after so long, by the time of the slowest so far; None: begin all.
+      processes: cells side by side; small networks leave cores idle.
+    """
+    os.makedirs(out, exist_ok=True)
+    done = read(out)
+    todo = [cell for cell in cells if not any(cell.items() <= line.items() for line in done)]
+    print(f"{len(cells) - len(todo)} cells are done, {len(todo)} to do", flush=True)
+    begun, slowest, left = time.time(), 0.0, len(todo)
+    call = functools.partial(command, processes=processes)
+
+    def worker(shared):
+        nonlocal slowest, left
+        for cell in shared:
+            if hours and time.time() - begun + slowest > 3600 * hours:
+                break
+            started = time.time()
+            result = {**cell, **measure(cell, call), "minutes": (time.time() - started) / 60}
+            slowest = max(slowest, 60 * result["minutes"])
+            left -= 1
+            with open(os.path.join(out, "results.jsonl"), "a") as f:
+                f.write(json.dumps(result) + "\n")
+            rest = left * (time.time() - begun) / (len(todo) - left) / 60
+            name = " ".join(str(value) for value in cell.values())
+            print(f"{name}: {result['minutes']:.1f} min; {left} left, about {rest:.0f} min", flush=True)
+
+    shared = iter(todo)  # the interpreter's lock makes taking the next cell safe
+    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+        for finished in [pool.submit(worker, shared) for _ in range(processes)]:
+            finished.result()
+
+
+def command(module, *flags, processes=1):
+    """Run `python -m tfssl.MODULE FLAGS`; SystemExit with its last words where it fails."""
+    line = [sys.executable, "-m", f"tfssl.{module}", *flags]
+    threads = str(max(1, os.cpu_count() // processes))
+    env = {**os.environ, "TF_NUM_INTRAOP_THREADS": threads, "OMP_NUM_THREADS": threads}
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=env)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(line)}\n{done.stderr[-2000:]}")
+
+
+def results_of(folder):
+    """The results of an evaluation's workdir."""
+    with open(os.path.join(folder, "results.json")) as f:
+        return json.load(f)["results"]

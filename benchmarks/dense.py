@@ -1,0 +1,117 @@
+"""Does pretraining on a data set's own images help to find and to outline what they show? Beside random initialisation and raw pixels.
+
+    python benchmarks/dense.py --bccd boxes:bccd --camvid masks:camvid --out runs/dense --seeds 0,1,2
+
+Three small data sets: blood cells (BCCD, boxes; 205 images to learn from, 87 to choose on, 72 to test), streets (CamVid, masks; 367, 101
+and 233, or what there is), and `glyphs` (both; on 1,000 letters). Each cell is commands that a user would give: tfssl-train without labels
+on the training images, tfssl-export, tfssl-eval with every map; see benchmarks/cells.py for how it goes on where it was stopped.
+
+How to read the table: AP50 of detection and mIoU of segmentation on the test images, in percent, at the endpoint that the validation images
+chose; frozen trunks. A task helps where its lower figure is above random initialisation's and above raw pixels, in each seed.
+"""
+
+import argparse
+import os
+import shutil
+
+import cells
+
+CROPS = "--image_size=96 --resize=240 --augmentation=simclr --min_area=0.05"
+DATA = {  # data set: (protocols, training flags, evaluation flags)
+    "bccd": ("detection", CROPS, "--train_split=train --val_split=val --test_split=test --dense_size=240,320"),
+    "camvid": (
+        "segmentation",
+        CROPS,
+        "--train_split=train --val_split=val --test_split=test --dense_size=180,240 --ignore_class=11",
+    ),
+    "glyphs": (
+        "detection,segmentation",
+        "--image_size=24 --resize=32 --stem=small --augmentation=cifar --min_area=0.3",
+        "--train_split=train[:1000] --val_split=train[1000:1500] --test_split=test[:1000] --dense_epochs=20 --dense_batch_size=32",
+    ),
+}
+NETWORK = "--backbone=resnet18_v2 --width_multiplier=0.25 --bn_momentum=0.9"
+TASKS = {
+    "random": "--task=simclr",
+    "simclr": "--task=simclr --temperature=0.2 --learning_rate=0.06",
+    "moco": "--task=moco --queue_size=2048 --temperature=0.1 --learning_rate=0.06",
+    "byol": "--task=byol --learning_rate=0.06",
+}
+TRAINING = (
+    "--batch_size=64 --lr_scaling=64 --schedule=cosine --warmup_epochs=1 --weight_decay=1e-4 --precision=mixed_bfloat16"
+)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bccd", default="", help="its source, such as boxes:bccd; empty: without it")
+    parser.add_argument("--camvid", default="", help="its source, such as masks:camvid; empty: without it")
+    parser.add_argument("--glyphs", default="glyphs", help="empty: without it")
+    parser.add_argument("--out", default="runs/dense")
+    parser.add_argument("--tasks", default="random,simclr")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps of 64 images")
+    parser.add_argument("--hours", type=float, help="begin no cell that would end after so long")
+    parser.add_argument("--processes", type=int, default=1, help="cells side by side")
+    args = parser.parse_args()
+    sources = {name: getattr(args, name) for name in DATA if getattr(args, name)}
+    todo = [
+        {"seed": int(seed), "data": data, "task": task}
+        for seed in args.seeds.split(",")
+        for data in sources
+        for task in args.tasks.split(",")
+    ]
+
+    def measure(cell, call):
+        folder = os.path.join(args.out, "-".join(map(str, cell.values())))
+        protocols, images, evaluation = DATA[cell["data"]]
+        source = f"--dataset={sources[cell['data']]}"
+        flags = [source, f"--seed={cell['seed']}", *NETWORK.split(), *images.split(), *TASKS[cell["task"]].split()]
+        if cell["task"] == "random":
+            call("export", "--random_init", *flags, f"--export_dir={folder}/module")
+        else:
+            steps = [f"--train_steps={args.steps}", f"--checkpoint_steps={args.steps}"]
+            call("train", *flags, *TRAINING.split(), *steps, f"--workdir={folder}")
+            call("export", f"--workdir={folder}", f"--export_dir={folder}/module")
+        call(
+            "evaluate", f"--module={folder}/module", source, f"--protocol={protocols}", f"--seed={cell['seed']}", *evaluation.split(),
+            f"--workdir={folder}/eval",
+        )  # fmt: skip
+        found = {}
+        for r in cells.results_of(f"{folder}/eval"):
+            of = found.setdefault(r["protocol"], {"values": {}, "coco_ap": {}})
+            of["values"][r["endpoint"]] = r["value"]
+            of["coco_ap"][r["endpoint"]] = r.get("coco_ap")
+            if r["chosen"]:
+                of["chosen"] = r["endpoint"]
+        shutil.rmtree(folder)
+        return {"steps": args.steps, "results": found}
+
+    cells.run(todo, measure, args.out, args.hours, args.processes)
+    print(table(cells.read(args.out)))
+
+
+def table(rows):
+    """Markdown: a line per encoder and protocol, then the smallest distance of each task to its baselines."""
+    lines = ["| data | protocol | task | seed | chosen endpoint | value | raw pixels |", "|---" * 7 + "|"]
+    margins = {}
+    flat = sorted(
+        (row["data"], protocol, row["task"], row["seed"], of) for row in rows for protocol, of in row["results"].items()
+    )
+    best = {line[:4]: line[4]["values"][line[4]["chosen"]] for line in flat}
+    for data, protocol, task, seed, of in flat:
+        value, pixels = best[data, protocol, task, seed], of["values"]["pixels"]
+        lines.append(f"| {data} | {protocol} | {task} | {seed} | {of['chosen']} | {value:.1%} | {pixels:.1%} |")
+        random = best.get((data, protocol, "random", seed))
+        if task != "random" and random is not None:
+            margins.setdefault((data, protocol, task), []).append(100 * (value - max(random, pixels)))
+    lines.append("")
+    for (data, protocol, task), found in margins.items():
+        lines.append(
+            f"{data}, {protocol}, {task}: at least {min(found):+.1f} points above both baselines ({len(found)} seeds)."
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
