@@ -1,5 +1,8 @@
-"""What studies of many encoders share: each cell is commands that a user would give, and ends as a line of OUT/results.jsonl. What has a line
-is not run again: the same command goes on where it was stopped, on another day or machine too, from results.jsonl alone."""
+"""What studies of many encoders share.
+
+A cell is commands that a user would give, and ends as a line of OUT/results.jsonl. What has a line is not run again: the same command goes
+on where it was stopped, on another day or machine too, from results.jsonl alone.
+"""
 
 import concurrent.futures
 import functools

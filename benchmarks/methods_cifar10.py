@@ -2,20 +2,19 @@
 
     python benchmarks/methods_cifar10.py --data folder:cifar10 --out runs/methods --methods simclr,moco,byol,swav --seeds 0,1,2
 
-Each line of OUT/results.jsonl is one encoder: the commands that a user would give, tfssl-train with the method's cifar10_cpu.flags,
-tfssl-export, tfssl-eval. What has a line is not run again; a training that was stopped goes on. How to read the table: test accuracies in
+Each line of OUT/results.jsonl is one encoder: tfssl-train with the method's cifar10_cpu.flags, tfssl-export, tfssl-eval; see
+benchmarks/cells.py for how it goes on where it was stopped. How to read the table: test accuracies in
 percent of logistic regression and of 20 nearest neighbours on --labels training images; `best` is the endpoint that 4,000 others of them
 chose, for each protocol by itself. A method counts as learning where its lower figure is above random initialisation's best and above
 raw pixels, in each seed.
 """
 
 import argparse
-import json
 import os
 import shutil
-import subprocess
-import sys
 import time
+
+import cells
 
 FLAGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "flags")
 METHODS = (
@@ -38,45 +37,35 @@ def main():
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--labels", type=int, default=10000, help="training images of the evaluation")
     parser.add_argument("--extra", default="", help="more training flags, separated by blanks")
+    parser.add_argument("--hours", type=float, help="begin no cell that would end after so long")
+    parser.add_argument("--processes", type=int, default=1, help="cells side by side")
     args = parser.parse_args()
-    os.makedirs(args.out, exist_ok=True)
-    for seed in map(int, args.seeds.split(",")):
-        for method in args.methods.split(","):
-            if (method, seed) not in {(r["method"], r["seed"]) for r in read(args.out)}:
-                with open(os.path.join(args.out, "results.jsonl"), "a") as f:
-                    f.write(json.dumps(measure(method, seed, args)) + "\n")
-    print(table(read(args.out)))
+    todo = [
+        {"method": method, "seed": int(seed)} for seed in args.seeds.split(",") for method in args.methods.split(",")
+    ]
+    cells.run(todo, lambda cell, call: measure(**cell, args=args, call=call), args.out, args.hours, args.processes)
+    print(table(cells.read(args.out)))
 
 
-def read(out):
-    path = os.path.join(out, "results.jsonl")
-    if not os.path.exists(path):
-        return []
-    with open(path) as f:
-        return [json.loads(line) for line in f]
-
-
-def measure(method, seed, args):
-    """One encoder: its line of results.jsonl. The folder of its run is removed at the end."""
+def measure(method, seed, args, call):
+    """One encoder: what its line says. The folder of its run is removed at the end."""
     run = os.path.join(args.out, f"{method}-{seed}")
     flagfile = os.path.join(FLAGS, OWN.get(method, f"{method}/cifar10_cpu.flags"))
     given = [f"--flagfile={flagfile}", f"--dataset={args.data}", f"--seed={seed}", *args.extra.split()]
     begun, minutes = time.perf_counter(), None
     if method == "random":
-        call("tfssl.export", "--random_init", *given, f"--export_dir={run}/module")
+        call("export", "--random_init", *given, f"--export_dir={run}/module")
     else:
-        call("tfssl.train", *given, f"--workdir={run}")
+        call("train", *given, f"--workdir={run}")
         minutes = (time.perf_counter() - begun) / 60
-        if not os.path.exists(f"{run}/module"):
-            call("tfssl.export", f"--workdir={run}", f"--export_dir={run}/module")
+        call("export", f"--workdir={run}", f"--export_dir={run}/module")
     call(
-        "tfssl.evaluate", f"--module={run}/module", f"--flagfile={FLAGS}/cifar10/eval.flags", f"--dataset={args.data}",
+        "evaluate", f"--module={run}/module", f"--flagfile={FLAGS}/cifar10/eval.flags", f"--dataset={args.data}",
         f"--train_split=train[:{args.labels}]", f"--val_split=train[{args.labels}:{args.labels + 4000}]",
         f"--protocol={','.join(PROTOCOLS)}", f"--seed={seed}", f"--workdir={run}/eval", "--nocache",
     )  # fmt: skip
-    with open(os.path.join(run, "eval", "results.json")) as f:
-        results = json.load(f)["results"]
-    row = {"method": method, "seed": seed, "labels": args.labels, "minutes": minutes, "extra": args.extra}
+    results = cells.results_of(f"{run}/eval")
+    row = {"labels": args.labels, "training_minutes": minutes, "extra": args.extra}
     for protocol in PROTOCOLS:
         found = [r for r in results if r["protocol"] == protocol]
         own = [r for r in found if r["endpoint"] != "pixels"]
@@ -95,7 +84,7 @@ def table(rows):
         cells = []
         for protocol in PROTOCOLS:
             cells += [f"{row[protocol]['pre_logits']:.1%}", f"{best(row, protocol):.1%} ({row[f'{protocol}_best']})"]
-        took = f"{row['minutes']:.1f} min" if row["minutes"] else "none"
+        took = f"{row['training_minutes']:.1f} min" if row["training_minutes"] else "none"
         lines.append(f"| {row['method']} | {row['seed']} | {' | '.join(cells)} | {took} |")
     for seed, row in random.items():
         cells = [f"{row[protocol]['pixels']:.1%}" for protocol in PROTOCOLS for _ in range(2)]
@@ -116,11 +105,6 @@ def table(rows):
 
 def best(row, protocol):
     return row[protocol][row[f"{protocol}_best"]]
-
-
-def call(module, *flags):
-    print("$", "python -m", module, *flags, flush=True)
-    subprocess.run([sys.executable, "-m", module, *flags], check=True)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
     python benchmarks/revisiting.py --cifar10 folder:cifar10 --imagenette folder:imagenette --out runs/revisiting --hours 2
     python benchmarks/revisiting_report.py --results runs/revisiting/results.jsonl --docs docs/revisiting      # tables, plots, claims
 
-Each cell is three commands that a user would give: tfssl-train, tfssl-export, tfssl-eval; its result is a line of OUT/results.jsonl. What
-has a line is not run again: the same command goes on where it was stopped, on another day or machine too, from results.jsonl alone. The
-first seed at the first width on the tasks' own data comes first, so that every task and backbone is there early. --processes cells run
-side by side, each on its share of the cores; none begins that would end after --hours, by the time of the slowest so far.
+Each cell is three commands that a user would give: tfssl-train, tfssl-export, tfssl-eval; its result is a line of OUT/results.jsonl (see
+benchmarks/cells.py for how it goes on where it was stopped). The first seed at the first width on the tasks' own data comes first, so that
+every task and backbone is there early.
 
 What is scaled down: the networks (ResNet-18 v1 and v2, RevNet-18, VGG-11; a quarter and half of the standard width), the images (CIFAR-10:
 crops of 24 pixels; Imagenette: 96 pixels, patches of 32), the length (--steps of about 128 views each). Accuracy is that of
@@ -15,15 +14,12 @@ logistic regression on 4,000 (Imagenette: 3,000) labelled training images and on
 """
 
 import argparse
-import concurrent.futures
-import functools
 import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
-import time
+
+import cells
 
 BACKBONES = ("resnet18_v2", "resnet18_v1", "revnet18", "vgg11")
 # Images per step: about 128 views or patches, for small steps learn more from the same computation.
@@ -49,7 +45,7 @@ LABELS = {
 EVALUATION = {"cifar10": "--image_size=32 --resize=32", "imagenette": "", "patches": ""}
 
 
-def cells(args):
+def wanted(args):
     """Dicts of seed, width, data, task, backbone, the most telling first. A patch task has its own random baseline, which sees patches."""
     lists = [getattr(args, name).split(",") for name in ("seeds", "widths", "tasks", "backbones")]
     sources = [name for name in ("cifar10", "imagenette") if getattr(args, name)]
@@ -81,54 +77,12 @@ def main():
         "--precision", default="mixed_bfloat16", help="of the pretraining; float32 where the processor has no bfloat16"
     )
     args = parser.parse_args()
-    os.makedirs(args.out, exist_ok=True)
-    done = read(args.out)
-    todo = [cell for cell in cells(args) if key(cell) not in map(key, done)]
-    print(f"{len(done)} cells are done, {len(todo)} to do", flush=True)
-    begun, slowest, left = time.time(), 0.0, len(todo)
-
-    def worker(todo):
-        nonlocal slowest, left
-        for cell in todo:
-            if time.time() - begun + slowest > 3600 * args.hours:
-                break
-            result = run(cell, args)
-            slowest = max(slowest, 60 * result["minutes"])
-            left -= 1
-            with open(os.path.join(args.out, "results.jsonl"), "a") as f:
-                f.write(json.dumps(result) + "\n")
-            best, pre_logits = (result["accuracy"][e]["all"] for e in (result["chosen"], "pre_logits"))
-            print(
-                f"{name(cell)}: pre_logits {pre_logits:.1%}, {result['chosen']} {best:.1%}, {result['minutes']:.1f} min",
-                flush=True,
-            )
-
-    shared = iter(todo)  # the interpreter's lock makes taking the next cell safe
-    with concurrent.futures.ThreadPoolExecutor(args.processes) as pool:
-        for finished in [pool.submit(worker, shared) for _ in range(args.processes)]:
-            finished.result()
-    print(f"{left} cells are left", flush=True)
+    cells.run(wanted(args), lambda cell, call: measure(cell, call, args), args.out, args.hours, args.processes)
 
 
-def read(out):
-    path = os.path.join(out, "results.jsonl")
-    if not os.path.exists(path):
-        return []
-    with open(path) as f:
-        return [json.loads(line) for line in f]
-
-
-def key(cell):
-    return tuple(cell[k] for k in ("seed", "width", "data", "task", "backbone"))
-
-
-def name(cell):
-    return "-".join(map(str, key(cell)))
-
-
-def run(cell, args):
-    """Train, export, evaluate; the folder is removed at the end."""
-    folder, task, begun = os.path.join(args.out, name(cell)), cell["task"], time.time()
+def measure(cell, call, args):
+    """Train, export, evaluate: what the cell's line says. The folder is removed at the end."""
+    folder, task = os.path.join(args.out, "-".join(map(str, cell.values()))), cell["task"]
     untrained, source = task.startswith("random"), getattr(args, cell["data"])
     patches = task in PATCHES or task == "random_patches"
     trained_as = {"random": "rotation", "random_patches": "relative_patch"}.get(task, task)
@@ -138,23 +92,22 @@ def run(cell, args):
         *(PATCH_IMAGES if patches else IMAGES[cell["data"]]).split(), *OWN.get(trained_as, "").split(), *TRAINING.split(),
         f"--train_steps={args.steps}", f"--checkpoint_steps={args.steps}", f"--precision={args.precision}",
     ]  # fmt: skip
-    last, call = {}, functools.partial(tfssl_command, processes=args.processes)
+    last = {}
     if untrained:
-        call("tfssl.export", "--random_init", *flags, f"--export_dir={folder}/module")
+        call("export", "--random_init", *flags, f"--export_dir={folder}/module")
     else:
-        call("tfssl.train", *flags, f"--val_split={TESTS[cell['data']]}", f"--workdir={folder}")
-        call("tfssl.export", f"--workdir={folder}", f"--export_dir={folder}/module")
+        call("train", *flags, f"--val_split={TESTS[cell['data']]}", f"--workdir={folder}")
+        call("export", f"--workdir={folder}", f"--export_dir={folder}/module")
         with open(os.path.join(folder, "metrics.jsonl")) as f:
             last = {k: v for line in f for k, v in json.loads(line).items()}
     learn, choose = LABELS[cell["data"]]
     call(
-        "tfssl.evaluate", f"--module={folder}/module", f"--dataset={source}", f"--train_split=train[:{learn}]",
+        "evaluate", f"--module={folder}/module", f"--dataset={source}", f"--train_split=train[:{learn}]",
         f"--val_split=train[{learn}:{choose}]", f"--test_split={TESTS[cell['data']]}", "--train_labels=5%,all",
         f"--seed={cell['seed']}", f"--workdir={folder}/eval",
         *EVALUATION["patches" if patches else cell["data"]].split(), "--cache=false",
     )  # fmt: skip
-    with open(os.path.join(folder, "eval", "results.json")) as f:
-        results = json.load(f)["results"]
+    results = cells.results_of(f"{folder}/eval")
     labels = sorted({r["train_labels"] for r in results})
     accuracy = {}
     for r in results:
@@ -162,24 +115,13 @@ def run(cell, args):
     own = [r for r in results if r["endpoint"] != "pixels" and r["train_labels"] == labels[-1]]
     shutil.rmtree(folder)
     return {
-        **cell,
         "accuracy": accuracy,
         "chosen": max(own, key=lambda r: r["val_value"])["endpoint"],
         "labels": labels,
         "steps": args.steps,
         "pretext": {k: last[k] for k in last if k in ("loss", "accuracy") or k.startswith("validation_")},
         "images_per_second": last.get("images_per_second"),
-        "minutes": (time.time() - begun) / 60,
     }
-
-
-def tfssl_command(module, *flags, processes):
-    command = [sys.executable, "-m", module, *flags]
-    threads = str(max(1, os.cpu_count() // processes))
-    env = {**os.environ, "TF_NUM_INTRAOP_THREADS": threads, "OMP_NUM_THREADS": threads}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
 
 
 if __name__ == "__main__":
