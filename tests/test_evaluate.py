@@ -155,6 +155,32 @@ def test_classifiers_that_learn_by_sgd(tfssl_command, modules_dir, images, tmp_p
     assert f"written: {tmp_path}/results.json, {tmp_path}/results.png, {tmp_path}/results_curve.png" in process.stdout
 
 
+def test_linear_classifiers_of_goyal_et_al(tfssl_command, modules_dir, images, tmp_path):
+    command = [
+        "evaluate", f"--module={modules_dir}/ours/1", "--flagfile=tfssl:goyal/eval_linear_sgd.flags", f"--dataset=folder:{images}",
+        "--test_split=test", "--label_offset=0", "--image_size=16", "--resize=18", "--sgd_batch_size=16", "--sgd_epochs=3",
+        "--sgd_decay_epochs=2", f"--workdir={tmp_path}",
+    ]  # fmt: skip
+    process = tfssl_command(*command)
+    assert process.returncode == 0, process.stderr
+    first = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [r["endpoint"] for r in first] == ["stem", "block", "pre_logits", "pixels"]
+    for r in first:
+        settings = {
+            "crops": "resized_flip",
+            "batch_norm": "fixed",
+            "init_std": 0.01,
+            "nesterov": True,
+            "weight_decay": 1e-4,
+        }
+        assert {key: r[key] for key in settings} == settings and r["val_value"] is None and len(r["curve"]) == 3
+    (tmp_path / "results.json").unlink()
+    assert tfssl_command(*command).returncode == 0
+    again = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [r["curve"] for r in again] == [r["curve"] for r in first]
+    assert max(r["seconds"] for r in again) < min(r["seconds"] for r in first)  # nothing was learned again
+
+
 def test_svms_and_few_images(tfssl_command, modules_dir, images, tmp_path):
     process = tfssl_command(
         "evaluate",
@@ -383,6 +409,11 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
         ),
         ([ours, "--flagfile=tfssl:goyal/eval_svm.flags"], ["voc:VOCdevkit/VOC2007: no folder ImageSets/Main"]),
         ([ours, "--flagfile=tfssl:goyal/eval_low_shot.flags"], ["voc:VOCdevkit/VOC2007: no folder ImageSets/Main"]),
+        ([ours, "--flagfile=tfssl:goyal/eval_linear_sgd.flags"], ["tfrecord:imagenet/*-of-*: no TFRecord files"]),
+        (
+            [ours, "--flagfile=tfssl:goyal/eval_linear_sgd_places205.flags"],
+            ["tfrecord:places205/*-of-*: no TFRecord files"],
+        ),
         # The study's flags are all sound: what fails is the data.
         *(
             (

@@ -59,7 +59,7 @@ def define_flags():
         flags.DEFINE_integer("batch_size", 64, lower_bound=1, help=
             "Images at a time through the module; it changes speed and memory only.")
         flags.DEFINE_boolean("cache", True,
-            "Keep features in --workdir, and use those there of the same module, data and settings.")
+            "Keep features in --workdir, and what linear_sgd has reached; and use those there of the same module, data and settings.")
     with cli.section("Protocols"):
         flags.DEFINE_list("protocol", ["logistic"],
             f"A comma list of: {', '.join(downstream.NAMES + downstream.DENSE)}; features writes WORKDIR/MODULE_PART.npz of each split, "
@@ -98,7 +98,16 @@ def define_flags():
         flags.DEFINE_float("sgd_learning_rate", 0.1, lower_bound=0.0, help=
             "At the first step, times sgd_batch_size / 256 (2019 study: 0.1).")
         flags.DEFINE_float("sgd_weight_decay", 0.0, lower_bound=0.0, help=
-            "Adds 0.5 * this * ||W||^2 to the loss (2019 study's code: 0).")
+            "Adds 0.5 * this * ||W||^2 to the loss (2019 study's code: 0; Goyal et al.: 1e-4, AlexNet 5e-4).")
+        flags.DEFINE_boolean("sgd_nesterov", False, "Nesterov's momentum (Goyal et al.: for ResNets).")
+        flags.DEFINE_enum("sgd_batch_norm", "none", ("none", "fixed", "learned"),
+            "Batch normalisation of the pooled maps before each classifier; learned: with scale and shift (Goyal et al.: fixed; "
+            "colorization's ResNet: learned).")
+        flags.DEFINE_float("sgd_init_std", 0.0, lower_bound=0.0, help=
+            "Deviation of the initial weights, normally distributed (Goyal et al.: 0.01); 0: Glorot's uniform distribution.")
+        flags.DEFINE_enum("sgd_crops", "random", ("random", "random_flip", "resized_flip"),
+            "What --augment means: a random crop (2019 study); that, mirrored or not (Goyal et al. for colorization); a crop of 8 to "
+            "100 % of the image, resized, mirrored or not (VISSL).")
     with cli.section("mlp: one hidden layer of ReLUs with dropout on extracted features, by SGD"):
         flags.DEFINE_integer("mlp_hidden", 1000, lower_bound=1, help="Hidden units (2019 study: 1000).")
         flags.DEFINE_float("mlp_dropout", 0.5, lower_bound=0.0, upper_bound=0.99, help=
@@ -334,13 +343,18 @@ def read_protocols():
         "knn": {"k": FLAGS.knn_k, "temperature": FLAGS.knn_temperature},
         "linear_sgd": {
             "augment": FLAGS.augment,
+            "crops": FLAGS.sgd_crops,
             "epochs": FLAGS.sgd_epochs,
             "decay_epochs": FLAGS.sgd_decay_epochs,
             "batch_size": FLAGS.sgd_batch_size,
             "learning_rate": FLAGS.sgd_learning_rate,
             "weight_decay": FLAGS.sgd_weight_decay,
+            "nesterov": FLAGS.sgd_nesterov,
+            "batch_norm": FLAGS.sgd_batch_norm,
+            "init_std": FLAGS.sgd_init_std,
             "standardize": FLAGS.standardize,
             "epoch": FLAGS.epoch,
+            "state_dir": workdir_file("heads") if FLAGS.workdir and FLAGS.cache else None,
         },
         "mlp": {
             "hidden": FLAGS.mlp_hidden,

@@ -64,3 +64,26 @@ def test_images_of_a_stream(modules_dir, tmp_path):
         images, chosen = next(batches)
         assert sorted(chosen.numpy()) == list(rows)
         np.testing.assert_array_equal(images[:, 0, 0, 0], 10 * chosen.numpy())
+
+
+def test_crops(module, pictures):
+    source = tfssl.open_source(f"folder:{pictures[0]}")
+    images, index = Images(module, source, 16, 20), np.arange(source.num_examples)
+
+    def crops(kind, start_step=0):
+        data = images.random_crops(index, 4, seed=0, crops=kind, start_step=start_step).take(6 - start_step)
+        batches = list(data.as_numpy_iterator())
+        return np.concatenate([b["image"] for b in batches]), np.concatenate([b["index"] for b in batches])
+
+    plain, order = crops("random")
+    flipped, same_order = crops("random_flip")
+    np.testing.assert_array_equal(order, same_order)
+    turned = np.all(flipped == plain[:, :, ::-1], axis=(1, 2, 3))
+    assert 0 < turned.sum() < len(turned)
+    np.testing.assert_array_equal(flipped[~turned], plain[~turned])
+    later, _ = crops("random_flip", start_step=2)
+    np.testing.assert_array_equal(later, flipped[8:])
+    resized, _ = crops("resized_flip")
+    assert resized.shape == plain.shape and not np.array_equal(resized, flipped)
+    # A crop of a smaller area is enlarged, which is smoother; pictures are noise.
+    assert np.abs(np.diff(resized.astype(float), axis=2)).mean() < np.abs(np.diff(plain.astype(float), axis=2)).mean()

@@ -5,7 +5,7 @@ import tensorflow as tf
 import tfssl
 from tfssl import downstream
 from tfssl.downstream import features as extraction
-from tfssl.downstream import linear_sgd, modules, sgd, splits
+from tfssl.downstream import linear_sgd, modules, sgd, splits, state
 from tfssl.downstream.features import Features
 from tfssl.errors import UserError
 
@@ -72,6 +72,72 @@ def test_weights_equal_those_by_hand(monkeypatch):
         np.testing.assert_allclose(head.bias, b, rtol=1e-5, atol=1e-8)
 
 
+def naive_with_batch_norm(x, y, kernel, batches, rates, fit=None, weight_decay=0.1, epsilon=1e-5):
+    """Batch normalisation with a scale and a shift, Nesterov's momentum; every gradient written out. Returns a predictor."""
+    w, b = kernel, np.zeros(kernel.shape[1])
+    scale, shift = np.ones(x.shape[1]), np.zeros(x.shape[1])
+    velocities, seen = [0, 0, 0, 0], []
+    for rows, rate in zip(batches, rates):  # noqa: B905
+        rows = rows if fit is None else rows[np.isin(rows, fit)]
+        seen.append(x[rows])
+        normal = (x[rows] - x[rows].mean(0)) / np.sqrt(x[rows].var(0) + epsilon)
+        logits = (normal * scale + shift) @ w + b
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        p[np.arange(len(rows)), y[rows]] -= 1
+        p /= len(rows)
+        back = p @ w.T
+        gradients = [
+            (normal * scale + shift).T @ p + weight_decay * w,
+            p.sum(0),
+            (back * normal).sum(0),
+            back.sum(0),
+        ]
+        velocities = [0.9 * v + g for v, g in zip(velocities, gradients)]  # noqa: B905
+        steps = [rate * (g + 0.9 * v) for g, v in zip(gradients, velocities)]  # noqa: B905
+        w, b, scale, shift = (value - step for value, step in zip((w, b, scale, shift), steps))  # noqa: B905
+    seen = np.concatenate(seen)
+    mean, deviation = seen.mean(0), np.sqrt(seen.var(0) + epsilon)
+    return w, lambda x: ((x - mean) / deviation * scale + shift) @ w + b
+
+
+def test_batch_norm_and_nesterov_by_hand(monkeypatch):
+    made, build = [], linear_sgd.Linear
+    monkeypatch.setattr(linear_sgd, "Linear", lambda *a, **k: made.append(build(*a, **k)) or made[-1])
+    train, test = blobs(60, 0), blobs(200, 1)
+    settings = {"nesterov": True, "batch_norm": "learned", "init_std": 0.01, "weight_decay": 0.1, "lr_scaling": 0}
+    (result,) = linear_sgd.run(train, test, endpoints=["a"], augment=False, **settings, **SHORT)
+    part, generator = splits.split(train, test), sgd.shuffled(np.arange(60), 16, 0)
+    batches = [next(generator) for _ in range(18)]
+    rates = [0.1 * (1 if s <= 9 else 0.1 if s <= 15 else 0.01) for s in range(18)]
+    kernel = build("a", 5, 3, init_std=0.01, dtype="float64").kernel.numpy()
+    x, y = train.endpoints["a"], train.labels
+    for head, fit in zip(made, (None, part.fit)):  # noqa: B905
+        w, predict = naive_with_batch_norm(x, y, kernel, batches, rates, fit)
+        np.testing.assert_allclose(head.kernel, w, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(head(test.endpoints["a"]), predict(test.endpoints["a"]), rtol=1e-5, atol=1e-8)
+        held = (test.endpoints["a"], test.labels) if fit is None else (x[part.val], y[part.val])
+        value = np.mean(predict(held[0]).argmax(1) == held[1])
+        assert result["value" if fit is None else "val_value"] == pytest.approx(value)
+
+
+def test_normal_weights():
+    kernel = linear_sgd.Linear("a", 300, 50, init_std=0.01).kernel.numpy()
+    assert kernel.std() == pytest.approx(0.01, rel=0.02) and abs(kernel).max() > 0.03
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_batch_norm_mends_scales(dtype):
+    """Features of wild means and scales, which plain SGD diverges or stands still on."""
+    train, test = blobs(300, 0, dtype=dtype), blobs(200, 1, dtype=dtype)
+    for part in (train, test):
+        part.endpoints = {"a": part.endpoints["a"] * dtype([1e3, 1, 1e-3, 1, 10]) + dtype([5e3, 0, 1, 0, -100])}
+    settings = {"augment": False, "lr_scaling": 0, "epochs": 20, "decay_epochs": (10,), "batch_size": 16}
+    values = {kind: linear_sgd.run(train, test, batch_norm=kind, **settings)[0]["value"] for kind in ("none", "fixed")}
+    centred = linear_sgd.run(train, test, standardize=True, **settings)[0]["value"]
+    assert values["fixed"] == pytest.approx(centred, abs=0.03) and values["fixed"] > values["none"] + 0.1
+
+
 def timeless(results):
     return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in results]
 
@@ -123,6 +189,12 @@ def test_bad_settings():
         linear_sgd.run(train, train, augment=False, epoch="first")
     with pytest.raises(UserError, match="epoch=best needs a validation part"):
         linear_sgd.run(train, train, augment=False, epoch="best", val_fraction=0)
+    with pytest.raises(UserError, match="batch_norm='yes': there is none, fixed, learned"):
+        linear_sgd.run(train, train, augment=False, batch_norm="yes")
+    with pytest.raises(UserError, match="crops='all': there is random, "):
+        linear_sgd.run(train, train, augment=False, crops="all")
+    with pytest.raises(UserError, match="init_std=-1"):
+        linear_sgd.run(train, train, augment=False, init_std=-1)
     with pytest.raises(UserError, match="no features of endpoint c"):
         linear_sgd.run(train, train, augment=False, endpoints=["c"])
 
@@ -196,3 +268,53 @@ class TestImages:
         for needs in ({"standardize": True}, {"val_fraction": 0.2}, {"augment": False}):
             with pytest.raises(UserError, match="no features of endpoint block"):
                 linear_sgd.run(labels, whole, **{"val_fraction": 0, **settings, **needs})
+
+    @pytest.mark.parametrize("augment", [False, True])
+    def test_killed_and_resumed(self, parts, tmp_path, monkeypatch, augment):
+        found, _ = parts
+        settings = {
+            "endpoints": ["block", "pixels"], "epochs": 5, "decay_epochs": (3,), "batch_size": 4, "augment": augment,
+            "batch_norm": "learned", "nesterov": True, "crops": "resized_flip",
+        }  # fmt: skip
+        whole = linear_sgd.run(found, found, **settings)
+        settings["state_dir"] = str(tmp_path)
+        monkeypatch.setattr(state, "_EVERY", 0)
+        assert timeless(linear_sgd.run(found, found, **settings)) == timeless(whole)
+        (file,) = tmp_path.iterdir()
+        assert file.stat().st_size < 2000  # of a finished run the weights are not kept
+        file.unlink()
+
+        measured = []
+
+        def killed(held, heads):
+            measured.append(heads)
+            if len(measured) == 6:  # on test, in the third epoch
+                raise KeyboardInterrupt
+            return accuracies(held, heads)
+
+        accuracies = sgd.Held.accuracies
+        monkeypatch.setattr(sgd.Held, "accuracies", killed)
+        with pytest.raises(KeyboardInterrupt):
+            linear_sgd.run(found, found, **settings)
+        resumed = linear_sgd.run(found, found, **settings)
+        assert len(measured) == 6 + 2 * 3  # epochs 3 to 5
+        assert timeless(resumed) == timeless(whole)
+        assert (
+            timeless(linear_sgd.run(found, found, **settings)) == timeless(whole) and len(measured) == 12
+        )  # nothing to do
+        linear_sgd.run(found, found, **{**settings, "seed": 1})
+        assert len(measured) == 12 + 2 * 5 and len(list(tmp_path.iterdir())) == 2  # another run
+
+    def test_maps_share_statistics_over_places(self, parts, monkeypatch):
+        made, build = [], linear_sgd.Linear
+        monkeypatch.setattr(linear_sgd, "Linear", lambda *a, **k: made.append(build(*a, **k)) or made[-1])
+        found, _ = parts
+        endpoints = ["block", "pre_logits", "pixels"]
+        linear_sgd.run(found, found, endpoints=endpoints, batch_norm="fixed", epochs=1, decay_epochs=(), augment=False)
+        maps = {name: x.shape[1:] for name, x in found.images.module.endpoints(tf.zeros([1, 16, 16, 3])).items()}
+        for head, name in zip(made, endpoints):  # noqa: B905
+            channels = {"pixels": 3, **{n: shape[-1] for n, shape in maps.items()}}[name]
+            x = found.endpoints[name].reshape(-1, channels).astype(np.float64)  # a batch is all images
+            mean, square = (head.norm.sums / head.norm.count).numpy()
+            np.testing.assert_allclose(mean, x.mean(0), rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(square - mean**2, x.var(0), rtol=1e-3, atol=1e-6)

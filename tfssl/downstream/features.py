@@ -3,20 +3,18 @@
 import dataclasses
 import functools
 import hashlib
-import io
 import math
 import os
 import sys
 import time
 
 import numpy as np
-import tensorflow as tf
 from absl import logging
 from tqdm.auto import tqdm
 
 from tfssl import __version__
 from tfssl.data import pipeline
-from tfssl.downstream import modules, pooling
+from tfssl.downstream import modules, npz, pooling
 from tfssl.downstream.cache import FeatureCache
 from tfssl.downstream.images import PIXELS, Images, pixels_shape
 from tfssl.errors import UserError
@@ -55,26 +53,8 @@ class Features:
         there is none; `index` and `names` [N], of the images in the split; `class_names`. Returns `path`."""
         names = [self.images.source.name(int(i)) for i in self.index] if self.images else []
         facts = {"labels": self.labels, "index": self.index, "names": names, "class_names": self.class_names or []}
-        tf.io.gfile.makedirs(os.path.dirname(path) or ".")
-        with tf.io.gfile.GFile(path + ".unfinished", "wb") as f:
-            np.savez(_Sink(f), **self.endpoints, **facts)
-        tf.io.gfile.rename(path + ".unfinished", path, overwrite=True)
+        npz.write(path, **self.endpoints, **facts)
         return path
-
-
-class _Sink(io.RawIOBase):
-    """A file that can only be written from start to end, as `zipfile` takes it."""
-
-    def __init__(self, file):
-        self._file = file
-
-    def writable(self):
-        return True
-
-    def write(self, data):
-        data = bytes(data)
-        self._file.write(data)
-        return len(data)
 
 
 def extract(
@@ -132,7 +112,7 @@ def extract(
     cache = None
     if cache_dir and wanted:
         settings = {"image_size": size, "resize": resize, "pool": pool, "target": target, "dtype": dtype}
-        key = {"module": module.identity, "source": _identity(source), **settings, "tfssl": __version__}
+        key = {"module": module.identity, "source": identity(source), **settings, "tfssl": __version__}
         cache = FeatureCache(cache_dir, key)
     missing = [name for name in wanted if not (cache and cache.has(name))]
     start, rows, arrays = time.time(), None, {}
@@ -241,7 +221,7 @@ def _lost(source, index):
     return np.array([source.name(int(i)) for i in missing], str)
 
 
-def _identity(source):
+def identity(source):
     """What tells one data set from another, JSON-able: 1,000 names, sizes and dates at most, and the first 8 contents."""
     digest = hashlib.sha256()
     for i in np.unique(np.linspace(0, source.num_examples - 1, 1000).astype(int)):

@@ -8,11 +8,21 @@ from typing import Any
 import tensorflow as tf
 
 from tfssl.data import image, pipeline
+from tfssl.data.draws import fork
 from tfssl.data.source import Source
 from tfssl.data.subset import Subset
 from tfssl.downstream import pooling
 
 PIXELS = "pixels"
+CROPS = {  # by name, a new crop uint8 [size, size, 3] of an encoded image: (image, seed, size, resize)
+    "random": lambda encoded, seed, size, resize: image.random_crop(image.resize_small(encoded, resize), seed, size),
+    "random_flip": lambda encoded, seed, size, resize: image.random_flip(
+        CROPS["random"](encoded, seed, size, resize), fork(seed, 0)
+    ),
+    "resized_flip": lambda encoded, seed, size, resize: image.random_flip(
+        image.random_resized_crop(encoded, seed, size, (0.08, 1.0), min_object_covered=0.0), fork(seed, 0)
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,22 +47,29 @@ class Images:
     dtype: str = "float32"
     batch_size: int = 64
 
-    def random_crops(self, index, batch_size, seed):
-        """Endless batches: each epoch takes the images in another order and a random crop of each (2019 study: no flip).
+    def channels(self, endpoint):
+        """C of an endpoint's maps, or of its vectors; pooling does not change it."""
+        return 3 if endpoint == PIXELS else self.module.shapes(self.size)[endpoint][-1]
+
+    def random_crops(self, index, batch_size, seed, crops="random", start_step=0):
+        """Endless batches: each epoch takes the images in another order and a random crop of each.
 
         Args:
           index: int [n], places of images in the source's split.
           batch_size: images per batch, B.
           seed: of the order and of the crops.
+          crops: one of CROPS: "random", a crop of the resized image (Kolesnikov et al. 2019); "random_flip", the same, mirrored
+            or not; "resized_flip", a crop of 8 to 100 % of the image's area, resized, mirrored or not (VISSL).
+          start_step: the first batch.
 
         Returns:
           a data set of {"image": uint8 [B, S, S, 3], "index": int64 [B], ...}; see `pipeline.training_batches`.
         """
 
         def crop(encoded, seed):
-            return image.random_crop(image.resize_small(encoded, self.resize), seed, self.size)
+            return CROPS[crops](encoded, seed, self.size, self.resize)
 
-        return pipeline.training_batches(Subset(self.source, index), crop, batch_size, seed)
+        return pipeline.training_batches(Subset(self.source, index), crop, batch_size, seed, start_step)
 
     def encoder(self, names, batch_size):
         """The graph function uint8 [B, S, S, 3] -> {endpoint: [B, D]}, in which the module infers."""

@@ -5,16 +5,25 @@ supplement, section 2): one head per endpoint of the frozen module, all trained 
 
 Published: batches of 2048 images (1024 for patch tasks), rate divided by ten after 480 and 500 of 520 epochs; the
 study's code, for smaller machines: 512 images, after 30 and 50 of 70.
+
+Goyal et al. 2019 (arXiv 1905.01235) put a batch normalisation before each matrix, and learn for 28 epochs:
+`flags/goyal/eval_linear_sgd.flags`.
 """
 
+import hashlib
 import time
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfssl import __version__
 from tfssl.downstream import sgd, splits
+from tfssl.downstream.batch_norm import KINDS, BatchNorm
+from tfssl.downstream.features import identity
+from tfssl.downstream.images import CROPS
 from tfssl.downstream.lbfgs import moments
+from tfssl.downstream.state import State
 from tfssl.errors import UserError
 
 ONE_PASS = True  # all endpoints at once: `run` wants all of their names
@@ -37,17 +46,22 @@ def run(
     val=None,
     endpoints=None,
     augment=True,
+    crops="random",
     epochs=70,
     decay_epochs=(30, 50),
     batch_size=256,
     learning_rate=0.1,
     lr_scaling=256,
     weight_decay=0.0,
+    nesterov=False,
+    batch_norm="none",
+    init_std=0.0,
     standardize=False,
     epoch="last",
     train_labels="all",
     val_fraction=0.2,
     seed=0,
+    state_dir=None,
 ):
     """Test accuracy of a linear classifier on each endpoint.
 
@@ -60,18 +74,26 @@ def run(
       endpoints: names; all of `test` by default.
       augment: random crops through the module in each epoch; False: the extracted features, without passes through the
         module.
+      crops: what a random crop is: "random", "random_flip" or "resized_flip"; see `Images.random_crops`.
       epochs, decay_epochs: length, and after how many epochs the rate is divided by ten.
       batch_size: images per step; at most as many as there are.
       learning_rate: at the first step, times batch_size / lr_scaling (0: not scaled).
-      weight_decay: adds 0.5 * weight_decay * ||W||^2.
+      weight_decay: adds 0.5 * weight_decay * ||W||^2 (nothing for biases, or for the normalisation's scales and shifts).
+      nesterov: Nesterov's momentum.
+      batch_norm: "fixed": features are normalised by the batch's mean and variance of each channel, when measured by those of
+        all crops so far; "learned": and then scaled and shifted. Features that are not of `extract` have D channels.
+      init_std: deviation of the normal distribution of initial weights; 0: Glorot's uniform one.
       standardize: scale each feature to mean 0 and standard deviation 1 first (those of `train`'s features).
       epoch: which epoch's heads are reported: "last", or "best" on validation.
       train_labels, val_fraction, seed: which rows are learned from; see `splits`.
+      state_dir: a folder, where a run that was killed finds its last whole epoch; for features of `extract` only.
 
     Returns:
       a list of results, "curve" in each: [[epoch, accuracy on validation or None, on test], ...].
     """
+    settings = dict(locals())
     decay_epochs = sgd.check("linear_sgd", epochs, decay_epochs, batch_size, learning_rate)
+    check(crops, batch_norm, init_std)
     part = splits.split(train, test, train_labels, val_fraction, seed, val)
     sgd.check_epoch(epoch, part)
     if augment and train.images is None:
@@ -80,31 +102,41 @@ def run(
     names = splits.endpoints([test, val, train if reads_train else None], endpoints)
     start = time.time()
     batch = min(batch_size, len(part.rows))
-    plan = sgd.Plan(epochs, decay_epochs, batch, learning_rate * (batch / lr_scaling if lr_scaling else 1))
+    rate = learning_rate * (batch / lr_scaling if lr_scaling else 1)
+    plan = sgd.Plan(epochs, decay_epochs, batch, rate, nesterov=nesterov)
 
     classes, labels = np.unique(train.labels, return_inverse=True)
     scales = {name: moments(train.endpoints[name], part.rows) for name in names} if standardize else {}
-    heads = [
-        Linear(
+
+    def head(name, fits_all):
+        dims = test.endpoints[name].shape[1]
+        channels = test.images.channels(name) if test.images else dims
+        dtype = "float64" if test.endpoints[name].dtype == np.float64 else "float32"
+        return Linear(
             name,
-            test.endpoints[name].shape[1],
+            dims,
             len(classes),
             l2=0.5 * weight_decay,
             fits_all=fits_all,
             seed=seed,
             scale=scales.get(name),
-            dtype="float64" if test.endpoints[name].dtype == np.float64 else "float32",
+            norm=None if batch_norm == "none" else BatchNorm(channels, batch_norm == "learned", dtype),
+            init_std=init_std,
+            dtype=dtype,
         )
-        for fits_all in ([True] if part.fits_all else [True, False])
-        for name in names
-    ]
+
+    heads = [head(name, fits_all) for fits_all in ([True] if part.fits_all else [True, False]) for name in names]
     finals, trials = heads[: len(names)], heads[-len(names) :]  # one and the same if nothing is held out
     on_val = sgd.Held(part.held, part.val, names, classes)
     on_test = sgd.Held(test, np.arange(len(test.labels)), names, classes)
+    state = State(state_dir, _key(settings, names)) if state_dir and train.images else State()
+    done = state.epoch * plan.steps(len(part.rows))
     if augment:
-        batches, encode = _crops(train, part.rows, batch, seed), train.images.large_batch_encoder(names, batch)
+        batches = _crops(train, part.rows, batch, seed, crops, done)
+        encode = train.images.large_batch_encoder(names, batch)
     else:
-        batches, encode = sgd.feature_batches(train, names, part.rows, batch, seed), lambda features: features
+        batches = sgd.feature_batches(train, names, part.rows, batch, seed, done)
+        encode = lambda features: features  # noqa: E731
 
     curve, losses, rate = sgd.train(
         heads,
@@ -117,6 +149,7 @@ def run(
         lambda: [on_val.accuracies(trials), on_test.accuracies(finals)],
         seed,
         title=f"linear_sgd@{len(part.rows)}",
+        state=state,
     )
     return [
         {
@@ -127,11 +160,15 @@ def run(
             "train_labels": len(part.rows),
             "features": test.endpoints[name].shape[1],
             "augment": augment,
+            "crops": crops,
             "epochs": epochs,
             "decay_epochs": list(decay_epochs),
             "batch_size": batch,
             "learning_rate": plan.learning_rate,
             "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "batch_norm": batch_norm,
+            "init_std": init_std,
             "standardize": standardize,
             "loss": losses[i],
             "diverged": losses[i] is None,
@@ -142,14 +179,33 @@ def run(
     ]
 
 
-def _crops(train, rows, batch_size, seed):
+def check(crops, batch_norm, init_std):
+    """Raise UserError for settings that are none."""
+    for name, value, known in (("crops", crops, CROPS), ("batch_norm", batch_norm, KINDS)):
+        if value not in known:
+            raise UserError(f"linear_sgd: {name}={value!r}: there is {', '.join(known)}")
+    if not 0 <= init_std < float("inf"):
+        raise UserError(f"linear_sgd: init_std={init_std}: a deviation is at least 0")
+
+
+def _key(settings, names):
+    """What a run depends on, for `State`."""
+    key = {name: str(value) for name, value in settings.items() if name not in ("train", "test", "val", "state_dir")}
+    parts = [settings[part] for part in ("train", "test", "val") if settings[part] is not None]
+    images = [(part.images.module.identity, identity(part.images.source)) for part in parts]
+    sizes = [(part.images.size, part.images.resize, part.images.pool, part.images.target) for part in parts]
+    rows = [hashlib.sha256(part.index.tobytes() + part.labels.tobytes()).hexdigest() for part in parts]
+    return {**key, "endpoints": names, "images": images, "sizes": sizes, "rows": rows, "tfssl": __version__}
+
+
+def _crops(train, rows, batch_size, seed, crops="random", start_step=0):
     """Batches for `sgd.train`: (images uint8 [B, S, S, 3], rows of `train`)."""
     row = np.zeros(train.images.source.num_examples, np.int64)
     row[train.index] = np.arange(len(train.index))
     row = tf.constant(row)
-    if train.images.size == train.images.resize:
+    if crops == "random" and train.images.size == train.images.resize:
         logging.warning(
             "image_size and resize are both %d: square images have one crop; augment=False is faster", train.images.size
         )
-    data = train.images.random_crops(train.index[rows], batch_size, seed)
+    data = train.images.random_crops(train.index[rows], batch_size, seed, crops, start_step)
     return data.map(lambda batch: (batch["image"], tf.gather(row, batch["index"])))

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from tfssl.data.draws import Draws
 from tfssl.downstream.lbfgs import in_chunks
+from tfssl.downstream.state import State
 from tfssl.errors import UserError
 from tfssl.optim.schedules import schedule
 
@@ -34,29 +35,39 @@ class Classifier(tf.Module):
       fits_all: whether it learns from all rows, or leaves out those of the validation part.
       seed: of the weights; with the endpoint's name.
       scale: (mean, standard deviation) [D] to standardise by; None: features as they are.
+      norm: a `BatchNorm` for the features, or None.
+      init_std: deviation of the normal distribution that kernels are drawn from; 0: Glorot's uniform one.
       dtype: of weights and computation, float32 or float64.
     """
 
-    def __init__(self, endpoint, dims, l2=0.0, fits_all=True, seed=0, scale=None, dtype="float32"):
+    def __init__(
+        self, endpoint, dims, l2=0.0, fits_all=True, seed=0, scale=None, norm=None, init_std=0.0, dtype="float32"
+    ):
         super().__init__()
         self.endpoint, self.l2, self.fits_all, self.dtype = endpoint, l2, fits_all, dtype
+        self.norm, self.init_std = norm, init_std
         self.kernels, self._seed = [], [seed, zlib.crc32(endpoint.encode())]
         self._scale = None if scale is None else [tf.constant(v, dtype) for v in (scale[0], 1 / scale[1])]
         self._rows = tf.TensorSpec([None, dims], dtype)
 
     def layer(self, inputs, outputs):
-        """(kernel [inputs, outputs], Glorot-uniform; bias [outputs], zero)."""
+        """(kernel [inputs, outputs], random; bias [outputs], zero)."""
         seed = [self._seed[0], self._seed[1] + len(self.kernels)]
         limit = np.sqrt(6 / (inputs + outputs))
-        kernel = tf.random.stateless_uniform([inputs, outputs], seed, -limit, limit, self.dtype)
+        if self.init_std:
+            kernel = tf.random.stateless_normal([inputs, outputs], seed, stddev=self.init_std, dtype=self.dtype)
+        else:
+            kernel = tf.random.stateless_uniform([inputs, outputs], seed, -limit, limit, self.dtype)
         self.kernels.append(tf.Variable(kernel, name="kernel"))
         return self.kernels[-1], tf.Variable(tf.zeros([outputs], self.dtype), name="bias")
 
-    def __call__(self, features, draws=None):
-        """Logits [B, C]; with `draws` as in training."""
+    def __call__(self, features, draws=None, weight=None):
+        """Logits [B, C]; with `draws` and `weight` [B], of the rows in the loss, as in training."""
         x = tf.cast(features, self.dtype)
         if self._scale is not None:
             x = (x - self._scale[0]) * self._scale[1]
+        if self.norm is not None:
+            x = self.norm(x, weight)
         return self.logits(x, draws)
 
     @functools.cached_property
@@ -75,6 +86,7 @@ class Plan:
 
     Attributes:
       epochs, decay_epochs, batch_size, learning_rate, momentum: as they say; the rate is that of the first step.
+      nesterov: look ahead: a step goes along gradient + momentum * velocity.
     """
 
     epochs: int
@@ -82,6 +94,11 @@ class Plan:
     batch_size: int
     learning_rate: float
     momentum: float = 0.9
+    nesterov: bool = False
+
+    def steps(self, count):
+        """Of an epoch of `count` rows."""
+        return max(count // self.batch_size, 1)
 
 
 def check(protocol, epochs, decay_epochs, batch_size, learning_rate):
@@ -113,15 +130,15 @@ def reported(curve, epoch):
     return {"value": at[2], "val_value": at[1], "epoch": at[0], "epoch_rule": epoch, "curve": curve}
 
 
-def train(classifiers, batches, encode, labels, in_fit, plan, count, measure, seed=0, title=""):
+def train(classifiers, batches, encode, labels, in_fit, plan, count, measure, seed=0, title="", state=None):
     """Let classifiers learn, and measure them after each epoch.
 
     The loss is a sum over classifiers of mean cross-entropy + penalty. Momentum is TensorFlow's: v = m v + gradient,
-    W = W - rate v.
+    W = W - rate v; with Nesterov's W = W - rate (gradient + m v).
 
     Args:
       classifiers: list of Classifier.
-      batches: endless iterable of (payload, row numbers int64 [B]).
+      batches: endless iterable of (payload, row numbers int64 [B]), from the first step that `state` has not done.
       encode: graph function payload -> {endpoint: [B, D]}.
       labels: int [N], the class of each row.
       in_fit: bool [N], the rows that classifiers with fits_all=False learn from.
@@ -130,18 +147,21 @@ def train(classifiers, batches, encode, labels, in_fit, plan, count, measure, se
       measure: function () -> list of numbers, called after each epoch.
       seed: of the dropout's masks.
       title: of the line that shows the progress.
+      state: a `State`, which an evaluation that was killed goes on from; None: nothing is kept.
 
     Returns:
       (curve: list of [epoch, *what `measure` gave], mean loss of each classifier over the last epoch: list of float or
       None where it is not finite, images a second).
     """
-    steps = max(count // plan.batch_size, 1)
+    state, steps = state or State(), plan.steps(count)
     rate_at = schedule(
         "piecewise", plan.learning_rate, plan.epochs * steps, decay_steps=[round(e * steps) for e in plan.decay_epochs]
     )
     variables = [list(c.trainable_variables) for c in classifiers]
     velocities = [[tf.Variable(tf.zeros_like(v), trainable=False) for v in mine] for mine in variables]
     sums = tf.Variable(tf.zeros([len(classifiers)], tf.float64), trainable=False)
+    kept = [v for c, its in zip(classifiers, velocities) for v in (*c.variables, *its)]  # noqa: B905
+    state.restore(kept)
     labels, in_fit = tf.constant(labels, tf.int32), tf.constant(in_fit)
 
     @tf.function(autograph=False)
@@ -153,34 +173,37 @@ def train(classifiers, batches, encode, labels, in_fit, plan, count, measure, se
         losses = []
         for c, mine, velocity in zip(classifiers, variables, velocities):  # noqa: B905 (Python 3.9)
             with tf.GradientTape() as tape:
-                logits = c(inputs[c.endpoint], draws)  # BxC
+                weight = tf.ones_like(y, c.dtype) if c.fits_all else tf.cast(held_in, c.dtype)  # B
+                logits = c(inputs[c.endpoint], draws, weight)  # BxC
                 loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)  # B
-                weight = tf.ones_like(loss) if c.fits_all else tf.cast(held_in, loss.dtype)
                 loss = tf.math.divide_no_nan(tf.reduce_sum(weight * loss), tf.reduce_sum(weight)) + c.penalty()
             for w, v, g in zip(mine, velocity, tape.gradient(loss, mine)):  # noqa: B905
-                w.assign_sub(tf.cast(rate_at(number), w.dtype) * v.assign(plan.momentum * v + g))
+                v.assign(plan.momentum * v + g)
+                w.assign_sub(tf.cast(rate_at(number), w.dtype) * (plan.momentum * v + g if plan.nesterov else v))
             losses.append(tf.cast(loss, tf.float64))
         sums.assign_add(tf.stack(losses))
 
-    curve, progress, compiled = [], Progress(title, plan, steps), None
-    batches = zip(itertools.count(), batches)  # noqa: B905
-    for epoch in range(1, plan.epochs + 1):
+    curve, losses, progress, compiled = list(state.curve), state.losses, Progress(title, plan, steps, state.epoch), None
+    batches = zip(itertools.count(state.epoch * steps), batches)  # noqa: B905
+    for epoch in range(state.epoch + 1, plan.epochs + 1):
         sums.assign(tf.zeros_like(sums))
         for number, (payload, rows) in itertools.islice(batches, steps):
             compiled = compiled or step.get_concrete_function(payload, rows, tf.TensorSpec([], tf.int64))
             compiled(payload, rows, tf.constant(number, tf.int64))
             progress.step(epoch)
         curve.append([epoch, *measure()])
+        losses = [float(loss) if np.isfinite(loss) else None for loss in sums.numpy() / steps]
+        state.save(kept if epoch < plan.epochs else [], curve, losses)
     progress.close()
-    losses = [float(loss) if np.isfinite(loss) else None for loss in sums.numpy() / steps]
     return curve, losses, progress.rate()
 
 
 class Progress:
     """Images a second and the time that is left: a bar on a terminal or in a notebook, a line now and then elsewhere."""
 
-    def __init__(self, title, plan, steps):
-        self.title, self.plan, self.done, self.total = title, plan, 0, plan.epochs * steps * plan.batch_size
+    def __init__(self, title, plan, steps, epochs_done=0):
+        self.title, self.plan, self.done = title, plan, 0
+        self.total = (plan.epochs - epochs_done) * steps * plan.batch_size
         self.start = self.first = self.said = time.time()
         self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.bar = tqdm(total=self.total, unit=" images", unit_scale=True, desc=title, disable=not self.live)
@@ -201,7 +224,11 @@ class Progress:
     def rate(self):
         """Images a second, measuring included, since the first step ended."""
         after = self.done - self.plan.batch_size
-        return after / max(time.time() - self.first, 1e-9) if after else self.done / max(time.time() - self.start, 1e-9)
+        return (
+            after / max(time.time() - self.first, 1e-9)
+            if after > 0
+            else self.done / max(time.time() - self.start, 1e-9)
+        )
 
     def close(self):
         self.bar.close()
@@ -217,9 +244,9 @@ def shuffled(rows, batch_size, seed):
             rest = rest[batch_size:]
 
 
-def feature_batches(features, endpoints, rows, batch_size, seed):
-    """Batches for `train` from features as they lie, in memory or on disk: ({endpoint: [B, D]}, rows)."""
-    for chosen in shuffled(rows, batch_size, seed):
+def feature_batches(features, endpoints, rows, batch_size, seed, start=0):
+    """Batches for `train` from features as they lie, in memory or on disk, from step `start`: ({endpoint: [B, D]}, rows)."""
+    for chosen in itertools.islice(shuffled(rows, batch_size, seed), start, None):
         yield {name: tf.constant(features.endpoints[name][chosen]) for name in endpoints}, tf.constant(chosen)
 
 
