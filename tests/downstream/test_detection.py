@@ -155,10 +155,11 @@ def module(tmp_path_factory):
 def test_heads_learn_what_is_there(scenes, module, trunk):
     train, test = scenes
     before = [v.numpy() for v in module.variables]
-    few = {"units": 16, "size": (48, 64), "epochs": 25, "learning_rate": 0.01, "trunk": trunk}
-    (result,) = detection.run(module, train, test, endpoints=["stem"], **few)
+    few = {"units": 16, "layers": 2, "size": (48, 64), "epochs": 16, "learning_rate": 0.01, "trunk": trunk}
+    few["val_fraction"] = 0  # dense.run's choice is segmentation's test
+    (result,) = detection.run(module, train, test, endpoints=["block"], **few)
     assert result["metric"] == "AP50" and set(result["per_class"]) == {"bright", "dark"} and result["trunk"] == trunk
-    assert result["value"] > 0.6 and result["val_value"] > 0.4 and 0 < result["coco_ap"] < result["value"], result
+    assert result["value"] > 0.6 and 0 < result["coco_ap"] < result["value"], result
     assert Image.open(__import__("io").BytesIO(result["picture"])).size[0] == 2 * 64 + 4
     for v, value in zip(module.variables, before):  # noqa: B905
         np.testing.assert_array_equal(v, value)

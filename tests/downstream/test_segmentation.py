@@ -34,7 +34,7 @@ def module(tmp_path_factory):
     return modules.load(tiny_modules.save_ours(tmp_path_factory.mktemp("module")))
 
 
-@pytest.mark.parametrize("head,epochs,names", [("linear", 30, None), ("dilated", 12, ["stem"])])
+@pytest.mark.parametrize("head,epochs,names", [("linear", 30, None), ("dilated", 8, ["stem"])])
 def test_heads_learn_what_is_there(scenes, module, head, epochs, names):
     train, test = scenes
     results = segmentation.run(module, train, test, endpoints=names, head=head, epochs=epochs)
@@ -44,8 +44,9 @@ def test_heads_learn_what_is_there(scenes, module, head, epochs, names):
         assert len(result["per_class"]) == 3 and result["value"] == pytest.approx(np.mean(result["per_class"]))
     best = results[0]
     assert best["value"] > 0.75 and best["val_value"] > 0.6, results
-    again = segmentation.run(module, train, test, endpoints=["stem"], head=head, epochs=epochs)
-    assert again[0]["value"] == pytest.approx(best["value"], abs=0.02)
+    if head == "linear":
+        again = segmentation.run(module, train, test, endpoints=["stem"], epochs=epochs, val_fraction=0)
+        assert again[0]["value"] == pytest.approx(best["value"], abs=0.02)
 
 
 def test_iou_is_that_of_keras():
