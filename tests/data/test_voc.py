@@ -118,6 +118,10 @@ def test_features_keep_their_targets_where_images_are_lost(voc):
     assert features.num_classes is None and features.class_names == ["boat", "cat", "dog"]
 
 
+def _box(i, of_class):
+    return i / 10, 0.1, 0.9, 0.2 + len(of_class) / 10
+
+
 class TfsslVoc(tfds.core.GeneratorBasedBuilder):
     """Five images as TFDS's "voc" describes them, or with plain lists of labels."""
 
@@ -128,7 +132,14 @@ class TfsslVoc(tfds.core.GeneratorBasedBuilder):
         label = tfds.features.ClassLabel(names=["boat", "cat", "dog"])
         found = {
             "image": tfds.features.Image(),
-            "objects": tfds.features.Sequence({"label": label, "is_difficult": np.bool_}),
+            "objects": tfds.features.Sequence(
+                {
+                    "label": label,
+                    "is_difficult": np.bool_,
+                    "bbox": tfds.features.BBoxFeature(),
+                    "pose": tfds.features.Text(),
+                }
+            ),
             "labels": tfds.features.Sequence(label),
             "labels_no_difficult": tfds.features.Sequence(label),
         }
@@ -145,7 +156,11 @@ class TfsslVoc(tfds.core.GeneratorBasedBuilder):
             marks = {of_class: MARKS[of_class][name] for of_class in MARKS}
             example = {
                 "image": np.full((4, 5, 3), i, np.uint8),
-                "objects": [{"label": c, "is_difficult": mark == 0} for c, mark in marks.items() if mark != -1],
+                "objects": [
+                    {"label": c, "is_difficult": mark == 0, "bbox": tfds.features.BBox(*_box(i, c)), "pose": "Left"}
+                    for c, mark in marks.items()
+                    if mark != -1
+                ],
                 "labels": [c for c, mark in marks.items() if mark != -1],
                 "labels_no_difficult": [c for c, mark in marks.items() if mark == 1],
             }
@@ -164,6 +179,14 @@ def test_tfds(tmp_path, config):
         marks = [MARKS[c][name] for c in source.class_names]
         if config == "plain":
             marks = [1 if mark == 0 else mark for mark in marks]
+        shown = [(source.class_names.index(c), its[name]) for c, its in MARKS.items() if its[name] != -1]
+        assert ("boxes" in record) == (config == "voc") == ("boxes" in source.annotations)
+        if config == "voc":
+            number = SPLITS["trainval"].index(name)
+            assert record["classes"].tolist() == [c for c, _ in shown]
+            assert record["difficult"].tolist() == [mark == 0 for _, mark in shown]
+            boxes = np.array([_box(number, source.class_names[c]) for c, _ in shown]).reshape(-1, 4)
+            np.testing.assert_allclose(record["boxes"], boxes, atol=1e-6)
         assert record["label"] == -1 and source.targets()[record["index"]].tolist() == marks
     part = tfssl.open_source(f"tfds:tfssl_voc/{config}", "train[40%:]", data_dir=str(tmp_path))
     np.testing.assert_array_equal(part.targets(), source.targets()[2:])

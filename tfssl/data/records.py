@@ -141,11 +141,15 @@ class TFDSSource(StreamSource):
         image, label = _features(info.features, tfds.features, spec)
         classes = info.features[label].num_classes if label else None
         lists = [] if label else _lists_of_labels(info.features, tfds.features)
+        objects = [] if label else _parts_of_objects(info.features, tfds.features)
         named = info.features[label] if label else info.features[lists[0]].feature if lists else None
+        named = info.features["objects"].feature["label"] if objects and not named else named
         super().__init__(spec, split, shards, shuffle_buffer, classes, list(named.names) if named else None)
         self._lists, self._targets = lists, None
         self._list_features = tfds.decode.PartialDecoding(dict.fromkeys(lists, True)).extract_features(info.features)
         wanted = {key: True for key in (image, label) if key}
+        if objects:
+            wanted["objects"], self.annotations = set(objects), ("boxes",)
         partial = tfds.decode.PartialDecoding(wanted, {image: tfds.decode.SkipDecoding()})
         self._image, self._label, self._decoders = image, label, partial.decoders
         self._features = partial.extract_features(info.features)
@@ -153,7 +157,12 @@ class TFDSSource(StreamSource):
     def fetch(self, record):
         example = self._features.deserialize_example(record["serialized"], decoders=self._decoders)
         label = example[self._label] if self._label else -1
-        return {"image": example[self._image], "label": tf.cast(label, tf.int64), "index": record["index"]}
+        found = {"image": example[self._image], "label": tf.cast(label, tf.int64), "index": record["index"]}
+        if "objects" in example:
+            objects, none = example["objects"], tf.zeros_like(example["objects"]["label"], tf.bool)
+            found |= {"boxes": objects["bbox"], "classes": tf.cast(objects["label"], tf.int64)}
+            found["difficult"] = objects.get("is_difficult", objects.get("is_crowd", none))
+        return found
 
     def targets(self):
         if self._lists and self._targets is None:  # a pass over the files; images are not decoded
@@ -193,6 +202,16 @@ def _lists_of_labels(features, kinds):
     keys = [key for key in ("labels", "labels_no_difficult") if key in features]
     keys = [key for key in keys if isinstance(getattr(features[key], "feature", None), kinds.ClassLabel)]
     return keys if "labels" in keys else []
+
+
+def _parts_of_objects(features, kinds):
+    """The keys of "objects" where they are boxes with a class (VOC, COCO), those that tell of difficult ones among them."""
+    parts = getattr(features["objects"], "feature", None) if "objects" in features else None
+    if not isinstance(parts, kinds.FeaturesDict) or "bbox" not in parts or "label" not in parts:
+        return []
+    if not isinstance(parts["bbox"], kinds.BBoxFeature) or not isinstance(parts["label"], kinds.ClassLabel):
+        return []
+    return [key for key in ("bbox", "label", "is_difficult", "is_crowd") if key in parts]
 
 
 def _features(features, kinds, spec):

@@ -6,7 +6,7 @@ from tfssl.errors import UserError
 
 _SOURCES = {  # what a dense protocol needs -> how to say it
     "mask": "masks, which masks:PATH and glyphs have",
-    "boxes": "objects in boxes, which boxes:PATH and glyphs have",
+    "boxes": "objects in boxes, which boxes:PATH, tfds:voc, tfds:coco and glyphs have",
     "normals": "surface normals, which normals:PATH has",
 }
 
