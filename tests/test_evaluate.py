@@ -323,7 +323,7 @@ def test_help_is_quick_and_complete(tfssl_command):
         (["--module=nowhere", "--dataset=nowhere"], "nowhere"),
         (
             ["--module=m", "--protocol=svc"],
-            "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, segmentation, features",
+            "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, segmentation, detection, surface_normals, all, features",
         ),
         (["--module=m", "--protocol=features"], "--workdir is missing"),
         (["--module=m", "--test_split="], "--test_split is empty"),
@@ -395,7 +395,7 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
         ([ours, data, "--protocol=linear_sgd", "--sgd_decay_epochs=a"], ["linear_sgd: decay_epochs", "such as 30,50"]),
         ([ours, data, "--train_labels=1000"], ["train_labels=1000", "60"]),
         ([ours, data, "--train_labels=2"], ["2 labels", "3 classes"]),
-        ([ours, data, "--protocol=knn,segmentation"], ["--protocol=segmentation needs masks", "folder:", "has none"]),
+        ([ours, data, "--protocol=knn,segmentation"], ["--protocol=segmentation: --dataset=folder:", "has no masks"]),
         ([ours, data, "--image_size=32", "--resize=20"], ["resize=20", "image_size=32"]),
         ([f"--module={modules_dir}/theirs.tar.gz", data, "--image_size=32"], ["does not take 32x32"]),
         ([f"--module={modules_dir}/ours", data], ["no saved_model.pb", "ours/1"]),
@@ -524,3 +524,43 @@ def test_labels_and_masks_of_one_data_set(tfssl_command, modules_dir, tmp_path):
     assert (record["train_examples"], record["test_examples"], record["num_classes"]) == (60, 30, 10)
     (chance,) = (line for line in run.stdout.splitlines() if line.startswith("chance"))
     assert chance.split() == ["chance", "10.0"]  # of accuracy alone
+
+
+@pytest.fixture(scope="module")
+def everything(tfssl_command, modules_dir, tmp_path_factory):
+    """--protocol=all of a module that says how it was trained, and of one that does not: (workdir, finished process)."""
+    folder = tmp_path_factory.mktemp("all")
+    network = ("--backbone=resnet18_v2", "--width_multiplier=0.0625", "--stem=small", "--image_size=16")
+    made = tfssl_command("export", "--random_init", *network, "--seed=1", f"--export_dir={folder}/made")
+    assert made.returncode == 0, made.stderr
+    facts = json.loads((folder / "made" / "assets" / "tfssl.json").read_text())
+    (folder / "made" / "assets" / "tfssl.json").write_text(json.dumps({**facts, "random_init": False}))  # as if trained
+    process = tfssl_command(
+        "evaluate", f"--module=made={folder}/made,theirs={modules_dir}/theirs.tar.gz", "--dataset=glyphs", "--protocol=all",
+        "--train_split=train[:60]", "--test_split=test[:30]", "--endpoints=all", "--low_shot_k=1,4,16", "--low_shot_samples=1",
+        "--few_shot_k=1", "--few_shot_episodes=6", "--svm_costs=1", "--mlp_epochs=2", "--mlp_decay_epochs=1", "--mlp_hidden=8",
+        "--mlp_l2=1e-3", "--dense_epochs=1", "--detection_units=8", "--train_labels=20,all", f"--workdir={folder}/out",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout + process.stderr
+    return folder / "out", process
+
+
+def test_all_protocols_beside_an_untrained_network(everything):
+    workdir, process = everything
+    record = json.loads((workdir / "results.json").read_text())
+    modules = record["modules"]
+    assert list(modules) == ["made", "theirs", "random"]
+    assert modules["random"]["untrained_of"] == ["made"] and "untrained_of" not in modules["made"]
+    assert modules["random"]["identity"] != modules["made"]["identity"]
+    measured = {(r["module"], r["protocol"]) for r in record["results"]}
+    of_labels = {"logistic", "knn", "mlp", "svm", "low_shot", "few_shot"}
+    dense = {(m, p) for m in ("made", "random") for p in ("segmentation", "detection")}  # theirs takes 16x16 alone
+    assert measured == {(m, p) for m in modules for p in of_labels} | dense
+    assert {r["shots"] for r in record["results"] if r["protocol"] == "low_shot" and r["train_labels"] == 60} == {1, 4}
+    assert process.stderr == ""
+    assert record["notes"] == [line for line in process.stdout.splitlines() if line in record["notes"]]
+    theirs, few, more, size = record["notes"]
+    assert theirs.startswith("theirs: no untrained network") and "does not take 32x32" in size
+    assert "low_shot on 20 labels, k=4,16" in few and "low_shot on 60 labels, k=16" in more
+    for name in modules:
+        assert (workdir / f"{name}_neighbors.png").exists()

@@ -6,12 +6,13 @@ endpoint.
   --train_labels=1%,all --workdir=eval
 
 Any module that takes float32 RGB images in [0, 1] will do. Settings are chosen on --val_split, or on a part of the
-training labels, never on the test split. Give an untrained module too (tfssl-export --random_init): raw pixels and an
-untrained network are the baselines to beat.
+training labels, never on the test split. Raw pixels and an untrained network are the baselines to beat: --protocol=all measures
+all that the images permit, with both beside it.
 """
 
 import os
 import sys
+import tempfile
 import time
 
 from absl import flags
@@ -62,8 +63,11 @@ def define_flags():
             "Keep features in --workdir, and what linear_sgd has reached; and use those there of the same module, data and settings.")
     with cli.section("Protocols"):
         flags.DEFINE_list("protocol", ["logistic"],
-            f"A comma list of: {', '.join(downstream.NAMES + downstream.DENSE)}; features writes WORKDIR/MODULE_PART.npz of each split, "
-            "for programs of your own (no labels needed; alone, --test_split may be empty).")
+            f"A comma list of: {', '.join(downstream.NAMES + downstream.DENSE)}; all: those that the images permit, but linear_sgd, "
+            "which asks logistic's question again, slowly; features writes WORKDIR/MODULE_PART.npz of each split, for programs of your own "
+            "(no labels needed; alone, --test_split may be empty).")
+        flags.DEFINE_boolean("random_init", None,
+            "Measure the same network untrained beside each module of tfssl-export's; equal networks once. Default: with --protocol=all.")
         flags.DEFINE_list("train_labels", ["all"],
             "How many training labels are used, a comma list with a column of the table each: all (2019 study), a "
             "percentage such as 1%, or a number of images. Class-balanced; the 1% lie within the 10%.")
@@ -177,15 +181,15 @@ def define_flags():
         flags.DEFINE_string("workdir", None,
             "Folder for results.json, results.png, results_curve.png (accuracy over epochs) and cached features. Default: "
             "nothing is written.")
-        flags.DEFINE_integer("neighbors", 0, lower_bound=0, help=
+        flags.DEFINE_integer("neighbors", None, lower_bound=0, help=
             "Above 0: WORKDIR/MODULE_neighbors.png shows so many nearest training images of ten test images, by the starred "
-            "endpoint, or the last.")
+            "endpoint, or the last. Default: 5 with --protocol=all and --workdir, else 0.")
 # fmt: on
 
 
 def main(_):
     start = time.time()
-    named, protocols = handles.named(FLAGS.module), read_protocols()
+    named, (protocols, optional) = handles.named(FLAGS.module), read_protocols()
     from tfssl.data import open_source, overlap
     from tfssl.downstream import measure, modules, needs, report, splits
 
@@ -196,32 +200,47 @@ def main(_):
     sources = {part: open_source(FLAGS.dataset, split, **where) for part, split in parts.items() if split}
     if protocols:
         overlap.check(sources, FLAGS.data_dir)
-        needs.check_sources(protocols, sources.values())
+    notes = []
+    protocols = needs.permitted(protocols, sources.values(), optional, notes.append)
     of_maps = {name: settings for name, settings in protocols.items() if name in downstream.DENSE}
     of_features = {name: settings for name, settings in protocols.items() if name not in of_maps}
     if of_features:
         for amount in FLAGS.train_labels:
             splits.label_count(amount, sources["train"].num_examples, sources["train"].num_classes or 1)
-    extracting = of_features or FLAGS.neighbors or "features" in FLAGS.protocol
     names = None if FLAGS.endpoints == ["all"] else FLAGS.endpoints
-    wanted = measure.endpoints(opened, names, FLAGS.image_size or None, FLAGS.resize or None) if extracting else {}
+    extracting = of_features or FLAGS.neighbors or "features" in FLAGS.protocol
+    wanted = measure.endpoints(opened, names, *sizes()) if extracting else {}
     purpose = {"train": "images to learn from", "val": "to choose on", "test": "to test on"}
     counts = [f"{sources[part].num_examples} {purpose[part]}" for part in purpose if part in sources]
-    say(f"{FLAGS.dataset}: {', '.join(counts)}")
+    for line in (f"{FLAGS.dataset}: {', '.join(counts)}", *notes):
+        say(line)
 
+    def note(text):
+        if text not in notes:  # each module says so
+            notes.append(text)
+            say(text)
+
+    untrained = make_untrained(opened, note) if FLAGS.random_init else {}
+    opened |= {name: module for name, (module, _) in untrained.items()}
+    wanted = measure.endpoints(opened, names, *sizes()) if extracting else {}
+    common = {"val_fraction": FLAGS.val_fraction, "seed": FLAGS.seed, "optional": optional, "left_out": note}
     results, about = [], {}
     facts = {"baselines": {}, **{f"{part}_examples": source.num_examples for part, source in sources.items()}}
     for name, module in opened.items():
         about[name] = {"handle": module.handle, "identity": module.identity}
+        if name in untrained:
+            about[name]["untrained_of"] = untrained[name][1]
         if name in wanted:
-            found, said, of_images = with_features(name, module, sources, wanted[name], of_features)
+            found, said, of_images = with_features(name, module, sources, wanted[name], of_features, common)
             results += found
             about[name] |= said
             facts |= of_images
         if of_maps:
             skip_pixels = any(r["endpoint"] == report.PIXELS and r["protocol"] in of_maps for r in results)
-            common = {"val_fraction": FLAGS.val_fraction, "seed": FLAGS.seed, "skip_pixels": skip_pixels}
-            results += collect(name, measure.on_maps(of_maps, module, sources, endpoints=names, **common))
+            asked = {"endpoints": names, "skip_pixels": skip_pixels}
+            results += collect(name, measure.on_maps(of_maps, module, sources, **asked, **common))
+    if protocols and not results:
+        raise UserError(f"--protocol=all: nothing could be measured: {'; '.join(notes)}")
     if results:
         say("\n" + report.table(results, facts["baselines"]))
     if results and FLAGS.workdir:
@@ -234,12 +253,22 @@ def main(_):
             seconds=time.time() - start,
             **facts,
             modules=about,
+            notes=notes,
         )
         say(f"written: {', '.join(written)}")
 
 
-def with_features(name, module, sources, endpoints, protocols):
-    """Extract a module's features, and measure them.
+def make_untrained(opened, note):
+    """{name: (module, names of the modules whose network it is)} beside the modules, in --workdir if that is local."""
+    from tfssl.export import untrained
+
+    with tempfile.TemporaryDirectory() as folder:
+        local = FLAGS.workdir and "://" not in FLAGS.workdir
+        return untrained.beside(opened, workdir_file("untrained") if local else folder, FLAGS.seed, *sizes(), say=note)
+
+
+def with_features(name, module, sources, endpoints, protocols, common):
+    """Extract a module's features, and measure them; `common`: settings of all protocols.
 
     Returns:
       (list of results, what results.json says of the module, what it says of the images).
@@ -251,11 +280,11 @@ def with_features(name, module, sources, endpoints, protocols):
         parts["train"] = []
     found = {part: extract(module, sources[part], parts[part]) for part in sources}
     train, test = found["train"], found.get("test")
-    size, resize = module.sizes(FLAGS.image_size or None, FLAGS.resize or None)
+    size, resize = module.sizes(*sizes())
     took = sum(its.seconds for its in found.values())
     say(f"{name}: {', '.join(endpoints)}: " + (f"extracted in {took:.1f} s" if took else "from the cache"))
-    common = {"train_labels": FLAGS.train_labels, "val_fraction": FLAGS.val_fraction, "seed": FLAGS.seed}
-    results = collect(name, measure.on_features(protocols, **found, endpoints=endpoints, **common)) if protocols else []
+    asked = {"endpoints": endpoints, "train_labels": FLAGS.train_labels}
+    results = collect(name, measure.on_features(protocols, **found, **asked, **common)) if protocols else []
     if "features" in FLAGS.protocol:
         for part, its in found.items():
             say(f"written: {its.save(workdir_file(f'{name}_{part}.npz'))}")
@@ -290,8 +319,7 @@ def extract(module, source, endpoints):
         module,
         source,
         endpoints,
-        FLAGS.image_size or None,
-        FLAGS.resize or None,
+        *sizes(),
         batch_size=FLAGS.batch_size,
         pool=FLAGS.pool,
         dtype=FLAGS.feature_dtype,
@@ -318,7 +346,7 @@ def collect(name, results):
 
 
 def read_protocols():
-    """{protocol: its settings} of the flags; UserError where flags contradict each other."""
+    """({protocol: its settings} of the flags, names of those that may be left out); UserError where flags contradict each other."""
     svm = {
         "costs": FLAGS.svm_costs,
         "positive_weight": FLAGS.svm_positive_weight,
@@ -386,16 +414,27 @@ def read_protocols():
         "surface_normals": {**dense, "head": FLAGS.dense_head, "clusters": FLAGS.normals_clusters},
     }
     for name in FLAGS.protocol:
-        if name not in (*settings, "features"):
-            raise UserError(f"--protocol={name}: there is {', '.join(settings)}, features")
+        if name not in (*settings, "all", "features"):
+            raise UserError(f"--protocol={name}: there is {', '.join(settings)}, all, features")
     if not FLAGS.protocol or not FLAGS.endpoints or not FLAGS.train_labels:
         raise UserError("--protocol, --endpoints and --train_labels each need a value")
-    protocols = {name: settings[name] for name in FLAGS.protocol if name != "features"}
+    protocols = {name: settings[name] for name in FLAGS.protocol if name not in ("all", "features")}
+    optional = [name for name in settings if "all" in FLAGS.protocol and name not in (*protocols, "linear_sgd")]
+    protocols |= {name: settings[name] for name in optional}
+    if FLAGS.random_init is None:
+        FLAGS.random_init = "all" in FLAGS.protocol
+    if FLAGS.neighbors is None:
+        FLAGS.neighbors = 5 if "all" in FLAGS.protocol and FLAGS.workdir else 0
     if not FLAGS.test_split and (protocols or FLAGS.neighbors):
         raise UserError("--test_split is empty, which only --protocol=features alone can do without")
     if not FLAGS.workdir and ("features" in FLAGS.protocol or FLAGS.neighbors):
         raise UserError("--workdir is missing: name a folder for the features, or the picture of neighbours")
-    return protocols
+    return protocols, optional
+
+
+def sizes():
+    """(side of the crop, shorter side before it), in pixels; None where the module's own is meant."""
+    return FLAGS.image_size or None, FLAGS.resize or None
 
 
 def sides(flag):

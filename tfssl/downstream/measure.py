@@ -1,7 +1,8 @@
 """Several protocols on one module, result by result as they are there."""
 
 from tfssl import downstream
-from tfssl.downstream import features, splits
+from tfssl.downstream import features, low_shot, splits
+from tfssl.errors import UserError
 
 
 def endpoints(opened, names=None, image_size=None, resize=None):
@@ -25,7 +26,9 @@ def endpoints(opened, names=None, image_size=None, resize=None):
     return chosen
 
 
-def on_features(protocols, train, test, val=None, endpoints=None, train_labels=("all",), **common):
+def on_features(
+    protocols, train, test, val=None, endpoints=None, train_labels=("all",), optional=(), left_out=print, **common
+):
     """Yield the results of protocols that learn from features: by protocol, number of labels and endpoint.
 
     Args:
@@ -33,6 +36,8 @@ def on_features(protocols, train, test, val=None, endpoints=None, train_labels=(
       train, test, val: `Features`.
       endpoints: names.
       train_labels: numbers of labels, such as ["1%", "all"].
+      optional: names of protocols that are left out, wholly or for numbers of images that are too large, where they raise a UserError.
+      left_out: told, in a line, what was left out and why.
       **common: settings of all protocols.
     """
     counts = dict.fromkeys(splits.label_count(amount, len(train.labels)) for amount in train_labels)
@@ -41,17 +46,45 @@ def on_features(protocols, train, test, val=None, endpoints=None, train_labels=(
         for count in counts:
             for names in [endpoints] if together else [[endpoint] for endpoint in endpoints]:
                 where = {"val": val, "endpoints": names, "train_labels": count}
-                yield from downstream.run(protocol, train, test, **where, **common, **settings)
+                mine = {**where, **common, **settings}
+                if protocol in optional:
+                    yield from _as_far_as_it_goes(protocol, train, test, mine, left_out)
+                else:
+                    yield from downstream.run(protocol, train, test, **mine)
 
 
-def on_maps(protocols, module, sources, **common):
+def _as_far_as_it_goes(protocol, train, test, settings, left_out):
+    """The results of a protocol; where it refuses, for fewer "shots", or none."""
+    shots = low_shot.check(settings["shots"]) if "shots" in settings else []
+    what, dropped, reason = f"{protocol} on {settings['train_labels']} labels", [], None
+    while True:
+        try:
+            results = downstream.run(protocol, train, test, **{**settings, **({"shots": shots} if shots else {})})
+            break
+        except UserError as error:
+            if len(shots) < 2:
+                left_out(f"left out: {what}: {error}")
+                return []
+            shots, dropped, reason = shots[:-1], [shots[-1], *dropped], error
+    if dropped:
+        left_out(f"left out: {what}, k={','.join(map(str, dropped))}: {reason}")
+    return results
+
+
+def on_maps(protocols, module, sources, optional=(), left_out=print, **common):
     """Yield the results of dense protocols.
 
     Args:
       protocols: {one of `downstream.DENSE`: its settings}.
       module: a `modules.Module`.
       sources: {"train", "test", perhaps "val": `Source`}.
+      optional, left_out: as of `on_features`.
       **common: settings of all protocols.
     """
     for protocol, settings in protocols.items():
-        yield from getattr(downstream, protocol).run(module, **sources, **common, **settings)
+        try:
+            yield from getattr(downstream, protocol).run(module, **sources, **common, **settings)
+        except UserError as error:
+            if protocol not in optional:
+                raise
+            left_out(f"left out: {protocol}: {error}")

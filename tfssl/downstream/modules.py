@@ -91,7 +91,8 @@ class Module:
                 # By the strategy, whose replicas share the variables where it was loaded in one's scope.
                 strategy = tf.distribute.get_strategy()
                 run = tf.function(lambda images: strategy.run(self.endpoints, [images]), autograph=False)
-                outputs = run(tf.zeros([2, *size, 3]))
+                # Traced by hand: TensorFlow would warn of many functions made of one piece of code.
+                outputs = run.get_concrete_function(tf.TensorSpec([2, *size, 3]))(tf.zeros([2, *size, 3]))
                 outputs = {name: strategy.experimental_local_results(x)[0] for name, x in outputs.items()}
             except (tf.errors.OpError, ValueError, TypeError) as e:
                 least = self.facts.get("min_image_size")

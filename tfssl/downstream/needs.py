@@ -4,10 +4,10 @@ from tfssl import downstream
 from tfssl.data import checks
 from tfssl.errors import UserError
 
-_SOURCES = {  # what a dense protocol needs -> how to say it
-    "mask": "masks, which masks:PATH and glyphs have",
-    "boxes": "objects in boxes, which boxes:PATH, tfds:voc, tfds:coco and glyphs have",
-    "normals": "surface normals, which normals:PATH has",
+_ANNOTATIONS = {  # what a dense protocol needs: (its plural, who has it)
+    "mask": ("masks", "masks:PATH and glyphs have"),
+    "boxes": ("objects in boxes", "boxes:PATH, tfds:voc, tfds:coco and glyphs have"),
+    "normals": ("surface normals", "normals:PATH has"),
 }
 
 
@@ -52,11 +52,11 @@ def obstacles(protocols, sources):
         for protocol in protocols:
             if protocol in downstream.DENSE:
                 need = getattr(downstream, protocol).NEEDS
-                what = f"--protocol={protocol} needs {_SOURCES.get(need, need)}; --dataset={source.spec} has none"
-                reason = None if need in source.annotations else what
+                what, where = _ANNOTATIONS.get(need, (need, "see docs/protocols.md"))
+                reason = None if need in source.annotations else f"--dataset={source.spec} has no {what}: {where}"
             elif several and protocol not in downstream.MULTI_LABEL:
                 reason = (
-                    f"--protocol={protocol}: an image of {source.spec} may show several classes, which only "
+                    f"an image of {source.spec} may show several classes, which only "
                     f"{' and '.join(downstream.MULTI_LABEL)} take"
                 )
             else:
@@ -66,7 +66,27 @@ def obstacles(protocols, sources):
     return found
 
 
-def check_sources(protocols, sources):
-    """Raise UserError where the images do not permit a protocol; arguments as of `obstacles`."""
-    for reason in obstacles(protocols, sources).values():
-        raise UserError(reason)
+def permitted(protocols, sources, optional=(), left_out=print):
+    """Those of the protocols that the images permit.
+
+    Args:
+      protocols: {protocol: its settings}.
+      sources: list of `Source`s, of all splits.
+      optional: names of those that may be left out.
+      left_out: told, in a line, which those are and why.
+
+    Raises:
+      UserError: the images do not permit a protocol that is not optional, or none of them.
+    """
+    refused = obstacles(protocols, sources)
+    for protocol, reason in refused.items():
+        if protocol not in optional:
+            raise UserError(f"--protocol={protocol}: {reason}")
+    kept = {name: settings for name, settings in protocols.items() if name not in refused}
+    reasons = dict.fromkeys(refused.values())
+    if protocols and not kept:
+        raise UserError(f"--protocol=all: {'; '.join(reasons)}")
+    for reason in reasons:
+        names = [name for name in refused if refused[name] == reason]
+        left_out(f"left out: {', '.join(names)}: {reason}")
+    return kept
