@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -81,33 +82,50 @@ def main():
         "--precision", default="mixed_bfloat16", help="of the pretraining; float32 where the processor has no bfloat16"
     )
     args = parser.parse_args()
+    work(cells(args), key, run, summary, args)
+
+
+def work(cells, key, run, summary, args):
+    """Run those of `cells` (dicts, "task" among their keys) whose `key` has no line in OUT/results.jsonl, and write a line for each.
+
+    `run(cell, args)` gives the line, "minutes" in it; `summary(line)` is what is said of it. --processes run side by side, within --hours.
+    """
     os.makedirs(args.out, exist_ok=True)
     done = read(args.out)
-    todo = [cell for cell in cells(args) if key(cell) not in map(key, done)]
-    print(f"{len(done)} cells are done, {len(todo)} to do", flush=True)
-    begun, slowest, left = time.time(), 0.0, len(todo)
+    waiting = [cell for cell in cells if key(cell) not in map(key, done)]
+    print(f"{len(done)} cells are done, {len(waiting)} to do", flush=True)
+    begun, slowest = time.time(), 0.0
 
     def worker(todo):
-        nonlocal slowest, left
+        nonlocal slowest
         for cell in todo:
             if time.time() - begun + slowest > 3600 * args.hours:
                 break
             result = run(cell, args)
             slowest = max(slowest, 60 * result["minutes"])
-            left -= 1
+            waiting.remove(cell)
+            done.append(result)
             with open(os.path.join(args.out, "results.jsonl"), "a") as f:
                 f.write(json.dumps(result) + "\n")
-            best, pre_logits = (result["accuracy"][e]["all"] for e in (result["chosen"], "pre_logits"))
-            print(
-                f"{name(cell)}: pre_logits {pre_logits:.1%}, {result['chosen']} {best:.1%}, {result['minutes']:.1f} min",
-                flush=True,
-            )
+            left = f"{len(waiting)} left, about {hours(waiting, done) / args.processes:.1f} hours"
+            print(f"{summary(result)}, {result['minutes']:.1f} min ({left})", flush=True)
 
-    shared = iter(todo)  # the interpreter's lock makes taking the next cell safe
+    shared = iter(list(waiting))  # the interpreter's lock makes taking the next cell safe
     with concurrent.futures.ThreadPoolExecutor(args.processes) as pool:
         for finished in [pool.submit(worker, shared) for _ in range(args.processes)]:
             finished.result()
-    print(f"{left} cells are left", flush=True)
+    print(f"{len(waiting)} cells are left", flush=True)
+
+
+def hours(cells, done):
+    """That cells will take, if each takes as long as those of its task did, or else as all did."""
+    minutes = {task: [r["minutes"] for r in done if r["task"] == task] for task in {c["task"] for c in cells}}
+    return sum(statistics.mean(minutes[c["task"]] or [r["minutes"] for r in done]) for c in cells) / 60
+
+
+def summary(result):
+    best, pre_logits = (result["accuracy"][e]["all"] for e in (result["chosen"], "pre_logits"))
+    return f"{name(result)}: pre_logits {pre_logits:.1%}, {result['chosen']} {best:.1%}"
 
 
 def read(out):
