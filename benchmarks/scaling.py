@@ -17,9 +17,10 @@ is said after each cell.
     data        nested subsets: an eighth, a quarter, a half of the images; --sweep_seeds
     capacity    the other networks, on all images and on the subsets; --sweep_seeds
 
-base and complexity are the minimum: 17 trainings and 6 untrained networks. With data and capacity there are 39 and 10. Every cell has the
-same number of steps: half of the images are seen twice as often. The paper's own |P| = 2000 and 224 pixels are out of reach here; the head
-of docs/scaling/study.md, which --report writes, tells what follows from that.
+base and complexity are the minimum: 17 trainings and 6 untrained networks, three to four hours of one core if nothing else runs. With data
+and capacity there are 39 and 10. All cells of a task have the same number of steps: half of the images are seen twice as often. The
+paper's own |P| = 2000 and 224 pixels are out of reach here; the head of docs/scaling/study.md, which --report writes, tells what follows
+from that.
 """
 
 import argparse
@@ -52,6 +53,7 @@ ENDPOINTS = {
     "resnet18_v2": "after_root,block1,block2,block3,block4,pre_logits", "alexnet": "conv1,conv2,conv3,conv4,conv5,pre_logits",
 }  # fmt: skip
 TRAINING = "--lr_scaling=0 --schedule=cosine --bn_momentum=0.9 --log_steps=100"
+STEPS = {"jigsaw": 2, "colorization": 1}  # times --steps: the jigsaw learns more slowly, and its steps are shorter
 WARMUP = 32  # steps
 EVALUATION = "--train_split=train[:3000] --val_split=train[3000:4000] --test_split=val --protocol=svm,logistic --pool=adaptive_avg"
 COSTS = "--svm_costs=0.1,1,10,100"
@@ -93,7 +95,9 @@ def main():
     )
     parser.add_argument("--hours", type=float, default=6.0, help="begin no cell that would end after so long")
     parser.add_argument("--processes", type=int, default=1, help="cells side by side; small networks leave cores idle")
-    parser.add_argument("--steps", type=int, default=1500, help="training steps of each cell")
+    parser.add_argument(
+        "--steps", type=int, default=1500, help="training steps of colorization; the jigsaw takes twice as many"
+    )
     parser.add_argument("--axes", default="base,complexity,data,capacity")
     parser.add_argument("--seeds", default="0,1,2", help="of the base")
     parser.add_argument("--sweep_seeds", default="0", help="of the other axes")
@@ -138,13 +142,13 @@ def run(cell, args):
         functools.partial(tfssl_command, processes=args.processes),
     )
     backbone, width = cell["network"].split(":")
-    level = cell["level"] or DEFAULTS[task]
+    level, steps = cell["level"] or DEFAULTS[task], args.steps * STEPS[task]
     flags = [
         f"--task={task}", f"--dataset={args.imagenette}", f"--train_subset={cell['images']}", f"--seed={cell['seed']}",
         f"--backbone={backbone}", f"--width_multiplier={width}", f"--stem={STEMS[task, backbone]}", *TASKS[task].split(),
         *([f"--permutations={level}"] if task == "jigsaw" else [f"--nearest={level}", f"--bins={args.bins}"]),
         *TRAINING.split(), f"--warmup_epochs={WARMUP * BATCH[task] / cell['images']}",
-        f"--train_steps={args.steps}", f"--checkpoint_steps={args.steps}", f"--precision={args.precision}",
+        f"--train_steps={steps}", f"--checkpoint_steps={steps}", f"--precision={args.precision}",
     ]  # fmt: skip
     last = {}
     if cell["task"] in PRETEXT:
@@ -171,7 +175,7 @@ def run(cell, args):
         "value": value,
         "chosen": {r["protocol"]: r["endpoint"] for r in results if r["chosen"]},
         "costs": sorted({c for r in results if r["protocol"] == "svm" for c in r["costs"].values()}),
-        "steps": args.steps,
+        "steps": steps,
         "labels": results[0]["train_labels"],
         "pretext": {k: last[k] for k in last if k in ("loss", "accuracy") or k.startswith("validation_")},
         "images_per_second": last.get("images_per_second"),

@@ -20,9 +20,10 @@ COLORS = ("tab:blue", "tab:red", "tab:green", "tab:purple")
 
 HEAD = """# Data, capacity and complexity at home scale
 
-`python benchmarks/scaling.py --imagenette ...`: {cells} cells, {hours:.1f} hours of computation, {steps} training steps each, {labels}
-labels to learn from. Networks: {networks}; pretrained on up to {images:,} images of Imagenette, 96 pixels (jigsaw: patches of 32). The
-paper: 1 to 100 million images of 224 pixels, AlexNet and ResNet-50, hundreds of thousands of steps, the 20 classes of VOC 2007.
+`python benchmarks/scaling.py --imagenette ...`: {cells} cells, {hours:.1f} hours of computation, {steps} training steps (the same in all
+cells of a task), {labels} labels to learn from. Networks: {networks}; pretrained on up to {images:,} images of Imagenette, 96 pixels
+(jigsaw: patches of 32). The paper: 1 to 100 million images of 224 pixels, AlexNet and ResNet-50, hundreds of thousands of steps, the 20
+classes of VOC 2007.
 
 What this can show: whether these tasks learn something here, and which way each axis points at a fixed amount of computation. What it
 cannot:
