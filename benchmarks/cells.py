@@ -34,30 +34,39 @@ def run(cells, measure, out, hours=None, processes=1):
     """
     os.makedirs(out, exist_ok=True)
     done = read(out)
-    todo = [cell for cell in cells if not any(cell.items() <= line.items() for line in done)]
-    print(f"{len(cells) - len(todo)} cells are done, {len(todo)} to do", flush=True)
-    begun, slowest, left = time.time(), 0.0, len(todo)
-    call = functools.partial(command, processes=processes)
+    waiting = [cell for cell in cells if not any(cell.items() <= line.items() for line in done)]
+    print(f"{len(cells) - len(waiting)} cells are done, {len(waiting)} to do", flush=True)
+    begun, slowest, call = time.time(), 0.0, functools.partial(command, processes=processes)
 
     def worker(shared):
-        nonlocal slowest, left
+        nonlocal slowest
         for cell in shared:
             if hours and time.time() - begun + slowest > 3600 * hours:
                 break
             started = time.time()
             result = {**cell, **measure(cell, call), "minutes": (time.time() - started) / 60}
             slowest = max(slowest, 60 * result["minutes"])
-            left -= 1
             with open(os.path.join(out, "results.jsonl"), "a") as f:
                 f.write(json.dumps(result) + "\n")
-            rest = left * (time.time() - begun) / (len(todo) - left) / 60
+            done.append(result)
+            waiting.remove(cell)
             name = " ".join(str(value) for value in cell.values())
-            print(f"{name}: {result['minutes']:.1f} min; {left} left, about {rest:.0f} min", flush=True)
+            rest = f"{len(waiting)} left, about {expected(waiting, done) / 60 / processes:.1f} hours"
+            print(f"{name}: {result['minutes']:.1f} min ({rest})", flush=True)
 
-    shared = iter(todo)  # the interpreter's lock makes taking the next cell safe
+    shared = iter(list(waiting))  # the interpreter's lock makes taking the next cell safe
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:
         for finished in [pool.submit(worker, shared) for _ in range(processes)]:
             finished.result()
+
+
+def expected(cells, done):
+    """Minutes that cells will take, if each takes as long as those of its task did, or else as all did."""
+
+    def mean(found):
+        return sum(line["minutes"] for line in found) / len(found)
+
+    return sum(mean([line for line in done if line.get("task") == cell.get("task")] or done) for cell in cells)
 
 
 def command(module, *flags, processes=1):

@@ -132,3 +132,28 @@ def test_package_loads_its_parts_on_demand():
     assert tfssl.data.splits.resolve("a", {"a": [1]}, "x") == [("a", 0, 1)]
     with pytest.raises(AttributeError):
         tfssl.data.nothing  # noqa: B018
+
+
+def test_a_stream_starts_without_reading_the_chapters_before(write_records, order, monkeypatch):
+    monkeypatch.setattr("tfssl.data.source.StreamSource._CHAPTER", 3)
+    root = write_records(
+        {f"train-{i:05}-of-00007": [0] * (3 + i) for i in range(7)}
+    )  # three chapters, the last of one file
+    source = tfssl.open_source(f"tfrecord:{root}")
+    n = source.num_examples
+    for seed in (None, 4):
+        whole = order(source, n, seed=seed)
+        assert sorted(index for _, index in whole) == list(range(n)) and [number for number, _ in whole] == list(
+            range(n)
+        )
+        for start in range(n):
+            assert order(source, n - start, seed=seed, start=start) == whole[start:]
+    second = order(source, 2 * n, seed=4)[n:]
+    assert [index for _, index in second] != [index for _, index in whole]
+    # The files of the last chapter are all that its records need.
+    last = {source.name(index).rpartition(" of ")[2] for _, index in whole[-3:]}
+    assert len(last) == 1
+    for file in tf.io.gfile.glob(f"{root}/*"):
+        if file not in last:
+            tf.io.gfile.remove(file)
+    assert order(source, 3, seed=4, start=n - 3) == whole[-3:]

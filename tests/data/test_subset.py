@@ -1,5 +1,7 @@
 """Subsets of a source: which images, in which order, by which numbers."""
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -49,6 +51,14 @@ def test_smaller_ones_lie_within_larger_ones(source):
     assert contents[20] != {content for content, *_ in images(nested(source, 20, seed=6))}
     with pytest.raises(UserError, match="a subset of 49 images: .* has 48"):
         nested(source, 49)
+
+
+def test_a_small_part_of_a_stream_says_what_it_costs(source, caplog):
+    nested(source, 30)
+    assert not caplog.records
+    nested(source, 12)
+    warned = "12 of 48 records: each epoch reads all of them; .* a slice such as .*:25%]"
+    assert bool(re.search(warned, caplog.text)) == (not source.random_access)
 
 
 def test_epochs_start_anywhere(source):

@@ -181,10 +181,23 @@ class Source:
         return checks.scan(self, progress)
 
 
-def _kept(number, rows):
+def kept(number, rows):
     """Whether example `number` belongs to the rows (B, low, high) of its global batch."""
     batch_size, low, high = rows
     return tf.logical_and(number % batch_size >= low, number % batch_size < high)
+
+
+def sift(records, keep):
+    """The records that `keep`, a function of a batch of them to bool [n], chooses.
+
+    256 at a time: `filter`, which asks for each, takes 2.5 times as long as reading does.
+    """
+
+    def choose(*batch):
+        mine = keep(*batch)
+        return tf.nest.map_structure(lambda x: tf.boolean_mask(x, mine), batch if len(batch) > 1 else batch[0])
+
+    return records.batch(256).map(choose).unbatch()
 
 
 def _permutation(size, seed, epoch):
@@ -207,22 +220,23 @@ class IndexedSource(Source):
         order = tf.range(count, dtype=tf.int64) if seed is None else _permutation(count, seed, epoch)
         records = {"number": epoch * count + tf.range(skip, count, dtype=tf.int64), "index": order[skip:]}
         if rows is not None:  # for the whole epoch at once: one row in hundreds may be ours
-            kept = _kept(records["number"], rows)
-            records = {key: tf.boolean_mask(value, kept) for key, value in records.items()}
+            mine = kept(records["number"], rows)
+            records = {key: tf.boolean_mask(value, mine) for key, value in records.items()}
         return tf.data.Dataset.from_tensor_slices(records)
 
 
 class StreamSource(Source):
     """Records in TFRecord files, shuffled by file order, by reading several files in turn, and by a buffer.
 
-    All of that depends on (seed, epoch) alone. To start within an epoch means to read, undecoded, the records before.
+    All of that depends on (seed, epoch) alone. The files of an epoch come in chapters of 128, each shuffled by itself, so that to start
+    within an epoch means to read, undecoded, the records before in one chapter.
 
     Args:
       shards: list of (file name, skip, take), in split order.
       shuffle_buffer: records held to shuffle.
     """
 
-    _FILES_AT_ONCE, _BLOCK, _READ_BYTES = 16, 16, 4 << 20
+    _CHAPTER, _FILES_AT_ONCE, _BLOCK, _READ_BYTES = 128, 16, 16, 4 << 20
 
     def __init__(self, spec, split, shards, shuffle_buffer, num_classes=None, class_names=None):
         takes = [take for _, _, take in shards]
@@ -239,31 +253,46 @@ class StreamSource(Source):
     def epoch_to_share(self, seed, epoch):
         # Who reads a shard cannot tell what stands before it: an image's place in the split takes the place of its place in the order.
         first = epoch * self.num_examples
-        return self._ordered(seed, epoch).map(lambda record: {"number": first + record["index"], **record})
+        records = self._ordered(self._order(seed, epoch), seed, epoch)
+        return records.map(lambda record: {"number": first + record["index"], **record})
 
-    def _ordered(self, seed, epoch):
+    def _order(self, seed, epoch):
+        """The numbers of the files: int64 [F]."""
         count = len(self._shards)
-        shards = tf.range(count, dtype=tf.int64) if seed is None else _permutation(count, seed, epoch)
-        shards = tf.data.Dataset.from_tensor_slices(shards)
+        return tf.range(count, dtype=tf.int64) if seed is None else _permutation(count, seed, epoch)
+
+    def _ordered(self, files, seed, epoch, chapter=0):
+        shards = tf.data.Dataset.from_tensor_slices(files)
         if seed is None:
-            records = shards.flat_map(self._read)
-        else:
-            records = shards.interleave(
-                self._read, self._FILES_AT_ONCE, self._BLOCK, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-            )
-            # `shuffle` mixes the global seed into its own. This function is a graph, and this sets that graph's seed
-            # only: the order does not depend on `tf.random.set_seed`.
-            tf.compat.v1.set_random_seed(1)
-            buffer_seed = tf.stack([tf.cast(seed, tf.int64), -1 - epoch])  # not the seed of the files' order
-            buffer_seed = tf.random.stateless_uniform([], buffer_seed, 1, 2**31 - 1, tf.int64)
-            records = records.shuffle(self.shuffle_buffer, buffer_seed, reshuffle_each_iteration=False)
-        return records
+            return shards.flat_map(self._read)
+        records = shards.interleave(
+            self._read, self._FILES_AT_ONCE, self._BLOCK, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+        # `shuffle` mixes the global seed into its own. This function is a graph, and this sets that graph's seed
+        # only: the order does not depend on `tf.random.set_seed`.
+        tf.compat.v1.set_random_seed(1)
+        buffer_seed = tf.stack([tf.cast(seed, tf.int64), -1 - epoch])  # not the seed of the files' order
+        buffer_seed = tf.random.stateless_uniform([chapter + 1], buffer_seed, 1, 2**31 - 1, tf.int64)[chapter]
+        return records.shuffle(self.shuffle_buffer, buffer_seed, reshuffle_each_iteration=False)
 
     def _epoch(self, seed, epoch, skip, rows):
-        numbers = tf.data.Dataset.range(epoch * self.num_examples, (epoch + 1) * self.num_examples)
-        records = tf.data.Dataset.zip((numbers, self._ordered(seed, epoch))).skip(skip)
+        files = self._order(seed, epoch)
+        chapters = -(-len(self._shards) // self._CHAPTER)
+        sizes = tf.math.segment_sum(tf.gather(self._take, files), tf.range(len(self._shards)) // self._CHAPTER)
+        begins = tf.cumsum(sizes, exclusive=True)
+        first = (
+            tf.searchsorted(begins, [skip], side="right", out_type=tf.int64)[0] - 1
+        )  # the chapter of the first record
+
+        def chapter(number):
+            return self._ordered(files[number * self._CHAPTER :][: self._CHAPTER], seed, epoch, number)
+
+        records = tf.data.Dataset.range(first, chapters).flat_map(chapter)
+        begin = epoch * self.num_examples + begins[first]
+        numbers = tf.data.Dataset.range(begin, (epoch + 1) * self.num_examples)
+        records = tf.data.Dataset.zip((numbers, records)).skip(skip - begins[first])
         if rows is not None:
-            records = records.filter(lambda number, _: _kept(number, rows))
+            records = sift(records, lambda number, _: kept(number, rows))
         return records.map(lambda number, record: {"number": number, **record})
 
     def _read(self, shard):

@@ -112,7 +112,7 @@ def extract(
     cache = None
     if cache_dir and wanted:
         settings = {"image_size": size, "resize": resize, "pool": pool, "target": target, "dtype": dtype}
-        key = {"module": module.identity, "source": identity(source), **settings, "tfssl": __version__}
+        key = {"module": module.identity, "source": _identity(source), **settings, "tfssl": __version__}
         cache = FeatureCache(cache_dir, key)
     missing = [name for name in wanted if not (cache and cache.has(name))]
     start, rows, arrays = time.time(), None, {}
@@ -221,7 +221,7 @@ def _lost(source, index):
     return np.array([source.name(int(i)) for i in missing], str)
 
 
-def identity(source):
+def _identity(source):
     """What tells one data set from another, JSON-able: 1,000 names, sizes and dates at most, and the first 8 contents."""
     digest = hashlib.sha256()
     for i in np.unique(np.linspace(0, source.num_examples - 1, 1000).astype(int)):

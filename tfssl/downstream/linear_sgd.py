@@ -18,9 +18,8 @@ import tensorflow as tf
 from absl import logging
 
 from tfssl import __version__
-from tfssl.downstream import sgd, splits
+from tfssl.downstream import features, sgd, splits
 from tfssl.downstream.batch_norm import KINDS, BatchNorm
-from tfssl.downstream.features import identity
 from tfssl.downstream.images import CROPS
 from tfssl.downstream.lbfgs import moments
 from tfssl.downstream.state import State
@@ -192,7 +191,7 @@ def _key(settings, names):
     """What a run depends on, for `State`."""
     key = {name: str(value) for name, value in settings.items() if name not in ("train", "test", "val", "state_dir")}
     parts = [settings[part] for part in ("train", "test", "val") if settings[part] is not None]
-    images = [(part.images.module.identity, identity(part.images.source)) for part in parts]
+    images = [(part.images.module.identity, features._identity(part.images.source)) for part in parts]
     sizes = [(part.images.size, part.images.resize, part.images.pool, part.images.target) for part in parts]
     rows = [hashlib.sha256(part.index.tobytes() + part.labels.tobytes()).hexdigest() for part in parts]
     return {**key, "endpoints": names, "images": images, "sizes": sizes, "rows": rows, "tfssl": __version__}

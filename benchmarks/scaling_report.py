@@ -1,0 +1,189 @@
+"""Tables and plots of the results that benchmarks/scaling.py writes: python benchmarks/scaling.py --out runs/scaling --report docs/scaling
+
+How to read them: a value is that of the endpoint that the validation part chose, of each network for itself; in percent; with several seeds
+their mean, and their range in brackets. What is said of an axis is said by the rule that stands beside it; none is written by hand.
+"""
+
+import os
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+LEVEL = {"jigsaw": "permutations, |P|", "colorization": "nearest bins, K"}
+UNTRAINED = {"jigsaw": "random_patches", "colorization": "random"}
+METRICS = {"svm": "mAP, %", "logistic": "accuracy, %"}
+DEFAULT = {"jigsaw": 100, "colorization": 10}
+COLORS = ("tab:blue", "tab:red", "tab:green", "tab:purple")
+
+HEAD = """# Data, capacity and complexity at home scale
+
+`python benchmarks/scaling.py --imagenette ...`: {cells} cells, {hours:.1f} hours of computation, {steps} training steps (the same in all
+cells of a task), {labels} labels to learn from. Networks: {networks}; pretrained on up to {images:,} images of Imagenette, 96 pixels
+(jigsaw: patches of 32). The paper: 1 to 100 million images of 224 pixels, AlexNet and ResNet-50, hundreds of thousands of steps, the 20
+classes of VOC 2007.
+
+What this can show: whether these tasks learn something here, and which way each axis points at a fixed amount of computation. What it
+cannot:
+
+- Steps are constant, so a smaller subset is seen more often, and overfitting, not want of training, is what it may lose by.
+- Labels are those of images that the network was pretrained on, from the same set. The paper transfers to another one.
+- A harder problem may need more steps, or a larger network, than this: a curve that falls here says nothing about the paper's.
+- The jigsaw shows each image in 8 orders, and its encoder averages over nine patches; the paper's takes one order, and whole images.
+- Sweeps have as many seeds as their tables say, mostly one. The range of the seeds at the default is the yardstick: what lies within it
+  is noise."""
+
+
+def report(rows, folder):
+    """Write study.md and the plots, and print the text.
+
+    Args:
+      rows: list of dicts, the lines of results.jsonl.
+      folder: for study.md, svm.png, logistic.png.
+    """
+    if not rows:
+        raise SystemExit("there are no results to report yet")
+    os.makedirs(folder, exist_ok=True)
+    facts = {
+        "cells": len(rows),
+        "hours": sum(r["minutes"] for r in rows) / 60,
+        "steps": " or ".join(map(str, sorted({r["steps"] for r in rows}))),
+        "labels": " or ".join(map(str, sorted({r["labels"] for r in rows}))),
+        "networks": ", ".join(networks(rows)),
+        "images": max(r["images"] for r in rows),
+    }
+    text = [HEAD.format(**facts), "\n## The base: all images\n", base(rows)]
+    for task in LEVEL:
+        text += [
+            f"\n## {task}\n",
+            sweep(rows, task, "level", LEVEL[task].replace("|", "\\|")),
+            "",
+            sweep(rows, task, "images", "images"),
+        ]
+    text += ["\n## Which way the axes point\n", directions(rows)]
+    for metric, title in METRICS.items():
+        plot(rows, metric, os.path.join(folder, f"{metric}.png"))
+        text.append(f"\n![{title} against images, and against the difficulty of the task]({metric}.png)")
+    with open(os.path.join(folder, "study.md"), "w") as f:
+        f.write("\n".join(text) + "\n")
+    print("\n".join(text))
+
+
+def where(rows, **fields):
+    return [r for r in rows if all(r[k] == v for k, v in fields.items())]
+
+
+def networks(rows):
+    return list(dict.fromkeys(r["network"] for r in rows))
+
+
+def values(rows, metric):
+    """The chosen endpoint's, of each row, in percent."""
+    return np.array([100 * r["value"][r["chosen"][metric]][metric] for r in rows])
+
+
+def curve(rows, task, axis, network):
+    """{place on the axis: rows} where all else is at its default: all images, the default level."""
+    fixed = {"level": DEFAULT[task]} if axis == "images" else {"images": max(r["images"] for r in rows)}
+    mine = where(rows, task=task, network=network, **fixed)
+    return {place: where(mine, **{axis: place}) for place in sorted({r[axis] for r in mine})}
+
+
+def cell(found):
+    if not len(found):
+        return ""
+    return f"{found.mean():.1f}" + (f" ({found.min():.1f} to {found.max():.1f})" if len(found) > 1 else "")
+
+
+def table(head, lines):
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in rows)
+
+
+def base(rows):
+    """A line for each task and network, untrained ones and pixels among them."""
+    lines, images = [], max(r["images"] for r in rows)
+    for network in networks(rows):
+        for task in (t for pair in UNTRAINED.items() for t in pair):
+            found = where(rows, network=network, task=task, images=images, level=DEFAULT.get(task, 0))
+            if found:
+                lines.append([network, task, len(found), *(cell(values(found, metric)) for metric in METRICS)])
+    pixels = [r["value"]["pixels"] for r in rows if "pixels" in r["value"]]
+    if pixels:
+        lines.append(["", "pixels", "", *(cell(np.array([100 * p[metric] for p in pixels[:1]])) for metric in METRICS)])
+    return table(["network", "task", "seeds", "svm, mAP", "logistic, accuracy"], lines)
+
+
+def sweep(rows, task, axis, title):
+    """A line for each place on an axis, a column for each network and metric."""
+    curves = {network: curve(rows, task, axis, network) for network in networks(rows)}
+    places = sorted({place for its in curves.values() for place in its})
+    lines = [[p, *(cell(values(its.get(p, []), m)) for its in curves.values() for m in METRICS)] for p in places]
+    return table([title, *(f"{network}, {metric}" for network in curves for metric in METRICS)], lines)
+
+
+def directions(rows):
+    """For each task and axis: last place less first, of the seeds that both have; beyond the yardstick or not."""
+    first, lines = networks(rows)[0], []
+    for task in LEVEL:
+        defaults = where(rows, task=task, network=first, images=max(r["images"] for r in rows), level=DEFAULT[task])
+        noise = np.ptp(values(defaults, "svm")) if len(defaults) > 1 else np.nan
+        for axis in ("images", "level"):
+            for network in networks(rows):
+                its = list(curve(rows, task, axis, network).items())
+                if len(its) < 2:
+                    continue
+                (low, few), (high, many) = its[0], its[-1]
+                seeds = sorted({r["seed"] for r in few} & {r["seed"] for r in many})
+                gains = [values(where(many, seed=s), "svm") - values(where(few, seed=s), "svm") for s in seeds]
+                gain = np.mean(gains) if gains else np.nan
+                verdict = "no yardstick" if np.isnan(noise) else "beyond it" if abs(gain) > noise else "within it"
+                lines.append(
+                    [
+                        task,
+                        network,
+                        f"{axis}: {low} to {high}",
+                        f"{gain:+.1f}",
+                        "" if np.isnan(noise) else f"{noise:.1f}",
+                        verdict,
+                    ]
+                )
+    return table(["task", "network", "axis", "gain, mAP", "range of the seeds at the default", "which is"], lines)
+
+
+def plot(rows, metric, path):
+    """As the paper's figures: against data size above, against the task's difficulty below; a panel for each task."""
+    figure, axes = plt.subplots(2, len(LEVEL), figsize=(9, 7), sharey=True, squeeze=False, layout="constrained")
+    for column, task in enumerate(LEVEL):
+        for row, (axis, title) in enumerate((("images", "images (the same number of steps)"), ("level", LEVEL[task]))):
+            panel = axes[row, column]
+            for network, color in zip(networks(rows), COLORS):  # noqa: B905 (Python 3.9)
+                its = curve(rows, task, axis, network)
+                if axis == "level" and len(its) < 2:
+                    continue
+                found = [values(of_place, metric) for of_place in its.values()]
+                panel.plot(list(its), [v.mean() for v in found], "o-", ms=4, color=color, label=network)
+                panel.vlines(list(its), [v.min() for v in found], [v.max() for v in found], color=color, alpha=0.5)
+                untrained = values(where(rows, task=UNTRAINED[task], network=network), metric)
+                if len(untrained):
+                    panel.axhline(untrained.mean(), color=color, ls="--", lw=0.9, label=f"{network}, untrained")
+            pixels = [100 * r["value"]["pixels"][metric] for r in rows if "pixels" in r["value"]]
+            if pixels:
+                panel.axhline(pixels[0], color="gray", ls=":", lw=1.2, label="pixels")
+            panel.set_xscale("log")
+            ticks = sorted({place for network in networks(rows) for place in curve(rows, task, axis, network)})
+            panel.set_xticks(ticks, ticks, fontsize=8)
+            panel.minorticks_off()
+            panel.set_xlabel(title, fontsize=9)
+            panel.grid(color="#dddddd", lw=0.6)
+        axes[0, column].set_title(task)
+    for row in axes:
+        row[0].set_ylabel(f"{metric}, {METRICS[metric]}")
+    handles = {}
+    for panel in axes.flat:
+        handles.update(dict(zip(*reversed(panel.get_legend_handles_labels()))))  # noqa: B905
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
