@@ -323,7 +323,7 @@ def test_help_is_quick_and_complete(tfssl_command):
         (["--module=nowhere", "--dataset=nowhere"], "nowhere"),
         (
             ["--module=m", "--protocol=svc"],
-            "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, segmentation, detection, surface_normals, all, features",
+            "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, segmentation, detection, surface_normals, all,",
         ),
         (["--module=m", "--protocol=features"], "--workdir is missing"),
         (["--module=m", "--test_split="], "--test_split is empty"),
