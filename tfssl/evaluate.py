@@ -215,8 +215,10 @@ def main(_):
             about[name] |= said
             facts |= of_images
         if of_maps:
-            skip_pixels = any(r["endpoint"] == report.PIXELS and r["protocol"] in of_maps for r in results)
-            asked = {"endpoints": names, "skip_pixels": skip_pixels}
+            asked = {
+                "endpoints": names,
+                "pixels_of": {r["protocol"] for r in results if r["endpoint"] == report.PIXELS},
+            }
             results += collect(name, measure.on_maps(of_maps, module, sources, **asked, **common))
     if protocols and not results:
         raise UserError(f"--protocol=all: nothing could be measured: {'; '.join(notes)}")
