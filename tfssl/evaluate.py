@@ -162,7 +162,7 @@ def define_flags():
             "nothing is written.")
         flags.DEFINE_integer("neighbors", None, lower_bound=0, help=
             "Above 0: WORKDIR/MODULE_neighbors.png shows so many nearest training images of ten test images, by the starred "
-            "endpoint, or the last. Default: 5 with --protocol=all and --workdir, else 0.")
+            "endpoint (of the first protocol), or the last. Default: 5 with --protocol=all and --workdir, else 0.")
 # fmt: on
 
 
@@ -272,7 +272,7 @@ def with_features(name, module, sources, endpoints, protocols, common, panels):
         for part, its in found.items():
             say(f"written: {its.save(workdir_file(f'{name}_{part}.npz'))}")
     if FLAGS.neighbors:
-        chosen = [r["endpoint"] for r in results if r["chosen"]]
+        chosen = [r["endpoint"] for r in results if r["chosen"] and report.column(r) == report.largest(results)[0]]
         endpoint = (chosen or [e for e in endpoints if e != features.PIXELS] or endpoints)[-1]
         png = neighbors.plot(train, test, endpoint, FLAGS.neighbors, FLAGS.seed, f"{name}, {endpoint}")
         report.write_bytes(workdir_file(f"{name}_neighbors.png"), png)

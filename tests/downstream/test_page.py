@@ -161,7 +161,7 @@ def text_of(html):
 def test_figures_are_those_of_the_results(tmp_path):
     record = evaluation()
     found = page.page(record)
-    (answer,) = re.findall(r'<p class="answer">(.*?)</p>', found)
+    (answer,) = re.findall(r'<p class="answer less">(.*?)</p>', found)
     best = next(r for r in record["results"] if r["chosen"] and r["module"] == "rotation" and r["train_labels"] == 500)
     rival = next(r for r in record["results"] if r["chosen"] and r["module"] == "random" and r["train_labels"] == 500)
     pixels = next(r for r in record["results"] if r["endpoint"] == "pixels" and r["train_labels"] == 500)
@@ -199,6 +199,22 @@ def test_without_validation_and_beside_nothing():
     del record["flags"], record["command"], record["notes"]
     found = page.page(record)
     assert "its deepest, for nothing was chosen" in found and "<img" not in found and "Nearest" not in found
+
+
+def test_who_is_best():
+    record = evaluation()
+    for r in record["results"]:
+        if r["endpoint"] == "pixels":
+            r["value"] = 0.05
+    twins = [
+        {**r, "module": "twin"} for r in record["results"] if r["module"] == "rotation" and r["endpoint"] != "pixels"
+    ]
+    record["results"] += twins
+    record["modules"]["twin"] = record["modules"]["rotation"]
+    assert '<p class="answer">Of 2 modules <b>rotation</b> and <b>twin</b> are best: ' in page.page(record)
+    for r in twins:
+        r["value"] += 0.01
+    assert '<p class="answer">Of 2 modules <b>twin</b> is best: ' in page.page(record)
 
 
 def test_names_are_text(tmp_path):

@@ -22,6 +22,7 @@ h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.4
 h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p { margin: .4rem 0; max-width: 60rem; } .soft, caption, figcaption, small { color: var(--soft); }
 .answer { font-size: 1.15rem; border-left: 4px solid var(--up); padding: .3rem .9rem; margin: 1rem 0; }
+.less { border-color: var(--down); }
 .scroll { overflow-x: auto; } .side { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: flex-start; }
 .side > * { max-width: 100%; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums;
@@ -155,8 +156,10 @@ def _answer(results, untrained):
     found = {module: result for module, result in found.items() if result}
     if not found:
         return ""
-    module = max(found, key=lambda name: found[name]["value"])
-    best, heading = found[module], report.titles([column])[column]
+    most = max(result["value"] for result in found.values())
+    leading = [name for name, result in found.items() if result["value"] == most]
+    module, heading = leading[0], report.titles([column])[column]
+    best = found[module]
     rivals = [("the same network untrained", report.best(results, column, _rival(module, untrained)))]
     rivals += [("raw pixels", _pixels(results, column))]
     against = []
@@ -166,11 +169,14 @@ def _answer(results, untrained):
             where = f" by {rival['endpoint']}" if rival["endpoint"] != report.PIXELS else ""
             points = f"{abs(100 * gain):.1f} points {'above' if gain >= 0 else 'below'}"
             against.append(f"{points} {_e(name)} ({_percent(rival['value'])} %{_e(where)})")
-    many = f"Of {len(found)} modules <b>{_e(module)}</b> is best" if len(found) > 1 else f"<b>{_e(module)}</b>"
+    many = "<b>" + "</b> and <b>".join(map(_e, leading)) + "</b>"
+    if len(found) > 1:
+        many = f"Of {len(found)} modules {many} {'are' if len(leading) > 1 else 'is'} best"
+    below = any(rival and rival["value"] > best["value"] for _, rival in rivals)
     how = "which validation chose" if best.get("chosen") else "its deepest, for nothing was chosen"
     return (
-        f'<p class="answer">{many}: <b>{_percent(best["value"])} %</b> test {_e(best["metric"])} in {_e(heading)} by endpoint '
-        f"{_e(best['endpoint'])}, {how}{': ' if against else ''}{' and '.join(against)}.</p>"
+        f'<p class="answer{" less" if below else ""}">{many}: <b>{_percent(best["value"])} %</b> test {_e(best["metric"])} '
+        f"in {_e(heading)} by endpoint {_e(best['endpoint'])}, {how}{': ' if against else ''}{' and '.join(against)}.</p>"
     )
 
 
@@ -244,7 +250,9 @@ def _image(png, text, width=None):
 def _plot(png, text):
     if png is None:
         return ""
-    return f"<figure>{_image(png, 'Plot. ' + text + ' The figures are in the tables below.')}<figcaption>{_e(text)}</figcaption></figure>"
+    width = round(int.from_bytes(png[16:20], "big") / 1.5)  # of the PNG's header: all plots at one scale
+    picture = _image(png, f"Plot. {text} The figures are in the tables below.", width)
+    return f"<figure>{picture}<figcaption>{_e(text)}</figcaption></figure>"
 
 
 def _neighbors(panels, untrained):
