@@ -1,5 +1,6 @@
 """`tfssl-eval` as a user runs it: a process with flags, a table, files, and errors of one line."""
 
+import base64
 import glob
 import json
 import os
@@ -152,7 +153,8 @@ def test_classifiers_that_learn_by_sgd(tfssl_command, modules_dir, images, tmp_p
             assert r["val_value"] == best and [r["epoch"], best, r["value"]] in r["curve"]
     assert found["linear_sgd", "pixels"]["augment"] and found["linear_sgd", "pixels"]["batch_size"] == 16
     assert tf.io.decode_png((tmp_path / "results_curve.png").read_bytes()).shape[0] > 400
-    assert f"written: {tmp_path}/results.json, {tmp_path}/results.png, {tmp_path}/results_curve.png" in process.stdout
+    written = [f"{tmp_path}/{name}" for name in ("results.json", "results.png", "results_curve.png", "report.html")]
+    assert f"written: {', '.join(written)}" in process.stdout.splitlines()
 
 
 def test_linear_classifiers_of_goyal_et_al(tfssl_command, modules_dir, images, tmp_path):
@@ -323,7 +325,7 @@ def test_help_is_quick_and_complete(tfssl_command):
         (["--module=nowhere", "--dataset=nowhere"], "nowhere"),
         (
             ["--module=m", "--protocol=svc"],
-            "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, segmentation, detection, surface_normals, all,",
+            "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, segmentation, detection, surface_normals",
         ),
         (["--module=m", "--protocol=features"], "--workdir is missing"),
         (["--module=m", "--test_split="], "--test_split is empty"),
@@ -495,7 +497,7 @@ def test_segmentation(tfssl_command, modules_dir, tmp_path):
         results = json.load(f)["results"]
     assert [(r["module"], r["endpoint"]) for r in results] == [("a", "stem"), ("a", "pixels"), ("b", "stem")]
     assert results[0]["value"] > 0.6 and results[0]["chosen"] and os.path.exists(tmp_path / "out" / "results.png")
-    assert os.path.exists(tmp_path / "out" / "results_a_segmentation.png") and "picture" not in results[0]
+    assert "data:image/png" in (tmp_path / "out" / "report.html").read_text() and "picture" not in results[0]
     run = tfssl_command("evaluate", *flags, "--protocol=segmentation,knn")
     assert run.returncode == 1 and "has no labels" in run.stderr
     run = tfssl_command("evaluate", module, "--dataset=voc:nowhere", "--protocol=segmentation", "--dense_size=12,12")
@@ -562,5 +564,10 @@ def test_all_protocols_beside_an_untrained_network(everything):
     theirs, few, more, size = record["notes"]
     assert theirs.startswith("theirs: no untrained network") and "does not take 32x32" in size
     assert "low_shot on 20 labels, k=4,16" in few and "low_shot on 60 labels, k=16" in more
+    text = (workdir / "report.html").read_text()
     for name in modules:
-        assert (workdir / f"{name}_neighbors.png").exists()
+        png = (workdir / f"{name}_neighbors.png").read_bytes()
+        assert base64.b64encode(png).decode() in text
+    assert "points below the same network untrained" in text or "points above the same network untrained" in text
+    for result in record["results"]:  # each in its place is test_page's affair
+        assert f">{100 * result['value']:.1f}" in text

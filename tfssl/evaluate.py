@@ -7,7 +7,7 @@ endpoint.
 
 Any module that takes float32 RGB images in [0, 1] will do. Settings are chosen on --val_split, or on a part of the
 training labels, never on the test split. Raw pixels and an untrained network are the baselines to beat: --protocol=all measures
-all that the images permit, with both beside it.
+all that the images permit, with both beside it. WORKDIR/report.html is the page to look at.
 """
 
 import os
@@ -179,11 +179,11 @@ def define_flags():
             "Directions, by k-means, of which surface_normals tells a probability (Goyal et al.: 40).")
     with cli.section("The run"):
         flags.DEFINE_string("workdir", None,
-            "Folder for results.json, results.png, results_curve.png (accuracy over epochs) and cached features. Default: "
+            "Folder for report.html, results.json, results.png, results_curve.png (accuracy over epochs) and cached features. Default: "
             "nothing is written.")
         flags.DEFINE_integer("neighbors", None, lower_bound=0, help=
             "Above 0: WORKDIR/MODULE_neighbors.png shows so many nearest training images of ten test images, by the starred "
-            "endpoint, or the last. Default: 5 with --protocol=all and --workdir, else 0.")
+            "endpoint (of the first protocol), or the last. Default: 5 with --protocol=all and --workdir, else 0.")
 # fmt: on
 
 
@@ -224,20 +224,22 @@ def main(_):
     opened |= {name: module for name, (module, _) in untrained.items()}
     wanted = measure.endpoints(opened, names, *sizes()) if extracting else {}
     common = {"val_fraction": FLAGS.val_fraction, "seed": FLAGS.seed, "optional": optional, "left_out": note}
-    results, about = [], {}
+    results, about, panels = [], {}, {}
     facts = {"baselines": {}, **{f"{part}_examples": source.num_examples for part, source in sources.items()}}
     for name, module in opened.items():
         about[name] = {"handle": module.handle, "identity": module.identity}
         if name in untrained:
             about[name]["untrained_of"] = untrained[name][1]
         if name in wanted:
-            found, said, of_images = with_features(name, module, sources, wanted[name], of_features, common)
+            found, said, of_images = with_features(name, module, sources, wanted[name], of_features, common, panels)
             results += found
             about[name] |= said
             facts |= of_images
         if of_maps:
-            skip_pixels = any(r["endpoint"] == report.PIXELS and r["protocol"] in of_maps for r in results)
-            asked = {"endpoints": names, "skip_pixels": skip_pixels}
+            asked = {
+                "endpoints": names,
+                "pixels_of": {r["protocol"] for r in results if r["endpoint"] == report.PIXELS},
+            }
             results += collect(name, measure.on_maps(of_maps, module, sources, **asked, **common))
     if protocols and not results:
         raise UserError(f"--protocol=all: nothing could be measured: {'; '.join(notes)}")
@@ -245,11 +247,13 @@ def main(_):
         say("\n" + report.table(results, facts["baselines"]))
     if results and FLAGS.workdir:
         written = report.save(
-            workdir_file("results"),
+            workdir_file(""),
             results,
             title=f"{FLAGS.dataset} {FLAGS.test_split}",
+            panels=panels,
             command=["tfssl-eval", *sys.argv[1:]],
             flags={name: FLAGS[name].value for names in cli._SECTIONS.values() for name in names},
+            date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(start)),
             seconds=time.time() - start,
             **facts,
             modules=about,
@@ -267,8 +271,8 @@ def make_untrained(opened, note):
         return untrained.beside(opened, workdir_file("untrained") if local else folder, FLAGS.seed, *sizes(), say=note)
 
 
-def with_features(name, module, sources, endpoints, protocols, common):
-    """Extract a module's features, and measure them; `common`: settings of all protocols.
+def with_features(name, module, sources, endpoints, protocols, common, panels):
+    """Extract a module's features, and measure them; `common`: settings of all protocols; `panels` gets its nearest images.
 
     Returns:
       (list of results, what results.json says of the module, what it says of the images).
@@ -289,11 +293,12 @@ def with_features(name, module, sources, endpoints, protocols, common):
         for part, its in found.items():
             say(f"written: {its.save(workdir_file(f'{name}_{part}.npz'))}")
     if FLAGS.neighbors:
-        chosen = [r["endpoint"] for r in results if r["chosen"]]
+        chosen = [r["endpoint"] for r in results if r["chosen"] and report.column(r) == report.largest(results)[0]]
         endpoint = (chosen or [e for e in endpoints if e != features.PIXELS] or endpoints)[-1]
-        path, title = workdir_file(f"{name}_neighbors.png"), f"{name}, {endpoint}"
-        neighbors.plot(path, train, test, endpoint, FLAGS.neighbors, FLAGS.seed, title)
-        say(f"written: {path}")
+        png = neighbors.plot(train, test, endpoint, FLAGS.neighbors, FLAGS.seed, f"{name}, {endpoint}")
+        report.write_bytes(workdir_file(f"{name}_neighbors.png"), png)
+        panels[name] = endpoint, png
+        say(f"written: {workdir_file(f'{name}_neighbors.png')}")
     about = {
         "image_size": size,
         "resize": resize,

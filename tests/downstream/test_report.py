@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfssl.downstream import report
+from tfssl.downstream import plots, report
 from tfssl.downstream.features import Features
 
 
@@ -56,10 +56,9 @@ def test_baselines():
     assert report.baselines(train, test) == pytest.approx({"chance": 1 / 3, "majority class": 3 / 5})
 
 
-def test_plot_is_a_picture(tmp_path):
+def test_bars_are_a_picture():
     results = report.mark_chosen([dict(r) for r in RESULTS])
-    report.plot(str(tmp_path / "p.png"), results, {"chance": 0.1}, "title")
-    picture = tf.io.decode_png((tmp_path / "p.png").read_bytes(), channels=3).numpy()
+    picture = tf.io.decode_png(plots.bars(results, {"chance": 0.1}, "title"), channels=3).numpy()
     assert min(picture.shape[:2]) > 400
     for color in ([0x44, 0x77, 0xAA], [0xEE, 0x66, 0x77]):  # the bars of two modules
         assert (picture == color).all(-1).sum() > 1000
@@ -82,7 +81,7 @@ def test_table_says_what_chose_and_what_diverged():
 
 
 @pytest.mark.parametrize("on_val", [None, 0.4])
-def test_curves_are_a_picture(tmp_path, on_val):
+def test_curves_are_a_picture(on_val):
     curve = [[epoch, on_val and on_val + epoch / 100, 0.3 + epoch / 100] for epoch in range(1, 21)]
     results = [
         result(module, endpoint, 0.5, on_val, protocol, curve=curve)
@@ -90,8 +89,8 @@ def test_curves_are_a_picture(tmp_path, on_val):
         for endpoint in ("block1", "pixels")
         for protocol in ("linear_sgd", "mlp")
     ]
-    report.plot_curves(str(tmp_path / "p.png"), [*results, result("rotation", "block1", 0.6, 0.5)], "title")
-    picture = tf.io.decode_png((tmp_path / "p.png").read_bytes(), channels=3).numpy()
+    png = plots.epochs([*results, result("rotation", "block1", 0.6, 0.5)], "title")
+    picture = tf.io.decode_png(png, channels=3).numpy()
     assert min(picture.shape[:2]) > 400
     for color in ([0x44, 0x77, 0xAA], [0xEE, 0x66, 0x77]):  # the lines of two endpoints
         assert (abs(picture.astype(int) - color) < 4).all(-1).sum() > 100

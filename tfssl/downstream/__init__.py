@@ -8,7 +8,7 @@ from tfssl.errors import UserError
 NAMES = ("logistic", "knn", "linear_sgd", "mlp", "svm", "low_shot", "few_shot")
 MULTI_LABEL = ("svm", "low_shot")  # those that take images of several classes
 # Those that read maps and annotations, not features and labels: `run(module, train, test, val, ...)` with sources whose
-# examples have what the protocol's NEEDS says.
+# examples have what the protocol's NEEDS says. A result may have a "picture", a PNG's bytes or its path, for report.html.
 DENSE = ("segmentation", "detection", "surface_normals")
 _EXACT = ("logistic", "knn")  # they need all bits of float32: for a line search, or to tell neighbours apart
 
@@ -17,7 +17,7 @@ def __getattr__(name):
     """`extract` and `Features` load TensorFlow, `NAMES` does not."""
     if name in ("extract", "Features"):
         return getattr(importlib.import_module("tfssl.downstream.features"), name)
-    if name in (*NAMES, *DENSE, "features", "images", "modules", "report"):
+    if name in (*NAMES, *DENSE, "features", "images", "modules", "page", "report"):
         return importlib.import_module(f"tfssl.downstream.{name}")
     raise AttributeError(f"module 'tfssl.downstream' has no attribute {name!r}")
 

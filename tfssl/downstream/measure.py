@@ -71,19 +71,21 @@ def _as_far_as_it_goes(protocol, train, test, settings, left_out):
     return results
 
 
-def on_maps(protocols, module, sources, optional=(), left_out=print, **common):
+def on_maps(protocols, module, sources, pixels_of=(), optional=(), left_out=print, **common):
     """Yield the results of dense protocols.
 
     Args:
       protocols: {one of `downstream.DENSE`: its settings}.
       module: a `modules.Module`.
       sources: {"train", "test", perhaps "val": `Source`}.
+      pixels_of: names of the protocols whose pixels are measured already: they are the same for every module.
       optional, left_out: as of `on_features`.
       **common: settings of all protocols.
     """
     for protocol, settings in protocols.items():
         try:
-            yield from getattr(downstream, protocol).run(module, **sources, **common, **settings)
+            run = getattr(downstream, protocol).run
+            yield from run(module, **sources, skip_pixels=protocol in pixels_of, **common, **settings)
         except UserError as error:
             if protocol not in optional:
                 raise

@@ -3,7 +3,6 @@
 import io
 
 import numpy as np
-import tensorflow as tf
 
 from tfssl.data import pipeline
 from tfssl.data.subset import Subset
@@ -39,8 +38,8 @@ def find(train, test, endpoint, k, seed=0, queries=QUERIES):
     return chosen, place, similarity
 
 
-def plot(path, train, test, endpoint, k, seed=0, title=""):
-    """Write a PNG with a row for each test image: itself, then its `k` nearest training images, framed green if of its class, red if not.
+def plot(train, test, endpoint, k, seed=0, title=""):
+    """A PNG's bytes: a row for each test image: itself, then its `k` nearest training images, framed green if of its class, red if not.
 
     Both `Features` need their `images`; other arguments as for `find`.
     """
@@ -64,8 +63,7 @@ def plot(path, train, test, endpoint, k, seed=0, title=""):
     figure.suptitle(title, fontsize=8, x=0.02, ha="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    with tf.io.gfile.GFile(path, "wb") as f:
-        f.write(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def pictures(features, rows):
