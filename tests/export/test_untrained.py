@@ -32,14 +32,13 @@ def test_equal_networks_share_one(tmp_path):
         "rotation": module(seed=3, export_dir="/elsewhere", random_init=False, step=7),
         "supervised": module(task="supervised", num_classes=5),  # another task, the same network
         "wide": module(width_multiplier=0.125),
-        "again": module(seed=4),
         "foreign": types.SimpleNamespace(facts={}),
         "odd": module(backbone="resnet19"),
     }
     said = []
     found = untrained.beside(opened, str(tmp_path / "untrained"), seed=5, image_size=16, resize=18, say=said.append)
     assert {name: names for name, (_, names) in found.items()} == {
-        "random-rotation": ["rotation", "supervised", "again"],
+        "random-rotation": ["rotation", "supervised"],
         "random-wide": ["wide"],
     }
     assert [line.split(":")[0] for line in said] == ["foreign", "odd"] and "resnet19" in said[1]

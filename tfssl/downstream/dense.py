@@ -188,7 +188,8 @@ def run(
 
 
 def check_endpoints(module, size, protocol, endpoints=None, skip_pixels=False):
-    """The endpoints that are maps of more than one place, and "pixels"; UserError where there is none, or one that is asked for is not."""
+    """The endpoints that are maps of more than one place, and "pixels"; of those that are named, vectors are left out. UserError where there
+    is none, or the module has not one that is named."""
     shapes = module.shapes(size)
     maps = [name for name, shape in shapes.items() if len(shape) == 3 and shape[0] * shape[1] > 1]
     if not maps:
@@ -197,10 +198,13 @@ def check_endpoints(module, size, protocol, endpoints=None, skip_pixels=False):
             f"{', '.join(shapes)}"
         )
     wanted = [*maps, PIXELS] if endpoints is None else list(endpoints)
-    odd = [name for name in wanted if name not in maps and name != PIXELS]
-    if odd:
-        raise UserError(f"module {module.handle!r}: {', '.join(odd)} is no map; there is {', '.join(maps)}, pixels")
-    return [name for name in wanted if name != PIXELS or not skip_pixels]
+    found = [name for name in wanted if name in maps or name == PIXELS]
+    odd = [name for name in wanted if name not in shapes and name != PIXELS]
+    if odd or not found:
+        raise UserError(
+            f"module {module.handle!r}: {', '.join(odd or wanted)} is no map; there is {', '.join(maps)}, pixels"
+        )
+    return [name for name in found if name != PIXELS or not skip_pixels]
 
 
 def image_sides(source, size):
