@@ -188,8 +188,10 @@ def run(
 
 
 def check_endpoints(module, size, protocol, endpoints=None, skip_pixels=False):
-    """The endpoints that are maps of more than one place, and "pixels"; of those that are named, vectors are left out. UserError where there
-    is none, or the module has not one that is named."""
+    """The endpoints that are maps of more than one place, and "pixels"; of those that are named, vectors are left out.
+
+    UserError where there is none, or the module has not one that is named.
+    """
     shapes = module.shapes(size)
     maps = [name for name, shape in shapes.items() if len(shape) == 3 and shape[0] * shape[1] > 1]
     if not maps:
