@@ -289,7 +289,7 @@ def loss_and_gradients(model, images):
     return loss, tape.gradient(loss, model.trainable_variables)
 
 
-@pytest.mark.parametrize("jit,remat", [(True, False), (False, True)])
+@pytest.mark.parametrize("jit,remat", [pytest.param(True, False, marks=pytest.mark.slow), (False, True)])
 def test_xla_and_recomputation_change_nothing(jit, remat, shallow, float64):
     images = tf.constant(random_images(4, 33, 32, 3))
     settings = {"sk_ratio": 0.0625, "bn_momentum": 0.8}

@@ -207,6 +207,7 @@ def assert_same(a, b, tolerance):
         np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(x).max() + 1e-300, err_msg=name)
 
 
+@pytest.mark.slow
 def test_synchronised_replicas_and_stages_computed_again_train_alike(source, replicas, float64):
     alone = trained(source, bn_sync=True)[1]
     assert_same(alone, trained(source, replicas, bn_sync=True)[1], 1e-9)

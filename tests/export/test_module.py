@@ -198,7 +198,13 @@ def head_by_numpy(model, x, layers):
     return found[:layers]
 
 
-@pytest.mark.parametrize("task", HEADS)
+@pytest.mark.parametrize(
+    "task",
+    [
+        *("simclr", "swav", "instance_discrimination"),
+        *(pytest.param(task, marks=pytest.mark.slow) for task in ("byol", "simsiam", "moco")),  # alike
+    ],
+)
 def test_layers_of_the_head_are_endpoints(task, tmp_path):
     """And the module trains, whatever groups the task normalises its batches in."""
     layers, settings = HEADS[task]

@@ -46,6 +46,11 @@ TASKS = {
 }
 
 
+def slow(*parameters):
+    """What another case shows nearly as well."""
+    return pytest.param(*parameters, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def source(photos):
     return tfssl.open_source(f"folder:{photos}")
@@ -128,23 +133,26 @@ def assert_equal(a, b, tolerance):
         np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(x).max() + 1e-14, err_msg=name)
 
 
-@pytest.mark.parametrize("task", TASKS)
+LIKE_OTHERS = (
+    "relative_patch",
+    "pirl",
+    "infomin",
+    "simclr with a memory",
+)  # jigsaw; the bank, the queue, the branch of others
+
+
+@pytest.mark.parametrize("task", [slow(task) if task in LIKE_OTHERS else task for task in TASKS])
 def test_replicas_train_like_one(task, source, replicas, float64):
     """Same flags, same losses, gradients, weights and batch statistics, on one device and on several that share the batch."""
     alone, together = (trained(task, lambda: network_with(sync=True), source, s) for s in (None, replicas))
     assert_equal(alone, together, 1e-9)
 
 
-def slow(*parameters):
-    """What another case shows nearly as well."""
-    return pytest.param(*parameters, marks=pytest.mark.slow)
-
-
 @pytest.mark.parametrize(
     "task",
     [
-        *("exemplar_cnn", "instance_discrimination", "moco", "simclr with a memory", "byol", "swav"),
-        *map(slow, ("jigsaw", "pirl", "infomin")),
+        *("instance_discrimination", "moco", "swav"),
+        *map(slow, ("exemplar_cnn", "jigsaw", "pirl", "infomin", "simclr with a memory", "byol")),
     ],
 )
 def test_a_run_resumes_on_another_number_of_replicas(task, source, replicas, float64, tmp_path):
@@ -183,7 +191,7 @@ def test_four_replicas():
     """The same test with four devices, in a process that has them."""
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *"-q -x tests/pretext/test_base.py tests/losses/test_replicas.py -k".split(),
-         "(train_like_one and (rotation or jigsaw or moco or swav)) or rows_in_order or one_batch"],
+         "(train_like_one and (rotation or moco)) or rows_in_order or one_batch"],
         env={**os.environ, "TFSSL_TEST_REPLICAS": "4"}, capture_output=True, text=True, check=False, timeout=600,
         cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
     )  # fmt: skip
@@ -193,9 +201,10 @@ def test_four_replicas():
 @pytest.mark.parametrize(
     "task,parts",
     [
-        *((task, 2) for task in ("rotation", "jigsaw", "supervised", "exemplar", "exemplar_cnn")),
-        *((task, 2) for task in ("simclr", "simclr with a memory", "byol", "swav", "simsiam")),
-        *(slow(*case) for case in (("rotation", 4), ("simclr", 4), ("relative_patch", 2), ("pirl", 2))),
+        *((task, 2) for task in ("rotation", "exemplar", "simclr", "swav")),
+        *(slow(task, 4) for task in ("rotation", "simclr")),
+        *(slow(task, 2) for task in ("jigsaw", "relative_patch", "supervised", "exemplar_cnn", "pirl")),
+        *(slow(task, 2) for task in ("simclr with a memory", "byol", "simsiam")),
     ],
 )
 def test_accumulated_parts_are_the_whole_batch(task, parts, source, float64):
@@ -242,7 +251,7 @@ def test_accumulation_and_rematerialisation_compile(source):
         tf.keras.mixed_precision.set_global_policy(None)
 
 
-@pytest.mark.parametrize("network", ["resnet18_v1", "resnet18_v2"])
+@pytest.mark.parametrize("network", [slow("resnet18_v1"), "resnet18_v2"])
 def test_rematerialised_training_is_the_same(network, source, float64):
     """Weights, gradients, and the moving statistics, which must not move twice."""
     results = [
@@ -296,7 +305,12 @@ def test_loss_gradient_and_weight_decay_by_hand(source, float64):
 
 
 @pytest.mark.parametrize(
-    "task,policy", [*((t, p) for t in TASKS for p in ("float32", "mixed_bfloat16")), ("rotation", "mixed_float16")]
+    "task,policy",
+    [
+        *((task, "mixed_bfloat16") for task in TASKS),
+        *(("rotation", policy) for policy in ("float32", "mixed_float16")),
+        *(slow(task, "float32") for task in TASKS if task != "rotation"),
+    ],
 )
 def test_a_compiled_step(task, policy, source):
     """One XLA-compiled step of a network with batch normalisation: finite, all weights move, variables stay float32."""
