@@ -569,7 +569,6 @@ def test_all_protocols_beside_an_untrained_network(everything):
         "has no masks",
         "has no objects in boxes",
         "has no surface normals",
-        "theirs: no untrained",
         "low_shot on 20 labels, k=16",
     )
     for text in expected:
