@@ -72,6 +72,24 @@ def test_validation_of_its_own(scenes, module):
     assert result["val_value"] is None
 
 
+def test_a_damaged_image_is_left_out_and_named(module, tmp_path, caplog):
+    for folder in ("train", "trainannot"):
+        (tmp_path / folder).mkdir()
+        for i in range(4):
+            picture = np.repeat(np.repeat(np.arange(4, dtype=np.uint8).reshape(2, 2) % 2, 8, 0), 8, 1)
+            Image.fromarray(picture * (1 if "annot" in folder else 90)).convert("L").save(
+                tmp_path / folder / f"{i}.png"
+            )
+    (tmp_path / "train" / "2.png").write_bytes(b"\x89PNG damaged")
+    source = tfssl.open_source(f"masks:{tmp_path}", "train")
+    (result,) = segmentation.run(module, source, source, endpoints=["stem"], epochs=1, val_fraction=0)
+    assert result["train_labels"] == 3
+    for part in ("train", "test"):
+        (name,) = result["unreadable"][part]
+        assert name.endswith("2.png")
+    assert "1 of 4 images could not be read and are left out" in caplog.text
+
+
 def test_refusals(scenes, module, tmp_path):
     train, test = scenes
     flat = modules.load(tiny_modules.save_callable(tmp_path / "flat"))

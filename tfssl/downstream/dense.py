@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.data import image
-from tfssl.downstream import sgd
+from tfssl.downstream import features, sgd
 from tfssl.errors import UserError, check_choice
 
 PIXELS = "pixels"
@@ -234,7 +234,7 @@ class Maps:
       arrays: {name: [R, h, w, C]}, with a row for each image, or two with `mirror`.
       answers: list of R dicts of NumPy arrays.
       views: rows of each image, 1 or 2.
-      dropped: number of images that could not be read.
+      dropped: names of the images that could not be read.
       shown: {number of an image: uint8 [height, width, 3]}, of about SHOWN that are spread over the source.
     """
 
@@ -243,16 +243,18 @@ class Maps:
         self._files, self._filled = contextlib.ExitStack(), 0
 
         def load(record):
-            one = read(source.fetch(record))
+            example = source.fetch(record)
+            one = read(example)
             both = [one, mirror(*one)] if mirror else [one]
             # Rows of equal shape whatever the number of boxes: a data set's batches, one image each.
-            return tf.nest.map_structure(lambda *views: tf.stack(views), *both)
+            return example["index"], tf.nest.map_structure(lambda *views: tf.stack(views), *both)
 
         source.probe()
-        loaded, waiting = source.records().map(load, tf.data.AUTOTUNE).ignore_errors(), []
-        for views, answers in loaded.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+        loaded, waiting, index = source.records().map(load, tf.data.AUTOTUNE).ignore_errors(), [], []
+        for i, (views, answers) in loaded.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
             if len(self) % max(1, source.num_examples // SHOWN) == 0 and len(self.shown) < SHOWN:
                 self.shown[len(self)] = views[0]
+            index.append(i)
             self.answers += [{key: value[v] for key, value in answers.items()} for v in range(self.views)]
             waiting += list(views)
             if len(waiting) >= batch_size:
@@ -263,7 +265,8 @@ class Maps:
         if not self.answers:
             raise UserError(f"{source.spec} {source.split}: no image could be read with what is to be told of it")
         self.arrays = {name: array[: len(self.answers)] for name, array in self.arrays.items()}
-        self.dropped = source.num_examples - len(self)
+        self.dropped = features.lost(source, index).tolist()
+        features.warn_of(self.dropped, source)
 
     def __len__(self):
         """Images."""

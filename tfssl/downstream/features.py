@@ -112,7 +112,7 @@ def extract(
     cache = None
     if cache_dir and wanted:
         settings = {"image_size": size, "resize": resize, "pool": pool, "target": target, "dtype": dtype}
-        key = {"module": module.identity, "source": _identity(source), **settings, "tfssl": __version__}
+        key = {"module": module.identity, "source": identity(source), **settings, "tfssl": __version__}
         cache = FeatureCache(cache_dir, key)
     missing = [name for name in wanted if not (cache and cache.has(name))]
     start, rows, arrays = time.time(), None, {}
@@ -136,10 +136,7 @@ def extract(
             return extract(module, source, wanted, size, resize, batch_size, pool, target, dtype, cache_dir, progress)
         rows, arrays = cache.rows(), {name: cache.load(name) for name in wanted}
     dropped = [str(name) for name in rows["dropped"]]
-    if dropped:
-        more = f" and {len(dropped) - 5} more" if len(dropped) > 5 else ""
-        count = f"{len(dropped)} of {source.num_examples} images could not be read and are left out"
-        _warn_once(f"{source.spec} {source.split}: {count}: {', '.join(dropped[:5])}{more}")
+    warn_of(dropped, source)
     targets = source.targets()
     return Features(
         endpoints={name: arrays[name][: len(rows["index"])] for name in wanted},
@@ -185,7 +182,7 @@ def read_labels(source):
 
     pairs = source.records().map(pair, -1, deterministic=True).ignore_errors().batch(1024)
     labels, index = (np.concatenate(part) for part in zip(*pairs.as_numpy_iterator()))
-    return {"labels": labels, "index": index, "dropped": _lost(source, index)}
+    return {"labels": labels, "index": index, "dropped": lost(source, index)}
 
 
 def _fill(arrays, compute, module, source, batch_size, size, resize, progress):
@@ -212,16 +209,24 @@ def _fill(arrays, compute, module, source, batch_size, size, resize, progress):
             done += count
             bar.update(count)
     labels, index = np.concatenate(labels), np.concatenate(index)
-    return {"labels": labels, "index": index, "dropped": _lost(source, index)}
+    return {"labels": labels, "index": index, "dropped": lost(source, index)}
 
 
-def _lost(source, index):
+def lost(source, index):
     """The names of the images that are not among `index`."""
     missing = np.setdiff1d(np.arange(source.num_examples), index)
     return np.array([source.name(int(i)) for i in missing], str)
 
 
-def _identity(source):
+def warn_of(dropped, source):
+    """Say once which images of a source could not be read."""
+    if dropped:
+        more = f" and {len(dropped) - 5} more" if len(dropped) > 5 else ""
+        count = f"{len(dropped)} of {source.num_examples} images could not be read and are left out"
+        _warn_once(f"{source.spec} {source.split}: {count}: {', '.join(dropped[:5])}{more}")
+
+
+def identity(source):
     """What tells one data set from another, JSON-able: 1,000 names, sizes and dates at most, and the first 8 contents."""
     digest = hashlib.sha256()
     for i in np.unique(np.linspace(0, source.num_examples - 1, 1000).astype(int)):

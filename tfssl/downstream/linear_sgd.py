@@ -191,7 +191,7 @@ def _key(settings, names):
     """What a run depends on, for `State`."""
     key = {name: str(value) for name, value in settings.items() if name not in ("train", "test", "val", "state_dir")}
     parts = [settings[part] for part in ("train", "test", "val") if settings[part] is not None]
-    images = [(part.images.module.identity, features._identity(part.images.source)) for part in parts]
+    images = [(part.images.module.identity, features.identity(part.images.source)) for part in parts]
     sizes = [(part.images.size, part.images.resize, part.images.pool, part.images.target) for part in parts]
     rows = [hashlib.sha256(part.index.tobytes() + part.labels.tobytes()).hexdigest() for part in parts]
     return {**key, "endpoints": names, "images": images, "sizes": sizes, "rows": rows, "tfssl": __version__}
