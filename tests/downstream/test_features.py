@@ -187,7 +187,7 @@ class TestCache:
 
     def test_a_repaired_image_makes_a_new_pass(self, module, source, tmp_path, passes, monkeypatch):
         """The digest samples names and contents: what it misses, the rows of a later pass may show."""
-        monkeypatch.setattr(features, "_identity", lambda source: "the same")
+        monkeypatch.setattr(features, "identity", lambda source: "the same")
         extract(module, source, ["stem"], cache_dir=str(tmp_path))
         fill = features._fill
         monkeypatch.setattr(

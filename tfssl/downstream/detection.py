@@ -164,7 +164,7 @@ class Detection(dense.Task):
         palette, rows = pictures.colors(len(self.names)), []
         for guess, i in answered:
             shown, truth = maps.shown[i], maps.answers[i * maps.views]
-            sure = guess["scores"][: int(guess["count"])] >= 0.4
+            sure = guess["scores"][: int(guess["count"])] >= 0.5
             boxes, of_class = guess["boxes"][: len(sure)][sure], guess["classes"][: len(sure)][sure].astype(int)
             rows.append(
                 (
@@ -172,7 +172,7 @@ class Detection(dense.Task):
                     pictures.boxed(shown, boxes, of_class, palette),
                 )
             )
-        return pictures.grid(rows, ("objects", "found (score 0.4 or more)"), self.names, palette)
+        return pictures.grid(rows, ("objects", "found (score 0.5 or more)"), self.names, palette)
 
 
 class Head(tf.keras.Model):
