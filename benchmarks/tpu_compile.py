@@ -42,11 +42,12 @@ def lower(row, path):
     from absl import flags
 
     from tfssl import train
+    from tfssl.runtime import cli
     import tensorflow as tf  # isort: skip
 
     train.define_flags()
     given = [f"--{name}={value}" for name, value in row["flags"].items()]
-    flags.FLAGS(["tpu_compile", *given, "--workdir=unused"])
+    flags.FLAGS(cli.expand_flagfiles(["tpu_compile", *given, "--workdir=unused"]))
     values = train.resolve_flags()
     if "num_classes" in values and not values["num_classes"]:
         values["num_classes"] = 1000
