@@ -210,9 +210,9 @@ def end_to_end(args):
         print("step/pipeline is not between 0.5 and 1, so this says little: see --network, --fit_image_size and --data")
 
 
-def in_a_process(function, args):
+def in_a_process(function, *args):
     """TensorFlow's threads and cores are set once per process."""
-    process = multiprocessing.get_context("spawn").Process(target=function, args=(args,))
+    process = multiprocessing.get_context("spawn").Process(target=function, args=args)
     process.start()
     process.join()
     if process.exitcode:

@@ -16,11 +16,12 @@ Linux only: memory is read from /proc.
 """
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import tempfile
 import time
+
+from input import in_a_process  # benchmarks/input.py
 
 
 def status(field):
@@ -123,14 +124,6 @@ def write(root):
         with tf.io.TFRecordWriter(f"{root}/records/train-{i:05}-of-00016") as writer:
             for _ in range(5000):
                 writer.write(record)
-
-
-def in_a_process(function, *args):
-    process = multiprocessing.get_context("spawn").Process(target=function, args=args)
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(process.exitcode)
 
 
 def main():

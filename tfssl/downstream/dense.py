@@ -2,28 +2,21 @@
 
 A protocol adds a `Task`: what is to be told of an image, a head, its loss, and how good its answers are.
 
-The module sees each image once, as a whole, resized to one size; its maps are kept, in memory or, where they are large, in a file that is
-memory-mapped. Where the trunk learns too, the images themselves are kept instead, and pass through the module in each step.
+Maps are made once (`maps.py`); where the trunk learns too, the images pass through the module in each step.
 """
 
 import contextlib
-import tempfile
 import time
 
 import numpy as np
 import tensorflow as tf
 
-from tfssl.data import image
-from tfssl.downstream import features, sgd
-from tfssl.errors import UserError, check_choice
+from tfssl.downstream import sgd
+from tfssl.downstream.maps import IMAGES, Maps, check_endpoints, image_sides
+from tfssl.errors import check_choice
 
-PIXELS = "pixels"
-IMAGES = "images"  # what is kept for a trunk that learns
 TRUNKS = ("frozen", "fine_tuned")
 HEADS = ("linear", "dilated")
-SHOWN = 6  # images of a picture
-BLOCK = 8  # side, in pixels, of what an entry of the baseline's map sees
-_RESIDENT = 4 << 30  # bytes of maps that are kept in memory
 
 
 class Task:
@@ -116,7 +109,7 @@ def run(
     names = check_endpoints(module, size, task.protocol, endpoints, skip_pixels or trunk != "frozen")
     kept = names if trunk == "frozen" else [IMAGES]
     parts = {
-        part: Maps(module, source, kept, size, task.read, task.mirror if task.mirrored and part == "train" else None)
+        part: Maps(module, source, kept, task.read, task.mirror if task.mirrored and part == "train" else None)
         for part, source in (("train", train), ("test", test), ("val", val))
         if source
     }
@@ -187,122 +180,6 @@ def run(
     return results
 
 
-def check_endpoints(module, size, protocol, endpoints=None, skip_pixels=False):
-    """The endpoints that are maps of more than one place, and "pixels"; of those that are named, vectors are left out.
-
-    UserError where there is none, or the module has not one that is named.
-    """
-    shapes = module.shapes(size)
-    maps = [name for name, shape in shapes.items() if len(shape) == 3 and shape[0] * shape[1] > 1]
-    if not maps:
-        raise UserError(
-            f"module {module.handle!r} has no endpoint that is a map [N, h, w, C], which {protocol} needs: its endpoints are "
-            f"{', '.join(shapes)}"
-        )
-    wanted = [*maps, PIXELS] if endpoints is None else list(endpoints)
-    found = [name for name in wanted if name in maps or name == PIXELS]
-    odd = [name for name in wanted if name not in shapes and name != PIXELS]
-    if odd or not found:
-        raise UserError(
-            f"module {module.handle!r}: {', '.join(odd or wanted)} is no map; there is {', '.join(maps)}, pixels"
-        )
-    return [name for name in found if name != PIXELS or not skip_pixels]
-
-
-def image_sides(source, size):
-    """(height, width): `size`, or where that is (0, 0) those of the first image that can be read."""
-    if all(size):
-        return tuple(size)
-    for record in source.records().map(source.fetch).ignore_errors().take(1):
-        return tuple(int(side) for side in image.image_size(record["image"]))
-    raise UserError(f"{source.spec} {source.split}: no image could be read")
-
-
-class Maps:
-    """What heads learn from, of all images of a source that can be read.
-
-    Args:
-      module: a loaded `modules.Module`.
-      source: a `tfssl.data.Source`.
-      names: endpoints; "pixels": blocks of the image; "images": the image itself, uint8.
-      size: (height, width) of all images.
-      read: graph function of an example -> (image uint8 [height, width, 3], dict of what is to be told of it).
-      mirror: graph function of what `read` gave -> the same for the mirrored image, which follows it as one more row; None: no such rows.
-      batch_size: images at a time through the module.
-
-    Attributes:
-      arrays: {name: [R, h, w, C]}, with a row for each image, or two with `mirror`.
-      answers: list of R dicts of NumPy arrays.
-      views: rows of each image, 1 or 2.
-      dropped: names of the images that could not be read.
-      shown: {number of an image: uint8 [height, width, 3]}, of about SHOWN that are spread over the source.
-    """
-
-    def __init__(self, module, source, names, size, read, mirror=None, batch_size=8):
-        self.views, self.answers, self.arrays, self.shown = 1 + bool(mirror), [], {}, {}
-        self._files, self._filled = contextlib.ExitStack(), 0
-
-        def load(record):
-            example = source.fetch(record)
-            one = read(example)
-            both = [one, mirror(*one)] if mirror else [one]
-            # Rows of equal shape whatever the number of boxes: a data set's batches, one image each.
-            return example["index"], tf.nest.map_structure(lambda *views: tf.stack(views), *both)
-
-        source.probe()
-        loaded, waiting, index = source.records().map(load, tf.data.AUTOTUNE).ignore_errors(), [], []
-        for i, (views, answers) in loaded.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
-            if len(self) % max(1, source.num_examples // SHOWN) == 0 and len(self.shown) < SHOWN:
-                self.shown[len(self)] = views[0]
-            index.append(i)
-            self.answers += [{key: value[v] for key, value in answers.items()} for v in range(self.views)]
-            waiting += list(views)
-            if len(waiting) >= batch_size:
-                self._keep(module, names, waiting[:batch_size], source, size)
-                waiting = waiting[batch_size:]
-        if waiting:
-            self._keep(module, names, waiting, source, size)
-        if not self.answers:
-            raise UserError(f"{source.spec} {source.split}: no image could be read with what is to be told of it")
-        self.arrays = {name: array[: len(self.answers)] for name, array in self.arrays.items()}
-        self.dropped = features.lost(source, index).tolist()
-        features.warn_of(self.dropped, source)
-
-    def __len__(self):
-        """Images."""
-        return len(self.answers) // self.views
-
-    def rows(self, images, mirrored=False):
-        """Rows of some images (int [n]): the images themselves, and with `mirrored` their mirrored views where there are any."""
-        views = self.views if mirrored else 1
-        return (np.asarray(images)[:, None] * self.views + np.arange(views)).reshape(-1)
-
-    def _keep(self, module, names, images, source, size):
-        images = np.stack(images)
-        floats, begin = tf.cast(images, tf.float32) / 255, self._filled
-        found = module.endpoints(floats) if set(names) - {PIXELS, IMAGES} else {}
-        found = {**found, PIXELS: blocks(floats) if PIXELS in names else None, IMAGES: images}
-        for name in names:
-            value = np.asarray(found[name])
-            if name not in self.arrays:
-                self.arrays[name] = self._room((self.views * source.num_examples, *value.shape[1:]), value.dtype)
-            self.arrays[name][begin : begin + len(value)] = value
-        self._filled = begin + len(images)
-
-    def _room(self, shape, dtype):
-        """An array in memory, or in a file that goes with this object."""
-        if np.prod(shape, dtype=np.int64) * dtype.itemsize <= _RESIDENT:
-            return np.empty(shape, dtype)
-        file = self._files.enter_context(tempfile.TemporaryFile(prefix="tfssl-maps-"))
-        return np.memmap(file, dtype, "w+", shape=shape)
-
-
-def blocks(images):
-    """[N, H, W, 3] -> [N, h, w, 192]: each place the pixels of a block."""
-    height, width = (side // BLOCK * BLOCK for side in images.shape[1:3])
-    return tf.nn.space_to_depth(tf.image.resize(images, [height, width]), BLOCK)
-
-
 def head(kind, outputs):
     """The layers of a head: "linear", a 1x1 convolution to `outputs` channels; "dilated", that of MoCo's (He et al., arXiv 1911.05722) FCN:
     before it two 3x3 convolutions of 256 channels and dilation 6, each with BN and ReLU."""
@@ -347,7 +224,6 @@ class Network:
             self._map = lambda x, training: norm(
                 module.endpoints(tf.cast(x, tf.float32) / 255, training)[name], training=training
             )
-        self.places = shape[:2]
         head.build((None, *shape))
 
     def __call__(self, x, training=False):
