@@ -11,6 +11,9 @@ import tensorflow as tf
 from tfssl.data import image
 from tfssl.data.service import examples as service_examples
 
+# What examples are made by has no Python branch on a tensor: to look for one would take longer than tracing does.
+plain = tf.autograph.experimental.do_not_convert
+
 
 def training_batches(
     source, example, batch_size, seed=0, start_step=0, steps=None, rows=None, chunk=None, endless=False, service=None
@@ -37,6 +40,7 @@ def training_batches(
     low, high = rows or (0, batch_size)
     chunk = chunk or high - low
 
+    @plain
     def load(record):
         fetched = source.fetch(record)
         image = example(fetched["image"], tf.stack([tf.cast(seed, tf.int64), record["number"]]))
@@ -45,6 +49,7 @@ def training_batches(
     def number(position):
         return (start_step + position // (high - low)) * batch_size + low + position % (high - low)
 
+    @plain
     def fill(last, batch):
         """Repeat each row over the gap before it: positions last+1 .. position are unreadable images, and this row stands for them."""
         position = batch.pop("position")
@@ -95,6 +100,7 @@ def evaluation_batches(source, example, batch_size, rows=None, chunk=None, endle
     low, high = rows or (0, batch_size)
     chunk = chunk or high - low
 
+    @plain
     def load(record):
         fetched = source.fetch(record)
         example_ = {"image": example(fetched["image"], None), "label": fetched["label"], "index": fetched["index"]}
