@@ -7,7 +7,7 @@ Each cell is three commands that a user would give: tfssl-train, tfssl-export, t
 benchmarks/cells.py for how it goes on where it was stopped). The first seed at the first width on the tasks' own data comes first, so that
 every task and backbone is there early.
 
-What is scaled down: the networks (ResNet-18 v1 and v2, RevNet-18, VGG-11; a quarter and half of the standard width), the images
+What is scaled down: the networks (ResNet-18 v1 and v2, RevNet-18, VGG-11; an eighth and a quarter of the standard width), the images
 (CIFAR-10: crops of 24 pixels; Imagenette: 96 pixels, patches of 32), the length (--steps of about 128 views each, relative patch twice
 as many). Accuracy is that of logistic regression on 4,000 (Imagenette: 3,000) labelled training images and on 5 % of them, every
 endpoint; l2 and endpoint are chosen on 4,000 (1,000) others of the training images.
@@ -74,7 +74,7 @@ def main():
         "--steps", type=int, default=2500, help="training steps of each cell (relative patch: twice as many)"
     )
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--widths", default="0.25,0.5")
+    parser.add_argument("--widths", default="0.25,0.125")
     parser.add_argument("--tasks", default="rotation,exemplar,jigsaw,relative_patch,supervised,random,random_patches")
     parser.add_argument("--backbones", default=",".join(BACKBONES))
     parser.add_argument(

@@ -27,6 +27,19 @@ COLORS = dict(
 )  # noqa: B905
 
 
+HEADER = """# "Revisiting Self-Supervised Visual Representation Learning", at home scale
+
+From [results.jsonl](results.jsonl), a line for each cell: {cells} cells, {hours:.1f} hours, each on one core of two. Commands, the first of
+which goes on where it was stopped, or from that file:
+
+    python benchmarks/revisiting.py --cifar10 folder:cifar10 --imagenette folder:imagenette --out docs/revisiting --processes 2
+    python benchmarks/revisiting_report.py --results docs/revisiting/results.jsonl --docs docs/revisiting
+
+What is scaled down stands in that script, and what the figures mean in this one's: test accuracies in percent, means over seeds with the
+range in brackets, `best` for the endpoint that each run chose on other images than those of the test. `random` is the same network
+untrained; `random_patches` too, seeing patches as the patch tasks do."""
+
+
 class Results:
     """The lines of results.jsonl, selected by their fields."""
 
@@ -152,9 +165,9 @@ def ranking_holds_with_few_labels(results):
     """With few labels the ranking of networks stays: rank correlation of few and all labels at least 0.7 in each task (pre_logits)"""
     found = {}
     for task in results.tasks():
-        of_task = results.where(task=task)
-        if task in SELF_SUPERVISED and len(of_task.rows) > 3:
-            found[task] = stats.spearmanr(of_task.accuracy("pre_logits", "few"), of_task.accuracy("pre_logits"))[0]
+        few, every = (results.where(task=task).per_network("pre_logits", amount) for amount in ("few", "all"))
+        if task in SELF_SUPERVISED and len(few) > 3:
+            found[task] = stats.spearmanr(list(few.values()), list(every.values()))[0]
     return all(c >= 0.7 for c in found.values()), ", ".join(f"{t} {c:.2f}" for t, c in found.items())
 
 
@@ -207,6 +220,7 @@ def plot(results, title, path):
                 s=9,
                 color=color,
             )
+            axes[2, column].set_visible(bool(known))
             axes[3, column].plot(
                 (0, 1),
                 [wide.mean("pre_logits", "few"), wide.mean("pre_logits")],
@@ -234,8 +248,7 @@ def main():
     with open(args.results) as f:
         everything = Results([json.loads(line) for line in f])
     os.makedirs(args.docs, exist_ok=True)
-    hours = sum(r["minutes"] for r in everything.rows) / 60
-    text = [f"{len(everything.rows)} cells, {hours:.1f} hours of computation, seeds {everything.values('seed')}."]
+    text = [HEADER.format(cells=len(everything.rows), hours=sum(r["minutes"] for r in everything.rows) / 60)]
     for data, title in DATA.items():
         results = everything.where(data=data)
         if results.rows:

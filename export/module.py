@@ -8,6 +8,7 @@ inside. Signatures `serving_default` and `training` do the same for loaders
 that know signatures only (Keras 3's TFSMLayer). See https://www.tensorflow.org/hub/reusable_saved_models.
 """
 
+import functools
 import json
 import os
 import platform
@@ -68,7 +69,9 @@ def save(
     }
     variables = [v for part in (backbone, *layers) for v in part.variables]
     trainable = [v for part in (backbone, *layers) for v in part.trainable_variables]
-    return write(path, endpoints, variables, trainable, ["pre_logits"], facts, tarball=tarball)
+    return write(
+        path, endpoints, variables, trainable, ["pre_logits"], facts, tarball=tarball, autograph=backbone.autograph
+    )
 
 
 def save_classifier(model, path, step=0, class_names=None, training_flags=None, tarball=False):
@@ -100,7 +103,9 @@ def save_classifier(model, path, step=0, class_names=None, training_flags=None, 
     return write(path, model.classify, variables, trainable, outputs, facts, files, tarball, parts)
 
 
-def write(path, endpoints, variables, trainable, outputs, facts, files=None, tarball=False, parts=None):
+def write(
+    path, endpoints, variables, trainable, outputs, facts, files=None, tarball=False, parts=None, autograph=False
+):
     """Write a reusable SavedModel.
 
     Args:
@@ -112,12 +117,13 @@ def write(path, endpoints, variables, trainable, outputs, facts, files=None, tar
       files: {name: text} of further assets.
       tarball: also write `path.tar.gz`.
       parts: loaded objects that hold what else the endpoints need.
+      autograph: whether they may hold Python branches on tensors; without, they are traced in half the time.
     """
     path = str(path).rstrip("/")
     for taken in (path, path + ".tar.gz") if tarball else (path,):
         if tf.io.gfile.exists(taken):
             raise UserError(f"{taken} exists, and published versions never change: choose another folder")
-    module, widths = _module(endpoints, variables, trainable, outputs)
+    module, widths = _module(endpoints, variables, trainable, outputs, autograph)
     module.parts = parts or []
     facts = facts | {"features": {name: widths[name] for name in facts["endpoints"]}}
     unfinished = (
@@ -138,19 +144,20 @@ def write(path, endpoints, variables, trainable, outputs, facts, files=None, tar
     return path
 
 
-def _module(compute, variables, trainable, outputs):
+def _module(compute, variables, trainable, outputs, autograph):
     """The object to save and {endpoint: size of its last axis}."""
+    graph = functools.partial(tf.function, autograph=autograph)
     images = tf.TensorSpec([None, None, None, 3], tf.float32, name="images")
 
     def endpoints(images, training=False):
         # The training flag is a Python value: each of its two is traced.
         return {name: tf.cast(x, tf.float32) for name, x in compute(images, training).items()}
 
-    @tf.function
+    @graph
     def all_endpoints(images, training=False):
         return endpoints(images, training)
 
-    @tf.function
+    @graph
     def output(images, training=False):
         return endpoints(images, training)[outputs[0]]
 
@@ -163,7 +170,7 @@ def _module(compute, variables, trainable, outputs):
             found = endpoints(images, training)
             return {name: found[name] for name in outputs}
 
-        by_signature[training] = tf.function(signature, [images]).get_concrete_function()
+        by_signature[training] = graph(signature, [images]).get_concrete_function()
 
     def reusable(function):
         obj = tf.train.Checkpoint()  # a plain trackable: its attributes are what the loader sees

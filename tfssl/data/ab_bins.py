@@ -111,7 +111,7 @@ def of_images(source, grid=10, images=10_000, smooth=0.0, progress=None):
     part = spread(source, images)
     histogram = np.zeros((2 * reach + 1, 2 * reach + 1))
 
-    @tf.function
+    @tf.function(autograph=False)
     def cells(batch):
         ab = lab.from_rgb(tf.cast(batch, tf.float32) / 255)[..., 1:]
         a, b = tf.unstack(tf.cast(tf.round(ab / grid), tf.int32) + reach, axis=-1)

@@ -73,7 +73,7 @@ def _load(path):
 def _counter(label_key):
     """A function file -> {"records", "low", "high"}, which reads the file through and parses labels only."""
 
-    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def count(file):
         def add(state, serialized):
             records, low, high = state
