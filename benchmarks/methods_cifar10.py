@@ -81,14 +81,14 @@ def table(rows):
     rows = sorted(rows, key=lambda r: (METHODS.index(r["method"]), r["seed"]))
     random = {r["seed"]: r for r in rows if r["method"] == "random"}
     for row in rows:
-        cells = []
+        shown = []
         for protocol in PROTOCOLS:
-            cells += [f"{row[protocol]['pre_logits']:.1%}", f"{best(row, protocol):.1%} ({row[f'{protocol}_best']})"]
+            shown += [f"{row[protocol]['pre_logits']:.1%}", f"{best(row, protocol):.1%} ({row[f'{protocol}_best']})"]
         took = f"{row['training_minutes']:.1f} min" if row["training_minutes"] else "none"
-        lines.append(f"| {row['method']} | {row['seed']} | {' | '.join(cells)} | {took} |")
+        lines.append(f"| {row['method']} | {row['seed']} | {' | '.join(shown)} | {took} |")
     for seed, row in random.items():
-        cells = [f"{row[protocol]['pixels']:.1%}" for protocol in PROTOCOLS for _ in range(2)]
-        lines.append(f"| raw pixels | {seed} | {' | '.join(cells)} | none |")
+        shown = [f"{row[protocol]['pixels']:.1%}" for protocol in PROTOCOLS for _ in range(2)]
+        lines.append(f"| raw pixels | {seed} | {' | '.join(shown)} | none |")
     lines.append("")
     for method in [m for m in METHODS if m != "random" and any(r["method"] == m for r in rows)]:
         mine = [r for r in rows if r["method"] == method and r["seed"] in random]
