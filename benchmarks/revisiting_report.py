@@ -29,8 +29,8 @@ COLORS = dict(
 
 HEADER = """# "Revisiting Self-Supervised Visual Representation Learning", at home scale
 
-From [results.jsonl](results.jsonl), a line for each cell: {cells} cells, {hours:.1f} hours, each on one core of two. Commands, the first of
-which goes on where it was stopped, or from that file:
+From [results.jsonl](results.jsonl), a line for each cell: {cells} cells, {hours:.1f} hours, each on one core of two and some beside other
+work. Commands, the first of which goes on where it was stopped, or from that file:
 
     python benchmarks/revisiting.py --cifar10 folder:cifar10 --imagenette folder:imagenette --out docs/revisiting --processes 2
     python benchmarks/revisiting_report.py --results docs/revisiting/results.jsonl --docs docs/revisiting
@@ -220,12 +220,12 @@ def plot(results, title, path):
                 s=9,
                 color=color,
             )
-            axes[2, column].set_visible(bool(known))
             axes[3, column].plot(
                 (0, 1),
                 [wide.mean("pre_logits", "few"), wide.mean("pre_logits")],
                 "o-", ms=3, color=color,
             )  # fmt: skip
+        axes[2, column].set_visible(any("validation_accuracy" in r["pretext"] for r in of_task.rows))
         axes[0, column].axhline(of_task.mean("pixels"), color="gray", ls="--", lw=0.8, label="raw pixels")
         axes[0, column].set_xticks((0, 1), ("first endpoint", "pre_logits"))
         axes[3, column].set_xticks((0, 1), of_task.rows[0]["labels"])
