@@ -15,7 +15,8 @@ from tfssl.errors import UserError
 class Pretext(tf.keras.Model):
     """Base class of all tasks. A subclass adds what its paper adds:
 
-      example(image, seed)     one image, encoded or uint8 -> what becomes of it (host, inside tf.data; seed None: deterministic)
+      example(image, seed)     one image, encoded or uint8 -> what becomes of it (host, inside tf.data; seed None: deterministic;
+                               traced without autograph: tf.cond where a tensor decides)
       augment(batch, draws)    batched, on the device, in training only
       call(batch, training)    -> outputs of the network
       objective(batch, outputs) -> (loss per example [n], {metric: value per example [n], or (value, weight)})
