@@ -39,6 +39,9 @@ OWN = {
 }
 TRAINING = "--lr_scaling=0 --schedule=cosine --warmup_epochs=0.5 --bn_momentum=0.9 --log_steps=100"
 RATES = {"rotation": 0.1, "exemplar": 0.05, "jigsaw": 0.05, "relative_patch": 0.02, "supervised": 0.1, "random": 0.1}
+# Of those tried, what the task's own validation prefers: VGG-11 tells 66 % of the turns after 0.02 and 58 % after 0.1, networks with skip
+# connections 61 % and 62 %.
+RATES_OF = {("rotation", "vgg11"): 0.02}
 TESTS = {"cifar10": "test", "imagenette": "val"}
 LABELS = {
     "cifar10": (4000, 8000),
@@ -90,10 +93,11 @@ def measure(cell, call, args):
     untrained, source = task.startswith("random"), getattr(args, cell["data"])
     patches = task in PATCHES or task == "random_patches"
     trained_as = {"random": "rotation", "random_patches": "relative_patch"}.get(task, task)
+    rate = RATES_OF.get((trained_as, cell["backbone"]), RATES[trained_as])
     steps = args.steps * LONGER.get(trained_as, 1)
     flags = [
         f"--task={trained_as}", f"--dataset={source}", f"--backbone={cell['backbone']}", f"--width_multiplier={cell['width']}",
-        f"--seed={cell['seed']}", f"--batch_size={BATCH[trained_as]}", f"--learning_rate={RATES[trained_as]}",
+        f"--seed={cell['seed']}", f"--batch_size={BATCH[trained_as]}", f"--learning_rate={rate}",
         *(PATCH_IMAGES if patches else IMAGES[cell["data"]]).split(), *OWN.get(trained_as, "").split(), *TRAINING.split(),
         f"--train_steps={steps}", f"--checkpoint_steps={steps}", f"--precision={args.precision}",
     ]  # fmt: skip

@@ -65,6 +65,11 @@ class Results:
         present = set(self.values("task"))
         return [task for task in (*SELF_SUPERVISED, "supervised", "random", "random_patches") if task in present]
 
+    def at_all_widths(self):
+        """Rows of the seeds that every width has."""
+        seeds = [set(self.where(width=width).values("seed")) for width in self.values("width")]
+        return Results([r for r in self.rows if all(r["seed"] in of_width for of_width in seeds)])
+
     def baseline(self, task):
         """Of the same input: untrained networks see whole images or patches, as the task does."""
         return self.where(task="random_patches" if task in ("jigsaw", "relative_patch") else "random")
@@ -130,7 +135,7 @@ def wider_is_better(results):
     low, high = min(results.values("width")), max(results.values("width"))
     gains = {}
     for task in results.tasks():
-        scores = results.where(task=task).per_network("pre_logits")
+        scores = results.where(task=task).at_all_widths().per_network("pre_logits")
         pairs = [scores[b, high] - scores[b, low] for b, w in scores if w == low and (b, high) in scores]
         if task in SELF_SUPERVISED and pairs and low < high:
             gains[task] = np.mean(pairs)
@@ -209,9 +214,9 @@ def plot(results, title, path):
             names = [e for e in wide.rows[0]["accuracy"] if e != "pixels"]
             depth = np.linspace(0, 1, len(names))
             axes[0, column].plot(depth, [wide.mean(e) for e in names], "o-", ms=3, color=color, label=backbone)
-            widths = mine.values("width")
+            widths, same = mine.values("width"), mine.at_all_widths()
             axes[1, column].plot(
-                widths, [mine.where(width=w).mean("pre_logits") for w in widths], "o-", ms=3, color=color
+                widths, [same.where(width=w).mean("pre_logits") for w in widths], "o-", ms=3, color=color
             )
             known = [r for r in mine.rows if "validation_accuracy" in r["pretext"]]
             axes[2, column].scatter(
