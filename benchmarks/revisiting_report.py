@@ -37,7 +37,9 @@ work. Commands, the first of which goes on where it was stopped, or from that fi
 
 What is scaled down stands in that script, and what the figures mean in this one's: test accuracies in percent, means over seeds with the
 range in brackets, `best` for the endpoint that each run chose on other images than those of the test. `random` is the same network
-untrained; `random_patches` too, seeing patches as the patch tasks do."""
+untrained; `random_patches` too, seeing patches as the patch tasks do. `supervised` learned from the labels of all training images, and sees
+whole ones. Learning rates were chosen by the tasks' own validation; VGG-11's for rotation last, when at the others' 0.1 one of its three
+seeds had come out below its untrained network (47.1 against 48.7)."""
 
 
 class Results:
@@ -98,6 +100,21 @@ def table(results):
             lines.append(f"| {task}, {endpoint} | " + " | ".join(map(cell, found)) + " |")
     pixels = results.accuracy("pixels")
     lines.append(f"| raw pixels | {cell(pixels)} |" + " |" * (len(networks) - 1))
+    return "\n".join(lines)
+
+
+def summary(results):
+    """The best endpoints of the widest networks, all data sets."""
+    results = results.where(width=max(results.values("width")))
+    backbones = results.values("backbone")
+    lines = ["| data | task | " + " | ".join(backbones) + " |", "|---" * (len(backbones) + 2) + "|"]
+    for data, title in DATA.items():
+        of_data = results.where(data=data)
+        for task in of_data.tasks():
+            found = [cell(of_data.where(task=task, backbone=b).accuracy()) for b in backbones]
+            lines.append(f"| {title} | {task} | " + " | ".join(found) + " |")
+        if of_data.rows:
+            lines.append(f"| {title} | raw pixels | {cell(of_data.accuracy('pixels'))} |" + " |" * (len(backbones) - 1))
     return "\n".join(lines)
 
 
@@ -254,6 +271,7 @@ def main():
         everything = Results([json.loads(line) for line in f])
     os.makedirs(args.docs, exist_ok=True)
     text = [HEADER.format(cells=len(everything.rows), hours=sum(r["minutes"] for r in everything.rows) / 60)]
+    text.append(f"\n### Best endpoints, widest networks\n\n{summary(everything)}")
     for data, title in DATA.items():
         results = everything.where(data=data)
         if results.rows:
