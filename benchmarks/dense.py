@@ -18,7 +18,12 @@ import cells
 
 CROPS = "--image_size=96 --resize=240 --augmentation=simclr --min_area=0.05"
 DATA = {  # data set: (protocols, training flags, evaluation flags)
-    "bccd": ("detection", CROPS, "--train_split=train --val_split=val --test_split=test --dense_size=240,320"),
+    "bccd": (
+        "detection",
+        CROPS,
+        "--train_split=train --val_split=val --test_split=test --dense_size=240,320 --dense_epochs=20 --detection_layers=1 "
+        "--detection_units=64",
+    ),
     "camvid": (
         "segmentation",
         CROPS,
