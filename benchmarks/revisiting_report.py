@@ -38,8 +38,7 @@ work. Commands, the first of which goes on where it was stopped, or from that fi
 What is scaled down stands in that script, and what the figures mean in this one's: test accuracies in percent, means over seeds with the
 range in brackets, `best` for the endpoint that each run chose on other images than those of the test. `random` is the same network
 untrained; `random_patches` too, seeing patches as the patch tasks do. `supervised` learned from the labels of all training images, and sees
-whole ones. Learning rates were chosen by the tasks' own validation; VGG-11's for rotation last, when at the others' 0.1 one of its three
-seeds had come out below its untrained network (47.1 against 48.7)."""
+whole ones. Learning rates were chosen by the tasks' own validation; the script says when, where it matters."""
 
 
 class Results:
