@@ -2,15 +2,15 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
+from multiprocessing.util import Finalize
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tfssl  # noqa: E402, F401, I001 (before TensorFlow: it chooses Keras 2)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import runs  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 # CPU devices for the tests of replicas: two, or as many as a test that starts pytest again asks for. This has to be said before
@@ -22,15 +22,12 @@ tf.config.set_logical_device_configuration(
 
 
 def pytest_configure(config):
-    """All of a test run's files, TensorFlow's own among them (killed processes and xdist's leave theirs), lie in one folder."""
+    """All of a test run's files, TensorFlow's own among them (killed processes and xdist's leave theirs), lie in one folder, which goes
+    at the end."""
     if not hasattr(config, "workerinput"):
-        config.private_tmp = os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="tfssl-tests-")
-
-
-def pytest_unconfigure(config):
-    """That folder goes at the end."""
-    if not hasattr(config, "workerinput"):
-        shutil.rmtree(config.private_tmp, ignore_errors=True)
+        folder = os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="tfssl-tests-")
+        last = -200  # after multiprocessing's own files
+        Finalize(None, shutil.rmtree, [folder], {"ignore_errors": True}, exitpriority=last)
 
 
 def pytest_collection_modifyitems(items):
@@ -93,12 +90,4 @@ def float64():
 @pytest.fixture(scope="session")
 def tfssl_command():
     """Runs `python -m tfssl.COMMAND` as a user would, and returns the finished process."""
-
-    def run(command, *args, cwd=None, env=None, timeout=300):
-        environment = {**os.environ, **(env or {})}
-        return subprocess.run(
-            [sys.executable, "-m", f"tfssl.{command}", *map(str, args)],
-            capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout, check=False,
-        )  # fmt: skip
-
-    return run
+    return runs.command

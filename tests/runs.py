@@ -1,9 +1,15 @@
-"""What several tests do with runs of `tfssl-train`: start, kill, compare them."""
+"""What several tests do with the binaries: start, kill, compare their runs."""
 
+import atexit
 import json
+import multiprocessing
+import os
+import pathlib
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -23,6 +29,50 @@ TRAIN_ON_TWO = (
     "tf.config.set_logical_device_configuration(tf.config.list_physical_devices('CPU')[0], [device] * 2); "
     "runpy.run_module('tfssl.train', run_name='__main__')",
 )
+
+
+# Processes of their own, forked from one that has imported the libraries and used none: importing takes longer than most of their work.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    [
+        "tfssl",
+        "tensorflow",
+        "tensorflow_addons",
+        "tensorflow_hub",
+        "tf_keras",
+        "sklearn.linear_model",
+        "matplotlib.pyplot",
+    ]
+)
+
+
+def command(name, *args, cwd=None, env=None, timeout=300):
+    """Runs `python -m tfssl.NAME ARGS`, and returns the finished process, as `subprocess.run` does."""
+    argv = [f"tfssl.{name}", *map(str, args)]
+    with tempfile.TemporaryDirectory() as folder:
+        said = [pathlib.Path(folder, stream) for stream in ("stdout", "stderr")]
+        process = PROCESSES.Process(target=_main, args=(argv, said, cwd or os.getcwd(), {**os.environ, **(env or {})}))
+        process.start()
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(argv, timeout, *(path.read_text() for path in said))
+        return subprocess.CompletedProcess(argv, process.exitcode, *(path.read_text() for path in said))
+
+
+def _main(argv, said, cwd, environment):
+    """The forked process, from here on as if it had been started by that command."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    for number, path in enumerate(said, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = argv
+    try:
+        runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out
 
 
 def weights(workdir, step=24, least=50):
