@@ -30,9 +30,12 @@ cannot:
 
 - Steps are constant, so a smaller subset is seen more often, and overfitting, not want of training, is what it may lose by.
 - Labels are those of images that the network was pretrained on, from the same set. The paper transfers to another one.
-- A harder problem may need more steps, or a larger network, than this: a curve that falls here says nothing about the paper's.
+- A harder problem may need more steps, or a larger network, than this: a curve that falls here says nothing about the paper's. Where
+  the task's own accuracy, on images it did not learn from, is near chance (of the jigsaw 1 / |P|), it was not learned.
+- Of a colour's target at most {beyond} lie beyond the {nearest} nearest bins (sigma 5, a grid of 10, the colours
+  of sRGB). Cells that differ by less than float32 can tell are the same training.
 - The jigsaw shows each image in 8 orders, and its encoder averages over nine patches; the paper's takes one order, and whole images.
-- Sweeps have as many seeds as their tables say, mostly one. The range of the seeds at the default is the yardstick: what lies within it
+- Sweeps have one seed where their tables show no range. The range of the seeds at the default is the yardstick: what lies within it
   is noise."""
 
 
@@ -53,19 +56,19 @@ def report(rows, folder):
         "labels": " or ".join(map(str, sorted({r["labels"] for r in rows}))),
         "networks": ", ".join(networks(rows)),
         "images": max(r["images"] for r in rows),
+        **target_beyond((2, 5, 10, 20, 40)),
     }
-    text = [HEAD.format(**facts), "\n## The base: all images\n", base(rows)]
+    text = [HEAD.format(**facts), "\n## The base: all images\n", base(rows), "", *margins(rows)]
+    text += [f"\nBy layer, {networks(rows)[0]}, mean over the seeds (svm / logistic):\n", layers(rows)]
     for task in LEVEL:
-        text += [
-            f"\n## {task}\n",
-            sweep(rows, task, "level", LEVEL[task].replace("|", "\\|")),
-            "",
-            sweep(rows, task, "images", "images"),
-        ]
+        tables = (sweep(rows, task, "level", LEVEL[task].replace("|", "\\|")), sweep(rows, task, "images", "images"))
+        text += [f"\n## {task}\n", "\n\n".join(filter(None, tables))]
     text += ["\n## Which way the axes point\n", directions(rows)]
     for metric, title in METRICS.items():
-        plot(rows, metric, os.path.join(folder, f"{metric}.png"))
-        text.append(f"\n![{title} against images, and against the difficulty of the task]({metric}.png)")
+        path = os.path.join(folder, f"{metric}.png")
+        plot(rows, metric, path)
+        if os.path.exists(path):
+            text.append(f"\n![{title} along the axes]({metric}.png)")
     with open(os.path.join(folder, "study.md"), "w") as f:
         f.write("\n".join(text) + "\n")
     print("\n".join(text))
@@ -116,12 +119,63 @@ def base(rows):
     return table(["network", "task", "seeds", "svm, mAP", "logistic, accuracy"], lines)
 
 
+def margins(rows):
+    """A sentence for each task: the least that a seed's cell is above its untrained network and above pixels."""
+    pixels, lines = next(r["value"]["pixels"] for r in rows if "pixels" in r["value"]), []
+    for task, untrained in UNTRAINED.items():
+        for network in networks(rows):
+            found = []
+            for row in where(
+                rows, task=task, network=network, level=DEFAULT[task], images=max(r["images"] for r in rows)
+            ):
+                for other in where(rows, task=untrained, network=network, seed=row["seed"]):
+                    found += [values([row], m) - max(values([other], m), 100 * pixels[m]) for m in METRICS]
+            if found:
+                seeds = len(found) // len(METRICS)
+                lines.append(
+                    f"- {network}, {task}: at least {min(found)[0]:+.1f} above both, by either metric ({seeds} seeds)."
+                )
+    return lines
+
+
+def layers(rows):
+    """A line for each endpoint of the first network, a column for each task; of the cells at the default."""
+    mine = where(rows, network=networks(rows)[0], images=max(r["images"] for r in rows))
+    tasks = {task: where(mine, task=task, level=DEFAULT.get(task, 0)) for pair in UNTRAINED.items() for task in pair}
+    lines = []
+    for endpoint in [e for e in mine[0]["value"] if e != "pixels"]:
+        means = [[np.mean([100 * r["value"][endpoint][m] for r in found]) for m in METRICS] for found in tasks.values()]
+        lines.append([endpoint, *(" / ".join(f"{mean:.1f}" for mean in pair) for pair in means)])
+    return table(["endpoint", *tasks], lines)
+
+
+def target_beyond(nearest):
+    """For people: the numbers K, and the greatest share of a colour's soft target beyond its K nearest bins."""
+    from tfssl.data import ab_bins, lab
+
+    levels = np.arange(0, 256, 15) / 255
+    colors = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3)
+    bins = ab_bins.of_gamut()
+    _, weights = ab_bins.soft_targets(lab.from_rgb(colors).numpy()[:, 1:], bins.points, len(bins.points))
+    shares = [weights[:, k:].sum(1).max() for k in nearest]
+    return {"nearest": ", ".join(map(str, nearest)), "beyond": ", ".join(f"{share:.0e}" for share in shares)}
+
+
 def sweep(rows, task, axis, title):
-    """A line for each place on an axis, a column for each network and metric."""
+    """A line for each place on an axis, a column for each network and metric, and the task's own accuracy; "" for less than two places."""
     curves = {network: curve(rows, task, axis, network) for network in networks(rows)}
     places = sorted({place for its in curves.values() for place in its})
-    lines = [[p, *(cell(values(its.get(p, []), m)) for its in curves.values() for m in METRICS)] for p in places]
-    return table([title, *(f"{network}, {metric}" for network in curves for metric in METRICS)], lines)
+    if len(places) < 2:
+        return ""
+
+    def shown(found):
+        return [
+            *(cell(values(found, m)) for m in METRICS),
+            cell(np.array([100 * r["pretext"]["validation_accuracy"] for r in found])),
+        ]
+
+    lines = [[p, *(text for its in curves.values() for text in shown(its.get(p, [])))] for p in places]
+    return table([title, *(f"{network}, {what}" for network in curves for what in (*METRICS, "own accuracy"))], lines)
 
 
 def directions(rows):
@@ -155,9 +209,18 @@ def directions(rows):
 
 def plot(rows, metric, path):
     """As the paper's figures: against data size above, against the task's difficulty below; a panel for each task."""
-    figure, axes = plt.subplots(2, len(LEVEL), figsize=(9, 7), sharey=True, squeeze=False, layout="constrained")
+    titles = {"images": dict.fromkeys(LEVEL, "images (the same number of steps)"), "level": LEVEL}
+    first = networks(rows)[0]
+    measured = [axis for axis in titles if any(len(curve(rows, task, axis, first)) > 1 for task in LEVEL)]
+    if not measured:
+        return
+    size = (9, 1 + 3 * len(measured))
+    figure, axes = plt.subplots(
+        len(measured), len(LEVEL), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
     for column, task in enumerate(LEVEL):
-        for row, (axis, title) in enumerate((("images", "images (the same number of steps)"), ("level", LEVEL[task]))):
+        for row, axis in enumerate(measured):
+            title = titles[axis][task]
             panel = axes[row, column]
             for network, color in zip(networks(rows), COLORS):  # noqa: B905 (Python 3.9)
                 its = curve(rows, task, axis, network)
