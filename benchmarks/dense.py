@@ -16,31 +16,33 @@ import shutil
 
 import cells
 
-CROPS = "--image_size=96 --resize=240 --augmentation=simclr --min_area=0.05"
+CROPS = "--image_size=96 --resize=240 --augmentation=simclr"
 DATA = {  # data set: (protocols, training flags, evaluation flags)
+    # Blood cells look alike: with all of SimCLR's colours and crops no view can be told (after 500 steps 0.7 % of pairs, chance 0.8).
+    # Strength and area are those of two tries with the better average precision on the validation images.
     "bccd": (
         "detection",
-        CROPS,
+        f"{CROPS} --strength=0.15 --min_area=0.15 --learning_rate=0.01",
         "--train_split=train --val_split=val --test_split=test --dense_size=240,320 --dense_epochs=20 --detection_layers=1 "
         "--detection_units=64",
     ),
     "camvid": (
         "segmentation",
-        CROPS,
+        f"{CROPS} --min_area=0.05 --learning_rate=0.06",
         "--train_split=train --val_split=val --test_split=test --dense_size=180,240 --ignore_class=11",
     ),
     "glyphs": (
         "detection,segmentation",
-        "--image_size=24 --resize=32 --stem=small --augmentation=cifar --min_area=0.3",
+        "--image_size=24 --resize=32 --stem=small --augmentation=cifar --min_area=0.3 --learning_rate=0.06",
         "--train_split=train[:1000] --val_split=train[1000:1500] --test_split=test[:1000] --dense_epochs=20 --dense_batch_size=32",
     ),
 }
 NETWORK = "--backbone=resnet18_v2 --width_multiplier=0.25 --bn_momentum=0.9"
 TASKS = {
     "random": "--task=simclr",
-    "simclr": "--task=simclr --temperature=0.2 --learning_rate=0.06",
-    "moco": "--task=moco --queue_size=2048 --temperature=0.1 --learning_rate=0.06",
-    "byol": "--task=byol --learning_rate=0.06",
+    "simclr": "--task=simclr --temperature=0.2",
+    "moco": "--task=moco --queue_size=2048 --temperature=0.1",
+    "byol": "--task=byol",
 }
 TRAINING = (
     "--batch_size=64 --lr_scaling=64 --schedule=cosine --warmup_epochs=1 --weight_decay=1e-4 --precision=mixed_bfloat16"
