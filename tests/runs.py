@@ -46,12 +46,12 @@ PROCESSES.set_forkserver_preload(
 )
 
 
-def command(name, *args, cwd=None, env=None, timeout=300):
+def command(name, *args, cwd=None, timeout=300):
     """Runs `python -m tfssl.NAME ARGS`, and returns the finished process, as `subprocess.run` does."""
     argv = [f"tfssl.{name}", *map(str, args)]
     with tempfile.TemporaryDirectory() as folder:
         said = [pathlib.Path(folder, stream) for stream in ("stdout", "stderr")]
-        process = PROCESSES.Process(target=_main, args=(argv, said, cwd or os.getcwd(), {**os.environ, **(env or {})}))
+        process = PROCESSES.Process(target=_main, args=(argv, said, cwd or os.getcwd(), dict(os.environ)))
         process.start()
         process.join(timeout)
         if process.is_alive():
@@ -59,6 +59,12 @@ def command(name, *args, cwd=None, env=None, timeout=300):
             process.join()
             raise subprocess.TimeoutExpired(argv, timeout, *(path.read_text() for path in said))
         return subprocess.CompletedProcess(argv, process.exitcode, *(path.read_text() for path in said))
+
+
+def anew(name, *args, cwd=None):
+    """The same in a fresh interpreter, where it matters what is imported, from where, and how long that takes."""
+    line = [sys.executable, "-m", f"tfssl.{name}", *args]
+    return subprocess.run(line, capture_output=True, text=True, check=False, cwd=cwd)
 
 
 def _main(argv, said, cwd, environment):

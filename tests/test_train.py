@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import TINY, assert_identical, kill_when, logged_steps, weights
+from runs import TINY, anew, assert_identical, kill_when, logged_steps, weights
 
 
 @pytest.fixture(scope="module")
@@ -226,9 +226,9 @@ def test_nan_stops_with_the_step_and_the_last_good_checkpoint(photos, tmp_path, 
     assert "last good checkpoint" in message or "no checkpoint yet" in message
 
 
-def test_help_is_fast_and_complete(tfssl_command):
+def test_help_is_fast_and_complete():
     begun = time.perf_counter()
-    done = tfssl_command("train", "--help")
+    done = anew("train", "--help")
     assert done.returncode == 0 and time.perf_counter() - begun < 5
     for part in ("--batch_size=256", "2019 study", "--min_area", "Default: 0.05", "Optimization"):
         assert part in done.stdout
