@@ -180,7 +180,7 @@ def sweep(rows, task, axis, title):
 
 
 def directions(rows):
-    """For each task and axis: last place less first, of the seeds that both have; beyond the yardstick or not."""
+    """For each task and axis: last place less first, each the mean of its seeds; beyond the yardstick or not."""
     first, lines = networks(rows)[0], []
     for task in LEVEL:
         defaults = at_default(rows, task, first)
@@ -191,9 +191,7 @@ def directions(rows):
                 if len(its) < 2:
                     continue
                 (low, few), (high, many) = its[0], its[-1]
-                seeds = sorted({r["seed"] for r in few} & {r["seed"] for r in many})
-                gains = [values(where(many, seed=s), "svm") - values(where(few, seed=s), "svm") for s in seeds]
-                gain = np.mean(gains) if gains else np.nan
+                gain = np.mean(values(many, "svm")) - np.mean(values(few, "svm"))
                 verdict = "no yardstick" if np.isnan(noise) else "beyond it" if abs(gain) > noise else "within it"
                 lines.append(
                     [
