@@ -100,25 +100,43 @@ def main():
 
 
 def table(rows):
-    """Markdown: a line per encoder and protocol, then the smallest distance of each task to its baselines."""
-    lines = ["| data | protocol | task | seed | chosen endpoint | value | raw pixels |", "|---" * 7 + "|"]
-    margins = {}
-    flat = sorted(
-        (row["data"], protocol, row["task"], row["seed"], of) for row in rows for protocol, of in row["results"].items()
-    )
-    best = {line[:4]: line[4]["values"][line[4]["chosen"]] for line in flat}
-    for data, protocol, task, seed, of in flat:
-        value, pixels = best[data, protocol, task, seed], of["values"]["pixels"]
-        lines.append(f"| {data} | {protocol} | {task} | {seed} | {of['chosen']} | {value:.1%} | {pixels:.1%} |")
-        random = best.get((data, protocol, "random", seed))
-        if task != "random" and random is not None:
-            margins.setdefault((data, protocol, task), []).append(100 * (value - max(random, pixels)))
-    lines.append("")
-    for (data, protocol, task), found in margins.items():
-        lines.append(
-            f"{data}, {protocol}, {task}: at least {min(found):+.1f} points above both baselines ({len(found)} seeds)."
-        )
-    return "\n".join(lines)
+    """Markdown: mean and range over the seeds, the smallest distance of each task to its baselines, then a line for each cell."""
+    columns, lines = {}, []
+    for row in sorted(rows, key=lambda row: (row["data"], row["task"], row["seed"])):
+        for protocol, of in row["results"].items():
+            value, pixels = 100 * of["values"][of["chosen"]], 100 * of["values"]["pixels"]
+            found = columns.setdefault((row["data"], protocol), {})
+            found.setdefault(row["task"], {})[row["seed"]] = value
+            found.setdefault("pixels", {})[row["seed"]] = pixels
+            found.setdefault("random's best on test", {})
+            if row["task"] == "random":
+                found["random's best on test"][row["seed"]] = 100 * max(
+                    v for k, v in of["values"].items() if k != "pixels"
+                )
+            cell = (row["data"], protocol, row["task"], str(row["seed"]), of["chosen"], f"{value:.1f}", f"{pixels:.1f}")
+            lines.append(f"| {' | '.join(cell)} |")
+
+    means, margins = ["| data | protocol | encoder | seeds | mean | smallest | largest |", "|---" * 7 + "|"], []
+    for (data, protocol), found in columns.items():
+        for encoder, values in found.items():
+            v = list(values.values())
+            if v:
+                shown = " | ".join(f"{x:.1f}" for x in (sum(v) / len(v), min(v), max(v)))
+                means.append(f"| {data} | {protocol} | {encoder} | {len(v)} | {shown} |")
+            if encoder in TASKS and encoder != "random":
+                for baselines in (("random", "pixels"), ("random's best on test",)):
+                    gains = [
+                        values[seed] - max(found[b][seed] for b in baselines)
+                        for seed in values
+                        if seed in found.get("random", {})
+                    ]
+                    if gains:
+                        above = " and ".join(baselines)
+                        margins.append(
+                            f"{data}, {protocol}, {encoder}: at least {min(gains):+.1f} above {above} ({len(gains)} seeds)."
+                        )
+    head = ["| data | protocol | task | seed | chosen endpoint | value | raw pixels |", "|---" * 7 + "|"]
+    return "\n".join([*means, "", *margins, "", *head, *lines])
 
 
 if __name__ == "__main__":
