@@ -70,13 +70,16 @@ def expected(cells, done):
 
 
 def command(module, *flags, processes=1):
-    """Run `python -m tfssl.MODULE FLAGS`; SystemExit with its last words where it fails."""
+    """Run `python -m tfssl.MODULE FLAGS`, and pass on what it says of images left out; SystemExit with its last words where it fails."""
     line = [sys.executable, "-m", f"tfssl.{module}", *flags]
     threads = str(max(1, os.cpu_count() // processes))
     env = {**os.environ, "TF_NUM_INTRAOP_THREADS": threads, "OMP_NUM_THREADS": threads}
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         raise SystemExit(f"{' '.join(line)}\n{done.stderr[-2000:]}")
+    for said in done.stderr.splitlines():
+        if "left out" in said or "skipped unreadable" in said:
+            print(f"{module}: {said}", flush=True)
 
 
 def results_of(folder):
