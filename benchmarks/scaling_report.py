@@ -34,6 +34,7 @@ cannot:
   the task's own accuracy, on images it did not learn from, is near chance (of the jigsaw 1 / |P|), it was not learned.
 - Of a colour's target at most {beyond} lie beyond the {nearest} nearest bins (sigma 5, a grid of 10, the colours
   of sRGB). Cells that differ by less than float32 can tell are the same training.
+- A larger network's random features may be better too: what capacity adds to the task is its gain less the untrained ones'.
 - The jigsaw shows each image in 8 orders, and its encoder averages over nine patches; the paper's takes one order, and whole images.
 - The settings are those of earlier tries with one seed, whose test figures had been seen; none was changed since.
 - Sweeps have one seed where their tables show no range. The range of the seeds at the default is the yardstick: what lies within it
@@ -60,7 +61,8 @@ def report(rows, folder):
         **target_beyond((2, 5, 10, 20, 40)),
     }
     text = [HEAD.format(**facts), "\n## The base: all images\n", base(rows), "", *margins(rows)]
-    text += [f"\nBy layer, {networks(rows)[0]}, mean over the seeds (svm / logistic):\n", layers(rows)]
+    for network in networks(rows):
+        text += [f"\nBy layer, {network}, mean over the seeds (svm / logistic):\n", layers(rows, network)]
     for task in LEVEL:
         tables = (sweep(rows, task, "level", LEVEL[task].replace("|", "\\|")), sweep(rows, task, "images", "images"))
         text += [f"\n## {task}\n", "\n\n".join(filter(None, tables))]
@@ -116,11 +118,14 @@ def base(rows):
         for task in (t for pair in UNTRAINED.items() for t in pair):
             found = at_default(rows, task, network)
             if found:
-                lines.append([network, task, len(found), *(cell(values(found, metric)) for metric in METRICS)])
+                untrained = at_default(rows, UNTRAINED.get(task), network)
+                shown = [cell(values(found, metric)) for metric in METRICS]
+                above = [f"{values(found, m).mean() - values(untrained, m).mean():+.1f}" for m in METRICS if untrained]
+                lines.append([network, task, len(found), *shown, " / ".join(above)])
     pixels = [r["value"]["pixels"] for r in rows if "pixels" in r["value"]]
     if pixels:
-        lines.append(["", "pixels", "", *(cell(np.array([100 * p[metric] for p in pixels[:1]])) for metric in METRICS)])
-    return table(["network", "task", "seeds", "svm, mAP", "logistic, accuracy"], lines)
+        lines.append(["", "pixels", "", *(f"{100 * pixels[0][metric]:.1f}" for metric in METRICS), ""])
+    return table(["network", "task", "seeds", "svm, mAP", "logistic, accuracy", "above its untrained network"], lines)
 
 
 def margins(rows):
@@ -134,15 +139,16 @@ def margins(rows):
                     found += [values([row], m) - max(values([other], m), 100 * pixels[m]) for m in METRICS]
             if found:
                 seeds = len(found) // len(METRICS)
+                seeds = f"{seeds} seed{'s' * (seeds > 1)}"
                 lines.append(
-                    f"- {network}, {task}: at least {min(found)[0]:+.1f} above both, by either metric ({seeds} seeds)."
+                    f"- {network}, {task}: at least {min(found)[0]:+.1f} above both, by either metric ({seeds})."
                 )
     return lines
 
 
-def layers(rows):
-    """A line for each endpoint of the first network, a column for each task; of the cells at the default."""
-    tasks = {task: at_default(rows, task, networks(rows)[0]) for pair in UNTRAINED.items() for task in pair}
+def layers(rows, network):
+    """A line for each endpoint of a network, a column for each task; of the cells at the default."""
+    tasks = {task: at_default(rows, task, network) for pair in UNTRAINED.items() for task in pair}
     tasks, lines = {task: found for task, found in tasks.items() if found}, []
     for endpoint in [e for e in next(iter(tasks.values()))[0]["value"] if e != "pixels"]:
         means = [[np.mean([100 * r["value"][endpoint][m] for r in found]) for m in METRICS] for found in tasks.values()]
@@ -163,10 +169,11 @@ def target_beyond(nearest):
 
 
 def sweep(rows, task, axis, title):
-    """A line for each place on an axis, a column for each network and metric, and the task's own accuracy; "" for less than two places."""
+    """A line for each place on an axis, a column for each network and metric, and the task's own accuracy; "" if none has two places."""
     curves = {network: curve(rows, task, axis, network) for network in networks(rows)}
+    curves = {network: its for network, its in curves.items() if len(its) > 1}
     places = sorted({place for its in curves.values() for place in its})
-    if len(places) < 2:
+    if not curves:
         return ""
 
     def shown(found):
@@ -181,28 +188,28 @@ def sweep(rows, task, axis, title):
 
 def directions(rows):
     """For each task and axis: last place less first, each the mean of its seeds; beyond the yardstick or not."""
-    first, lines = networks(rows)[0], []
+    first, *others = networks(rows)
+    lines = []
     for task in LEVEL:
-        defaults = at_default(rows, task, first)
-        noise = np.ptp(values(defaults, "svm")) if len(defaults) > 1 else np.nan
+        defaults, pairs = at_default(rows, task, first), []
         for axis in ("images", "level"):
             for network in networks(rows):
                 its = list(curve(rows, task, axis, network).items())
-                if len(its) < 2:
-                    continue
-                (low, few), (high, many) = its[0], its[-1]
-                gain = np.mean(values(many, "svm")) - np.mean(values(few, "svm"))
-                verdict = "no yardstick" if np.isnan(noise) else "beyond it" if abs(gain) > noise else "within it"
-                lines.append(
-                    [
-                        task,
-                        network,
-                        f"{axis}: {low} to {high}",
-                        f"{gain:+.1f}",
-                        "" if np.isnan(noise) else f"{noise:.1f}",
-                        verdict,
-                    ]
-                )
+                if len(its) > 1:
+                    (low, few), (high, many) = its[0], its[-1]
+                    pairs.append((network, f"{axis}: {low} to {high}", few, many))
+        for network in others:
+            for what in (task, UNTRAINED[task]):
+                found = at_default(rows, what, network)
+                if found:
+                    of = "" if what == task else ", both untrained"
+                    pairs.append((network, f"capacity: {first} to this{of}", at_default(rows, what, first), found))
+        noise = np.ptp(values(defaults, "svm")) if len(defaults) > 1 else np.nan
+        yardstick = "" if np.isnan(noise) else f"{noise:.1f}"
+        for network, axis, few, many in pairs:
+            gain = np.mean(values(many, "svm")) - np.mean(values(few, "svm"))
+            verdict = "no yardstick" if np.isnan(noise) else "beyond it" if abs(gain) > noise else "within it"
+            lines.append([task, network, axis, f"{gain:+.1f}", yardstick, verdict])
     return table(["task", "network", "axis", "gain, mAP", "range of the seeds at the default", "which is"], lines)
 
 
