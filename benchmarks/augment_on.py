@@ -1,8 +1,8 @@
 """Does a training step take less time with the colours on the device, a batch at once, or on the host, image by image?
 
     python benchmarks/augment_on.py --data folder:cifar10 --flagfile tfssl:simclr/cifar10_cpu.flags
-    python benchmarks/augment_on.py --data folder:imagenette --flags "--task=simclr --backbone=resnet18_v2 --width_multiplier=0.25
-        --batch_size=32 --train_steps=40 --log_steps=10"
+    python benchmarks/augment_on.py --data folder:imagenette --flagfile tfssl:simclr/imagenet.flags --flags "--train_split=train
+        --backbone=resnet18_v1 --width_multiplier=0.25 --batch_size=32 --train_steps=30 --log_steps=5 --warmup_epochs=0"
 
 Both are what a user runs: tfssl-train, with --augment_on=device and with --augment_on=host, in turns; all else is the recipe's.
 

@@ -86,3 +86,16 @@ def results_of(folder):
     """The results of an evaluation's workdir."""
     with open(os.path.join(folder, "results.json")) as f:
         return json.load(f)["results"]
+
+
+def spread(values):
+    """Mean and, of several, range: "52.3 (50.8 to 53.1)"; "" of none. `values`: a list or array of numbers, in percent."""
+    if not len(values):
+        return ""
+    around = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+    return f"{sum(values) / len(values):.1f}{around}"
+
+
+def table(head, lines):
+    """Markdown: `head` is a list of titles, `lines` lists of cells."""
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in [head, ["---"] * len(head), *lines])

@@ -80,44 +80,36 @@ def table(rows):
     """Markdown: a line per method, means over its seeds and ranges, with the least distance to its baselines; and a line per encoder."""
     rows = sorted(rows, key=lambda r: (METHODS.index(r["method"]), r["seed"]))
     random = {r["seed"]: r for r in rows if r["method"] == "random"}
-    lines = [
-        "| method | seeds | logistic, best | kNN, best | above both baselines, at least | training |",
-        "|---" * 6 + "|",
-    ]
+    means = []
     for method in dict.fromkeys(r["method"] for r in rows):
         mine = [r for r in rows if r["method"] == method]
-        shown = [cell([best(r, protocol) for r in mine]) for protocol in PROTOCOLS]
+        shown = [cells.spread([100 * best(r, protocol) for r in mine]) for protocol in PROTOCOLS]
         above = [
             best(r, protocol) - max(best(random[r["seed"]], protocol), r[protocol]["pixels"])
             for r in mine
             for protocol in PROTOCOLS
             if method != "random" and r["seed"] in random
         ]
-        lines.append(row_of(method, len(mine), *shown, f"{100 * min(above):+.1f}" if above else "", took(mine)))
+        means.append([method, len(mine), *shown, f"{100 * min(above):+.1f}" if above else "", took(mine)])
     if random:
-        pixels = [cell([r[protocol]["pixels"] for r in random.values()]) for protocol in PROTOCOLS]
-        lines.append(row_of("raw pixels", len(random), *pixels, "", ""))
-    lines += [
-        "",
-        "| method | seed | logistic, pre_logits | best | kNN, pre_logits | best | training |",
-        "|---" * 7 + "|",
-    ]
+        pixels = [cells.spread([100 * r[protocol]["pixels"] for r in random.values()]) for protocol in PROTOCOLS]
+        means.append(["raw pixels", len(random), *pixels, "", ""])
+    lines = []
     for r in rows:
         shown = []
         for protocol in PROTOCOLS:
             shown += [f"{r[protocol]['pre_logits']:.1%}", f"{best(r, protocol):.1%} ({r[f'{protocol}_best']})"]
-        lines.append(row_of(r["method"], r["seed"], *shown, took([r])))
-    return "\n".join(lines)
-
-
-def row_of(*cells):
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def cell(found):
-    """Mean and, of several seeds, range, in percent."""
-    mean = f"{100 * sum(found) / len(found):.1f}"
-    return f"{mean} ({100 * min(found):.1f} to {100 * max(found):.1f})" if len(found) > 1 else mean
+        lines.append([r["method"], r["seed"], *shown, took([r])])
+    return "\n\n".join(
+        [
+            cells.table(
+                ["method", "seeds", "logistic, best", "kNN, best", "above both baselines, at least", "training"], means
+            ),
+            cells.table(
+                ["method", "seed", "logistic, pre_logits", "best", "kNN, pre_logits", "best", "training"], lines
+            ),
+        ]
+    )
 
 
 def took(rows):

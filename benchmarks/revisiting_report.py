@@ -18,6 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from cells import spread
 from scipy import stats
 
 SELF_SUPERVISED = ("rotation", "exemplar", "jigsaw", "relative_patch")
@@ -89,22 +90,15 @@ class Results:
         return {network: float(np.mean(values)) for network, values in groups.items()}
 
 
-def cell(values):
-    if not len(values):
-        return ""
-    spread = f" ({values.min():.1f} to {values.max():.1f})" if len(values) > 1 else ""
-    return f"{values.mean():.1f}{spread}"
-
-
 def table(results):
     networks = list(itertools.product(results.values("backbone"), results.values("width")))
     lines = ["| task | " + " | ".join(f"{b} x{w:g}" for b, w in networks) + " |", "|---" * (len(networks) + 1) + "|"]
     for task in results.tasks():
         for endpoint in ("pre_logits", "best"):
             found = [results.where(task=task, backbone=b, width=w).accuracy(endpoint) for b, w in networks]
-            lines.append(f"| {task}, {endpoint} | " + " | ".join(map(cell, found)) + " |")
+            lines.append(f"| {task}, {endpoint} | " + " | ".join(map(spread, found)) + " |")
     pixels = results.accuracy("pixels")
-    lines.append(f"| raw pixels | {cell(pixels)} |" + " |" * (len(networks) - 1))
+    lines.append(f"| raw pixels | {spread(pixels)} |" + " |" * (len(networks) - 1))
     return "\n".join(lines)
 
 
@@ -116,10 +110,12 @@ def summary(results):
     for data, title in DATA.items():
         of_data = results.where(data=data)
         for task in of_data.tasks():
-            found = [cell(of_data.where(task=task, backbone=b).accuracy()) for b in backbones]
+            found = [spread(of_data.where(task=task, backbone=b).accuracy()) for b in backbones]
             lines.append(f"| {title} | {task} | " + " | ".join(found) + " |")
         if of_data.rows:
-            lines.append(f"| {title} | raw pixels | {cell(of_data.accuracy('pixels'))} |" + " |" * (len(backbones) - 1))
+            lines.append(
+                f"| {title} | raw pixels | {spread(of_data.accuracy('pixels'))} |" + " |" * (len(backbones) - 1)
+            )
     return "\n".join(lines)
 
 

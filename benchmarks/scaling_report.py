@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from cells import spread, table
 
 LEVEL = {"jigsaw": "permutations, |P|", "colorization": "nearest bins, K"}
 UNTRAINED = {"jigsaw": "random_patches", "colorization": "random"}
@@ -100,17 +101,6 @@ def curve(rows, task, axis, network):
     return {place: where(mine, **{axis: place}) for place in sorted({r[axis] for r in mine})}
 
 
-def cell(found):
-    if not len(found):
-        return ""
-    return f"{found.mean():.1f}" + (f" ({found.min():.1f} to {found.max():.1f})" if len(found) > 1 else "")
-
-
-def table(head, lines):
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in rows)
-
-
 def base(rows):
     """A line for each task and network, untrained ones and pixels among them."""
     lines = []
@@ -119,7 +109,7 @@ def base(rows):
             found = at_default(rows, task, network)
             if found:
                 untrained = at_default(rows, UNTRAINED.get(task), network)
-                shown = [cell(values(found, metric)) for metric in METRICS]
+                shown = [spread(values(found, metric)) for metric in METRICS]
                 above = [f"{values(found, m).mean() - values(untrained, m).mean():+.1f}" for m in METRICS if untrained]
                 lines.append([network, task, len(found), *shown, " / ".join(above)])
     pixels = [r["value"]["pixels"] for r in rows if "pixels" in r["value"]]
@@ -178,8 +168,8 @@ def sweep(rows, task, axis, title):
 
     def shown(found):
         return [
-            *(cell(values(found, m)) for m in METRICS),
-            cell(np.array([100 * r["pretext"]["validation_accuracy"] for r in found])),
+            *(spread(values(found, m)) for m in METRICS),
+            spread(np.array([100 * r["pretext"]["validation_accuracy"] for r in found])),
         ]
 
     lines = [[p, *(text for its in curves.values() for text in shown(its.get(p, [])))] for p in places]

@@ -123,7 +123,9 @@ def child(command):
 def line(row, kind, found):
     f = row["flags"]
     levers = [
-        name for name in ("rematerialize", "accumulate_steps") if str(f.get(name, "1")).lower() not in ("1", "false")
+        name
+        for name in ("rematerialize", "accumulate_steps", "loss_batch_size")
+        if str(f.get(name, "1")).lower() not in ("1", "false")
     ]
     cells = [f["task"], f["backbone"], f["width_multiplier"], f["batch_size"], f["precision"].replace("mixed_", "")]
     cells += [", ".join(levers) or "none", kind]
