@@ -113,16 +113,17 @@ def table(rows):
                 found["random's best on test"][row["seed"]] = 100 * max(
                     v for k, v in of["values"].items() if k != "pixels"
                 )
-            cell = (row["data"], protocol, row["task"], str(row["seed"]), of["chosen"], f"{value:.1f}", f"{pixels:.1f}")
-            lines.append(f"| {' | '.join(cell)} |")
+            lines.append(
+                [row["data"], protocol, row["task"], row["seed"], of["chosen"], f"{value:.1f}", f"{pixels:.1f}"]
+            )
 
-    means, margins = ["| data | protocol | encoder | seeds | mean | smallest | largest |", "|---" * 7 + "|"], []
+    means, margins = [], []
     for (data, protocol), found in columns.items():
         for encoder, values in found.items():
             v = list(values.values())
             if v:
-                shown = " | ".join(f"{x:.1f}" for x in (sum(v) / len(v), min(v), max(v)))
-                means.append(f"| {data} | {protocol} | {encoder} | {len(v)} | {shown} |")
+                shown = [f"{x:.1f}" for x in (sum(v) / len(v), min(v), max(v))]
+                means.append([data, protocol, encoder, len(v), *shown])
             if encoder in TASKS and encoder != "random":
                 for baselines in (("random", "pixels"), ("random's best on test",)):
                     gains = [
@@ -135,8 +136,9 @@ def table(rows):
                         margins.append(
                             f"{data}, {protocol}, {encoder}: at least {min(gains):+.1f} above {above} ({len(gains)} seeds)."
                         )
-    head = ["| data | protocol | task | seed | chosen endpoint | value | raw pixels |", "|---" * 7 + "|"]
-    return "\n".join([*means, "", *margins, "", *head, *lines])
+    means = cells.table(["data", "protocol", "encoder", "seeds", "mean", "smallest", "largest"], means)
+    lines = cells.table(["data", "protocol", "task", "seed", "chosen endpoint", "value", "raw pixels"], lines)
+    return "\n\n".join([means, "\n".join(margins), lines])
 
 
 if __name__ == "__main__":

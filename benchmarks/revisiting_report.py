@@ -13,12 +13,12 @@ import itertools
 import json
 import os
 
+import cells
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from cells import spread
 from scipy import stats
 
 SELF_SUPERVISED = ("rotation", "exemplar", "jigsaw", "relative_patch")
@@ -92,31 +92,29 @@ class Results:
 
 def table(results):
     networks = list(itertools.product(results.values("backbone"), results.values("width")))
-    lines = ["| task | " + " | ".join(f"{b} x{w:g}" for b, w in networks) + " |", "|---" * (len(networks) + 1) + "|"]
+    lines = []
     for task in results.tasks():
         for endpoint in ("pre_logits", "best"):
             found = [results.where(task=task, backbone=b, width=w).accuracy(endpoint) for b, w in networks]
-            lines.append(f"| {task}, {endpoint} | " + " | ".join(map(spread, found)) + " |")
-    pixels = results.accuracy("pixels")
-    lines.append(f"| raw pixels | {spread(pixels)} |" + " |" * (len(networks) - 1))
-    return "\n".join(lines)
+            lines.append([f"{task}, {endpoint}", *map(cells.spread, found)])
+    lines.append(["raw pixels", cells.spread(results.accuracy("pixels")), *[""] * (len(networks) - 1)])
+    return cells.table(["task", *(f"{b} x{w:g}" for b, w in networks)], lines)
 
 
 def summary(results):
     """The best endpoints of the widest networks, all data sets."""
     results = results.where(width=max(results.values("width")))
     backbones = results.values("backbone")
-    lines = ["| data | task | " + " | ".join(backbones) + " |", "|---" * (len(backbones) + 2) + "|"]
+    lines = []
     for data, title in DATA.items():
         of_data = results.where(data=data)
         for task in of_data.tasks():
-            found = [spread(of_data.where(task=task, backbone=b).accuracy()) for b in backbones]
-            lines.append(f"| {title} | {task} | " + " | ".join(found) + " |")
+            found = [cells.spread(of_data.where(task=task, backbone=b).accuracy()) for b in backbones]
+            lines.append([title, task, *found])
         if of_data.rows:
-            lines.append(
-                f"| {title} | raw pixels | {spread(of_data.accuracy('pixels'))} |" + " |" * (len(backbones) - 1)
-            )
-    return "\n".join(lines)
+            pixels = cells.spread(of_data.accuracy("pixels"))
+            lines.append([title, "raw pixels", pixels, *[""] * (len(backbones) - 1)])
+    return cells.table(["data", "task", *backbones], lines)
 
 
 # ---- the paper's claims ----
@@ -209,12 +207,12 @@ CLAIMS = (
 
 
 def claims(results):
-    lines = ["| claim, and when it counts as reproduced | verdict | figures |", "|---|---|---|"]
+    lines = []
     for claim in CLAIMS:
         verdict, figures = claim(results)
         verdict = "not testable yet" if not figures else "reproduced" if verdict else "not reproduced"
-        lines.append(f"| {' '.join(claim.__doc__.split())} | {verdict} | {figures or ''} |")
-    return "\n".join(lines)
+        lines.append([" ".join(claim.__doc__.split()), verdict, figures or ""])
+    return cells.table(["claim, and when it counts as reproduced", "verdict", "figures"], lines)
 
 
 # ---- plots ----
