@@ -1,11 +1,14 @@
-"""Do the methods learn? CIFAR-10, ten minutes of two CPU cores each, beside random initialisation, raw pixels and supervised training.
+"""Do the methods learn? CIFAR-10, ten minutes of two CPU cores each, beside random initialization, raw pixels and supervised training.
 
     python benchmarks/methods_cifar10.py --data folder:cifar10 --out runs/methods --methods simclr,moco,byol,swav --seeds 0,1,2
+    python benchmarks/methods_cifar10.py --data folder:cifar10 --out runs/short --short
+
+--short is the same table after 600 steps of 128 images in float32: minutes depend on the processor, steps do not.
 
 Each line of OUT/results.jsonl is one encoder: tfssl-train with the method's cifar10_cpu.flags, tfssl-export, tfssl-eval; see
 benchmarks/cells.py for how it goes on where it was stopped. How to read the tables: test accuracies in percent of logistic regression and
 of 20 nearest neighbours on --labels training images; `best` is the endpoint that 4,000 others of them chose, for each protocol by itself.
-The first table has means over the seeds, and ranges. A method counts as learning where it is above random initialisation's best and above
+The first table has means over the seeds, and ranges. A method counts as learning where it is above random initialization's best and above
 raw pixels by both protocols, in each seed: that is the column of distances. Minutes are the longest training's, on the cores that
 --processes left it.
 """
@@ -28,6 +31,7 @@ OWN = {
     "supervised": "cifar10/supervised.flags",
 }
 PROTOCOLS = ("logistic", "knn")
+SHORT = "--train_steps=600 --batch_size=128 --precision=float32"
 
 
 def main():
@@ -37,10 +41,12 @@ def main():
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--labels", type=int, default=10000, help="training images of the evaluation")
+    parser.add_argument("--short", action="store_true", help=f"train with {SHORT}, after each method's own flags")
     parser.add_argument("--extra", default="", help="more training flags, separated by blanks")
     parser.add_argument("--hours", type=float, help="begin no cell that would end after so long")
     parser.add_argument("--processes", type=int, default=1, help="cells side by side")
     args = parser.parse_args()
+    args.extra = " ".join(filter(None, [SHORT if args.short else "", args.extra]))
     todo = [
         {"method": method, "seed": int(seed)} for seed in args.seeds.split(",") for method in args.methods.split(",")
     ]
