@@ -199,7 +199,7 @@ def main(_):
     parts = {"train": FLAGS.train_split, "test": FLAGS.test_split, "val": FLAGS.val_split}
     sources = {part: open_source(FLAGS.dataset, split, **where) for part, split in parts.items() if split}
     if protocols:
-        overlap.check(sources, FLAGS.data_dir)
+        overlap.check(sources)
     notes = []
     protocols = needs.permitted(protocols, sources.values(), optional, notes.append)
     of_maps = {name: settings for name, settings in protocols.items() if name in downstream.DENSE}

@@ -171,7 +171,7 @@ def open_images(values):
     where = {"data_dir": values["data_dir"], "label_offset": values["label_offset"]}
     parts = {part: values[f"{part}_split"] for part in ("train", "val", "test")}
     sources = {part: data.open_source(values["dataset"], split, **where) for part, split in parts.items() if split}
-    overlap.check(sources, values["data_dir"])
+    overlap.check(sources)
     for part in ("val", "test"):
         missing = checks.unlabelled(sources[part]) if part in sources else None
         if missing:

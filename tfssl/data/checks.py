@@ -161,6 +161,6 @@ def unlabelled(source):
     if all(int(label) >= 0 for label in labels):
         return None
     return (
-        f"--dataset={source.spec} ({source.split}) has no labels, and accuracy needs them: sort the images "
-        "into a folder per class, or evaluate on another data set"
+        f"--dataset={source.spec} ({source.split}) has no labels, and accuracy needs them: {source.unlabelled_because}, "
+        "or evaluate on another data set"
     )

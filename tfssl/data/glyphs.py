@@ -44,11 +44,13 @@ class GlyphSource(IndexedSource):
             raise UserError(f"glyphs cannot be drawn {image_size} pixels wide: image_size must be 16 or more")
         sizes = {"train": [int(count or TRAIN)], "test": [TEST]}
         parts = []
-        for name, start, stop in resolve(split, sizes, spec):
+        ranges = resolve(split, sizes, spec)
+        for name, start, stop in ranges:
             drawn = _drawn(name, sizes[name][0], image_size, data_dir)
             parts.append({key: value[start:stop] for key, value in drawn.items()})
         arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         super().__init__(spec, split, len(arrays["label"]), len(LETTERS), list(LETTERS))
+        self.ranges = ranges
         with tf.device("CPU"):  # captured by a pipeline's functions as they are: a graph never holds them
             self._arrays = {key: tf.constant(value) for key, value in arrays.items()}
 

@@ -14,7 +14,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from tfssl.data.folder import FORMATS
+from tfssl.data.folder import FORMATS, UNREAD
 from tfssl.data.source import IndexedSource
 from tfssl.data.splits import resolve
 from tfssl.errors import UserError
@@ -30,16 +30,18 @@ class MaskSource(IndexedSource):
         if not tf.io.gfile.isdir(root):
             raise UserError(f"{spec}: no such folder: {root!r}")
         voc = tf.io.gfile.isdir(f"{root}/SegmentationClass")
-        found = _voc(root) if voc else beside(root, "annot")
+        found, alone = (_voc(root), []) if voc else beside(root, "annot")
         if not found:
             raise UserError(
                 f"{spec}: no images with masks: expected SPLIT and SPLITannot side by side, or Pascal VOC's JPEGImages, SegmentationClass "
                 "and ImageSets/Segmentation"
             )
         pairs = []
-        for name, start, stop in resolve(split, {name: [len(its)] for name, its in found.items()}, spec):
+        ranges = resolve(split, {name: [len(its)] for name, its in found.items()}, spec)
+        for name, start, stop in ranges:
             pairs += found[name][start:stop]
         super().__init__(spec, split, len(pairs))
+        self.ranges, self.left_out = ranges, {"images without a mask": alone} if alone else {}
         self.splits_overlap = voc  # trainval is train and val
         classes = f"{root}/classes.txt"
         if tf.io.gfile.exists(classes):
@@ -75,16 +77,23 @@ def _decode(path):
 
 
 def beside(root, ending):
-    """{split: [(image, picture of the same name)]} of folders S and S + ending."""
-    found = {}
+    """{split: [(image, PNG of the same name)]} of folders S and S + ending, and the images that have none."""
+    found, alone = {}, []
     for name in sorted(name.rstrip("/") for name in tf.io.gfile.listdir(root)):
         other = f"{root}/{name}{ending}"
-        if tf.io.gfile.isdir(other):
-            there = set(tf.io.gfile.listdir(other))
-            images = sorted(file for file in tf.io.gfile.listdir(f"{root}/{name}") if file.lower().endswith(FORMATS))
-            pairs = [(file, os.path.splitext(file)[0] + ".png") for file in images]
-            found[name] = [(f"{root}/{name}/{image}", f"{other}/{file}") for image, file in pairs if file in there]
-    return {name: pairs for name, pairs in found.items() if pairs}
+        if not tf.io.gfile.isdir(other):
+            continue
+        pictures = {
+            os.path.splitext(file)[0]: file for file in tf.io.gfile.listdir(other) if file.lower().endswith(".png")
+        }
+        images = sorted(f for f in tf.io.gfile.listdir(f"{root}/{name}") if f.lower().endswith(FORMATS + UNREAD))
+        pairs = [
+            (image, pictures.get(os.path.splitext(image)[0])) for image in images if image.lower().endswith(FORMATS)
+        ]
+        found[name] = [(f"{root}/{name}/{image}", f"{other}/{file}") for image, file in pairs if file]
+        paired = {image for image, file in pairs if file}
+        alone += [f"{name}/{image}" for image in images if image not in paired and not image.startswith(".")]
+    return {name: pairs for name, pairs in found.items() if pairs}, alone
 
 
 def _voc(root):

@@ -31,18 +31,21 @@ class NormalSource(IndexedSource):
         root = (os.path.expanduser(path) if "://" not in path else path).rstrip("/")
         if not tf.io.gfile.isdir(root):
             raise UserError(f"{spec}: no such folder: {root!r}")
-        found, self._camera = beside(root, "normals"), None
+        (found, alone), self._camera = beside(root, "normals"), None
         if not found:
-            found = beside(root, "depth")
+            found, alone = beside(root, "depth")
             if not found:
                 raise UserError(
                     f"{spec}: expected SPLIT and SPLITnormals, or SPLIT and SPLITdepth, side by side in {root!r}"
                 )
             self._camera = _camera(f"{root}/camera.txt", spec)
         pairs = []
-        for name, start, stop in resolve(split, {name: [len(its)] for name, its in found.items()}, spec):
+        ranges = resolve(split, {name: [len(its)] for name, its in found.items()}, spec)
+        for name, start, stop in ranges:
             pairs += found[name][start:stop]
         super().__init__(spec, split, len(pairs))
+        self.ranges = ranges
+        self.left_out = {"images without a picture of their surface": alone} if alone else {}
         with tf.device("CPU"):
             self._images, self._others = (tf.constant(list(paths)) for paths in zip(*pairs))  # noqa: B905 (Python 3.9)
 

@@ -2,16 +2,14 @@
 
 import itertools
 
-from tfssl.data.source import open_source
-from tfssl.data.splits import resolve
 from tfssl.errors import UserError
 
 
-def check(sources, data_dir=None):
-    """Raise UserError where two of {part: source} share images; other arguments as for `overlap`."""
+def check(sources):
+    """Raise UserError where two of {part: source} share images."""
     remedy = "take parts such as train[:90%] and train[90%:] where there is no other split"
     for one, other in itertools.combinations(sources, 2):
-        if overlap(sources[one], sources[other], data_dir):
+        if overlap(sources[one], sources[other]):
             splits = sources[one].split, sources[other].split
             what = f"are both {splits[0]}" if splits[0] == splits[1] else f"share images ({splits[0]}, {splits[1]})"
             raise UserError(
@@ -19,22 +17,13 @@ def check(sources, data_dir=None):
             )
 
 
-def overlap(one, other, data_dir=None):
-    """Whether two sources of one data set have images in common.
-
-    Args:
-      one, other: `Source`s of the same spec.
-      data_dir: where they were opened from; see `open_source`.
-    """
-    names = [{part.strip().split("[")[0] for part in source.split.split("+")} for source in (one, other)]
-    if "all" in names[0] | names[1] or one.split == other.split:
+def overlap(one, other):
+    """Whether two sources of one data set have images in common."""
+    if one.split == other.split:
         return True
-    if not names[0] & names[1] and not one.splits_overlap:
-        return False
-    if one.random_access and not one.splits_overlap:  # such have no files of records: a split is a range of numbers
-        sizes = {name: [open_source(one.spec, name, data_dir).num_examples] for name in names[0] | names[1]}
-        parts = itertools.product(*(resolve(source.split, sizes, source.spec) for source in (one, other)))
-        return any(a == b and max(i, k) < min(j, m) for (a, i, j), (b, k, m) in parts)
+    if not one.splits_overlap and one.ranges and other.ranges:
+        pairs = itertools.product(one.ranges, other.ranges)
+        return any(a == b and max(i, k) < min(j, m) for (a, i, j), (b, k, m) in pairs)
     few, many = sorted((one, other), key=lambda source: source.num_examples)
     few = {few.name(i) for i in range(few.num_examples)}
     return any(many.name(i) in few for i in range(many.num_examples))

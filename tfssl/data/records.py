@@ -7,16 +7,19 @@ import re
 import numpy as np
 import tensorflow as tf
 
+from tfssl.data import roles
 from tfssl.data.checks import reason_of
 from tfssl.data.counts import broken, count_records
-from tfssl.data.folder import SPLITS
 from tfssl.data.source import StreamSource
 from tfssl.data.splits import cut, resolve
 from tfssl.errors import UserError
 
+_SPLITS = ("train", "val", "validation", "valid", "test", "dev", "trainval")
 _THREADS = 16  # files that are looked for at once: in a bucket each is a request
 _SHARD = re.compile(r"^(.*?)[-_.]?\d{5,}-of-\d{5,}")
 _ENDING = re.compile(r"\.(tfrecords?|tfrec|records?)$", re.IGNORECASE)
+_IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")  # what encoded images begin with
+_OF_CLASSES = re.compile(r"label|class|target|categor|^y$", re.IGNORECASE)  # what people call labels
 
 
 def split_of(file):
@@ -24,17 +27,18 @@ def split_of(file):
 
     train-00000-of-01024 -> train; cifar10-test.tfrecord-00000-of-00001 -> test (TFDS);
     flowers_train_00000-of-00005.tfrecord -> train (slim); validation.tfrecord -> validation;
-    anything else without "-NNNNN-of-NNNNN" -> train.
+    training.tfrecord -> training; test00-687.tfrec -> test (Kaggle); anything else without "-NNNNN-of-NNNNN" -> train.
     """
     name = os.path.basename(file)
     shard = _SHARD.match(name)
     prefix = shard[1] if shard else name
     stem = _ENDING.sub("", prefix)
     last = re.split(r"[-_.]", stem)[-1]
-    if last.lower() in SPLITS:
+    if last.lower() in _SPLITS:
         return last
     if not shard:
-        return "train"
+        telling = [word for word in re.findall(r"[^\W\d_]+", stem) if roles.is_primary(roles.read(word)[0])]
+        return telling[-1] if telling and roles.read(stem)[0] else "train"
     if stem != prefix and "-" in stem:
         return stem.split("-", 1)[1]
     return stem or "train"
@@ -49,7 +53,7 @@ class TFRecordSource(StreamSource):
 
     def __init__(self, spec, pattern, split, image_key, label_key, label_offset, shuffle_buffer):
         files = _find(os.path.expanduser(pattern) if "://" not in pattern else pattern, spec)
-        _look_inside(files[0], image_key, label_key)
+        likely = _look_inside(files[0], image_key, label_key)
         counts = count_records(files, label_key)
         splits = {}
         for file, count in zip(files, counts):
@@ -57,8 +61,13 @@ class TFRecordSource(StreamSource):
         low, high = min(count["low"] for count in counts), max(count["high"] for count in counts)
         if high >= 0 and low < label_offset:
             raise UserError(f"{spec}: {label_key!r} begins at {low}, so label_offset cannot be {label_offset}")
-        shards = _shards(split, splits, spec)
+        shards, ranges = _shards(split, splits, spec)
         super().__init__(spec, split, shards, shuffle_buffer, high - label_offset + 1 if high >= 0 else None)
+        self.ranges = ranges
+        if high < 0:
+            keys = f": give --label_key={likely[0]}" if likely else ""
+            self.unlabelled_because = f"no record has one under label_key {label_key!r}{keys}"
+            self.remarks += [f"no label under label_key {label_key!r}{keys}, if that is one"] if likely else []
         self._image_key, self._label_key, self._offset = image_key, label_key, label_offset
 
     def fetch(self, record):
@@ -73,10 +82,11 @@ class TFRecordSource(StreamSource):
 
 
 def _shards(split, splits, spec):
-    """[(file, skip, take)] of a split of {name: [(file, records)]}."""
+    """[(file, skip, take)] of a split of {name: [(file, records)]}, and its ranges as of `splits.resolve`."""
     sizes = {name: [records for _, records in files] for name, files in splits.items()}
     ranges = resolve(split, sizes, spec, shards=True)
-    return [(splits[name][i][0], skip, take) for name, *bounds in ranges for i, skip, take in cut(sizes[name], *bounds)]
+    parts = [(name, *part) for name, *bounds in ranges for part in cut(sizes[name], *bounds)]
+    return [(splits[name][i][0], skip, take) for name, i, skip, take in parts], ranges
 
 
 def _find(pattern, spec):
@@ -97,21 +107,36 @@ def _find(pattern, spec):
 
 
 def _look_inside(file, image_key, label_key):
-    """Raises UserError unless the first record of a file has the features that are asked for."""
+    """The keys under which the first record of a file may have a label.
+
+    Raises:
+      UserError: it lacks the features that are asked for.
+    """
     try:
         serialized = [record.numpy() for record in tf.data.TFRecordDataset(file).take(1)]
-        features = [tf.train.Example.FromString(record).features.feature for record in serialized]
+        records = [tf.train.Example.FromString(record).features.feature for record in serialized]
     except tf.errors.OpError as error:
         raise UserError(broken(file, error)) from error
     except Exception as error:  # protobuf's DecodeError, from one of its three implementations
         raise UserError(f"{file!r} holds something else than tf.train.Example records: {error}") from error
-    for feature in features:
-        kinds = {key: value.WhichOneof("kind") for key, value in feature.items()}
-        if kinds.get(image_key) != "bytes_list":
-            have = ", ".join(f"{key} ({kind})" for key, kind in sorted(kinds.items())) or "none"
-            raise UserError(f"{file!r} has no encoded image under image_key {image_key!r}; its features: {have}")
-        if label_key in kinds and (kinds[label_key] != "int64_list" or len(feature[label_key].int64_list.value) != 1):
-            raise UserError(f"{file!r}: label_key {label_key!r} is {kinds[label_key]}, not one int64")
+    if not records:
+        return []
+    (features,) = records
+    kinds = {key: value.WhichOneof("kind") for key, value in sorted(features.items())}
+    bytes_ = {key: features[key].bytes_list.value[:1] for key, kind in kinds.items() if kind == "bytes_list"}
+    images = [key for key, values in bytes_.items() if values and values[0].startswith(_IMAGES)]
+    numbers = [key for key, kind in kinds.items() if kind == "int64_list" and len(features[key].int64_list.value) == 1]
+    labels = [key for key in numbers if _OF_CLASSES.search(key)] or (numbers if len(numbers) == 1 else [])
+    if image_key not in bytes_:
+        have = ", ".join(f"{key} ({kind})" for key, kind in kinds.items()) or "none"
+        remedy = f"give --image_key={images[0]}" if images else "none of them is an encoded image"
+        if images and labels and label_key not in kinds:
+            remedy += f" --label_key={labels[0]}"
+        raise UserError(f"{file!r} has no encoded image under image_key {image_key!r}; its features: {have}: {remedy}")
+    if label_key in kinds and label_key not in numbers:
+        remedy = f"; it has {', '.join(labels)}" if labels else ""
+        raise UserError(f"{file!r}: label_key {label_key!r} is {kinds[label_key]}, not one int64{remedy}")
+    return labels
 
 
 class TFDSSource(StreamSource):
@@ -131,7 +156,7 @@ class TFDSSource(StreamSource):
                 raise UserError(
                     f"{spec} has no record files ({error}): use folder:PATH for folders of images"
                 ) from error
-        shards = _shards(split, splits, spec)
+        shards, ranges = _shards(split, splits, spec)
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             for (file, _, _), exists in zip(shards, pool.map(tf.io.gfile.exists, [file for file, _, _ in shards])):
                 if not exists:
@@ -145,7 +170,7 @@ class TFDSSource(StreamSource):
         named = info.features[label] if label else info.features[lists[0]].feature if lists else None
         named = info.features["objects"].feature["label"] if objects and not named else named
         super().__init__(spec, split, shards, shuffle_buffer, classes, list(named.names) if named else None)
-        self._lists, self._targets = lists, None
+        self._lists, self._targets, self.ranges = lists, None, ranges
         self._list_features = tfds.decode.PartialDecoding(dict.fromkeys(lists, True)).extract_features(info.features)
         wanted = {key: True for key in (image, label) if key}
         if objects:

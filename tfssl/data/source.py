@@ -101,17 +101,24 @@ class Source:
         are names alone.
       random_access: whether one record can be found without reading those before it.
       splits_overlap: whether splits of different names may have images in common (VOC: trainval is train and val).
+      ranges: list of (name of a split, start, stop): what `split` is a part of, in whole splits' examples; None where that is not known.
       ignored: dict of file name ending -> files that were passed over.
+      left_out: dict of reason -> what was left out of the whole data set for it: list of str.
+      remarks: list of str, on how the data set was read.
+      unlabelled_because: what to do where there are no labels, in words; see `checks.unlabelled`.
       annotations: keys that examples have beside image, label and index: tuple of "mask", "boxes", "normals".
       places: each image's index is below this; N, but for a part of a split.
     """
 
     random_access = splits_overlap = False
     annotations = ()
+    ranges = None
+    unlabelled_because = "sort the images into a folder per class"
 
     def __init__(self, spec, split, num_examples, num_classes=None, class_names=None):
         self.spec, self.split, self.num_examples = spec, split, num_examples
-        self.num_classes, self.class_names, self.ignored = num_classes, class_names, {}
+        self.num_classes, self.class_names = num_classes, class_names
+        self.ignored, self.left_out, self.remarks = {}, {}, []
         self.places = num_examples
 
     def __repr__(self):
@@ -172,6 +179,11 @@ class Source:
         """Those of all images, in split order: list of str."""
         return [self.name(i) for i in range(self.num_examples)]
 
+    def notes(self):
+        """What somebody who reads these images should know, in a few lines: list of str."""
+        left_out = [f"left out: {reason}: {first(names)}" for reason, names in self.left_out.items()]
+        return [f"{self.spec}: {line}" for line in [*left_out, *self.remarks]]
+
     def probe(self, limit=256):
         """Raises UserError if none of the first `limit` images can be decoded, naming the first and the reason."""
         checks.probe(self, limit)
@@ -179,6 +191,11 @@ class Source:
     def scan(self, progress=None):
         """Reads and decodes every image once; see `tfssl.data.checks.scan`."""
         return checks.scan(self, progress)
+
+
+def first(names, shown=3):
+    """The first of several names, and how many there are beside them."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def kept(number, rows):

@@ -20,6 +20,7 @@ class Subset(Source):
     def __init__(self, source, index, renumber=False):
         super().__init__(source.spec, source.split, len(index), source.num_classes, source.class_names)
         self._source, self.annotations = source, source.annotations
+        self.ignored, self.left_out, self.remarks = source.ignored, source.left_out, source.remarks
         self.random_access, self.splits_overlap = source.random_access, source.splits_overlap
         self.places = len(index) if renumber else source.places
         self._index, self._renumbered = np.sort(index), renumber
@@ -72,6 +73,7 @@ class LabelledAt(Source):
     def __init__(self, source, index):
         super().__init__(source.spec, source.split, source.num_examples, source.num_classes, source.class_names)
         self._source, self.random_access, self.places = source, source.random_access, source.places
+        self.ignored, self.left_out, self.remarks = source.ignored, source.left_out, source.remarks
         keeps = np.zeros(source.places, bool)
         keeps[index] = True
         with tf.device("CPU"):
