@@ -10,7 +10,7 @@ import os
 
 from absl import flags
 
-from tfssl.runtime import cli
+from tfssl.runtime import cli, data_flags
 
 FLAGS = flags.FLAGS
 
@@ -18,6 +18,7 @@ with cli.section("Colour bins"):
     flags.DEFINE_string("dataset", "glyphs", "Images to count: folder:PATH, tfds:NAME, tfrecord:GLOB or glyphs.")
     flags.DEFINE_string("split", "train", "Which of them, in TFDS's grammar.")
     flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets are, and archives are unpacked.")
+    data_flags.define_record_keys()
     flags.DEFINE_integer("images", 10_000, "At most so many, spread over the split.", lower_bound=1)
     flags.DEFINE_integer("grid", 10, "Distance of the bins in a and b (Zhang et al.: 10).", lower_bound=2)
     flags.DEFINE_float(
@@ -31,7 +32,7 @@ def main(_):
 
     from tfssl.data import ab_bins, open_source
 
-    source = open_source(FLAGS.dataset, FLAGS.split, FLAGS.data_dir)
+    source = open_source(FLAGS.dataset, FLAGS.split, **data_flags.where(FLAGS.flag_values_dict()))
     found = ab_bins.of_images(source, FLAGS.grid, FLAGS.images, FLAGS.smooth, say)
     tf.io.gfile.makedirs(os.path.dirname(FLAGS.output) or ".")
     found.save(FLAGS.output)

@@ -20,7 +20,7 @@ from absl import flags
 from tfssl import downstream
 from tfssl.downstream import handles
 from tfssl.errors import UserError
-from tfssl.runtime import cli
+from tfssl.runtime import cli, data_flags
 
 FLAGS = flags.FLAGS
 
@@ -45,6 +45,7 @@ def define_flags():
             "ImageNet's 1024 training files, beside --train_split=train[:984shard]). Default: see --val_fraction.")
         flags.DEFINE_integer("label_offset", 0,
             "tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are 1 to 1000.")
+        data_flags.define_record_keys()
         flags.DEFINE_integer("image_size", 0, lower_bound=0, help=
             "Side of the central crop, in pixels; 0: the module's own (2019 study: 224, patch tasks 192).")
         flags.DEFINE_integer("resize", 0, lower_bound=0, help=
@@ -195,12 +196,12 @@ def main(_):
 
     needs.check_settings(protocols, FLAGS.val_split or FLAGS.val_fraction)
     opened = {name: modules.load(handle) for name, handle in named.items()}
-    where = {"data_dir": FLAGS.data_dir, "label_offset": FLAGS.label_offset}
+    where = data_flags.where(FLAGS.flag_values_dict())
     parts = {"train": FLAGS.train_split, "test": FLAGS.test_split, "val": FLAGS.val_split}
     sources = {part: open_source(FLAGS.dataset, split, **where) for part, split in parts.items() if split}
     if protocols:
         overlap.check(sources)
-    notes = []
+    notes = list(dict.fromkeys(note for source in sources.values() for note in source.notes()))
     protocols = needs.permitted(protocols, sources.values(), optional, notes.append)
     of_maps = {name: settings for name, settings in protocols.items() if name in downstream.DENSE}
     of_features = {name: settings for name, settings in protocols.items() if name not in of_maps}

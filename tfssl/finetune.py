@@ -20,7 +20,7 @@ from absl import flags
 
 from tfssl import train
 from tfssl.errors import UserError
-from tfssl.runtime import cli
+from tfssl.runtime import cli, data_flags
 
 FLAGS = flags.FLAGS
 
@@ -168,7 +168,7 @@ def open_images(values):
     from tfssl.data import checks, overlap, subset
     from tfssl.downstream import labels
 
-    where = {"data_dir": values["data_dir"], "label_offset": values["label_offset"]}
+    where = data_flags.where(values)
     parts = {part: values[f"{part}_split"] for part in ("train", "val", "test")}
     sources = {part: data.open_source(values["dataset"], split, **where) for part, split in parts.items() if split}
     overlap.check(sources)
@@ -176,6 +176,8 @@ def open_images(values):
         missing = checks.unlabelled(sources[part]) if part in sources else None
         if missing:
             raise UserError(missing)
+        if part in sources:
+            sources[part].probe()  # what nothing can be measured on is refused before the training
     source = sources["train"]
     others = sources.get("val"), sources.get("test")
     if checks.unlabelled(source):
@@ -185,8 +187,8 @@ def open_images(values):
                 f"--{given[0]}" if given else "fine-tuning" if not values["teacher"] else "--distill_weight below 1"
             )
             raise UserError(
-                f"--dataset={source.spec} ({source.split}) has no labels, and {because} needs them: sort the images into a folder per "
-                "class, or learn from a classifier alone (--teacher, --distill_weight=1)"
+                f"--dataset={source.spec} ({source.split}) has no labels, and {because} needs them: {source.unlabelled_because}, or "
+                "learn from a classifier alone (--teacher, --distill_weight=1)"
             )
         return Images(source, *others, labels=0)
     chosen = labels.choose(source, values["train_labels"], values["train_list"], values["seed"])

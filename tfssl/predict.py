@@ -4,8 +4,8 @@
   tfssl-predict --module=... --images=photo.jpg --output=photo.csv --top=3                       the three likeliest classes of one
   tfssl-predict --module=... --dataset=tfds:cifar10 --split=test --output=cifar10.csv            a data set
 
-A row of the CSV file is an image: its name, its likeliest class and that one's probability, and the probability of each class. An
-image that cannot be read has no row, and is named.
+A row of the CSV file is an image: its name, its likeliest class and that one's probability, the probability of each class, and `error`,
+which is empty. Images that cannot be read, or are in a format that is not (.webp, .tif), come last: with their name and the error alone.
 """
 
 import csv
@@ -14,7 +14,7 @@ import os
 from absl import flags
 
 from tfssl.errors import UserError
-from tfssl.runtime import cli
+from tfssl.runtime import cli, data_flags
 
 FLAGS = flags.FLAGS
 
@@ -23,10 +23,11 @@ FLAGS = flags.FLAGS
 def define_flags():
     with cli.section("Classifier and images"):
         flags.DEFINE_string("module", None, "Required. A classifier that tfssl-finetune wrote: a folder (local or gs://), or a .tar.gz.")
-        flags.DEFINE_string("images", None, "An image file, or a folder: all images in it, and in the folders below.")
+        flags.DEFINE_string("images", None, "An image file, or a folder: all images in it, and in the folders below; or an archive of one.")
         flags.DEFINE_string("dataset", None, "In place of --images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, or glyphs.")
         flags.DEFINE_string("split", "test", "Of --dataset, in TFDS's grammar: test, train[:90%], train+test.")
         flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets are, and archives are unpacked. Default: their own places.")
+        data_flags.define_record_keys()
         flags.DEFINE_integer("image_size", 0, "Side of the central crop, in pixels; 0: the classifier's own.", lower_bound=0)
         flags.DEFINE_integer("resize", 0, "Shorter side before the crop, in pixels; 0: the classifier's own.", lower_bound=0)
         flags.DEFINE_integer("batch_size", 64, "Images at a time; it changes speed and memory only.", lower_bound=1)
@@ -50,20 +51,23 @@ def main(_):
     if FLAGS.top > classes:
         raise UserError(f"--top={FLAGS.top}: the classifier tells {classes} classes apart")
     names = module.facts["class_names"] or [str(label) for label in range(classes)]
-    source = (
-        folder.unlabelled(FLAGS.images) if FLAGS.images else open_source(FLAGS.dataset, FLAGS.split, FLAGS.data_dir)
-    )
+    if FLAGS.images:
+        source = folder.unlabelled(FLAGS.images, FLAGS.data_dir)
+    else:
+        source = open_source(FLAGS.dataset, FLAGS.split, **data_flags.where(FLAGS.flag_values_dict()))
+    for note in source.notes():
+        print(note, flush=True)
     sizes = FLAGS.image_size or None, FLAGS.resize or None
     found = classify.predictions(module, source, *sizes, batch_size=min(FLAGS.batch_size, source.num_examples))
     lost = write(FLAGS.output, found, source, names, FLAGS.top)
-    for name in lost[:20]:
-        print(f"not readable: {name}")
+    for name, reason in lost[:20]:
+        print(f"not readable: {name}: {reason}")
     more = f"; {len(lost)} could not be read" + (", of which 20 are named" if len(lost) > 20 else "") if lost else ""
-    print(f"written: {FLAGS.output}: {source.num_examples - len(lost)} images{more}")
+    print(f"written: {FLAGS.output}: {source.num_examples + len(source.unread) - len(lost)} images{more}")
 
 
 def write(path, found, source, names, top=0):
-    """Write the CSV file, row by row; returns the names of the images that are missing.
+    """Write the CSV file, row by row; returns (name, reason) of the images that could not be read, its last rows.
 
     Args:
       path: the file.
@@ -75,11 +79,13 @@ def write(path, found, source, names, top=0):
     import numpy as np
     import tensorflow as tf
 
+    from tfssl.data import checks
+
     seen = np.zeros(source.num_examples, bool)
     if top:
-        header = ["name", *(f"{what}{i + 1}" for i in range(top) for what in ("class", "probability"))]
+        header = ["name", *(f"{what}{i + 1}" for i in range(top) for what in ("class", "probability")), "error"]
     else:
-        header = ["name", "class", "probability", *names]
+        header = ["name", "class", "probability", *names, "error"]
     path = os.path.expanduser(path)
     with tf.io.gfile.GFile(path + ".unfinished", "w") as f:
         table = csv.writer(f, lineterminator="\n")
@@ -90,9 +96,13 @@ def write(path, found, source, names, top=0):
                 order = np.argsort(-row, kind="stable")[: top or 1]
                 likeliest = [cell for label in order for cell in (names[label], f"{row[label]:.6g}")]
                 all_of_them = [] if top else [f"{p:.6g}" for p in row]
-                table.writerow([source.name(int(index)), *likeliest, *all_of_them])
+                table.writerow([source.name(int(index)), *likeliest, *all_of_them, ""])
+        lost = checks.reasons(source, ~seen)
+        lost += [(name, f"{os.path.splitext(name)[1]} is a format that is not read") for name in source.unread]
+        for name, reason in lost:
+            table.writerow([name, *[""] * (len(header) - 2), reason])
     tf.io.gfile.rename(path + ".unfinished", path, overwrite=True)
-    return [source.name(int(i)) for i in np.flatnonzero(~seen)]
+    return lost
 
 
 def run():

@@ -14,7 +14,7 @@ from absl import flags
 
 from tfssl import pretext
 from tfssl.errors import UserError, check_choice
-from tfssl.runtime import cli, settings
+from tfssl.runtime import cli, data_flags, settings
 
 FLAGS = flags.FLAGS
 TASK_SETTINGS = settings.task_settings()
@@ -31,6 +31,7 @@ def define_data():
         lower_bound=0)
     flags.DEFINE_integer("subset_seed", 0, "Of the choice of --train_subset.", lower_bound=0)
     flags.DEFINE_integer("label_offset", 0, "tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are 1 to 1000.")
+    data_flags.define_record_keys()
 
 
 @cli.section("Task and network")
@@ -141,7 +142,7 @@ def main(_):
     strategies.start(values["seed"], values["precision"], values["deterministic"])
     strategy = strategies.build(values["strategy"], values["tpu"], values["tpu_zone"], values["gcp_project"])
     strategies.check_batch(strategy, values["batch_size"], values["accumulate_steps"], values["bn_group_size"])
-    where = {"data_dir": values["data_dir"], "label_offset": values["label_offset"]}
+    where = data_flags.where(values)
     source = data.open_source(values["dataset"], values["train_split"], **where)
     validation = data.open_source(values["dataset"], values["val_split"], **where) if values["val_split"] else None
     if values["train_subset"]:
@@ -190,9 +191,13 @@ def train(model, strategy, source, validation, plan, values, following):
     from tfssl.runtime import strategy as strategies
     from tfssl.runtime.probe import KnnProbe
 
-    source.probe()
     chief = strategies.is_chief(strategy)
     say = callbacks.say if chief else lambda text: None
+    images = [source] if validation is None else [source, validation]
+    for note in dict.fromkeys(note for part in images for note in part.notes()):
+        say(note)
+    for part in images:
+        part.probe()
     neighbours = values.get("knn_probe") if chief else 0  # fine-tuning has none
     probe = KnnProbe(model, source, validation, neighbours) if neighbours else None
     if chief:
@@ -302,6 +307,10 @@ def check_flags(values):
     if values["data_service"] and values["deterministic"]:
         raise UserError(
             "--data_service delivers images in an order of its own: it contradicts --deterministic; choose one"
+        )
+    if not values["train_steps"] and not 0 < values["epochs"] < math.inf:
+        raise UserError(
+            f"--epochs={values['epochs']:g}: a run has a length above 0; --dry_run tells what would be done"
         )
     if not values["workdir"] and not FLAGS.dry_run:
         raise UserError("--workdir is missing: name a folder for the run's checkpoints and logs (or try --dry_run)")

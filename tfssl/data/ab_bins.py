@@ -76,7 +76,13 @@ def soft_targets(colors, points, nearest, sigma=5.0):
       (int [N, nearest], the nearest bin first; float [N, nearest]).
     """
     if not 1 <= nearest <= len(points):
-        raise UserError(f"nearest={nearest}: there are {len(points)} bins, so give 1 to {len(points)}")
+        if len(points) == 1:
+            raise UserError(
+                "there is one bin of color only, and nothing to tell apart: the images it was counted in have no color"
+            )
+        raise UserError(
+            f"nearest={nearest}: there are {len(points)} bins, so give 1 to {len(points)}, or images of more colors"
+        )
     squared = ((colors[:, None] - points[None]) ** 2).sum(-1)  # NxQ
     bins = np.argsort(squared, 1, kind="stable")[:, :nearest]
     squared = np.take_along_axis(squared, bins, 1)
@@ -106,6 +112,9 @@ def of_images(source, grid=10, images=10_000, smooth=0.0, progress=None):
       images: at most so many, spread over the source (of records, the first).
       smooth: deviation of a Gaussian over the ab plane that smooths the prior, in units of ab (the 2016 paper: 5); 0: none.
       progress: function (images done, images in all), or None.
+
+    Raises:
+      UserError: no image can be read; or all are gray, as far as the grid tells.
     """
     side, reach = 128, 128 // grid + 1
     part = spread(source, images)
@@ -126,6 +135,11 @@ def of_images(source, grid=10, images=10_000, smooth=0.0, progress=None):
     if not histogram.sum():
         raise UserError(f"{source.spec} {source.split}: no image could be read to count colours in")
     rows = np.argwhere(histogram > 0)
+    if np.array_equal(rows, [[reach, reach]]):
+        raise UserError(
+            f"{source.spec} {source.split}: the {part.num_examples} images that were looked at are gray: there is no color to learn from; "
+            "choose another task"
+        )
     points, prior = (rows - reach) * float(grid), histogram[histogram > 0] / histogram.sum()
     if smooth:
         near = np.exp(-((points[:, None] - points[None]) ** 2).sum(-1) / (2 * smooth**2))

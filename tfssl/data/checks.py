@@ -7,14 +7,8 @@ import re
 import numpy as np
 import tensorflow as tf
 
+from tfssl.data.image import decode
 from tfssl.errors import UserError
-
-
-def _decode(image):
-    """uint8 [H, W, 3] of an encoded image (first frame of a GIF); an image that is pixels already passes."""
-    if image.dtype != tf.string:
-        return image
-    return tf.io.decode_image(image, channels=3, expand_animations=False)
 
 
 def reason_of(error):
@@ -26,7 +20,7 @@ def reason_of(error):
 def _unreadable(source, record):
     """Why the image of a record cannot be read: one line, or None if it can."""
     try:
-        _decode(source.fetch(record)["image"])
+        decode(source.fetch(record)["image"])
         return None
     except tf.errors.OpError as error:
         return reason_of(error)
@@ -95,7 +89,7 @@ def scan(source, progress=None):
             "index": example["index"],
             "label": example["label"],
             "content": tf.stack(hashes),
-            "size": tf.shape(_decode(image))[:2],
+            "size": tf.shape(decode(image))[:2],
         }
 
     count = source.num_examples
@@ -115,7 +109,7 @@ def scan(source, progress=None):
         images=count,
         per_class=_per_class(source, labels[read]),
         unlabelled=int((labels[read] < 0).sum()),
-        unreadable=_reasons(source, ~read),
+        unreadable=reasons(source, ~read),
         duplicates=_duplicates(source, content, np.flatnonzero(read)),
         ignored=dict(source.ignored),
         sizes=dict(sizes),
@@ -130,8 +124,8 @@ def _per_class(source, labels):
     return {name: int(number) for name, number in zip(names, counts)}
 
 
-def _reasons(source, missing):
-    """(name, reason) of each image that the parallel pass lost: these few are read again, one by one."""
+def reasons(source, missing):
+    """(name, reason) of each image of the split that is `missing`, bool [places]: these few are read again, one by one."""
     if not missing.any():
         return []
     with tf.device("CPU"):

@@ -27,8 +27,8 @@ from tfssl.errors import UserError
 # What tf.io.decode_image reads, and other endings of the same formats.
 FORMATS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".jfif", ".jpe", ".jif", ".jfi", ".pjpeg", ".pjp", ".apng", ".dib")
 UNREAD = (  # images in formats that it does not read
-    ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".svg",
-    ".ico", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".dcm",
+    ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd",
+    ".svg", ".ico", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".dcm",
 )  # fmt: skip
 _OF_SYSTEMS = {  # folders of Synology and QNAP, Windows, macOS, Linux, Android, Python; in lower case
     "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@sharesnap",
@@ -40,11 +40,8 @@ _OF_SYSTEMS = {  # folders of Synology and QNAP, Windows, macOS, Linux, Android,
 class Files(IndexedSource):
     """Image files at `paths`, in that order.
 
-    `labels`: int, -1 for none; none by default. `shown`: (folder, what names begin with in its place). `unread`: names of images in formats
-    that are not read, where somebody asks for them.
+    `labels`: int, -1 for none; none by default. `shown`: (folder, what names begin with in its place).
     """
-
-    unread = ()
 
     def __init__(self, spec, split, paths, labels=None, num_classes=None, class_names=None, shown=("", "")):
         super().__init__(spec, split, len(paths), num_classes, class_names)
@@ -78,8 +75,7 @@ class Files(IndexedSource):
 
 
 def unlabelled(path, data_dir=None):
-    """All images below a folder, or in an archive, by name; or one image file: `Files`, with `unread`, the names of the images in formats
-    that are not read.
+    """All images below a folder, or in an archive, by name; or one image file: `Files`.
 
     Raises:
       UserError: there is none.

@@ -233,9 +233,9 @@ def _fixed_crop(image, size, place):
 
 def _decode_other(data):
     """Decodes what is not JPEG."""
-    # An 8-bit BMP has a palette, which TensorFlow ignores: its indices would be taken for gray levels.
+    # A BMP of 1, 4 or 8 bits has a palette: TensorFlow takes its indices for gray levels, or refuses.
     pixels = tf.cond(
-        tf.strings.regex_full_match(data, r"BM\C{26}\x08\C*"),  # byte 28: bits per pixel
+        tf.strings.regex_full_match(data, r"BM\C{26}[\x01\x04\x08]\C*"),  # byte 28: bits per pixel
         lambda: _decode_palette_bmp(data),
         lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
     )
@@ -245,6 +245,13 @@ def _decode_other(data):
 
 def _decode_palette_bmp(data):
     contents = tf.io.decode_raw(data, tf.uint8)
-    pixels_at, header = tf.unstack(tf.bitcast(tf.reshape(contents[10:18], [2, 4]), tf.int32))
+    pixels_at, header, width, height = tf.unstack(tf.bitcast(tf.reshape(contents[10:26], [4, 4]), tf.int32))
+    bits = tf.cast(contents[28], tf.int32)
+    bytes_of_row = (width * bits + 31) // 32 * 4
+    rows = tf.cast(contents[pixels_at : pixels_at + bytes_of_row * tf.abs(height)], tf.int32)
+    rows = tf.reshape(rows, [tf.abs(height), bytes_of_row, 1])
+    parts = tf.bitwise.right_shift(rows, 8 - bits * tf.range(1, 8 // bits + 1))  # of each byte, the first pixel highest
+    index = tf.reshape(parts % tf.bitwise.left_shift(1, bits), [tf.abs(height), -1])[:, :width]
+    index = tf.cond(height > 0, lambda: index[::-1], lambda: index)  # stored from the bottom up
     palette = tf.reshape(contents[14 + header : pixels_at], [-1, 4])[:, 2::-1]  # stored as blue, green, red, 0
-    return tf.gather(palette, tf.cast(tf.io.decode_bmp(data)[..., 0], tf.int32))
+    return tf.gather(palette, index)

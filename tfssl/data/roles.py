@@ -22,10 +22,10 @@ _WORDS = {
 }
 _ROLE = {word: role for role, words in _WORDS.items() for word in words.split()}
 _FILLERS = set(
-    "image images img imgs jpegimages pic pics picture pictures photo photos frame frames sample samples rgb color jpg jpeg png data dataset "
-    "datasets set sets split splits subset folder folders dir file files part batch v ver version x px new old final full all small mini tiny "
-    "large raw clean original orig resize resized crop crops cropped aug augmented sorted seg cls classification labeled labelled cross the my "
-    "of for to bilder daten datos datas imagenes imagens conjunto de".split()
+    "image images img imgs jpegimages pic pics picture pictures photo photos frame frames sample samples rgb color jpg jpeg png data "
+    "dataset datasets set sets split splits subset folder dir file files part batch v ver version x px new old final full all small mini "
+    "tiny large big raw clean original orig resize resized crop crops cropped aug augmented sorted seg cls classification labeled labelled "
+    "cross the my of for to bilder daten datos datas imagenes imagens conjunto de".split()
 )
 _PICTURES = set("image images img imgs pic pics picture pictures photo photos jpegimages".split())
 _ANNOTATIONS = set(
@@ -43,7 +43,7 @@ PRIMARY = (
 )  # one of these makes a folder of folders a folder of splits; and two folds do
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def words(name):
     """The words of a name, in lower case and without accents; numbers are words."""
     plain = "".join(c for c in unicodedata.normalize("NFD", name) if not unicodedata.combining(c))
@@ -51,7 +51,7 @@ def words(name):
     return tuple(re.findall(r"[^\W\d_]+|\d+", re.sub(r"\b(hold|held)[\W_]+out\b", r"\1out", plain.replace("_", " "))))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def read(name):
     """(role, the words beside it that tell something).
 

@@ -103,6 +103,7 @@ class Source:
       splits_overlap: whether splits of different names may have images in common (VOC: trainval is train and val).
       ranges: list of (name of a split, start, stop): what `split` is a part of, in whole splits' examples; None where that is not known.
       ignored: dict of file name ending -> files that were passed over.
+      unread: names of images in formats that are not read.
       left_out: dict of reason -> what was left out of the whole data set for it: list of str.
       remarks: list of str, on how the data set was read.
       unlabelled_because: what to do where there are no labels, in words; see `checks.unlabelled`.
@@ -112,7 +113,7 @@ class Source:
 
     random_access = splits_overlap = False
     annotations = ()
-    ranges = None
+    ranges, unread = None, ()
     unlabelled_because = "sort the images into a folder per class"
 
     def __init__(self, spec, split, num_examples, num_classes=None, class_names=None):

@@ -29,8 +29,8 @@ def resolve(split, sizes, where, shards=False, beside=""):
       list of (name, start, stop) with 0 <= start < stop <= sum(sizes[name]), in the order that was asked for.
 
     Raises:
-      UserError: for a name that is unknown, or could be one of several; for what TFDS cannot parse, for a bound beyond the split, for shards of what has none, and
-        for no examples.
+      UserError: for a name that is unknown, or could be one of several; for what TFDS cannot parse; for a bound beyond the split; for
+        shards of what has none; and for no examples.
     """
     totals = {name: sum(lengths) for name, lengths in sizes.items()}
     exist = _count(totals)
@@ -70,7 +70,6 @@ def _find(name, totals, where, beside):
     same_role = [known for known in totals if role and not rest and roles.read(known.rpartition("/")[2])[0] == role]
     for likely in (
         [known for known in totals if known.lower() == name.lower()],
-        [known for known in same_role if known.lower() == role],
         same_role,
     ):
         if len(likely) == 1:

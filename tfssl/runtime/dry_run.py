@@ -42,6 +42,10 @@ def _describe_source(source):
     if found.sizes:
         heights, widths = zip(*found.sizes)  # noqa: B905 (Python 3.9)
         say(f"  sizes: {min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide")
+    for reason, names in source.left_out.items():
+        _list(f"left out: {reason}", names)
+    for remark in source.remarks:
+        say(f"  {remark}")
     if found.ignored:
         say(
             "  other files, ignored: "
