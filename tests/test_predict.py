@@ -42,25 +42,30 @@ def table(path):
 
 
 def test_a_folders_numbers_are_the_classifiers(classifier, photos, tmp_path, tfssl_command):
-    """Whatever the batch; an image that cannot be read is named and has no row."""
+    """Whatever the batch; an image that cannot be read is named, and has a row without a class."""
     folder = tmp_path / "photos"
     files = sorted(photos.rglob("*.jpg"))[:10]
     for i, path in enumerate(files):
         (folder / f"{i % 2}").mkdir(parents=True, exist_ok=True)
         (folder / f"{i % 2}" / path.name).write_bytes(path.read_bytes())
     (folder / "1" / "broken.jpg").write_bytes(b"no image")
+    (folder / "0" / "new.webp").write_bytes(b"RIFF")
     flags = (f"--module={classifier}", f"--images={folder}", "--batch_size=4")
     done = tfssl_command("predict", *flags, f"--output={tmp_path / 'out.csv'}")
     assert done.returncode == 0, done.stderr
-    assert "10 images; 1 could not be read" in done.stdout and f"not readable: {folder}/1/broken.jpg" in done.stdout
-    header, *rows = table(tmp_path / "out.csv")
+    assert "10 images; 2 could not be read" in done.stdout and f"not readable: {folder}/1/broken.jpg: " in done.stdout
+    assert "left out: 1 .webp (formats that are not read" in done.stdout
+    header, *rows, broken, unread = table(tmp_path / "out.csv")
+    assert [broken[0], unread[0]] == [f"{folder}/1/broken.jpg", f"{folder}/0/new.webp"]
+    assert broken[-1].startswith("Unknown image file format") and unread[-1] == ".webp is a format that is not read"
+    assert not any(broken[1:-1] + unread[1:-1]) and not any(row[-1] for row in rows)
     names = ["ant", "bee, honey", "cat", "dog", "elk", "fox", "gnu"]
-    assert header == ["name", "class", "probability", *names]
+    assert header == ["name", "class", "probability", *names, "error"]
     found = sorted(str(p) for p in folder.rglob("*.jpg") if p.name != "broken.jpg")
     assert [row[0] for row in rows] == found  # by name
     for row in rows:
         expected = probabilities(classifier, row[0])
-        np.testing.assert_allclose([float(x) for x in row[3:]], expected, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose([float(x) for x in row[3:-1]], expected, rtol=1e-3, atol=1e-6)
         assert row[1] == names[expected.argmax()] and row[2] == row[3 + expected.argmax()]
 
 
@@ -70,11 +75,11 @@ def test_one_image_and_the_likeliest_classes(classifier, photos, tmp_path, tfssl
     done = tfssl_command("predict", *flags)
     assert done.returncode == 0, done.stderr
     header, row = table(tmp_path / "out.csv")
-    assert header == ["name", "class1", "probability1", "class2", "probability2", "class3", "probability3"]
+    assert header == ["name", "class1", "probability1", "class2", "probability2", "class3", "probability3", "error"]
     names = ["ant", "bee, honey", "cat", "dog", "elk", "fox", "gnu"]
     p = probabilities(classifier, path)
-    assert row[0] == str(path) and row[1::2] == [names[i] for i in np.argsort(-p)[:3]]
-    np.testing.assert_allclose([float(x) for x in row[2::2]], np.sort(p)[::-1][:3], rtol=1e-3)
+    assert row[0] == str(path) and row[1:-1:2] == [names[i] for i in np.argsort(-p)[:3]]
+    np.testing.assert_allclose([float(x) for x in row[2:-1:2]], np.sort(p)[::-1][:3], rtol=1e-3)
 
 
 def test_a_data_set(classifier, photos, tmp_path, tfssl_command):

@@ -166,10 +166,15 @@ def test_dry_run(photos, tmp_path, tfssl_command):
     files = sorted(folder.rglob("*.jpg"))
     shutil.copy(files[0], folder / "warm" / "copy.jpg")
     files[3].write_bytes(b"broken")
+    (folder / "warm" / "new.webp").write_bytes(b"RIFF")
+    shutil.copytree(folder / "cold", folder / "@eaDir")
+    shutil.copy(files[1], folder / "preview.jpg")
     done = tfssl_command("train", f"--dataset=folder:{folder}", "--dry_run", *TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for part in (
-        "49 images",
+        "49 images, 2 classes",
+        "left out: 1 .webp (formats that are not read: convert them to .jpg or .png): 1\n    warm/new.webp",
+        "left out: images beside the classes: 1\n    preview.jpg",
         "warm: 25",
         files[3].name,
         "occurs before: 1",
@@ -195,6 +200,8 @@ BAD = {
     "a setting of another task": (["--num_classes=3"], "num_classes"),
     "contradicting cadence": (["--validation_steps=10"], "multiple of --checkpoint_steps"),
     "a probe without validation": (["--knn_probe=8"], "--val_split"),
+    "no length": (["--epochs=0", "--train_steps=0"], "--epochs=0"),
+    "no number": (["--epochs=nan", "--train_steps=0"], "--epochs=nan"),
     "replicas": (["--strategy=multi_worker"], "TF_CONFIG"),
     "no TPU": (["--strategy=tpu", "--tpu=local"], "TPU"),
     "unreadable module": (["--init_module=/no/such/module"], "/no/such/module"),
@@ -209,6 +216,39 @@ def test_bad_input_ends_in_one_clear_line(case, photos, tmp_path, tfssl_command)
     assert done.stderr.startswith("tfssl-train: ") and len(done.stderr.splitlines()) == 1, done.stderr
     assert expected in done.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_validation_needs_a_readable_image(photos, tmp_path, tfssl_command):
+    """Which is said before the training, as is what was left out."""
+    import shutil
+
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder / "Training")
+    for path in ("valid/warm/1.jpg", "valid/cold/2.jpg", "notes/x.jpg"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"broken")
+    flags = (f"--dataset=folder:{folder}", "--val_split=valid", f"--workdir={tmp_path / 'run'}")
+    done = tfssl_command("train", *flags, *TINY)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert (
+        "none of the first 2 images" in done.stderr and "valid/" in done.stderr and "validation at" not in done.stdout
+    )
+    assert "left out: folders that are no split: notes/ (1 images)" in done.stdout
+
+
+def test_records_with_other_keys(photos, tmp_path, tfssl_command):
+    """Those of tutorials: the message names the flags that read them."""
+    with tf.io.TFRecordWriter(str(tmp_path / "train.tfrecord")) as writer:
+        for path in sorted(photos.rglob("*.jpg"))[:12]:
+            encoded = tf.train.Feature(bytes_list=tf.train.BytesList(value=[path.read_bytes()]))
+            label = tf.train.Feature(int64_list=tf.train.Int64List(value=[int(path.parent.name == "warm")]))
+            features = tf.train.Features(feature={"image": encoded, "label": label})
+            writer.write(tf.train.Example(features=features).SerializeToString())
+    flags = (f"--dataset=tfrecord:{tmp_path}", "--dry_run", *TINY)
+    done = tfssl_command("train", *flags, cwd=tmp_path)
+    assert done.returncode == 1 and "give --image_key=image --label_key=label" in done.stderr
+    done = tfssl_command("train", *flags, "--image_key=image", "--label_key=label", cwd=tmp_path)
+    assert done.returncode == 0 and "12 images, 2 classes" in done.stdout, done.stderr
 
 
 def test_a_workdir_of_another_run_is_refused_by_name(run, tfssl_command):
@@ -230,7 +270,15 @@ def test_help_is_fast_and_complete():
     begun = time.perf_counter()
     done = anew("train", "--help")
     assert done.returncode == 0 and time.perf_counter() - begun < 5
-    for part in ("--batch_size=256", "2019 study", "--min_area", "Default: 0.05", "Optimization"):
+    for part in (
+        "--image_key",
+        "--label_key",
+        "--batch_size=256",
+        "2019 study",
+        "--min_area",
+        "Default: 0.05",
+        "Optimization",
+    ):
         assert part in done.stdout
 
 

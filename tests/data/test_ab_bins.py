@@ -49,6 +49,17 @@ def test_one_bin_is_a_hard_label(bins):
         bins.table(262)
 
 
+def test_gray_images_have_no_color(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        gray = rng.integers(0, 256, [16, 16, 1]).repeat(3, -1).astype(np.uint8)
+        (tmp_path / f"{i}.jpg").write_bytes(tf.io.encode_jpeg(gray).numpy())
+    with pytest.raises(UserError, match="the 3 images that were looked at are gray: there is no color to learn from"):
+        ab_bins.of_images(open_source(f"folder:{tmp_path}"))
+    with pytest.raises(UserError, match="have no color"):
+        ab_bins.Bins(np.zeros([1, 2])).table(10)
+
+
 def test_weights_are_the_formula():
     prior = np.array([0.6, 0.3, 0.1, 0.0])
     weights = ab_bins.Bins(np.zeros([4, 2]), prior).weights(0.5)

@@ -6,6 +6,7 @@ import zipfile
 import pytest
 
 import tfssl
+from tfssl.data.folder import unlabelled
 from tfssl.errors import UserError
 
 PATHS = ["pets/train/cat/1.jpg", "pets/train/dog/2.jpg", "pets/test/cat/3.jpg"]
@@ -31,6 +32,15 @@ def pack(tmp_path, encode):
         return path
 
     return pack
+
+
+def test_images_of_an_archive_by_name(pack, tmp_path):
+    """What predictions are made of: named as they are in the archive."""
+    source = unlabelled(pack("p.zip"))
+    names = [f"{tmp_path}/p.zip/{path}" for path in sorted(PATHS)]
+    assert source.names() == names == [source.name(i) for i in range(3)]
+    assert [source.name_in_graph(record).numpy().decode() for record in source.records()] == names
+    source.probe()
 
 
 @pytest.mark.parametrize("name", ["p.tar", "p.tar.gz", "p.TGZ", "p.zip"])

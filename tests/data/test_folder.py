@@ -4,6 +4,9 @@ import pytest
 import tensorflow as tf
 
 import tfssl
+from tfssl.data import checks
+from tfssl.data.folder import unlabelled
+from tfssl.data.overlap import overlap
 from tfssl.errors import UserError
 
 
@@ -51,6 +54,22 @@ def test_an_image_outside_of_the_classes_makes_all_unlabelled_and_none_is_droppe
     assert source.num_classes is None
 
 
+def test_a_stray_image_beside_the_classes_is_named_and_leaves_the_labels(write_images):
+    root = write_images(
+        [f"train/{name}/{i}.jpg" for name in "ab" for i in range(6)] + ["train/preview.jpg", "docs/x.jpg"]
+    )
+    source = tfssl.open_source("folder:" + root)
+    assert source.num_classes == 2 and "train/preview.jpg" not in labels(source) and source.num_examples == 12
+    assert source.notes() == [
+        f"folder:{root}: left out: folders that are no split: docs/ (1 images)",
+        f"folder:{root}: left out: images beside the classes: train/preview.jpg",
+    ]
+    write_images(["train/preview2.jpg"])
+    source = tfssl.open_source("folder:" + root)
+    assert source.num_classes is None and source.num_examples == 14
+    assert "move each into one, or out of there: train/preview.jpg, train/preview2.jpg" in checks.unlabelled(source)
+
+
 def test_a_flat_split_beside_a_labelled_one(write_images):
     root = write_images(["train/a/1.jpg", "train/b/2.jpg", "test/3.jpg"])
     assert tfssl.open_source("folder:" + root).num_classes == 2
@@ -66,6 +85,31 @@ def test_deeper_folders_belong_to_their_class(write_images):
 def test_one_class_is_no_label(write_images):
     source = tfssl.open_source("folder:" + write_images(["train/images/1.jpg", "val/images/2.jpg"]), "val")
     assert labels(source) == {"val/images/2.jpg": -1} and source.num_classes is None
+
+
+def test_other_peoples_names(write_images):
+    """What the splits are called at their folder, and are found by; see test_layout.py for more."""
+    root = write_images(
+        [f"{split}/{name}/{i}.jpg" for split in ("Training", "Testing") for name in "ab" for i in range(2)]
+    )
+    train, test = tfssl.open_source("folder:" + root), tfssl.open_source("folder:" + root, "test[:50%]")
+    assert (train.num_examples, train.class_names, test.num_examples) == (4, ["a", "b"], 2)
+    assert train.ranges == [("Training", 0, 4)] and test.ranges == [("Testing", 0, 2)]
+    assert tfssl.open_source("folder:" + root, "train[:1]+Testing").num_examples == 5
+    assert overlap(train, tfssl.open_source("folder:" + root, "Training[50%:]")) and not overlap(train, test)
+    root = write_images([f"train-1/{i}.jpg" for i in range(4)] + ["other/x.jpg", "test.v2/1.jpg"], "odd")
+    source = tfssl.open_source("folder:" + root, "train-1[25%:]")
+    assert source.ranges == [("train-1", 1, 4)] and source.left_out == {
+        "folders that are no split": ["other/ (1 images)"]
+    }
+    with pytest.raises(UserError, match=r"no split 'val'; it has .*; passed over: other/ \(1 images\)"):
+        tfssl.open_source("folder:" + root, "val")
+
+
+def test_nobody_is_told_to_train_on_a_test_split(write_images):
+    with pytest.raises(UserError, match=r"has no split 'train'; it has Test \(2 examples\)") as error:
+        tfssl.open_source("folder:" + write_images(["Test/a/1.jpg", "Test/b/2.jpg"]))
+    assert "90%" not in str(error.value)
 
 
 def test_a_lone_outer_folder_is_stepped_through(write_images):
@@ -116,6 +160,52 @@ def test_hidden_and_other_files_do_not_count(write_images, tmp_path):
     source = tfssl.open_source("folder:" + root)
     assert set(labels(source)) == {"a/1.jpg", "b/2.jpg"}
     assert source.ignored == {".txt": 1, ".webp": 1}
+    assert source.notes() == [
+        f"folder:{root}: left out: 1 .webp (formats that are not read: convert them to .jpg or .png): b/new.WEBP"
+    ]
+
+
+def test_what_systems_put_there_does_not_count(write_images):
+    """Nor is a folder an image, whatever it is called; files may be called as they like."""
+    systems = [
+        "@eaDir",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "lost+found",
+        "#recycle",
+        "@Recycle",
+        ".thumbnails",
+        ".AppleDouble",
+    ]
+    paths = [f"{name}/a/{i}.jpg" for i, name in enumerate(systems)] + ["a/@eaDir/0.jpg/THUMB.jpg", "b/sub.jpg/1.jpg"]
+    root = write_images([*paths, "a/0.jpg", "b/#hash.jpg", "b/@.jpg", "b/$HOME.jpg"])
+    source = tfssl.open_source("folder:" + root)
+    assert set(labels(source)) == {"a/0.jpg", "b/#hash.jpg", "b/@.jpg", "b/$HOME.jpg", "b/sub.jpg/1.jpg"}
+    assert source.class_names == ["a", "b"] and not source.notes()
+    assert unlabelled(root).num_examples == 5
+
+
+@pytest.mark.parametrize("ending", [".jfif", ".JPE", ".pjpeg"])
+def test_other_endings_of_the_same_formats(write_images, ending):
+    source = tfssl.open_source("folder:" + write_images([f"a/1{ending}", "b/2.jpg"]))
+    assert source.num_examples == 2 and not source.ignored
+    source.probe()
+
+
+def test_listing_asks_nothing_of_images(write_images, monkeypatch):
+    """One look at each folder; in a bucket every further question would be a request."""
+    root, asked = write_images([f"{name}/{i}.jpg" for name in "ab" for i in range(9)]), []
+    for module, name in ((os, "stat"), (os, "lstat"), (tf.io.gfile, "isdir"), (tf.io.gfile, "exists"), (os, "scandir")):
+        real = getattr(module, name)
+
+        def count(path, *args, name=name, real=real, **kwargs):
+            asked.append((name, os.fsdecode(path)))
+            return real(path, *args, **kwargs)
+
+        monkeypatch.setattr(module, name, count)
+    assert tfssl.open_source("folder:" + root).num_examples == 18
+    assert sorted(path for name, path in asked if name == "scandir") == [root, f"{root}/a/", f"{root}/b/"]
+    assert not [path for _, path in asked if path.endswith(".jpg")]
 
 
 def test_links_are_followed_but_not_in_circles(write_images, tmp_path):

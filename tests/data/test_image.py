@@ -1,6 +1,7 @@
 """tfssl.data.image against Pillow, NumPy and the definitions of the operations, eagerly and inside tf.data."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -24,6 +25,20 @@ def encoded(picture, codec, **options):
     file = io.BytesIO()
     picture.save(file, codec, **options)
     return file.getvalue()
+
+
+def four_bits(picture):
+    """A BMP of 16 colors, which Pillow reads and does not write."""
+    pixels = np.pad(
+        np.asarray(picture)[::-1], [[0, 0], [0, -WIDTH % 8]]
+    )  # from the bottom up, in rows of whole 4 bytes
+    body = (pixels[:, ::2] << 4 | pixels[:, 1::2]).astype(np.uint8).tobytes()
+    palette = np.zeros([16, 4], np.uint8)
+    palette[:, :3] = np.asarray(picture.getpalette()[:48]).reshape(16, 3)[:, ::-1]
+    header = struct.pack(
+        "<2sIHHIIiiHHIIiiII", b"BM", 118 + len(body), 0, 0, 118, 40, WIDTH, HEIGHT, 1, 4, 0, len(body), 0, 0, 16, 0
+    )
+    return header + palette.tobytes() + body
 
 
 def files():
@@ -57,6 +72,8 @@ def files():
         "bmp gray": encoded(gray, "BMP"),
         "bmp palette": encoded(palette, "BMP"),
         "bmp 16 colours": encoded(rgb.quantize(16), "BMP"),
+        "bmp 4 bits": four_bits(rgb.quantize(16)),
+        "bmp 1 bit": encoded(bilevel, "BMP"),
         "bmp 24": encoded(rgb, "BMP"),
         "bmp 32": encoded(rgb_alpha, "BMP"),
     }
@@ -90,6 +107,13 @@ def test_decoded_pixels_are_pillows(name):
     assert pixels.dtype == np.uint8
     # Two builds of libjpeg may round differently; its fast transform is off by 4 levels on these files.
     np.testing.assert_allclose(pixels.astype(int), pillow(name).astype(int), rtol=0, atol=1 if name in JPEGS else 0)
+
+
+def test_a_bmp_from_the_top_down_is_read():
+    """A negative height says so."""
+    data = bytearray(FILES["bmp 1 bit"])
+    data[22:26] = (-HEIGHT).to_bytes(4, "little", signed=True)
+    np.testing.assert_array_equal(ops.decode(bytes(data)), pillow("bmp 1 bit")[::-1])
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -6,6 +6,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import tfssl
+from tfssl.data.checks import unlabelled
 from tfssl.data.records import split_of
 from tfssl.errors import UserError
 
@@ -85,6 +86,26 @@ def test_labels_are_optional(write_records):
         "tfrecord:" + write_records({"train-00000-of-00001": [None, 2, -1]}, root="b"), label_offset=1
     )
     assert [label for _, label, _ in examples(source)] == [-1, 1, -1] and source.num_classes == 2
+
+
+def test_keys_of_tutorials_are_told(write_records):
+    root = write_records({"train.tfrecord": [0, 1]}, image_key="image", label_key="label")
+    with pytest.raises(
+        UserError, match=r"image \(bytes_list\), label \(int64_list\): give --image_key=image --label_key=label"
+    ):
+        tfssl.open_source("tfrecord:" + root)
+    source = tfssl.open_source("tfrecord:" + root, image_key="image")
+    assert source.num_classes is None and "give --label_key=label" in source.notes()[0]
+    assert "no record has one under label_key 'image/class/label': give --label_key=label" in unlabelled(source)
+    source = tfssl.open_source("tfrecord:" + root, image_key="image", label_key="label")
+    assert source.num_classes == 2 and not source.notes()
+
+
+def test_other_peoples_names_of_splits(write_records):
+    root = write_records({"training.tfrecord": [0, 1], "testing.tfrecord": [1]})
+    assert [tfssl.open_source("tfrecord:" + root, split).num_examples for split in ("train", "test")] == [2, 1]
+    root = write_records({"train00-2182.tfrec": [0], "train01-2071.tfrec": [1], "test00-687.tfrec": [1]}, root="kaggle")
+    assert [tfssl.open_source("tfrecord:" + root, split).num_examples for split in ("train", "test")] == [2, 1]
 
 
 def test_keys(write_records, encode):

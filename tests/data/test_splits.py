@@ -75,7 +75,7 @@ def test_shards_that_do_not_exist(split):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("split", ["val", "train+val", "val[:10%]", "", "Train"])
+@pytest.mark.parametrize("split", ["val", "train+val", "val[:10%]", "", "pictures"])
 def test_unknown_split_names_what_exists(split):
     with pytest.raises(UserError, match=r"folder:x has no split .*train \(37 examples\), test \(5 examples\)") as error:
         resolve(split, SIZES, "folder:x")
@@ -102,6 +102,24 @@ def test_empty_split(split):
 
 def test_a_name_outside_of_the_grammar():
     assert resolve("my.data", {"my.data": [3]}, "x") == [("my.data", 0, 3)]
+
+
+def test_a_name_stands_for_the_one_split_of_its_role():
+    sizes = {"Training": [8], "valid": [4], "my-tests": [2]}
+    assert resolve("train", sizes, "x") == resolve("TRAINING", sizes, "x") == [("Training", 0, 8)]
+    assert resolve("validation[:50%]+test", sizes, "x") == [("valid", 0, 2), ("my-tests", 0, 2)]
+    assert resolve("dev", sizes, "x") == [("valid", 0, 4)]
+    assert resolve("my-tests[1:]+train[:25%]", sizes, "x") == [("my-tests", 1, 2), ("Training", 0, 2)]
+    assert resolve("all", sizes, "x") == [(name, 0, size) for name, (size,) in sizes.items()]
+    assert resolve("train", {"train": [1], "Train": [2]}, "x") == [("train", 0, 1)]  # what is written so comes first
+    with pytest.raises(UserError, match="could be train .1 examples. or Train .2 examples.: name one"):
+        resolve("TRAIN", {"train": [1], "Train": [2]}, "x")
+
+
+@pytest.mark.parametrize("lone", ["test", "Testing", "val", "eval"])
+def test_the_hint_never_advises_to_train_on_what_is_measured(lone):
+    with pytest.raises(UserError, match=f"no split 'train'; it has {lone} .10 examples.$"):
+        resolve("train", {lone: [10]}, "folder:x")
 
 
 def test_cut_takes_what_a_list_slice_takes():

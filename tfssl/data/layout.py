@@ -6,8 +6,8 @@ A name counts as a split's where it tells nothing but its role (train.v1), where
 (flowers_train, flowers_test), or where such a split lies beside it.
 
 If all that count tell one role, and other folders lie beside them, the structure decides whether they are classes (a railway's `train`).
-They are if they hold nothing but images; if all folders there hold images; or if all there hold nothing but folders, and the others are
-two or more, or the only other one holds the same single folder.
+They are if they hold nothing but images; if all there hold mostly images; or if all there hold mostly folders, and the others are two or
+more, or the only other one holds the same single folder.
 
 Splits may lie within each class (cats/train, dogs/train), or within a split (train/train, train/val). A lone folder that is no class
 elsewhere is stepped through, at the top and in each split: train/train/cat, train/images/cat. The classes of a split are the folders that
@@ -144,7 +144,7 @@ def _splits(folders, deep, layout):
 def _are_classes(folders, mine, others):
     """Whether the folders `mine`, which have a split's name, are classes like the `others`."""
     below = {n: {path.partition("/")[0] for path in folders[n] if "/" in path} for n in mine + others}
-    images = {n: any("/" not in path for path in folders[n]) for n in mine + others}
+    images = {n: 2 * sum("/" not in path for path in folders[n]) >= len(folders[n]) for n in mine + others}
     if not any(below[n] for n in mine) or all(images.values()):
         return True
     if any(images.values()):
