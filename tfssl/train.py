@@ -43,13 +43,16 @@ def define_network():
     flags.DEFINE_float("width_multiplier", 1.0, "Times all channels; 1 is the standard network (2019 study: 4x; its 16x is 4.0).")
     flags.DEFINE_string("stem", "imagenet", "imagenet (7x7 stride 2, pooling), small (3x3, for 32 pixels), patch (7x7 stride 1), "
         "stride16 (imagenet's, but no stride in the last block). vgg: small leaves out the first pooling.")
-    flags.DEFINE_float("bn_momentum", 0.99, "Share of the moving statistics kept per step (2019 study: 0.99); short runs: 0.9.")
+    flags.DEFINE_float("bn_momentum", 0.99, "Share of the moving statistics kept per step (2019 study: 0.99); at step t at most "
+        "(1 + t) / (10 + t).")
     flags.DEFINE_float("bn_epsilon", 1e-3, "Batch normalisation: added to the variance (2019 study: 0.001).")
     flags.DEFINE_boolean("last_relu", True, "A ReLU before the mean over the map; --nolast_relu: the 2019 study's (-) networks.")
     flags.DEFINE_boolean("skip_connections", True, "ResNets with the connections that make them ResNets (2019 study: its ablation).")
     flags.DEFINE_integer("representation_size", 0, "Outputs of a linear layer after the mean (2019 study: Figure 6).", lower_bound=0)
     flags.DEFINE_float("sk_ratio", 0.0, "Above 0: SimCLR v2's selective kernels and stem, in resnet{50..200}_v1 (0.0625).", lower_bound=0)
     flags.DEFINE_boolean("zero_init_residual", False, "Residual units of v1 networks begin as their shortcuts (SimCLR, SimSiam).")
+    flags.DEFINE_string("initializer", "glorot_uniform", "Of the backbone's kernels: glorot_uniform (2019 study), he_fan_out "
+        "(torchvision's ResNets), lecun_normal (SimCLR), torch_uniform (PyTorch's default).")
     flags.DEFINE_boolean("sync_batch_norm", False, "Batch statistics of all replicas together, not of each by itself.")
     flags.DEFINE_integer("bn_group_size", 0, "Images whose batch statistics are one; 0: all of a replica's.", lower_bound=0)
     flags.DEFINE_string("init_module", None, "Start from this Hub module's weights, where names and shapes match.")
@@ -304,6 +307,10 @@ def check_flags(values):
         raise UserError(
             f"--decay_epochs={','.join(values['decay_epochs'])}: a comma list of numbers, such as 15,25"
         ) from e
+    if values.get("decay") == "all" and values["optimizer"] in optim.OWN_DECAY and values["optimizer"] != "larc":
+        raise UserError(
+            f"--decay=all: --optimizer={values['optimizer']} decays kernels alone; leave --decay out, or take larc, which decays all"
+        )
     if values["data_service"] and values["deterministic"]:
         raise UserError(
             "--data_service delivers images in an order of its own: it contradicts --deterministic; choose one"
@@ -339,6 +346,7 @@ def build_model(values):
         representation_size=values["representation_size"],
         sk_ratio=values["sk_ratio"],
         zero_init_residual=values["zero_init_residual"],
+        initializer=values["initializer"],
         bn_sync=values["sync_batch_norm"],
         bn_groups=bn_groups(values),
         remat=values["rematerialize"],
@@ -408,7 +416,8 @@ def check_workdir(values, free=FREE):
             )
         return
     # A flag that is younger than the run stands for what was done before there was a choice: its default.
-    defaults = {name: FLAGS[name].default for name in values if name not in TASK_SETTINGS}
+    task = values.get("task")  # fine-tuning has none, nor settings of it
+    defaults = {n: TASK_SETTINGS[n].defaults.get(task) if n in TASK_SETTINGS else FLAGS[n].default for n in values}
     stored = {name: settings.as_text(d) for name, d in defaults.items() if d is not None} | settings.read_flags(path)
     found = {n: values[n] or stored.get(n) for n in ("num_classes", "num_images") if n in values}  # 0: the data set's
     values = {**values, **found}

@@ -1,10 +1,12 @@
 """Batch normalisation: against Keras's own layer, a naive one in NumPy, successive batches, and one device for two."""
 
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfssl.backbones.norm import BatchNorm, frozen_statistics
+from tfssl.backbones.norm import BatchNorm, debiased, frozen_statistics
 
 
 def rows(*shape, mean=0.5, std=2.0, seed=0):
@@ -158,6 +160,33 @@ def test_a_second_pass_leaves_the_statistics_alone(settings):
     np.testing.assert_array_equal(before, [layer.moving_mean, layer.moving_variance])
     np.testing.assert_array_equal(frozen, layer(x, training=True))
     assert np.abs(before[0] - layer.moving_mean.numpy()).min() > 0
+
+
+@pytest.mark.parametrize("groups,parts", [(1, 1), (3, 1), (1, 3)])
+def test_the_initial_statistics_are_forgotten_in_a_few_steps(groups, parts, float64):
+    """What a short run keeps of them is 1 / C(T + 9, 9), the product of (1 + t) / (10 + t); with 0.99 it would be 0.9 after ten steps."""
+    layer = BatchNorm(0.99, groups=groups)
+    layer.build((None, 5))
+    x = np.concatenate([rows(12, 5)] * groups)  # equal groups, whose order does not matter
+    for step in range(10):
+        with debiased(step, parts):
+            for _ in range(parts):
+                layer(x, training=True)
+    kept = 1 / math.comb(19, 9)
+    np.testing.assert_allclose(layer.moving_mean, (1 - kept) * x[:12].mean(0), rtol=1e-12)
+    np.testing.assert_allclose(layer.moving_variance, (1 - kept) * x[:12].var(0, ddof=1) + kept, rtol=1e-12)
+
+
+@pytest.mark.parametrize("step,keep", [(0, 0.1), (1, 2 / 11), (40, 41 / 50), (890, 0.99), (10**7, 0.99)])
+def test_what_a_step_keeps_grows_to_the_momentum(step, keep, float64):
+    layer, x = BatchNorm(0.99), rows(12, 5)
+    layer.build((None, 5))
+    layer.moving_mean.assign(np.ones(5))
+    with debiased(tf.Variable(step, dtype=tf.int64)):
+        layer(x, training=True)
+    np.testing.assert_allclose(layer.moving_mean, keep + (1 - keep) * x.mean(0), rtol=1e-12)
+    layer(x, training=True)  # outside, as in a published module, it is the layer's own
+    np.testing.assert_allclose(layer.moving_mean, 0.99 * keep + (1 - 0.99 * keep) * x.mean(0), rtol=1e-12)
 
 
 def test_groups_and_replicas_exclude_each_other():

@@ -11,6 +11,7 @@ import tensorflow as tf
 import tfssl
 from tfssl import backbones, pretext
 from tfssl.backbones.norm import BatchNorm
+from tfssl.data.draws import Draws
 from tfssl.errors import UserError
 from tfssl.runtime import strategy as strategies
 from tfssl.runtime.checkpoints import Checkpoints
@@ -393,6 +394,78 @@ def test_kernels_are_those_of_convolutions_and_dense_layers():
     assert names == {"kernel:0"}
     # ResNet-18 v2: the root, 8 units of 2 convolutions, 3 projections; and the head.
     assert len(model.kernels()) == 1 + 16 + 3 + 1
+
+
+def test_kernels_of_a_mobile_network_are_all_of_its_convolutions():
+    """Depthwise kernels too, which Keras calls otherwise; no normalization, not even one over several axes, and no slope."""
+    network = tf.keras.Sequential(
+        [
+            tf.keras.layers.Conv2D(6, 3, 2),
+            tf.keras.layers.LayerNormalization(axis=[1, 2, 3]),
+            tf.keras.layers.DepthwiseConv2D(3),
+            tf.keras.layers.BatchNormalization(),
+            tf.keras.layers.PReLU(),
+            tf.keras.layers.SeparableConv2D(8, 3),
+        ]
+    )
+    network.build((None, 16, 16, 3))
+    model = build("simclr", network)
+    model.prepare()
+    assert [tuple(v.shape) for v in model.kernels()][:4] == [(3, 3, 3, 6), (3, 3, 6, 1), (3, 3, 6, 1), (1, 1, 6, 8)]
+    assert len(model.kernels()) == 4 + 2  # and the projection's
+    model = build("byol", network, num_classes=2)
+    model.prepare()
+    adapted = {id(v) for v in model.adapted()} - {id(v) for v in model.kernels()}
+    assert adapted == {id(model.probe.kernel)}  # BYOL's code has its probe in LARS
+
+
+def test_decay_of_all_parameters_is_pytorchs(float64):
+    """SGD in PyTorch: g <- g + w d for every parameter; here on the loss, where the difference to a run without decay has to be r w d."""
+    models = []
+    for settings in ({"weight_decay": 0.0}, {"weight_decay": 0.01, "decay": "all"}, {"weight_decay": 0.01}):
+        tf.keras.utils.set_random_seed(0)
+        model = build("simclr", normalised_network(), **settings)
+        model.compile(tf.keras.optimizers.SGD(0.5))
+        model.prepare()
+        start = [
+            v.assign(np.random.default_rng(i).normal(size=v.shape)).numpy()
+            for i, v in enumerate(model.trainable_variables)
+        ]
+        model.train_step(model.zero_batch(4))
+        models.append([v.numpy() for v in model.trainable_variables])
+    names = [v.name for v in model.trainable_variables]
+    for name, w, without, everything, kernels in zip(names, start, *models):  # noqa: B905 (Python 3.9)
+        decayed = 0.5 * 0.01 * w if "probe" not in name else 0.0
+        np.testing.assert_allclose(without - everything, decayed, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(without - kernels, decayed if "kernel" in name else 0.0, atol=1e-12, err_msg=name)
+    assert {name.split("/")[-1] for name in names} == {"kernel:0", "bias:0", "gamma:0", "beta:0"}
+
+
+@pytest.mark.parametrize("task", ["rotation", "byol"])
+def test_a_short_runs_statistics_are_those_of_its_images(task, source, float64):
+    """Ten steps on one batch at the default momentum 0.99, which alone would leave nine tenths of where the statistics began; those of a
+    target network too."""
+    network = tf.keras.Sequential([BatchNorm(), tf.keras.layers.Conv2D(6, 3, 2)])
+    network.build((None, 16, 16, 3))
+    model = build(task, network)
+    model.compile(tf.keras.optimizers.SGD(0.0))
+    model.prepare()
+    batch = next(iter(model.dataset(source, 8, steps=1)))
+    for _ in range(10):
+        model.train_step(batch)
+    augmented = model.augment(model.to_float(batch), Draws(batch))
+    seen = [model.views(augmented)] if task == "rotation" else [view[:, 0] for view in model.each(augmented)]
+    pixels = [model.normalise(images).numpy().reshape(-1, 3) for images in seen]
+    mean, variance = np.zeros(3), np.ones(3)
+    for t in range(10):
+        for x in pixels:
+            keep = (1 + t) / (10 + t)
+            mean = keep * mean + (1 - keep) * x.mean(0)
+            variance = keep * variance + (1 - keep) * x.var(0, ddof=1)
+    assert np.all(np.abs(mean - np.concatenate(pixels).mean(0)) < 0.05)
+    for norm in [network.layers[0]] + ([model.target.twins[0].model.layers[0]] if task == "byol" else []):
+        np.testing.assert_allclose(norm.moving_mean, mean, rtol=1e-9, err_msg=norm.name)
+        np.testing.assert_allclose(norm.moving_variance, variance, rtol=1e-9, err_msg=norm.name)
 
 
 def test_weight_decay_leaves_a_revnets_root_alone():

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfssl.backbones import alexnet, layers, resnet, revnet, vgg
 from tfssl.backbones.norm import at_least_float32
-from tfssl.errors import UserError
+from tfssl.errors import UserError, check_choice
 
 _FAMILIES = {
     **{name: resnet.ResNet for name in resnet.NAMES},
@@ -19,6 +19,7 @@ _FAMILIES = {
 }
 NAMES = list(_FAMILIES)
 STEMS = tuple(layers.STEMS)
+INITIALIZERS = tuple(layers.INITIALIZERS)
 
 
 def build(
@@ -32,6 +33,7 @@ def build(
     representation_size=0,
     sk_ratio=0.0,
     zero_init_residual=False,
+    initializer="glorot_uniform",
     bn_sync=False,
     bn_groups=1,
     remat=False,
@@ -63,8 +65,11 @@ def build(
         also has ResNet-D's root (but for the stem "small") and shortcuts. Of resnet50_v1 and deeper v1 networks.
       zero_init_residual: the last BN of each residual unit begins with gamma 0, and so the unit as its shortcut (arXiv 1706.02677; SimCLR,
         SimSiam). Of v1 ResNets.
-      bn_sync: in training, batch statistics are those of all replicas together. This and the next two are about training alone: `config`
-        leaves them out, and export publishes the plain network.
+      initializer: how the kernels of convolutions begin, with the variance: "glorot_uniform" (2 / (fan_in + fan_out); Keras, the 2019
+        study), "he_fan_out" (normal, 2 / fan_out; torchvision's ResNets, and so MoCo, SimSiam, SwAV), "lecun_normal" (truncated normal, 1 / fan_in;
+        SimCLR's code, BYOL's) or "torch_uniform" (1 / (3 fan_in); what PyTorch does unasked). This and the next three are about training
+        alone: `config` leaves them out, and export publishes the plain network.
+      bn_sync: in training, batch statistics are those of all replicas together.
       bn_groups: in training, the batch is normalised in so many groups of successive rows.
       remat: in training, keep the inputs of the residual units (of VGG's stages) only, and compute their activations again in the
         backward pass: less memory for about a third more computation. RevNets do better than that in any case, and ignore it.
@@ -82,6 +87,7 @@ def build(
         "representation_size": representation_size,
         "sk_ratio": sk_ratio,
         "zero_init_residual": zero_init_residual,
+        "initializer": initializer,
         "bn_sync": bn_sync,
         "bn_groups": bn_groups,
         "remat": remat,
@@ -101,6 +107,7 @@ def build(
         raise UserError(f"unknown backbone {name!r}{hint}; there are {', '.join(NAMES)}")
     if stem not in STEMS:
         raise UserError(f"unknown stem {stem!r}; there are {', '.join(STEMS)}")
+    check_choice("initializer", initializer, INITIALIZERS)
     if not 0 < width_multiplier < math.inf:
         raise UserError(f"width_multiplier={width_multiplier} must be a positive number; 1 is the standard network")
     if not 0 <= bn_momentum < 1:

@@ -13,6 +13,14 @@ STEMS = {
     "stride16": (7, 2, True, (1, 2, 2, 1)),  # 224 -> 56 after the root, then 56, 28, 14, 14
 }
 
+# How a convolution's kernel begins: scale, mode and distribution of Keras's VarianceScaling, whose variance is scale / fan.
+INITIALIZERS = {
+    "glorot_uniform": (1.0, "fan_avg", "uniform"),  # Keras's default
+    "he_fan_out": (2.0, "fan_out", "untruncated_normal"),  # torchvision's ResNets: kaiming_normal_(mode="fan_out")
+    "lecun_normal": (1.0, "fan_in", "truncated_normal"),  # SimCLR's code; Haiku's default, but for a factor of 0.77
+    "torch_uniform": (1 / 3, "fan_in", "uniform"),  # PyTorch's default: +- 1 / sqrt(fan_in)
+}
+
 
 def zero_pad(x, size):
     """What makes a VALID window of an odd size symmetric: NxHxWxC -> Nx(H+size-1)x(W+size-1)xC."""
@@ -35,7 +43,7 @@ def build_chain(layers, channels, rank=4):
 
 
 class Conv(tf.keras.layers.Conv2D):
-    """Convolution with an odd window, zeros on both sides alike, no bias, Glorot-uniform kernel (Keras's default)."""
+    """Convolution with an odd window, zeros on both sides alike, no bias."""
 
     decayed = True  # whether weight decay acts on the kernel
 
@@ -79,6 +87,13 @@ class Network(tf.keras.Model):
             )
         return scaled
 
+    def set_initializers(self):
+        """Tell the convolutions, before they are built, how their kernels begin."""
+        scale, mode, distribution = INITIALIZERS[self.initializer]
+        for layer in self.submodules:
+            if isinstance(layer, tf.keras.layers.Conv2D):
+                layer.kernel_initializer = tf.keras.initializers.VarianceScaling(scale, mode, distribution)
+
     def config(self):
         """What `tfssl.backbones.build(**config)` makes this network from again, less what only training needs."""
         return {name: value for name, value in self.settings.items() if name not in TRAINING_ONLY}
@@ -94,6 +109,7 @@ class Network(tf.keras.Model):
             )
         # Here and not in the calls: names then do not depend on who calls the network first (the closing slash makes
         # the scope absolute), and a network of any size can be counted without running it.
+        self.set_initializers()
         with tf.name_scope(f"{self.name}/"):
             channels = self.build_layers(input_shape)
             if self.representation:
@@ -109,7 +125,7 @@ class Network(tf.keras.Model):
         return endpoints
 
 
-TRAINING_ONLY = ("bn_sync", "bn_groups", "remat")
+TRAINING_ONLY = ("initializer", "bn_sync", "bn_groups", "remat")
 
 
 class Representation(tf.keras.layers.Dense):

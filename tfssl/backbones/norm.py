@@ -26,11 +26,32 @@ def frozen_statistics(frozen=True):
         _local.frozen = before
 
 
+@contextlib.contextmanager
+def debiased(step, parts=1):
+    """In here the moving statistics are averages of what was seen, however short the run: layers keep at most (1 + t) / (10 + t) of them.
+
+    So their initial values, 0 and 1, weigh 1 / C(T + 9, 9) after T steps (1e-5 after 10), and the average is over about the last tenth of
+    the run, as the weights change, until a layer's own momentum is less: 0.99 from step 890 on, 0.9 from step 80 on.
+
+    Args:
+      step: t, the training steps before this one; a tensor or a variable. The step's number and nothing else decides: there is no
+        state that a checkpoint would have to hold.
+      parts: of a step, one after the other, each of which moves the statistics.
+    """
+    before = getattr(_local, "most", None)
+    t = tf.cast(step, tf.keras.backend.floatx())
+    _local.most = ((1 + t) / (10 + t)) ** (1 / parts)
+    try:
+        yield
+    finally:
+        _local.most = before
+
+
 class BatchNorm(tf.keras.layers.BatchNormalization):
     """Normalises over all axes but the last, [N, ..., C]; the moving variance follows the unbiased estimate in every case.
 
     Args:
-      momentum: share of the moving statistics that a training step keeps.
+      momentum: share of the moving statistics that a training step keeps; see `debiased` for the first ones.
       epsilon: added to the variance.
       sync: the batch is that of all replicas together.
       groups: the batch is cut into so many groups of successive rows, each normalised by itself. They move the moving statistics one
@@ -87,12 +108,13 @@ class BatchNorm(tf.keras.layers.BatchNormalization):
 
     def _move(self, mean, variance):
         """Move the moving statistics by those of each group in turn: [groups, C]."""
-        keep = self.momentum**self.groups
-        shares = [(1 - self.momentum) * self.momentum ** (self.groups - 1 - g) for g in range(self.groups)]
+        dtype, most = self.moving_mean.dtype, getattr(_local, "most", None)
+        keep = tf.constant(self.momentum, dtype)  # of each group
+        if most is not None:
+            keep = tf.minimum(keep, tf.cast(most, dtype) ** (1 / self.groups))
+        shares = tf.stack([(1 - keep) * keep**g for g in reversed(range(self.groups))])
         for moving, values in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            values = tf.cast(values, moving.dtype)
-            target = tf.tensordot(tf.constant(shares, moving.dtype), values, 1)
-            moving.assign_sub((1 - keep) * moving - target)
+            moving.assign_sub(tf.tensordot(shares, moving - tf.cast(values, dtype), 1))
 
     def get_config(self):
         return {**super().get_config(), "sync": self.sync, "groups": self.groups}

@@ -84,6 +84,7 @@ class VGG(Network):
         self.min_image_size = max(height, width)
         self.fc6 = Stage([valid_conv(64 * self.block1.filters, map_size)], self.norm, "fc6")
         self.fc7 = Stage([valid_conv(64 * self.block1.filters, 1)], self.norm, "fc7")
+        self.set_initializers()  # of these two as well
         stages = [getattr(self, block) for block in self.endpoint_names[:5]]
         return build_chain([*stages, self.fc6, self.fc7], channels)
 

@@ -54,6 +54,15 @@ def build(name, learning_rate, momentum=0.9, weight_decay=0.0):
     raise UserError(f"unknown optimizer {name!r}: choose one of {', '.join(NAMES)}")
 
 
+def is_kernel(variable):
+    """Whether a variable is a weight of a linear map, which is what LARS adapts and weight decay of kernels acts on: it has more than one
+    axis. So of a depthwise convolution, and of a SavedModel, whose variables do not know their layers. Not so biases, normalizations and
+    slopes of a PReLU, of which some have an axis per head, row or column.
+    """
+    named = variable.name.split(":")[0].split("/")[-1]
+    return variable.shape.rank > 1 and named not in ("bias", "gamma", "beta", "alpha")
+
+
 def tell_kernels(optimizer, kernels):
     """Tell an optimizer that treats kernels in a way of their own which variables they are; the others do not need to know.
 
@@ -79,4 +88,4 @@ def create_slots(optimizer, variables):
         optimizer._create_all_weights(variables)
 
 
-__all__ = ["LARS", "NAMES", "OWN_DECAY", "SCHEDULES", "build", "create_slots", "schedule", "tell_kernels"]
+__all__ = ["LARS", "NAMES", "OWN_DECAY", "SCHEDULES", "build", "create_slots", "is_kernel", "schedule", "tell_kernels"]

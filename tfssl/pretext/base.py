@@ -6,10 +6,10 @@ import time
 import tensorflow as tf
 
 from tfssl import optim
-from tfssl.backbones.norm import BatchNorm, frozen_statistics
+from tfssl.backbones.norm import BatchNorm, debiased, frozen_statistics
 from tfssl.data import pipeline
 from tfssl.data.draws import Draws
-from tfssl.errors import UserError
+from tfssl.errors import UserError, check_choice
 
 
 class Pretext(tf.keras.Model):
@@ -31,6 +31,7 @@ class Pretext(tf.keras.Model):
       image_size: side of the square images that the backbone sees, in pixels.
       weight_decay: factor w of 0.5 * w * sum ||kernel||^2 over the kernels of convolutions and dense layers, added to the loss (the
         2019 study: 1e-4). The reported loss leaves it out.
+      decay: kernels, or all: weight decay acts on biases and normalizations too, as PyTorch's optimizers have it for all parameters.
     """
 
     task = None  # the registered name
@@ -38,11 +39,12 @@ class Pretext(tf.keras.Model):
     num_images = 0  # of the data set, where the task keeps a place for each
     settings = None  # what `pretext.build` was given: enough to build the same task again
 
-    def __init__(self, backbone, image_size=224, weight_decay=1e-4):
+    def __init__(self, backbone, image_size=224, weight_decay=1e-4, decay="kernels"):
         super().__init__()
         self.backbone = backbone
         self.image_size = image_size
-        self.weight_decay = weight_decay
+        check_choice("decay", decay, ("kernels", "all"))
+        self.weight_decay, self.decay = weight_decay, decay
         # What a run tells its task: images of a global batch, steps of an epoch (of the data), steps in all. 0: nobody has.
         self.batch_size, self.epoch_steps, self.total_steps = 0, 0, 0
         self._measures = None
@@ -169,11 +171,15 @@ class Pretext(tf.keras.Model):
         return {name: float(metric.result()) for name, metric in self._measures.counters.items()}
 
     def kernels(self):
-        """The kernels that weight decay acts on: of convolutions and dense layers that are not exempt; not biases, not normalisation."""
-        layers = [m for m in self.submodules if isinstance(m, tf.keras.layers.Layer) and hasattr(m, "kernel")]
-        kernels = [layer.kernel for layer in layers if getattr(layer, "decayed", True)]
-        trained = {id(variable) for variable in self.trainable_variables}  # not so an EMA network's
-        return [kernel for kernel in kernels if id(kernel) in trained]
+        """The kernels (see `optim.is_kernel`) that weight decay acts on: of all layers that are not exempt."""
+        return [variable for variable in self.decayable() if optim.is_kernel(variable)]
+
+    def decayable(self):
+        """The trainable variables of all layers that are not exempt, by a `decayed` that is False. A task's own are: SwAV's prototypes are
+        directions."""
+        exempt = {id(v) for m in self.submodules if not getattr(m, "decayed", True) for v in m.variables}
+        exempt |= {id(v) for v in self._trainable_weights}
+        return [variable for variable in self.trainable_variables if id(variable) not in exempt]
 
     def adapted(self):
         """The kernels whose steps LARS scales, and whose weight decay it carries."""
@@ -208,12 +214,13 @@ class Pretext(tf.keras.Model):
         batch = self.augment(batch, Draws(batch, replicas))
         # Each part takes its share of the mean over the global batch; the optimizer sums the replicas' gradients.
         parts = self._accumulate_steps
-        if parts == 1:
-            gradients, outputs = self._gradients(batch, 1 / replicas)
-        elif self.spans_batch:
-            gradients, outputs = self._cached_gradients(batch, parts, 1 / replicas)
-        else:
-            gradients, outputs = self._summed_gradients(batch, parts, 1 / (parts * replicas)), None
+        with debiased(self.optimizer.iterations, parts):
+            if parts == 1:
+                gradients, outputs = self._gradients(batch, 1 / replicas)
+            elif self.spans_batch:
+                gradients, outputs = self._cached_gradients(batch, parts, 1 / replicas)
+            else:
+                gradients, outputs = self._summed_gradients(batch, parts, 1 / (parts * replicas)), None
         self.optimizer.apply_gradients(zip(self.adjust(gradients), self.trainable_variables))  # noqa: B905 (Python 3.9)
         self.after_step(batch, outputs)
         self._measures.counters["replaced"].update_state(tf.cast(batch["replaced"], tf.float32))
@@ -238,7 +245,8 @@ class Pretext(tf.keras.Model):
         if not self.weight_decay:
             return 0.0
         floatx = tf.keras.backend.floatx()
-        decay = tf.add_n([tf.nn.l2_loss(tf.cast(kernel, floatx)) for kernel in self.kernels()])
+        decayed = self.kernels() if self.decay == "kernels" else self.decayable()
+        decay = tf.add_n([tf.nn.l2_loss(tf.cast(variable, floatx)) for variable in decayed])
         return self._loss_scaling("get_scaled_loss", self.weight_decay * decay * share)
 
     def _summed_gradients(self, batch, parts, share):

@@ -54,6 +54,10 @@ class BYOL(Views):
         p, targets = outputs["p"], outputs["targets"]
         return sum(contrastive.cosine_distance(p[:, i], targets[:, 1 - i]) for i in (0, 1)), {}
 
+    def adapted(self):
+        """The probe's kernel too: BYOL's code has it in LARS, other than SimCLR's."""
+        return [*self.kernels(), *([self.probe.kernel] if self.probe else [])]
+
     def after_step(self, batch, outputs):
         length = self.total_steps if self.momentum_schedule == "cosine" else 0
         self.target.follow(cosine_momentum(self.target_momentum, self.optimizer.iterations, length))

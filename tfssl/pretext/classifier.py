@@ -4,6 +4,7 @@ import math
 
 import tensorflow as tf
 
+from tfssl import optim
 from tfssl.losses.distillation import distillation
 from tfssl.pretext.supervised import Supervised
 
@@ -89,8 +90,8 @@ class Classifier(Supervised):
         return {**levels, "loss": (1 - share + share * scale) * math.log(self.num_classes)}
 
     def kernels(self):
-        """A module's variables do not know their layers; kernels have more than one axis, biases and normalisation one."""
-        return [*(v for v in self.backbone.trainable_variables if v.shape.rank > 1), self.head.kernel]
+        """The linear layer's comes last."""
+        return [*filter(optim.is_kernel, self.backbone.trainable_variables), self.head.kernel]
 
     def adapted(self):
         """Not the linear layer, as in SimCLR's code: from zero its steps would stay tiny."""
