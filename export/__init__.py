@@ -1,12 +1,16 @@
 """The export step: a trained encoder becomes a TF-Hub module (a TF2 reusable SavedModel)."""
 
-__all__ = ["save"]
+__all__ = ["recalibrate", "save"]
 
 
 def __getattr__(name):
-    """`save` loads when first used, so that `tfssl-export --help` need not wait for TensorFlow."""
+    """They load when first used, so that `tfssl-export --help` need not wait for TensorFlow."""
     if name == "save":
         from tfssl.export.module import save
 
         return save
+    if name == "recalibrate":
+        from tfssl.export.statistics import recalibrate
+
+        return recalibrate
     raise AttributeError(f"module 'tfssl.export' has no attribute {name!r}")

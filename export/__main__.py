@@ -7,6 +7,7 @@
 The flags of training are taken from the run; without a run (--random_init) they are given here.
 """
 
+import math
 import os
 import sys
 
@@ -27,6 +28,12 @@ with cli.section("Export"):
         "head_endpoints",
         0,
         "So many first layers of the projection head become endpoints too: head1, ... (SimCLR v2 fine-tunes from head1).",
+        lower_bound=0,
+    )
+    flags.DEFINE_integer(
+        "recalibrate",
+        0,
+        "Compute the moving statistics of batch normalization anew, over so many of the run's training images; 0: as they are.",
         lower_bound=0,
     )
 train.define_flags()
@@ -51,7 +58,7 @@ def main(_):
     values = train.resolve_flags()
     import tensorflow as tf
 
-    from tfssl.export import save
+    from tfssl.export import recalibrate, save
     from tfssl.runtime import checkpoints
     from tfssl.runtime import strategy as strategies
 
@@ -68,6 +75,8 @@ def main(_):
             raise UserError(
                 f"checkpoint {path} cannot be read ({' '.join(str(e).split())[:160]}): choose an older one with --step"
             ) from e
+    if FLAGS.recalibrate:
+        recalibrate(model, _training_batches(model, values, FLAGS.recalibrate))
     classes = os.path.join(workdir or "", "classes.txt")
     names = tf.io.gfile.GFile(classes).read().splitlines() if workdir and tf.io.gfile.exists(classes) else None
     where = FLAGS.export_dir or os.path.join(workdir, "module", "random" if FLAGS.random_init else str(step))
@@ -75,6 +84,19 @@ def main(_):
     save(model, where, step, names, recorded, FLAGS.random_init, FLAGS.tarball, FLAGS.head_endpoints)
     print(f"module: {where}" + (f" and {where}.tar.gz" if FLAGS.tarball else ""))
     print(f"next: tfssl-eval --module={where} --dataset={values['dataset']} --train_split=... --test_split=...")
+
+
+def _training_batches(model, values, images):
+    """Of the run's training split: `images`, or some more, in batches of what was computed at once."""
+    from tfssl import data
+    from tfssl.data.subset import nested
+
+    where = {"data_dir": values["data_dir"], "label_offset": values["label_offset"]}
+    source = data.open_source(values["dataset"], values["train_split"], **where)
+    if values["train_subset"]:
+        source = nested(source, values["train_subset"], values["subset_seed"])
+    rows = values["batch_size"] // values["accumulate_steps"]
+    return model.dataset(source, rows, values["seed"], steps=math.ceil(images / rows))
 
 
 def _checkpoint(found, workdir):

@@ -23,6 +23,7 @@ from tfssl import backbones, pretext
 from tfssl.backbones.norm import set_groups
 from tfssl.downstream.classify import KIND
 from tfssl.errors import UserError
+from tfssl.export import statistics
 
 FACTS = "tfssl.json"
 
@@ -48,6 +49,7 @@ def save(
     """
     model.prepare()
     _check_head(model, head_endpoints)
+    statistics.warn(model, step)
     encoder = _plain(model)
     backbone, names = encoder.backbone, [f"head{i + 1}" for i in range(head_endpoints)]
     layers = []

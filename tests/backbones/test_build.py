@@ -100,6 +100,41 @@ def test_defaults_are_those_of_the_study():
     assert (model.root_conv.filters, model.last_norm.momentum, model.last_norm.epsilon) == (64, 0.99, 1e-3)
 
 
+FAN = {"glorot_uniform": (2, 1, 1), "he_fan_out": (2, 0, 1), "lecun_normal": (1, 1, 0), "torch_uniform": (1 / 3, 1, 0)}
+
+
+@pytest.mark.parametrize(
+    "name,initializer,settings",
+    [
+        *(("resnet18_v1", initializer, {}) for initializer in FAN),
+        ("resnet50_v1", "he_fan_out", {"sk_ratio": 0.0625}),
+        *((name, "he_fan_out", {}) for name in ("revnet18", "vgg11", "alexnet")),
+    ],
+)
+def test_kernels_begin_with_the_published_variance(name, initializer, settings):
+    """Variance scale / (a fan_in + b fan_out), with fans counted from the kernel's shape, and the distribution's form."""
+    model = build(name, 0.25, "small", initializer=initializer, **settings)
+    model.build((None, 32, 32, 3))
+    scale, of_in, of_out = FAN[initializer]
+    scaled = []
+    for variable in (v for v in model.trainable_variables if v.shape.rank == 4):
+        height, width, fan_in, fan_out = variable.shape
+        kernel = variable.numpy() * np.sqrt((of_in * fan_in + of_out * fan_out) * height * width / scale)
+        if kernel.size > 3000:
+            assert abs(np.mean(kernel**2) - 1) < 0.15, variable.name
+        scaled.append(kernel.ravel())
+    scaled = np.concatenate(scaled)
+    assert abs(np.mean(scaled**2) - 1) < 0.02 and abs(np.mean(scaled)) < 0.02
+    farthest = np.abs(scaled).max()
+    if "uniform" in initializer:
+        assert 0.99 * np.sqrt(3) < farthest <= np.sqrt(3) * 1.001
+    elif initializer == "lecun_normal":  # cut at two standard deviations of the normal, whose own is 0.88 of that
+        assert 2.2 < farthest <= 2 / 0.8796 * 1.001
+    else:
+        assert farthest > 4
+    assert "initializer" not in model.config() and model.twin().initializer == initializer
+
+
 # ---- a user's own model ----
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import warnings
 
 import numpy as np
 import pytest
@@ -173,6 +174,27 @@ def test_a_users_own_model_is_published(tmp_path):
     model.prepare()
     module = tf.saved_model.load(export.save(model, tmp_path / "m"))
     np.testing.assert_allclose(module(images(3, 16)), model.encode(images(3, 16))["pre_logits"], rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_of_a_short_run_are_warned_of_and_computed_anew(photos, tmp_path):
+    """A user's model with Keras's layer: after three steps at 0.99 the mean is 0.03 of the images'; recalibrated, it is theirs."""
+    own = tf.keras.Sequential([tf.keras.layers.BatchNormalization(), tf.keras.layers.Conv2D(5, 3)])
+    model = pretext.build("rotation", backbones.build(own), image_size=16, color=False)
+    model.compile(tf.keras.optimizers.SGD(0.01))
+    source = tfssl.open_source(f"folder:{photos}")
+    model.fit(model.dataset(source, 8), steps_per_epoch=3, verbose=0)
+    with pytest.warns(UserWarning, match=r"after 3 steps 97 % .* of 1 batch normalizations .*recalibrate"):
+        export.save(model, tmp_path / "short")
+    batches = list(model.dataset(source, 8, steps=6))
+    export.recalibrate(model, batches)
+    pixels = model.normalise(tf.concat([batch["image"] for batch in batches], 0) / 255).numpy().reshape(-1, 3)
+    norm = model.backbone.model.layers[0]
+    np.testing.assert_allclose(norm.moving_mean, pixels.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(norm.moving_variance, pixels.var(0), rtol=0.1)  # the mean of the batches' own
+    assert norm.momentum == 0.99
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        export.save(model, tmp_path / "recalibrated")
 
 
 HEADS = {  # the projection's layers, and the settings that keep it small

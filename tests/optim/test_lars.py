@@ -189,6 +189,7 @@ def task(optimizer, **compiled):
             tf.keras.layers.Conv2D(6, 3, 2, use_bias=False, name="conv1"),
             BatchNorm(0.8, sync=True, name="norm"),
             tf.keras.layers.ReLU(name="relu"),
+            tf.keras.layers.DepthwiseConv2D(3, name="depthwise"),
             tf.keras.layers.Conv2D(8, 3, name="conv2"),
         ]
     )
@@ -248,7 +249,7 @@ def test_a_resumed_run_goes_on_exactly(source, tmp_path):
 
 
 def test_kernels_are_chosen_by_their_layers(source):
-    """Of a whole task: convolutions and the dense layer, and of these the kernels alone."""
+    """Of a whole task: convolutions, the depthwise one too, and the dense layer, and of these the kernels alone."""
     model, _ = trained(source, "lars", steps=1)
     optimizer = model.optimizer
     adapted = {v.name for v in model.trainable_variables if optimizer._var_key(v) in optimizer._adapted}

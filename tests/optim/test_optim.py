@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfssl import optim
+from tfssl import optim, train
 from tfssl.errors import UserError
 
 
@@ -73,6 +73,12 @@ def test_lamb_or_a_clear_line():
     optimizer.apply_gradients([(tf.constant([0.5, -2.0]), kernel)])
     update = np.array([1.0, -1.0]) + 0.01 * w
     np.testing.assert_allclose(kernel.numpy(), w - 0.1 * np.linalg.norm(w) / np.linalg.norm(update) * update, rtol=1e-4)
+
+
+def test_decay_of_all_is_refused_where_the_optimizer_decays_kernels():
+    for name in ("lars", "lars_byol", "lamb"):
+        with pytest.raises(UserError, match=f"{name} decays kernels alone"):
+            train.check_flags({"optimizer": name, "decay": "all", "decay_epochs": []})
 
 
 def test_unknown_names():

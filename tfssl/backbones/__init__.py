@@ -65,9 +65,9 @@ def build(
         also has ResNet-D's root (but for the stem "small") and shortcuts. Of resnet50_v1 and deeper v1 networks.
       zero_init_residual: the last BN of each residual unit begins with gamma 0, and so the unit as its shortcut (arXiv 1706.02677; SimCLR,
         SimSiam). Of v1 ResNets.
-      initializer: how the kernels of convolutions begin, with the variance: "glorot_uniform" (2 / (fan_in + fan_out); Keras, the 2019
-        study), "he_fan_out" (normal, 2 / fan_out; torchvision's ResNets, and so MoCo, SimSiam, SwAV), "lecun_normal" (truncated normal, 1 / fan_in;
-        SimCLR's code, BYOL's) or "torch_uniform" (1 / (3 fan_in); what PyTorch does unasked). This and the next three are about training
+      initializer: how the kernels of convolutions begin, and their variance: "glorot_uniform" (2 / (fan_in + fan_out); Keras, the 2019
+        study), "he_fan_out" (normal, 2 / fan_out; torchvision's ResNets, and so MoCo, SimSiam, SwAV), "lecun_normal" (truncated normal,
+        1 / fan_in; SimCLR's code) or "torch_uniform" (1 / (3 fan_in); PyTorch's own default). This and the next three are about training
         alone: `config` leaves them out, and export publishes the plain network.
       bn_sync: in training, batch statistics are those of all replicas together.
       bn_groups: in training, the batch is normalised in so many groups of successive rows.
