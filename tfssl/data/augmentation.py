@@ -14,6 +14,7 @@ from tfssl.data.draws import fork
 from tfssl.errors import UserError
 
 _LAYERS = 0x1000  # RandAugment's
+_ENHANCE = 0x2000  # the photometric step's: coin, and three amounts
 _VIEW = 0x100  # the draws of views 0, 1, ... are numbered from here on: below are those of the crops and of a task
 
 # What is drawn for every image, in one go: coins, and amounts in the ranges of the policy.
@@ -55,7 +56,8 @@ def host_views(image, seed, policies, size):
 class Policy:
     """How one view of an image is made. Its fields are probabilities and ranges; `dataclasses.replace` makes variants.
 
-    Order: crop, flip, gray ("before"), jitter, gray ("after"), blur, solarize, RandAugment, gray ("last"), rotate, sobel, cutout, noise.
+    Order: crop, flip, gray ("before"), jitter, photometric step, gray ("after"), blur, solarize, RandAugment, gray ("last"), rotate, sobel,
+    cutout, noise.
     Colours (jitter, gray) need three channels; all others take any number.
 
     Args:
@@ -70,6 +72,7 @@ class Policy:
       hue: shifts in -h to h, in turns of the colour circle.
       additive: brightness is added and not multiplied.
       random_order: the four ops of the jitter come in a random order, or else in this one.
+      photometric: probability of PIRL's photometric step, on the host only: see `randaugment.enhance`.
       gray: probability of dropping the colours.
       gray_at: "before" the jitter, "after" it, or "last".
       blur: probability of the Gaussian blur.
@@ -99,6 +102,7 @@ class Policy:
     hue: float = 0.2
     additive: bool = False
     random_order: bool = True
+    photometric: float = 0.0
     gray: float = 0.2
     gray_at: str = "after"
     blur: float = 0.5
@@ -119,7 +123,7 @@ class Policy:
     def __post_init__(self):
         if self.gray_at not in ("before", "after", "last"):
             raise UserError(f"a policy with gray_at={self.gray_at!r}: choose before, after or last")
-        for name in _COINS:
+        for name in (*_COINS, "photometric"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"a policy with {name}={getattr(self, name)}: it is a probability, from 0 to 1")
 
@@ -159,8 +163,9 @@ class Policy:
                 f"colour jitter, gray and RandAugment of images with {shape[-1]} channels: colours need 3 (RGB); take a policy "
                 "with jitter=0, gray=0 and randaugment=0"
             )
-        if self.randaugment and not isinstance(draws, HostDraws):
-            raise UserError("RandAugment runs on the host only: take augment_on=host, or a policy without it")
+        if (self.randaugment or self.photometric) and not isinstance(draws, HostDraws):
+            name = "RandAugment" if self.randaugment else "PIRL's photometric step"
+            raise UserError(f"{name} runs on the host only: take augment_on=host, or a policy without it")
         random = draws.uniform(shape=[len(_COINS) + len(_AMOUNTS)], view=_VIEW + view)  # N x draws
         coins = random[:, : len(_COINS)] < tf.constant([getattr(self, name) for name in _COINS], random.dtype)
         low, high = (tf.constant(ends, random.dtype) for ends in zip(*self._ranges()))  # noqa: B905 (Python 3.9)
@@ -169,7 +174,8 @@ class Policy:
         layers = (
             draws.uniform(shape=[self.randaugment, randaugment.DRAWS], view=_LAYERS + view) if self.randaugment else ()
         )
-        return coins, amounts, plan, layers
+        enhance = draws.uniform(shape=[4], view=_ENHANCE + view) if self.photometric else ()
+        return coins, amounts, plan, layers, enhance
 
     def _ranges(self):
         """(low, high) for each of `_AMOUNTS`."""
@@ -184,7 +190,7 @@ class Policy:
         ranges.update(hue=(-self.hue, self.hue), sigma=self.blur_sigma, turns=(1, 4), noise_scale=(0, self.noise_scale))
         return [ranges.get(name, (0, 1)) for name in _AMOUNTS]
 
-    def _apply(self, images, coins, amounts, plan, layers):
+    def _apply(self, images, coins, amounts, plan, layers, enhance):
         """With N = 1, what the coins do not ask for is not computed."""
         coins = dict(zip(_COINS, tf.unstack(coins, axis=1)))  # noqa: B905
         drawn = dict(zip(_AMOUNTS, tf.unstack(amounts, axis=1)))  # noqa: B905
@@ -207,6 +213,10 @@ class Policy:
             {"before": 1, "after": 2, "last": 4 + bool(self.randaugment)}[self.gray_at],
             ("gray", photometric.drop_color),
         )
+        if self.photometric:  # one image
+            after_jitter = [name for name, _ in ops].index("jitter") + 1
+            ops.insert(after_jitter, ("photometric", lambda x: randaugment.enhance(x[0], enhance[0, 1:])[None]))
+            coins["photometric"] = enhance[:, 0] < self.photometric
         for name, op in ops:
             if name == "randaugment":
                 images = op(images)
@@ -252,6 +262,7 @@ _SIMCLR = Policy()
 _BYOL = Policy(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, additive=True, blur=1.0)
 _TORCH = {"crop_covered": 0.0, "crop_method": "bilinear", "blur_edges": "reflect"}
 _MOCO = {**_TORCH, "crop_area": (0.2, 1.0), "brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+_PIRL = Policy(**{**_MOCO, "crop_area": (0.08, 1.0)}, hue=0.2, jitter=1.0, blur=0.0)
 
 # A policy for all views, or a tuple of one for each view.
 POLICIES = {
@@ -260,8 +271,9 @@ POLICIES = {
     ),  # crop and flip alone, which SimCLR's ablation finds not to be enough
     "simclr": _SIMCLR,  # arXiv 2002.05709, and the brightness of its second code
     "moco_v1": Policy(**_MOCO, hue=0.4, jitter=1.0, gray_at="before", blur=0.0),  # arXiv 1911.05722, as InstDisc
-    # arXiv 1912.01991, for images and for patches, but for the posterized, sharpened and solarized ones of its code
-    "pirl": Policy(**{**_MOCO, "crop_area": (0.08, 1.0)}, hue=0.2, jitter=1.0, blur=0.0),
+    # arXiv 1912.01991, for images and for patches, without its code's photometric step; and with it
+    "pirl": _PIRL,
+    "pirl_photometric": dataclasses.replace(_PIRL, photometric=0.66),
     "moco_v2": Policy(**_MOCO, hue=0.1),  # arXiv 2003.04297, and SimSiam
     "byol": (_BYOL, dataclasses.replace(_BYOL, blur=0.1, solarize=0.2)),  # arXiv 2006.07733
     "swav": Policy(**_TORCH, crop_area=(0.14, 1.0)),  # arXiv 2006.09882; the small crops take areas of 0.05 to 0.14

@@ -1,5 +1,6 @@
 """Random numbers for a batch on the device, equal for every way of splitting the batch over replicas and hosts."""
 
+import copy
 import math
 
 import tensorflow as tf
@@ -22,10 +23,27 @@ class Draws:
     """
 
     def __init__(self, batch, replicas=1):
+        self.replicas = replicas
         self.global_rows = batch["number"].shape[0] * replicas
         step = batch["number"][0] // tf.cast(self.global_rows, tf.int64)
         self.row = tf.cast(batch["number"] % tf.cast(self.global_rows, tf.int64), tf.int32)
         self.seed = tf.stack([batch["seed"][0], step])
+
+    def of(self, row):
+        """The draws for other rows of the same global batch: `row` [n], their numbers."""
+        other = copy.copy(self)
+        other.row = row
+        return other
+
+    def permutation(self, view=0):
+        """A random order of the global batch's rows, int32 [rows]: the same on every replica."""
+        return tf.argsort(tf.random.stateless_uniform([self.global_rows], fork(self.seed, view)))
+
+    def integers(self, high, shape=(), view=0):
+        """int32 [n, *shape] in [0, high), uniform up to a share high / 2^32; `view` as of `uniform`."""
+        seed = fork(self.seed, view)
+        drawn = tf.random.stateless_uniform([self.global_rows, *shape], seed, 0, high, tf.int32)
+        return tf.gather(drawn, self.row)
 
     def keep(self, probability, shape=(), view=0):
         """bool [n, *shape], each true with a probability: masks for dropout.

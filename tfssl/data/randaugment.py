@@ -41,6 +41,25 @@ def rand_augment(image, numbers, magnitude=10.0, deviation=0.5):
     return tf.cast(levels / 255, image.dtype)
 
 
+@tf.function(autograph=False)
+def enhance(image, numbers):
+    """PIRL's photometric step (Misra and van der Maaten, CVPR 2020; VISSL's ImgPilRandomPhotometric), all four of its ops: posterized to
+    4 to 8 bits, sharpened by a factor of 0.1 to 1.9, solarized from a threshold of 0 to 256 on, and stretched by autocontrast.
+
+    Args:
+      image: float [H, W, C] in [0, 1]; rounded to 8 bits.
+      numbers: uniform in [0, 1), [3]: of bits, factor and threshold.
+
+    Returns:
+      float [H, W, C] in [0, 1] of the image's dtype, on 8-bit levels.
+    """
+    bits, factor, threshold = tf.unstack(tf.cast(numbers, tf.float32))
+    levels = tf.round(tf.cast(image, tf.float32) * 255)
+    levels = sharpness(posterize(levels, 4 + tf.floor(5 * bits)), 0.1 + 1.8 * factor)
+    levels = autocontrast(solarize(levels, tf.floor(257 * threshold)))
+    return tf.cast(levels / 255, image.dtype)
+
+
 def autocontrast(image):
     """Each channel stretched to 0 to 255."""
     low, high = tf.reduce_min(image, [0, 1]), tf.reduce_max(image, [0, 1])

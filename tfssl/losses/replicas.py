@@ -1,5 +1,7 @@
 """What losses need of other replicas: their rows, in shapes that are static and by operations that every strategy and XLA have."""
 
+import math
+
 import tensorflow as tf
 
 
@@ -22,6 +24,16 @@ def gather(x):
     mine = tf.reshape(mine, [replicas] + [1] * x.shape.rank)
     slots = tf.where(mine, x[None], tf.zeros_like(x)[None])  # not a product: one replica's NaN stays its own
     return tf.reshape(context.all_reduce("SUM", slots), [replicas * x.shape[0], *x.shape[1:]])
+
+
+def gather_bytes(x):
+    """`gather` of uint8 [n, ...], such as images, in a quarter of the traffic of floats: eight bytes travel as one integer, whose sum with
+    zeros is exact. (No strategy adds bytes; GPUs have few kernels for int32.)"""
+    rows, size = x.shape[0], math.prod(x.shape[1:])
+    flat = tf.pad(tf.reshape(x, [rows, size]), [[0, 0], [0, -size % 8]])
+    words = gather(tf.bitcast(tf.reshape(flat, [rows, -1, 8]), tf.int64))
+    flat = tf.reshape(tf.bitcast(words, tf.uint8), [words.shape[0], -1])[:, :size]
+    return tf.reshape(flat, [words.shape[0], *x.shape[1:]])
 
 
 def first_row(rows):

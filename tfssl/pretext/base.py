@@ -238,7 +238,8 @@ class Pretext(tf.keras.Model):
         losses, measured = self.objective(batch, outputs)
         loss = tf.reduce_mean(losses) * share
         self._track(batch, losses, measured)
-        self._measures.counters["nonfinite_steps"].update_state(tf.cast(~tf.math.is_finite(loss), tf.float32) * share)
+        own = tf.reduce_mean(measured.get("loss", losses))  # without an online probe's
+        self._measures.counters["nonfinite_steps"].update_state(tf.cast(~tf.math.is_finite(own), tf.float32) * share)
         return self._loss_scaling("get_scaled_loss", loss)
 
     def _scaled_decay(self, share):

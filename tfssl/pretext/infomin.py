@@ -27,6 +27,6 @@ class InfoMin(JigsawBranch, MoCo):
         return {**super().call(batch, training), "jigsaw": self.embed_patches(batch, training)}  # NxPxE each, NxE
 
     def contrast(self, batch, outputs):
-        keys = outputs["keys"]
+        keys = self.own_keys(batch, outputs)
         puzzles = tf.repeat(outputs["jigsaw"][:, None], keys.shape[1], axis=1)  # NxPxE
         return self.both(self.among_keys(outputs["z"], keys), self.among_keys(puzzles, keys))

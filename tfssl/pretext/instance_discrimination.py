@@ -60,10 +60,7 @@ class InstanceDiscrimination(Views):
         batch = super().augment(batch, draws)
         if not self.negatives:
             return batch
-        return {**batch, "negatives": self._entries(draws.uniform(shape=[self.negatives], view=1))}
-
-    def _entries(self, uniform):
-        return tf.minimum(tf.cast(uniform * self.num_images, tf.int64), self.num_images - 1)
+        return {**batch, "negatives": draws.integers(self.num_images, shape=[self.negatives], view=1)}
 
     def call(self, batch, training=False):
         return self.embed(batch["image"][0], {"z": self.projection}, training)  # Nx1xE
@@ -81,8 +78,8 @@ class InstanceDiscrimination(Views):
             logits = tf.matmul(v, self.bank.entries, transpose_b=True) / self.temperature  # Nximages
             return contrastive.classify(logits, tf.cast(index, tf.int32))
         # Validation has no draws: it takes one fixed set.
-        spaced = tf.linspace(tf.constant(0.0, v.dtype), 1.0, self.negatives)
-        drawn = batch.get("negatives", tf.tile(self._entries(spaced)[None], [v.shape[0], 1]))  # NxK
+        spaced = tf.range(self.negatives, dtype=tf.int64) * self.num_images // self.negatives
+        drawn = batch.get("negatives", tf.tile(spaced[None], [v.shape[0], 1]))  # NxK
         positive = tf.reduce_sum(v * tf.gather(self.bank.entries, index), 1) / self.temperature  # N
         negative = tf.einsum("nd,nkd->nk", v, tf.gather(self.bank.entries, drawn)) / self.temperature  # NxK
         if self.form == "nce":

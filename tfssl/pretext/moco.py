@@ -3,6 +3,7 @@
 import math
 
 import tensorflow as tf
+from absl import logging
 
 from tfssl.backbones.norm import set_groups
 from tfssl.errors import UserError
@@ -10,15 +11,17 @@ from tfssl.losses import contrastive, replicas
 from tfssl.pretext.heads import MLP
 from tfssl.pretext.memory import Queue
 from tfssl.pretext.momentum import MomentumNetwork
-from tfssl.pretext.views import Views
+from tfssl.pretext.views import Views, to_bytes
 
 
 class MoCo(Views):
-    """A query, one view, is to be told which key is its own: the other view's embedding by a slower network, among the keys of earlier
-    steps.
+    """Identifies a query, the embedding of one view, among the keys of earlier steps and its own key: the other view's embedding by a
+    momentum encoder.
 
-    Within a batch that is normalised as one, a query and its key know each other by the batch's statistics. So the batch is cut into
-    groups, each normalised by itself, and keys are computed in another order than queries. Statistics of all replicas (bn_sync) do as well.
+    A query and a key that are normalized with the same images share their batch statistics, and could be matched by these alone. So the
+    batch is normalized in groups, as on the papers' 8 GPUs, and keys are computed in a random order of the global batch ("shuffling BN",
+    Section 3.3): each replica computes the keys of rows from all replicas. Synchronized statistics are no substitute: those of the current
+    batch tell its keys from the queue's (github.com/facebookresearch/moco, issue 46).
 
     The defaults are version 2's; version 1: projection_layers=1, temperature=0.07, augmentation=moco_v1.
 
@@ -30,8 +33,8 @@ class MoCo(Views):
       queue_size: how many keys of earlier steps are kept (the papers: 65536).
       key_momentum: share of the slower network that a step keeps (the papers: 0.999).
       symmetric: each view is query and key in turn; the papers compute one of the two.
-      split_batch_norm: groups that a batch is normalised in, on all replicas together (on each at least 2), where statistics are neither
-        synchronised nor grouped already.
+      split_batch_norm: groups that the global batch is normalized in (the papers: 8, of 32 images each), at least one for each part that a
+        replica computes at once; not used where statistics are synchronized or grouped already (bn_sync, bn_groups).
     """
 
     task = "moco"
@@ -50,16 +53,29 @@ class MoCo(Views):
         **common,
     ):
         super().__init__(backbone, augmentation=augmentation, **common)
-        if not self.backbone.bn_sync and self.backbone.bn_groups == 1:
-            set_groups(self.backbone, max(2, split_batch_norm // replicas.count()))
+        plain = not self.backbone.bn_sync and self.backbone.bn_groups == 1
+        self.split_batch_norm = split_batch_norm if plain else 0
         self.temperature, self.key_momentum, self.symmetric = temperature, key_momentum, symmetric
         self.projection = MLP("projection", [0] * (projection_layers - 1) + [projection_size])
         self.keys = MomentumNetwork(self.backbone, self.projection)
         self.queue = Queue(queue_size, projection_size)
 
+    def compile(self, *args, **keras):
+        super().compile(*args, **keras)
+        if self.backbone.bn_sync:
+            logging.warning(
+                "--task=%s with --sync_batch_norm: the statistics of a batch tell its keys from the queue's, which may be all that is "
+                "learned; leave it out, and --split_batch_norm takes its place",
+                self.task,
+            )
+
     def start(self):
         self.keys.copy()
-        rows, groups = self.batch_size // (replicas.count() * self._accumulate_steps), self.backbone.bn_groups
+        computed_at_once = replicas.count() * self._accumulate_steps
+        if self.split_batch_norm:
+            for network in (self.backbone, self.keys.twins[0]):
+                set_groups(network, max(1, self.split_batch_norm // computed_at_once))
+        rows, groups = self.batch_size // computed_at_once, self.backbone.bn_groups
         if rows % groups:
             raise UserError(
                 f"the {rows} images that are computed at once cannot be normalised in {groups} equal groups: take another batch_size or "
@@ -71,26 +87,37 @@ class MoCo(Views):
             )
 
     def augment(self, batch, draws):
-        return {**super().augment(batch, draws), "place": draws.uniform(view=1)}
+        """Adds "keys", the views [N, P, S, S, 3] whose keys this replica computes, rows of the global batch in a random order; and "place"
+        [N], where among all replicas' the keys of this replica's own rows are. "image" keeps the queries' views."""
+        views, *others = batch["image"]
+        first_key = 1 - self.symmetric
+        order = draws.permutation(view=1)  # RN, the same on every replica
+        theirs, place = tf.gather(order, draws.row), tf.gather(tf.argsort(order), draws.row)  # N
+        keys = views[:, first_key:]
+        if draws.replicas > 1:
+            keys = tf.cast(tf.gather(replicas.gather_bytes(to_bytes(keys)), theirs), views.dtype) / 255
+        else:
+            keys = tf.gather(keys, theirs)
+        if self.augment_on == "device":
+            keys = self._policed(keys, draws.of(theirs), first_key)
+        queries = super().augment({**batch, "image": (views[:, : 1 + self.symmetric], *others)}, draws)
+        return {**queries, "keys": keys[:, ::-1], "place": place}
 
     def call(self, batch, training=False):
-        first, second = batch["image"][0][:, :1], batch["image"][0][:, 1:]
-        pairs = [(first, second), (second, first)][: 1 + self.symmetric]
-        found = [self.embed(query, {"z": self.projection}, training) for query, _ in pairs]
-        keys = [self._shuffled(batch, self.normalise(key[:, 0]), training) for _, key in pairs]
+        views, pairs = batch["image"][0], 1 + self.symmetric
+        found = [self.embed(views[:, i : i + 1], {"z": self.projection}, training) for i in range(pairs)]
+        keys = batch.get("keys", views[:, ::-1])  # evaluation computes them in the order of the queries
+        keys = [self.keys(self.normalise(keys[:, i]), training) for i in range(pairs)]
         outputs = {name: tf.concat([outputs[name] for outputs in found], 1) for name in found[0]}  # NxPxE, P pairs
         return {**outputs, "keys": contrastive.normalise(tf.stack(keys, 1))}  # NxPxE
 
-    def _shuffled(self, batch, images, training):
-        """The keys of images, computed in a random order."""
-        if not training:
-            return self.keys(images)
-        order = tf.argsort(batch["place"])
-        keys = self.keys(tf.gather(images, order), training)
-        return tf.gather(keys, tf.argsort(order))
+    def own_keys(self, batch, outputs):
+        """The keys [N, P, E] of this replica's own rows, out of those that all replicas computed."""
+        keys = tf.stop_gradient(outputs["keys"])
+        return tf.gather(replicas.gather(keys), batch["place"]) if "place" in batch else keys
 
     def contrast(self, batch, outputs):
-        found = self.among_keys(outputs["z"], outputs["keys"])
+        found = self.among_keys(outputs["z"], self.own_keys(batch, outputs))
         return found.loss, {"accuracy": found.accuracy}
 
     def among_keys(self, queries, keys):
@@ -102,8 +129,15 @@ class MoCo(Views):
         return contrastive.Contrast(*(tf.add_n(values) / len(found) for values in zip(*found)))  # noqa: B905 (Python 3.9)
 
     def after_step(self, batch, outputs):
-        self.queue.push(tf.reshape(tf.transpose(outputs["keys"], [1, 0, 2]), [-1, outputs["keys"].shape[-1]]))
+        self.queue.push(tf.reshape(outputs["keys"], [-1, outputs["keys"].shape[-1]]))
         self.keys.follow(self.key_momentum)
+
+    def views(self, batch):
+        """Queries, each beside its key's view."""
+        images = batch["image"][0]
+        if "keys" in batch:
+            images = tf.concat([images[:, :1], tf.gather(batch["keys"], batch["place"])[:, :1]], 1)
+        return tf.reshape(images, [-1, *images.shape[2:]])
 
     def chance(self):
         return {**super().chance(), "loss": math.log(1 + self.queue.size), "accuracy": 1 / (1 + self.queue.size)}

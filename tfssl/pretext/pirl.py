@@ -8,11 +8,11 @@ class PIRL(JigsawBranch, InstanceDiscrimination):
     """An image and a jigsaw puzzle of it are both to be told, by their embeddings, to be that image among all: what the network makes of an
     image does not depend on the transformation. What stands for an image is a moving average of its own embeddings, in a memory bank.
 
-    The published code trains on posterized, sharpened and solarized images besides, and keeps biases and batch normalisation out of weight
-    decay, as all tasks here do.
+    Two thirds of the images and patches of the published code (VISSL's) are posterized, sharpened, solarized and stretched besides:
+    augmentation=jigsaw_augmentation=pirl_photometric, with augment_on=host. It keeps biases and batch normalization out of weight decay.
 
     Args:
-      augmentation: policy of the image.
+      augmentation: policy of the image; pirl_photometric is the published code's.
       negatives: entries of the bank that are drawn for each image (the code: 32000); 0: all, with cross_entropy.
       jigsaw_augmentation: policy of the patches, drawn for each by itself.
     """

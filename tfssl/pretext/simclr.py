@@ -26,6 +26,8 @@ class SimCLR(Views):
       projection_size: outputs of its last layer; the others have as many as the features.
       queue_size: how many views of earlier steps are kept; 0 is no memory (SimCLR v2: 65536).
       key_momentum: share of the slower network that a step keeps (SimCLR v2: 0.999).
+      loss_factor: times the loss, which is the paper's mean over all views; the published code sums the means of first and second views: 2.
+        LARS's trust ratio cancels it for kernels, not for batch normalization and biases.
       normalization: the published code shows the network images in [0, 1] as they are.
     """
 
@@ -39,11 +41,12 @@ class SimCLR(Views):
         projection_size=128,
         queue_size=0,
         key_momentum=0.999,
+        loss_factor=1.0,
         normalization="none",
         **common,
     ):
         super().__init__(backbone, normalization=normalization, **common)
-        self.temperature, self.key_momentum = temperature, key_momentum
+        self.temperature, self.key_momentum, self.loss_factor = temperature, key_momentum, loss_factor
         sizes = [0] * (projection_layers - 1) + [projection_size]
         self.projection = MLP("projection", sizes, bias=False, norm=self.head_norm, last_norm="scale", stddev=0.01)
         self.queue = Queue(queue_size, projection_size) if queue_size else None
@@ -66,7 +69,7 @@ class SimCLR(Views):
     def contrast(self, batch, outputs):
         z, queue = outputs["z"], self.queue.rows if self.queue else None
         found = contrastive.nt_xent(z[:, 0], z[:, 1], self.temperature, batch["weight"] > 0, outputs.get("keys"), queue)
-        return found.loss, {"accuracy": found.accuracy}
+        return self.loss_factor * found.loss, {"accuracy": found.accuracy}
 
     def after_step(self, batch, outputs):
         if self.queue:
@@ -75,4 +78,4 @@ class SimCLR(Views):
 
     def chance(self):
         others = 2 * self.batch_size - 1 + (self.queue.size if self.queue else 0) if self.batch_size else math.nan
-        return {**super().chance(), "loss": math.log(others), "accuracy": 1 / others}
+        return {**super().chance(), "loss": self.loss_factor * math.log(others), "accuracy": 1 / others}

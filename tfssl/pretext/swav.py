@@ -76,10 +76,10 @@ class SwAV(Views):
         if training:
             learns = self.optimizer.iterations >= self.freeze_prototypes_steps
             prototypes = tf.where(learns, prototypes, tf.stop_gradient(prototypes))
-        groups = [self.embed(images, {"z": self.projection}, training) for images in batch["image"]]  # by size
-        z = [contrastive.normalise(outputs["z"]) for outputs in groups]
-        scores = [tf.matmul(x, prototypes, transpose_b=True) for x in z]  # NxVxK each
-        return {**groups[0], "z": z[0], "scores": tf.concat(scores, 1)}  # Nx2xE, NxVxK
+        outputs = self.embed(batch["image"], {"z": self.projection}, training)
+        z = contrastive.normalise(outputs["z"])  # NxVxE
+        scores = tf.matmul(z, prototypes, transpose_b=True)
+        return {**outputs, "z": z[:, :2], "scores": scores}  # Nx2xE, NxVxK
 
     def contrast(self, batch, outputs):
         z, scores = outputs["z"], outputs["scores"]

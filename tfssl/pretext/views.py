@@ -27,8 +27,8 @@ class Views(Probed):
 
     Args:
       image_size: side of the views, in pixels.
-      augmentation: policy of the views: simclr, moco_v1, moco_v2, pirl, byol, swav, infomin, cifar (SimCLR's for 32 pixels) or crop (crops
-        and flips alone); see tfssl/data/augmentation.py.
+      augmentation: policy of the views: simclr, moco_v1, moco_v2, pirl, pirl_photometric, byol, swav, infomin, cifar (SimCLR's for 32
+        pixels) or crop (crops and flips alone); see tfssl/data/augmentation.py.
       strength: scales the policy's colour jitter (SimCLR: 1 for ImageNet, 0.5 for CIFAR-10; the policy cifar has its 0.5 already).
       min_area: smallest area of a crop, as a share of the image; 0 takes the policy's.
       augment_on: where the policy acts: device (a batch at once) or host (each image in the input pipeline, rounded to bytes again).
@@ -78,7 +78,7 @@ class Views(Probed):
         groups = [self.cut(image, seed, group, first) for group, first in self._numbered(self.crops())]
         if training and self.augment_on == "host":
             draws = augmentation.HostDraws(seed, 1)
-            groups = [_to_bytes(self._policed(_to_float(x)[None], draws, n)[0]) for x, n in self._numbered(groups)]
+            groups = [to_bytes(self._policed(_to_float(x)[None], draws, n)[0]) for x, n in self._numbered(groups)]
         return tuple(groups)
 
     def cut(self, image, seed, group, first):
@@ -108,12 +108,18 @@ class Views(Probed):
 
     def embed(self, images, heads, training):
         """Views [N, V, S, S, 3] through the network and {name: head}, each head after the one before it: {name: [N, V, outputs]}, and the
-        online probe's logits as "probe"."""
+        online probe's logits as "probe". Given a tuple of groups of views, one for each size, the backbone takes size by size, and a head
+        the views of all sizes at once."""
+        groups = images if isinstance(images, tuple) else (images,)
+        counts = [group.shape[1] for group in groups]
         # Image by image, so that the parts of a batch are groups of successive rows for batch normalisation too.
-        x, found = self.features(tf.reshape(images, [-1, *images.shape[2:]]), training)
+        x = [self.encode(tf.reshape(group, [-1, *group.shape[2:]]), training)["pre_logits"] for group in groups]
+        x = tf.concat([tf.reshape(y, [-1, count, y.shape[-1]]) for y, count in zip(x, counts)], 1)  # NxVxD  # noqa: B905
+        x = tf.reshape(x, [-1, x.shape[-1]])
+        found = self.probe_logits(x)
         for name, head in heads.items():
             x = found[name] = head(x, training=training)
-        return {name: tf.reshape(x, [-1, images.shape[1], x.shape[-1]]) for name, x in found.items()}
+        return {name: tf.reshape(y, [-1, sum(counts), y.shape[-1]]) for name, y in found.items()}
 
     def embed_each(self, batch, heads, training):
         """The same, each view by itself: batch normalisation then sees one view at a time."""
@@ -133,7 +139,7 @@ class Views(Probed):
     def alarm(self, measured):
         if measured["spread"] < 0.05:
             return f"the embeddings have collapsed into one direction (spread {measured['spread']:.2g}; 1 is healthy): see docs/methods.md"
-        return None
+        return super().alarm(measured)
 
     def chance(self):
         """`spread`: of the embeddings' directions, 1 where they fill the sphere, 0 where they are one point."""
@@ -157,5 +163,6 @@ def _to_float(images):
     return tf.cast(images, tf.float32) / 255
 
 
-def _to_bytes(images):
+def to_bytes(images):
+    """Images in [0, 1] as uint8, rounded."""
     return tf.cast(tf.round(255 * tf.clip_by_value(images, 0.0, 1.0)), tf.uint8)

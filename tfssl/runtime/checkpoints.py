@@ -85,9 +85,13 @@ class Checkpoints:
         return f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
 
     def first_nonfinite(self):
-        """The name of a variable with a NaN or an infinity in it, or None."""
+        """The name of a variable with a NaN or an infinity in it, or None. An online probe's may be so: nothing else depends on them."""
+        probe = getattr(self.model, "probe", None)
+        spared = {id(v) for v in probe.variables} if probe else set()
         floats = [
-            v for v in [*self.model.variables, *_optimizer_variables(self.model.optimizer)] if v.dtype.is_floating
+            v
+            for v in [*self.model.variables, *_optimizer_variables(self.model.optimizer)]
+            if v.dtype.is_floating and id(v) not in spared
         ]
         finite = tf.stack([tf.reduce_all(tf.math.is_finite(v)) for v in floats])
         return next((v.name for v, ok in zip(floats, finite.numpy()) if not ok), None)  # noqa: B905
