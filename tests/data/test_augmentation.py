@@ -56,6 +56,7 @@ def test_policies_are_the_published():
         "simclr": ((0.8, 0.8, 0.8, 0.2), 0.8, 0.2, (0.08, 1), (0.5, 0.5), (0, 0)),
         "moco_v1": ((0.4, 0.4, 0.4, 0.4), 1.0, 0.2, (0.2, 1), (0, 0), (0, 0)),
         "pirl": ((0.4, 0.4, 0.4, 0.2), 1.0, 0.2, (0.08, 1), (0, 0), (0, 0)),
+        "pirl_photometric": ((0.4, 0.4, 0.4, 0.2), 1.0, 0.2, (0.08, 1), (0, 0), (0, 0)),
         "moco_v2": ((0.4, 0.4, 0.4, 0.1), 0.8, 0.2, (0.2, 1), (0.5, 0.5), (0, 0)),
         "byol": ((0.4, 0.4, 0.2, 0.1), 0.8, 0.2, (0.08, 1), (1.0, 0.1), (0, 0.2)),
         "swav": ((0.8, 0.8, 0.8, 0.2), 0.8, 0.2, (0.14, 1), (0.5, 0.5), (0, 0)),
@@ -75,6 +76,7 @@ def test_policies_are_the_published():
             randaugment = (view.randaugment, view.randaugment_magnitude, view.randaugment_deviation)
             assert randaugment == (2 if name == "infomin" else 0, 10, 0.5)
             assert (view.rotate, view.sobel, view.cutout, view.noise) == (0, 0, 0, 0)
+            assert view.photometric == (0.66 if name == "pirl_photometric" else 0)
 
 
 def test_per_view_repeats_and_scales():
@@ -197,7 +199,7 @@ def test_each_op_comes_with_its_probability(name, photographs):
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_seed_gives_the_same_views(name, photographs):
     for view, policy in enumerate(augmentation.per_view(name, 2)):
-        policy = dataclasses.replace(policy, randaugment=0)
+        policy = dataclasses.replace(policy, randaugment=0, photometric=0)
         once, again, other = (on_device(policy, photographs, seed, view) for seed in (0, 0, 1))
         np.testing.assert_array_equal(once, again)
         assert np.abs(once - other).max() > 0.1
@@ -267,9 +269,25 @@ def test_without_colours_any_number_of_channels(channels):
             dataclasses.replace(policy, **{name: 0.5}).apply(images, HostDraws(tf.constant([0, 1], tf.int64), 4))
 
 
-def test_randaugment_is_refused_on_the_device(photographs):
+@pytest.mark.parametrize("name", ["infomin", "pirl_photometric"])
+def test_pillows_ops_are_refused_on_the_device(name, photographs):
     with pytest.raises(UserError, match="host only"):
-        on_device(POLICIES["infomin"], photographs)
+        on_device(POLICIES[name], photographs)
+
+
+def test_pirls_photometric_step_comes_between_jitter_and_gray(photographs):
+    """To two thirds of the views, each with amounts of its own; what is grayed was stretched channel by channel before."""
+    image = photographs[0]
+    new = on_host(dataclasses.replace(OFF, photometric=0.66), tf.constant(image), 3, 200)
+    happened = np.abs(new - image).max((1, 2, 3)) > 0
+    assert abs(happened.mean() - 0.66) < 4 * (0.66 * 0.34 / 600) ** 0.5
+    assert len(np.unique(new[happened].mean((1, 2, 3)))) > 0.9 * happened.sum()
+    by_hand = dataclasses.replace(OFF, photometric=1.0), dataclasses.replace(OFF, gray=1.0)
+    both = on_host(dataclasses.replace(OFF, photometric=1.0, gray=1.0), tf.constant(image), 1, 5)
+    for i, got in enumerate(both):
+        draws = HostDraws(tf.constant([0, i], tf.int64), 1)
+        want = by_hand[1].apply(by_hand[0].apply(tf.constant(image[None]), draws), draws)[0]
+        np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 def test_host_views_are_crops_and_colours(photographs):

@@ -61,6 +61,18 @@ def test_ops_are_pillows(name, photograph):
     assert np.abs(want - picture).max() > 10
 
 
+@pytest.mark.parametrize("numbers", [(0.0, 0.1, 0.7), (0.5, 0.95, 0.999), (0.99, 0.5, 0.3)])
+def test_pirls_photometric_step_is_pillows(numbers, photograph):
+    """Posterize to 4 to 8 bits, sharpness of 0.1 to 1.9, solarize from 0 to 256, autocontrast: VISSL's order and ranges."""
+    bits, factor, threshold = 4 + int(5 * numbers[0]), 0.1 + 1.8 * numbers[1], int(257 * numbers[2])
+    want = ImageOps.posterize(Image.fromarray(photograph), bits)
+    want = ImageEnhance.Sharpness(want).enhance(factor)
+    want = np.asarray(ImageOps.autocontrast(ImageOps.solarize(want, threshold))).astype(int)
+    got = randaugment.enhance(tf.constant(photograph / 255.0), tf.constant(numbers)).numpy() * 255
+    np.testing.assert_allclose(got, want, atol=1 + 1e-4)
+    assert (np.abs(got - want) > 0.5).mean() < 0.01 and np.abs(want - photograph).max() > 10
+
+
 def test_a_flat_channel_stays():
     flat = np.full([8, 8, 3], 70, np.float32)
     for op in (randaugment.autocontrast, randaugment.equalize):

@@ -1,5 +1,7 @@
 """The gather of replicas' rows: order, shape, gradients, XLA."""
 
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -29,6 +31,20 @@ def test_replicas_see_all_rows_in_order(replicas, shape):
     for replica, (gathered, first) in enumerate(zip(*zip(*on_each(replicas, gather, values)))):  # noqa: B905
         np.testing.assert_array_equal(gathered, values)
         assert first == 2 * replica
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2, 4, 1)])  # 15 bytes, which are padded, and 8
+def test_bytes_arrive_as_they_are(replicas, shape):
+    """Every value of a byte; the same without replicas, and compiled."""
+    count = replicas.num_replicas_in_sync
+    rows = 40 * count
+    values = np.arange(rows * math.prod(shape)).astype(np.uint8).reshape([rows, *shape])
+    assert len(np.unique(values)) == 256
+    for gathered in on_each(replicas, across.gather_bytes, values):
+        assert gathered.dtype == tf.uint8 and gathered.shape == values.shape
+        np.testing.assert_array_equal(gathered, values)
+    for compiled in (False, True):
+        np.testing.assert_array_equal(tf.function(across.gather_bytes, jit_compile=compiled)(values), values)
 
 
 def test_gradients_of_replicas_are_those_of_one_batch(replicas, float64):

@@ -188,11 +188,24 @@ def test_a_synchronised_resnet_on_replicas(source, replicas, float64):
     assert_equal(alone, together, 1e-9)
 
 
+@pytest.mark.parametrize("task", ["moco", slow("infomin")])
+def test_groups_of_moco_train_like_one(task, source, replicas, float64, monkeypatch):
+    """Four groups of the global batch, in whose random order the keys are computed: on one device, and on several that share the groups
+    and exchange the keys' images. The colors are drawn on the device. Moving statistics move in another order."""
+    settings = {"split_batch_norm": 4, "augmentation": "moco_v2", "augment_on": "device", "symmetric": True}
+    monkeypatch.setitem(TASKS, task, {**TASKS[task], **settings})
+    alone, together = (trained(task, network_with, source, s) for s in (None, replicas))
+    for result in (alone, together):
+        for name in [name for name in result[1] if "moving" in name]:
+            del result[1][name]
+    assert_equal(alone, together, 1e-9)
+
+
 def test_four_replicas():
     """The same test with four devices, in a process that has them."""
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *"-q -x tests/pretext/test_base.py tests/losses/test_replicas.py -k".split(),
-         "(train_like_one and (rotation or moco)) or rows_in_order or one_batch"],
+         "(train_like_one and (rotation or moco)) or rows_in_order or bytes_arrive or one_batch"],
         env={**os.environ, "TFSSL_TEST_REPLICAS": "4"}, capture_output=True, text=True, check=False, timeout=600,
         cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
     )  # fmt: skip
@@ -202,7 +215,7 @@ def test_four_replicas():
 @pytest.mark.parametrize(
     "task,parts",
     [
-        *((task, 2) for task in ("rotation", "exemplar", "simclr", "swav")),
+        *((task, 2) for task in ("rotation", "exemplar", "simclr", "swav", "moco")),
         *(slow(task, 4) for task in ("rotation", "simclr")),
         *(slow(task, 2) for task in ("jigsaw", "relative_patch", "supervised", "exemplar_cnn", "pirl")),
         *(slow(task, 2) for task in ("simclr with a memory", "byol", "simsiam")),

@@ -168,7 +168,7 @@ def test_infomins_loss(symmetric, source, float64):
     model = task("infomin", jigsaw_weight=0.3, symmetric=symmetric)
     batch = first_batch(model, source)
     outputs = {name: x.numpy() for name, x in model(batch, training=True).items()}
-    queue, keys = model.queue.rows.numpy(), unit(outputs["keys"])
+    queue, keys = model.queue.rows.numpy(), unit(outputs["keys"])[batch["place"]]
     losses = {"z": [], "jigsaw": []}
     for name, found in losses.items():
         for p in range(1 + symmetric):
@@ -205,6 +205,19 @@ def test_defaults_are_the_published():
     assert (model.temperature, model.queue.size, model.key_momentum) == (0.15, 65536, 0.999)
     assert [policy.randaugment for policy in model.policies()] == [2] * 2 + [0] * 9
     assert [policy.jitter for policy in model.policies()] == [0.8] * 2 + [0.0] * 9
+
+
+def test_pirls_photometric_step():
+    """The published code's two thirds of images and patches, each with draws of its own, on the host alone."""
+    policy = {"augmentation": "pirl_photometric", "jigsaw_augmentation": "pirl_photometric"}
+    model = task("pirl", augment_on="host", **policy)
+    assert {policy.photometric for policy in model.policies()} == {0.66} and len(model.policies()) == 10
+    image = np.random.default_rng(0).integers(60, 190, [40, 40, 3], np.uint8)
+    image, patches = model.example(tf.constant(image), tf.constant([2, 1], tf.int64))
+    ranges = [(x.min(), x.max()) for x in (*image.numpy(), *patches.numpy())]
+    assert 2 <= sum(r == (0, 255) for r in ranges) < 10  # stretched by autocontrast
+    with pytest.raises(UserError, match="PIRL's photometric step .* augment_on=host"):
+        task("pirl", **policy)
 
 
 def test_chance():

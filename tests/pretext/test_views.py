@@ -6,11 +6,15 @@ import tensorflow as tf
 
 import tfssl
 from tfssl import backbones, pretext
+from tfssl.backbones.norm import BatchNorm
 from tfssl.data.draws import Draws
 from tfssl.errors import UserError
+from tfssl.losses import replicas as replicas_module
 from tfssl.pretext.heads import MLP
 from tfssl.pretext.memory import Bank, Queue
 from tfssl.pretext.momentum import MomentumNetwork, cosine_momentum
+from tfssl.pretext.views import Views
+from tfssl.runtime.checkpoints import Checkpoints
 
 SMALL = {"image_size": 16, "augmentation": "crop"}
 
@@ -29,6 +33,12 @@ def tiny(channels=6):
             ]
         )
     )
+
+
+def normalized():
+    """A batch normalization and a mean."""
+    network = tf.keras.Sequential([BatchNorm(name="norm"), tf.keras.layers.GlobalAveragePooling2D(name="pool")])
+    return backbones.build(network)
 
 
 def task(name, **settings):
@@ -160,13 +170,54 @@ def test_moco_fills_its_queue_with_keys_and_follows(source):
     assert not {id(v) for v in model.keys.non_trainable_variables} & {id(v) for v in model.trainable_variables}
 
 
-def test_keys_do_not_depend_on_the_order_they_are_computed_in(source):
-    """Where nothing is normalised over the batch, the shuffle changes nothing."""
-    model = task("moco", queue_size=16, projection_size=4)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_keys_do_not_depend_on_the_order_they_are_computed_in(symmetric, source):
+    """Where nothing is normalized over the batch, a query's key is that of its image's other view, as the policy makes it."""
+    model = task("moco", queue_size=16, projection_size=4, symmetric=symmetric, augmentation="moco_v2")
     batch = model.to_float(next(iter(model.dataset(source, 8))))
-    images = model.normalise(batch["image"][0][:, 1])
-    place = tf.random.stateless_uniform([8], [3, 4])
-    np.testing.assert_allclose(model._shuffled({"place": place}, images, True), model.keys(images), rtol=1e-5)
+    views = Views.augment(model, batch, Draws(batch))["image"][0]
+    shuffled = model.augment(batch, Draws(batch))
+    assert sorted(shuffled["place"].numpy()) == list(range(8)) != list(shuffled["place"].numpy())
+    outputs = model(shuffled, training=True)
+    for p, (query, key) in enumerate([(0, 1), (1, 0)][: 1 + symmetric]):
+        np.testing.assert_allclose(shuffled["image"][0][:, p], views[:, query], atol=1e-6)
+        want = tf.math.l2_normalize(model.keys(model.normalise(views[:, key])), 1)
+        np.testing.assert_allclose(model.own_keys(shuffled, outputs)[:, p], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_a_querys_key_is_normalized_with_other_images(count, monkeypatch):
+    """Means of a query's group and of its key's group, of features whose two views correlate by 0.8: the correlation is 0.8 times the share
+    of images that the groups have in common, 0.12 in the published code (256 images in 8 groups, in a random order of all)."""
+    rows, groups = 256, []
+    images = np.zeros([rows, 2, 2, 2, 3], np.uint8) + np.arange(rows, dtype=np.uint8)[:, None, None, None, None]
+    monkeypatch.setattr(replicas_module, "count", lambda: count)
+    monkeypatch.setattr(replicas_module, "gather_bytes", lambda x: tf.constant(images[:, 1:]), raising=False)
+
+    def record(layer, x, training=None):
+        if training:
+            groups.append(np.split(np.round(255 * x[:, 0, 0, 0].numpy()).astype(int), layer.groups))
+        return x
+
+    monkeypatch.setattr(BatchNorm, "call", record)
+    settings = {"image_size": 2, "augmentation": "crop", "normalization": "none", "queue_size": 256}
+    model = pretext.build("moco", normalized(), **settings)
+    model.batch_size = rows
+    model.prepare()
+    shares = []
+    for step in range(3):
+        of_query, of_key, per_replica = {}, {}, rows // count
+        for first in range(0, rows, per_replica):
+            numbers = tf.constant(step * rows + first + np.arange(per_replica), tf.int64)
+            batch = {"image": (tf.constant(images[first : first + per_replica]),), "number": numbers}
+            batch = model.to_float({**batch, "seed": tf.zeros_like(numbers)})
+            groups.clear()
+            model(model.augment(batch, Draws(batch, count)), training=True)
+            for where, cut in zip((of_query, of_key), groups):
+                where.update({row: set(group) for group in cut for row in group})
+        assert sorted(of_query) == sorted(of_key) == list(range(rows))
+        shares += [len(of_query[i] & of_key[i]) / np.sqrt(len(of_query[i]) * len(of_key[i])) for i in range(rows)]
+    assert 0.8 * np.mean(shares) < 0.15
 
 
 def test_simclr_with_a_memory(source):
@@ -189,10 +240,30 @@ def test_simclr_with_a_memory(source):
 
 
 def test_moco_splits_batch_normalisation_by_default():
-    plain = backbones.build("resnet18_v1", 1 / 16, "small")
-    assert pretext.build("moco", plain, image_size=16).backbone.bn_groups == 8
-    synchronised = backbones.build("resnet18_v1", 1 / 16, "small", bn_sync=True)
-    assert pretext.build("moco", synchronised, image_size=16).backbone.bn_groups == 1
+    for parts, groups in ((1, 8), (4, 2), (16, 1)):
+        model = pretext.build("moco", normalized(), **SMALL)
+        model.compile(tf.keras.optimizers.SGD(), accumulate_steps=parts)
+        model.prepare()
+        for network in (model.backbone, model.keys.twins[0]):
+            assert [layer.groups for layer in network.submodules if isinstance(layer, BatchNorm)] == [groups]
+    given = normalized()
+    given.bn_groups = 2
+    model = pretext.build("moco", given, **SMALL)
+    model.prepare()
+    assert model.backbone.bn_groups == 2
+
+
+@pytest.mark.parametrize("name", ["moco", "infomin"])
+def test_mocos_synchronized_statistics_are_warned_of(name, caplog):
+    settings = {"image_size": 16, "queue_size": 32, "jigsaw_size": 24, "jigsaw_patch_size": 7}
+    settings = {k: v for k, v in settings.items() if name == "infomin" or "jigsaw" not in k}
+    for sync in (False, True):
+        backbone = normalized()
+        backbone.bn_sync = sync
+        model = pretext.build(name, backbone, **settings)
+        model.compile(tf.keras.optimizers.SGD())
+        warned = [r.getMessage() for r in caplog.records if f"--task={name} with --sync_batch_norm" in r.getMessage()]
+        assert len(warned) == sync and model.backbone.bn_groups == 1
 
 
 def test_batches_that_moco_cannot_use_are_refused():
@@ -225,14 +296,75 @@ def test_swavs_prototypes_are_directions_that_wait(source):
     np.testing.assert_allclose(np.linalg.norm(model.prototypes, axis=1), 1, rtol=1e-6)
 
 
-def test_simsiams_prediction_keeps_the_peak_rate():
-    model = task("simsiam", projection_size=8, prediction_size=4)
-    model.compile(tfssl.optim.build("sgd", tfssl.optim.schedule("cosine", 0.4, 10)))
-    model.optimizer.iterations.assign(5)  # where the cosine is at half
-    ones = [tf.ones_like(v) for v in model.trainable_variables]
-    mine = {id(v) for v in model.prediction.trainable_variables}
-    for v, g in zip(model.trainable_variables, model.adjust(ones)):  # noqa: B905
-        np.testing.assert_allclose(g, 2.0 if id(v) in mine else 1.0, rtol=1e-5)
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_simsiams_prediction_keeps_the_peak_rate(policy):
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        model = task("simsiam", projection_size=8, prediction_size=4)
+        model.compile(tfssl.optim.build("nesterov", tfssl.optim.schedule("cosine", 0.4, 10)))
+        model.optimizer.iterations.assign(5)  # where the cosine is at half
+        ones = [tf.ones_like(v) for v in model.trainable_variables]
+        mine = {id(v) for v in model.prediction.trainable_variables}
+        for v, g in zip(model.trainable_variables, model.adjust(ones)):  # noqa: B905
+            np.testing.assert_allclose(g, 2.0 if id(v) in mine else 1.0, rtol=1e-5)
+    finally:
+        tf.keras.mixed_precision.set_global_policy(None)
+
+
+@pytest.mark.parametrize("name", ["adam", "lars"])
+def test_simsiams_fixed_rate_is_refused_where_it_would_not_hold(name):
+    model = pretext.build("simsiam", tiny(), **SMALL)
+    with pytest.raises(UserError, match="sgd or nesterov only, not with .*: .* --nofixed_prediction_rate"):
+        model.compile(tfssl.optim.build(name, 0.1))
+    pretext.build("simsiam", tiny(), fixed_prediction_rate=False, **SMALL).compile(tfssl.optim.build(name, 0.1))
+
+
+def test_swavs_head_normalizes_crops_of_all_sizes_together(source, float64):
+    """As the published code's forward_head: scores by hand, with statistics over the joined views of both sizes."""
+    settings = {"small_crops": 3, "small_size": 8, "freeze_prototypes_steps": 0}
+    model = task("swav", projection_hidden=8, projection_size=4, prototypes=5, **settings)
+    batch = model.to_float(next(iter(model.dataset(source, 6))))
+    scores = model(batch, training=True)["scores"].numpy()  # NxVxK
+    features = [
+        model.encode(tf.reshape(x, [-1, *x.shape[2:]]))["pre_logits"].numpy().reshape([6, x.shape[1], -1])
+        for x in batch["image"]
+    ]
+    x = np.concatenate(features, 1)  # NxVxD
+    assert x.shape[1] == 5
+    hidden, last = model.projection.dense
+    h = x @ hidden.kernel.numpy() + hidden.bias.numpy()
+    h = np.maximum((h - h.mean((0, 1))) / np.sqrt(h.var((0, 1)) + 1e-5), 0)
+    z = h @ last.kernel.numpy() + last.bias.numpy()
+    want = z / np.linalg.norm(z, axis=-1, keepdims=True) @ model.prototypes.numpy().T
+    np.testing.assert_allclose(scores, want, rtol=1e-8, atol=1e-10)
+
+
+def test_simclrs_loss_as_published_code_has_it():
+    """Twice the paper's: the sum of the means of first and second views."""
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 8, 4))
+    z = np.stack([first, second], 1)
+    z /= np.linalg.norm(z, axis=-1, keepdims=True)
+    flat = z.transpose(1, 0, 2).reshape(16, 4)
+    logits = np.where(np.eye(16, dtype=bool), -np.inf, flat @ flat.T / 0.1)
+    each = np.log(np.exp(logits).sum(1)) - logits[np.arange(16), (np.arange(16) + 8) % 16]
+    for factor, want in ((1.0, each.mean()), (2.0, each[:8].mean() + each[8:].mean())):
+        model = pretext.build("simclr", tiny(), loss_factor=factor, **SMALL)
+        model.batch_size = 8
+        loss, _ = model.contrast({"weight": tf.ones([8])}, {"z": tf.constant(z)})
+        np.testing.assert_allclose(tf.reduce_mean(loss), want, rtol=1e-9)
+        assert model.chance()["loss"] == pytest.approx(factor * np.log(15))
+
+
+def test_negatives_reach_every_image_of_a_large_bank():
+    """Of 2^25 images; no bank of that size is made. A float32 has 24 bits: by it, odd entries beyond 2^24 would never be drawn."""
+    model = task("instance_discrimination", num_images=4, negatives=1000)
+    model.num_images = 2**25
+    batch = {"number": tf.range(8, dtype=tf.int64), "seed": tf.zeros([8], tf.int64)}
+    drawn = model.augment({**batch, "image": (tf.zeros([8, 1, 16, 16, 3]),)}, Draws(batch))["negatives"].numpy()
+    assert drawn.shape == (8, 1000) and drawn.min() >= 0 and 0.99 * 2**25 < drawn.max() < 2**25
+    beyond = drawn[drawn >= 2**24]
+    assert abs(len(beyond) / drawn.size - 0.5) < 0.03 and abs((beyond % 2).mean() - 0.5) < 0.03
 
 
 def test_views_are_crops_of_one_image(source):
@@ -273,6 +405,37 @@ def test_the_probe_learns_and_sends_no_gradient(source):
         np.testing.assert_allclose(v, w, atol=1e-6)
     np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=1e-5)  # the method's own is reported
     assert "probe_accuracy" in histories[0] and "probe_accuracy" not in histories[1]
+
+
+def test_a_probe_that_diverged_stops_nobody(source, tmp_path):
+    """The method learns as beside a healthy one, in float16 too, whose loss scaling would skip every step; checkpoints are written; it is
+    said once."""
+    tf.keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        states = []
+        for kernel in (0.0, np.nan):
+            tf.keras.utils.set_random_seed(0)
+            model = task("simclr", projection_size=4, num_classes=2)
+            model.probe.kernel.assign(tf.fill(model.probe.kernel.shape, kernel))
+            before = model.projection.dense[0].kernel.numpy()
+            train(model, source, 2)
+            states.append([v.numpy() for part in (model.backbone, model.projection) for v in part.trainable_variables])
+            assert np.any(model.projection.dense[0].kernel.numpy() != before)
+        assert model.counters["nonfinite_steps"] == 0
+        for healthy, beside in zip(*states):
+            np.testing.assert_allclose(beside, healthy, rtol=1e-5, atol=1e-7)
+        Checkpoints(model, str(tmp_path)).save(2)
+        assert sorted(path.name for path in tmp_path.glob("*.index")) == ["ckpt-2.index"]
+        measured = {m.name: float(m.result()) for m in model.metrics}
+        assert np.isfinite(measured["loss"]) and np.isnan(measured["probe_accuracy"])
+        assert "online probe" in model.alarm(measured) and model.alarm(measured) is None
+        model.projection.dense[0].kernel.assign_add(tf.fill(model.projection.dense[0].kernel.shape, np.nan))
+        train(model, source, 1)
+        assert model.counters["nonfinite_steps"] == 1  # the method's own
+        with pytest.raises(UserError, match="is not finite after step 3"):
+            Checkpoints(model, str(tmp_path)).save(3)
+    finally:
+        tf.keras.mixed_precision.set_global_policy(None)
 
 
 def test_labels_are_never_required(source, photos, tmp_path):

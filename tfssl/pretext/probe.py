@@ -62,8 +62,8 @@ class Probed(Pretext):
         if math.isnan(measured.get("probe_accuracy", 0.0)) and not self._probe_is_lost:
             self._probe_is_lost = True  # said once
             return (
-                "the online probe's outputs are no longer finite, and probe_accuracy means nothing; the method goes on, for the probe sends "
-                "no gradient into it"
+                "the online probe's outputs are no longer finite, and probe_accuracy means nothing; the method goes on, for the probe "
+                "sends no gradient into it"
             )
         return super().alarm(measured)
 
