@@ -416,6 +416,8 @@ def test_a_probe_that_diverged_stops_nobody(source, tmp_path):
         for kernel in (0.0, np.nan):
             tf.keras.utils.set_random_seed(0)
             model = task("simclr", projection_size=4, num_classes=2)
+            sgd = tf.keras.optimizers.SGD(0.1)
+            model.compile(tf.keras.mixed_precision.LossScaleOptimizer(sgd, initial_scale=16))  # which overflows nowhere
             model.probe.kernel.assign(tf.fill(model.probe.kernel.shape, kernel))
             before = model.projection.dense[0].kernel.numpy()
             train(model, source, 2)
