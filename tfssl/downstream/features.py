@@ -48,9 +48,45 @@ class Features:
     images: Images = None
     targets: np.ndarray = None
 
+    def __post_init__(self):
+        self._sound = set()  # endpoints that `check` has been through
+        for name, values in self.endpoints.items():
+            if np.ndim(values) != 2 or len(values) != len(self.labels):
+                raise UserError(
+                    f"{self.source}: endpoint {name} has shape {list(np.shape(values))}; expected [N, D] with N = {len(self.labels)} labels"
+                )
+
+    def check(self, names):
+        """Raise UserError if some rows of these endpoints hold values that are infinite or not a number."""
+        for name in set(names) - self._sound:
+            bad = [part.start + np.flatnonzero(~np.isfinite(self.endpoints[name][part]).all(1)) for part in self._parts(name)]
+            bad = np.concatenate([*bad, np.array([], int)])
+            if len(bad):
+                raise UserError(self._unsound(name, len(bad), bad[0]))
+            self._sound.add(name)
+
+    def largest(self, name):
+        """The largest absolute value of an endpoint."""
+        return max((float(np.abs(self.endpoints[name][part]).max(initial=0)) for part in self._parts(name)), default=0.0)
+
+    def _parts(self, name, values=1 << 24):
+        size = max(1, values // max(1, self.endpoints[name].shape[1]))
+        return [slice(i, i + size) for i in range(0, len(self.labels), size)]
+
+    def _unsound(self, name, count, first):
+        module = f"module {self.images.module.handle!r}: " if self.images and name != PIXELS else ""
+        row = self.images.source.name(int(self.index[first])) if self.images else f"row {first}"
+        half = self.endpoints[name].dtype == np.float16
+        remedy = "float16 ends at 65504: use float32" if half else "leave the endpoint out, or these images"
+        return (
+            f"{module}endpoint {name} is infinite or not a number for {count} of {len(self.labels)} images of {self.source} "
+            f"(the first: {row}); {remedy}"
+        )
+
     def save(self, path):
         """Write a .npz (any file system that TensorFlow knows): an array [N, D] for each endpoint under its name; `labels` [N], -1 where
         there is none; `index` and `names` [N], of the images in the split; `class_names`. Returns `path`."""
+        self.check(self.endpoints)
         names = [self.images.source.name(int(i)) for i in self.index] if self.images else []
         facts = {"labels": self.labels, "index": self.index, "names": names, "class_names": self.class_names or []}
         npz.write(path, **self.endpoints, **facts)
@@ -93,7 +129,8 @@ def extract(
       Features.
 
     Raises:
-      UserError: for whatever the caller can mend.
+      UserError: for whatever the caller can mend. An endpoint whose values are infinite or not a number for some images is refused here if
+        all are like that, else where it is used (`Features.check`).
     """
     pooling.check(pool)
     if dtype not in ("float32", "float16"):
@@ -138,7 +175,7 @@ def extract(
     dropped = [str(name) for name in rows["dropped"]]
     warn_of(dropped, source)
     targets = source.targets()
-    return Features(
+    extracted = Features(
         endpoints={name: arrays[name][: len(rows["index"])] for name in wanted},
         labels=rows["labels"],
         index=rows["index"],
@@ -150,6 +187,21 @@ def extract(
         images=images,
         targets=None if targets is None else targets[rows["index"]],
     )
+    refused = [line for line in (_reason(extracted, name) for name in wanted) if line]
+    if refused and len(refused) == len([name for name in wanted if name != PIXELS]):
+        raise UserError(refused[0])
+    for line in refused:
+        _warn_once(line)
+    return extracted
+
+
+def _reason(features, name):
+    """Why an endpoint is refused; None if it is not."""
+    try:
+        features.check([name])
+        return None
+    except UserError as error:
+        return str(error)
 
 
 @functools.cache
@@ -198,11 +250,6 @@ def _fill(arrays, compute, module, source, batch_size, size, resize, progress):
             count = int(real.sum())
             for name, values in features.items():
                 values = values.numpy()[real]
-                if not np.isfinite(values).all():
-                    remedy = "; float16 ends at 65504: use float32" if values.dtype == np.float16 else ""
-                    raise UserError(
-                        f"module {module.handle!r}: endpoint {name} is infinite or not a number for some images{remedy}"
-                    )
                 arrays[name][done : done + count] = values
             labels.append(batch["label"].numpy()[real])
             index.append(batch["index"].numpy()[real])

@@ -1,27 +1,62 @@
 """What modules are called in tables: their names, from their handles."""
 
+import os
+
 from tfssl.errors import UserError
 
 
 def named(values):
-    """{name to show: handle} of --module's values, NAME=HANDLE or HANDLE, in their order."""
+    """{name to show: handle} of --module's values, NAME=HANDLE or HANDLE, in their order.
+
+    What exists goes first: a folder `lr=0.1/module/4` is that folder and not one named lr, and values that make the path of something
+    when commas join them again are one handle (`lr=0.1,wd=0/module/4`), the longest that exists.
+    """
     if not values:
         raise UserError(
             "--module is missing: name a folder that tfssl-export wrote, a .tar.gz of it, or an https handle"
         )
     names, handles = [], []
-    for value in values:
-        name, equals, handle = value.partition("=")
-        named = equals and not set(name) & set("/:")  # an URL may hold a = further on
-        names.append(name if named else None)
-        handles.append(handle if named else value)
+    values = list(values)
+    while values:
+        count = next((n for n in range(len(values), 1, -1) if _exists_in_part(",".join(values[:n]))), 1)
+        name, handle = _parted(",".join(values[:count]))
+        names.append(name)
+        handles.append(handle)
+        values = values[count:]
+    given = ",".join(handle if name is None else f"{name}={handle}" for name, handle in zip(names, handles))  # noqa: B905
     short = [name or short_name(handle) for name, handle in zip(names, handles)]  # noqa: B905 (Python 3.9)
     shown = [names[i] or (s if short.count(s) == 1 else handles[i]) for i, s in enumerate(short)]
     if not all(handles):
-        raise UserError(f"--module={','.join(values)}: a handle is empty")
+        raise UserError(f"--module={given}: a handle is empty")
     if len(set(shown)) < len(shown):
-        raise UserError(f"--module={','.join(values)}: two modules have one name; give NAME=HANDLE")
+        raise UserError(f"--module={given}: two modules have one name; give NAME=HANDLE")
     return dict(zip(shown, handles))  # noqa: B905 (Python 3.9)
+
+
+def _parted(value):
+    """(name or None, handle) of NAME=HANDLE or HANDLE."""
+    name, equals, handle = value.partition("=")
+    if not equals or set(name) & set("/:") or _exists(value):  # an URL may hold a = further on
+        return None, value
+    return name, handle
+
+
+def _exists_in_part(value):
+    """Whether the handle of NAME=HANDLE or HANDLE exists."""
+    return _exists(_parted(value)[1])
+
+
+def _exists(path):
+    if "://" not in path:
+        return os.path.exists(os.path.expanduser(path))
+    if path.startswith(("http://", "https://")):
+        return False
+    import tensorflow as tf
+
+    try:
+        return tf.io.gfile.exists(path)
+    except tf.errors.OpError:
+        return False
 
 
 def short_name(handle):

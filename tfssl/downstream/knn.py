@@ -118,6 +118,7 @@ def nearest(features, bank, queries, k):
 def _unit(x):
     """Rows scaled to length 1, at least float32; a row of zeros stays one, equally far from all."""
     x = tf.constant(x if x.dtype == np.float64 else x.astype(np.float32))
+    x = tf.math.divide_no_nan(x, tf.reduce_max(tf.abs(x), 1, keepdims=True))  # or the squares might leave the range
     return tf.math.divide_no_nan(x, tf.norm(x, axis=1, keepdims=True))
 
 

@@ -54,16 +54,45 @@ class Module:
             tags = [] if tf.io.gfile.exists(os.path.join(folder, "tfhub_module.pb")) else None
             self.model = tf.saved_model.load(folder, tags=tags)
         except Exception as e:  # a damaged file raises whatever its parser happens to raise
-            raise UserError(f"module {handle!r}: this SavedModel cannot be read: {_first_line(e)}") from e
+            raise UserError(f"module {handle!r}: this SavedModel cannot be read: {_complaint(e)}") from e
         self._function = self._find_function()
+        self._batch = self._fixed_batch()
 
     def endpoints(self, images, training=False):
         """Named features of float32 images [N, H, W, 3] in [0, 1]: a dict in depth order (by name for a module that is
-        not ours). With `training` as in training, where the module knows a difference."""
-        outputs = self._function(images, training)
+        not ours). With `training` as in training, where the module knows a difference. A module that is fixed to B images at once gets
+        them B by B, blank images at the end."""
+        if self._batch in (None, images.shape[0]):
+            return self._named(self._function(images, training))
+        rows, size = images.shape[0] or tf.shape(images)[0], self._batch
+        images = tf.pad(images, [[0, -rows % size], [0, 0], [0, 0], [0, 0]])
+        images = tf.reshape(images, [-1, size, *images.shape[1:]])
+        one = tf.TensorSpec(images.shape[1:], images.dtype)
+        known = tf.function(self._function, autograph=False).get_concrete_function(one, training).structured_outputs
+        specs = {name: tf.TensorSpec(x.shape, x.dtype) for name, x in self._named(known).items()}
+        outputs = tf.map_fn(
+            lambda part: self._named(self._function(part, training)), images, fn_output_signature=specs
+        )
+        return {name: tf.reshape(x, [-1, *x.shape[2:]])[:rows] for name, x in outputs.items()}
+
+    def _named(self, outputs):
+        """A dict of tensors in depth order, of whatever a module returns; UserError of several tensors without names."""
         if not isinstance(outputs, dict):
-            outputs = {"output": outputs[0] if isinstance(outputs, (list, tuple)) and len(outputs) == 1 else outputs}
-        return {name: outputs[name] for name in self._ordered(outputs)}
+            outputs = {"output": outputs}
+        tensors = {}
+        for name, value in outputs.items():
+            held = [x for x in tf.nest.flatten(value) if isinstance(x, (tf.Tensor, tf.TensorSpec))]
+            if len(held) > 1:
+                shapes = ", ".join(str(list(x.shape)) for x in held)
+                raise UserError(
+                    f"module {self.handle!r} returns {len(held)} tensors without names ({shapes}) where one is expected: wrap it in "
+                    "a function that returns one of them, or a dict {name: tensor}, and save that"
+                )
+            if held:
+                tensors[str(name)] = held[0]
+        if not tensors:
+            raise UserError(f"module {self.handle!r} returns no tensor, but {type(outputs).__name__}: {outputs!r:.200}")
+        return {name: tensors[name] for name in self._ordered(tensors)}
 
     @property
     def variables(self):
@@ -94,11 +123,20 @@ class Module:
                 # Traced by hand: TensorFlow would warn of many functions made of one piece of code.
                 outputs = run.get_concrete_function(tf.TensorSpec([2, *size, 3]))(tf.zeros([2, *size, 3]))
                 outputs = {name: strategy.experimental_local_results(x)[0] for name, x in outputs.items()}
+            except UserError:
+                raise
             except (tf.errors.OpError, ValueError, TypeError) as e:
                 least = self.facts.get("min_image_size")
                 hint = f"; its smallest size is {least}" if least else ""
-                what = f"{size[0]}x{size[1]} float32 RGB images{hint}"
-                raise UserError(f"module {self.handle!r} does not take {what}: {_first_line(e)}") from e
+                given = tf.TensorSpec([self._batch, *size, 3], tf.float32)
+                takes = [spec for spec in self._specs() if not spec.is_compatible_with(given)]
+                if takes and len(takes) == len(self._specs()):
+                    takes = " or ".join(dict.fromkeys(map(_spelled, takes)))
+                    why = f"it takes {takes}{hint}{_REMEDIES['channels' if ' 3, ' in takes else 'other']}"
+                else:
+                    why = f"{_complaint(e)}{hint}"
+                what = f"{size[0]}x{size[1]} float32 RGB images, [N, {size[0]}, {size[1]}, 3] in [0, 1]"
+                raise UserError(f"module {self.handle!r} does not take {what}: {why}") from e
             usable = {
                 name: tuple(outputs[name].shape[1:])
                 for name in self._ordered(outputs)
@@ -117,6 +155,11 @@ class Module:
         ratio = self.facts["resize"] / self.facts["crop"] if self.facts else _IMAGENET_RESIZE
         size = image_size or self.facts.get("crop") or self._static_size()
         if not size:
+            channels_first = [spec for spec in self._specs() if spec.shape.rank == 4 and spec.shape[1] == 3 != spec.shape[3]]
+            if channels_first:
+                raise UserError(
+                    f"module {self.handle!r} takes {_spelled(channels_first[0])}, channels first{_REMEDIES['channels']}"
+                )
             raise UserError(f"module {self.handle!r} does not say which image size it takes; give image_size in pixels")
         resize = resize or round(size * ratio)
         if resize < size:
@@ -154,12 +197,23 @@ class Module:
 
     def _static_size(self):
         """The side of the square images that a traced function or signature is fixed to; None if it is not."""
-        for function in self._traced():
-            for spec in tf.nest.flatten(function.structured_input_signature):
-                shape = getattr(spec, "shape", None)
-                if shape is not None and shape.rank == 4 and shape[1] and shape[1] == shape[2]:
-                    return shape[1]
+        for spec in self._specs():
+            if spec.shape.rank == 4 and spec.shape[1] and spec.shape[1] == spec.shape[2]:
+                return spec.shape[1]
         return None
+
+    def _fixed_batch(self):
+        """How many images at once all its traced functions are fixed to, the largest number; None if they are not."""
+        sizes = [spec.shape[0] for spec in self._specs() if spec.shape.rank == 4]
+        return max(sizes) if sizes and all(sizes) else None
+
+    def _specs(self):
+        """What its traced functions take for images: the first tensor of each that has a rank above 1."""
+        found = []
+        for function in self._traced():
+            specs = [s for s in tf.nest.flatten(function.structured_input_signature) if isinstance(s, tf.TensorSpec)]
+            found += [s for s in specs if s.shape.rank is None or s.shape.rank > 1][:1]
+        return found
 
     def _traced(self):
         """Its functions, each for one form of input."""
@@ -185,15 +239,28 @@ def _resolve(handle):
         ]
         there = exists(folder)
     except tf.errors.OpError as e:
-        raise UserError(f"module {handle!r} cannot be opened: {_first_line(e)}") from e
+        raise UserError(f"module {handle!r} cannot be opened: {_complaint(e)}") from e
     if inside:
         raise UserError(
             f"module {handle!r} has no saved_model.pb, but these folders in it have: {', '.join(sorted(inside)[:5])}"
         )
+    if there and not tf.io.gfile.isdir(folder):
+        raise UserError(f"module {handle!r} is a file, not a SavedModel's folder: {_way_from(handle)}")
     what = "has no saved_model.pb" if there else "does not exist"
     raise UserError(
         f"module {handle!r} {what}; give the folder of a SavedModel (tfssl-export makes one), a .tar.gz of it, or a URL"
     )
+
+
+def _way_from(file):
+    """How to come from a file to a SavedModel."""
+    stem, ending = os.path.splitext(file)
+    if ending in (".keras", ".h5", ".hdf5"):
+        load = f"keras.saving.load_model({file!r}, compile=False).export({stem!r})"
+        return f'python -c "import keras; {load}" writes one to {stem}; it then gets RGB images in [0, 1]'
+    if os.path.basename(file) == "saved_model.pb":
+        return f"give the folder, {os.path.dirname(file) or '.'}"
+    return "give the folder of one (tfssl-export makes one), a .tar.gz of it, or a URL"
 
 
 def _download(handle):
@@ -202,7 +269,7 @@ def _download(handle):
     try:
         return hub.resolve(handle)
     except Exception as e:  # the network, the server and the archive fail in their own ways
-        raise UserError(f"module {handle!r} cannot be downloaded: {_first_line(e)}") from e
+        raise UserError(f"module {handle!r} cannot be downloaded: {_complaint(e)}") from e
 
 
 def _unpack(path):
@@ -223,7 +290,7 @@ def _unpack(path):
                     with open(target, "wb") as out:
                         shutil.copyfileobj(tar.extractfile(member), out)
     except (tarfile.TarError, EOFError, OSError, tf.errors.OpError) as e:
-        raise UserError(f"module {path!r} cannot be unpacked: {_first_line(e)}") from e
+        raise UserError(f"module {path!r} cannot be unpacked: {_complaint(e)}") from e
     roots = [root for root, _, files in os.walk(folder) if "saved_model.pb" in files]
     if len(roots) != 1:
         raise UserError(
@@ -252,11 +319,33 @@ def _facts(folder):
             facts = json.load(f)
             return {**facts, "crop": int(facts["crop"]), "resize": int(facts["resize"])}
         except (ValueError, KeyError, TypeError) as e:
-            raise UserError(f"module: {path} is damaged: {_first_line(e)}") from e
+            raise UserError(f"module: {path} is damaged: {_complaint(e)}") from e
 
 
-def _first_line(error):
-    """What an exception says, short: within a graph TensorFlow prints a traceback first, and then pages of tensors."""
+_REMEDIES = {
+    "channels": ": wrap it in a function that calls it with tf.transpose(images, [0, 3, 1, 2]), and save that",
+    "other": ": another --image_size, or a function around it that converts, helps",
+}
+
+
+def _spelled(spec):
+    """A tensor's type and shape: float32 [N, 32, 32, 3]."""
+    shape = "of any shape" if spec.shape.rank is None else _dims(spec.shape)
+    return f"{spec.dtype.name} {shape}"
+
+
+def _dims(shape):
+    first, *others = ["?" if d is None else str(d) for d in shape]
+    return f"[{', '.join(['N' if first == '?' else first, *others])}]"
+
+
+def _complaint(error, length=1000):
+    """What an exception says, on one line: without the traceback that TensorFlow prints first within a graph, and the names of nodes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    telling = [line.partition(": ")[2] for line in lines if re.match(r"[\w.]*Error: ", line)] or lines
-    return telling[0].split(". Received args")[0][:250]
+    begins = [i for i, line in enumerate(lines) if re.match(r"[\w.]*Error: ", line)]
+    if begins:
+        lines = [lines[begins[0]].partition(": ")[2], *lines[begins[0] + 1 :]]
+    text = " ".join(lines).split(" Received args")[0]
+    text = re.sub(r"\{\{node (\S+)\}\}", r"\1", re.sub(r"\{\{function_node .*?\}\} ?|\[\[.*?\]\]|\[Op:[^\]]*\]", "", text))
+    text = re.sub(r" = \w+\[[^\]]*(?:\[[^\]]*\][^\]]*)*\]\([^)]*\)", "", text).strip()
+    return text if len(text) <= length else f"{text[:length]} ..."

@@ -32,9 +32,13 @@ def split(train, test, train_labels="all", val_fraction=0.2, seed=0, val=None):
     check_labels(train, test)
     count = label_count(train_labels, len(train.labels), len(np.unique(train.labels)))
     rows = balanced(train.labels, train.index, count, seed)
+    check_classes(train.labels[rows], train)
     if val is not None:
         check_labels(train, val)
-        return Split(rows, rows, np.flatnonzero(np.isin(val.labels, train.labels[rows])), val)
+        held = np.flatnonzero(np.isin(val.labels, train.labels[rows]))
+        if not len(held):
+            raise UserError(f"{val.source}: no image is of a class that {train.source} shows: nothing to choose on")
+        return Split(rows, rows, held, val)
     fit, held = stratified(train.labels[rows], train.index[rows], val_fraction, seed)
     return Split(rows, rows[fit], rows[held], train)
 
@@ -53,6 +57,7 @@ def one_vs_rest(train, test, val=None, train_labels="all", seed=0):
         count = label_count(train_labels, len(train.labels), len(np.unique(train.labels)))
         classes = max(max(part.num_classes or 0, int(part.labels.max()) + 1) for part in parts)
         rows = balanced(train.labels, train.index, count, seed)
+        check_classes(train.labels[rows], train)
         targets = [np.where(part.labels[:, None] == np.arange(classes), 1, -1).astype(np.int8) for part in parts]
     else:
         for part in parts[1:]:
@@ -96,6 +101,19 @@ def check_labels(train, test):
                 "needs one for each; sort the images into a folder per class, or evaluate on another data set"
             )
     _check_class_names(train, test)
+
+
+def check_classes(labels, features):
+    """Raise UserError unless the labels int [n] that are learned from are of two classes or more; `features`: a `Features` or a `Source`
+    for the message."""
+    if len(np.unique(labels)) < 2:
+        label = int(labels[0])
+        name = features.class_names[label] if features.class_names else label
+        source = features.source if hasattr(features, "source") else f"{features.spec} {features.split}"
+        raise UserError(
+            f"{source}: all {len(labels)} images to learn from are of one class, {name}: nothing to tell apart; files that hold class after "
+            "class need shuffling, or a split of whole classes"
+        )
 
 
 def check_targets(train, test):

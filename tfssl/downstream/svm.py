@@ -132,7 +132,9 @@ def check(costs, folds=3, positive_weight=2.0, intercept_scaling=1.0):
 def unit(features):
     """Rows divided by their L2 norm (plus 1e-5, as published): float64."""
     features = features.astype(np.float64)
-    features /= np.linalg.norm(features, axis=1, keepdims=True) + 1e-5
+    large = np.maximum(np.abs(features).max(1, keepdims=True, initial=0), 1)  # its square might leave the range
+    features /= large
+    features /= np.linalg.norm(features, axis=1, keepdims=True) + 1e-5 / large
     return features
 
 
