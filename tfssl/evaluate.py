@@ -23,13 +23,15 @@ from tfssl.errors import UserError
 from tfssl.runtime import cli, data_flags
 
 FLAGS = flags.FLAGS
+BUDGET_MINUTES = 5.0  # of --protocol=all
 
 
 # fmt: off
 def define_flags():
     with cli.section("Modules and images"):
         flags.DEFINE_list("module", None,
-            "Required. A comma list of Hub modules: folders (local or gs://), .tar.gz, https handles; or NAME=HANDLE each.")
+            "Required. A comma list of Hub modules: folders (local or gs://), .tar.gz, https handles; or NAME=HANDLE each. What exists "
+            "goes first: lr=0.1,wd=0/module/4 is that folder if there is one; else quote a handle that holds a comma: '\"a,b\",c'.")
         flags.DEFINE_string("dataset", "glyphs",
             "Labelled images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, voc:PATH (several classes in an image), masks:PATH, "
             "boxes:PATH, normals:PATH, or glyphs, the embedded set of letters.")
@@ -64,9 +66,13 @@ def define_flags():
             "Keep features in --workdir, and what linear_sgd has reached; and use those there of the same module, data and settings.")
     with cli.section("Protocols"):
         flags.DEFINE_list("protocol", ["logistic"],
-            f"A comma list of: {', '.join(downstream.NAMES + downstream.DENSE)}; all: those that the images permit, but linear_sgd, "
-            "which asks logistic's question again, slowly; features writes WORKDIR/MODULE_PART.npz of each split, for programs of your own "
-            "(no labels needed; alone, --test_split may be empty).")
+            f"A comma list of: {', '.join(downstream.NAMES + downstream.DENSE)}; all: those that the images permit, as far as "
+            "--budget_minutes go, but not linear_sgd, which asks logistic's question again, slowly; features writes "
+            "WORKDIR/MODULE_PART.npz of each split, for programs of your own (no labels needed; alone, --test_split may be empty).")
+        flags.DEFINE_float("budget_minutes", None, lower_bound=0.0, help=
+            "With --protocol=all: minutes for the protocols that it adds, of all modules together, beside the passes of the images "
+            "through the modules. Each is estimated by trials before it starts, the cheapest first; where the time is short it runs with "
+            "quick settings, or is left out, and that is told. Protocols that are named are never cut. 0: no limit. Default: 5.")
         flags.DEFINE_boolean("random_init", None,
             "Measure the same network untrained beside each module of tfssl-export's; equal networks once. Default: with --protocol=all.")
         flags.DEFINE_list("train_labels", ["all"],
@@ -192,7 +198,8 @@ def main(_):
     start = time.time()
     named, (protocols, optional) = handles.named(FLAGS.module), read_protocols()
     from tfssl.data import open_source, overlap
-    from tfssl.downstream import measure, modules, needs, report, splits
+    from tfssl.downstream import budget, measure, modules, needs, splits
+    from tfssl.downstream.record import Record
 
     needs.check_settings(protocols, FLAGS.val_split or FLAGS.val_fraction)
     opened = {name: modules.load(handle) for name, handle in named.items()}
@@ -201,66 +208,66 @@ def main(_):
     sources = {part: open_source(FLAGS.dataset, split, **where) for part, split in parts.items() if split}
     if protocols:
         overlap.check(sources)
-    notes = list(dict.fromkeys(note for source in sources.values() for note in source.notes()))
-    protocols = needs.permitted(protocols, sources.values(), optional, notes.append)
+    left_out = list(dict.fromkeys(note for source in sources.values() for note in source.notes()))
+    table_order = list(protocols)
+    protocols = needs.permitted(protocols, sources.values(), optional, left_out.append)
+    minutes = read_budget()
+    if minutes:  # the cheapest first
+        protocols = dict(
+            sorted(protocols.items(), key=lambda item: item[0] in optional and 1 + budget.ORDER.index(item[0]))
+        )
     of_maps = {name: settings for name, settings in protocols.items() if name in downstream.DENSE}
     of_features = {name: settings for name, settings in protocols.items() if name not in of_maps}
+    common = {"val_fraction": FLAGS.val_fraction, "seed": FLAGS.seed}
     if of_features:
         for amount in FLAGS.train_labels:
             splits.label_count(amount, sources["train"].num_examples, sources["train"].num_classes or 1)
+        by_name = {name: settings for name, settings in of_features.items() if name not in optional}
+        needs.check_images(by_name, sources, FLAGS.train_labels, **common)
     names = None if FLAGS.endpoints == ["all"] else FLAGS.endpoints
     extracting = of_features or FLAGS.neighbors or "features" in FLAGS.protocol
-    wanted = measure.endpoints(opened, names, *sizes()) if extracting else {}
+    measure.endpoints(opened, names, *sizes()) if extracting else {}
     purpose = {"train": "images to learn from", "val": "to choose on", "test": "to test on"}
     counts = [f"{sources[part].num_examples} {purpose[part]}" for part in purpose if part in sources]
-    for line in (f"{FLAGS.dataset}: {', '.join(counts)}", *notes):
-        say(line)
-
-    def note(text):
-        if text not in notes:  # each module says so
-            notes.append(text)
-            say(text)
-
-    untrained = make_untrained(opened, note) if FLAGS.random_init else {}
+    say(f"{FLAGS.dataset}: {', '.join(counts)}")
+    record = Record(
+        workdir_file("") if FLAGS.workdir else None,
+        table_order,
+        say,
+        command=["tfssl-eval", *sys.argv[1:]],
+        flags={name: FLAGS[name].value for names in cli._SECTIONS.values() for name in names},
+        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(start)),
+        **{f"{part}_examples": source.num_examples for part, source in sources.items()},
+    )
+    for line in left_out:
+        record.note(line)
+    untrained = make_untrained(opened, record.note) if FLAGS.random_init else {}
     opened |= {name: module for name, (module, _) in untrained.items()}
     wanted = measure.endpoints(opened, names, *sizes()) if extracting else {}
-    common = {"val_fraction": FLAGS.val_fraction, "seed": FLAGS.seed, "optional": optional, "left_out": note}
-    results, about, panels = [], {}, {}
-    facts = {"baselines": {}, **{f"{part}_examples": source.num_examples for part, source in sources.items()}}
+    common |= {"optional": optional, "left_out": record.note, "refused": record.refuse}
+    if minutes:
+        may = set(optional) & set(protocols)
+        kept = {protocol for protocol in may if any(FLAGS[flag].present for flag in QUICK_FLAGS.get(protocol, ()))}
+        common["budget"] = budget.Budget(minutes, len(opened), may, kept, say, record.note)
     for name, module in opened.items():
-        about[name] = {"handle": module.handle, "identity": module.identity}
+        record.modules[name] = {"handle": module.handle, "identity": module.identity}
         if name in untrained:
-            about[name]["untrained_of"] = untrained[name][1]
-        if name in wanted:
-            found, said, of_images = with_features(name, module, sources, wanted[name], of_features, common, panels)
-            results += found
-            about[name] |= said
-            facts |= of_images
-        if of_maps:
-            asked = {
-                "endpoints": names,
-                "pixels_of": {r["protocol"] for r in results if r["endpoint"] == report.PIXELS},
-            }
-            results += collect(name, measure.on_maps(of_maps, module, sources, **asked, **common))
-    if protocols and not results:
-        raise UserError(f"--protocol=all: nothing could be measured: {'; '.join(notes)}")
-    if results:
-        say("\n" + report.table(results, facts["baselines"]))
-    if results and FLAGS.workdir:
-        written = report.save(
-            workdir_file(""),
-            results,
-            title=f"{FLAGS.dataset} {FLAGS.test_split}",
-            panels=panels,
-            command=["tfssl-eval", *sys.argv[1:]],
-            flags={name: FLAGS[name].value for names in cli._SECTIONS.values() for name in names},
-            date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(start)),
-            seconds=time.time() - start,
-            **facts,
-            modules=about,
-            notes=notes,
-        )
-        say(f"written: {', '.join(written)}")
+            record.modules[name]["untrained_of"] = untrained[name][1]
+        try:
+            if name in wanted:
+                with_features(name, module, sources, wanted[name], of_features, common, record)
+        except UserError as error:
+            record.refuse(error, name)
+        try:
+            if of_maps:
+                pixels_of = {r["protocol"] for r in record.results if r["endpoint"] == "pixels"}
+                found = measure.on_maps(of_maps, module, sources, endpoints=names, pixels_of=pixels_of, **common)
+                record.add(name, found)
+        except UserError as error:
+            record.refuse(error, name)
+    if protocols and not record.results and not record.refused:
+        raise UserError(f"--protocol=all: nothing could be measured: {'; '.join(record.notes)}")
+    record.finish(f"{FLAGS.dataset} {FLAGS.test_split}", seconds=time.time() - start)
 
 
 def make_untrained(opened, note):
@@ -272,12 +279,8 @@ def make_untrained(opened, note):
         return untrained.beside(opened, workdir_file("untrained") if local else folder, FLAGS.seed, *sizes(), say=note)
 
 
-def with_features(name, module, sources, endpoints, protocols, common, panels):
-    """Extract a module's features, and measure them; `common`: settings of all protocols; `panels` gets its nearest images.
-
-    Returns:
-      (list of results, what results.json says of the module, what it says of the images).
-    """
+def with_features(name, module, sources, endpoints, protocols, common, record):
+    """Extract a module's features, and measure them; `common`: settings of all protocols; `record`: of the evaluation."""
     from tfssl.downstream import features, measure, neighbors, report
 
     parts = {part: endpoints for part in sources}
@@ -287,33 +290,35 @@ def with_features(name, module, sources, endpoints, protocols, common, panels):
     train, test = found["train"], found.get("test")
     size, resize = module.sizes(*sizes())
     took = sum(its.seconds for its in found.values())
-    say(f"{name}: {', '.join(endpoints)}: " + (f"extracted in {took:.1f} s" if took else "from the cache"))
-    asked = {"endpoints": endpoints, "train_labels": FLAGS.train_labels}
-    results = collect(name, measure.on_features(protocols, **found, **asked, **common)) if protocols else []
-    if "features" in FLAGS.protocol:
-        for part, its in found.items():
-            say(f"written: {its.save(workdir_file(f'{name}_{part}.npz'))}")
-    if FLAGS.neighbors:
-        chosen = [r["endpoint"] for r in results if r["chosen"] and report.column(r) == report.largest(results)[0]]
-        endpoint = (chosen or [e for e in endpoints if e != features.PIXELS] or endpoints)[-1]
-        png = neighbors.plot(train, test, endpoint, FLAGS.neighbors, FLAGS.seed, f"{name}, {endpoint}")
-        report.write_bytes(workdir_file(f"{name}_neighbors.png"), png)
-        panels[name] = endpoint, png
-        say(f"written: {workdir_file(f'{name}_neighbors.png')}")
-    about = {
+    how = f"extracted in {took:.1f} s" if took else "from the cache"
+    say(f"{name}: {', '.join(endpoints)}: {how}; the module gets {size}x{size} RGB images in [0, 1]")
+    record.modules[name] |= {
         "image_size": size,
         "resize": resize,
         "extraction_seconds": took,
         "unreadable": {part: its.dropped for part, its in found.items()},
     }
-    if not protocols:
-        return results, about, {}
-    of_images = {
-        "num_classes": train.num_classes,
-        **{f"{part}_examples": len(its.labels) for part, its in found.items()},
-        "baselines": report.baselines(train, test),
-    }
-    return results, about, of_images
+    if protocols:
+        record.facts |= {
+            "num_classes": train.num_classes,
+            **{f"{part}_examples": len(its.labels) for part, its in found.items()},
+            "baselines": report.baselines(train, test),
+        }
+        asked = {"endpoints": endpoints, "train_labels": FLAGS.train_labels}
+        record.add(name, measure.on_features(protocols, **found, **asked, **common))
+    if "features" in FLAGS.protocol:
+        for part, its in found.items():
+            say(f"written: {its.save(workdir_file(f'{name}_{part}.npz'))}")
+    if FLAGS.neighbors:
+        mine = [r for r in record.results if r["module"] == name]
+        chosen = [r["endpoint"] for r in mine if r["chosen"] and report.column(r) == report.largest(mine)[0]]
+        endpoint = (chosen or [e for e in endpoints if e != features.PIXELS] or endpoints)[-1]
+        for its in (train, test):
+            its.check([endpoint])
+        png = neighbors.plot(train, test, endpoint, FLAGS.neighbors, FLAGS.seed, f"{name}, {endpoint}")
+        report.write_bytes(workdir_file(f"{name}_neighbors.png"), png)
+        record.panels[name] = endpoint, png
+        say(f"written: {workdir_file(f'{name}_neighbors.png')}")
 
 
 def extract(module, source, endpoints):
@@ -340,15 +345,24 @@ def reads_train(protocols):
     return others or not FLAGS.augment or FLAGS.standardize or held_out
 
 
-def collect(name, results):
-    """A list of the results of one module, each of which is told as soon as it is there."""
-    from tfssl.downstream import report
+QUICK_FLAGS = {  # those that `budget.QUICK` sets: a user's own values stay
+    "svm": ("svm_costs", "svm_folds"),
+    "few_shot": ("few_shot_episodes",),
+    "low_shot": ("low_shot_samples", "low_shot_k", "svm_costs"),
+    "mlp": ("mlp_epochs", "mlp_decay_epochs", "mlp_l2"),
+    **dict.fromkeys(downstream.DENSE, ("dense_epochs",)),
+}
 
-    collected = []
-    for result in results:
-        collected.append({"module": name, **result})
-        say(report.line(collected[-1]))
-    return report.mark_chosen(collected)
+
+def read_budget():
+    """Minutes for the protocols of --protocol=all; None: as many as it takes."""
+    if "all" not in FLAGS.protocol:
+        if FLAGS.budget_minutes:
+            raise UserError(
+                f"--budget_minutes={FLAGS.budget_minutes:g} is of --protocol=all: a protocol that is named is never cut"
+            )
+        return None
+    return BUDGET_MINUTES if FLAGS.budget_minutes is None else FLAGS.budget_minutes or None
 
 
 def read_protocols():

@@ -191,6 +191,11 @@ def open_images(values):
                 "learn from a classifier alone (--teacher, --distill_weight=1)"
             )
         return Images(source, *others, labels=0)
+    if source.num_classes == 1:
+        raise UserError(
+            f"--dataset={source.spec} ({source.split}) has one class, {source.class_names[0] if source.class_names else 0}: there is "
+            "nothing to tell apart; sort the images into a folder per class"
+        )
     chosen = labels.choose(source, values["train_labels"], values["train_list"], values["seed"])
     if chosen is None:
         return Images(source, *others, labels=source.num_examples)
@@ -324,7 +329,8 @@ def publish(values, images, checkpoint, step, where):
 
     from tfssl.export.module import save_classifier
 
-    model = build_model(values, images)
+    model = build_model(values, images, freeze=values["freeze"])
+    model.backbone.trainable = True  # for whoever trains the classifier further
     model.prepare()
     tf.train.Checkpoint(model=model).restore(checkpoint).assert_existing_objects_matched().expect_partial()
     recorded = {name: value for name, value in values.items() if value is not None and name != "workdir"}

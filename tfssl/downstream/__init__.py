@@ -66,7 +66,8 @@ def run(protocol, train, test, **settings):
     scales = _scales(parts, settings.get("endpoints") or train.endpoints, protocol) if protocol != "linear_sgd" else {}
     if scales:
         train, test = _scaled(train, scales), _scaled(test, scales)
-        settings = {**settings, **({"val": _scaled(settings["val"], scales)} if settings.get("val") is not None else {})}
+        if settings.get("val") is not None:
+            settings["val"] = _scaled(settings["val"], scales)
 
     fast = tf.config.experimental.tensor_float_32_execution_enabled()  # ten bits of a factor
     tf.config.experimental.enable_tensor_float_32_execution(fast and protocol not in _EXACT)
@@ -92,7 +93,7 @@ def _scales(parts, names, protocol):
         if 0 < largest < low or (largest > high and protocol in _OWN_SCALE):
             found[name] = 2.0 ** -math.frexp(largest)[1]
             logging.warning(
-                "%s: the largest value of endpoint %s is %.2g: multiplied by %.2g for %s", parts[0].source, name, largest, found[name], protocol
+                "%s: endpoint %s reaches %.2g: times %.2g for %s", parts[0].source, name, largest, found[name], protocol
             )
     return found
 
@@ -102,7 +103,9 @@ def _scaled(features, scales):
     import numpy as np
 
     endpoints = {
-        name: values * np.asarray(scales[name], np.promote_types(values.dtype, np.float32)) if name in scales else values
+        name: values * np.asarray(scales[name], np.promote_types(values.dtype, np.float32))
+        if name in scales
+        else values
         for name, values in features.endpoints.items()
     }
     return dataclasses.replace(features, endpoints=endpoints)

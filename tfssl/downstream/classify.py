@@ -59,6 +59,8 @@ def accuracy(module, source, **settings):
         known = batch["label"] >= 0
         order = np.argsort(-batch["logits"][known], axis=1, kind="stable")[:, :5]
         hits.append(order == batch["label"][known, None])
+    if not sum(map(len, hits)):
+        raise UserError(f"{source.spec} {source.split}: no image with a label could be read: nothing to measure")
     hits = np.concatenate(hits)
     return {
         "accuracy": float(hits[:, 0].mean()),

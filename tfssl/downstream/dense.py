@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfssl.downstream import sgd
 from tfssl.downstream.maps import IMAGES, Maps, check_endpoints, image_sides
-from tfssl.errors import check_choice
+from tfssl.errors import UserError, check_choice
 
 TRUNKS = ("frozen", "fine_tuned")
 HEADS = ("linear", "dilated")
@@ -41,6 +41,10 @@ class Task:
 
     def prepare(self, maps, source):
         """From all training images (`Maps`): what the head needs to know, such as how many classes there are."""
+
+    def tested(self, maps):
+        """Whether the images (`Maps`) show anything that answers are compared with."""
+        return True
 
     def targets(self, maps):
         """Dict of arrays [R, ...], what `loss` compares with."""
@@ -115,6 +119,8 @@ def run(
     }
     learned = parts["train"]
     task.prepare(learned, train)
+    if not task.tested(parts["test"]):
+        raise UserError(f"{test.spec} {test.split}: no image shows what {task.protocol} asks for: nothing to measure")
     targets, order = task.targets(learned), np.random.default_rng(seed).permutation(len(learned))
     held_out = order[: 0 if val else round(val_fraction * len(order))]
 
@@ -141,11 +147,11 @@ def run(
         with restored(module.variables if trunk != "frozen" else []):
             if len(held_out):
                 trial, _ = fit(name, order[len(held_out) :], f"{title}, to choose")
-                val_value = measure(trial, "train", held_out, name)["value"]
+                val_value = _known(measure(trial, "train", held_out, name)["value"])
         with restored(module.variables if trunk != "frozen" else []):
             predict, loss = fit(name, order, title)
             if val:
-                val_value = measure(predict, "val", np.arange(len(parts["val"])), name)["value"]
+                val_value = _known(measure(predict, "val", np.arange(len(parts["val"])), name)["value"])
             images = np.arange(len(parts["test"]))
             found = measure(predict, "test", images, name)
             shown = list(parts["test"].shown)
@@ -178,6 +184,11 @@ def run(
             }
         )
     return results
+
+
+def _known(value):
+    """None of what is the mean of nothing."""
+    return None if np.isnan(value) else value
 
 
 def head(kind, outputs):

@@ -99,6 +99,9 @@ class Detection(dense.Task):
         sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
         self.typical = np.exp(np.log(sides).mean(0)).astype(np.float32)  # height, width in pixels
 
+    def tested(self, maps):
+        return any((~answers["difficult"]).any() for answers in maps.answers)
+
     def targets(self, maps):
         most = max(len(answers["boxes"]) for answers in maps.answers)
         count = len(maps.answers)
@@ -262,7 +265,7 @@ def average_precision(truths, guesses, names):
       names: of the classes.
 
     Returns:
-      {"value": AP50, "coco_ap": ..., "per_class": {name: AP50, None of a class that no image shows}}.
+      {"value": AP50 (NaN where no image shows an object), "coco_ap": ..., "per_class": {name: AP50, None of a class that no image shows}}.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -301,7 +304,7 @@ def average_precision(truths, guesses, names):
     by_class = [np.mean(precision[0, :, c]) if (precision[0, :, c] > -1).all() else None for c in range(len(names))]
     known = precision[:, :, [c for c, value in enumerate(by_class) if value is not None]]
     return {
-        "value": float(known[0].mean()) if known.size else 0.0,
-        "coco_ap": float(known.mean()) if known.size else 0.0,
+        "value": float(known[0].mean()) if known.size else float("nan"),
+        "coco_ap": float(known.mean()) if known.size else float("nan"),
         "per_class": {name: None if v is None else float(v) for name, v in zip(names, by_class)},  # noqa: B905
     }

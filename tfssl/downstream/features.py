@@ -50,16 +50,19 @@ class Features:
 
     def __post_init__(self):
         self._sound = set()  # endpoints that `check` has been through
-        for name, values in self.endpoints.items():
-            if np.ndim(values) != 2 or len(values) != len(self.labels):
-                raise UserError(
-                    f"{self.source}: endpoint {name} has shape {list(np.shape(values))}; expected [N, D] with N = {len(self.labels)} labels"
-                )
 
     def check(self, names):
-        """Raise UserError if some rows of these endpoints hold values that are infinite or not a number."""
+        """Raise UserError unless these endpoints are [N, D], as many rows as there are labels, of finite values."""
         for name in set(names) - self._sound:
-            bad = [part.start + np.flatnonzero(~np.isfinite(self.endpoints[name][part]).all(1)) for part in self._parts(name)]
+            shape = np.shape(self.endpoints[name])
+            if len(shape) != 2 or shape[0] != len(self.labels):
+                raise UserError(
+                    f"{self.source}: endpoint {name} has shape {shape}, and not ({len(self.labels)} labels, features)"
+                )
+            bad = [
+                part.start + np.flatnonzero(~np.isfinite(self.endpoints[name][part]).all(1))
+                for part in self._parts(name)
+            ]
             bad = np.concatenate([*bad, np.array([], int)])
             if len(bad):
                 raise UserError(self._unsound(name, len(bad), bad[0]))
@@ -67,7 +70,9 @@ class Features:
 
     def largest(self, name):
         """The largest absolute value of an endpoint."""
-        return max((float(np.abs(self.endpoints[name][part]).max(initial=0)) for part in self._parts(name)), default=0.0)
+        return max(
+            (float(np.abs(self.endpoints[name][part]).max(initial=0)) for part in self._parts(name)), default=0.0
+        )
 
     def _parts(self, name, values=1 << 24):
         size = max(1, values // max(1, self.endpoints[name].shape[1]))

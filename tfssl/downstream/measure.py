@@ -1,6 +1,9 @@
 """Several protocols on one module, result by result as they are there."""
 
+import functools
+
 from tfssl import downstream
+from tfssl.downstream import budget as times
 from tfssl.downstream import features, low_shot, splits
 from tfssl.errors import UserError
 
@@ -27,7 +30,17 @@ def endpoints(opened, names=None, image_size=None, resize=None):
 
 
 def on_features(
-    protocols, train, test, val=None, endpoints=None, train_labels=("all",), optional=(), left_out=print, **common
+    protocols,
+    train,
+    test,
+    val=None,
+    endpoints=None,
+    train_labels=("all",),
+    optional=(),
+    left_out=print,
+    refused=None,
+    budget=None,
+    **common,
 ):
     """Yield the results of protocols that learn from features: by protocol, number of labels and endpoint.
 
@@ -38,19 +51,43 @@ def on_features(
       train_labels: numbers of labels, such as ["1%", "all"].
       optional: names of protocols that are left out, wholly or for numbers of images that are too large, where they raise a UserError.
       left_out: told, in a line, what was left out and why.
+      refused: told of the UserError of each part of a protocol that is not optional; the others go on. None: it is raised.
+      budget: a `budget.Budget`, which may shorten protocols or leave them out; None: all are measured as they are.
       **common: settings of all protocols.
     """
     counts = dict.fromkeys(splits.label_count(amount, len(train.labels)) for amount in train_labels)
-    for protocol, settings in protocols.items():
+    for protocol, asked in protocols.items():
+        settings = asked
+        if budget:
+            prepare = functools.partial(
+                times.of_features, protocol, asked, train, test, endpoints, counts, budget.modules, common
+            )
+            settings = budget.permit(protocol, asked, prepare)
+            if settings is None:
+                continue
         together = getattr(getattr(downstream, protocol), "ONE_PASS", False)
         for count in counts:
             for names in [endpoints] if together else [[endpoint] for endpoint in endpoints]:
-                where = {"val": val, "endpoints": names, "train_labels": count}
-                mine = {**where, **common, **settings}
-                if protocol in optional:
-                    yield from _as_far_as_it_goes(protocol, train, test, mine, left_out)
-                else:
-                    yield from downstream.run(protocol, train, test, **mine)
+                mine = {"val": val, "endpoints": names, "train_labels": count, **common, **settings}
+                try:
+                    if protocol in optional:
+                        results = _as_far_as_it_goes(protocol, train, test, mine, left_out)
+                    else:
+                        results = downstream.run(protocol, train, test, **mine)
+                except UserError as error:
+                    if not refused:
+                        raise
+                    refused(error, protocol)
+                    continue
+                yield from _marked(results, budget, protocol, asked)
+    if budget:
+        budget.finished()
+
+
+def _marked(results, budget, protocol, asked):
+    """The results, which say where quick settings took the place of those asked for."""
+    quick = budget.quick(protocol, asked) if budget else {}
+    return [{**result, "quick": quick} if quick else result for result in results]
 
 
 def _as_far_as_it_goes(protocol, train, test, settings, left_out):
@@ -71,7 +108,7 @@ def _as_far_as_it_goes(protocol, train, test, settings, left_out):
     return results
 
 
-def on_maps(protocols, module, sources, pixels_of=(), optional=(), left_out=print, **common):
+def on_maps(protocols, module, sources, pixels_of=(), optional=(), left_out=print, refused=None, budget=None, **common):
     """Yield the results of dense protocols.
 
     Args:
@@ -79,14 +116,31 @@ def on_maps(protocols, module, sources, pixels_of=(), optional=(), left_out=prin
       module: a `modules.Module`.
       sources: {"train", "test", perhaps "val": `Source`}.
       pixels_of: names of the protocols whose pixels are measured already: they are the same for every module.
-      optional, left_out: as of `on_features`.
+      optional, left_out, refused, budget: as of `on_features`.
       **common: settings of all protocols.
     """
-    for protocol, settings in protocols.items():
+    for protocol, asked in protocols.items():
+        settings = asked
         try:
+            if budget:
+                names = common.get("endpoints")
+                rest = {name: value for name, value in common.items() if name != "endpoints"}
+                prepare = functools.partial(
+                    times.of_maps, protocol, asked, module, sources, names, budget.modules, rest
+                )
+                settings = budget.permit(protocol, asked, prepare)
+                if settings is None:
+                    continue
             run = getattr(downstream, protocol).run
-            yield from run(module, **sources, skip_pixels=protocol in pixels_of, **common, **settings)
+            results = run(module, **sources, skip_pixels=protocol in pixels_of, **common, **settings)
         except UserError as error:
-            if protocol not in optional:
+            if protocol in optional:
+                left_out(f"left out: {protocol}: {error}")
+            elif refused:
+                refused(error, protocol)
+            else:
                 raise
-            left_out(f"left out: {protocol}: {error}")
+            continue
+        yield from _marked(results, budget, protocol, asked)
+    if budget:
+        budget.finished()

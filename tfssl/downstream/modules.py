@@ -70,9 +70,7 @@ class Module:
         one = tf.TensorSpec(images.shape[1:], images.dtype)
         known = tf.function(self._function, autograph=False).get_concrete_function(one, training).structured_outputs
         specs = {name: tf.TensorSpec(x.shape, x.dtype) for name, x in self._named(known).items()}
-        outputs = tf.map_fn(
-            lambda part: self._named(self._function(part, training)), images, fn_output_signature=specs
-        )
+        outputs = tf.map_fn(lambda part: self._named(self._function(part, training)), images, fn_output_signature=specs)
         return {name: tf.reshape(x, [-1, *x.shape[2:]])[:rows] for name, x in outputs.items()}
 
     def _named(self, outputs):
@@ -155,7 +153,9 @@ class Module:
         ratio = self.facts["resize"] / self.facts["crop"] if self.facts else _IMAGENET_RESIZE
         size = image_size or self.facts.get("crop") or self._static_size()
         if not size:
-            channels_first = [spec for spec in self._specs() if spec.shape.rank == 4 and spec.shape[1] == 3 != spec.shape[3]]
+            channels_first = [
+                spec for spec in self._specs() if spec.shape.rank == 4 and spec.shape[1] == 3 != spec.shape[3]
+            ]
             if channels_first:
                 raise UserError(
                     f"module {self.handle!r} takes {_spelled(channels_first[0])}, channels first{_REMEDIES['channels']}"
@@ -346,6 +346,8 @@ def _complaint(error, length=1000):
     if begins:
         lines = [lines[begins[0]].partition(": ")[2], *lines[begins[0] + 1 :]]
     text = " ".join(lines).split(" Received args")[0]
-    text = re.sub(r"\{\{node (\S+)\}\}", r"\1", re.sub(r"\{\{function_node .*?\}\} ?|\[\[.*?\]\]|\[Op:[^\]]*\]", "", text))
+    text = re.sub(
+        r"\{\{node (\S+)\}\}", r"\1", re.sub(r"\{\{function_node .*?\}\} ?|\[\[.*?\]\]|\[Op:[^\]]*\]", "", text)
+    )
     text = re.sub(r" = \w+\[[^\]]*(?:\[[^\]]*\][^\]]*)*\]\([^)]*\)", "", text).strip()
     return text if len(text) <= length else f"{text[:length]} ..."

@@ -38,6 +38,42 @@ def check_settings(protocols, held_out):
             raise UserError("--few_shot_ridges and --val_fraction=0: nothing to choose one on; give a number")
 
 
+def check_images(protocols, sources, train_labels=("all",), **common):
+    """Raise UserError for what a protocol would refuse once it sees the labels: too few images of a class, one class alone.
+
+    Of sources whose labels are known without reading their images; of others nothing is checked.
+
+    Args:
+      protocols: {one of `downstream.NAMES`: its settings}.
+      sources: {"train", "test", perhaps "val": `Source`}.
+      train_labels: numbers of labels, as of `measure.on_features`.
+      **common: settings of all protocols.
+    """
+    from tfssl.downstream import features, splits
+
+    if not protocols or not all(source.random_access for source in sources.values()):
+        return
+    parts = {}
+    for part, source in sources.items():
+        rows, targets = features.read_labels(source), source.targets()
+        parts[part] = features.Features(
+            {},
+            rows["labels"],
+            rows["index"],
+            source.num_classes,
+            source.class_names,
+            f"{source.spec} {source.split}",
+            targets=None if targets is None else targets[rows["index"]],
+        )
+    for protocol, settings in protocols.items():
+        for amount in train_labels:
+            count = splits.label_count(amount, len(parts["train"].labels))
+            try:  # of no endpoint: all is checked, and nothing computed
+                downstream.run(protocol, **parts, endpoints=[], train_labels=count, **common, **settings)
+            except UserError as error:
+                raise UserError(f"--protocol={protocol}: {error}") from error
+
+
 def obstacles(protocols, sources):
     """{protocol: why the images do not permit it, one line} of those protocols that they do not.
 

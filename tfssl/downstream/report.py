@@ -132,6 +132,11 @@ def cautions(results):
         names = [f"{r['module']}/{r['endpoint']}@{r['train_labels']}" for r in slow]
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         said.append(f"logistic stopped at --max_iterations, before its optimum: {', '.join(names[:4])}{more}")
+    quick = {r["protocol"]: r["quick"] for r in results if r.get("quick")}
+    for protocol, settings in quick.items():
+        said.append(
+            f"quick settings of {protocol}, for lack of time: {', '.join(f'{k}={v}' for k, v in settings.items())}"
+        )
     unstable = [f"{r['protocol']} {r['module']}/{r['endpoint']}" for r in results if r.get("diverged")]
     if unstable:
         said.append(f"diverged, so take --standardize or a lower learning rate: {', '.join(dict.fromkeys(unstable))}")

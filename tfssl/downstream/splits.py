@@ -111,8 +111,8 @@ def check_classes(labels, features):
         name = features.class_names[label] if features.class_names else label
         source = features.source if hasattr(features, "source") else f"{features.spec} {features.split}"
         raise UserError(
-            f"{source}: all {len(labels)} images to learn from are of one class, {name}: nothing to tell apart; files that hold class after "
-            "class need shuffling, or a split of whole classes"
+            f"{source}: all {len(labels)} images to learn from are of one class, {name}: nothing to tell apart; files that hold class "
+            "after class need shuffling"
         )
 
 

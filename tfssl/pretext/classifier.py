@@ -57,15 +57,23 @@ class Classifier(Supervised):
     def classify(self, images, training=False):
         """Images [N, H, W, 3] in [0, 1] -> the encoder's endpoints, `logits` [N, C] and `probabilities` [N, C]."""
         endpoints = self.encode(images, training)
-        logits = self.head(self.backbone.vector(endpoints, self.endpoint))  # NxC
+        logits = self.head(self.vector(endpoints))  # NxC
         return {**endpoints, "logits": logits, "probabilities": tf.nn.softmax(logits)}
+
+    def vector(self, endpoints):
+        """What the linear layer sits on: [N, D]."""
+        return self.backbone.vector(endpoints, self.endpoint)
 
     def augment(self, batch, draws):
         batch = super().augment(batch, draws)
-        # Here, and not in the objective: outside of the gradient tape.
+        # Here, and not in the call or the objective: outside of the gradient tape.
+        if not self.backbone.trainable:
+            batch = {**batch, "encoded": self.vector(self.encode(batch["image"]))}
         return {**batch, "taught": self.teacher(batch["image"])} if self.teacher else batch
 
     def call(self, batch, training=False):
+        if "encoded" in batch:
+            return self.head(batch["encoded"])
         return self.classify(batch["image"], training)["logits"]
 
     def objective(self, batch, logits):

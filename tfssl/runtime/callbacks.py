@@ -11,10 +11,11 @@ from tfssl.errors import UserError
 
 
 class Log(tf.keras.callbacks.Callback):
-    """Every `every` steps: a line on the screen with the time left, a line of metrics.jsonl, TensorBoard scalars; and the NaN check.
+    """Every `every` steps: a line on the screen with the time left, a line of metrics.jsonl, TensorBoard scalars; and the checks for NaN
+    and for a run that learns nothing (see `alarms`).
 
-    Logged values are means over the steps since the last log. TensorBoard gets runs `train` and `validation`, and `chance`, a level line
-    at what an encoder that knows nothing would reach.
+    Logged values are means over the steps since the last log; of no image at all they are NaN (null in metrics.jsonl), never 0.
+    TensorBoard gets runs `train` and `validation`, and `chance`, a level line at what an encoder that knows nothing would reach.
 
     Args:
       model: the pretext model.
@@ -27,6 +28,9 @@ class Log(tf.keras.callbacks.Callback):
       last_good: function () -> where the run can go on from, for the NaN message.
       probe: function () -> {metric: value} of each validation, with `chance`, {metric: level}; or None.
       pictures: function () -> a picture for TensorBoard at each validation, uint8 [H, W, 3]; or None.
+
+    Raises:
+      UserError: there is nothing to learn: chance alone is always right.
     """
 
     _supports_tf_logs = True  # or Keras would wait for the device after every step
@@ -42,8 +46,14 @@ class Log(tf.keras.callbacks.Callback):
         self.replaced = 0
         self.writers = {}
         self.live = sys.stdout.isatty() and workdir is not None
+        if model.chance().get("accuracy", 0.0) >= 1:
+            raise UserError(
+                "there is nothing to learn: one answer alone is possible, so that chance is always right; a larger --batch_size (where "
+                "the images of a batch are told apart), or images of two classes or more, helps"
+            )
         if workdir is None:
             return
+        self.watch = Watch(model)
         _drop_later_lines(os.path.join(workdir, "metrics.jsonl"), step)
         self.chance = {**model.chance(), **(probe.chance if probe else {})}
         for name, level in self.chance.items():
@@ -73,7 +83,9 @@ class Log(tf.keras.callbacks.Callback):
             )
 
     def _log(self, logs):
-        values = {name: float(logs[name]) for name in self.model.chance()}  # waits for the device
+        unknown = _unmeasured(self.model)
+        # the first one waits for the device
+        values = {name: float("nan") if name in unknown else float(logs[name]) for name in self.model.chance()}
         waited, now = sum(float(w) for w in self.waited), time.perf_counter()
         elapsed, steps = now - self.since, self.step - self.logged
         self.waited, self.since, self.logged = [], now, self.step
@@ -103,7 +115,7 @@ class Log(tf.keras.callbacks.Callback):
 
     def _append(self, line):
         with tf.io.gfile.GFile(os.path.join(self.workdir, "metrics.jsonl"), "a") as f:
-            f.write(json.dumps(line) + "\n")
+            f.write(json.dumps({name: None if value != value else value for name, value in line.items()}) + "\n")
 
     def _print(self, values):
         chance = self.model.chance()
@@ -118,9 +130,10 @@ class Log(tf.keras.callbacks.Callback):
         if self.replaced:
             parts.append(f"{self.replaced} unreadable replaced")
         say(("\r" if self.live else "") + "  ".join(parts))
-        alarm = self.model.alarm(values)
-        if alarm:
-            say(f"WARNING: {alarm}")
+        rate, done = values["learning_rate"], self.step / self.total_steps
+        for alarm in (self.model.alarm(values), *self.watch.alarms(values, chance, rate, done)):
+            if alarm:
+                say(f"WARNING: {alarm}")
 
     def on_epoch_end(self, epoch, logs=None):
         validation = {
@@ -128,6 +141,11 @@ class Log(tf.keras.callbacks.Callback):
         }
         if not validation or self.workdir is None:
             return
+        validation |= dict.fromkeys(_unmeasured(self.model) & set(validation), float("nan"))
+        if all(value != value for value in validation.values()):
+            say(
+                "WARNING: the validation has measured nothing: no image of --val_split could be read, or none has a label"
+            )
         validation |= self.probe() if self.probe else {}
         self._append({"step": self.step, **{f"validation_{name}": value for name, value in validation.items()}})
         for name, value in validation.items():
@@ -164,6 +182,69 @@ class Save(tf.keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.checkpoints.save(self.log.step)
+
+
+class Watch:
+    """Alarms of a run in which nothing is learned, whatever its task; each is given once.
+
+    Args:
+      model: the pretext model; its trainable variables are compared with what they are now.
+    """
+
+    STILL = 4  # lines of the log that tell
+
+    def __init__(self, model):
+        self.model, self.losses, self.given = model, [], set()
+        self.began = [v.numpy() for v in model.trainable_variables]
+
+    def alarms(self, values, chance, rate, done):
+        """Lines, mostly none, about a log.
+
+        Args:
+          values: {metric: value} since the last log.
+          chance: {metric: level}, as of the task.
+          rate: the learning rate; while it is 0 there is nothing to expect.
+          done: fraction of the run that is done.
+        """
+        self.losses = [*self.losses, values["loss"]][-10_000:] if rate > 0 else []
+        found = []
+        enough = len(self.losses) >= self.STILL
+        if self.began is not None and rate > 0 and (enough or done >= 1):
+            if all(map(_parallel, self.began, (v.numpy() for v in self.model.trainable_variables))):
+                found.append(
+                    "no gradient reaches the network: its weights are what they were at the start, but for their decay"
+                )
+            self.began = None
+        if enough and max(self.losses) - min(self.losses) <= 1e-6 * max(abs(self.losses[0]), 1e-6):
+            found.append(f"the loss stands still at {self.losses[0]:.4g} from the first line of the log on")
+        level = chance.get("loss", float("nan"))
+        if (
+            done > 0.5
+            and len(self.losses) >= 2 * self.STILL
+            and all(abs(x - level) <= 1e-3 * abs(level) for x in self.losses)
+        ):
+            found.append(f"the loss is at chance, {level:.4g}, from the first line of the log on")
+        new = [text for text in found if text[:12] not in self.given]
+        self.given |= {text[:12] for text in new}
+        return [
+            f"nothing is learned: {text}; look at the images (--dry_run shows a batch), the learning rate and the batch size"
+            for text in new
+        ]
+
+
+def _parallel(one, other):
+    """Whether a variable is what it was, but for a factor: weight decay shrinks it, and no gradient is like that by chance."""
+    if one.size < 2:
+        return True  # no direction
+    one, other = one.astype("float64").ravel(), other.astype("float64").ravel()
+    size = float(one @ one)
+    factor = float(one @ other) / size if size else 0.0
+    return float(abs(other - factor * one).max()) <= 1e-6 * max(float(abs(one).max()), 1e-30)
+
+
+def _unmeasured(model):
+    """Names of the metrics whose means are of no image, since they were last reset."""
+    return {name for name, mean in model._measures.means.items() if float(mean.count) == 0}
 
 
 class Pace:
