@@ -182,6 +182,8 @@ def define_flags():
         flags.DEFINE_integer("ignore_class", 255, "segmentation: number of a mask's pixels that have no class (VOC: 255).")
         flags.DEFINE_integer("detection_layers", 2, lower_bound=0, help="Convolutions of each of the head's two towers (FCOS: 4).")
         flags.DEFINE_integer("detection_units", 128, lower_bound=1, help="Their channels (FCOS: 256).")
+        flags.DEFINE_list("detection_jitter", ["1", "1"],
+            "LEAST,LARGEST scale of four more views of each training image, at random (large-scale jitter: 0.1,2); 1,1: none.")
         flags.DEFINE_integer("normals_clusters", 40, lower_bound=2, help=
             "Directions, by k-means, of which surface_normals tells a probability (Goyal et al.: 40).")
     with cli.section("The run"):
@@ -430,7 +432,12 @@ def read_protocols():
             "ridges": FLAGS.few_shot_ridges,
         },
         "segmentation": {**dense, "head": FLAGS.dense_head, "ignore": FLAGS.ignore_class},
-        "detection": {**dense, "layers": FLAGS.detection_layers, "units": FLAGS.detection_units},
+        "detection": {
+            **dense,
+            "layers": FLAGS.detection_layers,
+            "units": FLAGS.detection_units,
+            "jitter": FLAGS.detection_jitter,
+        },
         "surface_normals": {**dense, "head": FLAGS.dense_head, "clusters": FLAGS.normals_clusters},
     }
     for name in FLAGS.protocol:

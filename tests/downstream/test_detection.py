@@ -31,6 +31,47 @@ def test_overlaps_are_those_of_the_formula():
     np.testing.assert_allclose(same, np.ones([2, 200]), atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [0.5, 0.73, 1.0, 1.31, 2.0])
+def test_rescaled_views_show_the_objects_where_their_boxes_are(scale):
+    """Rectangles of one color each: in the view each fills its box, by the formula x -> x * scale + shift, cut at the edges."""
+    task = detection.Detection(0, 4, False)
+    task.size, task.seed = (40, 60), 0
+    boxes = np.array([[2, 4, 14, 16], [20, 30, 38, 58], [30, 2, 38, 10]], np.float32)
+    pixels = np.zeros([40, 60, 3], np.uint8)
+    for c, (top, left, bottom, right) in enumerate(boxes.astype(int)):
+        pixels[top:bottom, left:right, c] = 255
+    answers = {"boxes": boxes, "classes": np.arange(3), "difficult": np.zeros(3, bool), "scale": np.ones(2, np.float32)}
+    answers = {key: tf.constant(value) for key, value in answers.items()}
+    rescaled = tf.function(task.rescaled)
+    gone = hard = 0
+    for place in ((0.0, 0.0), (0.999, 0.999), (0.3, 0.8), (0.999, 0.0)):
+        view, told = rescaled(pixels, answers, tf.constant(scale), tf.constant(place))
+        view, told = view.numpy(), {key: value.numpy() for key, value in told.items()}
+        assert view.shape == (40, 60, 3)
+        height, width = round(40 * scale), round(60 * scale)
+        shift = [int(np.floor(p * (abs(a - b) + 1))) * (-1 if a > b else 1) for p, a, b in zip(place, (height, width), (40, 60))]  # noqa: B905
+        for c, (top, left, bottom, right) in enumerate(boxes):
+            whole = [top * height / 40 + shift[0], left * width / 60 + shift[1], bottom * height / 40 + shift[0], right * width / 60 + shift[1]]
+            cut = np.clip(whole, 0, [40, 60, 40, 60])
+            np.testing.assert_allclose(told["boxes"][c], cut, atol=1e-4)
+            area = [max(0, b[2] - b[0]) * max(0, b[3] - b[1]) for b in (cut, whole)]
+            assert (told["classes"][c] == -1) == (area[0] == 0) and told["difficult"][c] == (area[0] < 0.25 * area[1])
+            gone, hard = gone + (area[0] == 0), hard + (0 < area[0] < 0.25 * area[1])
+            rows, columns = (np.flatnonzero((view[..., c] > 127).any(axis)) for axis in (1, 0))
+            if area[0] and min(cut[2] - cut[0], cut[3] - cut[1]) > 2:
+                np.testing.assert_allclose([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], cut, atol=1.01)
+        if scale == 1.0:
+            np.testing.assert_array_equal(view, pixels)
+    assert gone + hard > 0 or scale < 2
+
+
+def test_jitter_that_cannot_be_meant():
+    for jitter in (("2", "0.5"), ("0", "1"), ("a", "2"), ("1",), ("nan", "2")):
+        with pytest.raises(UserError, match="jitter.*such as 0.5,2"):
+            detection.check_jitter(jitter)
+    assert detection.check_jitter(["0.5", "2"]) == (0.5, 2.0)
+
+
 def test_focal_loss_is_that_of_the_formula():
     x, y = RNG.normal(0, 4, [50]), RNG.integers(0, 2, [50])
     p = 1 / (1 + np.exp(-x))

@@ -1,11 +1,12 @@
 """How long will a protocol take? An estimate from short trials before it starts, and what to do where the time is short.
 
-A trial runs the protocol itself on a few images of one endpoint, for few and for some more passes over them (epochs, costs, episodes):
-the difference is the price of a pass, the rest is paid once an endpoint. A pass costs in proportion to rows times features.
+A trial runs the protocol itself on one endpoint of a few images. Three of them (few passes; more passes; more images) tell three
+prices: what is paid once an endpoint, what a row costs, and what each pass (epoch, cost, episode) over a row costs.
 """
 
 import collections
 import dataclasses
+import math
 import time
 
 import numpy as np
@@ -26,32 +27,30 @@ ORDER = (
     "surface_normals",
     "detection",
 )  # cheap first
-QUICK = {  # settings that answer in a fraction of the time
-    "svm": {"costs": "0.1,1,10,100", "folds": 2},
+QUICK = {  # settings that answer in a fraction of the time; train_labels: at most so many, or five of each class
+    "logistic": {"train_labels": 1000},
+    "svm": {"train_labels": 1000, "costs": "0.1,1,10,100", "folds": 2},
     "few_shot": {"episodes": 100},
     "low_shot": {"samples": 2, "shots": (1, 4, 16, 64), "costs": "0.1,1,10,100"},
-    "mlp": {"epochs": 30, "decay_epochs": (10, 20), "l2": 1e-4},
-    "segmentation": {"epochs": 15},
-    "surface_normals": {"epochs": 15},
-    "detection": {"epochs": 10},
+    "mlp": {"train_labels": 1000, "epochs": 60, "decay_epochs": (20, 40), "l2": 1e-4},
+    "segmentation": {"train_labels": 500, "epochs": 15},
+    "surface_normals": {"train_labels": 500, "epochs": 15},
+    "detection": {"train_labels": 500, "epochs": 15},
 }
-_TRIALS = {  # settings of a short trial, and of a longer one
+_TRIALS = {  # settings of trials, with few passes and with more
     "knn": ({}, {}),
-    "logistic": ({"max_iterations": 2, "l2": 1e-4}, {"max_iterations": 8, "l2": 1e-4}),
+    "logistic": ({}, {}),
     "svm": ({"costs": "1", "folds": 2}, {"costs": "0.1,1,10", "folds": 2}),
     "few_shot": ({"episodes": 6, "shots": (1,)}, {"episodes": 30, "shots": (1,)}),
     "low_shot": ({"samples": 1, "shots": (1,), "costs": "1"}, {"samples": 1, "shots": (1,), "costs": "0.1,1,10"}),
     "mlp": ({"epochs": 2, "decay_epochs": (), "l2": 1e-4}, {"epochs": 8, "decay_epochs": (), "l2": 1e-4}),
-    **dict.fromkeys(("segmentation", "surface_normals", "detection"), ({"epochs": 1}, {"epochs": 4})),
+    **dict.fromkeys(("segmentation", "surface_normals", "detection"), ({"epochs": 1}, {"epochs": 5})),
 }
-_ROWS, _IMAGES = 1000, 24  # of a trial, at most: of features; of a dense protocol, which sees whole images
-_UPDATES = 50  # of L-BFGS in a fit, about as many as it ordinarily takes
+_ROWS, _IMAGES = 500, 16  # of the smaller sample, at most: of features; of a dense protocol, which sees whole images
 
 
 def passes(protocol, settings):
     """How often a protocol goes through its images, in a unit of its own."""
-    if protocol == "logistic":
-        return min(settings["max_iterations"], _UPDATES) * (4 if settings["l2"] == "select" else 1)
     if protocol == "svm":
         return _costs(settings) * settings["folds"]
     if protocol == "few_shot":
@@ -69,42 +68,46 @@ def _costs(settings):
     return len(svm.check(settings["costs"]))
 
 
-Price = collections.namedtuple("Price", ["once", "each"])
-Price.__doc__ = (
-    """Seconds of a protocol: `once` for each endpoint, and `each` for a pass over one row of one feature."""
-)
+Price = collections.namedtuple("Price", ["once", "row", "each"])
+Price.__doc__ = """Seconds: `once` for each endpoint, `row` for a unit of `work`, `each` for a pass over one."""
 
 
-def rows_of(protocol, train, test):
-    """What the time of a pass is in proportion to, of numbers of images."""
+def work(protocol, train, test, dims):
+    """What the time on an endpoint of `dims` features is in proportion to, of `train` and `test` images."""
     if protocol == "knn":
-        return train * test
+        return train * test * dims
+    if protocol == "svm":  # it works with the products of all pairs of rows where these are fewer than features
+        return train * min(train, dims)
     if protocol == "few_shot":
-        return 1  # an episode has as many images whatever there are
-    return min(train, 10_000) + test if protocol == "low_shot" else train
+        return dims  # an episode has as many images whatever there are
+    return (min(train, 10_000) + test if protocol in ("low_shot", *downstream.DENSE) else train) * dims
 
 
-def measured(protocol, settings, run, rows, features):
+def measured(protocol, settings, trials):
     """The `Price` by trials.
 
     Args:
-      protocol: its name.
-      settings: its settings.
-      run: function settings -> None, the protocol on the trial's images.
-      rows, features: of the trial; see `rows_of`.
+      protocol, settings: what is to be estimated.
+      trials: [(function settings -> None that runs the protocol on a sample, the sample's `work`)] of a smaller and a larger sample.
     """
-    took, counts = [], []
-    for trial in (_TRIALS[protocol][0], *_TRIALS[protocol]):  # the first pays for what is traced once in a process
-        mine = {**settings, **trial}
+    (small, few), (large, many) = trials
+    short, long = ({**settings, **trial} for trial in _TRIALS[protocol])
+
+    def took(run, settings):
         begun = time.perf_counter()
-        run(mine)
-        took.append(time.perf_counter() - begun)
-        counts.append(passes(protocol, mine))
-    (_, short, long), (_, few, many) = took, counts
-    if few == many:
-        return Price(0.0, min(short, long) / (features * rows * few))
-    each = max(long - short, 0.0) / (many - few)
-    return Price(max(short - few * each, 0.0), each / (features * rows))
+        run(settings)
+        return time.perf_counter() - begun
+
+    took(small, short)  # what is traced once in a process
+    base, more_passes, more_rows = took(small, short), 0.0, took(large, short)
+    p, q = passes(protocol, short), passes(protocol, long)
+    each = 0.0
+    if q > p:
+        more_passes = took(small, long)
+        each = max(more_passes - base, 0.0) / ((q - p) * few)
+    base, more_rows = base - each * p * few, more_rows - each * p * many
+    row = max(more_rows - base, 0.0) / (many - few) if many > few else 0.0
+    return Price(max(base - row * few, 0.0), row, each)
 
 
 def sample(features, endpoint, count, seed=0):
@@ -200,43 +203,73 @@ def of_features(protocol, settings, train, test, endpoints, counts, modules, com
 
     `common`: settings of all protocols. Pixels are counted for one module.
     """
-    largest = max(endpoints, key=lambda name: train.endpoints[name].shape[1])
-    few, ask = sample(train, largest, _ROWS), sample(test, largest, _ROWS)
-    each, pixels = [train.endpoints[n].shape[1] for n in endpoints if n != "pixels"], "pixels" in endpoints
-    dims = modules * sum(each) + (train.endpoints["pixels"].shape[1] if pixels else 0)
-    sizes = rows_of(protocol, len(few.labels), len(ask.labels)), few.endpoints[largest].shape[1]
-    settings = _listed(settings)
+    dims = {name: train.endpoints[name].shape[1] for name in endpoints}
+    largest, settings, trials = max(endpoints, key=dims.get), _listed(settings), []
+    few = min(_ROWS, len(train.labels) // 2)
+    for rows in (few, 2 * few):
+        parts = sample(train, largest, rows), sample(test, largest, rows)
 
-    def run(trial):
-        downstream.run(protocol, few, ask, **{**common, **trial})
+        def run(trial, parts=parts):
+            downstream.run(protocol, *parts, **{**common, **trial})
 
+        trials.append((run, work(protocol, *(len(part.labels) for part in parts), dims[largest])))
     try:
-        price = measured(protocol, settings, run, *sizes)
+        price = measured(protocol, settings, trials)
     except UserError:  # it will say so itself, and that takes no time
         return lambda settings: 0.0
 
     def seconds(settings):
-        rows = sum(rows_of(protocol, count, len(test.labels)) for count in counts)
-        endpoints = len(counts) * (modules * len(each) + pixels)
-        return endpoints * price.once + price.each * dims * rows * passes(protocol, _listed(settings))
+        each, total = price.row + price.each * passes(protocol, _listed(settings)), 0.0
+        for count in dict.fromkeys(limited(count, settings, train.labels) for count in counts):
+            for name in endpoints:
+                one = price.once + each * work(protocol, count, len(test.labels), dims[name])
+                total += one * (1 if name == "pixels" else modules)
+        return total
 
     return seconds
 
 
+def limited(count, settings, labels):
+    """How many of `count` labels a protocol learns from whose settings may have quick ones' "train_labels"."""
+    limit = settings.get("train_labels")
+    return count if limit is None else min(count, max(limit, 5 * len(np.unique(labels))))
+
+
 def of_maps(protocol, settings, module, sources, names, modules, common):
-    """The same of a dense protocol; `names` of the endpoints, None for all maps and pixels. Rows are images, and maps are of one size."""
-    few = {part: spread(source, _IMAGES) for part, source in sources.items()}
-    function = getattr(downstream, protocol).run
+    """The same of a dense protocol; `names` of the endpoints, None for all maps and pixels."""
+    from tfssl.downstream import maps
 
-    def run(trial):
-        function(module, **few, endpoints=names, **{**common, **trial})
+    function, trials = getattr(downstream, protocol).run, []
+    size = maps.image_sides(sources["train"], settings["size"])
+    names = maps.check_endpoints(module, size, protocol, names, settings.get("trunk", "frozen") != "frozen")
+    values = {name: np.prod(size) * 3 if name == "pixels" else np.prod(module.shapes(size)[name]) for name in names}
+    largest = max(names, key=values.get)
+    few = min(_IMAGES, sources["train"].num_examples // 2)
+    for images in (few, 2 * few):
+        parts = {part: spread(source, images) for part, source in sources.items() if part != "val"}
 
+        def run(trial, parts=parts):
+            function(module, **parts, endpoints=[largest], **{**common, **trial})
+
+        trials.append((run, work(protocol, *(parts[p].num_examples for p in ("train", "test")), values[largest])))
     try:
-        price = measured(protocol, settings, run, few["train"].num_examples, 1)
+        price = measured(protocol, settings, trials)
     except UserError:
         return lambda settings: 0.0
-    images = sources["train"].num_examples
-    return lambda settings: modules * (price.once + price.each * images * passes(protocol, settings))
+
+    def seconds(settings):
+        images = min(sources["train"].num_examples, settings.get("train_labels", math.inf))
+        on = {
+            name: price.once + price.row * work(protocol, images, sources["test"].num_examples, values[name])
+            for name in names
+        }
+        on = {
+            name: its + price.each * passes(protocol, settings) * work(protocol, images, 0, values[name])
+            for name, its in on.items()
+        }
+        return sum(its * (1 if name == "pixels" else modules) for name, its in on.items())
+
+    return seconds
 
 
 def _listed(settings):

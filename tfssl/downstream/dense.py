@@ -25,7 +25,7 @@ class Task:
     Attributes:
       protocol, metric: their names; `value` of a result is in [0, 1], the higher the better.
       mirrored: whether heads learn from mirrored images too.
-      size: (height, width) of all images, which `run` sets.
+      size: (height, width) of all images, and seed: of chance in the views, which `run` sets.
     """
 
     protocol = metric = None
@@ -38,6 +38,10 @@ class Task:
     def mirror(self, image, answers):
         """Graph function: what `read` gives, of the mirrored image."""
         raise NotImplementedError
+
+    def others(self):
+        """The further views of training images: functions (image, answers, the image's number) -> (image, answers)."""
+        return [lambda image, answers, _: self.mirror(image, answers)] if self.mirrored else []
 
     def prepare(self, maps, source):
         """From all training images (`Maps`): what the head needs to know, such as how many classes there are."""
@@ -110,10 +114,11 @@ def run(
     """
     check_choice("trunk", trunk, TRUNKS)
     task.size = size = image_sides(train, size)
+    task.seed = seed
     names = check_endpoints(module, size, task.protocol, endpoints, skip_pixels or trunk != "frozen")
     kept = names if trunk == "frozen" else [IMAGES]
     parts = {
-        part: Maps(module, source, kept, task.read, task.mirror if task.mirrored and part == "train" else None)
+        part: Maps(module, source, kept, task.read, task.others() if part == "train" else ())
         for part, source in (("train", train), ("test", test), ("val", val))
         if source
     }
@@ -126,7 +131,7 @@ def run(
 
     def fit(name, images, title):
         tf.keras.utils.set_random_seed(seed)
-        rows = learned.rows(images, mirrored=True)
+        rows = learned.rows(images, all_views=True)
         network = Network(task.head(), module, learned, name, rows, trunk, trunk_rate)
         loss = learn(network, task.loss, targets, rows, epochs, batch_size, learning_rate, seed, title)
         return predictor(network, task.decode), loss

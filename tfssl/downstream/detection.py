@@ -38,6 +38,8 @@ def run(
     layers=2,
     units=128,
     mirrored=True,
+    jitter=(1.0, 1.0),
+    jittered_views=4,
     learning_rate=0.001,
     epochs=40,
     **settings,
@@ -49,21 +51,37 @@ def run(
         "difficult" (see `tfssl.data.boxes`). Images are scaled to fit `size`, and padded with black below or to the right.
       layers, units: of each of the two towers.
       mirrored: learn from mirrored images too.
+      jitter: (least, largest) scale of further views of each training image, uniformly distributed: enlarged and cropped, or reduced and
+        padded with black, at a random place (large-scale jitter: Ghiasi et al., arXiv 2012.07177, 0.1 to 2). (1, 1): none.
+      jittered_views: how many of each image, half of them mirrored where `mirrored`; they are drawn once. An epoch passes over all views.
 
     Returns:
       a list of results, which say more than others "coco_ap": AP over IoUs from 0.5 to 0.95, "per_class": {name: AP50}. Difficult objects
       are neither learned nor asked for.
     """
-    task = Detection(layers, units, mirrored)
-    shape = {"layers": layers, "units": units}
+    jitter = check_jitter(jitter)
+    task = Detection(layers, units, mirrored, jitter, jittered_views if jitter != (1.0, 1.0) else 0)
+    shape = {"layers": layers, "units": units, "jitter": list(jitter)}
     return dense.run(task, module, train, test, val, learning_rate=learning_rate, epochs=epochs, **shape, **settings)
+
+
+def check_jitter(jitter):
+    """(least, largest) scale as floats; UserError unless they are two rising numbers above 0."""
+    try:
+        low, high = (float(value) for value in jitter)
+    except (TypeError, ValueError):
+        low, high = 0.0, 0.0
+    if not 0 < low <= high <= 8:
+        raise UserError(f"detection: jitter={jitter}: give the least and the largest scale, such as 0.5,2")
+    return low, high
 
 
 class Detection(dense.Task):
     protocol, metric = "detection", "AP50"
 
-    def __init__(self, layers, units, mirrored):
+    def __init__(self, layers, units, mirrored, jitter=(1.0, 1.0), jittered_views=0):
         self.layers, self.units, self.mirrored = layers, units, mirrored
+        self.scales, self.jittered_views = jitter, jittered_views
 
     def read(self, example):
         sides = tf.cast(image.image_size(example["image"]), tf.float32)
@@ -91,9 +109,53 @@ class Detection(dense.Task):
         boxes = tf.stack([top, width - right, bottom, width - left], 1)
         return pixels[:, ::-1], {**answers, "boxes": boxes}
 
+    def others(self):
+        def of_number(number):
+            def view(pixels, answers, index):
+                if self.mirrored and number % 2:
+                    pixels, answers = self.mirror(pixels, answers)
+                seed = tf.stack([tf.cast(index, tf.int64), tf.constant(self.seed * 1009 + number, tf.int64)])
+                draws = tf.random.stateless_uniform([3], seed)
+                low, high = self.scales
+                return self.rescaled(pixels, answers, low + (high - low) * draws[0], draws[1:])
+
+            return view
+
+        return [*super().others(), *map(of_number, range(self.jittered_views))]
+
+    def rescaled(self, pixels, answers, scale, place):
+        """The view of an image enlarged or reduced by `scale`, and cut out of it, or put on black, at `place`.
+
+        Args:
+          pixels: uint8 [H, W, 3]; answers: as `read` gives them.
+          scale: of both sides, rounded to whole pixels.
+          place: [2] in [0, 1), down and across: 0 cuts at the top and puts at the top.
+
+        Returns:
+          (uint8 [H, W, 3], answers), whose boxes are those of the view, cut where it ends: one of which less than a quarter is left
+          counts as difficult; one that is gone has class -1.
+        """
+        size = tf.constant(self.size, tf.int32)
+        sides = tf.maximum(tf.cast(tf.round(scale * tf.cast(size, tf.float32)), tf.int32), 1)
+        room = sides - size  # to cut away; negative: to fill
+        offset = tf.cast(tf.floor(place * tf.cast(tf.abs(room) + 1, tf.float32)), tf.int32)
+        cut, put = tf.where(room > 0, offset, 0), tf.where(room < 0, offset, 0)
+        resized = tf.cast(tf.round(tf.image.resize(pixels, sides, antialias=True)), tf.uint8)
+        kept = tf.minimum(sides, size)
+        resized = resized[cut[0] : cut[0] + kept[0], cut[1] : cut[1] + kept[1]]
+        resized = tf.image.pad_to_bounding_box(resized, put[0], put[1], *self.size)
+        factor = tf.cast(sides, tf.float32) / tf.cast(size, tf.float32)
+        whole = answers["boxes"] * tf.tile(factor, [2]) + tf.cast(tf.tile(put - cut, [2]), tf.float32)
+        boxes = tf.clip_by_value(whole, 0.0, tf.tile(tf.cast(size, tf.float32), [2]))
+        seen, of = (tf.reduce_prod(b[:, 2:] - b[:, :2], 1) for b in (boxes, whole))
+        difficult = answers["difficult"] | (seen < 0.25 * of)
+        classes = tf.where(seen > 0, answers["classes"], tf.constant(-1, answers["classes"].dtype))
+        view = {**answers, "boxes": boxes, "classes": classes, "difficult": difficult}
+        return tf.ensure_shape(resized, [*self.size, 3]), view
+
     def prepare(self, maps, source):
         self.names = source.class_names
-        boxes = np.concatenate([answers["boxes"] for answers in maps.answers])
+        boxes = np.concatenate([answers["boxes"][answers["classes"] >= 0] for answers in maps.answers])
         if not len(boxes):
             raise UserError(f"{source.spec} {source.split}: no image shows an object: nothing to learn")
         sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)

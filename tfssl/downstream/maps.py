@@ -60,27 +60,28 @@ class Maps:
       source: a `tfssl.data.Source`.
       names: endpoints; "pixels": blocks of the image; "images": the image itself, uint8.
       read: graph function of an example -> (image uint8 [height, width, 3], all of one size; dict of what is to be told of it).
-      mirror: graph function of what `read` gave -> the same for the mirrored image, which follows it as one more row; None: no such rows.
+      others: graph functions of what `read` gave, and the image's number in the split -> the same for another view of the image, such as
+        its mirror image, which follows it as one more row.
       batch_size: images at a time through the module.
 
     Attributes:
-      arrays: {name: [R, h, w, C]}, with a row for each image, or two with `mirror`.
+      arrays: {name: [R, h, w, C]}, with a row for each view of each image.
       answers: list of R dicts of NumPy arrays.
-      views: rows of each image, 1 or 2.
+      views: rows of each image, 1 + len(others).
       dropped: names of the images that could not be read.
       shown: {number of an image: uint8 [height, width, 3]}, of about SHOWN that are spread over the source.
     """
 
-    def __init__(self, module, source, names, read, mirror=None, batch_size=8):
-        self.views, self.answers, self.arrays, self.shown = 1 + bool(mirror), [], {}, {}
+    def __init__(self, module, source, names, read, others=(), batch_size=8):
+        self.views, self.answers, self.arrays, self.shown = 1 + len(others), [], {}, {}
         self._files, self._filled = contextlib.ExitStack(), 0
 
         def load(record):
             example = source.fetch(record)
             one = read(example)
-            both = [one, mirror(*one)] if mirror else [one]
+            all_views = [one, *(other(*one, example["index"]) for other in others)]
             # Rows of equal shape whatever the number of boxes: a data set's batches, one image each.
-            return example["index"], tf.nest.map_structure(lambda *views: tf.stack(views), *both)
+            return example["index"], tf.nest.map_structure(lambda *views: tf.stack(views), *all_views)
 
         source.probe()
         loaded, waiting, index = source.records().map(load, tf.data.AUTOTUNE).ignore_errors(), [], []
@@ -105,9 +106,9 @@ class Maps:
         """Images."""
         return len(self.answers) // self.views
 
-    def rows(self, images, mirrored=False):
-        """Rows of some images (int [n]): the images themselves, and with `mirrored` their mirrored views where there are any."""
-        views = self.views if mirrored else 1
+    def rows(self, images, all_views=False):
+        """Rows of some images (int [n]): the images themselves, and with `all_views` their other views where there are any."""
+        views = self.views if all_views else 1
         return (np.asarray(images)[:, None] * self.views + np.arange(views)).reshape(-1)
 
     def _keep(self, module, names, images, source):

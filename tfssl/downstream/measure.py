@@ -3,6 +3,7 @@
 import functools
 
 from tfssl import downstream
+from tfssl.data.subset import spread
 from tfssl.downstream import budget as times
 from tfssl.downstream import features, low_shot, splits
 from tfssl.errors import UserError
@@ -66,7 +67,10 @@ def on_features(
             if settings is None:
                 continue
         together = getattr(getattr(downstream, protocol), "ONE_PASS", False)
-        for count in counts:
+        settings = dict(settings)
+        these = dict.fromkeys(times.limited(count, settings, train.labels) for count in counts)
+        settings.pop("train_labels", None)
+        for count in these:
             for names in [endpoints] if together else [[endpoint] for endpoint in endpoints]:
                 mine = {"val": val, "endpoints": names, "train_labels": count, **common, **settings}
                 try:
@@ -131,8 +135,10 @@ def on_maps(protocols, module, sources, pixels_of=(), optional=(), left_out=prin
                 settings = budget.permit(protocol, asked, prepare)
                 if settings is None:
                     continue
-            run = getattr(downstream, protocol).run
-            results = run(module, **sources, skip_pixels=protocol in pixels_of, **common, **settings)
+            run, settings, parts = getattr(downstream, protocol).run, dict(settings), dict(sources)
+            if "train_labels" in settings:
+                parts["train"] = spread(parts["train"], settings.pop("train_labels"))
+            results = run(module, **parts, skip_pixels=protocol in pixels_of, **common, **settings)
         except UserError as error:
             if protocol in optional:
                 left_out(f"left out: {protocol}: {error}")
