@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import runs
 import tensorflow as tf
+from absl import flags
 
 import tfssl
 from tfssl import downstream
 from tfssl.data.overlap import overlap as shared
 from tfssl.downstream import handles
+from tfssl.downstream.record import Record
 from tfssl.errors import UserError
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "downstream"))
@@ -334,6 +336,7 @@ def test_help_is_quick_and_complete():
         (["--module=m", "--test_split="], "--test_split is empty"),
         (["--module=m", "--pool=min"], "--pool=min.*adaptive_max"),
         (["--module=m", "--knn_k=0"], "--knn_k=0"),
+        (["--module=m", "--protocol=knn", "--budget_minutes=3"], "--budget_minutes=3 is of --protocol=all"),
         (["--module=m", "--epoch=first"], "--epoch=first.*best"),
         (["--modul=m"], "modul"),
         (["--module=m", "stray"], "'stray'"),
@@ -396,6 +399,20 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
         ([ours, data, "--protocol=low_shot", "--low_shot_k=one"], ["shots=['one']", "such as 1,2,4"]),
         ([ours, data, "--protocol=few_shot", "--few_shot_ways=1"], ["ways=1"]),
         ([ours, data, "--protocol=few_shot", "--val_fraction=0"], ["--few_shot_ridges and --val_fraction=0"]),
+        # What the labels do not permit is refused before images pass through the module.
+        (
+            [ours, data, "--protocol=knn,logistic,few_shot", "--few_shot_k=5,19"],
+            ["--protocol=few_shot: shots=5,19: class bright has 16 images to learn from in folder:"],
+        ),
+        (
+            [ours, data, "--protocol=knn,low_shot", "--low_shot_k=1,21"],
+            ["--protocol=low_shot: shots=1,21: class bright has 20 images"],
+        ),
+        ([ours, data, "--protocol=few_shot", "--few_shot_k=5", "--train_labels=12"], ["class bright has 3 images"]),
+        (
+            [ours, "--dataset=glyphs", "--train_split=train[:1]", "--protocol=knn"],
+            ["--protocol=knn: glyphs train[:1]: all 1 images to learn from are of one class, A: nothing to tell apart"],
+        ),
         ([ours, data, "--protocol=mlp", "--mlp_decay_epochs=60,200"], ["mlp: decay_epochs=60,200", "within the 180"]),
         ([ours, data, "--protocol=linear_sgd", "--sgd_decay_epochs=a"], ["linear_sgd: decay_epochs", "such as 30,50"]),
         ([ours, data, "--train_labels=1000"], ["train_labels=1000", "60"]),
@@ -446,11 +463,32 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
         (["modules/photos/1/", "b.tar.gz"], {"photos": "modules/photos/1/", "b": "b.tar.gz"}),
         (["x=a/1", "a/1"], {"x": "a/1", "a": "a/1"}),
         (["u/a/1", "v/a/1"], {"u/a/1": "u/a/1", "v/a/1": "v/a/1"}),
+        (["lr=0.1", "wd=0/module/4"], {"lr": "0.1", "wd": "0/module/4"}),  # there is no such folder
         (["https://h/m/1?f=2"], {"1?f=2": "https://h/m/1?f=2"}),
         (["r1.5=https://h/m?f=2"], {"r1.5": "https://h/m?f=2"}),
     ],
 )
 def test_names_of_modules(values, expected):
+    assert handles.named(values) == expected
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("lr=0.1/module/4", {"lr=0.1": "lr=0.1/module/4"}),  # hydra's habit
+        ("lr=0.1,wd=0/module/4", {"lr=0.1,wd=0": "lr=0.1,wd=0/module/4"}),
+        ("mine=lr=0.1,wd=0/module/4,lr=0.1/module/4", {"mine": "lr=0.1,wd=0/module/4", "lr=0.1": "lr=0.1/module/4"}),
+        ("lr=0.1/module/4,x=a,b,a", {"lr=0.1": "lr=0.1/module/4", "x": "a,b", "a": "a"}),
+        ('"x=a,b",a', {"x": "a,b", "a": "a"}),
+        ("a,b", {"a,b": "a,b"}),  # what exists as a whole goes first
+        ('y=a,"c,d"', {"y": "a", "c,d": "c,d"}),  # quoted: one handle, though it does not exist
+    ],
+)
+def test_folders_named_by_their_settings(tmp_path, monkeypatch, text, expected):
+    for folder in ("lr=0.1/module/4", "lr=0.1,wd=0/module/4", "a", "b", "a,b"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    values = flags.DEFINE_list("module", None, "", flags.FlagValues())._flagvalues["module"].parser.parse(text)
     assert handles.named(values) == expected
 
 
@@ -536,6 +574,57 @@ def test_labels_and_masks_of_one_data_set(tfssl_command, modules_dir, tmp_path):
 
 
 @pytest.fixture(scope="module")
+def half_broken(tmp_path_factory):
+    """A module one of whose endpoints is not a number for bright images."""
+    folder = tmp_path_factory.mktemp("broken")
+    module = tf.train.Checkpoint()
+    level = lambda x: tf.reduce_mean(x, [1, 2])  # noqa: E731
+    module.__call__ = tf.function(
+        lambda x: {"good": level(x), "odd": tf.math.log(0.5 - level(x))},
+        input_signature=[tf.TensorSpec([None, 16, 16, 3])],
+    )
+    tf.saved_model.save(module, str(folder / "m"), signatures={})
+    return folder / "m"
+
+
+def test_what_is_refused_takes_nothing_along(tfssl_command, modules_dir, half_broken, images, tmp_path):
+    """A module's endpoint that is no number is refused where it is met; all else is measured, written and in the table."""
+    process = tfssl_command(
+        "evaluate", f"--module=broken={half_broken},ours={modules_dir}/ours/1", f"--dataset=folder:{images}",
+        "--protocol=knn,few_shot", "--few_shot_k=1", "--few_shot_episodes=6", f"--workdir={tmp_path}",
+    )  # fmt: skip
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    *_, line = process.stderr.splitlines()
+    what = "module '.*/m': endpoint odd is infinite or not a number for [0-9]+ of 59 images of folder:"
+    assert re.match(f"tfssl-eval: the other results stand; knn: {what}", line)
+    record = json.loads((tmp_path / "results.json").read_text())
+    found = {(r["module"], r["protocol"], r["endpoint"]) for r in record["results"]}
+    ours = {("ours", p, e) for p in ("knn", "few_shot") for e in ("stem", "block", "pre_logits")}
+    assert found == ours | {("broken", p, e) for p in ("knn", "few_shot") for e in ("good", "pixels")}
+    assert record["finished"] and re.match(f"knn: {what}", record["refused"][0])
+    assert re.search(r"\n  +pre_logits +\d", process.stdout) and "odd" in (tmp_path / "report.html").read_text()
+
+
+def test_results_are_written_as_they_come(tmp_path):
+    """A process that is killed leaves what it has measured."""
+    said = []
+    record = Record(str(tmp_path), ["logistic", "knn"], said.append, baselines={"chance": 0.5}, command=["c"])
+    record.modules |= {"a": {}, "b": {}}
+    result = {"endpoint": "e", "metric": "accuracy", "value": 0.5, "val_value": 0.4, "train_labels": 9, "seconds": 1.0}
+    written = []
+
+    def results():
+        for protocol in ("knn", "logistic"):
+            yield {"protocol": protocol, **result}
+            written.append(json.loads((tmp_path / "results.json").read_text()))
+
+    record.add("a", results())
+    assert [len(w["results"]) for w in written] == [1, 2] and not any(w["finished"] for w in written)
+    assert [r["protocol"] for r in written[1]["results"]] == ["logistic", "knn"]  # in the order of the table
+    assert all(r["chosen"] and r["module"] == "a" for r in written[1]["results"]) and len(said) == 2
+
+
+@pytest.fixture(scope="module")
 def everything(tfssl_command, images, tmp_path_factory):
     """--protocol=all of a module that says how it was trained: (workdir, finished process)."""
     folder = tmp_path_factory.mktemp("all")
@@ -547,7 +636,8 @@ def everything(tfssl_command, images, tmp_path_factory):
     process = tfssl_command(
         "evaluate", f"--module=made={folder}/made", f"--dataset=folder:{images}", "--endpoints=block4,pre_logits,pixels",
         "--protocol=all", "--train_labels=20", "--low_shot_k=1,4,16", "--low_shot_samples=1", "--few_shot_k=1", "--few_shot_ways=2",
-        "--few_shot_episodes=6", "--svm_costs=1", "--mlp_epochs=2", "--mlp_decay_epochs=1", "--mlp_hidden=8", "--mlp_l2=1e-3",
+        "--few_shot_episodes=6", "--budget_minutes=0", "--svm_costs=1", "--mlp_epochs=2", "--mlp_decay_epochs=1", "--mlp_hidden=8",
+        "--mlp_l2=1e-3",
         f"--workdir={folder}/out",
     )  # fmt: skip
     assert process.returncode == 0, process.stdout + process.stderr

@@ -198,7 +198,7 @@ def define_flags():
 
 def main(_):
     start = time.time()
-    named, (protocols, optional) = handles.named(FLAGS.module), read_protocols()
+    named, (protocols, optional), minutes = handles.named(FLAGS.module), read_protocols(), read_budget()
     from tfssl.data import open_source, overlap
     from tfssl.downstream import budget, measure, modules, needs, splits
     from tfssl.downstream.record import Record
@@ -213,7 +213,6 @@ def main(_):
     left_out = list(dict.fromkeys(note for source in sources.values() for note in source.notes()))
     table_order = list(protocols)
     protocols = needs.permitted(protocols, sources.values(), optional, left_out.append)
-    minutes = read_budget()
     if minutes:  # the cheapest first
         protocols = dict(
             sorted(protocols.items(), key=lambda item: item[0] in optional and 1 + budget.ORDER.index(item[0]))

@@ -49,9 +49,17 @@ def test_rescaled_views_show_the_objects_where_their_boxes_are(scale):
         view, told = view.numpy(), {key: value.numpy() for key, value in told.items()}
         assert view.shape == (40, 60, 3)
         height, width = round(40 * scale), round(60 * scale)
-        shift = [int(np.floor(p * (abs(a - b) + 1))) * (-1 if a > b else 1) for p, a, b in zip(place, (height, width), (40, 60))]  # noqa: B905
+        shift = [
+            int(np.floor(p * (abs(a - b) + 1))) * (-1 if a > b else 1)
+            for p, a, b in zip(place, (height, width), (40, 60))
+        ]  # noqa: B905
         for c, (top, left, bottom, right) in enumerate(boxes):
-            whole = [top * height / 40 + shift[0], left * width / 60 + shift[1], bottom * height / 40 + shift[0], right * width / 60 + shift[1]]
+            whole = [
+                top * height / 40 + shift[0],
+                left * width / 60 + shift[1],
+                bottom * height / 40 + shift[0],
+                right * width / 60 + shift[1],
+            ]
             cut = np.clip(whole, 0, [40, 60, 40, 60])
             np.testing.assert_allclose(told["boxes"][c], cut, atol=1e-4)
             area = [max(0, b[2] - b[0]) * max(0, b[3] - b[1]) for b in (cut, whole)]

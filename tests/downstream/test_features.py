@@ -84,9 +84,30 @@ def test_infinite_features_are_refused(tmp_path, source, scale, dtype):
     broken.__call__ = tf.function(lambda x: tf.reduce_mean(x, [1, 2]) * scale * scale, input_signature=[spec])
     tf.saved_model.save(broken, str(tmp_path / "m"), signatures={})
     with pytest.raises(
-        UserError, match="endpoint output is infinite" + (".*use float32" if dtype == "float16" else "")
+        UserError,
+        match="endpoint output is infinite or not a number for 11 of 11 images of folder:.*the first: "
+        + (".*use float32" if dtype == "float16" else ""),
     ):
         extract(str(tmp_path / "m"), source, dtype=dtype)
+
+
+def test_one_endpoint_that_is_no_number_leaves_the_others(tmp_path, source, caplog):
+    broken = tf.train.Checkpoint()
+    spec = tf.TensorSpec([None, 16, 16, 3])
+    level = lambda x: tf.reduce_mean(x, [1, 2])  # noqa: E731
+    broken.__call__ = tf.function(
+        lambda x: {"good": level(x), "odd": tf.math.log(level(x) - 0.4)}, input_signature=[spec]
+    )
+    tf.saved_model.save(broken, str(tmp_path / "m"), signatures={})
+    with caplog.at_level("WARNING", logger="absl"):
+        features = extract(str(tmp_path / "m"), source)
+    bad = int((~np.isfinite(features.endpoints["odd"])).any(1).sum())
+    assert 0 < bad < 11 and f"endpoint odd is infinite or not a number for {bad} of 11 images" in caplog.text
+    with pytest.raises(UserError, match=f"/m': endpoint odd is .* {bad} of 11 images"):
+        tfssl.downstream.run("knn", features, features)
+    assert len(tfssl.downstream.run("knn", features, features, endpoints=["good"])) == 1
+    with pytest.raises(UserError, match="endpoint odd"):
+        features.save(str(tmp_path / "features.npz"))
 
 
 def test_unreadable_images_are_dropped_and_named(module, pictures, tmp_path, caplog):

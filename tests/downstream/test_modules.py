@@ -2,6 +2,7 @@ import functools
 import http.server
 import io
 import os
+import re
 import shutil
 import tarfile
 import threading
@@ -191,6 +192,85 @@ def test_what_takes_no_such_images(modules_dir):
     for name in ("fixed", "signature"):
         with pytest.raises(UserError, match="does not take 32x32 float32 RGB images"):
             modules.load(modules_dir / name).shapes(32)
+
+
+def save_function(path, function, shape, dtype=tf.float32):
+    module = tf.train.Checkpoint()
+    module.__call__ = tf.function(function, input_signature=[tf.TensorSpec(shape, dtype)])
+    tf.saved_model.save(module, str(path), signatures={})
+    return modules.load(path)
+
+
+def mean(x):
+    return tf.reduce_mean(x, [1, 2])
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_batch_that_is_fixed(tmp_path, batch):
+    """Images go through B by B: the answers are NumPy's, of as many images as there are, known or not while it is traced."""
+    module = save_function(tmp_path / "m", lambda x: {"vector": mean(x), "map": x[:, ::2]}, [batch, 16, 16, 3])
+    assert module.sizes()[0] == 16 and module.shapes(16) == {"map": (8, 16, 3), "vector": (3,)}
+    of_any = tf.function(module.endpoints, input_signature=[tf.TensorSpec([None, 16, 16, 3])])
+    for run in (module.endpoints, of_any):
+        found = run(images())
+        np.testing.assert_allclose(found["vector"], np.mean(images(), (1, 2)), rtol=1e-5)
+        np.testing.assert_array_equal(found["map"], images()[:, ::2])
+
+
+def test_a_tuple_of_outputs(tmp_path):
+    one = save_function(tmp_path / "one", lambda x: {"a": (mean(x),)}, [None, 16, 16, 3])
+    np.testing.assert_allclose(one.endpoints(images())["a"], np.mean(images(), (1, 2)), rtol=1e-5)
+    two = save_function(tmp_path / "two", lambda x: (mean(x), x), [None, 16, 16, 3])
+    with pytest.raises(UserError, match=r"returns 2 tensors without names \(\[2, 3\], \[2, 16, 16, 3\]\).*dict"):
+        two.shapes(16)
+
+
+def test_what_a_module_takes_instead_is_said(tmp_path):
+    first = save_function(tmp_path / "first", lambda x: tf.reduce_mean(x, [2, 3]), [None, 3, 16, 16])
+    with pytest.raises(UserError, match=r"takes float32 \[N, 3, 16, 16\].*tf.transpose\(images, \[0, 3, 1, 2\]\)"):
+        first.shapes(16)
+    with pytest.raises(UserError, match=r"\[N, 3, 16, 16\], channels first"):
+        first.sizes()
+    numbers = save_function(tmp_path / "bytes", lambda x: mean(tf.cast(x, tf.float32)), [None, 16, 16, 3], tf.uint8)
+    with pytest.raises(UserError, match=r"\[N, 16, 16, 3\] in \[0, 1\]: it takes uint8 \[N, 16, 16, 3\]"):
+        numbers.shapes(16)
+
+
+def test_a_complaint_is_whole(tmp_path):
+    """What a module says itself comes last in what TensorFlow says, and may be long."""
+    why = "this encoder was trained on " + "very " * 60 + "bright images, and has seen none of these"
+
+    def picky(x):
+        tf.debugging.assert_greater(tf.reduce_max(x), 2.0, message=why)
+        return mean(x)
+
+    with pytest.raises(UserError, match="has seen none of these") as raised:
+        save_function(tmp_path / "picky", picky, [None, 16, 16, 3]).shapes(16)
+    assert "\n" not in str(raised.value) and "{{" not in str(raised.value)
+    model = tf.keras.Sequential(
+        [tf.keras.layers.Flatten(input_shape=(16, 16, 1)), tf.keras.layers.Dense(2, name="only")]
+    )
+    model.save(str(tmp_path / "gray"), save_format="tf")
+    with pytest.raises(UserError, match=r"it takes float32 \[N, 16, 16, 1\]"):
+        modules.load(tmp_path / "gray").shapes(16)
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_the_way_from_a_file_of_keras(tmp_path, ending, monkeypatch):
+    """The command that the message names makes a module of the same function."""
+    path = tmp_path / f"it's mine.{ending}"
+    model = tf.keras.Sequential([tf.keras.layers.Conv2D(2, 3, input_shape=(16, 16, 3)), tf.keras.layers.Flatten()])
+    model.save(str(path))
+    with pytest.raises(UserError, match="is a file, not a SavedModel's folder: python -c") as raised:
+        modules.load(path)
+    script = re.search(r'python -c "(.*)" writes', str(raised.value)).group(1)
+    exec(
+        script.replace("import keras; keras.", "import tensorflow as tf; tf.keras.")
+    )  # as the stack of this test has saved it
+    found = modules.load(path.with_suffix("")).endpoints(images())
+    np.testing.assert_allclose(
+        found["output"] if "output" in found else found["output_0"], model(images()), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_damaged_facts(modules_dir, tmp_path):

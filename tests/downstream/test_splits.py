@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from tfssl.downstream import splits
 from tfssl.downstream.features import Features
 from tfssl.downstream.splits import balanced, chosen_on, label_count, split, stratified
 from tfssl.errors import UserError
@@ -99,3 +100,12 @@ def test_unlabelled_and_unlike_sources_are_refused():
         split(*named)
     with pytest.raises(UserError, match="val_fraction"):
         split(train, train, val_fraction=1.0)
+
+
+def test_one_class_is_nothing_to_tell_apart():
+    one, two, third = features([0, 0, 0, 0]), features([0, 1, 0, 1]), features([2, 2, 2, 2])
+    for divide in (splits.split, splits.one_vs_rest):
+        with pytest.raises(UserError, match="all 4 images to learn from are of one class, 0: nothing to tell apart"):
+            divide(one, two)
+    with pytest.raises(UserError, match="no image is of a class"):
+        splits.split(two, two, val=third)

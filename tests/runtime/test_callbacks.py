@@ -44,12 +44,18 @@ def decay(variables, line):
         v.assign(v * 0.99)
 
 
-WEIGHTS = (np.random.default_rng(0).normal(size=[4, 5]).astype(np.float32), np.zeros(5, np.float32), np.ones(1, np.float32))
+WEIGHTS = (
+    np.random.default_rng(0).normal(size=[4, 5]).astype(np.float32),
+    np.zeros(5, np.float32),
+    np.ones(1, np.float32),
+)
 
 
 def test_ordinary_runs_give_no_alarm():
     rng = np.random.default_rng(0)
-    plateau = math.log(4) + 0.003 * rng.normal(size=30)  # a hard task that has not begun to learn: it wavers about chance
+    plateau = math.log(4) + 0.003 * rng.normal(
+        size=30
+    )  # a hard task that has not begun to learn: it wavers about chance
     assert told(Model(WEIGHTS), plateau, descend) == []
     memorized = [1.0, 0.5, 0.1, *[0.0] * 20]  # fine-tuning on few images ends at 0
     assert told(Model(WEIGHTS), memorized, descend) == []

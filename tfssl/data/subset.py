@@ -97,11 +97,11 @@ class LabelledAt(Source):
         return self._source.name(index)
 
 
-def spread(source, count):
+def spread(source, count, renumber=False):
     """At most `count` images, spread evenly over a source; of records, which would all have to be read for that, the first."""
     count = min(count, source.num_examples)
     reach = source.num_examples if source.random_access else count
-    return Subset(source, np.linspace(0, reach - 1, count).round().astype(int))
+    return Subset(source, np.linspace(0, reach - 1, count).round().astype(int), renumber)
 
 
 def nested(source, count, seed=0):

@@ -85,13 +85,14 @@ def run(protocol, train, test, **settings):
 
 
 def _scales(parts, names, protocol):
-    """{endpoint: the power of two that brings its largest value to 1}, of those whose squares would leave the range of float32."""
+    """{endpoint: the power of two that brings its largest value to between 4 and 8, about that of standardized features}, of those whose
+    squares would leave the range of float32."""
     found = {}
     for name in names:
         largest = max((part.largest(name) for part in parts if name in part.endpoints), default=0)
         low, high = _ORDINARY
         if 0 < largest < low or (largest > high and protocol in _OWN_SCALE):
-            found[name] = 2.0 ** -math.frexp(largest)[1]
+            found[name] = 2.0 ** (3 - math.frexp(largest)[1])
             logging.warning(
                 "%s: endpoint %s reaches %.2g: times %.2g for %s", parts[0].source, name, largest, found[name], protocol
             )

@@ -44,9 +44,9 @@ _TRIALS = {  # settings of trials, with few passes and with more
     "few_shot": ({"episodes": 6, "shots": (1,)}, {"episodes": 30, "shots": (1,)}),
     "low_shot": ({"samples": 1, "shots": (1,), "costs": "1"}, {"samples": 1, "shots": (1,), "costs": "0.1,1,10"}),
     "mlp": ({"epochs": 2, "decay_epochs": (), "l2": 1e-4}, {"epochs": 8, "decay_epochs": (), "l2": 1e-4}),
-    **dict.fromkeys(("segmentation", "surface_normals", "detection"), ({"epochs": 1}, {"epochs": 5})),
+    **dict.fromkeys(("segmentation", "surface_normals", "detection"), ({"epochs": 1}, {"epochs": 4})),
 }
-_ROWS, _IMAGES = 500, 16  # of the smaller sample, at most: of features; of a dense protocol, which sees whole images
+_ROWS, _IMAGES = 500, 4  # of the smaller sample, at most: of features; of a dense protocol, which sees whole images
 
 
 def passes(protocol, settings):
@@ -98,7 +98,8 @@ def measured(protocol, settings, trials):
         run(settings)
         return time.perf_counter() - begun
 
-    took(small, short)  # what is traced once in a process
+    if protocol not in downstream.DENSE:  # these are traced each time
+        took(small, short)  # what is traced once in a process
     base, more_passes, more_rows = took(small, short), 0.0, took(large, short)
     p, q = passes(protocol, short), passes(protocol, long)
     each = 0.0
@@ -160,6 +161,14 @@ class Budget:
         if protocol not in self.waiting:
             return settings
         begun = time.perf_counter()
+        if self.left <= 0:
+            self.waiting.remove(protocol)
+            self.decided[protocol] = None
+            self.note(
+                f"left out for lack of time: {protocol}: nothing of --budget_minutes={self.minutes:g} is left; --protocol={protocol} or "
+                "--budget_minutes=0 measures it"
+            )
+            return None
         estimate = prepare()
         seconds = estimate(settings)
         share, quick, how = self.left / len(self.waiting), {}, "full settings"
@@ -170,14 +179,15 @@ class Budget:
         if seconds > share:
             quick = {} if protocol in self.kept else QUICK.get(protocol, {})
             quickly = estimate({**settings, **quick})
-            full = f"{_clock(seconds)} estimated, of {_clock(self.left)} left of --budget_minutes={self.minutes:g}"
+            lasts = f"about {_clock(seconds)} in full" + (f", {_clock(quickly)} with quick settings" if quick else "")
+            of = f"{_clock(max(self.left, 0))} of --budget_minutes={self.minutes:g} are left"
             if quickly > self.left and not first:
-                self.note(f"left out for lack of time: {protocol}: {full}; {remedy}")
+                self.note(f"left out for lack of time: {protocol}: {lasts}; {of}; {remedy}")
                 chosen = None
             elif quick and quickly < seconds:
                 chosen, how = {**settings, **quick}, "quick settings"
                 shown = ", ".join(f"{key}={_shown(value)}" for key, value in quick.items())
-                self.note(f"quick settings: {protocol}: {shown}: in full {full}; {remedy}")
+                self.note(f"quick settings: {protocol}: {shown}: {lasts}; {of}; {remedy}")
                 seconds = quickly
         self.left -= time.perf_counter() - begun
         self.decided[protocol] = chosen
@@ -246,7 +256,7 @@ def of_maps(protocol, settings, module, sources, names, modules, common):
     largest = max(names, key=values.get)
     few = min(_IMAGES, sources["train"].num_examples // 2)
     for images in (few, 2 * few):
-        parts = {part: spread(source, images) for part, source in sources.items() if part != "val"}
+        parts = {part: spread(source, images, renumber=True) for part, source in sources.items() if part != "val"}
 
         def run(trial, parts=parts):
             function(module, **parts, endpoints=[largest], **{**common, **trial})

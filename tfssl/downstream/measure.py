@@ -137,7 +137,7 @@ def on_maps(protocols, module, sources, pixels_of=(), optional=(), left_out=prin
                     continue
             run, settings, parts = getattr(downstream, protocol).run, dict(settings), dict(sources)
             if "train_labels" in settings:
-                parts["train"] = spread(parts["train"], settings.pop("train_labels"))
+                parts["train"] = spread(parts["train"], settings.pop("train_labels"), renumber=True)
             results = run(module, **parts, skip_pixels=protocol in pixels_of, **common, **settings)
         except UserError as error:
             if protocol in optional:

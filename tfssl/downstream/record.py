@@ -55,7 +55,12 @@ class Record:
 
     def _content(self, **more):
         results = [report.without_picture(result) for result in self.results]
-        about = {"modules": self.modules, "notes": self.notes, "refused": list(self.refused.values()), **more}
+        about = {
+            "modules": self.modules,
+            "notes": self.notes,
+            "refused": [f"{what}: {reason}" for reason, what in self.refused.items()],
+            **more,
+        }
         return {"versions": report.versions(), **self.facts, **about, "results": results}
 
     def finish(self, title, **facts):

@@ -1,0 +1,66 @@
+"""What all protocols share: features that no solver can take are refused, and those of an extreme scale are measured."""
+
+import numpy as np
+import pytest
+
+from tfssl import downstream
+from tfssl.downstream.features import Features
+from tfssl.errors import UserError
+
+SETTINGS = {
+    "knn": {"k": 5},
+    "logistic": {},
+    "svm": {"costs": "1,10"},
+    "low_shot": {"shots": (4,), "samples": 2, "costs": "1,10"},
+    "few_shot": {"shots": (5,), "episodes": 20, "ridges": (0.1,)},
+    "mlp": {"epochs": 10, "decay_epochs": (8,), "hidden": 20, "l2": 1e-4},
+}
+
+
+def blobs(seed, change=lambda x: x):
+    """60 points of three clouds that are 4 deviations apart."""
+    y = np.arange(60) % 3
+    x = np.random.default_rng(seed).normal(size=[60, 6]) + 4 * np.eye(3, 6)[y]
+    return Features({"x": change(x.astype(np.float32))}, y, np.arange(60), num_classes=3, source=f"set {seed}")
+
+
+def measured(protocol, change):
+    (result,) = downstream.run(protocol, blobs(0, change), blobs(1, change), **SETTINGS[protocol])
+    return result
+
+
+@pytest.mark.parametrize("protocol", SETTINGS)
+def test_the_scale_of_features_may_be_extreme(protocol):
+    """Powers of two change no cosine, and no optimum of a rule that goes by the variance: what is measured is the same."""
+    ordinary = measured(protocol, lambda x: x)["value"]
+    assert ordinary > 0.8
+    for power in (123, -120):  # up to 8e37, and from 8e-37
+        result = measured(protocol, lambda x: x * np.float32(2.0**power))  # noqa: B023
+        assert result["value"] == pytest.approx(ordinary, abs=0.05)
+    assert result["scale"] > 1e30
+
+
+@pytest.mark.parametrize("protocol", SETTINGS)
+def test_constant_features_and_rows_of_zeros(protocol):
+    """Nothing to go by is chance; some rows without features are no obstacle."""
+    assert measured(protocol, lambda x: 0 * x + 7)["value"] == pytest.approx(1 / 3, abs=0.02)
+    assert measured(protocol, lambda x: x * (np.arange(60) % 10 > 0)[:, None])["value"] > 0.7
+
+
+@pytest.mark.parametrize("protocol", SETTINGS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_no_numbers_are_counted(protocol, bad):
+    def change(x):
+        x[[3, 5, 8], [0, 1, 2]] = bad
+        return x
+
+    with pytest.raises(
+        UserError, match=r"endpoint x is infinite or not a number for 3 of 60 images of set 0 \(the first: row 3\)"
+    ):
+        measured(protocol, change)
+
+
+def test_shapes_that_do_not_fit():
+    for values in (np.zeros([60]), np.zeros([59, 4])):
+        with pytest.raises(UserError, match="endpoint x has shape"):
+            downstream.run("knn", blobs(0, lambda x: values), blobs(1))  # noqa: B023
