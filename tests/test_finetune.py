@@ -269,3 +269,30 @@ def test_dry_run(encoder, photos, tmp_path, tfssl_command):
     for part in ("18 images", "18 labels", "trainable parameters", "estimated time"):
         assert part in done.stdout, (part, done.stdout)
     assert (tmp_path / "dry_run.png").exists() and not (tmp_path / "checkpoints").exists()
+
+
+def test_a_frozen_encoder_without_variables_is_published(tfssl_command, photos, tmp_path):
+    """A frozen graph has no variables, which --freeze permits from the start to the end."""
+    graph = tf.train.Checkpoint()
+    pooled = lambda x: tf.reshape(tf.nn.avg_pool2d(x, 4, 4, "VALID"), [-1, 48])  # noqa: E731
+    graph.__call__ = tf.function(pooled, input_signature=[tf.TensorSpec([None, 16, 16, 3])])
+    tf.saved_model.save(graph, str(tmp_path / "m"), signatures={})
+    flags = (f"--module={tmp_path}/m", "--endpoint=output", f"--dataset=folder:{photos}", *FLAGS, "--train_steps=8")
+    done = tfssl_command("finetune", *flags, f"--workdir={tmp_path}/run", "--freeze")
+    assert done.returncode == 0, done.stderr
+    classifier = tf.saved_model.load(str(tmp_path / "run" / "classifier" / "8"))
+    assert classifier(tf.zeros([2, 16, 16, 3])).shape[0] == 2 and len(classifier.trainable_variables) == 2
+    refused = tfssl_command("finetune", *flags, f"--workdir={tmp_path}/other")
+    assert refused.returncode == 1 and "no variable that training could change" in refused.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_one_class_is_refused(tfssl_command, encoder, photos, tmp_path):
+    first = sorted(path for path in photos.iterdir() if path.is_dir())[0]
+    shutil.copytree(first, tmp_path / "photos" / "train" / first.name)
+    done = tfssl_command(
+        "finetune", f"--module={encoder}", f"--dataset=folder:{tmp_path}/photos", f"--workdir={tmp_path}/run", *FLAGS
+    )
+    assert done.returncode == 1 and re.search(
+        f"has one class, {first.name}: there is nothing to tell apart", done.stderr
+    ), done.stderr

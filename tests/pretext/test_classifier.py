@@ -46,6 +46,18 @@ def batch_of(rows=8, labels=None, seed=0):
     }
 
 
+def test_a_frozen_encoder_is_not_on_the_gradient_tape(encoder):
+    """Its activations are nothing that a backward pass would ask for: the tape sees the linear layer alone."""
+    model = build(encoder, freeze=True)
+    model.compile(tf.keras.optimizers.SGD(0.1))
+    model.prepare()
+    batch = model.augment(model.to_float(batch_of()), None)
+    with tf.GradientTape() as tape:
+        logits = model(batch, training=True)
+    assert {id(v) for v in tape.watched_variables()} == {id(v) for v in model.head.trainable_variables}
+    np.testing.assert_array_equal(logits, model({"image": batch["image"]}))  # as in evaluation
+
+
 def softmax(x):
     e = np.exp(x - x.max(1, keepdims=True))
     return e / e.sum(1, keepdims=True)
