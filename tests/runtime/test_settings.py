@@ -33,6 +33,11 @@ def test_flags_file_round_trip(tmp_path):
     assert settings.differences(stored, {**values, "unset": 1}) == [("unset", "unset", "1")]
 
 
+def test_a_flag_without_a_value_is_read_as_absl_does(tmp_path):
+    (tmp_path / "flags.flags").write_text("--deterministic\n--seed=3\n")
+    assert settings.read_flags(str(tmp_path / "flags.flags")) == {"deterministic": "true", "seed": "3"}
+
+
 def test_reading_no_run_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="not the workdir of a run"):
         settings.read_flags(str(tmp_path / "flags.flags"))

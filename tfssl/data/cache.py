@@ -1,9 +1,10 @@
 """Where tfssl keeps what it can make again: unpacked archives, record counts, rendered glyphs."""
 
 import os
-import uuid
 
 import tensorflow as tf
+
+from tfssl.runtime.files import write_file
 
 
 def cache_dir(data_dir=None):
@@ -30,17 +31,9 @@ def stamp(path):
 
 
 def try_write(path, content):
-    """Writes bytes to `path` in one step, so that no reader sees half a file; False where nothing can be written."""
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    """`write_file` for what can be made again: False where nothing can be written."""
     try:
-        tf.io.gfile.makedirs(os.path.dirname(path))
-        with tf.io.gfile.GFile(temporary, "wb") as file:
-            file.write(content)
-        tf.io.gfile.rename(temporary, path, overwrite=True)
+        write_file(path, content)
         return True
     except (tf.errors.OpError, OSError):
-        try:
-            tf.io.gfile.remove(temporary)
-        except (tf.errors.OpError, OSError):
-            pass  # it was never created, or the disk is gone
         return False

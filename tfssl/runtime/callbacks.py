@@ -8,6 +8,7 @@ import time
 import tensorflow as tf
 
 from tfssl.errors import UserError
+from tfssl.runtime.files import write_file
 
 
 class Log(tf.keras.callbacks.Callback):
@@ -285,9 +286,7 @@ def _drop_later_lines(path, step):
         lines = f.readlines()
     kept = [line for line in lines if _step_of(line) <= step]
     if len(kept) < len(lines):
-        with tf.io.gfile.GFile(path + ".new", "w") as f:
-            f.write("".join(kept))
-        tf.io.gfile.rename(path + ".new", path, overwrite=True)
+        write_file(path, "".join(kept))
 
 
 def _step_of(line):

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfssl.runtime import strategy as strategies
 from tfssl.runtime import summaries
 from tfssl.runtime.callbacks import _clock, say
+from tfssl.runtime.files import write_file
 
 
 def describe(model, strategy, source, validation, plan, values, picture="dry_run.png", timed_steps=3):
@@ -22,11 +23,8 @@ def describe(model, strategy, source, validation, plan, values, picture="dry_run
             trainable = sum(math.prod(v.shape) for v in part.trainable_variables)
             say(f"  {part.name}: {trainable:,} trainable parameters")
     source.probe()
-    tf.io.gfile.GFile(picture, "wb").write(
-        tf.io.encode_png(
-            summaries.grid(summaries.first_views(model, source, values["batch_size"], values["seed"]))
-        ).numpy()
-    )
+    views = summaries.grid(summaries.first_views(model, source, values["batch_size"], values["seed"]))
+    write_file(picture, tf.io.encode_png(views).numpy())
     say(f"first images as the network sees them: {picture}")
     _estimate(model, strategy, source, plan, values, timed_steps)
 

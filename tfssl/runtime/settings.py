@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import tfssl
 from tfssl import pretext
 from tfssl.errors import UserError
+from tfssl.runtime.files import write_file
 
 
 @dataclass
@@ -106,13 +107,8 @@ def as_text(value):
 
 def write_flags(path, values):
     """Write {flag: value} as a flagfile, in one step: the file is complete or absent."""
-    import tensorflow as tf
-
     lines = [f"--{name}={as_text(value)}" for name, value in values.items() if value is not None]
-    tf.io.gfile.makedirs(os.path.dirname(path))
-    with tf.io.gfile.GFile(path + ".new", "w") as f:
-        f.write("\n".join(lines) + "\n")
-    tf.io.gfile.rename(path + ".new", path, overwrite=True)
+    write_file(path, "\n".join(lines) + "\n")
 
 
 def read_flags(path):
@@ -126,7 +122,8 @@ def read_flags(path):
     if not tf.io.gfile.exists(path):
         raise UserError(f"{os.path.dirname(path)!r} is not the workdir of a run: it has no {os.path.basename(path)}")
     with tf.io.gfile.GFile(path) as f:
-        return dict(line.strip()[2:].split("=", 1) for line in f if line.startswith("--"))
+        pairs = [line.strip()[2:].partition("=") for line in f if line.startswith("--")]
+    return {name: text if equals else "true" for name, equals, text in pairs}  # --name alone: so absl reads it
 
 
 def differences(stored, values, free=()):

@@ -1,0 +1,208 @@
+"""Files that are complete or absent, and stay so when the power goes: written beside their place, synced, renamed.
+
+Local paths need no TensorFlow here; paths with a scheme (gs://...) go through `tf.io.gfile`.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import sys
+import tempfile
+import uuid
+
+from tfssl.errors import UserError, one_line
+
+# An object appears there whole when its upload ends, and a rename is a copy.
+OBJECT_STORES = ("gs://", "s3://", "s3a://", "az://", "abfs://")
+
+
+def is_local(path):
+    return "://" not in path
+
+
+def errors():
+    """What a file system's refusals are, for `except`: OSError, and TensorFlow's errors where it is loaded."""
+    tf = sys.modules.get("tensorflow")
+    return (OSError, tf.errors.OpError) if tf else (OSError,)
+
+
+def write_file(path, content):
+    """Write a file so that no reader, and no later start, ever sees half of it; one of that name stays until the new one is complete.
+
+    Folders are made as needed; links are followed; a pipe or a device is written as it is.
+
+    Args:
+      path: local, or any that TensorFlow knows.
+      content: bytes, text (written in UTF-8), or a function (binary file) that writes it, from start to end.
+
+    Raises:
+      OSError, tf.errors.OpError: it cannot be written; nothing is left of it.
+    """
+    path = os.fspath(path)
+    if callable(content):
+        write = content
+    else:
+        encoded = content.encode() if isinstance(content, str) else content
+        write = lambda f: f.write(encoded)  # noqa: E731
+    if not is_local(path):
+        return _write_remote(path, write)
+    path = os.path.realpath(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "wb") as f:
+            return write(f)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    unfinished = temporary(path)
+    try:
+        with open(unfinished, "xb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(unfinished)
+        raise
+    sync(os.path.dirname(path))
+
+
+def _write_remote(path, write):
+    import tensorflow as tf
+
+    with tempfile.TemporaryFile() as whole:
+        write(whole)
+        whole.seek(0)
+        tf.io.gfile.makedirs(os.path.dirname(path))
+        target = path if path.startswith(OBJECT_STORES) else temporary(path)
+        try:
+            with tf.io.gfile.GFile(target, "wb") as f:
+                shutil.copyfileobj(whole, f)
+            if target != path:
+                tf.io.gfile.rename(target, path, overwrite=True)
+        except BaseException:
+            if target != path:
+                with contextlib.suppress(*errors()):
+                    remove(target)
+            raise
+
+
+def temporary(path):
+    """A name beside `path` that no other process uses."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f"{name[:40]}.{unique()}.tmp")
+
+
+def unique():
+    """A part of a name: this process's number and a random one."""
+    return f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def sweep(folder):
+    """Remove what killed processes left of `write_file` in a folder; call it where no other process writes, under a lock."""
+    for name in listdir(folder):
+        if re.search(r"\.\d+-[0-9a-f]{8}\.tmp$", name):
+            remove(os.path.join(folder, name))
+
+
+def sync(path):
+    """Wait until a local file, or the list of names in a local folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as e:
+        # Some file systems cannot sync a folder: they write its names by themselves.
+        if not os.path.isdir(path) or e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder):
+    """`sync` everything in a local folder, and the folder."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            sync(os.path.join(root, name))
+        sync(root)
+
+
+def listdir(folder):
+    """The names in a folder; none where there is no folder.
+
+    Raises:
+      OSError, tf.errors.OpError: it is there, or may be, and cannot be listed.
+    """
+    if is_local(folder):
+        try:
+            return sorted(os.listdir(folder))
+        except FileNotFoundError:
+            return []
+    import tensorflow as tf
+
+    try:
+        return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
+    except tf.errors.NotFoundError:
+        return []
+
+
+def remove(path):
+    """Remove a file or a folder with all in it; it may be gone already."""
+    if is_local(path):
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.remove(path)
+        return
+    import tensorflow as tf
+
+    with contextlib.suppress(tf.errors.NotFoundError):
+        tf.io.gfile.rmtree(path) if tf.io.gfile.isdir(path) else tf.io.gfile.remove(path)
+
+
+def move(path, target):
+    """Rename a file; in an object store, copy and remove it."""
+    if is_local(path):
+        return os.replace(path, target)
+    import tensorflow as tf
+
+    tf.io.gfile.rename(path, target, overwrite=True)
+
+
+def check_writable(folder, setting):
+    """Refuse a folder in which nothing can be written, before any work is done for it; makes none.
+
+    Args:
+      folder: one that is there or can be made.
+      setting: the flag that names it, for the message.
+
+    Raises:
+      UserError: something is in its way, or it is not permitted.
+    """
+    try:
+        if not is_local(folder):
+            probe = temporary(os.path.join(folder, "probe"))
+            write_file(probe, b"")
+            return remove(probe)
+        there = os.path.abspath(folder)
+        while not os.path.lexists(there):
+            there = os.path.dirname(there)
+        # In the deepest folder that there is: what cannot be written there can be made no further down.
+        with tempfile.TemporaryDirectory(dir=there, prefix=".tfssl-"):
+            pass
+    except errors() as e:
+        raise UserError(f"{setting}={folder} cannot be written ({one_line(e)}): choose another folder") from e
+
+
+@contextlib.contextmanager
+def plain(path):
+    """Another name of a path for as long as the context lasts, for readers that would take `[`, `*`, `?` or `{` in it for a pattern:
+    TensorFlow's ops that restore variables. A path without them stays itself."""
+    folder, name = os.path.split(os.path.abspath(path)) if is_local(path) else (path, "")
+    if not re.search(r"[\[\]*?{}\\]", folder) or not is_local(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="tfssl-") as links:
+        link = os.path.join(links, "folder")
+        os.symlink(folder, link)
+        yield os.path.join(link, name)
