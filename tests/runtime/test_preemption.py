@@ -29,7 +29,7 @@ def stopped_by(number, when, photos):
     return caught.value, saves
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("when", ["on_train_batch_begin", "on_test_batch_begin"])
 def test_a_signal_saves_once_and_gives_its_handler_back(number, when, photos):
     before = signal.getsignal(number)
@@ -41,6 +41,18 @@ def test_a_signal_saves_once_and_gives_its_handler_back(number, when, photos):
     )
     assert error.status == STATUS == 75
     assert signal.getsignal(number) is before
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = Preemption(None, None, tf.distribute.get_strategy())
+        stop.on_train_begin()
+        os.kill(os.getpid(), signal.SIGHUP)
+        stop.on_train_end()
+        assert stop.told is None and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_interrupt_does_not_wait(photos):

@@ -13,12 +13,14 @@ import textwrap
 from absl import app, flags, logging
 
 from tfssl.errors import UserError
+from tfssl.runtime import console
 
 _SECTIONS = {}  # name of a section -> names of its flags, in the order of definition
 
 
 def run(main, name):
     """Parse the command line, call `main(argv)`, and turn user errors into `name: cause and remedy`, exit status 1."""
+    console.outlive()
     # Level 3 hides what TensorFlow prints about absent CUDA libraries; set the variable to 0 to see everything.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.WARNING)
@@ -48,16 +50,17 @@ def run(main, name):
         except Exception as e:
             from tfssl.runtime import failures
 
-            line = failures.explain(e)
-            if line is None:
-                raise
-            _fail(name, line)
+            _fail(name, failures.explain(e, getattr(flags.FLAGS, "workdir", None)))
 
     def guarded_parse(argv):
         try:
             return parse(argv)
         except (UserError, flags.Error) as e:
             _fail(name, e)
+        except Exception as e:
+            from tfssl.runtime import failures
+
+            _fail(name, failures.explain(e))
 
     app.run(guarded_main, flags_parser=guarded_parse)
 
@@ -152,6 +155,19 @@ def _find_flagfile(value, folder):
         )  # fmt: skip
         hint = f"; installed: {', '.join(dict.fromkeys(found)) or 'none'}"
     raise UserError(f"no flagfile {value!r} (looked for {' and '.join(candidates)}){hint}")
+
+
+def define_path(name, default, text):
+    """`flags.DEFINE_string` for a file or a folder: ~ is the user's home, wherever the flag is read."""
+    flags.DEFINE(_Path(), name, default, text)
+
+
+class _Path(flags.ArgumentParser):
+    def parse(self, argument):
+        return os.path.expanduser(super().parse(argument))
+
+    def flag_type(self):
+        return "string"
 
 
 class section(contextlib.ContextDecorator):

@@ -1,17 +1,29 @@
-"""TensorFlow's errors that a user can do something about, as one line each."""
+"""Exceptions as one line each: with a remedy where a user can do something about it, else with a file that has the traceback."""
 
 import os
+import sys
+import tempfile
+import time
+import traceback
 
 import tensorflow as tf
 
 from tfssl.errors import one_line
+from tfssl.runtime import files
 
 
-def explain(error):
-    """What to tell the user of an exception: one line with cause and remedy, or None where only a traceback helps."""
+def explain(error, workdir=None):
+    """What to tell the user of an exception, in one line.
+
+    Args:
+      error: the exception.
+      workdir: where the traceback of an unforeseen one is kept, if it is a folder that can be written; else among the temporary files.
+    """
     text = " ".join(str(error).split())
     if "No space left on device" in text or "File too large" in text or "Disk quota exceeded" in text:
-        return f"the disk is full ({one_line(text)}); make room, and the same command goes on from the last checkpoint"
+        return (
+            f"the disk is full ({one_line(text)}); make room, and use the same command again: nothing complete was lost"
+        )
     if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)) or "RESOURCE_EXHAUSTED" in text:
         return (
             "out of memory: --batch_size (smaller), --accumulate_steps (the same batch in parts), --rematerialize, "
@@ -23,4 +35,20 @@ def explain(error):
             "another worker has ended or cannot be reached; start all workers again with the same command: "
             f"they go on from the last checkpoint ({one_line(text)})"
         )
-    return None
+    return f"unexpected {type(error).__name__}: {one_line(text)}; the traceback is in {_keep_traceback(error, workdir)}"
+
+
+def _keep_traceback(error, workdir):
+    """Write it to a file, and return the file's name."""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    name = f"traceback-{time.strftime('%Y%m%d-%H%M%S')}-{files.unique()}.txt"
+    for folder in (workdir, tempfile.gettempdir()):
+        try:
+            if folder and tf.io.gfile.isdir(folder):
+                path = os.path.join(folder, name)
+                files.write_file(path, text)
+                return path
+        except files.errors():
+            continue
+    print(text, file=sys.stderr)
+    return "the lines above"

@@ -1,4 +1,5 @@
-"""SIGTERM, which spot machines and schedulers send before they take a machine away: save, and leave with a status of its own."""
+"""SIGTERM, which spot machines and schedulers send before they take a machine away, and SIGHUP, which a closed terminal sends: save, and
+leave with a status of its own."""
 
 import signal
 
@@ -8,6 +9,7 @@ from tfssl.errors import UserError
 from tfssl.runtime import strategy as strategies
 
 STATUS = 75  # sysexits.h calls it EX_TEMPFAIL: try again later
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Preempted(UserError):
@@ -17,7 +19,7 @@ class Preempted(UserError):
 
 
 class Preemption(tf.keras.callbacks.Callback):
-    """At SIGTERM or Ctrl-C: a checkpoint after the steps under way, then `Preempted`. A second Ctrl-C ends at once.
+    """At SIGTERM, SIGHUP or Ctrl-C: a checkpoint after the steps under way, then `Preempted`. A second Ctrl-C ends at once.
 
     With several workers all of them save and stop at the same step, whichever of them was told: they agree at the end of every execution.
 
@@ -35,7 +37,10 @@ class Preemption(tf.keras.callbacks.Callback):
         self.workers_told = strategies.sum_over_workers(strategy)
 
     def on_train_begin(self, logs=None):
-        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        heard = [
+            s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN
+        ]  # nohup: to be ignored
+        self.before = {s: signal.signal(s, self._note) for s in heard}
 
     def on_train_end(self, logs=None):
         for s, handler in self.before.items():
