@@ -1,7 +1,6 @@
 """Exceptions, turned into lines with a remedy; of others the traceback is kept in a file."""
 
 import pytest
-
 import tensorflow as tf
 
 from tfssl.runtime import failures
