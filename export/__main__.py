@@ -19,9 +19,7 @@ from tfssl.runtime import cli, settings
 
 with cli.section("Export"):
     flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.", lower_bound=0)
-    flags.DEFINE_string(
-        "export_dir", None, "Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP."
-    )
+    cli.define_path("export_dir", None, "Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP.")
     flags.DEFINE_boolean("random_init", False, "Publish the untrained encoder, the baseline that evaluation needs.")
     flags.DEFINE_boolean("tarball", False, "Also write EXPORT_DIR.tar.gz, which serves as a handle too.")
     flags.DEFINE_integer(
@@ -59,27 +57,25 @@ def main(_):
     import tensorflow as tf
 
     from tfssl.export import recalibrate, save
-    from tfssl.runtime import checkpoints
+    from tfssl.runtime import checkpoints, files
     from tfssl.runtime import strategy as strategies
 
     path, step = None, 0
     if not FLAGS.random_init:
         path, step = _checkpoint(checkpoints.saved(os.path.join(workdir, "checkpoints")), workdir)
+    where = FLAGS.export_dir or os.path.join(workdir, "module", "random" if FLAGS.random_init else str(step))
+    files.check_writable(os.path.dirname(where.rstrip("/")) or ".", "--export_dir" if FLAGS.export_dir else "--workdir")
     strategies.start(values["seed"])  # float32, whatever the training's precision was
     model = train.build_model(values)
     model.prepare()
     if path:
-        try:
-            tf.train.Checkpoint(model=model).restore(path).assert_existing_objects_matched().expect_partial()
-        except (tf.errors.OpError, AssertionError, ValueError) as e:
-            raise UserError(
-                f"checkpoint {path} cannot be read ({' '.join(str(e).split())[:160]}): choose an older one with --step"
-            ) from e
+        reason = checkpoints.load(path, tf.train.Checkpoint(model=model))
+        if reason:
+            raise UserError(f"checkpoint {path} is damaged ({reason}): choose an older one with --step")
     if FLAGS.recalibrate:
         recalibrate(model, _training_batches(model, values, FLAGS.recalibrate))
     classes = os.path.join(workdir or "", "classes.txt")
     names = tf.io.gfile.GFile(classes).read().splitlines() if workdir and tf.io.gfile.exists(classes) else None
-    where = FLAGS.export_dir or os.path.join(workdir, "module", "random" if FLAGS.random_init else str(step))
     recorded = {name: value for name, value in values.items() if value is not None and name != "workdir"}
     save(model, where, step, names, recorded, FLAGS.random_init, FLAGS.tarball, FLAGS.head_endpoints)
     print(f"module: {where}" + (f" and {where}.tar.gz" if FLAGS.tarball else ""))

@@ -8,11 +8,12 @@ inside. Signatures `serving_default` and `training` do the same for loaders
 that know signatures only (Keras 3's TFSMLayer). See https://www.tensorflow.org/hub/reusable_saved_models.
 """
 
+import contextlib
 import functools
 import json
 import os
 import platform
-import shutil
+import re
 import tarfile
 import tempfile
 
@@ -24,6 +25,7 @@ from tfssl.backbones.norm import set_groups
 from tfssl.downstream.classify import KIND
 from tfssl.errors import UserError
 from tfssl.export import statistics
+from tfssl.runtime import files, locks
 
 FACTS = "tfssl.json"
 
@@ -101,49 +103,99 @@ def save_classifier(model, path, step=0, class_names=None, training_flags=None, 
     labels = "".join(f"{name}\n" for name in class_names or range(model.num_classes))
     # Of a module that is not ours nobody knows what else its functions need.
     parts = [] if encoder.facts else [encoder.model]
-    files = {"labels.txt": labels}
-    return write(path, model.classify, variables, trainable, outputs, facts, files, tarball, parts)
+    assets = {"labels.txt": labels}
+    return write(path, model.classify, variables, trainable, outputs, facts, assets, tarball, parts)
 
 
 def write(
-    path, endpoints, variables, trainable, outputs, facts, files=None, tarball=False, parts=None, autograph=False
+    path, endpoints, variables, trainable, outputs, facts, assets=None, tarball=False, parts=None, autograph=False
 ):
-    """Write a reusable SavedModel.
+    """Write a reusable SavedModel, which is complete or absent under its name, and holds nothing of an earlier try.
 
     Args:
-      path: the folder, which must not exist yet.
+      path: the folder, which must not exist yet; or, with `tarball`, the same module, which then is packed.
       endpoints: a function (images, training) -> {name: tensor}.
       variables, trainable: lists, of all its variables and of those that training changes.
       outputs: names of the endpoints that the signatures return; the first is the module's own result.
       facts: for tfssl.json, which also gets "features": the size of each endpoint in facts["endpoints"].
-      files: {name: text} of further assets.
+      assets: {name: text} of further ones.
       tarball: also write `path.tar.gz`.
       parts: loaded objects that hold what else the endpoints need.
       autograph: whether they may hold Python branches on tensors; without, they are traced in half the time.
     """
     path = str(path).rstrip("/")
-    for taken in (path, path + ".tar.gz") if tarball else (path,):
-        if tf.io.gfile.exists(taken):
-            raise UserError(f"{taken} exists, and published versions never change: choose another folder")
+    lock = path + ".lock"
+    with locks.hold(lock, path, f"wait for it, choose another folder, or remove {lock} if there is no such process"):
+        _write(path, endpoints, variables, trainable, outputs, facts, assets or {}, tarball, parts or [], autograph)
+    return path
+
+
+def _write(path, endpoints, variables, trainable, outputs, facts, assets, tarball, parts, autograph):
+    """Under the lock of `path`: what unfinished things there are, are those of processes that are gone."""
+    _remove_unfinished(path)
+    there = tf.io.gfile.exists(path)
+    packed = tarball and tf.io.gfile.exists(path + ".tar.gz")
+    if packed or (there and not tarball):
+        raise UserError(
+            f"{path + '.tar.gz' if packed else path} exists, and published versions never change: choose another folder"
+        )
     module, widths = _module(endpoints, variables, trainable, outputs, autograph)
-    module.parts = parts or []
+    module.parts = parts
     facts = facts | {"features": {name: widths[name] for name in facts["endpoints"]}}
-    unfinished = (
-        path + ".unfinished"
-    )  # renamed when complete, so that a killed export leaves no half module under its name
+    if there:
+        _check_same(path, facts)
+        _write_tarball(path)
+        return
+    # Renamed when complete. Where that would be a copy, file by file, saved_model.pb, which TensorFlow writes after the rest, is the mark.
+    local = files.is_local(path)
+    unfinished = f"{path}.{files.unique()}.unfinished" if local else path
     with tempfile.TemporaryDirectory() as folder:
         module.assets = []
-        for name, text in {FACTS: json.dumps(facts, indent=1), **(files or {})}.items():
+        for name, text in {FACTS: json.dumps(facts, indent=1), **assets}.items():
             with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
                 f.write(text)
             module.assets.append(tf.saved_model.Asset(f.name))
         signatures = {"serving_default": module.signature_of[False], "training": module.signature_of[True]}
         del module.signature_of
-        tf.saved_model.save(module, unfinished, signatures=signatures)
-    tf.io.gfile.rename(unfinished, path)
+        try:
+            tf.saved_model.save(module, unfinished, signatures=signatures)
+            if local:
+                files.sync_tree(unfinished)
+                os.rename(unfinished, path)  # refused where another module is by now
+                files.sync(os.path.dirname(path) or ".")
+        except BaseException:
+            with contextlib.suppress(*files.errors()):
+                _remove_unfinished(path)
+            raise
     if tarball:
         _write_tarball(path)
-    return path
+
+
+def _remove_unfinished(path):
+    """Remove what an export left that did not come to its end: folders beside `path`; or, in an object store, its parts in that place."""
+    parent, name = os.path.split(path)
+    for leftover in files.listdir(parent or "."):
+        if re.fullmatch(re.escape(name) + r"(\.\d+-[0-9a-f]{8})?\.unfinished", leftover):
+            files.remove(os.path.join(parent, leftover))
+    if not files.is_local(path) and tf.io.gfile.isdir(path) and set(files.listdir(path)) <= {"assets", "variables"}:
+        files.remove(path)
+
+
+def _check_same(path, facts):
+    """Refuse to pack a module under a name that would promise another one."""
+    try:
+        with tf.io.gfile.GFile(os.path.join(path, "assets", FACTS)) as f:
+            published = json.load(f)
+    except (tf.errors.OpError, ValueError):
+        published = None
+    expected = json.loads(json.dumps(facts))
+    told = [
+        key for key in expected if key not in ("versions", "training_flags")
+    ]  # what a run may change without becoming another one
+    if not isinstance(published, dict) or any(published.get(key) != expected[key] for key in told):
+        raise UserError(
+            f"{path} exists and is another module, and published versions never change: choose another folder"
+        )
 
 
 def _module(compute, variables, trainable, outputs, autograph):
@@ -246,14 +298,15 @@ def _write_tarball(path):
         local = path
         if "://" in path:
             local = os.path.join(folder, "module")
-            for root, _, files in tf.io.gfile.walk(path):
+            for root, _, names in tf.io.gfile.walk(path):
                 inside = os.path.join(local, os.path.relpath(root, path))
                 os.makedirs(inside, exist_ok=True)
-                for name in files:
+                for name in names:
                     tf.io.gfile.copy(os.path.join(root, name), os.path.join(inside, name))
-        packed = os.path.join(folder, "module.tar.gz")
-        with tarfile.open(packed, "w:gz") as tar:
-            for name in sorted(os.listdir(local)):
-                tar.add(os.path.join(local, name), arcname=name)
-        with open(packed, "rb") as source, tf.io.gfile.GFile(path + ".tar.gz", "wb") as target:
-            shutil.copyfileobj(source, target)
+
+        def pack(file):
+            with tarfile.open(fileobj=file, mode="w:gz") as tar:
+                for name in sorted(os.listdir(local)):
+                    tar.add(os.path.join(local, name), arcname=name)
+
+        files.write_file(path + ".tar.gz", pack)

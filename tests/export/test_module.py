@@ -149,6 +149,76 @@ def test_published_versions_never_change(path, model):
         export.save(model, path)
 
 
+@pytest.fixture
+def own():
+    """A model that is exported in a second."""
+    network = tf.keras.Sequential([tf.keras.layers.Conv2D(5, 3, name="c")], name="own")
+    model = pretext.build("rotation", backbones.build(network), image_size=16)
+    model.prepare()
+    return model
+
+
+def names_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+MODULE = [
+    "assets/tfssl.json",
+    "fingerprint.pb",
+    "saved_model.pb",
+    "variables/variables.data-00000-of-00001",
+    "variables/variables.index",
+]
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_nothing_of_a_killed_export_is_published(scheme, own, tmp_path):
+    """What it left beside the module, or, where a rename would be a copy, in its place."""
+    for leftover in ("m.unfinished", "m.12-0123abcd.unfinished") if not scheme else ("m",):
+        for name in ("variables/variables_temp/part-0", "assets/labels.txt"):
+            path = tmp_path / leftover / name
+            path.parent.mkdir(parents=True)
+            path.write_text("of another export")
+    export.save(own, f"{scheme}{tmp_path}/m")
+    assert names_in(tmp_path) == [f"m/{name}" for name in MODULE]
+
+
+def test_an_export_that_fails_leaves_nothing_and_can_be_had_again(own, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("tfssl.runtime.files.sync", full)
+        export.save(own, tmp_path / "m", tarball=True)
+    assert not names_in(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(tarfile.TarFile, "close", full)
+        export.save(own, tmp_path / "m", tarball=True)
+    module = [f"m/{name}" for name in MODULE]
+    assert names_in(tmp_path) == module
+    published = {name: (tmp_path / name).read_bytes() for name in module}
+    export.save(own, tmp_path / "m", tarball=True)  # the tarball that is missing, of the module that is there
+    assert names_in(tmp_path) == ["m.tar.gz", *module]
+    assert {name: (tmp_path / name).read_bytes() for name in module} == published
+    with tarfile.open(tmp_path / "m.tar.gz") as tar:
+        assert sorted(member.name for member in tar if member.isfile()) == MODULE
+        assert tar.extractfile("saved_model.pb").read() == published["m/saved_model.pb"]
+    with pytest.raises(UserError, match="m.tar.gz exists, and published versions never change"):
+        export.save(own, tmp_path / "m", tarball=True)
+    (tmp_path / "m.tar.gz").unlink()
+    with pytest.raises(UserError, match="is another module"):
+        export.save(own, tmp_path / "m", step=9, tarball=True)
+
+
+def test_a_folder_of_somebody_else_is_not_taken_for_a_leftover(own, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "thesis.tex").touch()
+    for scheme in ("", "file://"):
+        with pytest.raises(UserError, match="exists, and published versions never change"):
+            export.save(own, f"{scheme}{tmp_path}/m")
+    assert names_in(tmp_path) == ["m/thesis.tex"]
+
+
 def test_a_model_of_lower_precision_is_published_in_float32(photos, tmp_path):
     tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
