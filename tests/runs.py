@@ -15,6 +15,8 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from tfssl.runtime.files import plain
+
 TINY = (
     "--backbone=resnet18_v2", "--width_multiplier=0.0625", "--stem=small", "--image_size=16", "--batch_size=8", "--train_steps=24",
     "--checkpoint_steps=8", "--log_steps=4", "--warmup_epochs=0", "--learning_rate=0.5", "--deterministic",
@@ -83,12 +85,15 @@ def _main(argv, said, cwd, environment):
 
 def weights(workdir, step=24, least=50):
     """Every tensor of a checkpoint but the bookkeeping of how often it was saved."""
-    reader = tf.train.load_checkpoint(str(workdir / "checkpoints" / f"ckpt-{step}"))
-    names = [
-        n for n in reader.get_variable_to_shape_map() if n != "_CHECKPOINTABLE_OBJECT_GRAPH" and "save_counter" not in n
-    ]
-    assert len(names) > least
-    return {name: reader.get_tensor(name) for name in names}
+    with plain(str(workdir / "checkpoints" / f"ckpt-{step}")) as path:
+        reader = tf.train.load_checkpoint(path)
+        names = [
+            n
+            for n in reader.get_variable_to_shape_map()
+            if n != "_CHECKPOINTABLE_OBJECT_GRAPH" and "save_counter" not in n
+        ]
+        assert len(names) > least
+        return {name: reader.get_tensor(name) for name in names}
 
 
 def assert_identical(one, two):

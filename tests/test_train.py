@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import TINY, anew, assert_identical, kill_when, logged_steps, weights
+from runs import TINY, TRAIN, anew, assert_identical, kill_when, logged_steps, weights
 
 
 @pytest.fixture(scope="module")
@@ -73,19 +74,42 @@ def test_only_the_newest_checkpoints_are_kept_and_a_finished_run_says_so(run, ph
 
 
 def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
-    """SIGKILL before the first checkpoint and after the first; several steps per execution on top."""
+    """SIGKILL before the first checkpoint and after the first; several steps per execution on top, and a name like a pattern."""
     whole, _ = run
-    workdir = tmp_path / "killed"
+    workdir = tmp_path / "lr=[0.1]"
     command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--steps_per_execution=3"]
     for awaited in ("step 6/", "step 14/"):
         assert kill_when(command, awaited)[0] == -signal.SIGKILL, f"the run ended before it printed {awaited!r}"
-    assert (workdir / "checkpoints" / "ckpt-8.index").exists()
+    assert (workdir / "checkpoints" / "ckpt-8.index").exists() and (workdir / "lock").exists()
     done = tfssl_command("train", *command)
     assert done.returncode == 0, done.stderr
     assert "resuming at step 8 of 24" in done.stdout
     assert_identical(weights(workdir), weights(whole))
     steps = logged_steps(workdir)
     assert steps == sorted(set(steps)), "steps logged by the killed run were logged twice"
+    exported = tfssl_command("export", f"--workdir={workdir}", "--step=16")
+    assert exported.returncode == 0 and (workdir / "module" / "16" / "saved_model.pb").exists(), exported.stderr
+    assert not (workdir / "lock").exists()
+
+
+def test_one_process_uses_a_workdir_and_its_screen_may_go(run, tmp_path, tfssl_command):
+    """A second start is refused while the first goes on, though nobody reads what it prints any more."""
+    whole, _ = run
+    workdir = tmp_path / "shared"
+    command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--log_steps=1"]
+    first = subprocess.Popen([*TRAIN, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "step 2/" not in first.stdout.readline():
+        assert first.poll() is None
+    first.send_signal(signal.SIGSTOP)
+    before = sorted(workdir.rglob("*"))
+    second = tfssl_command("train", *command)
+    assert second.returncode == 1 and f"is in use by process {first.pid} on" in second.stderr, second.stderr
+    assert len(second.stderr.splitlines()) == 1 and sorted(workdir.rglob("*")) == before
+    first.stdout.close()
+    first.send_signal(signal.SIGCONT)
+    assert first.stderr.read() == "" and first.wait(300) == 0
+    assert_identical(weights(workdir), weights(whole))
+    assert not (workdir / "lock").exists()
 
 
 def test_a_run_that_is_told_to_stop_saves_and_says_so(run, tmp_path, tfssl_command):
@@ -111,8 +135,6 @@ def test_a_run_that_is_told_to_stop_saves_and_says_so(run, tmp_path, tfssl_comma
 
 def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path):
     """No file may grow beyond the size of half a checkpoint: the save fails, the one before stays."""
-    import shutil
-
     whole, _ = run
     workdir = tmp_path / "full"
     shutil.copytree(whole, workdir)
@@ -130,8 +152,6 @@ def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path):
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, tmp_path, tfssl_command):
-    import shutil
-
     whole, _ = run
     workdir = tmp_path / "damaged"
     shutil.copytree(whole, workdir)
@@ -147,8 +167,6 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, tmp_path, tfssl_c
 
 
 def test_a_folder_with_broken_files_trains_and_reports_them(photos, tmp_path, tfssl_command):
-    import shutil
-
     folder = tmp_path / "broken"
     shutil.copytree(photos, folder)
     files = sorted(folder.rglob("*.jpg"))
@@ -164,8 +182,6 @@ def test_a_folder_with_broken_files_trains_and_reports_them(photos, tmp_path, tf
 
 
 def test_dry_run(photos, tmp_path, tfssl_command):
-    import shutil
-
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     files = sorted(folder.rglob("*.jpg"))
@@ -209,6 +225,7 @@ BAD = {
     "no number": (["--epochs=nan", "--train_steps=0"], "--epochs=nan"),
     "replicas": (["--strategy=multi_worker"], "TF_CONFIG"),
     "no TPU": (["--strategy=tpu", "--tpu=local"], "TPU"),
+    "a workdir that cannot be made": (["--workdir=/proc/no/such"], "--workdir=/proc/no/such cannot be written"),
     "unreadable module": (["--init_module=/no/such/module"], "/no/such/module"),
 }
 
@@ -312,8 +329,9 @@ def test_export_then_evaluate_the_run(run, tmp_path, tfssl_command):
 
 
 def test_supervised_takes_its_classes_from_the_data_and_resumes(photos, tmp_path, tfssl_command):
+    shutil.copytree(photos, tmp_path / "photos")
     command = (
-        f"--dataset=folder:{photos}",
+        f"--dataset=folder:{tmp_path / 'photos'}",
         f"--workdir={tmp_path / 'run'}",
         *TINY,
         "--task=supervised",
@@ -324,5 +342,11 @@ def test_supervised_takes_its_classes_from_the_data_and_resumes(photos, tmp_path
     assert "--num_classes=2" in (tmp_path / "run" / "flags.flags").read_text() and "top5_accuracy" in done.stdout
     refused = tfssl_command("train", *command)
     assert refused.returncode == 1 and "--extend_schedule" in refused.stderr
+    record = (tmp_path / "run" / "flags.flags").read_bytes()
+    shutil.copytree(photos / "warm", tmp_path / "photos" / "hot")
+    other = tfssl_command("train", *command, "--train_steps=8")
+    assert other.returncode == 1 and "--num_classes=2" in other.stderr and "has 3: give it the data" in other.stderr
+    assert (tmp_path / "run" / "flags.flags").read_bytes() == record
+    shutil.rmtree(tmp_path / "photos" / "hot")
     longer = tfssl_command("train", *command, "--extend_schedule", "--train_steps=10")
     assert longer.returncode == 0 and "resuming at step 8 of 10" in longer.stdout, longer.stderr

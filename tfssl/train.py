@@ -105,7 +105,7 @@ def define_accelerators(own_graph=True):
 
 @cli.section("The run")
 def define_run():
-    flags.DEFINE_string("workdir", None, "Folder of the run: flags, checkpoints, logs. Required, except with --dry_run.")
+    cli.define_path("workdir", None, "Folder of the run: flags, checkpoints, logs. Required, except with --dry_run.")
     flags.DEFINE_integer("checkpoint_steps", 1000, "Steps between checkpoints; a killed run loses at most these.", lower_bound=1)
     flags.DEFINE_integer("keep_checkpoints", 3, "How many of the newest checkpoints to keep.", lower_bound=1)
     flags.DEFINE_integer("keep_every", 0, "Keep each checkpoint whose step is a multiple of this for ever; 0: none.", lower_bound=0)
@@ -114,6 +114,7 @@ def define_run():
         lower_bound=0)
     flags.DEFINE_integer("log_steps", 100, "Steps between lines of the log.", lower_bound=1)
     flags.DEFINE_boolean("extend_schedule", False, "Permit a resumed cosine run to change its length: its rate then jumps.")
+    flags.DEFINE_boolean("steal_lock", False, "Take over a --workdir that another process uses; it ends at its next checkpoint.")
     flags.DEFINE_boolean("dry_run", False, "Read all images, show the first batch, estimate the time; train nothing.")
 # fmt: on
 
@@ -131,7 +132,7 @@ FREE = (
     "rematerialize", "steps_per_execution", "checkpoint_steps", "keep_checkpoints", "keep_every", "val_split", "validation_steps",
     "knn_probe", "log_steps",
 )  # fmt: skip
-NOT_STORED = ("extend_schedule", "dry_run")
+NOT_STORED = ("extend_schedule", "dry_run", "steal_lock")
 
 
 def main(_):
@@ -186,10 +187,19 @@ def set_up(model, values, plan):
 
 
 def train(model, strategy, source, validation, plan, values, following):
-    """Restore, then fit to the end: once over the whole checkpoint intervals, and once over the rest, where there is one.
+    """Restore, then fit to the end, while no other process uses the workdir. `following` is the command that comes next, for the user."""
+    from tfssl.runtime import locks
+    from tfssl.runtime import strategy as strategies
 
-    `following` is the command that comes next, for the user.
-    """
+    run = model, strategy, source, validation, plan, values, following
+    if not strategies.is_chief(strategy):
+        return _train(*run)
+    with locks.workdir_lock(values["workdir"], FLAGS.steal_lock) as check:
+        _train(*run, check)
+
+
+def _train(model, strategy, source, validation, plan, values, following, check=lambda: None):
+    """Once over the whole checkpoint intervals, and once over the rest, where there is one. `check` refuses when the lock is lost."""
     from tfssl.runtime import callbacks, checkpoints, preemption, summaries
     from tfssl.runtime import strategy as strategies
     from tfssl.runtime.probe import KnnProbe
@@ -203,13 +213,13 @@ def train(model, strategy, source, validation, plan, values, following):
         part.probe()
     neighbours = values.get("knn_probe") if chief else 0  # fine-tuning has none
     probe = KnnProbe(model, source, validation, neighbours) if neighbours else None
+    check_data(values)
+    workdir = values["workdir"]
+    folder, keep = os.path.join(workdir, "checkpoints"), (values["keep_checkpoints"], values["keep_every"])
+    saver = checkpoints.Checkpoints(model, folder, *keep, writes=chief, guard=check)
+    step = saver.restore(say)
     if chief:
         claim_workdir(values, source)
-    workdir = values["workdir"]
-    saver = checkpoints.Checkpoints(
-        model, os.path.join(workdir, "checkpoints"), values["keep_checkpoints"], values["keep_every"], writes=chief
-    )
-    step = saver.restore(say)
     if step >= plan.total_steps:
         say(f"finished: {workdir} is at step {step} of {plan.total_steps}; next: {following}")
         return
@@ -405,9 +415,13 @@ class Plan:
 
 
 def check_workdir(values, free=FREE):
-    """Refuse a workdir that holds another run; `free`: flags that may differ."""
+    """Refuse a workdir that cannot be written or holds another run; `free`: flags that may differ."""
     import tensorflow as tf
 
+    from tfssl.runtime import files
+
+    if values["strategy"] != "multi_worker":  # of whose processes one writes, and says so itself
+        files.check_writable(values["workdir"], "--workdir")
     path = os.path.join(values["workdir"], "flags.flags")
     if not tf.io.gfile.exists(path):
         if tf.io.gfile.isdir(os.path.join(values["workdir"], "checkpoints")):
@@ -434,14 +448,27 @@ def check_workdir(values, free=FREE):
         )
 
 
+def check_data(values):
+    """Refuse data of another number of classes or images than the run in the workdir began with, where its network depends on it."""
+    import tensorflow as tf
+
+    path = os.path.join(values["workdir"], "flags.flags")
+    stored = settings.read_flags(path) if tf.io.gfile.exists(path) else {}
+    for name in ("num_classes", "num_images"):
+        if name in values and stored.get(name, str(values[name])) != str(values[name]):
+            raise UserError(
+                f"{values['workdir']!r} holds a run on data with --{name}={stored[name]}, and --dataset={values['dataset']} "
+                f"({values['train_split']}) has {values[name]}: give it the data of that run, or use another --workdir"
+            )
+
+
 def claim_workdir(values, source):
     """Record the run in its workdir."""
-    import tensorflow as tf
+    from tfssl.runtime import files
 
     settings.write_flags(os.path.join(values["workdir"], "flags.flags"), values)
     if source.class_names:
-        with tf.io.gfile.GFile(os.path.join(values["workdir"], "classes.txt"), "w") as f:
-            f.write("\n".join(source.class_names) + "\n")
+        files.write_file(os.path.join(values["workdir"], "classes.txt"), "\n".join(source.class_names) + "\n")
 
 
 def run():
