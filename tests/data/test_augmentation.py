@@ -77,6 +77,10 @@ def test_policies_are_the_published():
             assert randaugment == (2 if name == "infomin" else 0, 10, 0.5)
             assert (view.rotate, view.sobel, view.cutout, view.noise) == (0, 0, 0, 0)
             assert view.photometric == (0.66 if name == "pirl_photometric" else 0)
+            tensorflow = ("byol" if name == "byol" else "tf", "bicubic", 0, "zero")
+            torch = ("torch", "pillow", 13, "reflect")
+            crop = (view.crop_sampler, view.crop_method, view.blur_taps, view.blur_edges)
+            assert crop == (tensorflow if name in ("simclr", "byol", "crop", "cifar") else torch), name
 
 
 def test_per_view_repeats_and_scales():
@@ -90,7 +94,7 @@ def test_per_view_repeats_and_scales():
     )
     with pytest.raises(UserError, match="'simclear': choose one of crop, simclr, moco_v1"):
         augmentation.per_view("simclear", 2)
-    for wrong in ({"flip": 1.5}, {"gray_at": "never"}):
+    for wrong in ({"flip": 1.5}, {"gray_at": "never"}, {"crop_sampler": "slim"}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             Policy(**wrong)
 
@@ -317,3 +321,14 @@ def test_crops_have_the_areas_of_the_policy():
     areas = width * height / size**2
     assert 0.045 < areas.min() < 0.06 and 0.125 < areas.max() < 0.15
     assert 0.7 < (width / height).min() < 0.8 and 1.25 < (width / height).max() < 1.45
+
+
+@pytest.mark.parametrize("size", [96, 32])
+def test_the_blur_of_torchs_policies_is_as_wide_as_pillows(size):
+    """The standard deviation of a point under sigma = 2: Pillow's is 1.996; SimCLR's window leaves 1.85 at 96 and 0.8 at 32."""
+    policy = dataclasses.replace(POLICIES["swav"], flip=0.0, jitter=0.0, gray=0.0, blur=1.0, blur_sigma=(2.0, 2.0))
+    point = np.zeros([1, size, size, 3], np.float32)
+    point[0, size // 2, size // 2] = 1
+    profile = on_device(policy, point)[0, :, :, 0].sum(1)
+    place = np.arange(size) - size // 2
+    assert 1.94 < (profile @ place**2 / profile.sum()) ** 0.5 < 2.0

@@ -7,6 +7,7 @@ import tensorflow as tf
 import tfssl
 from tfssl import backbones, pretext
 from tfssl.backbones.norm import BatchNorm
+from tfssl.data import augmentation
 from tfssl.data.draws import Draws
 from tfssl.errors import UserError
 from tfssl.losses import replicas as replicas_module
@@ -377,6 +378,27 @@ def test_views_are_crops_of_one_image(source):
     again = model.example(record, tf.constant([1, 2], tf.int64))[0]
     np.testing.assert_array_equal(large, again)
     np.testing.assert_array_equal(model.example(record, None)[0], model.example(record, None)[0])
+
+
+@pytest.mark.parametrize("policy", augmentation.POLICIES)
+@pytest.mark.parametrize(
+    "name, settings",
+    [("swav", {"prototypes": 5}), ("swav", {"prototypes": 5, "min_area": 0.06}), ("pirl", {"num_images": 2})],
+)
+def test_crops_have_the_areas_that_are_asked_for(name, settings, policy):
+    """In each group of views, whatever the policy wants covered: never the whole image in a group of small ones."""
+    model = pretext.build(name, tiny(), image_size=224, augmentation=policy, **settings)
+    groups = model.crops()
+    assert len(groups) == 2
+    for group, first in model._numbered(groups):
+        low, high = group.area or (model.min_area or model.policies()[0].crop_area[0], 1.0)
+        for region in model.regions(group, first)[:2]:
+            areas = []
+            for seed in range(60):
+                _, extent = region.policy.sample_crop(tf.constant([375, 500, 3]), tf.constant([seed, 1], tf.int64))
+                areas.append(int(extent[0] * extent[1]) / (375 * 500))
+            assert low - 0.002 <= min(areas) and max(areas) <= high + 0.002
+            assert np.ptp(areas) > 0.6 * (high - low)
 
 
 def test_the_policy_acts_on_host_and_device_alike(source):

@@ -4,6 +4,7 @@ A policy is applied with an object that draws: `tfssl.data.draws.Draws` for a ba
 views of one image. The ops and the distribution are the same. On the host, what a coin does not ask for is not computed.
 """
 
+import collections
 import dataclasses
 
 import tensorflow as tf
@@ -11,7 +12,7 @@ import tensorflow as tf
 from tfssl.data import image as image_ops
 from tfssl.data import photometric, randaugment
 from tfssl.data.draws import fork
-from tfssl.errors import UserError
+from tfssl.errors import UserError, check_choice
 
 _LAYERS = 0x1000  # RandAugment's
 _ENHANCE = 0x2000  # the photometric step's: coin, and three amounts
@@ -36,20 +37,45 @@ def host_views(image, seed, policies, size):
     Returns:
       float [views, size, size, 3] in [0, 1], of Keras's floatx.
     """
-    image = image_ops.decode(image)
+    regions = [Region(policy, view, size) for view, policy in enumerate(policies)]
     crops = []
-    for view, policy in enumerate(policies):
-        where = {"area_range": policy.crop_area, "min_object_covered": policy.crop_covered}
-        begin, extent = image_ops.sample_crop(tf.shape(image), fork(seed, view), **where)
-        crop = tf.cast(tf.slice(image, begin, extent), tf.keras.backend.floatx())
-        crop = tf.image.resize(crop, [size, size], policy.crop_method)
-        crop = tf.clip_by_value(crop * (1 / 255), 0, 1)  # cubic kernels overshoot
+    for region, part in zip(regions, _cut(image, seed, regions)):  # noqa: B905 (Python 3.9)
+        crop = image_ops.resize_levels(part, size, region.policy.crop_method)
+        crop = tf.clip_by_value(tf.cast(crop, tf.keras.backend.floatx()) * (1 / 255), 0, 1)  # cubic kernels overshoot
         crops.append(tf.reshape(crop, [1, size, size, 3]))
     draws = HostDraws(seed, len(crops))
     drawn = {policy: policy._draw(draws, 0, crops[0].shape) for policy in set(policies)}
     return tf.concat(
         [policy._apply(crop, *_row(drawn[policy], view)) for view, (policy, crop) in enumerate(zip(policies, crops))], 0
     )  # noqa: B905
+
+
+def crops(image, seed, regions):
+    """Random resized crops of one image, decoded once: list of uint8 [size, size, 3], one for each `Region`.
+
+    Args:
+      image: encoded, or uint8 [H, W, C].
+      seed: int64 [2], (run seed, example number).
+      regions: list of `Region`.
+    """
+    parts = _cut(image, seed, regions)
+    return [
+        image_ops.resize(part, region.size, region.policy.crop_method)
+        for part, region in zip(parts, regions)  # noqa: B905
+    ]
+
+
+def _cut(image, seed, regions):
+    """The crops before they are resized."""
+
+    def choose(shape):
+        return [region.policy.sample_crop(shape, fork(seed, region.number)) for region in regions]
+
+    return image_ops.cut(image, choose, [(region.size, region.size) for region in regions])
+
+
+Region = collections.namedtuple("Region", ["policy", "number", "size"])
+Region.__doc__ = """A crop by a policy, resized to `size` pixels; `number` tells apart the crops of one image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +88,9 @@ class Policy:
 
     Args:
       crop_area: least and largest area of the crop, as shares of the image's.
-      crop_covered: crops of a smaller share of the image are drawn again (TensorFlow's `min_object_covered`).
-      crop_method: of `tf.image.resize`.
+      crop_sampler: how area, aspect and place are drawn: "tf", "torch" or "byol", see `image.sample_crop`.
+      crop_covered: of the sampler "tf": crops of a smaller share of the image are drawn again (its `min_object_covered`).
+      crop_method: of `image.resize`.
       flip: probability of mirroring left and right.
       jitter: probability of the colour jitter.
       brightness: factors in max(0, 1 - b) to 1 + b; if additive, shifts in -b to b.
@@ -78,6 +105,7 @@ class Policy:
       blur: probability of the Gaussian blur.
       blur_sigma: the range of its sigma, in pixels.
       blur_edges: "zero" or "reflect", see `photometric.gaussian_blur`.
+      blur_taps: width of its window, in pixels; 0: SimCLR's for the size of the view, `photometric.blur_taps`.
       solarize: probability of solarizing.
       solarize_threshold: values from here on are inverted.
       randaugment: how many ops of RandAugment follow one another, on the host only; 0 is none.
@@ -92,6 +120,7 @@ class Policy:
     """
 
     crop_area: tuple[float, float] = (0.08, 1.0)
+    crop_sampler: str = "tf"
     crop_covered: float = 0.1
     crop_method: str = "bicubic"
     flip: float = 0.5
@@ -108,6 +137,7 @@ class Policy:
     blur: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     blur_edges: str = "zero"
+    blur_taps: int = 0
     solarize: float = 0.0
     solarize_threshold: float = 0.5
     randaugment: int = 0
@@ -123,6 +153,7 @@ class Policy:
     def __post_init__(self):
         if self.gray_at not in ("before", "after", "last"):
             raise UserError(f"a policy with gray_at={self.gray_at!r}: choose before, after or last")
+        check_choice("crop_sampler", self.crop_sampler, image_ops.SAMPLERS)
         for name in (*_COINS, "photometric"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"a policy with {name}={getattr(self, name)}: it is a probability, from 0 to 1")
@@ -132,10 +163,19 @@ class Policy:
         ranges = {name: strength * getattr(self, name) for name in ("brightness", "contrast", "saturation", "hue")}
         return dataclasses.replace(self, **ranges)
 
+    def with_area(self, low, high):
+        """The same policy with crops of these areas, all of them: what the policy wants covered gives way."""
+        return dataclasses.replace(self, crop_area=(low, high), crop_covered=min(self.crop_covered, low))
+
+    def sample_crop(self, shape, seed):
+        """Where a crop lies in an image of `shape` int32 [3]: (begin, extent), int32 [3] both."""
+        settings = {"min_object_covered": self.crop_covered, "sampler": self.crop_sampler}
+        return image_ops.sample_crop(shape, seed, self.crop_area, **settings)
+
     def crop(self, image, seed, size):
         """The random resized crop of one image (encoded or uint8), on the host: uint8 [size, size, 3]."""
-        settings = {"area_range": self.crop_area, "min_object_covered": self.crop_covered, "method": self.crop_method}
-        return image_ops.random_resized_crop(image, seed, size, **settings)
+        part = image_ops.cut(image, lambda shape: [self.sample_crop(shape, seed)], [(size, size)])[0]
+        return image_ops.resize(part, size, self.crop_method)
 
     def apply(self, images, draws, view=0):
         """All but the crop.
@@ -200,7 +240,7 @@ class Policy:
         ops = [
             ("flip", photometric.mirror),
             ("jitter", lambda x: photometric.run_jitter(x, plan, self.additive)),
-            ("blur", lambda x: photometric.gaussian_blur(x, drawn["sigma"], edges=self.blur_edges)),
+            ("blur", lambda x: photometric.gaussian_blur(x, drawn["sigma"], self.blur_taps, self.blur_edges)),
             ("solarize", lambda x: photometric.solarize(x, threshold)),
             ("rotate", lambda x: photometric.quarter_turns(x, tf.cast(drawn["turns"], tf.int32))),
             ("sobel", photometric.sobel),
@@ -259,8 +299,9 @@ def _some(mask, function, images):
 
 
 _SIMCLR = Policy()
-_BYOL = Policy(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, additive=True, blur=1.0)
-_TORCH = {"crop_covered": 0.0, "crop_method": "bilinear", "blur_edges": "reflect"}
+_BYOL = Policy(crop_sampler="byol", brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, additive=True, blur=1.0)
+# Pillow's blur has no window, but is as good as none beyond three standard deviations.
+_TORCH = {"crop_sampler": "torch", "crop_method": "pillow", "blur_edges": "reflect", "blur_taps": 2 * 3 * 2 + 1}
 _MOCO = {**_TORCH, "crop_area": (0.2, 1.0), "brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
 _PIRL = Policy(**{**_MOCO, "crop_area": (0.08, 1.0)}, hue=0.2, jitter=1.0, blur=0.0)
 

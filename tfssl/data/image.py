@@ -17,11 +17,15 @@ Randomness is stateless: `seed` is int64 [2], (run seed, example number), and th
 image is drawn for several times, `draws.fork` the seed.
 """
 
+import math
+
 import tensorflow as tf
 
-from tfssl.errors import UserError
+from tfssl.errors import UserError, check_choice
 
+SAMPLERS = ("tf", "torch", "byol")  # of `sample_crop`
 _JPEG = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
+_RATIOS = (1, 2, 4, 8)  # by which libjpeg reduces while it decodes
 
 
 def image_size(image):
@@ -54,18 +58,31 @@ def decode_crop(image, box):
 
 
 def resize(image, size, method="bilinear"):
-    """`tf.image.resize` to `size` (side, or (height, width)), rounded to the nearest level; uint8 [h, w, 3].
+    """Resized to `size` (side, or (height, width)) and rounded to the nearest level; uint8 [h, w, 3].
 
-    Not antialiased, except by the nature of "area".
+    Args:
+      method: of `tf.image.resize`, not antialiased, except by the nature of "area"; or "pillow": antialiased bilinear, as Pillow and
+        torchvision resize, whose pixels it gives up to 1 level.
     """
     image = decode(image)
     if method == "nearest":
         return tf.image.resize(image, _pair(size), method)
-    # TensorFlow's bilinear kernel is vectorised for floats only: with the cast before it, it takes half the time.
-    pixels = tf.image.resize(tf.cast(image, tf.float32), _pair(size), method)
-    if method not in ("bilinear", "area"):
+    pixels = resize_levels(image, size, method)
+    if method not in ("bilinear", "area", "pillow"):
         pixels = tf.clip_by_value(pixels, 0.0, 255.0)  # cubic and Lanczos kernels overshoot
     return tf.cast(tf.round(pixels), tf.uint8)
+
+
+def resize_levels(image, size, method):
+    """`resize` of uint8 [H, W, 3] before it is rounded: float32 [h, w, 3], 0 to 255, and a little beyond by cubic kernels."""
+    # TensorFlow's bilinear kernel is vectorised for floats only: with the cast before it, it takes half the time.
+    pixels = tf.cast(image, tf.float32)
+    if method != "pillow":
+        return tf.image.resize(pixels, _pair(size), method)
+    # tf.image.resize's antialias takes three times as long as this.
+    for side in _pair(size):
+        pixels = tf.transpose(_resize_rows(pixels, side), [1, 0, 2])
+    return pixels
 
 
 def resize_small(image, smaller):
@@ -118,24 +135,113 @@ def random_resized_crop(
     min_object_covered=0.1,
     attempts=100,
     method="bilinear",
+    sampler="tf",
 ):
     """A crop of random area, aspect and place, resized to `size` (side, or (height, width)); uint8 [h, w, 3].
 
-    `tf.image.stateless_sample_distorted_bounding_box` with the image as its only object: the aspect (width / height)
-    is uniform in `aspect_range`, the height uniform among those that give an area in `area_range` (a part of the
-    image's), the place uniform. A crop of less area than `min_object_covered` is drawn again, so that the defaults,
-    the Inception crop of TF-slim that the 2019 study used (arXiv 1901.09005), give areas of 0.1 to 1. After
-    `attempts` failures it is the whole image.
+    The defaults are the Inception crop of TF-slim that the 2019 study used (arXiv 1901.09005), whose areas are 0.1 to 1.
+    Arguments: see `sample_crop` and `resize`; of a crop of twice the size or more, see `cut`.
     """
 
     def choose(shape):
-        return sample_crop(shape, seed, area_range, aspect_range, min_object_covered, attempts)
+        return [sample_crop(shape, seed, area_range, aspect_range, min_object_covered, attempts, sampler)]
 
-    return resize(_crop(image, choose), size, method)
+    return resize(cut(image, choose, [_pair(size)])[0], size, method)
 
 
-def sample_crop(shape, seed, area_range, aspect_range=(3 / 4, 4 / 3), min_object_covered=0.1, attempts=100):
-    """Where the crop of `random_resized_crop` lies in an image of `shape` int32 [3]: (begin, extent), int32 [3] both."""
+def cut(image, choose, sizes):
+    """Parts of one image, decoded once: list of uint8 [h, w, 3], each at least as large as its entry of `sizes`, or its part.
+
+    A part of twice, four or eight times its size or more, on both sides, is reduced as often, and a resize that interpolates between
+    neighbors then misses little: white noise of 64 levels from 2240 to 224 pixels keeps 5, and not 31 (Pillow's antialiased resize: 4).
+    By what all parts allow, a JPEG is reduced within its decoder, which is less work; by the rest, parts become means of squares.
+
+    Args:
+      image: encoded, or uint8 [H, W, C].
+      choose: function (shape int32 [3] of the image) -> list of (begin, extent), int32 [3] each; it may be called twice.
+      sizes: list of (height, width) in pixels that the parts will be resized to, or None, which reduces nothing.
+
+    Raises:
+      InvalidArgumentError: a part leaves the image, or the image cannot be decoded as far as its lowest part.
+    """
+    image = _checked(image)
+
+    def parts(pixels, boxes, ratios, origin=(0, 0), ratio=1):
+        """From `pixels`, the image reduced by `ratio`, from `origin` on."""
+        found = []
+        for (begin, end), reduction in zip(boxes, ratios):  # noqa: B905 (Python 3.9)
+            corner = tf.concat([begin - origin, [0]], 0)
+            part = tf.slice(pixels, corner, tf.concat([end - begin, [3]], 0))
+            found.append(part if reduction is None else _reduced(part, reduction // ratio))
+        return found
+
+    def chosen(shape):
+        """[(begin, end)] int32 [2] each, and how often each part may be halved, as a factor, or None."""
+        boxes = [(tf.stack(begin)[:2], tf.stack(begin)[:2] + tf.stack(extent)[:2]) for begin, extent in choose(shape)]
+        return boxes, [_ratio(end - begin, size) for (begin, end), size in zip(boxes, sizes)]  # noqa: B905
+
+    def of_pixels(pixels):
+        return parts(pixels, *chosen(tf.shape(pixels)))
+
+    def of_jpeg():
+        shape = _jpeg_shape(image)
+        boxes, ratios = chosen(shape)
+        ratio = 1 if None in ratios else tf.reduce_min(tf.stack(ratios))
+        boxes = [tuple((corner + ratio // 2) // ratio for corner in box) for box in boxes]
+        # In the first and last column that is decoded the chroma has no neighbour to be interpolated with, and is off
+        # by up to 50 levels. So decode a column more on either side; above and below libjpeg itself sees to it.
+        low = tf.maximum(tf.reduce_min(tf.stack([begin for begin, _ in boxes]), 0) - [0, 1], 0)
+        high = tf.reduce_max(tf.stack([end for _, end in boxes]), 0) + [0, 1]
+        high = tf.minimum(high, (shape[:2] + ratio - 1) // ratio)
+        window = tf.concat([low, high - low], 0)
+
+        def decoded(by):
+            return lambda: tf.raw_ops.DecodeAndCropJpeg(contents=image, crop_window=window, ratio=by, **_JPEG)
+
+        if None in ratios:
+            pixels = decoded(1)()
+        else:
+            number = tf.cast(ratio >= 2, tf.int32) + tf.cast(ratio >= 4, tf.int32) + tf.cast(ratio >= 8, tf.int32)
+            pixels = tf.switch_case(number, [decoded(by) for by in _RATIOS])
+        return parts(pixels, boxes, ratios, low, ratio)
+
+    if image.dtype != tf.string:
+        found = of_pixels(_rgb(image))
+    else:
+        found = tf.cond(_is_jpeg(image), of_jpeg, lambda: of_pixels(_decode_other(image)))
+    for part in found:
+        part.set_shape([None, None, 3])
+    return found
+
+
+def sample_crop(
+    shape, seed, area_range, aspect_range=(3 / 4, 4 / 3), min_object_covered=0.1, attempts=100, sampler="tf"
+):
+    """Where a random crop lies in an image of `shape` int32 [3]: (begin, extent), int32 [3] both.
+
+    Args:
+      seed: int64 [2].
+      area_range: least and largest area, as parts of the image's.
+      aspect_range: least and largest width / height.
+      min_object_covered: "tf" draws crops of a smaller part of the image again.
+      attempts: of "tf", after which the crop is the whole image.
+      sampler: the published procedures; the place is uniform in all.
+        "tf": `tf.image.stateless_sample_distorted_bounding_box` with the image as its only object (TF-slim, SimCLR): the aspect is uniform,
+          the height uniform among those that give an area in the range.
+        "torch": torchvision's RandomResizedCrop (MoCo, SwAV, ...): area and the logarithm of the aspect uniform; drawn again where they do
+          not fit the image, up to ten times; then the largest central crop whose aspect is in the range.
+        "byol": of BYOL's code: area and the logarithm of the aspect uniform, then the sides cut to the image's.
+
+    Raises:
+      UserError: an unknown sampler; a `min_object_covered` that no area in the range reaches.
+    """
+    check_choice("sampler", sampler, SAMPLERS)
+    if sampler != "tf":
+        return _sample_area(shape, seed, area_range, aspect_range, clip=sampler == "byol")
+    if min_object_covered > area_range[1]:
+        raise UserError(
+            f"crops with areas up to {area_range[1]} never cover {min_object_covered} of the image: take a smaller min_object_covered"
+        )
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
         bounding_boxes=tf.zeros([0, 0, 4]),
@@ -193,27 +299,65 @@ def _rgb(image):
 
 def _crop(image, choose):
     """The part that `choose(shape int32 [3]) -> (begin [3], extent [3])` names; of a JPEG no more is decoded."""
-    image = _checked(image)
+    return cut(image, lambda shape: [choose(shape)], [None])[0]
 
-    def cut(pixels):
-        return tf.slice(pixels, *choose(tf.shape(pixels)))
 
-    def decode_jpeg():
-        shape = _jpeg_shape(image)
-        begin, extent = choose(shape)
-        # In the first and last column that is decoded the chroma has no neighbour to be interpolated with, and is off
-        # by up to 50 levels. So decode a column more on either side; above and below libjpeg itself sees to it.
-        low = tf.maximum(begin - [0, 1, 0], 0)
-        high = tf.minimum(begin + extent + [0, 1, 0], shape)
-        window = tf.concat([low[:2], (high - low)[:2]], 0)
-        return tf.slice(tf.io.decode_and_crop_jpeg(image, window, **_JPEG), begin - low, extent)
+def _ratio(extent, size):
+    """The largest of `_RATIOS` by which a part of `extent` int32 [2] can be reduced and still be of `size`; None for no size."""
+    if size is None:
+        return None
+    times = tf.reduce_min(extent // tf.stack(size))
+    return tf.reduce_max(tf.where(tf.constant(_RATIOS) <= times, _RATIOS, 1))
 
-    if image.dtype != tf.string:
-        crop = cut(_rgb(image))
-    else:
-        crop = tf.cond(_is_jpeg(image), decode_jpeg, lambda: cut(_decode_other(image)))
-    crop.set_shape([None, None, 3])
-    return crop
+
+def _reduced(part, ratio):
+    """Means of ratio x ratio pixels, about, where the sides are no multiples; uint8."""
+    size = tf.shape(part)[:2] // ratio
+    return tf.cond(ratio > 1, lambda: resize(part, tf.unstack(size), "area"), lambda: part)
+
+
+def _resize_rows(pixels, size):
+    """Antialiased bilinear resize of the first axis of float32 [H, W, 3]: each new row is a mean of those rows whose centers lie in a
+    triangle about its own, of half-width H / size, or 1 where that is less."""
+    height, width, _ = tf.unstack(tf.shape(pixels))
+    step = tf.cast(height, tf.float32) / tf.cast(size, tf.float32)
+    reach = tf.maximum(step, 1.0)
+    center = (tf.range(size, dtype=tf.float32) + 0.5) * step  # of each new row
+    row = tf.cast(tf.floor(center - reach + 0.5), tf.int32)[:, None] + tf.range(
+        2 * tf.cast(tf.math.ceil(reach), tf.int32) + 1
+    )
+    weights = tf.nn.relu(1 - tf.abs(tf.cast(row, tf.float32) + 0.5 - center[:, None]) / reach)  # size x taps
+    weights = tf.where((row >= 0) & (row < height), weights, 0.0)
+    weights /= tf.reduce_sum(weights, 1, keepdims=True)
+    new = tf.broadcast_to(tf.range(size)[:, None], tf.shape(row))
+    places = tf.stack([new, tf.clip_by_value(row, 0, height - 1)], -1)
+    rows = tf.raw_ops.SparseTensorDenseMatMul(
+        a_indices=tf.cast(tf.reshape(places, [-1, 2]), tf.int64),
+        a_values=tf.reshape(weights, [-1]),
+        a_shape=tf.cast(tf.stack([size, height]), tf.int64),
+        b=tf.reshape(pixels, tf.stack([height, 3 * width])),
+    )
+    return tf.reshape(rows, tf.stack([size, width, 3]))
+
+
+def _sample_area(shape, seed, area_range, aspect_range, clip, attempts=10):
+    """The samplers "torch" and, if `clip`, "byol" of `sample_crop`."""
+    image = tf.cast(shape[:2], tf.float32)  # height, width
+    draws = tf.random.stateless_uniform([1 if clip else attempts, 4], seed)
+    area = tf.reduce_prod(image) * (area_range[0] + (area_range[1] - area_range[0]) * draws[:, 0])
+    low, high = (math.log(aspect) for aspect in aspect_range)
+    root = tf.exp((low + (high - low) * draws[:, 1:2]) * tf.constant([-0.5, 0.5]))  # sqrt(1 / aspect), sqrt(aspect)
+    sides = tf.round(tf.sqrt(area)[:, None] * root)  # [attempts, 2]: height, width
+    if clip:
+        sides = tf.minimum(sides, image)
+    fits = tf.reduce_all((sides >= 1) & (sides <= image), 1)
+    first = tf.argmax(tf.cast(fits, tf.int32))
+    central = tf.minimum(tf.round(image[::-1] * tf.constant([1 / aspect_range[0], aspect_range[1]])), image)
+    found, place = tf.reduce_any(fits), draws[first, 2:]
+    extent = tf.where(found, sides[first], central)
+    room = image - extent
+    begin = tf.minimum(tf.floor(tf.where(found, place * (room + 1), room / 2)), room)
+    return tuple(tf.concat([tf.cast(x, tf.int32), [last]], 0) for x, last in ((begin, 0), (extent, 3)))
 
 
 def _fixed_crop(image, size, place):

@@ -1,7 +1,5 @@
 """The jigsaw branch of PIRL (Misra and van der Maaten, CVPR 2020, arXiv 1912.01991, Section 3.3), which InfoMin trains with as well."""
 
-import dataclasses
-
 import tensorflow as tf
 
 from tfssl.data import augmentation, patches
@@ -59,14 +57,16 @@ class JigsawBranch(Views):
         mine = augmentation.per_view(self.jigsaw_augmentation, PATCHES, self.strength)
         return (*super().policies()[:-PATCHES], *mine)
 
-    def cut(self, image, seed, group, first):
+    def regions(self, group, first):
+        found = super().regions(group, first)
+        return [found[0]._replace(size=self.jigsaw_size)] if group == self.crops()[-1] else found
+
+    def group(self, crops, seed, group, first):
         if group != self.crops()[-1]:
-            return super().cut(image, seed, group, first)
-        policy = dataclasses.replace(self.policies()[first], crop_area=group.area)
-        crop = policy.crop(image, fork(seed, first), self.jigsaw_size)
+            return super().group(crops, seed, group, first)
         places = patches.grid_offsets(fork(seed, first + 1), self.jigsaw_size, self.jigsaw_size, GRID, group.size)
         order = tf.random.experimental.stateless_shuffle(tf.range(PATCHES), fork(seed, first + 2))
-        return patches.cut(crop, tf.gather(places, order), group.size)
+        return patches.cut(crops[0], tf.gather(places, order), group.size)
 
     def embed_patches(self, batch, training):
         """The embedding of each image's patches, in the order in which they are given: [N, E]."""

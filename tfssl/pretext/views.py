@@ -1,13 +1,10 @@
 """Views of an image: what all joint-embedding methods share."""
 
 import collections
-import dataclasses
 
 import tensorflow as tf
 
 from tfssl.data import augmentation
-from tfssl.data import image as ops
-from tfssl.data.draws import fork
 from tfssl.errors import check_choice
 from tfssl.losses import contrastive
 from tfssl.pretext.probe import Probed
@@ -74,21 +71,30 @@ class Views(Probed):
     def example(self, image, seed):
         """-> a tuple of one uint8 [V, S, S, 3] for each group of crops."""
         training, seed = seed is not None, tf.zeros([2], tf.int64) if seed is None else seed
-        image = ops.decode(image)  # once, which is faster from two crops on
-        groups = [self.cut(image, seed, group, first) for group, first in self._numbered(self.crops())]
+        numbered = self._numbered(self.crops())
+        regions = [self.regions(group, first) for group, first in numbered]
+        crops = iter(augmentation.crops(image, seed, sum(regions, [])))
+        groups = [
+            self.group([next(crops) for _ in own], seed, group, first)
+            for own, (group, first) in zip(regions, numbered)  # noqa: B905 (Python 3.9)
+        ]
         if training and self.augment_on == "host":
             draws = augmentation.HostDraws(seed, 1)
             groups = [to_bytes(self._policed(_to_float(x)[None], draws, n)[0]) for x, n in self._numbered(groups)]
         return tuple(groups)
 
-    def cut(self, image, seed, group, first):
-        """The views of a group, whose number among all views begins at `first`: uint8 [V, S, S, 3]."""
-        views = []
-        for number in range(first, first + group.count):
-            policy = self.policies()[number]
-            area = group.area or (self.min_area or policy.crop_area[0], policy.crop_area[1])
-            views.append(dataclasses.replace(policy, crop_area=area).crop(image, fork(seed, number), group.size))
-        return tf.stack(views)
+    def regions(self, group, first):
+        """What is cut from an image for a group, whose views are numbered from `first` on: list of `augmentation.Region`."""
+        found = []
+        for number, policy in enumerate(self.policies()[first : first + group.count], first):
+            area = group.area or (self.min_area and (self.min_area, policy.crop_area[1]))
+            policy = policy.with_area(*area) if area else policy
+            found.append(augmentation.Region(policy, number, group.size))
+        return found
+
+    def group(self, crops, seed, group, first):
+        """The views of a group, uint8 [V, S, S, 3], from the crops of its regions."""
+        return tf.stack(crops)
 
     def augment(self, batch, draws):
         if self.augment_on == "host":
