@@ -40,9 +40,8 @@ def host_views(image, seed, policies, size):
     regions = [Region(policy, view, size) for view, policy in enumerate(policies)]
     crops = []
     for region, part in zip(regions, _cut(image, seed, regions)):  # noqa: B905 (Python 3.9)
-        crop = image_ops.resize_levels(part, size, region.policy.crop_method)
-        crop = tf.clip_by_value(tf.cast(crop, tf.keras.backend.floatx()) * (1 / 255), 0, 1)  # cubic kernels overshoot
-        crops.append(tf.reshape(crop, [1, size, size, 3]))
+        crop = tf.cast(image_ops.resize_levels(part, size, region.policy.crop_method), tf.keras.backend.floatx())
+        crops.append(tf.reshape(photometric.clip(crop * (1 / 255)), [1, size, size, 3]))  # cubic kernels overshoot
     draws = HostDraws(seed, len(crops))
     drawn = {policy: policy._draw(draws, 0, crops[0].shape) for policy in set(policies)}
     return tf.concat(

@@ -121,12 +121,12 @@ def run_jitter(images, plan, additive=False):
 
     def shade(rows, i):
         change = _per_row(shades[i], rows)
-        step = (lambda rows: _clip(rows + change)) if additive else (lambda rows: tf.minimum(rows * change, 1))
+        step = (lambda rows: clip(rows + change)) if additive else (lambda rows: tf.minimum(rows * change, 1))
         return unless_sitting_out(bright[i], step, rows)
 
     def run(rows):
         rows = colour(shade(colour(rows, 0), 0), 1)
-        rows = _clip(_contrast(rows, contrast, 3))
+        rows = _scale_and_clip_kernel(rows, *_contrast_terms(rows, contrast, 3))
         return colour(shade(colour(rows, 2), 1), 3)
 
     return _by_rows(run, images)
@@ -197,26 +197,29 @@ def gaussian_blur(images, sigma, taps=None, edges="zero"):
     """
     if edges not in ("zero", "reflect"):
         raise UserError(f"a blur with edges={edges!r}: choose zero or reflect")
-    _, height, width, _ = images.shape
+    _, height, width, channels = images.shape
     radius = (taps or blur_taps(height)) // 2
-    wide = _wide(images)
-    apart = tf.range(-radius, radius + 1)
-    weights = tf.nn.softmax(-0.5 * (tf.cast(apart, wide.dtype) / tf.cast(sigma, wide.dtype)[:, None]) ** 2)  # N x taps
-    wide = _blur_rows_kernel(_padded(wide, radius, 1, edges), weights)
-    wide = _blur_columns_kernel(_padded(wide, radius, 2, edges), weights)
-    return tf.cast(wide, images.dtype)
+
+    def blurred(rows):
+        apart = tf.range(-radius, radius + 1)
+        weights = tf.nn.softmax(
+            -0.5 * (tf.cast(apart, rows.dtype) / tf.cast(sigma, rows.dtype)[:, None]) ** 2
+        )  # N x taps
+        rows = _blur_kernel(_padded(rows, radius, 1, edges, height), weights, 1)
+        return _blur_kernel(_padded(rows, radius, 2, edges, width, channels), weights, 2, channels)
+
+    return _by_rows(blurred, images)
 
 
-def _padded(images, radius, axis, edges):
-    """`radius` pixels more on both sides of an axis."""
+def _padded(rows, radius, axis, edges, size, step=1):
+    """`radius` pixels more at both ends of an axis of rows [N, H, WC], which has `size` pixels of `step` values each."""
     if edges == "zero":
-        margin = [[radius, radius] if i == axis else [0, 0] for i in range(4)]
-        return tf.pad(images, margin)
-    last = images.shape[axis] - 1
-    before, after = np.arange(-radius, 0), np.arange(last + 1, last + 1 + radius)
-    mirrored = [last - np.abs(last - np.abs(place) % max(2 * last, 1)) for place in (before, after)]
-    left, right = (tf.gather(images, place, axis=axis) for place in mirrored)
-    return tf.concat([left, images, right], axis)
+        return tf.pad(rows, [[radius * step] * 2 if i == axis else [0, 0] for i in range(3)])
+    pixel = np.r_[-radius:0, size : size + radius]
+    pixel = (size - 1) - np.abs((size - 1) - np.abs(pixel) % max(2 * (size - 1), 1))
+    place = (pixel[:, None] * step + np.arange(step)).reshape(2, -1)
+    left, right = (tf.gather(rows, end, axis=axis) for end in place)
+    return tf.concat([left, rows, right], axis)
 
 
 def gaussian_noise(images, scale, key):
@@ -312,10 +315,16 @@ def _by_rows(function, images):
 
 def _contrast(rows, factor, channels):
     """Not clipped. rows: [N, H, WC]."""
+    factor, shift = _contrast_terms(rows, factor, channels)
+    return rows * factor + shift
+
+
+def _contrast_terms(rows, factor, channels):
+    """(factor [N, 1, 1], what is added [N, 1, WC])."""
     width = rows.shape[2] // channels
     mean = tf.reduce_mean(tf.reshape(tf.reduce_mean(rows, 1), [-1, width, channels]), 1)  # NxC
     factor = _per_row(factor, rows)
-    return rows * factor + tf.tile(mean[:, None], [1, 1, width]) * (1 - factor)
+    return factor, tf.tile(mean[:, None] * (1 - factor), [1, 1, width])
 
 
 def _recolour(rows, change):
@@ -349,6 +358,11 @@ def _recolour_kernel(padded, change):
 
 
 @_kernel
+def _scale_and_clip_kernel(rows, factor, shift):
+    return tf.clip_by_value(rows * factor + shift, 0, 1)
+
+
+@_kernel
 def _scale_components_kernel(pixels, factors):
     """pixels [N, P, 3]. A kernel, because outside XLA a GPU computes the eigenvectors of one image after those of another."""
     mean = tf.reduce_mean(pixels, 1, keepdims=True)
@@ -362,7 +376,7 @@ def _adjust_hsv_kernel(images, change, hue):
     turned = tf.image.rgb_to_hsv(images)
     angle, rest = turned[..., :1] + hue, turned[..., 1:]
     power, factor, offset = tf.unstack(change, axis=1)
-    rest = _clip(rest**power * factor + offset)
+    rest = clip(rest**power * factor + offset)
     return tf.image.hsv_to_rgb(tf.concat([angle - tf.floor(angle), rest], -1))
 
 
@@ -388,33 +402,19 @@ def _shifts(padded):
     return lambda k: padded[:, :, 2 + k : 2 + k + length], tf.constant(channel == 0), tf.constant(channel == 1)
 
 
-# A kernel for each pass of the blur: in one, XLA would compute the first pass anew for each tap of the second.
-
-
 @_kernel
-def _blur_rows_kernel(padded, weights):
-    _, height, width, channels = padded.shape
+def _blur_kernel(padded, weights, axis, step=1):
+    """One pass of the blur along an axis of rows, by weights [N, taps] of values that are `step` apart. Each pass is a kernel: in one,
+    XLA would compute the first pass anew for each tap of the second."""
     taps = weights.shape[1]
-    rows = tf.reshape(padded, [-1, height, width * channels])
-    blurred = _weighted(lambda k: rows[:, k : k + height - taps + 1], weights)
-    return tf.reshape(blurred, [-1, height - taps + 1, width, channels])
+    size = padded.shape[axis] - (taps - 1) * step
 
+    def shifted(k):
+        return padded[:, k : k + size] if axis == 1 else padded[:, :, k * step : k * step + size]
 
-@_kernel
-def _blur_columns_kernel(padded, weights):
-    _, height, width, channels = padded.shape
-    left = (width - weights.shape[1] + 1) * channels
-    rows = tf.reshape(padded, [-1, height, width * channels])
-    blurred = _weighted(lambda k: rows[:, :, k * channels : k * channels + left], weights)
-    return tf.reshape(blurred, [-1, height, left // channels, channels])
-
-
-def _weighted(shifted, weights):
-    """The sum of shifted(k) times weights[:, k], which are symmetric: the outer ones together."""
-    radius = weights.shape[1] // 2
-    total = shifted(radius) * weights[:, radius, None, None]
-    for k in range(radius):
-        total += (shifted(k) + shifted(2 * radius - k)) * weights[:, k, None, None]
+    total = shifted(taps // 2) * weights[:, taps // 2, None, None]
+    for k in range(taps // 2):  # the weights are symmetric
+        total += (shifted(k) + shifted(taps - 1 - k)) * weights[:, k, None, None]
     return total
 
 
@@ -431,8 +431,10 @@ def _wide(images):
     return tf.cast(images, tf.float64 if images.dtype == tf.float64 else tf.float32)
 
 
-def _clip(images):
-    return tf.clip_by_value(images, 0, 1)
+def clip(images):
+    """To [0, 1], float32 or float64; in one pass, where tf.clip_by_value takes two."""
+    low, high = tf.constant(0, images.dtype), tf.constant(1, images.dtype)
+    return tf.raw_ops.ClipByValue(t=images, clip_value_min=low, clip_value_max=high)
 
 
 def _needs_rgb(images, what):
