@@ -1,17 +1,24 @@
 """Shared fixtures: quiet TensorFlow, and folders of images that the tests write themselves."""
 
+import contextlib
+import ctypes
+import gc
 import os
 import shutil
 import tempfile
 from multiprocessing.util import Finalize
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # the tests compile much and run little
 
 import tfssl  # noqa: E402, F401, I001 (before TensorFlow: it chooses Keras 2)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import runs  # noqa: E402
 import tensorflow as tf  # noqa: E402
+from tensorflow.python.framework.ops import gradient_registry  # noqa: E402 (there is no public way)
+
+pytest_plugins = ["costs"]
 
 # CPU devices for the tests of replicas: two, or as many as a test that starts pytest again asks for. This has to be said before
 # TensorFlow looks at its devices.
@@ -43,6 +50,44 @@ def _private_cache(tmp_path_factory):
     os.environ["TFSSL_CACHE"] = folder
     yield
     os.environ.pop("TFSSL_CACHE", None)
+
+
+# Tracing makes millions of objects, which Python would look through again and again. What the libraries made stays; the rest goes after
+# each test that made much.
+gc.freeze()
+gc.set_threshold(100_000, 50, 50)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tidy_after_a_file():
+    yield
+    _forget_gradients()
+    tf.keras.backend.clear_session()
+    _return_memory()
+
+
+@pytest.fixture(autouse=True)
+def _tidy_after_a_test():
+    kept = set(gradient_registry.list())  # those that fixtures of the whole file may need again
+    yield
+    _forget_gradients(kept)
+    new, collections, _ = gc.get_count()
+    if new > 20_000 or collections:
+        _return_memory()
+
+
+def _forget_gradients(kept=()):
+    """TensorFlow registers the gradient function of each traced `tf.custom_gradient` for the life of the process, and through it keeps
+    the graph, its model and its data set: 10 to 80 MB for each test that trains."""
+    for name in {name for name in gradient_registry.list() if name.startswith("CustomGradient-")}.difference(kept):
+        del gradient_registry._registry[name]
+
+
+def _return_memory():
+    """Unreachable objects go, and what they held goes back to the system where the C library can be asked (glibc)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,13 @@
 """What several tests do with the binaries: start, kill, compare their runs."""
 
 import atexit
+import contextlib
+import gc
 import json
 import multiprocessing
 import os
 import pathlib
+import resource
 import runpy
 import signal
 import subprocess
@@ -23,14 +26,6 @@ TINY = (
 )  # fmt: skip
 
 TRAIN = (sys.executable, "-m", "tfssl.train")
-# The same with two devices, over which --strategy=mirrored shares the batch.
-TRAIN_ON_TWO = (
-    sys.executable,
-    "-c",
-    "import tfssl, runpy, tensorflow as tf; device = tf.config.LogicalDeviceConfiguration(); "
-    "tf.config.set_logical_device_configuration(tf.config.list_physical_devices('CPU')[0], [device] * 2); "
-    "runpy.run_module('tfssl.train', run_name='__main__')",
-)
 
 
 # Processes of their own, forked from one that has imported the libraries and used none: importing takes longer than most of their work.
@@ -48,19 +43,44 @@ PROCESSES.set_forkserver_preload(
 )
 
 
-def command(name, *args, cwd=None, timeout=300):
+gigabytes = 0.0  # that the largest of the forked processes has held
+
+
+class Forked:
+    """`python -m tfssl.NAME ARGS` in a process of its own, begun. `first` is called in it before the command: `two_devices`, say."""
+
+    def __init__(self, name, *args, cwd=None, first=None):
+        self.argv = [f"tfssl.{name}", *map(str, args)]
+        self._folder = tempfile.TemporaryDirectory()
+        self.folder = pathlib.Path(self._folder.name)
+        for stream in ("stdout", "stderr"):
+            (self.folder / stream).touch()
+        self.process = PROCESSES.Process(
+            target=_main, args=(self.argv, self.folder, cwd or os.getcwd(), dict(os.environ), first)
+        )
+        self.process.start()
+
+    def said(self):
+        return [(self.folder / stream).read_text() for stream in ("stdout", "stderr")]
+
+    def finished(self, timeout=300):
+        """The finished process, as `subprocess.run` returns it."""
+        global gigabytes
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+            raise subprocess.TimeoutExpired(self.argv, timeout, *self.said())
+        with contextlib.suppress(FileNotFoundError):  # it was killed
+            gigabytes = max(gigabytes, float((self.folder / "gigabytes").read_text()))
+        done = subprocess.CompletedProcess(self.argv, self.process.exitcode, *self.said())
+        self._folder.cleanup()
+        return done
+
+
+def command(name, *args, cwd=None, timeout=300, first=None):
     """Runs `python -m tfssl.NAME ARGS`, and returns the finished process, as `subprocess.run` does."""
-    argv = [f"tfssl.{name}", *map(str, args)]
-    with tempfile.TemporaryDirectory() as folder:
-        said = [pathlib.Path(folder, stream) for stream in ("stdout", "stderr")]
-        process = PROCESSES.Process(target=_main, args=(argv, said, cwd or os.getcwd(), dict(os.environ)))
-        process.start()
-        process.join(timeout)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired(argv, timeout, *(path.read_text() for path in said))
-        return subprocess.CompletedProcess(argv, process.exitcode, *(path.read_text() for path in said))
+    return Forked(name, *args, cwd=cwd, first=first).finished(timeout)
 
 
 def anew(name, *args, cwd=None):
@@ -69,18 +89,35 @@ def anew(name, *args, cwd=None):
     return subprocess.run(line, capture_output=True, text=True, check=False, cwd=cwd)
 
 
-def _main(argv, said, cwd, environment):
+def two_devices():
+    """Over which --strategy=mirrored shares the batch."""
+    device = tf.config.LogicalDeviceConfiguration()
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [device] * 2)
+
+
+def _main(argv, folder, cwd, environment, first):
     """The forked process, from here on as if it had been started by that command."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)  # tracing makes millions of objects, and the process ends soon
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    for number, path in enumerate(said, 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    for number, stream in enumerate(("stdout", "stderr"), 1):
+        os.dup2(os.open(folder / stream, os.O_WRONLY), number)
     sys.argv = argv
+    if first:
+        first()
     try:
         runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
     finally:
         atexit._run_exitfuncs()  # which multiprocessing leaves out
+        (folder / "gigabytes").write_text(str(peak_gigabytes()))
+
+
+def peak_gigabytes():
+    """The most memory that this process, or a child of it that has ended, has held."""
+    unit = 1e9 if sys.platform == "darwin" else 1e6
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
 
 
 def weights(workdir, step=24, least=50):
@@ -102,17 +139,21 @@ def assert_identical(one, two):
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
-def kill_when(arguments, awaited, number=signal.SIGKILL, timeout=300, delay=0.0, command=TRAIN):
+def kill_when(arguments, awaited, number=signal.SIGKILL, timeout=300, delay=0.0, name="train", first=None):
     """Start a training run and send it a signal `delay` seconds after it printed `awaited`: (exit status, what it said on stderr)."""
-    process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = Forked(name, *arguments, first=first)
     begun = time.monotonic()
-    for line in process.stdout:
-        if awaited in line or time.monotonic() - begun > timeout:
-            time.sleep(delay)
-            process.send_signal(number)
-            break
-    said = process.communicate(timeout=timeout)[1]
-    return process.returncode, said
+    while (
+        awaited not in (run.folder / "stdout").read_text()
+        and run.process.is_alive()
+        and time.monotonic() - begun < timeout
+    ):
+        time.sleep(0.002)
+    time.sleep(delay)
+    if run.process.is_alive():
+        os.kill(run.process.pid, number)
+    done = run.finished(timeout)
+    return done.returncode, done.stderr
 
 
 def logged(workdir):

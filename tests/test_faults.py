@@ -7,17 +7,16 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 
 import pytest
-from runs import TINY, TRAIN, TRAIN_ON_TWO, assert_identical, kill_when, logged, logged_steps, weights
+from runs import TINY, assert_identical, command, kill_when, logged, logged_steps, two_devices, weights
 
 STEPS = 60
 FLAGS = (*TINY, f"--train_steps={STEPS}", "--checkpoint_steps=7", "--log_steps=1")
 
 
-def train(*arguments, command=TRAIN):
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+def train(*arguments, first=None):
+    done = command("train", *arguments, first=first)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -66,10 +65,10 @@ def test_a_run_moves_between_one_replica_and_two(photos, tmp_path):
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert train(f"--workdir={whole}", *arguments)[0] == 0
     arguments += (f"--workdir={moved}",)
-    for awaited, command, strategy in (("step 6/", TRAIN_ON_TWO, "mirrored"), ("step 14/", TRAIN, "default")):
-        status, said = kill_when([*arguments, f"--strategy={strategy}"], awaited, signal.SIGTERM, command=command)
+    for awaited, first, strategy in (("step 6/", two_devices, "mirrored"), ("step 14/", None, "default")):
+        status, said = kill_when([*arguments, f"--strategy={strategy}"], awaited, signal.SIGTERM, first=first)
         assert status == 75, said
-    status, out, err = train(*arguments, "--strategy=mirrored", command=TRAIN_ON_TWO)
+    status, out, err = train(*arguments, "--strategy=mirrored", first=two_devices)
     assert status == 0 and re.search(r"resuming at step 1[4-9] of 24", out), err
     for mine, other in zip(logged(moved), logged(whole)):  # noqa: B905 (Python 3.9)
         # Single precision, in which another order of summation makes a difference; in double the test is exact (pretext/test_base.py).
@@ -80,13 +79,13 @@ def test_a_run_moves_between_one_replica_and_two(photos, tmp_path):
 def test_nan_on_two_replicas(photos, tmp_path):
     run = tmp_path / "run"
     arguments = (f"--dataset=folder:{photos}", f"--workdir={run}", *FLAGS, "--strategy=mirrored")
-    assert train(*arguments, "--train_steps=14", command=TRAIN_ON_TWO)[0] == 0
+    assert train(*arguments, "--train_steps=14", first=two_devices)[0] == 0
     # As a spike of the rate would: the flags of the run itself may not change, so its record does.
     record = run / "flags.flags"
     record.write_text(record.read_text().replace("--learning_rate=0.5", "--learning_rate=1e+30"))
-    status, _, err = train(*arguments, "--learning_rate=1e30", command=TRAIN_ON_TWO)
+    status, _, err = train(*arguments, "--learning_rate=1e30", first=two_devices)
     assert status == 1 and "Traceback" not in err
     assert re.search(r"(at|after) step 1[5-9]", err.splitlines()[-1]) and "last good checkpoint is step 14" in err
     record.write_text(record.read_text().replace("--learning_rate=1e+30", "--learning_rate=0.5"))
-    status, out, err = train(*arguments, "--train_steps=20", command=TRAIN_ON_TWO)
+    status, out, err = train(*arguments, "--train_steps=20", first=two_devices)
     assert status == 0 and "resuming at step 14" in out, err

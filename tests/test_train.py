@@ -1,11 +1,11 @@
 """The binaries as a user runs them: train, resume, export; and what they say about bad input."""
 
+import functools
 import json
 import re
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -133,7 +133,7 @@ def test_a_run_that_is_told_to_stop_saves_and_says_so(run, tmp_path, tfssl_comma
     assert logged_steps(workdir, "validation_loss") == [8, 16, 24]
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path):
+def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path, tfssl_command):
     """No file may grow beyond the size of half a checkpoint: the save fails, the one before stays."""
     whole, _ = run
     workdir = tmp_path / "full"
@@ -141,10 +141,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path):
     for path in (workdir / "checkpoints").glob("ckpt-24.*"):
         path.unlink()
     size = (workdir / "checkpoints" / "ckpt-16.data-00000-of-00001").stat().st_size
-    limited = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2})); "
-    limited += "runpy.run_module('tfssl.train', run_name='__main__')"
-    command = [sys.executable, "-c", limited, f"--flagfile={workdir}/flags.flags", f"--workdir={workdir}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    limited = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size // 2, size // 2))
+    done = tfssl_command("train", f"--flagfile={workdir}/flags.flags", f"--workdir={workdir}", first=limited)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "cannot save step 24" in done.stderr and "last good checkpoint is step 16" in done.stderr
