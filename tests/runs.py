@@ -63,7 +63,7 @@ class Forked:
     def said(self):
         return [(self.folder / stream).read_text() for stream in ("stdout", "stderr")]
 
-    def finished(self, timeout=300):
+    def finished(self, timeout=240):
         """The finished process, as `subprocess.run` returns it."""
         global gigabytes
         self.process.join(timeout)
@@ -78,7 +78,7 @@ class Forked:
         return done
 
 
-def command(name, *args, cwd=None, timeout=300, first=None):
+def command(name, *args, cwd=None, timeout=240, first=None):
     """Runs `python -m tfssl.NAME ARGS`, and returns the finished process, as `subprocess.run` does."""
     return Forked(name, *args, cwd=cwd, first=first).finished(timeout)
 
@@ -139,7 +139,7 @@ def assert_identical(one, two):
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
-def kill_when(arguments, awaited, number=signal.SIGKILL, timeout=300, delay=0.0, name="train", first=None):
+def kill_when(arguments, awaited, number=signal.SIGKILL, timeout=240, delay=0.0, name="train", first=None):
     """Start a training run and send it a signal `delay` seconds after it printed `awaited`: (exit status, what it said on stderr)."""
     run = Forked(name, *arguments, first=first)
     begun = time.monotonic()

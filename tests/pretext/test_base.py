@@ -1,6 +1,7 @@
 """The one training step: its loss against a hand computation, replicas, XLA, precision, bookkeeping; for every task."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -123,6 +124,19 @@ def trained(task, make_backbone, source, strategy=None, steps=3, batch_size=8, *
     return history, state
 
 
+@pytest.fixture(scope="module")
+def alone(source):
+    """task -> what `trained` gives for its four synchronised steps on one device, in double precision; computed once."""
+    results = {}
+
+    def train(task):
+        if task not in results:
+            results[task] = trained(task, lambda: network_with(sync=True), source, steps=4)
+        return results[task]
+
+    return train
+
+
 def assert_equal(a, b, tolerance):
     """Histories, and every variable relative to its own largest value."""
     (history_a, state_a), (history_b, state_b) = a, b
@@ -143,10 +157,10 @@ LIKE_OTHERS = (
 
 
 @pytest.mark.parametrize("task", [slow(task) if task in LIKE_OTHERS else task for task in TASKS])
-def test_replicas_train_like_one(task, source, replicas, float64):
+def test_replicas_train_like_one(task, alone, source, replicas, float64):
     """Same flags, same losses, gradients, weights and batch statistics, on one device and on several that share the batch."""
-    alone, together = (trained(task, lambda: network_with(sync=True), source, s) for s in (None, replicas))
-    assert_equal(alone, together, 1e-9)
+    together = trained(task, lambda: network_with(sync=True), source, replicas, steps=4)
+    assert_equal(alone(task), together, 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +170,7 @@ def test_replicas_train_like_one(task, source, replicas, float64):
         *map(slow, ("exemplar_cnn", "jigsaw", "pirl", "infomin", "simclr with a memory", "byol")),
     ],
 )
-def test_a_run_resumes_on_another_number_of_replicas(task, source, replicas, float64, tmp_path):
+def test_a_run_resumes_on_another_number_of_replicas(task, alone, source, replicas, float64, tmp_path):
     """Two steps and two more, the latter on one device or on several, are four at once: queues, banks and slower networks are saved."""
 
     def two_steps(strategy, folder):
@@ -175,12 +189,13 @@ def test_a_run_resumes_on_another_number_of_replicas(task, source, replicas, flo
         history.pop("input_seconds")
         return history, {v.name: v.numpy() for v in [*model.variables, *model.optimizer.variables]}
 
-    runs = {"stays": (None, None), "moves": (None, replicas)}
-    stays, moves = ([two_steps(s, tmp_path / name) for s in run] for name, run in runs.items())
-    assert_equal(stays[1], moves[1], 1e-9)
-    _, whole = trained(task, lambda: network_with(sync=True), source, steps=4)
-    assert_equal((stays[1][0], whole), stays[1], 1e-12)
-    assert sorted(p.name for p in (tmp_path / "moves").glob("*.index")) == [f"ckpt-{n}.index" for n in (2, 4)]
+    first, folder = two_steps(None, tmp_path / "stays"), tmp_path / "moves"
+    shutil.copytree(tmp_path / "stays", folder)
+    stays, moves = two_steps(None, tmp_path / "stays"), two_steps(replicas, folder)
+    assert first[0] != stays[0]
+    assert_equal(stays, moves, 1e-9)
+    assert_equal((stays[0], alone(task)[1]), stays, 1e-12)
+    assert sorted(p.name for p in folder.glob("*.index")) == [f"ckpt-{n}.index" for n in (2, 4)]
 
 
 def test_a_synchronised_resnet_on_replicas(source, replicas, float64):
@@ -205,7 +220,7 @@ def test_four_replicas():
     """The same test with four devices, in a process that has them."""
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *"-q -x tests/pretext/test_base.py tests/losses/test_replicas.py -k".split(),
-         "(train_like_one and (rotation or moco)) or rows_in_order or bytes_arrive or one_batch"],
+          "(train_like_one and moco) or rows_in_order or bytes_arrive or one_batch"],
         env={**os.environ, "TFSSL_TEST_REPLICAS": "4"}, capture_output=True, text=True, check=False, timeout=600,
         cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
     )  # fmt: skip
@@ -239,8 +254,9 @@ def test_accumulated_parts_are_the_whole_batch(task, parts, source, float64):
             for name in [name for name in state if "moving" in name]:
                 del state[name]
     assert_equal(grouped, in_parts, 1e-8)
-    whole = trained(task, network_with, source)
-    assert abs(whole[0]["loss"][0] - grouped[0]["loss"][0]) > 1e-6  # the groups do make a difference
+    if task == "rotation":  # the groups do make a difference
+        whole = trained(task, network_with, source)
+        assert abs(whole[0]["loss"][0] - grouped[0]["loss"][0]) > 1e-6
 
 
 def test_accumulation_on_replicas(source, replicas, float64):
