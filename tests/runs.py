@@ -47,21 +47,21 @@ gigabytes = 0.0  # that the largest of the forked processes has held
 
 
 class Forked:
-    """`python -m tfssl.NAME ARGS` in a process of its own, begun. `first` is called in it before the command: `two_devices`, say."""
+    """`python -m tfssl.NAME ARGS` in a process of its own, begun. `first` is called in it before the command: `two_devices`, say.
 
-    def __init__(self, name, *args, cwd=None, first=None):
+    What it prints goes to the file `stdout` of `folder`; where `piped`, that is a pipe, which somebody has to open and read.
+    """
+
+    def __init__(self, name, *args, cwd=None, first=None, piped=False):
         self.argv = [f"tfssl.{name}", *map(str, args)]
         self._folder = tempfile.TemporaryDirectory()
         self.folder = pathlib.Path(self._folder.name)
-        for stream in ("stdout", "stderr"):
-            (self.folder / stream).touch()
+        (os.mkfifo if piped else pathlib.Path.touch)(self.folder / "stdout")
+        (self.folder / "stderr").touch()
         self.process = PROCESSES.Process(
             target=_main, args=(self.argv, self.folder, cwd or os.getcwd(), dict(os.environ), first)
         )
         self.process.start()
-
-    def said(self):
-        return [(self.folder / stream).read_text() for stream in ("stdout", "stderr")]
 
     def finished(self, timeout=240):
         """The finished process, as `subprocess.run` returns it."""
@@ -70,12 +70,15 @@ class Forked:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-            raise subprocess.TimeoutExpired(self.argv, timeout, *self.said())
+            raise subprocess.TimeoutExpired(self.argv, timeout, *self._said())
         with contextlib.suppress(FileNotFoundError):  # it was killed
             gigabytes = max(gigabytes, float((self.folder / "gigabytes").read_text()))
-        done = subprocess.CompletedProcess(self.argv, self.process.exitcode, *self.said())
+        done = subprocess.CompletedProcess(self.argv, self.process.exitcode, *self._said())
         self._folder.cleanup()
         return done
+
+    def _said(self):
+        return [path.read_text() if path.is_file() else "" for path in (self.folder / "stdout", self.folder / "stderr")]
 
 
 def command(name, *args, cwd=None, timeout=240, first=None):
@@ -141,17 +144,15 @@ def assert_identical(one, two):
 
 def kill_when(arguments, awaited, number=signal.SIGKILL, timeout=240, delay=0.0, name="train", first=None):
     """Start a training run and send it a signal `delay` seconds after it printed `awaited`: (exit status, what it said on stderr)."""
-    run = Forked(name, *arguments, first=first)
+    run = Forked(name, *arguments, first=first, piped=True)
     begun = time.monotonic()
-    while (
-        awaited not in (run.folder / "stdout").read_text()
-        and run.process.is_alive()
-        and time.monotonic() - begun < timeout
-    ):
-        time.sleep(0.002)
-    time.sleep(delay)
-    if run.process.is_alive():
-        os.kill(run.process.pid, number)
+    with open(run.folder / "stdout") as lines:
+        for line in lines:
+            if awaited in line or time.monotonic() - begun > timeout:
+                time.sleep(delay)
+                os.kill(run.process.pid, number)
+                break
+        lines.read()
     done = run.finished(timeout)
     return done.returncode, done.stderr
 
