@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from encoders import save_encoder
-from runs import assert_identical, kill_when, logged, weights
+from runs import assert_identical, kill_when, logged, two_devices, weights
 
 import tfssl
 from tfssl.backbones.hub import Hub
@@ -26,14 +26,6 @@ FLAGS = (
     "--batch_size=8", "--train_steps=16", "--checkpoint_steps=8", "--log_steps=4", "--learning_rate=0.1", "--lr_scaling=0",
     "--train_split=train[:75%]", "--test_split=train[75%:]", "--deterministic",
 )  # fmt: skip
-FINETUNE = (sys.executable, "-m", "tfssl.finetune")
-ON_TWO = (
-    sys.executable,
-    "-c",
-    "import tfssl, runpy, tensorflow as tf; device = tf.config.LogicalDeviceConfiguration(); "
-    "tf.config.set_logical_device_configuration(tf.config.list_physical_devices('CPU')[0], [device] * 2); "
-    "runpy.run_module('tfssl.finetune', run_name='__main__')",
-)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +110,7 @@ def test_a_stopped_run_resumes_to_identical_weights_and_a_finished_one_says_so(r
     whole, _ = run
     workdir = tmp_path / "stopped"
     command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--log_steps=1"]
-    status, said = kill_when(command, "step 10/", signal.SIGTERM, command=FINETUNE)
+    status, said = kill_when(command, "step 10/", signal.SIGTERM, name="finetune")
     assert status == 75 and "tfssl-finetune: SIGTERM: stopped after step" in said, said
     done = tfssl_command("finetune", *command)
     assert done.returncode == 0 and "resuming at step 1" in done.stdout, done.stderr
@@ -134,7 +126,7 @@ def test_a_stopped_run_resumes_to_identical_weights_and_a_finished_one_says_so(r
     assert other.returncode == 1 and "--head_rate is 1, not 3" in other.stderr
 
 
-def test_two_devices_and_the_head_alone(encoder, photos, tmp_path):
+def test_two_devices_and_the_head_alone(encoder, photos, tmp_path, tfssl_command):
     """The encoder infers, so that the devices' gradients add up to those of one; half of the rate is the head's factor."""
     flags = [
         f"--module={encoder}",
@@ -145,7 +137,7 @@ def test_two_devices_and_the_head_alone(encoder, photos, tmp_path):
         *FLAGS,
     ]
     flags += ["--schedule=constant", "--learning_rate=0.15", f"--workdir={tmp_path / 'run'}"]
-    done = subprocess.run([*ON_TWO, *flags], capture_output=True, text=True, check=False)
+    done = tfssl_command("finetune", *flags, first=two_devices)
     assert done.returncode == 0, done.stderr
     module = modules.load(str(tmp_path / "run" / "classifier" / "16"))
     alone = Classifier(Hub(modules.load(encoder), 16, trainable=False), 2, image_size=16, resize=18)
@@ -159,7 +151,7 @@ def test_two_devices_and_the_head_alone(encoder, photos, tmp_path):
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_a_student_learns_from_a_teacher_without_labels(run, photos, tmp_path):
+def test_a_student_learns_from_a_teacher_without_labels(run, photos, tmp_path, tfssl_command):
     """A wider one, on two devices; unlabelled images; the teacher's classes become its own."""
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -170,7 +162,7 @@ def test_a_student_learns_from_a_teacher_without_labels(run, photos, tmp_path):
         f"--workdir={tmp_path / 'run'}", "--test_split=", "--train_steps=24", "--batch_size=16", "--log_steps=8", "--learning_rate=0.1",
         "--lr_scaling=0", "--strategy=mirrored", "--distill_temperature=0.2", "--distill_scale_by_t2",
     ]  # fmt: skip
-    done = subprocess.run([*ON_TWO, *flags], capture_output=True, text=True, check=False)
+    done = tfssl_command("finetune", *flags, first=two_devices)
     assert done.returncode == 0, done.stderr
     assert "0 labels, 48 images" in done.stdout and "accuracy" not in done.stdout
     lines = logged(tmp_path / "run")
