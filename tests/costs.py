@@ -4,9 +4,11 @@ Processor time, not wall time: a machine that is busy with other work does not f
 """
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
+from multiprocessing import forkserver
 
 import pytest
 import runs
@@ -18,24 +20,14 @@ _begun = {}  # test in progress: (processor time, memory) when it began
 
 
 def processor_seconds():
-    """Of this process and its descendants: of those that have ended, and of those that live where /proc tells."""
-    return sum(os.times()[:4]) + sum(_living_descendants())
-
-
-def _living_descendants():
-    children, seconds = collections.defaultdict(list), {}
-    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
-            continue
-        pid = int(path.parent.name)
-        children[int(fields[1])].append(pid)
-        seconds[pid] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")  # with its ended children
-    pids = children[os.getpid()]
-    for pid in pids:
-        pids += children[pid]
-        yield seconds[pid]
+    """Of this process, the server that forks the commands (where /proc tells), and the children of both that have ended."""
+    seconds = sum(os.times()[:4])
+    with contextlib.suppress(OSError):
+        fields = (
+            pathlib.Path(f"/proc/{forkserver._forkserver._forkserver_pid}/stat").read_text().rpartition(")")[2].split()
+        )
+        seconds += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 def peak_gigabytes():
