@@ -73,6 +73,7 @@ def test_only_the_newest_checkpoints_are_kept_and_a_finished_run_says_so(run, ph
     assert again.returncode == 0 and "finished" in again.stdout
 
 
+@pytest.mark.costs(120, "three runs")
 def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
     """SIGKILL before the first checkpoint and after the first; several steps per execution on top, and a name like a pattern."""
     whole, _ = run

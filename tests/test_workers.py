@@ -65,6 +65,7 @@ def last_metrics(folder):
     )
 
 
+@pytest.mark.costs(120, "two processes that import everything")
 def test_workers_stop_together(photos, tmp_path):
     processes = start(tmp_path, photos)
     when(processes, tmp_path, "step 13/")

@@ -216,6 +216,7 @@ def test_groups_of_moco_train_like_one(task, source, replicas, float64, monkeypa
     assert_equal(alone, together, 1e-9)
 
 
+@pytest.mark.costs(120, "another pytest")
 def test_four_replicas():
     """The same test with four devices, in a process that has them."""
     run = subprocess.run(
