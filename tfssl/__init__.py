@@ -4,6 +4,8 @@ import importlib
 import os
 import sys
 
+from tfssl.runtime import processor
+
 __version__ = "0.1.0"
 
 # Keras 2 semantics on every TensorFlow: this has to be in the environment before TensorFlow is imported.
@@ -14,6 +16,7 @@ if _tensorflow is not None and getattr(getattr(_tensorflow, "keras", None), "__v
     raise ImportError(
         "TensorFlow was imported before tfssl and chose Keras 3: import tfssl first, or set TF_USE_LEGACY_KERAS=1"
     )
+processor.switch_on_onednn()
 
 _MODULES = ("backbones", "data", "downstream", "errors", "export", "losses", "optim", "pretext", "runtime")
 

@@ -10,7 +10,7 @@ The same command again resumes a run that was stopped, or killed; the result is 
 import math
 import os
 
-from absl import flags
+from absl import flags, logging
 
 from tfssl import pretext
 from tfssl.errors import UserError, check_choice
@@ -90,7 +90,8 @@ def define_accelerators(own_graph=True):
     flags.DEFINE_string("tpu_zone", None, "Google Cloud zone of a TPU given by name. Default: this machine's.")
     flags.DEFINE_string("gcp_project", None, "Google Cloud project of a TPU given by name. Default: this machine's.")
     if own_graph:
-        flags.DEFINE_string("precision", "float32", "float32, mixed_bfloat16 (TPUs, new GPUs) or mixed_float16 (GPUs; with loss scaling).")
+        flags.DEFINE_string("precision", "float32", "float32, mixed_bfloat16 (TPUs, new GPUs and CPUs), mixed_float16 (GPUs; with loss "
+            "scaling), or auto: mixed_bfloat16 where the device computes in it, else float32; a resumed run keeps its own.")
     flags.DEFINE_boolean("jit_compile", False, "Compile the step with XLA. A TPU always does; on CPUs it is slower.")
     flags.DEFINE_integer("steps_per_execution", 1, "Steps per call from Python; 100 helps TPUs and small networks.", lower_bound=1)
     flags.DEFINE_integer("accumulate_steps", 1, "Compute a batch in so many parts, one after the other: less memory.", lower_bound=1)
@@ -137,6 +138,7 @@ NOT_STORED = ("extend_schedule", "dry_run", "steal_lock")
 
 def main(_):
     values = resolve_flags()
+    choose_precision(values)
     if not FLAGS.dry_run:
         check_workdir(values)
     from tfssl import data
@@ -307,7 +309,7 @@ def check_flags(values):
         "optimizer": optim.NAMES,
         "schedule": optim.SCHEDULES,
         "strategy": strategies.NAMES,
-        "precision": strategies.PRECISIONS,
+        "precision": ("auto", *strategies.PRECISIONS),
     }
     for name in choices.keys() & values.keys():
         check_choice(f"--{name}", values[name], choices[name])
@@ -338,6 +340,25 @@ def check_flags(values):
             f"--validation_steps={values['validation_steps']} is not a multiple of --checkpoint_steps={values['checkpoint_steps']}: "
             "validation runs between checkpoint intervals"
         )
+
+
+def choose_precision(values):
+    """Replace the precision auto by the run's own, or the device's for a new run; warn of one that this processor emulates."""
+    import tensorflow as tf
+
+    from tfssl.runtime import strategy as strategies
+    from tfssl.runtime.callbacks import say
+
+    if values["precision"] == "auto":
+        path = os.path.join(values["workdir"] or "", "flags.flags")
+        if values["workdir"] and tf.io.gfile.exists(path):
+            values["precision"], why = settings.read_flags(path).get("precision", "float32"), f"as in {path}"
+        else:
+            values["precision"], why = strategies.auto_precision(values["strategy"])
+        say(f"--precision=auto: {values['precision']} ({why})")
+    costly = strategies.emulated(values["precision"], values["strategy"])
+    if costly:
+        logging.warning("%s", costly)
 
 
 def build_model(values):

@@ -27,3 +27,29 @@ def test_multi_worker_needs_its_environment(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(UserError, match="TF_CONFIG"):
         strategies.build("multi_worker")
+
+
+@pytest.mark.parametrize(
+    "strategy, capabilities, bfloat16, expected",
+    [
+        ("tpu", [], False, "mixed_bfloat16"),
+        ("auto", [(8, 0)], False, "mixed_bfloat16"),  # A100
+        ("auto", [(9, 0), (9, 0)], False, "mixed_bfloat16"),  # H100
+        ("auto", [(7, 0)], True, "float32"),  # V100: float16 alone
+        ("mirrored", [(8, 6), (7, 5)], True, "float32"),  # all have to
+        ("auto", [], True, "mixed_bfloat16"),
+        ("auto", [], False, "float32"),
+    ],
+)
+def test_auto_precision_is_what_the_device_computes_in(strategy, capabilities, bfloat16, expected, monkeypatch):
+    """NVIDIA's CUDA programming guide: bfloat16 from compute capability 8.0 on."""
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: capabilities if kind == "GPU" else [])
+    monkeypatch.setattr(strategies, "_compute_capability", lambda gpu: gpu)
+    monkeypatch.setattr(strategies.processor, "bfloat16_here", lambda: bfloat16)
+    precision, why = strategies.auto_precision(strategy)
+    assert precision == expected and why
+    # What is chosen is never emulated; on a processor alone, what it lacks is.
+    assert strategies.emulated(precision, strategy) is None
+    alone = strategy != "tpu" and not capabilities
+    assert bool(strategies.emulated("mixed_float16", strategy)) == alone
+    assert bool(strategies.emulated("mixed_bfloat16", strategy)) == (alone and not bfloat16)

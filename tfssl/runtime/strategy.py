@@ -6,6 +6,7 @@ import os
 import tensorflow as tf
 
 from tfssl.errors import UserError
+from tfssl.runtime import processor
 
 NAMES = ("auto", "default", "mirrored", "multi_worker", "tpu")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -25,6 +26,40 @@ def start(seed=0, precision="float32", deterministic=False):
     tf.keras.utils.set_random_seed(seed)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+
+
+def auto_precision(strategy="auto"):
+    """The fastest of PRECISIONS that needs no loss scaling, on the devices of a strategy: (precision, why).
+
+    mixed_bfloat16 on TPUs, on GPUs of compute capability 8 and more, and on processors that multiply it in hardware; else float32. GPUs of
+    capability 7 have float16 alone, which can overflow: it is for the user to ask for.
+    """
+    if strategy == "tpu":
+        return "mixed_bfloat16", "a TPU"
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        capability = min(_compute_capability(gpu) for gpu in gpus)
+        text = f"a GPU of compute capability {'.'.join(map(str, capability))}"
+        return "mixed_bfloat16" if capability >= (8,) else "float32", text
+    if processor.bfloat16_here():
+        return "mixed_bfloat16", "a processor with bfloat16"
+    return "float32", "a processor without bfloat16"
+
+
+def emulated(precision, strategy="auto"):
+    """One line on what a precision costs that the processor has to emulate, or None where it does not."""
+    if precision == "float32" or strategy == "tpu" or tf.config.list_physical_devices("GPU"):
+        return None
+    if precision == "mixed_bfloat16" and processor.bfloat16_here():
+        return None
+    return (
+        f"--precision={precision} is emulated on this processor, up to 16 times slower than float32 (1.7 images/s for 27: rotation, a "
+        "quarter-width ResNet-18); --precision=auto takes what is fast"
+    )
+
+
+def _compute_capability(gpu):
+    return tf.config.experimental.get_device_details(gpu).get("compute_capability") or (0, 0)
 
 
 def build(name="auto", tpu="", tpu_zone=None, gcp_project=None):
