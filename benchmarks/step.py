@@ -1,31 +1,44 @@
-"""How fast is one training step of our backbones, beside the same network written as plain functional Keras layers?
+"""How fast is one training step of ours, beside the same network written as plain Keras layers, and in PyTorch?
 
-    python benchmarks/step.py                                        # ResNet-50, v1 and v2, float32 and bfloat16
+    python benchmarks/step.py                                        # ResNet-50, v1 and v2, float32 and bfloat16, beside plain Keras
     python benchmarks/step.py --backbone resnet18_v2 --batch 64 --image_size 64 --precision float32 --rounds 20
     python benchmarks/step.py --method simclr --backbone resnet18_v1 --batch 128 --image_size 32
+    python benchmarks/step.py --method rotation --backbone resnet18_v2 --width 0.25 --batch 64 --image_size 32
+    python benchmarks/step.py --isa AVX2 --contenders default,plain,torch,torch_nhwc --torch ~/torch/bin/python   # as on an older processor
+    python benchmarks/step.py --contenders default --backbone vgg11,alexnet,revnet18,resnet18_v1   # what oneDNN is worth, any backbone
 
 A step is forward, backward and SGD with momentum, supervised with 1000 classes, on random images already in memory. With --method simclr
-it is a step of SimCLR on two views of each image, with the stem for CIFAR and weight decay: ours is what tfssl-train runs, with flips
-and its metrics; the plain one is network, head, NT-Xent and optimizer in a tf.function.
-Each contender has its own process, and so its own peak memory; they take turns step by step (whoever came first in a
-round comes second in the next), so that a busy machine slows both alike.
+it is a step of SimCLR on two views of each image, with the stem for CIFAR and weight decay; with rotation likewise, of four copies of each
+image: ours is what tfssl-train runs, with its augmentation and metrics; the others are network, head, loss and optimizer. The contenders
+beside ours:
+
+  default     tfssl, with oneDNN left as TensorFlow has it (off where the processor has no AVX512-VNNI, AVX-VNNI or AMX)
+  plain       Keras, the functional API, no tfssl; oneDNN as for ours
+  torch       PyTorch in the interpreter --torch (which needs no TensorFlow), images as NCHW; torch_nhwc: in the channels_last format
+
+Each contender has its own process, and so its own peak memory; they take turns step by step (the order turns round from one round to the
+next), so that a busy machine slows all alike. --isa AVX2 has them compute as on a processor without AVX-512: oneDNN, TensorFlow's matrix
+products and PyTorch's own kernels.
 
 How to read the table: images/s are medians over the rounds; they depend on the machine and on what else it does. The
-ratios are what to look at: plain time / our time within a round, above 1 where ours is faster; their medians, and their
-quartiles. We promise 0.97 or more. The first is of wall time, the second of processor time, which is the steadier one
-on a busy CPU and says nothing about an accelerator. Peak memory is the host's (resident, GB), TensorFlow included.
+ratios are what to look at: their time / ours within a round, above 1 where ours is faster; their medians, and their
+quartiles. We promise 0.97 or more of plain Keras. The first is of wall time, the second of processor time, which is the steadier one
+on a busy CPU and says nothing about an accelerator. Peak memory is the host's (resident, GB), the libraries included.
 """
 
 import argparse
-import multiprocessing
+import json
+import os
 import resource
 import statistics
+import subprocess
+import sys
 import time
 
 CLASSES = 1000
 
 
-def plain_resnet(name, image_size, small=False):
+def plain_resnet(name, image_size, width=1.0, small=False):
     """ResNet with the study's geometry as anybody would write it: Keras's own layers, the functional API, no tfssl. Up to the mean."""
     import tensorflow as tf
     from tensorflow.keras import layers
@@ -72,32 +85,34 @@ def plain_resnet(name, image_size, small=False):
         return layers.Add()([shortcut, x])
 
     images = x = tf.keras.Input([image_size, image_size, 3])
-    x = conv(x, 64, 3) if small else conv(x, 64, 7, 2)
+    root = int(64 * width + 0.5)
+    x = conv(x, root, 3) if small else conv(x, root, 7, 2)
     if version == 1:
         x = norm(x)
     x = x if small else layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(x))
     for block in range(4):
         for i in range(units[block]):
-            x = (unit_v1 if version == 1 else unit_v2)(x, 64 * 2**block, 2 if i == 0 and block > 0 else 1)
+            x = (unit_v1 if version == 1 else unit_v2)(x, root * 2**block, 2 if i == 0 and block > 0 else 1)
     if version == 2:
         x = norm(x)
     return tf.keras.Model(images, layers.GlobalAveragePooling2D(dtype="float32")(x))
 
 
-def our_resnet(name, image_size):
+def our_network(name, image_size, width):
     import tensorflow as tf
 
     import tfssl
 
     images = tf.keras.Input([image_size, image_size, 3])
-    return tf.keras.Model(images, tfssl.backbones.build(name)(images)["pre_logits"])
+    network = tfssl.backbones.build(name, width, "imagenet" if image_size > 64 else "small")
+    return tf.keras.Model(images, network(images)["pre_logits"])
 
 
-def supervised(make, name, batch, image_size):
+def supervised(make, name, batch, image_size, width):
     """A function that takes one step, and the trained variables."""
     import tensorflow as tf
 
-    features = make(name, image_size)
+    features = make(name, image_size, width)
     model = tf.keras.Sequential([features, tf.keras.layers.Dense(CLASSES, dtype="float32")])
     optimizer = tf.keras.optimizers.SGD(0.01, momentum=0.9)
     loss_function = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -115,33 +130,72 @@ def supervised(make, name, batch, image_size):
 
 
 def our_supervised(*settings):
-    return supervised(our_resnet, *settings)
+    return supervised(our_network, *settings)
 
 
-def plain_supervised(*settings):
-    return supervised(plain_resnet, *settings)
+def plain_supervised(name, batch, image_size, width):
+    return supervised(lambda *args: plain_resnet(*args, small=image_size <= 64), name, batch, image_size, width)
 
 
-def our_simclr(name, batch, image_size):
+def our_task(task, name, batch, image_size, width, images, **settings):
     import tensorflow as tf
 
     import tfssl
 
-    backbone = tfssl.backbones.build(name, stem="small")
-    model = tfssl.pretext.build("simclr", backbone, image_size=image_size, augmentation="crop", temperature=0.5)
+    backbone = tfssl.backbones.build(name, width, stem="small")
+    model = tfssl.pretext.build(task, backbone, image_size=image_size, **settings)
     model.batch_size = batch
     model.compile(tf.keras.optimizers.SGD(0.01, momentum=0.9))
     model.prepare()
     step = model.make_train_function()
-    batches = iter(tf.data.Dataset.from_tensors(simclr_batch(batch, image_size)).repeat())
+    batches = iter(tf.data.Dataset.from_tensors(with_rows(images, batch)).repeat())
     return lambda: float(step(batches)["loss"]), model.trainable_variables
 
 
-def plain_simclr(name, batch, image_size):
+def our_simclr(name, batch, image_size, width):
+    settings = {"augmentation": "crop", "temperature": 0.5}
+    images = (random_bytes([batch, 2, image_size, image_size, 3]),)
+    return our_task("simclr", name, batch, image_size, width, images, **settings)
+
+
+def our_rotation(name, batch, image_size, width):
+    return our_task("rotation", name, batch, image_size, width, random_bytes([batch, image_size, image_size, 3]))
+
+
+def plain_rotation(name, batch, image_size, width):
+    import tensorflow as tf
+
+    features = plain_resnet(name, image_size, width, small=True)
+    model = tf.keras.Sequential([features, tf.keras.layers.Dense(4, dtype="float32")])
+    optimizer = tf.keras.optimizers.SGD(0.01, momentum=0.9)
+    images = random_bytes([batch, image_size, image_size, 3])
+    batches = iter(tf.data.Dataset.from_tensors(images).repeat())
+    turns = tf.repeat(tf.range(4), batch)
+
+    @tf.function
+    def step():
+        images = tf.cast(next(batches), tf.float32) / 127.5 - 1
+        images = tf.concat([tf.image.rot90(images, turn) for turn in range(4)], 0)
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(turns, logits)) + decay(model)
+        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+        return loss
+
+    return lambda: step().numpy(), model.trainable_variables
+
+
+def decay(model):
+    import tensorflow as tf
+
+    return 1e-4 * tf.add_n([tf.nn.l2_loss(v) for v in model.trainable_variables if "kernel" in v.name])
+
+
+def plain_simclr(name, batch, image_size, width):
     import tensorflow as tf
     from tensorflow.keras import layers
 
-    model = plain_resnet(name, image_size, small=True)
+    model = plain_resnet(name, image_size, width, small=True)
     width = model.output.shape[-1]
     head = tf.keras.Sequential(
         [
@@ -154,7 +208,7 @@ def plain_simclr(name, batch, image_size):
     )
     model = tf.keras.Sequential([model, head])
     optimizer = tf.keras.optimizers.SGD(0.01, momentum=0.9)
-    batches = iter(tf.data.Dataset.from_tensors(simclr_batch(batch, image_size)["image"][0]).repeat())
+    batches = iter(tf.data.Dataset.from_tensors(random_bytes([batch, 2, image_size, image_size, 3])).repeat())
     labels = tf.concat([tf.range(batch, 2 * batch), tf.range(batch)], 0)
 
     @tf.function
@@ -164,80 +218,116 @@ def plain_simclr(name, batch, image_size):
         with tf.GradientTape() as tape:
             z = tf.math.l2_normalize(model(views, training=True), 1)
             logits = tf.matmul(z, z, transpose_b=True) / 0.5 - 1e9 * tf.eye(2 * batch)
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-            kernels = [v for v in model.trainable_variables if "kernel" in v.name]
-            loss += 1e-4 * tf.add_n([tf.nn.l2_loss(v) for v in kernels])
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)) + decay(model)
         optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
         return loss
 
     return lambda: step().numpy(), model.trainable_variables
 
 
-def simclr_batch(batch, image_size):
-    """Two views of each image, as the input pipeline delivers them."""
+def random_bytes(shape):
     import tensorflow as tf
 
-    views = tf.random.stateless_uniform([batch, 2, image_size, image_size, 3], seed=[0, 0], maxval=256, dtype=tf.int32)
+    return tf.cast(tf.random.stateless_uniform(shape, seed=[0, 0], maxval=256, dtype=tf.int32), tf.uint8)
+
+
+def with_rows(images, batch):
+    """A batch as the input pipeline delivers it."""
+    import tensorflow as tf
+
     index = tf.range(batch, dtype=tf.int64)
-    return {
-        "image": (tf.cast(views, tf.uint8),),
-        **{name: index for name in ("label", "index", "number", "seed")},
-        "weight": tf.ones([batch]),
-        "replaced": tf.zeros([batch], bool),
-    }
+    rows = {name: index for name in ("label", "index", "number", "seed")}
+    return {"image": images, **rows, "weight": tf.ones([batch]), "replaced": tf.zeros([batch], bool)}
 
 
-METHODS = {"supervised": (our_supervised, plain_supervised), "simclr": (our_simclr, plain_simclr)}
+METHODS = {
+    "supervised": {"ours": our_supervised, "plain": plain_supervised},
+    "simclr": {"ours": our_simclr, "plain": plain_simclr},
+    "rotation": {"ours": our_rotation, "plain": plain_rotation},
+}
+CONTENDERS = ("default", "plain", "torch", "torch_nhwc")
 
 
-def worker(make, name, precision, batch, image_size, pipe):
-    """Sends the number of parameters; then takes a step per message, and sends its wall and CPU time and peak memory."""
-    import tfssl  # noqa: F401 - before TensorFlow: it chooses Keras 2 behind tf.keras
+def work(method, who, precision, *network):
+    """The process of a contender in TensorFlow: see `take_turns`."""
+    import tfssl  # noqa: F401 - before TensorFlow: it chooses Keras 2 behind tf.keras, and oneDNN
     import tensorflow as tf  # isort: skip
 
     tf.keras.mixed_precision.set_global_policy("float32" if precision == "float32" else f"mixed_{precision}")
-    step, variables = make(name, batch, image_size)
-    pipe.send(sum(v.shape.num_elements() for v in variables))
-    while pipe.recv():
+    step, variables = METHODS[method][who](*network)
+    take_turns(step, sum(v.shape.num_elements() for v in variables))
+
+
+def take_turns(step, parameters):
+    """Print the number of parameters; then, per line of input, take a step, and print [wall seconds, CPU seconds, peak memory in GB]."""
+    print(json.dumps(parameters), flush=True)
+    for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         step()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        pipe.send((wall, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
+        print(json.dumps([wall, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]), flush=True)
+
+
+class Contender:
+    """A process of its own that takes a step when it is told to."""
+
+    def __init__(self, who, name, precision, args):
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        if args.isa:
+            environment |= {"ONEDNN_MAX_CPU_ISA": args.isa, "ATEN_CPU_CAPABILITY": args.isa.lower()}
+        if who == "default":
+            environment["TF_ENABLE_ONEDNN_OPTS"] = "0" if args.isa else tensorflows_default()
+        script, python, role = __file__, sys.executable, "ours" if who == "default" else who
+        if who.startswith("torch"):
+            script, python = os.path.join(os.path.dirname(__file__), "step_torch.py"), args.torch
+        network = (name, args.batch, args.image_size, args.width)
+        command = [python, script, "--work", json.dumps([args.method, role, precision, *network])]
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.parameters = self.read()
+
+    def read(self):
+        return json.loads(self.process.stdout.readline() or sys.exit("a contender died: see above"))
+
+    def step(self):
+        print(file=self.process.stdin, flush=True)
+        return self.read()
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def tensorflows_default():
+    """Whether TensorFlow uses oneDNN on this processor by itself: "0" or "1"."""
+    program = "from tensorflow.python.util._pywrap_util_port import IsMklEnabled; print(int(IsMklEnabled()))"
+    environment = {k: v for k, v in os.environ.items() if k != "TF_ENABLE_ONEDNN_OPTS"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def compare(name, precision, args):
-    """Prints the table's line for one backbone in one precision."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = [], []
-    for make in METHODS[args.method]:
-        pipe, end = context.Pipe()
-        settings = (make, name, precision, args.batch, args.image_size, end)
-        processes.append(context.Process(target=worker, args=settings, daemon=True))
-        processes[-1].start()
-        pipes.append(pipe)
-    sizes = [pipe.recv() for pipe in pipes]
-    assert sizes[0] == sizes[1], f"{name}: {sizes[0]} parameters, but the plain network has {sizes[1]}"
+    """Prints the table's lines for one backbone in one precision."""
+    names = ["ours", *args.contenders.split(",")]
+    contenders = [Contender(who, name, precision, args) for who in names]
+    sizes = dict(zip(names, (contender.parameters for contender in contenders)))
+    assert len(set(sizes.values())) == 1, f"{name}: not the same networks, but of so many parameters: {sizes}"
 
-    rounds = []  # of ((wall, cpu, memory) of ours, the same of the plain network)
+    rounds = []  # of [wall, cpu, memory] of each
     for number in range(args.warmup + args.rounds):
-        taken = [None, None]
-        for who in (0, 1) if number % 2 else (1, 0):
-            pipes[who].send(True)
-            taken[who] = pipes[who].recv()
-        rounds.append(taken)
-    for pipe, process in zip(pipes, processes):
-        pipe.send(False)
-        process.join()
+        order = range(len(names)) if number % 2 else reversed(range(len(names)))
+        taken = {who: contenders[who].step() for who in order}
+        rounds.append([taken[who] for who in range(len(names))])
+    for contender in contenders:
+        contender.end()
 
     memory = [taken[2] for taken in rounds[-1]]
     rounds = rounds[args.warmup :]
-    speeds = [args.batch / statistics.median(taken[who][0] for taken in rounds) for who in (0, 1)]
-    ratios = [quartiles(plain[clock] / ours[clock] for ours, plain in rounds) for clock in (0, 1)]
-    print(
-        f"{name:14} {precision:9} {speeds[0]:13.2f} {speeds[1]:14.2f}   {ratios[0]}   {ratios[1]} "
-        f"{memory[0]:9.2f} {memory[1]:10.2f}",
-        flush=True,
-    )
+    for i, who in enumerate(names):
+        speed = args.batch / statistics.median(taken[i][0] for taken in rounds)
+        ratios = [quartiles([taken[i][clock] / taken[0][clock] for taken in rounds]) if i else "" for clock in (0, 1)]
+        print("|", " | ".join([name, precision, who, f"{speed:.2f}", *ratios, f"{memory[i]:.2f}"]), "|", flush=True)
 
 
 def quartiles(values):
@@ -251,14 +341,32 @@ def main():
     parser.add_argument("--backbone", default="resnet50_v1,resnet50_v2", help="comma list of tfssl.backbones.NAMES")
     parser.add_argument("--precision", default="float32,bfloat16", help="comma list of float32, bfloat16, float16")
     parser.add_argument("--batch", type=int, default=16, help="images per step")
-    parser.add_argument("--image_size", type=int, default=224, help="side of the square images, in pixels")
+    parser.add_argument(
+        "--image_size", type=int, default=224, help="side of the square images, in pixels; up to 64: the stem for CIFAR"
+    )
+    parser.add_argument("--width", type=float, default=1.0, help="times all channels")
+    parser.add_argument(
+        "--contenders", default="plain", help=f"comma list of {', '.join(CONTENDERS)}; plain and torch: ResNets only"
+    )
+    parser.add_argument("--torch", default=sys.executable, help="interpreter of the contenders in PyTorch")
+    parser.add_argument(
+        "--isa",
+        default="",
+        help="newest instruction set to use, as AVX2; default is then as where oneDNN is off by itself",
+    )
     parser.add_argument("--rounds", type=int, default=12, help="timed steps of each contender (2 or more)")
     parser.add_argument("--warmup", type=int, default=2, help="steps of each before those, the first being traced")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    print(f"{args.method}, batch {args.batch}, {args.image_size} pixels, {args.rounds} rounds")
+    if args.work:
+        work(*json.loads(args.work))
+        return
     print(
-        "backbone       precision ours images/s plain images/s   wall ratio               CPU ratio "
-        "                 ours GB   plain GB"
+        f"{args.method}, batch {args.batch}, {args.image_size} pixels, width {args.width:g}, {args.rounds} rounds, {args.isa or 'native'}"
+    )
+    print(
+        "| backbone | precision | contender | images/s | wall ratio (quartiles) | CPU ratio (quartiles) | GB |\n|"
+        + "---|" * 7
     )
     for name in args.backbone.split(","):
         for precision in args.precision.split(","):
