@@ -417,6 +417,24 @@ def test_nonfinite_steps_are_counted(source):
     assert model.counters["nonfinite_steps"] >= 2
 
 
+def test_preparing_traces_the_network_once_and_draws_what_an_eager_call_draws():
+    made = []
+    for prepare in (True, False):
+        tf.keras.utils.set_random_seed(3)
+        model = pretext.build("rotation", backbones.build("resnet18_v2", 1 / 16, "small"), image_size=16)
+        model.compile(optimizer="sgd")
+        calls, call = [], model.call
+        model.call = lambda batch, training=False: calls.append(batch) or call(batch, training)  # noqa: B023
+        if prepare:
+            model.prepare()
+            assert len(calls) == 1 and model.optimizer.built
+        else:
+            model(model.to_float(model.zero_batch(2)))
+        made.append(model.get_weights())
+    for ours, eager in zip(*made):  # noqa: B905 (Python 3.9)
+        np.testing.assert_array_equal(ours, eager)
+
+
 def test_kernels_are_those_of_convolutions_and_dense_layers():
     model = build("rotation", backbones.build("resnet18_v2", 0.125, "small"))
     model.prepare()

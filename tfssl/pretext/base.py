@@ -147,10 +147,9 @@ class Pretext(tf.keras.Model):
         batch = self.zero_batch(2)
         with self.distribute_strategy.scope():
             self._measures = _Measures(self.chance())
-            build = tf.function(
-                lambda: self(self.augment(self.to_float(batch), Draws(batch))), autograph=self.backbone.autograph
-            )
-            build.get_concrete_function()
+            # In a graph that nobody runs: tf.function would trace a second time, once the variables are there.
+            with tf.__internal__.FuncGraph("prepare").as_default():
+                self._plain(lambda: self(self.augment(self.to_float(batch), Draws(batch))))()
             self.start()
             if getattr(self, "optimizer", None) is not None:
                 optim.create_slots(self.optimizer, self.trainable_variables)
@@ -345,12 +344,13 @@ class Pretext(tf.keras.Model):
                 return batch, now() - before
 
         def train_function(iterator):
-            waited = tf.zeros([], tf.float64)
-            for _ in tf.range(self._steps_per_execution):
+            def step(waited):
                 batch, seconds = timed_next(iterator)
                 with tf.control_dependencies([seconds]):  # or one core may look at the clock after the step
                     self.distribute_strategy.run(run_step, args=(batch,))
-                waited += seconds
+                return waited + seconds
+
+            waited = self._repeated(step, tf.zeros([], tf.float64))
             return {**self._results(), "input_seconds": waited}
 
         self.train_function = self._as_graph(train_function)
@@ -362,8 +362,11 @@ class Pretext(tf.keras.Model):
         run_step = self._compiled(self.test_step, self._test_counter)
 
         def test_function(iterator):
-            for _ in tf.range(self._steps_per_execution):
+            def step(steps):
                 self.distribute_strategy.run(run_step, args=(next(iterator),))
+                return steps + 1
+
+            self._repeated(step, 0)
             return self._results()
 
         self.test_function = self._as_graph(test_function)
@@ -371,8 +374,7 @@ class Pretext(tf.keras.Model):
 
     def _compiled(self, step, counter):
         self.prepare()
-        if not self.backbone.autograph:
-            step = tf.autograph.experimental.do_not_convert(step)
+        step = self._plain(step)
         if self._jit_compile:
             step = tf.function(step, jit_compile=True, autograph=self.backbone.autograph)
 
@@ -382,8 +384,19 @@ class Pretext(tf.keras.Model):
 
         return run_step
 
+    def _plain(self, function):
+        """The function, not to be converted by AutoGraph unless the backbone needs that."""
+        return function if self.backbone.autograph else tf.autograph.experimental.do_not_convert(function)
+
+    def _repeated(self, step, value):
+        """The value after `steps_per_execution` calls of `step`."""
+        # Spelled out: a quarter of the time of tracing went into AutoGraph's conversions of what is around the step.
+        count = tf.convert_to_tensor(self._steps_per_execution)
+        again = lambda i, value: (i + 1, step(value))  # noqa: E731
+        return tf.while_loop(lambda i, _: i < count, again, (tf.zeros_like(count), value))[1]
+
     def _as_graph(self, function):
-        return function if self.run_eagerly else tf.function(function)
+        return function if self.run_eagerly else tf.function(function, autograph=self.backbone.autograph)
 
 
 ROWS = {
