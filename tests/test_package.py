@@ -50,6 +50,36 @@ def test_every_dependency_imports_and_works():
         assert float(tfa.losses.triplet_semihard_loss(tf.constant([0, 0, 1]), tf.eye(3))) >= 0
 
 
+TRAIN_A_STEP = """
+import sys
+from tfssl import train
+sys.argv = ["tfssl-train", *sys.argv[1:]]
+try:
+    train.run()
+except SystemExit as end:
+    heavy = "tensorflow_datasets", "tensorflow_hub", "tensorflow_addons", "matplotlib", "sklearn", "pandas"
+    print(end.code, *[name for name in heavy if name in sys.modules], file=sys.stderr)
+"""
+
+
+def test_training_imports_no_more_than_it_uses(photos, tmp_path, monkeypatch):
+    """Slices of splits and the drawing of the letters too, which a new cache folder asks for; each of the list takes seconds to import."""
+    monkeypatch.setenv("TFSSL_CACHE", str(tmp_path / "cache"))
+    splits = ("--train_split=train[:90%]", "--val_split=train[90%:]")
+    flags = (*runs.TINY, "--train_steps=1", *splits)
+    for dataset in ("glyphs", f"folder:{photos}"):
+        line = [
+            sys.executable,
+            "-c",
+            TRAIN_A_STEP,
+            *flags,
+            f"--dataset={dataset}",
+            f"--workdir={tmp_path / dataset[:6]}",
+        ]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert "at step 1" in done.stdout and done.stderr.split()[-1:] in (["None"], ["0"]), done.stderr
+
+
 def test_keras3_first_is_refused_in_one_line():
     program = (
         "import os; os.environ.pop('TF_USE_LEGACY_KERAS', None); import tensorflow as tf; tf.keras.layers; import tfssl"

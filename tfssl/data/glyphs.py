@@ -7,6 +7,7 @@ random: over upright ones a network would read a rotation off the background, an
 
 import functools
 import glob
+import importlib.util
 import io
 import os
 
@@ -150,10 +151,7 @@ def _colour(rng, behind):
 @functools.cache
 def _fonts():
     """Paths of the DejaVu text fonts, in the order of their names; its Display fonts lack letters."""
-    import matplotlib
-
-    folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
-    return [path for path in sorted(glob.glob(os.path.join(folder, "DejaVu*.ttf"))) if "Display" not in path]
+    return [path for path in _shipped("matplotlib", "mpl-data", "fonts", "ttf", "DejaVu*.ttf") if "Display" not in path]
 
 
 @functools.cache
@@ -166,6 +164,11 @@ def _font(path, points):
 @functools.cache
 def _photographs():
     from PIL import Image
-    from sklearn.datasets import load_sample_images
 
-    return [Image.fromarray(image) for image in load_sample_images().images]
+    return [Image.open(path).convert("RGB") for path in _shipped("sklearn", "datasets", "images", "*.jpg")]
+
+
+def _shipped(library, *pattern):
+    """Paths of files that a library ships, in the order of their names, without its import, which takes seconds."""
+    (folder,) = importlib.util.find_spec(library).submodule_search_locations
+    return sorted(glob.glob(os.path.join(folder, *pattern)))
