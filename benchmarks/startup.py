@@ -6,8 +6,8 @@
 
 What follows (but --rounds) are flags of tfssl-train; it runs in a process of its own, in a new workdir, with one step.
 
-How to read the table: medians over the processes, of the parts in their order; CPU seconds are the steadier on a busy machine. TensorFlow's import
-is not ours to change. "heavy modules": which of a list that a training run has no use for were imported by then.
+How to read the table: medians over the processes, of the parts in their order; CPU seconds are the steadier on a busy machine. TensorFlow's
+import is not ours to change. "heavy modules": which of a list that a training run has no use for were imported by then.
 """
 
 import json

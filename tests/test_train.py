@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 import re
 import resource
 import shutil
@@ -12,6 +13,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from runs import TINY, TRAIN, anew, assert_identical, kill_when, logged_steps, weights
+
+from tfssl import train
+from tfssl.runtime import cli, processor, settings
 
 
 @pytest.fixture(scope="module")
@@ -349,3 +353,31 @@ def test_supervised_takes_its_classes_from_the_data_and_resumes(photos, tmp_path
     shutil.rmtree(tmp_path / "photos" / "hot")
     longer = tfssl_command("train", *command, "--extend_schedule", "--train_steps=10")
     assert longer.returncode == 0 and "resuming at step 8 of 10" in longer.stdout, longer.stderr
+
+
+def test_auto_precision_is_chosen_once(tmp_path, monkeypatch, capsys, caplog):
+    """A run keeps what its first machine chose: on one that has to emulate it, with a warning."""
+    values = {"precision": "auto", "workdir": str(tmp_path), "strategy": "default"}
+    monkeypatch.setattr(processor, "bfloat16_here", lambda: True)
+    first = dict(values)
+    train.choose_precision(first)
+    assert first["precision"] == "mixed_bfloat16" and "--precision=auto: mixed_bfloat16" in capsys.readouterr().out
+    assert not caplog.records
+    settings.write_flags(str(tmp_path / "flags.flags"), first)
+    monkeypatch.setattr(processor, "bfloat16_here", lambda: False)
+    resumed = dict(values)
+    train.choose_precision(resumed)
+    assert resumed["precision"] == "mixed_bfloat16"
+    (warning,) = caplog.messages
+    assert warning.startswith("--precision=mixed_bfloat16 is emulated on this processor") and "\n" not in warning
+    elsewhere = {**values, "workdir": str(tmp_path / "another")}
+    train.choose_precision(elsewhere)
+    assert elsewhere["precision"] == "float32"
+
+
+def test_recipes_for_processors_take_what_the_processor_has():
+    recipes = sorted((pathlib.Path(train.__file__).parents[1] / "flags").glob("*/cifar10_cpu.flags"))
+    assert len(recipes) > 5
+    for recipe in recipes:
+        chosen = [a for a in cli.expand_flagfiles([f"--flagfile={recipe}"]) if a.startswith("--precision")]
+        assert chosen == ["--precision=auto"], recipe
