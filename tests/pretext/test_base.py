@@ -204,7 +204,7 @@ def test_a_synchronised_resnet_on_replicas(source, replicas, float64):
 
 
 @pytest.mark.parametrize("task", ["moco", slow("infomin")])
-def test_groups_of_moco_train_like_one(task, source, replicas, float64, monkeypatch):
+def test_split_groups_train_like_one(task, source, replicas, float64, monkeypatch):
     """Four groups of the global batch, in whose random order the keys are computed: on one device, and on several that share the groups
     and exchange the keys' images. The colors are drawn on the device. Moving statistics move in another order."""
     settings = {"split_batch_norm": 4, "augmentation": "moco_v2", "augment_on": "device", "symmetric": True}
@@ -221,7 +221,7 @@ def test_four_replicas():
     """The same test with four devices, in a process that has them."""
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *"-q -x tests/pretext/test_base.py tests/losses/test_replicas.py -k".split(),
-          "(train_like_one and moco) or rows_in_order or bytes_arrive or one_batch"],
+          "(split_groups and moco) or rows_in_order or bytes_arrive or one_batch"],
         env={**os.environ, "TFSSL_TEST_REPLICAS": "4"}, capture_output=True, text=True, check=False, timeout=600,
         cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
     )  # fmt: skip
