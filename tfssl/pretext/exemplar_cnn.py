@@ -38,7 +38,8 @@ class ExemplarCNN(Probed):
       max_translation: up to this share of the patch's side, on either axis (the paper: 0.2).
       max_scale: up to so much larger or smaller (the paper: 0.7 to 1.4).
       max_rotation: up to so many degrees, to either side (the paper: 20).
-      max_contrast: factor of each principal component (the paper: 0.5 to 2); 1 leaves it out.
+      max_contrast: factor of each principal component (the paper: 0.5 to 2); 1 leaves it out. The components are those of the patch's own
+        pixels about their mean, so that its mean color stays; in the paper, of the pixels of all patches.
       max_power: of saturation and value (the paper: 0.25 to 4); 1 leaves it out.
       max_factor: of saturation and value (the paper: 0.7 to 1.4); 1 leaves it out.
       max_offset: of saturation and value (the paper: 0.1).
