@@ -166,7 +166,7 @@ def open_images(values):
     """`Images` of the flags."""
     from tfssl import data
     from tfssl.data import checks, overlap, subset
-    from tfssl.downstream import labels
+    from tfssl.downstream import features, labels, splits
 
     where = data_flags.where(values)
     parts = {part: values[f"{part}_split"] for part in ("train", "val", "test")}
@@ -191,11 +191,9 @@ def open_images(values):
                 "learn from a classifier alone (--teacher, --distill_weight=1)"
             )
         return Images(source, *others, labels=0)
-    if source.num_classes == 1:
-        raise UserError(
-            f"--dataset={source.spec} ({source.split}) has one class, {source.class_names[0] if source.class_names else 0}: there is "
-            "nothing to tell apart; sort the images into a folder per class"
-        )
+    if source.random_access and not values["teacher"]:  # of records labels are not known before they are read
+        known = features.read_labels(source)["labels"]
+        splits.check_classes(known[known >= 0], source)
     chosen = labels.choose(source, values["train_labels"], values["train_list"], values["seed"])
     if chosen is None:
         return Images(source, *others, labels=source.num_examples)

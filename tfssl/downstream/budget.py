@@ -28,6 +28,7 @@ ORDER = (
     "detection",
 )  # cheap first
 QUICK = {  # settings that answer in a fraction of the time; train_labels: at most so many, or five of each class
+    "knn": {"train_labels": 1000},
     "logistic": {"train_labels": 1000},
     "svm": {"train_labels": 1000, "costs": "0.1,1,10,100", "folds": 2},
     "few_shot": {"episodes": 100},
