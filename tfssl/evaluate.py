@@ -211,7 +211,7 @@ def main(_):
     if protocols:
         overlap.check(sources)
     left_out = list(dict.fromkeys(note for source in sources.values() for note in source.notes()))
-    table_order = list(protocols)
+    table_order = sorted(protocols, key=lambda protocol: protocol in downstream.DENSE)
     protocols = needs.permitted(protocols, sources.values(), optional, left_out.append)
     if minutes:  # the cheapest first
         protocols = dict(
