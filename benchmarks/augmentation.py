@@ -73,8 +73,6 @@ def host(args):
     import tfssl  # noqa: F401, I001 - before TensorFlow: it chooses Keras 2 behind tf.keras
     import tensorflow as tf
     from tfssl.data import augmentation
-    from tfssl.data import image as image_ops
-    from tfssl.data.draws import fork
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -86,8 +84,7 @@ def host(args):
     size = args.image_size
 
     def bytes_only(data, seed):
-        image = image_ops.decode(data)  # once for both views
-        return tf.stack([policy.crop(image, fork(seed, view), size) for view in range(2)])
+        return tf.stack(augmentation.crops(data, seed, [augmentation.Region(policy, view, size) for view in range(2)]))
 
     ways = {
         "plain": plain_views(args.method, size, colour=True),

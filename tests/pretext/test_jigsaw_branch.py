@@ -57,7 +57,7 @@ def test_patches_are_those_of_one_crop_in_a_random_order(name):
     orders = []
     for number in range(60):
         seed = tf.constant([7, number], tf.int64)
-        patches = model.cut(tf.constant(image), seed, model.crops()[-1], FIRST[name]).numpy()
+        patches = model.example(image, seed)[-1].numpy()
         where = {"area_range": (0.6, 1.0), "min_object_covered": policy.crop_covered, "method": policy.crop_method}
         crop = ops.random_resized_crop(image, fork(seed, FIRST[name]), 30, **where).numpy()
         order = []

@@ -214,6 +214,11 @@ def cut(image, choose, sizes):
     return found
 
 
+def shrink(image, size):
+    """The whole image, reduced by 2, 4 or 8 where it is so much larger than `size` (side or pair), as by `cut`; uint8 [h, w, 3]."""
+    return cut(image, lambda shape: [(tf.zeros_like(shape), shape)], [_pair(size)])[0]
+
+
 def sample_crop(
     shape, seed, area_range, aspect_range=(3 / 4, 4 / 3), min_object_covered=0.1, attempts=100, sampler="tf"
 ):

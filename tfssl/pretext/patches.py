@@ -142,7 +142,7 @@ class Patches(Pretext):
     def _scaled(self, image, seed):
         """The square [scaled_size, scaled_size, 3] that crops are taken from."""
         if not self.keep_aspect:
-            image = ops.resize(image, self.scaled_size)
+            image = ops.resize(ops.shrink(image, self.scaled_size), self.scaled_size)
         elif seed is None:
             image = ops.resize_central_crop(image, self.scaled_size, self.scaled_size)
         else:
