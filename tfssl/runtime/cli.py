@@ -4,6 +4,7 @@ Imports no TensorFlow, so that `--help` and a mistyped flag are answered at once
 """
 
 import contextlib
+import logging as std_logging
 import os
 import re
 import sys
@@ -24,8 +25,8 @@ def run(main, name):
     # Level 3 hides what TensorFlow prints about absent CUDA libraries; set the variable to 0 to see everything.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.WARNING)
-    # A line of Keras 2.15 in mixed precision, about a function of its own that needs no AutoGraph.
-    logging.get_absl_logger().addFilter(lambda record: "create_autocast_variable" not in record.getMessage())
+    for logger in (logging.get_absl_logger(), std_logging.getLogger("tensorflow")):
+        logger.addFilter(_is_for_users)
 
     def parse(argv):
         if any(a in ("--help", "-help", "--helpshort", "-h") for a in argv[1:]):
@@ -63,6 +64,12 @@ def run(main, name):
             _fail(name, failures.explain(e))
 
     app.run(guarded_main, flags_parser=guarded_parse)
+
+
+def _is_for_users(record):
+    """Not so Keras's lines about a function of its own that needs no AutoGraph, and about callbacks that take longer than a short step."""
+    text = record.getMessage()
+    return "create_autocast_variable" not in text and "is slow compared to the batch time" not in text
 
 
 def _import_tensorflow():
