@@ -61,7 +61,7 @@ gc.set_threshold(100_000, 50, 50)
 @pytest.fixture(scope="module", autouse=True)
 def _tidy_after_a_file():
     yield
-    _forget_gradients()
+    _forget_graphs()
     tf.keras.backend.clear_session()
     _return_memory()
 
@@ -70,17 +70,18 @@ def _tidy_after_a_file():
 def _tidy_after_a_test():
     kept = set(gradient_registry.list())  # those that fixtures of the whole file may need again
     yield
-    _forget_gradients(kept)
+    _forget_graphs(kept)
     new, collections, _ = gc.get_count()
     if new > 20_000 or collections:
         _return_memory()
 
 
-def _forget_gradients(kept=()):
+def _forget_graphs(kept=()):
     """TensorFlow registers the gradient function of each traced `tf.custom_gradient` for the life of the process, and through it keeps
-    the graph, its model and its data set: 10 to 80 MB for each test that trains."""
+    the graph, its model and its data set: 10 to 80 MB for each test that trains. Its global graph keeps the functions of data sets."""
     for name in {name for name in gradient_registry.list() if name.startswith("CustomGradient-")}.difference(kept):
         del gradient_registry._registry[name]
+    tf.compat.v1.reset_default_graph()
 
 
 def _return_memory():
