@@ -69,13 +69,13 @@ def test_copies_are_independent_crops_as_bytes(jpeg, source):
     assert batch["image"].shape == (6, 4, 16, 16, 3) and batch["image"].dtype == tf.uint8
 
 
-def test_crops_are_the_inception_crop_of_the_jpeg(jpeg):
-    """Without flips, each copy is what `random_resized_crop` cuts from the encoded file with some seed of its own."""
+def test_crops_are_inception_crops_of_the_decoded_image(jpeg):
+    """Without flips, each copy is what `random_resized_crop` cuts from the image, decoded once, with some seed of its own."""
     model = exemplar(gray=0.0, flip=False)
-    seed = tf.constant([3, 5], tf.int64)
-    views = [ops.random_resized_crop(jpeg, seed + tf.constant([0, (k + 1) << 40], tf.int64), 16) for k in range(4)]
+    seed, image = tf.constant([3, 5], tf.int64), ops.decode(jpeg)
+    views = [ops.random_resized_crop(image, seed + tf.constant([0, (k + 1) << 40], tf.int64), 16) for k in range(4)]
     np.testing.assert_array_equal(model.example(jpeg, seed), views)
-    np.testing.assert_array_equal(model.example(ops.decode(jpeg), seed), views)  # from pixels too
+    np.testing.assert_array_equal(model.example(image, seed), views)  # from pixels too
 
 
 def test_flips_are_one_coin_per_copy(jpeg):

@@ -69,6 +69,7 @@ def check_images(protocols, sources, train_labels=("all",), **common):
         for amount in train_labels:
             count = splits.label_count(amount, len(parts["train"].labels))
             try:  # of no endpoint: all is checked, and nothing computed
+                settings = {**settings, **({"augment": False} if "augment" in settings else {})}  # there are no images
                 downstream.run(protocol, **parts, endpoints=[], train_labels=count, **common, **settings)
             except UserError as error:
                 raise UserError(f"--protocol={protocol}: {error}") from error

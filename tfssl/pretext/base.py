@@ -326,7 +326,9 @@ class Pretext(tf.keras.Model):
             self._measures.means[name].update_state(values, weight * tf.cast(share, weight.dtype))
 
     def _results(self):
-        return {name: mean.result() for name, mean in self._measures.means.items()}
+        """{metric: its mean since metrics were last reset}; NaN of no image."""
+        means = self._measures.means.items()
+        return {name: tf.where(mean.count > 0, mean.result(), math.nan) for name, mean in means}
 
     def make_train_function(self, force=False):
         """Keras's training loop, which also measures, inside the compiled function, how long it waits for input."""

@@ -84,9 +84,7 @@ class Log(tf.keras.callbacks.Callback):
             )
 
     def _log(self, logs):
-        unknown = _unmeasured(self.model)
-        # the first one waits for the device
-        values = {name: float("nan") if name in unknown else float(logs[name]) for name in self.model.chance()}
+        values = {name: float(logs[name]) for name in self.model.chance()}  # waits for the device
         waited, now = sum(float(w) for w in self.waited), time.perf_counter()
         elapsed, steps = now - self.since, self.step - self.logged
         self.waited, self.since, self.logged = [], now, self.step
@@ -142,7 +140,6 @@ class Log(tf.keras.callbacks.Callback):
         }
         if not validation or self.workdir is None:
             return
-        validation |= dict.fromkeys(_unmeasured(self.model) & set(validation), float("nan"))
         if all(value != value for value in validation.values()):
             say(
                 "WARNING: the validation has measured nothing: no image of --val_split could be read, or none has a label"
@@ -241,11 +238,6 @@ def _parallel(one, other):
     size = float(one @ one)
     factor = float(one @ other) / size if size else 0.0
     return float(abs(other - factor * one).max()) <= 1e-6 * max(float(abs(one).max()), 1e-30)
-
-
-def _unmeasured(model):
-    """Names of the metrics whose means are of no image, since they were last reset."""
-    return {name for name, mean in model._measures.means.items() if float(mean.count) == 0}
 
 
 class Pace:

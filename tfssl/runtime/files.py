@@ -77,6 +77,7 @@ def _write_remote(path, write):
         target = path if path.startswith(OBJECT_STORES) else temporary(path)
         try:
             with tf.io.gfile.GFile(target, "wb") as f:
+                f.write(b"")  # or an empty file would not be made
                 shutil.copyfileobj(whole, f)
             if target != path:
                 tf.io.gfile.rename(target, path, overwrite=True)
