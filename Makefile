@@ -19,7 +19,7 @@ demo: $(VENV)/installed
 	@echo "Next, on your own photographs:  $(BIN)/tfssl-train --dataset=folder:PHOTOS --dry_run"
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python tests/parallel.py --processes=2 -m "not slow"
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow

@@ -29,18 +29,11 @@ tf.config.set_logical_device_configuration(
 
 
 def pytest_configure(config):
-    """All of a test run's files, TensorFlow's own among them (killed processes and xdist's leave theirs), lie in one folder, which goes
-    at the end."""
+    """All of a test run's files, TensorFlow's own among them (killed processes leave theirs), lie in one folder, which goes at the end."""
     if not hasattr(config, "workerinput"):
         folder = os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="tfssl-tests-")
         last = -200  # after multiprocessing's own files
         Finalize(None, shutil.rmtree, [folder], {"ignore_errors": True}, exitpriority=last)
-
-
-def pytest_collection_modifyitems(items):
-    """Files that take minutes come first: with two processes, neither is left with one of them at the end."""
-    longest = ("test_base.py", "test_train.py")
-    items.sort(key=lambda item: item.path.name not in longest)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,14 +1,11 @@
-"""What the tests cost: processor time per file and per test, and the memory of their processes. A test above the limits fails.
+"""What the tests cost: processor time and the memory of their processes. A test above the limits fails.
 
 Processor time, not wall time: a machine that is busy with other work does not fail a test.
 """
 
 import collections
-import contextlib
 import json
 import os
-import pathlib
-from multiprocessing import forkserver
 
 import pytest
 import runs
@@ -20,14 +17,8 @@ _begun = {}  # test in progress: (processor time, memory) when it began
 
 
 def processor_seconds():
-    """Of this process, the server that forks the commands (where /proc tells), and the children of both that have ended."""
-    seconds = sum(os.times()[:4])
-    with contextlib.suppress(OSError):
-        fields = (
-            pathlib.Path(f"/proc/{forkserver._forkserver._forkserver_pid}/stat").read_text().rpartition(")")[2].split()
-        )
-        seconds += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    return seconds
+    """Of this process, its children that have ended, and the commands that it had forked, unless they were killed."""
+    return sum(os.times()[:4]) + runs.seconds
 
 
 def peak_gigabytes():
@@ -58,32 +49,28 @@ def pytest_runtest_makereport(item, call):
 
 
 class Table:
-    """What all test processes report, gathered and printed by the one that controls them."""
+    """What all tests cost, printed at the end."""
 
     def __init__(self, path):
         self.path = path
-        self.tests = {}  # name: (seconds, gigabytes), complete after the teardown
+        self.tests, self.outcomes = {}, {}  # by name
 
     def pytest_runtest_logreport(self, report):
-        if report.user_properties:  # not where the process crashed
-            self.tests[report.nodeid] = tuple(dict(report.user_properties).values())
+        self.tests[report.nodeid] = dict(report.user_properties)
+        if report.when == "call" or report.outcome != "passed":
+            self.outcomes[report.nodeid] = report.outcome
 
     def pytest_terminal_summary(self, terminalreporter):
-        seconds, peaks = collections.Counter(), collections.defaultdict(float)
-        for test, (spent, peak) in self.tests.items():
-            file = test.partition("::")[0]
-            seconds[file] += spent
-            peaks[file] = max(peaks[file], peak)
-        write = terminalreporter.write_line
-        terminalreporter.section("seconds of processor time; GB that the process had held until then")
-        for file, spent in seconds.most_common():
-            write(f"{spent:7.1f} {peaks[file]:5.2f}  {file}")
-        write(f"{sum(seconds.values()):7.1f} {max(peaks.values(), default=0):5.2f}  in all; the longest tests:")
-        for test, (spent, _) in sorted(self.tests.items(), key=lambda item: -item[1][0])[:15]:
-            write(f"{spent:7.1f}  {test}")
+        seconds = sum(costs["seconds"] for costs in self.tests.values())
+        gigabytes = max((costs["gigabytes"] for costs in self.tests.values()), default=0)
+        terminalreporter.section(f"{seconds:.1f} s of processor time, {gigabytes:.2f} GB; the longest")
+        for test, costs in sorted(self.tests.items(), key=lambda item: -item[1]["seconds"])[:5]:
+            terminalreporter.write_line(f"{costs['seconds']:7.1f}  {test}")
         if self.path:
+            outcomes = collections.Counter(self.outcomes.values())
+            costs = {"seconds": seconds, "gigabytes": gigabytes, "outcomes": outcomes, "tests": self.tests}
             with open(self.path, "w", encoding="utf-8") as f:
-                json.dump({"files": seconds, "gigabytes": peaks, "tests": self.tests}, f, indent=1)
+                json.dump(costs, f, indent=1)
 
 
 def pytest_addoption(parser):
@@ -92,5 +79,4 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", f"costs(seconds, reason): grants a test more than {SECONDS} s of processor time")
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Table(config.getoption("costs")))
+    config.pluginmanager.register(Table(config.getoption("costs")))

@@ -32,6 +32,7 @@ TRAIN = (sys.executable, "-m", "tfssl.train")
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
+        "pytest",
         "tfssl",
         "tensorflow",
         "tensorflow_addons",
@@ -43,7 +44,8 @@ PROCESSES.set_forkserver_preload(
 )
 
 
-gigabytes = 0.0  # that the largest of the forked processes has held
+seconds = 0.0  # of processor time that the forked processes have taken,
+gigabytes = 0.0  # and what the largest of them has held
 
 
 class Forked:
@@ -65,14 +67,15 @@ class Forked:
 
     def finished(self, timeout=240):
         """The finished process, as `subprocess.run` returns it."""
-        global gigabytes
+        global seconds, gigabytes
         self.process.join(timeout)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
             raise subprocess.TimeoutExpired(self.argv, timeout, *self._said())
         with contextlib.suppress(FileNotFoundError):  # it was killed
-            gigabytes = max(gigabytes, float((self.folder / "gigabytes").read_text()))
+            spent, held = map(float, (self.folder / "costs").read_text().split())
+            seconds, gigabytes = seconds + spent, max(gigabytes, held)
         done = subprocess.CompletedProcess(self.argv, self.process.exitcode, *self._said())
         self._folder.cleanup()
         return done
@@ -114,7 +117,7 @@ def _main(argv, folder, cwd, environment, first):
         runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
     finally:
         atexit._run_exitfuncs()  # which multiprocessing leaves out
-        (folder / "gigabytes").write_text(str(peak_gigabytes()))
+        (folder / "costs").write_text(f"{sum(os.times()[:4])} {peak_gigabytes()}")
 
 
 def peak_gigabytes():

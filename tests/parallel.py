@@ -1,0 +1,85 @@
+"""Runs the tests, several files at a time, each in a process of its own: `python tests/parallel.py [--processes=2] [pytest's options]`.
+
+The processes are forked from one that has imported the libraries, so that a file costs no start-up; with the process goes all memory that
+TensorFlow never gives back (what XLA compiled, say); and no test can lean on one in another file.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import time
+
+import pytest
+import runs
+
+TESTS = pathlib.Path(__file__).parent
+FIRST = ("pretext/test_base.py", "test_train.py", "backbones/test_revnet.py", "test_evaluate.py")  # which take longest
+PARTS = {"pretext/test_base.py": ("train_like_one", "a_compiled_step")}  # -k of parts that run apart: they grow large
+
+
+def work():
+    """[(name, pytest's arguments)], in the order in which they begin."""
+    files = sorted(str(path.relative_to(TESTS)) for path in TESTS.rglob("test_*.py"))
+    for file in sorted(files, key=lambda file: FIRST.index(file) if file in FIRST else len(FIRST)):
+        parts = PARTS.get(file, ())
+        for part in parts:
+            yield f"{file} -k {part}", [str(TESTS / file), "-k", part]
+        yield file, [str(TESTS / file), *(("-k", " and ".join(f"not {part}" for part in parts)) if parts else ())]
+
+
+def run(name, arguments, folder):
+    """(exit status, what it printed, what it cost) of a forked pytest."""
+    folder.mkdir()
+    process = runs.PROCESSES.Process(target=_session, args=([*arguments, f"--costs={folder}/costs.json"], folder))
+    process.start()
+    process.join()
+    costs = folder / "costs.json"
+    return process.exitcode, (folder / "out").read_text(), json.loads(costs.read_text()) if costs.exists() else None
+
+
+def _session(arguments, folder):
+    out = os.open(folder / "out", os.O_WRONLY | os.O_CREAT)
+    for number in (1, 2):
+        os.dup2(out, number)
+    sys.exit(int(pytest.main(arguments)))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, default=2)
+    options, others = parser.parse_known_args()
+    sys.path.insert(0, str(TESTS.parent))  # this tree's tfssl, in the forked processes too
+    begun, failed, rows = time.monotonic(), [], []
+    outcomes = collections.Counter()
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
+        waiting = {
+            pool.submit(run, name, [*arguments, *others], pathlib.Path(folder, str(i))): name
+            for i, (name, arguments) in enumerate(work())
+        }
+        for done in concurrent.futures.as_completed(waiting):
+            name, (status, said, costs) = waiting[done], done.result()
+            if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) or costs is None:
+                failed.append(name)
+                print(said, flush=True)
+            if costs and costs["tests"]:
+                rows.append((costs["seconds"], costs["gigabytes"], name))
+                outcomes.update(costs["outcomes"])
+                print("{:7.1f} s {:5.2f} GB  {}".format(*rows[-1]), flush=True)
+    print("\nprocessor seconds, and the most memory of a process, GB")
+    for row in sorted(rows, reverse=True):
+        print("{:7.1f} {:6.2f}  {}".format(*row))
+    print(f"{sum(row[0] for row in rows):7.1f} {max(row[1] for row in rows):6.2f}  in all")
+    seconds = round(time.monotonic() - begun)
+    print(", ".join(f"{n} {what}" for what, n in outcomes.items()), f"in {seconds // 60} min {seconds % 60} s")
+    for name in failed:
+        print("FAILED", name)
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
