@@ -14,8 +14,10 @@ import sys
 import tempfile
 import time
 
-import pytest
-import runs
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest  # noqa: E402
+import runs  # noqa: E402
 
 TESTS = pathlib.Path(__file__).parent
 FIRST = ("pretext/test_base.py", "test_train.py", "backbones/test_revnet.py", "test_evaluate.py")  # which take longest
