@@ -11,7 +11,7 @@ import pytest
 import runs
 
 SECONDS = 60  # of processor time for one test, its fixtures included; @pytest.mark.costs(seconds, reason) grants more
-GIGABYTES = 4.0  # of memory that a test process, or one that it starts, may hold
+GIGABYTES = 2.0  # of memory that a test process, or one that it starts, may hold
 
 _begun = {}  # test in progress: (processor time, memory) when it began
 

@@ -69,8 +69,10 @@ def check_images(protocols, sources, train_labels=("all",), **common):
         for amount in train_labels:
             count = splits.label_count(amount, len(parts["train"].labels))
             try:  # of no endpoint: all is checked, and nothing computed
-                settings = {**settings, **({"augment": False} if "augment" in settings else {})}  # there are no images
-                downstream.run(protocol, **parts, endpoints=[], train_labels=count, **common, **settings)
+                if protocol == "linear_sgd":  # which would train
+                    splits.split(**parts, train_labels=count, **common)
+                else:
+                    downstream.run(protocol, **parts, endpoints=[], train_labels=count, **common, **settings)
             except UserError as error:
                 raise UserError(f"--protocol={protocol}: {error}") from error
 
