@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tfssl.errors import UserError
-from tfssl.runtime import locks
+from tfssl.runtime import files, locks
 from tfssl.runtime.locks import workdir_lock
 
 HOLD = """
@@ -78,6 +78,20 @@ def test_of_several_that_find_a_dead_lock_one_gets_it(tmp_path):
     for process in several:
         process.communicate("\n")
     assert said.count("held\n") == 1 and sum("is in use" in line for line in said) == 2, said
+
+
+def test_who_gets_it_sweeps_and_takes_nothing_from_those_who_still_ask(tmp_path, monkeypatch):
+    create = locks._Local._create
+
+    def swept(self, mine):
+        files.sweep(str(tmp_path))
+        return create(self, mine)
+
+    monkeypatch.setattr(locks._Local, "_create", swept)
+    lock(tmp_path, host="elsewhere")
+    with pytest.raises(UserError, match="is in use by process"), workdir_lock(str(tmp_path)):
+        pass
+    assert os.listdir(tmp_path) == ["lock"]
 
 
 def lock(folder, silent=0, **other):

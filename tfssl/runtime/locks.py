@@ -123,7 +123,8 @@ class _Local(_Lock):
 
     def take(self, steal):
         os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
-        mine = files.temporary(self.path)
+        # No name that `files.sweep` removes: whoever gets the lock sweeps while others still ask for it.
+        mine = f"{self.path}.{files.unique()}.new"
         try:
             with open(mine, "xb") as f:
                 f.write(self.text())
