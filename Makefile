@@ -22,7 +22,7 @@ test: $(VENV)/installed
 	$(BIN)/python tests/parallel.py --processes=2 -m "not slow"
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=3600
 
 lint: $(VENV)/installed
 	$(BIN)/python -m ruff check .

@@ -7,9 +7,11 @@ TensorFlow never gives back (what XLA compiled, say); and no test can lean on on
 import argparse
 import collections
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import time
@@ -40,11 +42,14 @@ def run(name, arguments, folder):
     process = runs.PROCESSES.Process(target=_session, args=([*arguments, f"--costs={folder}/costs.json"], folder))
     process.start()
     process.join()
+    with contextlib.suppress(ProcessLookupError):  # what a test that was timed out had started
+        os.killpg(process.pid, signal.SIGKILL)
     costs = folder / "costs.json"
     return process.exitcode, (folder / "out").read_text(), json.loads(costs.read_text()) if costs.exists() else None
 
 
 def _session(arguments, folder):
+    os.setsid()
     out = os.open(folder / "out", os.O_WRONLY | os.O_CREAT)
     for number in (1, 2):
         os.dup2(out, number)

@@ -1,0 +1,78 @@
+"""What changes the numbers of a run, and what does not: `python tests/exactness.py`
+
+The same training with --deterministic, each time with one thing different; and each of them begun as the first one is, stopped in the
+middle and gone on with otherwise. Prints, for each, how many tensors of the last checkpoint differ, and what the resumed run said about it.
+"""
+
+import os
+import pathlib
+import sys
+import tempfile
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np  # noqa: E402
+from runs import TINY, command, weights  # noqa: E402
+
+STEPS, HALF = 16, 8
+FLAGS = (
+    *TINY,
+    "--dataset=glyphs",
+    "--train_split=train[:256]",
+    "--val_split=train[256:288]",
+    f"--checkpoint_steps={HALF}",
+    f"--validation_steps={HALF}",
+    "--learning_rate=0.05",
+    "--schedule=constant",
+)
+
+
+def one_core():
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+
+
+def without_onednn():
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+
+
+VARIANTS = {
+    "nothing": ((), None),
+    "one core instead of all": ((), one_core),
+    "oneDNN off": ((), without_onednn),
+    "--checkpoint_steps": (("--checkpoint_steps=4",), None),
+    "no validation": (("--val_split=",), None),
+    "--log_steps": (("--log_steps=1",), None),
+    "one more training image": (("--train_split=train[:255]",), None),
+}
+
+
+def train(workdir, steps, flags=(), first=None):
+    return command("train", *FLAGS, f"--train_steps={steps}", f"--workdir={workdir}", *flags, first=first)
+
+
+def differing(one, other):
+    """How many tensors differ between two checkpoints of the same network."""
+    return f"{sum(not np.array_equal(one[n], other[n]) for n in one)} of {len(one)}"
+
+
+def main():
+    print("| different | tensors that differ, run through | resumed with it | said |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        done = train(folder / "whole", STEPS)
+        assert done.returncode == 0, done.stderr
+        whole = weights(folder / "whole", STEPS)
+        for i, (name, (flags, first)) in enumerate(VARIANTS.items()):
+            through, resumed = folder / f"{i}", folder / f"{i}-resumed"
+            done = train(through, STEPS, flags, first)
+            ran = differing(weights(through, STEPS), whole) if done.returncode == 0 else done.stderr.splitlines()[-1]
+            train(resumed, HALF)
+            done = train(resumed, STEPS, flags, first)
+            went_on = differing(weights(resumed, STEPS), whole) if done.returncode == 0 else "refused"
+            said = [line for line in (done.stdout + done.stderr).splitlines() if "differ" in line or "WARNING" in line]
+            print(f"| {name} | {ran} | {went_on} | {' '.join(said[:2])[:300]} |", flush=True)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+    main()
