@@ -10,6 +10,7 @@ the letters, drawn once per machine, the network's variables). CPU seconds are t
 second at most.
 """
 
+import argparse
 import os
 import re
 import resource
@@ -50,6 +51,7 @@ def measure(command, program, *arguments):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     begun = time.time()
     print("| command | seconds | CPU seconds | of these by the clock |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
