@@ -18,7 +18,7 @@ from tfssl.errors import UserError
 from tfssl.runtime import cli, settings
 
 with cli.section("Export"):
-    flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.", lower_bound=0)
+    flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
     cli.define_path("export_dir", None, "Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP.")
     flags.DEFINE_boolean("random_init", False, "Publish the untrained encoder, the baseline that evaluation needs.")
     flags.DEFINE_boolean("tarball", False, "Also write EXPORT_DIR.tar.gz, which serves as a handle too.")
@@ -26,13 +26,11 @@ with cli.section("Export"):
         "head_endpoints",
         0,
         "So many first layers of the projection head become endpoints too: head1, ... (SimCLR v2 fine-tunes from head1).",
-        lower_bound=0,
     )
     flags.DEFINE_integer(
         "recalibrate",
         0,
         "Compute the moving statistics of batch normalization anew, over so many of the run's training images; 0: as they are.",
-        lower_bound=0,
     )
 train.define_flags()
 

@@ -19,8 +19,8 @@ with cli.section("Colour bins"):
     flags.DEFINE_string("split", "train", "Which of them, in TFDS's grammar.")
     flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets are, and archives are unpacked.")
     data_flags.define_record_keys()
-    flags.DEFINE_integer("images", 10_000, "At most so many, spread over the split.", lower_bound=1)
-    flags.DEFINE_integer("grid", 10, "Distance of the bins in a and b (Zhang et al.: 10).", lower_bound=2)
+    flags.DEFINE_integer("images", 10_000, "At most so many, spread over the split.")
+    flags.DEFINE_integer("grid", 10, "Distance of the bins in a and b (Zhang et al.: 10).")
     flags.DEFINE_float(
         "smooth", 0.0, "Deviation of a Gaussian that smooths the prior (Zhang et al.: 5; Goyal et al.: none)."
     )

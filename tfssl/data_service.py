@@ -14,7 +14,7 @@ from tfssl.runtime import cli
 FLAGS = flags.FLAGS
 
 with cli.section("Server"):
-    flags.DEFINE_integer("port", 0, "Where to listen; 0: any free port, which is printed.", lower_bound=0)
+    flags.DEFINE_integer("port", 0, "Where to listen; 0: any free port, which is printed.")
     flags.DEFINE_string("dispatcher", "", "grpc://HOST:PORT to work for; empty: be the dispatcher.")
     flags.DEFINE_string(
         "host", "", "Worker: this machine's name or address as the training hosts see it. Default: localhost."

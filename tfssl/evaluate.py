@@ -48,9 +48,9 @@ def define_flags():
         flags.DEFINE_integer("label_offset", 0,
             "tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are 1 to 1000.")
         data_flags.define_record_keys()
-        flags.DEFINE_integer("image_size", 0, lower_bound=0, help=
+        flags.DEFINE_integer("image_size", 0, help=
             "Side of the central crop, in pixels; 0: the module's own (2019 study: 224, patch tasks 192).")
-        flags.DEFINE_integer("resize", 0, lower_bound=0, help=
+        flags.DEFINE_integer("resize", 0, help=
             "Shorter side before the crop, in pixels; 0: the module's own, or image_size * 256 / 224 (2019 study: 256, "
             "patch tasks 224).")
     with cli.section("Features"):
@@ -60,7 +60,7 @@ def define_flags():
             "How maps of more than 9000 values are pooled (2019 study: max).")
         flags.DEFINE_enum("feature_dtype", "float32", ("float32", "float16"),
             "How features are kept; float16 takes half the memory and disk.")
-        flags.DEFINE_integer("batch_size", 64, lower_bound=1, help=
+        flags.DEFINE_integer("batch_size", 64, help=
             "Images at a time through the module; it changes speed and memory only.")
         flags.DEFINE_boolean("cache", True,
             "Keep features in --workdir, and what linear_sgd has reached; and use those there of the same module, data and settings.")
@@ -69,7 +69,7 @@ def define_flags():
             f"A comma list of: {', '.join(downstream.NAMES + downstream.DENSE)}; all: those that the images permit, as far as "
             "--budget_minutes go, but not linear_sgd, which asks logistic's question again, slowly; features writes "
             "WORKDIR/MODULE_PART.npz of each split, for programs of your own (no labels needed; alone, --test_split may be empty).")
-        flags.DEFINE_float("budget_minutes", None, lower_bound=0.0, help=
+        flags.DEFINE_float("budget_minutes", None, help=
             "With --protocol=all: minutes for the protocols that it adds, of all modules together, beside the passes of the images "
             "through the modules. Each is estimated by trials before it starts, the cheapest first; where the time is short it runs with "
             "quick settings, or is left out, and that is told. Protocols that are named are never cut. 0: no limit. Default: 5.")
@@ -78,58 +78,58 @@ def define_flags():
         flags.DEFINE_list("train_labels", ["all"],
             "How many training labels are used, a comma list with a column of the table each: all (2019 study), a "
             "percentage such as 1%, or a number of images. Class-balanced; the 1% lie within the 10%.")
-        flags.DEFINE_float("val_fraction", 0.2, lower_bound=0.0, upper_bound=0.9, help=
+        flags.DEFINE_float("val_fraction", 0.2, help=
             "Without --val_split: the part of the training labels that l2, the starred endpoint and the epoch are chosen on; "
             "what is reported then learns from all of them. 0: nothing is chosen.")
         flags.DEFINE_boolean("standardize", False,
             "logistic, linear_sgd, mlp: scale features to mean 0 and deviation 1 first (2019 study: no).")
-        flags.DEFINE_integer("seed", 0, lower_bound=0, help=
+        flags.DEFINE_integer("seed", 0, help=
             "Of the subset of labels and the validation part; linear_sgd, mlp: and of weights, order, crops and dropout; "
             "low_shot, few_shot: and of samples and episodes.")
     with cli.section("logistic: mean cross-entropy + l2 * ||W||^2, by L-BFGS"):
         flags.DEFINE_string("l2", "select",
             "select (on the validation part), published (2019 study: 100 / (features * classes)), or a number.")
-        flags.DEFINE_integer("max_iterations", 800, lower_bound=1, help="L-BFGS updates, at most (2019 study: 800).")
+        flags.DEFINE_integer("max_iterations", 800, help="L-BFGS updates, at most (2019 study: 800).")
         flags.DEFINE_boolean("precondition", True,
             "Minimise the same objective in better coordinates, with far fewer updates (2019 study: no).")
     with cli.section("knn: cosine similarity, votes weighted by exp(similarity / temperature)"):
-        flags.DEFINE_integer("knn_k", 20, lower_bound=1, help=
+        flags.DEFINE_integer("knn_k", 20, help=
             "Neighbours (solo-learn, DINO: 20; lightly's CIFAR-10 tables: 200).")
-        flags.DEFINE_float("knn_temperature", 0.07, lower_bound=1e-6, help=
+        flags.DEFINE_float("knn_temperature", 0.07, help=
             "Of the votes (solo-learn, DINO: 0.07; lightly's CIFAR-10 tables: 0.1).")
     with cli.section("linear_sgd: softmax regression on new random crops in each epoch, all endpoints in one pass"):
         flags.DEFINE_boolean("augment", True,
             "Random crops of --image_size from the image resized to --resize, through the module in each epoch (2019 study: "
             "yes). --noaugment: the extracted features, without passes through the module.")
-        flags.DEFINE_integer("sgd_epochs", 70, lower_bound=1, help="Length (2019 study: 520; its code: 70).")
+        flags.DEFINE_integer("sgd_epochs", 70, help="Length (2019 study: 520; its code: 70).")
         flags.DEFINE_list("sgd_decay_epochs", ["30", "50"],
             "The rate is divided by ten after each (2019 study: 480,500; its code: 30,50).")
-        flags.DEFINE_integer("sgd_batch_size", 256, lower_bound=1, help=
+        flags.DEFINE_integer("sgd_batch_size", 256, help=
             "Images per step, at most all (2019 study: 2048, patch tasks 1024; its code: 512).")
-        flags.DEFINE_float("sgd_learning_rate", 0.1, lower_bound=0.0, help=
+        flags.DEFINE_float("sgd_learning_rate", 0.1, help=
             "At the first step, times sgd_batch_size / 256 (2019 study: 0.1).")
-        flags.DEFINE_float("sgd_weight_decay", 0.0, lower_bound=0.0, help=
+        flags.DEFINE_float("sgd_weight_decay", 0.0, help=
             "Adds 0.5 * this * ||W||^2 to the loss (2019 study's code: 0; Goyal et al.: 1e-4, AlexNet 5e-4).")
         flags.DEFINE_boolean("sgd_nesterov", False, "Nesterov's momentum (Goyal et al.: for ResNets).")
         flags.DEFINE_enum("sgd_batch_norm", "none", ("none", "fixed", "learned"),
             "Batch normalisation of the pooled maps before each classifier; learned: with scale and shift (Goyal et al.: fixed; "
             "colorization's ResNet: learned).")
-        flags.DEFINE_float("sgd_init_std", 0.0, lower_bound=0.0, help=
+        flags.DEFINE_float("sgd_init_std", 0.0, help=
             "Deviation of the initial weights, normally distributed (Goyal et al.: 0.01); 0: Glorot's uniform distribution.")
         flags.DEFINE_enum("sgd_crops", "random", ("random", "random_flip", "resized_flip"),
             "What --augment means: a random crop (2019 study); that, mirrored or not (Goyal et al. for colorization); a crop of 8 to "
             "100 % of the image, resized, mirrored or not (VISSL).")
     with cli.section("mlp: one hidden layer of ReLUs with dropout on extracted features, by SGD"):
-        flags.DEFINE_integer("mlp_hidden", 1000, lower_bound=1, help="Hidden units (2019 study: 1000).")
-        flags.DEFINE_float("mlp_dropout", 0.5, lower_bound=0.0, upper_bound=0.99, help=
+        flags.DEFINE_integer("mlp_hidden", 1000, help="Hidden units (2019 study: 1000).")
+        flags.DEFINE_float("mlp_dropout", 0.5, help=
             "Part of the hidden units that each step leaves out (2019 study: 0.5).")
         flags.DEFINE_string("mlp_l2", "select",
             "l2 * (||V||^2 + ||W||^2): select (of 1e-2 to 1e-5, on validation), published (2019 study: 100 / (features * "
             "classes)), or a number.")
-        flags.DEFINE_integer("mlp_epochs", 180, lower_bound=1, help="Length (2019 study: 180).")
+        flags.DEFINE_integer("mlp_epochs", 180, help="Length (2019 study: 180).")
         flags.DEFINE_list("mlp_decay_epochs", ["60", "120"], "The rate is divided by ten after each (2019 study: 60,120).")
-        flags.DEFINE_integer("mlp_batch_size", 512, lower_bound=1, help="Rows per step, at most all (2019 study: 512).")
-        flags.DEFINE_float("mlp_learning_rate", 0.01, lower_bound=0.0, help=
+        flags.DEFINE_integer("mlp_batch_size", 512, help="Rows per step, at most all (2019 study: 512).")
+        flags.DEFINE_float("mlp_learning_rate", 0.01, help=
             "At the first step, whatever the batch (2019 study: 0.01).")
     with cli.section("linear_sgd and mlp"):
         flags.DEFINE_enum("epoch", "last", ("last", "best"),
@@ -138,20 +138,20 @@ def define_flags():
         flags.DEFINE_string("svm_costs", "vissl",
             "What C is chosen from: vissl (11 from 0.01 to 1000, as in papers since 2020), goyal (26 from 1e-7 to 100, the 2019 "
             "paper's code), or a comma list.")
-        flags.DEFINE_integer("svm_folds", 3, lower_bound=2, help=
+        flags.DEFINE_integer("svm_folds", 3, help=
             "svm: parts of the cross-validation that chooses C for each class (Goyal et al.: 3). With --val_split there is none.")
         flags.DEFINE_boolean("svm_shuffle_folds", False,
             "svm: folds at random, from --seed. Default: in the order of the images, as published.")
         flags.DEFINE_enum("svm_ap", "area", ("area", "11-point", "raw"),
             "Average precision: area under the best precision at each recall or above (VOC since 2010, Goyal et al.), its mean "
             "at 11 recalls (VOC 2007), or under precision as it is (scikit-learn).")
-        flags.DEFINE_float("svm_positive_weight", 2.0, lower_bound=1e-6, help=
+        flags.DEFINE_float("svm_positive_weight", 2.0, help=
             "Of positives in the loss, where negatives have 1 (Goyal et al.: 2).")
-        flags.DEFINE_float("svm_intercept_scaling", 1.0, lower_bound=1e-6, help=
+        flags.DEFINE_float("svm_intercept_scaling", 1.0, help=
             "The constant feature whose weight is the bias; the larger, the less a bias costs (Goyal et al.: 1).")
         flags.DEFINE_list("low_shot_k", ["1", "2", "4", "8", "16", "32", "64", "96"],
             "low_shot: positives of each class, a comma list with a column of the table each (Goyal et al.: 1 to 96).")
-        flags.DEFINE_integer("low_shot_samples", 5, lower_bound=1, help=
+        flags.DEFINE_integer("low_shot_samples", 5, help=
             "low_shot: random samples for each k; their mean is reported (Goyal et al.: 5).")
         flags.DEFINE_enum("low_shot_choose", "validation", ("validation", "test"),
             "low_shot: what C is chosen on, one for all classes: --val_split, or else training images outside of the sample; "
@@ -159,9 +159,9 @@ def define_flags():
     with cli.section("few_shot: ridge regression on k images of each of a few classes, on features of norm 1"):
         flags.DEFINE_list("few_shot_k", ["1", "5"],
             "Images of each class to learn from, a comma list with a column of the table each.")
-        flags.DEFINE_integer("few_shot_ways", 5, lower_bound=0, help="Classes in an episode; 0: all.")
-        flags.DEFINE_integer("few_shot_queries", 15, lower_bound=0, help="Test images of each class in an episode; 0: all.")
-        flags.DEFINE_integer("few_shot_episodes", 600, lower_bound=1, help=
+        flags.DEFINE_integer("few_shot_ways", 5, help="Classes in an episode; 0: all.")
+        flags.DEFINE_integer("few_shot_queries", 15, help="Test images of each class in an episode; 0: all.")
+        flags.DEFINE_integer("few_shot_episodes", 600, help=
             "Random episodes whose mean is reported; ridges are compared on a sixth as many.")
         flags.DEFINE_string("few_shot_ridges", "1e-4,1e-3,1e-2,1e-1,1,10,100",
             "What the penalty of squared weights is chosen from, on validation; a comma list.")
@@ -170,27 +170,27 @@ def define_flags():
             "HEIGHT,WIDTH that images are brought to (detection: scaled to fit, and padded); 0,0: those of the first one.")
         flags.DEFINE_enum("dense_trunk", "frozen", ("frozen", "fine_tuned"),
             "Whether the module learns too, by batch statistics where it has BN.")
-        flags.DEFINE_float("dense_trunk_rate", 1.0, lower_bound=0.0, help="fine_tuned: factor of the module's learning rate.")
-        flags.DEFINE_integer("dense_epochs", None, lower_bound=1, help=
+        flags.DEFINE_float("dense_trunk_rate", 1.0, help="fine_tuned: factor of the module's learning rate.")
+        flags.DEFINE_integer("dense_epochs", None, help=
             "Passes over the images. Default: 60 (detection: 40).")
-        flags.DEFINE_float("dense_learning_rate", None, lower_bound=1e-8, help=
+        flags.DEFINE_float("dense_learning_rate", None, help=
             "Of Adam, at the first step; it falls along a cosine. Default: 0.01 (detection: 0.001).")
-        flags.DEFINE_integer("dense_batch_size", 8, lower_bound=1, help="Images per step, at most all.")
+        flags.DEFINE_integer("dense_batch_size", 8, help="Images per step, at most all.")
         flags.DEFINE_boolean("dense_mirrored", None, "Learn from mirrored images too. Default: detection does.")
         flags.DEFINE_enum("dense_head", "linear", ("linear", "dilated"),
             "segmentation, surface_normals: linear; or two 3x3 convolutions of dilation 6 before it, as MoCo's FCN has.")
         flags.DEFINE_integer("ignore_class", 255, "segmentation: number of a mask's pixels that have no class (VOC: 255).")
-        flags.DEFINE_integer("detection_layers", 2, lower_bound=0, help="Convolutions of each of the head's two towers (FCOS: 4).")
-        flags.DEFINE_integer("detection_units", 128, lower_bound=1, help="Their channels (FCOS: 256).")
+        flags.DEFINE_integer("detection_layers", 2, help="Convolutions of each of the head's two towers (FCOS: 4).")
+        flags.DEFINE_integer("detection_units", 128, help="Their channels (FCOS: 256).")
         flags.DEFINE_list("detection_jitter", ["1", "1"],
             "LEAST,LARGEST scale of four more views of each training image, at random (large-scale jitter: 0.1,2); 1,1: none.")
-        flags.DEFINE_integer("normals_clusters", 40, lower_bound=2, help=
+        flags.DEFINE_integer("normals_clusters", 40, help=
             "Directions, by k-means, of which surface_normals tells a probability (Goyal et al.: 40).")
     with cli.section("The run"):
         flags.DEFINE_string("workdir", None,
             "Folder for report.html, results.json, results.png, results_curve.png (accuracy over epochs) and cached features. Default: "
             "nothing is written.")
-        flags.DEFINE_integer("neighbors", None, lower_bound=0, help=
+        flags.DEFINE_integer("neighbors", None, help=
             "Above 0: WORKDIR/MODULE_neighbors.png shows so many nearest training images of ten test images, by the starred "
             "endpoint (of the first protocol), or the last. Default: 5 with --protocol=all and --workdir, else 0.")
 # fmt: on

@@ -33,12 +33,11 @@ def define_classifier():
         "module that tfssl-export wrote with --head_endpoints=1.")
     flags.DEFINE_boolean("freeze", False, "The encoder stays as it is, its batch statistics too; the linear classifier alone learns.")
     flags.DEFINE_float("head_rate", 1.0, "The classifier learns at so many times the rate of the encoder: sgd, nesterov, lars, lars_byol "
-        "(SwAV: 250 with 1% of the labels, 20 with 10%).", lower_bound=0)
-    flags.DEFINE_integer("image_size", 0, "Side of the crops, in pixels; 0: the module's own (SimCLR, SwAV: 224).", lower_bound=0)
+        "(SwAV: 250 with 1% of the labels, 20 with 10%).")
+    flags.DEFINE_integer("image_size", 0, "Side of the crops, in pixels; 0: the module's own (SimCLR, SwAV: 224).")
     flags.DEFINE_integer("resize", 0, "Shorter side of an evaluation image before its central crop, in pixels; 0: the module's own, or "
-        "image_size * 256 / 224.", lower_bound=0)
-    flags.DEFINE_float("min_area", 0.08, "Smallest area of a training crop, as a share of the image (SimCLR, SwAV: 0.08).",
-        lower_bound=0, upper_bound=1)
+        "image_size * 256 / 224.")
+    flags.DEFINE_float("min_area", 0.08, "Smallest area of a training crop, as a share of the image (SimCLR, SwAV: 0.08).")
     flags.DEFINE_boolean("flip", True, "Flip half of the training images left to right. Colours stay as they are.")
 
 
@@ -55,30 +54,28 @@ def define_labels():
 @cli.section("Distillation: a teacher's probabilities in place of labels, or beside them")
 def define_distillation():
     flags.DEFINE_string("teacher", "", "A classifier that tfssl-finetune wrote. It infers, on the same crops, and does not learn.")
-    flags.DEFINE_float("distill_temperature", 1.0, "What the logits of both are divided by (SimCLR v2: 1; self-distillation 0.1).",
-        lower_bound=1e-3)
+    flags.DEFINE_float("distill_temperature", 1.0, "What the logits of both are divided by (SimCLR v2: 1; self-distillation 0.1).")
     flags.DEFINE_float("distill_weight", 1.0, "Share of the teacher in the loss; the rest is cross-entropy, where there is a label "
-        "(SimCLR v2: 1).", lower_bound=0, upper_bound=1)
+        "(SimCLR v2: 1).")
     flags.DEFINE_boolean("distill_scale_by_t2", False, "Times the temperature's square: gradients of one size (SimCLR v2's notebook).")
 
 
 @cli.section("Optimization")
 def define_optimization():
-    flags.DEFINE_integer("batch_size", 256, "Images per step over all replicas (SimCLR: 4096; v2: 1024; SwAV: 256).", lower_bound=1)
-    flags.DEFINE_float("epochs", 60.0, "Passes over the images that are used (SimCLR: 60 with 1% of the labels, 30 with 10%; SwAV: 20).",
-        lower_bound=0)
-    flags.DEFINE_integer("train_steps", 0, "Length in steps; overrides --epochs where it is not 0.", lower_bound=0)
+    flags.DEFINE_integer("batch_size", 256, "Images per step over all replicas (SimCLR: 4096; v2: 1024; SwAV: 256).")
+    flags.DEFINE_float("epochs", 60.0, "Passes over the images that are used (SimCLR: 60 with 1% of the labels, 30 with 10%; SwAV: 20).")
+    flags.DEFINE_integer("train_steps", 0, "Length in steps; overrides --epochs where it is not 0.")
     flags.DEFINE_string("optimizer", "nesterov", "sgd, nesterov (SimCLR), adam, lars (SimCLR v2), lars_byol, larc, or lamb. The forms of "
         "LARS treat the linear classifier as nesterov's momentum would, but for larc, which adapts all.")
     flags.DEFINE_float("momentum", 0.9, "Share of the last step that the next one keeps (SimCLR, SwAV: 0.9); beta_1 of adam and lamb.")
     flags.DEFINE_float("learning_rate", 0.05, "Peak rate at a batch of --lr_scaling images (SimCLR: 0.05).")
-    flags.DEFINE_float("lr_scaling", 256, "Peak rate = learning_rate * batch_size / this (SimCLR: 256); 0: unscaled.", lower_bound=0)
+    flags.DEFINE_float("lr_scaling", 256, "Peak rate = learning_rate * batch_size / this (SimCLR: 256); 0: unscaled.")
     flags.DEFINE_string("schedule", "cosine", "cosine (SimCLR), piecewise (SwAV) or constant; each after a linear warm-up.")
     flags.DEFINE_list("decay_epochs", ["12", "16"], "piecewise: --decay_factor applies after these (SwAV: 12,16).")
     flags.DEFINE_float("decay_factor", 0.2, "piecewise: see --decay_epochs (SwAV: 0.2).")
-    flags.DEFINE_float("warmup_epochs", 0.0, "The rate rises linearly from 0 over these epochs (SimCLR, SwAV: 0).", lower_bound=0)
-    flags.DEFINE_float("weight_decay", 0.0, "Factor w of 0.5 * w * sum ||kernel||^2 in the loss (SimCLR, SwAV: 0).", lower_bound=0)
-    flags.DEFINE_integer("seed", 0, "Of the labels' choice, order and augmentation: the same seed, the same run.", lower_bound=0)
+    flags.DEFINE_float("warmup_epochs", 0.0, "The rate rises linearly from 0 over these epochs (SimCLR, SwAV: 0).")
+    flags.DEFINE_float("weight_decay", 0.0, "Factor w of 0.5 * w * sum ||kernel||^2 in the loss (SimCLR, SwAV: 0).")
+    flags.DEFINE_integer("seed", 0, "Of the labels' choice, order and augmentation: the same seed, the same run.")
 # fmt: on
 
 
@@ -107,11 +104,13 @@ def main(_):
     values = resolve_flags()
     if not FLAGS.dry_run:
         train.check_workdir(values, FREE)
+    from tfssl.data import service
     from tfssl.runtime import strategy as strategies
 
     strategies.start(values["seed"], "float32", values["deterministic"])
     strategy = strategies.build(values["strategy"], values["tpu"], values["tpu_zone"], values["gcp_project"])
     strategies.check_batch(strategy, values["batch_size"], values["accumulate_steps"])
+    service.check(values["data_service"], values["data_service_timeout"])
     images = open_images(values)
     with strategy.scope():
         model = build_model(values, images, load_teacher(values, images), values["freeze"])

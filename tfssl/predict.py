@@ -28,13 +28,12 @@ def define_flags():
         flags.DEFINE_string("split", "test", "Of --dataset, in TFDS's grammar: test, train[:90%], train+test.")
         flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets are, and archives are unpacked. Default: their own places.")
         data_flags.define_record_keys()
-        flags.DEFINE_integer("image_size", 0, "Side of the central crop, in pixels; 0: the classifier's own.", lower_bound=0)
-        flags.DEFINE_integer("resize", 0, "Shorter side before the crop, in pixels; 0: the classifier's own.", lower_bound=0)
-        flags.DEFINE_integer("batch_size", 64, "Images at a time; it changes speed and memory only.", lower_bound=1)
+        flags.DEFINE_integer("image_size", 0, "Side of the central crop, in pixels; 0: the classifier's own.")
+        flags.DEFINE_integer("resize", 0, "Shorter side before the crop, in pixels; 0: the classifier's own.")
+        flags.DEFINE_integer("batch_size", 64, "Images at a time; it changes speed and memory only.")
     with cli.section("Table"):
         flags.DEFINE_string("output", "predictions.csv", "The CSV file, in UTF-8; one that is there is written anew.")
-        flags.DEFINE_integer("top", 0, "Columns class1, probability1, ... of so many likeliest classes; 0: a column for each class.",
-            lower_bound=0)
+        flags.DEFINE_integer("top", 0, "Columns class1, probability1, ... of so many likeliest classes; 0: a column for each class.")
 # fmt: on
 
 

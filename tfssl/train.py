@@ -14,7 +14,7 @@ from absl import flags, logging
 
 from tfssl import pretext
 from tfssl.errors import UserError, check_choice
-from tfssl.runtime import cli, data_flags, settings
+from tfssl.runtime import bounds, cli, data_flags, settings
 
 FLAGS = flags.FLAGS
 TASK_SETTINGS = settings.task_settings()
@@ -27,9 +27,8 @@ def define_data():
     flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets are, and archives are unpacked. Default: their own places.")
     flags.DEFINE_string("train_split", "train", "Images to train on, in TFDS's grammar: train, train[:90%], train+validation.")
     flags.DEFINE_string("val_split", "", "Images to validate on; none if empty. 2019 study: the last 40 of 1024 train shards.")
-    flags.DEFINE_integer("train_subset", 0, "Train on so many images, drawn by --subset_seed; smaller ones lie within larger ones. 0: all.",
-        lower_bound=0)
-    flags.DEFINE_integer("subset_seed", 0, "Of the choice of --train_subset.", lower_bound=0)
+    flags.DEFINE_integer("train_subset", 0, "Train on so many images, drawn by --subset_seed; smaller ones lie within larger ones. 0: all.")
+    flags.DEFINE_integer("subset_seed", 0, "Of the choice of --train_subset.")
     flags.DEFINE_integer("label_offset", 0, "tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are 1 to 1000.")
     data_flags.define_record_keys()
 
@@ -48,13 +47,13 @@ def define_network():
     flags.DEFINE_float("bn_epsilon", 1e-3, "Batch normalisation: added to the variance (2019 study: 0.001).")
     flags.DEFINE_boolean("last_relu", True, "A ReLU before the mean over the map; --nolast_relu: the 2019 study's (-) networks.")
     flags.DEFINE_boolean("skip_connections", True, "ResNets with the connections that make them ResNets (2019 study: its ablation).")
-    flags.DEFINE_integer("representation_size", 0, "Outputs of a linear layer after the mean (2019 study: Figure 6).", lower_bound=0)
-    flags.DEFINE_float("sk_ratio", 0.0, "Above 0: SimCLR v2's selective kernels and stem, in resnet{50..200}_v1 (0.0625).", lower_bound=0)
+    flags.DEFINE_integer("representation_size", 0, "Outputs of a linear layer after the mean (2019 study: Figure 6).")
+    flags.DEFINE_float("sk_ratio", 0.0, "Above 0: SimCLR v2's selective kernels and stem, in resnet{50..200}_v1 (0.0625).")
     flags.DEFINE_boolean("zero_init_residual", False, "Residual units of v1 networks begin as their shortcuts (SimCLR, SimSiam).")
     flags.DEFINE_string("initializer", "glorot_uniform", "Of the backbone's kernels: glorot_uniform (2019 study), he_fan_out "
         "(torchvision's ResNets), lecun_normal (SimCLR), torch_uniform (PyTorch's default).")
     flags.DEFINE_boolean("sync_batch_norm", False, "Batch statistics of all replicas together, not of each by itself.")
-    flags.DEFINE_integer("bn_group_size", 0, "Images whose batch statistics are one; 0: all of a replica's.", lower_bound=0)
+    flags.DEFINE_integer("bn_group_size", 0, "Images whose batch statistics are one; 0: all of a replica's.")
     flags.DEFINE_string("init_module", None, "Start from this Hub module's weights, where names and shapes match.")
 
 
@@ -67,19 +66,19 @@ def define_settings_of_the_task():
 
 @cli.section("Optimization")
 def define_optimization():
-    flags.DEFINE_integer("batch_size", 256, "Images per step over all replicas, before rotations (2019 study: 1024).", lower_bound=1)
-    flags.DEFINE_float("epochs", 35.0, "Passes over the images (2019 study: 35).", lower_bound=0)
-    flags.DEFINE_integer("train_steps", 0, "Length in steps; overrides --epochs where it is not 0.", lower_bound=0)
+    flags.DEFINE_integer("batch_size", 256, "Images per step over all replicas, before rotations (2019 study: 1024).")
+    flags.DEFINE_float("epochs", 35.0, "Passes over the images (2019 study: 35).")
+    flags.DEFINE_integer("train_steps", 0, "Length in steps; overrides --epochs where it is not 0.")
     flags.DEFINE_string("optimizer", "sgd", "sgd (with momentum; 2019 study), nesterov, adam, lars (as in SimCLR), lars_byol, larc (as in "
         "SwAV), or lamb (tensorflow-addons, Python < 3.12).")
     flags.DEFINE_float("momentum", 0.9, "Share of the last step that the next one keeps (2019 study: 0.9); beta_1 of adam and lamb.")
     flags.DEFINE_float("learning_rate", 0.1, "Peak rate at a batch of --lr_scaling images (2019 study: 0.1).")
-    flags.DEFINE_float("lr_scaling", 256, "Peak rate = learning_rate * batch_size / this (2019 study: 256); 0: unscaled.", lower_bound=0)
+    flags.DEFINE_float("lr_scaling", 256, "Peak rate = learning_rate * batch_size / this (2019 study: 256); 0: unscaled.")
     flags.DEFINE_string("schedule", "piecewise", "piecewise (2019 study), cosine or constant; each after a linear warm-up.")
     flags.DEFINE_list("decay_epochs", ["15", "25"], "piecewise: --decay_factor applies after these (2019 study: 15,25).")
     flags.DEFINE_float("decay_factor", 0.1, "piecewise: see --decay_epochs (2019 study: 0.1).")
-    flags.DEFINE_float("warmup_epochs", 5.0, "The rate rises linearly from 0 over these epochs (2019 study: 5).", lower_bound=0)
-    flags.DEFINE_integer("seed", 0, "Of initial weights, order and augmentation: the same seed, the same run.", lower_bound=0)
+    flags.DEFINE_float("warmup_epochs", 5.0, "The rate rises linearly from 0 over these epochs (2019 study: 5).")
+    flags.DEFINE_integer("seed", 0, "Of initial weights, order and augmentation: the same seed, the same run.")
 
 
 @cli.section("Accelerators")
@@ -93,27 +92,27 @@ def define_accelerators(own_graph=True):
         flags.DEFINE_string("precision", "float32", "float32, mixed_bfloat16 (TPUs, new GPUs and CPUs), mixed_float16 (GPUs; with loss "
             "scaling), or auto: mixed_bfloat16 where the device computes in it, else float32; a resumed run keeps its own.")
     flags.DEFINE_boolean("jit_compile", False, "Compile the step with XLA. A TPU always does; on CPUs it is slower.")
-    flags.DEFINE_integer("steps_per_execution", 1, "Steps per call from Python; 100 helps TPUs and small networks.", lower_bound=1)
-    flags.DEFINE_integer("accumulate_steps", 1, "Compute a batch in so many parts, one after the other: less memory.", lower_bound=1)
+    flags.DEFINE_integer("steps_per_execution", 1, "Steps per call from Python; 100 helps TPUs and small networks.")
+    flags.DEFINE_integer("accumulate_steps", 1, "Compute a batch in so many parts, one after the other: less memory.")
     if own_graph:
         flags.DEFINE_integer("loss_batch_size", 0, "Images that one loss compares and one step learns from, computed in parts of "
-            "--batch_size: more than fit in memory (by gradient caching; 0: --batch_size).", lower_bound=0)
+            "--batch_size: more than fit in memory (by gradient caching; 0: --batch_size).")
         flags.DEFINE_boolean("rematerialize", False, "Compute activations again in the backward pass: less memory, a third more "
             "computation.")
     flags.DEFINE_string("data_service", "", "grpc://HOST:PORT of a tf.data service whose workers prepare the images (see docs).")
+    flags.DEFINE_float("data_service_timeout", 60.0, "Seconds that the service may take to answer, before a run begins.")
     flags.DEFINE_boolean("deterministic", False, "Bit-identical results from run to run on the same hardware; costs speed on GPUs.")
 
 
 @cli.section("The run")
 def define_run():
     cli.define_path("workdir", None, "Folder of the run: flags, checkpoints, logs. Required, except with --dry_run.")
-    flags.DEFINE_integer("checkpoint_steps", 1000, "Steps between checkpoints; a killed run loses at most these.", lower_bound=1)
-    flags.DEFINE_integer("keep_checkpoints", 3, "How many of the newest checkpoints to keep.", lower_bound=1)
-    flags.DEFINE_integer("keep_every", 0, "Keep each checkpoint whose step is a multiple of this for ever; 0: none.", lower_bound=0)
-    flags.DEFINE_integer("validation_steps", 0, "Between validations, a multiple of --checkpoint_steps; 0: those.", lower_bound=0)
-    flags.DEFINE_integer("knn_probe", 0, "At each validation, accuracy of nearest neighbours among so many labelled images; 0: none.",
-        lower_bound=0)
-    flags.DEFINE_integer("log_steps", 100, "Steps between lines of the log.", lower_bound=1)
+    flags.DEFINE_integer("checkpoint_steps", 1000, "Steps between checkpoints; a killed run loses at most these.")
+    flags.DEFINE_integer("keep_checkpoints", 3, "How many of the newest checkpoints to keep.")
+    flags.DEFINE_integer("keep_every", 0, "Keep each checkpoint whose step is a multiple of this for ever; 0: none.")
+    flags.DEFINE_integer("validation_steps", 0, "Between validations, a multiple of --checkpoint_steps; 0: those.")
+    flags.DEFINE_integer("knn_probe", 0, "At each validation, accuracy of nearest neighbours among so many labelled images; 0: none.")
+    flags.DEFINE_integer("log_steps", 100, "Steps between lines of the log.")
     flags.DEFINE_boolean("extend_schedule", False, "Permit a resumed cosine run to change its length: its rate then jumps.")
     flags.DEFINE_boolean("steal_lock", False, "Take over a --workdir that another process uses; it ends at its next checkpoint.")
     flags.DEFINE_boolean("dry_run", False, "Read all images, show the first batch, estimate the time; train nothing.")
@@ -129,7 +128,7 @@ def define_flags():
 
 # What a resumed run may change: where and how fast it computes, how long, and what it tells of itself.
 FREE = (
-    "workdir", "data_dir", "data_service", "epochs", "train_steps", "strategy", "tpu", "tpu_zone", "gcp_project", "jit_compile",
+    "workdir", "data_dir", "data_service", "data_service_timeout", "epochs", "train_steps", "strategy", "tpu", "tpu_zone", "gcp_project", "jit_compile",
     "rematerialize", "steps_per_execution", "checkpoint_steps", "keep_checkpoints", "keep_every", "val_split", "validation_steps",
     "knn_probe", "log_steps",
 )  # fmt: skip
@@ -142,15 +141,19 @@ def main(_):
     if not FLAGS.dry_run:
         check_workdir(values)
     from tfssl import data
+    from tfssl.data import overlap, service
     from tfssl.data.subset import nested
     from tfssl.runtime import strategy as strategies
 
     strategies.start(values["seed"], values["precision"], values["deterministic"])
     strategy = strategies.build(values["strategy"], values["tpu"], values["tpu_zone"], values["gcp_project"])
     strategies.check_batch(strategy, values["batch_size"], values["accumulate_steps"], values["bn_group_size"])
+    service.check(values["data_service"], values["data_service_timeout"])
     where = data_flags.where(values)
     source = data.open_source(values["dataset"], values["train_split"], **where)
     validation = data.open_source(values["dataset"], values["val_split"], **where) if values["val_split"] else None
+    if validation:
+        overlap.check({"train": source, "val": validation})
     if values["train_subset"]:
         source = nested(source, values["train_subset"], values["subset_seed"])
     for name, found in {"num_classes": source.num_classes or 0, "num_images": source.num_examples}.items():
@@ -313,12 +316,7 @@ def check_flags(values):
     }
     for name in choices.keys() & values.keys():
         check_choice(f"--{name}", values[name], choices[name])
-    try:
-        values["decay_epochs"] = [float(e) for e in values["decay_epochs"] if e]
-    except ValueError as e:
-        raise UserError(
-            f"--decay_epochs={','.join(values['decay_epochs'])}: a comma list of numbers, such as 15,25"
-        ) from e
+    values["decay_epochs"] = bounds.numbers("decay_epochs", values["decay_epochs"])
     if values.get("decay") == "all" and values["optimizer"] in optim.OWN_DECAY and values["optimizer"] != "larc":
         raise UserError(
             f"--decay=all: --optimizer={values['optimizer']} decays kernels alone; leave --decay out, or take larc, which decays all"
@@ -327,7 +325,7 @@ def check_flags(values):
         raise UserError(
             "--data_service delivers images in an order of its own: it contradicts --deterministic; choose one"
         )
-    if not values["train_steps"] and not 0 < values["epochs"] < math.inf:
+    if not values["train_steps"] and not values["epochs"]:
         raise UserError(
             f"--epochs={values['epochs']:g}: a run has a length above 0; --dry_run tells what would be done"
         )

@@ -274,15 +274,15 @@ def _drop_later_lines(path, step):
     """Keep the lines up to `step`: those that a killed run wrote after its last checkpoint will be written again."""
     if not tf.io.gfile.exists(path):
         return
-    with tf.io.gfile.GFile(path) as f:
-        lines = f.readlines()
+    with tf.io.gfile.GFile(path, "rb") as f:
+        lines = f.read().splitlines(keepends=True)
     kept = [line for line in lines if _step_of(line) <= step]
     if len(kept) < len(lines):
-        write_file(path, "".join(kept))
+        write_file(path, b"".join(kept))
 
 
 def _step_of(line):
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")  # a line cut off by the kill
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line cut off by the kill, or whatever a disk made of it

@@ -13,8 +13,8 @@ import textwrap
 
 from absl import app, flags, logging
 
-from tfssl.errors import UserError
-from tfssl.runtime import console
+from tfssl.errors import UserError, one_line
+from tfssl.runtime import bounds, console, files
 
 _SECTIONS = {}  # name of a section -> names of its flags, in the order of definition
 
@@ -33,6 +33,7 @@ def run(main, name):
             with contextlib.suppress(BrokenPipeError):  # --help | head
                 print(usage(name, sys.modules[main.__module__].__doc__), flush=True)
             os._exit(0)
+        bounds.apply()
         positional = flags.FLAGS(expand_flagfiles(argv))
         if len(positional) > 1:
             raise UserError(
@@ -103,7 +104,11 @@ def expand_flagfiles(argv, folder=""):
     F is a path (a nested one is looked up beside the file that includes it) or `tfssl:PAPER/NAME.flags`, one of those that are installed
     with tfssl. Later flags override earlier ones; lines that begin with # are comments.
     """
-    return _expand(list(argv), folder, ())
+    expanded = _expand(list(argv), folder, ())
+    for arg in expanded:
+        if "\0" in arg or arg != arg.encode(errors="replace").decode():  # bytes that are no UTF-8 arrive as half characters
+            raise UserError(f"{arg!r}: not text in UTF-8; write, or rename, it in UTF-8")
+    return expanded
 
 
 def _expand(args, folder, including):
@@ -125,13 +130,20 @@ def _expand(args, folder, including):
 
 
 def _read(path):
-    if "://" not in path:
-        with open(path, encoding="utf-8") as f:
-            return f.read()
-    import tensorflow as tf
+    try:
+        if "://" not in path:
+            with open(path, "rb") as f:
+                content = f.read()
+        else:
+            import tensorflow as tf
 
-    with tf.io.gfile.GFile(path) as f:
-        return f.read()
+            with tf.io.gfile.GFile(path, "rb") as f:
+                content = f.read()
+        return content.decode("utf-8-sig")  # some editors begin a file with a mark
+    except UnicodeDecodeError as e:
+        raise UserError(f"flagfile {path} is not text in UTF-8: save it as UTF-8, or as ASCII") from e
+    except files.errors() as e:
+        raise UserError(f"flagfile {path} cannot be read: {one_line(e)}") from e
 
 
 def _find_flagfile(value, folder):

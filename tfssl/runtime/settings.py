@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import tfssl
 from tfssl import pretext
-from tfssl.errors import UserError
+from tfssl.errors import UserError, one_line
 from tfssl.runtime.files import write_file
 
 
@@ -115,14 +115,17 @@ def read_flags(path):
     """{flag: text} of a file that `write_flags` wrote.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or it cannot be read.
     """
     import tensorflow as tf
 
     if not tf.io.gfile.exists(path):
         raise UserError(f"{os.path.dirname(path)!r} is not the workdir of a run: it has no {os.path.basename(path)}")
-    with tf.io.gfile.GFile(path) as f:
-        pairs = [line.strip()[2:].partition("=") for line in f if line.startswith("--")]
+    try:
+        with tf.io.gfile.GFile(path) as f:
+            pairs = [line.strip()[2:].partition("=") for line in f if line.startswith("--")]
+    except (UnicodeDecodeError, tf.errors.OpError) as e:
+        raise UserError(f"{path}, the record of the run, cannot be read: {one_line(e)}") from e
     return {name: text if equals else "true" for name, equals, text in pairs}  # --name alone: so absl reads it
 
 
