@@ -128,9 +128,9 @@ def define_flags():
 
 # What a resumed run may change: where and how fast it computes, how long, and what it tells of itself.
 FREE = (
-    "workdir", "data_dir", "data_service", "data_service_timeout", "epochs", "train_steps", "strategy", "tpu", "tpu_zone", "gcp_project", "jit_compile",
+    "workdir", "data_dir", "data_service", "epochs", "train_steps", "strategy", "tpu", "tpu_zone", "gcp_project", "jit_compile",
     "rematerialize", "steps_per_execution", "checkpoint_steps", "keep_checkpoints", "keep_every", "val_split", "validation_steps",
-    "knn_probe", "log_steps",
+    "knn_probe", "log_steps", "data_service_timeout",
 )  # fmt: skip
 NOT_STORED = ("extend_schedule", "dry_run", "steal_lock")
 

@@ -106,7 +106,8 @@ def expand_flagfiles(argv, folder=""):
     """
     expanded = _expand(list(argv), folder, ())
     for arg in expanded:
-        if "\0" in arg or arg != arg.encode(errors="replace").decode():  # bytes that are no UTF-8 arrive as half characters
+        # Bytes that are no UTF-8 arrive as halves of characters, which nothing can encode.
+        if "\0" in arg or arg != arg.encode(errors="replace").decode():
             raise UserError(f"{arg!r}: not text in UTF-8; write, or rename, it in UTF-8")
     return expanded
 
