@@ -1,11 +1,14 @@
 """Where a run computes: the distribution strategy, its input, precision and determinism."""
 
+import json
 import math
 import os
+import re
+import sys
 
 import tensorflow as tf
 
-from tfssl.errors import UserError
+from tfssl.errors import UserError, one_line
 from tfssl.runtime import processor
 
 NAMES = ("auto", "default", "mirrored", "multi_worker", "tpu")
@@ -72,7 +75,7 @@ def build(name="auto", tpu="", tpu_zone=None, gcp_project=None):
       tpu_zone, gcp_project: where a TPU of that name is, if not where this machine is.
 
     Raises:
-      UserError: unknown name, no TPU found, no TF_CONFIG.
+      UserError: unknown name, no TPU found, no TF_CONFIG or none with a place for this process, a port in use.
     """
     # First of all: once TensorFlow has looked at its devices, it can join no other workers.
     if name == "multi_worker":
@@ -80,7 +83,20 @@ def build(name="auto", tpu="", tpu_zone=None, gcp_project=None):
             raise UserError(
                 "--strategy=multi_worker needs the environment variable TF_CONFIG, which names the hosts and this one's index"
             )
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        address = _own_address(os.environ["TF_CONFIG"])
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except (tf.errors.OpError, RuntimeError, ValueError) as e:
+            raise UserError(
+                f"the worker {address} of TF_CONFIG cannot start ({one_line(e)}): is it this machine, and its port free?"
+            ) from e
+    if os.environ.get("TF_CONFIG"):
+        print(
+            f"TF_CONFIG is set, and --strategy={name} does not use it: this process trains by itself (--strategy=multi_worker trains with "
+            "the hosts that it names)",
+            file=sys.stderr,
+            flush=True,
+        )
     gpus = tf.config.list_logical_devices("GPU")
     if name == "default" or (name == "auto" and len(gpus) < 2):
         return tf.distribute.get_strategy()
@@ -97,6 +113,26 @@ def build(name="auto", tpu="", tpu_zone=None, gcp_project=None):
         except (ValueError, tf.errors.OpError) as e:
             raise UserError(f"no TPU answers at --tpu={tpu or 'local'}: {str(e).splitlines()[0]}") from e
     raise UserError(f"unknown strategy {name!r}: choose one of {', '.join(NAMES)}")
+
+
+def _own_address(config):
+    """HOST:PORT of this process in the text of TF_CONFIG.
+
+    Raises:
+      UserError: it does not have TensorFlow's form, or no such entry.
+    """
+    try:
+        config = json.loads(config)
+        job, index = str(config["task"]["type"]), int(config["task"]["index"])
+        address = config["cluster"][job][index]
+        if index < 0 or not re.fullmatch(r".+:\d+", address):
+            raise ValueError(f"{job} {index} is {address!r}")
+        return address
+    except (ValueError, KeyError, IndexError, TypeError) as e:
+        form = '{"cluster": {"worker": ["HOST:PORT", "HOST:PORT"]}, "task": {"type": "worker", "index": 0}}'
+        raise UserError(
+            f"TF_CONFIG does not say which of which hosts this is ({type(e).__name__}: {one_line(e)}): it has the form {form}"
+        ) from e
 
 
 def check_batch(strategy, batch_size, accumulate_steps=1, bn_group_size=0):
