@@ -4,8 +4,63 @@ Each epoch is handed out in parts to whichever worker is free, so every image co
 """
 
 import functools
+import re
+import socket
+import threading
+import time
 
 import tensorflow as tf
+
+from tfssl.errors import UserError
+
+
+def check(address, timeout=60.0):
+    """Wait until the service at an address has delivered a first example; do nothing for an empty address.
+
+    Args:
+      address: "grpc://HOST:PORT" of the dispatcher.
+      timeout: seconds that it may take.
+
+    Raises:
+      UserError: it is no such address; nobody listens there, or no worker delivers, in that time.
+    """
+    if not address:
+        return
+    parts = re.fullmatch(r"grpc://\[?([^/\[\]]+)\]?:(\d{1,5})", address)
+    if not parts:
+        raise UserError(f"--data_service={address}: give grpc://HOST:PORT of the dispatcher")
+    end = time.monotonic() + timeout
+    more = f"within {timeout:g} s (--data_service_timeout)"
+    while True:
+        try:  # a plain connection first: TensorFlow's own attempt cannot be ended
+            socket.create_connection((parts[1], int(parts[2])), max(0.1, min(5, end - time.monotonic()))).close()
+            break
+        except (OSError, OverflowError, UnicodeError) as e:
+            if time.monotonic() > end:
+                raise UserError(
+                    f"--data_service={address}: nobody listens there {more}: {e}; python -m tfssl.data_service starts one"
+                ) from e
+            time.sleep(min(0.5, timeout / 10))
+    arrived = []
+    asking = threading.Thread(target=_ask, args=(address, arrived), daemon=True)
+    asking.start()
+    asking.join(max(0.1, end - time.monotonic()))
+    if arrived != [0]:
+        reason = f": {arrived[0]}" if arrived else ""
+        raise UserError(
+            f"--data_service={address}: it has not delivered an example {more}{reason}; each machine that decodes images runs python -m "
+            f"tfssl.data_service --dispatcher={address}"
+        )
+
+
+def _ask(address, arrived):
+    """Append to `arrived` the one element 0 of a data set that the service's workers make, or what went wrong."""
+    service = tf.data.experimental.service
+    try:
+        one = tf.data.Dataset.range(1).apply(service.distribute(service.ShardingPolicy.OFF, address))
+        arrived.append(int(next(iter(one))))
+    except (tf.errors.OpError, ValueError, StopIteration) as e:
+        arrived.append(e)
 
 
 def examples(source, load, seed, first_epoch, epochs, address, job=None):
