@@ -10,9 +10,15 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.downstream import modules
-from tfssl.runtime.settings import as_text
+from tfssl.runtime import settings
 
-_OF_THE_EXPORT = ("step", "export_dir", "random_init", "tarball", "workdir", "seed")
+# The flags of training that shape an untrained encoder, beside its task's own settings: what a module's tfssl.json says of others does not
+# become part of a command.
+_OF_THE_NETWORK = (
+    "task", "backbone", "width_multiplier", "stem", "bn_momentum", "bn_epsilon", "last_relu", "skip_connections",
+    "representation_size", "sk_ratio", "zero_init_residual", "initializer",
+)  # fmt: skip
+_FILES = ("bins", "permutations_file")  # settings that are paths, and shape heads alone
 
 
 def beside(opened, folder, seed=0, image_size=None, resize=None, say=print):
@@ -66,11 +72,15 @@ def beside(opened, folder, seed=0, image_size=None, resize=None, say=print):
 def _flags(facts):
     """The command line of the export, without the seed; [] if the facts are not those of an encoder of ours."""
     training = facts.get("training_flags") or {}
-    if not {"task", "backbone"} <= set(training):
+    if not isinstance(training.get("task"), str) or "backbone" not in training:
         return []
     head = sum(bool(re.fullmatch(r"head\d+", name)) for name in facts.get("endpoints", []))
-    flags = {**training, "head_endpoints": head}
-    return [f"--{name}={as_text(value)}" for name, value in sorted(flags.items()) if name not in _OF_THE_EXPORT]
+    own = [
+        name for name, s in settings.task_settings().items() if training["task"] in s.defaults and name not in _FILES
+    ]
+    flags = {name: training[name] for name in (*_OF_THE_NETWORK, *own) if name in training}
+    flags["head_endpoints"] = head
+    return [f"--{name}={settings.as_text(value)}" for name, value in sorted(flags.items())]
 
 
 def _export(name, flags, folder, say):

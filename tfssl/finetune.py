@@ -239,7 +239,7 @@ def load_teacher(values, images):
     if not values["teacher"]:
         return None
     module = modules.load(values["teacher"])
-    classes, names = classify.num_classes(module), module.facts["class_names"]
+    classes, names = classify.num_classes(module), module.facts.get("class_names")
     if images.num_classes is None:
         images.num_classes, images.class_names = classes, names
     if classes != images.num_classes:

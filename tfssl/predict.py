@@ -49,7 +49,9 @@ def main(_):
     classes = classify.num_classes(module)
     if FLAGS.top > classes:
         raise UserError(f"--top={FLAGS.top}: the classifier tells {classes} classes apart")
-    names = module.facts["class_names"] or [str(label) for label in range(classes)]
+    names = module.facts.get("class_names") or [str(label) for label in range(classes)]
+    if len(names) != classes:
+        raise UserError(f"module {FLAGS.module!r} is damaged: it names {len(names)} classes and tells {classes} apart")
     if FLAGS.images:
         source = folder.unlabelled(FLAGS.images, FLAGS.data_dir)
     else:

@@ -11,7 +11,8 @@ KIND = "classifier"  # "kind" in its tfssl.json
 
 def check(module):
     """Raises UserError unless a loaded `modules.Module` is a classifier of ours."""
-    if module.facts.get("kind") != KIND:
+    sizes = module.facts.get("features") or {}
+    if module.facts.get("kind") != KIND or not isinstance(sizes.get("logits"), int):
         raise UserError(
             f"module {module.handle!r} is no classifier of tfssl, whose classes are known: tfssl-finetune "
             f"--module={module.handle} makes one from labelled images"

@@ -61,6 +61,8 @@ def _exists(path):
 
 def short_name(handle):
     """What tells modules apart at a glance: the last part of the path that is neither a number nor "module"."""
+    if handle.startswith("https://"):
+        handle = handle.partition("#")[0]  # the digest
     parts = [part for part in handle.split("/") if part]
     telling = [part for part in parts if not part.isdigit() and part != "module"]
     name = (telling or parts or [handle])[-1]

@@ -6,11 +6,13 @@ import json
 import os
 import re
 import shutil
+import sys
 import tarfile
 import tempfile
 
 import tensorflow as tf
 
+from tfssl.downstream import remote
 from tfssl.errors import UserError
 
 _SIGNATURES = ("serving_default", "default", "image_feature_vector")  # Keras and tf.saved_model; TF1's Hub names
@@ -23,7 +25,8 @@ def load(handle):
 
     Args:
       handle: a SavedModel's folder (local or gs://), a tarball of one (.tar.gz, .tgz, .tar; local or gs://), or an
-        https:// handle, which tensorflow_hub downloads into its own cache.
+        https:// handle, which `remote.fetch` downloads. A module is a program: one that is not of tfssl-export, or comes from another
+        machine, is announced by a line on stderr before it is loaded.
 
     Returns:
       a Module.
@@ -49,6 +52,7 @@ class Module:
         self.handle, self._shapes = handle, {}
         self.identity = _identity(folder)
         self.facts = _facts(folder)
+        _announce(handle, self.facts)
         try:
             # TF1's Hub modules hold several graphs; the one without tags is for inference.
             tags = [] if tf.io.gfile.exists(os.path.join(folder, "tfhub_module.pb")) else None
@@ -224,7 +228,7 @@ class Module:
 def _resolve(handle):
     """The folder that holds saved_model.pb."""
     if handle.startswith(("http://", "https://")):
-        return _download(handle)
+        return _unpack(remote.fetch(handle))
     exists = tf.io.gfile.exists
     try:
         if handle.endswith(_ARCHIVES) and exists(handle) and not tf.io.gfile.isdir(handle):
@@ -261,15 +265,6 @@ def _way_from(file):
     if os.path.basename(file) == "saved_model.pb":
         return f"give the folder, {os.path.dirname(file) or '.'}"
     return "give the folder of one (tfssl-export makes one), a .tar.gz of it, or a URL"
-
-
-def _download(handle):
-    import tensorflow_hub as hub
-
-    try:
-        return hub.resolve(handle)
-    except Exception as e:  # the network, the server and the archive fail in their own ways
-        raise UserError(f"module {handle!r} cannot be downloaded: {_complaint(e)}") from e
 
 
 def _unpack(path):
@@ -314,12 +309,43 @@ def _facts(folder):
     path = os.path.join(folder, "assets", "tfssl.json")
     if not tf.io.gfile.exists(path):
         return {}
-    with tf.io.gfile.GFile(path) as f:
-        try:
-            facts = json.load(f)
-            return {**facts, "crop": int(facts["crop"]), "resize": int(facts["resize"])}
-        except (ValueError, KeyError, TypeError) as e:
-            raise UserError(f"module: {path} is damaged: {_complaint(e)}") from e
+    try:
+        with tf.io.gfile.GFile(path, "rb") as f:
+            facts = json.loads(f.read().decode())
+        facts = {**facts, "crop": int(facts["crop"]), "resize": int(facts["resize"])}
+        for name, kind in _FACTS.items():
+            if not isinstance(facts.get(name), (kind, type(None))):
+                raise TypeError(f"{name} is {facts[name]!r:.40}")
+        for name in ("crop", "resize"):
+            if not 1 <= facts[name] <= 1 << 16:
+                raise ValueError(f"{name} is {facts[name]} pixels")
+        for name in ("endpoints", "class_names"):
+            if not all(isinstance(text, str) for text in facts.get(name) or ()):
+                raise TypeError(f"{name} has an entry that is no text")
+        return facts
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
+        raise UserError(f"module: {path} is damaged: {type(e).__name__}: {_complaint(e)}") from e
+
+
+_FACTS = {  # of tfssl.json: what is read here, and what it has to be where it is there
+    "kind": str, "task": str, "endpoint": str, "endpoints": list, "class_names": list, "features": dict, "training_flags": dict,
+    "encoder": dict, "min_image_size": int, "num_classes": int,
+}  # fmt: skip
+_announced = set()  # handles
+
+
+def _announce(handle, facts):
+    """Say, once, that a module which is not of tfssl-export, or comes from elsewhere, is a program."""
+    elsewhere = "://" in handle
+    if handle in _announced or (facts and not elsewhere):
+        return
+    _announced.add(handle)
+    origin = "comes from another machine" if elsewhere else "was not made by tfssl-export"
+    print(
+        f"module {handle!r} {origin}; it is a program, which now runs with your rights: open what you trust (SECURITY.md)",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 _REMEDIES = {

@@ -16,7 +16,7 @@ def from_module(backbone, handle):
     """
     from tfssl.downstream.modules import load
 
-    theirs = list(load(handle).model.variables)
+    theirs = list(load(handle).variables)
     ours = list(backbone.variables)
     if [v.shape for v in theirs] == [v.shape for v in ours]:
         pairs = list(zip(ours, theirs))  # noqa: B905 (Python 3.9)
