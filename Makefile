@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
 BIN = $(VENV)/bin
+# What was tested on this Python, where there is such a file; else what setup.py permits.
+CONSTRAINTS := $(wildcard constraints-py$(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])').txt)
 DEMO = demo
 
 .PHONY: demo test test-slow lint clean
@@ -30,11 +32,11 @@ lint: $(VENV)/installed
 
 .venv: $(VENV)/installed
 
-$(VENV)/installed: setup.py pyproject.toml
+$(VENV)/installed: setup.py pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 9) <= v <= (3, 13) else "tfssl needs Python 3.9 to 3.13, and %s is %d.%d: make PYTHON=python3.11" % ((sys.executable,) + v))'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --editable ".[test]" $(CONSTRAINTS:%=--constraint %)
 	@touch $@
 
 clean:

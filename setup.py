@@ -32,7 +32,7 @@ setup(
     long_description=read("README.md"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.9",
+    python_requires=">=3.9,<3.14",  # for 3.14 there are release candidates of TensorFlow alone
     packages=[*find_packages(include=["tfssl", "tfssl.*"]), "tfssl.export", *FLAGS],
     package_dir={"tfssl.export": "export", **FLAGS},
     package_data={package: ["*.flags"] for package in FLAGS},
@@ -63,7 +63,7 @@ setup(
     ],
     extras_require={
         "gpu": [f"tensorflow[and-cuda]==2.15.1; {OLD}", f"tensorflow[and-cuda]>=2.16; {NEW}"],
-        "test": ["pytest>=7", "pytest-xdist>=3.7", "ruff>=0.6", "scikit-image>=0.22"],
+        "test": ["pytest>=7", "ruff>=0.6", "scikit-image>=0.22"],
     },
     entry_points={
         "console_scripts": [
