@@ -1,5 +1,6 @@
 """What is installed: the commands from any folder, fast help, the flagfiles in the wheel."""
 
+import runpy
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,10 @@ import zipfile
 
 import pytest
 import runs
+import setuptools
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 ROOT = __import__("pathlib").Path(__file__).parents[1]
 
@@ -48,6 +53,26 @@ def test_every_dependency_imports_and_works():
         import tensorflow_addons as tfa
 
         assert float(tfa.losses.triplet_semihard_loss(tf.constant([0, 0, 1]), tf.eye(3))) >= 0
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.13"])
+def test_constraints_are_what_setup_permits(python, monkeypatch):
+    """Every requirement of an installation with its tests is pinned, to a version that setup.py takes; and nothing to two."""
+    settings = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **given: settings.update(given))
+    runpy.run_path(str(ROOT / "setup.py"))
+    lines = (ROOT / f"constraints-py{python.replace('.', '')}.txt").read_text().splitlines()
+    pins = [line.split("==") for line in lines if not line.startswith("#")]
+    pinned = {canonicalize_name(name): version for name, version in pins}
+    assert len(pinned) == len(pins) and "tfssl" not in pinned and python in lines[0]
+    assert python in SpecifierSet(settings["python_requires"]) and "3.14" not in SpecifierSet(
+        settings["python_requires"]
+    )
+    for text in (*settings["install_requires"], *settings["extras_require"]["test"]):
+        wanted = Requirement(text)
+        here = wanted.marker is None or wanted.marker.evaluate({"python_version": python})
+        if here and wanted.name != "setuptools":  # which an environment brings
+            assert pinned[canonicalize_name(wanted.name)] in wanted.specifier, text
 
 
 TRAIN_A_STEP = """

@@ -1,16 +1,21 @@
 """The tf.data service: a dispatcher and two workers on loopback deliver, epoch by epoch, what a plain run sees."""
 
 import collections
+import os
+import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfssl
+from tfssl import data_service
 from tfssl.data import pipeline
-from tfssl.data.service import examples
+from tfssl.data.service import check, examples
+from tfssl.errors import UserError
 
 service = tf.data.experimental.service
 
@@ -93,6 +98,76 @@ def test_an_unreadable_image_is_left_out(address, photos, tmp_path):
     index = next(iter(batches))["index"].numpy()
     bad = next(i for i in range(48) if source.name(i).endswith(files[7].name))
     assert sorted(index) == sorted(set(range(48)) - {bad})
+
+
+def test_a_service_answers(address):
+    begun = time.monotonic()
+    check(address, 30)
+    check("", 0.1)
+    assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost:1", "grpc://", "grpc://localhost", "http://localhost:1", "grpc://a:123456"]
+)
+def test_what_is_no_address(address):
+    with pytest.raises(UserError, match="give grpc://HOST:PORT"):
+        check(address)
+
+
+def test_a_service_that_does_not_answer_is_given_up():
+    """Nobody; somebody who is no service; a dispatcher without workers: a line each, after the time that is granted."""
+    begun = time.monotonic()
+    with pytest.raises(
+        UserError,
+        match=r"--data_service=grpc://localhost:1: nobody listens there within 1 s \(--data_service_timeout\)",
+    ):
+        check("grpc://localhost:1", 1)
+    alone = service.DispatchServer()
+    with socket.create_server(("localhost", 0)) as silent:
+        for address in (f"grpc://localhost:{silent.getsockname()[1]}", alone.target):
+            with pytest.raises(UserError, match="has not delivered an example within 2 s.*--dispatcher"):
+                check(address, 2)
+    assert time.monotonic() - begun < 15
+
+
+def devices_of_listeners():
+    """{port: device that a listening socket of this process is bound to}."""
+    found = {}
+    for number in map(int, os.listdir("/proc/self/fd")):
+        try:
+            target = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:
+            continue
+        if target.startswith("socket:"):
+            with socket.socket(fileno=os.dup(number)) as s:
+                if s.family in (socket.AF_INET, socket.AF_INET6) and s.getsockopt(
+                    socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+                ):
+                    device = s.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)
+                    found[s.getsockname()[1]] = device.rstrip(b"\0").decode()
+    return found
+
+
+def test_a_service_listens_to_its_own_machine_unless_told(capfd):
+    """The kernel takes connections of the device that a socket is bound to, and of no other (socket(7), SO_BINDTODEVICE)."""
+    port = {}
+    open_to_all = data_service.start(listen="all")
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "on all interfaces without asking who calls" in line
+    port["all"] = int(open_to_all.target.split(":")[-1])
+    assert devices_of_listeners()[port["all"]] == ""
+    confined = data_service.start()
+    worker = data_service.start(dispatcher=confined.target)
+    assert capfd.readouterr().err == ""
+    devices = devices_of_listeners()
+    assert len(devices) >= 3 and set(devices.values()) == {"lo"}
+    check(confined.target, 30)  # which this machine reaches
+    del worker
+    with pytest.raises(UserError, match="--host=here.*--listen=all"):
+        data_service.start(host="here", dispatcher=confined.target)
+    with pytest.raises(UserError, match=f"cannot serve on port {port['all']}"):
+        data_service.start(port["all"])
 
 
 def test_a_run_fed_by_the_binaries(photos, tmp_path, tfssl_command):

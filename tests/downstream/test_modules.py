@@ -1,18 +1,16 @@
-import functools
-import http.server
 import io
+import json
 import os
 import re
 import shutil
 import tarfile
-import threading
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny_modules
 
-from tfssl.downstream import modules
+from tfssl.downstream import classify, modules
 from tfssl.errors import UserError
 
 
@@ -117,26 +115,6 @@ def test_tarball(modules_dir, tmp_path, prefix, ending):
     assert module.facts["endpoints"] == tiny_modules.DEPTH
     assert module.identity == modules.load(modules_dir / "ours" / "1").identity
     np.testing.assert_allclose(module.endpoints(images())["block"], expected()["block"], rtol=1e-5, atol=1e-5)
-
-
-def test_url(modules_dir, tmp_path, monkeypatch):
-    tiny_modules.pack(modules_dir / "ours" / "1", tmp_path / "module.tar.gz")
-    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("no_proxy", "*")
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    handler = functools.partial(Handler, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_address[1]}"
-        module = modules.load(f"{address}/module.tar.gz")
-        with pytest.raises(UserError, match="absent.tar.gz.*cannot be downloaded.*404"):
-            modules.load(f"{address}/absent.tar.gz")
-        server.shutdown()
-    assert module.sizes() == (16, 20)
 
 
 @pytest.mark.parametrize("kind", ["outside", "absolute", "link"])
@@ -273,9 +251,63 @@ def test_the_way_from_a_file_of_keras(tmp_path, ending, monkeypatch):
     )
 
 
-def test_damaged_facts(modules_dir, tmp_path):
+@pytest.mark.parametrize(
+    "facts",
+    [
+        b'{"format": 1}',
+        b"[]",
+        b"5",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"crop": 0, "resize": 18}',
+        b'{"crop": 16, "resize": -1}',
+        b'{"crop": Infinity, "resize": 18}',
+        b'{"crop": 16, "resize": 18, "endpoints": {"a": 1}}',
+        b'{"crop": 16, "resize": 18, "endpoints": [1]}',
+        b'{"crop": 16, "resize": 18, "class_names": "ab"}',
+        b'{"crop": 16, "resize": 18, "training_flags": ["task"]}',
+        b'{"crop": 16, "resize": 18, "min_image_size": "x"}',
+    ],
+)
+def test_damaged_facts(facts, modules_dir, tmp_path):
     shutil.copytree(modules_dir / "ours" / "1", tmp_path / "m")
-    with open(os.path.join(tmp_path, "m", "assets", "tfssl.json"), "w", encoding="utf-8") as f:
-        f.write('{"format": 1}')
-    with pytest.raises(UserError, match="tfssl.json is damaged"):
+    (tmp_path / "m" / "assets" / "tfssl.json").write_bytes(facts)
+    with pytest.raises(UserError, match="tfssl.json is damaged") as raised:
         modules.load(tmp_path / "m")
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
+
+
+def test_facts_that_are_no_classifier(modules_dir, tmp_path):
+    shutil.copytree(modules_dir / "ours" / "1", tmp_path / "m")
+    (tmp_path / "m" / "assets" / "tfssl.json").write_text(json.dumps({"crop": 16, "resize": 18, "kind": "classifier"}))
+    with pytest.raises(UserError, match="no classifier of tfssl"):
+        classify.num_classes(modules.load(tmp_path / "m"))
+
+
+def test_a_module_of_somebody_else_is_announced_once_before_it_runs(tmp_path, capfd, monkeypatch):
+    """A program that reads one file and writes another: what is said, is said before."""
+    written = tmp_path / "written"
+    (tmp_path / "secret").write_text("a token")
+
+    def program(x):
+        with tf.control_dependencies([tf.io.write_file(str(written), tf.io.read_file(str(tmp_path / "secret")))]):
+            return mean(x)
+
+    save_function(tmp_path / "foreign", program, [None, 16, 16, 3])
+    capfd.readouterr()
+    modules._announced.clear()
+    load = tf.saved_model.load
+    heard = []
+    monkeypatch.setattr(tf.saved_model, "load", lambda *a, **k: heard.append(capfd.readouterr().err) or load(*a, **k))
+    modules.load(tmp_path / "foreign").shapes(16)
+    assert written.read_text() == "a token"
+    modules.load(tmp_path / "foreign")
+    assert "is a program, which now runs with your rights" in heard[0] and heard[0].count("\n") == 1 and heard[1] == ""
+
+
+def test_ours_are_announced_where_they_come_from_elsewhere(modules_dir, capfd):
+    modules._announced.clear()
+    modules.load(modules_dir / "ours" / "1")
+    assert capfd.readouterr().err == ""
+    modules.load(f"file://{modules_dir}/ours/1")
+    assert "comes from another machine" in capfd.readouterr().err

@@ -72,3 +72,36 @@ def test_an_untrained_module_stands_for_its_fellows(tmp_path):
         "start is an untrained network itself",
         "other is an untrained network itself",
     ]
+
+
+def test_facts_of_a_module_are_no_command_line():
+    """Of all that a stranger writes into tfssl.json, only settings of the network and of its task become flags, with one = each."""
+    hostile = {
+        "task": "simclr",
+        "backbone": "resnet18_v2",
+        "temperature": 0.5,
+        "flagfile": "/etc/passwd",
+        "export_dir=/elsewhere": "",
+        "export_dir": "/elsewhere",
+        "workdir": "/elsewhere",
+        "init_module": "/elsewhere",
+        "dataset": "folder:/",
+        "data_service": "grpc://elsewhere:1",
+        "step": 3,
+        "notarball": "",
+        "num_classes": 7,
+        "--flagfile": "x",
+        "stem": "small\n--flagfile=/etc/passwd",
+    }
+    flags = untrained._flags({"training_flags": hostile, "endpoints": ["head1", "head1=--flagfile"]})
+    expected = [
+        "--backbone=resnet18_v2",
+        "--head_endpoints=1",
+        "--num_classes=7",
+        "--stem=small\n--flagfile=/etc/passwd",
+    ]
+    assert flags == [*expected, "--task=simclr", "--temperature=0.5"]
+    for task in ({"a": 1}, ["rotation"], None, 5):
+        assert untrained._flags({"training_flags": {"task": task, "backbone": "vgg11"}}) == []
+    jigsaw = {"task": "jigsaw", "backbone": "vgg11", "permutations_file": "gs://elsewhere/p", "permutations": 10}
+    assert "gs://" not in str(untrained._flags({"training_flags": jigsaw}))

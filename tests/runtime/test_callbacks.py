@@ -117,3 +117,20 @@ def test_the_mean_of_no_image_is_no_0(tmp_path, capsys):
     log.on_epoch_end(0, {"loss": 1.0, **{f"val_{name}": float(value) for name, value in task._results().items()}})
     said = capsys.readouterr().out
     assert "WARNING" not in said and "loss 0.5" in said and "accuracy nan" in said
+
+
+def test_lines_of_a_killed_run_go_whatever_they_hold(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    good = b'{"step": 4, "loss": 1.0}\n'
+    for bad in (
+        b'{"step": 8}\n',
+        b'{"step": ',
+        b"5\n",
+        b"null\n",
+        b'{"step": "4"x}\n',
+        b'{"step": [4]}\n',
+        b"\xff\xfe\x00garbage",
+    ):
+        path.write_bytes(good + bad)
+        callbacks._drop_later_lines(str(path), 4)
+        assert path.read_bytes() == good, bad

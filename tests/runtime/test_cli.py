@@ -33,6 +33,26 @@ def test_flagfile_errors_name_the_file(tmp_path):
         cli.expand_flagfiles(["prog", "--flagfile=tfssl:absent.flags"])
 
 
+def test_flagfiles_of_other_editors(tmp_path):
+    """A mark at the beginning and ends of lines as Windows has them are read; another encoding is named."""
+    path = tmp_path / "a.flags"
+    path.write_bytes(b"\xef\xbb\xbf--seed=1\r\n--task=rotation\r\n")
+    assert cli.expand_flagfiles(["prog", f"--flagfile={path}"]) == ["prog", "--seed=1", "--task=rotation"]
+    for content in ("--seed=1".encode("utf-16"), "--dataset=folder:é".encode("latin-1")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="a.flags is not text in UTF-8"):
+            cli.expand_flagfiles(["prog", f"--flagfile={path}"])
+
+
+def test_arguments_that_are_no_text(tmp_path):
+    name = b"--dataset=folder:caf\xe9".decode(errors="surrogateescape")  # as Python has it of a shell
+    with pytest.raises(UserError, match="UTF-8"):
+        cli.expand_flagfiles(["prog", name])
+    (tmp_path / "a.flags").write_text("--workdir=a\0b\n")
+    with pytest.raises(UserError, match="UTF-8"):
+        cli.expand_flagfiles(["prog", f"--flagfile={tmp_path}/a.flags"])
+
+
 def test_a_path_begins_at_home(monkeypatch):
     from absl import flags
 

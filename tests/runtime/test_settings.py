@@ -41,3 +41,9 @@ def test_a_flag_without_a_value_is_read_as_absl_does(tmp_path):
 def test_reading_no_run_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="not the workdir of a run"):
         settings.read_flags(str(tmp_path / "flags.flags"))
+
+
+def test_a_record_that_is_no_text_is_a_user_error(tmp_path):
+    (tmp_path / "flags.flags").write_bytes(b"--dataset=caf\xe9\n")
+    with pytest.raises(UserError, match="flags.flags, the record of the run, cannot be read"):
+        settings.read_flags(str(tmp_path / "flags.flags"))

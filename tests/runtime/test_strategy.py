@@ -30,6 +30,37 @@ def test_multi_worker_needs_its_environment(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "config, reason",
+    [
+        ("", "JSONDecodeError"),
+        ("{cluster: worker}", "JSONDecodeError"),
+        ("[1, 2]", "TypeError"),
+        ('{"cluster": {"worker": ["a:1"]}}', "KeyError: 'task'"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}', "KeyError: 'chief'"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "IndexError"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": -1}}', "worker -1"),
+        ('{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}', "worker 0 is 'a'"),
+        ('{"cluster": {"worker": [1]}, "task": {"type": "worker", "index": 0}}', "TypeError"),
+    ],
+)
+def test_what_is_wrong_with_tf_config_is_said(config, reason, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", config)
+    with pytest.raises(UserError, match="TF_CONFIG") as raised:
+        strategies.build("multi_worker")
+    assert reason in str(raised.value) and '"task": {"type": "worker", "index": 0}' in str(raised.value)
+
+
+def test_a_strategy_that_does_not_use_tf_config_says_so(monkeypatch, capfd):
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}')
+    strategies.build("default")
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "TF_CONFIG" in line and "--strategy=default" in line and "--strategy=multi_worker" in line
+    monkeypatch.delenv("TF_CONFIG")
+    strategies.build("default")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
     "strategy, capabilities, bfloat16, expected",
     [
         ("tpu", [], False, "mixed_bfloat16"),
