@@ -152,7 +152,9 @@ def main(_):
     where = data_flags.where(values)
     source = data.open_source(values["dataset"], values["train_split"], **where)
     validation = data.open_source(values["dataset"], values["val_split"], **where) if values["val_split"] else None
-    if validation:
+    if (
+        validation and "num_images" not in values
+    ):  # where each training image is a class, there are no others to validate on
         overlap.check({"train": source, "val": validation})
     if values["train_subset"]:
         source = nested(source, values["train_subset"], values["subset_seed"])

@@ -70,15 +70,22 @@ def _key(address):
 def _kept(folder, address, wanted):
     """The newest undamaged archive of an address, of the wanted digest if there is one; None: there is none."""
     paths = [os.path.join(folder, name) for name in files.listdir(folder)]
-    for path in sorted(paths, key=os.path.getmtime, reverse=True):
+    for path in sorted(paths, key=_modified, reverse=True):
         name = re.fullmatch(_key(address) + r"-([0-9a-f]{64})\.tgz", os.path.basename(path))
         if name and wanted in (None, name[1]):
             with open(path, "rb") as f:
                 if _copy(f)[1] == name[1]:
                     return path
-        elif path.endswith(".part") and os.path.getmtime(path) < time.time() - 86_400:
+        elif path.endswith(".part") and _modified(path) < time.time() - 86_400:
             files.remove(path)  # of a process that was killed
     return None
+
+
+def _modified(path):
+    try:
+        return os.path.getmtime(path)
+    except FileNotFoundError:  # another process has finished its own
+        return 0.0
 
 
 def _download(handle, address, wanted, folder):
