@@ -120,7 +120,7 @@ def test_a_digest_is_demanded(site):
 def test_what_is_not_encrypted_is_refused_with_a_remedy(site):
     address, _, asked, _ = site
     plain = address.replace("https", "http")
-    with pytest.raises(UserError, match="http:// is not encrypted.*use https://"):
+    with pytest.raises(UserError, match="http:// is not encrypted.*Use https://"):
         modules.load(f"{plain}/module.tar.gz")
     assert asked == []
     with pytest.raises(UserError, match=f"redirects to {plain}.*, which is not encrypted"):

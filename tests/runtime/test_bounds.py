@@ -20,7 +20,7 @@ BINARIES = ("train", "evaluate", "finetune", "predict", "export.__main__", "data
 def outside(kind, least, greatest):
     """Texts that are no value of a flag, whatever its meaning."""
     beyond = 1 if kind == "int" else 1e-3 * max(1, abs(least))
-    texts = [repr(least - beyond), "nan", "inf", "-inf", "1e999", "a", "", "0x", "1_000_000_000_000_000_000"]
+    texts = [repr(least - beyond), "nan", "inf", "-inf", "1e999", "a", "", "0x", "9" * 60]
     return [*texts, repr(greatest + 1 if kind == "int" else 2 * greatest + 1)]
 
 
