@@ -44,12 +44,21 @@ def main(_):
             "--workdir is missing: name the folder of a run (or --random_init, --export_dir and the flags of training)"
         )
     if workdir:
-        stored = settings.read_flags(os.path.join(workdir, "flags.flags"))
+        record = os.path.join(workdir, "flags.flags")
+        stored = settings.read_flags(record)
         FLAGS.unparse_flags()
         # What the command line says comes last, and so overrides.
-        FLAGS(
-            [sys.argv[0], *(f"--{name}={text}" for name, text in stored.items()), *cli.expand_flagfiles(sys.argv[1:])]
-        )
+        try:
+            FLAGS(
+                [
+                    sys.argv[0],
+                    *(f"--{name}={text}" for name, text in stored.items()),
+                    *cli.expand_flagfiles(sys.argv[1:]),
+                ]
+            )
+        except flags.Error as e:
+            FLAGS.mark_as_parsed()
+            raise UserError(f"{record}, the record of the run, cannot be taken: {e}") from e
     FLAGS.workdir = workdir or FLAGS.export_dir  # resolve_flags wants one
     values = train.resolve_flags()
     import tensorflow as tf

@@ -44,12 +44,7 @@ def main(_):
         raise UserError("give one of --images (a file or a folder) and --dataset")
     from tfssl.data import folder, open_source
     from tfssl.downstream import classify, modules
-    from tfssl.runtime import files
 
-    output = os.path.expanduser(FLAGS.output)
-    if not output or files.is_local(output) and os.path.isdir(output):
-        raise UserError(f"--output={FLAGS.output}: give the name of a file, such as predictions.csv")
-    files.check_writable(os.path.dirname(output) or ".", "--output, in")
     module = modules.load(FLAGS.module)
     classes = classify.num_classes(module)
     if FLAGS.top > classes:
@@ -93,7 +88,6 @@ def write(path, found, source, names, top=0):
     else:
         header = ["name", "class", "probability", *names, "error"]
     path = os.path.expanduser(path)
-    tf.io.gfile.makedirs(os.path.dirname(path) or ".")
     with tf.io.gfile.GFile(path + ".unfinished", "w") as f:
         table = csv.writer(f, lineterminator="\n")
         table.writerow(header)

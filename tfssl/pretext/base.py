@@ -42,6 +42,10 @@ class Pretext(tf.keras.Model):
     def __init__(self, backbone, image_size=224, weight_decay=1e-4, decay="kernels"):
         super().__init__()
         self.backbone = backbone
+        if image_size < 1:
+            raise UserError(
+                f"image_size={image_size} is the side of the images that the network sees: at least 1 pixel"
+            )
         self.image_size = image_size
         check_choice("decay", decay, ("kernels", "all"))
         self.weight_decay, self.decay = weight_decay, decay
