@@ -24,7 +24,6 @@ def run(main, name):
     console.outlive()
     # Level 3 hides what TensorFlow prints about absent CUDA libraries; set the variable to 0 to see everything.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     logging.set_verbosity(logging.WARNING)
     for logger in (logging.get_absl_logger(), std_logging.getLogger("tensorflow")):
         logger.addFilter(_is_for_users)

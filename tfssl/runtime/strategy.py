@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import socket
 import sys
 
 import tensorflow as tf
@@ -84,12 +85,11 @@ def build(name="auto", tpu="", tpu_zone=None, gcp_project=None):
                 "--strategy=multi_worker needs the environment variable TF_CONFIG, which names the hosts and this one's index"
             )
         address = _own_address(os.environ["TF_CONFIG"])
+        _check_port(address)
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except (tf.errors.OpError, RuntimeError, ValueError) as e:
-            raise UserError(
-                f"the worker {address} of TF_CONFIG cannot start ({one_line(e)}): is it this machine, and its port free?"
-            ) from e
+            raise UserError(f"the worker {address} of TF_CONFIG cannot start: {one_line(e)}") from e
     if os.environ.get("TF_CONFIG"):
         print(
             f"TF_CONFIG is set, and --strategy={name} does not use it: this process trains by itself (--strategy=multi_worker trains with "
@@ -133,6 +133,20 @@ def _own_address(config):
         raise UserError(
             f"TF_CONFIG does not say which of which hosts this is ({type(e).__name__}: {one_line(e)}): it has the form {form}"
         ) from e
+
+
+def _check_port(address):
+    """Refuse a port that another process has, before TensorFlow tries: it would share one with another worker of the same user."""
+    port = int(address.rpartition(":")[2])
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("", port))
+        except (OSError, OverflowError) as e:
+            raise UserError(
+                f"port {port} of {address}, which TF_CONFIG gives this process, is in use, or not for it ({one_line(e)}): end the other "
+                "process, or take another port on all hosts"
+            ) from e
 
 
 def check_batch(strategy, batch_size, accumulate_steps=1, bn_group_size=0):
