@@ -130,7 +130,7 @@ def define_flags():
 FREE = (
     "workdir", "data_dir", "data_service", "epochs", "train_steps", "strategy", "tpu", "tpu_zone", "gcp_project", "jit_compile",
     "rematerialize", "steps_per_execution", "checkpoint_steps", "keep_checkpoints", "keep_every", "val_split", "validation_steps",
-    "knn_probe", "log_steps", "data_service_timeout",
+    "knn_probe", "log_steps", "data_service_timeout", "skip_damaged_shards",
 )  # fmt: skip
 NOT_STORED = ("extend_schedule", "dry_run", "steal_lock")
 
@@ -207,10 +207,11 @@ def train(model, strategy, source, validation, plan, values, following):
 
 def _train(model, strategy, source, validation, plan, values, following, check=lambda: None):
     """Once over the whole checkpoint intervals, and once over the rest, where there is one. `check` refuses when the lock is lost."""
-    from tfssl.runtime import callbacks, checkpoints, preemption, summaries
+    from tfssl.runtime import callbacks, checkpoints, preemption, summaries, watchdog
     from tfssl.runtime import strategy as strategies
     from tfssl.runtime.probe import KnnProbe
 
+    watchdog.WATCHDOG.start()
     chief = strategies.is_chief(strategy)
     say = callbacks.say if chief else lambda text: None
     images = [source] if validation is None else [source, validation]
@@ -242,6 +243,7 @@ def _train(model, strategy, source, validation, plan, values, following, check=l
         saver.last_good,
         probe,
         summaries.pictures(model, validation) if validation and chief else None,
+        source.unreadable,
     )
     if step == 0 and chief:
         summaries.write_start(log.writer("train"), model, source, values)

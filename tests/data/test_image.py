@@ -1,15 +1,19 @@
 """tfssl.data.image against Pillow, NumPy and the definitions of the operations, eagerly and inside tf.data."""
 
 import io
+import os
 import struct
+import zlib
 
 import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
 from PIL import Image
+from runs import PROCESSES
 from sklearn.datasets import load_sample_images
 
+from tfssl.data import checks
 from tfssl.data import image as ops
 from tfssl.data.draws import fork
 from tfssl.errors import UserError
@@ -633,3 +637,74 @@ def test_static_shapes_are_known():
     found = [tuple(tensor.shape) for tensor in shapes.get_concrete_function().structured_outputs]
     free = (None, None, 3)
     assert found == [(2,), free, free, (5, 6, 3), (7, 7, 3), (8, 9, 3), (10, 10, 3), free, free, (10, 10, 3), free]
+
+
+def png(width, height):
+    """A valid PNG of one bit per pixel, all black, without the memory that it takes as an image."""
+    deflate = zlib.compressobj(9)
+    row = bytes(1 + (width + 7) // 8)
+    content = b"".join(deflate.compress(row) for _ in range(height)) + deflate.flush()
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), (b"IDAT", content), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c)) for name, c in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def black(width, height, codec, **options):
+    return encoded(Image.new("L", (width, height)), codec, **options)
+
+
+SMALL_FILES = {  # name: (the file, whether it is an image like others)
+    "thin": (lambda: png(1, 2000), False),
+    "flat": (lambda: png(2000, 1), False),
+    "thin JPEG": (lambda: black(1, 20_000, "JPEG"), False),
+    "thin GIF": (lambda: black(1, 10_000, "GIF"), False),
+    "banner": (lambda: png(2000, 40), True),
+    "bomb": (lambda: png(30_000, 30_000), False),
+    "GIF bomb": (lambda: black(12_000, 12_000, "GIF"), False),
+    "progressive bomb": (lambda: black(10_000, 10_000, "JPEG", progressive=True, optimize=True), False),
+    "as large as may be": (lambda: png(5000, 5000), True),
+    "the same, JPEG": (lambda: black(5000, 5000, "JPEG", progressive=True, optimize=True), True),
+}
+USES = {
+    "evaluation": lambda image: ops.resize_central_crop(image, 224, 256),
+    "crops": lambda image: ops.random_resized_crop(image, (0, 1), 224),
+    "pillow": lambda image: ops.random_resized_crop(image, (0, 1), 224, (0.9, 1.0), method="pillow", sampler="torch"),
+    "random": lambda image: ops.random_crop(ops.resize_small(image, 256), (0, 1), 224),
+    "size": ops.image_size,
+}
+
+
+def rise(name, results):
+    """Per use: what it raised, and megabytes by which it raised the peak of this process's memory."""
+    image = SMALL_FILES[name][0]()
+    assert len(image) < 1e6
+    for use, function in USES.items():
+        with open("/proc/self/clear_refs", "w") as f:
+            f.write("5")  # the peak begins anew
+        before, reason = memory("VmRSS"), ""
+        try:
+            function(image)
+        except tf.errors.InvalidArgumentError as error:
+            reason = checks.reason_of(error)
+        results.put((use, reason, (memory("VmHWM") - before) / 1000))
+
+
+def memory(which):
+    with open("/proc/self/status") as f:
+        return int(next(line for line in f if line.startswith(which)).split()[1])
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux tells the peak of a process's memory")
+@pytest.mark.parametrize("name", SMALL_FILES)
+def test_no_small_file_takes_much_memory(name):
+    """Before 0.2 the 86 bytes of "thin" took 3.4 GB, and the 110 kB of "bomb" 2.7 GB."""
+    results = PROCESSES.Queue()
+    process = PROCESSES.Process(target=rise, args=(name, results))
+    process.start()
+    for use, reason, megabytes in [results.get(timeout=60) for _ in USES]:
+        assert megabytes < 300, use
+        if SMALL_FILES[name][1]:
+            assert not reason, use
+        elif use != "size":  # which looks at the header of a JPEG alone
+            assert "times the other" in reason or "for each byte of the file" in reason, use
+    process.join()

@@ -11,16 +11,24 @@ from tfssl.data.image import decode
 from tfssl.errors import UserError
 
 
+# What TensorFlow puts before a reason: where in the user's code its graph was made, and what it was a part of.
+_BEFORE = re.compile(
+    r"\A\s*(Graph execution error:\s+Detected at node.*\n(\s*File \".*\n)*\s*(Node: .*\n)?|(\{\{.*?\}\}\s*)?Error in user-defined function passed to"
+    r".*? iterator: \S*: |assertion failed: )"
+)
+
+
 def reason_of(error):
     """TensorFlow's reason in one line, without the names of graph nodes around it."""
-    message = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*", "", (error.message or "").strip().partition("\n")[0]).strip()
+    message = _BEFORE.sub("", error.message or "").strip().partition("\n")[0]
+    message = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*", "", message).strip()
     return message or type(error).__name__
 
 
 def _unreadable(source, record):
     """Why the image of a record cannot be read: one line, or None if it can."""
     try:
-        decode(source.fetch(record)["image"])
+        decode(source.fetch(source.read_again(record))["image"])
         return None
     except tf.errors.OpError as error:
         return reason_of(error)

@@ -16,7 +16,7 @@ _THREADS = 16  # files that are read at once
 _NAME = ".tfssl_counts.json"
 
 
-def count_records(files, label_key):
+def count_records(files, label_key, skip_damaged=False):
     """Reads files through, unless that was done before.
 
     The counts are kept beside the files, or in the cache folder where that is read-only, under a file's name, size and
@@ -25,6 +25,7 @@ def count_records(files, label_key):
     Args:
       files: list of file names.
       label_key: the feature that holds the label (int64); only this is parsed.
+      skip_damaged: a file that is damaged now, or has fewer records than when it was counted, keeps the count of then.
 
     Returns:
       list of {"records": how many, "low", "high": smallest and largest label (low > high = -1 where there are none)}.
@@ -47,8 +48,10 @@ def count_records(files, label_key):
             continue
         logging.warning("counting the records of %d files, this once: %s ...", len(missing), missing[0])
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            known.update(zip(missing, pool.map(_counter(label_key), missing)))
-        kept.update({key: {"stamp": new, "count": known[file]} for file, key, new in entries})
+            earlier = {file: kept[key]["count"] for file, key, _ in entries if skip_damaged and key in kept}
+            known.update(zip(missing, pool.map(_counter(label_key, earlier), missing)))
+        whole = [entry for entry in entries if known[entry[0]] is not earlier.get(entry[0])]
+        kept.update({key: {"stamp": new, "count": known[file]} for file, key, new in whole})
         content = json.dumps({"format": 1, "files": kept}, indent=0).encode()
         if not try_write(beside, content):
             try_write(cached, content)
@@ -70,8 +73,9 @@ def _load(path):
         return {}  # absent, or damaged: count again
 
 
-def _counter(label_key):
-    """A function file -> {"records", "low", "high"}, which reads the file through and parses labels only."""
+def _counter(label_key, earlier):
+    """A function file -> {"records", "low", "high"}, which reads the file through and parses labels only. `earlier`: {file: what it gives
+    for one that has lost records}."""
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def count(file):
@@ -96,7 +100,12 @@ def _counter(label_key):
         except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:  # which quotes the record, whatever it is
             raise UserError(f"{file!r}: not all records are tf.train.Example with an int64 {label_key!r}") from error
         except tf.errors.OpError as error:
-            raise UserError(broken(file, error)) from error
+            if file not in earlier or not isinstance(error, tf.errors.DataLossError):
+                raise UserError(broken(file, error)) from error
+            records = -1
+        if file in earlier and records < earlier[file]["records"]:
+            logging.warning("%r is damaged: it had %d records", file, earlier[file]["records"])
+            return earlier[file]
         return {"records": records, "low": low, "high": high}
 
     return count_file

@@ -12,6 +12,9 @@ are made. Functions run eagerly and inside tf.data. Where the format is JPEG, cr
   TensorFlow's default transform is off by up to 7 levels and measured no faster.
 - What cannot be decoded (no image, truncated, empty) raises `tf.errors.InvalidArgumentError` when the op runs. A crop
   does not read a JPEG below its last row, so it succeeds where only later rows are missing.
+- So does what would take memory out of all proportion to its file: an image with one side more than `LONGEST` times the
+  other (resized by its shorter side, 1 x 2000 pixels would become 256 x 512,000), and, before it is decoded, one of more
+  than `PIXELS` pixels that has more than `PIXELS_PER_BYTE` of them in each byte of its file.
 
 Randomness is stateless: `seed` is int64 [2], (run seed, example number), and the same seed gives the same draw; where one
 image is drawn for several times, `draws.fork` the seed.
@@ -24,6 +27,8 @@ import tensorflow as tf
 from tfssl.errors import UserError, check_choice
 
 SAMPLERS = ("tf", "torch", "byol")  # of `sample_crop`
+LONGEST = 50  # a side, in units of the other one
+PIXELS, PIXELS_PER_BYTE = 24 << 20, 24  # what any file may have; what a large one may have, for its size
 _JPEG = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
 _RATIOS = (1, 2, 4, 8)  # by which libjpeg reduces while it decodes
 
@@ -45,7 +50,12 @@ def decode(image):
     image = _checked(image)
     if image.dtype != tf.string:
         return _rgb(image)
-    return tf.cond(_is_jpeg(image), lambda: tf.io.decode_jpeg(image, **_JPEG), lambda: _decode_other(image))
+
+    def of_jpeg():
+        with tf.control_dependencies([_bounded(_jpeg_shape(image), image)]):
+            return tf.io.decode_jpeg(image, **_JPEG)
+
+    return tf.cond(_is_jpeg(image), of_jpeg, lambda: _decode_other(image))
 
 
 def decode_crop(image, box):
@@ -75,6 +85,10 @@ def resize(image, size, method="bilinear"):
 
 def resize_levels(image, size, method):
     """`resize` of uint8 [H, W, 3] before it is rounded: float32 [h, w, 3], 0 to 255, and a little beyond by cubic kernels."""
+    if (
+        method == "area"
+    ):  # whose kernel reads bytes as they are, and a large image as floats takes four times the memory
+        return tf.cast(tf.image.resize(image, _pair(size), method), tf.float32)
     # TensorFlow's bilinear kernel is vectorised for floats only: with the cast before it, it takes half the time.
     pixels = tf.cast(image, tf.float32)
     if method != "pillow":
@@ -184,7 +198,7 @@ def cut(image, choose, sizes):
         return parts(pixels, *chosen(tf.shape(pixels)))
 
     def of_jpeg():
-        shape = _jpeg_shape(image)
+        shape = _bounded(_jpeg_shape(image), image)
         boxes, ratios = chosen(shape)
         ratio = 1 if None in ratios else tf.reduce_min(tf.stack(ratios))
         boxes = [tuple((corner + ratio // 2) // ratio for corner in box) for box in boxes]
@@ -288,6 +302,25 @@ def _jpeg_shape(data):
     return shape
 
 
+def _bounded(shape, data):
+    """`shape`, int32 [3], of an encoded image; fails where it is out of proportion, as a whole or to the file."""
+    pixels = tf.reduce_prod(tf.cast(shape[:2], tf.int64))
+    most = tf.maximum(PIXELS_PER_BYTE * tf.cast(tf.strings.length(data), tf.int64), PIXELS)
+    what = f"more than {PIXELS} pixels, and more than {PIXELS_PER_BYTE} for each byte of the file; height, width:"
+    few = tf.raw_ops.Assert(condition=pixels <= most, data=[what, shape[0], shape[1]])
+    with tf.control_dependencies([few]):
+        return _not_thin(shape)
+
+
+def _not_thin(shape):
+    """`shape`, int32 [3], of an image; fails where one side is out of proportion to the other."""
+    height, width = shape[0], shape[1]
+    thin = tf.maximum(height, width) > LONGEST * tf.minimum(height, width)
+    what = f"one side is more than {LONGEST} times the other; height, width:"
+    with tf.control_dependencies([tf.raw_ops.Assert(condition=~thin, data=[what, height, width])]):
+        return tf.identity(shape)
+
+
 def _rgb(image):
     """uint8 [H, W, C] -> [H, W, 3]."""
     channels = image.shape[-1]
@@ -386,10 +419,32 @@ def _decode_other(data):
     pixels = tf.cond(
         tf.strings.regex_full_match(data, r"BM\C{26}[\x01\x04\x08]\C*"),  # byte 28: bits per pixel
         lambda: _decode_palette_bmp(data),
-        lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
+        lambda: _decode_any(data),
     )
     pixels.set_shape([None, None, 3])
-    return pixels
+    with tf.control_dependencies([_not_thin(tf.shape(pixels))]):
+        return tf.identity(pixels)
+
+
+def _decode_any(data):
+    """`tf.io.decode_image`, unless the file is a small one of very many pixels."""
+
+    def checked():
+        with tf.control_dependencies([_bounded(_told_shape(data), data)]):
+            return tf.io.decode_image(data, channels=3, expand_animations=False)
+
+    # Deflate makes a byte of at most 1032, and those are at most 8 pixels each: the smallest files need no look at the header.
+    harmless = tf.strings.length(data) < PIXELS // (1032 * 8)
+    return tf.cond(harmless, lambda: tf.io.decode_image(data, channels=3, expand_animations=False), checked)
+
+
+def _told_shape(data):
+    """[height, width, 3] as the header of a PNG or GIF tells it, int32; [1, 1, 3] of others, whose size is that of their file."""
+    png = tf.io.decode_raw(tf.strings.substr(data, 16, 8), tf.int32, little_endian=False)
+    gif = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 6, 4), tf.uint16), tf.int32)
+    is_png, is_gif = tf.strings.substr(data, 0, 4) == b"\x89PNG", tf.strings.substr(data, 0, 3) == b"GIF"
+    width, height = tf.unstack(tf.where(is_png, png, tf.where(is_gif, gif, 1)), num=2)
+    return tf.stack([height, width, 3])
 
 
 def _decode_palette_bmp(data):

@@ -4,12 +4,14 @@ Row r of global batch s is example number n = s * batch_size + r, and it is a pu
 step, and several can share a batch, without any state to save.
 """
 
-import sys
-
 import tensorflow as tf
 
 from tfssl.data import image
+from tfssl.data.gaps import Gaps
 from tfssl.data.service import examples as service_examples
+
+_SEGMENT = 64  # images at least that are loaded together: to begin with that takes a tenth of a millisecond
+_AT_ONCE = 2  # segments: while the last images of one are loaded, the first of the next
 
 # What examples are made by has no Python branch on a tensor: to look for one would take longer than tracing does.
 plain = tf.autograph.experimental.do_not_convert
@@ -46,54 +48,56 @@ def training_batches(
         image = example(fetched["image"], tf.stack([tf.cast(seed, tf.int64), record["number"]]))
         return {"image": image, "label": fetched["label"], "index": fetched["index"]}
 
-    def number(position):
-        return (start_step + position // (high - low)) * batch_size + low + position % (high - low)
+    @plain
+    def numbered(position, replaced, rows):
+        return {
+            **rows,
+            "replaced": replaced,
+            "number": (start_step + position // (high - low)) * batch_size + low + position % (high - low),
+            "seed": tf.fill(tf.shape(position), tf.cast(seed, tf.int64)),
+            "weight": tf.ones_like(position, tf.float32),
+        }
 
     @plain
-    def fill(last, batch):
-        """Repeat each row over the gap before it: positions last+1 .. position are unreadable images, and this row stands for them."""
-        position = batch.pop("position")
-        filled = tf.range(last + 1, position[-1] + 1)
+    def fill(last, segment):
+        """Each position without an image gets that of the next one that has any: those up to `last` have been filled before."""
+        segment = _Segment(gaps, *segment)
 
-        def close_gaps():
-            copies = tf.experimental.numpy.diff(tf.concat([last[None], position], 0))
-            replaced = tf.repeat(position, copies) != filled
-            _name_unreadable(source, seed, number(filled[replaced]))
-            return tf.nest.map_structure(lambda x: tf.repeat(x, copies, axis=0), batch), replaced
+        def filled_up():
+            position, rows, others = segment.closed(last)
+            filled = tf.range(last + 1, tf.concat([last[None], position], 0)[-1] + 1)
+            by = tf.searchsorted(position, filled)
+            replaced = tf.gather(others, by) | (tf.gather(position, by) != filled)
+            return filled, replaced, tf.nest.map_structure(lambda x: tf.gather(x, by), rows)
 
-        whole = tf.size(position) == tf.size(filled)
-        batch, replaced = tf.cond(whole, lambda: (batch, tf.zeros_like(filled, tf.bool)), close_gaps)
-        batch |= {
-            "replaced": replaced,
-            "number": number(filled),
-            "seed": tf.fill(tf.shape(filled), tf.cast(seed, tf.int64)),
-            "weight": tf.ones_like(filled, tf.float32),
-        }
-        return position[-1], batch
+        def whole():
+            return segment.positions, tf.zeros_like(segment.positions, tf.bool), segment.rows
+
+        batch = tf.cond(segment.is_whole & (last + 1 == segment.first), whole, filled_up)
+        return tf.concat([last[None], batch[0]], 0)[-1], numbered(*batch)
 
     if service is None:
         records = source.records(
             seed=seed, start=start_step * batch_size, rows=None if rows is None else (batch_size, low, high)
         )
-        data = records.enumerate().map(
-            lambda position, record: {"position": position, **load(record)}, tf.data.AUTOTUNE, deterministic=True
-        )
-        data = data.ignore_errors()
+        gaps = Gaps(source, load, in_a_row=batch_size)
+        data = _segments(records, load, chunk).scan(tf.constant(-1, tf.int64), fill)
+        data = data.rebatch(chunk, drop_remainder=True)
     else:
         first = start_step * batch_size // source.num_examples
         # One more than the steps take: unreadable images are missing, and one of several consumers may be ahead of the others.
         epochs = 1 if steps is None else -(-(start_step + steps) * batch_size // source.num_examples) - first + 1
         made = service_examples(source, load, seed, first, epochs, *service).repeat()
-        data = made.enumerate().map(lambda position, example: {"position": position, **example})
-    # The gaps are closed per batch, not per image: rebatch hands on a batch that is already whole without copying it.
-    data = data.batch(chunk).scan(tf.constant(-1, tf.int64), fill).rebatch(chunk, drop_remainder=True)
+        none = tf.zeros([chunk], tf.bool)
+        data = made.batch(chunk, drop_remainder=True).enumerate()
+        data = data.map(lambda i, rows: numbered(i * chunk + tf.range(chunk, dtype=tf.int64), none, rows))
     if steps is not None and not endless:
         data = data.take(steps * ((high - low) // chunk))
     return _known_to_be(endless, data).prefetch(tf.data.AUTOTUNE)
 
 
 def evaluation_batches(source, example, batch_size, rows=None, chunk=None, endless=False):
-    """One pass over a source in split order, without randomness; unreadable images are left out.
+    """One pass over a source in split order, without randomness; images that cannot be decoded are left out.
 
     The last batch is filled with blank rows of weight 0, so that all batches have one static shape. `example` is called with seed None.
     """
@@ -107,14 +111,72 @@ def evaluation_batches(source, example, batch_size, rows=None, chunk=None, endle
         extra = {"number": record["number"], "seed": tf.constant(0, tf.int64), "weight": 1.0, "replaced": False}
         return {**example_, **{k: tf.convert_to_tensor(v) for k, v in extra.items()}}
 
+    gaps = Gaps(source, load)
+
+    @plain
+    def close(*segment):
+        segment = _Segment(gaps, *segment)
+        return tf.cond(segment.is_whole, lambda: segment.rows, lambda: segment.closed(segment.first - 1)[1])
+
     records = source.records(rows=None if rows is None else (batch_size, low, high))
-    data = records.map(load, tf.data.AUTOTUNE, deterministic=True).ignore_errors()
-    blank = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), data.element_spec)
-    batches = -(-source.num_examples // batch_size)
-    data = data.concatenate(tf.data.Dataset.from_tensors(blank).repeat())
+    data = _segments(records, load, chunk).map(close)
+    blank = tf.nest.map_structure(lambda spec: tf.zeros([chunk, *spec.shape[1:]], spec.dtype), data.element_spec)
+    data = data.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).rebatch(chunk, drop_remainder=True)
     if not endless:
-        data = data.take(batches * (high - low))
-    return _known_to_be(endless, data.batch(chunk, drop_remainder=True)).prefetch(tf.data.AUTOTUNE)
+        data = data.take(-(-source.num_examples // batch_size) * ((high - low) // chunk))
+    return _known_to_be(endless, data).prefetch(tf.data.AUTOTUNE)
+
+
+def _segments(records, load, chunk):
+    """What becomes of records, in segments of a multiple of `chunk`: a data set of what `_Segment` takes.
+
+    Within a segment images are loaded in parallel, and those that fail are left out. However many fail, a segment comes to its end, so that
+    who reads it sees at once what is missing.
+    """
+    size = chunk * -(-_SEGMENT // chunk)
+
+    @plain
+    def load_segment(position, records):
+        records = {**records, "position": position}
+        rows = tf.data.Dataset.from_tensor_slices(records)
+        rows = rows.map(lambda record: (record["position"], load(record)), tf.data.AUTOTUNE, deterministic=True)
+        rows = rows.ignore_errors().batch(size)
+        none = tf.nest.map_structure(
+            lambda spec: tf.zeros([0, *(side or 0 for side in spec.shape[1:])], spec.dtype), rows.element_spec
+        )
+        loaded, rows = rows.concatenate(tf.data.Dataset.from_tensors(none)).take(1).get_single_element()
+        there = tf.scatter_nd((loaded - position[0])[:, None], tf.ones_like(loaded), tf.shape(position, tf.int64)) > 0
+        missing = tf.nest.map_structure(lambda x: tf.boolean_mask(x, ~there), records)
+        return loaded, rows, position[0], tf.size(position, tf.int64), missing
+
+    return records.enumerate().batch(size).map(load_segment, _AT_ONCE, deterministic=True)
+
+
+class _Segment:
+    """Successive records of which some may have failed to load; graph tensors.
+
+    Attributes:
+      positions: int64 [n].
+      first: the first of them.
+      is_whole: whether all could be loaded.
+      rows: rows of those that could be [m, ...].
+    """
+
+    def __init__(self, gaps, position, rows, first, count, missing):
+        self._gaps, self._position, self._count, self._missing = gaps, position, count, missing
+        self.rows, self.first = rows, first
+        self.positions = tf.range(first, first + count)
+        self.is_whole = tf.size(position, tf.int64) == count
+
+    def closed(self, last):
+        """(positions, rows, whether another image stands in) of all that can be loaded after all; see `Gaps.close`."""
+        specs = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), self.rows)
+        again, rows, others = self._gaps.close(last, (self.first, self._count), self._missing, specs)
+        positions = tf.concat([self._position, again], 0)
+        others = tf.concat([tf.zeros_like(self._position, tf.bool), others], 0)
+        order = tf.argsort(positions)
+        rows = tf.nest.map_structure(lambda a, b: tf.gather(tf.concat([a, b], 0), order), self.rows, rows)
+        return tf.gather(positions, order), rows, tf.gather(others, order)
 
 
 def evaluation_crops(source, size, resize, batch_size):
@@ -124,23 +186,3 @@ def evaluation_crops(source, size, resize, batch_size):
 
 def _known_to_be(endless, data):
     return data.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)) if endless else data
-
-
-def _name_unreadable(source, seed, numbers):
-    """Print (in the graph, to stderr) which images could not be read, each once: in the first data epoch."""
-    numbers = numbers[numbers < source.num_examples]
-
-    def name(n):
-        return source.records(seed=seed, start=n).take(1).map(source.name_in_graph).get_single_element()
-
-    def report():
-        if not source.random_access:  # to look a record up means to read the stream again
-            return tf.print(
-                "skipped unreadable images at these places of the order:", numbers, output_stream=sys.stderr
-            )
-        names = tf.map_fn(name, numbers, fn_output_signature=tf.string)
-        return tf.print(
-            "skipped unreadable image:", tf.strings.reduce_join(names, separator=", "), output_stream=sys.stderr
-        )
-
-    tf.cond(tf.size(numbers) > 0, lambda: tf.group(report()), tf.no_op)

@@ -51,10 +51,10 @@ class TFRecordSource(StreamSource):
     classes as the largest label of any split asks for.
     """
 
-    def __init__(self, spec, pattern, split, image_key, label_key, label_offset, shuffle_buffer):
+    def __init__(self, spec, pattern, split, image_key, label_key, label_offset, shuffle_buffer, skip_damaged=False):
         files = _find(os.path.expanduser(pattern) if "://" not in pattern else pattern, spec)
         likely = _look_inside(files[0], image_key, label_key)
-        counts = count_records(files, label_key)
+        counts = count_records(files, label_key, skip_damaged)
         splits = {}
         for file, count in zip(files, counts):
             splits.setdefault(split_of(file), []).append((file, count["records"]))
@@ -62,7 +62,8 @@ class TFRecordSource(StreamSource):
         if high >= 0 and low < label_offset:
             raise UserError(f"{spec}: {label_key!r} begins at {low}, so label_offset cannot be {label_offset}")
         shards, ranges = _shards(split, splits, spec)
-        super().__init__(spec, split, shards, shuffle_buffer, high - label_offset + 1 if high >= 0 else None)
+        classes = high - label_offset + 1 if high >= 0 else None
+        super().__init__(spec, split, shards, shuffle_buffer, classes, skip_damaged=skip_damaged)
         self.ranges = ranges
         if high < 0:
             keys = f": give --label_key={likely[0]}" if likely else ""
@@ -142,7 +143,7 @@ def _look_inside(file, image_key, label_key):
 class TFDSSource(StreamSource):
     """A data set that tensorflow-datasets has prepared, read from its own files."""
 
-    def __init__(self, spec, name, split, data_dir, download, shuffle_buffer):
+    def __init__(self, spec, name, split, data_dir, download, shuffle_buffer, skip_damaged=False):
         builder = _builder(name, data_dir, download)
         info = builder.info
         if info.file_format is None or info.file_format.value != "tfrecord":
@@ -169,7 +170,8 @@ class TFDSSource(StreamSource):
         objects = [] if label else _parts_of_objects(info.features, tfds.features)
         named = info.features[label] if label else info.features[lists[0]].feature if lists else None
         named = info.features["objects"].feature["label"] if objects and not named else named
-        super().__init__(spec, split, shards, shuffle_buffer, classes, list(named.names) if named else None)
+        names = list(named.names) if named else None
+        super().__init__(spec, split, shards, shuffle_buffer, classes, names, skip_damaged)
         self._lists, self._targets, self.ranges = lists, None, ranges
         self._list_features = tfds.decode.PartialDecoding(dict.fromkeys(lists, True)).extract_features(info.features)
         wanted = {key: True for key in (image, label) if key}

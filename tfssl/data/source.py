@@ -5,6 +5,7 @@ can begin at any step, and several input pipelines can share a batch, without st
 """
 
 import bisect
+import functools
 import itertools
 import os
 
@@ -29,6 +30,7 @@ def open_source(
     download=False,
     image_size=32,
     shuffle_buffer=10_000,
+    skip_damaged_shards=False,
 ):
     """Opens one split of a data set.
 
@@ -50,6 +52,8 @@ def open_source(
       download: tfds may download and prepare what is missing.
       image_size: side of a glyph image, in pixels.
       shuffle_buffer: how many undecoded records tfds and tfrecord hold to shuffle; folder and glyphs shuffle all.
+      skip_damaged_shards: tfds and tfrecord: a file that ends early, or is damaged from some record on, does not end a pass. In training
+        its readable records take the places of the others, and whatever else is read keeps its number; evaluation leaves them out.
 
     Raises:
       UserError: if there is no such thing, in one line that says what was expected.
@@ -74,7 +78,9 @@ def open_source(
     if scheme == "tfrecord" and rest:
         from tfssl.data.records import TFRecordSource
 
-        return TFRecordSource(spec, rest, split, image_key, label_key, label_offset, shuffle_buffer)
+        return TFRecordSource(
+            spec, rest, split, image_key, label_key, label_offset, shuffle_buffer, skip_damaged_shards
+        )
     if scheme == "voc" and rest:
         from tfssl.data.voc import VOCSource
 
@@ -82,7 +88,7 @@ def open_source(
     if scheme == "tfds" and rest:
         from tfssl.data.records import TFDSSource
 
-        return TFDSSource(spec, rest, split, data_dir, download, shuffle_buffer)
+        return TFDSSource(spec, rest, split, data_dir, download, shuffle_buffer, skip_damaged_shards)
     if scheme == "glyphs":
         from tfssl.data.glyphs import GlyphSource
 
@@ -109,6 +115,7 @@ class Source:
       unlabelled_because: what to do where there are no labels, in words; see `checks.unlabelled`.
       annotations: keys that examples have beside image, label and index: tuple of "mask", "boxes", "normals".
       places: each image's index is below this; N, but for a part of a split.
+      unreadable: dict of name -> reason: the images that training has met and cannot decode, in that order.
     """
 
     random_access = splits_overlap = False
@@ -119,7 +126,7 @@ class Source:
     def __init__(self, spec, split, num_examples, num_classes=None, class_names=None):
         self.spec, self.split, self.num_examples = spec, split, num_examples
         self.num_classes, self.class_names = num_classes, class_names
-        self.ignored, self.left_out, self.remarks = {}, {}, []
+        self.ignored, self.left_out, self.remarks, self.unreadable = {}, {}, [], {}
         self.places = num_examples
 
     def __repr__(self):
@@ -162,6 +169,16 @@ class Source:
           order} and what else the source has. An unreadable file raises a tf.errors.OpError.
         """
         raise NotImplementedError
+
+    def read_again(self, record, stand_in=False):
+        """The record (scalar tensors) as it can be read now. Where its file is damaged for good, and that is to be borne (see
+        `open_source`), one that `stand_in`s for it, which has another "index"; a tf.errors.DataLossError if none is to, or there is none.
+
+        Raises:
+          UserError: the file is damaged.
+          tf.errors.OpError: it cannot be read.
+        """
+        return record
 
     def targets(self):
         """int8 [N, C] in split order, where an image may show several classes: 1 shown, -1 not, 0 hard to tell
@@ -252,15 +269,19 @@ class StreamSource(Source):
     Args:
       shards: list of (file name, skip, take), in split order.
       shuffle_buffer: records held to shuffle.
+      skip_damaged: see `open_source`.
+
+    A file delivers as many records as were counted in it: those that cannot be read are empty, so that all others have their numbers.
     """
 
     _CHAPTER, _FILES_AT_ONCE, _BLOCK, _READ_BYTES = 128, 16, 16, 4 << 20
 
-    def __init__(self, spec, split, shards, shuffle_buffer, num_classes=None, class_names=None):
+    def __init__(self, spec, split, shards, shuffle_buffer, num_classes=None, class_names=None, skip_damaged=False):
         takes = [take for _, _, take in shards]
         super().__init__(spec, split, sum(takes), num_classes, class_names)
         self.shuffle_buffer = max(1, min(shuffle_buffer, self.num_examples))
-        self._shards = shards
+        self._shards, self._skip_damaged = shards, skip_damaged
+        self._readable = functools.lru_cache(64)(_readable)
         self._begins = [0, *itertools.accumulate(takes)][:-1]  # index of each shard's first record
         with tf.device("CPU"):
             self._files = tf.constant([name for name, _, _ in shards])
@@ -272,7 +293,7 @@ class StreamSource(Source):
         # Who reads a shard cannot tell what stands before it: an image's place in the split takes the place of its place in the order.
         first = epoch * self.num_examples
         records = self._ordered(self._order(seed, epoch), seed, epoch)
-        return records.map(lambda record: {"number": first + record["index"], **record})
+        return records.map(lambda record: {"number": first + record["index"], **_plain(record)})
 
     def _order(self, seed, epoch):
         """The numbers of the files: int64 [F]."""
@@ -311,23 +332,77 @@ class StreamSource(Source):
         records = tf.data.Dataset.zip((numbers, records)).skip(skip - begins[first])
         if rows is not None:
             records = sift(records, lambda number, _: kept(number, rows))
-        return records.map(lambda number, record: {"number": number, **record})
+        return records.map(lambda number, record: {"number": number, **_plain(record)})
 
     def _read(self, shard):
         # Three gathers, not one unstacked: with an op of several outputs, tf.data's rewriting of take and skip ends in
         # a segmentation fault (up to TensorFlow 2.21).
         records = tf.data.TFRecordDataset(tf.gather(self._files, shard), buffer_size=self._READ_BYTES)
         records = records.skip(tf.gather(self._skip, shard)).take(tf.gather(self._take, shard))
+        # An error is an attempt, too, and there are as many of them as records: a file that cannot be opened is not tried for ever.
+        attempts = tf.data.Dataset.range(tf.gather(self._take, shard))
+        read = tf.data.Dataset.zip((attempts, records)).ignore_errors()
+        empty = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), b"")).repeat()
         index = tf.data.Dataset.range(tf.gather(self._begin, shard), tf.int64.max)
-        return tf.data.Dataset.zip({"index": index, "serialized": records})
+        return tf.data.Dataset.zip((index, read.concatenate(empty).take(tf.gather(self._take, shard))))
+
+    def _place(self, index):
+        """Where the image at `index` of the split lies: (number of the shard, number of the record in its file)."""
+        shard = bisect.bisect_right(self._begins, index) - 1
+        return shard, index - self._begins[shard] + self._shards[shard][1]
+
+    def read_again(self, record, stand_in=False):
+        if len(record["serialized"].numpy()):
+            return record
+        index = int(record["index"])
+        shard, place = self._place(index)
+        file, skip, take = self._shards[shard]
+        ends, reason = self._readable(file, skip + take)
+        count = len(ends) - 1
+        if place >= count:
+            if not self._skip_damaged:
+                raise UserError(
+                    f"{file!r} is damaged: {reason} after {count} records (at byte {ends[-1]}), where {skip + take} or more were "
+                    "counted; put the whole file back, or take --skip_damaged_shards, by which its other records stand in for those "
+                    "that are lost: the same command then goes on from the last checkpoint"
+                )
+            if not stand_in or count <= skip:
+                raise tf.errors.DataLossError(None, None, f"{reason} at byte {ends[-1]} of {file}")
+            place = skip + (place - skip) % (count - skip)
+        with tf.io.gfile.GFile(file, "rb") as f:
+            f.seek(ends[place] + 12)  # behind the length and its checksum
+            serialized = f.read(ends[place + 1] - ends[place] - 16)
+        index = tf.constant(self._begins[shard] + place - skip, tf.int64)
+        return {**record, "index": index, "serialized": tf.constant(serialized)}
 
     def name(self, index):
         """Counts from 0 in its file: "record 17 of train-00003-of-01024"."""
-        shard = bisect.bisect_right(self._begins, index) - 1
-        file, skip, _ = self._shards[shard]
-        return f"record {index - self._begins[shard] + skip} of {file}"
+        shard, place = self._place(index)
+        return f"record {place} of {self._shards[shard][0]}"
 
     def name_in_graph(self, record):
         shard = tf.searchsorted(self._begin, record["index"][None], side="right")[0] - 1
         position = record["index"] - tf.gather(self._begin, shard) + tf.gather(self._skip, shard)
         return tf.strings.join(["record ", tf.strings.as_string(position), " of ", tf.gather(self._files, shard)])
+
+
+def _plain(record):
+    """(index, (attempt, serialized)), as a file is read, to what `Source.fetch` takes."""
+    index, (_, serialized) = record
+    return {"index": index, "serialized": serialized}
+
+
+def _readable(file, most):
+    """Of the first `most` records of a TFRecord file: the bytes at which they end, beginning with 0, up to the first that is damaged, and
+    what is wrong with that, or None.
+
+    Raises:
+      tf.errors.OpError: the file cannot be read.
+    """
+    ends = [0]
+    try:
+        for record in tf.data.TFRecordDataset(file, buffer_size=4 << 20).take(most):
+            ends.append(ends[-1] + len(record.numpy()) + 16)  # length, payload, and the checksums of both
+    except tf.errors.DataLossError as error:
+        return ends, checks.reason_of(error)
+    return ends, "it ends"

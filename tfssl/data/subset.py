@@ -56,6 +56,9 @@ class Subset(Source):
             fetched["index"] = tf.cast(tf.gather(self._place, record["index"]), tf.int64)
         return fetched
 
+    def read_again(self, record, stand_in=False):
+        return self._source.read_again(record, stand_in)
+
     def targets(self):
         targets = self._source.targets()
         return targets[self._index] if self._renumbered and targets is not None else targets
@@ -89,6 +92,9 @@ class LabelledAt(Source):
         example = self._source.fetch(record)
         keeps = tf.gather(self._keeps, example["index"])
         return {**example, "label": tf.where(keeps, example["label"], tf.constant(-1, tf.int64))}
+
+    def read_again(self, record, stand_in=False):
+        return self._source.read_again(record, stand_in)
 
     def name_in_graph(self, record):
         return self._source.name_in_graph(record)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfssl.errors import UserError
 from tfssl.runtime.files import write_file
+from tfssl.runtime.watchdog import SAVING, WATCHDOG
 
 
 class Log(tf.keras.callbacks.Callback):
@@ -29,22 +30,37 @@ class Log(tf.keras.callbacks.Callback):
       last_good: function () -> where the run can go on from, for the NaN message.
       probe: function () -> {metric: value} of each validation, with `chance`, {metric: level}; or None.
       pictures: function () -> a picture for TensorBoard at each validation, uint8 [H, W, 3]; or None.
+      unreadable: `Source.unreadable` of the training images.
 
     Raises:
-      UserError: there is nothing to learn: chance alone is always right.
+      UserError: there is nothing to learn: chance alone is always right. At the end of a fit epoch: more than `REPLACED` of its images
+        were unreadable, by more than chance makes of such a fraction.
     """
+
+    REPLACED = 0.1
 
     _supports_tf_logs = True  # or Keras would wait for the device after every step
 
     def __init__(
-        self, model, workdir, step, total_steps, batch_size, epoch_steps, every, last_good, probe=None, pictures=None
+        self,
+        model,
+        workdir,
+        step,
+        total_steps,
+        batch_size,
+        epoch_steps,
+        every,
+        last_good,
+        probe=None,
+        pictures=None,
+        unreadable=None,
     ):
         super().__init__()
         self.workdir, self.every, self.last_good, self.probe, self.pictures = workdir, every, last_good, probe, pictures
         self.total_steps, self.batch_size, self.epoch_steps = total_steps, batch_size, epoch_steps
         self.step = self.logged = step
         self.pace = Pace()
-        self.replaced = 0
+        self.replaced, self.unreadable = 0, unreadable or {}
         self.writers = {}
         self.live = sys.stdout.isatty() and workdir is not None
         if model.chance().get("accuracy", 0.0) >= 1:
@@ -62,7 +78,7 @@ class Log(tf.keras.callbacks.Callback):
                 self._scalar("chance", name, level, end)
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.begun = self.step
+        self.begun, self.replaced_before = self.step, self.replaced
         self.waited = []
         self.since = self.shown = time.perf_counter()  # validation and saving are not training time
 
@@ -135,6 +151,7 @@ class Log(tf.keras.callbacks.Callback):
                 say(f"WARNING: {alarm}")
 
     def on_epoch_end(self, epoch, logs=None):
+        self._check_replaced()
         validation = {
             name[len("val_") :]: float(value) for name, value in (logs or {}).items() if name.startswith("val_")
         }
@@ -153,6 +170,18 @@ class Log(tf.keras.callbacks.Callback):
                 tf.summary.image("pictures", self.pictures()[None], self.step)
         values = "  ".join(f"{name} {value:.4g} (chance {self.chance[name]:.3g})" for name, value in validation.items())
         say(f"validation at step {self.step}  {values}")
+
+    def _check_replaced(self):
+        images, replaced = (self.step - self.begun) * self.batch_size, self.replaced - self.replaced_before
+        chance = 3 * (images * self.REPLACED * (1 - self.REPLACED)) ** 0.5  # three standard deviations
+        if replaced > self.REPLACED * images + chance:
+            last = next(reversed(self.unreadable.items()), None)
+            named = f"; the last of them is {last[0]}: {last[1]}" if last else ""
+            raise UserError(
+                f"{replaced} of the {images} images of steps {self.begun + 1} to {self.step}, more than a tenth, cannot be decoded and "
+                f"were replaced{named}; repair them, or take them out (--dry_run lists all); {self.last_good()}: the same command "
+                "goes on from there"
+            )
 
     def on_train_end(self, logs=None):
         for writer in self.writers.values():
@@ -179,7 +208,8 @@ class Save(tf.keras.callbacks.Callback):
         self.checkpoints, self.log = checkpoints, log
 
     def on_epoch_end(self, epoch, logs=None):
-        self.checkpoints.save(self.log.step)
+        with WATCHDOG.during(SAVING):
+            self.checkpoints.save(self.log.step)
 
 
 class Watch:

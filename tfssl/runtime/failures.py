@@ -1,6 +1,7 @@
 """Exceptions as one line each: with a remedy where a user can do something about it, else with a file that has the traceback."""
 
 import os
+import re
 import sys
 import tempfile
 import time
@@ -19,6 +20,11 @@ def explain(error, workdir=None):
       error: the exception.
       workdir: where the traceback of an unforeseen one is kept, if it is a folder that can be written; else among the temporary files.
     """
+    from_within = re.search(
+        r"\bUserError: (.*)", str(error)
+    )  # raised in a pipeline or a traced function, and quoted by TensorFlow
+    if from_within and isinstance(error, tf.errors.OpError):
+        return from_within.group(1)
     text = " ".join(str(error).split())
     if "No space left on device" in text or "File too large" in text or "Disk quota exceeded" in text:
         return (

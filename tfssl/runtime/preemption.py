@@ -7,9 +7,7 @@ import tensorflow as tf
 
 from tfssl.errors import UserError
 from tfssl.runtime import strategy as strategies
-
-STATUS = 75  # sysexits.h calls it EX_TEMPFAIL: try again later
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+from tfssl.runtime.watchdog import SAVING, SIGNALS, STATUS, TRAINING, WATCHDOG
 
 
 class Preempted(UserError):
@@ -20,6 +18,8 @@ class Preempted(UserError):
 
 class Preemption(tf.keras.callbacks.Callback):
     """At SIGTERM, SIGHUP or Ctrl-C: a checkpoint after the steps under way, then `Preempted`. A second Ctrl-C ends at once.
+
+    Where no step comes to its end, the process ends without a save: see `tfssl.runtime.watchdog`, which is told here of the run's progress.
 
     With several workers all of them save and stop at the same step, whichever of them was told: they agree at the end of every execution.
 
@@ -41,8 +41,12 @@ class Preemption(tf.keras.callbacks.Callback):
             s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN
         ]  # nohup: to be ignored
         self.before = {s: signal.signal(s, self._note) for s in heard}
+        if self.step:
+            WATCHDOG.saved(self.step())
+        WATCHDOG.progress("tracing the first training step, or waiting for its images")
 
     def on_train_end(self, logs=None):
+        WATCHDOG.progress(None)
         for s, handler in self.before.items():
             signal.signal(s, handler)
 
@@ -52,13 +56,34 @@ class Preemption(tf.keras.callbacks.Callback):
         self.told = number
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.workers_told(1 if self.told else 0):
+        self._look(TRAINING)
+
+    # In validation too, though its figures are then missing: the grace before a machine goes can be shorter than a pass.
+    def on_test_batch_end(self, batch, logs=None):
+        self._look("waiting for a validation step or its images")
+
+    def on_test_begin(self, logs=None):
+        WATCHDOG.progress("tracing the first validation step, or waiting for its images")
+
+    def on_test_end(self, logs=None):
+        WATCHDOG.progress("summing up the validation")
+
+    def on_epoch_end(self, epoch, logs=None):
+        WATCHDOG.saved(self.step())
+        WATCHDOG.progress(TRAINING)
+
+    def _look(self, doing):
+        WATCHDOG.progress(doing)
+        told = 1 if self.told else 0
+        if self.workers_told is not float:
+            with WATCHDOG.during("waiting for the other hosts"):
+                told = self.workers_told(told)
+        if told:
             self.on_train_end()
-            self.save()
+            with WATCHDOG.during(SAVING):
+                self.save()
+            WATCHDOG.saved(self.step(), stopping=True)
             cause = signal.Signals(self.told).name if self.told else "a signal to another worker"
             raise Preempted(
                 f"{cause}: stopped after step {self.step()}, which is saved; the same command goes on from there"
             )
-
-    # In validation too, though its figures are then missing: the grace before a machine goes can be shorter than a pass.
-    on_test_batch_end = on_train_batch_end

@@ -1,0 +1,167 @@
+"""What becomes of images that an input pipeline could not load: they are read again, replaced, or the run ends and says why.
+
+What cannot be reached (a disk, a server, a folder that is gone) is no property of the image: it is tried again, and an outage that passes
+changes nothing. What cannot be decoded never can be, and gives way to another image, within bounds. All of this runs in Python, and only
+where something is missing.
+"""
+
+import concurrent.futures
+import sys
+import threading
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from tfssl.data.checks import reason_of
+from tfssl.errors import UserError
+
+PATIENCE = 45  # seconds for which something is tried again
+_LONGEST_PAUSE = 5  # seconds between two tries
+_THREADS = 8  # images that are read again at once
+_NAMED = 100  # unreadable images that are named; further ones are counted only
+_LEAST = 8  # undecodable images in a row that are borne, however small the batch
+
+# What says something about the content; all other errors are about the way to it.
+_OF_CONTENT = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.DataLossError,
+    tf.errors.FailedPreconditionError,  # a folder that is called like an image
+    tf.errors.OutOfRangeError,
+    tf.errors.UnimplementedError,
+)
+
+
+class Gaps:
+    """Loads what a pipeline could not.
+
+    Args:
+      source: a `tfssl.data.Source`.
+      load: graph code: a record -> the row that becomes of it.
+      in_a_row: in training, undecodable images in a row that are borne; None: any number, and nothing stands in for them.
+    """
+
+    def __init__(self, source, load, in_a_row=None):
+        self._source, self._load = source, tf.function(load, autograph=False)
+        self._most = None if in_a_row is None else max(in_a_row, _LEAST)
+        self._undecodable = {}  # index -> reason
+        self._since = None  # when the present outage began
+        self._lock = threading.Lock()
+
+    def close(self, last, segment, missing, row_spec):
+        """Graph code: (positions int64 [k], rows of them [k, ...], whether another image stands in, bool [k]) of what can be loaded now.
+
+        Args:
+          last: int64; positions up to here are done with.
+          segment: (first, number of positions) int64.
+          missing: the records that could not be loaded, {"position": int64 [m], ...}.
+          row_spec: the `tf.TensorSpec`s of a row.
+        """
+        specs, records = tf.nest.flatten(row_spec), tf.nest.flatten(missing)
+
+        def again(last, first, count, *records):
+            records = tf.nest.pack_sequence_as(missing, records)
+            loaded = self._load_all([_row(records, i) for i in range(len(records["position"]))])
+            positions = np.array([position for position, _, _ in loaded], np.int64)
+            lost = np.setdiff1d(records["position"].numpy(), positions)
+            self._check(int(last), int(first), int(count), lost)
+            rows = [tf.nest.flatten(row) for _, row, _ in loaded]
+            columns = [
+                tf.stack(column) if rows else tf.zeros([0, *(side or 0 for side in spec.shape)], spec.dtype)
+                for spec, column in zip(specs, zip(*rows) if rows else [()] * len(specs))  # noqa: B905 (Python 3.9)
+            ]
+            return [positions, np.array([other for _, _, other in loaded], bool), *columns]
+
+        types = [tf.int64, tf.bool, *(spec.dtype for spec in specs)]
+        positions, others, *columns = tf.py_function(again, [last, *segment, *records], types)
+        for tensor, spec in zip((positions, others, *columns), (None, None, *specs)):  # noqa: B905
+            tensor.set_shape([None, *(spec.shape if spec is not None else ())])
+        return positions, tf.nest.pack_sequence_as(row_spec, columns), others
+
+    def _load_all(self, records):
+        """[(position, row, whether another stands in)] of those that can be loaded."""
+        pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
+        try:
+            loaded = list(pool.map(self._load_one, records))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        return [found for found in loaded if found is not None]
+
+    def _load_one(self, record):
+        position, index, pause = int(record["position"]), int(record["index"]), 0.1
+        while index not in self._undecodable:
+            try:
+                read = self._source.read_again(record, stand_in=self._most is not None)
+                row = self._load(read)
+                self._since = None
+                return position, row, int(read["index"]) != index
+            except (
+                tf.errors.OpError,
+                UnicodeDecodeError,
+            ) as error:  # the latter where TensorFlow's message quotes a record
+                if _is_of_content(error):
+                    self._note(record, index, error)
+                else:
+                    self._wait(record, error, pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+        return None
+
+    def _note(self, record, index, error):
+        """Remember, and name on stderr, an image that cannot be decoded; once for all pipelines of the source."""
+        reason = reason_of(error) if isinstance(error, tf.errors.OpError) else "not a tf.train.Example"
+        with self._lock:
+            self._undecodable[index] = reason
+            name = self._name(record)
+            if self._most is None or name in self._source.unreadable:
+                return  # who evaluates names what is left out
+            self._source.unreadable[name] = reason
+            number = len(self._source.unreadable)
+            if number <= _NAMED:
+                more = " (further ones are counted, not named)" if number == _NAMED else ""
+                print(f"skipped unreadable image: {name}: {reason}{more}", file=sys.stderr, flush=True)
+
+    def _wait(self, record, error, pause):
+        """Before another try; a UserError once the patience has run out."""
+        with self._lock:
+            begun, now = self._since is None, time.monotonic()
+            self._since = now if begun else self._since
+            left = self._since + PATIENCE - now
+        what = f"{self._name(record)} cannot be read: {reason_of(error)}"
+        if begun:
+            print(f"{what}; trying again for {PATIENCE} s", file=sys.stderr, flush=True)
+        if left <= 0:
+            raise UserError(
+                f"{what}; it was tried for {PATIENCE} s. Once it can be read again, use the same command again: training goes on from "
+                "the last checkpoint"
+            ) from None
+        time.sleep(min(pause, left))
+
+    def _name(self, record):
+        return self._source.name_in_graph(record).numpy().decode(errors="replace")
+
+    def _check(self, last, first, count, lost):
+        """Refuse a gap of more than a batch; positions last + 1 .. first - 1, and `lost`, stay without an image of their own."""
+        if self._most is None:
+            return
+        there = np.setdiff1d(np.arange(first, first + count), lost)
+        longest = np.diff([last, *there, first + count]).max() - 1
+        if longest > self._most and self._undecodable:
+            name, reason = next(reversed(self._source.unreadable.items()))
+            raise UserError(
+                f"{longest} images in a row cannot be decoded, more than a batch; the last of them is {name}: {reason}; repair them, "
+                "or take them out (--dry_run lists all): the same command then goes on from the last checkpoint"
+            )
+
+
+def _row(records, i):
+    return tf.nest.map_structure(lambda x: x[i], records)
+
+
+def _is_of_content(error):
+    if isinstance(error, UnicodeDecodeError):
+        return True
+    if isinstance(error, tf.errors.UnknownError):  # also of an I/O error; and of what a source's own Python code raises
+        return "Traceback (most recent call last)" in str(error) and "tensorflow.python.framework.errors" not in str(
+            error
+        )
+    return isinstance(error, _OF_CONTENT)

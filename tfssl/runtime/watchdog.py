@@ -1,0 +1,114 @@
+"""A thread that sees to it that a process says when it stands still, and ends when it is told to, whatever it is doing.
+
+Python's own handlers of signals run in the main thread, between two of its instructions. They wait as long as that thread waits within
+TensorFlow: for an image that does not come, for other hosts, for a disk. The thread of this module is told by the C library.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+
+STATUS = 75  # sysexits.h calls it EX_TEMPFAIL: try again later
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SILENCE = 60  # seconds without progress after which that is told
+GRACE = 9  # seconds to end in, after a signal that Python has a handler for
+
+
+class Watchdog:
+    """What the main thread tells of its progress, and the thread, once it is started."""
+
+    def __init__(self):
+        self._doing, self._saved = None, None
+        self._since = self._shown = time.monotonic()
+        self._usual = {}  # what it was doing -> seconds that this takes
+        self._told = []  # signals
+        self._thread = None
+        self._saved_after_signal = False
+
+    def start(self):
+        """Begin to watch; of several calls the first counts. From now on a signal that has a handler in Python ends the process, at the
+        latest `GRACE` seconds later, or where the steps and saves of a run take long, twice what they take."""
+        if self._thread is not None or threading.current_thread() is not threading.main_thread():
+            return
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, args=(read,), name="watchdog", daemon=True)
+        self._thread.start()
+
+    def progress(self, doing):
+        """Something came to its end; `doing`: what comes next; None: nothing that is watched."""
+        now = time.monotonic()
+        if doing == self._doing:
+            self._took(doing, now - self._since)
+        self._doing, self._since, self._shown = doing, now, now
+
+    @contextlib.contextmanager
+    def during(self, doing):
+        """Progress to `doing`, and then back to what was being done before."""
+        before, begun = self._doing, time.monotonic()
+        self.progress(doing)
+        try:
+            yield
+        finally:
+            self._took(doing, time.monotonic() - begun)
+            self.progress(None)
+            self.progress(before)
+
+    def _took(self, doing, seconds):
+        self._usual[doing] = min(seconds, 2 * self._usual.get(doing, seconds))  # a standstill is not usual
+
+    def saved(self, step, stopping=False):
+        """The state after `step` is on the disk; `stopping`: because of a signal, and the process is about to end."""
+        self._saved, self._saved_after_signal = step, stopping
+
+    def _watch(self, pipe):
+        deadline = None
+        while True:
+            if select.select([pipe], [], [], 0.5)[0]:
+                for number in os.read(pipe, 64):
+                    if number in SIGNALS:
+                        self._told.append(number)
+                        now = time.monotonic()
+                        deadline = min(
+                            deadline or now + self._grace(), now + (1 if self._told.count(number) > 1 else 1e9)
+                        )
+            now = time.monotonic()
+            if deadline and now > deadline:
+                self._end()
+            if (
+                self._doing
+                and not self._told
+                and now - self._shown > max(SILENCE, 10 * self._usual.get(self._doing, 0))
+            ):
+                self._shown = now
+                self._say(f"no progress for {now - self._since:.0f} s, {self._doing}")
+
+    def _grace(self):
+        usual = sum(seconds for doing, seconds in self._usual.items() if doing in (TRAINING, SAVING))
+        return max(GRACE, 2 * usual)
+
+    def _end(self):
+        name = signal.Signals(self._told[0]).name
+        if not self._saved_after_signal:
+            kept = (
+                f"step {self._saved} is saved, and the same command goes on from there"
+                if self._saved
+                else "nothing was saved before"
+            )
+            self._say(f"{name}: ended without another save, {self._doing or 'after training'}; {kept}")
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(130 if self._told[0] == signal.SIGINT and self._saved is None else STATUS)
+
+    @staticmethod
+    def _say(text):
+        os.write(2, f"{os.path.basename(sys.argv[0])}: {text}\n".encode())
+
+
+TRAINING, SAVING = "waiting for a training step or its images", "saving"
+WATCHDOG = Watchdog()  # of this process, as its signals are
