@@ -10,11 +10,10 @@ import tensorflow as tf
 from tfssl.data.image import decode
 from tfssl.errors import UserError
 
-
 # What TensorFlow puts before a reason: where in the user's code its graph was made, and what it was a part of.
 _BEFORE = re.compile(
-    r"\A\s*(Graph execution error:\s+Detected at node.*\n(\s*File \".*\n)*\s*(Node: .*\n)?|(\{\{.*?\}\}\s*)?Error in user-defined function passed to"
-    r".*? iterator: \S*: |assertion failed: )"
+    r"\A\s*(Graph execution error:\s+Detected at node.*\n(\s*File \".*\n)*\s*(Node: .*\n)?|"
+    r"(\{\{.*?\}\}\s*)?Error in user-defined function passed to.*? iterator: \S*: )"
 )
 
 
@@ -22,6 +21,8 @@ def reason_of(error):
     """TensorFlow's reason in one line, without the names of graph nodes around it."""
     message = _BEFORE.sub("", error.message or "").strip().partition("\n")[0]
     message = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*", "", message).strip()
+    if message.startswith("assertion failed: ["):
+        message = message[len("assertion failed: [") :].replace("] [", " ").rstrip("]")
     return message or type(error).__name__
 
 

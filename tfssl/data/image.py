@@ -12,9 +12,9 @@ are made. Functions run eagerly and inside tf.data. Where the format is JPEG, cr
   TensorFlow's default transform is off by up to 7 levels and measured no faster.
 - What cannot be decoded (no image, truncated, empty) raises `tf.errors.InvalidArgumentError` when the op runs. A crop
   does not read a JPEG below its last row, so it succeeds where only later rows are missing.
-- So does what would take memory out of all proportion to its file: an image with one side more than `LONGEST` times the
-  other (resized by its shorter side, 1 x 2000 pixels would become 256 x 512,000), and, before it is decoded, one of more
-  than `PIXELS` pixels that has more than `PIXELS_PER_BYTE` of them in each byte of its file.
+- So does what would take memory out of all proportion to its file: before it is decoded, an image of more than `PIXELS`
+  pixels that has more than `PIXELS_PER_BYTE` of them in each byte of its file; and where it is cropped or resized, one with
+  a side more than `LONGEST` times the other (by its shorter side to 256, 1 x 2000 pixels would become 256 x 512,000).
 
 Randomness is stateless: `seed` is int64 [2], (run seed, example number), and the same seed gives the same draw; where one
 image is drawn for several times, `draws.fork` the seed.
@@ -74,7 +74,7 @@ def resize(image, size, method="bilinear"):
       method: of `tf.image.resize`, not antialiased, except by the nature of "area"; or "pillow": antialiased bilinear, as Pillow and
         torchvision resize, whose pixels it gives up to 1 level.
     """
-    image = decode(image)
+    image = _to_resize(image)
     if method == "nearest":
         return tf.image.resize(image, _pair(size), method)
     pixels = resize_levels(image, size, method)
@@ -101,7 +101,7 @@ def resize_levels(image, size, method):
 
 def resize_small(image, smaller):
     """AREA resize that brings the shorter side to `smaller` and keeps the aspect (sides rounded); uint8 [h, w, 3]."""
-    image = decode(image)
+    image = _to_resize(image)
     size = tf.shape(image)[:2]
     shorter = tf.reduce_min(size)
     height, width = tf.unstack((2 * size * smaller + shorter) // (2 * shorter))
@@ -195,11 +195,14 @@ def cut(image, choose, sizes):
         return boxes, [_ratio(end - begin, size) for (begin, end), size in zip(boxes, sizes)]  # noqa: B905
 
     def of_pixels(pixels):
-        return parts(pixels, *chosen(tf.shape(pixels)))
+        shape = tf.shape(pixels)
+        with tf.control_dependencies([_not_thin(shape)]):
+            return parts(pixels, *chosen(tf.identity(shape)))
 
     def of_jpeg():
-        shape = _bounded(_jpeg_shape(image), image)
-        boxes, ratios = chosen(shape)
+        shape = _jpeg_shape(image)
+        with tf.control_dependencies([_bounded(shape, image), _not_thin(shape)]):
+            boxes, ratios = chosen(tf.identity(shape))
         ratio = 1 if None in ratios else tf.reduce_min(tf.stack(ratios))
         boxes = [tuple((corner + ratio // 2) // ratio for corner in box) for box in boxes]
         # In the first and last column that is decoded the chroma has no neighbour to be interpolated with, and is off
@@ -303,22 +306,27 @@ def _jpeg_shape(data):
 
 
 def _bounded(shape, data):
-    """`shape`, int32 [3], of an encoded image; fails where it is out of proportion, as a whole or to the file."""
-    pixels = tf.reduce_prod(tf.cast(shape[:2], tf.int64))
+    """An op that fails where an encoded image of `shape`, int32 [3], has too many pixels, as such and for its file."""
+    height, width, _ = tf.unstack(shape)
     most = tf.maximum(PIXELS_PER_BYTE * tf.cast(tf.strings.length(data), tf.int64), PIXELS)
+    few = tf.cast(height, tf.int64) * tf.cast(width, tf.int64) <= most
     what = f"more than {PIXELS} pixels, and more than {PIXELS_PER_BYTE} for each byte of the file; height, width:"
-    few = tf.raw_ops.Assert(condition=pixels <= most, data=[what, shape[0], shape[1]])
-    with tf.control_dependencies([few]):
-        return _not_thin(shape)
+    return tf.raw_ops.Assert(condition=few, data=[what, height, width])
 
 
 def _not_thin(shape):
-    """`shape`, int32 [3], of an image; fails where one side is out of proportion to the other."""
-    height, width = shape[0], shape[1]
-    thin = tf.maximum(height, width) > LONGEST * tf.minimum(height, width)
+    """An op that fails where one side of an image of `shape`, int32 [3], is out of proportion to the other."""
+    height, width, _ = tf.unstack(shape)
+    proportionate = tf.maximum(height, width) <= LONGEST * tf.minimum(height, width)
     what = f"one side is more than {LONGEST} times the other; height, width:"
-    with tf.control_dependencies([tf.raw_ops.Assert(condition=~thin, data=[what, height, width])]):
-        return tf.identity(shape)
+    return tf.raw_ops.Assert(condition=proportionate, data=[what, height, width])
+
+
+def _to_resize(image):
+    """`decode`, of an image that is not too thin to be resized."""
+    image = decode(image)
+    with tf.control_dependencies([_not_thin(tf.shape(image))]):
+        return tf.identity(image)
 
 
 def _rgb(image):
@@ -416,26 +424,20 @@ def _fixed_crop(image, size, place):
 def _decode_other(data):
     """Decodes what is not JPEG."""
     # A BMP of 1, 4 or 8 bits has a palette: TensorFlow takes its indices for gray levels, or refuses.
-    pixels = tf.cond(
-        tf.strings.regex_full_match(data, r"BM\C{26}[\x01\x04\x08]\C*"),  # byte 28: bits per pixel
-        lambda: _decode_palette_bmp(data),
-        lambda: _decode_any(data),
-    )
-    pixels.set_shape([None, None, 3])
-    with tf.control_dependencies([_not_thin(tf.shape(pixels))]):
-        return tf.identity(pixels)
-
-
-def _decode_any(data):
-    """`tf.io.decode_image`, unless the file is a small one of very many pixels."""
-
-    def checked():
-        with tf.control_dependencies([_bounded(_told_shape(data), data)]):
-            return tf.io.decode_image(data, channels=3, expand_animations=False)
-
+    palette = tf.strings.regex_full_match(data, r"BM\C{26}[\x01\x04\x08]\C*")  # byte 28: bits per pixel
     # Deflate makes a byte of at most 1032, and those are at most 8 pixels each: the smallest files need no look at the header.
-    harmless = tf.strings.length(data) < PIXELS // (1032 * 8)
-    return tf.cond(harmless, lambda: tf.io.decode_image(data, channels=3, expand_animations=False), checked)
+    large = tf.strings.length(data) >= PIXELS // (1032 * 8)
+
+    def of_any():
+        return tf.io.decode_image(data, channels=3, expand_animations=False)
+
+    def of_large():
+        with tf.control_dependencies([_bounded(_told_shape(data), data)]):
+            return of_any()
+
+    pixels = tf.cond(palette | large, lambda: tf.cond(palette, lambda: _decode_palette_bmp(data), of_large), of_any)
+    pixels.set_shape([None, None, 3])
+    return pixels
 
 
 def _told_shape(data):
