@@ -58,9 +58,9 @@ class Log(tf.keras.callbacks.Callback):
         super().__init__()
         self.workdir, self.every, self.last_good, self.probe, self.pictures = workdir, every, last_good, probe, pictures
         self.total_steps, self.batch_size, self.epoch_steps = total_steps, batch_size, epoch_steps
-        self.step = self.logged = step
+        self.step = self.logged = self.begun = step
         self.pace = Pace()
-        self.replaced, self.unreadable = 0, unreadable or {}
+        self.replaced, self.replaced_before, self.unreadable = 0, 0, {} if unreadable is None else unreadable
         self.writers = {}
         self.live = sys.stdout.isatty() and workdir is not None
         if model.chance().get("accuracy", 0.0) >= 1:
