@@ -1,6 +1,9 @@
 """`tfssl-eval` as a user runs it: a process with flags, a table, files, and errors of one line."""
 
+import atexit
 import base64
+import ctypes
+import functools
 import glob
 import json
 import os
@@ -285,16 +288,41 @@ def test_own_splits_of_records_do_not_overlap(tmp_path):
 def test_again_from_the_cache(evaluation, tfssl_command, tmp_path):
     workdir, arguments, process = evaluation
     shutil.copytree(workdir, tmp_path / "again")
-    again = tfssl_command("evaluate", *arguments, "--protocol=knn", f"--workdir={tmp_path}/again")
+    flags = ("--protocol=knn", f"--workdir={tmp_path}/again", "--cache=verify", "--prune")
+    again = tfssl_command("evaluate", *arguments, *flags)
     assert (
         again.returncode == 0
-        and again.stdout.count("from the cache") == 2
+        and again.stdout.count("from the cache, verified") == 2
+        and "pruned: 0 sets of features" in again.stdout
         and process.stdout.count("from the cache") == 0
     )
     old, new = (
         json.loads((folder / "results.json").read_text())["results"] for folder in (workdir, tmp_path / "again")
     )
     assert [{**r, "seconds": 0} for r in new] == [{**r, "seconds": 0} for r in old if r["protocol"] == "knn"]
+
+
+def mount(folder, size):
+    """A file system of its own in a folder, which this process alone sees, and which goes with it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_mounts, private = 0x20000, 0x40000 | 0x4000
+    if libc.unshare(new_mounts) or libc.mount(b"none", b"/", None, private, None):
+        os._exit(99)
+    if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={size}".encode()):
+        os._exit(99)
+    atexit.register(lambda: print("left:", [path.name for path in folder.rglob("*.*")]))
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(modules_dir, images, tmp_path):
+    """A real one: a file system of 256 kB, of which the features of one endpoint take half."""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("file systems of one's own are not permitted here (unshare -m)")
+    flags = (f"--module={modules_dir}/ours/1", f"--dataset=folder:{images}", "--protocol=knn", f"--workdir={tmp_path}")
+
+    done = runs.command("evaluate", *flags, first=functools.partial(mount, tmp_path, "256k"))
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "features cannot be cached in" in done.stderr and "No space left" in done.stderr
+    assert "left: ['key.json']" in done.stdout
 
 
 def test_help_is_quick_and_complete():

@@ -106,13 +106,14 @@ def test_the_classifier_is_a_reusable_saved_model(run, encoder):
     assert losses[-1] < losses[0] and len(model.trainable_variables) == len(module.trainable_variables)
 
 
-def test_a_stopped_run_resumes_to_identical_weights_and_a_finished_one_says_so(run, tmp_path, tfssl_command):
+def test_a_stopped_run_resumes_to_identical_weights_and_a_finished_one_says_so(run, photos, tmp_path, tfssl_command):
     whole, _ = run
     workdir = tmp_path / "stopped"
     command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--log_steps=1"]
     status, said = kill_when(command, "step 10/", signal.SIGTERM, name="finetune")
     assert status == 75 and "tfssl-finetune: SIGTERM: stopped after step" in said, said
-    done = tfssl_command("finetune", *command)
+    moved = shutil.copytree(photos, tmp_path / "moved", copy_function=shutil.copyfile)
+    done = tfssl_command("finetune", *command, f"--dataset=folder:{moved}")
     assert done.returncode == 0 and "resuming at step 1" in done.stdout, done.stderr
     assert_identical(weights(workdir, 16, 20), weights(whole, 16, 20))
     one, two = (tf.saved_model.load(str(folder / "classifier" / "16")) for folder in (workdir, whole))
@@ -124,6 +125,9 @@ def test_a_stopped_run_resumes_to_identical_weights_and_a_finished_one_says_so(r
     assert again.returncode == 0 and "finished" in again.stdout and "written:" in again.stdout, again
     other = tfssl_command("finetune", *command, "--head_rate=3")
     assert other.returncode == 1 and "--head_rate is 1, not 3" in other.stderr
+    (moved / "warm" / "001.jpg").rename(moved / "warm" / "one.jpg")
+    other = tfssl_command("finetune", *command, f"--dataset=folder:{moved}")
+    assert other.returncode == 1 and "other files: some were renamed, moved or replaced" in other.stderr, other.stderr
 
 
 def test_two_devices_and_the_head_alone(encoder, photos, tmp_path, tfssl_command):

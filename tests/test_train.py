@@ -118,8 +118,9 @@ def test_one_process_uses_a_workdir_and_its_screen_may_go(run, tmp_path, tfssl_c
     assert not (workdir / "lock").exists()
 
 
-def test_a_run_that_is_told_to_stop_saves_and_says_so(run, tmp_path, tfssl_command):
-    """At a step that is no multiple of the checkpoint interval; the same command ends as if nothing had happened."""
+def test_a_run_that_is_told_to_stop_saves_and_says_so(run, photos, tmp_path, tfssl_command):
+    """At a step that is no multiple of the checkpoint interval; the same command ends as if nothing had happened, though the images have
+    been moved since."""
     whole, _ = run
     workdir = tmp_path / "stopped"
     command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--log_steps=1"]
@@ -131,12 +132,37 @@ def test_a_run_that_is_told_to_stop_saves_and_says_so(run, tmp_path, tfssl_comma
     )
     stopped = int(re.search(r"step (\d+)", said).group(1))
     assert stopped >= 10 and (workdir / "checkpoints" / f"ckpt-{stopped}.index").exists()
-    done = tfssl_command("train", *command)
+    moved = shutil.copytree(photos, tmp_path / "moved", copy_function=shutil.copyfile)
+    done = tfssl_command("train", *command, f"--dataset=folder:{moved}/")
     assert done.returncode == 0, done.stderr
     assert f"resuming at step {stopped} of 24" in done.stdout
     assert_identical(weights(workdir), weights(whole))
     assert logged_steps(workdir) == list(range(1, 25))
     assert logged_steps(workdir, "validation_loss") == [8, 16, 24]
+
+
+def test_other_data_under_the_same_path_are_refused_before_any_work(run, photos, tmp_path, tfssl_command):
+    """Renamed, the classes would change places; accepted, the record tells from which step on."""
+    whole, _ = run
+    (entry,) = json.loads((whole / "provenance.json").read_text())["starts"]
+    assert entry["step"] == 0 and entry["data"]["num_examples"] == 38  # of the 48, 80 % are to train on
+    workdir, changed = shutil.copytree(whole, tmp_path / "run"), shutil.copytree(photos, tmp_path / "photos")
+    (changed / "cold").rename(changed / "zold")
+    command = (
+        f"--flagfile={workdir}/flags.flags",
+        f"--workdir={workdir}",
+        f"--dataset=folder:{changed}",
+        "--train_steps=25",
+    )
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    done = tfssl_command("train", *command)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "other classes (gone: cold; new: zold)" in done.stderr and "--accept_changed_data" in done.stderr
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+    done = tfssl_command("train", *command, "--accept_changed_data")
+    assert done.returncode == 0 and "label 0 was cold and is warm" in done.stdout, done.stderr
+    starts = json.loads((workdir / "provenance.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 24]
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path, tfssl_command):

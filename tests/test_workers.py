@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,8 +20,8 @@ FLAGS = (
 )  # fmt: skip
 
 
-def start(folder, photos):
-    """The two processes, with their output in files; the ports are free ones."""
+def start(folder, photos, *flags, second=None, count=2):
+    """The two processes (or the first alone), with their output in files; the ports are free ones. `second`: its photos, if others."""
     folder.mkdir(exist_ok=True)
     sockets = [socket.socket() for _ in range(2)]
     for s in sockets:
@@ -29,9 +30,18 @@ def start(folder, photos):
     for s in sockets:
         s.close()
     processes = []
-    for index in range(2):
+    for index in range(count):
         config = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
-        command = [sys.executable, "-m", "tfssl.train", f"--dataset=folder:{photos}", f"--workdir={folder}/run", *FLAGS]
+        its = (second or photos) if index else photos
+        command = [
+            sys.executable,
+            "-m",
+            "tfssl.train",
+            f"--dataset=folder:{its}",
+            f"--workdir={folder}/run",
+            *FLAGS,
+            *flags,
+        ]
         with open(folder / f"{index}.out", "w") as out, open(folder / f"{index}.err", "w") as err:
             processes.append(subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, "TF_CONFIG": config}))
     return processes
@@ -67,7 +77,7 @@ def last_metrics(folder):
 
 @pytest.mark.costs(120, "two processes that import everything")
 def test_workers_stop_together(photos, tmp_path):
-    processes = start(tmp_path, photos)
+    processes = start(tmp_path, photos, "--train_steps=4000", "--checkpoint_steps=4000")
     when(processes, tmp_path, "step 13/")
     processes[1].send_signal(signal.SIGTERM)
     ended = wait(processes, tmp_path)
@@ -76,6 +86,23 @@ def test_workers_stop_together(photos, tmp_path):
     assert f"a signal to another worker: stopped after step {step}" in ended[0][2]
     assert (tmp_path / "run" / "checkpoints" / f"ckpt-{step}.index").exists()
     assert ended[1][1] == ""  # one of the two talks
+
+
+@pytest.mark.costs(120, "three processes that import everything")
+def test_hosts_that_differ_or_do_not_come_are_named(photos, tmp_path):
+    """Before the first step; the second host's images lie elsewhere, which may be, and one is missing, which may not."""
+    other = shutil.copytree(photos, tmp_path / "other")
+    (other / "warm" / "001.jpg").unlink()
+    for status, _, err in wait(start(tmp_path, photos, second=other), tmp_path):
+        (line,) = err.splitlines()
+        assert status == 1 and re.search(
+            r"worker 1 \(localhost:\d+\): data, validation data\. Here, on worker", line
+        ), err
+    assert not (tmp_path / "run").exists()
+    begun = time.monotonic()
+    ((status, _, err),) = wait(start(tmp_path, photos, "--host_timeout=3", count=1), tmp_path)
+    assert status == 1 and time.monotonic() - begun < 60
+    assert re.fullmatch(r"tfssl-train: worker 1 \(localhost:\d+\): not there after 3 s .*\n", err), err
 
 
 @pytest.mark.slow

@@ -62,8 +62,12 @@ def define_flags():
             "How features are kept; float16 takes half the memory and disk.")
         flags.DEFINE_integer("batch_size", 64, help=
             "Images at a time through the module; it changes speed and memory only.")
-        flags.DEFINE_boolean("cache", True,
-            "Keep features in --workdir, and what linear_sgd has reached; and use those there of the same module, data and settings.")
+        cli.define_switch("cache", True, ("verify",),
+            "Keep features in --workdir, and what linear_sgd has reached; and use those there of the same module, data and settings "
+            "whose checksums are right. --cache=verify: compute 64 images of each again, and all where these differ. --nocache: neither.")
+        flags.DEFINE_boolean("prune", False,
+            "First remove the features in --workdir that nobody can use any more: of other versions, of data that have changed, not "
+            "finished. Without --module that is all. (What killed processes left goes at any start.)")
     with cli.section("Protocols"):
         flags.DEFINE_list("protocol", ["logistic"],
             f"A comma list of: {', '.join(downstream.NAMES + downstream.DENSE)}; all: those that the images permit, as far as "
@@ -197,6 +201,8 @@ def define_flags():
 
 
 def main(_):
+    if FLAGS.prune and not FLAGS.module:
+        return prune({})
     start = time.time()
     named, (protocols, optional), minutes = handles.named(FLAGS.module), read_protocols(), read_budget()
     from tfssl.data import open_source, overlap
@@ -208,6 +214,8 @@ def main(_):
     where = data_flags.where(FLAGS.flag_values_dict())
     parts = {"train": FLAGS.train_split, "test": FLAGS.test_split, "val": FLAGS.val_split}
     sources = {part: open_source(FLAGS.dataset, split, **where) for part, split in parts.items() if split}
+    if FLAGS.prune:
+        prune(sources)
     if protocols:
         overlap.check(sources)
     left_out = list(dict.fromkeys(note for source in sources.values() for note in source.notes()))
@@ -291,7 +299,8 @@ def with_features(name, module, sources, endpoints, protocols, common, record):
     train, test = found["train"], found.get("test")
     size, resize = module.sizes(*sizes())
     took = sum(its.seconds for its in found.values())
-    how = f"extracted in {took:.1f} s" if took else "from the cache"
+    verified = ", verified" if FLAGS.cache == "verify" else ""
+    how = f"extracted in {took:.1f} s" if took else f"from the cache{verified}"
     say(f"{name}: {', '.join(endpoints)}: {how}; the module gets {size}x{size} RGB images in [0, 1]")
     record.modules[name] |= {
         "image_size": size,
@@ -326,7 +335,6 @@ def extract(module, source, endpoints):
     """The features of one source; cached ones are memory-mapped, so that only a local --workdir keeps any."""
     from tfssl.downstream import features
 
-    keep = FLAGS.cache and FLAGS.workdir and "://" not in FLAGS.workdir
     return features.extract(
         module,
         source,
@@ -335,8 +343,30 @@ def extract(module, source, endpoints):
         batch_size=FLAGS.batch_size,
         pool=FLAGS.pool,
         dtype=FLAGS.feature_dtype,
-        cache_dir=os.path.join(os.path.expanduser(FLAGS.workdir), "features") if keep else None,
+        cache_dir=features_folder() if FLAGS.cache else None,
+        verify=FLAGS.cache == "verify",
     )
+
+
+def features_folder():
+    """Where extracted features are kept; None without a local --workdir."""
+    local = FLAGS.workdir and "://" not in FLAGS.workdir
+    return os.path.join(os.path.expanduser(FLAGS.workdir), "features") if local else None
+
+
+def prune(sources):
+    """Remove the features in --workdir that nobody can use any more, those of changed `sources` among them."""
+    from tfssl.data import identity
+    from tfssl.downstream import cache, features
+
+    folder = features_folder()
+    if not folder:
+        raise UserError("--prune removes features from a local --workdir: name it")
+    known = [(source.spec, source.split, identity.of(source)) for source in sources.values()]
+    removed = cache.prune(folder, features.versions(), known)
+    for path, reason, size in removed:
+        say(f"pruned: {path} ({size / 1e6:.1f} MB; {reason})")
+    say(f"pruned: {len(removed)} sets of features, {sum(size for *_, size in removed) / 1e6:.1f} MB, from {folder}")
 
 
 def reads_train(protocols):

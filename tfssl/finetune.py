@@ -108,10 +108,11 @@ def main(_):
     from tfssl.runtime import strategy as strategies
 
     strategies.start(values["seed"], "float32", values["deterministic"])
-    strategy = strategies.build(values["strategy"], values["tpu"], values["tpu_zone"], values["gcp_project"])
+    strategy = strategies.build(*(values[n] for n in ("strategy", "tpu", "tpu_zone", "gcp_project", "host_timeout")))
     strategies.check_batch(strategy, values["batch_size"], values["accumulate_steps"])
     service.check(values["data_service"], values["data_service_timeout"])
     images = open_images(values)
+    provenance = None if FLAGS.dry_run else train.know_data(values, strategy, images.train, images.validation)
     with strategy.scope():
         model = build_model(values, images, load_teacher(values, images), values["freeze"])
         plan = Plan(values, images)
@@ -121,7 +122,7 @@ def main(_):
 
         return dry_run.describe(model, strategy, images.train, images.validation, plan, values)
     following = f"tfssl-predict --module={values['workdir']}/classifier/{plan.total_steps} --images=FOLDER"
-    train.train(model, strategy, images.train, images.validation, plan, values, following)
+    train.train(model, strategy, images.train, images.validation, plan, values, following, provenance)
     if strategies.is_chief(strategy):
         finish(values, images, start)
 

@@ -85,6 +85,8 @@ def define_optimization():
 def define_accelerators(own_graph=True):
     """`own_graph`: whether the network is built here, and can be in another way; a Hub module's cannot."""
     flags.DEFINE_string("strategy", "auto", "auto (all GPUs, else one device), default (one device), mirrored, multi_worker, tpu.")
+    flags.DEFINE_integer("host_timeout", 600, "multi_worker: seconds to wait for the other hosts, which are named meanwhile.",
+        lower_bound=1)
     flags.DEFINE_string("tpu", "", "Name or address of the TPU; local on a TPU VM.")
     flags.DEFINE_string("tpu_zone", None, "Google Cloud zone of a TPU given by name. Default: this machine's.")
     flags.DEFINE_string("gcp_project", None, "Google Cloud project of a TPU given by name. Default: this machine's.")
@@ -101,7 +103,9 @@ def define_accelerators(own_graph=True):
             "computation.")
     flags.DEFINE_string("data_service", "", "grpc://HOST:PORT of a tf.data service whose workers prepare the images (see docs).")
     flags.DEFINE_float("data_service_timeout", 60.0, "Seconds that the service may take to answer, before a run begins.")
-    flags.DEFINE_boolean("deterministic", False, "Bit-identical results from run to run on the same hardware; costs speed on GPUs.")
+    flags.DEFINE_boolean("deterministic", False, "Bit-identical results from run to run on the same kind of processor or GPU, with as many "
+        "threads (by default, cores that the process may use), and the same oneDNN setting, TensorFlow and tfssl; elsewhere a resumed run "
+        "says so. Costs speed on GPUs.")
 
 
 @cli.section("The run")
@@ -114,6 +118,7 @@ def define_run():
     flags.DEFINE_integer("knn_probe", 0, "At each validation, accuracy of nearest neighbours among so many labelled images; 0: none.")
     flags.DEFINE_integer("log_steps", 100, "Steps between lines of the log.")
     flags.DEFINE_boolean("extend_schedule", False, "Permit a resumed cosine run to change its length: its rate then jumps.")
+    flags.DEFINE_boolean("accept_changed_data", False, "Go on with other data than the run in --workdir began with; provenance.json tells.")
     flags.DEFINE_boolean("steal_lock", False, "Take over a --workdir that another process uses; it ends at its next checkpoint.")
     flags.DEFINE_boolean("dry_run", False, "Read all images, show the first batch, estimate the time; train nothing.")
 # fmt: on
@@ -128,11 +133,23 @@ def define_flags():
 
 # What a resumed run may change: where and how fast it computes, how long, and what it tells of itself.
 FREE = (
-    "workdir", "data_dir", "data_service", "epochs", "train_steps", "strategy", "tpu", "tpu_zone", "gcp_project", "jit_compile",
-    "rematerialize", "steps_per_execution", "checkpoint_steps", "keep_checkpoints", "keep_every", "val_split", "validation_steps",
-    "knn_probe", "log_steps", "data_service_timeout", "skip_damaged_shards",
+    "workdir", "data_dir", "data_service", "epochs", "train_steps", "strategy", "host_timeout", "tpu", "tpu_zone", "gcp_project",
+    "jit_compile", "rematerialize", "steps_per_execution", "checkpoint_steps", "keep_checkpoints", "keep_every", "val_split",
+    "validation_steps", "knn_probe", "log_steps", "data_service_timeout", "skip_damaged_shards",
 )  # fmt: skip
-NOT_STORED = ("extend_schedule", "dry_run", "steal_lock")
+NOT_STORED = ("extend_schedule", "dry_run", "steal_lock", "accept_changed_data")
+# What the hosts of a run may have each for itself: where things are.
+OF_HOST = (
+    "workdir",
+    "data_dir",
+    "dataset",
+    "data_service",
+    "host_timeout",
+    "init_module",
+    "module",
+    "teacher",
+    "train_list",
+)
 
 
 def main(_):
@@ -146,7 +163,7 @@ def main(_):
     from tfssl.runtime import strategy as strategies
 
     strategies.start(values["seed"], values["precision"], values["deterministic"])
-    strategy = strategies.build(values["strategy"], values["tpu"], values["tpu_zone"], values["gcp_project"])
+    strategy = strategies.build(*(values[n] for n in ("strategy", "tpu", "tpu_zone", "gcp_project", "host_timeout")))
     strategies.check_batch(strategy, values["batch_size"], values["accumulate_steps"], values["bn_group_size"])
     service.check(values["data_service"], values["data_service_timeout"])
     where = data_flags.where(values)
@@ -161,6 +178,7 @@ def main(_):
     for name, found in {"num_classes": source.num_classes or 0, "num_images": source.num_examples}.items():
         if values.get(name) == 0:
             values[name] = found
+    provenance = None if FLAGS.dry_run else know_data(values, strategy, source, validation)
     if not FLAGS.dry_run:
         pretext.task_class(values["task"]).from_data(values, source, values["workdir"])
     plan = Plan(values, source.num_examples)
@@ -177,7 +195,8 @@ def main(_):
 
         dry_run.describe(model, strategy, source, validation, plan, values)
     else:
-        train(model, strategy, source, validation, plan, values, f"tfssl-export --workdir={values['workdir']}")
+        following = f"tfssl-export --workdir={values['workdir']}"
+        train(model, strategy, source, validation, plan, values, following, provenance)
 
 
 def set_up(model, values, plan):
@@ -193,19 +212,41 @@ def set_up(model, values, plan):
     model.prepare()
 
 
-def train(model, strategy, source, validation, plan, values, following):
+def know_data(values, strategy, source, validation):
+    """The `Provenance` of a run, once its data are known to be its own, and the same on all hosts."""
+    from tfssl.data import identity
+    from tfssl.runtime import callbacks
+    from tfssl.runtime import strategy as strategies
+    from tfssl.runtime.provenance import Provenance
+
+    provenance = Provenance(values["workdir"], source)
+    if strategies.several_workers(strategy):
+        facts = provenance.digests()
+        here = f"{source.num_examples} images of {source.spec} ({source.split}), {facts['versions']}"
+        strategies.compare_hosts(
+            strategy, {"versions": facts.pop("versions")}, here
+        )  # what flags there are depends on them
+        facts |= {f"--{name}": settings.as_text(value) for name, value in values.items() if name not in OF_HOST}
+        facts["validation data"] = identity.text(identity.of(validation)) if validation else ""
+        strategies.compare_hosts(strategy, facts, here)
+    say = callbacks.say if strategies.is_chief(strategy) else lambda text: None
+    provenance.check(FLAGS.accept_changed_data, values["deterministic"], say)
+    return provenance
+
+
+def train(model, strategy, source, validation, plan, values, following, provenance):
     """Restore, then fit to the end, while no other process uses the workdir. `following` is the command that comes next, for the user."""
     from tfssl.runtime import locks
     from tfssl.runtime import strategy as strategies
 
-    run = model, strategy, source, validation, plan, values, following
+    run = model, strategy, source, validation, plan, values, following, provenance
     if not strategies.is_chief(strategy):
         return _train(*run)
     with locks.workdir_lock(values["workdir"], FLAGS.steal_lock) as check:
         _train(*run, check)
 
 
-def _train(model, strategy, source, validation, plan, values, following, check=lambda: None):
+def _train(model, strategy, source, validation, plan, values, following, provenance, check=lambda: None):
     """Once over the whole checkpoint intervals, and once over the rest, where there is one. `check` refuses when the lock is lost."""
     from tfssl.runtime import callbacks, checkpoints, preemption, summaries, watchdog
     from tfssl.runtime import strategy as strategies
@@ -228,6 +269,7 @@ def _train(model, strategy, source, validation, plan, values, following, check=l
     step = saver.restore(say)
     if chief:
         claim_workdir(values, source)
+        provenance.write(step)
     if step >= plan.total_steps:
         say(f"finished: {workdir} is at step {step} of {plan.total_steps}; next: {following}")
         return
@@ -441,7 +483,7 @@ def check_workdir(values, free=FREE):
     """Refuse a workdir that cannot be written or holds another run; `free`: flags that may differ."""
     import tensorflow as tf
 
-    from tfssl.runtime import files
+    from tfssl.runtime import files, provenance
 
     if values["strategy"] != "multi_worker":  # of whose processes one writes, and says so itself
         files.check_writable(values["workdir"], "--workdir")
@@ -458,6 +500,8 @@ def check_workdir(values, free=FREE):
     stored = {name: settings.as_text(d) for name, d in defaults.items() if d is not None} | settings.read_flags(path)
     found = {n: values[n] or stored.get(n) for n in ("num_classes", "num_images") if n in values}  # 0: the data set's
     values = {**values, **found}
+    if provenance.known(values["workdir"]) or FLAGS.accept_changed_data:
+        free = (*free, "dataset")  # what it holds is known, and compared when it is opened
     for name, old, new in settings.differences(stored, values, free):
         raise UserError(
             f"{values['workdir']!r} holds another run: its --{name} is {old}, not {new}; use another --workdir, or go on with that run by "

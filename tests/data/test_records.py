@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 
 import numpy as np
@@ -161,6 +162,54 @@ def test_counts_are_kept_beside_the_files(write_records, cache, monkeypatch):
     with open(f"{root}/.tfssl_counts.json", "w") as file:
         file.write('{"format": 1, "files": ')
     assert tfssl.open_source("tfrecord:" + root).num_examples == 4
+
+
+def with_count(count, crc="as it was"):
+    """A change of the file of counts: another one of each file, the checksum as it was or none."""
+
+    def change(content):
+        files = {key: {**entry, "count": count} for key, entry in content["files"].items()}
+        return {"format": 1, "files": files, **({"crc": content["crc"]} if crc else {})}
+
+    return change
+
+
+ODD = {
+    "a list": lambda content: [1],
+    "files as a list": lambda content: {"format": 1, "files": [1]},
+    "entries as lists": lambda content: {"format": 1, "files": dict.fromkeys(content["files"], [])},
+    "a count as text": with_count({"records": "x", "low": 0, "high": 1}, crc=None),
+    "a count that is another": with_count({"records": 60, "low": 0, "high": 1}),
+    "a count below zero": with_count({"records": -1, "low": 0, "high": 1}, crc=None),
+    "no count": with_count(None, crc=None),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_counts_are_counted_again(write_records, odd):
+    root = write_records({"train-0": [0, 1, 1]})
+    tfssl.open_source(f"tfrecord:{root}/train-0")
+    path = f"{root}/.tfssl_counts.json"
+    with open(path) as file:
+        content = json.load(file)
+    with open(path, "w") as file:
+        json.dump(ODD[odd](content), file)
+    assert tfssl.open_source(f"tfrecord:{root}/train-0").num_examples == 3
+
+
+def test_counts_of_older_versions_stay_valid(write_records, monkeypatch):
+    """They have no checksum, and two numbers of each file."""
+    root = write_records({"train-0": [0, 1, 1]})
+    tfssl.open_source(f"tfrecord:{root}/train-0")
+    path = f"{root}/.tfssl_counts.json"
+    with open(path) as file:
+        content = json.load(file)
+    for entry in content["files"].values():
+        entry["stamp"] = entry["stamp"][:2]
+    with open(path, "w") as file:
+        json.dump({"format": 1, "files": content["files"]}, file)
+    monkeypatch.setattr("tfssl.data.counts._counter", None)
+    assert tfssl.open_source(f"tfrecord:{root}/train-0").num_examples == 3
 
 
 def test_counts_of_read_only_data_go_to_the_cache(write_records, cache, monkeypatch):

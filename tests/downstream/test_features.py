@@ -1,3 +1,4 @@
+import json
 import os
 
 import numpy as np
@@ -206,9 +207,8 @@ class TestCache:
         assert [f for _, _, files in os.walk(tmp_path) for f in files] == ["key.json"]
         assert extract(module, source, ["stem"], cache_dir=str(tmp_path)).endpoints["stem"].shape == (11, 2048)
 
-    def test_a_repaired_image_makes_a_new_pass(self, module, source, tmp_path, passes, monkeypatch):
-        """The digest samples names and contents: what it misses, the rows of a later pass may show."""
-        monkeypatch.setattr(features, "identity", lambda source: "the same")
+    def test_other_rows_make_a_new_pass(self, module, source, tmp_path, passes, monkeypatch):
+        """What an earlier pass read of the same files, while one could not be read, say, is not mixed with a later one's."""
         extract(module, source, ["stem"], cache_dir=str(tmp_path))
         fill = features._fill
         monkeypatch.setattr(
@@ -220,6 +220,185 @@ class TestCache:
         assert passes == [["stem"], ["block"], ["stem"]]
         assert found.endpoints["stem"].shape[0] == found.endpoints["block"].shape[0] == len(found.labels) == 10
 
+    def test_damaged_features_are_computed_again(self, module, source, tmp_path, passes, caplog):
+        extract(module, source, ["stem", "block"], cache_dir=str(tmp_path))
+        (path,) = tmp_path.glob("*/stem.npy")
+        with open(path, "r+b") as f:
+            f.seek(200)
+            f.write(bytes(50))
+        with caplog.at_level("WARNING", logger="absl"):
+            again = extract(module, source, ["stem", "block"], cache_dir=str(tmp_path))
+        assert passes == [["stem", "block"], ["stem"]] and "stem.npy are damaged" in caplog.text
+        np.testing.assert_array_equal(again.endpoints["stem"], extract(module, source, ["stem"]).endpoints["stem"])
+
+    @pytest.mark.parametrize("what", ["values", "labels"])
+    def test_verify_computes_a_sample_again(self, module, source, tmp_path, passes, monkeypatch, caplog, what):
+        """Of features that were wrong when they were written, with the checksums of what is wrong."""
+        fill = features._fill
+
+        def wrong(arrays, *args):
+            rows = fill(arrays, *args)
+            if what == "labels":
+                return {**rows, "labels": 1 - rows["labels"]}
+            arrays["block"][7] += 1
+            return rows
+
+        with monkeypatch.context() as patch:
+            patch.setattr(features, "_fill", wrong)
+            extract(module, source, ["stem", "block"], cache_dir=str(tmp_path))
+        fresh = extract(module, source, ["stem", "block"])
+        del passes[:]
+        with caplog.at_level("WARNING", logger="absl"):
+            found = extract(module, source, ["stem", "block"], cache_dir=str(tmp_path), verify=True)
+        assert passes == [["stem", "block"]] * 2 and "computed again" in caplog.text
+        np.testing.assert_array_equal(found.endpoints["block"], fresh.endpoints["block"])
+        np.testing.assert_array_equal(found.labels, fresh.labels)
+        assert extract(module, source, ["stem", "block"], cache_dir=str(tmp_path), verify=True).seconds == 0
+
+    def test_a_source_that_does_not_say_what_it_is_made_of_is_not_cached(self, module, source, tmp_path, monkeypatch):
+        monkeypatch.setattr(type(source), "parts", tfssl.data.Source.parts)
+        extract(module, source, ["block"], cache_dir=str(tmp_path))
+        assert list(tmp_path.iterdir()) == []
+
     def test_remote_folder(self, module, source):
         with pytest.raises(UserError, match="gs://bucket.*local folder"):
             extract(module, source, cache_dir="gs://bucket/x")
+
+
+def bitmap(seed, side=20):
+    """A BMP of random pixels, always as many bytes; and the pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, [side, side, 3]).astype(np.uint8)
+    head = b"BM" + (54 + pixels.size).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little")
+    sizes = (40).to_bytes(4, "little") + side.to_bytes(4, "little") * 2 + b"\1\0\x18\0" + bytes(24)
+    return head + sizes + pixels[::-1, :, ::-1].tobytes(), pixels
+
+
+def content(seed):
+    return b"BM broken" if seed is None else bitmap(seed)[0]
+
+
+def rewrite(path, data, touched):
+    """Write a file in place, if its contents are others."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_bytes() != data:
+        path.write_bytes(data)
+        touched.append(path)
+
+
+class Written:
+    """A data set of [name, label, seed of the pixels] rows, written as one of several kinds; label i is that of classes[i]."""
+
+    def __init__(self, kind, root):
+        self.kind, self.root, self.classes = kind, root, ["dark", "light"]
+        self.rows = [[f"{i:02}", i % 2, i] for i in range(12)]
+
+    def write(self):
+        """Write what has changed; the files that were written."""
+        touched = []
+        getattr(self, self.kind.split(":")[0])(touched)
+        return touched
+
+    def folder(self, touched):
+        paths = [self.root / self.classes[label] / f"{name}.bmp" for name, label, _ in self.rows]
+        for path in {*self.root.rglob("*.bmp")} - {*paths}:
+            path.unlink()
+        for path, (_, _, seed) in zip(paths, self.rows):  # noqa: B905 (Python 3.9)
+            rewrite(path, content(seed), touched)
+
+    def records(self, image, label):
+        """The bytes of a TFRecord file."""
+        path = self.root.with_suffix(".unfinished")
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for _, number, seed in self.rows:
+                feature = {
+                    image: tf.train.Feature(bytes_list=tf.train.BytesList(value=[content(seed)])),
+                    label: tf.train.Feature(int64_list=tf.train.Int64List(value=[number])),
+                }
+                writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+        return path.read_bytes()
+
+    def tfrecord(self, touched):
+        rewrite(self.root / "train-00000-of-00001", self.records("image/encoded", "image/class/label"), touched)
+
+    def tfds(self, touched):
+        """As tensorflow-datasets prepares it."""
+        folder, data, module = (
+            self.root / "own" / "1.0.0",
+            self.records("image", "label"),
+            "tensorflow_datasets.core.features.",
+        )
+        image = {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8", "encodingFormat": "png"}
+        features_ = {
+            "image": {"pythonClassName": f"{module}image_feature.Image", "image": image},
+            "label": {"pythonClassName": f"{module}class_label_feature.ClassLabel", "classLabel": {"numClasses": "2"}},
+        }
+        whole = {
+            "pythonClassName": f"{module}features_dict.FeaturesDict",
+            "featuresDict": {"features": features_},
+        }
+        split = {"name": "train", "shardLengths": [str(len(self.rows))], "numBytes": str(len(data))}
+        split["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        info = {"name": "own", "version": "1.0.0", "fileFormat": "tfrecord", "splits": [split]}
+        rewrite(folder / "features.json", json.dumps(whole).encode(), touched)
+        rewrite(folder / "label.labels.txt", "\n".join(self.classes).encode(), touched)
+        rewrite(folder / "dataset_info.json", json.dumps(info).encode(), touched)
+        rewrite(folder / "own-train.tfrecord-00000-of-00001", data, touched)
+
+    def open(self):
+        if self.kind == "tfds":
+            return tfssl.open_source("tfds:own", data_dir=str(self.root))
+        kind, _, remote = self.kind.partition(":")
+        return tfssl.open_source(f"{kind}:{'file://' if remote else ''}{self.root}")
+
+    def expected(self, source):
+        """Pixels of the central 16x16 [n, 768] in [0, 1], and the class's number of each, as the source counts; no unreadable images."""
+        rows, classes = self.rows, self.classes
+        if self.kind.startswith("folder"):
+            classes = sorted(classes)
+            by_name = {f"{self.classes[row[1]]}/{row[0]}.bmp": row for row in rows}
+            rows = [by_name["/".join(name.split("/")[-2:])] for name in source.names()]
+        rows = [row for row in rows if row[2] is not None]
+        pixels = [bitmap(seed)[1][2:18, 2:18].reshape(-1) / 255 for _, _, seed in rows]
+        return np.array(pixels), [classes.index(self.classes[label]) for _, label, _ in rows], classes
+
+
+def swap(rows, i, j):
+    rows[i][2], rows[j][2] = rows[j][2], rows[i][2]
+
+
+IN_PLACE = {
+    "an image": lambda d: d.rows[9].__setitem__(2, 100),
+    "an image, with its old time": lambda d: d.rows[10].__setitem__(2, 101),
+    "the last image": lambda d: d.rows[-1].__setitem__(2, 102),
+    "two images change places": lambda d: swap(d.rows, 2, 7),
+    "a label": lambda d: d.rows[8].__setitem__(1, 1),
+    "all labels": lambda d: [row.__setitem__(1, 1 - row[1]) for row in d.rows],
+    "an image more": lambda d: d.rows.append(["99", 0, 103]),
+    "an image less": lambda d: d.rows.pop(3),
+    "a name": lambda d: d.rows[4].__setitem__(0, "aa"),
+    "a class's name": lambda d: d.classes.__setitem__(0, "zenith"),
+    "an image breaks": lambda d: d.rows[5].__setitem__(2, None),
+    "it is repaired": lambda d: d.rows[5].__setitem__(2, 104),
+}
+
+
+@pytest.mark.parametrize("kind", ["folder", "folder:file", "tfrecord", "tfds"])
+def test_no_change_in_place_leaves_stale_features(kind, module, tmp_path):
+    """Twelve changes, one after the other: what comes of the cache is what the files hold now."""
+    data, stale = Written(kind, tmp_path / "data"), []
+    for change in (None, *IN_PLACE):
+        before = {path: path.stat() for path in (tmp_path / "data").rglob("*")}
+        if change:
+            IN_PLACE[change](data)
+        for path in data.write():
+            if change and "old time" in change:
+                os.utime(path, ns=(before[path].st_atime_ns, before[path].st_mtime_ns))
+        source = data.open()
+        found = extract(module, source, ["pixels"], cache_dir=str(tmp_path / "cache"), progress=False)
+        pixels, labels, classes = data.expected(source)
+        same = found.endpoints["pixels"].shape == pixels.shape
+        same = same and np.allclose(found.endpoints["pixels"], pixels, atol=1e-6) and list(found.labels) == labels
+        if not same or found.class_names not in (None, classes):
+            stale.append(change)
+    assert stale == []
+    assert extract(module, data.open(), ["pixels"], cache_dir=str(tmp_path / "cache"), progress=False).seconds == 0

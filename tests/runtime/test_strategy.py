@@ -1,5 +1,9 @@
 """Strategies by name, and batches that must divide."""
 
+import threading
+import types
+
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -84,3 +88,63 @@ def test_auto_precision_is_what_the_device_computes_in(strategy, capabilities, b
     alone = strategy != "tpu" and not capabilities
     assert bool(strategies.emulated("mixed_float16", strategy)) == alone
     assert bool(strategies.emulated("mixed_bfloat16", strategy)) == (alone and not bfloat16)
+
+
+@pytest.mark.parametrize("step, exchange", [(0.1, 0.0005), (0.1, 0.01), (2.0, 0.01), (0.003, 0.02)])
+def test_workers_agree_seldom_and_learn_of_it_after_the_same_step(step, exchange, monkeypatch):
+    """Three workers in threads that meet at each exchange, each with a clock: it takes less than a hundredth of the time, and what one was
+    told all hear in the same step, within five seconds."""
+    workers, steps, told_at = 3, int(60 / step), int(40 / step)
+    clocks, sums, barrier = [0.0] * workers, {}, threading.Barrier(workers)
+    monkeypatch.setattr(strategies, "several_workers", lambda strategy: True)
+    strategy = types.SimpleNamespace(extended=types.SimpleNamespace(_num_workers=workers))
+    heard, spent, steps = {}, [0.0] * workers, min(steps, 4000)
+    told_at = min(told_at, steps // 2)
+
+    def run(me):
+        def add(numbers):
+            sums[me] = np.array(numbers)
+            barrier.wait(20)
+            total = sum(sums.values())
+            barrier.wait(20)
+            clocks[me] += exchange * (1 + 0.5 * me)  # they do not measure the same
+            spent[me] += exchange * (1 + 0.5 * me)
+            return total
+
+        agreement = strategies.Agreement(strategy, lambda: clocks[me])
+        agreement._sum = add
+        for number in range(steps):
+            clocks[me] += step
+            if agreement(1 if me == 1 and number >= told_at else 0):
+                heard[me] = number
+                return
+
+    threads = [threading.Thread(target=run, args=(me,)) for me in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(heard) == workers and len(set(heard.values())) == 1
+    assert (heard[0] - told_at) * step <= 5 + step
+    assert max(spent) < 0.01 * clocks[0] + 4 * 2 * exchange  # the first ones follow each other
+
+
+def test_one_process_hears_at_once():
+    agreement = strategies.Agreement(tf.distribute.get_strategy())
+    assert [bool(agreement(value)) for value in (0, 0, 1)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"cluster": {"worker": ["a:1"]}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 3}}',
+    ],
+)
+def test_a_bad_tf_config_is_one_line(monkeypatch, config):
+    monkeypatch.setenv("TF_CONFIG", config)
+    with pytest.raises(UserError, match="TF_CONFIG does not name the hosts and this one.*it looks like"):
+        strategies.build("multi_worker")

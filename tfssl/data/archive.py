@@ -36,7 +36,7 @@ def unpack(path, data_dir=None):
     with a UserError, as is an archive that is broken.
     """
     try:
-        size, changed = stamp(path)
+        size, changed, *_ = stamp(path)
     except (tf.errors.OpError, OSError):
         raise UserError(f"no such archive: {path!r}") from None
     path = path if "://" in path else os.path.abspath(path)

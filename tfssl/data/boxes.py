@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfssl.data.identity import Parts
 from tfssl.data.source import IndexedSource
 from tfssl.data.splits import resolve
 from tfssl.data.voc import find
@@ -73,6 +74,10 @@ class BoxSource(IndexedSource):
         begin, end = tf.gather(self._ends, index), tf.gather(self._ends, index + 1)
         its = {key: value[begin:end] for key, value in self._flat.items()}
         return {"image": image, "label": tf.constant(-1, tf.int64), "index": index, **its}
+
+    def parts(self):
+        boxes = [value.numpy() for value in (self._ends, *self._flat.values())]
+        return Parts([path.decode() for path in self._paths.numpy()], boxes)
 
     def name_in_graph(self, record):
         return tf.gather(self._paths, record["index"])

@@ -18,16 +18,18 @@ def cache_dir(data_dir=None):
 
 
 def stamp(path):
-    """[size, time of the last change in ns] of a file: what tells one version of it from the next.
+    """[size, time of the last change in ns] of a file: what tells one version of it from the next; of local ones, and as a third the
+    time of the last change of its entry (its owner, name or contents), which no program can set.
 
     Raises:
       tf.errors.OpError, OSError: if there is no such file.
     """
+    path = path[len("file://") :] if path.startswith("file:///") else path
     if "://" in path:
         stat = tf.io.gfile.stat(path)
         return [stat.length, stat.mtime_nsec]
     stat = os.stat(path)  # TensorFlow rounds local times to seconds
-    return [stat.st_size, stat.st_mtime_ns]
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def try_write(path, content):

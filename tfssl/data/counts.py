@@ -4,6 +4,7 @@ import concurrent.futures
 import hashlib
 import json
 import os
+import zlib
 
 import tensorflow as tf
 from absl import logging
@@ -20,7 +21,7 @@ def count_records(files, label_key, skip_damaged=False):
     """Reads files through, unless that was done before.
 
     The counts are kept beside the files, or in the cache folder where that is read-only, under a file's name, size and
-    time.
+    times, with a checksum. Counts that are damaged, or of another form, count as absent.
 
     Args:
       files: list of file names.
@@ -42,7 +43,7 @@ def count_records(files, label_key, skip_damaged=False):
     for folder, entries in folders.items():
         beside, cached = _places(folder)
         kept = {**_load(cached), **_load(beside)}
-        known.update({file: kept[key]["count"] for file, key, new in entries if kept.get(key, {}).get("stamp") == new})
+        known.update({file: kept[key]["count"] for file, key, new in entries if key in kept and _same(kept[key], new)})
         missing = [file for file, _, _ in entries if file not in known]
         if not missing:
             continue
@@ -52,7 +53,7 @@ def count_records(files, label_key, skip_damaged=False):
             known.update(zip(missing, pool.map(_counter(label_key, earlier), missing)))
         whole = [entry for entry in entries if known[entry[0]] is not earlier.get(entry[0])]
         kept.update({key: {"stamp": new, "count": known[file]} for file, key, new in whole})
-        content = json.dumps({"format": 1, "files": kept}, indent=0).encode()
+        content = json.dumps({"format": 1, "crc": _crc(kept), "files": kept}, indent=0).encode()
         if not try_write(beside, content):
             try_write(cached, content)
     return [known[file] for file in files]
@@ -68,9 +69,30 @@ def _load(path):
     try:
         with tf.io.gfile.GFile(path) as file:
             content = json.load(file)
-        return content["files"] if content["format"] == 1 else {}
-    except (tf.errors.OpError, OSError, ValueError, KeyError, TypeError):
+        # Older files have no checksum; they stay valid, for to count is to read everything.
+        if content["format"] != 1 or content.get("crc") not in (None, _crc(content["files"])):
+            return {}
+        return {key: entry for key, entry in content["files"].items() if _is_count(entry)}
+    except (tf.errors.OpError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}  # absent, or damaged: count again
+
+
+def _crc(files):
+    return zlib.crc32(json.dumps(files, sort_keys=True).encode())
+
+
+def _is_count(entry):
+    """Whether an entry has the form {"stamp": [int], "count": {"records", "low", "high": int}}."""
+    try:
+        numbers = [*entry["stamp"], *(entry["count"][name] for name in ("records", "low", "high"))]
+        return len(entry["stamp"]) >= 2 and all(type(n) is int for n in numbers) and entry["count"]["records"] >= 0
+    except (TypeError, KeyError):
+        return False
+
+
+def _same(entry, stamped):
+    """Whether a file's stamp is that of its entry. Older entries lack the last of three numbers."""
+    return entry["stamp"] == stamped[: len(entry["stamp"])]
 
 
 def _counter(label_key, earlier):

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from tfssl.data import archive, layout
 from tfssl.data.checks import reason_of
+from tfssl.data.identity import Parts
 from tfssl.data.source import IndexedSource, first
 from tfssl.data.splits import resolve
 from tfssl.errors import UserError
@@ -54,6 +55,9 @@ class Files(IndexedSource):
         index = record["index"]
         image = tf.io.read_file(tf.gather(self._paths, index))
         return {"image": image, "label": tf.gather(self._labels, index), "index": index}
+
+    def parts(self):
+        return Parts([path.decode() for path in self._paths.numpy()], [self._labels.numpy()])
 
     def name_in_graph(self, record):
         (folder, shown), path = self._shown, tf.gather(self._paths, record["index"])

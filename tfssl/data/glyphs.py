@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.data.cache import cache_dir, try_write
+from tfssl.data.identity import Parts
 from tfssl.data.source import IndexedSource
 from tfssl.data.splits import resolve
 from tfssl.errors import UserError
@@ -59,6 +60,10 @@ class GlyphSource(IndexedSource):
         example = {key: tf.gather(value, record["index"]) for key, value in self._arrays.items()}
         boxes = example.pop("box")[None]
         return {"index": record["index"], "boxes": boxes, "classes": example["label"][None], **example}
+
+    def parts(self):
+        arrays = {key: value.numpy() for key, value in self._arrays.items()}
+        return Parts(pixels=[arrays.pop("image")], labels=list(arrays.values()))
 
     def name_in_graph(self, record):
         return tf.strings.join(["glyph ", tf.strings.as_string(record["index"])])

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.data.folder import FORMATS, UNREAD
+from tfssl.data.identity import Parts
 from tfssl.data.source import IndexedSource
 from tfssl.data.splits import resolve
 from tfssl.errors import UserError
@@ -56,6 +57,9 @@ class MaskSource(IndexedSource):
         image = tf.io.read_file(tf.gather(self._images, index))
         mask = tf.ensure_shape(tf.numpy_function(_decode, [tf.gather(self._masks, index)], tf.uint8), [None, None])
         return {"image": image, "label": tf.constant(-1, tf.int64), "index": index, "mask": mask}
+
+    def parts(self):
+        return Parts([path.decode() for paths in (self._images, self._masks) for path in paths.numpy()])
 
     def name_in_graph(self, record):
         return tf.gather(self._images, record["index"])

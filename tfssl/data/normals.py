@@ -13,6 +13,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from tfssl.data.identity import Parts
 from tfssl.data.masks import beside
 from tfssl.data.source import IndexedSource
 from tfssl.data.splits import resolve
@@ -62,6 +63,10 @@ class NormalSource(IndexedSource):
             normals = from_depth(tf.cast(depth[..., 0], tf.float32), *self._camera)
         image = tf.io.read_file(tf.gather(self._images, index))
         return {"image": image, "label": tf.constant(-1, tf.int64), "index": index, "normals": normals}
+
+    def parts(self):
+        paths = [path.decode() for paths in (self._images, self._others) for path in paths.numpy()]
+        return Parts(paths, reading={"camera": self._camera})
 
     def name_in_graph(self, record):
         return tf.gather(self._images, record["index"])

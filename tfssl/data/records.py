@@ -70,6 +70,7 @@ class TFRecordSource(StreamSource):
             self.unlabelled_because = f"no record has one under label_key {label_key!r}{keys}"
             self.remarks += [f"no label under label_key {label_key!r}{keys}, if that is one"] if likely else []
         self._image_key, self._label_key, self._offset = image_key, label_key, label_offset
+        self.reading = {"image_key": image_key, "label_key": label_key, "label_offset": label_offset}
 
     def fetch(self, record):
         features = {
@@ -179,6 +180,7 @@ class TFDSSource(StreamSource):
             wanted["objects"], self.annotations = set(objects), ("boxes",)
         partial = tfds.decode.PartialDecoding(wanted, {image: tfds.decode.SkipDecoding()})
         self._image, self._label, self._decoders = image, label, partial.decoders
+        self.reading = {"image": image, "label": label}
         self._features = partial.extract_features(info.features)
 
     def fetch(self, record):

@@ -12,6 +12,7 @@ import os
 import tensorflow as tf
 
 from tfssl.data import checks
+from tfssl.data.identity import Parts, relative
 from tfssl.errors import UserError
 
 _SCHEMES = (
@@ -185,6 +186,11 @@ class Source:
         ("difficult"); labels are -1 then. None where an image has one label, or none."""
         return None
 
+    def parts(self):
+        """What the examples are made of, by which `identity.of` knows them again: `identity.Parts`. A source of one's own that does not
+        say so is known by its names alone, and its features are not cached."""
+        return Parts(reading={"names": self.names()})
+
     def name_in_graph(self, record):
         """What a person would call the record: scalar string; graph code."""
         raise NotImplementedError
@@ -275,6 +281,7 @@ class StreamSource(Source):
     """
 
     _CHAPTER, _FILES_AT_ONCE, _BLOCK, _READ_BYTES = 128, 16, 16, 4 << 20
+    reading = {}  # keys and offsets by which records are parsed
 
     def __init__(self, spec, split, shards, shuffle_buffer, num_classes=None, class_names=None, skip_damaged=False):
         takes = [take for _, _, take in shards]
@@ -374,6 +381,11 @@ class StreamSource(Source):
             serialized = f.read(ends[place + 1] - ends[place] - 16)
         index = tf.constant(self._begins[shard] + place - skip, tf.int64)
         return {**record, "index": index, "serialized": tf.constant(serialized)}
+
+    def parts(self):
+        files = [file for file, _, _ in self._shards]
+        ranges = [[name, skip, take] for name, (_, skip, take) in zip(relative(files)[1], self._shards)]
+        return Parts(files, reading={"shards": ranges, **self.reading})
 
     def name(self, index):
         """Counts from 0 in its file: "record 17 of train-00003-of-01024"."""

@@ -1,5 +1,8 @@
 """Some of a source's images, or some of its labels, as a source."""
 
+import dataclasses
+import hashlib
+
 import numpy as np
 import tensorflow as tf
 from absl import logging
@@ -63,6 +66,11 @@ class Subset(Source):
         targets = self._source.targets()
         return targets[self._index] if self._renumbered and targets is not None else targets
 
+    def parts(self):
+        parts = self._source.parts()
+        chosen = hashlib.sha256(self._index.astype(np.int64).tobytes()).hexdigest()
+        return dataclasses.replace(parts, reading={"subset": chosen, "of": parts.reading})
+
     def name_in_graph(self, record):
         return self._source.name_in_graph(record)
 
@@ -95,6 +103,11 @@ class LabelledAt(Source):
 
     def read_again(self, record, stand_in=False):
         return self._source.read_again(record, stand_in)
+
+    def parts(self):
+        parts = self._source.parts()
+        labelled = hashlib.sha256(self._keeps.numpy().tobytes()).hexdigest()
+        return dataclasses.replace(parts, reading={"labelled": labelled, "of": parts.reading})
 
     def name_in_graph(self, record):
         return self._source.name_in_graph(record)

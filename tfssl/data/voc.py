@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.data.checks import reason_of
+from tfssl.data.identity import Parts
 from tfssl.data.source import IndexedSource
 from tfssl.data.splits import resolve
 from tfssl.errors import UserError
@@ -44,6 +45,9 @@ class VOCSource(IndexedSource):
         self._targets = np.stack(targets)
         with tf.device("CPU"):
             self._paths = tf.constant(paths)
+
+    def parts(self):
+        return Parts([path.decode() for path in self._paths.numpy()], [self._targets])
 
     def targets(self):
         return self._targets

@@ -1,10 +1,10 @@
 """From a Hub module and a source to arrays of features: one pass over the images gives all endpoints."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import math
-import os
 import sys
 import time
 
@@ -12,8 +12,9 @@ import numpy as np
 from absl import logging
 from tqdm.auto import tqdm
 
-from tfssl import __version__
-from tfssl.data import pipeline
+from tfssl.data import identity, image, pipeline
+from tfssl.data.subset import spread
+from tfssl.downstream import images as images_module
 from tfssl.downstream import modules, npz, pooling
 from tfssl.downstream.cache import FeatureCache
 from tfssl.downstream.images import PIXELS, Images, pixels_shape
@@ -110,6 +111,7 @@ def extract(
     dtype="float32",
     cache_dir=None,
     progress=True,
+    verify=False,
 ):
     """Features of all images of a source: each is resized, cropped in the centre and encoded once.
 
@@ -127,8 +129,9 @@ def extract(
       pool, target: how, and above which number of values, maps are pooled: see `pooling.pool`.
       dtype: "float32", or "float16" for half the memory.
       cache_dir: a local folder to keep the features in, memory-mapped; later calls with the same module, data and
-        settings read them there. Data are recognised by names, dates and a sample of the contents.
+        settings read them there, if their checksums are right. See `tfssl.data.identity` for what "the same data" is.
       progress: show a progress bar (on a terminal or in a notebook).
+      verify: compute cached features of 64 images again (of records, the first), and all of them where these differ.
 
     Returns:
       Features.
@@ -151,32 +154,38 @@ def extract(
     wanted = check_endpoints(module, size, endpoints) if endpoints is None or len(endpoints) else []
     dims = {name: math.prod(available[name]) for name in wanted}
 
+    def compute(of, arrays, batch_size):
+        batch_size = min(batch_size, of.num_examples)
+        return _fill(arrays, images.encoder(list(arrays), batch_size), module, of, batch_size, size, resize, progress)
+
     cache = None
     if cache_dir and wanted:
         settings = {"image_size": size, "resize": resize, "pool": pool, "target": target, "dtype": dtype}
-        key = {"module": module.identity, "source": identity(source), **settings, "tfssl": __version__}
-        cache = FeatureCache(cache_dir, key)
-    missing = [name for name in wanted if not (cache and cache.has(name))]
-    start, rows, arrays = time.time(), None, {}
-    if missing:
-        batch_size = min(batch_size, source.num_examples)
-        compute = images.encoder(missing, batch_size)
-        try:
-            for name in missing:
-                shape = source.num_examples, dims[name]
-                arrays[name] = cache.create(name, shape, dtype) if cache else np.empty(shape, dtype)
-            rows = _fill(arrays, compute, module, source, batch_size, size, resize, progress)
-            if cache:
-                cache.commit(arrays, rows)
-        finally:
-            if cache:
-                cache.discard(missing)
+        cache = open_cache(cache_dir, module, source, settings)
+    start, rows, arrays, passes = time.time(), None, {}, 0
     if not wanted:
         rows = read_labels(source)
-    elif cache:
-        if not all(cache.has(name) for name in wanted):  # the data changed since an earlier pass, which is gone
-            return extract(module, source, wanted, size, resize, batch_size, pool, target, dtype, cache_dir, progress)
-        rows, arrays = cache.rows(), {name: cache.load(name) for name in wanted}
+    elif not cache:
+        arrays, passes = {name: np.empty((source.num_examples, dims[name]), dtype) for name in wanted}, 1
+        rows = compute(source, arrays, batch_size)
+    else:
+        rows, arrays = cache.read(wanted)
+        if verify and arrays and not _as_computed(rows, arrays, source, compute, batch_size, dtype):
+            cache.drop(list(arrays))
+            rows, arrays = cache.read(wanted)
+        while len(arrays) < len(wanted):  # a second time where the rows of an earlier pass are not those of this one
+            if passes == 3:
+                raise UserError(
+                    f"features do not stay in {cache_dir!r} as they were written: use another disk, or no cache"
+                )
+            missing = [name for name in wanted if name not in arrays]
+            try:
+                made = {name: cache.create(name, (source.num_examples, dims[name]), dtype) for name in missing}
+                cache.commit(made, compute(source, made, batch_size))
+            finally:
+                cache.discard()
+            rows, arrays = cache.read(wanted)
+            passes += 1
     dropped = [str(name) for name in rows["dropped"]]
     warn_of(dropped, source)
     targets = source.targets()
@@ -188,7 +197,7 @@ def extract(
         class_names=source.class_names,
         source=f"{source.spec} {source.split}",
         dropped=dropped,
-        seconds=time.time() - start if missing else 0.0,
+        seconds=time.time() - start if passes else 0.0,
         images=images,
         targets=None if targets is None else targets[rows["index"]],
     )
@@ -278,24 +287,52 @@ def warn_of(dropped, source):
         _warn_once(f"{source.spec} {source.split}: {count}: {', '.join(dropped[:5])}{more}")
 
 
-def identity(source):
-    """What tells one data set from another, JSON-able: 1,000 names, sizes and dates at most, and the first 8 contents."""
-    digest = hashlib.sha256()
-    for i in np.unique(np.linspace(0, source.num_examples - 1, 1000).astype(int)):
-        name = source.name(int(i))
-        digest.update(name.encode())
-        if os.path.isfile(name):
-            status = os.stat(name)
-            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
-    for record in source.records().map(source.fetch).ignore_errors().take(8).as_numpy_iterator():
-        content = record["image"]
-        digest.update(content if isinstance(content, bytes) else content.tobytes())
-        digest.update(str(int(record["label"])).encode())
-    names = list(source.class_names) if source.class_names else None
-    return {
-        "spec": source.spec,
-        "split": source.split,
-        "num_examples": source.num_examples,
-        "class_names": names,
-        "digest": digest.hexdigest(),
-    }
+def open_cache(folder, module, source, settings):
+    """The `FeatureCache` of a module's features of a source; None where the source does not say what it is made of."""
+    data = identity.key(identity.of(source))
+    if data is None:
+        _warn_once(
+            f"features of {source.spec} are not cached: its source does not say what it is made of (Source.parts)"
+        )
+        return None
+    used = versions()
+    key = {"module": module.identity, "data": data, **settings, **used, "preprocessing": _preprocessing()}
+    return FeatureCache(folder, key, {"module": module.handle, "dataset": source.spec, "split": source.split})
+
+
+def versions():
+    """{"tfssl", "tensorflow"}: those that cached features depend on."""
+    used = identity.versions()
+    return {name: used[name] for name in ("tfssl", "tensorflow")}
+
+
+@functools.cache
+def _preprocessing():
+    """A digest of the code that makes features of files: it changes between releases, too."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (image, pipeline, images_module, pooling):
+        with contextlib.suppress(OSError), open(part.__file__, "rb") as f:  # an archive's files cannot be opened
+            digest.update(f.read())
+    return digest.hexdigest()
+
+
+def _as_computed(rows, arrays, source, compute, batch_size, dtype, count=64):
+    """Whether cached features of a sample of images are those that are computed now, up to rounding; the sample's labels are theirs."""
+    sample = spread(source, count)
+    row = {int(index): i for i, index in enumerate(rows["index"])}
+    fresh = {name: np.empty((sample.num_examples, array.shape[1]), dtype) for name, array in arrays.items()}
+    found = compute(sample, fresh, batch_size)
+    at = [row.get(int(index)) for index in found["index"]]
+    if None in at or not np.array_equal(rows["labels"][at], found["labels"]):
+        logging.warning(
+            "cached features of %s %s are of other images or labels: computed again", source.spec, source.split
+        )
+        return False
+    for name, array in arrays.items():
+        now, then = (np.asarray(x, np.float32) for x in (fresh[name][: len(at)], array[at]))
+        scale = np.abs(now).max(initial=0)
+        if not np.allclose(now, then, rtol=0, atol=(1e-2 if dtype == "float16" else 1e-3) * scale, equal_nan=True):
+            what = f"{source.spec} {source.split}, {name}"
+            logging.warning("cached features of %s are not those that the module computes: computed again", what)
+            return False
+    return True

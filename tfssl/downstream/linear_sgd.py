@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tfssl import __version__
+from tfssl.data import identity
 from tfssl.downstream import features, sgd, splits
 from tfssl.downstream.batch_norm import KINDS, BatchNorm
 from tfssl.downstream.images import CROPS
@@ -128,7 +128,8 @@ def run(
     finals, trials = heads[: len(names)], heads[-len(names) :]  # one and the same if nothing is held out
     on_val = sgd.Held(part.held, part.val, names, classes)
     on_test = sgd.Held(test, np.arange(len(test.labels)), names, classes)
-    state = State(state_dir, _key(settings, names)) if state_dir and train.images else State()
+    key = _key(settings, names) if state_dir and train.images else None
+    state = State(state_dir if key else None, key)
     done = state.epoch * plan.steps(len(part.rows))
     if augment:
         batches = _crops(train, part.rows, batch, seed, crops, done)
@@ -188,13 +189,16 @@ def check(crops, batch_norm, init_std):
 
 
 def _key(settings, names):
-    """What a run depends on, for `State`."""
+    """What a run depends on, for `State`; None where that cannot be told, since a source does not say what it is made of."""
     key = {name: str(value) for name, value in settings.items() if name not in ("train", "test", "val", "state_dir")}
     parts = [settings[part] for part in ("train", "test", "val") if settings[part] is not None]
-    images = [(part.images.module.identity, features.identity(part.images.source)) for part in parts]
+    data = [identity.key(identity.of(part.images.source)) for part in parts]
+    if None in data:
+        return None
+    images = [(part.images.module.identity, known) for part, known in zip(parts, data)]  # noqa: B905 (Python 3.9)
     sizes = [(part.images.size, part.images.resize, part.images.pool, part.images.target) for part in parts]
     rows = [hashlib.sha256(part.index.tobytes() + part.labels.tobytes()).hexdigest() for part in parts]
-    return {**key, "endpoints": names, "images": images, "sizes": sizes, "rows": rows, "tfssl": __version__}
+    return {**key, "endpoints": names, "images": images, "sizes": sizes, "rows": rows, **features.versions()}
 
 
 def _crops(train, rows, batch_size, seed, crops="random", start_step=0):

@@ -7,8 +7,10 @@ import time
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from tfssl.downstream.npz import write
+from tfssl.errors import one_line
 
 _EVERY = 60  # seconds that are lost at most, and an epoch; shorter runs leave nothing on disk but their results
 
@@ -30,21 +32,22 @@ class State:
     def __init__(self, folder=None, key=None):
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         self._path, self._saved = folder and os.path.join(folder, f"{name}.npz"), time.time()
-        self.curve, self.losses = [], None
+        self.curve, self.losses, self._arrays = [], None, {}
         if self._path and tf.io.gfile.exists(self._path):
-            with tf.io.gfile.GFile(self._path, "rb") as f:
-                self.curve, self.losses = json.loads(str(np.load(f)["facts"]))
+            try:
+                with tf.io.gfile.GFile(self._path, "rb") as f, np.load(f) as arrays:
+                    self._arrays = dict(arrays)  # with their checksums: it is a zip file
+                self.curve, self.losses = json.loads(str(self._arrays.pop("facts")))
+            except Exception as error:  # NumPy and zipfile raise many kinds
+                logging.warning("%s is damaged (%s): its classifiers start anew", self._path, one_line(error))
+                self.curve, self.losses, self._arrays = [], None, {}
         self.epoch = len(self.curve)
 
     def restore(self, variables):
         """Assign what was saved of them; nothing where there is nothing, or the run is finished."""
-        if not self.epoch:
-            return
-        with tf.io.gfile.GFile(self._path, "rb") as f:
-            arrays = np.load(f)
-            if "0" in arrays:
-                for i, variable in enumerate(variables):
-                    variable.assign(arrays[str(i)])
+        for i, variable in enumerate(variables if self._arrays else ()):
+            variable.assign(self._arrays[str(i)])
+        self._arrays = {}
 
     def save(self, variables, curve, losses):
         """After a whole epoch, unless the last time was a moment ago; without variables (the run is finished), in any case."""

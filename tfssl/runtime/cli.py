@@ -190,6 +190,20 @@ class _Path(flags.ArgumentParser):
         return "string"
 
 
+def define_switch(name, default, words, text):
+    """A boolean flag, --NAME or --noNAME, that also takes some words: --NAME=WORD."""
+    flags.DEFINE_flag(flags.Flag(_Switch(words), None, name, default, text, boolean=True))
+
+
+class _Switch(flags.BooleanParser):
+    def __init__(self, words):
+        super().__init__()
+        self._words = words
+
+    def parse(self, argument):
+        return argument if argument in self._words else super().parse(argument)
+
+
 class section(contextlib.ContextDecorator):
     """`with section("Data"): flags.DEFINE_...` puts the flags under one heading of `--help`; `@section("Data")` those of a function."""
 

@@ -207,3 +207,22 @@ def plain(path):
         link = os.path.join(links, "folder")
         os.symlink(folder, link)
         yield os.path.join(link, name)
+
+
+def claim(path):
+    """Have the disk set all bytes of a local file aside, so that writing to its memory map cannot fail, which would kill the process.
+
+    Raises:
+      OSError: there is no room.
+    """
+    with open(path, "r+b") as f:
+        size = os.fstat(f.fileno()).st_size
+        try:
+            os.posix_fallocate(f.fileno(), 0, size)
+        except AttributeError:  # macOS: write the zeros
+            for begin in range(0, size, 1 << 24):
+                block = os.pread(f.fileno(), min(1 << 24, size - begin), begin)
+                os.pwrite(f.fileno(), block, begin)
+        except OSError as e:
+            if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot promise it
+                raise

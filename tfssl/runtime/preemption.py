@@ -21,7 +21,8 @@ class Preemption(tf.keras.callbacks.Callback):
 
     Where no step comes to its end, the process ends without a save: see `tfssl.runtime.watchdog`, which is told here of the run's progress.
 
-    With several workers all of them save and stop at the same step, whichever of them was told: they agree at the end of every execution.
+    With several workers all of them save and stop at the same step, whichever of them was told: they agree every few executions (see
+    `strategies.Agreement`).
 
     Args:
       save: function () that saves the state.
@@ -34,7 +35,7 @@ class Preemption(tf.keras.callbacks.Callback):
     def __init__(self, save, step, strategy):
         super().__init__()
         self.save, self.step, self.told = save, step, None
-        self.workers_told = strategies.sum_over_workers(strategy)
+        self.workers_told = strategies.Agreement(strategy)
 
     def on_train_begin(self, logs=None):
         heard = [

@@ -1,12 +1,16 @@
 """Where a run computes: the distribution strategy, its input, precision and determinism."""
 
+import hashlib
 import json
 import math
 import os
 import re
 import socket
 import sys
+import threading
+import time
 
+import numpy as np
 import tensorflow as tf
 
 from tfssl.errors import UserError, one_line
@@ -14,6 +18,7 @@ from tfssl.runtime import processor
 
 NAMES = ("auto", "default", "mirrored", "multi_worker", "tpu")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+REMIND = 30  # seconds between lines that name the hosts which are waited for
 
 
 def start(seed=0, precision="float32", deterministic=False):
@@ -66,7 +71,7 @@ def _compute_capability(gpu):
     return tf.config.experimental.get_device_details(gpu).get("compute_capability") or (0, 0)
 
 
-def build(name="auto", tpu="", tpu_zone=None, gcp_project=None):
+def build(name="auto", tpu="", tpu_zone=None, gcp_project=None, host_timeout=600):
     """A `tf.distribute.Strategy`.
 
     Args:
@@ -74,9 +79,10 @@ def build(name="auto", tpu="", tpu_zone=None, gcp_project=None):
         TF_CONFIG; "tpu": a TPU.
       tpu: the TPU's name or address; "local" on a TPU VM, also the default.
       tpu_zone, gcp_project: where a TPU of that name is, if not where this machine is.
+      host_timeout: seconds to wait for the other hosts of TF_CONFIG; they are named every 30 s.
 
     Raises:
-      UserError: unknown name, no TPU found, no TF_CONFIG or none with a place for this process, a port in use.
+      UserError: unknown name, no TPU found, no TF_CONFIG or none with a place for this process, a port in use, hosts that do not come.
     """
     # First of all: once TensorFlow has looked at its devices, it can join no other workers.
     if name == "multi_worker":
@@ -87,7 +93,7 @@ def build(name="auto", tpu="", tpu_zone=None, gcp_project=None):
         address = _own_address(os.environ["TF_CONFIG"])
         _check_port(address)
         try:
-            return tf.distribute.MultiWorkerMirroredStrategy()
+            return _join_hosts(host_timeout)
         except (tf.errors.OpError, RuntimeError, ValueError) as e:
             raise UserError(f"the worker {address} of TF_CONFIG cannot start: {one_line(e)}") from e
     if os.environ.get("TF_CONFIG"):
@@ -149,6 +155,88 @@ def _check_port(address):
             ) from e
 
 
+def _join_hosts(timeout):
+    """The strategy of several hosts, once all of them are there."""
+    hosts, me = _hosts()
+    found = {}
+
+    def join():
+        try:
+            found["strategy"] = tf.distribute.MultiWorkerMirroredStrategy()
+        except BaseException as error:
+            found["error"] = error
+
+    # In a thread, since TensorFlow waits for ever, in silence, and where no signal is heard.
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    begun = time.monotonic()
+    while True:
+        thread.join(max(0.0, min(REMIND, begun + timeout - time.monotonic())))
+        if "error" in found:
+            raise found["error"]
+        if "strategy" in found:
+            return found["strategy"]
+        waited = time.monotonic() - begun
+        missing = [text for i, (text, address) in enumerate(hosts) if i != me and not _answers(address)]
+        who = ", ".join(missing) or "the others, all of which answer"
+        if waited >= timeout:
+            raise UserError(
+                f"{who}: not there after {waited:.0f} s (--host_timeout); start the same command on each host of TF_CONFIG"
+            )
+        print(
+            f"waiting since {waited:.0f} s for {who}; the run is given up after {timeout} s (--host_timeout)",
+            flush=True,
+        )
+
+
+def _hosts():
+    """([(what a person would call it, address)] of TF_CONFIG's processes, the number of this one)."""
+    config = json.loads(os.environ["TF_CONFIG"])
+    jobs = [job for job in ("chief", "worker") if job in config["cluster"]]
+    hosts = [(job, i, address) for job in jobs for i, address in enumerate(config["cluster"][job])]
+    me = [(job, i) for job, i, _ in hosts].index((config["task"]["type"], int(config["task"]["index"])))
+    return [(f"{job} {i} ({address})", address) for job, i, address in hosts], me
+
+
+def _answers(address):
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def compare_hosts(strategy, facts, here):
+    """Refuse to go on unless all hosts have the same facts; all of them have to call it, with facts of the same names.
+
+    Args:
+      facts: {what: text}.
+      here: what this host has, for the message.
+
+    Raises:
+      UserError: on all hosts alike; it says which differ from the first, and in what.
+    """
+    if not several_workers(strategy):
+        return
+    hosts, me = _hosts()
+    numbers = np.zeros([len(hosts), len(facts), 3])  # of 16 bits, which float32 adds exactly
+    for i, text in enumerate(facts.values()):
+        numbers[me, i] = np.frombuffer(hashlib.sha256(text.encode()).digest()[:6], np.uint16)
+    everywhere = sum_over_workers(strategy)(numbers)
+    others = (everywhere != everywhere[:1]).any(2)
+    if others.any():
+        what = [
+            f"{host}: {', '.join(name for name, differs in zip(facts, row) if differs)}"  # noqa: B905 (Python 3.9)
+            for (host, _), row in zip(hosts, others)  # noqa: B905
+            if row.any()
+        ]
+        raise UserError(
+            f"the hosts of this run differ from the first, {hosts[0][0]}, in what has to be the same: {'; '.join(what)}. Here, on "
+            f"{hosts[me][0]}: {here}"
+        )
+
+
 def check_batch(strategy, batch_size, accumulate_steps=1, bn_group_size=0):
     """Raise a UserError unless `batch_size` divides over the replicas, their parts and the groups of batch statistics."""
     replicas = strategy.num_replicas_in_sync
@@ -174,30 +262,31 @@ def training_data(strategy, model, source, batch_size, seed, start_step, steps, 
 
 def _job(strategy):
     """A name, of this start of this run, under which several input pipelines share a data service's examples; None where there is one."""
-    if not _several_workers(strategy) and not isinstance(strategy, tf.distribute.TPUStrategy):
+    if not several_workers(strategy) and not isinstance(strategy, tf.distribute.TPUStrategy):
         return None
     number = int.from_bytes(os.urandom(2), "big")
-    if _several_workers(strategy):
+    if several_workers(strategy):
         number = int(sum_over_workers(strategy)(number if is_chief(strategy) else 0))
     return f"tfssl-{number}"
 
 
-def _several_workers(strategy):
+def several_workers(strategy):
     return strategy.extended._in_multi_worker_mode()
 
 
 def is_chief(strategy):
     """Whether this process is the one of its run that talks and writes."""
-    resolver = strategy.cluster_resolver if _several_workers(strategy) else None
+    resolver = strategy.cluster_resolver if several_workers(strategy) else None
     if resolver is None or resolver.task_type == "chief":
         return True
     return resolver.task_type == "worker" and resolver.task_id == 0 and "chief" not in resolver.cluster_spec().jobs
 
 
 def sum_over_workers(strategy):
-    """A function: number -> sum over the worker processes, which all have to call it at the same point; with one process, the number."""
-    if not _several_workers(strategy):
-        return float
+    """A function: numbers (of any shape) -> their sums over the worker processes (float32 array), which all have to call it at the same
+    point; with one process, the numbers."""
+    if not several_workers(strategy):
+        return np.float32
 
     @tf.function
     def total(value):
@@ -205,7 +294,41 @@ def sum_over_workers(strategy):
         return strategy.reduce("MEAN", each, axis=None) / (strategy.num_replicas_in_sync / workers)
 
     workers = strategy.extended._num_workers
-    return lambda value: float(total(tf.constant(value, tf.float32)))
+    return lambda value: total(tf.constant(value, tf.float32)).numpy()
+
+
+class Agreement:
+    """Whether any worker process was told something: a function (0 or 1) -> 0 or more, which all call after each step.
+
+    They exchange it only every so many steps, between which it is 0: so many that the exchange takes a two-hundredth of the time, but no
+    more than LONGEST seconds. How many, they agree on in the same exchange: so all of them learn of it after the same step.
+    """
+
+    SHARE, LONGEST = 0.005, 5.0
+
+    def __init__(self, strategy, clock=time.monotonic):
+        self._workers = strategy.extended._num_workers if several_workers(strategy) else 1
+        self._sum, self._clock = sum_over_workers(strategy), clock
+        self._steps = self._left = self._proposed = 1
+        self._cost, self._last = None, None
+
+    def __call__(self, value):
+        if self._workers == 1:
+            return value
+        self._left -= 1
+        if self._left:
+            return 0
+        begun = self._clock()
+        if self._last is not None and self._cost is not None:
+            pause = min(self._cost / self.SHARE, self.LONGEST)
+            self._proposed = max(1.0, pause * self._steps / max(begun - self._last, 1e-6))
+        told, proposed = self._sum([float(value), self._proposed])
+        self._steps = self._left = max(1, int(proposed / self._workers))
+        ended = self._clock()
+        if self._last is not None:  # the first exchange is traced; the least time is that of one that waited for nobody
+            self._cost = min(ended - begun, self._cost or math.inf)
+        self._last = ended
+        return float(told)
 
 
 def evaluation_data(strategy, model, source, batch_size):
@@ -215,7 +338,7 @@ def evaluation_data(strategy, model, source, batch_size):
 
 
 def _distribute(strategy, batch_size, make):
-    if not _several_workers(strategy) and strategy.num_replicas_in_sync == 1:
+    if not several_workers(strategy) and strategy.num_replicas_in_sync == 1:
         return make()
 
     def for_host(context):
@@ -224,7 +347,7 @@ def _distribute(strategy, batch_size, make):
         return make(
             rows=(first, first + share),
             chunk=context.get_per_replica_batch_size(batch_size),
-            endless=_several_workers(strategy),
+            endless=several_workers(strategy),
         )
 
     return strategy.distribute_datasets_from_function(for_host)
