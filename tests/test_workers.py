@@ -99,9 +99,8 @@ def test_hosts_that_differ_or_do_not_come_are_named(photos, tmp_path):
             r"worker 1 \(localhost:\d+\): data, validation data\. Here, on worker", line
         ), err
     assert not (tmp_path / "run").exists()
-    begun = time.monotonic()
     ((status, _, err),) = wait(start(tmp_path, photos, "--host_timeout=3", count=1), tmp_path)
-    assert status == 1 and time.monotonic() - begun < 60
+    assert status == 1
     assert re.fullmatch(r"tfssl-train: worker 1 \(localhost:\d+\): not there after 3 s .*\n", err), err
 
 

@@ -1,5 +1,7 @@
 """Strategies by name, and batches that must divide."""
 
+import json
+import socket
 import threading
 import types
 
@@ -148,3 +150,23 @@ def test_a_bad_tf_config_is_one_line(monkeypatch, config):
     monkeypatch.setenv("TF_CONFIG", config)
     with pytest.raises(UserError, match="TF_CONFIG does not name the hosts and this one.*it looks like"):
         strategies.build("multi_worker")
+
+
+def test_missing_hosts_are_named_and_given_up_and_busy_ports_told(monkeypatch, capsys):
+    """The second of three answers; the third is named while it does not."""
+    servers = [socket.create_server(("localhost", 0)) for _ in range(3)]
+    ports = [server.getsockname()[1] for server in servers]
+    config = {"cluster": {"worker": [f"localhost:{port}" for port in ports]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    monkeypatch.setattr(strategies, "REMIND", 0.2)
+    with pytest.raises(UserError, match=rf"port {ports[0]} of worker 0 .*in use"):
+        strategies._wait_for_hosts(1)
+    servers[0].close()
+    servers[2].close()
+    with pytest.raises(UserError, match=rf"^worker 2 \(localhost:{ports[2]}\): not there after 1 s"):
+        strategies._wait_for_hosts(1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and all(f"s for worker 2 (localhost:{ports[2]}); it ends after 1 s" in line for line in lines)
+    with socket.create_server(("localhost", ports[2])):
+        strategies._wait_for_hosts(1)
+    servers[1].close()

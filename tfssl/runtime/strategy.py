@@ -1,5 +1,6 @@
 """Where a run computes: the distribution strategy, its input, precision and determinism."""
 
+import concurrent.futures
 import hashlib
 import json
 import math
@@ -7,7 +8,6 @@ import os
 import re
 import socket
 import sys
-import threading
 import time
 
 import numpy as np
@@ -18,6 +18,7 @@ from tfssl.runtime import processor
 
 NAMES = ("auto", "default", "mirrored", "multi_worker", "tpu")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+_THREADS = 64  # hosts that are asked at once
 REMIND = 30  # seconds between lines that name the hosts which are waited for
 
 
@@ -91,9 +92,9 @@ def build(name="auto", tpu="", tpu_zone=None, gcp_project=None, host_timeout=600
                 "--strategy=multi_worker needs the environment variable TF_CONFIG, which names the hosts and this one's index"
             )
         address = _own_address(os.environ["TF_CONFIG"])
-        _check_port(address)
+        _wait_for_hosts(host_timeout)
         try:
-            return _join_hosts(host_timeout)
+            return tf.distribute.MultiWorkerMirroredStrategy()
         except (tf.errors.OpError, RuntimeError, ValueError) as e:
             raise UserError(f"the worker {address} of TF_CONFIG cannot start: {one_line(e)}") from e
     if os.environ.get("TF_CONFIG"):
@@ -141,52 +142,38 @@ def _own_address(config):
         ) from e
 
 
-def _check_port(address):
-    """Refuse a port that another process has, before TensorFlow tries: it would share one with another worker of the same user."""
-    port = int(address.rpartition(":")[2])
-    with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            one.bind(("", port))
-        except (OSError, OverflowError) as e:
-            raise UserError(
-                f"port {port} of {address}, which TF_CONFIG gives this process, is in use, or not for it ({one_line(e)}): end the other "
-                "process, or take another port on all hosts"
-            ) from e
+def _wait_for_hosts(timeout):
+    """Return once all hosts of TF_CONFIG answer at their ports, this one among them.
 
-
-def _join_hosts(timeout):
-    """The strategy of several hosts, once all of them are there."""
+    TensorFlow would wait for ever, in silence, and where neither a signal nor another thread is heard. A host that has seen all others goes
+    on, and answers from then on by TensorFlow's own server, which the slower ones see.
+    """
     hosts, me = _hosts()
-    found = {}
-
-    def join():
-        try:
-            found["strategy"] = tf.distribute.MultiWorkerMirroredStrategy()
-        except BaseException as error:
-            found["error"] = error
-
-    # In a thread, since TensorFlow waits for ever, in silence, and where no signal is heard.
-    thread = threading.Thread(target=join, daemon=True)
-    thread.start()
-    begun = time.monotonic()
-    while True:
-        thread.join(max(0.0, min(REMIND, begun + timeout - time.monotonic())))
-        if "error" in found:
-            raise found["error"]
-        if "strategy" in found:
-            return found["strategy"]
-        waited = time.monotonic() - begun
-        missing = [text for i, (text, address) in enumerate(hosts) if i != me and not _answers(address)]
-        who = ", ".join(missing) or "the others, all of which answer"
-        if waited >= timeout:
-            raise UserError(
-                f"{who}: not there after {waited:.0f} s (--host_timeout); start the same command on each host of TF_CONFIG"
-            )
-        print(
-            f"waiting since {waited:.0f} s for {who}; the run is given up after {timeout} s (--host_timeout)",
-            flush=True,
-        )
+    missing = {i: address for i, (_, address) in enumerate(hosts) if i != me}
+    begun, reminded = time.monotonic(), 0
+    port = hosts[me][1].rpartition(":")[2]
+    try:
+        server = socket.create_server(("", int(port)), backlog=len(hosts) + 128)
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"port {port} of {hosts[me][0]}, which TF_CONFIG gives this process, is in use, or not for it ({one_line(error)}): end the other "
+            "process, or take another port on all hosts"
+        ) from error
+    with server, concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        while True:
+            answers = dict(zip(missing, pool.map(_answers, missing.values())))  # noqa: B905 (Python 3.9)
+            missing = {i: address for i, address in missing.items() if not answers[i]}
+            waited, who = time.monotonic() - begun, ", ".join(hosts[i][0] for i in missing)
+            if not missing:
+                return
+            if waited >= timeout:
+                raise UserError(
+                    f"{who}: not there after {waited:.0f} s (--host_timeout); start the same command on each host of TF_CONFIG"
+                )
+            if waited >= REMIND * (reminded + 1):
+                reminded = waited // REMIND
+                print(f"waiting since {waited:.0f} s for {who}; it ends after {timeout} s (--host_timeout)", flush=True)
+            time.sleep(0.5)
 
 
 def _hosts():
