@@ -503,9 +503,10 @@ def check_workdir(values, free=FREE):
     if provenance.known(values["workdir"]) or FLAGS.accept_changed_data:
         free = (*free, "dataset")  # what it holds is known, and compared when it is opened
     for name, old, new in settings.differences(stored, values, free):
+        same = ", or if these are the same images elsewhere, --accept_changed_data" if name == "dataset" else ""
         raise UserError(
             f"{values['workdir']!r} holds another run: its --{name} is {old}, not {new}; use another --workdir, or go on with that run by "
-            f"--flagfile={path}"
+            f"--flagfile={path}{same}"
         )
     lengths = [name for name, _, _ in settings.differences(stored, values) if name in ("epochs", "train_steps")]
     if lengths and values["schedule"] == "cosine" and not FLAGS.extend_schedule:

@@ -82,7 +82,7 @@ class FeatureCache:
         with self._room():
             self._open[name] = path, _locked(path)
             array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-            files.claim(path)
+            files.claim(self._open[name][1])
         return array
 
     def commit(self, arrays, rows):
@@ -174,7 +174,7 @@ def checksum(path):
 def _locked(path):
     """A new file, open and locked for as long as its process lives."""
     while True:
-        file = open(path, "xb")
+        file = open(path, "x+b")
         with contextlib.suppress(OSError, ImportError):
             import fcntl
 

@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from tfssl.data import image
 from tfssl.downstream import features
-from tfssl.errors import UserError
+from tfssl.errors import UserError, one_line
+from tfssl.runtime import files
 
 PIXELS = "pixels"
 IMAGES = "images"  # what is kept for a trunk that learns
@@ -128,7 +129,15 @@ class Maps:
         if np.prod(shape, dtype=np.int64) * dtype.itemsize <= _RESIDENT:
             return np.empty(shape, dtype)
         file = self._files.enter_context(tempfile.TemporaryFile(prefix="tfssl-maps-"))
-        return np.memmap(file, dtype, "w+", shape=shape)
+        array = np.memmap(file, dtype, "w+", shape=shape)
+        try:
+            files.claim(file)
+        except OSError as error:
+            raise UserError(
+                f"maps of {array.nbytes / 1e9:.1f} GB have no room in {tempfile.gettempdir()!r} ({one_line(error)}): name another "
+                "folder by the environment's TMPDIR"
+            ) from error
+        return array
 
 
 def blocks(images):

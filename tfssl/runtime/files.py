@@ -209,20 +209,19 @@ def plain(path):
         yield os.path.join(link, name)
 
 
-def claim(path):
-    """Have the disk set all bytes of a local file aside, so that writing to its memory map cannot fail, which would kill the process.
+def claim(file):
+    """Have the disk set all bytes of a local file, open for reading and writing, aside: to write to its memory map cannot fail then, which
+    would kill the process.
 
     Raises:
       OSError: there is no room.
     """
-    with open(path, "r+b") as f:
-        size = os.fstat(f.fileno()).st_size
-        try:
-            os.posix_fallocate(f.fileno(), 0, size)
-        except AttributeError:  # macOS: write the zeros
-            for begin in range(0, size, 1 << 24):
-                block = os.pread(f.fileno(), min(1 << 24, size - begin), begin)
-                os.pwrite(f.fileno(), block, begin)
-        except OSError as e:
-            if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot promise it
-                raise
+    size = os.fstat(file.fileno()).st_size
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except AttributeError:  # macOS: write what is there
+        for begin in range(0, size, 1 << 24):
+            os.pwrite(file.fileno(), os.pread(file.fileno(), min(1 << 24, size - begin), begin), begin)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot promise it
+            raise
