@@ -19,6 +19,7 @@ from tfssl.data.source import IndexedSource
 from tfssl.data.splits import resolve
 from tfssl.data.voc import find
 from tfssl.errors import UserError
+from tfssl.runtime.files import matching
 
 _THREADS = 16
 
@@ -37,7 +38,7 @@ class BoxSource(IndexedSource):
     def __init__(self, spec, path, split="train"):
         root = find(path, spec)
         folder, lists = f"{root}/ImageSets/Main", {}
-        files = {os.path.basename(file)[: -len(".txt")]: file for file in tf.io.gfile.glob(f"{folder}/*.txt")}
+        files = {os.path.basename(file)[: -len(".txt")]: file for file in matching(folder, r".*\.txt")}
         for name, file in sorted(files.items()):
             if "_" not in name or name.rpartition("_")[2] not in files:  # others are a class's
                 with tf.io.gfile.GFile(file) as f:

@@ -5,8 +5,8 @@ place and colour, over random crops of the two photographs that scikit-learn shi
 random: over upright ones a network would read a rotation off the background, and learn nothing about letters.
 """
 
+import fnmatch
 import functools
-import glob
 import importlib.util
 import io
 import os
@@ -19,6 +19,7 @@ from tfssl.data.identity import Parts
 from tfssl.data.source import IndexedSource
 from tfssl.data.splits import resolve
 from tfssl.errors import UserError
+from tfssl.runtime import files
 
 LETTERS = "AEFGJKPRTY"
 TRAIN, TEST = 6000, 2000
@@ -156,7 +157,11 @@ def _colour(rng, behind):
 @functools.cache
 def _fonts():
     """Paths of the DejaVu text fonts, in the order of their names; its Display fonts lack letters."""
-    return [path for path in _shipped("matplotlib", "mpl-data", "fonts", "ttf", "DejaVu*.ttf") if "Display" not in path]
+    return [
+        path
+        for path in _shipped("matplotlib", "mpl-data", "fonts", "ttf", pattern="DejaVu*.ttf")
+        if "Display" not in path
+    ]
 
 
 @functools.cache
@@ -170,10 +175,10 @@ def _font(path, points):
 def _photographs():
     from PIL import Image
 
-    return [Image.open(path).convert("RGB") for path in _shipped("sklearn", "datasets", "images", "*.jpg")]
+    return [Image.open(path).convert("RGB") for path in _shipped("sklearn", "datasets", "images", pattern="*.jpg")]
 
 
-def _shipped(library, *pattern):
+def _shipped(library, *folders, pattern):
     """Paths of files that a library ships, in the order of their names, without its import, which takes seconds."""
     (folder,) = importlib.util.find_spec(library).submodule_search_locations
-    return sorted(glob.glob(os.path.join(folder, *pattern)))
+    return files.matching(os.path.join(folder, *folders), fnmatch.translate(pattern))

@@ -19,6 +19,7 @@ from tfssl.data.identity import Parts
 from tfssl.data.source import IndexedSource
 from tfssl.data.splits import resolve
 from tfssl.errors import UserError
+from tfssl.runtime.files import matching
 
 
 class MaskSource(IndexedSource):
@@ -103,7 +104,7 @@ def beside(root, ending):
 def _voc(root):
     """{split: [(image, mask)]} of the lists in ImageSets/Segmentation."""
     found = {}
-    for path in sorted(tf.io.gfile.glob(f"{root}/ImageSets/Segmentation/*.txt")):
+    for path in matching(f"{root}/ImageSets/Segmentation", r".*\.txt"):
         with tf.io.gfile.GFile(path) as f:
             names = f.read().split()
         pairs = [(f"{root}/JPEGImages/{name}.jpg", f"{root}/SegmentationClass/{name}.png") for name in names]

@@ -1,6 +1,7 @@
 """`tfrecord:GLOB` and `tfds:NAME`: streams of TFRecord files."""
 
 import concurrent.futures
+import fnmatch
 import os
 import re
 
@@ -8,11 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.data import roles
-from tfssl.data.checks import reason_of
 from tfssl.data.counts import broken, count_records
 from tfssl.data.source import StreamSource
 from tfssl.data.splits import cut, resolve
-from tfssl.errors import UserError
+from tfssl.errors import UserError, one_line
+from tfssl.runtime.files import PATTERN, errors, matching
 
 _SPLITS = ("train", "val", "validation", "valid", "test", "dev", "trainval")
 _THREADS = 16  # files that are looked for at once: in a bucket each is a request
@@ -92,12 +93,21 @@ def _shards(split, splits, spec):
 
 
 def _find(pattern, spec):
-    """The files by name; of a folder, the files that look like TFRecords."""
+    """The files by name; of a folder, the files that look like TFRecords. What exists is a name, whatever its characters; only what does
+    not is a pattern."""
+    above, name = os.path.split(pattern)
     try:
         folder = tf.io.gfile.isdir(pattern)
-        found = sorted(tf.io.gfile.glob(f"{pattern.rstrip('/')}/*" if folder else pattern))
-    except tf.errors.OpError as error:
-        raise UserError(f"{spec}: {reason_of(error)}") from error
+        if folder:
+            found = matching(pattern.rstrip("/") or "/", ".*")
+        elif tf.io.gfile.exists(pattern):
+            found = [pattern]
+        elif PATTERN.search(above) and tf.io.gfile.isdir(above):
+            found = matching(above, fnmatch.translate(name))
+        else:
+            found = sorted(tf.io.gfile.glob(pattern))
+    except errors() as error:
+        raise UserError(f"{spec}: {one_line(error)}") from error
     found = [f for f in found if not os.path.basename(f).startswith(".") and not f.endswith("/")]
     if folder:
         found = [f for f in found if _SHARD.match(os.path.basename(f)) or _ENDING.search(f)]

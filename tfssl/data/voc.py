@@ -17,7 +17,8 @@ from tfssl.data.checks import reason_of
 from tfssl.data.identity import Parts
 from tfssl.data.source import IndexedSource
 from tfssl.data.splits import resolve
-from tfssl.errors import UserError
+from tfssl.errors import UserError, one_line
+from tfssl.runtime import files
 
 _LISTS = "ImageSets/Main"
 
@@ -66,7 +67,11 @@ class VOCSource(IndexedSource):
 def find(path, spec):
     """The folder that holds ImageSets/Main."""
     root = (os.path.expanduser(path) if "://" not in path else path).rstrip("/")
-    found = [f for f in (root, *sorted(tf.io.gfile.glob(f"{root}/*"))) if tf.io.gfile.isdir(f"{f}/{_LISTS}")]
+    try:
+        inner = files.matching(root, ".*")
+    except files.errors() as error:
+        raise UserError(f"{spec}: {one_line(error)}") from error
+    found = [f for f in (root, *inner) if tf.io.gfile.isdir(f"{f}/{_LISTS}")]
     if not found:
         raise UserError(f"{spec}: no folder {_LISTS} in {root!r}; give the folder that holds it, as VOCdevkit/VOC2007")
     if len(found) > 1 and found[0] != root:
@@ -78,7 +83,7 @@ def _read(root, spec):
     """({split: {image: {class: 1, -1 or 0}}}, names of the classes)."""
     marks = collections.defaultdict(lambda: collections.defaultdict(dict))
     classes = set()
-    for file in sorted(tf.io.gfile.glob(f"{root}/{_LISTS}/*_*.txt")):
+    for file in files.matching(f"{root}/{_LISTS}", r".*_.*\.txt"):
         of_class, _, split = os.path.basename(file)[: -len(".txt")].rpartition("_")
         classes.add(of_class)
         with tf.io.gfile.GFile(file) as lines:
