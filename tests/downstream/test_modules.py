@@ -126,7 +126,7 @@ def test_tarball_that_leads_out(tmp_path, kind):
         member.size = 4
     with tarfile.open(tmp_path / "m.tar.gz", "w:gz") as tar:
         tar.addfile(member, io.BytesIO(b"evil"))
-    with pytest.raises(UserError, match="is a link or leads out"):
+    with pytest.raises(UserError, match="is a link or a device|lies outside of it"):
         modules.load(tmp_path / "m.tar.gz")
     assert not (tmp_path / "evil").exists()
 

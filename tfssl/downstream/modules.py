@@ -1,19 +1,18 @@
 """Opens any Hub module: one of ours, or whatever takes a batch of float32 RGB images in [0, 1] and returns features."""
 
-import atexit
 import hashlib
 import json
 import os
 import re
-import shutil
 import sys
 import tarfile
-import tempfile
 
 import tensorflow as tf
 
+from tfssl.data import archive
 from tfssl.downstream import remote
 from tfssl.errors import UserError
+from tfssl.runtime import files
 
 _SIGNATURES = ("serving_default", "default", "image_feature_vector")  # Keras and tf.saved_model; TF1's Hub names
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
@@ -56,7 +55,7 @@ class Module:
         try:
             # TF1's Hub modules hold several graphs; the one without tags is for inference.
             tags = [] if tf.io.gfile.exists(os.path.join(folder, "tfhub_module.pb")) else None
-            self.model = tf.saved_model.load(folder, tags=tags)
+            self.model = tf.saved_model.load(_plain(folder), tags=tags)
         except Exception as e:  # a damaged file raises whatever its parser happens to raise
             raise UserError(f"module {handle!r}: this SavedModel cannot be read: {_complaint(e)}") from e
         self._function = self._find_function()
@@ -230,19 +229,21 @@ def _resolve(handle):
     if handle.startswith(("http://", "https://")):
         return _unpack(remote.fetch(handle))
     exists = tf.io.gfile.exists
+    folder = os.path.expanduser(handle) if files.is_local(handle) else handle
     try:
-        if handle.endswith(_ARCHIVES) and exists(handle) and not tf.io.gfile.isdir(handle):
-            return _unpack(handle)
-        folder = os.path.expanduser(handle)
+        if handle.endswith(_ARCHIVES) and exists(folder) and not tf.io.gfile.isdir(folder):
+            return _unpack(folder)
         if exists(os.path.join(folder, "saved_model.pb")):
             return folder
-        inside = [
-            os.path.dirname(p)
-            for d in ("*", "module/*")
-            for p in tf.io.gfile.glob(os.path.join(folder, d, "saved_model.pb"))
-        ]
         there = exists(folder)
-    except tf.errors.OpError as e:
+        parents = (folder, os.path.join(folder, "module")) if tf.io.gfile.isdir(folder) else ()
+        inside = [
+            inner
+            for parent in parents
+            for inner in files.matching(parent, ".*")
+            if exists(os.path.join(inner, "saved_model.pb"))
+        ]
+    except files.errors() as e:
         raise UserError(f"module {handle!r} cannot be opened: {_complaint(e)}") from e
     if inside:
         raise UserError(
@@ -269,29 +270,35 @@ def _way_from(file):
 
 def _unpack(path):
     """Unpack a tarball into a folder that is removed at exit; only plain files and folders inside it are taken."""
-    folder = tempfile.mkdtemp(prefix="tfssl-module-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = files.scratch("tfssl-module-")
     try:
+        extraction = archive.Extraction(path, tf.io.gfile.stat(path).length, folder)
         with tf.io.gfile.GFile(path, "rb") as f, tarfile.open(fileobj=f, mode="r|*") as tar:
             for member in tar:
-                target = os.path.realpath(os.path.join(folder, member.name))
-                inside = os.path.commonpath([target, os.path.realpath(folder)]) == os.path.realpath(folder)
-                if not inside or not (member.isfile() or member.isdir()):
-                    raise UserError(
-                        f"module {path!r}: the archive holds {member.name!r}, which is a link or leads out of it"
-                    )
+                if not (member.isfile() or member.isdir()):
+                    raise UserError(f"module {path!r}: the archive holds {member.name!r}, which is a link or a device")
                 if member.isfile():
-                    os.makedirs(os.path.dirname(target), exist_ok=True)
-                    with open(target, "wb") as out:
-                        shutil.copyfileobj(tar.extractfile(member), out)
-    except (tarfile.TarError, EOFError, OSError, tf.errors.OpError) as e:
+                    extraction.member(tar, member)
+    except UserError:
+        raise
+    except archive.BROKEN as e:
         raise UserError(f"module {path!r} cannot be unpacked: {_complaint(e)}") from e
-    roots = [root for root, _, files in os.walk(folder) if "saved_model.pb" in files]
+    roots = [root for root, _, names in os.walk(folder) if "saved_model.pb" in names]
     if len(roots) != 1:
         raise UserError(
             f"module {path!r}: expected one SavedModel in the archive, found {len(roots)} files saved_model.pb"
         )
     return roots[0]
+
+
+def _plain(folder):
+    """Another name of a folder whose own TensorFlow would take for a pattern. It lasts as long as the process: a module's functions may
+    read its assets at any time."""
+    if not files.is_local(folder) or not files.PATTERN.search(os.path.abspath(folder)):
+        return folder
+    link = os.path.join(files.scratch("tfssl-module-"), "module")
+    os.symlink(os.path.abspath(folder), link)
+    return link
 
 
 def _identity(folder):

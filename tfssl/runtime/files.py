@@ -3,6 +3,7 @@
 Local paths need no TensorFlow here; paths with a scheme (gs://...) go through `tf.io.gfile`.
 """
 
+import atexit
 import contextlib
 import errno
 import os
@@ -10,12 +11,15 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 import uuid
 
 from tfssl.errors import UserError, one_line
 
 # An object appears there whole when its upload ends, and a rename is a copy.
 OBJECT_STORES = ("gs://", "s3://", "s3a://", "az://", "abfs://")
+
+PATTERN = re.compile(r"[\[\]*?{}\\]")  # what TensorFlow takes for a pattern
 
 
 def is_local(path):
@@ -106,6 +110,44 @@ def sweep(folder):
             remove(os.path.join(folder, name))
 
 
+def scratch(prefix):
+    """A new folder among the temporary files, which goes when this process ends; what processes left that were killed, goes now.
+
+    Each holds its folders by a lock on a file in them, which the system takes away with the process.
+    """
+    for leftover in matching(tempfile.gettempdir(), re.escape(prefix) + ".*"):
+        with contextlib.suppress(OSError, ImportError):  # somebody holds it, or it is not ours
+            if time.time() - os.path.getmtime(leftover) > 60:  # younger ones may have no lock yet
+                with _held(leftover):
+                    remove(leftover)
+    folder = tempfile.mkdtemp(prefix=prefix)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with contextlib.suppress(OSError, ImportError):
+        _SCRATCH.append(_held(folder))
+    return folder
+
+
+_SCRATCH = []  # the lock files of this process's folders, open
+
+
+def _held(folder):
+    """The lock file of a `scratch` folder, open and locked.
+
+    Raises:
+      OSError: another process holds it, or it cannot be opened.
+      ImportError: files cannot be locked here.
+    """
+    import fcntl
+
+    file = open(os.path.join(folder, "owner"), "ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except OSError:
+        file.close()
+        raise
+
+
 def sync(path):
     """Wait until a local file, or the list of names in a local folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -144,6 +186,11 @@ def listdir(folder):
         return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
     except tf.errors.NotFoundError:
         return []
+
+
+def matching(folder, pattern):
+    """The paths in a folder whose names match a regular expression, sorted. Unlike in a glob, the folder's own name is no pattern."""
+    return [os.path.join(folder, name) for name in listdir(folder or ".") if re.fullmatch(pattern, name)]
 
 
 def remove(path):
@@ -195,12 +242,20 @@ def check_writable(folder, setting):
         raise UserError(f"{setting}={folder} cannot be written ({one_line(e)}): choose another folder") from e
 
 
+def check_file(path, setting):
+    """The same for a file, which need not be there yet: its folder has to take it."""
+    if not path or path.endswith("/") or (is_local(path) and os.path.isdir(path)):
+        raise UserError(f"{setting}={path} names a folder: give the name of a file")
+    if not is_local(path) or os.path.isfile(path) or not os.path.exists(path):  # others are pipes and devices
+        check_writable(os.path.dirname(path) or ".", f"{setting}, in")
+
+
 @contextlib.contextmanager
 def plain(path):
     """Another name of a path for as long as the context lasts, for readers that would take `[`, `*`, `?` or `{` in it for a pattern:
     TensorFlow's ops that restore variables. A path without them stays itself."""
     folder, name = os.path.split(os.path.abspath(path)) if is_local(path) else (path, "")
-    if not re.search(r"[\[\]*?{}\\]", folder) or not is_local(path):
+    if not PATTERN.search(folder) or not is_local(path):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="tfssl-") as links:

@@ -21,6 +21,10 @@ SETTLE = 1.0  # seconds until a remote file system shows who of two wrote last
 _held = {}  # lock file -> (process number, Lock), of this process
 
 
+class Busy(UserError):
+    """A living process holds the lock, or one that may be alive."""
+
+
 @contextlib.contextmanager
 def workdir_lock(workdir, steal=False):
     """Nobody else writes into a run's folder while the context lasts: `with workdir_lock(path, FLAGS.steal_lock) as check:`.
@@ -39,7 +43,7 @@ def workdir_lock(workdir, steal=False):
     Raises:
       UserError: another process is at work there, or may be; or no lock can be written.
     """
-    remedy = "use another --workdir, or let --steal_lock take it over: its process then ends at its next checkpoint"
+    remedy = "use another --workdir, or let --steal_lock take it over: its process then ends before it writes again"
     with hold(os.path.join(workdir, "lock"), repr(str(workdir)), remedy, steal) as check:
         files.sweep(workdir)
         yield check
@@ -113,7 +117,7 @@ class _Lock:
                 if alive is None
                 else ""
             )
-            raise UserError(f"{self.name} is in use by {_describe(owner)}{unsure}: {self.remedy}")
+            raise Busy(f"{self.name} is in use by {_describe(owner)}{unsure}: {self.remedy}")
 
 
 class _Local(_Lock):

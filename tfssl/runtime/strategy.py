@@ -156,8 +156,8 @@ def _wait_for_hosts(timeout):
         server = socket.create_server(("", int(port)), backlog=len(hosts) + 128)
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(
-            f"port {port} of {hosts[me][0]}, which TF_CONFIG gives this process, is in use, or not for it ({one_line(error)}): end the other "
-            "process, or take another port on all hosts"
+            f"port {port} of {hosts[me][0]}, which TF_CONFIG gives this process, is in use, or not for it ({one_line(error)}): "
+            "end the other process, or take another port on all hosts"
         ) from error
     with server, concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         while True:
