@@ -6,10 +6,16 @@
 
 A row of the CSV file is an image: its name, its likeliest class and that one's probability, the probability of each class, and `error`,
 which is empty. Images that cannot be read, or are in a format that is not (.webp, .tif), come last: with their name and the error alone.
+
+A text that a spreadsheet would take for a formula, one that begins with = + - @, a tab or a line break, has an apostrophe before it. So
+has one that begins with apostrophes before such a character; so that names come back unchanged if one apostrophe is taken from each cell
+that begins so, which `tfssl.predict.read` does.
 """
 
 import csv
 import os
+import re
+import types
 
 from absl import flags
 
@@ -42,6 +48,9 @@ def main(_):
         raise UserError("--module is missing: name a classifier, a folder that tfssl-finetune wrote")
     if bool(FLAGS.images) == bool(FLAGS.dataset):
         raise UserError("give one of --images (a file or a folder) and --dataset")
+    from tfssl.runtime import files
+
+    files.check_file(FLAGS.output, "--output")
     from tfssl.data import folder, open_source
     from tfssl.downstream import classify, modules
 
@@ -78,32 +87,67 @@ def write(path, found, source, names, top=0):
       top: see the flag.
     """
     import numpy as np
-    import tensorflow as tf
 
     from tfssl.data import checks
+    from tfssl.runtime import files
 
-    seen = np.zeros(source.num_examples, bool)
-    if top:
-        header = ["name", *(f"{what}{i + 1}" for i in range(top) for what in ("class", "probability")), "error"]
-    else:
-        header = ["name", "class", "probability", *names, "error"]
-    path = os.path.expanduser(path)
-    with tf.io.gfile.GFile(path + ".unfinished", "w") as f:
-        table = csv.writer(f, lineterminator="\n")
-        table.writerow(header)
+    lost = []
+
+    def fill(file):
+        seen = np.zeros(source.num_examples, bool)
+        text = types.SimpleNamespace(write=lambda row: file.write(row.encode()))
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(header(names, top))
         for batch in found:
             for index, row in zip(batch["index"], batch["probabilities"]):  # noqa: B905 (Python 3.9)
                 seen[index] = True
                 order = np.argsort(-row, kind="stable")[: top or 1]
                 likeliest = [cell for label in order for cell in (names[label], f"{row[label]:.6g}")]
                 all_of_them = [] if top else [f"{p:.6g}" for p in row]
-                table.writerow([source.name(int(index)), *likeliest, *all_of_them, ""])
-        lost = checks.reasons(source, ~seen)
-        lost += [(name, f"{os.path.splitext(name)[1]} is a format that is not read") for name in source.unread]
+                table.writerow(map(safe, [source.name(int(index)), *likeliest, *all_of_them, ""]))
+        lost.extend(checks.reasons(source, ~seen))
+        lost.extend((name, f"{os.path.splitext(name)[1]} is a format that is not read") for name in source.unread)
         for name, reason in lost:
-            table.writerow([name, *[""] * (len(header) - 2), reason])
-    tf.io.gfile.rename(path + ".unfinished", path, overwrite=True)
+            table.writerow(map(safe, [name, *[""] * (len(header(names, top)) - 2), reason]))
+
+    files.write_file(path, fill)
     return lost
+
+
+def header(names, top=0):
+    """The names of the columns, each once: a class that is called as a column of ours is "error (class)"."""
+    if top:
+        return ["name", *(f"{what}{i + 1}" for i in range(top) for what in ("class", "probability")), "error"]
+    columns = ["name", "class", "probability", "error"]
+    for name in names:
+        name = safe(name)
+        while name in columns:
+            name += " (class)"
+        columns.insert(-1, name)
+    return columns
+
+
+def safe(text):
+    """A cell that no spreadsheet takes for a formula: an apostrophe goes before one that begins with = + - @, a tab or a line break."""
+    return f"'{text}" if re.match(r"'*[=+\-@\t\r\n]", text) else text
+
+
+def read(path):
+    """The rows of a table that `write` wrote, a dict each, texts as they were before `safe`.
+
+    Args:
+      path: the CSV file, local.
+
+    Returns:
+      list of {column: text}.
+    """
+
+    def plain(text):
+        return text[1:] if re.match(r"'+[=+\-@\t\r\n]", text) else text
+
+    with open(path, newline="", encoding="utf-8") as f:
+        columns, *rows = ([plain(cell) for cell in row] for row in csv.reader(f))
+    return [dict(zip(columns, row)) for row in rows]  # noqa: B905 (Python 3.9)
 
 
 def run():
