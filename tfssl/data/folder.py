@@ -8,7 +8,7 @@
 Splits may have other people's names, and lie deeper: see `tfssl.data.layout`, which also says what is passed over. Classes are the folders
 of a split, and what lies deeper belongs to them; there are none if there is but one. A lone outer folder (PATH/photos/train/..., as
 archives have it) is stepped through. Hidden files and folders do not count, nor do those that systems put there (@eaDir, __MACOSX,
-$RECYCLE.BIN). Whatever else is not used is in `Source.left_out`.
+$RECYCLE.BIN), nor what tfssl itself wrote (`tfssl.data.outputs`). Whatever else is not used is in `Source.left_out`.
 """
 
 import collections
@@ -18,7 +18,7 @@ import os
 
 import tensorflow as tf
 
-from tfssl.data import archive, layout
+from tfssl.data import archive, layout, outputs
 from tfssl.data.checks import reason_of
 from tfssl.data.identity import Parts
 from tfssl.data.source import IndexedSource, first
@@ -91,7 +91,7 @@ def unlabelled(path, data_dir=None):
     source = Files(path, "all", sorted(f"{root}/{name}" for name in found.images), shown=(root, shown))
     source.unread = sorted(f"{shown}/{name}" for name in found.unread)
     source.ignored = found.ignored()
-    _tell_formats(source, found)
+    _tell_left_out(source, found)
     return source
 
 
@@ -131,7 +131,7 @@ class FolderSource(Files):
         ):
             if those:
                 self.left_out[reason] = those
-        _tell_formats(self, found)
+        _tell_left_out(self, found)
         if arranged.taken:
             self.remarks.append(
                 f"taken for a class, not a split, like the folders beside it: {', '.join(arranged.taken)}"
@@ -148,7 +148,9 @@ def _folders(passed):
     return [f"{folder} ({count} images)" for folder, count in sorted(passed.items())]
 
 
-def _tell_formats(source, found):
+def _tell_left_out(source, found):
+    if found.own:
+        source.left_out["what tfssl itself wrote there"] = found.own
     if found.unread:
         endings = collections.Counter(os.path.splitext(name)[1].lower() for name in found.unread)
         counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common())
@@ -173,10 +175,12 @@ def _open(path, spec, data_dir):
 
 @dataclasses.dataclass
 class _Found:
-    """Paths below a folder: images, and images in formats that are not read; and how many others there are by ending."""
+    """Paths below a folder: images, images in formats that are not read, and what tfssl itself wrote; and how many others there are by
+    ending."""
 
     images: list = dataclasses.field(default_factory=list)
     unread: list = dataclasses.field(default_factory=list)
+    own: list = dataclasses.field(default_factory=list)
     others: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     def ignored(self):
@@ -210,8 +214,11 @@ def _walk(root, found):
     pending = [("", (os.path.realpath(root),))]  # with the real folders above: a link may lead back into one of them
     while pending:
         folder, above = pending.pop()
-        for name, is_folder in _entries(f"{root}/{folder}" if folder else root):
-            if name.startswith("."):
+        entries = list(_entries(f"{root}/{folder}" if folder else root))
+        own = outputs.own(name for name, _ in entries)
+        found.own += sorted(folder + name for name in own)
+        for name, is_folder in entries:
+            if name.startswith(".") or name in own:
                 continue
             ending, may_be_link = os.path.splitext(name)[1].lower(), is_folder is None
             if may_be_link:  # a name that ends like an image is taken for a file, without asking
