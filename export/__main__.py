@@ -19,7 +19,9 @@ from tfssl.runtime import cli, settings
 
 with cli.section("Export"):
     flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
-    cli.define_path("export_dir", None, "Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP.")
+    flags.DEFINE_string(
+        "export_dir", None, "Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP."
+    )
     flags.DEFINE_boolean("random_init", False, "Publish the untrained encoder, the baseline that evaluation needs.")
     flags.DEFINE_boolean("tarball", False, "Also write EXPORT_DIR.tar.gz, which serves as a handle too.")
     flags.DEFINE_integer(

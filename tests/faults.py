@@ -243,7 +243,9 @@ class Bench:
                 return wrong, said
         elif kind in ("torn file", "bit flip"):
             damage(room / "disk", torn=kind == "torn file")
-        if moment.command == "export" and done.returncode == 0:  # a second one is refused: what is published never changes
+        if (
+            moment.command == "export" and done.returncode == 0
+        ):  # a second one is refused: what is published never changes
             return difference(result(moment, room), wanted), said
         again = self._run(moment, room)
         if again.returncode != 0:

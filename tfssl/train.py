@@ -110,7 +110,7 @@ def define_accelerators(own_graph=True):
 
 @cli.section("The run")
 def define_run():
-    cli.define_path("workdir", None, "Folder of the run: flags, checkpoints, logs. Required, except with --dry_run.")
+    flags.DEFINE_string("workdir", None, "Folder of the run: flags, checkpoints, logs. Required, except with --dry_run.")
     flags.DEFINE_integer("checkpoint_steps", 1000, "Steps between checkpoints; a killed run loses at most these.")
     flags.DEFINE_integer("keep_checkpoints", 3, "How many of the newest checkpoints to keep.")
     flags.DEFINE_integer("keep_every", 0, "Keep each checkpoint whose step is a multiple of this for ever; 0: none.")

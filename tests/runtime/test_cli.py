@@ -53,17 +53,6 @@ def test_arguments_that_are_no_text(tmp_path):
         cli.expand_flagfiles(["prog", f"--flagfile={tmp_path}/a.flags"])
 
 
-def test_a_path_begins_at_home(monkeypatch):
-    from absl import flags
-
-    monkeypatch.setenv("HOME", "/home/someone")
-    values = flags.FlagValues()
-    flags.DEFINE(cli._Path(), "workdir", None, "", flag_values=values)
-    for given, expected in {"~/runs/a": "/home/someone/runs/a", "runs/~": "runs/~", "gs://b/~": "gs://b/~"}.items():
-        values(["prog", f"--workdir={given}"])
-        assert values.workdir == expected
-
-
 def test_every_installed_flagfile_is_accepted_by_its_binary(tfssl_command):
     """Each recipe parses: --help is printed only once the flags before it were expanded."""
     import pathlib

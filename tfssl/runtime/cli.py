@@ -14,7 +14,7 @@ import textwrap
 from absl import app, flags, logging
 
 from tfssl.errors import UserError, one_line
-from tfssl.runtime import bounds, console, files
+from tfssl.runtime import bounds, console, data_flags, files
 
 _SECTIONS = {}  # name of a section -> names of its flags, in the order of definition
 
@@ -34,6 +34,7 @@ def run(main, name):
                 print(usage(name, sys.modules[main.__module__].__doc__), flush=True)
             os._exit(0)
         bounds.apply()
+        data_flags.expand_homes()
         positional = flags.FLAGS(expand_flagfiles(argv))
         if len(positional) > 1:
             raise UserError(
@@ -175,19 +176,6 @@ def _find_flagfile(value, folder):
         )  # fmt: skip
         hint = f"; installed: {', '.join(dict.fromkeys(found)) or 'none'}"
     raise UserError(f"no flagfile {value!r} (looked for {' and '.join(candidates)}){hint}")
-
-
-def define_path(name, default, text):
-    """`flags.DEFINE_string` for a file or a folder: ~ is the user's home, wherever the flag is read."""
-    flags.DEFINE(_Path(), name, default, text)
-
-
-class _Path(flags.ArgumentParser):
-    def parse(self, argument):
-        return os.path.expanduser(super().parse(argument))
-
-    def flag_type(self):
-        return "string"
 
 
 def define_switch(name, default, words, text):

@@ -1,4 +1,6 @@
-"""The flags of record files, which every command that reads images has, and what `open_source` gets of such flags."""
+"""Flags that several commands have: of record files, what `open_source` gets of such flags; and those that are paths."""
+
+import os
 
 from absl import flags
 
@@ -23,3 +25,43 @@ def where(values):
     """The keyword arguments of `open_source` among {flag: value}: those that are there, and set."""
     names = ("data_dir", "image_key", "label_key", "label_offset", "skip_damaged_shards")
     return {name: values[name] for name in names if values.get(name) is not None}
+
+
+PATHS = (
+    "workdir", "data_dir", "export_dir", "images", "output", "train_list", "bins", "permutations_file", "module", "teacher", "init_module",
+)  # fmt: skip
+
+
+def at_home(name, value):
+    """The value of a flag, text, a list of texts or None, with the user's home for ~ where it is a path (of --module: in NAME=PATH, too).
+
+    Data sets, folder:~/photos, are left to `open_source`.
+    """
+    if name not in PATHS or not isinstance(value, (str, list)):
+        return value
+    if isinstance(value, list):
+        return [at_home(name, part) for part in value]
+    label, equals, path = value.partition("=")
+    if name == "module" and equals and not set(label) & set("/:"):
+        return f"{label}={os.path.expanduser(path)}"
+    return os.path.expanduser(value)
+
+
+class _AtHome:
+    """A flag's parser, and ~ after it."""
+
+    def __init__(self, name, parser):
+        self._name, self._parser = name, parser
+
+    def parse(self, argument):
+        return at_home(self._name, self._parser.parse(argument))
+
+    def __getattr__(self, attribute):
+        return getattr(self._parser, attribute)
+
+
+def expand_homes(values=flags.FLAGS):
+    """From now on ~ is the user's home in every flag of PATHS, wherever it is read."""
+    for name in PATHS:
+        if name in values and not isinstance(values[name].parser, _AtHome):
+            values[name].parser = _AtHome(name, values[name].parser)

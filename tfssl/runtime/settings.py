@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import tfssl
 from tfssl import pretext
 from tfssl.errors import UserError, one_line
+from tfssl.runtime.data_flags import at_home
 from tfssl.runtime.files import write_file
 
 
@@ -126,7 +127,9 @@ def read_flags(path):
             pairs = [line.strip()[2:].partition("=") for line in f if line.startswith("--")]
     except (UnicodeDecodeError, tf.errors.OpError) as e:
         raise UserError(f"{path}, the record of the run, cannot be read: {one_line(e)}") from e
-    return {name: text if equals else "true" for name, equals, text in pairs}  # --name alone: so absl reads it
+    return {
+        name: at_home(name, text) if equals else "true" for name, equals, text in pairs
+    }  # --name alone: so absl reads it
 
 
 def differences(stored, values, free=()):
