@@ -6,8 +6,6 @@
 Without it a colorization run counts its own training images when it begins.
 """
 
-import os
-
 from absl import flags
 
 from tfssl.runtime import cli, data_flags
@@ -28,13 +26,13 @@ with cli.section("Colour bins"):
 
 
 def main(_):
-    import tensorflow as tf
+    from tfssl.runtime import files
 
+    files.check_file(FLAGS.output, "--output")
     from tfssl.data import ab_bins, open_source
 
     source = open_source(FLAGS.dataset, FLAGS.split, **data_flags.where(FLAGS.flag_values_dict()))
     found = ab_bins.of_images(source, FLAGS.grid, FLAGS.images, FLAGS.smooth, say)
-    tf.io.gfile.makedirs(os.path.dirname(FLAGS.output) or ".")
     found.save(FLAGS.output)
     order = (-found.prior).argsort()[:3]
     common = ", ".join(f"({a:.0f}, {b:.0f}) {p:.1%}" for (a, b), p in zip(found.points[order], found.prior[order]))  # noqa: B905

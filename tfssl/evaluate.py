@@ -10,6 +10,7 @@ training labels, never on the test split. Raw pixels and an untrained network ar
 all that the images permit, with both beside it. WORKDIR/report.html is the page to look at.
 """
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -197,10 +198,18 @@ def define_flags():
         flags.DEFINE_integer("neighbors", None, help=
             "Above 0: WORKDIR/MODULE_neighbors.png shows so many nearest training images of ten test images, by the starred "
             "endpoint (of the first protocol), or the last. Default: 5 with --protocol=all and --workdir, else 0.")
+        flags.DEFINE_boolean("steal_lock", False,
+            "Take over a --workdir that another process uses; it ends before it writes there again.")
 # fmt: on
 
 
 def main(_):
+    with contextlib.ExitStack() as held:
+        evaluate(held)
+
+
+def evaluate(held):
+    """Measure what the flags name. `held`: an `ExitStack`, which keeps the lock of --workdir."""
     if FLAGS.prune and not FLAGS.module:
         return prune({})
     start = time.time()
@@ -208,7 +217,10 @@ def main(_):
     from tfssl.data import open_source, overlap
     from tfssl.downstream import budget, measure, modules, needs, splits
     from tfssl.downstream.record import Record
+    from tfssl.runtime import files
 
+    if FLAGS.workdir:
+        files.check_writable(FLAGS.workdir, "--workdir")
     needs.check_settings(protocols, FLAGS.val_split or FLAGS.val_fraction)
     opened = {name: modules.load(handle) for name, handle in named.items()}
     where = data_flags.where(FLAGS.flag_values_dict())
@@ -240,9 +252,10 @@ def main(_):
     counts = [f"{sources[part].num_examples} {purpose[part]}" for part in purpose if part in sources]
     say(f"{FLAGS.dataset}: {', '.join(counts)}")
     record = Record(
-        workdir_file("") if FLAGS.workdir else None,
+        FLAGS.workdir,
         table_order,
         say,
+        claim_workdir(held) if FLAGS.workdir else lambda: None,
         command=["tfssl-eval", *sys.argv[1:]],
         flags={name: FLAGS[name].value for names in cli._SECTIONS.values() for name in names},
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(start)),
@@ -279,6 +292,16 @@ def main(_):
     record.finish(f"{FLAGS.dataset} {FLAGS.test_split}", seconds=time.time() - start)
 
 
+def claim_workdir(held):
+    """Lock --workdir, as `locks.workdir_lock`, and mark it: what lies in it is no data (see `tfssl.data.outputs`)."""
+    from tfssl.data import outputs
+    from tfssl.runtime import locks
+
+    check = held.enter_context(locks.workdir_lock(FLAGS.workdir, FLAGS.steal_lock))
+    outputs.mark(FLAGS.workdir)
+    return check
+
+
 def make_untrained(opened, note):
     """{name: (module, names of the modules whose network it is)} beside the modules, in --workdir if that is local."""
     from tfssl.export import untrained
@@ -291,6 +314,7 @@ def make_untrained(opened, note):
 def with_features(name, module, sources, endpoints, protocols, common, record):
     """Extract a module's features, and measure them; `common`: settings of all protocols; `record`: of the evaluation."""
     from tfssl.downstream import features, measure, neighbors, report
+    from tfssl.runtime import files
 
     parts = {part: endpoints for part in sources}
     if not reads_train(protocols):
@@ -326,7 +350,8 @@ def with_features(name, module, sources, endpoints, protocols, common, record):
         for its in (train, test):
             its.check([endpoint])
         png = neighbors.plot(train, test, endpoint, FLAGS.neighbors, FLAGS.seed, f"{name}, {endpoint}")
-        report.write_bytes(workdir_file(f"{name}_neighbors.png"), png)
+        record.check()
+        files.write_file(workdir_file(f"{name}_neighbors.png"), png)
         record.panels[name] = endpoint, png
         say(f"written: {workdir_file(f'{name}_neighbors.png')}")
 
@@ -358,12 +383,14 @@ def prune(sources):
     """Remove the features in --workdir that nobody can use any more, those of changed `sources` among them."""
     from tfssl.data import identity
     from tfssl.downstream import cache, features
+    from tfssl.runtime import locks
 
     folder = features_folder()
     if not folder:
         raise UserError("--prune removes features from a local --workdir: name it")
     known = [(source.spec, source.split, identity.of(source)) for source in sources.values()]
-    removed = cache.prune(folder, features.versions(), known)
+    with locks.workdir_lock(FLAGS.workdir, FLAGS.steal_lock):
+        removed = cache.prune(folder, features.versions(), known)
     for path, reason, size in removed:
         say(f"pruned: {path} ({size / 1e6:.1f} MB; {reason})")
     say(f"pruned: {len(removed)} sets of features, {sum(size for *_, size in removed) / 1e6:.1f} MB, from {folder}")
@@ -503,7 +530,7 @@ def sides(flag):
 
 
 def workdir_file(name):
-    return os.path.join(os.path.expanduser(FLAGS.workdir), name.replace("/", "_"))
+    return os.path.join(FLAGS.workdir, name.replace("/", "_"))
 
 
 def say(text):

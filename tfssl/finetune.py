@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from tfssl import train
-from tfssl.errors import UserError
+from tfssl.errors import UserError, one_line
 from tfssl.runtime import cli, data_flags
 
 FLAGS = flags.FLAGS
@@ -105,6 +105,7 @@ def main(_):
     if not FLAGS.dry_run:
         train.check_workdir(values, FREE)
     from tfssl.data import service
+    from tfssl.runtime import locks
     from tfssl.runtime import strategy as strategies
 
     strategies.start(values["seed"], "float32", values["deterministic"])
@@ -122,9 +123,12 @@ def main(_):
 
         return dry_run.describe(model, strategy, images.train, images.validation, plan, values)
     following = f"tfssl-predict --module={values['workdir']}/classifier/{plan.total_steps} --images=FOLDER"
-    train.train(model, strategy, images.train, images.validation, plan, values, following, provenance)
-    if strategies.is_chief(strategy):
-        finish(values, images, start)
+    run = model, strategy, images.train, images.validation, plan, values, following, provenance
+    if not strategies.is_chief(strategy):
+        return train.train(*run)
+    with locks.workdir_lock(values["workdir"], FLAGS.steal_lock) as check:  # the one that training takes
+        train.train(*run)
+        finish(values, images, start, check)
 
 
 def resolve_flags():
@@ -273,8 +277,8 @@ class Plan(train.Plan):
         )
 
 
-def finish(values, images, start):
-    """Publish the newest checkpoint and measure it, as far as that is not done."""
+def finish(values, images, start, check=lambda: None):
+    """Publish the newest checkpoint and measure it, as far as that is not done. `check` refuses when the workdir's lock is lost."""
     from tfssl.downstream import handles, report
     from tfssl.runtime import checkpoints
     from tfssl.runtime.callbacks import say
@@ -283,7 +287,10 @@ def finish(values, images, start):
     where = os.path.join(values["workdir"], "classifier", str(step))
     import tensorflow as tf
 
-    if not tf.io.gfile.exists(where):
+    check()
+    if not tf.io.gfile.exists(
+        os.path.join(where, "saved_model.pb")
+    ):  # the last file of a module, and in an object store its mark
         publish(values, images, checkpoint, step, where)
         say(f"classifier: {where}")
     record = os.path.join(values["workdir"], "results.json")
@@ -302,6 +309,7 @@ def finish(values, images, start):
     ]
     chance = {"chance": 1 / images.num_classes}
     say("\n" + report.table(results, chance))
+    check()
     report.write(
         record,
         results,
@@ -326,26 +334,37 @@ def publish(values, images, checkpoint, step, where):
     import tensorflow as tf
 
     from tfssl.export.module import save_classifier
+    from tfssl.runtime import checkpoints
 
     model = build_model(values, images, freeze=values["freeze"])
     model.backbone.trainable = True  # for whoever trains the classifier further
     model.prepare()
-    tf.train.Checkpoint(model=model).restore(checkpoint).assert_existing_objects_matched().expect_partial()
+    reason = checkpoints.load(checkpoint, tf.train.Checkpoint(model=model))
+    if reason:
+        raise UserError(
+            f"checkpoint {checkpoint} is damaged ({reason}): the same command again goes on from the one before, or trains anew"
+        )
     recorded = {name: value for name, value in values.items() if value is not None and name != "workdir"}
     save_classifier(model, where, step, images.class_names, recorded)
 
 
 def measured(record):
-    """(classifier, test split) that results.json is about; None where there is none."""
+    """(classifier, test split) that results.json is about; None where there is none, or half of one."""
     import json
 
     import tensorflow as tf
 
+    from tfssl.runtime.callbacks import say
+
     if not tf.io.gfile.exists(record):
         return None
-    with tf.io.gfile.GFile(record) as f:
-        found = json.load(f)
-    return found.get("classifier"), found.get("test_split")
+    try:
+        with tf.io.gfile.GFile(record, "rb") as f:
+            found = json.loads(f.read())
+        return found.get("classifier"), found.get("test_split")
+    except (ValueError, AttributeError) as e:
+        say(f"{record} is damaged ({one_line(e)}) and is written anew")
+        return None
 
 
 def measure(values, images, where):

@@ -352,6 +352,7 @@ def resolve_flags():
 def check_flags(values):
     """Refuse contradictions among {flag: value}, and make --decay_epochs numbers."""
     from tfssl import optim
+    from tfssl.runtime import files
     from tfssl.runtime import strategy as strategies
 
     choices = {
@@ -377,6 +378,8 @@ def check_flags(values):
         )
     if not values["workdir"] and not FLAGS.dry_run:
         raise UserError("--workdir is missing: name a folder for the run's checkpoints and logs (or try --dry_run)")
+    if FLAGS.dry_run:
+        files.check_writable(".", "--dry_run writes a picture into the current folder, which")
     if values["knn_probe"] and not values["val_split"]:
         raise UserError(f"--knn_probe={values['knn_probe']} needs images to measure on: give --val_split")
     if values["validation_steps"] % values["checkpoint_steps"]:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfssl.data import image, lab, pipeline
 from tfssl.data.subset import spread
 from tfssl.errors import UserError
+from tfssl.runtime.files import write_file
 
 LOW, HIGH = -128, 128  # of the table's lattice: beyond all colours of sRGB
 
@@ -32,11 +33,8 @@ class Bins:
     prior: np.ndarray = None
 
     def save(self, path):
-        held = io.BytesIO()
-        np.savez(held, points=self.points, **({} if self.prior is None else {"prior": self.prior}))
-        with tf.io.gfile.GFile(path + ".unfinished", "wb") as f:
-            f.write(held.getvalue())
-        tf.io.gfile.rename(path + ".unfinished", path, overwrite=True)
+        arrays = {"points": self.points, **({} if self.prior is None else {"prior": self.prior})}
+        write_file(path, lambda file: np.savez(file, **arrays))
 
     def table(self, nearest, sigma=5.0):
         """Soft targets of all colours on the lattice of whole numbers, on which images of 8 bits lie to within half a step.

@@ -15,6 +15,7 @@ class Record:
       folder: for results.json; None: nothing is written.
       order: names of protocols, in the order of the table's columns.
       say: told of each result, in a line.
+      check: function () called before something is written; it may refuse with a `UserError`.
       **facts: what results.json says beside the results; "baselines" among them.
 
     Attributes:
@@ -24,8 +25,9 @@ class Record:
       modules, panels, facts: as `report.save` wants them.
     """
 
-    def __init__(self, folder=None, order=(), say=print, **facts):
-        self.folder, self.order, self.say, self.facts = folder, list(order), say, {"baselines": {}, **facts}
+    def __init__(self, folder=None, order=(), say=print, check=lambda: None, **facts):
+        self.folder, self.order, self.say, self.check = folder, list(order), say, check
+        self.facts = {"baselines": {}, **facts}
         self.results, self.notes, self.refused, self.modules, self.panels = [], [], {}, {}, {}
 
     def note(self, text):
@@ -36,6 +38,7 @@ class Record:
 
     def refuse(self, error, what):
         """A UserError has ended a part of the evaluation; the others go on."""
+        self.check()  # a lock that is lost ends it all
         self.refused.setdefault(str(error), what)
         self.note(f"refused: {what}: {error}")
 
@@ -48,6 +51,7 @@ class Record:
             report.mark_chosen(self.results)
             self.say(report.line({"module": module, **result}))
             if self.folder:
+                self.check()
                 report.write(os.path.join(self.folder, "results.json"), **self._content(finished=False))
 
     def _place(self, protocol):
@@ -79,6 +83,7 @@ class Record:
                 for name, value in self._content(finished=True).items()
                 if name not in ("versions", "results")
             }
+            self.check()
             self.say(f"written: {', '.join(report.save(self.folder, self.results, title, self.panels, **about))}")
         if self.refused:
             (reason, what), *others = self.refused.items()

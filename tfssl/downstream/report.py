@@ -6,6 +6,8 @@ import platform
 
 import numpy as np
 
+from tfssl.runtime.files import write_file
+
 PIXELS = "pixels"
 _METRICS = {  # what is no accuracy
     "mAP": "mean average precision",
@@ -176,13 +178,13 @@ def save(folder, results, title="", panels=None, **facts):
     first = {key: results[0][key] for key in ("chosen_on", "reported_on")}
     record = {"versions": versions(), **facts, **first, "results": [without_picture(r) for r in results]}
     stem = os.path.join(folder, "results")
-    write(f"{stem}.json", **record)
     files = {f"{stem}.png": plots.bars(results, facts["baselines"], title)}
     if any("curve" in result for result in results):
         files[f"{stem}_curve.png"] = plots.epochs(results, title)
     files[os.path.join(folder, "report.html")] = page.page(record, panels or {}, results).encode()
     for path, content in files.items():
-        write_bytes(path, content)
+        write_file(path, content)
+    write(f"{stem}.json", **record)  # last: what it says is finished is so
     return [f"{stem}.json", *files]
 
 
@@ -204,20 +206,7 @@ def versions():
 
 def write(path, results, **facts):
     """Write results.json (any file system that TensorFlow knows): `facts`, then the list "results"."""
-    import tensorflow as tf
-
-    tf.io.gfile.makedirs(path.rpartition("/")[0] or ".")
-    with tf.io.gfile.GFile(path, "w") as f:
-        f.write(json.dumps({"format": 1, **facts, "results": results}, indent=1) + "\n")
-
-
-def write_bytes(path, content):
-    """Write a file, on any file system that TensorFlow knows."""
-    import tensorflow as tf
-
-    tf.io.gfile.makedirs(os.path.dirname(path) or ".")
-    with tf.io.gfile.GFile(path, "wb") as f:
-        f.write(content)
+    write_file(path, json.dumps({"format": 1, **facts, "results": results}, indent=1) + "\n")
 
 
 def title(result):

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.errors import UserError
+from tfssl.runtime.files import write_file
 
 CRITERIA = ("mean", "min")
 
@@ -87,8 +88,7 @@ def read(path, length=9):
 def write(path, table):
     """Write int [count, length], values from 0, as little-endian int32: count, length, then the rows with values from 1."""
     table = np.asarray(table)
-    with tf.io.gfile.GFile(path, "wb") as f:
-        f.write(np.concatenate([table.shape, table.ravel() + 1]).astype("<i4").tobytes())
+    write_file(path, np.concatenate([table.shape, table.ravel() + 1]).astype("<i4").tobytes())
 
 
 def distances(table):
