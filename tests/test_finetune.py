@@ -120,9 +120,14 @@ def test_a_stopped_run_resumes_to_identical_weights_and_a_finished_one_says_so(r
     for mine, other in zip(one.variables, two.variables):  # noqa: B905 (Python 3.9)
         np.testing.assert_array_equal(mine, other)
     # As if killed between the last checkpoint and the end: the rest is done, and not done twice.
-    (workdir / "results.json").unlink()
+    content = (workdir / "results.json").read_text()
+    (workdir / "results.json").write_text(content[: len(content) // 2])
     again = tfssl_command("finetune", *command)
     assert again.returncode == 0 and "finished" in again.stdout and "written:" in again.stdout, again
+    assert (
+        "results.json is damaged" in again.stdout
+        and json.loads((workdir / "results.json").read_text())["accuracy"] > 0.8
+    )
     other = tfssl_command("finetune", *command, "--head_rate=3")
     assert other.returncode == 1 and "--head_rate is 1, not 3" in other.stderr
     (moved / "warm" / "001.jpg").rename(moved / "warm" / "one.jpg")

@@ -8,8 +8,9 @@ import tensorflow as tf
 from encoders import save_encoder
 
 import tfssl
+from tfssl import predict
 from tfssl.backbones.hub import Hub
-from tfssl.data import image
+from tfssl.data import checks, image
 from tfssl.downstream import classify, modules
 from tfssl.export.module import save_classifier
 from tfssl.pretext.classifier import Classifier
@@ -120,3 +121,42 @@ def test_bad_input_ends_in_one_clear_line(case, encoder, classifier, photos, tmp
     assert done.returncode == 1
     assert done.stderr.startswith("tfssl-predict: ") and len(done.stderr.splitlines()) == 1, done.stderr
     assert expected in done.stderr and not (tmp_path / "predictions.csv").exists()
+
+
+class Pictures:
+    """A source of two images, and one in a format that is not read, with names that spreadsheets take for formulas."""
+
+    num_examples = 2
+    unread = ["\t-x.webp"]
+
+    def name(self, index):
+        return ("=HYPERLINK(1).jpg", "'=quoted.jpg")[index]
+
+
+def test_no_cell_is_a_formula_and_names_come_back(tmp_path, monkeypatch):
+    """OWASP's list, https://owasp.org/www-community/attacks/CSV_Injection: = + - @, tab, carriage return."""
+    names = ["error", "-x", "+1", "@a", "name", "plain", "\rz", "'quote", "error (class)"]
+    rows = np.eye(9, dtype=np.float32)[[1, 0]]
+    monkeypatch.setattr(checks, "reasons", lambda source, missing: [])
+    found = [{"index": np.array([0, 1]), "probabilities": rows}]
+    predict.write(str(tmp_path / "out.csv"), found, Pictures(), names)
+    cells = table(tmp_path / "out.csv")
+    assert not any(cell.startswith(tuple("=+-@\t\r\n")) for row in cells for cell in row)
+    assert cells[0][-1] == "error" and len(set(cells[0])) == len(cells[0]) == 3 + 9 + 1
+    assert cells[1][:3] == ["'=HYPERLINK(1).jpg", "'-x", "1"] and cells[2][1] == "error" and cells[0][8] == "plain"
+    back = predict.read(tmp_path / "out.csv")
+    assert [row["name"] for row in back] == ["=HYPERLINK(1).jpg", "'=quoted.jpg", "\t-x.webp"]
+    assert [row["class"] for row in back] == ["-x", "error", ""] and back[1]["error (class)"] == "1"
+    assert [row["error"] for row in back] == ["", "", ".webp is a format that is not read"]
+    for text in ("", "'", "''=", "a=", "'a", "-", "\n"):  # nothing is lost, whatever it is
+        (tmp_path / "one.csv").write_text("name\n" + ('"' + predict.safe(text) + '"') + "\n", newline="")
+        assert predict.read(tmp_path / "one.csv") == [{"name": text}]
+
+
+@pytest.mark.parametrize("output", ["file/table.csv", ".", "/proc/no/such/table.csv"])
+def test_an_output_that_cannot_be_written_is_found_before_any_work(output, tmp_path, tfssl_command):
+    """Neither the module nor the images are looked at."""
+    (tmp_path / "file").touch()
+    done = tfssl_command("predict", "--module=absent", "--images=absent", f"--output={output}", cwd=tmp_path)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert f"--output={output}" in done.stderr or f"--output, in={output.rpartition('/')[0]} cannot" in done.stderr

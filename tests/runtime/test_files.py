@@ -1,10 +1,15 @@
 """Files are complete or absent, whatever happens while they are written."""
 
+import ast
 import os
+import pathlib
+import subprocess
+import sys
 import threading
 
 import pytest
 
+import tfssl
 from tfssl.errors import UserError
 from tfssl.runtime import files
 
@@ -83,3 +88,100 @@ def test_places_that_cannot_be_written_are_found_and_no_folder_is_made(tmp_path)
             files.check_writable(str(folder), "--workdir")
     files.check_writable(str(tmp_path / "a" / "b"), "--workdir")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_files_that_cannot_be_written_are_found_too(tmp_path):
+    (tmp_path / "file").touch()
+    for path in ("", f"{tmp_path}/", str(tmp_path), f"{tmp_path}/file/table.csv", "/proc/no/such/table.csv"):
+        with pytest.raises(UserError, match="--output"):
+            files.check_file(path, "--output")
+    for path in (f"{tmp_path}/file", f"{tmp_path}/new/table.csv", "/dev/null"):
+        files.check_file(path, "--output")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_scratch_folders_of_killed_processes_go(tmp_path, monkeypatch):
+    """Those of living ones stay, however old they are."""
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from tfssl.runtime import files; print(files.scratch('x-'), flush=True); input()"
+    line = [sys.executable, "-c", code, os.path.dirname(os.path.dirname(tfssl.__file__))]
+    others = [
+        subprocess.Popen(
+            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+        )
+        for _ in range(3)
+    ]
+    killed, living, finished = (other.stdout.readline().strip() for other in others)
+    others[0].kill()
+    others[2].communicate("\n")
+    others[0].wait()
+    assert os.path.isdir(killed) and not os.path.exists(finished)
+    for folder in (killed, living):
+        os.utime(folder, (1, 1))
+    mine = files.scratch("x-")
+    assert sorted(os.listdir(tmp_path)) == sorted(map(os.path.basename, (living, mine)))
+    others[1].communicate("\n")
+
+
+# Whatever else may open a file to write: (file, function) -> why it need not be complete or absent.
+WRITERS = {
+    ("tfssl/runtime/files.py", None): "the one place",
+    ("tfssl/runtime/locks.py", None): "written under a name of its own, then linked",
+    ("tfssl/runtime/console.py", None): "/dev/null",
+    ("tfssl/runtime/callbacks.py", None): "metrics.jsonl: lines are appended",
+    ("tfssl/data/archive.py", "unpack"): "a folder is renamed when it is complete",
+    ("tfssl/data/archive.py", "write"): "into that folder",
+    ("tfssl/data/ab_bins.py", "save"): "into the file that write_file gives it",
+    ("tfssl/data/glyphs.py", "_drawn"): "into memory",
+    ("tfssl/downstream/npz.py", "write"): "into the file that write_file gives it",
+    ("tfssl/downstream/remote.py", None): "a download, renamed when its digest is right",
+    ("tfssl/downstream/cache.py", None): "memory maps, which count when they are committed",
+    ("tfssl/downstream/maps.py", None): "a file without a name",
+    ("tfssl/downstream/plots.py", "_png"): "into memory",
+    ("tfssl/downstream/neighbors.py", "plot"): "into memory",
+    ("tfssl/downstream/pictures.py", "grid"): "into memory",
+    ("tfssl/export/module.py", "_write"): "assets in a temporary folder, which SavedModel copies",
+    ("tfssl/export/module.py", "pack"): "into the file that write_file gives it",
+    ("tfssl/export/module.py", "_write_tarball"): "a temporary copy of a remote module",
+}
+OPENERS = {"open", "GFile", "fdopen", "TarFile", "ZipFile", "memmap", "open_memmap", "FileIO"}
+WRITING = {
+    "save", "savez", "savez_compressed", "savefig", "imsave", "tofile", "write_text", "write_bytes", "write_file", "dump", "copyfile",
+    "copy2", "to_csv", "rename", "replace", "copy", "TFRecordWriter", "open_memmap",
+}  # fmt: skip
+HARMLESS = {"copy", "replace", "rename", "save", "dump"}  # of objects other than these modules
+MODULES = {"np", "numpy", "os", "shutil", "pickle", "json", "gfile", "io", "tf"}
+
+
+def writes(call):
+    """Whether a call may write a file."""
+    function = call.func
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    owner = function.value if isinstance(function, ast.Attribute) else None
+    owner = getattr(owner, "attr", getattr(owner, "id", None))
+    if name in OPENERS:
+        values = [a.value for a in [*call.args[1:], *(k.value for k in call.keywords)] if isinstance(a, ast.Constant)]
+        return any(isinstance(v, str) and (v[0] in "wax" or "+" in v) for v in values if v)
+    if name == "write_file":  # ours, but TensorFlow's is none
+        return owner == "io"
+    return name in WRITING and (name not in HARMLESS or owner in MODULES)
+
+
+def test_nobody_writes_past_write_file():
+    root = pathlib.Path(tfssl.__file__).parents[1]
+    found = {}
+    for folder in ("tfssl", "export"):
+        for path in sorted((root / folder).rglob("*.py")):
+            name = str(path.relative_to(root))
+            name = f"tfssl/{name}" if folder == "export" else name
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            within = {}
+            for node in ast.walk(tree):  # outer functions first
+                if isinstance(node, ast.FunctionDef):
+                    within.update({id(inner): node.name for inner in ast.walk(node)})
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Call) and writes(node):
+                    key = (name, within.get(id(node)))
+                    if key not in WRITERS and (name, None) not in WRITERS:
+                        found[key] = f"{path}:{node.lineno}: {ast.unparse(node)[:80]}"
+    assert not found, "\n".join(["to be written by tfssl.runtime.files.write_file:", *found.values()])
