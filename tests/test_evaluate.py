@@ -25,6 +25,7 @@ from tfssl.data.overlap import overlap as shared
 from tfssl.downstream import handles
 from tfssl.downstream.record import Record
 from tfssl.errors import UserError
+from tfssl.runtime import locks
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "downstream"))
 import tiny_modules  # noqa: E402
@@ -476,8 +477,15 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
         ),
     ]
     assert len(cases) > 20
+    # A workdir that cannot be written is found before the module is looked for; one that is in use, before images pass through it.
+    cases.append((["--module=nowhere", "--workdir=/proc/no/such"], ["--workdir=/proc/no/such cannot be written"]))
+    cases.append(([ours, data, f"--workdir={tmp_path}/busy"], ["busy' is in use by process", "--steal_lock"]))
     lines = "\n".join("\t".join(arguments) for arguments, _ in cases)
-    process = subprocess.run([sys.executable, "-c", DRIVER], input=lines, capture_output=True, text=True, check=False)
+    with locks.workdir_lock(str(tmp_path / "busy")):
+        process = subprocess.run(
+            [sys.executable, "-c", DRIVER], input=lines, capture_output=True, text=True, check=False
+        )
+    assert os.listdir(tmp_path / "busy") == []
     errors = process.stdout.splitlines()
     assert len(errors) == len(cases), process.stdout + process.stderr  # and nothing was begun: no other line
     for error, (_, parts) in zip(errors, cases):  # noqa: B905 (Python 3.9)
@@ -650,6 +658,26 @@ def test_results_are_written_as_they_come(tmp_path):
     assert [len(w["results"]) for w in written] == [1, 2] and not any(w["finished"] for w in written)
     assert [r["protocol"] for r in written[1]["results"]] == ["logistic", "knn"]  # in the order of the table
     assert all(r["chosen"] and r["module"] == "a" for r in written[1]["results"]) and len(said) == 2
+
+
+def test_who_lost_the_workdir_writes_no_more_and_ends(tmp_path):
+    """Another process has stolen the lock: not a protocol that is refused, after which the others go on."""
+
+    def check():
+        if stolen:
+            raise UserError("taken over")
+
+    stolen = []
+    record = Record(str(tmp_path), ["knn"], [].append, check, baselines={})
+    record.modules |= {"a": {}}
+    record.refuse(UserError("too few images"), "few_shot")
+    result = {"endpoint": "e", "metric": "accuracy", "value": 0.5, "val_value": 0.4, "train_labels": 9, "seconds": 1.0}
+    stolen.append(True)
+    with pytest.raises(UserError, match="taken over"):
+        record.add("a", [{"protocol": "knn", **result}])
+    with pytest.raises(UserError, match="taken over"):
+        record.refuse(UserError("taken over"), "a")
+    assert os.listdir(tmp_path) == [] and list(record.refused) == ["too few images"]
 
 
 @pytest.fixture(scope="module")

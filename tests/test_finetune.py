@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 
 import numpy as np
 import pytest
@@ -16,11 +17,14 @@ from encoders import save_encoder
 from runs import assert_identical, kill_when, logged, two_devices, weights
 
 import tfssl
+from tfssl import finetune
 from tfssl.backbones.hub import Hub
 from tfssl.data import image
 from tfssl.downstream import modules
+from tfssl.errors import UserError
 from tfssl.export.module import save_classifier
 from tfssl.pretext.classifier import Classifier
+from tfssl.runtime import checkpoints
 
 FLAGS = (
     "--batch_size=8", "--train_steps=16", "--checkpoint_steps=8", "--log_steps=4", "--learning_rate=0.1", "--lr_scaling=0",
@@ -295,3 +299,26 @@ def test_one_class_is_refused(tfssl_command, encoder, tmp_path):
     assert re.search(
         r"glyphs train\[:1\]: all 1 images to learn from are of one class, A: nothing to tell", done.stderr
     )
+
+
+def test_half_a_classifier_in_an_object_store_is_published_anew(tmp_path, monkeypatch):
+    """There a folder is no sign of a whole module (a rename is a copy); its last file is, saved_model.pb."""
+    workdir, published = f"file://{tmp_path}", []
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "ckpt-3.index").touch()
+    (tmp_path / "classifier" / "3" / "variables").mkdir(parents=True)
+    monkeypatch.setattr(finetune, "publish", lambda *arguments: published.append(arguments[-1]))
+    for _ in range(2):
+        finetune.finish({"workdir": workdir, "test_split": ""}, types.SimpleNamespace(test=None), 0.0)
+        (tmp_path / "classifier" / "3" / "saved_model.pb").touch()
+    assert published == [f"{workdir}/classifier/3"]
+
+
+def test_a_damaged_checkpoint_is_not_published(tmp_path, monkeypatch):
+    model = types.SimpleNamespace(backbone=types.SimpleNamespace(), prepare=lambda: None)
+    monkeypatch.setattr(finetune, "build_model", lambda *_, **__: model)
+    monkeypatch.setattr(tf.train, "Checkpoint", lambda **_: None)
+    monkeypatch.setattr(checkpoints, "load", lambda path, checkpoint: "a checksum is wrong")
+    with pytest.raises(UserError, match="ckpt-3 is damaged .a checksum is wrong."):
+        finetune.publish({"freeze": False}, None, "ckpt-3", 3, str(tmp_path / "3"))
+    assert not (tmp_path / "3").exists()

@@ -250,12 +250,13 @@ def evaluate(held):
     measure.endpoints(opened, names, *sizes()) if extracting else {}
     purpose = {"train": "images to learn from", "val": "to choose on", "test": "to test on"}
     counts = [f"{sources[part].num_examples} {purpose[part]}" for part in purpose if part in sources]
+    check = claim_workdir(held) if FLAGS.workdir else lambda: None
     say(f"{FLAGS.dataset}: {', '.join(counts)}")
     record = Record(
         FLAGS.workdir,
         table_order,
         say,
-        claim_workdir(held) if FLAGS.workdir else lambda: None,
+        check,
         command=["tfssl-eval", *sys.argv[1:]],
         flags={name: FLAGS[name].value for names in cli._SECTIONS.values() for name in names},
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(start)),

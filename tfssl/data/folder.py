@@ -150,7 +150,7 @@ def _folders(passed):
 
 def _tell_left_out(source, found):
     if found.own:
-        source.left_out["what tfssl itself wrote there"] = found.own
+        source.left_out["what tfssl itself wrote there"] = sorted(found.own)
     if found.unread:
         endings = collections.Counter(os.path.splitext(name)[1].lower() for name in found.unread)
         counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common())
@@ -216,7 +216,7 @@ def _walk(root, found):
         folder, above = pending.pop()
         entries = list(_entries(f"{root}/{folder}" if folder else root))
         own = outputs.own(name for name, _ in entries)
-        found.own += sorted(folder + name for name in own)
+        found.own += [folder + name for name in own]
         for name, is_folder in entries:
             if name.startswith(".") or name in own:
                 continue
