@@ -174,9 +174,9 @@ def _write(path, endpoints, variables, trainable, outputs, facts, assets, tarbal
 def _remove_unfinished(path):
     """Remove what an export left that did not come to its end: folders beside `path`; or, in an object store, its parts in that place."""
     parent, name = os.path.split(path)
-    for leftover in files.listdir(parent or "."):
-        if re.fullmatch(re.escape(name) + r"(\.\d+-[0-9a-f]{8})?\.unfinished", leftover):
-            files.remove(os.path.join(parent, leftover))
+    own, packed = re.escape(name), re.escape(f"{name}.tar.gz")
+    for leftover in files.matching(parent, rf"{own}(\.\d+-[0-9a-f]{{8}})?\.unfinished|{packed}\.\d+-[0-9a-f]{{8}}\.tmp"):
+        files.remove(leftover)
     if not files.is_local(path) and tf.io.gfile.isdir(path) and set(files.listdir(path)) <= {"assets", "variables"}:
         files.remove(path)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -51,7 +52,7 @@ def disk(tmp_path):
 def refused(name, *arguments, **settings):
     done = command(name, *arguments, **settings)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "No space left" in done.stderr.splitlines()[-1], done.stderr
+    assert re.search("No space left|the disk is full", done.stderr.splitlines()[-1]), done.stderr
     return done
 
 
@@ -81,10 +82,9 @@ def test_evaluation(disk, encoder, photos):
     disk.empty()
     done = command("evaluate", *arguments)
     assert done.returncode == 0, done.stderr
-    assert (
-        json.loads((workdir / "results.json").read_text())["finished"]
-        and (workdir / "report.html").stat().st_size > 10_000
-    )
+    assert json.loads((workdir / "results.json").read_text())["finished"] and (
+        workdir / "report.html"
+    ).read_text().endswith("</html>\n")
 
 
 def test_fine_tuning_and_prediction(disk, encoder, photos):
@@ -146,7 +146,7 @@ def test_unpacking(disk, tmp_path):
         with pytest.raises(archive.UserError, match="No space left.*make room"):
             archive.unpack(str(tmp_path / f"p{ending}"), str(disk.folder))
         assert disk.content() == {}
-    for i in range(3, 6):
+    for i in range(2, 6):
         (tmp_path / "photos" / f"{i}.png").unlink()
     shutil.make_archive(str(tmp_path / "p"), "gztar", tmp_path, "photos")
     disk.fill(os.path.getsize(tmp_path / "p.tar.gz") + 100_000)
@@ -154,4 +154,4 @@ def test_unpacking(disk, tmp_path):
         archive.unpack(str(tmp_path / "p.tar.gz"), str(disk.folder))
     assert disk.content() == {}
     disk.empty()
-    assert len(os.listdir(os.path.join(archive.unpack(str(tmp_path / "p.tar.gz"), str(disk.folder)), "photos"))) == 4
+    assert len(os.listdir(os.path.join(archive.unpack(str(tmp_path / "p.tar.gz"), str(disk.folder)), "photos"))) == 3

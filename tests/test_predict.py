@@ -149,7 +149,7 @@ def test_no_cell_is_a_formula_and_names_come_back(tmp_path, monkeypatch):
     assert [row["class"] for row in back] == ["-x", "error", ""] and back[1]["error (class)"] == "1"
     assert [row["error"] for row in back] == ["", "", ".webp is a format that is not read"]
     for text in ("", "'", "''=", "a=", "'a", "-", "\n"):  # nothing is lost, whatever it is
-        (tmp_path / "one.csv").write_text("name\n" + ('"' + predict.safe(text) + '"') + "\n", newline="")
+        (tmp_path / "one.csv").write_bytes(f'name\n"{predict.safe(text)}"\n'.encode())
         assert predict.read(tmp_path / "one.csv") == [{"name": text}]
 
 

@@ -95,8 +95,9 @@ def write(path, found, source, names, top=0):
 
     def fill(file):
         seen = np.zeros(source.num_examples, bool)
-        text = types.SimpleNamespace(write=lambda row: file.write(row.encode()))
-        table = csv.writer(text, lineterminator="\n")
+        # Of line breaks, csv quotes those that end its own lines: so these are both, and cut off.
+        lines = types.SimpleNamespace(write=lambda row: file.write(row[:-2].encode() + b"\n"))
+        table = csv.writer(lines, lineterminator="\r\n")
         table.writerow(header(names, top))
         for batch in found:
             for index, row in zip(batch["index"], batch["probabilities"]):  # noqa: B905 (Python 3.9)

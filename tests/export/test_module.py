@@ -180,6 +180,7 @@ def test_nothing_of_a_killed_export_is_published(scheme, own, tmp_path):
             path = tmp_path / leftover / name
             path.parent.mkdir(parents=True)
             path.write_text("of another export")
+    (tmp_path / "m.tar.gz.12-0123abcd.tmp").touch()
     export.save(own, f"{scheme}{tmp_path}/m")
     assert names_in(tmp_path) == [f"m/{name}" for name in MODULE]
 

@@ -100,7 +100,7 @@ def _sweep(where):
     for leftover in leftovers:
         with contextlib.suppress(UserError, OSError):  # somebody is at work there, or it is not ours
             with locks.hold(_lock_of(leftover), leftover, ""):
-                # Up to tfssl 0.7 nobody held a lock: what changed today may be somebody's.
+                # Older versions hold no lock, and write other names: what changed today may be theirs.
                 if (
                     re.fullmatch(r"[0-9a-f]{16}\.tmp", os.path.basename(leftover))
                     or time.time() - os.path.getmtime(leftover) > 86_400
