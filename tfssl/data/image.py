@@ -179,48 +179,57 @@ def cut(image, choose, sizes):
       InvalidArgumentError: a part leaves the image, or the image cannot be decoded as far as its lowest part.
     """
     image = _checked(image)
+    least = tf.constant([size or (1 << 30, 1 << 30) for size in sizes])  # Px2; no part is so large
 
-    def parts(pixels, boxes, ratios, origin=(0, 0), ratio=1):
-        """From `pixels`, the image reduced by `ratio`, from `origin` on."""
-        found = []
-        for (begin, end), reduction in zip(boxes, ratios):  # noqa: B905 (Python 3.9)
-            corner = tf.concat([begin - origin, [0]], 0)
-            part = tf.slice(pixels, corner, tf.concat([end - begin, [3]], 0))
-            found.append(part if reduction is None else _reduced(part, reduction // ratio))
-        return found
+    def boxes(shape):
+        """Begins and extents, int32 [P, 3], and how many times each part is as large as its size [P]."""
+        begins, extents = (tf.stack(ends) for ends in zip(*choose(shape)))  # noqa: B905 (Python 3.9)
+        return begins, extents, tf.reduce_min(extents[:, :2] // least, 1)
 
-    def chosen(shape):
-        """[(begin, end)] int32 [2] each, and how often each part may be halved, as a factor, or None."""
-        boxes = [(tf.stack(begin)[:2], tf.stack(begin)[:2] + tf.stack(extent)[:2]) for begin, extent in choose(shape)]
-        return boxes, [_ratio(end - begin, size) for (begin, end), size in zip(boxes, sizes)]  # noqa: B905
+    def slices(pixels, begins, extents):
+        return [tf.slice(pixels, *box) for box in zip(tf.unstack(begins), tf.unstack(extents))]  # noqa: B905
+
+    def unless_all_fit(times, reduced, whole):
+        """One question for all parts: most images have none to reduce, and small ones are decoded in the time of a hundred ops."""
+        return tf.cond(tf.reduce_max(times) < 2, whole, reduced) if any(sizes) else whole()
 
     def of_pixels(pixels):
         shape = tf.shape(pixels)
         with tf.control_dependencies([_not_thin(shape)]):
-            return parts(pixels, *chosen(tf.identity(shape)))
+            begins, extents, times = boxes(tf.identity(shape))
+        found = slices(pixels, begins, extents)
+        return unless_all_fit(times, lambda: _each_reduced(found, _ratios(times)), lambda: found)
 
     def of_jpeg():
         shape = _jpeg_shape(image)
         with tf.control_dependencies([_bounded(shape, image), _not_thin(shape)]):
-            boxes, ratios = chosen(tf.identity(shape))
-        ratio = 1 if None in ratios else tf.reduce_min(tf.stack(ratios))
-        boxes = [tuple((corner + ratio // 2) // ratio for corner in box) for box in boxes]
-        # In the first and last column that is decoded the chroma has no neighbour to be interpolated with, and is off
-        # by up to 50 levels. So decode a column more on either side; above and below libjpeg itself sees to it.
-        low = tf.maximum(tf.reduce_min(tf.stack([begin for begin, _ in boxes]), 0) - [0, 1], 0)
-        high = tf.reduce_max(tf.stack([end for _, end in boxes]), 0) + [0, 1]
-        high = tf.minimum(high, (shape[:2] + ratio - 1) // ratio)
-        window = tf.concat([low, high - low], 0)
+            begins, extents, times = boxes(tf.identity(shape))
 
-        def decoded(by):
-            return lambda: tf.raw_ops.DecodeAndCropJpeg(contents=image, crop_window=window, ratio=by, **_JPEG)
+        def decoded(begins, extents, shape, decode):
+            # In the first and last column that is decoded the chroma has no neighbour to be interpolated with, and is off
+            # by up to 50 levels. So decode a column more on either side; above and below libjpeg itself sees to it.
+            low = tf.maximum(tf.reduce_min(begins, 0) - [0, 1, 0], 0)
+            high = tf.minimum(tf.reduce_max(begins + extents, 0) + [0, 1, 0], shape)
+            return slices(decode(tf.concat([low[:2], (high - low)[:2]], 0)), begins - low, extents)
 
-        if None in ratios:
-            pixels = decoded(1)()
-        else:
-            number = tf.cast(ratio >= 2, tf.int32) + tf.cast(ratio >= 4, tf.int32) + tf.cast(ratio >= 8, tf.int32)
-            pixels = tf.switch_case(number, [decoded(by) for by in _RATIOS])
-        return parts(pixels, boxes, ratios, low, ratio)
+        def decode_by(ratio):
+            return lambda window: tf.raw_ops.DecodeAndCropJpeg(contents=image, crop_window=window, ratio=ratio, **_JPEG)
+
+        def reduced():
+            ratios = _ratios(times)
+            ratio = tf.reduce_min(ratios)
+            number = tf.reduce_sum(tf.cast(tf.constant(_RATIOS[1:]) <= ratio, tf.int32))
+            low, high = ((corners + ratio // 2) // ratio for corners in (begins, begins + extents))
+            small = tf.pad((high - low)[:, :2], [[0, 0], [0, 1]], constant_values=3)
+            found = decoded(
+                low,
+                small,
+                (shape + ratio - 1) // ratio,
+                lambda window: tf.switch_case(number, [lambda by=by: decode_by(by)(window) for by in _RATIOS]),
+            )
+            return _each_reduced(found, ratios // ratio)
+
+        return unless_all_fit(times, reduced, lambda: decoded(begins, extents, shape, decode_by(1)))
 
     if image.dtype != tf.string:
         found = of_pixels(_rgb(image))
@@ -348,18 +357,19 @@ def _crop(image, choose):
     return cut(image, lambda shape: [choose(shape)], [None])[0]
 
 
-def _ratio(extent, size):
-    """The largest of `_RATIOS` by which a part of `extent` int32 [2] can be reduced and still be of `size`; None for no size."""
-    if size is None:
-        return None
-    times = tf.reduce_min(extent // tf.stack(size))
-    return tf.reduce_max(tf.where(tf.constant(_RATIOS) <= times, _RATIOS, 1))
+def _ratios(times):
+    """The largest of `_RATIOS` that is at most so many times, int32 [P], of each."""
+    return tf.reduce_max(tf.where(tf.constant(_RATIOS) <= times[:, None], _RATIOS, 1), 1)
 
 
-def _reduced(part, ratio):
+def _each_reduced(parts, ratios):
     """Means of ratio x ratio pixels, about, where the sides are no multiples; uint8."""
-    size = tf.shape(part)[:2] // ratio
-    return tf.cond(ratio > 1, lambda: resize(part, tf.unstack(size), "area"), lambda: part)
+
+    def means(part, ratio):
+        return lambda: resize(part, tf.unstack(tf.shape(part)[:2] // ratio), "area")
+
+    ratios = tf.unstack(ratios, len(parts))
+    return [tf.cond(r > 1, means(part, r), lambda part=part: part) for part, r in zip(parts, ratios)]  # noqa: B905
 
 
 def _resize_rows(pixels, size):
