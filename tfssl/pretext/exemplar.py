@@ -58,17 +58,21 @@ class Exemplar(InceptionImages):
         self.head = tf.keras.layers.Dense(embedding_size, name="head", dtype=tf.keras.backend.floatx())
 
     def example(self, image, seed):
-        image = ops.decode(image)  # once: eight crops from the JPEG take four times as long
         training, seed = seed is not None, tf.zeros([2], tf.int64) if seed is None else seed
-        copies = tf.stack([self._copy(image, fork(seed, view)) for view in range(self.copies)])  # KxSxSx3
+        seeds = [fork(seed, view) for view in range(self.copies)]
+
+        def crops(shape):
+            return [ops.sample_crop(shape, own, (self.min_area, 1.0)) for own in seeds]
+
+        parts = ops.cut(image, crops, [(self.image_size, self.image_size)] * self.copies)
+        copies = [ops.resize(part, self.image_size) for part in parts]
+        if self.flip:
+            copies = [ops.random_flip(copy, fork(own, self.copies)) for copy, own in zip(copies, seeds)]  # noqa: B905
+        copies = tf.stack(copies)  # KxSxSx3
         if not training:
             return copies
         coin = tf.random.stateless_uniform([], seed)
         return tf.cond(coin < self.gray, lambda: patches.gray(copies), lambda: copies)
-
-    def _copy(self, image, seed):
-        copy = ops.random_resized_crop(image, seed, self.image_size, area_range=(self.min_area, 1.0))
-        return ops.random_flip(copy, fork(seed, self.copies)) if self.flip else copy
 
     def augment(self, batch, draws):
         if not self.color:
