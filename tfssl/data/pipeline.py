@@ -90,10 +90,12 @@ def training_batches(
         made = service_examples(source, load, seed, first, epochs, *service).repeat()
         none = tf.zeros([chunk], tf.bool)
         data = made.batch(chunk, drop_remainder=True).enumerate()
-        data = data.map(lambda i, rows: numbered(i * chunk + tf.range(chunk, dtype=tf.int64), none, rows))
+        data = data.map(plain(lambda i, rows: numbered(i * chunk + tf.range(chunk, dtype=tf.int64), none, rows)))
     if steps is not None and not endless:
         data = data.take(steps * ((high - low) // chunk))
-    return _known_to_be(endless, data).prefetch(tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    options.experimental_warm_start = True  # the first batch is made while the first step is traced
+    return _known_to_be(endless, data).prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
 def evaluation_batches(source, example, batch_size, rows=None, chunk=None, endless=False):

@@ -148,6 +148,7 @@ class Source:
         start = tf.cast(start, tf.int64)
         first_epoch = start // self.num_examples
 
+        @tf.autograph.experimental.do_not_convert  # has no branch on a tensor, and to look for one takes longer than tracing
         def epoch(number):
             skip = tf.where(number == first_epoch, start % self.num_examples, 0)
             return self._epoch(seed, number, skip, rows)
