@@ -111,10 +111,14 @@ class BatchNorm(tf.keras.layers.BatchNormalization):
         dtype, most = self.moving_mean.dtype, getattr(_local, "most", None)
         keep = tf.constant(self.momentum, dtype)  # of each group
         if most is not None:
-            keep = tf.minimum(keep, tf.cast(most, dtype) ** (1 / self.groups))
-        shares = tf.stack([(1 - keep) * keep**g for g in reversed(range(self.groups))])
+            most = tf.cast(most, dtype)
+            keep = tf.minimum(keep, most ** (1 / self.groups) if self.groups > 1 else most)
+        several = self.groups > 1
+        shares = tf.stack([(1 - keep) * keep**g for g in reversed(range(self.groups))]) if several else 1 - keep
         for moving, values in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            moving.assign_sub(tf.tensordot(shares, moving - tf.cast(values, dtype), 1))
+            apart = moving - tf.cast(values, dtype)
+            # A product of one group is a dozen ops, in every layer.
+            moving.assign_sub(tf.tensordot(shares, apart, 1) if several else shares * apart[0])
 
     def get_config(self):
         return {**super().get_config(), "sync": self.sync, "groups": self.groups}

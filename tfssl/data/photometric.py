@@ -5,6 +5,7 @@ compile with XLA. They are written for plain TensorFlow on the CPU as well, wher
 Colours are those of `tf.image`, and want three channels; the other ops take any number.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -333,8 +334,9 @@ def _recolour(rows, change):
 
 
 def _kernel(function):
-    """One pass over memory, by XLA, wherever it is called from."""
-    return tf.function(function, jit_compile=True, autograph=False)
+    """One pass over memory, by XLA, in whatever graph it is called; eagerly op by op, since to compile would take longer."""
+    compiled = tf.function(function, jit_compile=True, autograph=False)
+    return functools.wraps(function)(lambda *args: function(*args) if tf.executing_eagerly() else compiled(*args))
 
 
 @_kernel

@@ -339,7 +339,7 @@ class Pretext(tf.keras.Model):
         if self.train_function is not None and not force:
             return self.train_function
         run_step = self._compiled(self.train_step, self._train_counter)
-
+        repeated = self._repeats()
         now = _clock()
 
         def timed_next(iterator):
@@ -356,7 +356,7 @@ class Pretext(tf.keras.Model):
                     self.distribute_strategy.run(run_step, args=(batch,))
                 return waited + seconds
 
-            waited = self._repeated(step, tf.zeros([], tf.float64))
+            waited = repeated(step, tf.zeros([], tf.float64))
             return {**self._results(), "input_seconds": waited}
 
         self.train_function = self._as_graph(train_function)
@@ -366,13 +366,14 @@ class Pretext(tf.keras.Model):
         if self.test_function is not None and not force:
             return self.test_function
         run_step = self._compiled(self.test_step, self._test_counter)
+        repeated = self._repeats()
 
         def test_function(iterator):
             def step(steps):
                 self.distribute_strategy.run(run_step, args=(next(iterator),))
                 return steps + 1
 
-            self._repeated(step, 0)
+            repeated(step, 0)
             return self._results()
 
         self.test_function = self._as_graph(test_function)
@@ -394,12 +395,19 @@ class Pretext(tf.keras.Model):
         """The function, not to be converted by AutoGraph unless the backbone needs that."""
         return function if self.backbone.autograph else tf.autograph.experimental.do_not_convert(function)
 
-    def _repeated(self, step, value):
-        """The value after `steps_per_execution` calls of `step`."""
-        # Spelled out: a quarter of the time of tracing went into AutoGraph's conversions of what is around the step.
-        count = tf.convert_to_tensor(self._steps_per_execution)
-        again = lambda i, value: (i + 1, step(value))  # noqa: E731
-        return tf.while_loop(lambda i, _: i < count, again, (tf.zeros_like(count), value))[1]
+    def _repeats(self):
+        """A function (step, value) -> the value after `steps_per_execution` calls of `step`."""
+        if int(self._steps_per_execution.numpy()) == 1:  # A loop would be traced, optimized and started for nothing.
+            return lambda step, value: step(value)
+
+        def repeated(step, value):
+            # Spelled out: a quarter of the time of tracing went into AutoGraph's conversions of what is around the step.
+            count = tf.convert_to_tensor(self._steps_per_execution)  # Keras lowers it for what is left over at the end
+            return tf.while_loop(
+                lambda i, _: i < count, lambda i, value: (i + 1, step(value)), (tf.zeros_like(count), value)
+            )[1]
+
+        return repeated
 
     def _as_graph(self, function):
         return function if self.run_eagerly else tf.function(function, autograph=self.backbone.autograph)

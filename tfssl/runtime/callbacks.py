@@ -270,6 +270,20 @@ def _parallel(one, other):
     return float(abs(other - factor * one).max()) <= 1e-6 * max(float(abs(one).max()), 1e-30)
 
 
+class AfterFirstStep(tf.keras.callbacks.Callback):
+    """Calls `act` once, after the first step (of the first execution): what need not hold up the start of a run."""
+
+    _supports_tf_logs = True  # or Keras would wait for the device after every step
+
+    def __init__(self, act):
+        super().__init__()
+        self.act = act
+
+    def on_train_batch_end(self, batch, logs=None):
+        act, self.act = self.act, lambda: None
+        act()
+
+
 class Pace:
     """Seconds per step: a running mean that forgets, so that the first steps (tracing, warming up) do not spoil the estimate."""
 
