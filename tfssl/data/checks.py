@@ -43,7 +43,7 @@ def probe(source, limit=256):
     Training replaces an unreadable image by the next readable one: with no readable one it would look for ever.
     """
     first, count = None, 0
-    for record in source.records().take(limit):
+    for record in source.first_records(limit):
         reason = _unreadable(source, record)
         if reason is None:
             return

@@ -42,11 +42,7 @@ def training_batches(
     low, high = rows or (0, batch_size)
     chunk = chunk or high - low
 
-    @plain
-    def load(record):
-        fetched = source.fetch(record)
-        image = example(fetched["image"], tf.stack([tf.cast(seed, tf.int64), record["number"]]))
-        return {"image": image, "label": fetched["label"], "index": fetched["index"]}
+    load = _loader(source, example, seed)
 
     @plain
     def numbered(position, replaced, rows):
@@ -96,6 +92,29 @@ def training_batches(
     options = tf.data.Options()
     options.experimental_warm_start = True  # the first batch is made while the first step is traced
     return _known_to_be(endless, data).prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+def first_examples(source, example, count, seed=0):
+    """The first `count` examples of a run that can be read, as one batch, to look at: "image", "label", "index", "number", "seed"."""
+    load = _loader(source, example, seed)
+
+    @plain
+    def numbered(record):
+        return {**load(record), "number": record["number"], "seed": tf.cast(seed, tf.int64)}
+
+    return source.records(seed=seed).map(numbered, tf.data.AUTOTUNE).ignore_errors().batch(count)
+
+
+def _loader(source, example, seed):
+    """record -> {"image": what becomes of it in the run of a seed, "label", "index"}."""
+
+    @plain
+    def load(record):
+        fetched = source.fetch(record)
+        image = example(fetched["image"], tf.stack([tf.cast(seed, tf.int64), record["number"]]))
+        return {"image": image, "label": fetched["label"], "index": fetched["index"]}
+
+    return load
 
 
 def evaluation_batches(source, example, batch_size, rows=None, chunk=None, endless=False):

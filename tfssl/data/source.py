@@ -209,6 +209,10 @@ class Source:
         left_out = [f"left out: {reason}: {first(names)}" for reason, names in self.left_out.items()]
         return [f"{self.spec}: {line}" for line in [*left_out, *self.remarks]]
 
+    def first_records(self, limit):
+        """The first records of the split, in its order, as eager tensors."""
+        return self.records().take(limit)
+
     def probe(self, limit=256):
         """Raises UserError if none of the first `limit` images can be decoded, naming the first and the reason."""
         checks.probe(self, limit)
@@ -256,6 +260,10 @@ class IndexedSource(Source):
     """Images that can be read in any order: a full shuffle, and a resume that costs nothing."""
 
     random_access = True
+
+    def first_records(self, limit):
+        for place in range(min(limit, self.num_examples)):  # no pipeline, which would take longer than the records
+            yield dict.fromkeys(("number", "index"), tf.constant(place, tf.int64))
 
     def _epoch(self, seed, epoch, skip, rows):
         count = self.num_examples

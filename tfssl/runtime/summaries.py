@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
+from tfssl.data import pipeline
 from tfssl.data.draws import Draws
 from tfssl.data.subset import spread
 from tfssl.pretext.base import Pretext
@@ -12,7 +13,7 @@ from tfssl.pretext.base import Pretext
 
 def first_views(model, source, batch_size, seed, count=16):
     """Up to `count` images that the network sees in step 0: [n, H, W, 3] in [0, 1], after all augmentation, on host and device."""
-    batch = next(iter(model.dataset(source, min(batch_size, count), seed)))
+    batch = next(iter(pipeline.first_examples(source, model.example, min(batch_size, count), seed)))
     batch = model.to_float(batch)
     return np.clip(model.views(model.augment(batch, Draws(batch)))[:count].numpy(), 0, 1)
 
