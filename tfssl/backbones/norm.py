@@ -75,10 +75,10 @@ class BatchNorm(tf.keras.layers.BatchNormalization):
         return y
 
     def _fused(self, x):
-        """One kernel: [N, ..., C] -> the same, and mean and unbiased variance [1, C]."""
+        """One kernel: [N, ..., C] -> the same, and mean and unbiased variance [C]."""
         maps = x if x.shape.rank == 4 else tf.reshape(x, [-1, 1, 1, x.shape[-1]])
         y, mean, variance = tf.compat.v1.nn.fused_batch_norm(maps, *self._learned(), epsilon=self.epsilon)
-        return (y if maps is x else tf.reshape(y, tf.shape(x))), mean[None], variance[None]
+        return (y if maps is x else tf.reshape(y, tf.shape(x))), mean, variance
 
     def _learned(self):
         """gamma and beta [C]."""
@@ -107,7 +107,7 @@ class BatchNorm(tf.keras.layers.BatchNormalization):
         return y, mean[:, 0], variance[:, 0] * (count / tf.maximum(count - 1, 1))
 
     def _move(self, mean, variance):
-        """Move the moving statistics by those of each group in turn: [groups, C]."""
+        """Move the moving statistics by those of each group in turn: [groups, C]; of one also [C]."""
         dtype, most = self.moving_mean.dtype, getattr(_local, "most", None)
         keep = tf.constant(self.momentum, dtype)  # of each group
         if most is not None:
@@ -116,9 +116,11 @@ class BatchNorm(tf.keras.layers.BatchNormalization):
         several = self.groups > 1
         shares = tf.stack([(1 - keep) * keep**g for g in reversed(range(self.groups))]) if several else 1 - keep
         for moving, values in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            apart = moving - tf.cast(values, dtype)
-            # A product of one group is a dozen ops, in every layer.
-            moving.assign_sub(tf.tensordot(shares, apart, 1) if several else shares * apart[0])
+            values = tf.cast(values, dtype)
+            if several:
+                moving.assign_sub(tf.tensordot(shares, moving - values, 1))
+            else:  # as a product it is a dozen ops, in every layer
+                moving.assign_sub(shares * (moving - (tf.squeeze(values, 0) if values.shape.rank > 1 else values)))
 
     def get_config(self):
         return {**super().get_config(), "sync": self.sync, "groups": self.groups}
