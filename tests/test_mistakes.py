@@ -164,7 +164,7 @@ CASES = [  # binary, flags, what the line names, a change to the folder or the e
     ("train", WORKERS, "TF_CONFIG", {"TF_CONFIG": "{cluster: worker}"}),
     ("train", WORKERS, "TF_CONFIG", {"TF_CONFIG": '{"cluster": {"worker": ["localhost:1"]}}'}),
     ("train", WORKERS, "TF_CONFIG", {"TF_CONFIG": TF_CONFIG.replace("0}", "3}") % 1}),
-    ("train", WORKERS, "is in use", {"TF_CONFIG": TF_CONFIG}),
+    ("train", WORKERS, "Address already in use", {"TF_CONFIG": TF_CONFIG}),
     # What a run has left, changed by hand
     ("train", "--workdir={here}/copy --batch_size=16", "--batch_size is 8, not 16"),
     ("train", "--workdir={here}/copy", "no flags.flags", "without flags.flags"),

@@ -36,24 +36,23 @@ def test_multi_worker_needs_its_environment(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "config, reason",
+    "config",
     [
-        ("", "JSONDecodeError"),
-        ("{cluster: worker}", "JSONDecodeError"),
-        ("[1, 2]", "TypeError"),
-        ('{"cluster": {"worker": ["a:1"]}}', "KeyError: 'task'"),
-        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}', "KeyError: 'chief'"),
-        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "IndexError"),
-        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": -1}}', "worker -1"),
-        ('{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}', "worker 0 is 'a'"),
-        ('{"cluster": {"worker": [1]}, "task": {"type": "worker", "index": 0}}', "TypeError"),
+        "",
+        "{cluster: worker}",
+        "[1, 2]",
+        '{"cluster": {"worker": ["a:1"]}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": -1}}',
+        '{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": [1]}, "task": {"type": "worker", "index": 0}}',
     ],
 )
-def test_what_is_wrong_with_tf_config_is_said(config, reason, monkeypatch):
+def test_a_tf_config_that_does_not_say_who_is_who(config, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", config)
-    with pytest.raises(UserError, match="TF_CONFIG") as raised:
+    with pytest.raises(UserError, match='TF_CONFIG does not .*"task": {"type": "worker", "index": 0}'):
         strategies.build("multi_worker")
-    assert reason in str(raised.value) and '"task": {"type": "worker", "index": 0}' in str(raised.value)
 
 
 def test_a_strategy_that_does_not_use_tf_config_says_so(monkeypatch, capfd):

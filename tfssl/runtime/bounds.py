@@ -57,7 +57,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (0, 1e3, "smooth sgd_init_std"),
     (1, 100, "max_scale max_contrast max_power max_factor"),
     (0, 180, "max_rotation"),  # degrees
-    (1, 86_400, "data_service_timeout"),  # seconds
+    (1, 86_400, "data_service_timeout host_timeout"),  # seconds
 )  # fmt: skip
 OF_FLAG = {name: (least, greatest) for least, greatest, names in _TABLE for name in names.split()}
 
