@@ -246,3 +246,25 @@ def test_a_mistake_ends_in_one_line(case, places, tmp_path, monkeypatch):
     assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
     assert len(said) == 1 and "Traceback" not in done.stderr and "the traceback is in" not in said[0], done.stderr
     assert named.format(**words) in said[0]
+
+
+def test_where_each_image_is_a_class_validation_is_on_those_images(photos, tmp_path):
+    flags = ("--task=instance_discrimination", "--negatives=8", "--val_split=train", "--dry_run")
+    done = command("train", f"--dataset=folder:{photos}", *TINY, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_log_that_a_disk_has_damaged_does_not_end_a_run(places, tmp_path):
+    """Nor does a flag without its value in the record, which is how one would write it by hand."""
+    run = tmp_path / "run"
+    shutil.copytree(places["run"], run)
+    before = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(before + b"5\n\xff\xfe\x00garbage")
+    record = run / "flags.flags"
+    record.write_text(record.read_text().replace("--deterministic=true", "--deterministic"))
+    flags = [flag for flag in GIVEN["train"] if "{here}" not in flag]
+    given = [flag.format(photos=places["photos"]) for flag in flags]
+    done = command("train", *given, f"--workdir={run}", "--train_steps=8", "--checkpoint_steps=4")
+    assert done.returncode == 0 and "resuming at step 4 of 8" in done.stdout, done.stderr
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [4, 8]
