@@ -47,7 +47,7 @@ def test_an_outage_that_passes_changes_nothing(tmp_path, capfd):
     assert values(seen) == expected
     assert not any(batch["replaced"].any() for batch in seen)
     (line,) = capfd.readouterr().err.splitlines()
-    assert "No such file" in line and "photos/" in line and "trying again for 45 s" in line
+    assert "No such file" in line and "photos/" in line and "trying again for 40 s" in line
 
 
 @pytest.mark.parametrize("kind", ["training", "evaluation"])

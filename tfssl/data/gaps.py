@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfssl.data.checks import reason_of
 from tfssl.errors import UserError
 
-PATIENCE = 45  # seconds for which something is tried again
+PATIENCE = 40  # seconds for which something is tried again
 _LONGEST_PAUSE = 5  # seconds between two tries
 _THREADS = 8  # images that are read again at once
 _NAMED = 100  # unreadable images that are named; further ones are counted only
@@ -42,7 +42,7 @@ class Gaps:
     """
 
     def __init__(self, source, load, in_a_row=None):
-        self._source, self._load = source, tf.function(load, autograph=False)
+        self._source, self._graph, self._load = source, tf.function(load, autograph=False), None
         self._most = None if in_a_row is None else max(in_a_row, _LEAST)
         self._undecodable = {}  # index -> reason
         self._since = None  # when the present outage began
@@ -61,6 +61,9 @@ class Gaps:
 
         def again(last, first, count, *records):
             records = tf.nest.pack_sequence_as(missing, records)
+            if self._load is None:  # here, once, and not by all threads
+                one = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), records)
+                self._load = self._graph.get_concrete_function(one)
             loaded = self._load_all([_row(records, i) for i in range(len(records["position"]))])
             positions = np.array([position for position, _, _ in loaded], np.int64)
             lost = np.setdiff1d(records["position"].numpy(), positions)
@@ -126,7 +129,8 @@ class Gaps:
             begun, now = self._since is None, time.monotonic()
             self._since = now if begun else self._since
             left = self._since + PATIENCE - now
-        what = f"{self._name(record)} cannot be read: {reason_of(error)}"
+        name, reason = self._name(record), reason_of(error)
+        what = f"{name} cannot be read: {reason[len(name) + 2 :] if reason.startswith(name) else reason}"
         if begun:
             print(f"{what}; trying again for {PATIENCE} s", file=sys.stderr, flush=True)
         if left <= 0:

@@ -309,7 +309,7 @@ class StreamSource(Source):
         # Who reads a shard cannot tell what stands before it: an image's place in the split takes the place of its place in the order.
         first = epoch * self.num_examples
         records = self._ordered(self._order(seed, epoch), seed, epoch)
-        return records.map(lambda record: {"number": first + record["index"], **_plain(record)})
+        return records.map(lambda index, read: {"number": first + index, **_plain((index, read))})
 
     def _order(self, seed, epoch):
         """The numbers of the files: int64 [F]."""

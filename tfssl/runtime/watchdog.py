@@ -15,7 +15,7 @@ import time
 STATUS = 75  # sysexits.h calls it EX_TEMPFAIL: try again later
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SILENCE = 60  # seconds without progress after which that is told
-GRACE = 9  # seconds to end in, after a signal that Python has a handler for
+GRACE = 8  # seconds to end in, after a signal that Python has a handler for
 
 
 class Watchdog:
