@@ -15,8 +15,8 @@ Two uses, which ask for different things:
   rewritten with as many bytes is not noticed there; `same_place_other_times` tells of it where the folder is the same.
 - A cache (`key`) compares everything: in doubt it computes again.
 
-Files are asked for by 16 threads (64 where they are remote): 1.8 s for a million files whose entries the system holds in memory, which is
-less than it takes to list them. Nothing is read.
+Files are asked for by 16 threads (64 where they are remote): 3.5 s of processor time for a million local files, which is less than it takes
+to open their folder (4.3 s). Nothing is read.
 """
 
 import concurrent.futures
@@ -85,13 +85,19 @@ def stat_all(paths):
       UserError: the file system does not answer.
     """
     remote = any("://" in path for path in paths[:1])
-    chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]
+    size = 1 if remote else _CHUNK
+    chunks = [paths[i : i + size] for i in range(0, len(paths), size)]
     with concurrent.futures.ThreadPoolExecutor(_REMOTE_THREADS if remote else _THREADS) as pool:
-        if remote:
-            rows = list(pool.map(_stat, paths))
-        else:
-            rows = [row for part in pool.map(lambda chunk: [_stat(path) for path in chunk], chunks) for row in part]
+        rows = [row for part in pool.map(_stat_some, chunks) for row in part]
     return np.array(rows, np.int64).reshape(-1, 3)
+
+
+def _stat_some(paths):
+    """The rows of a few files; the short way for most, the long one where one of them is remote or missing."""
+    try:
+        return [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in map(os.stat, paths)]
+    except OSError:
+        return [_stat(path) for path in paths]
 
 
 def _stat(path):
