@@ -297,7 +297,7 @@ class Agreement:
         self._workers = strategy.extended._num_workers if several_workers(strategy) else 1
         self._sum, self._clock = sum_over_workers(strategy), clock
         self._steps = self._left = self._proposed = 1
-        self._cost, self._last = None, None
+        self._spent, self._exchanges, self._last = 0.0, 0, None
 
     def __call__(self, value):
         if self._workers == 1:
@@ -306,14 +306,14 @@ class Agreement:
         if self._left:
             return 0
         begun = self._clock()
-        if self._last is not None and self._cost is not None:
-            pause = min(self._cost / self.SHARE, self.LONGEST)
+        if self._exchanges:
+            pause = min(self._spent / self._exchanges / self.SHARE, self.LONGEST)
             self._proposed = max(1.0, pause * self._steps / max(begun - self._last, 1e-6))
         told, proposed = self._sum([float(value), self._proposed])
         self._steps = self._left = max(1, int(proposed / self._workers))
         ended = self._clock()
-        if self._last is not None:  # the first exchange is traced; the least time is that of one that waited for nobody
-            self._cost = min(ended - begun, self._cost or math.inf)
+        if self._last is not None:  # the first exchange is traced
+            self._spent, self._exchanges = self._spent + ended - begun, self._exchanges + 1
         self._last = ended
         return float(told)
 
