@@ -175,7 +175,9 @@ def _remove_unfinished(path):
     """Remove what an export left that did not come to its end: folders beside `path`; or, in an object store, its parts in that place."""
     parent, name = os.path.split(path)
     own, packed = re.escape(name), re.escape(f"{name}.tar.gz")
-    for leftover in files.matching(parent, rf"{own}(\.\d+-[0-9a-f]{{8}})?\.unfinished|{packed}\.\d+-[0-9a-f]{{8}}\.tmp"):
+    for leftover in files.matching(
+        parent, rf"{own}(\.\d+-[0-9a-f]{{8}})?\.unfinished|{packed}\.\d+-[0-9a-f]{{8}}\.tmp"
+    ):
         files.remove(leftover)
     if not files.is_local(path) and tf.io.gfile.isdir(path) and set(files.listdir(path)) <= {"assets", "variables"}:
         files.remove(path)

@@ -5,9 +5,8 @@ import tensorflow as tf
 from tfssl import backbones, export, pretext
 
 
-def save_encoder(path, channels=6, head_endpoints=0):
-    """A SimCLR encoder for 16 pixels, untrained: a normalisation of the images, a convolution, a normalisation. Its projection has two
-    layers. Returns the path as a string."""
+def encoder(channels=6):
+    """A SimCLR task for 16 pixels, untrained: a normalisation of the images, a convolution, a normalisation; a projection of two layers."""
     tf.keras.utils.set_random_seed(0)
     layers = [
         tf.keras.layers.BatchNormalization(momentum=0.8, name="first"),
@@ -16,4 +15,9 @@ def save_encoder(path, channels=6, head_endpoints=0):
     ]
     task = pretext.build("simclr", backbones.build(tf.keras.Sequential(layers, name="own")), image_size=16)
     task.prepare()
-    return export.save(task, path, head_endpoints=head_endpoints)
+    return task
+
+
+def save_encoder(path, channels=6, head_endpoints=0):
+    """The module of an `encoder`. Returns the path as a string."""
+    return export.save(encoder(channels), path, head_endpoints=head_endpoints)

@@ -308,8 +308,12 @@ def test_half_a_classifier_in_an_object_store_is_published_anew(tmp_path, monkey
     (tmp_path / "checkpoints" / "ckpt-3.index").touch()
     (tmp_path / "classifier" / "3" / "variables").mkdir(parents=True)
     monkeypatch.setattr(finetune, "publish", lambda *arguments: published.append(arguments[-1]))
+    run = {"workdir": workdir, "test_split": ""}, types.SimpleNamespace(test=None), 0.0
+    with pytest.raises(OSError, match="lost"):
+        finetune.finish(*run, lambda: (_ for _ in ()).throw(OSError("lost")))  # somebody else has the workdir's lock
+    assert not published
     for _ in range(2):
-        finetune.finish({"workdir": workdir, "test_split": ""}, types.SimpleNamespace(test=None), 0.0)
+        finetune.finish(*run)
         (tmp_path / "classifier" / "3" / "saved_model.pb").touch()
     assert published == [f"{workdir}/classifier/3"]
 

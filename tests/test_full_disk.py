@@ -9,11 +9,12 @@ import subprocess
 import numpy as np
 import pytest
 import tensorflow as tf
-from encoders import save_encoder
-from runs import TINY, command
+from encoders import encoder, save_encoder
+from runs import command
 
+from tfssl import export
 from tfssl.data import archive
-from tfssl.runtime import files
+from tfssl.runtime import failures, files
 
 
 class Disk:
@@ -57,14 +58,14 @@ def refused(name, *arguments, **settings):
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
+def module(tmp_path_factory):
     return save_encoder(tmp_path_factory.mktemp("modules") / "encoder")
 
 
-def test_evaluation(disk, encoder, photos):
+def test_evaluation(disk, module, photos):
     workdir = disk.folder / "eval"
     arguments = (
-        f"--module={encoder}", f"--dataset=folder:{photos}", "--train_split=train[:70%]", "--test_split=train[70%:]", "--protocol=knn",
+        f"--module={module}", f"--dataset=folder:{photos}", "--train_split=train[:70%]", "--test_split=train[70%:]", "--protocol=knn",
         f"--workdir={workdir}", "--endpoints=pre_logits,pixels",
     )  # fmt: skip
     cached = () if hasattr(files, "claim") else ("--nocache",)
@@ -87,10 +88,10 @@ def test_evaluation(disk, encoder, photos):
     ).read_text().endswith("</html>\n")
 
 
-def test_fine_tuning_and_prediction(disk, encoder, photos):
+def test_fine_tuning_and_prediction(disk, module, photos):
     workdir, table = disk.folder / "ft", disk.folder / "table.csv"
     arguments = (
-        f"--module={encoder}", f"--dataset=folder:{photos}", "--train_split=train[:75%]", "--test_split=train[75%:]", "--batch_size=8",
+        f"--module={module}", f"--dataset=folder:{photos}", "--train_split=train[:75%]", "--test_split=train[75%:]", "--batch_size=8",
         "--train_steps=2", "--checkpoint_steps=1", f"--workdir={workdir}",
     )  # fmt: skip
     assert command("finetune", *arguments, "--test_split=").returncode == 0
@@ -116,22 +117,24 @@ def test_fine_tuning_and_prediction(disk, encoder, photos):
     assert command("predict", *predict).returncode == 0 and len(table.read_text().splitlines()) == 49
 
 
-def test_export(disk, photos):
-    run = disk.folder / "run"
-    flags = [flag for flag in TINY if "_steps" not in flag] + ["--train_steps=1", "--checkpoint_steps=1"]
-    assert command("train", f"--dataset=folder:{photos}", *flags, f"--workdir={run}").returncode == 0
-    before = disk.content()
-    disk.fill(60_000)
-    refused("export", f"--workdir={run}", "--tarball")
-    assert disk.content() == before
-    disk.empty()
-    assert command("export", f"--workdir={run}").returncode == 0
-    disk.fill(8_000)
-    refused("export", f"--workdir={run}", "--tarball")
-    assert sorted(os.listdir(run / "module")) == ["1"]
-    disk.empty()
-    assert command("export", f"--workdir={run}", "--tarball").returncode == 0
-    assert sorted(os.listdir(run / "module")) == ["1", "1.tar.gz"]
+def test_export(disk):
+    task, path = encoder(), disk.folder / "m"
+
+    def full(left):
+        disk.fill(left)
+        with pytest.raises(files.errors()) as error:
+            export.save(task, path, tarball=True)
+        assert "the disk is full" in failures.explain(error.value)
+        disk.empty()
+
+    full(60_000)
+    assert disk.content() == {} and os.listdir(disk.folder) == []
+    export.save(task, path)
+    module = disk.content()
+    full(8_000)
+    assert disk.content() == module
+    export.save(task, path, tarball=True)
+    assert sorted(os.listdir(disk.folder)) == ["m", "m.tar.gz"]
 
 
 def test_unpacking(disk, tmp_path):

@@ -288,9 +288,10 @@ def finish(values, images, start, check=lambda: None):
     import tensorflow as tf
 
     check()
-    if not tf.io.gfile.exists(
-        os.path.join(where, "saved_model.pb")
-    ):  # the last file of a module, and in an object store its mark
+    last = os.path.join(
+        where, "saved_model.pb"
+    )  # of a module's files, and in an object store the mark that it is whole
+    if not tf.io.gfile.exists(last):
         publish(values, images, checkpoint, step, where)
         say(f"classifier: {where}")
     record = os.path.join(values["workdir"], "results.json")

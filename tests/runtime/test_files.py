@@ -95,9 +95,14 @@ def test_files_that_cannot_be_written_are_found_too(tmp_path):
     for path in ("", f"{tmp_path}/", str(tmp_path), f"{tmp_path}/file/table.csv", "/proc/no/such/table.csv"):
         with pytest.raises(UserError, match="--output"):
             files.check_file(path, "--output")
-    for path in (f"{tmp_path}/file", f"{tmp_path}/new/table.csv", "/dev/null"):
+    young, old, other = (tmp_path / f"{name}.12-0123abcd.tmp" for name in ("file", "table.csv", "other"))
+    for path in (young, old, other):
+        path.touch()
+    os.utime(old, (1, 1))
+    os.utime(other, (1, 1))
+    for path in (f"{tmp_path}/file", f"{tmp_path}/table.csv", f"{tmp_path}/new/table.csv", "/dev/null"):
         files.check_file(path, "--output")
-    assert os.listdir(tmp_path) == ["file"]
+    assert sorted(os.listdir(tmp_path)) == ["file", young.name, other.name]
 
 
 def test_scratch_folders_of_killed_processes_go(tmp_path, monkeypatch):

@@ -98,6 +98,9 @@ def temporary(path):
     return os.path.join(folder, f"{name[:40]}.{unique()}.tmp")
 
 
+_TEMPORARY = r"\.\d+-[0-9a-f]{8}\.tmp"  # what `temporary` appends, as a regular expression
+
+
 def unique():
     """A part of a name: this process's number and a random one."""
     return f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -105,9 +108,8 @@ def unique():
 
 def sweep(folder):
     """Remove what killed processes left of `write_file` in a folder; call it where no other process writes, under a lock."""
-    for name in listdir(folder):
-        if re.search(r"\.\d+-[0-9a-f]{8}\.tmp$", name):
-            remove(os.path.join(folder, name))
+    for leftover in matching(folder, ".*" + _TEMPORARY):
+        remove(leftover)
 
 
 def scratch(prefix):
@@ -243,11 +245,16 @@ def check_writable(folder, setting):
 
 
 def check_file(path, setting):
-    """The same for a file, which need not be there yet: its folder has to take it."""
+    """The same for a file, which need not be there yet: its folder has to take it. What killed processes left of it goes, after a day."""
     if not path or path.endswith("/") or (is_local(path) and os.path.isdir(path)):
         raise UserError(f"{setting}={path} names a folder: give the name of a file")
     if not is_local(path) or os.path.isfile(path) or not os.path.exists(path):  # others are pipes and devices
-        check_writable(os.path.dirname(path) or ".", f"{setting}, in")
+        folder, name = os.path.split(path)
+        check_writable(folder or ".", f"{setting}, in")
+        for leftover in matching(folder, re.escape(name[:40]) + _TEMPORARY) if is_local(path) else ():
+            with contextlib.suppress(OSError):
+                if time.time() - os.path.getmtime(leftover) > 86_400:
+                    remove(leftover)
 
 
 @contextlib.contextmanager
