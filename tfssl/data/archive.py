@@ -59,7 +59,9 @@ def unpack(path, data_dir=None):
     while not os.path.isdir(target):
         try:
             os.makedirs(where, exist_ok=True)
-            with locks.hold(_lock_of(unfinished), f"the unpacking of {path}", "it is waited for"):
+            with locks.hold(
+                _lock_of(unfinished), f"the unpacking of {path} (into --data_dir, or TFSSL_CACHE)", "it is waited for"
+            ):
                 if os.path.isdir(target):
                     break
                 logging.warning("unpacking %s into %s, this once", path, target)
@@ -122,7 +124,7 @@ class Extraction:
     """
 
     def __init__(self, path, size, folder):
-        self.path, self.size, self.folder, self.written = path, size, folder, 0
+        self.path, self.size, self.folder, self.written = path, size, os.path.abspath(folder), 0
         self.expect(size)
 
     def expect(self, size):
@@ -152,7 +154,7 @@ class Extraction:
                 f"{self.path!r} is not unpacked: it holds {name!r}, a name that is not text in UTF-8: rename that file"
             )
         target = os.path.abspath(os.path.join(self.folder, name.replace("\\", "/")))
-        if not target.startswith(os.path.abspath(self.folder) + os.sep):
+        if not target.startswith(self.folder + os.sep):
             raise UserError(f"{self.path!r} is not safe to unpack: it holds {name!r}, which lies outside of it")
         os.makedirs(os.path.dirname(target), exist_ok=True)
         with content, open(target, "wb") as file:
