@@ -32,6 +32,7 @@ import tensorflow as tf
 from runs import TINY, Forked, logged, weights
 
 STEPS = 12
+MOUNTED = ("full disk", "no permission")  # kinds that need a file system of their own
 LIMIT = 90  # seconds, after which a disturbed command counts as hung
 SIZE = "96m"  # of the small file system
 TRAIN = (
@@ -456,8 +457,7 @@ def main():
         bench = Bench(folder)
         for name in args.moments.split(","):
             for kind in args.kinds.split(","):
-                needs_mount = kind in ("full disk", "no permission") and not permitted()
-                cells[name, kind] = (False, "") if needs_mount else bench.cell(name, kind)
+                cells[name, kind] = (False, "") if kind in MOUNTED and not permitted() else bench.cell(name, kind)
                 print(f"{name}, {kind}: {cells[name, kind][0] or 'green'}", flush=True)
     text = page(cells, time.monotonic() - begun)
     print(text)

@@ -209,7 +209,25 @@ def _read_facts(path):
     modules._facts(str(path.parent))
 
 
+class Broken:
+    """For the tests of this file: the third case raises what is not ours, or ends the process."""
+
+    def __init__(self, folder):
+        pass
+
+    def case(self, number, rng, folder):
+        if number == 2:
+            raise ValueError("odd")
+
+
+class Deadly(Broken):
+    def case(self, number, rng, folder):
+        if number == 2:
+            os._exit(3)
+
+
 KINDS = {"images": Images, "archives": Archives, "records": Records, "states": States}
+_MADE = {**KINDS, "raise": Broken, "die": Deadly}
 
 
 def _saved(picture, form):
@@ -226,11 +244,11 @@ def _work(kind, numbers, report):
     failures = []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        reader = KINDS[kind](folder)
+        reader = _MADE[kind](folder)
         for done, number in enumerate(numbers):
             report.write_text(json.dumps([done, failures, runs.peak_gigabytes()]))
             try:
-                reader.case(number, np.random.default_rng([number, list(KINDS).index(kind)]), folder)
+                reader.case(number, np.random.default_rng([number, list(_MADE).index(kind)]), folder)
             except Exception as e:
                 failures.append([number, f"{type(e).__name__}: {str(e)[:200]}"])
         report.write_text(json.dumps([len(numbers), failures, runs.peak_gigabytes()]))

@@ -1,6 +1,7 @@
-"""Whatever befalls a run, it ends as the undisturbed one, or says in one line why it cannot. Slow: `make test-slow`.
+"""Whatever befalls a run, it ends as the undisturbed one, or says in one line why it cannot.
 
-The short forms are in test_train.py, test_workers.py and runtime/.
+A third of the fault matrix, so that each kind and each moment has its turn; all of it: `python tests/faults.py`. The rest here is slow:
+`make test-slow`.
 """
 
 import random
@@ -8,9 +9,13 @@ import re
 import shutil
 import signal
 
+import faults
 import pytest
 from runs import TINY, assert_identical, command, kill_when, logged, logged_steps, two_devices, weights
 
+CELLS = [
+    (moment, kind) for i, moment in enumerate(faults.MOMENTS) for j, kind in enumerate(faults.KINDS) if (i + j) % 3 == 0
+]
 STEPS = 60
 FLAGS = (*TINY, f"--train_steps={STEPS}", "--checkpoint_steps=7", "--log_steps=1")
 
@@ -18,6 +23,19 @@ FLAGS = (*TINY, f"--train_steps={STEPS}", "--checkpoint_steps=7", "--log_steps=1
 def train(*arguments, first=None):
     done = command("train", *arguments, first=first)
     return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return faults.Bench(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.mark.parametrize(("moment", "kind"), CELLS)
+def test_a_cell_of_the_matrix(moment, kind, bench):
+    if kind in faults.MOUNTED and not faults.permitted():
+        pytest.skip("needs a file system of its own, which this process may not mount")
+    wrong, said = bench.cell(moment, kind)
+    assert wrong is None, said
 
 
 @pytest.fixture(scope="module")
