@@ -367,6 +367,8 @@ def test_help_is_quick_and_complete():
         (["--module=m", "--knn_k=0"], "--knn_k=0"),
         (["--module=m", "--protocol=knn", "--budget_minutes=3"], "--budget_minutes=3 is of --protocol=all"),
         (["--module=m", "--epoch=first"], "--epoch=first.*best"),
+        (["--module=m", "--cache=often"], "--cache=often: choose one of true, false, verify"),
+        (["--prune"], "--prune removes features from a local --workdir"),
         (["--modul=m"], "modul"),
         (["--module=m", "stray"], "'stray'"),
     ],

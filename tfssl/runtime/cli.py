@@ -203,7 +203,12 @@ class _Switch(flags.BooleanParser):
         self._words = words
 
     def parse(self, argument):
-        return argument if argument in self._words else super().parse(argument)
+        if argument in self._words:
+            return argument
+        try:
+            return super().parse(argument)
+        except ValueError as error:
+            raise ValueError(f"choose one of true, false, {', '.join(self._words)}") from error
 
 
 class section(contextlib.ContextDecorator):
