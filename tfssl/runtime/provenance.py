@@ -65,7 +65,9 @@ class Provenance:
             for number, before, after in identity.renumbered(then["data"], self.data):
                 say(f"WARNING: label {number} was {before} and is {after}")
         elif identity.same_place_other_times(then["data"], self.data):
-            say(f"{now}: some files have been written again since the run began; their names and sizes are the same")
+            say(
+                f"{now}: files bear other times than when the run began (written again, or touched); their names and sizes are the same"
+            )
         others = differences(then["machine"], self.machine)
         if deterministic and others:
             say(f"--deterministic: the bits may differ from those of one machine's run, for here: {'; '.join(others)}")
