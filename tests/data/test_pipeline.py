@@ -1,5 +1,7 @@
 """Batches are a pure function of (seed, step), whatever is broken and however the rows are shared."""
 
+import threading
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -78,6 +80,26 @@ def test_two_input_pipelines_deliver_the_rows_of_one(numbered, tmp_path):
         for key in one[step]:
             parts = [first[step][key], second[2 * step][key], second[2 * step + 1][key]]
             np.testing.assert_array_equal(one[step][key], np.concatenate(parts), err_msg=key)
+
+
+def test_the_first_batch_is_made_before_anyone_asks(numbered):
+    """While the first step is traced."""
+    made = threading.Event()
+
+    def seen(image, seed):
+        tf.numpy_function(made.set, [], [])
+        return example(image, seed)
+
+    iterator = iter(pipeline.training_batches(numbered, seen, 16))
+    assert made.wait(60)
+    assert next(iterator)["image"].shape == (16, 4, 4, 3)
+
+
+def test_the_first_examples_are_those_of_a_run(numbered):
+    batch = next(iter(pipeline.first_examples(numbered, example, 10, seed=1)))
+    run = batches(numbered, 16, seed=1, steps=1)[0]
+    for key in ("image", "label", "index", "number", "seed"):
+        np.testing.assert_array_equal(batch[key], run[key][~run["replaced"]][:10])
 
 
 def test_evaluation_sees_every_readable_image_once(numbered):

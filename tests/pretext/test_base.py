@@ -378,7 +378,10 @@ def test_steps_per_execution_change_nothing(source):
         tf.keras.utils.set_random_seed(0)
         model = build("rotation")
         model.compile(tf.keras.optimizers.SGD(0.1), steps_per_execution=steps)
-        model.fit(model.dataset(source, 8, steps=6), steps_per_epoch=6, verbose=0)
+        data = model.dataset(source, 8, steps=6)
+        graph = model.make_train_function().get_concrete_function(iter(data)).graph
+        assert any("While" in op.type for op in graph.get_operations()) == (steps > 1)  # a single step is no loop
+        model.fit(data, steps_per_epoch=6, verbose=0)
         results.append([v.numpy() for v in model.trainable_variables])
     for a, b in zip(*results):  # noqa: B905
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)

@@ -78,6 +78,16 @@ def test_crops_are_inception_crops_of_the_decoded_image(jpeg):
     np.testing.assert_array_equal(model.example(image, seed), views)  # from pixels too
 
 
+def test_large_crops_are_reduced_before_they_are_resized():
+    """Of white noise of 60 levels, means over 8 x 8 pixels keep 7.5; interpolation between neighbors alone keeps two thirds or so, 40."""
+    noise = np.clip(np.random.default_rng(0).normal(128, 64, [512, 512, 3]), 0, 255).astype(np.uint8)
+    assert 58 < noise.std() < 62
+    data = tf.io.encode_jpeg(noise, quality=95, chroma_downsampling=False)
+    for image in (data, noise):
+        copies = exemplar(gray=0.0, flip=False).example(image, tf.constant([3, 5], tf.int64))
+        assert max(copy.std() for copy in copies.numpy()) < 60 / 8 + 2
+
+
 def test_flips_are_one_coin_per_copy(jpeg):
     plain, flipping = example_of(exemplar(gray=0.0, flip=False)), example_of(exemplar(gray=0.0))
     flipped = []
