@@ -98,6 +98,22 @@ def test_where_chance_is_always_right_nothing_is_begun(tmp_path):
             log_of(model, tmp_path)
 
 
+@pytest.mark.parametrize("replaced, ends", [(0, False), (100, False), (128, False), (129, True), (1000, True)])
+def test_more_than_a_tenth_replaced_ends_the_run(replaced, ends, tmp_path):
+    """Of 1,000 images; by chance 100 become 128, three standard deviations more, in one interval of 700."""
+    log = callbacks.Log(
+        Model(WEIGHTS), str(tmp_path), 0, 1000, 10, 5.0, 100, lambda: "step 0", unreadable={"a.jpg": "no image"}
+    )
+    log.on_epoch_begin(0)
+    log.step, log.replaced = 100, replaced
+    if not ends:
+        return log.on_epoch_end(0)
+    with pytest.raises(
+        UserError, match=f"^{replaced} of the 1000 images of steps 1 to 100, .* a.jpg: no image; .* step 0"
+    ):
+        log.on_epoch_end(0)
+
+
 def test_the_mean_of_no_image_is_no_0(tmp_path, capsys):
     model = Model(WEIGHTS)
     log = log_of(model, tmp_path)

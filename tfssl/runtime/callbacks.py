@@ -179,8 +179,8 @@ class Log(tf.keras.callbacks.Callback):
             named = f"; the last of them is {last[0]}: {last[1]}" if last else ""
             raise UserError(
                 f"{replaced} of the {images} images of steps {self.begun + 1} to {self.step}, more than a tenth, cannot be decoded and "
-                f"were replaced{named}; repair them, or take them out (--dry_run lists all); {self.last_good()}: the same command "
-                "goes on from there"
+                f"were replaced{named}; repair them, or take them out (--dry_run lists all); {self.last_good()}, and the same "
+                "command goes on"
             )
 
     def on_train_end(self, logs=None):
