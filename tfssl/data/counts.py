@@ -123,7 +123,8 @@ def _counter(label_key, earlier):
             raise UserError(f"{file!r}: not all records are tf.train.Example with an int64 {label_key!r}") from error
         except tf.errors.OpError as error:
             if file not in earlier or not isinstance(error, tf.errors.DataLossError):
-                raise UserError(broken(file, error)) from error
+                hint = "; where it was counted whole before, --skip_damaged_shards goes on without what is lost"
+                raise UserError(broken(file, error) + hint) from error
             records = -1
         if file in earlier and records < earlier[file]["records"]:
             logging.warning("%r is damaged: it had %d records", file, earlier[file]["records"])
