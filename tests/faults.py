@@ -58,7 +58,7 @@ class Moment:
 
 MOMENTS = {
     "claim": Moment("train", "tfssl.runtime.settings:write_flags"),
-    "unpack": Moment("train", "tfssl.data.archive:_write", call=20, data="photos.tar", reads=True),
+    "unpack": Moment("train", "tfssl.data.archive:Extraction.write", call=20, data="photos.tar", reads=True),
     "count": Moment("train", "tfssl.data.counts:_counter", data="photos.tfrecord", reads=True),
     "first batch": Moment("train", "tfssl.runtime.callbacks:Log.on_epoch_begin", reads=True),
     "interval": Moment("train", "tfssl.runtime.callbacks:Log.on_train_batch_end", call=6, reads=True),

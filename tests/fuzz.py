@@ -163,18 +163,25 @@ class States:
     """What tfssl itself has written, and reads again."""
 
     def __init__(self, folder):
+        rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+        cache = folder / "features"
+        _commit(cache, rows)
         self.readers = {
             "flags.flags": (b"--task=rotation\n--epochs=3.0\n--nodeterministic\n--seed=0\n", _read_flags),
-            "metrics.jsonl": (
-                b'{"step": 1, "loss": 1.5}\n{"step": 2, "loss": null}\n{"step": 3, "loss": 0.5}\n',
-                _read_metrics,
-            ),
+            "metrics.jsonl": (b'{"step": 1, "loss": 1.5}\n{"step": 2, "loss": null}\n{"step": 3}\n', _read_metrics),
             "tfssl.json": (
-                json.dumps(
-                    {"crop": 224, "resize": 256, "endpoints": ["a"], "features": {"a": 8}, "format": 1}, indent=1
-                ).encode(),
+                b'{"crop": 224, "resize": 256, "endpoints": ["a"], "features": {"a": 8}, "format": 1}',
                 _read_facts,
             ),
+            "provenance.json": (_provenance(), _read_provenance),
+            ".tfssl_counts.json": (
+                b'{"format": 1, "files": {"a-train label": {"stamp": [9, 9], "count": {"records": 6, "low": 0, "high": 1}}}}',
+                _read_counts,
+            ),
+            "results.json": (b'{"classifier": "w/classifier/8", "test_split": "test", "results": []}', _read_results),
+            "lock": (b'{"host": "h", "boot": "b", "pid": 7, "start": 5, "nonce": "n"}', _read_lock),
+            "features.rows": (next(cache.glob("*/rows.npz")).read_bytes(), _read_features),
+            "features.npy": (next(cache.glob("*/*.npy")).read_bytes(), _read_features),
         }
 
     def case(self, number, rng, folder):
@@ -187,6 +194,8 @@ class States:
             read(folder / name)
         except UserError:
             pass
+        finally:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _read_flags(path):
@@ -226,6 +235,61 @@ class Deadly(Broken):
             os._exit(3)
 
 
+def _provenance():
+    data = {"num_examples": 4, "class_names": ["a", "b"], "num_classes": 2, "folder": "f", "times": "t"}
+    data |= {part: "0123" for part in ("names", "contents", "labels", "reading")}
+    entry = {"step": 0, "date": "d", "dataset": "folder:f", "split": "train", "data": data, "machine": {"threads": 2}}
+    return json.dumps({"format": 1, "starts": [entry]}).encode()
+
+
+def _read_provenance(path):
+    from tfssl.runtime import provenance
+
+    provenance.read(str(path))
+
+
+def _read_counts(path):
+    from tfssl.data import counts
+
+    counts._load(str(path))
+
+
+def _read_results(path):
+    from tfssl import finetune
+
+    finetune.measured(str(path))
+
+
+def _read_lock(path):
+    from tfssl.runtime import locks
+
+    with locks.hold(str(path), "it", "wait"):
+        pass
+
+
+def _commit(folder, rows):
+    """Cached features of one endpoint."""
+    from tfssl.downstream.cache import FeatureCache
+
+    cache = FeatureCache(str(folder), {"of": "fuzz"})
+    array = cache.create("a", rows.shape, rows.dtype)
+    array[:] = rows
+    index = np.arange(len(rows))
+    cache.commit({"a": array}, {"labels": index % 2, "index": index, "dropped": np.array(["x"])})
+    return cache
+
+
+def _read_features(path):
+    """Damaged features are absent, never others."""
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = _commit(folder, rows)
+        pattern = "*.npz" if path.name.endswith(".rows") else "*.npy"
+        os.replace(path, next(pathlib.Path(cache.folder).glob(pattern)))
+        _, found = cache.read(["a"])
+        assert not found or np.array_equal(found["a"], rows), "other features than were written"
+
+
 KINDS = {"images": Images, "archives": Archives, "records": Records, "states": States}
 _MADE = {**KINDS, "raise": Broken, "die": Deadly}
 
@@ -241,6 +305,8 @@ def _work(kind, numbers, report):
     import logging
 
     logging.disable(logging.WARNING)
+    for number in (1, 2):  # libjpeg complains, and what is mended is told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     failures = []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
