@@ -147,7 +147,7 @@ def test_one_process_hears_at_once():
 )
 def test_a_bad_tf_config_is_one_line(monkeypatch, config):
     monkeypatch.setenv("TF_CONFIG", config)
-    with pytest.raises(UserError, match="TF_CONFIG does not name the hosts and this one.*it looks like"):
+    with pytest.raises(UserError, match="TF_CONFIG does not say which of which hosts this is.*it has the form"):
         strategies.build("multi_worker")
 
 

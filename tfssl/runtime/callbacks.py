@@ -1,5 +1,6 @@
 """Keras callbacks that make a run visible and keep its state."""
 
+import concurrent.futures
 import json
 import os
 import sys
@@ -271,7 +272,11 @@ def _parallel(one, other):
 
 
 class AfterFirstStep(tf.keras.callbacks.Callback):
-    """Calls `act` once, after the first step (of the first execution): what need not hold up the start of a run."""
+    """Calls `act` once, after the first step (of the first execution): what need not hold up the start of a run.
+
+    It is called in a thread of its own, and waited for: outside of the strategy's scope, in which `fit` calls its callbacks, and in which
+    the functions of a loaded module cannot be called.
+    """
 
     _supports_tf_logs = True  # or Keras would wait for the device after every step
 
@@ -280,8 +285,10 @@ class AfterFirstStep(tf.keras.callbacks.Callback):
         self.act = act
 
     def on_train_batch_end(self, batch, logs=None):
-        act, self.act = self.act, lambda: None
-        act()
+        act, self.act = self.act, None
+        if act:
+            with concurrent.futures.ThreadPoolExecutor(1) as outside:
+                outside.submit(act).result()
 
 
 class Pace:

@@ -75,10 +75,8 @@ class Preemption(tf.keras.callbacks.Callback):
 
     def _look(self, doing):
         WATCHDOG.progress(doing)
-        told = 1 if self.told else 0
-        if self.workers_told is not float:
-            with WATCHDOG.during("waiting for the other hosts"):
-                told = self.workers_told(told)
+        with WATCHDOG.during("waiting for the other hosts"):
+            told = self.workers_told(1 if self.told else 0)
         if told:
             self.on_train_end()
             with WATCHDOG.during(SAVING):
