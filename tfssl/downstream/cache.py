@@ -18,6 +18,7 @@ import zlib
 import numpy as np
 from absl import logging
 
+from tfssl.downstream import npz
 from tfssl.errors import UserError, one_line
 from tfssl.runtime import files
 
@@ -104,7 +105,7 @@ class FeatureCache:
                 for name in arrays:
                     os.replace(self._open[name][0], self._path(name))
                 record = {**rows, "arrays": json.dumps(table)}
-                files.write_file(self._path_of_record, lambda f: np.savez(f, **record))
+                npz.write(self._path_of_record, **record)
             except OSError:
                 for name in arrays:
                     files.remove(self._path(name))
@@ -119,7 +120,7 @@ class FeatureCache:
         if rows:
             table = {name: sums for name, sums in table.items() if name not in names}
             record = {**rows, "arrays": json.dumps(table)}
-            files.write_file(self._path_of_record, lambda f: np.savez(f, **record))
+            npz.write(self._path_of_record, **record)
 
     def discard(self):
         """Remove what `create` made and `commit` did not take."""

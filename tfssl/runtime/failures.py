@@ -35,6 +35,8 @@ def explain(error, workdir=None):
             "out of memory: --batch_size (smaller), --accumulate_steps (the same batch in parts), --rematerialize, "
             f"--precision=mixed_bfloat16 or a smaller --image_size helps ({one_line(text)})"
         )
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename} cannot be read or written ({error.strerror}): see to that, and use the same command again"
     lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
     if isinstance(error, lost) and "TF_CONFIG" in os.environ:
         return (
