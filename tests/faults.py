@@ -342,7 +342,8 @@ def result(moment, room):
     out = room / "disk" / "out"
     if moment.command == "train":
         lines = [{k: v for k, v in line.items() if "per_second" not in k and k != "input_wait"} for line in logged(out)]
-        return {"lines": lines, **weights(out, STEPS)}
+        parts = {"lines": [x for x in lines if "loss" in x], "validations": [x for x in lines if "loss" not in x]}
+        return {**parts, **weights(out, STEPS)}
     if moment.command == "export":
         module = out / "module"
         reader = tf.train.load_checkpoint(str(module / "variables" / "variables"))

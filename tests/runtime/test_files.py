@@ -138,7 +138,7 @@ WRITERS = {
     ("tfssl/data/archive.py", "write"): "into that folder",
     ("tfssl/data/ab_bins.py", "save"): "into the file that write_file gives it",
     ("tfssl/data/glyphs.py", "_drawn"): "into memory",
-    ("tfssl/downstream/npz.py", "write"): "into the file that write_file gives it",
+    ("tfssl/downstream/npz.py", "fill"): "into the file that write_file gives it",
     ("tfssl/downstream/remote.py", None): "a download, renamed when its digest is right",
     ("tfssl/downstream/cache.py", None): "memory maps, which count when they are committed",
     ("tfssl/downstream/maps.py", None): "a file without a name",
