@@ -287,8 +287,8 @@ def _train(model, strategy, source, validation, plan, values, following, provena
         summaries.pictures(model, validation) if validation and chief else None,
         source.unreadable,
     )
-    begin = callbacks.AfterFirstStep(lambda: summaries.write_start(log.writer("train"), model, source, values))
-    first = [begin] if step == 0 and chief else []
+    if step == 0 and chief:
+        summaries.write_start(log.writer("train"), model, source, values)
     stop = preemption.Preemption(lambda: saver.save(log.step), lambda: log.step, strategy)
     while step < plan.total_steps:
         # A run that was told to stop goes on at any step: first to the end of its checkpoint interval, then over all whole ones.
@@ -318,7 +318,7 @@ def _train(model, strategy, source, validation, plan, values, following, provena
             epochs=intervals,
             steps_per_epoch=interval,
             verbose=0,
-            callbacks=[*first, log, callbacks.Save(saver, log), stop],
+            callbacks=[log, callbacks.Save(saver, log), stop],
             **validating,
         )
         step += interval * intervals

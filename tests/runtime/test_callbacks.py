@@ -150,13 +150,3 @@ def test_lines_of_a_killed_run_go_whatever_they_hold(tmp_path):
         path.write_bytes(good + bad)
         callbacks._drop_later_lines(str(path), 4)
         assert path.read_bytes() == good, bad
-
-
-def test_what_waits_for_the_first_step_comes_once():
-    seen = []
-    begin = callbacks.AfterFirstStep(lambda: seen.append("views"))
-    begin.on_train_begin()
-    assert not seen
-    for step in range(3):
-        begin.on_train_batch_end(step)
-    assert seen == ["views"]

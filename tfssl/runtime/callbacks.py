@@ -1,6 +1,5 @@
 """Keras callbacks that make a run visible and keep its state."""
 
-import concurrent.futures
 import json
 import os
 import sys
@@ -269,26 +268,6 @@ def _parallel(one, other):
     size = float(one @ one)
     factor = float(one @ other) / size if size else 0.0
     return float(abs(other - factor * one).max()) <= 1e-6 * max(float(abs(one).max()), 1e-30)
-
-
-class AfterFirstStep(tf.keras.callbacks.Callback):
-    """Calls `act` once, after the first step (of the first execution): what need not hold up the start of a run.
-
-    It is called in a thread of its own, and waited for: outside of the strategy's scope, in which `fit` calls its callbacks, and in which
-    the functions of a loaded module cannot be called.
-    """
-
-    _supports_tf_logs = True  # or Keras would wait for the device after every step
-
-    def __init__(self, act):
-        super().__init__()
-        self.act = act
-
-    def on_train_batch_end(self, batch, logs=None):
-        act, self.act = self.act, None
-        if act:
-            with concurrent.futures.ThreadPoolExecutor(1) as outside:
-                outside.submit(act).result()
 
 
 class Pace:
