@@ -238,7 +238,7 @@ class Bench:
         if not wrong and second:
             said = (second.stderr.strip().splitlines() or [""])[-1]
             wrong = judge(second, kind)
-            if second.returncode == 0 and "finished" not in second.stdout:
+            if second.returncode == done.returncode == 0 and "finished" not in second.stdout + done.stdout:
                 wrong = wrong or "a second process was let in"
         if wrong:
             return wrong, said

@@ -95,6 +95,15 @@ def test_the_first_batch_is_made_before_anyone_asks(numbered):
     assert next(iterator)["image"].shape == (16, 4, 4, 3)
 
 
+def test_no_first_examples_where_no_image_can_be_read(numbered):
+    """And no end of trying."""
+
+    def lost(image, seed):
+        return tf.io.read_file("/no/such/file")
+
+    assert not list(pipeline.first_examples(numbered, lost, 10))
+
+
 def test_the_first_examples_are_those_of_a_run(numbered):
     batch = next(iter(pipeline.first_examples(numbered, example, 10, seed=1)))
     run = batches(numbered, 16, seed=1, steps=1)[0]

@@ -95,14 +95,18 @@ def training_batches(
 
 
 def first_examples(source, example, count, seed=0):
-    """The first `count` examples of a run that can be read, as one batch, to look at: "image", "label", "index", "number", "seed"."""
+    """The first examples of a run that can be read, up to `count`, as one batch, to look at: "image", "label", "index", "number", "seed".
+
+    No batch where none of the first ones can: the run itself tries again, and says why.
+    """
     load = _loader(source, example, seed)
 
     @plain
     def numbered(record):
         return {**load(record), "number": record["number"], "seed": tf.cast(seed, tf.int64)}
 
-    return source.records(seed=seed).map(numbered, tf.data.AUTOTUNE).ignore_errors().batch(count)
+    records = source.records(seed=seed).take(count + _SEGMENT)
+    return records.map(numbered, tf.data.AUTOTUNE).ignore_errors().take(count).batch(count)
 
 
 def _loader(source, example, seed):

@@ -23,9 +23,10 @@ def describe(model, strategy, source, validation, plan, values, picture="dry_run
             trainable = sum(math.prod(v.shape) for v in part.trainable_variables)
             say(f"  {part.name}: {trainable:,} trainable parameters")
     source.probe()
-    views = summaries.grid(summaries.first_views(model, source, values["batch_size"], values["seed"]))
-    write_file(picture, tf.io.encode_png(views).numpy())
-    say(f"first images as the network sees them: {picture}")
+    views = summaries.first_views(model, source, values["batch_size"], values["seed"])
+    if views is not None:
+        write_file(picture, tf.io.encode_png(summaries.grid(views)).numpy())
+        say(f"first images as the network sees them: {picture}")
     _estimate(model, strategy, source, plan, values, timed_steps)
 
 

@@ -12,8 +12,11 @@ from tfssl.pretext.base import Pretext
 
 
 def first_views(model, source, batch_size, seed, count=16):
-    """Up to `count` images that the network sees in step 0: [n, H, W, 3] in [0, 1], after all augmentation, on host and device."""
-    batch = next(iter(pipeline.first_examples(source, model.example, min(batch_size, count), seed)))
+    """Up to `count` images that the network sees in step 0: [n, H, W, 3] in [0, 1], after all augmentation, on host and device; None where
+    no image can be read."""
+    batch = next(iter(pipeline.first_examples(source, model.example, min(batch_size, count), seed)), None)
+    if batch is None:
+        return None
     batch = model.to_float(batch)
     return np.clip(model.views(model.augment(batch, Draws(batch)))[:count].numpy(), 0, 1)
 
@@ -43,8 +46,9 @@ def grid(images, columns=8):
 def write_start(writer, model, source, values):
     """The first views and the flags, at step 0."""
     table = "| flag | value |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in values.items() if v is not None)
-    picture = grid(first_views(model, source, values["batch_size"], values["seed"]))
+    views = first_views(model, source, values["batch_size"], values["seed"])
     with writer.as_default():
-        tf.summary.image("views", picture[None], step=0)
+        if views is not None:
+            tf.summary.image("views", grid(views)[None], step=0)
         tf.summary.text("flags", table, step=0)
     writer.flush()
