@@ -40,7 +40,7 @@ class Parts:
 
     Attributes:
       files: paths of all files whose change would change an example, in split order: list of str.
-      labels: arrays of what is told of the images, int or float; empty where only the files know.
+      labels: arrays of the images' labels, boxes or normals, int or float; empty where they are read from the files alone.
       pixels: arrays of images that have no files.
       reading: JSON-able, how files become examples.
     """

@@ -110,7 +110,7 @@ def first_examples(source, example, count, seed=0):
 
 
 def _loader(source, example, seed):
-    """record -> {"image": what becomes of it in the run of a seed, "label", "index"}."""
+    """A function (record) -> one training example: {"image": decoded and augmented by the seed and its number, "label", "index"}."""
 
     @plain
     def load(record):
