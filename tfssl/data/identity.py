@@ -40,7 +40,7 @@ class Parts:
 
     Attributes:
       files: paths of all files whose change would change an example, in split order: list of str.
-      labels: arrays of the images' labels, boxes or normals, int or float; empty where they are read from the files alone.
+      labels: arrays of the images' labels, boxes or classes shown, int or float; empty where they are read from the files alone.
       pixels: arrays of images that have no files.
       reading: JSON-able, how files become examples.
     """
