@@ -85,8 +85,7 @@ def define_optimization():
 def define_accelerators(own_graph=True):
     """`own_graph`: whether the network is built here, and can be in another way; a Hub module's cannot."""
     flags.DEFINE_string("strategy", "auto", "auto (all GPUs, else one device), default (one device), mirrored, multi_worker, tpu.")
-    flags.DEFINE_integer("host_timeout", 600, "multi_worker: seconds to wait for the other hosts, which are named meanwhile.",
-        lower_bound=1)
+    flags.DEFINE_integer("host_timeout", 600, "multi_worker: seconds to wait for the other hosts, which are named meanwhile.")
     flags.DEFINE_string("tpu", "", "Name or address of the TPU; local on a TPU VM.")
     flags.DEFINE_string("tpu_zone", None, "Google Cloud zone of a TPU given by name. Default: this machine's.")
     flags.DEFINE_string("gcp_project", None, "Google Cloud project of a TPU given by name. Default: this machine's.")

@@ -104,8 +104,7 @@ class FeatureCache:
                 files.remove(self._path_of_record)
                 for name in arrays:
                     os.replace(self._open[name][0], self._path(name))
-                record = {**rows, "arrays": json.dumps(table)}
-                npz.write(self._path_of_record, **record)
+                self._write_record(rows, table)
             except OSError:
                 for name in arrays:
                     files.remove(self._path(name))
@@ -118,9 +117,7 @@ class FeatureCache:
         """Have some endpoints count no more."""
         rows, table = self._read_record()
         if rows:
-            table = {name: sums for name, sums in table.items() if name not in names}
-            record = {**rows, "arrays": json.dumps(table)}
-            npz.write(self._path_of_record, **record)
+            self._write_record(rows, {name: sums for name, sums in table.items() if name not in names})
 
     def discard(self):
         """Remove what `create` made and `commit` did not take."""
@@ -128,6 +125,9 @@ class FeatureCache:
             files.remove(path)
             file.close()
         self._open = {}
+
+    def _write_record(self, rows, table):
+        npz.write(self._path_of_record, **rows, arrays=json.dumps(table))
 
     def _read_record(self):
         """(rows, {name: checksum}); (None, {}) where there is none that is whole: zip files have checksums of their own."""
