@@ -29,6 +29,7 @@ test-slow: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 .venv: $(VENV)/installed
 

@@ -27,7 +27,7 @@ FLAGS = flag_packages()
 
 setup(
     name="tfssl",
-    version=re.search(r'__version__ = "(.+?)"', read("tfssl/__init__.py")).group(1),
+    version=re.search(r'__version__ = "(.+?)"', read("tfssl/version.py")).group(1),
     description="Self-supervised visual representation learning on TensorFlow and Keras, published as TF-Hub modules",
     long_description=read("README.md"),
     long_description_content_type="text/markdown",
@@ -63,7 +63,7 @@ setup(
     ],
     extras_require={
         "gpu": [f"tensorflow[and-cuda]==2.15.1; {OLD}", f"tensorflow[and-cuda]>=2.16; {NEW}"],
-        "test": ["pytest>=7", "ruff>=0.6", "scikit-image>=0.22"],
+        "test": ["pytest>=7", "ruff>=0.6", "import-linter>=2", "scikit-image>=0.22"],
     },
     entry_points={
         "console_scripts": [

@@ -126,7 +126,7 @@ def device(args):
     import tensorflow as tf
     from sklearn.datasets import load_sample_images
 
-    from tfssl.data import photometric
+    from tfssl.data.ops import photometric
 
     size, rows = args.image_size, args.batch
     photos = np.stack(load_sample_images().images)[:, :size, :size].astype(np.float32) / 255

@@ -90,7 +90,7 @@ def per_core(args):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before TensorFlow counts the cores
     import tfssl  # noqa: F401, I001 - before TensorFlow: it chooses Keras 2 behind tf.keras
     import tensorflow as tf
-    from tfssl.data.draws import Draws
+    from tfssl.data.ops.draws import Draws
 
     source = tfssl.open_source(f"folder:{args.data}")
     files = sorted(source.name(index) for index in range(source.num_examples))

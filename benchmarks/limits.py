@@ -31,22 +31,22 @@ def status(field):
 
 
 def order(count):
-    from tfssl.data.source import IndexedSource
+    from tfssl.data.sources.base import IndexedSource
 
     yield
     next(iter(IndexedSource("images", "train", count).records(seed=0)))
 
 
 def subset(count):
-    from tfssl.data.source import IndexedSource
-    from tfssl.data.subset import nested
+    from tfssl.data.sources.base import IndexedSource
+    from tfssl.data.sources.subset import nested
 
     yield
     nested(IndexedSource("images", "train", count), count // 100)
 
 
 def folder(count):
-    from tfssl.data import folder as folders
+    from tfssl.data.sources import folder as folders
 
     names = [f"{i % 1000:04}/{i:012}.jpg" for i in range(count)]
     folders._list = lambda root, spec: (names, {})

@@ -21,7 +21,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    from tfssl.pretext import permutations
+    from tfssl.pretext.parts import permutations
 
     print(f"{'count':>6}  {'criterion':9}  {'seconds':>7}  {'min':>3}  {'mean':>6}  {'bound':>6}")
     for count in map(int, args.counts.split(",")):

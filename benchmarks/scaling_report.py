@@ -148,7 +148,8 @@ def layers(rows, network):
 
 def target_beyond(nearest):
     """For people: the numbers K, and the greatest share of a colour's soft target beyond its K nearest bins."""
-    from tfssl.data import ab_bins, lab
+    from tfssl.data.ops import lab
+    from tfssl.pretext.parts import ab_bins
 
     levels = np.arange(0, 256, 15) / 255
     colors = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3)

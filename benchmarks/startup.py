@@ -65,8 +65,9 @@ def instrumented(begun):
         import tensorflow as tf
 
         from tfssl import data
-        from tfssl.pretext.base import Pretext
-        from tfssl.runtime import strategy, summaries
+        from tfssl.pretext.task import Pretext
+        from tfssl.runtime import strategy
+        from tfssl.training import summaries
 
         timed(data, "open_source", "list the images")
         timed(train, "build_model", "build the network")

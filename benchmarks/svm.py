@@ -60,9 +60,9 @@ def main():
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
-    from tfssl.downstream import svm
-    from tfssl.downstream.average_precision import average_precision
-    from tfssl.downstream.squared_hinge import Rows
+    from tfssl.downstream.metrics.average_precision import average_precision
+    from tfssl.downstream.protocols import svm
+    from tfssl.downstream.solvers.squared_hinge import Rows
 
     if args.features:
         features, labels = np.load(args.features), np.load(args.labels)

@@ -16,6 +16,7 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tests"))
+sys.path.insert(0, os.path.join(sys.path[0], "helpers"))
 import test_workers as workers  # noqa: E402
 
 FLAGS = (

@@ -14,8 +14,9 @@ import sys
 from absl import flags
 
 from tfssl import train
+from tfssl.config import settings
 from tfssl.errors import UserError
-from tfssl.runtime import cli, settings
+from tfssl.runtime import cli
 
 with cli.section("Export"):
     flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
@@ -66,8 +67,9 @@ def main(_):
     import tensorflow as tf
 
     from tfssl.export import recalibrate, save
-    from tfssl.runtime import checkpoints, files
     from tfssl.runtime import strategy as strategies
+    from tfssl.storage import files
+    from tfssl.training import checkpoints
 
     path, step = None, 0
     if not FLAGS.random_init:
@@ -94,7 +96,7 @@ def main(_):
 def _training_batches(model, values, images):
     """Of the run's training split: `images`, or some more, in batches of what was computed at once."""
     from tfssl import data
-    from tfssl.data.subset import nested
+    from tfssl.data.sources.subset import nested
 
     where = {"data_dir": values["data_dir"], "label_offset": values["label_offset"]}
     source = data.open_source(values["dataset"], values["train_split"], **where)

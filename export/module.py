@@ -22,10 +22,10 @@ import tensorflow as tf
 import tfssl
 from tfssl import backbones, pretext
 from tfssl.backbones.norm import set_groups
-from tfssl.downstream.classify import KIND
+from tfssl.classifiers.predictions import KIND
 from tfssl.errors import UserError
 from tfssl.export import statistics
-from tfssl.runtime import files, locks
+from tfssl.storage import files, locks
 
 FACTS = "tfssl.json"
 

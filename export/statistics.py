@@ -5,7 +5,7 @@ import warnings
 import tensorflow as tf
 
 from tfssl.backbones.norm import BatchNorm
-from tfssl.data.draws import Draws
+from tfssl.data.ops.draws import Draws
 
 TOO_MUCH = 0.01  # of the initial statistics, in what is published
 

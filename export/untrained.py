@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-from tfssl.downstream import modules
-from tfssl.runtime import settings
+from tfssl import pretext
+from tfssl.config import settings
+from tfssl.hub import load as modules
 
 # The flags of training that shape an untrained encoder, beside its task's own settings: what a module's tfssl.json says of others does not
 # become part of a command.
@@ -76,7 +77,9 @@ def _flags(facts):
         return []
     head = sum(bool(re.fullmatch(r"head\d+", name)) for name in facts.get("endpoints", []))
     own = [
-        name for name, s in settings.task_settings().items() if training["task"] in s.defaults and name not in _FILES
+        name
+        for name, s in settings.of_classes(pretext.sources()).items()
+        if training["task"] in s.defaults and name not in _FILES
     ]
     flags = {name: training[name] for name in (*_OF_THE_NETWORK, *own) if name in training}
     flags["head_endpoints"] = head

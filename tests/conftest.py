@@ -18,7 +18,7 @@ import runs  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from tensorflow.python.framework.ops import gradient_registry  # noqa: E402 (there is no public way)
 
-pytest_plugins = ["costs", "pytester"]
+pytest_plugins = ["costs", "image_files", "saved_modules", "pytester"]
 
 # CPU devices for the tests of replicas: two, or as many as a test that starts pytest again asks for. This has to be said before
 # TensorFlow looks at its devices.

@@ -29,7 +29,9 @@ import time
 
 import numpy as np
 import tensorflow as tf
-from runs import TINY, Forked, logged, weights
+
+sys.path.append(str(pathlib.Path(__file__).parent / "helpers"))
+from runs import TINY, Forked, logged, weights  # noqa: E402
 
 STEPS = 12
 MOUNTED = ("full disk", "no permission")  # kinds that need a file system of their own
@@ -57,18 +59,18 @@ class Moment:
 
 
 MOMENTS = {
-    "claim": Moment("train", "tfssl.runtime.settings:write_flags"),
-    "unpack": Moment("train", "tfssl.data.archive:Extraction.write", call=20, data="photos.tar", reads=True),
-    "count": Moment("train", "tfssl.data.counts:_counter", data="photos.tfrecord", reads=True),
-    "first batch": Moment("train", "tfssl.runtime.callbacks:Log.on_epoch_begin", reads=True),
-    "interval": Moment("train", "tfssl.runtime.callbacks:Log.on_train_batch_end", call=6, reads=True),
+    "claim": Moment("train", "tfssl.config.settings:write_flags"),
+    "unpack": Moment("train", "tfssl.storage.archive:Extraction.write", call=20, data="photos.tar", reads=True),
+    "count": Moment("train", "tfssl.data.listing.counts:_counter", data="photos.tfrecord", reads=True),
+    "first batch": Moment("train", "tfssl.training.callbacks:Log.on_epoch_begin", reads=True),
+    "interval": Moment("train", "tfssl.training.callbacks:Log.on_train_batch_end", call=6, reads=True),
     "checkpoint": Moment("train", "tensorflow:train.Checkpoint.write", call=2, after=True),
-    "prune": Moment("train", "tfssl.runtime.checkpoints:_delete"),
-    "metrics line": Moment("train", "tfssl.runtime.callbacks:Log._append", call=7),
+    "prune": Moment("train", "tfssl.training.checkpoints:_delete"),
+    "metrics line": Moment("train", "tfssl.training.callbacks:Log._append", call=7),
     "validation": Moment("train", "tfssl.runtime.preemption:Preemption.on_test_batch_end", reads=True),
     "export": Moment("export", "tensorflow:saved_model.save", after=True),
-    "features": Moment("evaluate", "tfssl.downstream.cache:FeatureCache.commit"),
-    "report": Moment("evaluate", "tfssl.downstream.report:save"),
+    "features": Moment("evaluate", "tfssl.downstream.features.cache:FeatureCache.commit"),
+    "report": Moment("evaluate", "tfssl.downstream.report.save:save"),
 }
 
 

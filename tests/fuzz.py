@@ -16,6 +16,7 @@ import time
 import zipfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.append(str(pathlib.Path(__file__).parent / "helpers"))
 
 import numpy as np  # noqa: E402
 import runs  # noqa: E402
@@ -77,7 +78,7 @@ class Images:
                 for mode, form in (("P", "GIF"), ("RGB", "BMP"), ("P", "BMP"))
             ),
         ]
-        from tfssl.data import image
+        from tfssl.data.ops import image
 
         self.read = tf.function(
             lambda content: (
@@ -118,8 +119,8 @@ class Archives:
         self.sound[".zip"] = whole.getvalue()
 
     def case(self, number, rng, folder):
-        from tfssl.data import archive
         from tfssl.errors import UserError
+        from tfssl.storage import archive
 
         ending = list(self.sound)[number % len(self.sound)]
         path = folder / f"a{ending}"
@@ -199,19 +200,19 @@ class States:
 
 
 def _read_flags(path):
-    from tfssl.runtime import settings
+    from tfssl.config import settings
 
     settings.read_flags(str(path))
 
 
 def _read_metrics(path):
-    from tfssl.runtime import callbacks
+    from tfssl.training import callbacks
 
     callbacks._drop_later_lines(str(path), 2)
 
 
 def _read_facts(path):
-    from tfssl.downstream import modules
+    from tfssl.hub import load as modules
 
     (path.parent / "assets").mkdir(exist_ok=True)
     os.replace(path, path.parent / "assets" / path.name)
@@ -243,13 +244,13 @@ def _provenance():
 
 
 def _read_provenance(path):
-    from tfssl.runtime import provenance
+    from tfssl.training import provenance
 
     provenance.read(str(path))
 
 
 def _read_counts(path):
-    from tfssl.data import counts
+    from tfssl.data.listing import counts
 
     counts._load(str(path))
 
@@ -261,7 +262,7 @@ def _read_results(path):
 
 
 def _read_lock(path):
-    from tfssl.runtime import locks
+    from tfssl.storage import locks
 
     with locks.hold(str(path), "it", "wait"):
         pass
@@ -269,7 +270,7 @@ def _read_lock(path):
 
 def _commit(folder, rows):
     """Cached features of one endpoint."""
-    from tfssl.downstream.cache import FeatureCache
+    from tfssl.downstream.features.cache import FeatureCache
 
     cache = FeatureCache(str(folder), {"of": "fuzz"})
     array = cache.create("a", rows.shape, rows.dtype)

@@ -17,13 +17,14 @@ import tempfile
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.append(str(pathlib.Path(__file__).parent / "helpers"))
 
 import pytest  # noqa: E402
 import runs  # noqa: E402
 
 TESTS = pathlib.Path(__file__).parent
-FIRST = ("pretext/test_base.py", "test_train.py", "backbones/test_revnet.py", "test_evaluate.py")  # which take longest
-PARTS = {"pretext/test_base.py": ("train_like_one", "a_compiled_step")}  # -k of parts that run apart: they grow large
+FIRST = ("pretext/test_task.py", "test_train.py", "backbones/test_revnet.py", "test_evaluate.py")  # which take longest
+PARTS = {"pretext/test_task.py": ("train_like_one", "a_compiled_step")}  # -k of parts that run apart: they grow large
 
 
 def work():

@@ -17,18 +17,16 @@ import numpy as np
 import pytest
 import runs
 import tensorflow as tf
+import tiny_modules
 from absl import flags
 
 import tfssl
 from tfssl import downstream
 from tfssl.data.overlap import overlap as shared
-from tfssl.downstream import handles
-from tfssl.downstream.record import Record
+from tfssl.downstream.report.record import Record
 from tfssl.errors import UserError
-from tfssl.runtime import locks
-
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "downstream"))
-import tiny_modules  # noqa: E402
+from tfssl.hub import handles
+from tfssl.storage import locks
 
 
 @pytest.fixture(scope="module")

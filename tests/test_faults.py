@@ -94,7 +94,7 @@ def test_a_run_moves_between_one_replica_and_two(photos, tmp_path):
     status, out, err = train(*arguments, "--strategy=mirrored", first=two_devices)
     assert status == 0 and re.search(r"resuming at step 1[4-9] of 24", out), err
     for mine, other in zip(logged(moved), logged(whole)):  # noqa: B905 (Python 3.9)
-        # Single precision, in which another order of summation makes a difference; in double the test is exact (pretext/test_base.py).
+        # Single precision, in which another order of summation makes a difference; in double the test is exact (pretext/test_task.py).
         assert mine["loss"] == pytest.approx(other["loss"], rel=0.02), mine["step"]
 
 

@@ -19,12 +19,12 @@ from runs import assert_identical, kill_when, logged, two_devices, weights
 import tfssl
 from tfssl import finetune
 from tfssl.backbones.hub import Hub
-from tfssl.data import image
-from tfssl.downstream import modules
+from tfssl.classifiers.classifier import Classifier
+from tfssl.data.ops import image
 from tfssl.errors import UserError
 from tfssl.export.module import save_classifier
-from tfssl.pretext.classifier import Classifier
-from tfssl.runtime import checkpoints
+from tfssl.hub import load as modules
+from tfssl.training import checkpoints
 
 FLAGS = (
     "--batch_size=8", "--train_steps=16", "--checkpoint_steps=8", "--log_steps=4", "--learning_rate=0.1", "--lr_scaling=0",

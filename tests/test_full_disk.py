@@ -13,8 +13,8 @@ from encoders import encoder, save_encoder
 from runs import command
 
 from tfssl import export
-from tfssl.data import archive
-from tfssl.runtime import failures, files
+from tfssl.runtime import failures
+from tfssl.storage import archive, files
 
 
 class Disk:

@@ -12,8 +12,8 @@ from absl import flags
 from runs import TINY, command
 
 import tfssl
-from tfssl.data import ab_bins
-from tfssl.runtime import data_flags
+from tfssl.config import data_flags
+from tfssl.pretext.parts import ab_bins
 
 FOLDER = "run[1]{a}*"
 

@@ -10,10 +10,12 @@ from encoders import save_encoder
 import tfssl
 from tfssl import predict
 from tfssl.backbones.hub import Hub
-from tfssl.data import checks, image
-from tfssl.downstream import classify, modules
+from tfssl.classifiers import predictions as classify
+from tfssl.classifiers.classifier import Classifier
+from tfssl.data.listing import checks
+from tfssl.data.ops import image
 from tfssl.export.module import save_classifier
-from tfssl.pretext.classifier import Classifier
+from tfssl.hub import load as modules
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ import tensorflow as tf
 from runs import TINY, TRAIN, anew, assert_identical, kill_when, logged_steps, weights
 
 from tfssl import train
-from tfssl.runtime import cli, processor, settings
+from tfssl.config import settings
+from tfssl.runtime import cli, processor
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ import os
 import sys
 
 from tfssl.runtime import processor
-
-__version__ = "0.1.0"
+from tfssl.version import __version__  # noqa: F401
 
 # Keras 2 semantics on every TensorFlow: this has to be in the environment before TensorFlow is imported.
 if os.environ.setdefault("TF_USE_LEGACY_KERAS", "1") not in ("1", "True", "true"):
@@ -18,7 +17,7 @@ if _tensorflow is not None and getattr(getattr(_tensorflow, "keras", None), "__v
     )
 processor.switch_on_onednn()
 
-_MODULES = ("backbones", "data", "downstream", "errors", "export", "losses", "optim", "pretext", "runtime")
+_MODULES = ("backbones", "data", "downstream", "errors", "export", "hub", "losses", "optim", "pretext")
 
 
 def __getattr__(name):

@@ -8,7 +8,8 @@ Without it a colorization run counts its own training images when it begins.
 
 from absl import flags
 
-from tfssl.runtime import cli, data_flags
+from tfssl.config import data_flags
+from tfssl.runtime import cli
 
 FLAGS = flags.FLAGS
 
@@ -26,10 +27,11 @@ with cli.section("Colour bins"):
 
 
 def main(_):
-    from tfssl.runtime import files
+    from tfssl.storage import files
 
     files.check_file(FLAGS.output, "--output")
-    from tfssl.data import ab_bins, open_source
+    from tfssl.data import open_source
+    from tfssl.pretext.parts import ab_bins
 
     source = open_source(FLAGS.dataset, FLAGS.split, **data_flags.where(FLAGS.flag_values_dict()))
     found = ab_bins.of_images(source, FLAGS.grid, FLAGS.images, FLAGS.smooth, say)

@@ -19,9 +19,10 @@ import time
 from absl import flags
 
 from tfssl import downstream
-from tfssl.downstream import handles
+from tfssl.config import data_flags
 from tfssl.errors import UserError
-from tfssl.runtime import cli, data_flags
+from tfssl.hub import handles
+from tfssl.runtime import cli
 
 FLAGS = flags.FLAGS
 BUDGET_MINUTES = 5.0  # of --protocol=all
@@ -215,9 +216,11 @@ def evaluate(held):
     start = time.time()
     named, (protocols, optional), minutes = handles.named(FLAGS.module), read_protocols(), read_budget()
     from tfssl.data import open_source, overlap
-    from tfssl.downstream import budget, measure, modules, needs, splits
-    from tfssl.downstream.record import Record
-    from tfssl.runtime import files
+    from tfssl.downstream import budget, needs, splits
+    from tfssl.downstream import runner as measure
+    from tfssl.downstream.report.record import Record
+    from tfssl.hub import load as modules
+    from tfssl.storage import files
 
     if FLAGS.workdir:
         files.check_writable(FLAGS.workdir, "--workdir")
@@ -294,9 +297,9 @@ def evaluate(held):
 
 
 def claim_workdir(held):
-    """Lock --workdir, as `locks.workdir_lock`, and mark it: what lies in it is no data (see `tfssl.data.outputs`)."""
-    from tfssl.data import outputs
-    from tfssl.runtime import locks
+    """Lock --workdir, as `locks.workdir_lock`, and mark it: what lies in it is no data (see `tfssl.data.listing.outputs`)."""
+    from tfssl.data.listing import outputs
+    from tfssl.storage import locks
 
     check = held.enter_context(locks.workdir_lock(FLAGS.workdir, FLAGS.steal_lock))
     outputs.mark(FLAGS.workdir)
@@ -314,8 +317,11 @@ def make_untrained(opened, note):
 
 def with_features(name, module, sources, endpoints, protocols, common, record):
     """Extract a module's features, and measure them; `common`: settings of all protocols; `record`: of the evaluation."""
-    from tfssl.downstream import features, measure, neighbors, report
-    from tfssl.runtime import files
+    from tfssl.downstream import runner as measure
+    from tfssl.downstream.features import extract as features
+    from tfssl.downstream.report import neighbors
+    from tfssl.downstream.report import save as report
+    from tfssl.storage import files
 
     parts = {part: endpoints for part in sources}
     if not reads_train(protocols):
@@ -359,7 +365,7 @@ def with_features(name, module, sources, endpoints, protocols, common, record):
 
 def extract(module, source, endpoints):
     """The features of one source; cached ones are memory-mapped, so that only a local --workdir keeps any."""
-    from tfssl.downstream import features
+    from tfssl.downstream.features import extract as features
 
     return features.extract(
         module,
@@ -382,9 +388,10 @@ def features_folder():
 
 def prune(sources):
     """Remove the features in --workdir that nobody can use any more, those of changed `sources` among them."""
-    from tfssl.data import identity
-    from tfssl.downstream import cache, features
-    from tfssl.runtime import locks
+    from tfssl.data.sources import identity
+    from tfssl.downstream.features import cache
+    from tfssl.downstream.features import extract as features
+    from tfssl.storage import locks
 
     folder = features_folder()
     if not folder:

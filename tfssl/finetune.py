@@ -19,8 +19,9 @@ from typing import Any
 from absl import flags
 
 from tfssl import train
+from tfssl.config import data_flags
 from tfssl.errors import UserError, one_line
-from tfssl.runtime import cli, data_flags
+from tfssl.runtime import cli
 
 FLAGS = flags.FLAGS
 
@@ -105,8 +106,8 @@ def main(_):
     if not FLAGS.dry_run:
         train.check_workdir(values, FREE)
     from tfssl.data import service
-    from tfssl.runtime import locks
     from tfssl.runtime import strategy as strategies
+    from tfssl.storage import locks
 
     strategies.start(values["seed"], "float32", values["deterministic"])
     strategy = strategies.build(*(values[n] for n in ("strategy", "tpu", "tpu_zone", "gcp_project", "host_timeout")))
@@ -119,7 +120,7 @@ def main(_):
         plan = Plan(values, images)
         train.set_up(model, values, plan)
     if FLAGS.dry_run:
-        from tfssl.runtime import dry_run
+        from tfssl.training import dry_run
 
         return dry_run.describe(model, strategy, images.train, images.validation, plan, values)
     following = f"tfssl-predict --module={values['workdir']}/classifier/{plan.total_steps} --images=FOLDER"
@@ -169,8 +170,12 @@ class Images:
 def open_images(values):
     """`Images` of the flags."""
     from tfssl import data
-    from tfssl.data import checks, overlap, subset
-    from tfssl.downstream import features, labels, splits
+    from tfssl.classifiers import labels
+    from tfssl.data import overlap
+    from tfssl.data.listing import checks
+    from tfssl.data.sources import subset
+    from tfssl.downstream import splits
+    from tfssl.downstream.features import extract as features
 
     where = data_flags.where(values)
     parts = {part: values[f"{part}_split"] for part in ("train", "val", "test")}
@@ -209,8 +214,8 @@ def build_model(values, images, teacher=None, freeze=False):
     """The classifier's model, untrained; call it in the strategy's scope."""
     from tfssl import optim
     from tfssl.backbones.hub import Hub
-    from tfssl.downstream import modules
-    from tfssl.pretext.classifier import Classifier
+    from tfssl.classifiers.classifier import Classifier
+    from tfssl.hub import load as modules
 
     module = modules.load(values["module"])
     size, resize = module.sizes(values["image_size"] or None, values["resize"] or None)
@@ -239,7 +244,8 @@ def build_model(values, images, teacher=None, freeze=False):
 
 def load_teacher(values, images):
     """The function images -> logits, or None; call it in the strategy's scope. Images without classes get the teacher's."""
-    from tfssl.downstream import classify, modules
+    from tfssl.classifiers import predictions as classify
+    from tfssl.hub import load as modules
 
     if not values["teacher"]:
         return None
@@ -279,9 +285,10 @@ class Plan(train.Plan):
 
 def finish(values, images, start, check=lambda: None):
     """Publish the newest checkpoint and measure it, as far as that is not done. `check` refuses when the workdir's lock is lost."""
-    from tfssl.downstream import handles, report
-    from tfssl.runtime import checkpoints
-    from tfssl.runtime.callbacks import say
+    from tfssl.downstream.report import save as report
+    from tfssl.hub import handles
+    from tfssl.training import checkpoints
+    from tfssl.training.callbacks import say
 
     step, checkpoint = checkpoints.saved(os.path.join(values["workdir"], "checkpoints"))[-1]
     where = os.path.join(values["workdir"], "classifier", str(step))
@@ -335,7 +342,7 @@ def publish(values, images, checkpoint, step, where):
     import tensorflow as tf
 
     from tfssl.export.module import save_classifier
-    from tfssl.runtime import checkpoints
+    from tfssl.training import checkpoints
 
     model = build_model(values, images, freeze=values["freeze"])
     model.backbone.trainable = True  # for whoever trains the classifier further
@@ -355,7 +362,7 @@ def measured(record):
 
     import tensorflow as tf
 
-    from tfssl.runtime.callbacks import say
+    from tfssl.training.callbacks import say
 
     if not tf.io.gfile.exists(record):
         return None
@@ -370,7 +377,8 @@ def measured(record):
 
 def measure(values, images, where):
     """What results.json says of the classifier, read from its files."""
-    from tfssl.downstream import classify, modules
+    from tfssl.classifiers import predictions as classify
+    from tfssl.hub import load as modules
 
     begun = time.time()
     module = modules.load(where)

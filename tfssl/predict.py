@@ -19,8 +19,9 @@ import types
 
 from absl import flags
 
+from tfssl.config import data_flags
 from tfssl.errors import UserError
-from tfssl.runtime import cli, data_flags
+from tfssl.runtime import cli
 
 FLAGS = flags.FLAGS
 
@@ -48,11 +49,13 @@ def main(_):
         raise UserError("--module is missing: name a classifier, a folder that tfssl-finetune wrote")
     if bool(FLAGS.images) == bool(FLAGS.dataset):
         raise UserError("give one of --images (a file or a folder) and --dataset")
-    from tfssl.runtime import files
+    from tfssl.storage import files
 
     files.check_file(FLAGS.output, "--output")
-    from tfssl.data import folder, open_source
-    from tfssl.downstream import classify, modules
+    from tfssl.classifiers import predictions as classify
+    from tfssl.data import open_source
+    from tfssl.data.sources import folder
+    from tfssl.hub import load as modules
 
     module = modules.load(FLAGS.module)
     classes = classify.num_classes(module)
@@ -88,8 +91,8 @@ def write(path, found, source, names, top=0):
     """
     import numpy as np
 
-    from tfssl.data import checks
-    from tfssl.runtime import files
+    from tfssl.data.listing import checks
+    from tfssl.storage import files
 
     lost = []
 

@@ -13,11 +13,12 @@ import os
 from absl import flags, logging
 
 from tfssl import pretext
+from tfssl.config import bounds, data_flags, settings
 from tfssl.errors import UserError, check_choice
-from tfssl.runtime import bounds, cli, data_flags, settings
+from tfssl.runtime import cli
 
 FLAGS = flags.FLAGS
-TASK_SETTINGS = settings.task_settings()
+TASK_SETTINGS = settings.of_classes(pretext.sources())
 
 
 # fmt: off
@@ -158,7 +159,7 @@ def main(_):
         check_workdir(values)
     from tfssl import data
     from tfssl.data import overlap, service
-    from tfssl.data.subset import nested
+    from tfssl.data.sources.subset import nested
     from tfssl.runtime import strategy as strategies
 
     strategies.start(values["seed"], values["precision"], values["deterministic"])
@@ -185,12 +186,12 @@ def main(_):
         model = build_model(values)
         set_up(model, values, plan)
         if values["init_module"]:
-            from tfssl.runtime import init
+            from tfssl.training import initial_weights as init
 
             init.from_module(model.backbone, values["init_module"])
             model.start()
     if FLAGS.dry_run:
-        from tfssl.runtime import dry_run
+        from tfssl.training import dry_run
 
         dry_run.describe(model, strategy, source, validation, plan, values)
     else:
@@ -213,10 +214,10 @@ def set_up(model, values, plan):
 
 def know_data(values, strategy, source, validation):
     """The `Provenance` of a run, once its data are known to be its own, and the same on all hosts."""
-    from tfssl.data import identity
-    from tfssl.runtime import callbacks
+    from tfssl.data.sources import identity
     from tfssl.runtime import strategy as strategies
-    from tfssl.runtime.provenance import Provenance
+    from tfssl.training import callbacks
+    from tfssl.training.provenance import Provenance
 
     provenance = Provenance(values["workdir"], source)
     if strategies.several_workers(strategy):
@@ -235,8 +236,8 @@ def know_data(values, strategy, source, validation):
 
 def train(model, strategy, source, validation, plan, values, following, provenance):
     """Restore, then fit to the end, while no other process uses the workdir. `following` is the command that comes next, for the user."""
-    from tfssl.runtime import locks
     from tfssl.runtime import strategy as strategies
+    from tfssl.storage import locks
 
     run = model, strategy, source, validation, plan, values, following, provenance
     if not strategies.is_chief(strategy):
@@ -247,9 +248,10 @@ def train(model, strategy, source, validation, plan, values, following, provenan
 
 def _train(model, strategy, source, validation, plan, values, following, provenance, check=lambda: None):
     """Once over the whole checkpoint intervals, and once over the rest, where there is one. `check` refuses when the lock is lost."""
-    from tfssl.runtime import callbacks, checkpoints, preemption, summaries, watchdog
+    from tfssl.runtime import preemption, watchdog
     from tfssl.runtime import strategy as strategies
-    from tfssl.runtime.probe import KnnProbe
+    from tfssl.training import callbacks, checkpoints, summaries
+    from tfssl.training.knn_probe import KnnProbe
 
     watchdog.WATCHDOG.start()
     chief = strategies.is_chief(strategy)
@@ -351,8 +353,8 @@ def resolve_flags():
 def check_flags(values):
     """Refuse contradictions among {flag: value}, and make --decay_epochs numbers."""
     from tfssl import optim
-    from tfssl.runtime import files
     from tfssl.runtime import strategy as strategies
+    from tfssl.storage import files
 
     choices = {
         "optimizer": optim.NAMES,
@@ -393,7 +395,7 @@ def choose_precision(values):
     import tensorflow as tf
 
     from tfssl.runtime import strategy as strategies
-    from tfssl.runtime.callbacks import say
+    from tfssl.training.callbacks import say
 
     if values["precision"] == "auto":
         path = os.path.join(values["workdir"] or "", "flags.flags")
@@ -485,7 +487,8 @@ def check_workdir(values, free=FREE):
     """Refuse a workdir that cannot be written or holds another run; `free`: flags that may differ."""
     import tensorflow as tf
 
-    from tfssl.runtime import files, provenance
+    from tfssl.storage import files
+    from tfssl.training import provenance
 
     if values["strategy"] != "multi_worker":  # of whose processes one writes, and says so itself
         files.check_writable(values["workdir"], "--workdir")
@@ -534,7 +537,7 @@ def check_data(values):
 
 def claim_workdir(values, source):
     """Record the run in its workdir."""
-    from tfssl.runtime import files
+    from tfssl.storage import files
 
     settings.write_flags(os.path.join(values["workdir"], "flags.flags"), values)
     if source.class_names:

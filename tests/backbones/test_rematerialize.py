@@ -1,4 +1,4 @@
-"""Recomputation is still there once XLA has optimized the step. (That gradients are equal: pretext/test_base.py.)"""
+"""Recomputation is still there once XLA has optimized the step. (That gradients are equal: pretext/test_task.py.)"""
 
 import re
 

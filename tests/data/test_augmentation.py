@@ -9,9 +9,10 @@ import scipy.stats
 import tensorflow as tf
 from sklearn.datasets import load_sample_images
 
-from tfssl.data import augmentation, photometric
+from tfssl.data import augmentation
 from tfssl.data.augmentation import POLICIES, HostDraws, Policy
-from tfssl.data.draws import Draws, fork
+from tfssl.data.ops import photometric
+from tfssl.data.ops.draws import Draws, fork
 from tfssl.errors import UserError
 
 SIZE = 20

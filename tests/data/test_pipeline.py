@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import tfssl
 from tfssl.data import pipeline
-from tfssl.data.draws import Draws
+from tfssl.data.ops.draws import Draws
 
 BROKEN = {3, 17, 18, 40}
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tfssl import downstream
-from tfssl.downstream import budget, measure
-from tfssl.downstream.features import Features
+from tfssl.downstream import budget
+from tfssl.downstream import runner as measure
+from tfssl.downstream.features.extract import Features
 
 
 def test_prices_are_those_that_were_paid():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tfssl import downstream
-from tfssl.downstream.features import Features
+from tfssl.downstream.features.extract import Features
 from tfssl.errors import UserError
 
 SETTINGS = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfssl.data.source import IndexedSource
+from tfssl.data.sources.base import IndexedSource
 from tfssl.downstream import needs
 from tfssl.errors import UserError
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tfssl.downstream import splits
-from tfssl.downstream.features import Features
+from tfssl.downstream.features.extract import Features
 from tfssl.downstream.splits import balanced, chosen_on, label_count, split, stratified
 from tfssl.errors import UserError
 

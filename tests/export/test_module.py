@@ -121,7 +121,7 @@ def test_keras_layer_from_a_tarball(path, model):
     with tarfile.open(path + ".tar.gz") as tar:
         assert "saved_model.pb" in tar.getnames()
     x = images()
-    from tfssl.downstream.modules import load
+    from tfssl.hub.load import load
 
     np.testing.assert_allclose(load(path + ".tar.gz").endpoints(x)["pre_logits"], hub.load(path)(x), rtol=1e-5)
 
@@ -190,7 +190,7 @@ def test_an_export_that_fails_leaves_nothing_and_can_be_had_again(own, tmp_path,
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr("tfssl.runtime.files.sync", full)
+        patch.setattr("tfssl.storage.files.sync", full)
         export.save(own, tmp_path / "m", tarball=True)
     assert not names_in(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):

@@ -11,7 +11,7 @@ from tfssl.errors import UserError
 from tfssl.optim import LARS
 from tfssl.optim.lars import FORMS
 from tfssl.runtime import strategy as strategies
-from tfssl.runtime.checkpoints import Checkpoints
+from tfssl.training.checkpoints import Checkpoints
 
 SHAPES = {"kernel": (3, 4), "bias": (4,)}
 RATES = (0.0, 0.5, 2.0, 2.0, 0.3)  # of successive steps

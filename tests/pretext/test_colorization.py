@@ -7,9 +7,9 @@ from skimage import color
 
 import tfssl
 from tfssl import backbones, pretext
-from tfssl.data import ab_bins
 from tfssl.errors import UserError
 from tfssl.pretext.colorization import mean_pool
+from tfssl.pretext.parts import ab_bins
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import tfssl
 from tfssl import backbones
-from tfssl.data import image as ops
+from tfssl.data.ops import image as ops
 from tfssl.errors import UserError
 from tfssl.pretext.exemplar import Exemplar
 
@@ -124,7 +124,7 @@ def test_colours_are_drawn_for_each_copy(source):
     model = exemplar()
     batch = model.to_float(next(iter(model.dataset(source, 4))))
     batch["image"] = tf.ones_like(batch["image"]) * tf.constant([0.3, 0.5, 0.6])
-    coloured = model.augment(batch, tfssl.data.draws.Draws(batch))["image"]
+    coloured = model.augment(batch, tfssl.data.ops.draws.Draws(batch))["image"]
     assert coloured.shape == (4, 4, 16, 16, 3)
     assert len({copy.tobytes() for image in coloured.numpy() for copy in image}) == 16
     assert exemplar(color=False).augment(batch, None) is batch

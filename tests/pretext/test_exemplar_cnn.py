@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import tfssl
 from tfssl import backbones, pretext
-from tfssl.data import patches
+from tfssl.data.ops import patches
 from tfssl.errors import UserError
 
 NO_CHANGE = {

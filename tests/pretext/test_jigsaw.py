@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 
 from tfssl import backbones
-from tfssl.data.draws import Draws
+from tfssl.data.ops.draws import Draws
 from tfssl.errors import UserError
-from tfssl.pretext import permutations
 from tfssl.pretext.jigsaw import Jigsaw
+from tfssl.pretext.parts import permutations
 
 
 def build(**settings):

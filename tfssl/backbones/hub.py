@@ -15,7 +15,7 @@ class Hub(tf.keras.Model):
     at once, and all is float32.
 
     Args:
-      module: a loaded `tfssl.downstream.modules.Module`; under a strategy, loaded in its scope.
+      module: a loaded `tfssl.hub.load.Module`; under a strategy, loaded in its scope.
       image_size: side of the images for which the module is asked what it returns.
       trainable: False: it always infers, and nothing in it changes.
     """

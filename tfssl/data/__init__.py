@@ -2,13 +2,14 @@
 
 import importlib
 
-from tfssl.data.source import Source, open_source
+from tfssl.data.sources import open_source
+from tfssl.data.sources.base import Source
 
 __all__ = ["Source", "open_source"]
 
 
 def __getattr__(name):
-    """`tfssl.data.image`, `tfssl.data.pipeline`, ... without importing them first."""
+    """`tfssl.data.ops.image`, `tfssl.data.pipeline`, ... without importing them first."""
     if name.startswith("_"):
         raise AttributeError(f"module 'tfssl.data' has no attribute {name!r}")
     try:

@@ -1,6 +1,6 @@
 """What a view of an image goes through, as data: the published augmentation policies, on the device over a batch or on the host.
 
-A policy is applied with an object that draws: `tfssl.data.draws.Draws` for a batch on the device, `HostDraws` inside tf.data for the
+A policy is applied with an object that draws: `tfssl.data.ops.draws.Draws` for a batch on the device, `HostDraws` inside tf.data for the
 views of one image. The ops and the distribution are the same. On the host, what a coin does not ask for is not computed.
 """
 
@@ -9,9 +9,9 @@ import dataclasses
 
 import tensorflow as tf
 
-from tfssl.data import image as image_ops
-from tfssl.data import photometric, randaugment
-from tfssl.data.draws import fork
+from tfssl.data.ops import image as image_ops
+from tfssl.data.ops import photometric, randaugment
+from tfssl.data.ops.draws import fork
 from tfssl.errors import UserError, check_choice
 
 _LAYERS = 0x1000  # RandAugment's

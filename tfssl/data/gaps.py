@@ -13,7 +13,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from tfssl.data.checks import reason_of
+from tfssl.data.listing.checks import reason_of
 from tfssl.errors import UserError
 
 PATIENCE = 40  # seconds for which something is tried again

@@ -6,8 +6,8 @@ step, and several can share a batch, without any state to save.
 
 import tensorflow as tf
 
-from tfssl.data import image
 from tfssl.data.gaps import Gaps
+from tfssl.data.ops import image
 from tfssl.data.service import examples as service_examples
 
 _SEGMENT = 64  # images at least that are loaded together: to begin with that takes a tenth of a millisecond

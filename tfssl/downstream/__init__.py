@@ -22,9 +22,9 @@ _EXACT = ("logistic", "knn")  # they need all bits of float32: for a line search
 def __getattr__(name):
     """`extract` and `Features` load TensorFlow, `NAMES` does not."""
     if name in ("extract", "Features"):
-        return getattr(importlib.import_module("tfssl.downstream.features"), name)
-    if name in (*NAMES, *DENSE, "features", "images", "modules", "page", "report"):
-        return importlib.import_module(f"tfssl.downstream.{name}")
+        return getattr(importlib.import_module("tfssl.downstream.features.extract"), name)
+    if name in (*NAMES, *DENSE):
+        return importlib.import_module(f"tfssl.downstream.protocols.{name}")
     raise AttributeError(f"module 'tfssl.downstream' has no attribute {name!r}")
 
 
@@ -50,7 +50,7 @@ def run(protocol, train, test, **settings):
     """
     if protocol not in NAMES:
         raise UserError(f"unknown protocol {protocol!r}; there is: {', '.join(NAMES)}")
-    function = importlib.import_module(f"tfssl.downstream.{protocol}").run
+    function = importlib.import_module(f"tfssl.downstream.protocols.{protocol}").run
     known = list(inspect.signature(function).parameters)[2:]
     unknown = sorted(set(settings) - set(known))
     if unknown:

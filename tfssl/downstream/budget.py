@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from tfssl import downstream
-from tfssl.data.subset import spread
+from tfssl.data.sources.subset import spread
 from tfssl.downstream import splits
 from tfssl.errors import UserError
 
@@ -64,7 +64,7 @@ def passes(protocol, settings):
 
 
 def _costs(settings):
-    from tfssl.downstream import svm
+    from tfssl.downstream.protocols import svm
 
     return len(svm.check(settings["costs"]))
 
@@ -248,7 +248,7 @@ def limited(count, settings, labels):
 
 def of_maps(protocol, settings, module, sources, names, modules, common):
     """The same of a dense protocol; `names` of the endpoints, None for all maps and pixels."""
-    from tfssl.downstream import maps
+    from tfssl.downstream.features import maps
 
     function, trials = getattr(downstream, protocol).run, []
     size = maps.image_sides(sources["train"], settings["size"])

@@ -1,7 +1,7 @@
 """What protocols need, of their settings and of the images: checked before any work."""
 
 from tfssl import downstream
-from tfssl.data import checks
+from tfssl.data.listing import checks
 from tfssl.errors import UserError
 
 _ANNOTATIONS = {  # what a dense protocol needs: (its plural, who has it)
@@ -18,7 +18,8 @@ def check_settings(protocols, held_out):
       protocols: {protocol: its settings}.
       held_out: whether there are images to choose on, a validation split or a part of the training images.
     """
-    from tfssl.downstream import few_shot, logistic, low_shot, sgd, svm
+    from tfssl.downstream.protocols import few_shot, logistic, low_shot, svm
+    from tfssl.downstream.solvers import sgd
 
     for protocol, flag in (("logistic", "l2"), ("mlp", "mlp_l2")):
         if protocol in protocols and logistic.check_l2(protocols[protocol]["l2"]) == "select" and not held_out:
@@ -49,7 +50,8 @@ def check_images(protocols, sources, train_labels=("all",), **common):
       train_labels: numbers of labels, as of `measure.on_features`.
       **common: settings of all protocols.
     """
-    from tfssl.downstream import features, splits
+    from tfssl.downstream import splits
+    from tfssl.downstream.features import extract as features
 
     if not protocols or not all(source.random_access for source in sources.values()):
         return

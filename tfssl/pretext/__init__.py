@@ -49,6 +49,6 @@ def task_class(name):
     return getattr(importlib.import_module(f"tfssl.pretext.{name}"), _CLASSES[name])
 
 
-def source_of(name):
-    """(module name, class name) of a task, without importing it: `runtime.settings` reads the signature from the file."""
-    return f"tfssl.pretext.{name}", _CLASSES[name]
+def sources():
+    """{task: (module name, class name)}, without importing any: `config.settings` reads their signatures from the files."""
+    return {name: (f"tfssl.pretext.{name}", class_name) for name, class_name in _CLASSES.items()}

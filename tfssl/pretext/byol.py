@@ -4,9 +4,9 @@ import tensorflow as tf
 
 from tfssl.errors import check_choice
 from tfssl.losses import contrastive
-from tfssl.pretext.heads import MLP
-from tfssl.pretext.momentum import MomentumNetwork, cosine_momentum
-from tfssl.pretext.views import Views
+from tfssl.pretext.parts.heads import MLP
+from tfssl.pretext.parts.target import MomentumNetwork, cosine_momentum
+from tfssl.pretext.parts.views import Views
 
 
 class BYOL(Views):

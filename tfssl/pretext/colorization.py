@@ -6,11 +6,12 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from tfssl.data import ab_bins, lab
-from tfssl.data import image as ops
-from tfssl.data.draws import fork
+from tfssl.data.ops import image as ops
+from tfssl.data.ops import lab
+from tfssl.data.ops.draws import fork
 from tfssl.errors import UserError
-from tfssl.pretext.base import Pretext
+from tfssl.pretext.parts import ab_bins
+from tfssl.pretext.task import Pretext
 
 ANNEAL = 0.38  # temperature of the distribution whose mean is shown as a colour (Zhang et al.)
 
@@ -28,7 +29,7 @@ class Colorization(Pretext):
       resize: shorter side, in pixels, to which an image is scaled before the crop (Goyal et al.: 256).
       flip: flip half of the training images left to right.
       bins: "data": those of the training images, counted when a run begins; "gamut": all 261 that sRGB reaches, without a prior and so
-        without rebalancing; or a file (see tfssl/data/ab_bins.py). Outside a run "data" is "gamut".
+        without rebalancing; or a file (see tfssl/pretext/parts/ab_bins.py). Outside a run "data" is "gamut".
       nearest: K, bins that share in the target of a colour (Goyal et al.: 10, and 2 to 313); 1 is hard labels.
       sigma: deviation of the Gaussian that weighs them, in units of ab (5).
       rebalance: share of the uniform distribution in what rare colours are weighed by (0.5); 1 is no rebalancing.

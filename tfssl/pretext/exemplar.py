@@ -2,13 +2,13 @@
 
 import tensorflow as tf
 
-from tfssl.data import image as ops
-from tfssl.data import patches, photometric
-from tfssl.data.draws import fork
+from tfssl.data.ops import image as ops
+from tfssl.data.ops import patches, photometric
+from tfssl.data.ops.draws import fork
 from tfssl.errors import UserError, check_choice
 from tfssl.losses import replicas
 from tfssl.losses.triplet import semihard_triplets
-from tfssl.pretext.inception import InceptionImages
+from tfssl.pretext.parts.inception import InceptionImages
 
 
 class Exemplar(InceptionImages):

@@ -5,13 +5,13 @@ import math
 
 import tensorflow as tf
 
-from tfssl.data import image as ops
-from tfssl.data import patches, photometric
-from tfssl.data.draws import fork
+from tfssl.data.ops import image as ops
+from tfssl.data.ops import patches, photometric
+from tfssl.data.ops.draws import fork
 from tfssl.errors import UserError
 from tfssl.losses import contrastive
-from tfssl.pretext.base import cross_entropy_chance
-from tfssl.pretext.probe import Probed
+from tfssl.pretext.parts.online_probe import Probed
+from tfssl.pretext.task import cross_entropy_chance
 
 GEOMETRY, COLOURS = 4, 10  # numbers that make a transformation
 

@@ -2,8 +2,8 @@
 
 import tensorflow as tf
 
-from tfssl.pretext.jigsaw_branch import JigsawBranch
 from tfssl.pretext.moco import MoCo
+from tfssl.pretext.parts.jigsaw_branch import JigsawBranch
 
 
 class InfoMin(JigsawBranch, MoCo):

@@ -7,9 +7,9 @@ import tensorflow as tf
 
 from tfssl.errors import UserError, check_choice
 from tfssl.losses import contrastive, replicas
-from tfssl.pretext.heads import MLP
-from tfssl.pretext.memory import Bank
-from tfssl.pretext.views import Crops, Views
+from tfssl.pretext.parts.heads import MLP
+from tfssl.pretext.parts.memory import Bank
+from tfssl.pretext.parts.views import Crops, Views
 
 
 class InstanceDiscrimination(Views):

@@ -3,10 +3,10 @@
 import numpy as np
 import tensorflow as tf
 
-from tfssl.data.draws import fork
+from tfssl.data.ops.draws import fork
 from tfssl.errors import UserError
-from tfssl.pretext import permutations as sets
-from tfssl.pretext.patches import Patches
+from tfssl.pretext.parts import permutations as sets
+from tfssl.pretext.parts.patches import Patches
 
 ASKED_IN_EVALUATION = 100
 

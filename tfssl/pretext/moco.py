@@ -8,10 +8,10 @@ from absl import logging
 from tfssl.backbones.norm import set_groups
 from tfssl.errors import UserError
 from tfssl.losses import contrastive, replicas
-from tfssl.pretext.heads import MLP
-from tfssl.pretext.memory import Queue
-from tfssl.pretext.momentum import MomentumNetwork
-from tfssl.pretext.views import Views, to_bytes
+from tfssl.pretext.parts.heads import MLP
+from tfssl.pretext.parts.memory import Queue
+from tfssl.pretext.parts.target import MomentumNetwork
+from tfssl.pretext.parts.views import Views, to_bytes
 
 
 class MoCo(Views):

@@ -1,7 +1,7 @@
 """PIRL: Misra and van der Maaten, "Self-Supervised Learning of Pretext-Invariant Representations", CVPR 2020 (arXiv 1912.01991)."""
 
 from tfssl.pretext.instance_discrimination import InstanceDiscrimination
-from tfssl.pretext.jigsaw_branch import JigsawBranch
+from tfssl.pretext.parts.jigsaw_branch import JigsawBranch
 
 
 class PIRL(JigsawBranch, InstanceDiscrimination):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tfssl.errors import UserError
-from tfssl.pretext.patches import Patches
+from tfssl.pretext.parts.patches import Patches
 
 
 class RelativePatch(Patches):

@@ -2,9 +2,9 @@
 
 import tensorflow as tf
 
-from tfssl.data.photometric import four_rotations
-from tfssl.pretext.base import cross_entropy_chance
-from tfssl.pretext.inception import InceptionImages
+from tfssl.data.ops.photometric import four_rotations
+from tfssl.pretext.parts.inception import InceptionImages
+from tfssl.pretext.task import cross_entropy_chance
 
 
 class Rotation(InceptionImages):

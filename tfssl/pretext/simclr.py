@@ -6,10 +6,10 @@ import tensorflow as tf
 
 from tfssl.errors import UserError
 from tfssl.losses import contrastive
-from tfssl.pretext.heads import MLP
-from tfssl.pretext.memory import Queue
-from tfssl.pretext.momentum import MomentumNetwork
-from tfssl.pretext.views import Views
+from tfssl.pretext.parts.heads import MLP
+from tfssl.pretext.parts.memory import Queue
+from tfssl.pretext.parts.target import MomentumNetwork
+from tfssl.pretext.parts.views import Views
 
 
 class SimCLR(Views):

@@ -4,8 +4,8 @@ import tensorflow as tf
 
 from tfssl.errors import UserError
 from tfssl.losses import contrastive
-from tfssl.pretext.heads import MLP
-from tfssl.pretext.views import Views
+from tfssl.pretext.parts.heads import MLP
+from tfssl.pretext.parts.views import Views
 
 
 class SimSiam(Views):

@@ -3,8 +3,8 @@
 import tensorflow as tf
 
 from tfssl.errors import UserError
-from tfssl.pretext.base import cross_entropy_chance
-from tfssl.pretext.inception import InceptionImages
+from tfssl.pretext.parts.inception import InceptionImages
+from tfssl.pretext.task import cross_entropy_chance
 
 
 class Supervised(InceptionImages):

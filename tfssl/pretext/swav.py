@@ -7,9 +7,9 @@ import tensorflow as tf
 from tfssl.data import augmentation
 from tfssl.losses import contrastive, replicas
 from tfssl.losses.sinkhorn import sinkhorn
-from tfssl.pretext.heads import MLP
-from tfssl.pretext.memory import Queue
-from tfssl.pretext.views import Crops, Views
+from tfssl.pretext.parts.heads import MLP
+from tfssl.pretext.parts.memory import Queue
+from tfssl.pretext.parts.views import Crops, Views
 
 
 class SwAV(Views):

@@ -14,8 +14,10 @@ import textwrap
 
 from absl import app, flags, logging
 
+from tfssl.config import bounds, data_flags
 from tfssl.errors import UserError, one_line
-from tfssl.runtime import bounds, console, data_flags, files
+from tfssl.runtime import console
+from tfssl.storage import files
 
 _SECTIONS = {}  # name of a section -> names of its flags, in the order of definition
 

@@ -10,7 +10,7 @@ import traceback
 import tensorflow as tf
 
 from tfssl.errors import one_line
-from tfssl.runtime import files
+from tfssl.storage import files
 
 
 def explain(error, workdir=None):

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from tfssl.downstream.solvers import nearest
+
+
+def points(n, seed, dims=6, classes=4):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=[n, dims]).astype(np.float32), rng.integers(0, classes, n)
+
+
+def naive(bank, labels, queries, k, temperature):
+    predicted = []
+    for q in queries.astype(np.float64):
+        similarity = [q @ b / np.linalg.norm(q) / np.linalg.norm(b) for b in bank.astype(np.float64)]
+        votes = np.zeros(labels.max() + 1)
+        for i in sorted(range(len(bank)), key=lambda i: -similarity[i])[:k]:
+            votes[labels[i]] += np.exp(similarity[i] / temperature)
+        predicted.append(votes.argmax())
+    return np.array(predicted)
+
+
+@pytest.mark.parametrize("k, temperature", [(1, 0.07), (20, 0.07), (20, 10.0), (200, 0.1)])
+def test_equals_a_double_loop(k, temperature):
+    (bank, labels), (queries, _) = points(300, 0), points(60, 1)
+    predicted = nearest.vote(bank, labels, np.arange(300), queries, k, temperature)
+    np.testing.assert_array_equal(predicted, naive(bank, labels, queries, k, temperature))
+
+
+def test_blocks_change_nothing(monkeypatch):
+    (bank, labels), (queries, _) = points(300, 0), points(60, 1)
+    bank[150:] = bank[:150]  # ties across blocks
+    labels[150:] = (labels[:150] + 1) % 4
+    rows = np.arange(300)
+    whole = nearest.vote(bank, labels, rows, queries, 5, 0.07)
+    monkeypatch.setattr(nearest, "_QUERIES", 7)
+    monkeypatch.setattr(nearest, "_BANK", 11)
+    np.testing.assert_array_equal(nearest.vote(bank, labels, rows, queries, 5, 0.07), whole)
+
+
+def test_ties():
+    bank = np.float32([[1, 0], [2, 0], [3, 0], [0, 1]])
+    labels = np.array([2, 1, 1, 0])
+    query = np.float32([[5, 0]])
+    one = [nearest.vote(bank, labels, np.array(rows), query, 1, 0.07)[0] for rows in ([0, 1, 2, 3], [1, 0, 2, 3])]
+    assert one == [2, 1]  # equally near: the earlier row
+    assert nearest.vote(bank, labels, np.array([0, 1, 3]), query, 2, 0.07)[0] == 1  # equal votes: the lower class
+
+
+def test_only_the_bank_votes():
+    bank, labels = np.float32([[1, 0], [0, 1]]), np.array([0, 1])
+    assert nearest.vote(bank, labels, np.array([1]), np.float32([[1, 0]]), 1, 0.07)[0] == 1
+
+
+def test_no_overflow_and_no_division_by_zero():
+    bank, labels = np.float32([[1, 0], [0.9, 0.1], [0, 0]]), np.array([1, 0, 0])
+    queries = np.float32([[1, 0], [0, 0]])
+    assert nearest.vote(bank, labels, np.arange(3), queries, 3, 1e-4)[0] == 1  # exp(1 / 1e-4) is beyond float64
+    assert nearest.vote(bank, labels, np.arange(3), queries, 3, 1e-4)[1] == 0  # equally far from all: a majority

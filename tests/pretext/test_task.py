@@ -1,0 +1,528 @@
+"""The one training step: its loss against a hand computation, replicas, XLA, precision, bookkeeping; for every task."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfssl
+from tfssl import backbones, pretext
+from tfssl.backbones.norm import BatchNorm
+from tfssl.data.ops.draws import Draws
+from tfssl.errors import UserError
+from tfssl.runtime import strategy as strategies
+from tfssl.training.checkpoints import Checkpoints
+
+PATCHES = {"image_size": 24, "scaled_size": 28, "patch_size": 7, "patch_embedding_size": 8, "head_units": 16}
+PUZZLES = {"jigsaw_size": 24, "jigsaw_patch_size": 7, "jigsaw_augmentation": "crop"}
+EMBEDDING = {"projection_size": 8, "augmentation": "crop"}
+TASKS = {
+    "rotation": {},
+    "exemplar": {"copies": 3, "embedding_size": 8, "global_triplets": True},
+    "exemplar_cnn": {"num_images": 48, "scaled_size": 24, "num_classes": 2},
+    "jigsaw": {**PATCHES, "permutations": 12, "permutations_per_image": 4},
+    "relative_patch": PATCHES,
+    "colorization": {"resize": 18, "bins": "gamut"},
+    "instance_discrimination": {"num_images": 48, "negatives": 8, **EMBEDDING},
+    "pirl": {"num_images": 48, "negatives": 8, **PUZZLES, **EMBEDDING},
+    "moco": {"queue_size": 32, "num_classes": 2, "split_batch_norm": 1, **EMBEDDING},
+    "infomin": {"queue_size": 32, "num_classes": 2, "split_batch_norm": 1, **PUZZLES, **EMBEDDING},
+    "simclr": {"num_classes": 2, "projection_size": 8},  # with all its augmentation
+    "simclr with a memory": {"queue_size": 32, **EMBEDDING},
+    "byol": {"projection_hidden": 12, **EMBEDDING},
+    "swav": {
+        "projection_hidden": 12,
+        "prototypes": 6,
+        "small_crops": 2,
+        "small_size": 12,
+        "queue_size": 16,
+        "freeze_prototypes_steps": 0,
+        **EMBEDDING,
+    },
+    "simsiam": {"prediction_size": 6, **EMBEDDING},
+    "supervised": {"num_classes": 2},
+}
+
+
+def slow(*parameters):
+    """What another case shows nearly as well."""
+    return pytest.param(*parameters, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module")
+def source(photos):
+    return tfssl.open_source(f"folder:{photos}")
+
+
+def small_network():
+    """Without batch normalisation, whose statistics are a replica's own."""
+    return tf.keras.Sequential([tf.keras.layers.Conv2D(6, 3, 2, activation="tanh", name="conv")])
+
+
+def build(task, backbone=None, **settings):
+    network = backbone or small_network()
+    backbone = backbones.build(network)
+    backbone.bn_sync, backbone.bn_groups = (
+        getattr(network, "bn_sync", False),
+        getattr(network, "bn_groups", 1),
+    )  # the head's too
+    return pretext.build(task.split()[0], backbone, **{"image_size": 16, **TASKS[task], **settings})
+
+
+def normalised_network():
+    return tf.keras.Sequential(
+        [
+            tf.keras.layers.Conv2D(6, 3, 2, use_bias=False, name="conv1"),
+            tf.keras.layers.BatchNormalization(name="norm"),
+            tf.keras.layers.ReLU(name="relu"),
+            tf.keras.layers.Conv2D(8, 3, name="conv2"),
+        ]
+    )
+
+
+def test_every_task_is_tested():
+    assert {name.split()[0] for name in TASKS} == set(pretext.NAMES)
+
+
+def resnet(**training):
+    return backbones.build("resnet18_v2", 1 / 16, "small", bn_momentum=0.8, **training)
+
+
+def network_with(sync=False, groups=1):
+    batch_norm = {"sync": sync, "groups": groups}
+    network = tf.keras.Sequential(
+        [
+            tf.keras.layers.Conv2D(6, 3, 2, use_bias=False, name="conv1"),
+            BatchNorm(0.8, **batch_norm, name="norm1"),
+            tf.keras.layers.ReLU(name="relu"),
+            tf.keras.layers.Conv2D(8, 3, use_bias=False, name="conv2"),
+            BatchNorm(0.8, **batch_norm, name="norm2"),
+            tf.keras.layers.ReLU(
+                name="relu2"
+            ),  # or a head with a normalisation of its own would leave norm2 without a gradient
+        ]
+    )
+    network.bn_sync, network.bn_groups = sync, groups
+    return network
+
+
+def trained(task, make_backbone, source, strategy=None, steps=3, batch_size=8, **compiled):
+    """History, weights and optimizer state (the first step's momentum is its gradient) after training on equal terms."""
+    strategy = strategy or tf.distribute.get_strategy()
+    tf.keras.utils.set_random_seed(1)
+    with strategy.scope():
+        model = build(task, make_backbone())
+        model.compile(tf.keras.optimizers.SGD(0.5, momentum=0.9), **compiled)
+    batches = strategies.training_data(strategy, model, source, batch_size, 2, 0, steps)
+    history = model.fit(batches, steps_per_epoch=steps, verbose=0).history
+    history.pop("input_seconds")
+    state = {v.name: v.numpy() for v in [*model.variables, *model.optimizer.variables]}
+    return history, state
+
+
+@pytest.fixture(scope="module")
+def alone(source):
+    """task -> what `trained` gives for its four synchronised steps on one device, in double precision; computed once."""
+    results = {}
+
+    def train(task):
+        if task not in results:
+            results[task] = trained(task, lambda: network_with(sync=True), source, steps=4)
+        return results[task]
+
+    return train
+
+
+def assert_equal(a, b, tolerance):
+    """Histories, and every variable relative to its own largest value."""
+    (history_a, state_a), (history_b, state_b) = a, b
+    assert history_a.keys() == history_b.keys()
+    for name in history_a:
+        np.testing.assert_allclose(history_a[name], history_b[name], rtol=tolerance, err_msg=name)
+    assert len(state_a) == len(state_b)
+    for (name, x), y in zip(state_a.items(), state_b.values()):  # noqa: B905 (Python 3.9)
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(x).max() + 1e-14, err_msg=name)
+
+
+LIKE_OTHERS = (
+    "relative_patch",
+    "pirl",
+    "infomin",
+    "simclr with a memory",
+)  # jigsaw; the bank, the queue, the branch of others
+
+
+@pytest.mark.parametrize("task", [slow(task) if task in LIKE_OTHERS else task for task in TASKS])
+def test_replicas_train_like_one(task, alone, source, replicas, float64):
+    """Same flags, same losses, gradients, weights and batch statistics, on one device and on several that share the batch."""
+    together = trained(task, lambda: network_with(sync=True), source, replicas, steps=4)
+    assert_equal(alone(task), together, 1e-9)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        *("instance_discrimination", "moco", "swav"),
+        *map(slow, ("exemplar_cnn", "jigsaw", "pirl", "infomin", "simclr with a memory", "byol")),
+    ],
+)
+def test_a_run_resumes_on_another_number_of_replicas(task, alone, source, replicas, float64, tmp_path):
+    """Two steps and two more, the latter on one device or on several, are four at once: queues, banks and slower networks are saved."""
+
+    def two_steps(strategy, folder):
+        strategy = strategy or tf.distribute.get_strategy()
+        tf.keras.utils.set_random_seed(1)
+        with strategy.scope():
+            model = build(task, network_with(sync=True))
+            model.compile(tf.keras.optimizers.SGD(0.5, momentum=0.9))
+        model.prepare()
+        checkpoints = Checkpoints(model, str(folder))
+        step = checkpoints.restore()
+        history = model.fit(
+            strategies.training_data(strategy, model, source, 8, 2, step, 2), steps_per_epoch=2, verbose=0
+        ).history
+        checkpoints.save(step + 2)
+        history.pop("input_seconds")
+        return history, {v.name: v.numpy() for v in [*model.variables, *model.optimizer.variables]}
+
+    first, folder = two_steps(None, tmp_path / "stays"), tmp_path / "moves"
+    shutil.copytree(tmp_path / "stays", folder)
+    stays, moves = two_steps(None, tmp_path / "stays"), two_steps(replicas, folder)
+    assert first[0] != stays[0]
+    assert_equal(stays, moves, 1e-9)
+    assert_equal((stays[0], alone(task)[1]), stays, 1e-12)
+    assert sorted(p.name for p in folder.glob("*.index")) == [f"ckpt-{n}.index" for n in (2, 4)]
+
+
+def test_a_synchronised_resnet_on_replicas(source, replicas, float64):
+    alone, together = (trained("rotation", lambda: resnet(bn_sync=True), source, s, 1) for s in (None, replicas))
+    assert_equal(alone, together, 1e-9)
+
+
+@pytest.mark.parametrize("task", ["moco", slow("infomin")])
+def test_split_groups_train_like_one(task, source, replicas, float64, monkeypatch):
+    """Four groups of the global batch, in whose random order the keys are computed: on one device, and on several that share the groups
+    and exchange the keys' images. The colors are drawn on the device. Moving statistics move in another order."""
+    settings = {"split_batch_norm": 4, "augmentation": "moco_v2", "augment_on": "device", "symmetric": True}
+    monkeypatch.setitem(TASKS, task, {**TASKS[task], **settings})
+    alone, together = (trained(task, network_with, source, s) for s in (None, replicas))
+    for result in (alone, together):
+        for name in [name for name in result[1] if "moving" in name]:
+            del result[1][name]
+    assert_equal(alone, together, 1e-9)
+
+
+@pytest.mark.costs(120, "another pytest")
+def test_four_replicas():
+    """The same test with four devices, in a process that has them."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *"-q -x tests/pretext/test_task.py tests/losses/test_replicas.py -k".split(),
+          "(split_groups and moco) or rows_in_order or bytes_arrive or one_batch"],
+        env={**os.environ, "TFSSL_TEST_REPLICAS": "4"}, capture_output=True, text=True, check=False, timeout=600,
+        cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:]
+
+
+@pytest.mark.parametrize(
+    "task,parts",
+    [
+        *((task, 2) for task in ("rotation", "exemplar", "simclr", "swav", "moco")),
+        *(slow(task, 4) for task in ("rotation", "simclr")),
+        *(slow(task, 2) for task in ("jigsaw", "relative_patch", "supervised", "exemplar_cnn", "pirl")),
+        *(slow(task, 2) for task in ("simclr with a memory", "byol", "simsiam")),
+    ],
+)
+def test_accumulated_parts_are_the_whole_batch(task, parts, source, float64):
+    """With batch normalisation the reference is the whole batch, normalised in groups of a part's size. Losses that compare the images
+    of a batch are those of the whole batch."""
+    if task in ("rotation", "supervised", "exemplar"):  # no batch normalisation in the head
+        whole = trained(task, small_network, source)
+        assert_equal(whole, trained(task, small_network, source, accumulate_steps=parts), 1e-8)
+    grouped = trained(task, lambda: network_with(groups=parts), source)
+    in_parts = trained(task, network_with, source, accumulate_steps=parts)
+    if task in (
+        "byol",
+        "swav",
+        "simsiam",
+        "pirl",
+    ):  # views one after the other: the groups move moving statistics in another order
+        for state in (grouped[1], in_parts[1]):
+            for name in [name for name in state if "moving" in name]:
+                del state[name]
+    assert_equal(grouped, in_parts, 1e-8)
+    if task == "rotation":  # the groups do make a difference
+        whole = trained(task, network_with, source)
+        assert abs(whole[0]["loss"][0] - grouped[0]["loss"][0]) > 1e-6
+
+
+def test_accumulation_on_replicas(source, replicas, float64):
+    """Two parts on each of two replicas are four groups on one device; their statistics move in another order."""
+    count = replicas.num_replicas_in_sync
+    together = trained("rotation", network_with, source, replicas, steps=1, accumulate_steps=2)
+    alone = trained("rotation", lambda: network_with(groups=2 * count), source, steps=1)
+    for result in (together, alone):
+        for name in [name for name in result[1] if "moving" in name]:
+            del result[1][name]
+    assert_equal(alone, together, 1e-9)
+
+
+def test_accumulation_and_rematerialisation_compile(source):
+    tf.keras.mixed_precision.set_global_policy("mixed_float16")  # whose loss is scaled besides
+    try:
+        history, state = trained(
+            "rotation", lambda: resnet(remat=True), source, steps=2, accumulate_steps=2, jit_compile=True
+        )
+        assert np.isfinite(history["loss"][0])
+    finally:
+        tf.keras.mixed_precision.set_global_policy(None)
+
+
+@pytest.mark.parametrize("network", [slow("resnet18_v1"), "resnet18_v2"])
+def test_rematerialised_training_is_the_same(network, source, float64):
+    """Weights, gradients, and the moving statistics, which must not move twice."""
+    results = [
+        trained("rotation", lambda: backbones.build(network, 1 / 16, "small", remat=remat), source)  # noqa: B023
+        for remat in (False, True)
+    ]
+    assert_equal(*results, 1e-9)
+
+
+def test_synchronised_parts_are_refused_where_they_cannot_be(replicas):
+    with replicas.scope():
+        model = build("rotation", resnet(bn_sync=True))
+        with pytest.raises(UserError, match="--accumulate_steps=2 and --sync_batch_norm"):
+            model.compile(tf.keras.optimizers.SGD(0.1), accumulate_steps=2)
+
+
+def test_loss_gradient_and_weight_decay_by_hand(source, float64):
+    """One SGD step is w - r (d mean(loss) / dw + wd w for kernels only), with the loss written out in NumPy."""
+    model = build("rotation", weight_decay=0.01, color=False, flip=False)
+    model.compile(tf.keras.optimizers.SGD(0.5))
+    model.prepare()
+    batch = next(iter(model.dataset(source, 4, seed=0)))
+    before = [v.numpy() for v in model.trainable_variables]
+    images = np.stack([np.rot90(x, k) for x in batch["image"].numpy() / 255.0 for k in range(4)]) * 2 - 1
+    labels = np.tile(np.arange(4), 4)
+
+    def loss_of(weights):
+        for variable, value in zip(model.trainable_variables, weights):  # noqa: B905
+            variable.assign(value)
+        logits = model.head(model.backbone(images, training=True)["pre_logits"]).numpy()
+        shifted = logits - logits.max(1, keepdims=True)
+        return -np.mean((shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))[np.arange(16), labels])
+
+    expected = []
+    for i, variable in enumerate(model.trainable_variables):
+        slope = np.zeros(variable.shape)
+        for at in np.ndindex(*variable.shape):
+            values = []
+            for sign in (1, -1):
+                weights = [w.copy() for w in before]
+                weights[i][at] += sign * 1e-6
+                values.append(loss_of(weights))
+            slope[at] = (values[0] - values[1]) / 2e-6
+        decay = 0.01 * before[i] if "kernel" in variable.name else 0.0
+        expected.append(before[i] - 0.5 * (slope + decay))
+    reported = loss_of(before)
+    model.train_step(batch)
+    for variable, value in zip(model.trainable_variables, expected):  # noqa: B905
+        np.testing.assert_allclose(variable.numpy(), value, atol=1e-8, err_msg=variable.name)
+    np.testing.assert_allclose(float(model.metrics[0].result()), reported, rtol=1e-9)  # the task's loss alone
+
+
+@pytest.mark.parametrize(
+    "task,policy",
+    [
+        *((task, "mixed_bfloat16") for task in TASKS),
+        *(("rotation", policy) for policy in ("float32", "mixed_float16")),
+        *(slow(task, "float32") for task in TASKS if task != "rotation"),
+    ],
+)
+def test_a_compiled_step(task, policy, source):
+    """One XLA-compiled step of a network with batch normalisation: finite, all weights move, variables stay float32."""
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        model = build(task, normalised_network())
+        model.compile(tf.keras.optimizers.SGD(0.01), jit_compile=True)
+        model.prepare()
+        before = [v.numpy() for v in model.trainable_variables]
+        history = model.fit(model.dataset(source, 4, steps=1), steps_per_epoch=1, verbose=0).history
+        assert np.isfinite(history["loss"][0]) and history["loss"][0] != 0
+        assert all(v.dtype == tf.float32 for v in model.trainable_variables)
+        moved = [np.any(v.numpy() != b) for v, b in zip(model.trainable_variables, before)]  # noqa: B905
+        assert all(moved) or policy == "mixed_float16"  # a first float16 step may be skipped by loss scaling
+    finally:
+        tf.keras.mixed_precision.set_global_policy(None)
+
+
+def test_xla_equals_plain(source):
+    results = []
+    for jit in (False, True):
+        tf.keras.utils.set_random_seed(0)
+        model = build("rotation", color=False)  # XLA draws other random numbers
+        model.compile(tf.keras.optimizers.SGD(0.1), jit_compile=jit)
+        model.fit(model.dataset(source, 8, steps=2), steps_per_epoch=2, verbose=0)
+        results.append([v.numpy() for v in model.trainable_variables])
+    for a, b in zip(*results):  # noqa: B905
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_steps_per_execution_change_nothing(source):
+    results = []
+    for steps in (1, 4):
+        tf.keras.utils.set_random_seed(0)
+        model = build("rotation")
+        model.compile(tf.keras.optimizers.SGD(0.1), steps_per_execution=steps)
+        data = model.dataset(source, 8, steps=6)
+        graph = model.make_train_function().get_concrete_function(iter(data)).graph
+        assert any("While" in op.type for op in graph.get_operations()) == (steps > 1)  # a single step is no loop
+        model.fit(data, steps_per_epoch=6, verbose=0)
+        results.append([v.numpy() for v in model.trainable_variables])
+    for a, b in zip(*results):  # noqa: B905
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_evaluation_weighs_every_image_once(source):
+    """Batches of 7 over 48 images: the blank rows of the last batch change nothing."""
+    model = build("supervised")
+    model.compile(tf.keras.optimizers.SGD(0.1))
+    results = [model.evaluate(model.evaluation_dataset(source, size), verbose=0, return_dict=True) for size in (48, 7)]
+    for name in results[0]:
+        np.testing.assert_allclose(results[0][name], results[1][name], rtol=1e-5)
+
+
+def test_waiting_for_input_is_measured(source):
+    model = build("rotation")
+    model.compile(tf.keras.optimizers.SGD(0.1), steps_per_execution=2)
+
+    def slow(x):
+        return tf.numpy_function(lambda x: (__import__("time").sleep(0.2), x)[1], [x], x.dtype)
+
+    def delayed(batch):
+        return {**batch, "number": tf.ensure_shape(slow(batch["number"]), [8])}
+
+    data = model.dataset(source, 8, steps=6).map(delayed)
+    seconds = []
+    watch = tf.keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: seconds.append(logs["input_seconds"]))
+    model.fit(data, steps_per_epoch=6, verbose=0, callbacks=[watch])
+    assert len(seconds) == 3 and 0.3 < seconds[-1] < 2.0  # two steps of 0.2 s each, less what the step itself took
+
+
+def test_nonfinite_steps_are_counted(source):
+    model = build("rotation")
+    model.compile(tf.keras.optimizers.SGD(1e30), steps_per_execution=1)
+    model.fit(model.dataset(source, 8, steps=5), steps_per_epoch=5, verbose=0)
+    assert model.counters["nonfinite_steps"] >= 2
+
+
+def test_preparing_traces_the_network_once_and_draws_what_an_eager_call_draws():
+    made = []
+    for prepare in (True, False):
+        tf.keras.utils.set_random_seed(3)
+        model = pretext.build("rotation", backbones.build("resnet18_v2", 1 / 16, "small"), image_size=16)
+        model.compile(optimizer="sgd")
+        calls, call = [], model.call
+        model.call = lambda batch, training=False: calls.append(batch) or call(batch, training)  # noqa: B023
+        if prepare:
+            model.prepare()
+            assert len(calls) == 1  # tf.function traced twice: again once the variables were there
+        else:
+            model(model.to_float(model.zero_batch(2)))
+        made.append(model.get_weights())
+    for ours, eager in zip(*made):  # noqa: B905 (Python 3.9)
+        np.testing.assert_array_equal(ours, eager)
+
+
+def test_kernels_are_those_of_convolutions_and_dense_layers():
+    model = build("rotation", backbones.build("resnet18_v2", 0.125, "small"))
+    model.prepare()
+    names = {v.name.split("/")[-1] for v in model.kernels()}
+    assert names == {"kernel:0"}
+    # ResNet-18 v2: the root, 8 units of 2 convolutions, 3 projections; and the head.
+    assert len(model.kernels()) == 1 + 16 + 3 + 1
+
+
+def test_kernels_of_a_mobile_network_are_all_of_its_convolutions():
+    """Depthwise kernels too, which Keras calls otherwise; no normalization, not even one over several axes, and no slope."""
+    network = tf.keras.Sequential(
+        [
+            tf.keras.layers.Conv2D(6, 3, 2),
+            tf.keras.layers.LayerNormalization(axis=[1, 2, 3]),
+            tf.keras.layers.DepthwiseConv2D(3),
+            tf.keras.layers.BatchNormalization(),
+            tf.keras.layers.PReLU(),
+            tf.keras.layers.SeparableConv2D(8, 3),
+        ]
+    )
+    network.build((None, 16, 16, 3))
+    model = build("simclr", network)
+    model.prepare()
+    assert [tuple(v.shape) for v in model.kernels()][:4] == [(3, 3, 3, 6), (3, 3, 6, 1), (3, 3, 6, 1), (1, 1, 6, 8)]
+    assert len(model.kernels()) == 4 + 2  # and the projection's
+    model = build("byol", network, num_classes=2)
+    model.prepare()
+    adapted = {id(v) for v in model.adapted()} - {id(v) for v in model.kernels()}
+    assert adapted == {id(model.probe.kernel)}  # BYOL's code has its probe in LARS
+
+
+def test_decay_of_all_parameters_is_pytorchs(float64):
+    """SGD in PyTorch: g <- g + w d for every parameter; here on the loss, where the difference to a run without decay has to be r w d."""
+    models = []
+    for settings in ({"weight_decay": 0.0}, {"weight_decay": 0.01, "decay": "all"}, {"weight_decay": 0.01}):
+        tf.keras.utils.set_random_seed(0)
+        model = build("simclr", normalised_network(), **settings)
+        model.compile(tf.keras.optimizers.SGD(0.5))
+        model.prepare()
+        start = [
+            v.assign(np.random.default_rng(i).normal(size=v.shape)).numpy()
+            for i, v in enumerate(model.trainable_variables)
+        ]
+        model.train_step(model.zero_batch(4))
+        models.append([v.numpy() for v in model.trainable_variables])
+    names = [v.name for v in model.trainable_variables]
+    for name, w, without, everything, kernels in zip(names, start, *models):  # noqa: B905 (Python 3.9)
+        decayed = 0.5 * 0.01 * w if "probe" not in name else 0.0
+        np.testing.assert_allclose(without - everything, decayed, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(without - kernels, decayed if "kernel" in name else 0.0, atol=1e-12, err_msg=name)
+    assert {name.split("/")[-1] for name in names} == {"kernel:0", "bias:0", "gamma:0", "beta:0"}
+
+
+@pytest.mark.parametrize("task", ["rotation", "byol"])
+def test_a_short_runs_statistics_are_those_of_its_images(task, source, float64):
+    """Ten steps on one batch at the default momentum 0.99, which alone would leave nine tenths of where the statistics began; those of a
+    target network too."""
+    network = tf.keras.Sequential([BatchNorm(), tf.keras.layers.Conv2D(6, 3, 2)])
+    network.build((None, 16, 16, 3))
+    model = build(task, network)
+    model.compile(tf.keras.optimizers.SGD(0.0))
+    model.prepare()
+    batch = next(iter(model.dataset(source, 8, steps=1)))
+    for _ in range(10):
+        model.train_step(batch)
+    augmented = model.augment(model.to_float(batch), Draws(batch))
+    seen = [model.views(augmented)] if task == "rotation" else [view[:, 0] for view in model.each(augmented)]
+    pixels = [model.normalise(images).numpy().reshape(-1, 3) for images in seen]
+    mean, variance = np.zeros(3), np.ones(3)
+    for t in range(10):
+        for x in pixels:
+            keep = (1 + t) / (10 + t)
+            mean = keep * mean + (1 - keep) * x.mean(0)
+            variance = keep * variance + (1 - keep) * x.var(0, ddof=1)
+    assert np.all(np.abs(mean - np.concatenate(pixels).mean(0)) < 0.05)
+    for norm in [network.layers[0]] + ([model.target.twins[0].model.layers[0]] if task == "byol" else []):
+        np.testing.assert_allclose(norm.moving_mean, mean, rtol=1e-9, err_msg=norm.name)
+        np.testing.assert_allclose(norm.moving_variance, variance, rtol=1e-9, err_msg=norm.name)
+
+
+def test_weight_decay_leaves_a_revnets_root_alone():
+    """As the 2019 study's code does."""
+    model = build("rotation", backbones.build("revnet18", 0.125, "small"))
+    model.prepare()
+    kernels = {id(v) for v in model.kernels()}
+    others = [v.name for v in model.trainable_variables if "kernel" in v.name and id(v) not in kernels]
+    assert others == ["revnet18/root_conv/kernel:0"]

@@ -1,0 +1,47 @@
+"""Starting from a module: all of it, what matches of it, or a clear refusal."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfssl import backbones, export, pretext
+from tfssl.errors import UserError
+from tfssl.training import initial_weights as init
+
+
+def rotation(backbone):
+    model = pretext.build("rotation", backbone, image_size=16)
+    model.prepare()
+    return model
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory):
+    tf.keras.utils.set_random_seed(1)
+    return export.save(rotation(backbones.build("resnet18_v2", 0.125, "small")), tmp_path_factory.mktemp("m") / "1")
+
+
+def test_the_same_network_takes_every_variable(module):
+    tf.keras.utils.set_random_seed(2)
+    backbone = rotation(backbones.build("resnet18_v2", 0.125, "small")).backbone
+    init.from_module(backbone, module)
+    for mine, theirs in zip(backbone.variables, tf.saved_model.load(module).variables):  # noqa: B905 (Python 3.9)
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+
+
+def test_another_depth_takes_the_layers_that_match(module, capsys):
+    backbone = rotation(backbones.build("resnet34_v2", 0.125, "small")).backbone
+    untouched = backbone.root_conv.kernel.numpy()
+    init.from_module(backbone, module)
+    theirs = {v.name.split("/", 1)[1]: v for v in tf.saved_model.load(module).variables}
+    taken = [v for v in backbone.variables if v.name.split("/", 1)[1] in theirs]
+    assert len(taken) == len(theirs) and len(theirs) < len(backbone.variables)
+    for variable in taken:
+        np.testing.assert_array_equal(variable.numpy(), theirs[variable.name.split("/", 1)[1]].numpy())
+    assert not np.array_equal(untouched, backbone.root_conv.kernel)
+    assert f"initialised {len(theirs)} of {len(backbone.variables)}" in capsys.readouterr().out
+
+
+def test_nothing_in_common_is_refused(module):
+    with pytest.raises(UserError, match="none of its"):
+        init.from_module(rotation(backbones.build("resnet18_v2", 0.25, "small")).backbone, module)

@@ -1,0 +1,46 @@
+"""The nearest-neighbour probe of training is the evaluation of the exported encoder."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfssl
+from tfssl import backbones, downstream, pretext
+from tfssl.errors import UserError
+from tfssl.export import save
+from tfssl.training.knn_probe import KnnProbe
+
+
+def model(strategy=None):
+    strategy = strategy or tf.distribute.get_strategy()
+    tf.keras.utils.set_random_seed(0)
+    with strategy.scope():
+        made = pretext.build("rotation", backbones.build("resnet18_v2", 1 / 16, "small"), image_size=16, resize=18)
+        made.prepare()
+    return made
+
+
+def test_it_is_what_the_evaluation_says(photos, tmp_path):
+    sources = [tfssl.open_source(f"folder:{photos}", split) for split in ("train[:50%]", "train[50%:]")]
+    untrained = model()
+    module = save(untrained, tmp_path / "module")
+    train, test = (downstream.extract(module, source, ["pre_logits"], 16, 18) for source in sources)
+    (result,) = downstream.run("knn", train, test, k=min(20, len(train.labels)), val_fraction=0)
+    probe = KnnProbe(untrained, *sources, images=1000, batch_size=7)
+    assert probe() == {"knn_accuracy": result["value"]} and probe.chance == {"knn_accuracy": 0.5}
+    images = [KnnProbe(untrained, *sources, images=count)._extract(sources[0])[1] for count in (4, 5)]
+    assert [len(labels) for labels in images] == [len(train.labels)] * 2
+    bank = KnnProbe(untrained, *sources, images=4)._parts[0]
+    assert bank.num_examples == 4 and len(np.unique([r["label"] for r in bank.records().map(bank.fetch)])) == 2
+
+
+def test_on_replicas(photos, replicas):
+    sources = [tfssl.open_source(f"folder:{photos}", split) for split in ("train[:50%]", "train[50%:]")]
+    assert KnnProbe(model(), *sources, images=16)() == KnnProbe(model(replicas), *sources, images=16)()
+
+
+def test_without_labels(photos, tmp_path):
+    (tmp_path / "one.jpg").write_bytes(next(photos.rglob("*.jpg")).read_bytes())
+    source = tfssl.open_source(f"folder:{tmp_path}", "all")
+    with pytest.raises(UserError, match="--knn_probe=5: .* has no labels to vote with"):
+        KnnProbe(model(), source, source, images=5)

@@ -1,0 +1,95 @@
+"""What a run was trained on; whole runs that meet other data are in tests/test_train.py and tests/test_finetune.py."""
+
+import json
+import shutil
+
+import pytest
+import tensorflow as tf
+
+import tfssl
+from tfssl.errors import UserError
+from tfssl.training import provenance
+from tfssl.training.provenance import Provenance
+
+
+def begin(workdir, photos, split="train", step=0):
+    made = Provenance(str(workdir), tfssl.open_source(f"folder:{photos}", split))
+    made.write(step)
+    return made
+
+
+@pytest.fixture
+def copy(photos, tmp_path):
+    return shutil.copytree(photos, tmp_path / "copy", copy_function=shutil.copyfile)
+
+
+def test_the_record_tells_data_versions_and_machine(photos, tmp_path):
+    begin(tmp_path, photos)
+    (entry,) = json.loads((tmp_path / "provenance.json").read_text())["starts"]
+    assert entry["step"] == 0 and entry["dataset"] == f"folder:{photos}" and entry["split"] == "train"
+    assert entry["data"]["num_examples"] == 48 and entry["data"]["class_names"] == ["cold", "warm"]
+    assert entry["machine"]["tensorflow"] == tf.__version__ and entry["machine"]["tfssl"] == tfssl.__version__
+    assert entry["machine"]["threads"] >= 1 and isinstance(entry["machine"]["onednn"], bool)
+
+
+def test_it_is_written_once(photos, copy, tmp_path):
+    """A later start on the same data, elsewhere, changes no byte of it."""
+    begin(tmp_path, photos)
+    before = (tmp_path / "provenance.json").read_bytes()
+    begin(tmp_path, copy, step=8).check()
+    assert (tmp_path / "provenance.json").read_bytes() == before
+
+
+def test_other_data_are_refused_by_name_or_accepted_and_noted(photos, copy, tmp_path, capsys):
+    begin(tmp_path, photos)
+    (copy / "cold").rename(copy / "zold")
+    changed = Provenance(str(tmp_path), tfssl.open_source(f"folder:{copy}"))
+    with pytest.raises(UserError, match=r"other classes \(gone: cold; new: zold\).*--accept_changed_data") as refusal:
+        changed.check()
+    assert str(photos) in str(refusal.value) and str(copy) in str(refusal.value)
+    changed.check(accept=True)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 3 and "label 0 was cold and is warm" in said[1] and "label 1 was warm and is zold" in said[2]
+    changed.write(8)
+    steps = [entry["step"] for entry in provenance.read(str(tmp_path / "provenance.json"))]
+    assert steps == [0, 8]
+    again = Provenance(str(tmp_path), tfssl.open_source(f"folder:{copy}"))
+    again.check()  # they are the run's own now
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_from_before_gets_its_record(photos, tmp_path):
+    old = Provenance(str(tmp_path), tfssl.open_source(f"folder:{photos}"))
+    old.check()
+    old.write(16)
+    assert provenance.read(old.path)[0]["step"] == 16
+
+
+def test_files_that_were_written_again_are_told(photos, copy, tmp_path, capsys):
+    begin(tmp_path, copy)
+    path = copy / "cold" / "000.jpg"
+    path.write_bytes(path.read_bytes())
+    Provenance(str(tmp_path), tfssl.open_source(f"folder:{copy}")).check()
+    assert (
+        "other times than when the run began (written again, or touched); their names and sizes are the same"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_deterministic_run_tells_of_another_machine(photos, tmp_path, monkeypatch, capsys):
+    made = begin(tmp_path, photos)
+    here = {**made.machine, "threads": 64, "onednn": not made.machine["onednn"], "processor": ["sse2", "unheard_of"]}
+    monkeypatch.setattr(provenance, "machine", lambda: here)
+    other = Provenance(str(tmp_path), tfssl.open_source(f"folder:{photos}"))
+    other.check()
+    assert capsys.readouterr().out == ""
+    other.check(deterministic=True)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"threads 64, not {made.machine['threads']}" in line and "with unheard_of" in line and "oneDNN o" in line
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"format": 1, "starts": [{}]}', '{"format": 2, "starts": []}', "\0\0"])
+def test_a_damaged_record_is_one_line(photos, tmp_path, content):
+    (tmp_path / "provenance.json").write_text(content)
+    with pytest.raises(UserError, match="provenance.json cannot be read.*remove it if you know"):
+        Provenance(str(tmp_path), tfssl.open_source(f"folder:{photos}"))

@@ -1,0 +1,1 @@
+"""Classifiers on encoders: fine-tuning, predictions, label subsets."""

@@ -1,0 +1,1 @@
+"""Flags and settings: the constructors' arguments, bounds, flags.flags."""

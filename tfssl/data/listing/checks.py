@@ -1,0 +1,169 @@
+"""Looking at a source's images before a run depends on them."""
+
+import collections
+import dataclasses
+import re
+
+import numpy as np
+import tensorflow as tf
+
+from tfssl.data.ops.image import decode
+from tfssl.errors import UserError
+
+# What TensorFlow puts before a reason: where in the user's code its graph was made, and what it was a part of.
+_BEFORE = re.compile(
+    r"\A\s*(Graph execution error:\s+Detected at node.*\n(\s*File \".*\n)*\s*(Node: .*\n)?|"
+    r"(\{\{.*?\}\}\s*)?Error in user-defined function passed to.*? iterator: \S*: )"
+)
+
+
+def reason_of(error):
+    """TensorFlow's reason in one line, without the names of graph nodes around it."""
+    message = _BEFORE.sub("", error.message or "").strip().partition("\n")[0]
+    message = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*", "", message).strip()
+    if message.startswith("assertion failed: ["):
+        message = message[len("assertion failed: [") :].replace("] [", " ").rstrip("]")
+    return message or type(error).__name__
+
+
+def _unreadable(source, record):
+    """Why the image of a record cannot be read: one line, or None if it can."""
+    try:
+        decode(source.fetch(source.read_again(record))["image"])
+        return None
+    except tf.errors.OpError as error:
+        return reason_of(error)
+    except UnicodeDecodeError:  # TensorFlow's message quotes the record
+        return "not a tf.train.Example"
+
+
+def probe(source, limit=256):
+    """Raises UserError if none of the first `limit` images can be decoded, naming the first and the reason.
+
+    Training replaces an unreadable image by the next readable one: with no readable one it would look for ever.
+    """
+    first, count = None, 0
+    for record in source.first_records(limit):
+        reason = _unreadable(source, record)
+        if reason is None:
+            return
+        first = first or (source.name_in_graph(record).numpy().decode(), reason)
+        count += 1
+    raise UserError(f"none of the first {count} images of {source.spec} can be read; {first[0]}: {first[1]}")
+
+
+@dataclasses.dataclass
+class Scan:
+    """What `scan` found.
+
+    Attributes:
+      images: how many images there are, unreadable ones included.
+      per_class: dict of class name -> images; empty without labels.
+      unlabelled: images without a label.
+      unreadable: list of (name, reason).
+      duplicates: list of lists of names, each of images with the same content (bytes of the file, or pixels).
+      ignored: dict of file name ending -> files passed over.
+      sizes: dict of (height, width) -> images, the readable ones.
+    """
+
+    images: int
+    per_class: dict
+    unlabelled: int
+    unreadable: list
+    duplicates: list
+    ignored: dict
+    sizes: dict
+
+
+def scan(source, progress=None):
+    """Reads and decodes every image of a source once, in parallel.
+
+    Args:
+      source: a Source.
+      progress: function (images done, images in all), called now and then.
+
+    Returns:
+      A Scan. Duplicates are found by two 64-bit hashes of the content.
+    """
+
+    def examine(record):
+        example = source.fetch(record)
+        image = example["image"]
+        content = image if image.dtype == tf.string else tf.io.serialize_tensor(image)
+        hashes = [
+            tf.strings.to_hash_bucket_fast(content, tf.int64.max),
+            tf.strings.to_hash_bucket_strong(content, tf.int64.max, [1, 2]),
+        ]
+        return {
+            "index": example["index"],
+            "label": example["label"],
+            "content": tf.stack(hashes),
+            "size": tf.shape(decode(image))[:2],
+        }
+
+    count = source.num_examples
+    read = np.zeros(source.places, bool)
+    labels = np.full(source.places, -1, np.int64)
+    content = np.zeros((source.places, 2), np.int64)
+    sizes = collections.Counter()
+    data = source.records().map(examine, tf.data.AUTOTUNE, deterministic=False).ignore_errors()
+    for batch in data.batch(256).prefetch(1).as_numpy_iterator():
+        index = batch["index"]
+        read[index], labels[index], content[index] = True, batch["label"], batch["content"]
+        sizes.update(map(tuple, batch["size"].tolist()))
+        if progress:
+            progress(int(read.sum()), count)
+
+    return Scan(
+        images=count,
+        per_class=_per_class(source, labels[read]),
+        unlabelled=int((labels[read] < 0).sum()),
+        unreadable=reasons(source, ~read),
+        duplicates=_duplicates(source, content, np.flatnonzero(read)),
+        ignored=dict(source.ignored),
+        sizes=dict(sizes),
+    )
+
+
+def _per_class(source, labels):
+    if source.num_classes is None:  # names alone are those of `targets`
+        return {}
+    names = source.class_names or [str(label) for label in range(source.num_classes)]
+    counts = np.bincount(labels[labels >= 0], minlength=len(names))
+    return {name: int(number) for name, number in zip(names, counts)}
+
+
+def reasons(source, missing):
+    """(name, reason) of each image of the split that is `missing`, bool [places]: these few are read again, one by one."""
+    if not missing.any():
+        return []
+    with tf.device("CPU"):
+        missing = tf.constant(missing)
+    found = []
+    for record in source.records().filter(lambda record: tf.gather(missing, record["index"])):
+        reason = _unreadable(source, record)
+        found.append((source.name_in_graph(record).numpy().decode(), reason or "readable only on the second attempt"))
+    return found
+
+
+def _duplicates(source, content, index):
+    """Groups of two or more names, in split order, whose images have equal content."""
+    if not len(index):
+        return []
+    _, group, sizes = np.unique(content[index], axis=0, return_inverse=True, return_counts=True)
+    groups = collections.defaultdict(list)
+    group = group.reshape(-1)  # NumPy 2.0 gave it the shape of its input
+    for position in np.flatnonzero(sizes[group] > 1):
+        groups[group[position]].append(source.name(int(index[position])))
+    return list(groups.values())
+
+
+def unlabelled(source):
+    """Why labels cannot be had of a source: one line; None if the first image that can be read has one."""
+    labels = source.records().map(lambda record: source.fetch(record)["label"]).ignore_errors().take(1)
+    if all(int(label) >= 0 for label in labels):
+        return None
+    return (
+        f"--dataset={source.spec} ({source.split}) has no labels, and accuracy needs them: {source.unlabelled_because}, "
+        "or evaluate on another data set"
+    )

@@ -1,0 +1,1 @@
+"""Operations on images: one image or a batch, pure functions of pixels and draws."""

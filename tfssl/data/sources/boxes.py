@@ -1,0 +1,109 @@
+"""`boxes:PATH`: images with objects in boxes, in Pascal VOC's layout.
+
+    PATH/JPEGImages/x.jpg  PATH/Annotations/x.xml
+    PATH/ImageSets/Main/train.txt    a line for each image, whose first word is its name
+
+PATH is such a folder (VOCdevkit/VOC2007), or one that holds no other. Its splits are the lists without a class's name.
+"""
+
+import concurrent.futures
+import os
+import xml.etree.ElementTree
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from tfssl.data.sources.base import IndexedSource
+from tfssl.data.sources.identity import Parts
+from tfssl.data.sources.splits import resolve
+from tfssl.data.sources.voc import find
+from tfssl.errors import UserError
+from tfssl.storage.files import matching
+
+_THREADS = 16
+
+
+class BoxSource(IndexedSource):
+    """Beside what every source has (label -1), an example has
+      "boxes": float32 [n, 4], (ymin, xmin, ymax, xmax) as parts of the image's sides;
+      "classes": int64 [n], of `class_names`, which are all that any split shows, in the order of the alphabet;
+      "difficult": bool [n].
+    Boxes without area are left out, and counted in `degenerate`.
+    """
+
+    splits_overlap = True
+    annotations = ("boxes",)
+
+    def __init__(self, spec, path, split="train"):
+        root = find(path, spec)
+        folder, lists = f"{root}/ImageSets/Main", {}
+        files = {os.path.basename(file)[: -len(".txt")]: file for file in matching(folder, r".*\.txt")}
+        for name, file in sorted(files.items()):
+            if "_" not in name or name.rpartition("_")[2] not in files:  # others are a class's
+                with tf.io.gfile.GFile(file) as f:
+                    lists[name] = [line.split()[0] for line in f if line.strip()]
+        if not lists:
+            raise UserError(f"{spec}: no lists of images in {folder}; expected files such as train.txt")
+        ranges = resolve(split, {name: [len(names)] for name, names in lists.items()}, spec)
+        everything = sorted({name for names in lists.values() for name in names})
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            read = pool.map(lambda name: _objects(f"{root}/Annotations/{name}.xml", spec), everything)
+            objects = dict(zip(everything, read))  # noqa: B905 (Python 3.9)
+        names = [name for part, start, stop in ranges for name in lists[part][start:stop]]
+        classes = sorted({kind for found in objects.values() for kind, *_ in found})
+        super().__init__(spec, split, len(names), class_names=classes)
+        rows = [[o for o in objects[name] if o[1] is not None] for name in names]
+        self.degenerate = sum(len(objects[name]) for name in names) - sum(map(len, rows))
+        if self.degenerate:
+            logging.warning("%s %s: left out %d boxes without area", spec, split, self.degenerate)
+        number = {name: i for i, name in enumerate(classes)}
+        ends = np.cumsum([0, *map(len, rows)])
+        flat = [o for row in rows for o in row]
+        with tf.device("CPU"):
+            self._paths = tf.constant([f"{root}/JPEGImages/{name}.jpg" for name in names])
+            self._ends = tf.constant(ends, tf.int64)
+            self._flat = {
+                "boxes": tf.constant(np.array([o[1] for o in flat], np.float32).reshape(-1, 4)),
+                "classes": tf.constant(np.array([number[o[0]] for o in flat], np.int64)),
+                "difficult": tf.constant(np.array([o[2] for o in flat], bool)),
+            }
+
+    def fetch(self, record):
+        index = record["index"]
+        image = tf.io.read_file(self.name_in_graph(record))
+        begin, end = tf.gather(self._ends, index), tf.gather(self._ends, index + 1)
+        its = {key: value[begin:end] for key, value in self._flat.items()}
+        return {"image": image, "label": tf.constant(-1, tf.int64), "index": index, **its}
+
+    def parts(self):
+        boxes = [value.numpy() for value in (self._ends, *self._flat.values())]
+        return Parts([path.decode() for path in self._paths.numpy()], boxes)
+
+    def name_in_graph(self, record):
+        return tf.gather(self._paths, record["index"])
+
+    def name(self, index):
+        return self._paths[index].numpy().decode()
+
+
+def _objects(path, spec):
+    """[(class, (ymin, xmin, ymax, xmax) as parts of the sides or None without area, difficult)] of an annotation."""
+    try:
+        with tf.io.gfile.GFile(path, "rb") as f:
+            tree = xml.etree.ElementTree.fromstring(f.read())
+        width, height = (float(tree.findtext(f"size/{side}")) for side in ("width", "height"))
+        found = []
+        for item in tree.iterfind("object"):
+            left, top, right, bottom = (
+                float(item.findtext(f"bndbox/{end}")) for end in ("xmin", "ymin", "xmax", "ymax")
+            )
+            # The first pixel has number 1, and both ends belong to the box.
+            box = np.clip([(top - 1) / height, (left - 1) / width, bottom / height, right / width], 0, 1)
+            box = tuple(box) if left < right and top < bottom else None
+            found.append((item.findtext("name").strip(), box, item.findtext("difficult") == "1"))
+        return found
+    except tf.errors.NotFoundError as error:
+        raise UserError(f"{spec}: {path!r} is missing: each image of a list needs its boxes") from error
+    except (xml.etree.ElementTree.ParseError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"{spec}: {path!r} is no annotation of Pascal VOC: {str(error)[:100]}") from error

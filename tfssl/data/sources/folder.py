@@ -1,0 +1,247 @@
+"""`folder:PATH`: image files in folders, or in an archive of folders.
+
+    PATH/train/cat/x.jpg  PATH/test/dog/y.jpg    by split and class
+    PATH/cat/x.jpg  PATH/dog/y.jpg               by class; all is the split `train`
+    PATH/x.jpg  PATH/2019/y.jpg                  unlabelled; all is the split `train`
+    PATH/train/x.jpg  PATH/test/y.jpg            by split, unlabelled
+
+Splits may have other people's names, and lie deeper: see `tfssl.data.listing.layout`, which also says what is passed over. Classes are the
+folders of a split, and what lies deeper belongs to them; there are none if there is but one. A lone outer folder (PATH/photos/train/..., as
+archives have it) is stepped through. Hidden files and folders do not count, nor do those that systems put there (@eaDir, __MACOSX,
+$RECYCLE.BIN), nor what tfssl itself wrote (`tfssl.data.listing.outputs`). Whatever else is not used is in `Source.left_out`.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import os
+
+import tensorflow as tf
+
+from tfssl.data.listing import layout, outputs
+from tfssl.data.listing.checks import reason_of
+from tfssl.data.sources.base import IndexedSource, first
+from tfssl.data.sources.identity import Parts
+from tfssl.data.sources.splits import resolve
+from tfssl.errors import UserError
+from tfssl.storage import archive
+
+# What tf.io.decode_image reads, and other endings of the same formats.
+FORMATS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".jfif", ".jpe", ".jif", ".jfi", ".pjpeg", ".pjp", ".apng", ".dib")
+UNREAD = (  # images in formats that it does not read
+    ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd",
+    ".svg", ".ico", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".dcm",
+)  # fmt: skip
+_OF_SYSTEMS = {  # folders of Synology and QNAP, Windows, macOS, Linux, Android, Python; in lower case
+    "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@sharesnap",
+    "$recycle.bin", "$winreagent", "recycler", "recycled", "system volume information", "found.000",
+    "__macosx", "network trash folder", "temporary items", "lost+found", "lost.dir", "__pycache__",
+}  # fmt: skip
+
+
+class Files(IndexedSource):
+    """Image files at `paths`, in that order.
+
+    `labels`: int, -1 for none; none by default. `shown`: (folder, what names begin with in its place).
+    """
+
+    def __init__(self, spec, split, paths, labels=None, num_classes=None, class_names=None, shown=("", "")):
+        super().__init__(spec, split, len(paths), num_classes, class_names)
+        self._shown = shown
+        with tf.device("CPU"):  # a pipeline's functions capture them as they are: a graph never holds them
+            self._paths = tf.constant(paths)
+            self._labels = tf.constant([-1] * len(paths) if labels is None else labels, tf.int64)
+
+    def fetch(self, record):
+        index = record["index"]
+        image = tf.io.read_file(tf.gather(self._paths, index))
+        return {"image": image, "label": tf.gather(self._labels, index), "index": index}
+
+    def parts(self):
+        return Parts([path.decode() for path in self._paths.numpy()], [self._labels.numpy()])
+
+    def name_in_graph(self, record):
+        (folder, shown), path = self._shown, tf.gather(self._paths, record["index"])
+        return (
+            path
+            if folder == shown
+            else tf.strings.join([shown, tf.strings.substr(path, len(folder.encode()), 1 << 20)])
+        )
+
+    def name(self, index):
+        return self._called(self._paths[index].numpy())
+
+    def names(self):
+        return [self._called(path) for path in self._paths.numpy()]
+
+    def _called(self, path):
+        folder, shown = self._shown
+        return shown + path.decode()[len(folder) :]
+
+
+def unlabelled(path, data_dir=None):
+    """All images below a folder, or in an archive, by name; or one image file: `Files`.
+
+    Raises:
+      UserError: there is none.
+    """
+    root, shown = _open(path, path, data_dir)
+    if not tf.io.gfile.isdir(root) and tf.io.gfile.exists(root):
+        return Files(root, "all", [root])
+    found = _list(root, path)
+    source = Files(path, "all", sorted(f"{root}/{name}" for name in found.images), shown=(root, shown))
+    source.unread = sorted(f"{shown}/{name}" for name in found.unread)
+    source.ignored = found.ignored()
+    _tell_left_out(source, found)
+    return source
+
+
+class FolderSource(Files):
+    """Image files. The classes are those of all splits together, sorted by name.
+
+    Within a split the files are in the order of a hash of their path, so that a slice is a fair sample of all classes,
+    and the order of the images does not change when others are added.
+    """
+
+    def __init__(self, spec, path, split="train", data_dir=None):
+        root, _ = _open(path, spec, data_dir)
+        found = _list(root, spec)
+        arranged = layout.arrange(found.images)
+        names = sorted({c for parts in arranged.splits.values() for part in parts for c in part.classes()} - {None})
+        number = {name: label for label, name in enumerate(names)} if len(names) > 1 else {}
+
+        passed = f"; passed over: {first(_folders(arranged.passed))}" if arranged.passed else ""
+        sizes = {name: [sum(len(part.names) for part in parts)] for name, parts in arranged.splits.items()}
+        ranges = resolve(split, sizes, spec, beside=passed)
+        paths, labels = [], []
+        for name, start, stop in ranges:
+            files = []
+            for part in arranged.splits[name]:
+                of_classes = [number.get(of_class, -1) for of_class in part.classes()]
+                files += zip([part.key + n for n in part.names], [part.folder + n for n in part.names], of_classes)
+            for _, file, label in sorted(files, key=lambda file: _hash(file[0]))[start:stop]:
+                paths.append(f"{root}/{file}")
+                labels.append(label)
+        named = (len(names), names) if max(labels) >= 0 else (None, None)
+        super().__init__(spec, split, paths, labels, *named)
+        self.ranges, self.ignored = ranges, found.ignored()
+        for reason, those in (
+            ("folders that are no split", _folders(arranged.passed)),
+            ("images beside the splits", arranged.beside_splits),
+            ("images beside the classes", arranged.stray),
+        ):
+            if those:
+                self.left_out[reason] = those
+        _tell_left_out(self, found)
+        if arranged.taken:
+            self.remarks.append(
+                f"taken for a class, not a split, like the folders beside it: {', '.join(arranged.taken)}"
+            )
+        loose = [image for name, *_ in ranges for image in arranged.loose.get(name, [])]
+        if loose:
+            self.unlabelled_because = (
+                f"{len(loose)} images lie beside the class folders: move each into one, or out of there: {first(loose)}"
+            )
+
+
+def _folders(passed):
+    """What is said of folders: {folder: images} -> list."""
+    return [f"{folder} ({count} images)" for folder, count in sorted(passed.items())]
+
+
+def _tell_left_out(source, found):
+    if found.own:
+        source.left_out["what tfssl itself wrote there"] = sorted(found.own)
+    if found.unread:
+        endings = collections.Counter(os.path.splitext(name)[1].lower() for name in found.unread)
+        counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common())
+        source.left_out[f"{counts} (formats that are not read: convert them to .jpg or .png)"] = sorted(found.unread)
+
+
+def _hash(path):
+    return hashlib.blake2b(path.encode(), digest_size=16).digest()
+
+
+def _open(path, spec, data_dir):
+    """(the folder to read, what its files are shown below): of an archive, the folder that it is unpacked to, and its own name."""
+    root = (os.path.expanduser(path) if "://" not in path else path).rstrip("/") or "/"
+    try:
+        if root.lower().endswith(archive.ENDINGS) and not tf.io.gfile.isdir(root):
+            return archive.unpack(root, data_dir), root
+        tf.io.gfile.exists(root)  # raises for a place that cannot be looked at
+    except tf.errors.OpError as error:
+        raise UserError(f"{spec}: {reason_of(error)}") from error
+    return root, root
+
+
+@dataclasses.dataclass
+class _Found:
+    """Paths below a folder: images, images in formats that are not read, and what tfssl itself wrote; and how many others there are by
+    ending."""
+
+    images: list = dataclasses.field(default_factory=list)
+    unread: list = dataclasses.field(default_factory=list)
+    own: list = dataclasses.field(default_factory=list)
+    others: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    def ignored(self):
+        return dict(self.others + collections.Counter(os.path.splitext(name)[1].lower() for name in self.unread))
+
+
+def _list(root, spec):
+    """What lies below `root`."""
+    if not tf.io.gfile.isdir(root):
+        what = (
+            f"{root!r} is neither a folder nor an archive" if tf.io.gfile.exists(root) else f"no such folder: {root!r}"
+        )
+        raise UserError(f"{spec}: {what}; expected a folder of images, or one of {' '.join(archive.ENDINGS)}")
+    found = _Found()
+    try:
+        _walk(root, found)
+    except tf.errors.OpError as error:
+        raise UserError(f"{spec}: {reason_of(error)}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{spec}: a file name below it is not UTF-8: {error.object!r}") from error
+    except OSError as error:
+        raise UserError(f"{spec}: {error}") from error
+    if not found.images:
+        seen = sorted(found.ignored().items(), key=lambda item: -item[1])[:5]
+        seen = ", ".join(f"{number} {ending or 'without ending'}" for ending, number in seen) or "no file"
+        raise UserError(f"{spec}: no images in {root!r}: expected {' '.join(FORMATS)} (in any case), found {seen}")
+    return found
+
+
+def _walk(root, found):
+    pending = [("", (os.path.realpath(root),))]  # with the real folders above: a link may lead back into one of them
+    while pending:
+        folder, above = pending.pop()
+        entries = list(_entries(f"{root}/{folder}" if folder else root))
+        own = outputs.own(name for name, _ in entries)
+        found.own += [folder + name for name in own]
+        for name, is_folder in entries:
+            if name.startswith(".") or name in own:
+                continue
+            ending, may_be_link = os.path.splitext(name)[1].lower(), is_folder is None
+            if may_be_link:  # a name that ends like an image is taken for a file, without asking
+                is_folder = ending not in FORMATS and tf.io.gfile.isdir(f"{root}/{folder}{name}")
+            if is_folder:
+                real = os.path.realpath(f"{root}/{folder}{name}") if may_be_link else f"{above[-1]}/{name}"
+                if name.lower() not in _OF_SYSTEMS and real not in above:
+                    pending.append((f"{folder}{name}/", (*above, real)))
+            elif ending in FORMATS:
+                found.images.append(folder + name)
+            elif ending in UNREAD:
+                found.unread.append(folder + name)
+            else:
+                found.others[ending] += 1
+
+
+def _entries(folder):
+    """(name, whether it is a folder; None where to know that takes another question) of all that lies in a folder."""
+    if "://" in folder:
+        for name in tf.io.gfile.listdir(folder):
+            yield name.rstrip("/"), name.endswith("/") or None  # as buckets mark a folder
+        return
+    with os.scandir(folder.encode()) as entries:  # in bytes: names are UTF-8, whatever the locale says
+        for entry in entries:
+            yield entry.name.decode(), None if entry.is_symlink() else entry.is_dir(follow_symlinks=False)

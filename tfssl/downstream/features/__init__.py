@@ -1,0 +1,1 @@
+"""Features of images: the frozen encoder, extraction, pooling, cached arrays and maps."""

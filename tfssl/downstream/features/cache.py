@@ -1,0 +1,265 @@
+"""Extracted features on disk: a folder per (module, data, settings), and in it one .npy file per endpoint, read by
+memory mapping, and a record of those that are complete, with their checksums.
+
+An array counts if the record names it and its bytes have the recorded checksum. Whatever is damaged is absent: that is said in one line,
+and the features are computed again. What a killed process left is swept when the next one opens a cache in the same folder; features
+that nobody can use any more go by `prune`.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+import urllib.parse
+import zlib
+
+import numpy as np
+from absl import logging
+
+from tfssl.errors import UserError, one_line
+from tfssl.storage import files, npz
+
+_BLOCK = 1 << 24  # bytes read at once for a checksum
+_YOUNG = 24 * 3600  # seconds in which a folder without a record may be another machine's work in progress
+_RECORD, _KEY, _PARTIAL = "rows.npz", "key.json", ".partial"
+
+
+class FeatureCache:
+    """The cached features of one (module, data, settings).
+
+    Args:
+      folder: local folder of all cached features; created.
+      key: a dict, JSON-able, of everything that the features depend on; kept beside them in key.json.
+      of: a dict, JSON-able, of what else tells people, and `prune`, what they are: it does not change what is found.
+
+    Raises:
+      UserError: the folder is remote, or cannot be written.
+    """
+
+    def __init__(self, folder, key, of=None):
+        if "://" in folder:
+            raise UserError(f"cache_dir={folder!r}: cached features are memory-mapped, which takes a local folder")
+        digest = hashlib.sha256(json.dumps(key, indent=1, sort_keys=True).encode()).hexdigest()
+        self.folder = os.path.join(folder, digest[:16])
+        self._open = {}  # name -> the locked file behind what `create` made
+        text = json.dumps({"key": key, "of": of or {}}, indent=1, sort_keys=True)
+        with self._room():
+            os.makedirs(self.folder, exist_ok=True)
+            sweep(folder)
+            files.write_file(os.path.join(self.folder, _KEY), text)
+
+    def read(self, names):
+        """What is there and whole of some endpoints.
+
+        Returns:
+          (rows, arrays): {"labels": int64 [N], "index": int64 [N], "dropped": str [M]}, None where there is no record; and
+          {name: [N, D]}, memory-mapped and read-only.
+        """
+        rows, table = self._read_record()
+        arrays = {}
+        for name in names if rows else ():
+            if name not in table:
+                continue
+            path = self._path(name)
+            try:
+                if checksum(path) != table[name]:
+                    raise ValueError("its checksum is wrong")
+                array = np.load(path, mmap_mode="r")
+                arrays[name] = array[: len(rows["index"])]
+            except Exception as error:  # cut off, or another header: NumPy raises many kinds
+                logging.warning("cached features %s are damaged (%s): computed again", path, one_line(error))
+        return rows, arrays
+
+    def create(self, name, shape, dtype):
+        """A writable memory-mapped array, whose room on the disk is claimed; it counts once `commit` was called.
+
+        Raises:
+          UserError: there is no room.
+        """
+        path = self._path(name) + f".{files.unique()}{_PARTIAL}"
+        with self._room():
+            self._open[name] = path, _locked(path)
+            array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+            files.claim(self._open[name][1])
+        return array
+
+    def commit(self, arrays, rows):
+        """Declare arrays made by `create` complete: {name: array}; `rows` are the arrays labels, index and dropped
+        (names).
+
+        Endpoints of an earlier pass that read other rows (a file was repaired since) do not count any more.
+        """
+        old, table = self._read_record()
+        if old is None or not all(np.array_equal(old[k], rows[k]) for k in ("labels", "index")):
+            table = {}
+        with self._room():
+            try:
+                for name, array in arrays.items():
+                    array.flush()
+                    table[name] = checksum(self._open[name][0])
+                # Without the record nothing counts: a kill from here on leaves no new arrays beside old rows.
+                files.remove(self._path_of_record)
+                for name in arrays:
+                    os.replace(self._open[name][0], self._path(name))
+                self._write_record(rows, table)
+            except OSError:
+                for name in arrays:
+                    files.remove(self._path(name))
+                raise
+        for name in os.listdir(self.folder):
+            if name.endswith(".npy") and os.path.join(self.folder, name) not in map(self._path, table):
+                files.remove(os.path.join(self.folder, name))
+
+    def drop(self, names):
+        """Have some endpoints count no more."""
+        rows, table = self._read_record()
+        if rows:
+            self._write_record(rows, {name: sums for name, sums in table.items() if name not in names})
+
+    def discard(self):
+        """Remove what `create` made and `commit` did not take."""
+        for path, file in self._open.values():
+            files.remove(path)
+            file.close()
+        self._open = {}
+
+    def _write_record(self, rows, table):
+        npz.write(self._path_of_record, **rows, arrays=json.dumps(table))
+
+    def _read_record(self):
+        """(rows, {name: checksum}); (None, {}) where there is none that is whole: zip files have checksums of their own."""
+        try:
+            with np.load(self._path_of_record) as record:
+                rows = dict(record)
+            table = json.loads(str(rows.pop("arrays")))
+            return {name: rows[name] for name in ("labels", "index", "dropped")}, table
+        except FileNotFoundError:
+            pass
+        except Exception as error:  # NumPy and zipfile raise many kinds
+            where = self._path_of_record
+            logging.warning("the record of cached features %s is damaged (%s): computed again", where, one_line(error))
+        return None, {}
+
+    @contextlib.contextmanager
+    def _room(self):
+        """Refusals of the disk as one line."""
+        try:
+            yield
+        except OSError as error:
+            self.discard()
+            raise UserError(
+                f"features cannot be cached in {self.folder!r} ({one_line(error)}): make room, choose another folder, or compute them "
+                "without a cache (tfssl-eval --nocache)"
+            ) from error
+
+    @property
+    def _path_of_record(self):
+        return os.path.join(self.folder, _RECORD)
+
+    def _path(self, name):
+        return os.path.join(self.folder, urllib.parse.quote(name, safe="") + ".npy")
+
+
+def checksum(path):
+    """[bytes, CRC32] of a file: about a gigabyte a second."""
+    size = crc = 0
+    with open(path, "rb", buffering=0) as f:
+        while block := f.read(_BLOCK):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+    return [size, crc]
+
+
+def _locked(path):
+    """A new file, open and locked for as long as its process lives."""
+    while True:
+        file = open(path, "x+b")
+        with contextlib.suppress(OSError, ImportError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.path.exists(path):
+            return file
+        file.close()  # swept between the two
+
+
+def _is_dead(path):
+    """Whether the process that wrote an unfinished array is gone: it held a lock on it."""
+    try:
+        import fcntl
+
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except (OSError, ImportError):
+        return False
+
+
+def sweep(folder):
+    """Remove the unfinished arrays of processes that are gone from all caches of a folder."""
+    for inner in _folders(folder):
+        for name in os.listdir(inner):
+            path = os.path.join(inner, name)
+            if name.endswith(_PARTIAL) and _is_dead(path):
+                files.remove(path)
+
+
+def prune(folder, versions, identities=()):
+    """Remove the cached features that nobody can use any more.
+
+    Those are: without a whole record, for a day or more; of other versions of tfssl or TensorFlow; and of data that have changed.
+
+    Args:
+      folder: local folder of all cached features.
+      versions: {"tfssl", "tensorflow"} that are in use.
+      identities: list of (dataset, split, `identity.of` it), of data that are known to be as they are now.
+
+    Returns:
+      list of (folder removed, reason, bytes).
+    """
+    removed = []
+    sweep(folder)
+    for inner in _folders(folder):
+        names = os.listdir(inner)
+        young = time.time() - os.path.getmtime(inner) < _YOUNG
+        if any(name.endswith(_PARTIAL) for name in names):
+            continue  # somebody is at work there
+        reason = _outdated(inner, versions, identities)
+        if reason is None and _RECORD not in names and not young:
+            reason = "not finished"
+        if reason:
+            size = sum(os.path.getsize(os.path.join(inner, name)) for name in names)
+            shutil.rmtree(inner)
+            removed.append((inner, reason, size))
+    return removed
+
+
+def _outdated(folder, versions, identities):
+    """Why features cannot be used any more; None if they can."""
+    try:
+        with open(os.path.join(folder, _KEY), encoding="utf-8") as f:
+            content = json.load(f)
+        key, of = content["key"], content["of"]
+        other = [f"{name} {key[name]}" for name, version in versions.items() if key[name] != version]
+        if other:
+            return f"of {', '.join(other)}"
+        for dataset, split, identity in identities:
+            if (of["dataset"], of["split"]) == (dataset, split) and key["data"] != identity:
+                return f"{dataset} {split} has changed"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "of another form, or damaged"
+    return None
+
+
+def _folders(folder):
+    """The caches in a folder: those whose name is a key."""
+    try:
+        with os.scandir(folder) as entries:
+            inner = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+    return sorted(path for path in inner if len(os.path.basename(path)) == 16 and set(os.path.basename(path)) <= _HEX)
+
+
+_HEX = set("0123456789abcdef")

@@ -1,0 +1,146 @@
+"""Maps of whole images, by the endpoints of a frozen module: what heads of dense protocols learn from.
+
+The module sees each image once, resized to one size; its maps are kept, in memory or, where they are large, in a file that is
+memory-mapped. Where the trunk learns too, the images themselves are kept instead.
+"""
+
+import contextlib
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+
+from tfssl.data.ops import image
+from tfssl.downstream.features import extract as features
+from tfssl.errors import UserError, one_line
+from tfssl.storage import files
+
+PIXELS = "pixels"
+IMAGES = "images"  # what is kept for a trunk that learns
+SHOWN = 6  # images of a picture
+BLOCK = 8  # side, in pixels, of what an entry of the baseline's map sees
+_RESIDENT = 4 << 30  # bytes of maps that are kept in memory
+
+
+def check_endpoints(module, size, protocol, endpoints=None, skip_pixels=False):
+    """The endpoints that are maps of more than one place, and "pixels"; of those that are named, vectors are left out.
+
+    UserError where there is none, or the module has not one that is named.
+    """
+    shapes = module.shapes(size)
+    maps = [name for name, shape in shapes.items() if len(shape) == 3 and shape[0] * shape[1] > 1]
+    if not maps:
+        raise UserError(
+            f"module {module.handle!r} has no endpoint that is a map [N, h, w, C], which {protocol} needs: its endpoints are "
+            f"{', '.join(shapes)}"
+        )
+    wanted = [*maps, PIXELS] if endpoints is None else list(endpoints)
+    found = [name for name in wanted if name in maps or name == PIXELS]
+    odd = [name for name in wanted if name not in shapes and name != PIXELS]
+    if odd or not found:
+        raise UserError(
+            f"module {module.handle!r}: {', '.join(odd or wanted)} is no map; there is {', '.join(maps)}, pixels"
+        )
+    return [name for name in found if name != PIXELS or not skip_pixels]
+
+
+def image_sides(source, size):
+    """(height, width): `size`, or where that is (0, 0) those of the first image that can be read."""
+    if all(size):
+        return tuple(size)
+    for record in source.records().map(source.fetch).ignore_errors().take(1):
+        return tuple(int(side) for side in image.image_size(record["image"]))
+    raise UserError(f"{source.spec} {source.split}: no image could be read")
+
+
+class Maps:
+    """What heads learn from, of all images of a source that can be read.
+
+    Args:
+      module: a loaded `modules.Module`.
+      source: a `tfssl.data.Source`.
+      names: endpoints; "pixels": blocks of the image; "images": the image itself, uint8.
+      read: graph function of an example -> (image uint8 [height, width, 3], all of one size; dict of what is to be told of it).
+      others: graph functions of what `read` gave, and the image's number in the split -> the same for another view of the image, such as
+        its mirror image, which follows it as one more row.
+      batch_size: images at a time through the module.
+
+    Attributes:
+      arrays: {name: [R, h, w, C]}, with a row for each view of each image.
+      answers: list of R dicts of NumPy arrays.
+      views: rows of each image, 1 + len(others).
+      dropped: names of the images that could not be read.
+      shown: {number of an image: uint8 [height, width, 3]}, of about SHOWN that are spread over the source.
+    """
+
+    def __init__(self, module, source, names, read, others=(), batch_size=8):
+        self.views, self.answers, self.arrays, self.shown = 1 + len(others), [], {}, {}
+        self._files, self._filled = contextlib.ExitStack(), 0
+
+        def load(record):
+            example = source.fetch(record)
+            one = read(example)
+            all_views = [one, *(other(*one, example["index"]) for other in others)]
+            # Rows of equal shape whatever the number of boxes: a data set's batches, one image each.
+            return example["index"], tf.nest.map_structure(lambda *views: tf.stack(views), *all_views)
+
+        source.probe()
+        loaded, waiting, index = source.records().map(load, tf.data.AUTOTUNE).ignore_errors(), [], []
+        for i, (views, answers) in loaded.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+            if len(self) % max(1, source.num_examples // SHOWN) == 0 and len(self.shown) < SHOWN:
+                self.shown[len(self)] = views[0]
+            index.append(i)
+            self.answers += [{key: value[v] for key, value in answers.items()} for v in range(self.views)]
+            waiting += list(views)
+            if len(waiting) >= batch_size:
+                self._keep(module, names, waiting[:batch_size], source)
+                waiting = waiting[batch_size:]
+        if waiting:
+            self._keep(module, names, waiting, source)
+        if not self.answers:
+            raise UserError(f"{source.spec} {source.split}: no image could be read with what is to be told of it")
+        self.arrays = {name: array[: len(self.answers)] for name, array in self.arrays.items()}
+        self.dropped = features.lost(source, index).tolist()
+        features.warn_of(self.dropped, source)
+
+    def __len__(self):
+        """Images."""
+        return len(self.answers) // self.views
+
+    def rows(self, images, all_views=False):
+        """Rows of some images (int [n]): the images themselves, and with `all_views` their other views where there are any."""
+        views = self.views if all_views else 1
+        return (np.asarray(images)[:, None] * self.views + np.arange(views)).reshape(-1)
+
+    def _keep(self, module, names, images, source):
+        images = np.stack(images)
+        floats, begin = tf.cast(images, tf.float32) / 255, self._filled
+        found = module.endpoints(floats) if set(names) - {PIXELS, IMAGES} else {}
+        found = {**found, PIXELS: blocks(floats) if PIXELS in names else None, IMAGES: images}
+        for name in names:
+            value = np.asarray(found[name])
+            if name not in self.arrays:
+                self.arrays[name] = self._room((self.views * source.num_examples, *value.shape[1:]), value.dtype)
+            self.arrays[name][begin : begin + len(value)] = value
+        self._filled = begin + len(images)
+
+    def _room(self, shape, dtype):
+        """An array in memory, or in a file that goes with this object."""
+        if np.prod(shape, dtype=np.int64) * dtype.itemsize <= _RESIDENT:
+            return np.empty(shape, dtype)
+        file = self._files.enter_context(tempfile.TemporaryFile(prefix="tfssl-maps-"))
+        array = np.memmap(file, dtype, "w+", shape=shape)
+        try:
+            files.claim(file)
+        except OSError as error:
+            raise UserError(
+                f"maps of {array.nbytes / 1e9:.1f} GB have no room in {tempfile.gettempdir()!r} ({one_line(error)}): name another "
+                "folder by the environment's TMPDIR"
+            ) from error
+        return array
+
+
+def blocks(images):
+    """[N, H, W, 3] -> [N, h, w, 192]: each place the pixels of a block."""
+    height, width = (side // BLOCK * BLOCK for side in images.shape[1:3])
+    return tf.nn.space_to_depth(tf.image.resize(images, [height, width]), BLOCK)

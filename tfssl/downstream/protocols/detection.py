@@ -1,0 +1,373 @@
+"""Object detection: an anchor-free head on each endpoint's map, frozen or fine-tuned; AP50 and COCO's AP by pycocotools.
+
+    tower:   `layers` times a 3x3 convolution to `units` channels, GroupNorm, ReLU; one for classes, one for boxes
+    a place: the logit of each class; a box, by its centre (in strides from the place) and the logarithms of its sides (over a typical
+             one); the logit of its quality, which is to be its IoU with the object
+    loss:    focal loss (Lin et al., arXiv 1708.02002; alpha 0.25, gamma 2) + 1 - GIoU (Rezatofighi et al., arXiv 1902.09630) + binary
+             cross-entropy of the quality; the last two at places with an object; each over the number of these
+    answer:  score = sqrt(class * quality); of each class those that no higher one overlaps by IoU 0.6, 100 in all
+
+Why this head: it needs no proposals, which nobody supplies any more, and no anchors to tune to a data set; one map of any stride will do,
+and shapes are static. It is FCOS (Tian et al., arXiv 1904.01355) at one level, with boxes by centre and sides, so that a place beside a
+small object can tell of it too. A place belongs to the smallest object whose centre is within 1.5 strides of it, if it lies within the
+object, or is the nearest to its centre. Published evaluations train Fast or Faster R-CNN on frozen or fine-tuned trunks: compare encoders
+with this, not with their numbers.
+"""
+
+import contextlib
+import io
+
+import numpy as np
+import tensorflow as tf
+
+from tfssl.data.ops import image
+from tfssl.downstream import pictures
+from tfssl.downstream.protocols import dense
+from tfssl.errors import UserError
+
+NEEDS = "boxes"  # of a source's examples
+RADIUS = 1.5  # of the places around an object's centre that tell of it, in strides
+ALPHA, GAMMA, PRIOR = 0.25, 2.0, 0.01  # of the focal loss; first probability of each class
+OVERLAP, LEAST, MOST = 0.6, 0.01, 100  # of the answers: IoU of one that is dropped, lowest score, number in an image
+
+
+def run(
+    module,
+    train,
+    test,
+    val=None,
+    layers=2,
+    units=128,
+    mirrored=True,
+    jitter=(1.0, 1.0),
+    jittered_views=4,
+    learning_rate=0.001,
+    epochs=40,
+    **settings,
+):
+    """AP50 on the test images of a head on each endpoint.
+
+    Args:
+      module, train, test, val, learning_rate, epochs, **settings: see `dense.run`; examples have "boxes", "classes" and perhaps
+        "difficult" (see `tfssl.data.sources.boxes`). Images are scaled to fit `size`, and padded with black below or to the right.
+      layers, units: of each of the two towers.
+      mirrored: learn from mirrored images too.
+      jitter: (least, largest) scale of further views of each training image, uniformly distributed: enlarged and cropped, or reduced and
+        padded with black, at a random place (large-scale jitter: Ghiasi et al., arXiv 2012.07177, 0.1 to 2). (1, 1): none.
+      jittered_views: how many of each image, half of them mirrored where `mirrored`; they are drawn once. An epoch passes over all views.
+
+    Returns:
+      a list of results, which say more than others "coco_ap": AP over IoUs from 0.5 to 0.95, "per_class": {name: AP50}. Difficult objects
+      are neither learned nor asked for.
+    """
+    jitter = check_jitter(jitter)
+    task = Detection(layers, units, mirrored, jitter, jittered_views if jitter != (1.0, 1.0) else 0)
+    shape = {"layers": layers, "units": units, "jitter": list(jitter)}
+    return dense.run(task, module, train, test, val, learning_rate=learning_rate, epochs=epochs, **shape, **settings)
+
+
+def check_jitter(jitter):
+    """(least, largest) scale as floats; UserError unless they are two rising numbers above 0."""
+    try:
+        low, high = (float(value) for value in jitter)
+    except (TypeError, ValueError):
+        low, high = 0.0, 0.0
+    if not 0 < low <= high <= 8:
+        raise UserError(f"detection: jitter={jitter}: give the least and the largest scale, such as 0.5,2")
+    return low, high
+
+
+class Detection(dense.Task):
+    protocol, metric = "detection", "AP50"
+
+    def __init__(self, layers, units, mirrored, jitter=(1.0, 1.0), jittered_views=0):
+        self.layers, self.units, self.mirrored = layers, units, mirrored
+        self.scales, self.jittered_views = jitter, jittered_views
+
+    def read(self, example):
+        sides = tf.cast(image.image_size(example["image"]), tf.float32)
+        scale = tf.reduce_min(self.size / sides)
+        inner = tf.maximum(tf.cast(tf.round(sides * scale), tf.int32), 1)
+        pixels = tf.cond(
+            scale < 1,
+            lambda: image.resize(example["image"], tf.unstack(inner), "area"),
+            lambda: image.resize(example["image"], tf.unstack(inner)),
+        )
+        pixels = tf.ensure_shape(tf.image.pad_to_bounding_box(pixels, 0, 0, *self.size), [*self.size, 3])
+        boxes = example["boxes"] * tf.tile(tf.cast(inner, tf.float32), [2])  # nx4, in pixels
+        difficult = example.get("difficult", tf.zeros_like(example["classes"], tf.bool))
+        answers = {
+            "boxes": boxes,
+            "classes": example["classes"],
+            "difficult": difficult,
+            "scale": sides / tf.cast(inner, tf.float32),
+        }
+        return pixels, answers
+
+    def mirror(self, pixels, answers):
+        top, left, bottom, right = tf.unstack(answers["boxes"], axis=1)
+        width = tf.cast(self.size[1], tf.float32)
+        boxes = tf.stack([top, width - right, bottom, width - left], 1)
+        return pixels[:, ::-1], {**answers, "boxes": boxes}
+
+    def others(self):
+        def of_number(number):
+            def view(pixels, answers, index):
+                if self.mirrored and number % 2:
+                    pixels, answers = self.mirror(pixels, answers)
+                seed = tf.stack([tf.cast(index, tf.int64), tf.constant(self.seed * 1009 + number, tf.int64)])
+                draws = tf.random.stateless_uniform([3], seed)
+                low, high = self.scales
+                return self.rescaled(pixels, answers, low + (high - low) * draws[0], draws[1:])
+
+            return view
+
+        return [*super().others(), *map(of_number, range(self.jittered_views))]
+
+    def rescaled(self, pixels, answers, scale, place):
+        """The view of an image enlarged or reduced by `scale`, and cut out of it, or put on black, at `place`.
+
+        Args:
+          pixels: uint8 [H, W, 3]; answers: as `read` gives them.
+          scale: of both sides, rounded to whole pixels.
+          place: [2] in [0, 1), down and across: 0 cuts at the top and puts at the top.
+
+        Returns:
+          (uint8 [H, W, 3], answers), whose boxes are those of the view, cut where it ends: one of which less than a quarter is left
+          counts as difficult; one that is gone has class -1.
+        """
+        size = tf.constant(self.size, tf.int32)
+        sides = tf.maximum(tf.cast(tf.round(scale * tf.cast(size, tf.float32)), tf.int32), 1)
+        room = sides - size  # to cut away; negative: to fill
+        offset = tf.cast(tf.floor(place * tf.cast(tf.abs(room) + 1, tf.float32)), tf.int32)
+        cut, put = tf.where(room > 0, offset, 0), tf.where(room < 0, offset, 0)
+        resized = tf.cast(tf.round(tf.image.resize(pixels, sides, antialias=True)), tf.uint8)
+        kept = tf.minimum(sides, size)
+        resized = resized[cut[0] : cut[0] + kept[0], cut[1] : cut[1] + kept[1]]
+        resized = tf.image.pad_to_bounding_box(resized, put[0], put[1], *self.size)
+        factor = tf.cast(sides, tf.float32) / tf.cast(size, tf.float32)
+        whole = answers["boxes"] * tf.tile(factor, [2]) + tf.cast(tf.tile(put - cut, [2]), tf.float32)
+        boxes = tf.clip_by_value(whole, 0.0, tf.tile(tf.cast(size, tf.float32), [2]))
+        seen, of = (tf.reduce_prod(b[:, 2:] - b[:, :2], 1) for b in (boxes, whole))
+        difficult = answers["difficult"] | (seen < 0.25 * of)
+        classes = tf.where(seen > 0, answers["classes"], tf.constant(-1, answers["classes"].dtype))
+        view = {**answers, "boxes": boxes, "classes": classes, "difficult": difficult}
+        return tf.ensure_shape(resized, [*self.size, 3]), view
+
+    def prepare(self, maps, source):
+        self.names = source.class_names
+        boxes = np.concatenate([answers["boxes"][answers["classes"] >= 0] for answers in maps.answers])
+        if not len(boxes):
+            raise UserError(f"{source.spec} {source.split}: no image shows an object: nothing to learn")
+        sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
+        self.typical = np.exp(np.log(sides).mean(0)).astype(np.float32)  # height, width in pixels
+
+    def tested(self, maps):
+        return any((~answers["difficult"]).any() for answers in maps.answers)
+
+    def targets(self, maps):
+        most = max(len(answers["boxes"]) for answers in maps.answers)
+        count = len(maps.answers)
+        boxes = np.zeros([count, most, 4], np.float32)
+        classes, difficult = np.full([count, most], -1, np.int32), np.zeros([count, most], bool)
+        for i, answers in enumerate(maps.answers):
+            n = len(answers["boxes"])
+            boxes[i, :n], classes[i, :n], difficult[i, :n] = (answers[key] for key in ("boxes", "classes", "difficult"))
+        return {"boxes": boxes, "classes": classes, "difficult": difficult}
+
+    def head(self):
+        return Head(self.layers, self.units, len(self.names))
+
+    def loss(self, outputs, batch):
+        logits, boxes, quality = self.told(outputs)  # NxLxK, NxLx4, NxL
+        owner, positive = assign(
+            places(self.size, outputs.shape[1:3]), batch["boxes"], batch["classes"] >= 0, self.stride(outputs)
+        )
+        difficult = positive & tf.gather(batch["difficult"], owner, batch_dims=1)
+        positive &= ~difficult  # NxL
+        truth = tf.gather(batch["boxes"], owner, batch_dims=1)  # NxLx4
+        labels = tf.where(positive, tf.gather(batch["classes"], owner, batch_dims=1), -1)
+        count = tf.maximum(tf.reduce_sum(tf.cast(positive, tf.float32)), 1.0)
+        of_classes = focal(logits, tf.one_hot(labels, logits.shape[-1]))  # NxLxK
+        of_classes = tf.reduce_sum(tf.where(difficult[..., None], 0.0, of_classes))
+        overlap, generalized = overlaps(boxes, truth)  # NxL each
+        of_quality = tf.nn.sigmoid_cross_entropy_with_logits(tf.stop_gradient(overlap), quality)
+        at_objects = tf.reduce_sum(tf.where(positive, 1 - generalized + of_quality, 0.0))
+        return (of_classes + at_objects) / count
+
+    def told(self, outputs):
+        """[N, h, w, K + 5] -> (logits of classes [N, L, K], boxes in pixels [N, L, 4], logits of the quality [N, L])."""
+        count, channels = outputs.shape[1] * outputs.shape[2], outputs.shape[3]
+        flat = tf.reshape(outputs, [-1, count, channels])
+        logits, shift, sides, quality = tf.split(flat, [channels - 5, 2, 2, 1], -1)
+        centre = places(self.size, outputs.shape[1:3]) + shift * self.stride(outputs)
+        half = self.typical * tf.exp(tf.clip_by_value(sides, -6.0, 6.0)) / 2
+        return logits, tf.concat([centre - half, centre + half], -1), quality[..., 0]
+
+    def stride(self, outputs):
+        """Pixels between neighbouring places, down and across."""
+        return np.array([s / p for s, p in zip(self.size, outputs.shape[1:3])], np.float32)  # noqa: B905 (Python 3.9)
+
+    def decode(self, outputs):
+        logits, boxes, quality = self.told(outputs)
+        boxes = tf.clip_by_value(boxes, 0.0, np.tile(self.size, 2).astype(np.float32))
+        scores = tf.sqrt(tf.sigmoid(logits) * tf.sigmoid(quality)[..., None])
+        found = tf.image.combined_non_max_suppression(
+            boxes[:, :, None], scores, MOST, MOST, OVERLAP, LEAST, clip_boxes=False
+        )
+        return {"boxes": found[0], "scores": found[1], "classes": found[2], "count": found[3]}
+
+    def measure(self, answered, maps, images):
+        truths, guesses = [], []
+        for guess, i in answered:
+            answers, n = maps.answers[i * maps.views], int(guess["count"])
+            scale = np.tile(answers["scale"], 2)  # the evaluation knows small and large by the pixels of the file
+            truths.append((answers["boxes"] * scale, answers["classes"], answers["difficult"]))
+            guesses.append((guess["boxes"][:n] * scale, guess["classes"][:n].astype(int), guess["scores"][:n]))
+        return average_precision(truths, guesses, self.names)
+
+    def picture(self, answered, maps, images):
+        palette, rows = pictures.colors(len(self.names)), []
+        for guess, i in answered:
+            shown, truth = maps.shown[i], maps.answers[i * maps.views]
+            sure = guess["scores"][: int(guess["count"])] >= 0.5
+            boxes, of_class = guess["boxes"][: len(sure)][sure], guess["classes"][: len(sure)][sure].astype(int)
+            rows.append(
+                (
+                    pictures.boxed(shown, truth["boxes"], truth["classes"], palette),
+                    pictures.boxed(shown, boxes, of_class, palette),
+                )
+            )
+        return pictures.grid(rows, ("objects", "found (score 0.5 or more)"), self.names, palette)
+
+
+class Head(tf.keras.Model):
+    """[N, h, w, C] -> [N, h, w, K + 5]: logits of classes, shift of the centre (2), logarithms of the sides (2), logit of the quality."""
+
+    def __init__(self, layers, units, classes):
+        super().__init__()
+        conv = tf.keras.layers.Conv2D
+
+        def tower():
+            block = lambda: [  # noqa: E731
+                conv(units, 3, padding="same", use_bias=False),
+                tf.keras.layers.GroupNormalization(groups=np.gcd(units, 32)),
+                tf.keras.layers.ReLU(),
+            ]
+            return tf.keras.Sequential([layer for _ in range(layers) for layer in block()] or [tf.keras.layers.ReLU()])
+
+        small, rare = lambda: tf.keras.initializers.RandomNormal(stddev=0.01), -np.log((1 - PRIOR) / PRIOR)  # noqa: E731
+        self.of_classes, self.of_boxes = tower(), tower()
+        self.classes = conv(
+            classes,
+            3,
+            padding="same",
+            kernel_initializer=small(),
+            bias_initializer=tf.keras.initializers.Constant(rare),
+        )
+        self.boxes = conv(5, 3, padding="same", kernel_initializer=small())
+
+    def call(self, x, training=False):
+        boxes = self.boxes(self.of_boxes(x, training=training))
+        return tf.concat([self.classes(self.of_classes(x, training=training)), boxes], -1)
+
+
+def places(size, shape):
+    """float32 [L, 2]: the centre (y, x) in pixels of each place of a map [h, w] over an image [H, W]."""
+    rows, columns = ((np.arange(p) + 0.5) * s / p for s, p in zip(size, shape))  # noqa: B905 (Python 3.9)
+    return np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
+
+
+def assign(at, boxes, real, stride):
+    """Which object each place tells of.
+
+    Args:
+      at: [L, 2], places in pixels.
+      boxes: [N, M, 4]; real: bool [N, M], which of them there are.
+      stride: [2].
+
+    Returns:
+      (int32 [N, L], the object, if there is one; bool [N, L], whether there is).
+    """
+    low, high = boxes[:, None, :, :2], boxes[:, None, :, 2:]  # Nx1xMx2
+    offset = tf.abs(at[None, :, None] - (low + high) / 2) / stride  # NxLxMx2
+    inside = tf.reduce_all((at[None, :, None] >= low) & (at[None, :, None] <= high) & (offset <= RADIUS), -1)
+    nearest = tf.reduce_all(offset <= 0.5, -1)
+    area = tf.reduce_prod(high - low, -1)  # Nx1xM
+    area = tf.where((inside | nearest) & real[:, None], area, np.inf)  # NxLxM
+    return tf.argmin(area, -1, tf.int32), tf.reduce_min(area, -1) < np.inf
+
+
+def focal(logits, truth):
+    """Focal loss of each entry; truth in {0, 1}."""
+    loss = tf.nn.sigmoid_cross_entropy_with_logits(truth, logits)
+    wrong = tf.abs(truth - tf.sigmoid(logits))
+    return loss * wrong**GAMMA * tf.abs(truth - (1 - ALPHA))
+
+
+def overlaps(one, other):
+    """(IoU, generalized IoU) of pairs of boxes [..., 4]."""
+
+    def area(low, high):
+        return tf.reduce_prod(tf.maximum(high - low, 0.0), -1)
+
+    (a, b), (c, d) = (tf.split(boxes, 2, -1) for boxes in (one, other))
+    both = area(tf.maximum(a, c), tf.minimum(b, d))
+    union = area(a, b) + area(c, d) - both
+    hull = area(tf.minimum(a, c), tf.maximum(b, d))
+    iou = tf.math.divide_no_nan(both, union)
+    return iou, iou - tf.math.divide_no_nan(hull - union, hull)
+
+
+def average_precision(truths, guesses, names):
+    """AP50, COCO's AP and AP50 of each class, by pycocotools.
+
+    Args:
+      truths: for each image (boxes [n, 4] in pixels, classes int [n], difficult bool [n]).
+      guesses: for each image (boxes [n, 4], classes int [n], scores [n]).
+      names: of the classes.
+
+    Returns:
+      {"value": AP50 (NaN where no image shows an object), "coco_ap": ..., "per_class": {name: AP50, None of a class that no image shows}}.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    def entry(i, box, c, **more):
+        top, left, bottom, right = map(float, box)
+        return {"image_id": i, "category_id": int(c), "bbox": [left, top, right - left, bottom - top], **more}
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        real, found = COCO(), COCO()
+        common = {
+            "images": [{"id": i} for i in range(len(truths))],
+            "categories": [{"id": c} for c in range(len(names))],
+        }
+        lists = [
+            [
+                entry(i, box, c, iscrowd=int(hard), ignore=int(hard))
+                for i, (boxes, classes, difficult) in enumerate(truths)
+                for box, c, hard in zip(boxes, classes, difficult)  # noqa: B905 (Python 3.9)
+            ],
+            [
+                entry(i, box, c, score=float(score))
+                for i, (boxes, classes, scores) in enumerate(guesses)
+                for box, c, score in zip(boxes, classes, scores)  # noqa: B905
+            ],
+        ]
+        for index, entries in zip((real, found), lists):  # noqa: B905
+            for number, item in enumerate(entries, 1):
+                item.update(id=number, area=item["bbox"][2] * item["bbox"][3])
+            index.dataset = {**common, "annotations": entries}
+            index.createIndex()
+        judge = COCOeval(real, found, "bbox")
+        judge.evaluate()
+        judge.accumulate()
+    precision = judge.eval["precision"][:, :, :, 0, -1]  # IoU x recall x class, of all sizes, 100 answers
+    by_class = [np.mean(precision[0, :, c]) if (precision[0, :, c] > -1).all() else None for c in range(len(names))]
+    known = precision[:, :, [c for c, value in enumerate(by_class) if value is not None]]
+    return {
+        "value": float(known[0].mean()) if known.size else float("nan"),
+        "coco_ap": float(known.mean()) if known.size else float("nan"),
+        "per_class": {name: None if v is None else float(v) for name, v in zip(names, by_class)},  # noqa: B905
+    }

@@ -1,0 +1,101 @@
+"""Semantic segmentation: a linear or a dilated head on each endpoint's map, mean intersection over union.
+
+Logits are brought to the masks' size (bilinear) for loss and prediction alike. A pixel of the baseline `pixels` sees the 8x8 pixels around
+it.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from tfssl.data.ops import image
+from tfssl.downstream import pictures
+from tfssl.downstream.protocols import dense
+from tfssl.errors import UserError, check_choice
+
+NEEDS = "mask"  # of a source's examples
+HEADS = dense.HEADS
+
+
+def run(module, train, test, val=None, head="linear", ignore=255, mirrored=False, **settings):
+    """Mean IoU on the test images of a head on each endpoint.
+
+    Args:
+      module, train, test, val, **settings: see `dense.run`; examples have a "mask" (see `tfssl.data.sources.masks`).
+      head: "linear" or "dilated"; see `dense.head`.
+      ignore: the number of a mask's pixels that have no class.
+      mirrored: learn from mirrored images too.
+
+    Returns:
+      a list of results, which say more than others "per_class": IoU of each class, None of one that neither occurs nor is predicted.
+    """
+    check_choice("head", head, HEADS)
+    return dense.run(Segmentation(head, ignore, mirrored), module, train, test, val, head=head, **settings)
+
+
+class Segmentation(dense.Task):
+    protocol, metric = "segmentation", "mIoU"
+
+    def __init__(self, head, ignore, mirrored):
+        self.kind, self.ignore, self.mirrored = head, ignore, mirrored
+
+    def read(self, example):
+        mask = tf.image.resize(example["mask"][..., None], self.size, "nearest")[..., 0]
+        return image.resize(example["image"], self.size), {"mask": mask}
+
+    def mirror(self, picture, answers):
+        return picture[:, ::-1], {"mask": answers["mask"][:, ::-1]}
+
+    def prepare(self, maps, source):
+        self.classes = int(self.targets(maps)["mask"].max()) + 1
+        named = source.class_names and len(source.class_names) >= self.classes and source.num_classes is None
+        self.names = source.class_names[: self.classes] if named else [f"class {c}" for c in range(self.classes)]
+        if self.classes < 2:
+            raise UserError(
+                f"{source.spec} {source.split}: the masks tell no classes apart, with {self.ignore} standing for none"
+            )
+
+    def targets(self, maps):
+        masks = np.stack([answers["mask"] for answers in maps.answers]).astype(np.int16)
+        masks[masks == self.ignore] = -1
+        return {"mask": masks}
+
+    def head(self):
+        return dense.head(self.kind, self.classes)
+
+    def loss(self, outputs, batch):
+        return dense.cross_entropy(outputs, batch["mask"], self.size)
+
+    def decode(self, outputs):
+        return tf.argmax(tf.image.resize(outputs, self.size), -1, tf.int32)
+
+    def measure(self, answered, maps, images):
+        masks = ((guess, self.targets_of(maps, i)) for guess, i in answered)
+        value, per_class = iou(masks, self.classes)
+        return {"value": value, "per_class": per_class}
+
+    def tested(self, maps):
+        return any((answers["mask"].astype(np.int32) != self.ignore).any() for answers in maps.answers)
+
+    def targets_of(self, maps, number):
+        mask = maps.answers[number * maps.views]["mask"].astype(np.int32)
+        return np.where(mask == self.ignore, -1, mask)
+
+    def picture(self, answered, maps, images):
+        colors = pictures.colors(self.classes)
+        rows = []
+        for guess, i in answered:
+            truth = self.targets_of(maps, i)
+            rows.append((maps.shown[i], colors[truth], colors[guess]))
+        return pictures.grid(rows, ("image", "mask", "answered"), self.names, colors)
+
+
+def iou(pairs, classes):
+    """(mean IoU, list of each class's IoU) of pairs (answered, true) int [H, W], true -1 where there is no class; None of a class that
+    neither occurs nor is answered, which the mean leaves out."""
+    confusion = np.zeros([classes, classes], np.int64)
+    for guess, truth in pairs:
+        known = (truth >= 0) & (truth < classes)
+        confusion += np.bincount(truth[known] * classes + guess[known], minlength=classes**2).reshape(classes, classes)
+    hit, union = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
+    each = [float(h / u) if u else None for h, u in zip(hit, union)]  # noqa: B905 (Python 3.9)
+    return float(np.mean([v for v in each if v is not None])), each

@@ -1,0 +1,91 @@
+"""A picture of nearest images: test images, and the training images that an encoder holds to be most like them."""
+
+import io
+
+import numpy as np
+
+from tfssl.data import pipeline
+from tfssl.data.sources.subset import Subset
+from tfssl.downstream.solvers import nearest
+
+QUERIES = 10
+
+
+def find(train, test, endpoint, k, seed=0, queries=QUERIES):
+    """The nearest training images of a few test images, by cosine similarity.
+
+    Args:
+      train, test: `Features`.
+      endpoint: name.
+      k: neighbours of each.
+      seed: of the choice of test images, which takes all classes in turn.
+      queries: how many test images, at most all.
+
+    Returns:
+      (int [Q], rows of `test`; int [Q, k], rows of `train`, the nearest first; float [Q, k], their similarities).
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(test.labels))
+    turn = np.empty(len(order), int)
+    for label in np.unique(test.labels):
+        (mine,) = np.nonzero(test.labels[order] == label)
+        turn[mine] = np.arange(len(mine))
+    chosen = order[np.argsort(turn, kind="stable")][:queries]
+    chosen = chosen[np.argsort(test.labels[chosen], kind="stable")]
+    features = train.endpoints[endpoint]
+    k = min(k, len(features))
+    similarity, place = nearest.nearest(features, np.arange(len(features)), test.endpoints[endpoint][chosen], k)
+    return chosen, place, similarity
+
+
+def plot(train, test, endpoint, k, seed=0, title=""):
+    """A PNG's bytes: a row for each test image: itself, then its `k` nearest training images, framed green if of its class, red if not.
+
+    Both `Features` need their `images`; other arguments as for `find`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows, near, similarity = find(train, test, endpoint, k, seed)
+    asked, found = pictures(test, rows), pictures(train, near.reshape(-1))
+    k, wide = near.shape[1], near.shape[1] + 1
+    figure = Figure(figsize=(0.95 * wide + 0.4, 1.12 * len(rows) + 0.7), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), wide, squeeze=False)
+    for q, row in enumerate(rows):
+        name = _class(test, row)
+        _show(axes[q, 0], asked[q], name, "black")
+        for j in range(k):
+            same = train.labels[near[q, j]] == test.labels[row]
+            color = "#bbbbbb" if test.labels[row] < 0 else "#228833" if same else "#ee6677"
+            _show(axes[q, j + 1], found[q * k + j], f"{similarity[q, j]:.2f}", color)
+    title = f"{title}: test images, and beside each the nearest training images with their cosine".lstrip(": ")
+    figure.suptitle(title, fontsize=8, x=0.02, ha="left")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def pictures(features, rows):
+    """The images behind rows [n] of `Features`, as the module sees them: uint8 [n, S, S, 3]."""
+    index = features.index[rows]
+    unique = np.unique(index)
+    images = features.images
+    batches = pipeline.evaluation_crops(Subset(images.source, unique), images.size, images.resize, len(unique))
+    batch = next(iter(batches))
+    place = np.searchsorted(batch["index"].numpy()[: len(unique)], index)
+    return batch["image"].numpy()[place]
+
+
+def _class(features, row):
+    label = int(features.labels[row])
+    return "" if label < 0 else features.class_names[label] if features.class_names else str(label)
+
+
+def _show(axis, picture, text, color):
+    axis.imshow(picture)
+    axis.set_title(text, fontsize=6, pad=2)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set(color=color, linewidth=2)

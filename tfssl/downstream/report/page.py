@@ -1,0 +1,410 @@
+"""An evaluation as one page for people, report.html: the answer first, then what it rests on, then how to repeat it.
+
+The file is whole in itself: pictures are data in it, nothing is loaded, no script runs. All figures are those of results.json.
+"""
+
+import base64
+import html
+import math
+import shlex
+
+from tfssl.downstream.report import plots
+from tfssl.downstream.report import save as report
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --paper: #ffffff; --line: #d5dae0; --band: #f3f5f7; --mark: #fff3c4;
+  --up: #1a7f37; --down: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #a2abb4; --paper: #16191d; --line: #3a414a; --band: #20252b;
+  --mark: #4a3f12; --up: #5fce7c; --down: #ff8a80; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 2rem 4rem; max-width: 1240px; color: var(--ink); background: var(--paper);
+  font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .4rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
+p { margin: .4rem 0; max-width: 60rem; } .soft, caption, figcaption, small { color: var(--soft); }
+.answer { font-size: 1.15rem; border-left: 4px solid var(--up); padding: .3rem .9rem; margin: 1rem 0; }
+.less { border-color: var(--down); }
+.scroll { overflow-x: auto; } .side { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: flex-start; }
+.side > * { max-width: 100%; }
+table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums;
+  overflow-wrap: normal; }
+caption { text-align: left; padding-bottom: .2rem; }
+th, td { padding: .18rem .6rem; border-bottom: 1px solid var(--line); text-align: left; }
+th { font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; }
+tbody th { font-weight: 400; vertical-align: top; max-width: 24rem;
+  overflow-wrap: anywhere; } tbody.others, tr.other { color: var(--soft); } tbody + tbody { border-top: 2px solid var(--line); }
+td.main { background: var(--band); } td.chosen { background: var(--mark); font-weight: 600; } small { display: block; line-height: 1.25; }
+.up { color: var(--up); } .down { color: var(--down); } .facts th { font-weight: 600; vertical-align: top; white-space: nowrap; }
+figure { margin: .6rem 0; } img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr)); gap: 1rem 1.5rem; }
+pre { background: var(--band); padding: .7rem .9rem; border-radius: 4px; white-space: pre-wrap; overflow-wrap: anywhere; }
+@media print { body { max-width: none; padding: 0; font-size: 10pt; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; }
+  .scroll { overflow: visible; } }
+"""
+
+
+def page(record, panels=None, results=None):
+    """The page.
+
+    Args:
+      record: what results.json says.
+      panels: {module: (endpoint, PNG's bytes)}: nearest images.
+      results: the same as record["results"], where some may have a "picture": a PNG's bytes, or its path.
+
+    Returns:
+      str, an HTML document.
+    """
+    results = record["results"] if results is None else results
+    flags = record.get("flags", {})
+    title = f"Evaluation on {flags.get('dataset', results[0]['reported_on'])}"
+    untrained = {name: about["untrained_of"] for name, about in record["modules"].items() if "untrained_of" in about}
+    levels = record["baselines"]
+    body = [
+        f"<header><h1>{_e(title)}</h1>{_subtitle(record)}</header><main>",
+        _answer(results, untrained),
+        _section(
+            "At a glance",
+            _glance(results, levels, untrained),
+            _precision(record, results, untrained),
+            _left_out(record),
+        ),
+        _section("By layer", _plot(plots.layers(results, levels, untrained), _LAYERS)),
+        _section("By number of labels", _plot(plots.amounts(results, levels, untrained), _AMOUNTS)),
+        _section("Nearest images", _neighbors(panels or {}, untrained)),
+        _section("Pictures", _pictures(results)),
+        _section(
+            "All results",
+            _tables(results, levels),
+            *(f'<p class="soft">{_e(n)}.</p>' for n in report.cautions(results)),
+        ),
+        _section("What was run", _facts(record)),
+        "</main>",
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{_e(title)}</title><style>{STYLE}</style></head>\n<body>\n'
+        + "\n".join(part for part in body if part)
+        + "\n</body></html>\n"
+    )
+
+
+_LAYERS = (
+    "A panel for each protocol, at its most training labels and its largest k. Endpoints stand in the order of depth; dashed lines are "
+    "untrained networks."
+)
+_AMOUNTS = (
+    "Each module by the endpoint that validation chose for that number. Bars are deviations or 95 % intervals, where a "
+    "protocol has them."
+)
+
+
+def _e(text):
+    """Any text as HTML; characters that XML and HTML do not know become a question mark."""
+    return html.escape("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in str(text)))
+
+
+def _section(heading, *parts):
+    parts = [part for part in parts if part]
+    return f"<section><h2>{heading}</h2>\n" + "\n".join(parts) + "</section>" if parts else ""
+
+
+def _subtitle(record):
+    parts = [
+        f"{record[f'{part}_examples']} images {what}" for part, what in _PARTS.items() if record.get(f"{part}_examples")
+    ]
+    parts += [f"{record['num_classes']} classes"] if record.get("num_classes") else []
+    parts += [record["date"]] if record.get("date") else []
+    parts += [_duration(record["seconds"])] if record.get("seconds") else []
+    return f'<p class="soft">{_e("; ".join(parts))}</p>'
+
+
+_PARTS = {"train": "to learn from", "val": "to choose on", "test": "to test on"}
+
+
+def _duration(seconds):
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _percent(value):
+    return f"{100 * value:.1f}"
+
+
+def _gain(value):
+    return f"{100 * value:+.1f}".replace("-", "\u2212")
+
+
+def _trained(results, untrained):
+    names = dict.fromkeys(r["module"] for r in results if r["endpoint"] != report.PIXELS)
+    return [name for name in names if name not in untrained] or list(names)
+
+
+def _rival(module, untrained):
+    """The untrained network of a module; None where there is none."""
+    return next((name for name, its in untrained.items() if module in its), None)
+
+
+def _pixels(results, column):
+    return next((r for r in results if report.column(r) == column and r["endpoint"] == report.PIXELS), None)
+
+
+def _answer(results, untrained):
+    """One sentence: the best module on the first protocol, against its untrained network and pixels."""
+    column = report.largest(results)[0]
+    found = {module: report.best(results, column, module) for module in _trained(results, untrained)}
+    found = {module: result for module, result in found.items() if result}
+    if not found:
+        return ""
+    most = max(result["value"] for result in found.values())
+    leading = [name for name, result in found.items() if result["value"] == most]
+    module, heading = leading[0], report.titles([column])[column]
+    best = found[module]
+    rivals = [("the same network untrained", report.best(results, column, _rival(module, untrained)))]
+    rivals += [("raw pixels", _pixels(results, column))]
+    against = []
+    for name, rival in rivals:
+        if rival:
+            gain = best["value"] - rival["value"]
+            where = f" by {rival['endpoint']}" if rival["endpoint"] != report.PIXELS else ""
+            points = f"{abs(100 * gain):.1f} points {'above' if gain >= 0 else 'below'}"
+            against.append(f"{points} {_e(name)} ({_percent(rival['value'])} %{_e(where)})")
+    many = "<b>" + "</b> and <b>".join(map(_e, leading)) + "</b>"
+    if len(found) > 1:
+        many = f"Of {len(found)} modules {many} {'are' if len(leading) > 1 else 'is'} best"
+    below = any(rival and rival["value"] > best["value"] for _, rival in rivals)
+    how = "which validation chose" if best.get("chosen") else "its deepest, for nothing was chosen"
+    return (
+        f'<p class="answer{" less" if below else ""}">{many}: <b>{_percent(best["value"])} %</b> test {_e(best["metric"])} '
+        f"in {_e(heading)} by endpoint {_e(best['endpoint'])}, {how}{': ' if against else ''}{' and '.join(against)}.</p>"
+    )
+
+
+def _glance(results, baselines, untrained):
+    """A row for each module, by its chosen endpoints; a column for each protocol."""
+    columns = report.largest(results)
+    headings = report.titles(list(dict.fromkeys(report.column(r) for r in results)))
+    metrics = {c: next(r["metric"] for r in results if report.column(r) == c) for c in columns}
+    head = "".join(f'<th scope="col" class="n">{_e(headings[c])}<small>{_e(metrics[c])}</small></th>' for c in columns)
+    rows = []
+    trained = _trained(results, untrained)
+    for module in [*trained, *(name for name in untrained if name not in trained)]:
+        cells = []
+        for i, column in enumerate(columns):
+            r = report.best(results, column, module)
+            rival = report.best(results, column, _rival(module, untrained))
+            cells.append(_glance_cell(r, r and rival and r["value"] - rival["value"], i == 0))
+        of = (
+            f"<small>{_e(' '.join([', '.join(untrained[module]), 'untrained']))}</small>" if module in untrained else ""
+        )
+        kind = ' class="other"' if module in untrained and module not in trained else ""
+        rows.append(f'<tr{kind}><th scope="row">{_e(module)}{of}</th>{"".join(cells)}</tr>')
+    _, groups = report.grid(results, baselines)
+    for name, endpoint, of_column in groups[-1]:
+        if not endpoint:
+            cells = [_glance_cell(of_column.get(c), None, i == 0) for i, c in enumerate(columns)]
+            rows.append(f'<tr class="other"><th scope="row">{_e(name)}</th>{"".join(cells)}</tr>')
+    said = "Test results in per cent, by the endpoint that validation chose"
+    said += "; coloured: points above or below the same network untrained" if any(untrained.values()) else ""
+    return (
+        f'<div class="scroll"><table><caption>{said}</caption><thead><tr><th scope="col">module</th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _glance_cell(result, gain, main):
+    kind = "n main" if main else "n"
+    if result is None:
+        return f'<td class="{kind}">\u2013</td>'
+    under = f'<small class="{"up" if gain >= 0 else "down"}">{_gain(gain)}</small>' if gain is not None else ""
+    endpoint = result.get("endpoint", report.PIXELS)
+    named = f"<small>{_e(endpoint)}</small>" if endpoint != report.PIXELS else ""
+    return f'<td class="{kind}">{_percent(result["value"])}{under}{named}</td>'
+
+
+def _precision(record, results, untrained):
+    """How far chance in the choice of test images reaches, at the answer's accuracy."""
+    column, images = report.largest(results)[0], record.get("test_examples")
+    found = [report.best(results, column, module) for module in _trained(results, untrained)]
+    values = [r["value"] for r in found if r and r["metric"] == "accuracy" and "shots" not in r]
+    if not values or not images:
+        return ""
+    value = max(values)
+    width = 1.96 * math.sqrt(value * (1 - value) / images)
+    return (
+        f'<p class="soft">With {images} test images an accuracy of {_percent(value)} % is known to about \u00b1{_percent(width)} points '
+        "(95 %, for the choice of the test images alone); differences well below that say little.</p>"
+    )
+
+
+def _left_out(record):
+    notes = "".join(f"<li>{_e(note)}</li>" for note in record.get("notes", []))
+    return f"<h3>Notes</h3><ul>{notes}</ul>" if notes else ""
+
+
+def _image(png, text, width=None):
+    size = f' width="{width}"' if width else ""
+    return f'<img alt="{_e(text)}"{size} src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def _plot(png, text):
+    if png is None:
+        return ""
+    width = round(int.from_bytes(png[16:20], "big") / 1.5)  # of the PNG's header: all plots at one scale
+    picture = _image(png, f"Plot. {text} The figures are in the tables below.", width)
+    return f"<figure>{picture}<figcaption>{_e(text)}</figcaption></figure>"
+
+
+def _neighbors(panels, untrained):
+    """Each module's, and beside it its untrained network's."""
+    if not panels:
+        return ""
+    order = []
+    for module in [name for name in panels if name not in untrained]:
+        rival = _rival(module, untrained)
+        order += [module] + [rival] * (rival in panels)
+    order += [name for name in panels if name not in order]
+    figures = []
+    for module in order:
+        endpoint, png = panels[module]
+        kind = ", untrained" if module in untrained else ""
+        text = f"{module}{kind}, by {endpoint}"
+        alt = f"Ten test images, each with its nearest training images: {text}"
+        figures.append(f"<figure>{_image(png, alt)}<figcaption>{_e(text)}</figcaption></figure>")
+    return (
+        "<p>Test images on the left, and beside each the training images that are nearest by cosine similarity: green of the same class, "
+        f'red of another.</p><div class="pictures">{"".join(figures)}</div>'
+    )
+
+
+def _pictures(results):
+    """What results offer to look at: those of chosen endpoints, or all where nothing was chosen."""
+    offered = [r for r in results if r.get("picture")]
+    chosen = [r for r in offered if r.get("chosen") or r["endpoint"] == report.PIXELS]
+    figures = []
+    for r in chosen if any(r.get("chosen") for r in chosen) else offered:
+        png = r["picture"] if isinstance(r["picture"], bytes) else _read(r["picture"])
+        text = f"{r['protocol']}: " + (
+            report.PIXELS if r["endpoint"] == report.PIXELS else f"{r['module']}, {r['endpoint']}"
+        )
+        text += f": {r['metric']} {_percent(r['value'])} %"
+        figures.append(f"<figure>{_image(png, text)}<figcaption>{_e(text)}</figcaption></figure>")
+    return f'<div class="pictures">{"".join(figures)}</div>' if figures else ""
+
+
+def _read(path):
+    import tensorflow as tf
+
+    with tf.io.gfile.GFile(path, "rb") as f:
+        return f.read()
+
+
+def _tables(results, baselines):
+    """A table per protocol, with all endpoints and columns."""
+    columns, groups = report.grid(results, baselines)
+    headings = report.titles(columns)
+    tables = []
+    for protocol in dict.fromkeys(r["protocol"] for r in results):
+        mine = [c for c in columns if c[0] == protocol]
+        metric = next(r["metric"] for r in results if r["protocol"] == protocol)
+        head = "".join(f'<th scope="col" class="n">{_e(headings[c].partition("@")[2])}</th>' for c in mine)
+        bodies = []
+        for group in groups:
+            group = [row for row in group if any(c in row[2] for c in mine)]
+            rows = []
+            for i, (module, endpoint, cells) in enumerate(group):
+                first = f'<th scope="rowgroup" rowspan="{len(group)}">{_e(module)}</th>' if i == 0 else ""
+                first += f'<th scope="row">{_e(endpoint)}</th>'
+                if not endpoint:
+                    first = f'<th scope="row" colspan="2">{_e(module)}</th>'
+                rows.append(f"<tr>{first}{''.join(_cell(cells.get(c)) for c in mine)}</tr>")
+            kind = ' class="others"' if group and not group[0][1] else ""
+            bodies += [f"<tbody{kind}>{''.join(rows)}</tbody>"] if rows else []
+        kind = "k of each class, or labels" if any(c[2] for c in mine) else "training labels"
+        said = f"<b>{_e(protocol)}</b>: test {_e(report.spelled(metric))} in %, by {kind}"
+        tables.append(
+            f'<div class="scroll"><table><caption>{said}</caption><thead><tr><th scope="col">module</th>'
+            f'<th scope="col">endpoint</th>{head}</tr></thead>{"".join(bodies)}</table></div>'
+        )
+    key = '<p class="soft">Marked: the endpoint that validation chose for its module.</p>'
+    return f'{key}<div class="side">{"".join(tables)}</div>'
+
+
+def _cell(result):
+    if result is None:
+        return '<td class="n"></td>'
+    if result.get("chosen"):
+        return f'<td class="n chosen">{_percent(result["value"])}*</td>'
+    return f'<td class="n">{_percent(result["value"])}</td>'
+
+
+def _facts(record):
+    """Command, data, modules, versions, settings."""
+    results, flags = record["results"], record.get("flags", {})
+    chosen = dict.fromkeys((r["protocol"], r.get("chosen_on")) for r in results)
+    where = {}
+    for protocol, on in chosen:
+        where.setdefault(on or "nothing was chosen", []).append(protocol)
+    unreadable = [
+        f"{part}: {name}"
+        for about in record["modules"].values()
+        for part, names in about.get("unreadable", {}).items()
+        for name in names
+    ]
+    unreadable = list(dict.fromkeys(unreadable))
+    splits = [f"{flags[f'{part}_split']} {what}" for part, what in _PARTS.items() if flags.get(f"{part}_split")]
+    facts = {
+        "data set": f"{flags.get('dataset', '')}: {', '.join(splits)}" if flags else "",
+        "reported on": ", ".join(dict.fromkeys(r["reported_on"] for r in results if r.get("reported_on"))),
+        "chosen on": "; ".join(f"{', '.join(protocols)}: {on}" for on, protocols in where.items()),
+        "unreadable images": f"{len(unreadable)}: {', '.join(unreadable[:5])}"
+        if unreadable
+        else "none"
+        if flags
+        else "",
+        "seed": flags.get("seed", ""),
+        "time": f"{_duration(record['seconds'])}, of which protocols {_duration(sum(r['seconds'] for r in results))}"
+        if record.get("seconds")
+        else "",
+        "versions": ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items()),
+    }
+    rows = "".join(
+        f'<tr><th scope="row">{_e(key)}</th><td>{_e(value)}</td></tr>' for key, value in facts.items() if value != ""
+    )
+    parts = []
+    if record.get("command"):
+        command = " \\\n    ".join(_quoted(part) for part in record["command"])
+        parts.append(
+            f"<p>This command repeats it, in the same folder; all that is random follows from its seed.</p><pre>{_e(command)}</pre>"
+        )
+    parts.append(f'<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>')
+    parts.append(_modules(record))
+    if flags:
+        settings = "\n".join(f"--{name}={_setting(value)}" for name, value in flags.items() if value is not None)
+        parts.append(f"<details><summary>All settings</summary><pre>{_e(settings)}</pre></details>")
+    return "\n".join(parts)
+
+
+def _quoted(argument):
+    """An argument as a shell takes it; of --name=value the value is quoted, if anything must be."""
+    name, equals, value = argument.partition("=")
+    named = equals and name.startswith("--") and shlex.quote(name) == name
+    return f"{name}={shlex.quote(value)}" if named and value else shlex.quote(argument)
+
+
+def _setting(value):
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _modules(record):
+    rows = []
+    for name, about in record["modules"].items():
+        size = f"{about['image_size']} of {about['resize']}" if "image_size" in about else ""
+        took = f"{about['extraction_seconds']:.1f} s" if about.get("extraction_seconds") else ""
+        values = (about.get("handle", ""), size, took, about.get("identity", "")[:12])
+        rows.append(f'<tr><th scope="row">{_e(name)}</th>{"".join(f"<td>{_e(value)}</td>" for value in values)}</tr>')
+    names = ("module", "handle", "crop of shorter side, pixels", "extraction", "identity")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    table = f"<caption>Modules</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="scroll"><table>{table}</table></div>'

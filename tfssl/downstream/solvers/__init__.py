@@ -1,0 +1,1 @@
+"""Optimization of linear classifiers on arrays."""

@@ -1,0 +1,1 @@
+"""Hub modules of anybody: handles, downloads, loading."""

@@ -1,0 +1,385 @@
+"""Opens any Hub module: one of ours, or whatever takes a batch of float32 RGB images in [0, 1] and returns features."""
+
+import hashlib
+import json
+import os
+import re
+import sys
+import tarfile
+
+import tensorflow as tf
+
+from tfssl.errors import UserError
+from tfssl.hub import remote
+from tfssl.storage import archive, files
+
+_SIGNATURES = ("serving_default", "default", "image_feature_vector")  # Keras and tf.saved_model; TF1's Hub names
+_ARCHIVES = (".tar.gz", ".tgz", ".tar")
+_IMAGENET_RESIZE = 256 / 224  # shorter side over crop, as in most published evaluations
+
+
+def load(handle):
+    """Open a Hub module.
+
+    Args:
+      handle: a SavedModel's folder (local or gs://), a tarball of one (.tar.gz, .tgz, .tar; local or gs://), or an
+        https:// handle, which `remote.fetch` downloads. A module is a program: one that is not of tfssl-export, or comes from another
+        machine, is announced by a line on stderr before it is loaded.
+
+    Returns:
+      a Module.
+
+    Raises:
+      UserError: if there is no SavedModel there, or it cannot be read, or it takes no images.
+    """
+    handle = os.fspath(handle)
+    return Module(handle, _resolve(handle))
+
+
+class Module:
+    """A loaded SavedModel as a function from images to named features.
+
+    Attributes:
+      handle: what was asked for.
+      facts: its tfssl.json; {} for a module that is not ours.
+      model: the loaded object.
+      identity: hex digest of graph, assets and checksums of the weights: equal modules in two places have one identity.
+    """
+
+    def __init__(self, handle, folder):
+        self.handle, self._shapes = handle, {}
+        self.identity = _identity(folder)
+        self.facts = _facts(folder)
+        _announce(handle, self.facts)
+        try:
+            # TF1's Hub modules hold several graphs; the one without tags is for inference.
+            tags = [] if tf.io.gfile.exists(os.path.join(folder, "tfhub_module.pb")) else None
+            self.model = tf.saved_model.load(_plain(folder), tags=tags)
+        except Exception as e:  # a damaged file raises whatever its parser happens to raise
+            raise UserError(f"module {handle!r}: this SavedModel cannot be read: {_complaint(e)}") from e
+        self._function = self._find_function()
+        self._batch = self._fixed_batch()
+
+    def endpoints(self, images, training=False):
+        """Named features of float32 images [N, H, W, 3] in [0, 1]: a dict in depth order (by name for a module that is
+        not ours). With `training` as in training, where the module knows a difference. A module that is fixed to B images at once gets
+        them B by B, blank images at the end."""
+        if self._batch in (None, images.shape[0]):
+            return self._named(self._function(images, training))
+        rows, size = images.shape[0] or tf.shape(images)[0], self._batch
+        images = tf.pad(images, [[0, -rows % size], [0, 0], [0, 0], [0, 0]])
+        images = tf.reshape(images, [-1, size, *images.shape[1:]])
+        one = tf.TensorSpec(images.shape[1:], images.dtype)
+        known = tf.function(self._function, autograph=False).get_concrete_function(one, training).structured_outputs
+        specs = {name: tf.TensorSpec(x.shape, x.dtype) for name, x in self._named(known).items()}
+        outputs = tf.map_fn(lambda part: self._named(self._function(part, training)), images, fn_output_signature=specs)
+        return {name: tf.reshape(x, [-1, *x.shape[2:]])[:rows] for name, x in outputs.items()}
+
+    def _named(self, outputs):
+        """A dict of tensors in depth order, of whatever a module returns; UserError of several tensors without names."""
+        if not isinstance(outputs, dict):
+            outputs = {"output": outputs}
+        tensors = {}
+        for name, value in outputs.items():
+            held = [x for x in tf.nest.flatten(value) if isinstance(x, (tf.Tensor, tf.TensorSpec))]
+            if len(held) > 1:
+                shapes = ", ".join(str(list(x.shape)) for x in held)
+                raise UserError(
+                    f"module {self.handle!r} returns {len(held)} tensors without names ({shapes}) where one is expected: wrap it in "
+                    "a function that returns one of them, or a dict {name: tensor}, and save that"
+                )
+            if held:
+                tensors[str(name)] = held[0]
+        if not tensors:
+            raise UserError(f"module {self.handle!r} returns no tensor, but {type(outputs).__name__}: {outputs!r:.200}")
+        return {name: tensors[name] for name in self._ordered(tensors)}
+
+    @property
+    def variables(self):
+        """All its variables: those that it lists, or else those that its functions read."""
+        listed = getattr(self.model, "variables", None)
+        if listed is None:
+            listed = [v for function in self._traced() for v in function.variables]
+        return list({id(v): v for v in listed}.values())
+
+    @property
+    def trainable_variables(self):
+        listed = getattr(self.model, "trainable_variables", None)
+        return [v for v in self.variables if v.trainable] if listed is None else list(listed)
+
+    def shapes(self, image_size):
+        """The shape of each endpoint for images of a size, (height, width) or the side of squares, without the batch:
+        {name: (H, W, C) or (D,)}, in depth order.
+
+        Outputs that are not float vectors or maps, one per image, are left out. It runs the module once.
+        """
+        size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+        if size not in self._shapes:
+            try:
+                # In a graph, as later for all images: called eagerly, a signature does not check its input's shape.
+                # By the strategy, whose replicas share the variables where it was loaded in one's scope.
+                strategy = tf.distribute.get_strategy()
+                run = tf.function(lambda images: strategy.run(self.endpoints, [images]), autograph=False)
+                # Traced by hand: TensorFlow would warn of many functions made of one piece of code.
+                outputs = run.get_concrete_function(tf.TensorSpec([2, *size, 3]))(tf.zeros([2, *size, 3]))
+                outputs = {name: strategy.experimental_local_results(x)[0] for name, x in outputs.items()}
+            except UserError:
+                raise
+            except (tf.errors.OpError, ValueError, TypeError) as e:
+                least = self.facts.get("min_image_size")
+                hint = f"; its smallest size is {least}" if least else ""
+                given = tf.TensorSpec([self._batch, *size, 3], tf.float32)
+                takes = [spec for spec in self._specs() if not spec.is_compatible_with(given)]
+                if takes and len(takes) == len(self._specs()):
+                    takes = " or ".join(dict.fromkeys(map(_spelled, takes)))
+                    why = f"it takes {takes}{hint}{_REMEDIES['channels' if ' 3, ' in takes else 'other']}"
+                else:
+                    why = f"{_complaint(e)}{hint}"
+                what = f"{size[0]}x{size[1]} float32 RGB images, [N, {size[0]}, {size[1]}, 3] in [0, 1]"
+                raise UserError(f"module {self.handle!r} does not take {what}: {why}") from e
+            usable = {
+                name: tuple(outputs[name].shape[1:])
+                for name in self._ordered(outputs)
+                if outputs[name].dtype.is_floating and outputs[name].shape.rank in (2, 4) and len(outputs[name]) == 2
+            }
+            if not usable:
+                raise UserError(
+                    f"module {self.handle!r} returns no float features [N, D] or [N, H, W, C], but {sorted(outputs)}"
+                )
+            self._shapes[size] = usable
+        return self._shapes[size]
+
+    def sizes(self, image_size=None, resize=None):
+        """(crop size, shorter side before the crop), in pixels: as asked, or the module's own, or resize = size * 256 /
+        224."""
+        ratio = self.facts["resize"] / self.facts["crop"] if self.facts else _IMAGENET_RESIZE
+        size = image_size or self.facts.get("crop") or self._static_size()
+        if not size:
+            channels_first = [
+                spec for spec in self._specs() if spec.shape.rank == 4 and spec.shape[1] == 3 != spec.shape[3]
+            ]
+            if channels_first:
+                raise UserError(
+                    f"module {self.handle!r} takes {_spelled(channels_first[0])}, channels first{_REMEDIES['channels']}"
+                )
+            raise UserError(f"module {self.handle!r} does not say which image size it takes; give image_size in pixels")
+        resize = resize or round(size * ratio)
+        if resize < size:
+            raise UserError(f"resize={resize} is smaller than image_size={size}: the crop would leave the image")
+        return size, resize
+
+    def _ordered(self, names):
+        depth = self.facts.get("endpoints") or []
+        return sorted(names, key=lambda name: (depth.index(name) if name in depth else len(depth), name))
+
+    def _find_function(self):
+        endpoints = getattr(self.model, "endpoints", None)
+        if callable(endpoints):
+            return lambda images, training: endpoints(images, training=training)
+        if callable(self.model):
+            return self._call
+        signatures = getattr(self.model, "signatures", {})
+        names = [n for n in _SIGNATURES if n in signatures] or list(signatures)
+        for name in names:
+            inputs = signatures[name].structured_input_signature[1]
+            if len(inputs) == 1:
+                (key,) = inputs
+                return lambda images, training: signatures[name](**{key: images})
+        raise UserError(
+            f"module {self.handle!r} has no function of images alone; its signatures are: {', '.join(names) or 'none'}"
+        )
+
+    def _call(self, images, training):
+        for argument in ("training", "trainable"):  # the second is what SimCLR's modules call it
+            try:
+                return self.model(images, **{argument: training})
+            except (TypeError, ValueError):  # a plain function of images has no such argument
+                pass
+        return self.model(images)
+
+    def _static_size(self):
+        """The side of the square images that a traced function or signature is fixed to; None if it is not."""
+        for spec in self._specs():
+            if spec.shape.rank == 4 and spec.shape[1] and spec.shape[1] == spec.shape[2]:
+                return spec.shape[1]
+        return None
+
+    def _fixed_batch(self):
+        """How many images at once all its traced functions are fixed to, the largest number; None if they are not."""
+        sizes = [spec.shape[0] for spec in self._specs() if spec.shape.rank == 4]
+        return max(sizes) if sizes and all(sizes) else None
+
+    def _specs(self):
+        """What its traced functions take for images: the first tensor of each that has a rank above 1."""
+        found = []
+        for function in self._traced():
+            specs = [s for s in tf.nest.flatten(function.structured_input_signature) if isinstance(s, tf.TensorSpec)]
+            found += [s for s in specs if s.shape.rank is None or s.shape.rank > 1][:1]
+        return found
+
+    def _traced(self):
+        """Its functions, each for one form of input."""
+        call = self.model.__call__ if callable(self.model) else None
+        return [*getattr(call, "concrete_functions", []), *getattr(self.model, "signatures", {}).values()]
+
+
+def _resolve(handle):
+    """The folder that holds saved_model.pb."""
+    if handle.startswith(("http://", "https://")):
+        return _unpack(remote.fetch(handle))
+    exists = tf.io.gfile.exists
+    folder = os.path.expanduser(handle) if files.is_local(handle) else handle
+    try:
+        if handle.endswith(_ARCHIVES) and exists(folder) and not tf.io.gfile.isdir(folder):
+            return _unpack(folder)
+        if exists(os.path.join(folder, "saved_model.pb")):
+            return folder
+        there = exists(folder)
+        parents = (folder, os.path.join(folder, "module")) if tf.io.gfile.isdir(folder) else ()
+        inside = [
+            inner
+            for parent in parents
+            for inner in files.matching(parent, ".*")
+            if exists(os.path.join(inner, "saved_model.pb"))
+        ]
+    except files.errors() as e:
+        raise UserError(f"module {handle!r} cannot be opened: {_complaint(e)}") from e
+    if inside:
+        raise UserError(
+            f"module {handle!r} has no saved_model.pb, but these folders in it have: {', '.join(sorted(inside)[:5])}"
+        )
+    if there and not tf.io.gfile.isdir(folder):
+        raise UserError(f"module {handle!r} is a file, not a SavedModel's folder: {_way_from(handle)}")
+    what = "has no saved_model.pb" if there else "does not exist"
+    raise UserError(
+        f"module {handle!r} {what}; give the folder of a SavedModel (tfssl-export makes one), a .tar.gz of it, or a URL"
+    )
+
+
+def _way_from(file):
+    """How to come from a file to a SavedModel."""
+    stem, ending = os.path.splitext(file)
+    if ending in (".keras", ".h5", ".hdf5"):
+        load = f"keras.saving.load_model({file!r}, compile=False).export({stem!r})"
+        return f'python -c "import keras; {load}" writes one to {stem}; it then gets RGB images in [0, 1]'
+    if os.path.basename(file) == "saved_model.pb":
+        return f"give the folder, {os.path.dirname(file) or '.'}"
+    return "give the folder of one (tfssl-export makes one), a .tar.gz of it, or a URL"
+
+
+def _unpack(path):
+    """Unpack a tarball into a folder that is removed at exit; only plain files and folders inside it are taken."""
+    folder = files.scratch("tfssl-module-")
+    try:
+        extraction = archive.Extraction(path, tf.io.gfile.stat(path).length, folder)
+        with tf.io.gfile.GFile(path, "rb") as f, tarfile.open(fileobj=f, mode="r|*") as tar:
+            for member in tar:
+                if not (member.isfile() or member.isdir()):
+                    raise UserError(f"module {path!r}: the archive holds {member.name!r}, which is a link or a device")
+                if member.isfile():
+                    extraction.member(tar, member)
+    except UserError:
+        raise
+    except archive.BROKEN as e:
+        raise UserError(f"module {path!r} cannot be unpacked: {_complaint(e)}") from e
+    roots = [root for root, _, names in os.walk(folder) if "saved_model.pb" in names]
+    if len(roots) != 1:
+        raise UserError(
+            f"module {path!r}: expected one SavedModel in the archive, found {len(roots)} files saved_model.pb"
+        )
+    return roots[0]
+
+
+def _plain(folder):
+    """Another name of a folder whose own TensorFlow would take for a pattern. It lasts as long as the process: a module's functions may
+    read its assets at any time."""
+    if not files.is_local(folder) or not files.PATTERN.search(os.path.abspath(folder)):
+        return folder
+    link = os.path.join(files.scratch("tfssl-module-"), "module")
+    os.symlink(os.path.abspath(folder), link)
+    return link
+
+
+def _identity(folder):
+    # variables.index holds a checksum of every tensor, so the (large) weights themselves need not be read.
+    digest = hashlib.sha256()
+    for name in ("saved_model.pb", "variables/variables.index", "assets/tfssl.json"):
+        path = os.path.join(folder, name)
+        if tf.io.gfile.exists(path):
+            with tf.io.gfile.GFile(path, "rb") as f:
+                digest.update(f.read())
+    return digest.hexdigest()
+
+
+def _facts(folder):
+    path = os.path.join(folder, "assets", "tfssl.json")
+    if not tf.io.gfile.exists(path):
+        return {}
+    try:
+        with tf.io.gfile.GFile(path, "rb") as f:
+            facts = json.loads(f.read().decode())
+        facts = {**facts, "crop": int(facts["crop"]), "resize": int(facts["resize"])}
+        for name, kind in _FACTS.items():
+            if not isinstance(facts.get(name), (kind, type(None))):
+                raise TypeError(f"{name} is {facts[name]!r:.40}")
+        for name in ("crop", "resize"):
+            if not 1 <= facts[name] <= 1 << 16:
+                raise ValueError(f"{name} is {facts[name]} pixels")
+        for name in ("endpoints", "class_names"):
+            if not all(isinstance(text, str) for text in facts.get(name) or ()):
+                raise TypeError(f"{name} has an entry that is no text")
+        return facts
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
+        raise UserError(f"module: {path} is damaged: {type(e).__name__}: {_complaint(e)}") from e
+
+
+_FACTS = {  # of tfssl.json: what is read here, and what it has to be where it is there
+    "kind": str, "task": str, "endpoint": str, "endpoints": list, "class_names": list, "features": dict, "training_flags": dict,
+    "encoder": dict, "min_image_size": int, "num_classes": int,
+}  # fmt: skip
+_announced = set()  # handles
+
+
+def _announce(handle, facts):
+    """Say, once, that a module which is not of tfssl-export, or comes from elsewhere, is a program."""
+    elsewhere = "://" in handle
+    if handle in _announced or (facts and not elsewhere):
+        return
+    _announced.add(handle)
+    origin = "comes from another machine" if elsewhere else "was not made by tfssl-export"
+    print(
+        f"module {handle!r} {origin}; it is a program, which now runs with your rights: open what you trust (SECURITY.md)",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+_REMEDIES = {
+    "channels": ": wrap it in a function that calls it with tf.transpose(images, [0, 3, 1, 2]), and save that",
+    "other": ": another --image_size, or a function around it that converts, helps",
+}
+
+
+def _spelled(spec):
+    """A tensor's type and shape: float32 [N, 32, 32, 3]."""
+    shape = "of any shape" if spec.shape.rank is None else _dims(spec.shape)
+    return f"{spec.dtype.name} {shape}"
+
+
+def _dims(shape):
+    first, *others = ["?" if d is None else str(d) for d in shape]
+    return f"[{', '.join(['N' if first == '?' else first, *others])}]"
+
+
+def _complaint(error, length=1000):
+    """What an exception says, on one line: without the traceback that TensorFlow prints first within a graph, and the names of nodes."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    begins = [i for i, line in enumerate(lines) if re.match(r"[\w.]*Error: ", line)]
+    if begins:
+        lines = [lines[begins[0]].partition(": ")[2], *lines[begins[0] + 1 :]]
+    text = " ".join(lines).split(" Received args")[0]
+    text = re.sub(
+        r"\{\{node (\S+)\}\}", r"\1", re.sub(r"\{\{function_node .*?\}\} ?|\[\[.*?\]\]|\[Op:[^\]]*\]", "", text)
+    )
+    text = re.sub(r" = \w+\[[^\]]*(?:\[[^\]]*\][^\]]*)*\]\([^)]*\)", "", text).strip()
+    return text if len(text) <= length else f"{text[:length]} ..."

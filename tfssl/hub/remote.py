@@ -1,0 +1,141 @@
+"""Modules at https addresses: fetched once, checked, and kept in a folder of the user's own."""
+
+import hashlib
+import http.client
+import os
+import re
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+from tfssl.errors import UserError, one_line
+from tfssl.storage import caches as cache
+from tfssl.storage import files
+
+TIMEOUT = 30.0  # seconds without an answer, or without a byte of it
+_ARCHIVES = (".tar.gz", ".tgz", ".tar")
+
+
+def fetch(handle):
+    """The local archive of a module at an https address, downloaded unless it is kept already.
+
+    It is kept as CACHE/modules/ADDRESS-CONTENT.tgz (parts of SHA-256 digests, that of the content whole), where CACHE is the environment's
+    TFSSL_CACHE or ~/.cache/tfssl. The folder is the user's alone; a kept file whose content is not what its name says is fetched anew.
+
+    Args:
+      handle: https://HOST/PATH of an archive (.tar.gz, .tgz, .tar), or a handle of TensorFlow Hub's protocol, whose server makes one (it is
+        asked for ?tf-hub-format=compressed); with #sha256=HEX at its end, of that content only.
+
+    Raises:
+      UserError: the address is not https, now or after a redirection; nothing answers in TIMEOUT seconds; what comes is no archive, not
+        whole or of another digest; the folder cannot be written, or is somebody else's.
+    """
+    address, _, fragment = handle.partition("#")
+    wanted = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
+    if fragment and not wanted:
+        raise UserError(f"module {handle!r}: after # there may stand sha256= and 64 hexadecimal digits")
+    wanted = wanted and wanted[1].lower()
+    if not address.startswith("https://"):
+        raise UserError(
+            f"module {handle!r}: http:// is not encrypted: anybody on the way can put another program in its place. Use https://, or "
+            "download it yourself, check it, and give the file"
+        )
+    try:
+        folder = _private_folder()
+        path = _kept(folder, address, wanted)
+        return path or _download(handle, address, wanted, folder)
+    except (OSError, http.client.HTTPException, ValueError) as e:
+        if isinstance(e, UserError):
+            raise
+        raise UserError(f"module {handle!r} cannot be downloaded: {one_line(e) or type(e).__name__}") from e
+
+
+def _private_folder():
+    folder = os.path.join(cache.cache_dir(), "modules")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and os.stat(folder).st_uid != os.getuid():
+        raise UserError(
+            f"{folder} belongs to another user, who could put programs there: set TFSSL_CACHE to a folder of your own"
+        )
+    os.chmod(folder, 0o700)
+    return folder
+
+
+def _key(address):
+    return hashlib.sha256(address.encode()).hexdigest()[:16]
+
+
+def _kept(folder, address, wanted):
+    """The newest undamaged archive of an address, of the wanted digest if there is one; None: there is none."""
+    paths = [os.path.join(folder, name) for name in files.listdir(folder)]
+    for path in sorted(paths, key=_modified, reverse=True):
+        name = re.fullmatch(_key(address) + r"-([0-9a-f]{64})\.tgz", os.path.basename(path))
+        if name and wanted in (None, name[1]):
+            with open(path, "rb") as f:
+                if _copy(f)[1] == name[1]:
+                    return path
+        elif path.endswith(".part") and _modified(path) < time.time() - 86_400:
+            files.remove(path)  # of a process that was killed
+    return None
+
+
+def _modified(path):
+    try:
+        return os.path.getmtime(path)
+    except FileNotFoundError:  # another process has finished its own
+        return 0.0
+
+
+def _download(handle, address, wanted, folder):
+    asked = address
+    if not address.partition("?")[0].endswith(_ARCHIVES):
+        asked += ("&" if "?" in address else "?") + "tf-hub-format=compressed"
+    descriptor, unfinished = tempfile.mkstemp(".part", dir=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as f, _open(asked) as response:
+            size, digest = _copy(response, f)
+            announced = response.headers.get("Content-Length")
+            f.flush()
+            os.fsync(f.fileno())
+        if announced and int(announced) != size:
+            raise UserError(f"module {handle!r}: the download ended after {size} of {announced} bytes; try again")
+        if wanted and wanted != digest:
+            raise UserError(
+                f"module {handle!r}: what came has another digest, sha256={digest}: it was changed, or damaged on the way"
+            )
+        if not tarfile.is_tarfile(unfinished):
+            raise UserError(
+                f"module {handle!r}: what came is no archive (.tar.gz, .tgz, .tar), but a file of {size} bytes"
+            )
+        path = os.path.join(folder, f"{_key(address)}-{digest}.tgz")
+        os.replace(unfinished, path)
+        files.sync(folder)
+        return path
+    except BaseException:
+        files.remove(unfinished)
+        raise
+
+
+def _open(address):
+    """The server's response, for `with`."""
+    return urllib.request.build_opener(_EncryptedOnly()).open(address, timeout=TIMEOUT)
+
+
+class _EncryptedOnly(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, request, response, code, message, headers, address):
+        if not address.startswith("https://"):
+            raise urllib.error.URLError(f"the server redirects to {address}, which is not encrypted")
+        return super().redirect_request(request, response, code, message, headers, address)
+
+
+def _copy(source, target=None):
+    """(bytes, SHA-256 in hexadecimal) of a file, which is copied to another."""
+    digest, size = hashlib.sha256(), 0
+    while block := source.read(1 << 20):
+        digest.update(block)
+        size += len(block)
+        if target:
+            target.write(block)
+    return size, digest.hexdigest()

@@ -1,0 +1,1 @@
+"""What pretext tasks share: heads, memory banks, target networks, probes, views, patch tuples."""

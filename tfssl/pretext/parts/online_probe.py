@@ -1,0 +1,71 @@
+"""The online probe: whether the features are any good, told while they are learned."""
+
+import math
+
+import tensorflow as tf
+
+from tfssl.errors import check_choice
+from tfssl.pretext.task import Pretext, imagenet_normalised
+
+
+class Probed(Pretext):
+    """Base class of the tasks in which a linear classifier learns along where there are labels; it sends no gradient into the network.
+
+    Args:
+      image_size: side of the images that the network sees, in pixels.
+      normalization: what the network sees of images in [0, 1]: imagenet (less its mean, by its deviation) or none (as they are).
+      num_classes: classes of the online probe, a linear classifier on the features that sends no gradient into the network; 0 takes the
+        data set's, and leaves the probe out where there are none.
+    """
+
+    def __init__(self, backbone, image_size=224, normalization="imagenet", num_classes=0, **common):
+        super().__init__(backbone, image_size=image_size, **common)
+        self._autocast = False  # colours are computed in full precision; the network casts for itself
+        check_choice("normalization", normalization, ("imagenet", "none"))
+        self.normalization = normalization
+        floatx = tf.keras.backend.floatx()
+        self.probe = tf.keras.layers.Dense(num_classes, name="probe", dtype=floatx) if num_classes else None
+        if self.probe:
+            self.probe.decayed = False
+        self._probe_is_lost = False
+
+    def normalise(self, images):
+        return images if self.normalization == "none" else imagenet_normalised(images)
+
+    def features(self, images, training):
+        """Images [n, H, W, 3] -> pre-logits [n, D], and {"probe": its logits [n, C]}, where there is one."""
+        x = self.encode(images, training)["pre_logits"]
+        return x, self.probe_logits(x)
+
+    def probe_logits(self, x):
+        """Pre-logits [n, D] -> {"probe": its logits [n, C]}, where there is a probe."""
+        return {"probe": self.probe(tf.stop_gradient(x))} if self.probe else {}
+
+    def probed(self, batch, loss, metrics, logits):
+        """(Loss [N], metrics) of the method, with those of the probe, whose logits are [N, C].
+
+        A probe that has diverged must not stop the method, nor make the loss scaling of float16 skip its steps: rows whose logits are not
+        finite have no part in the loss, and so send no gradient. Their `probe_accuracy` is NaN.
+        """
+        if not self.probe:
+            return loss, metrics
+        finite = tf.reduce_all(tf.math.is_finite(logits), 1)  # N
+        logits = tf.where(finite[:, None], logits, tf.zeros_like(logits))
+        labels = tf.maximum(batch["label"], 0)
+        known = tf.cast((batch["label"] >= 0) & finite, loss.dtype)
+        accuracy = tf.keras.metrics.sparse_categorical_accuracy(batch["label"], logits)
+        accuracy = tf.where(finite, accuracy, tf.constant(math.nan, accuracy.dtype))
+        metrics = {**metrics, "loss": loss, "probe_accuracy": accuracy}  # the loss that is reported is the method's own
+        return loss + known * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), metrics
+
+    def alarm(self, measured):
+        if math.isnan(measured.get("probe_accuracy", 0.0)) and not self._probe_is_lost:
+            self._probe_is_lost = True  # said once
+            return (
+                "the online probe's outputs are no longer finite, and probe_accuracy means nothing; the method goes on, for the probe "
+                "sends no gradient into it"
+            )
+        return super().alarm(measured)
+
+    def chance(self):
+        return {"probe_accuracy": 1 / self.probe.units} if self.probe else {}

@@ -1,0 +1,174 @@
+"""Views of an image: what all joint-embedding methods share."""
+
+import collections
+
+import tensorflow as tf
+
+from tfssl.data import augmentation
+from tfssl.errors import check_choice
+from tfssl.losses import contrastive
+from tfssl.pretext.parts.online_probe import Probed
+
+Crops = collections.namedtuple("Crops", ["count", "size", "area"])
+Crops.__doc__ = (
+    """So many views of `size` pixels; `area` (low, high) as a share of the image's, or None for the policy's."""
+)
+
+
+class Views(Probed):
+    """Base class of the methods that bring views of one image together. A subclass gives `call` -> {"z": embeddings [N, V, E], ...}, by
+    `embed`, and `contrast(batch, outputs)` -> (loss per image [N], {metric: [N]}).
+
+    A view is a random crop of the image, made on the host as bytes, and then mirrored, coloured and blurred by a policy of
+    `tfssl.data.augmentation`. In validation the crops are drawn from one fixed seed, and no policy acts.
+
+    Args:
+      image_size: side of the views, in pixels.
+      augmentation: policy of the views: simclr, moco_v1, moco_v2, pirl, pirl_photometric, byol, swav, infomin, cifar (SimCLR's for 32
+        pixels) or crop (crops and flips alone); see tfssl/data/augmentation.py.
+      strength: scales the policy's colour jitter (SimCLR: 1 for ImageNet, 0.5 for CIFAR-10; the policy cifar has its 0.5 already).
+      min_area: smallest area of a crop, as a share of the image; 0 takes the policy's.
+      augment_on: where the policy acts: device (a batch at once) or host (each image in the input pipeline, rounded to bytes again).
+      resize: shorter side, in pixels, to which an evaluation image is scaled before its central square of `image_size` is cut; 0 means
+        image_size / 0.875.
+    """
+
+    spans_batch = True  # if not by its loss, then by its spread, or by what it remembers
+
+    def __init__(
+        self,
+        backbone,
+        image_size=224,
+        augmentation="simclr",
+        strength=1.0,
+        min_area=0.0,
+        augment_on="device",
+        resize=0,
+        **common,
+    ):
+        super().__init__(backbone, image_size=image_size, **common)
+        check_choice("augment_on", augment_on, ("device", "host"))
+        self.augmentation, self.strength, self.min_area, self.augment_on = augmentation, strength, min_area, augment_on
+        self.resize = resize or round(image_size / 0.875)
+        self.policies()  # an unknown name is refused here
+
+    # What a method may define.
+
+    def crops(self):
+        """The groups of views, a list of `Crops`; the two of SimCLR by default."""
+        return [Crops(2, self.image_size, None)]
+
+    def contrast(self, batch, outputs):
+        raise NotImplementedError
+
+    # What all share.
+
+    def policies(self):
+        """One policy for each view, in the order of the groups."""
+        views = sum(group.count for group in self.crops())
+        return augmentation.per_view(self.augmentation, views, self.strength)
+
+    def example(self, image, seed):
+        """-> a tuple of one uint8 [V, S, S, 3] for each group of crops."""
+        training, seed = seed is not None, tf.zeros([2], tf.int64) if seed is None else seed
+        numbered = self._numbered(self.crops())
+        regions = [self.regions(group, first) for group, first in numbered]
+        crops = iter(augmentation.crops(image, seed, sum(regions, [])))
+        groups = [
+            self.group([next(crops) for _ in own], seed, group, first)
+            for own, (group, first) in zip(regions, numbered)  # noqa: B905 (Python 3.9)
+        ]
+        if training and self.augment_on == "host":
+            draws = augmentation.HostDraws(seed, 1)
+            groups = [to_bytes(self._policed(_to_float(x)[None], draws, n)[0]) for x, n in self._numbered(groups)]
+        return tuple(groups)
+
+    def regions(self, group, first):
+        """What is cut from an image for a group, whose views are numbered from `first` on: list of `augmentation.Region`."""
+        found = []
+        for number, policy in enumerate(self.policies()[first : first + group.count], first):
+            area = group.area or (self.min_area and (self.min_area, policy.crop_area[1]))
+            policy = policy.with_area(*area) if area else policy
+            found.append(augmentation.Region(policy, number, group.size))
+        return found
+
+    def group(self, crops, seed, group, first):
+        """The views of a group, uint8 [V, S, S, 3], from the crops of its regions."""
+        return tf.stack(crops)
+
+    def augment(self, batch, draws):
+        if self.augment_on == "host":
+            return batch
+        return {**batch, "image": tuple(self._policed(x, draws, first) for x, first in self._numbered(batch["image"]))}
+
+    def _policed(self, images, draws, first):
+        """Images [N, V, S, S, 3] after the policies of views `first`, `first` + 1, ..."""
+        policies = self.policies()[first:]
+        views = [policies[v].apply(x, draws, view=first + v) for v, x in enumerate(tf.unstack(images, axis=1))]
+        return tf.stack(views, 1)
+
+    def _numbered(self, groups):
+        """(group, number of its first view) of each group."""
+        counts = [group.count for group in self.crops()]
+        return [(x, sum(counts[:i])) for i, x in enumerate(groups)]
+
+    def embed(self, images, heads, training):
+        """Views [N, V, S, S, 3] through the network and {name: head}, each head after the one before it: {name: [N, V, outputs]}, and the
+        online probe's logits as "probe". Given a tuple of groups of views, one for each size, the backbone takes size by size, and a head
+        the views of all sizes at once."""
+        groups = images if isinstance(images, tuple) else (images,)
+        counts = [group.shape[1] for group in groups]
+        # Image by image, so that the parts of a batch are groups of successive rows for batch normalisation too.
+        x = [self.encode(tf.reshape(group, [-1, *group.shape[2:]]), training)["pre_logits"] for group in groups]
+        x = tf.concat([tf.reshape(y, [-1, count, y.shape[-1]]) for y, count in zip(x, counts)], 1)  # NxVxD  # noqa: B905
+        x = tf.reshape(x, [-1, x.shape[-1]])
+        found = self.probe_logits(x)
+        for name, head in heads.items():
+            x = found[name] = head(x, training=training)
+        return {name: tf.reshape(y, [-1, sum(counts), y.shape[-1]]) for name, y in found.items()}
+
+    def embed_each(self, batch, heads, training):
+        """The same, each view by itself: batch normalisation then sees one view at a time."""
+        found = [self.embed(view, heads, training) for view in self.each(batch)]
+        return {name: tf.concat([outputs[name] for outputs in found], 1) for name in found[0]}
+
+    def each(self, batch):
+        """The views of a batch one by one: a list of [N, 1, S, S, 3]."""
+        return [x[:, v : v + 1] for x in batch["image"] for v in range(x.shape[1])]
+
+    def objective(self, batch, outputs):
+        loss, metrics = self.contrast(batch, outputs)
+        z = outputs["z"]
+        metrics["spread"] = tf.ones_like(loss) * contrastive.spread(tf.reshape(z, [-1, z.shape[-1]]))
+        return self.probed(batch, loss, metrics, outputs["probe"][:, 0] if self.probe else None)
+
+    def alarm(self, measured):
+        if measured["spread"] < 0.05:
+            return f"the embeddings have collapsed into one direction (spread {measured['spread']:.2g}; 1 is healthy): see docs/methods.md"
+        return super().alarm(measured)
+
+    def chance(self):
+        """`spread`: of the embeddings' directions, 1 where they fill the sphere, 0 where they are one point."""
+        return {"loss": float("nan"), "spread": 0.0, **super().chance()}
+
+    @property
+    def head_norm(self):
+        """The batch normalisation of heads spans what the backbone's does."""
+        return {"sync": self.backbone.bn_sync, "groups": self.backbone.bn_groups}
+
+    @property
+    def evaluation_size(self):
+        return self.image_size, self.resize
+
+    def views(self, batch):
+        images = batch["image"][0]
+        return tf.reshape(images, [-1, *images.shape[2:]])
+
+
+def _to_float(images):
+    return tf.cast(images, tf.float32) / 255
+
+
+def to_bytes(images):
+    """Images in [0, 1] as uint8, rounded."""
+    return tf.cast(tf.round(255 * tf.clip_by_value(images, 0.0, 1.0)), tf.uint8)

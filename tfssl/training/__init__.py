@@ -1,0 +1,1 @@
+"""What training adds to a step: checkpoints, callbacks, summaries, probes, provenance."""

@@ -1,0 +1,318 @@
+"""Keras callbacks that make a run visible and keep its state."""
+
+import json
+import os
+import sys
+import time
+
+import tensorflow as tf
+
+from tfssl.errors import UserError
+from tfssl.runtime.watchdog import SAVING, WATCHDOG
+from tfssl.storage.files import write_file
+
+
+class Log(tf.keras.callbacks.Callback):
+    """Every `every` steps: a line on the screen with the time left, a line of metrics.jsonl, TensorBoard scalars; and the checks for NaN
+    and for a run that learns nothing (see `alarms`).
+
+    Logged values are means over the steps since the last log; of no image at all they are NaN (null in metrics.jsonl), never 0.
+    TensorBoard gets runs `train` and `validation`, and `chance`, a level line at what an encoder that knows nothing would reach.
+
+    Args:
+      model: the pretext model.
+      workdir: the run's folder; None: be silent and write nothing, as workers other than the first do.
+      step: the step that the run begins or goes on at.
+      total_steps: length of the whole run.
+      batch_size: images per step.
+      epoch_steps: steps of one pass over the data; may be fractional.
+      every: steps between logs.
+      last_good: function () -> where the run can go on from, for the NaN message.
+      probe: function () -> {metric: value} of each validation, with `chance`, {metric: level}; or None.
+      pictures: function () -> a picture for TensorBoard at each validation, uint8 [H, W, 3]; or None.
+      unreadable: `Source.unreadable` of the training images.
+
+    Raises:
+      UserError: there is nothing to learn: chance alone is always right. At the end of a fit epoch: more than `REPLACED` of its images
+        were unreadable, by more than chance makes of such a fraction.
+    """
+
+    REPLACED = 0.1
+
+    _supports_tf_logs = True  # or Keras would wait for the device after every step
+
+    def __init__(
+        self,
+        model,
+        workdir,
+        step,
+        total_steps,
+        batch_size,
+        epoch_steps,
+        every,
+        last_good,
+        probe=None,
+        pictures=None,
+        unreadable=None,
+    ):
+        super().__init__()
+        self.workdir, self.every, self.last_good, self.probe, self.pictures = workdir, every, last_good, probe, pictures
+        self.total_steps, self.batch_size, self.epoch_steps = total_steps, batch_size, epoch_steps
+        self.step = self.logged = self.begun = step
+        self.pace = Pace()
+        self.replaced, self.replaced_before, self.unreadable = 0, 0, {} if unreadable is None else unreadable
+        self.writers = {}
+        self.live = sys.stdout.isatty() and workdir is not None
+        if model.chance().get("accuracy", 0.0) >= 1:
+            raise UserError(
+                "there is nothing to learn: one answer alone is possible, so that chance is always right; a larger --batch_size (where "
+                "the images of a batch are told apart), or images of two classes or more, helps"
+            )
+        if workdir is None:
+            return
+        self.watch = Watch(model)
+        _drop_later_lines(os.path.join(workdir, "metrics.jsonl"), step)
+        self.chance = {**model.chance(), **(probe.chance if probe else {})}
+        for name, level in self.chance.items():
+            for end in (0, total_steps):
+                self._scalar("chance", name, level, end)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.begun, self.replaced_before = self.step, self.replaced
+        self.waited = []
+        self.since = self.shown = time.perf_counter()  # validation and saving are not training time
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = self.begun + batch + 1
+        self.waited.append(logs["input_seconds"])
+        crossed = step // self.every > self.step // self.every
+        self.step = step
+        if crossed or step - self.begun == self.params["steps"]:
+            self._log(logs)
+        elif self.live and time.perf_counter() - self.shown > 1:
+            self.shown = time.perf_counter()
+            rate = (step - self.logged) / (self.shown - self.since)
+            left = _clock((self.total_steps - step) / rate)
+            print(
+                f"\rstep {step}/{self.total_steps}  {rate * self.batch_size:.0f} images/s  ETA {left} ",
+                end="",
+                flush=True,
+            )
+
+    def _log(self, logs):
+        values = {name: float(logs[name]) for name in self.model.chance()}  # waits for the device
+        waited, now = sum(float(w) for w in self.waited), time.perf_counter()
+        elapsed, steps = now - self.since, self.step - self.logged
+        self.waited, self.since, self.logged = [], now, self.step
+        counters = self.model.counters
+        self.model.reset_metrics()
+        bad = round(counters["nonfinite_steps"] + 0.499)
+        if bad:
+            raise UserError(
+                f"the loss became NaN or infinite at step {self.step - bad + 1}; {self.last_good()}: the same command goes on from there; "
+                "a lower --learning_rate, a longer --warmup_epochs or --precision=float32 may help"
+            )
+        self.pace.add(steps, elapsed)
+        self.replaced += int(counters["replaced"])
+        rate = float(tf.keras.backend.get_value(_learning_rate(self.model.optimizer)))
+        values |= {
+            "learning_rate": rate,
+            "images_per_second": steps * self.batch_size / elapsed,
+            "input_wait": min(1.0, waited / elapsed),
+            "replaced_images": self.replaced,
+        }
+        if self.workdir is None:
+            return
+        self._append({"step": self.step, "epoch": round(self.step / self.epoch_steps, 4), **values})
+        for name, value in values.items():
+            self._scalar("train", name, value, self.step)
+        self._print(values)
+
+    def _append(self, line):
+        with tf.io.gfile.GFile(os.path.join(self.workdir, "metrics.jsonl"), "a") as f:
+            f.write(json.dumps({name: None if value != value else value for name, value in line.items()}) + "\n")
+
+    def _print(self, values):
+        chance = self.model.chance()
+        parts = [f"step {self.step}/{self.total_steps}", f"epoch {self.step / self.epoch_steps:.2f}"]
+        parts += [f"{name} {values[name]:.4g} (chance {level:.3g})" for name, level in chance.items()]
+        parts += [
+            f"lr {values['learning_rate']:.3g}",
+            f"{values['images_per_second']:.0f} images/s",
+            f"input wait {values['input_wait']:.0%}",
+            f"ETA {_clock(self.pace.per_step() * (self.total_steps - self.step))}",
+        ]
+        if self.replaced:
+            parts.append(f"{self.replaced} unreadable replaced")
+        say(("\r" if self.live else "") + "  ".join(parts))
+        rate, done = values["learning_rate"], self.step / self.total_steps
+        for alarm in (self.model.alarm(values), *self.watch.alarms(values, chance, rate, done)):
+            if alarm:
+                say(f"WARNING: {alarm}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._check_replaced()
+        validation = {
+            name[len("val_") :]: float(value) for name, value in (logs or {}).items() if name.startswith("val_")
+        }
+        if not validation or self.workdir is None:
+            return
+        if all(value != value for value in validation.values()):
+            say(
+                "WARNING: the validation has measured nothing: no image of --val_split could be read, or none has a label"
+            )
+        validation |= self.probe() if self.probe else {}
+        self._append({"step": self.step, **{f"validation_{name}": value for name, value in validation.items()}})
+        for name, value in validation.items():
+            self._scalar("validation", name, value, self.step)
+        if self.pictures:
+            with self.writer("validation").as_default():
+                tf.summary.image("pictures", self.pictures()[None], self.step)
+        values = "  ".join(f"{name} {value:.4g} (chance {self.chance[name]:.3g})" for name, value in validation.items())
+        say(f"validation at step {self.step}  {values}")
+
+    def _check_replaced(self):
+        images, replaced = (self.step - self.begun) * self.batch_size, self.replaced - self.replaced_before
+        chance = 3 * (images * self.REPLACED * (1 - self.REPLACED)) ** 0.5  # three standard deviations
+        if replaced > self.REPLACED * images + chance:
+            last = next(reversed(self.unreadable.items()), None)
+            named = f"; the last of them is {last[0]}: {last[1]}" if last else ""
+            raise UserError(
+                f"{replaced} of the {images} images of steps {self.begun + 1} to {self.step}, more than a tenth, cannot be decoded and "
+                f"were replaced{named}; repair them, or take them out (--dry_run lists all); {self.last_good()}, and the same "
+                "command goes on"
+            )
+
+    def on_train_end(self, logs=None):
+        for writer in self.writers.values():
+            writer.flush()
+
+    def _scalar(self, run, name, value, step):
+        with self.writer(run).as_default():
+            tf.summary.scalar(name, value, step)
+
+    def writer(self, run):
+        """The TensorBoard writer of a run: "train", "validation" or "chance"."""
+        if run not in self.writers:
+            self.writers[run] = tf.summary.create_file_writer(os.path.join(self.workdir, run))
+        return self.writers[run]
+
+
+class Save(tf.keras.callbacks.Callback):
+    """A checkpoint at the end of every fit epoch."""
+
+    _supports_tf_logs = True
+
+    def __init__(self, checkpoints, log):
+        super().__init__()
+        self.checkpoints, self.log = checkpoints, log
+
+    def on_epoch_end(self, epoch, logs=None):
+        with WATCHDOG.during(SAVING):
+            self.checkpoints.save(self.log.step)
+
+
+class Watch:
+    """Alarms of a run in which nothing is learned, whatever its task; each is given once.
+
+    Args:
+      model: the pretext model; its trainable variables are compared with what they are now.
+    """
+
+    STILL = 4  # lines of the log that tell
+
+    def __init__(self, model):
+        self.model, self.losses, self.given = model, [], set()
+        self.began = [v.numpy() for v in model.trainable_variables]
+
+    def alarms(self, values, chance, rate, done):
+        """Lines, mostly none, about a log.
+
+        Args:
+          values: {metric: value} since the last log.
+          chance: {metric: level}, as of the task.
+          rate: the learning rate; while it is 0 there is nothing to expect.
+          done: fraction of the run that is done.
+        """
+        self.losses = [*self.losses, values["loss"]][-10_000:] if rate > 0 else []
+        found = []
+        enough = len(self.losses) >= self.STILL
+        if self.began is not None and rate > 0 and (enough or done >= 1):
+            if all(map(_parallel, self.began, (v.numpy() for v in self.model.trainable_variables))):
+                found.append(
+                    "no gradient reaches the network: its weights are what they were at the start, but for their decay"
+                )
+            self.began = None
+        if enough and max(self.losses) - min(self.losses) <= 1e-6 * max(abs(self.losses[0]), 1e-6):
+            found.append(f"the loss stands still at {self.losses[0]:.4g} from the first line of the log on")
+        level = chance.get("loss", float("nan"))
+        if (
+            done > 0.5
+            and len(self.losses) >= 2 * self.STILL
+            and all(abs(x - level) <= 1e-3 * abs(level) for x in self.losses)
+        ):
+            found.append(f"the loss is at chance, {level:.4g}, from the first line of the log on")
+        new = [text for text in found if text[:12] not in self.given]
+        self.given |= {text[:12] for text in new}
+        return [
+            f"nothing is learned: {text}; look at the images (--dry_run shows a batch), the learning rate and the batch size"
+            for text in new
+        ]
+
+
+def _parallel(one, other):
+    """Whether a variable is what it was, but for a factor: weight decay shrinks it, and no gradient is like that by chance."""
+    if one.size < 2:
+        return True  # no direction
+    one, other = one.astype("float64").ravel(), other.astype("float64").ravel()
+    size = float(one @ one)
+    factor = float(one @ other) / size if size else 0.0
+    return float(abs(other - factor * one).max()) <= 1e-6 * max(float(abs(one).max()), 1e-30)
+
+
+class Pace:
+    """Seconds per step: a running mean that forgets, so that the first steps (tracing, warming up) do not spoil the estimate."""
+
+    def __init__(self, memory=0.8):
+        self.memory, self.steps, self.time = memory, 0.0, 0.0
+
+    def add(self, steps, elapsed):
+        self.steps = self.memory * self.steps + steps
+        self.time = self.memory * self.time + elapsed
+
+    def per_step(self):
+        return self.time / self.steps if self.steps else 0.0
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def _learning_rate(optimizer):
+    """The rate of the next step; optimizers of the older type hold the schedule itself."""
+    rate = optimizer.learning_rate
+    return rate(optimizer.iterations) if callable(rate) else rate
+
+
+def _clock(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def _drop_later_lines(path, step):
+    """Keep the lines up to `step`: those that a killed run wrote after its last checkpoint will be written again."""
+    if not tf.io.gfile.exists(path):
+        return
+    with tf.io.gfile.GFile(path, "rb") as f:
+        lines = f.read().splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= step]
+    if len(kept) < len(lines):
+        write_file(path, b"".join(kept))
+
+
+def _step_of(line):
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line cut off by the kill, or whatever a disk made of it

@@ -1,0 +1,87 @@
+"""`tfssl-train --dry_run`: what a run would do, on which images, before it costs anything."""
+
+import math
+import sys
+import time
+
+import tensorflow as tf
+
+from tfssl.runtime import strategy as strategies
+from tfssl.storage.files import write_file
+from tfssl.training import summaries
+from tfssl.training.callbacks import _clock, say
+
+
+def describe(model, strategy, source, validation, plan, values, picture="dry_run.png", timed_steps=3):
+    """Print the images by split and class, the unreadable ones and the duplicates, the network, the plan and an estimate of its time;
+    write the first views to `picture`."""
+    for split in filter(None, (source, validation)):
+        _describe_source(split)
+    say(plan.summary(model, source))
+    for part in (model.backbone, getattr(model, "head", None)):
+        if part is not None:
+            trainable = sum(math.prod(v.shape) for v in part.trainable_variables)
+            say(f"  {part.name}: {trainable:,} trainable parameters")
+    source.probe()
+    views = summaries.first_views(model, source, values["batch_size"], values["seed"])
+    if views is not None:
+        write_file(picture, tf.io.encode_png(summaries.grid(views)).numpy())
+        say(f"first images as the network sees them: {picture}")
+    _estimate(model, strategy, source, plan, values, timed_steps)
+
+
+def _describe_source(source):
+    labels = f"{source.num_classes} classes" if source.num_classes else "no labels"
+    if source.class_names and not source.num_classes:
+        labels = f"several of {len(source.class_names)} classes in an image"
+    say(f"{source.spec}, split {source.split}: {source.num_examples:,} images, {labels}")
+    found = source.scan(_show_progress if sys.stdout.isatty() else None)
+    for name, count in found.per_class.items():
+        say(f"  {name}: {count:,}")
+    if found.sizes:
+        heights, widths = zip(*found.sizes)  # noqa: B905 (Python 3.9)
+        say(f"  sizes: {min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide")
+    for reason, names in source.left_out.items():
+        _list(f"left out: {reason}", names)
+    for remark in source.remarks:
+        say(f"  {remark}")
+    if found.ignored:
+        say(
+            "  other files, ignored: "
+            + ", ".join(f"{count} {ending or 'without ending'}" for ending, count in found.ignored.items())
+        )
+    _list("unreadable, would be skipped", [f"{name}: {reason}" for name, reason in found.unreadable])
+    copies = sum(len(group) - 1 for group in found.duplicates)
+    _list(f"images whose content occurs before: {copies}, in groups", [" = ".join(group) for group in found.duplicates])
+
+
+def _list(heading, lines, shown=20):
+    if lines:
+        say(f"  {heading}: {len(lines)}")
+        for line in [*lines[:shown], *([f"and {len(lines) - shown} more"] if len(lines) > shown else [])]:
+            say(f"    {line}")
+
+
+def _show_progress(done, total):
+    print(f"\r  read {done:,} of {total:,} ", end="\n" if done == total else "", flush=True)
+
+
+def _estimate(model, strategy, source, plan, values, steps):
+    executions = values["steps_per_execution"]
+    data = iter(
+        strategies.training_data(
+            strategy, model, source, values["batch_size"], values["seed"], 0, (steps + 1) * executions
+        )
+    )
+    step = model.make_train_function()
+    step(data)["loss"].numpy()  # traces and warms up
+    start = time.perf_counter()
+    for _ in range(steps):
+        loss = step(data)["loss"]
+    loss.numpy()
+    seconds = (time.perf_counter() - start) / (steps * executions)
+    rate = values["batch_size"] / seconds
+    total = _clock(seconds * plan.total_steps)
+    say(
+        f"estimated time: {total} for {plan.total_steps} steps at {rate:.0f} images/s, measured over {steps * executions} steps"
+    )

@@ -1,0 +1,52 @@
+"""How good is the encoder so far? Nearest neighbours among labelled images, at each validation, without training anything."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfssl.data import pipeline
+from tfssl.data.sources.subset import spread
+from tfssl.downstream.solvers import nearest
+from tfssl.errors import UserError
+
+
+class KnnProbe:
+    """Called, it gives {"knn_accuracy": accuracy}: 20 nearest training images, by cosine of the pre-logits, tell the classes of others.
+
+    Args:
+      model: the pretext model.
+      source, validation: labelled `Source`s.
+      images: how many of each, spread over the split (of records, the first).
+      batch_size: images at a time through the encoder.
+
+    Raises:
+      UserError: there are no labels.
+    """
+
+    def __init__(self, model, source, validation, images, batch_size=64):
+        if not source.num_classes:
+            raise UserError(f"--knn_probe={images}: {source.spec} has no labels to vote with; leave it out")
+        self.model, self.batch_size = model, min(batch_size, images)
+        self.chance = {"knn_accuracy": 1 / source.num_classes}
+        self._parts = [spread(split, images) for split in (source, validation)]
+        run = model.distribute_strategy.run
+        self._encode = tf.function(lambda x: run(self._features, (x,)), autograph=model.backbone.autograph)
+
+    def __call__(self):
+        (bank, labels), (queries, truth) = (self._extract(part) for part in self._parts)
+        if not len(labels) or not len(truth):
+            return {"knn_accuracy": float("nan")}  # of no image
+        predicted = nearest.vote(bank, labels, np.arange(len(bank)), queries, min(20, len(bank)), 0.07)
+        return {"knn_accuracy": float(np.mean(predicted == truth))}
+
+    def _features(self, images):
+        return self.model.encode(tf.cast(images, tf.float32) / 255)["pre_logits"]
+
+    def _extract(self, source):
+        batches = pipeline.evaluation_crops(source, *self.model.evaluation_size, self.batch_size)
+        features, labels = [], []
+        for batch in batches:
+            real = (batch["weight"].numpy() > 0) & (batch["label"].numpy() >= 0)
+            found = self.model.distribute_strategy.experimental_local_results(self._encode(batch["image"]))[0]
+            features.append(found.numpy()[real])
+            labels.append(batch["label"].numpy()[real])
+        return np.concatenate(features or [np.zeros([0, 1])]), np.concatenate(labels or [np.zeros(0, int)])

@@ -1,0 +1,164 @@
+"""What a run is trained on, written down once: WORKDIR/provenance.json, by which a later start knows its data again.
+
+{"format": 1, "starts": [{"step": 0, "date": ..., "dataset": ..., "split": ..., "data": ..., "machine": ...}]}
+
+"data" is the identity of the training images (`tfssl.data.sources.identity`), "machine" what the bits of the results depend on beside
+them. There is one entry, and another for each time that changed data were accepted.
+"""
+
+import json
+import os
+import time
+
+import tensorflow as tf
+
+from tfssl.data.sources import identity
+from tfssl.errors import UserError, one_line
+from tfssl.runtime import processor
+from tfssl.storage import files
+
+NAME = "provenance.json"
+
+
+class Provenance:
+    """The data of one start of a run, and what is on record of those before.
+
+    Args:
+      workdir: of the run.
+      source: the training images.
+
+    Attributes:
+      data: the identity of the training images, as of now.
+      machine: see `machine`.
+      recorded: the newest entry of the file; None where there is none.
+    """
+
+    def __init__(self, workdir, source):
+        self.path = os.path.join(workdir, NAME)
+        self.dataset, self.split = source.spec, source.split
+        self.data, self.machine = identity.of(source), machine()
+        self._starts = read(self.path)
+        self.recorded = self._starts[-1] if self._starts else None
+
+    def check(self, accept=False, deterministic=False, say=print):
+        """Refuse other data than the run's own, by name.
+
+        Args:
+          accept: go on with them; what that means is said.
+          deterministic: the run is to have the same bits everywhere: where this machine may give others, that is said.
+
+        Raises:
+          UserError: the data are others.
+        """
+        if not self.recorded:
+            return
+        then, now = self.recorded, f"{self.dataset} ({self.split})"
+        changed = identity.differences(then["data"], self.data)
+        if changed and not accept:
+            raise UserError(
+                f"{os.path.dirname(self.path)!r} holds a run on other data than {now}: {'; '.join(changed)}. Give it the data that it "
+                f"began with ({then['dataset']}), use another --workdir, or go on with these by --accept_changed_data"
+            )
+        if changed:
+            say(
+                f"WARNING: the data are not those that the run began with: {'; '.join(changed)}; accepted, and noted in {self.path}"
+            )
+            for number, before, after in identity.renumbered(then["data"], self.data):
+                say(f"WARNING: label {number} was {before} and is {after}")
+        elif identity.same_place_other_times(then["data"], self.data):
+            say(
+                f"{now}: files bear other times than when the run began (written again, or touched); their names and sizes are the same"
+            )
+        others = differences(then["machine"], self.machine)
+        if deterministic and others:
+            say(f"--deterministic: the bits may differ from those of one machine's run, for here: {'; '.join(others)}")
+
+    def write(self, step):
+        """Note the data down, unless they are already: of a new run, of one from before there was such a file, and of changed ones."""
+        if self.recorded and not identity.differences(self.recorded["data"], self.data):
+            return
+        entry = {
+            "step": step,
+            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            "dataset": self.dataset,
+            "split": self.split,
+            "data": self.data,
+            "machine": self.machine,
+        }
+        files.write_file(self.path, json.dumps({"format": 1, "starts": [*self._starts, entry]}, indent=1) + "\n")
+        self._starts, self.recorded = [*self._starts, entry], entry
+
+    def digests(self):
+        """What all hosts of a run have to have in common: {what: text}."""
+        versions = ", ".join(f"{name} {self.machine[name]}" for name in ("tfssl", "tensorflow"))
+        return {"versions": versions, "data": identity.text(self.data)}
+
+
+def read(path):
+    """The entries of a file; none where there is none.
+
+    Raises:
+      UserError: it is there, and is none of ours or cannot be read.
+    """
+    try:
+        with tf.io.gfile.GFile(path) as f:
+            content = json.load(f)
+        if content["format"] != 1:
+            raise ValueError(f"format {content['format']}")
+        for entry in content["starts"]:
+            identity.differences(entry["data"], entry["data"])
+            entry["machine"], entry["dataset"]
+        return content["starts"]
+    except tf.errors.NotFoundError:
+        return []
+    except (tf.errors.OpError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({one_line(error)}): it says which data the run began with; remove it if you know that they are these"
+        ) from error
+
+
+def known(workdir):
+    """Whether a workdir says which data its run is on."""
+    return tf.io.gfile.exists(os.path.join(workdir, NAME))
+
+
+def machine():
+    """What the bits of a result depend on beside data and flags: versions, processor features, threads, oneDNN and accelerators."""
+    here = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    return {
+        **identity.versions(),
+        "threads": threads or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0) or len(here),
+        "onednn": processor.onednn_is_on(),
+        "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+        "processor": sorted(processor.features()),
+        "accelerators": [details.get("device_name", "GPU") for details in gpus],
+    }
+
+
+def differences(then, now):
+    """How two machines differ, in words: list of str."""
+    found = []
+    for name, label in (
+        ("tfssl", "tfssl"),
+        ("tensorflow", "TensorFlow"),
+        ("threads", "threads"),
+        ("onednn", "oneDNN"),
+        ("onednn_max_cpu_isa", "ONEDNN_MAX_CPU_ISA"),
+        ("accelerators", "accelerators"),
+    ):
+        if then.get(name) != now[name]:
+            found.append(f"{label} {_short(now[name])}, not {_short(then.get(name))}")
+    before, here = set(then.get("processor", ())), set(now["processor"])
+    lost, new = sorted(before - here), sorted(here - before)
+    if lost or new:
+        parts = [f"{word} {', '.join(some[:3])}" for word, some in (("without", lost), ("with", new)) if some]
+        found.append(f"another processor ({'; '.join(parts)})")
+    return found
+
+
+def _short(value):
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return (", ".join(value) or "none") if isinstance(value, list) else value or "unset"

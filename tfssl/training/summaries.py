@@ -1,0 +1,54 @@
+"""Pictures of what the network sees, and the flags, for TensorBoard."""
+
+import itertools
+
+import numpy as np
+import tensorflow as tf
+
+from tfssl.data import pipeline
+from tfssl.data.ops.draws import Draws
+from tfssl.data.sources.subset import spread
+from tfssl.pretext.task import Pretext
+
+
+def first_views(model, source, batch_size, seed, count=16):
+    """Up to `count` images that the network sees in step 0: [n, H, W, 3] in [0, 1], after all augmentation, on host and device; None where
+    no image can be read."""
+    batch = next(iter(pipeline.first_examples(source, model.example, min(batch_size, count), seed)), None)
+    if batch is None:
+        return None
+    batch = model.to_float(batch)
+    return np.clip(model.views(model.augment(batch, Draws(batch)))[:count].numpy(), 0, 1)
+
+
+def pictures(model, source, count=8):
+    """A function () -> the task's `pictures` of images spread over a source, as a `grid` of three columns; None where it has none."""
+    if type(model).pictures is Pretext.pictures:
+        return None
+    part = spread(source, count)
+    batch = next(iter(model.evaluation_dataset(part, part.num_examples)))
+    show = tf.function(model.pictures, autograph=model.backbone.autograph)
+    return lambda: grid(np.clip(show(batch).numpy(), 0, 1), 3)
+
+
+def grid(images, columns=8):
+    """[N, H, W, 3] in [0, 1] -> one uint8 picture of them, row by row, on white."""
+    n, h, w, _ = images.shape
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    picture = np.ones([rows * (h + 2) + 2, columns * (w + 2) + 2, 3])
+    for i, (row, column) in zip(range(n), itertools.product(range(rows), range(columns))):  # noqa: B905 (Python 3.9)
+        y, x = row * (h + 2) + 2, column * (w + 2) + 2
+        picture[y : y + h, x : x + w] = images[i]
+    return (picture * 255).round().astype(np.uint8)
+
+
+def write_start(writer, model, source, values):
+    """The first views and the flags, at step 0."""
+    table = "| flag | value |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in values.items() if v is not None)
+    views = first_views(model, source, values["batch_size"], values["seed"])
+    with writer.as_default():
+        if views is not None:
+            tf.summary.image("views", grid(views)[None], step=0)
+        tf.summary.text("flags", table, step=0)
+    writer.flush()
