@@ -14,7 +14,7 @@ import sys
 from absl import flags
 
 from tfssl import train
-from tfssl.config import settings
+from tfssl.config import flagfile
 from tfssl.errors import UserError
 from tfssl.runtime import cli
 
@@ -48,7 +48,7 @@ def main(_):
         )
     if workdir:
         record = os.path.join(workdir, "flags.flags")
-        stored = settings.read_flags(record)
+        stored = flagfile.read(record)
         FLAGS.unparse_flags()
         # What the command line says comes last, and so overrides.
         try:

@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl import pretext
-from tfssl.config import settings
+from tfssl.config import signatures
+from tfssl.config.generated import as_text
 from tfssl.hub import load as modules
 
 # The flags of training that shape an untrained encoder, beside its task's own settings: what a module's tfssl.json says of others does not
@@ -73,17 +74,16 @@ def beside(opened, folder, seed=0, image_size=None, resize=None, say=print):
 def _flags(facts):
     """The command line of the export, without the seed; [] if the facts are not those of an encoder of ours."""
     training = facts.get("training_flags") or {}
-    if not isinstance(training.get("task"), str) or "backbone" not in training:
+    if (
+        training.get("task") not in pretext.NAMES or "backbone" not in training
+    ):  # a stranger's import path is not followed
         return []
     head = sum(bool(re.fullmatch(r"head\d+", name)) for name in facts.get("endpoints", []))
-    own = [
-        name
-        for name, s in settings.of_classes(pretext.sources()).items()
-        if training["task"] in s.defaults and name not in _FILES
-    ]
+    settings = signatures.read(*pretext.TASKS.source(training["task"])).values()
+    own = [setting.flag for setting in settings if setting.flag not in _FILES]
     flags = {name: training[name] for name in (*_OF_THE_NETWORK, *own) if name in training}
     flags["head_endpoints"] = head
-    return [f"--{name}={settings.as_text(value)}" for name, value in sorted(flags.items())]
+    return [f"--{name}={as_text(value)}" for name, value in sorted(flags.items())]
 
 
 def _export(name, flags, folder, say):

@@ -13,6 +13,7 @@ import tempfile
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np  # noqa: E402
+
 sys.path.append(str(pathlib.Path(__file__).parent / "helpers"))
 from runs import TINY, command, weights  # noqa: E402
 

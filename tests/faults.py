@@ -59,7 +59,7 @@ class Moment:
 
 
 MOMENTS = {
-    "claim": Moment("train", "tfssl.config.settings:write_flags"),
+    "claim": Moment("train", "tfssl.config.flagfile:write"),
     "unpack": Moment("train", "tfssl.storage.archive:Extraction.write", call=20, data="photos.tar", reads=True),
     "count": Moment("train", "tfssl.data.listing.counts:_counter", data="photos.tfrecord", reads=True),
     "first batch": Moment("train", "tfssl.training.callbacks:Log.on_epoch_begin", reads=True),

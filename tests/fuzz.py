@@ -200,9 +200,9 @@ class States:
 
 
 def _read_flags(path):
-    from tfssl.config import settings
+    from tfssl.config import flagfile
 
-    settings.read_flags(str(path))
+    flagfile.read(str(path))
 
 
 def _read_metrics(path):

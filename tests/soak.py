@@ -21,6 +21,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np  # noqa: E402
+
 sys.path.append(str(pathlib.Path(__file__).parent / "helpers"))
 from runs import TINY, Forked, assert_identical, logged, weights  # noqa: E402
 

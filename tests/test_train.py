@@ -16,7 +16,7 @@ import tensorflow as tf
 from runs import TINY, TRAIN, anew, assert_identical, kill_when, logged_steps, weights
 
 from tfssl import train
-from tfssl.config import settings
+from tfssl.config import flagfile
 from tfssl.runtime import cli, processor
 
 
@@ -391,7 +391,7 @@ def test_auto_precision_is_chosen_once(tmp_path, monkeypatch, capsys, caplog):
     train.choose_precision(first)
     assert first["precision"] == "mixed_bfloat16" and "--precision=auto: mixed_bfloat16" in capsys.readouterr().out
     assert not caplog.records
-    settings.write_flags(str(tmp_path / "flags.flags"), first)
+    flagfile.write(str(tmp_path / "flags.flags"), first)
     monkeypatch.setattr(processor, "bfloat16_here", lambda: False)
     resumed = dict(values)
     train.choose_precision(resumed)

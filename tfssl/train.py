@@ -13,12 +13,13 @@ import os
 from absl import flags, logging
 
 from tfssl import pretext
-from tfssl.config import bounds, data_flags, settings
+from tfssl.config import bounds, data_flags, flagfile
+from tfssl.config.generated import Generated, as_text
 from tfssl.errors import UserError, check_choice
 from tfssl.runtime import cli
 
 FLAGS = flags.FLAGS
-TASK_SETTINGS = settings.of_classes(pretext.sources())
+TASK_FLAGS = Generated("task", {name: pretext.TASKS.source(name) for name in pretext.NAMES})
 
 
 # fmt: off
@@ -60,9 +61,7 @@ def define_network():
 
 @cli.section("Settings of the task")
 def define_settings_of_the_task():
-    define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
-    for setting in TASK_SETTINGS.values():
-        define[setting.kind](setting.name, None, setting.describe())
+    TASK_FLAGS.define()
 
 
 @cli.section("Optimization")
@@ -226,7 +225,7 @@ def know_data(values, strategy, source, validation):
         strategies.compare_hosts(
             strategy, {"versions": facts.pop("versions")}, here
         )  # what flags there are depends on them
-        facts |= {f"--{name}": settings.as_text(value) for name, value in values.items() if name not in OF_HOST}
+        facts |= {f"--{name}": as_text(value) for name, value in values.items() if name not in OF_HOST}
         facts["validation data"] = identity.text(identity.of(validation)) if validation else ""
         strategies.compare_hosts(strategy, facts, here)
     say = callbacks.say if strategies.is_chief(strategy) else lambda text: None
@@ -329,13 +328,11 @@ def _train(model, strategy, source, validation, plan, values, following, provena
 def resolve_flags():
     """{flag: value} of the whole run, the task's own settings resolved; contradictions are refused here, before any work."""
     task = FLAGS.task
-    mine = {name: s.defaults[task] for name, s in TASK_SETTINGS.items() if task in s.defaults}
-    for name in TASK_SETTINGS:
-        if FLAGS[name].value is not None and name not in mine:
-            raise UserError(f"--{name} is not a setting of task {task!r}, whose own are {', '.join(mine)}")
+    TASK_FLAGS.check(task, {n: FLAGS[n].value for n in TASK_FLAGS.flags})
     names = [n for heading in cli._SECTIONS.values() for n in heading if n not in NOT_STORED]
-    values = {n: FLAGS[n].value for n in names if n not in TASK_SETTINGS}
-    values |= {n: default if FLAGS[n].value is None else FLAGS[n].value for n, default in mine.items()}
+    values = {n: FLAGS[n].value for n in names if n not in TASK_FLAGS.flags}
+    own = TASK_FLAGS.defaults(task)
+    values |= {n: default if FLAGS[n].value is None else FLAGS[n].value for n, default in own.items()}
     check_flags(values)
     if values["loss_batch_size"]:
         parts, rest = divmod(values["loss_batch_size"], values["batch_size"])
@@ -400,7 +397,7 @@ def choose_precision(values):
     if values["precision"] == "auto":
         path = os.path.join(values["workdir"] or "", "flags.flags")
         if values["workdir"] and tf.io.gfile.exists(path):
-            values["precision"], why = settings.read_flags(path).get("precision", "float32"), f"as in {path}"
+            values["precision"], why = flagfile.read(path).get("precision", "float32"), f"as in {path}"
         else:
             values["precision"], why = strategies.auto_precision(values["strategy"])
         say(f"--precision=auto: {values['precision']} ({why})")
@@ -431,7 +428,7 @@ def build_model(values):
         remat=values["rematerialize"],
     )
     task = values["task"]
-    own = {name: values[name] for name, s in TASK_SETTINGS.items() if task in s.defaults}
+    own = TASK_FLAGS.arguments(task, values)
     own |= pretext.task_class(task).from_data(own, None, values["workdir"])
     if values["optimizer"] in optim.OWN_DECAY:
         own["weight_decay"] = 0.0  # the optimizer's takes its place
@@ -501,19 +498,20 @@ def check_workdir(values, free=FREE):
         return
     # A flag that is younger than the run stands for what was done before there was a choice: its default.
     task = values.get("task")  # fine-tuning has none, nor settings of it
-    defaults = {n: TASK_SETTINGS[n].defaults.get(task) if n in TASK_SETTINGS else FLAGS[n].default for n in values}
-    stored = {name: settings.as_text(d) for name, d in defaults.items() if d is not None} | settings.read_flags(path)
+    own = TASK_FLAGS.defaults(task) if task else {}
+    defaults = {n: own.get(n) if n in TASK_FLAGS.flags else FLAGS[n].default for n in values}
+    stored = {name: as_text(d) for name, d in defaults.items() if d is not None} | flagfile.read(path)
     found = {n: values[n] or stored.get(n) for n in ("num_classes", "num_images") if n in values}  # 0: the data set's
     values = {**values, **found}
     if provenance.known(values["workdir"]) or FLAGS.accept_changed_data:
         free = (*free, "dataset")  # what it holds is known, and compared when it is opened
-    for name, old, new in settings.differences(stored, values, free):
+    for name, old, new in flagfile.differences(stored, values, free):
         same = ", or if these are the same images elsewhere, --accept_changed_data" if name == "dataset" else ""
         raise UserError(
             f"{values['workdir']!r} holds another run: its --{name} is {old}, not {new}; use another --workdir, or go on with that run by "
             f"--flagfile={path}{same}"
         )
-    lengths = [name for name, _, _ in settings.differences(stored, values) if name in ("epochs", "train_steps")]
+    lengths = [name for name, _, _ in flagfile.differences(stored, values) if name in ("epochs", "train_steps")]
     if lengths and values["schedule"] == "cosine" and not FLAGS.extend_schedule:
         raise UserError(
             f"--{lengths[0]} differs from the run's own, and its cosine schedule ends with it: "
@@ -526,7 +524,7 @@ def check_data(values):
     import tensorflow as tf
 
     path = os.path.join(values["workdir"], "flags.flags")
-    stored = settings.read_flags(path) if tf.io.gfile.exists(path) else {}
+    stored = flagfile.read(path) if tf.io.gfile.exists(path) else {}
     for name in ("num_classes", "num_images"):
         if name in values and stored.get(name, str(values[name])) != str(values[name]):
             raise UserError(
@@ -539,7 +537,7 @@ def claim_workdir(values, source):
     """Record the run in its workdir."""
     from tfssl.storage import files
 
-    settings.write_flags(os.path.join(values["workdir"], "flags.flags"), values)
+    flagfile.write(os.path.join(values["workdir"], "flags.flags"), values)
     if source.class_names:
         files.write_file(os.path.join(values["workdir"], "classes.txt"), "\n".join(source.class_names) + "\n")
 

@@ -12,7 +12,7 @@ import runs
 from absl import flags
 
 from tfssl import pretext
-from tfssl.config import bounds
+from tfssl.config import bounds, signatures
 from tfssl.errors import UserError
 
 BINARIES = ("train", "evaluate", "finetune", "predict", "export.__main__", "data_service", "ab_bins")
@@ -78,12 +78,11 @@ def _numbers(text):
 
 
 def test_settings_of_tasks_lie_within_their_bounds():
-    from tfssl.config import settings
-
-    for name, setting in settings.of_classes(pretext.sources()).items():
-        if setting.kind in (int, float):
-            least, greatest = bounds.OF_FLAG[name]
-            assert all(least <= default <= greatest for default in setting.defaults.values()), name
+    for task in pretext.NAMES:
+        for setting in signatures.read(*pretext.TASKS.source(task)).values():
+            if setting.kind in (int, float):
+                least, greatest = bounds.OF_FLAG[setting.flag]
+                assert least <= setting.default <= greatest, setting.flag
 
 
 def test_both_ends_are_values():

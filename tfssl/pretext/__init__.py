@@ -1,27 +1,29 @@
 """The pretext tasks, one file each; `build` makes one by name."""
 
-import importlib
-
 from tfssl.errors import UserError
+from tfssl.registry import Registry
 
-_CLASSES = {  # the module bears the task's name
-    "rotation": "Rotation",
-    "exemplar": "Exemplar",
-    "exemplar_cnn": "ExemplarCNN",
-    "jigsaw": "Jigsaw",
-    "relative_patch": "RelativePatch",
-    "colorization": "Colorization",
-    "instance_discrimination": "InstanceDiscrimination",
-    "pirl": "PIRL",
-    "moco": "MoCo",
-    "infomin": "InfoMin",
-    "simclr": "SimCLR",
-    "byol": "BYOL",
-    "swav": "SwAV",
-    "simsiam": "SimSiam",
-    "supervised": "Supervised",
-}
-NAMES = tuple(_CLASSES)
+TASKS = Registry(
+    "task",
+    {
+        "rotation": "tfssl.pretext.rotation:Rotation",
+        "exemplar": "tfssl.pretext.exemplar:Exemplar",
+        "exemplar_cnn": "tfssl.pretext.exemplar_cnn:ExemplarCNN",
+        "jigsaw": "tfssl.pretext.jigsaw:Jigsaw",
+        "relative_patch": "tfssl.pretext.relative_patch:RelativePatch",
+        "colorization": "tfssl.pretext.colorization:Colorization",
+        "instance_discrimination": "tfssl.pretext.instance_discrimination:InstanceDiscrimination",
+        "pirl": "tfssl.pretext.pirl:PIRL",
+        "moco": "tfssl.pretext.moco:MoCo",
+        "infomin": "tfssl.pretext.infomin:InfoMin",
+        "simclr": "tfssl.pretext.simclr:SimCLR",
+        "byol": "tfssl.pretext.byol:BYOL",
+        "swav": "tfssl.pretext.swav:SwAV",
+        "simsiam": "tfssl.pretext.simsiam:SimSiam",
+        "supervised": "tfssl.pretext.supervised:Supervised",
+    },
+)
+NAMES = TASKS.names
 
 
 def build(name, backbone, **settings):
@@ -43,12 +45,5 @@ def build(name, backbone, **settings):
 
 
 def task_class(name):
-    """The class of a task."""
-    if name not in _CLASSES:
-        raise UserError(f"unknown task {name!r}: choose one of {', '.join(NAMES)}")
-    return getattr(importlib.import_module(f"tfssl.pretext.{name}"), _CLASSES[name])
-
-
-def sources():
-    """{task: (module name, class name)}, without importing any: `config.settings` reads their signatures from the files."""
-    return {name: (f"tfssl.pretext.{name}", class_name) for name, class_name in _CLASSES.items()}
+    """The class of a task: one of NAMES, or the import path of a user's own, "mypackage.mymodule:MyTask"."""
+    return TASKS.find(name)

@@ -1,0 +1,122 @@
+"""Flags made from the settings of classes: one place for a setting's name, default and help, its constructor."""
+
+import collections
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags
+
+from tfssl.config.signatures import Setting, read
+from tfssl.errors import UserError
+
+
+class Generated:
+    """The flags of the classes of one kind, such as all tasks. A flag that several have is one flag.
+
+    Args:
+      kind: what they are, for messages: "task".
+      sources: {name: (module, class)}.
+
+    Attributes:
+      settings: {name: {argument: `Setting`}}.
+      flags: names of all flags, in the order of the classes.
+    """
+
+    def __init__(self, kind: str, sources: Mapping[str, tuple[str, str]]) -> None:
+        self.kind = kind
+        self.settings = {name: read(*source) for name, source in sources.items()}
+        self._of_flag: dict[str, dict[str, Setting]] = collections.defaultdict(dict)
+        for name, settings in self.settings.items():
+            for setting in settings.values():
+                self._of_flag[setting.flag][name] = setting
+        self.flags = tuple(self._of_flag)
+
+    def define(self, names: Any = None, values: flags.FlagValues = flags.FLAGS) -> None:
+        """Define the flags, or those of some `names` of classes. A flag of one class alone, where there is no other, has its default;
+        else it is unset, and its help says whose default is what."""
+        for flag in self.flags:
+            having = self._of_flag[flag]
+            if flag in values or (names is not None and not set(names) & set(having)):
+                continue
+            setting = next(iter(having.values()))
+            default = setting.default if len(self.settings) == 1 else None
+            text = self.describe(flag)
+            if setting.many:
+                default = None if default is None else [as_text(item) for item in default]
+                flags.DEFINE_list(flag, default, text, flag_values=values)
+            elif setting.choices and setting.kind is str:
+                flags.DEFINE_enum(flag, default, setting.choices, text, flag_values=values)
+            else:
+                define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+                define.get(setting.kind, flags.DEFINE_string)(flag, default, text, flag_values=values)
+
+    def describe(self, flag: str) -> str:
+        """The help of a flag: what it means, and its default; for which classes, where they differ."""
+        having = self._of_flag[flag]
+        meanings = _by_value({name: setting.text for name, setting in having.items()})
+        text = " ".join(f"{names}: {meaning}" for meaning, names in meanings.items())
+        if len(meanings) == 1:
+            (text,) = meanings
+            text = text[:1].upper() + text[1:]
+        if len(self.settings) == 1:
+            return text
+        defaults = _by_value({name: as_text(setting.default) or "none" for name, setting in having.items()})
+        if len(defaults) == 1 and len(having) == len(self.settings):
+            return f"{text} Default: {next(iter(defaults))}."
+        return f"{text} Default: {'; '.join(f'{value} for {names}' for value, names in defaults.items())}."
+
+    def defaults(self, name: str) -> dict[str, Any]:
+        """{flag: default} of one class."""
+        return {setting.flag: setting.default for setting in self.settings[name].values()}
+
+    def check(self, name: str, given: Mapping[str, Any]) -> None:
+        """Refuse what is not a setting of the class.
+
+        Args:
+          name: of the class.
+          given: {flag: value}; None: not given.
+
+        Raises:
+          UserError: naming the flag, and those that there are.
+        """
+        own = self.defaults(name)
+        for flag in self.flags:
+            if given.get(flag) is not None and flag not in own:
+                raise UserError(f"--{flag} is not a setting of {self.kind} {name!r}, whose own are {', '.join(own)}")
+
+    def arguments(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The constructor's arguments: {argument: value}, with the default for whatever is not `given` as {flag: value}."""
+        return {
+            argument: setting.default if given.get(setting.flag) is None else _value(setting, given[setting.flag])
+            for argument, setting in self.settings[name].items()
+        }
+
+
+def _value(setting, value):
+    if not setting.many:
+        return value
+    try:
+        return tuple(setting.kind(item) for item in value)
+    except ValueError as error:
+        kinds = {int: "integers", float: "numbers"}
+        given = ",".join(map(str, value))
+        raise UserError(f"--{setting.flag}={given}: give {kinds[setting.kind]}, separated by commas") from error
+
+
+def _by_value(of_name):
+    """{name: value} -> {value: "name, name"}."""
+    names = {}
+    for name, value in of_name.items():
+        names[value] = f"{names[value]}, {name}" if value in names else name
+    return names
+
+
+def as_text(value: Any) -> str:
+    """A value as it stands on a command line: true, 0.1, 15,25; "" for None."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return ",".join(as_text(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

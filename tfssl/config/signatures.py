@@ -1,0 +1,197 @@
+"""The settings of a class, read from the text of its constructor (or of its fields, if it is a dataclass) and docstring.
+
+The file is read, and the class not imported: `--help` answers without waiting for TensorFlow.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import os
+from typing import Any, Optional
+
+from tfssl.errors import UserError
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_KINDS = {"bool": bool, "int": int, "float": float, "str": str}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One keyword argument of a constructor.
+
+    Attributes:
+      default: its default; None where it is unset.
+      text: what the docstring's Args say of it.
+      kind: bool, int, float or str; of a sequence that of its items.
+      many: whether it is a sequence.
+      choices: the values that a `Literal` annotation permits; () for any.
+      flag: the name of its flag.
+    """
+
+    name: str
+    default: Any
+    text: str
+    kind: type
+    many: bool
+    choices: tuple
+    flag: str
+
+
+def read(module: str, class_name: str) -> dict[str, Setting]:
+    """{argument: Setting} of a class's constructor, inherited ones last.
+
+    A class may say how its flags are named, in two class attributes: `flag_prefix`, a str before each name; and `flag_names`, a dict of
+    argument -> flag for those that are named otherwise. An argument that maps to "" has no flag.
+
+    Raises:
+      UserError: there is no such module or class; or a default is no literal, so that there can be no flag.
+    """
+    found = _read(module, class_name, {})
+    prefix, names = found.prefix or "", found.names
+    flags = {name: names.get(name, prefix + name) for name in found.arguments}
+    return {
+        name: Setting(name, default, text, *_kind(annotation, default), flag=flags[name])
+        for name, (default, annotation, text) in found.arguments.items()
+        if flags[name]
+    }
+
+
+@dataclasses.dataclass
+class _Class:
+    arguments: dict  # name -> (default, annotation or None, text)
+    prefix: Optional[str]
+    names: dict
+    open: bool  # whether further keyword arguments go on to the bases
+
+
+def _read(module, class_name, parsed):
+    tree = parsed[module] if module in parsed else parsed.setdefault(module, _parse(module))
+    node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
+    if node is None:
+        raise UserError(f"{module}:{class_name}: module {module!r} defines no class {class_name!r}")
+    own = _own(node, f"{module}:{class_name}")
+    for base in (b.id for b in node.bases if isinstance(b, ast.Name)):
+        origin = _origin(tree, module, base)
+        if origin:
+            inherited = _read(*origin, parsed)
+            if own.open:
+                own.arguments |= {k: v for k, v in inherited.arguments.items() if k not in own.arguments}
+            own.prefix = inherited.prefix if own.prefix is None else own.prefix
+            own.names = {**inherited.names, **own.names}
+    return own
+
+
+def _parse(module):
+    parts = module.split(".")
+    path = os.path.join(_PACKAGE, *parts[1:]) if parts[0] == "tfssl" else None
+    if path and os.path.exists(path + ".py"):
+        path += ".py"
+    else:
+        try:
+            path = importlib.util.find_spec(module).origin
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"no module {module!r}: is it installed, or its folder in PYTHONPATH?") from error
+    with open(path, encoding="utf-8") as f:
+        return ast.parse(f.read(), path)
+
+
+def _origin(tree, module, base):
+    """(module, class) of a base class: in the same file, or imported by its name from a module of the same package, or of ours."""
+    if any(isinstance(n, ast.ClassDef) and n.name == base for n in tree.body):
+        return module, base
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == base:
+                    origin = node.module or ""
+                    if node.level:
+                        origin = ".".join([*module.split(".")[: -node.level], *filter(None, [origin])])
+                    known = origin.split(".")[0] in ("tfssl", module.split(".")[0])
+                    return (origin, alias.name) if known else None
+    return None
+
+
+def _own(node, name):
+    texts = argument_texts(ast.get_docstring(node) or "")
+    constants = {
+        target.id: statement.value
+        for statement in node.body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }
+    prefix = ast.literal_eval(constants["flag_prefix"]) if "flag_prefix" in constants else None
+    names = ast.literal_eval(constants["flag_names"]) if "flag_names" in constants else {}
+    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    if init is not None:
+        positional = init.args.args[len(init.args.args) - len(init.args.defaults) :]
+        pairs = [*zip(positional, init.args.defaults), *zip(init.args.kwonlyargs, init.args.kw_defaults)]  # noqa: B905
+        given = [(a.arg, a.annotation, d) for a, d in pairs if d is not None]
+        is_open = init.args.kwarg is not None
+    else:
+        fields = node.body if any("dataclass" in ast.unparse(d) for d in node.decorator_list) else ()
+        given = [
+            (n.target.id, n.annotation, n.value)
+            for n in fields
+            if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name) and n.value is not None
+        ]
+        is_open = True
+    arguments = {}
+    for argument, annotation, default in given:
+        try:
+            arguments[argument] = (ast.literal_eval(default), annotation, texts.get(argument, ""))
+        except ValueError as error:
+            raise UserError(
+                f"{name}: the default of {argument} is no literal (a number, a text, True, False, None or a tuple of those), and so cannot "
+                "be a flag's"
+            ) from error
+    return _Class(arguments, prefix, names, is_open)
+
+
+def _kind(annotation, default):
+    """(kind, many, choices) by the annotation, or else by the default."""
+    kind, many, choices = _annotated(annotation)
+    if kind is None:
+        item = default[0] if isinstance(default, (tuple, list)) and default else default
+        many = many or isinstance(default, (tuple, list))
+        kind = type(item) if type(item) in (bool, int, float) else str
+    return kind, many, choices
+
+
+def _annotated(node):
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        node = ast.parse(node.value, mode="eval").body
+    if isinstance(node, ast.Name):
+        return _KINDS.get(node.id), False, ()
+    if isinstance(node, ast.BinOp):  # X | None
+        return _annotated(node.left)
+    if isinstance(node, ast.Subscript):
+        outer = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+        inner = node.slice
+        if outer == "Optional":
+            return _annotated(inner)
+        if outer == "Literal":
+            choices = ast.literal_eval(inner)
+            choices = choices if isinstance(choices, tuple) else (choices,)
+            return type(choices[0]), False, choices
+        if outer in ("tuple", "list", "Sequence", "Tuple", "List"):
+            kind, _, choices = _annotated(inner.elts[0] if isinstance(inner, ast.Tuple) else inner)
+            return kind, True, choices
+    return None, False, ()
+
+
+def argument_texts(docstring: str) -> dict[str, str]:
+    """{name: text} of a docstring's Args section."""
+    texts, name, inside = {}, None, False
+    for line in docstring.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if line.strip() == "Args:":
+            inside = True
+        elif inside and line.strip() and indent == 0:
+            break
+        elif inside and indent == 2 and ":" in line:
+            name, _, text = line.strip().partition(":")
+            texts[name] = text.strip()
+        elif inside and name and line.strip():
+            texts[name] += " " + line.strip()
+    return texts
