@@ -118,7 +118,7 @@ def _checkpoint(found, workdir):
 
 def run():
     """Entry point of `tfssl-export`."""
-    cli.run(main, "tfssl-export")
+    cli.run(main, "tfssl-export", "nothing is published; the same command begins again")
 
 
 if __name__ == "__main__":

@@ -235,6 +235,9 @@ class Bench:
         if not (room / "met").exists():
             return f"never came to that moment: {said}", said
         wrong = judge(done, kind)
+        if kind == "TERM" and not wrong:
+            seconds, left = time.time() - (room / "met").stat().st_mtime, _unfinished(room / "disk")
+            wrong = f"ended {seconds:.0f} s after SIGTERM" if seconds > 10 else left and f"left behind: {left}"
         if second:
             second = second.finished(LIMIT)
         if not wrong and second:
@@ -323,14 +326,19 @@ def _prepare(cache, disturbance):
         disturbance()
 
 
+def _unfinished(disk):
+    """Names of what an error has to take along."""
+    return [p.name for p in disk.rglob("*") if p.name == "lock" or p.suffix in (".tmp", ".partial", ".unfinished")]
+
+
 def judge(done, kind):
     """What is wrong with the end of a disturbed command; None if nothing is."""
     if done.returncode == -signal.SIGKILL and KINDS[kind] is kill:
         return None
-    if done.returncode == -signal.SIGTERM and kind == "TERM":
-        return None
     if "Traceback" in done.stderr:
         return "a traceback"
+    if kind == "TERM" and done.returncode != 75:
+        return f"status {done.returncode} after SIGTERM"
     if done.returncode < 0:
         return f"died of signal {-done.returncode}"
     if done.returncode:

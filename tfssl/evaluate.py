@@ -548,7 +548,7 @@ def say(text):
 def run():
     """Entry point of `tfssl-eval`."""
     define_flags()
-    cli.run(main, "tfssl-eval")
+    cli.run(main, "tfssl-eval", "the same command goes on from what --workdir has cached")
 
 
 if __name__ == "__main__":

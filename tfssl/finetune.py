@@ -399,7 +399,7 @@ def measure(values, images, where):
 def run():
     """Entry point of `tfssl-finetune`."""
     define_flags()
-    cli.run(main, "tfssl-finetune")
+    cli.run(main, "tfssl-finetune", "the same command goes on from the last checkpoint, or begins where there is none")
 
 
 if __name__ == "__main__":

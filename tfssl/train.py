@@ -545,7 +545,7 @@ def claim_workdir(values, source):
 def run():
     """Entry point of `tfssl-train`."""
     define_flags()
-    cli.run(main, "tfssl-train")
+    cli.run(main, "tfssl-train", "the same command goes on from the last checkpoint, or begins where there is none")
 
 
 if __name__ == "__main__":

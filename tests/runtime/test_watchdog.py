@@ -1,5 +1,6 @@
 """A process that stands still says so, and ends when it is told to, though its main thread waits within TensorFlow."""
 
+import functools
 import os
 import re
 import shutil
@@ -8,9 +9,9 @@ import time
 
 import pytest
 import tensorflow as tf
-from runs import TINY, Forked
+from runs import TINY, Forked, command
 
-from tfssl.runtime import watchdog
+from tfssl.runtime import preemption, watchdog
 from tfssl.runtime.watchdog import TRAINING, WATCHDOG
 
 
@@ -75,6 +76,82 @@ def test_a_run_whose_images_do_not_come_any_more_ends(split, number, photos, tmp
     what = "training step" if split == "train" else "validation step"
     assert f": {number.name}: ended without another save, " in line and what in line and "its images; step " in line
     assert line.endswith(" is saved, and the same command goes on from there")
+
+
+def strikes_at(place, number):
+    """To be called in a process: it sends itself a signal where it comes to a function, module:name."""
+    import importlib
+
+    module, _, name = place.partition(":")
+    owner = importlib.import_module(module)
+    function = getattr(owner, name)
+
+    def struck(*args, **settings):
+        os.kill(os.getpid(), number)
+        return function(*args, **settings)
+
+    setattr(owner, name, struck)
+
+
+@pytest.mark.parametrize(
+    ("binary", "place", "number", "flags"),
+    [
+        ("train", "tfssl.data:open_source", signal.SIGHUP, ()),
+        ("train", "tfssl.data.checks:probe", signal.SIGTERM, ()),
+        ("train", "tfssl.pretext:build", signal.SIGTERM, ()),
+        ("train", "tfssl.runtime.summaries:write_start", signal.SIGTERM, ()),
+        ("finetune", "tfssl.data.overlap:check", signal.SIGTERM, ("--module=none", "--test_split=")),
+        ("evaluate", "tfssl.downstream.modules:load", signal.SIGHUP, ("--module=none",)),
+        ("predict", "tfssl.downstream.modules:load", signal.SIGTERM, ("--module=none",)),
+        ("export.__main__", "tfssl.export:save", signal.SIGTERM, ("--random_init", "--export_dir=m")),
+    ],
+)
+def test_a_signal_outside_of_the_training_steps_is_one_line(binary, place, number, flags, photos, tmp_path):
+    """Before, the process was killed, by the default action, and what it had begun to write stayed."""
+    flags = (f"--dataset=folder:{photos}", *flags)
+    if binary in ("train", "export.__main__"):
+        flags += TINY
+    if binary in ("train", "evaluate", "finetune"):
+        flags += ("--workdir=run",)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as under nohup
+        number = signal.SIGTERM
+    done = command(binary, *flags, cwd=tmp_path, first=functools.partial(strikes_at, place, number))
+    assert done.returncode == 75, done.stderr
+    name = {"evaluate": "eval", "export.__main__": "export"}.get(binary, binary)
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("W")]
+    assert line.startswith(f"tfssl-{name}: {number.name}: stopped; ") and "the same command" in line
+    left = [p.name for p in tmp_path.rglob("*") if p.is_file()]
+    assert not {"lock", "predictions.csv", "saved_model.pb"} & set(left), left
+    assert not [name for name in left if ".tmp" in name or ".unfinished" in name]
+
+
+def test_a_command_that_waits_for_an_image_ends(tmp_path):
+    """Its main thread is within TensorFlow, where no handler of Python's runs; the image is a pipe that nobody writes into."""
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    os.mkfifo(tmp_path / "photos" / "a" / "1.png")
+    flags = (f"--dataset=folder:{tmp_path / 'photos'}", f"--workdir={tmp_path / 'run'}", *TINY)
+    run = Forked("train", *flags, first=quickly)
+    begun = time.monotonic()
+    while not (tmp_path / "run" / "lock").exists():
+        assert run.process.is_alive() and time.monotonic() - begun < 60
+        time.sleep(0.05)
+    time.sleep(1)
+    status, said, seconds = told_to_stop(run, signal.SIGTERM)
+    assert status == 75 and seconds < 10 and "train: SIGTERM: stopped; the same command" in said and said.count("\n") == 1
+
+
+def test_what_was_told_in_the_last_moment_of_a_fit_ends_the_process_after_it():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        stop = preemption.Preemption(None, None, tf.distribute.get_strategy())
+        stop.on_train_begin()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.told == signal.SIGTERM and heard == []
+        stop.on_train_end()
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_slow_steps_and_saves_get_more_time():

@@ -17,14 +17,24 @@ from absl import app, flags, logging
 from tfssl.config import bounds, data_flags
 from tfssl.errors import UserError, one_line
 from tfssl.runtime import console
+from tfssl.runtime.watchdog import STATUS, WATCHDOG, Stopped
 from tfssl.storage import files
 
 _SECTIONS = {}  # name of a section -> names of its flags, in the order of definition
 
 
-def run(main, name):
-    """Parse the command line, call `main(argv)`, and turn user errors into `name: cause and remedy`, exit status 1."""
+def run(main, name, goes_on=None):
+    """Parse the command line, call `main(argv)`, and turn user errors into `name: cause and remedy`, exit status 1.
+
+    Args:
+      main: function (argv).
+      name: of the binary.
+      goes_on: what the same command does after SIGTERM or SIGHUP, for the user; these then end the process by a line, with status 75. None:
+        they kill it.
+    """
     console.outlive()
+    if goes_on:
+        WATCHDOG.heed(name, goes_on)
     # Level 3 hides what TensorFlow prints about absent CUDA libraries; set the variable to 0 to see everything.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.WARNING)
@@ -49,10 +59,11 @@ def run(main, name):
         try:
             _import_tensorflow()
             main(argv)
+            WATCHDOG.disarm()
         except (UserError, flags.Error) as e:
             _fail(name, e, getattr(e, "status", 1))
         except KeyboardInterrupt:
-            _fail(name, "interrupted; the same command resumes from the last checkpoint", status=130)
+            _fail(name, f"interrupted; {goes_on}" if goes_on else "interrupted", status=130)
         except Exception as e:
             from tfssl.runtime import failures
 
@@ -68,7 +79,10 @@ def run(main, name):
 
             _fail(name, failures.explain(e))
 
-    app.run(guarded_main, flags_parser=guarded_parse)
+    try:
+        app.run(guarded_main, flags_parser=guarded_parse)
+    except Stopped as told:
+        _fail(name, told)
 
 
 def _is_for_users(record):
@@ -110,6 +124,9 @@ def _routine_hidden():
 
 
 def _fail(name, error, status=1):
+    WATCHDOG.disarm()
+    if WATCHDOG.stopped:  # also where TensorFlow has made another error of it
+        error, status = WATCHDOG.last_words(), STATUS
     sys.stdout.flush()
     print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     sys.exit(status)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfssl.errors import UserError
 from tfssl.runtime import strategy as strategies
-from tfssl.runtime.watchdog import SAVING, SIGNALS, STATUS, TRAINING, WATCHDOG
+from tfssl.runtime.watchdog import SAVING, STATUS, TRAINING, WATCHDOG, heard
 
 
 class Preempted(UserError):
@@ -38,21 +38,24 @@ class Preemption(tf.keras.callbacks.Callback):
         self.workers_told = strategies.Agreement(strategy)
 
     def on_train_begin(self, logs=None):
-        heard = [
-            s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN
-        ]  # nohup: to be ignored
-        self.before = {s: signal.signal(s, self._note) for s in heard}
+        self.before = {s: signal.signal(s, self._note) for s in heard()}
         if self.step:
             WATCHDOG.saved(self.step())
         WATCHDOG.progress("tracing the first training step, or waiting for its images")
 
     def on_train_end(self, logs=None):
+        self._give_back()
+        if self.told and callable(self.before[self.told]):  # after the last look, and all is saved
+            self.before[self.told](self.told, None)
+
+    def _give_back(self):
         WATCHDOG.progress(None)
         for s, handler in self.before.items():
             signal.signal(s, handler)
 
     def _note(self, number, frame):
         if number == signal.SIGINT == self.told:
+            self.told = None
             raise KeyboardInterrupt
         self.told = number
 
@@ -78,10 +81,10 @@ class Preemption(tf.keras.callbacks.Callback):
         with WATCHDOG.during("waiting for the other hosts"):
             told = self.workers_told(1 if self.told else 0)
         if told:
-            self.on_train_end()
-            with WATCHDOG.during(SAVING):
+            with WATCHDOG.during(SAVING):  # what else is sent meanwhile does not break the save off
                 self.save()
             WATCHDOG.saved(self.step(), stopping=True)
+            self._give_back()
             cause = signal.Signals(self.told).name if self.told else "a signal to another worker"
             raise Preempted(
                 f"{cause}: stopped after step {self.step()}, which is saved; the same command goes on from there"

@@ -1,7 +1,9 @@
 """A thread that sees to it that a process says when it stands still, and ends when it is told to, whatever it is doing.
 
-Python's own handlers of signals run in the main thread, between two of its instructions. They wait as long as that thread waits within
-TensorFlow: for an image that does not come, for other hosts, for a disk. The thread of this module is told by the C library.
+SIGTERM and SIGHUP raise `Stopped` in the main thread, so that what is unfinished is removed on the way out, as after any error; while a
+model is fitted, `tfssl.runtime.preemption` saves first. Python's handlers of signals run between two instructions of the main thread. They
+wait as long as that thread waits within TensorFlow: for an image that does not come, for other hosts, for a disk. The thread of this module
+is told by the C library.
 """
 
 import contextlib
@@ -18,16 +20,55 @@ SILENCE = 60  # seconds without progress after which that is told
 GRACE = 8  # seconds to end in, after a signal that Python has a handler for
 
 
+class Stopped(BaseException):
+    """A signal told this process to stop. Not an `Exception`: nothing that handles errors keeps it."""
+
+
+def heard():
+    """Those of SIGNALS that are not ignored, as SIGHUP is under nohup."""
+    return [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+
+
 class Watchdog:
     """What the main thread tells of its progress, and the thread, once it is started."""
 
     def __init__(self):
+        self._name, self._goes_on, self._armed = os.path.basename(sys.argv[0]), None, False
+        self.stopped = None  # name of the signal that raised `Stopped`
         self._doing, self._saved = None, None
         self._since = self._shown = time.monotonic()
         self._usual = {}  # what it was doing -> seconds that this takes
         self._told = []  # signals
         self._thread = None
-        self._saved_after_signal = False
+        self._said = False  # why the process ends
+
+    def heed(self, name, goes_on):
+        """SIGTERM and SIGHUP raise `Stopped` in the main thread from now on, the first one, until `disarm`; and the watch begins.
+
+        Args:
+          name: of the binary.
+          goes_on: what the same command does after a stop, for the user: "the same command ...".
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._name, self._goes_on, self._armed, self.stopped = name, goes_on, True, None
+        for number in heard():
+            if signal.getsignal(number) in (signal.SIG_DFL, self._stop):  # Ctrl-C raises KeyboardInterrupt
+                signal.signal(number, self._stop)
+        self.start()
+
+    def _stop(self, number, frame):
+        if self._armed:
+            self._armed, self.stopped = False, signal.Signals(number).name
+            raise Stopped(self.last_words())
+
+    def last_words(self):
+        """The line that a stopped process ends with."""
+        return f"{self.stopped}: stopped; {self._goes_on}"
+
+    def disarm(self):
+        """The process is about to end, and says or has said why: signals end it later, if it does not."""
+        self._armed, self._said = False, True
 
     def start(self):
         """Begin to watch; of several calls the first counts. From now on a signal that has a handler in Python ends the process, at the
@@ -64,7 +105,7 @@ class Watchdog:
 
     def saved(self, step, stopping=False):
         """The state after `step` is on the disk; `stopping`: because of a signal, and the process is about to end."""
-        self._saved, self._saved_after_signal = step, stopping
+        self._saved, self._said = step, stopping
 
     def _watch(self, pipe):
         deadline = None
@@ -94,7 +135,10 @@ class Watchdog:
 
     def _end(self):
         name = signal.Signals(self._told[0]).name
-        if not self._saved_after_signal:
+        if not self._said and self._goes_on and self._doing is None and not self._saved:
+            self.stopped = name
+            self._say(self.last_words())
+        elif not self._said:
             kept = (
                 f"step {self._saved} is saved, and the same command goes on from there"
                 if self._saved
@@ -105,9 +149,8 @@ class Watchdog:
             sys.stdout.flush()
         os._exit(130 if self._told[0] == signal.SIGINT and self._saved is None else STATUS)
 
-    @staticmethod
-    def _say(text):
-        os.write(2, f"{os.path.basename(sys.argv[0])}: {text}\n".encode())
+    def _say(self, text):
+        os.write(2, f"{self._name}: {text}\n".encode())
 
 
 TRAINING, SAVING = "waiting for a training step or its images", "saving"
