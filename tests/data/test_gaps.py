@@ -1,5 +1,6 @@
 """Images that cannot be had: an outage that passes changes nothing, one that lasts ends the run by name; bounds on what is replaced."""
 
+import dataclasses
 import os
 import shutil
 import threading
@@ -10,7 +11,9 @@ import pytest
 import tensorflow as tf
 
 import tfssl
-from tfssl.data import gaps, pipeline
+from tfssl import errors
+from tfssl.data import checks, counts, gaps, pipeline
+from tfssl.downstream import features, maps
 from tfssl.runtime import failures
 
 
@@ -66,6 +69,80 @@ def test_an_outage_that_lasts_is_one_line_that_names_a_file(kind, tmp_path, monk
     line = failures.explain(caught.value)
     assert f"{tmp_path}/photos/" in line and "No such file or directory" in line and "same command again" in line
     assert "\n" not in line and "Traceback" not in line
+
+
+def all_maps(source):
+    def read(example):
+        return number(example["image"], None), {"boxes": tf.range(example["index"] % 3)}
+
+    made = maps.Maps(None, source, ["images"], read, batch_size=8)
+    return made.arrays["images"][:, 0, 0, 0].tolist(), [len(answer["boxes"]) for answer in made.answers], made.dropped
+
+
+PASSES = {
+    "maps": all_maps,
+    "labels": lambda source: tf.nest.map_structure(list, features.read_labels(source)),
+    "scan": lambda source: dataclasses.astuple(source.scan()),
+    "sides": lambda source: maps.image_sides(source, (0, 0)),
+    "labelled": checks.unlabelled,
+}
+
+
+@pytest.mark.parametrize("kind", PASSES)
+def test_no_pass_leaves_out_what_could_not_be_reached_for_a_while(kind, shards):
+    """Files that are gone for half a second; of those that stay away the pass says so, and makes no shorter list of the rest."""
+    expected = PASSES[kind](tfssl.open_source(f"tfrecord:{shards}"))
+    source = tfssl.open_source(f"tfrecord:{shards}")
+    os.rename(shards, f"{shards}.gone")
+    threading.Timer(0.5, os.rename, (f"{shards}.gone", shards)).start()
+    assert PASSES[kind](source) == expected
+
+
+@pytest.mark.parametrize("kind", PASSES)
+def test_a_pass_that_reaches_nothing_any_more_ends_by_name(kind, shards, monkeypatch):
+    source = tfssl.open_source(f"tfrecord:{shards}")
+    monkeypatch.setattr(gaps, "PATIENCE", 0.3)
+    os.rename(shards, f"{shards}.gone")
+    begun = time.monotonic()
+    with pytest.raises((tfssl.errors.UserError, tf.errors.OpError)) as caught:
+        PASSES[kind](source)
+    assert time.monotonic() - begun < 20
+    line = str(caught.value) if isinstance(caught.value, tfssl.errors.UserError) else failures.explain(caught.value)
+    assert (
+        f"{shards}/train-00000-of-00003" in line and "it was tried for 0.3 s" in line and "same command again" in line
+    )
+
+
+def test_undecodable_images_are_left_out_of_maps_and_labels_alone_know_them(tmp_path):
+    source = folder(tmp_path / "photos", {3, 17})
+    images, boxes, dropped = all_maps(source)
+    order = [int(name[-6:-4]) for name in source.names()]
+    kept = [(number, place) for place, number in enumerate(order) if number not in (3, 17)]
+    assert images == [number for number, _ in kept] and boxes == [place % 3 for _, place in kept]
+    assert sorted(name[-6:] for name in dropped) == ["03.png", "17.png"]
+
+
+def test_counting_waits_for_files_that_are_away(shards, monkeypatch):
+    (shards / ".tfssl_counts.json").unlink()
+    paths = [str(path) for path in sorted(shards.iterdir())]
+    count = counts._counter("image/class/label", {})
+    os.rename(shards, f"{shards}.gone")
+    threading.Timer(0.5, os.rename, (f"{shards}.gone", shards)).start()
+    assert [count(path)["records"] for path in paths] == [20, 20, 20]
+    os.rename(shards, f"{shards}.gone")
+    monkeypatch.setattr(gaps, "PATIENCE", 0.3)
+    with pytest.raises(
+        tfssl.errors.UserError, match="train-00000-of-00003 cannot be read: No such file or directory; it was tried"
+    ):
+        count(paths[0])
+
+
+@pytest.mark.parametrize("number", errors.TROUBLES)
+def test_a_disk_in_trouble_says_nothing_about_the_image(number):
+    """TensorFlow makes a FailedPreconditionError of ENOTCONN, as of a folder that is called like an image."""
+    for kind in (tf.errors.FailedPreconditionError, tf.errors.OutOfRangeError, tf.errors.UnknownError):
+        assert not gaps.is_of_content(kind(None, None, f"/mnt/a.jpg; {os.strerror(number)}"))
+    assert gaps.is_of_content(tf.errors.FailedPreconditionError(None, None, "/mnt/a.jpg; Is a directory"))
 
 
 def test_unreadable_images_are_named_once_with_the_reason(tmp_path, capfd):

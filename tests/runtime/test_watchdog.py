@@ -137,7 +137,9 @@ def test_a_command_that_waits_for_an_image_ends(tmp_path):
         time.sleep(0.05)
     time.sleep(1)
     status, said, seconds = told_to_stop(run, signal.SIGTERM)
-    assert status == 75 and seconds < 10 and "train: SIGTERM: stopped; the same command" in said and said.count("\n") == 1
+    assert (
+        status == 75 and seconds < 10 and "train: SIGTERM: stopped; the same command" in said and said.count("\n") == 1
+    )
 
 
 def test_what_was_told_in_the_last_moment_of_a_fit_ends_the_process_after_it():

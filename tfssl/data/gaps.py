@@ -13,8 +13,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from tfssl.data.listing.checks import reason_of
-from tfssl.errors import UserError
+from tfssl.errors import UserError, reason_of, trouble
 
 PATIENCE = 40  # seconds for which something is tried again
 _LONGEST_PAUSE = 5  # seconds between two tries
@@ -32,6 +31,43 @@ _OF_CONTENT = (
 )
 
 
+class Patience:
+    """Waits while something cannot be reached, for PATIENCE seconds in all; several threads may share it."""
+
+    def __init__(self):
+        self._since = None  # when the present outage began
+        self._over = -1e9  # when the last one was over
+        self._lock = threading.Lock()
+
+    def reached(self):
+        """The outage is over, if there was one."""
+        if self._since is not None:
+            self._since, self._over = None, time.monotonic()
+
+    def wait(self, name, error, tries):
+        """Wait before another try, after so many.
+
+        Raises:
+          UserError: the patience has run out.
+        """
+        with self._lock:
+            begun, now = self._since is None, time.monotonic()
+            self._since = now if begun else self._since
+            left = self._since + PATIENCE - now
+        reason = reason_of(error)
+        what = f"{name} cannot be read: {reason[len(name) + 2 :] if reason.startswith(name) else reason}"
+        if begun and now - self._over > _LONGEST_PAUSE:  # else another thread's try of before
+            print(f"{what}; trying again for {PATIENCE} s", file=sys.stderr, flush=True)
+        if left <= 0:
+            lasting = UserError(
+                f"{what}; it was tried for {PATIENCE} s. Once it can be read again, use the same command again: it goes on from what is "
+                "saved"
+            )
+            lasting.lasting = True
+            raise lasting from None
+        time.sleep(min(0.1 * 2**tries, _LONGEST_PAUSE, left))
+
+
 class Gaps:
     """Loads what a pipeline could not.
 
@@ -42,11 +78,20 @@ class Gaps:
     """
 
     def __init__(self, source, load, in_a_row=None):
-        self._source, self._graph, self._load = source, tf.function(load, autograph=False), None
+        self._source, self._eager, self._graph = source, load, tf.function(load, autograph=False)
+        self._load = None  # the graph of one record
         self._most = None if in_a_row is None else max(in_a_row, _LEAST)
         self._undecodable = {}  # index -> reason
-        self._since = None  # when the present outage began
-        self._lock = threading.Lock()
+        self._patience, self._lock = Patience(), threading.Lock()
+
+    def read(self, record):
+        """(what `load` makes of a record, None); or (None, why it cannot be decoded). Of eager tensors, one at a time.
+
+        Raises:
+          UserError: it cannot be reached.
+        """
+        found = self._load_one({"position": record["number"], **record}, self._eager)
+        return (found[1], None) if found else (None, self._undecodable[int(record["index"])])
 
     def close(self, last, segment, missing, row_spec):
         """Graph code: (positions int64 [k], rows of them [k, ...], whether another image stands in, bool [k]) of what can be loaded now.
@@ -90,23 +135,24 @@ class Gaps:
             pool.shutdown(wait=False, cancel_futures=True)
         return [found for found in loaded if found is not None]
 
-    def _load_one(self, record):
-        position, index, pause = int(record["position"]), int(record["index"]), 0.1
+    def _load_one(self, record, load=None):
+        position, index, tries = int(record["position"]), int(record["index"]), 0
         while index not in self._undecodable:
             try:
                 read = self._source.read_again(record, stand_in=self._most is not None)
-                row = self._load(read)
-                self._since = None
+                row = (load or self._load)(read)
+                self._patience.reached()
                 return position, row, int(read["index"]) != index
             except (
                 tf.errors.OpError,
                 UnicodeDecodeError,
             ) as error:  # the latter where TensorFlow's message quotes a record
-                if _is_of_content(error):
+                if is_of_content(error):
+                    self._patience.reached()
                     self._note(record, index, error)
                 else:
-                    self._wait(record, error, pause)
-                    pause = min(2 * pause, _LONGEST_PAUSE)
+                    self._patience.wait(self._name(record), error, tries)
+                    tries += 1
         return None
 
     def _note(self, record, index, error):
@@ -122,23 +168,6 @@ class Gaps:
             if number <= _NAMED:
                 more = " (further ones are counted, not named)" if number == _NAMED else ""
                 print(f"skipped unreadable image: {name}: {reason}{more}", file=sys.stderr, flush=True)
-
-    def _wait(self, record, error, pause):
-        """Before another try; a UserError once the patience has run out."""
-        with self._lock:
-            begun, now = self._since is None, time.monotonic()
-            self._since = now if begun else self._since
-            left = self._since + PATIENCE - now
-        name, reason = self._name(record), reason_of(error)
-        what = f"{name} cannot be read: {reason[len(name) + 2 :] if reason.startswith(name) else reason}"
-        if begun:
-            print(f"{what}; trying again for {PATIENCE} s", file=sys.stderr, flush=True)
-        if left <= 0:
-            raise UserError(
-                f"{what}; it was tried for {PATIENCE} s. Once it can be read again, use the same command again: training goes on from "
-                "the last checkpoint"
-            ) from None
-        time.sleep(min(pause, left))
 
     def _name(self, record):
         return self._source.name_in_graph(record).numpy().decode(errors="replace")
@@ -161,9 +190,12 @@ def _row(records, i):
     return tf.nest.map_structure(lambda x: x[i], records)
 
 
-def _is_of_content(error):
+def is_of_content(error):
+    """Whether an exception of reading says something about the content, and not about the way to it."""
     if isinstance(error, UnicodeDecodeError):
         return True
+    if trouble(error):
+        return False
     if isinstance(error, tf.errors.UnknownError):  # also of an I/O error; and of what a source's own Python code raises
         return "Traceback (most recent call last)" in str(error) and "tensorflow.python.framework.errors" not in str(
             error

@@ -77,7 +77,7 @@ def training_batches(
             seed=seed, start=start_step * batch_size, rows=None if rows is None else (batch_size, low, high)
         )
         gaps = Gaps(source, load, in_a_row=batch_size)
-        data = _segments(records, load, chunk).scan(tf.constant(-1, tf.int64), fill)
+        data = _segments(records, load, _segment_of(chunk)).scan(tf.constant(-1, tf.int64), fill)
         data = data.rebatch(chunk, drop_remainder=True)
     else:
         first = start_step * batch_size // source.num_examples
@@ -136,15 +136,8 @@ def evaluation_batches(source, example, batch_size, rows=None, chunk=None, endle
         extra = {"number": record["number"], "seed": tf.constant(0, tf.int64), "weight": 1.0, "replaced": False}
         return {**example_, **{k: tf.convert_to_tensor(v) for k, v in extra.items()}}
 
-    gaps = Gaps(source, load)
-
-    @plain
-    def close(*segment):
-        segment = _Segment(gaps, *segment)
-        return tf.cond(segment.is_whole, lambda: segment.rows, lambda: segment.closed(segment.first - 1)[1])
-
-    records = source.records(rows=None if rows is None else (batch_size, low, high))
-    data = _segments(records, load, chunk).map(close)
+    rows = None if rows is None else (batch_size, low, high)
+    data = readable(source, load, _segment_of(chunk), rows)
     blank = tf.nest.map_structure(lambda spec: tf.zeros([chunk, *spec.shape[1:]], spec.dtype), data.element_spec)
     data = data.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).rebatch(chunk, drop_remainder=True)
     if not endless:
@@ -152,13 +145,39 @@ def evaluation_batches(source, example, batch_size, rows=None, chunk=None, endle
     return _known_to_be(endless, data).prefetch(tf.data.AUTOTUNE)
 
 
-def _segments(records, load, chunk):
-    """What becomes of records, in segments of a multiple of `chunk`: a data set of what `_Segment` takes.
+def readable(source, load, size, rows=None):
+    """One pass over a source in split order; images that cannot be decoded are left out, and such as cannot be reached are awaited.
+
+    Args:
+      source: a `tfssl.data.Source`.
+      load: graph code: a record -> the row that becomes of it, of equal shapes for all records.
+      size: records that are loaded together.
+      rows: see `Source.records`.
+
+    Returns:
+      A data set of rows [n, ...], n <= size, possibly 0.
+    """
+    gaps = Gaps(source, load)
+
+    @plain
+    def close(*segment):
+        segment = _Segment(gaps, *segment)
+        return tf.cond(segment.is_whole, lambda: segment.rows, lambda: segment.closed(segment.first - 1)[1])
+
+    return _segments(source.records(rows=rows), load, size).map(close)
+
+
+def _segment_of(chunk):
+    """Records of a segment: a multiple of `chunk`."""
+    return chunk * -(-_SEGMENT // chunk)
+
+
+def _segments(records, load, size):
+    """What becomes of records, in segments of `size`: a data set of what `_Segment` takes.
 
     Within a segment images are loaded in parallel, and those that fail are left out. However many fail, a segment comes to its end, so that
     who reads it sees at once what is missing.
     """
-    size = chunk * -(-_SEGMENT // chunk)
 
     @plain
     def load_segment(position, records):

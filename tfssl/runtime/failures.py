@@ -1,5 +1,6 @@
 """Exceptions as one line each: with a remedy where a user can do something about it, else with a file that has the traceback."""
 
+import errno
 import os
 import re
 import sys
@@ -9,7 +10,7 @@ import traceback
 
 import tensorflow as tf
 
-from tfssl.errors import one_line
+from tfssl.errors import TROUBLES, one_line, trouble
 from tfssl.storage import files
 
 
@@ -26,10 +27,12 @@ def explain(error, workdir=None):
     if from_within and isinstance(error, tf.errors.OpError):
         return from_within.group(1)
     text = " ".join(str(error).split())
-    if "No space left on device" in text or "File too large" in text or "Disk quota exceeded" in text:
-        return (
-            f"the disk is full ({one_line(text)}); make room, and use the same command again: nothing complete was lost"
-        )
+    refused = (tf.errors.PermissionDeniedError, tf.errors.UnauthenticatedError)  # of an object store, too
+    found = trouble(error) or ((errno.EACCES, None) if isinstance(error, refused) else None)
+    if found:
+        (what, remedy), (number, path) = TROUBLES[found[0]], found
+        which = f"{path}: {what} ({os.strerror(number)})" if path else f"{what} ({one_line(text)})"
+        return f"{which}; {remedy}, and use the same command again: nothing complete was lost"
     if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)) or "RESOURCE_EXHAUSTED" in text:
         return (
             "out of memory: --batch_size (smaller), --accumulate_steps (the same batch in parts), --rematerialize, "

@@ -64,9 +64,11 @@ def write_file(path, content):
             f.flush()
             os.fsync(f.fileno())
         os.replace(unfinished, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             remove(unfinished)
+        if isinstance(error, OSError) and error.errno:
+            error.filename = path  # not that of the unfinished one, or none
         raise
     sync(os.path.dirname(path))
 

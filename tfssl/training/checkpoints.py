@@ -4,6 +4,7 @@ Damaged means that the checkpoint's own checksums or its own list of parts say s
 is ever touched because it could not be read.
 """
 
+import contextlib
 import os
 import re
 import tempfile
@@ -91,7 +92,8 @@ class Checkpoints:
             old = [s for s in steps[: -self.keep] if not self.keep_every or s % self.keep_every]
             self._note(step, [s for s in steps if s not in old])
         except files.errors() as e:
-            _tidy(self.directory)
+            with contextlib.suppress(*files.errors()):
+                _tidy(self.directory)
             raise UserError(f"cannot save step {step} in {self.directory!r} ({one_line(e)}); {self.last_good()}") from e
         for s in old:
             _delete(os.path.join(self.directory, f"ckpt-{s}"))
@@ -115,7 +117,8 @@ class Checkpoints:
                 files.move(os.path.join(unfinished, part), os.path.join(directory, part))
             files.sync(directory)
         finally:
-            files.remove(unfinished)
+            with contextlib.suppress(*files.errors()):  # what refused the one refuses the other
+                files.remove(unfinished)
 
     def _note(self, step, steps):
         """The file `checkpoint`, by which TensorFlow's own tools find the newest."""

@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 import tfssl
+from tfssl.data import gaps
 from tfssl.errors import UserError
 
 
@@ -23,7 +24,8 @@ def test_probe_names_the_first_image_and_the_reason(write_images, tmp_path):
     assert source.name(0) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_probe_of_a_file_that_is_gone(write_images, tmp_path):
+def test_probe_of_a_file_that_is_gone(write_images, tmp_path, monkeypatch):
+    monkeypatch.setattr(gaps, "PATIENCE", 0.1)
     source = tfssl.open_source("folder:" + write_images(["1.jpg"]))
     (tmp_path / "photos" / "1.jpg").unlink()
     with pytest.raises(UserError, match="1.jpg.*No such file"):

@@ -2,49 +2,27 @@
 
 import collections
 import dataclasses
-import re
 
 import numpy as np
 import tensorflow as tf
 
+from tfssl.data.gaps import Gaps
 from tfssl.data.ops.image import decode
-from tfssl.errors import UserError
-
-# What TensorFlow puts before a reason: where in the user's code its graph was made, and what it was a part of.
-_BEFORE = re.compile(
-    r"\A\s*(Graph execution error:\s+Detected at node.*\n(\s*File \".*\n)*\s*(Node: .*\n)?|"
-    r"(\{\{.*?\}\}\s*)?Error in user-defined function passed to.*? iterator: \S*: )"
-)
+from tfssl.errors import UserError, reason_of  # noqa: F401 (callers name it so)
 
 
-def reason_of(error):
-    """TensorFlow's reason in one line, without the names of graph nodes around it."""
-    message = _BEFORE.sub("", error.message or "").strip().partition("\n")[0]
-    message = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*", "", message).strip()
-    if message.startswith("assertion failed: ["):
-        message = message[len("assertion failed: [") :].replace("] [", " ").rstrip("]")
-    return message or type(error).__name__
-
-
-def _unreadable(source, record):
-    """Why the image of a record cannot be read: one line, or None if it can."""
-    try:
-        decode(source.fetch(source.read_again(record))["image"])
-        return None
-    except tf.errors.OpError as error:
-        return reason_of(error)
-    except UnicodeDecodeError:  # TensorFlow's message quotes the record
-        return "not a tf.train.Example"
+def _decoded(source):
+    return Gaps(source, lambda record: decode(source.fetch(record)["image"]))
 
 
 def probe(source, limit=256):
-    """Raises UserError if none of the first `limit` images can be decoded, naming the first and the reason.
+    """Raises UserError if none of the first `limit` images can be decoded, naming the first and the reason; or if one cannot be reached.
 
     Training replaces an unreadable image by the next readable one: with no readable one it would look for ever.
     """
-    first, count = None, 0
+    first, count, images = None, 0, _decoded(source)
     for record in source.first_records(limit):
-        reason = _unreadable(source, record)
+        _, reason = images.read(record)
         if reason is None:
             return
         first = first or (source.name_in_graph(record).numpy().decode(), reason)
@@ -84,7 +62,11 @@ def scan(source, progress=None):
 
     Returns:
       A Scan. Duplicates are found by two 64-bit hashes of the content.
+
+    Raises:
+      tf.errors.OpError: an image cannot be reached for a while; it quotes the `UserError` that names it.
     """
+    from tfssl.data.pipeline import readable  # which reads sources, and these are checked here
 
     def examine(record):
         example = source.fetch(record)
@@ -106,8 +88,7 @@ def scan(source, progress=None):
     labels = np.full(source.places, -1, np.int64)
     content = np.zeros((source.places, 2), np.int64)
     sizes = collections.Counter()
-    data = source.records().map(examine, tf.data.AUTOTUNE, deterministic=False).ignore_errors()
-    for batch in data.batch(256).prefetch(1).as_numpy_iterator():
+    for batch in readable(source, examine, 256).prefetch(1).as_numpy_iterator():
         index = batch["index"]
         read[index], labels[index], content[index] = True, batch["label"], batch["content"]
         sizes.update(map(tuple, batch["size"].tolist()))
@@ -139,9 +120,9 @@ def reasons(source, missing):
         return []
     with tf.device("CPU"):
         missing = tf.constant(missing)
-    found = []
+    found, images = [], _decoded(source)
     for record in source.records().filter(lambda record: tf.gather(missing, record["index"])):
-        reason = _unreadable(source, record)
+        _, reason = images.read(record)
         found.append((source.name_in_graph(record).numpy().decode(), reason or "readable only on the second attempt"))
     return found
 
@@ -160,8 +141,9 @@ def _duplicates(source, content, index):
 
 def unlabelled(source):
     """Why labels cannot be had of a source: one line; None if the first image that can be read has one."""
-    labels = source.records().map(lambda record: source.fetch(record)["label"]).ignore_errors().take(1)
-    if all(int(label) >= 0 for label in labels):
+    images = Gaps(source, lambda record: source.fetch(record)["label"])
+    labels = (images.read(record)[0] for record in source.first_records(source.num_examples))
+    if next((label for label in labels if label is not None), 0) >= 0:
         return None
     return (
         f"--dataset={source.spec} ({source.split}) has no labels, and accuracy needs them: {source.unlabelled_because}, "

@@ -9,8 +9,8 @@ import zlib
 import tensorflow as tf
 from absl import logging
 
-from tfssl.data.listing.checks import reason_of
-from tfssl.errors import UserError
+from tfssl.data.gaps import Patience, is_of_content
+from tfssl.errors import UserError, reason_of
 from tfssl.storage.caches import cache_dir, stamp, try_write
 
 _THREADS = 16  # files that are read at once
@@ -116,16 +116,22 @@ def _counter(label_key, earlier):
 
     traced = count.get_concrete_function()  # now, and not by all threads at once
 
-    def count_file(file):
+    patience = Patience()
+
+    def count_file(file, tries=0):
         try:
             records, low, high = (int(value) for value in traced(tf.constant(file)))
         except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:  # which quotes the record, whatever it is
             raise UserError(f"{file!r}: not all records are tf.train.Example with an int64 {label_key!r}") from error
         except tf.errors.OpError as error:
+            if not is_of_content(error):
+                patience.wait(file, error, tries)
+                return count_file(file, tries + 1)
             if file not in earlier or not isinstance(error, tf.errors.DataLossError):
                 hint = "; where it was counted whole before, --skip_damaged_shards goes on without what is lost"
                 raise UserError(broken(file, error) + hint) from error
             records = -1
+        patience.reached()
         if file in earlier and records < earlier[file]["records"]:
             logging.warning("%r is damaged: it had %d records", file, earlier[file]["records"])
             return earlier[file]

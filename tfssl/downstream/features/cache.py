@@ -121,7 +121,8 @@ class FeatureCache:
     def discard(self):
         """Remove what `create` made and `commit` did not take."""
         for path, file in self._open.values():
-            files.remove(path)
+            with contextlib.suppress(OSError):  # the disk that refused refuses that too
+                files.remove(path)
             file.close()
         self._open = {}
 

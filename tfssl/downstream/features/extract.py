@@ -241,7 +241,7 @@ def check_endpoints(module, image_size, endpoints=None):
 
 
 def read_labels(source):
-    """{"labels", "index": int64 [N], "dropped": names} of all records that can be read; images are not decoded (of a folder, not read)."""
+    """{"labels", "index": int64 [N], "dropped": names} of all records but damaged ones; images are not decoded (of a folder, not read)."""
     source.probe()
 
     def pair(record):
@@ -250,7 +250,7 @@ def read_labels(source):
         )  # in one function, from which TensorFlow drops what nobody asks for: to read files
         return example["label"], example["index"]
 
-    pairs = source.records().map(pair, -1, deterministic=True).ignore_errors().batch(1024)
+    pairs = pipeline.readable(source, pair, 1024)
     labels, index = (np.concatenate(part) for part in zip(*pairs.as_numpy_iterator()))
     return {"labels": labels, "index": index, "dropped": lost(source, index)}
 

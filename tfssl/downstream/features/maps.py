@@ -10,6 +10,8 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
+from tfssl.data import pipeline
+from tfssl.data.gaps import Gaps
 from tfssl.data.ops import image
 from tfssl.downstream.features import extract as features
 from tfssl.errors import UserError, one_line
@@ -48,8 +50,11 @@ def image_sides(source, size):
     """(height, width): `size`, or where that is (0, 0) those of the first image that can be read."""
     if all(size):
         return tuple(size)
-    for record in source.records().map(source.fetch).ignore_errors().take(1):
-        return tuple(int(side) for side in image.image_size(record["image"]))
+    images = Gaps(source, lambda record: image.image_size(source.fetch(record)["image"]))
+    for record in source.first_records(source.num_examples):
+        sides, _ = images.read(record)
+        if sides is not None:
+            return tuple(int(side) for side in sides)
     raise UserError(f"{source.spec} {source.split}: no image could be read")
 
 
@@ -81,11 +86,17 @@ class Maps:
             example = source.fetch(record)
             one = read(example)
             all_views = [one, *(other(*one, example["index"]) for other in others)]
-            # Rows of equal shape whatever the number of boxes: a data set's batches, one image each.
-            return example["index"], tf.nest.map_structure(lambda *views: tf.stack(views), *all_views)
+            stacked = tf.nest.map_structure(lambda *views: tf.stack(views), *all_views)
+            kinds.append(tf.nest.map_structure(lambda x: x.dtype, stacked))
+            # Rows of equal shape, whatever the number of boxes: a data set's batches.
+            return example["index"], tf.nest.map_structure(tf.io.serialize_tensor, stacked)
+
+        def parse(index, stacked):
+            return index, tf.nest.map_structure(tf.io.parse_tensor, stacked, kinds[-1])
 
         source.probe()
-        loaded, waiting, index = source.records().map(load, tf.data.AUTOTUNE).ignore_errors(), [], []
+        kinds, waiting, index = [], [], []
+        loaded = pipeline.readable(source, load, batch_size).unbatch().map(parse)
         for i, (views, answers) in loaded.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
             if len(self) % max(1, source.num_examples // SHOWN) == 0 and len(self.shown) < SHOWN:
                 self.shown[len(self)] = views[0]

@@ -37,7 +37,9 @@ class Record:
             self.say(text)
 
     def refuse(self, error, what):
-        """A UserError has ended a part of the evaluation; the others go on."""
+        """A UserError has ended a part of the evaluation; the others go on, unless it would end them too."""
+        if error.lasting:
+            raise error
         self.check()  # a lock that is lost ends it all
         self.refused.setdefault(str(error), what)
         self.note(f"refused: {what}: {error}")
