@@ -95,6 +95,43 @@ def test_damaged_image_is_named(evaluation):
     assert [os.path.basename(name) for name in facts["unreadable"]["train"]] == ["07.png"]
 
 
+def test_results_say_of_which_images_they_are_and_none_of_earlier_ones_stay(
+    tfssl_command, modules_dir, images, tmp_path
+):
+    """The second evaluation, after test images were written anew, is that of an empty folder, and says what it replaces."""
+    photos, out, module = shutil.copytree(images, tmp_path / "photos"), tmp_path / "out", f"{modules_dir}/ours/1"
+    flags = (
+        f"--module={module}",
+        f"--dataset=folder:{photos}",
+        "--protocol=knn",
+        "--endpoints=stem",
+        "--val_fraction=0",
+    )
+
+    def evaluated():
+        done = tfssl_command("evaluate", *flags, f"--workdir={out}")
+        assert done.returncode == 0, done.stderr
+        return json.loads((out / "results.json").read_text()), done.stdout
+
+    before, said = evaluated()
+    assert "is about other images" not in said
+    sizes = {part: (its["num_examples"], its["num_classes"]) for part, its in before["data"].items()}
+    assert sizes == {"train": (60, 3), "test": (30, 3)}
+    assert all(its["digest"] in (out / "report.html").read_text() for its in before["data"].values())
+    for name in ("dark", "dim"):
+        for path in (photos / "test" / name).iterdir():
+            shutil.copyfile(photos / "test" / "bright" / path.name, path)
+    after, said = evaluated()
+    assert after["data"]["train"] == before["data"]["train"]
+    assert after["data"]["test"]["digest"] != before["data"]["test"]["digest"]
+    parts = [downstream.extract(module, tfssl.open_source(f"folder:{photos}", split), ["stem"]) for split in sizes]
+    (fresh,) = downstream.run("knn", *parts, val_fraction=0)
+    assert [r["value"] for r in after["results"]] == pytest.approx([fresh["value"]])
+    assert fresh["value"] <= 0.4 < before["results"][0]["value"]  # all are bright now, whatever their labels
+    (line,) = [line for line in said.splitlines() if "is about other images" in line]
+    assert "(test)" in line and "is replaced" in line and "results.png" in line and "report.html" in line
+
+
 def test_results_are_those_of_the_library(evaluation, modules_dir, images):
     workdir, arguments, _ = evaluation
     record = json.loads((workdir / "results.json").read_text())

@@ -216,6 +216,7 @@ def evaluate(held):
     start = time.time()
     named, (protocols, optional), minutes = handles.named(FLAGS.module), read_protocols(), read_budget()
     from tfssl.data import open_source, overlap
+    from tfssl.data.sources import identity
     from tfssl.downstream import budget, needs, splits
     from tfssl.downstream import runner as measure
     from tfssl.downstream.report.record import Record
@@ -255,6 +256,9 @@ def evaluate(held):
     counts = [f"{sources[part].num_examples} {purpose[part]}" for part in purpose if part in sources]
     check = claim_workdir(held) if FLAGS.workdir else lambda: None
     say(f"{FLAGS.dataset}: {', '.join(counts)}")
+    data = {part: identity.described(source) for part, source in sources.items()}
+    if FLAGS.workdir:
+        tell_of_other_data(data)
     record = Record(
         FLAGS.workdir,
         table_order,
@@ -263,6 +267,7 @@ def evaluate(held):
         command=["tfssl-eval", *sys.argv[1:]],
         flags={name: FLAGS[name].value for names in cli._SECTIONS.values() for name in names},
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(start)),
+        data=data,
         **{f"{part}_examples": source.num_examples for part, source in sources.items()},
     )
     for line in left_out:
@@ -304,6 +309,26 @@ def claim_workdir(held):
     check = held.enter_context(locks.workdir_lock(FLAGS.workdir, FLAGS.steal_lock))
     outputs.mark(FLAGS.workdir)
     return check
+
+
+def tell_of_other_data(data):
+    """Say where --workdir holds results of other data than {part: as `identity.described`}: they are replaced, not mixed."""
+    import json
+
+    from tfssl.runtime import files
+
+    path = os.path.join(FLAGS.workdir, "results.json")
+    try:
+        with open(path, encoding="utf-8") as f:
+            found = json.load(f)
+        then, date = found.get("data") or {}, found.get("date")
+        other = [part for part in data if part in then and then[part]["digest"] != data[part]["digest"]]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # none, a remote one, or a damaged one
+        return
+    if other:
+        beside = [name for name in files.listdir(FLAGS.workdir) if name.endswith((".png", ".html", ".npz"))]
+        kept = f"; until they are written anew, so are {', '.join(beside)}" if beside else ""
+        say(f"{path}, of {date}, is about other images ({', '.join(other)}) than this evaluation, and is replaced{kept}")
 
 
 def make_untrained(opened, note):

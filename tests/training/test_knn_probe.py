@@ -28,10 +28,9 @@ def test_it_is_what_the_evaluation_says(photos, tmp_path):
     (result,) = downstream.run("knn", train, test, k=min(20, len(train.labels)), val_fraction=0)
     probe = KnnProbe(untrained, *sources, images=1000, batch_size=7)
     assert probe() == {"knn_accuracy": result["value"]} and probe.chance == {"knn_accuracy": 0.5}
-    images = [KnnProbe(untrained, *sources, images=count)._extract(sources[0])[1] for count in (4, 5)]
-    assert [len(labels) for labels in images] == [len(train.labels)] * 2
-    bank = KnnProbe(untrained, *sources, images=4)._parts[0]
-    assert bank.num_examples == 4 and len(np.unique([r["label"] for r in bank.records().map(bank.fetch)])) == 2
+    few = KnnProbe(untrained, *sources, images=4)
+    labels = [few._extract(part)[1] for part in few._parts]
+    assert [len(part) for part in labels] == [4, 4] and len(np.unique(labels[0])) == 2
 
 
 def test_on_replicas(photos, replicas):

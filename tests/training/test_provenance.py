@@ -88,6 +88,32 @@ def test_a_deterministic_run_tells_of_another_machine(photos, tmp_path, monkeypa
     assert f"threads 64, not {made.machine['threads']}" in line and "with unheard_of" in line and "oneDNN o" in line
 
 
+def test_files_of_the_same_size_with_other_contents_are_refused(photos, copy, tmp_path, capsys):
+    """One byte of one image, written in place; at this number of images all are compared."""
+    begin(tmp_path, copy)
+    path = copy / "warm" / "017.jpg"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    changed = Provenance(str(tmp_path), tfssl.open_source(f"folder:{copy}"))
+    with pytest.raises(UserError, match=r"same names and sizes, but some have other contents.*--accept_changed_data"):
+        changed.check()
+    changed.check(accept=True)
+    changed.write(8)
+    assert "accepted, and noted" in capsys.readouterr().out
+    Provenance(str(tmp_path), tfssl.open_source(f"folder:{copy}")).check()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_record_from_before_contents_were_compared_is_no_refusal(photos, tmp_path):
+    begin(tmp_path, photos)
+    path = tmp_path / "provenance.json"
+    record = json.loads(path.read_text())
+    del record["starts"][0]["data"]["sample"]
+    path.write_text(json.dumps(record))
+    Provenance(str(tmp_path), tfssl.open_source(f"folder:{photos}")).check()
+
+
 @pytest.mark.parametrize("content", ["", "[1]", '{"format": 1, "starts": [{}]}', '{"format": 2, "starts": []}', "\0\0"])
 def test_a_damaged_record_is_one_line(photos, tmp_path, content):
     (tmp_path / "provenance.json").write_text(content)

@@ -25,9 +25,13 @@ class KnnProbe:
     def __init__(self, model, source, validation, images, batch_size=64):
         if not source.num_classes:
             raise UserError(f"--knn_probe={images}: {source.spec} has no labels to vote with; leave it out")
-        self.model, self.batch_size = model, min(batch_size, images)
+        self.model = model
         self.chance = {"knn_accuracy": 1 / source.num_classes}
-        self._parts = [spread(split, images) for split in (source, validation)]
+        # Once: each data set that is made leaves two megabytes of graphs to the process.
+        self._parts = [
+            pipeline.evaluation_crops(spread(split, images), *model.evaluation_size, min(batch_size, images))
+            for split in (source, validation)
+        ]
         run = model.distribute_strategy.run
         self._encode = tf.function(lambda x: run(self._features, (x,)), autograph=model.backbone.autograph)
 
@@ -41,8 +45,7 @@ class KnnProbe:
     def _features(self, images):
         return self.model.encode(tf.cast(images, tf.float32) / 255)["pre_logits"]
 
-    def _extract(self, source):
-        batches = pipeline.evaluation_crops(source, *self.model.evaluation_size, self.batch_size)
+    def _extract(self, batches):
         features, labels = [], []
         for batch in batches:
             real = (batch["weight"].numpy() > 0) & (batch["label"].numpy() >= 0)

@@ -36,7 +36,7 @@ class Provenance:
     def __init__(self, workdir, source):
         self.path = os.path.join(workdir, NAME)
         self.dataset, self.split = source.spec, source.split
-        self.data, self.machine = identity.of(source), machine()
+        self.data, self.machine = identity.of(source, sample=True), machine()
         self._starts = read(self.path)
         self.recorded = self._starts[-1] if self._starts else None
 
@@ -67,7 +67,8 @@ class Provenance:
                 say(f"WARNING: label {number} was {before} and is {after}")
         elif identity.same_place_other_times(then["data"], self.data):
             say(
-                f"{now}: files bear other times than when the run began (written again, or touched); their names and sizes are the same"
+                f"{now}: files bear other times than when the run began (written again, or touched); their names and sizes are the same, "
+                f"and the contents of those that were compared ({identity.SAMPLE} at most)"
             )
         others = differences(then["machine"], self.machine)
         if deterministic and others:

@@ -140,3 +140,28 @@ def test_a_source_that_does_not_say_is_not_cached():
 
     assert identity.key(identity.of(Own("own", "train", 3))) is None
     assert identity.differences(identity.of(Own("own", "train", 3)), identity.of(Own("own", "train", 3))) == []
+
+
+def test_the_sample_compares_beginning_middle_and_end_of_large_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "PIECE", 8)
+    path, other = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(bytes(100))
+    noticed = []
+    for i in range(100):
+        other.write_bytes(bytes(i) + b"x" + bytes(99 - i))
+        noticed.append(identity.sampled([str(path)]) != identity.sampled([str(other)]))
+    assert [i for i, seen in enumerate(noticed) if seen] == [*range(8), *range(46, 54), *range(92, 100)]
+    assert identity.sampled([str(path), str(tmp_path / "absent")]) != identity.sampled([str(path)])
+
+
+def test_the_sample_is_spread_over_all_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "SAMPLE", 3)
+    paths = [tmp_path / str(i) for i in range(9)]
+    for path in paths:
+        path.write_bytes(b"a")
+    before, noticed = identity.sampled(list(map(str, paths))), []
+    for path in paths:
+        path.write_bytes(b"b")
+        noticed.append(identity.sampled(list(map(str, paths))) != before)
+        path.write_bytes(b"a")
+    assert [i for i, seen in enumerate(noticed) if seen] == [0, 4, 8]

@@ -356,6 +356,10 @@ def _facts(record):
     splits = [f"{flags[f'{part}_split']} {what}" for part, what in _PARTS.items() if flags.get(f"{part}_split")]
     facts = {
         "data set": f"{flags.get('dataset', '')}: {', '.join(splits)}" if flags else "",
+        "data": "; ".join(
+            f"{part}: {its['num_examples']} images, {its['num_classes'] or 'no'} classes, digest {its['digest']}"
+            for part, its in record.get("data", {}).items()
+        ),
         "reported on": ", ".join(dict.fromkeys(r["reported_on"] for r in results if r.get("reported_on"))),
         "chosen on": "; ".join(f"{', '.join(protocols)}: {on}" for on, protocols in where.items()),
         "unreadable images": f"{len(unreadable)}: {', '.join(unreadable[:5])}"
