@@ -77,8 +77,8 @@ MOMENTS = {
 # The faults, in the process that they befall.
 
 
-def disturb(moment, kind, room):
-    """Have this process meet the fault `kind` at a moment; call it before the command begins."""
+def disturb(moment, fault, room):
+    """Have this process meet a fault, a function (room, moment), at a moment; call it before the command begins."""
     module, _, attribute = moment.place.partition(":")
     *owners, name = attribute.split(".")
     owner = functools.reduce(getattr, owners, importlib.import_module(module))
@@ -96,7 +96,7 @@ def disturb(moment, kind, room):
 
     def strike():
         (room / "met").touch()
-        KINDS[kind](room, moment)
+        fault(room, moment)
 
     setattr(owner, name, disturbed)
 
@@ -140,6 +140,13 @@ def fail_once(room, moment):
 
 def take_away(room, moment):
     os.rename(room / "data", room / "away")
+
+
+def take_away_for(seconds, room, moment):
+    take_away(room, moment)
+    timer = threading.Timer(seconds, bring_back, [room])
+    timer.daemon = True  # a process that gives up does not wait for it
+    timer.start()
 
 
 def bring_back(room):
@@ -218,7 +225,7 @@ class Bench:
             shutil.rmtree(room)
 
     def _cell(self, moment, kind, room, wanted):
-        process = self._start(moment, room, functools.partial(disturb, moment, kind, room))
+        process = self._start(moment, room, functools.partial(disturb, moment, KINDS[kind], room))
         second = None
         if kind == "second process":
             begun = time.monotonic()
@@ -269,6 +276,42 @@ class Bench:
         if kind == "TERM" and moment is MOMENTS["validation"]:  # the figures of that pass are missing, as documented
             wanted = {**wanted, "validations": found["validations"]}
         return difference(found, wanted), said
+
+    def outage(self, seconds, steps=150):
+        """The images are away for so many seconds, from the sixth step of a training on: a row of the table."""
+        moment = dataclasses.replace(MOMENTS["interval"], command="outage")
+        if "outage" not in self.known:
+            room = self._room("undisturbed outage", disk=False)
+            done = self._start_outage(room, steps).finished(LIMIT * 4)
+            assert done.returncode == 0, done.stderr
+            self.known["outage"] = weights(room / "disk" / "out", steps)
+        room = self._room(f"outage {seconds}", disk=False)
+        fault = functools.partial(take_away_for, seconds)
+        process = self._start_outage(room, steps, functools.partial(disturb, moment, fault, room))
+        said = None
+        while process.process.is_alive():
+            if said is None and "cannot be read" in (process.folder / "stderr").read_text():
+                said = time.time()
+            time.sleep(0.05)
+        end, done = time.time(), process.finished(LIMIT)
+        begun = (room / "met").stat().st_mtime
+        lasted = f"status {done.returncode} after {end - begun:.0f} s" if done.returncode else "went on"
+        if done.returncode:
+            wrong = judge(done, "data gone")
+            assert not wrong, wrong
+            bring_back(room)
+            done = self._start_outage(room, steps).finished(LIMIT * 4)
+            assert done.returncode == 0, done.stderr
+        rows = [line["replaced_images"] for line in logged(room / "disk" / "out") if "loss" in line]
+        same = difference(weights(room / "disk" / "out", steps), self.known["outage"]) or "equal, bit for bit"
+        when = "never" if said is None else f"{max(0, said - begun):.1f} s"
+        shutil.rmtree(room)
+        return f"| {seconds:g} s | {when} | {lasted} | {max(rows)} of {8 * steps} | {same} |"
+
+    def _start_outage(self, room, steps, first=None):
+        flags = (*TINY, f"--train_steps={steps}", "--checkpoint_steps=50", "--log_steps=1", "--learning_rate=0.05")
+        dataset, workdir = f"--dataset=folder:{room}/data/photos", f"--workdir={room}/disk/out"
+        return Forked("train", dataset, workdir, *flags, first=first)
 
     def _undo(self, kind, room):
         bring_back(room)
@@ -474,7 +517,17 @@ def main():
     )
     parser.add_argument("--moments", default=",".join(MOMENTS))
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument(
+        "--outages", help="comma list of seconds: how a training bears that its images are away so long, and no matrix"
+    )
     args = parser.parse_args()
+    if args.outages:
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(folder)
+            print("| images away for | said after | what came of it | copies | at the end |\n|---|---|---|---|---|")
+            for seconds in map(float, args.outages.split(",")):
+                print(bench.outage(seconds), flush=True)
+        return
     begun, cells = time.monotonic(), {}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(folder)

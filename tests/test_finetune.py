@@ -326,3 +326,38 @@ def test_a_damaged_checkpoint_is_not_published(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="ckpt-3 is damaged .a checksum is wrong."):
         finetune.publish({"freeze": False}, None, "ckpt-3", 3, str(tmp_path / "3"))
     assert not (tmp_path / "3").exists()
+
+
+def test_a_finished_run_measures_test_images_again_that_were_written_anew(photos, tmp_path, monkeypatch):
+    """Before, the same command said the accuracy of the images that had been there."""
+    folder, calls = shutil.copytree(photos, tmp_path / "photos"), []
+    for name in ("checkpoints/ckpt-4.index", "classifier/4/saved_model.pb"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def measure(values, images, where):
+        calls.append(images.test.num_examples)
+        return {"accuracy": 0.5, "top5_accuracy": 1.0, "endpoint": "pre_logits", "modules": {}}
+
+    monkeypatch.setattr(finetune, "measure", measure)
+
+    def finish():
+        train, test = (tfssl.open_source(f"folder:{folder}", split) for split in ("train[:50%]", "train[50%:]"))
+        images = finetune.Images(train, None, test, labels=24)
+        finetune.finish({"workdir": str(tmp_path), "test_split": "train[50%:]", "module": "m"}, images, 0.0)
+        return json.loads((tmp_path / "results.json").read_text())["data"]
+
+    first = finish()
+    assert first["test"]["num_examples"] == 24 and finish() == first and calls == [24]
+    path = tfssl.open_source(f"folder:{folder}", "train[50%:]").name(3)
+    content = bytearray(open(path, "rb").read())
+    content[-5] ^= 1
+    with open(path, "wb") as f:
+        f.write(content)
+    second = finish()
+    assert (
+        calls == [24, 24] and second["train"] == first["train"] and second["test"]["digest"] != first["test"]["digest"]
+    )
+    record = json.loads((tmp_path / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps({k: v for k, v in record.items() if k != "data"}))
+    assert finetune.measured(str(tmp_path / "results.json"))[2] is None

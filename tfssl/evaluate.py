@@ -328,7 +328,9 @@ def tell_of_other_data(data):
     if other:
         beside = [name for name in files.listdir(FLAGS.workdir) if name.endswith((".png", ".html", ".npz"))]
         kept = f"; until they are written anew, so are {', '.join(beside)}" if beside else ""
-        say(f"{path}, of {date}, is about other images ({', '.join(other)}) than this evaluation, and is replaced{kept}")
+        say(
+            f"{path}, of {date}, is about other images ({', '.join(other)}) than this evaluation, and is replaced{kept}"
+        )
 
 
 def make_untrained(opened, note):
