@@ -9,6 +9,7 @@ more per 100 intervals, where descriptors grow, or where a tensor of the last ch
 """
 
 import argparse
+import gc
 import json
 import os
 import pathlib
@@ -44,6 +45,15 @@ def arguments(workdir, intervals):
     )
 
 
+def usual_collection():
+    """Python looks for garbage as often as in a process of its own; in forked ones, which end soon, hardly ever."""
+    gc.set_threshold(700, 10, 10)
+
+
+def training(workdir, intervals):
+    return Forked("train", *arguments(workdir, intervals), first=usual_collection)
+
+
 def watch(run, workdir, stop_after=None):
     """Wait for a run, or tell it to stop at an interval: [(interval, MB, descriptors)], and the finished process."""
     rows, process = [], f"/proc/{run.process.pid}"
@@ -74,14 +84,14 @@ def main():
     begun, bad = time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder:
         whole, stopped = pathlib.Path(folder, "whole"), pathlib.Path(folder, "stopped")
-        rows, done = watch(Forked("train", *arguments(whole, args.intervals)), whole)
+        rows, done = watch(training(whole, args.intervals), whole)
         assert done.returncode == 0, done.stderr
         steady = np.array([row for row in rows if row[0] >= args.intervals / 5])
         slope = 100 * np.polyfit(steady[:, 0], steady[:, 1], 1)[0]
         descriptors = steady[:, 2]
         restarts, stops = 0, sorted(random.sample(range(1, args.intervals), args.restarts))
         for stop in (*stops, None):
-            _, done = watch(Forked("train", *arguments(stopped, args.intervals)), stopped, stop)
+            _, done = watch(training(stopped, args.intervals), stopped, stop)
             restarts += done.returncode == 75
             if done.returncode not in (0, 75):
                 bad.append(f"status {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
