@@ -315,7 +315,7 @@ def tell_of_other_data(data):
     """Say where --workdir holds results of other data than {part: as `identity.described`}: they are replaced, not mixed."""
     import json
 
-    from tfssl.runtime import files
+    from tfssl.storage import files
 
     path = os.path.join(FLAGS.workdir, "results.json")
     try:

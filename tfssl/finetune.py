@@ -304,7 +304,7 @@ def finish(values, images, start, check=lambda: None):
     record = os.path.join(values["workdir"], "results.json")
     if images.test is None:
         return
-    from tfssl.data import identity
+    from tfssl.data.sources import identity
 
     data = {part: identity.described(its) for part, its in (("train", images.train), ("test", images.test))}
     *of, digest = measured(record) or (None, None)

@@ -12,8 +12,10 @@ import tensorflow as tf
 
 import tfssl
 from tfssl import errors
-from tfssl.data import checks, counts, gaps, pipeline
-from tfssl.downstream import features, maps
+from tfssl.data import gaps, pipeline
+from tfssl.data.listing import checks, counts
+from tfssl.downstream.features import extract as features
+from tfssl.downstream.features import maps
 from tfssl.runtime import failures
 
 

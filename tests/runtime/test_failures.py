@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from tfssl import errors
-from tfssl.runtime import failures, files
+from tfssl.runtime import failures
+from tfssl.storage import files
 
 
 def test_a_full_disk():

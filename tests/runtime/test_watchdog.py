@@ -97,12 +97,12 @@ def strikes_at(place, number):
     ("binary", "place", "number", "flags"),
     [
         ("train", "tfssl.data:open_source", signal.SIGHUP, ()),
-        ("train", "tfssl.data.checks:probe", signal.SIGTERM, ()),
+        ("train", "tfssl.data.listing.checks:probe", signal.SIGTERM, ()),
         ("train", "tfssl.pretext:build", signal.SIGTERM, ()),
         ("train", "tfssl.runtime.summaries:write_start", signal.SIGTERM, ()),
         ("finetune", "tfssl.data.overlap:check", signal.SIGTERM, ("--module=none", "--test_split=")),
-        ("evaluate", "tfssl.downstream.modules:load", signal.SIGHUP, ("--module=none",)),
-        ("predict", "tfssl.downstream.modules:load", signal.SIGTERM, ("--module=none",)),
+        ("evaluate", "tfssl.hub.load:load", signal.SIGHUP, ("--module=none",)),
+        ("predict", "tfssl.hub.load:load", signal.SIGTERM, ("--module=none",)),
         ("export.__main__", "tfssl.export:save", signal.SIGTERM, ("--random_init", "--export_dir=m")),
     ],
 )

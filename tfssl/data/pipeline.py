@@ -8,13 +8,8 @@ import tensorflow as tf
 
 from tfssl.data.gaps import Gaps
 from tfssl.data.ops import image
+from tfssl.data.segments import SEGMENT, Segment, plain, readable, segment_of, segments
 from tfssl.data.service import examples as service_examples
-
-_SEGMENT = 64  # images at least that are loaded together: to begin with that takes a tenth of a millisecond
-_AT_ONCE = 2  # segments: while the last images of one are loaded, the first of the next
-
-# What examples are made by has no Python branch on a tensor: to look for one would take longer than tracing does.
-plain = tf.autograph.experimental.do_not_convert
 
 
 def training_batches(
@@ -57,7 +52,7 @@ def training_batches(
     @plain
     def fill(last, segment):
         """Each position without an image gets that of the next one that has any: those up to `last` have been filled before."""
-        segment = _Segment(gaps, *segment)
+        segment = Segment(gaps, *segment)
 
         def filled_up():
             position, rows, others = segment.closed(last)
@@ -77,7 +72,7 @@ def training_batches(
             seed=seed, start=start_step * batch_size, rows=None if rows is None else (batch_size, low, high)
         )
         gaps = Gaps(source, load, in_a_row=batch_size)
-        data = _segments(records, load, _segment_of(chunk)).scan(tf.constant(-1, tf.int64), fill)
+        data = segments(records, load, segment_of(chunk)).scan(tf.constant(-1, tf.int64), fill)
         data = data.rebatch(chunk, drop_remainder=True)
     else:
         first = start_step * batch_size // source.num_examples
@@ -105,7 +100,7 @@ def first_examples(source, example, count, seed=0):
     def numbered(record):
         return {**load(record), "number": record["number"], "seed": tf.cast(seed, tf.int64)}
 
-    records = source.records(seed=seed).take(count + _SEGMENT)
+    records = source.records(seed=seed).take(count + SEGMENT)
     return records.map(numbered, tf.data.AUTOTUNE).ignore_errors().take(count).batch(count)
 
 
@@ -137,90 +132,12 @@ def evaluation_batches(source, example, batch_size, rows=None, chunk=None, endle
         return {**example_, **{k: tf.convert_to_tensor(v) for k, v in extra.items()}}
 
     rows = None if rows is None else (batch_size, low, high)
-    data = readable(source, load, _segment_of(chunk), rows)
+    data = readable(source, load, segment_of(chunk), rows)
     blank = tf.nest.map_structure(lambda spec: tf.zeros([chunk, *spec.shape[1:]], spec.dtype), data.element_spec)
     data = data.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).rebatch(chunk, drop_remainder=True)
     if not endless:
         data = data.take(-(-source.num_examples // batch_size) * ((high - low) // chunk))
     return _known_to_be(endless, data).prefetch(tf.data.AUTOTUNE)
-
-
-def readable(source, load, size, rows=None):
-    """One pass over a source in split order; images that cannot be decoded are left out, and such as cannot be reached are awaited.
-
-    Args:
-      source: a `tfssl.data.Source`.
-      load: graph code: a record -> the row that becomes of it, of equal shapes for all records.
-      size: records that are loaded together.
-      rows: see `Source.records`.
-
-    Returns:
-      A data set of rows [n, ...], n <= size, possibly 0.
-    """
-    gaps = Gaps(source, load)
-
-    @plain
-    def close(*segment):
-        segment = _Segment(gaps, *segment)
-        return tf.cond(segment.is_whole, lambda: segment.rows, lambda: segment.closed(segment.first - 1)[1])
-
-    return _segments(source.records(rows=rows), load, size).map(close)
-
-
-def _segment_of(chunk):
-    """Records of a segment: a multiple of `chunk`."""
-    return chunk * -(-_SEGMENT // chunk)
-
-
-def _segments(records, load, size):
-    """What becomes of records, in segments of `size`: a data set of what `_Segment` takes.
-
-    Within a segment images are loaded in parallel, and those that fail are left out. However many fail, a segment comes to its end, so that
-    who reads it sees at once what is missing.
-    """
-
-    @plain
-    def load_segment(position, records):
-        records = {**records, "position": position}
-        rows = tf.data.Dataset.from_tensor_slices(records)
-        rows = rows.map(lambda record: (record["position"], load(record)), tf.data.AUTOTUNE, deterministic=True)
-        rows = rows.ignore_errors().batch(size)
-        none = tf.nest.map_structure(
-            lambda spec: tf.zeros([0, *(side or 0 for side in spec.shape[1:])], spec.dtype), rows.element_spec
-        )
-        loaded, rows = rows.concatenate(tf.data.Dataset.from_tensors(none)).take(1).get_single_element()
-        there = tf.scatter_nd((loaded - position[0])[:, None], tf.ones_like(loaded), tf.shape(position, tf.int64)) > 0
-        missing = tf.nest.map_structure(lambda x: tf.boolean_mask(x, ~there), records)
-        return loaded, rows, position[0], tf.size(position, tf.int64), missing
-
-    return records.enumerate().batch(size).map(load_segment, _AT_ONCE, deterministic=True)
-
-
-class _Segment:
-    """Successive records of which some may have failed to load; graph tensors.
-
-    Attributes:
-      positions: int64 [n].
-      first: the first of them.
-      is_whole: whether all could be loaded.
-      rows: rows of those that could be [m, ...].
-    """
-
-    def __init__(self, gaps, position, rows, first, count, missing):
-        self._gaps, self._position, self._count, self._missing = gaps, position, count, missing
-        self.rows, self.first = rows, first
-        self.positions = tf.range(first, first + count)
-        self.is_whole = tf.size(position, tf.int64) == count
-
-    def closed(self, last):
-        """(positions, rows, whether another image stands in) of all that can be loaded after all; see `Gaps.close`."""
-        specs = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), self.rows)
-        again, rows, others = self._gaps.close(last, (self.first, self._count), self._missing, specs)
-        positions = tf.concat([self._position, again], 0)
-        others = tf.concat([tf.zeros_like(self._position, tf.bool), others], 0)
-        order = tf.argsort(positions)
-        rows = tf.nest.map_structure(lambda a, b: tf.gather(tf.concat([a, b], 0), order), self.rows, rows)
-        return tf.gather(positions, order), rows, tf.gather(others, order)
 
 
 def evaluation_crops(source, size, resize, batch_size):

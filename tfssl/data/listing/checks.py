@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfssl.data.gaps import Gaps
 from tfssl.data.ops.image import decode
+from tfssl.data.segments import readable
 from tfssl.errors import UserError, reason_of  # noqa: F401 (callers name it so)
 
 
@@ -66,8 +67,6 @@ def scan(source, progress=None):
     Raises:
       tf.errors.OpError: an image cannot be reached for a while; it quotes the `UserError` that names it.
     """
-    from tfssl.data.pipeline import readable  # which reads sources, and these are checked here
-
     def examine(record):
         example = source.fetch(record)
         image = example["image"]
