@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from tqdm.auto import tqdm
 
-from tfssl.data import pipeline
+from tfssl.data import pipeline, segments
 from tfssl.data.ops import image
 from tfssl.data.sources import identity
 from tfssl.data.sources.subset import spread
@@ -250,7 +250,7 @@ def read_labels(source):
         )  # in one function, from which TensorFlow drops what nobody asks for: to read files
         return example["label"], example["index"]
 
-    pairs = pipeline.readable(source, pair, 1024)
+    pairs = segments.readable(source, pair, 1024)
     labels, index = (np.concatenate(part) for part in zip(*pairs.as_numpy_iterator()))
     return {"labels": labels, "index": index, "dropped": lost(source, index)}
 
@@ -314,7 +314,7 @@ def versions():
 def _preprocessing():
     """A digest of the code that makes features of files: it changes between releases, too."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in (image, pipeline, images_module, pooling):
+    for part in (image, pipeline, segments, images_module, pooling):
         with contextlib.suppress(OSError), open(part.__file__, "rb") as f:  # an archive's files cannot be opened
             digest.update(f.read())
     return digest.hexdigest()

@@ -10,7 +10,7 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
-from tfssl.data import pipeline
+from tfssl.data import segments
 from tfssl.data.gaps import Gaps
 from tfssl.data.ops import image
 from tfssl.downstream.features import extract as features
@@ -96,7 +96,7 @@ class Maps:
 
         source.probe()
         kinds, waiting, index = [], [], []
-        loaded = pipeline.readable(source, load, batch_size).unbatch().map(parse)
+        loaded = segments.readable(source, load, batch_size).unbatch().map(parse)
         for i, (views, answers) in loaded.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
             if len(self) % max(1, source.num_examples // SHOWN) == 0 and len(self.shown) < SHOWN:
                 self.shown[len(self)] = views[0]
