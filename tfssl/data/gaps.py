@@ -54,7 +54,7 @@ class Patience:
             begun, now = self._since is None, time.monotonic()
             self._since = now if begun else self._since
             left = self._since + PATIENCE - now
-        reason = reason_of(error)
+        reason = error.strerror if isinstance(error, OSError) else reason_of(error)
         what = f"{name} cannot be read: {reason[len(name) + 2 :] if reason.startswith(name) else reason}"
         if begun and now - self._over > _LONGEST_PAUSE:  # else another thread's try of before
             print(f"{what}; trying again for {PATIENCE} s", file=sys.stderr, flush=True)

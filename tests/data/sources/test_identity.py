@@ -3,14 +3,17 @@
 import os
 import re
 import shutil
+import threading
 
 import numpy as np
 import pytest
 
 import tfssl
+from tfssl.data import gaps
 from tfssl.data.sources import identity
 from tfssl.data.sources.base import IndexedSource
 from tfssl.data.sources.subset import LabelledAt, Subset, nested
+from tfssl.errors import UserError
 
 
 @pytest.fixture
@@ -165,3 +168,17 @@ def test_the_sample_is_spread_over_all_files(tmp_path, monkeypatch):
         noticed.append(identity.sampled(list(map(str, paths))) != before)
         path.write_bytes(b"a")
     assert [i for i, seen in enumerate(noticed) if seen] == [0, 4, 8]
+
+
+def test_files_that_are_all_away_are_no_other_data(photos, monkeypatch):
+    """Before, all of them counted as missing: another identity, by which a run was refused."""
+    source = tfssl.open_source(f"folder:{photos}")
+    before = identity.of(source, sample=True)
+    os.rename(photos, f"{photos}.gone")
+    threading.Timer(0.3, os.rename, (f"{photos}.gone", photos)).start()
+    after = identity.of(source, sample=True)
+    assert identity.differences(before, after) == [] and identity.text(before) == identity.text(after)
+    monkeypatch.setattr(gaps, "PATIENCE", 0.1)
+    os.rename(photos, f"{photos}.gone")
+    with pytest.raises(UserError, match="png cannot be read: No such file or directory; it was tried for 0.1 s"):
+        identity.of(source)

@@ -23,6 +23,7 @@ to open their folder (4.3 s). Nothing is read but the sample, 100 MB at most.
 
 import concurrent.futures
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -62,11 +63,11 @@ def of(source, sample=False):
     what it is made of (see `Source.parts`).
 
     Raises:
-      UserError: the file system does not answer.
+      UserError: the file system does not answer, or no file is there for a while.
     """
     parts = source.parts()
     folder, names = relative(parts.files)
-    stamps = stat_all(parts.files)
+    stamps = _there(parts.files)
     classes = list(source.class_names) if source.class_names else None
     identified = parts.files or parts.pixels
     return {
@@ -81,6 +82,18 @@ def of(source, sample=False):
         "folder": folder,
         **({"sample": sampled(parts.files)} if sample else {}),
     }
+
+
+def _there(paths):
+    """`stat_all`; where not one file is there, they are away, and waited for: they are no other data."""
+    from tfssl.data.gaps import Patience
+
+    patience, tries = Patience(), 0
+    while (stamps := stat_all(paths)).size and (stamps[:, 0] < 0).all():
+        gone = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), paths[0])
+        patience.wait(paths[0], gone, tries)
+        tries += 1
+    return stamps
 
 
 def described(source):
