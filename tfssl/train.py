@@ -377,7 +377,9 @@ def check_flags(values):
     values["decay_epochs"] = bounds.numbers("decay_epochs", values["decay_epochs"])
     own_decay = optim.own_decay(values["optimizer"])
     if values.get("decay") == "all" and own_decay == ("kernels",):
-        raise UserError(f"--decay=all: --optimizer={values['optimizer']} decays kernels alone; leave --decay out, or take another")
+        raise UserError(
+            f"--decay=all: --optimizer={values['optimizer']} decays kernels alone; leave --decay out, or take another"
+        )
     if values.get("final_weight_decay") is not None and not own_decay:
         raise UserError(
             f"--final_weight_decay={values['final_weight_decay']:g} needs an optimizer that carries weight decay itself, and "
@@ -388,7 +390,9 @@ def check_flags(values):
             f"--final_rate={values['final_rate']:g} is where a cosine ends, and --schedule={values['schedule']} has none: leave one out"
         )
     if values.get("initial_rate") and not values["warmup_epochs"]:
-        raise UserError(f"--initial_rate={values['initial_rate']:g} is where warm-up begins: give --warmup_epochs, or leave it out")
+        raise UserError(
+            f"--initial_rate={values['initial_rate']:g} is where warm-up begins: give --warmup_epochs, or leave it out"
+        )
     if values["data_service"] and values["deterministic"]:
         raise UserError(
             "--data_service delivers images in an order of its own: it contradicts --deterministic; choose one"
@@ -483,9 +487,7 @@ class Plan:
         self.epoch_steps = images / values["batch_size"]
         self.total_steps = values["train_steps"] or math.ceil(values["epochs"] * self.epoch_steps)
         scale = values["batch_size"] / values["lr_scaling"] if values["lr_scaling"] else 1.0
-        self.start, self.peak, self.end = (
-            scale * values[n] for n in ("initial_rate", "learning_rate", "final_rate")
-        )
+        self.start, self.peak, self.end = (scale * values[n] for n in ("initial_rate", "learning_rate", "final_rate"))
 
     def learning_rate(self):
         steps = [e * self.epoch_steps for e in self.values["decay_epochs"]]

@@ -12,9 +12,10 @@ class Adam(Optimizer, tf.keras.optimizers.Adam):
 
     Args:
       learning_rate: a number or a schedule.
-      momentum: beta_1, decay of the first moment per step.
-      beta_2: decay of the second moment per step.
-      epsilon: added to the root of the second moment before its bias correction, as Keras does (Adam's epsilon hat).
+      momentum: beta_1, the decay of the first moment per step.
+      beta_2: the decay of the second moment per step (PyTorch, DINO: 0.999; MAE: 0.95).
+      epsilon: added to the root of the second moment before its bias is corrected, the paper's epsilon hat
+        (Keras: 1e-7).
     """
 
     flag_names = {"epsilon": "optimizer_epsilon"}
@@ -26,4 +27,5 @@ class Adam(Optimizer, tf.keras.optimizers.Adam):
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
-        return {**config, "momentum": config.pop("beta_1")}
+        config["momentum"] = config.pop("beta_1")
+        return config

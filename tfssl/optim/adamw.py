@@ -10,21 +10,22 @@ from tfssl.optim.base import Optimizer, Rate
 
 
 class AdamW(Optimizer):
-    """Loshchilov and Hutter, ICLR 2019 (arXiv 1711.05101), as PyTorch has it. At step k, with weights w and gradient g:
+    """Loshchilov and Hutter, ICLR 2019 (arXiv 1711.05101), as in PyTorch. At step k, with weights w and
+    gradient g:
 
-      m <- b1 m + (1 - b1) g       v <- b2 v + (1 - b2) g^2
-      u = m / (1 - b1^k) / (sqrt(v / (1 - b2^k)) + epsilon)
+      m <- beta_1 m + (1 - beta_1) g       v <- beta_2 v + (1 - beta_2) g^2
+      u = m / (1 - beta_1^k) / (sqrt(v / (1 - beta_2^k)) + epsilon)
       w <- w - r (u + d w)
 
-    Decay d acts on kernels only: not on biases and normalizations, nor on class tokens, positions and mask tokens, which the repositories of
-    DINO, MAE and I-JEPA decay for having two axes or more.
+    Decay d acts on kernels: not on biases and normalizations, nor on what is no layer's kernel, such as class
+    tokens and positions, which the repositories of DINO, MAE and I-JEPA decay.
 
     Args:
       learning_rate: r, a number or a schedule.
-      momentum: b1, decay of the first moment per step (0.9).
-      weight_decay: d, a number or a schedule (MAE 0.05; DINO from 0.04 to 0.4). It takes the place of the one in a task's loss.
-      beta_2: decay of the second moment per step (PyTorch, DINO: 0.999; MAE: 0.95).
-      epsilon: added to the root of the bias-corrected second moment (PyTorch: 1e-8).
+      momentum: beta_1, the decay of the first moment per step.
+      weight_decay: d, a number or a schedule (MAE 0.05; DINO from 0.04 to 0.4). It replaces the loss's.
+      beta_2: the decay of the second moment per step (PyTorch, DINO: 0.999; MAE: 0.95).
+      epsilon: added to the root of the second moment once its bias is corrected (PyTorch: 1e-8).
 
     Raises:
       UserError: a moment that never decays.
@@ -79,7 +80,7 @@ class AdamW(Optimizer):
         variable.assign(w - rate * update)
 
     def trust(self, w: tf.Tensor, update: tf.Tensor) -> Any:
-        """Factor on the rate of a kernel."""
+        """Factor on the rate of a kernel w, given its update u + d w."""
         return 1.0
 
     def get_config(self) -> dict[str, Any]:

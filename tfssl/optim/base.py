@@ -11,29 +11,30 @@ Rate = Union[float, tf.keras.optimizers.schedules.LearningRateSchedule]
 
 
 class Optimizer(tf.keras.optimizers.Optimizer):
-    """Base class of our optimizers, in front of Keras's own where there is one: `class SGD(Optimizer, tf.keras.optimizers.SGD)`.
+    """Base class of our optimizers, in front of Keras's own where there is one: `class SGD(Optimizer,
+    tf.keras.optimizers.SGD)`.
 
-    An optimizer's constructor takes a learning rate (a number or a schedule) and its settings, which are its flags. It accepts `momentum`
-    (of Adam's kind the first moment's decay), and `weight_decay` if it carries weight decay itself. `tfssl.testing.check_optimizer` holds a
-    class to the rest: steps, state, replicas, XLA, loss scaling.
+    A constructor takes a learning rate (a number or a schedule) and its settings, which are its flags:
+    `weight_decay` among them if the optimizer carries weight decay itself. `tfssl.testing.check_optimizer`
+    holds a class to the rest: steps, state, replicas, XLA, loss scaling.
 
     Args:
-      clipnorm: greatest L2 norm of each variable's gradient (DINO: 3); longer ones are scaled to it. 0: no clipping.
-      global_clipnorm: greatest L2 norm of all gradients together (SimMIM: 5). 0: no clipping.
+      clipnorm: greatest L2 norm of each variable's gradient, as in DINO (3). 0: no clipping.
+      global_clipnorm: greatest L2 norm of all gradients together, as in SimMIM (5). 0: no clipping.
       keras: what all optimizers of Keras take.
 
-    Both clip the gradients of the whole batch: after the sum over replicas and accumulated parts, and after loss scaling is undone. Gradients
-    whose norm is not finite are not clipped but lost, as without clipping.
+    Both scale down the gradients of the whole batch: after the sum over replicas and accumulated parts, and
+    after loss scaling is undone.
 
     Attributes:
-      own_decay: which values of --decay the optimizer carries out itself; () leaves weight decay to the loss. "kernels": it acts on the
-        variables that `kernels` lists, and on no others; "all": it can act on all variables.
-      adapts: whether a variable's norm scales its steps, as in LARS; then `kernels` lists the variables that this is for.
-      kernels: a function without arguments that lists variables, called when the optimizer is built; set by `optim.tell_kernels`. Where
-        nobody set it, those of which `is_kernel` holds.
+      own_decay: which kinds of weight decay the optimizer carries out itself; () leaves it to the loss.
+        "kernels": it acts on the variables that `kernels` lists, and on no others; "all": it can act on all.
+      adapts: whether a variable's norm scales its steps, as in LARS: of the variables in `kernels`.
+      kernels: a function without arguments that lists variables, called when the optimizer is built; set by
+        `optim.tell_kernels`. Where nobody set it, those of which `is_kernel` holds.
 
     Raises:
-      UserError: both ways to clip at once.
+      UserError: both kinds of clipping at once.
     """
 
     flag_names = {"name": "", "weight_decay": ""}  # the latter is the task's flag
@@ -59,9 +60,9 @@ class Optimizer(tf.keras.optimizers.Optimizer):
 
 
 def is_kernel(variable: tf.Variable) -> bool:
-    """Whether a variable is a weight of a linear map, which is what LARS adapts and weight decay of kernels acts on: it has more than one
-    axis. So of a depthwise convolution, and of a SavedModel, whose variables do not know their layers. Not so biases, normalizations and
-    slopes of a PReLU, of which some have an axis per head, row or column.
+    """Whether a variable is a weight of a linear map, on which weight decay of kernels acts: it has more than
+    one axis. So of a depthwise convolution, and of a SavedModel, whose variables do not know their layers. Not
+    so biases, normalizations and slopes of a PReLU, of which some have an axis per head, row or column.
     """
     named = variable.name.split(":")[0].split("/")[-1]
     return variable.shape.rank > 1 and named not in ("bias", "gamma", "beta", "alpha")

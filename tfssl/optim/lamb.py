@@ -9,17 +9,18 @@ from tfssl.optim.base import Rate
 
 
 class LAMB(AdamW):
-    """You et al., ICLR 2020 (arXiv 1904.00962), Algorithm 2: AdamW's update u + d w, times |w| / |u + d w| of each kernel.
+    """You et al., ICLR 2020 (arXiv 1904.00962), Algorithm 2: AdamW's update u + d w of a kernel, times
+    |w| / |u + d w|.
 
-    Norms are those of one variable; where one of them is 0 the factor is 1. What is no kernel has neither that factor nor decay: it takes
-    Adam's step. Of the same arithmetic as tensorflow-addons' LAMB.
+    Norms are those of one variable; where one of them is 0 the factor is 1. What is no kernel has neither that
+    factor nor decay: it takes Adam's step. The arithmetic is that of tensorflow-addons' LAMB, to the bit.
 
     Args:
       learning_rate: a number or a schedule.
-      momentum: beta_1, decay of the first moment per step.
-      weight_decay: d, a number or a schedule. It takes the place of the one in a task's loss.
-      beta_2: decay of the second moment per step.
-      epsilon: added to the root of the bias-corrected second moment.
+      momentum: beta_1, the decay of the first moment per step.
+      weight_decay: d, a number or a schedule. It replaces the loss's.
+      beta_2: the decay of the second moment per step (PyTorch, DINO: 0.999; MAE: 0.95).
+      epsilon: added to the root of the second moment once its bias is corrected (the paper: 1e-6).
     """
 
     adapts = True
@@ -40,10 +41,10 @@ class LAMB(AdamW):
         of_w, of_update = tf.norm(w), tf.norm(update)
         return tf.where((of_w > 0) & (of_update > 0), of_w / of_update, tf.ones_like(of_w))
 
-    # What checkpoints of tensorflow-addons' LAMB, which earlier runs used, call this one's state: they restore into it.
+    # Runs began with tensorflow-addons' LAMB: two names and the slots of its checkpoints restore into ours.
 
     def _lookup_dependency(self, name, *cached):
-        """The rate is there only for completeness: each step writes it anew."""
+        """Any scalar will do for the current rate, which each step computes."""
         names = {"iter": "_iterations", "decay": "_current_learning_rate"}
         return super()._lookup_dependency(names.get(name, name), *cached)
 

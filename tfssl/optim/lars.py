@@ -16,7 +16,7 @@ EPSILON = 1e-8  # of LARC's denominator
 
 
 class LARS(Optimizer):
-    """With weights w, their gradient g, momentum v, the learning rate r, d the weight decay and m the momentum's share:
+    """With weights w, their gradient g, momentum v, the learning rate r, d the weight decay and m the momentum:
 
       simclr    g' = g + d w    trust = eeta |w| / |g'|               v <- m v + r trust g'    w <- w - v
       byol      g' = g + d w    trust = eeta |w| / |g'|               v <- m v + trust g'      w <- w - r v
@@ -31,7 +31,7 @@ class LARS(Optimizer):
 
     Args:
       learning_rate: a number or a schedule. Much larger than SGD's, as eeta scales it: SimCLR has 0.3, SwAV 0.3, BYOL 0.2 for 256 images.
-      momentum: the share m that a step keeps.
+      momentum: m, the fraction of the last step that the next one keeps (2019 study, SimCLR, SwAV: 0.9).
       weight_decay: d above, a number or a schedule. It takes the place of the one in a task's loss.
       eeta: the trust coefficient.
       form: one of FORMS: Chen et al., arXiv 2002.05709; Grill et al., arXiv 2006.07733; NVIDIA apex without clipping, as in SwAV, Caron et
@@ -43,7 +43,11 @@ class LARS(Optimizer):
       UserError: unknown form; at the first step, where `kernels` is needed and was not set.
     """
 
-    flag_names = {"eeta": "", "form": "", "nesterov": ""}  # the published ones have no other; a form has a name of its own
+    flag_names = {
+        "eeta": "",
+        "form": "",
+        "nesterov": "",
+    }  # the published ones have no other; a form has a name of its own
     own_decay = ("kernels",)
     adapts = True
 

@@ -43,7 +43,9 @@ def schedule(
     if list(decay_steps) != sorted(decay_steps):
         raise UserError(f"the epochs of decay must ascend, not {', '.join(map(str, decay_steps))}")
     if end and name != "cosine":
-        raise UserError(f"a final rate of {end:g} is the end of a cosine: choose schedule=cosine, not {name}, or leave it out")
+        raise UserError(
+            f"a final rate of {end:g} is the end of a cosine: choose schedule=cosine, not {name}, or leave it out"
+        )
     if start and not warmup_steps:
         raise UserError(f"an initial rate of {start:g} is where warm-up begins, and there is none: leave it out")
     steps = tuple(decay_steps) if name == "piecewise" else ()
