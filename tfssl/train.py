@@ -9,6 +9,7 @@ The same command again resumes a run that was stopped, or killed; the result is 
 
 import math
 import os
+from typing import Any
 
 from absl import flags, logging
 
@@ -82,7 +83,8 @@ def define_optimization():
     flags.DEFINE_integer("seed", 0, "Of initial weights, order and augmentation: the same seed, the same run.")
 
 
-def define_ends():
+def define_ends() -> None:
+    """Where schedules begin and end."""
     flags.DEFINE_float("initial_rate", 0.0, "Learning rate at step 0, where there is a warm-up; scaled as --learning_rate is.")
     flags.DEFINE_float("final_rate", 0.0, "cosine: learning rate at the end; scaled as --learning_rate is (Barlow Twins: 0.001 times "
         "the peak).")
@@ -353,7 +355,7 @@ def resolve_flags():
     return values
 
 
-def settings_of(generated, name):
+def settings_of(generated: Generated, name: str) -> dict[str, Any]:
     """{flag: value} of the class's own settings; those of others are refused."""
     check_choice(f"--{generated.kind}", name, tuple(generated.settings))
     generated.check(name, {n: FLAGS[n].value for n in generated.flags})
@@ -470,7 +472,8 @@ def bn_groups(values):
     return at_once // (values["bn_group_size"] or at_once)
 
 
-def build_optimizer(values, plan):
+def build_optimizer(values: dict[str, Any], plan: "Plan") -> Any:
+    """The optimizer from {flag: value}; call it in the strategy's scope."""
     name, decay, end = (values[n] for n in ("optimizer", "weight_decay", "final_weight_decay"))
     if not optim.own_decay(name):
         decay = 0.0  # the loss has it

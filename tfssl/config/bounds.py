@@ -47,7 +47,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (0, 1, "bn_momentum head_bn_momentum bank_momentum key_momentum target_momentum momentum decay_factor sk_ratio min_area small_area "
     "jigsaw_area jigsaw_weight rebalance distill_weight max_translation max_offset max_hue"),
     (0, 0.99, "mlp_dropout head_dropout"),
-    (0, 0.9999999, "beta_2"),
+    (0, 0.99999, "beta_2"),
     (1e-30, 1, "optimizer_epsilon"),
     (0, 0.9, "val_fraction"),
     (1e-12, 1, "bn_epsilon"),

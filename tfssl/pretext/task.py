@@ -184,11 +184,11 @@ class Pretext(tf.keras.Model):
         exempt |= {id(v) for v in self._trainable_weights}
         return [variable for variable in self.trainable_variables if id(variable) not in exempt]
 
-    def decaying(self):
+    def decaying(self) -> list[tf.Variable]:
         """The variables that weight decay acts on, by the setting `decay`."""
         return self.kernels() if self.decay == "kernels" else self.decayable()
 
-    def adapted(self):
+    def adapted(self) -> list[tf.Variable]:
         """The variables whose steps LARS and LAMB scale, and whose weight decay they carry."""
         return self.decaying()
 
