@@ -100,6 +100,8 @@ CASES = [  # binary, flags, what the line names, a change to the folder or the e
     ("train", "--stem=large", "large"),
     ("train", "--optimizer=sdg", "--optimizer=sdg"),
     ("train", "--schedule=linear", "--schedule=linear"),
+    ("train", "--beta_2=0.9", "--beta_2 is not a setting of optimizer 'sgd'"),
+    ("train", "--optimizer=adamw --clipnorm=1 --global_clipnorm=2", "--clipnorm=1"),
     ("train", "--strategy=all", "--strategy=all"),
     ("train", "--precision=half", "--precision=half"),
     ("train", "--num_classes=3", "--num_classes"),

@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from tfssl import train
+from tfssl import optim, train
 from tfssl.config import data_flags
 from tfssl.errors import UserError, one_line
 from tfssl.runtime import cli
@@ -66,16 +66,18 @@ def define_optimization():
     flags.DEFINE_integer("batch_size", 256, "Images per step over all replicas (SimCLR: 4096; v2: 1024; SwAV: 256).")
     flags.DEFINE_float("epochs", 60.0, "Passes over the images that are used (SimCLR: 60 with 1% of the labels, 30 with 10%; SwAV: 20).")
     flags.DEFINE_integer("train_steps", 0, "Length in steps; overrides --epochs where it is not 0.")
-    flags.DEFINE_string("optimizer", "nesterov", "sgd, nesterov (SimCLR), adam, lars (SimCLR v2), lars_byol, larc, or lamb. The forms of "
-        "LARS treat the linear classifier as nesterov's momentum would, but for larc, which adapts all.")
-    flags.DEFINE_float("momentum", 0.9, "Share of the last step that the next one keeps (SimCLR, SwAV: 0.9); beta_1 of adam and lamb.")
+    flags.DEFINE_string("optimizer", "nesterov", f"{', '.join(optim.NAMES)} (SimCLR: nesterov; v2: lars). LARS and LAMB treat the linear "
+        "classifier as plain momentum and Adam would, but for larc, which adapts all.")
+    train.OPTIMIZER_FLAGS.define()
     flags.DEFINE_float("learning_rate", 0.05, "Peak rate at a batch of --lr_scaling images (SimCLR: 0.05).")
     flags.DEFINE_float("lr_scaling", 256, "Peak rate = learning_rate * batch_size / this (SimCLR: 256); 0: unscaled.")
     flags.DEFINE_string("schedule", "cosine", "cosine (SimCLR), piecewise (SwAV) or constant; each after a linear warm-up.")
     flags.DEFINE_list("decay_epochs", ["12", "16"], "piecewise: --decay_factor applies after these (SwAV: 12,16).")
     flags.DEFINE_float("decay_factor", 0.2, "piecewise: see --decay_epochs (SwAV: 0.2).")
-    flags.DEFINE_float("warmup_epochs", 0.0, "The rate rises linearly from 0 over these epochs (SimCLR, SwAV: 0).")
-    flags.DEFINE_float("weight_decay", 0.0, "Factor w of 0.5 * w * sum ||kernel||^2 in the loss (SimCLR, SwAV: 0).")
+    flags.DEFINE_float("warmup_epochs", 0.0, "The rate rises linearly from --initial_rate over these epochs (SimCLR, SwAV: 0).")
+    train.define_ends()
+    flags.DEFINE_float("weight_decay", 0.0, "Factor w of 0.5 * w * sum ||kernel||^2 in the loss (SimCLR, SwAV: 0), or the decay that "
+        "an optimizer such as adamw carries itself.")
     flags.DEFINE_integer("seed", 0, "Of the labels' choice, order and augmentation: the same seed, the same run.")
 # fmt: on
 
@@ -135,7 +137,8 @@ def main(_):
 def resolve_flags():
     """{flag: value} of the whole run; contradictions are refused here, before any work."""
     names = [n for heading in cli._SECTIONS.values() for n in heading if n not in train.NOT_STORED]
-    values = {n: FLAGS[n].value for n in names}
+    values = {n: FLAGS[n].value for n in names if n not in train.OPTIMIZER_FLAGS.flags}
+    values |= train.settings_of(train.OPTIMIZER_FLAGS, FLAGS.optimizer)
     train.check_flags(values)
     if not values["module"]:
         raise UserError(
@@ -212,7 +215,6 @@ def open_images(values):
 
 def build_model(values, images, teacher=None, freeze=False):
     """The classifier's model, untrained; call it in the strategy's scope."""
-    from tfssl import optim
     from tfssl.backbones.hub import Hub
     from tfssl.classifiers.classifier import Classifier
     from tfssl.hub import load as modules
@@ -238,7 +240,7 @@ def build_model(values, images, teacher=None, freeze=False):
         resize=resize,
         min_area=values["min_area"],
         flip=values["flip"],
-        weight_decay=0.0 if values["optimizer"] in optim.OWN_DECAY else values["weight_decay"],
+        weight_decay=0.0 if optim.own_decay(values["optimizer"]) else values["weight_decay"],
     )
 
 

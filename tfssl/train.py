@@ -9,10 +9,11 @@ The same command again resumes a run that was stopped, or killed; the result is 
 
 import math
 import os
+from typing import Any
 
 from absl import flags, logging
 
-from tfssl import pretext
+from tfssl import optim, pretext
 from tfssl.config import bounds, data_flags, flagfile
 from tfssl.config.generated import Generated, as_text
 from tfssl.errors import UserError, check_choice
@@ -20,6 +21,7 @@ from tfssl.runtime import cli
 
 FLAGS = flags.FLAGS
 TASK_FLAGS = Generated("task", {name: pretext.TASKS.source(name) for name in pretext.NAMES})
+OPTIMIZER_FLAGS = Generated("optimizer", {name: optim.OPTIMIZERS.source(name) for name in optim.NAMES})
 
 
 # fmt: off
@@ -69,16 +71,25 @@ def define_optimization():
     flags.DEFINE_integer("batch_size", 256, "Images per step over all replicas, before rotations (2019 study: 1024).")
     flags.DEFINE_float("epochs", 35.0, "Passes over the images (2019 study: 35).")
     flags.DEFINE_integer("train_steps", 0, "Length in steps; overrides --epochs where it is not 0.")
-    flags.DEFINE_string("optimizer", "sgd", "sgd (with momentum; 2019 study), nesterov, adam, lars (as in SimCLR), lars_byol, larc (as in "
-        "SwAV), or lamb (tensorflow-addons, Python < 3.12).")
-    flags.DEFINE_float("momentum", 0.9, "Share of the last step that the next one keeps (2019 study: 0.9); beta_1 of adam and lamb.")
+    flags.DEFINE_string("optimizer", "sgd", f"{', '.join(optim.NAMES)} (2019 study: sgd; SimCLR: lars; BYOL: lars_byol; SwAV: larc).")
+    OPTIMIZER_FLAGS.define()
     flags.DEFINE_float("learning_rate", 0.1, "Peak rate at a batch of --lr_scaling images (2019 study: 0.1).")
     flags.DEFINE_float("lr_scaling", 256, "Peak rate = learning_rate * batch_size / this (2019 study: 256); 0: unscaled.")
     flags.DEFINE_string("schedule", "piecewise", "piecewise (2019 study), cosine or constant; each after a linear warm-up.")
     flags.DEFINE_list("decay_epochs", ["15", "25"], "piecewise: --decay_factor applies after these (2019 study: 15,25).")
     flags.DEFINE_float("decay_factor", 0.1, "piecewise: see --decay_epochs (2019 study: 0.1).")
-    flags.DEFINE_float("warmup_epochs", 5.0, "The rate rises linearly from 0 over these epochs (2019 study: 5).")
+    flags.DEFINE_float("warmup_epochs", 5.0, "The rate rises linearly from --initial_rate over these epochs (2019 study: 5).")
+    define_ends()
     flags.DEFINE_integer("seed", 0, "Of initial weights, order and augmentation: the same seed, the same run.")
+
+
+def define_ends() -> None:
+    """Where schedules begin and end."""
+    flags.DEFINE_float("initial_rate", 0.0, "Learning rate at step 0, where there is a warm-up; scaled as --learning_rate is.")
+    flags.DEFINE_float("final_rate", 0.0, "cosine: learning rate at the end; scaled as --learning_rate is (Barlow Twins: 0.001 times "
+        "the peak).")
+    flags.DEFINE_float("final_weight_decay", None, "Weight decay at the end of the run, along half a cosine from --weight_decay (DINO: "
+        "0.4 from 0.04); with optimizers that carry it themselves, such as adamw. Default: it stays.")
 
 
 @cli.section("Accelerators")
@@ -327,12 +338,9 @@ def _train(model, strategy, source, validation, plan, values, following, provena
 
 def resolve_flags():
     """{flag: value} of the whole run, the task's own settings resolved; contradictions are refused here, before any work."""
-    task = FLAGS.task
-    TASK_FLAGS.check(task, {n: FLAGS[n].value for n in TASK_FLAGS.flags})
     names = [n for heading in cli._SECTIONS.values() for n in heading if n not in NOT_STORED]
-    values = {n: FLAGS[n].value for n in names if n not in TASK_FLAGS.flags}
-    own = TASK_FLAGS.defaults(task)
-    values |= {n: default if FLAGS[n].value is None else FLAGS[n].value for n, default in own.items()}
+    values = {n: FLAGS[n].value for n in names if n not in TASK_FLAGS.flags and n not in OPTIMIZER_FLAGS.flags}
+    values |= settings_of(TASK_FLAGS, FLAGS.task) | settings_of(OPTIMIZER_FLAGS, FLAGS.optimizer)
     check_flags(values)
     if values["loss_batch_size"]:
         parts, rest = divmod(values["loss_batch_size"], values["batch_size"])
@@ -347,9 +355,16 @@ def resolve_flags():
     return values
 
 
+def settings_of(generated: Generated, name: str) -> dict[str, Any]:
+    """{flag: value} of the class's own settings; those of others are refused."""
+    check_choice(f"--{generated.kind}", name, tuple(generated.settings))
+    generated.check(name, {n: FLAGS[n].value for n in generated.flags})
+    own = generated.defaults(name)
+    return {n: default if FLAGS[n].value is None else FLAGS[n].value for n, default in own.items()}
+
+
 def check_flags(values):
     """Refuse contradictions among {flag: value}, and make --decay_epochs numbers."""
-    from tfssl import optim
     from tfssl.runtime import strategy as strategies
     from tfssl.storage import files
 
@@ -362,9 +377,23 @@ def check_flags(values):
     for name in choices.keys() & values.keys():
         check_choice(f"--{name}", values[name], choices[name])
     values["decay_epochs"] = bounds.numbers("decay_epochs", values["decay_epochs"])
-    if values.get("decay") == "all" and values["optimizer"] in optim.OWN_DECAY and values["optimizer"] != "larc":
+    own_decay = optim.own_decay(values["optimizer"])
+    if values.get("decay") == "all" and own_decay == ("kernels",):
         raise UserError(
-            f"--decay=all: --optimizer={values['optimizer']} decays kernels alone; leave --decay out, or take larc, which decays all"
+            f"--decay=all: --optimizer={values['optimizer']} decays kernels alone; leave --decay out, or take another"
+        )
+    if values.get("final_weight_decay") is not None and not own_decay:
+        raise UserError(
+            f"--final_weight_decay={values['final_weight_decay']:g} needs an optimizer that carries weight decay itself, and "
+            f"--optimizer={values['optimizer']} leaves it to the loss: choose adamw, lamb or a form of LARS"
+        )
+    if values.get("final_rate") and values["schedule"] != "cosine":
+        raise UserError(
+            f"--final_rate={values['final_rate']:g} is where a cosine ends, and --schedule={values['schedule']} has none: leave one out"
+        )
+    if values.get("initial_rate") and not values["warmup_epochs"]:
+        raise UserError(
+            f"--initial_rate={values['initial_rate']:g} is where warm-up begins: give --warmup_epochs, or leave it out"
         )
     if values["data_service"] and values["deterministic"]:
         raise UserError(
@@ -408,7 +437,7 @@ def choose_precision(values):
 
 def build_model(values):
     """The task's model from {flag: value}, untrained; call it in the strategy's scope."""
-    from tfssl import backbones, optim
+    from tfssl import backbones
 
     width, stem, momentum, epsilon = (values[n] for n in ("width_multiplier", "stem", "bn_momentum", "bn_epsilon"))
     backbone = backbones.build(
@@ -430,7 +459,7 @@ def build_model(values):
     task = values["task"]
     own = TASK_FLAGS.arguments(task, values)
     own |= pretext.task_class(task).from_data(own, None, values["workdir"])
-    if values["optimizer"] in optim.OWN_DECAY:
+    if optim.own_decay(values["optimizer"]):
         own["weight_decay"] = 0.0  # the optimizer's takes its place
     return pretext.build(task, backbone, **own)
 
@@ -443,11 +472,14 @@ def bn_groups(values):
     return at_once // (values["bn_group_size"] or at_once)
 
 
-def build_optimizer(values, plan):
-    from tfssl import optim
-
-    decay = values["weight_decay"] if values["optimizer"] in optim.OWN_DECAY else 0.0
-    return optim.build(values["optimizer"], plan.learning_rate(), values["momentum"], decay)
+def build_optimizer(values: dict[str, Any], plan: "Plan") -> Any:
+    """The optimizer from {flag: value}; call it in the strategy's scope."""
+    name, decay, end = (values[n] for n in ("optimizer", "weight_decay", "final_weight_decay"))
+    if not optim.own_decay(name):
+        decay = 0.0  # the loss has it
+    elif end is not None:
+        decay = optim.schedule("cosine", decay, plan.total_steps, end=end)
+    return optim.build(name, plan.learning_rate(), weight_decay=decay, **OPTIMIZER_FLAGS.arguments(name, values))
 
 
 class Plan:
@@ -457,18 +489,14 @@ class Plan:
         self.values, self.images = values, images
         self.epoch_steps = images / values["batch_size"]
         self.total_steps = values["train_steps"] or math.ceil(values["epochs"] * self.epoch_steps)
-        self.peak = values["learning_rate"] * (
-            values["batch_size"] / values["lr_scaling"] if values["lr_scaling"] else 1.0
-        )
+        scale = values["batch_size"] / values["lr_scaling"] if values["lr_scaling"] else 1.0
+        self.start, self.peak, self.end = (scale * values[n] for n in ("initial_rate", "learning_rate", "final_rate"))
 
     def learning_rate(self):
-        from tfssl import optim
-
         steps = [e * self.epoch_steps for e in self.values["decay_epochs"]]
         warmup = self.values["warmup_epochs"] * self.epoch_steps
-        return optim.schedule(
-            self.values["schedule"], self.peak, self.total_steps, warmup, steps, self.values["decay_factor"]
-        )
+        form = self.values["schedule"], self.peak, self.total_steps, warmup, steps, self.values["decay_factor"]
+        return optim.schedule(*form, self.start, self.end)
 
     def summary(self, model, source):
         v = self.values
@@ -498,8 +526,8 @@ def check_workdir(values, free=FREE):
         return
     # A flag that is younger than the run stands for what was done before there was a choice: its default.
     task = values.get("task")  # fine-tuning has none, nor settings of it
-    own = TASK_FLAGS.defaults(task) if task else {}
-    defaults = {n: own.get(n) if n in TASK_FLAGS.flags else FLAGS[n].default for n in values}
+    own = OPTIMIZER_FLAGS.defaults(values["optimizer"]) | (TASK_FLAGS.defaults(task) if task else {})
+    defaults = {n: own.get(n, FLAGS[n].default) for n in values}
     stored = {name: as_text(d) for name, d in defaults.items() if d is not None} | flagfile.read(path)
     found = {n: values[n] or stored.get(n) for n in ("num_classes", "num_images") if n in values}  # 0: the data set's
     values = {**values, **found}

@@ -79,6 +79,17 @@ def test_the_linear_layers_first_step_by_hand(encoder, name, head_rate):
     np.testing.assert_allclose(model.head.bias, -step * (0.5 - labels).mean(0), rtol=1e-4, atol=1e-7)
 
 
+def test_adamw_decays_the_linear_layer_and_lamb_leaves_it_to_adam(encoder):
+    """LAMB would scale its steps by its weights, which begin at zero."""
+    for name, decayed in (("adamw", True), ("lamb", False)):
+        model = build(encoder)
+        model.compile(optim.build(name, 0.1, weight_decay=0.1))
+        model.prepare()
+        names = [v.name for v in model.optimizer.kernels()]
+        assert (model.head.kernel.name in names) == decayed
+        assert "conv/kernel:0" in names and model.head.bias.name not in names
+
+
 def test_lars_does_not_scale_the_linear_layers_steps_later_either(encoder):
     model = build(encoder)
     model.compile(optim.build("lars", 0.1, momentum=0.0))

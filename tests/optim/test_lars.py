@@ -194,7 +194,6 @@ def task(optimizer, **compiled):
         ]
     )
     model = pretext.build("rotation", backbones.build(network), image_size=16, weight_decay=0.0, color=False)
-    optim.tell_kernels(optimizer, model.kernels)
     model.compile(optimizer, **compiled)
     return model
 

@@ -1,49 +1,12 @@
-"""Schedules against their formulas, optimizers against one hand-computed step."""
-
-import math
-import sys
+"""Optimizers by name: their settings, which are their flags; and what decays where."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tfssl import optim, train
+from tfssl.config import bounds
 from tfssl.errors import UserError
-
-
-def test_piecewise_is_the_published_schedule():
-    """Kolesnikov et al.: 35 epochs, warm-up over 5, x0.1 after 15 and 25; here 10 steps an epoch, 512 images at 0.1 per 256."""
-    rate = optim.schedule("piecewise", peak=0.2, total_steps=350, warmup_steps=50, decay_steps=[150, 250])
-    expected = {0: 0.0, 25: 0.1, 49: 0.196, 50: 0.2, 150: 0.2, 151: 0.02, 250: 0.02, 251: 0.002, 349: 0.002}
-    np.testing.assert_allclose([float(rate(s)) for s in expected], list(expected.values()), rtol=1e-6)
-
-
-def test_piecewise_equals_keras_after_warmup():
-    ours = optim.schedule("piecewise", peak=0.5, total_steps=100, decay_steps=[30, 60, 80])
-    theirs = tf.keras.optimizers.schedules.PiecewiseConstantDecay([30, 60, 80], [0.5, 0.05, 0.005, 0.0005])
-    for step in range(0, 100, 5):
-        np.testing.assert_allclose(float(ours(step)), float(theirs(step)), rtol=1e-6)
-
-
-def test_cosine_ends():
-    rate = optim.schedule("cosine", peak=0.3, total_steps=110, warmup_steps=10)
-    values = [float(rate(s)) for s in (0, 5, 10, 60, 110)]
-    np.testing.assert_allclose(values, [0, 0.15, 0.3, 0.15, 0], atol=1e-7)
-    np.testing.assert_allclose(float(rate(35)), 0.15 * (1 + math.cos(math.pi / 4)), rtol=1e-6)
-
-
-def test_constant():
-    rate = optim.schedule("constant", peak=0.3, total_steps=10, decay_steps=[3])
-    assert [round(float(rate(s)), 6) for s in (0, 9)] == [0.3, 0.3]
-
-
-@pytest.mark.parametrize("name", ["piecewise", "cosine"])
-def test_schedules_survive_serialisation_and_graphs(name):
-    rate = optim.schedule(name, peak=0.3, total_steps=110, warmup_steps=10, decay_steps=[50])
-    again = type(rate).from_config(rate.get_config())
-    graph = tf.function(again)
-    for step in (0, 7, 50, 51, 109):
-        np.testing.assert_allclose(float(graph(tf.constant(step, tf.int64))), float(rate(step)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sgd", "nesterov"])
@@ -60,31 +23,115 @@ def test_momentum_steps(name):
         np.testing.assert_allclose(variable.numpy(), [w], rtol=1e-5)
 
 
-def test_lamb_or_a_clear_line():
-    if sys.version_info >= (3, 12):
-        with pytest.raises(UserError, match="tensorflow-addons"):
-            optim.build("lamb", 0.1)
-        return
-    # One step by hand (You et al., Algorithm 2): the first Adam direction is g / |g|, then the trust ratio |w| / |r + wd w|.
-    w = np.array([3.0, 4.0])
-    kernel = tf.Variable(w, dtype=tf.float32, name="kernel")
-    optimizer = optim.build("lamb", 0.1, weight_decay=0.01)
-    optim.create_slots(optimizer, [kernel])
-    optimizer.apply_gradients([(tf.constant([0.5, -2.0]), kernel)])
-    update = np.array([1.0, -1.0]) + 0.01 * w
-    np.testing.assert_allclose(kernel.numpy(), w - 0.1 * np.linalg.norm(w) / np.linalg.norm(update) * update, rtol=1e-4)
+KERAS = {
+    "sgd": tf.keras.optimizers.SGD(0.1, momentum=0.8),
+    "nesterov": tf.keras.optimizers.SGD(0.1, momentum=0.8, nesterov=True),
+    "adam": tf.keras.optimizers.Adam(0.1, beta_1=0.8),
+}
 
 
-def test_decay_of_all_is_refused_where_the_optimizer_decays_kernels():
-    for name in ("lars", "lars_byol", "lamb"):
-        with pytest.raises(UserError, match=f"{name} decays kernels alone"):
-            train.check_flags({"optimizer": name, "decay": "all", "decay_epochs": []})
+@pytest.mark.parametrize("name", KERAS)
+def test_those_of_keras_step_and_store_as_keras_does(name, tmp_path):
+    """To the bit; and a checkpoint of the one restores into the other."""
+    ours, theirs = optim.build(name, 0.1, 0.8), KERAS[name]
+    variables = [[tf.Variable(tf.ones([3, 2])), tf.Variable(tf.zeros([2]))] for _ in range(2)]
+    for optimizer, own in zip((ours, theirs), variables):
+        optim.create_slots(optimizer, own)
+        for step in range(3):
+            optimizer.apply_gradients([(tf.fill(v.shape, 0.3 - 0.1 * step), v) for v in own])
+    for x, y in zip(*variables):
+        np.testing.assert_array_equal(x, y)
+    path = tf.train.Checkpoint(optimizer=theirs, variables=variables[1]).save(str(tmp_path / "ckpt"))
+    restored = tf.train.Checkpoint(optimizer=ours, variables=variables[0])
+    restored.restore(path).assert_existing_objects_matched().assert_consumed()
 
 
-def test_unknown_names():
-    with pytest.raises(UserError, match="sgd, nesterov, adam, lamb"):
+@pytest.mark.parametrize("name", optim.NAMES)
+def test_a_configuration_makes_the_same_optimizer(name):
+    settings = {"weight_decay": 0.05} if optim.own_decay(name) else {}
+    config = optim.build(name, 0.5, 0.8, global_clipnorm=2.0, **settings).get_config()
+    assert {**config, "momentum": 0.8, "learning_rate": 0.5, "global_clipnorm": 2.0, **settings} == config
+    assert optim.OPTIMIZERS.find(name).from_config(dict(config)).get_config() == config
+
+
+def test_each_setting_is_a_flag_with_bounds():
+    flags = train.OPTIMIZER_FLAGS
+    assert set(flags.flags) == {"momentum", "clipnorm", "global_clipnorm", "beta_2", "optimizer_epsilon"}
+    assert set(flags.flags) <= set(bounds.OF_FLAG)
+    assert flags.defaults("sgd") == {"momentum": 0.9, "clipnorm": 0.0, "global_clipnorm": 0.0}
+    assert flags.defaults("lars_byol") == flags.defaults("sgd")
+    assert flags.arguments("adamw", {"optimizer_epsilon": 1e-3})["epsilon"] == 1e-3
+    with pytest.raises(UserError, match="--beta_2 is not a setting of optimizer 'sgd'"):
+        flags.check("sgd", {"beta_2": 0.9})
+
+
+class Mine(tf.keras.optimizers.SGD):
+    def __init__(self, learning_rate, **keras):
+        super().__init__(learning_rate, **keras)
+
+
+def test_names_and_settings_that_there_are_not():
+    with pytest.raises(UserError, match="sgd, nesterov, adam, adamw, lamb.*mypackage"):
         optim.build("sdg", 0.1)
-    with pytest.raises(UserError, match="piecewise, cosine, constant"):
-        optim.schedule("step", 0.1, 10)
-    with pytest.raises(UserError, match="ascend"):
-        optim.schedule("piecewise", 0.1, 10, decay_steps=[5, 3])
+    with pytest.raises(UserError, match="optimizer 'sgd': beta_2 is not a valid argument"):
+        optim.build("sgd", 0.1, beta_2=0.9)
+    with pytest.raises(UserError, match="part of the task's loss"):
+        optim.build("sgd", 0.1, weight_decay=0.1)
+    with pytest.raises(UserError, match="--clipnorm=1 and --global_clipnorm=2"):
+        optim.build("sgd", 0.1, clipnorm=1.0, global_clipnorm=2.0)
+    with pytest.raises(UserError, match="beta_2=1 is the decay of a moment in AdamW"):
+        optim.build("adamw", 0.1, beta_2=1.0)
+
+
+def test_an_optimizer_of_ones_own(monkeypatch):
+    assert isinstance(optim.build(f"{__name__}:Mine", 0.1, clipnorm=1.0), Mine)
+    assert optim.own_decay(f"{__name__}:Mine") == ()
+
+
+@pytest.mark.parametrize("name", ["lars", "lars_byol"])
+def test_decay_of_all_is_refused_where_the_optimizer_decays_kernels(name):
+    with pytest.raises(UserError, match=f"{name} decays kernels alone"):
+        train.check_flags({"optimizer": name, "decay": "all", "decay_epochs": []})
+
+
+@pytest.mark.parametrize(
+    "given,line",
+    [
+        ({"final_weight_decay": 0.4}, "--final_weight_decay=0.4 needs an optimizer that carries weight decay itself"),
+        (
+            {"final_rate": 0.1, "schedule": "piecewise"},
+            "--final_rate=0.1 is where a cosine ends, and --schedule=piecewise",
+        ),
+        ({"initial_rate": 0.1, "warmup_epochs": 0}, "--initial_rate=0.1 is where warm-up begins"),
+    ],
+)
+def test_flags_without_effect_are_refused(given, line):
+    with pytest.raises(UserError, match=line):
+        train.check_flags({"optimizer": "sgd", "decay_epochs": [], **given})
+
+
+def run(**values):
+    """Rates and weight decay, by step, of a run of 40 steps of 512 images, with 4 of warm-up; its optimizer."""
+    given = {
+        "optimizer": "adamw", "batch_size": 512, "lr_scaling": 256, "train_steps": 40, "epochs": 0, "schedule": "cosine",
+        "decay_epochs": (), "decay_factor": 0.1, "warmup_epochs": 1, "learning_rate": 0.1, "initial_rate": 0.0,
+        "final_rate": 0.0, "weight_decay": 0.04, "final_weight_decay": None, **values,
+    }  # fmt: skip
+    plan = train.Plan(given, 2048)
+    return plan.learning_rate(), train.build_optimizer(given, plan)
+
+
+def test_rates_of_a_run_are_scaled_together():
+    """By 512 / 256 here: start, peak and end."""
+    rate, optimizer = run(initial_rate=0.02, final_rate=0.001)
+    np.testing.assert_allclose([float(rate(s)) for s in (0, 4, 22, 40)], [0.04, 0.2, 0.101, 0.002], rtol=1e-5)
+    assert optimizer.decoupled_decay == 0.04
+    _, optimizer = run(final_weight_decay=0.4)
+    np.testing.assert_allclose([float(optimizer.decoupled_decay(s)) for s in (0, 20, 40)], [0.04, 0.22, 0.4], rtol=1e-5)
+
+
+def test_flags_reach_the_optimizer():
+    _, optimizer = run(beta_2=0.95, optimizer_epsilon=1e-3, momentum=0.5, clipnorm=3.0)
+    assert (optimizer.beta_2, optimizer.epsilon, optimizer.momentum, optimizer.clipnorm) == (0.95, 1e-3, 0.5, 3.0)
+    _, optimizer = run(optimizer="nesterov", momentum=None)  # the loss has the weight decay
+    assert optimizer.nesterov and optimizer.momentum == 0.9 and optimizer.weight_decay is None

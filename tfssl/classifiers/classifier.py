@@ -101,7 +101,7 @@ class Classifier(Supervised):
         """The linear layer's comes last."""
         return [*filter(optim.is_kernel, self.backbone.trainable_variables), self.head.kernel]
 
-    def adapted(self):
+    def adapted(self) -> list[tf.Variable]:
         """Not the linear layer, as in SimCLR's code: from zero its steps would stay tiny."""
         return self.kernels()[:-1]
 

@@ -1,84 +1,107 @@
-"""Optimizers by name, and the learning-rate schedules."""
+"""Optimizers, one class in one file; `build` makes one by name. And the schedules of their rates."""
 
-import tensorflow as tf
+import importlib
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
-from tfssl.errors import UserError
-from tfssl.optim.lars import LARS
-from tfssl.optim.schedules import NAMES as SCHEDULES
-from tfssl.optim.schedules import schedule
+from tfssl.errors import UserError, one_line
+from tfssl.registry import Registry
 
-FORMS_OF_LARS = {"lars": "simclr", "lars_byol": "byol", "larc": "larc"}
-OWN_DECAY = ("lamb", *FORMS_OF_LARS)  # those that carry the weight decay themselves: a task's loss has none then
-NAMES = ("sgd", "nesterov", "adam", *OWN_DECAY)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import tensorflow as tf
+
+    from tfssl.optim.base import Optimizer, Rate, is_kernel
+    from tfssl.optim.lars import LARS
+    from tfssl.optim.schedules import SCHEDULES, schedule
+
+OPTIMIZERS = Registry(
+    "optimizer",
+    {
+        "sgd": "tfssl.optim.sgd:SGD",
+        "nesterov": "tfssl.optim.sgd:Nesterov",
+        "adam": "tfssl.optim.adam:Adam",
+        "adamw": "tfssl.optim.adamw:AdamW",
+        "lamb": "tfssl.optim.lamb:LAMB",
+        "lars": "tfssl.optim.lars:LARS",
+        "lars_byol": "tfssl.optim.lars:LARSOfBYOL",
+        "larc": "tfssl.optim.lars:LARC",
+    },
+)
+NAMES = OPTIMIZERS.names
+
+# What needs TensorFlow loads when it is first used, for `--help` reads NAMES only.
+_LATE = {
+    "Optimizer": "base",
+    "is_kernel": "base",
+    "LARS": "lars",
+    "SCHEDULES": "schedules",
+    "schedule": "schedules",
+}
 
 
-def build(name, learning_rate, momentum=0.9, weight_decay=0.0):
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        return getattr(importlib.import_module(f"tfssl.optim.{_LATE[name]}"), name)
+    raise AttributeError(f"module 'tfssl.optim' has no attribute {name!r}")
+
+
+def build(
+    name: str, learning_rate: "Rate", momentum: Optional[float] = None, weight_decay: "Rate" = 0.0, **settings: Any
+) -> "tf.keras.optimizers.Optimizer":
     """An optimizer.
 
     Args:
-      name: one of NAMES. "lars" is SimCLR's, "lars_byol" BYOL's, "larc" SwAV's: see `LARS`. LAMB is tensorflow-addons', which can be
-        installed up to Python 3.11.
+      name: one of NAMES, or the import path of a class of your own, "mypackage.mymodule:MyOptimizer".
       learning_rate: a number, or a schedule.
-      momentum: of all but adam and lamb, whose beta_1 it is.
-      weight_decay: of those in OWN_DECAY, on kernels only (larc: on all variables); the others leave weight decay to the loss, and refuse
-        it here.
+      momentum: of Adam's kind it is beta_1. Default: the class's own, 0.9 in all of NAMES.
+      weight_decay: of those that carry it themselves (`own_decay`), a number or a schedule; the others leave weight decay to the loss, and
+        refuse it here.
+      settings: further arguments of the class.
 
     Raises:
-      UserError: unknown name; LAMB where tensorflow-addons cannot be imported.
+      UserError: unknown name; weight decay, or another setting, that the optimizer does not have.
     """
-    if name in FORMS_OF_LARS:
-        return LARS(learning_rate, momentum, weight_decay, form=FORMS_OF_LARS[name])
-    if name == "lamb":
-        # Imported late: tensorflow-addons is there on Python < 3.12 only, and warns at import that it is no longer developed.
-        try:
-            import tensorflow_addons as tfa
-        except ImportError as e:
-            raise UserError(
-                "optimizer 'lamb' comes from tensorflow-addons, which is not installed here: use Python 3.9 to 3.11, where tfssl installs "
-                "it, or --optimizer=sgd, nesterov or adam"
-            ) from e
-        return tfa.optimizers.LAMB(
-            learning_rate,
-            beta_1=momentum,
-            weight_decay=weight_decay,
-            exclude_from_weight_decay=["bias", "beta", "gamma"],
-        )
-    if weight_decay:
+    if momentum is not None:
+        settings["momentum"] = momentum
+    if own_decay(name):
+        settings["weight_decay"] = weight_decay
+    elif weight_decay:
         raise UserError(f"optimizer {name!r} takes no weight decay of its own: it is part of the task's loss")
-    if name == "sgd":
-        return tf.keras.optimizers.SGD(learning_rate, momentum=momentum)
-    if name == "nesterov":
-        return tf.keras.optimizers.SGD(learning_rate, momentum=momentum, nesterov=True)
-    if name == "adam":
-        return tf.keras.optimizers.Adam(learning_rate, beta_1=momentum)
-    raise UserError(f"unknown optimizer {name!r}: choose one of {', '.join(NAMES)}")
+    try:
+        return OPTIMIZERS.find(name)(learning_rate, **settings)
+    except TypeError as e:
+        if "not a valid argument" in str(e) or "unexpected keyword" in str(e):
+            raise UserError(f"optimizer {name!r}: {one_line(e)}") from e
+        raise
 
 
-def is_kernel(variable):
-    """Whether a variable is a weight of a linear map, which is what LARS adapts and weight decay of kernels acts on: it has more than one
-    axis. So of a depthwise convolution, and of a SavedModel, whose variables do not know their layers. Not so biases, normalizations and
-    slopes of a PReLU, of which some have an axis per head, row or column.
-    """
-    named = variable.name.split(":")[0].split("/")[-1]
-    return variable.shape.rank > 1 and named not in ("bias", "gamma", "beta", "alpha")
+def own_decay(name: str) -> tuple[str, ...]:
+    """Which kinds of weight decay, "kernels" or "all", the optimizer of this name carries out itself; the loss has none then."""
+    return getattr(OPTIMIZERS.find(name), "own_decay", ())
 
 
-def tell_kernels(optimizer, kernels):
-    """Tell an optimizer that treats kernels in a way of their own which variables they are; the others do not need to know.
+def tell_kernels(
+    optimizer: "tf.keras.optimizers.Optimizer",
+    decayed: "Callable[[], Sequence[tf.Variable]]",
+    adapted: "Callable[[], Sequence[tf.Variable]]",
+) -> None:
+    """Tell an optimizer that treats kernels in a way of its own which variables they are; the others do not need to know.
 
     Args:
       optimizer: before its first step; also within loss scaling.
-      kernels: a function without arguments that lists them, called once the variables exist.
+      decayed: a function that lists the variables on which weight decay acts; it is called once the variables exist.
+      adapted: as `decayed`, of optimizers whose steps a variable's norm scales: both acts on these.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if isinstance(optimizer, LARS):
-        optimizer.kernels = kernels
+    if hasattr(optimizer, "kernels"):
+        optimizer.kernels = adapted if optimizer.adapts else decayed
 
 
-def create_slots(optimizer, variables):
+def create_slots(optimizer: "tf.keras.optimizers.Optimizer", variables: "Sequence[tf.Variable]") -> None:
     """Create the optimizer's state now, so that a checkpoint restores into it at once.
 
-    Keras's optimizers have `build`; those of tensorflow-addons are of the older type, whose slots come with the first step otherwise.
+    Optimizers of Keras's older type (`tf.keras.optimizers.legacy`) have no `build`.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # float16 wraps it in loss scaling
     optimizer.iterations  # noqa: B018 (creates the counter)
@@ -88,4 +111,16 @@ def create_slots(optimizer, variables):
         optimizer._create_all_weights(variables)
 
 
-__all__ = ["LARS", "NAMES", "OWN_DECAY", "SCHEDULES", "build", "create_slots", "is_kernel", "schedule", "tell_kernels"]
+__all__ = [
+    "LARS",
+    "NAMES",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "Optimizer",
+    "build",
+    "create_slots",
+    "is_kernel",
+    "own_decay",
+    "schedule",
+    "tell_kernels",
+]

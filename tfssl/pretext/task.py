@@ -184,9 +184,13 @@ class Pretext(tf.keras.Model):
         exempt |= {id(v) for v in self._trainable_weights}
         return [variable for variable in self.trainable_variables if id(variable) not in exempt]
 
-    def adapted(self):
-        """The kernels whose steps LARS scales, and whose weight decay it carries."""
-        return self.kernels()
+    def decaying(self) -> list[tf.Variable]:
+        """The variables that weight decay acts on, by the setting `decay`."""
+        return self.kernels() if self.decay == "kernels" else self.decayable()
+
+    def adapted(self) -> list[tf.Variable]:
+        """The variables whose steps LARS and LAMB scale, and whose weight decay they carry."""
+        return self.decaying()
 
     def compile(self, optimizer, accumulate_steps=1, **keras):
         """As in Keras; the loss and the metrics are the task's own.
@@ -208,7 +212,7 @@ class Pretext(tf.keras.Model):
                 "loop; leave one of them out"
             )
         super().compile(optimizer=optimizer, **keras)
-        optim.tell_kernels(self.optimizer, self.adapted)
+        optim.tell_kernels(self.optimizer, self.decaying, self.adapted)
         self._accumulate_steps = accumulate_steps
 
     def train_step(self, batch):
@@ -249,8 +253,7 @@ class Pretext(tf.keras.Model):
         if not self.weight_decay:
             return 0.0
         floatx = tf.keras.backend.floatx()
-        decayed = self.kernels() if self.decay == "kernels" else self.decayable()
-        decay = tf.add_n([tf.nn.l2_loss(tf.cast(variable, floatx)) for variable in decayed])
+        decay = tf.add_n([tf.nn.l2_loss(tf.cast(variable, floatx)) for variable in self.decaying()])
         return self._loss_scaling("get_scaled_loss", self.weight_decay * decay * share)
 
     def _summed_gradients(self, batch, parts, share):

@@ -224,6 +224,11 @@ def _inner(error):
 def _difference(error):
     """How a network differs from a whole checkpoint, by the exception that said so; and the flags that it usually comes from."""
     text = " ".join(str(error).split())
+    if "a legacy TF-Keras optimizer" in text or "a legacy Keras optimizer" in text:
+        return (
+            "its optimizer is tensorflow-addons' LAMB under loss scaling, whose state cannot be taken over (without loss scaling it can): "
+            "start anew in another --workdir"
+        )
     shapes = re.search(r"tensor with shape (\(.*?\)) .* variable with shape (\(.*?\)) and name (\S+?)(:\d+)?\.?$", text)
     absent = re.search(r"Found (\d+) Python objects .*?<tf\.Variable '([^']+?)(?::\d+)?'", text)
     if shapes:
