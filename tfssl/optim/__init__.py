@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from tfssl.errors import UserError
+from tfssl.optim.groups import Group, forget
 from tfssl.optim.lars import LARS
 from tfssl.optim.schedules import NAMES as SCHEDULES
 from tfssl.optim.schedules import schedule
@@ -88,4 +89,16 @@ def create_slots(optimizer, variables):
         optimizer._create_all_weights(variables)
 
 
-__all__ = ["LARS", "NAMES", "OWN_DECAY", "SCHEDULES", "build", "create_slots", "is_kernel", "schedule", "tell_kernels"]
+__all__ = [
+    "LARS",
+    "NAMES",
+    "OWN_DECAY",
+    "SCHEDULES",
+    "Group",
+    "build",
+    "create_slots",
+    "forget",
+    "is_kernel",
+    "schedule",
+    "tell_kernels",
+]
