@@ -105,7 +105,7 @@ def per_core(args):
 
         @tf.function
         def device_part(batch, task=task):
-            return task.views(task.augment(task.to_float(batch), Draws(batch)))
+            return task.preview(task.augment(task.to_float(batch), Draws(batch)))
 
         contenders["tfssl, host + device on this core" + suffix] = (data, device_part)
 

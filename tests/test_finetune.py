@@ -201,7 +201,10 @@ BAD = {
         ["--endpoint=head2"],
         "--endpoint=features, pre_logits, head1",
     ),
-    "rate of the head": (["--optimizer=adam", "--head_rate=10"], "sgd, nesterov, lars, lars_byol"),
+    "rates of what does not learn": (
+        ["--freeze", "--layer_decay=0.7"],
+        "--layer_decay=0.7 and --freeze contradict each other",
+    ),
     "too few labels": (["--train_labels=1"], "fewer than the 2 classes"),
     "list without matches": (["--train_list={list}"], "none of its 1 names"),
     "two ways to say how many": (["--train_list={list}", "--train_labels=1%"], "contradict"),

@@ -118,7 +118,7 @@ CASES = [  # binary, flags, what the line names, a change to the folder or the e
     ("evaluate", "--protocol=kmeans", "--protocol=kmeans"),
     ("evaluate", "--endpoints=logits", "logits"),
     ("finetune", "--endpoint=logits", "logits"),
-    ("finetune", "--head_rate=2 --optimizer=adam", "--head_rate=2"),
+    ("finetune", "--layer_decay=0.7 --freeze", "--layer_decay=0.7"),
     ("finetune", "--train_labels=1% --train_list=x", "--train_list"),
     ("finetune", "--train_list=/no/such", "/no/such"),
     # Images

@@ -33,8 +33,10 @@ def define_classifier():
     flags.DEFINE_string("endpoint", "", "What the linear classifier sits on. Default: pre_logits. SimCLR v2 fine-tunes from head1, of a "
         "module that tfssl-export wrote with --head_endpoints=1.")
     flags.DEFINE_boolean("freeze", False, "The encoder stays as it is, its batch statistics too; the linear classifier alone learns.")
-    flags.DEFINE_float("head_rate", 1.0, "The classifier learns at so many times the rate of the encoder: sgd, nesterov, lars, lars_byol "
-        "(SwAV: 250 with 1% of the labels, 20 with 10%).")
+    flags.DEFINE_float("head_rate", 1.0, "The classifier learns at so many times the rate of the encoder (SwAV: 250 with 1% of the "
+        "labels, 20 with 10%).")
+    flags.DEFINE_float("layer_decay", 1.0, "Each stage of the encoder, from one endpoint to the next, learns at so many times the rate of "
+        "the stage after it (MAE: 0.75 for each layer of a ViT-B); 1: all learn alike.")
     flags.DEFINE_integer("image_size", 0, "Side of the crops, in pixels; 0: the module's own (SimCLR, SwAV: 224).")
     flags.DEFINE_integer("resize", 0, "Shorter side of an evaluation image before its central crop, in pixels; 0: the module's own, or "
         "image_size * 256 / 224.")
@@ -94,12 +96,6 @@ def define_flags():
 
 
 FREE = (*(name for name in train.FREE if name != "rematerialize"), "test_split")
-PLAIN_RATE = (
-    "sgd",
-    "nesterov",
-    "lars",
-    "lars_byol",
-)  # they multiply the classifier's gradient by the rate, and by nothing else
 
 
 def main(_):
@@ -144,10 +140,10 @@ def resolve_flags():
         raise UserError(
             "--module is missing: name the encoder, a folder that tfssl-export wrote or any Hub module of images"
         )
-    if values["head_rate"] != 1 and values["optimizer"] not in PLAIN_RATE:
+    if values["layer_decay"] != 1 and values["freeze"]:
         raise UserError(
-            f"--head_rate={values['head_rate']:g} is a factor on the classifier's gradients, which --optimizer={values['optimizer']} "
-            f"divides by their size: choose one of {', '.join(PLAIN_RATE)}"
+            f"--layer_decay={values['layer_decay']:g} and --freeze contradict each other: one is of the encoder's rates, and the other "
+            "keeps it as it is"
         )
     if values["train_list"] and values["train_labels"] != "all":
         raise UserError("--train_labels and --train_list contradict each other: choose one")
@@ -231,6 +227,7 @@ def build_model(values, images, teacher=None, freeze=False):
         images.num_classes,
         backbone.choose(values["endpoint"]),
         head_rate=values["head_rate"],
+        layer_decay=values["layer_decay"],
         teacher=teacher,
         temperature=values["distill_temperature"],
         distill_weight=values["distill_weight"],

@@ -260,6 +260,7 @@ def _train(model, strategy, source, validation, plan, values, following, provena
     """Once over the whole checkpoint intervals, and once over the rest, where there is one. `check` refuses when the lock is lost."""
     from tfssl.runtime import preemption, watchdog
     from tfssl.runtime import strategy as strategies
+    from tfssl.step import phases
     from tfssl.training import callbacks, checkpoints, summaries
     from tfssl.training.knn_probe import KnnProbe
 
@@ -301,10 +302,24 @@ def _train(model, strategy, source, validation, plan, values, following, provena
     if step == 0 and chief:
         summaries.write_start(log.writer("train"), model, source, values)
     stop = preemption.Preemption(lambda: saver.save(log.step), lambda: log.step, strategy)
+    between, context = (
+        model.phases(),
+        phases.Context(
+            strategy,
+            lambda: strategies.evaluation_data(strategy, model, source, values["batch_size"]),
+            source.places,
+            values["seed"],
+            model.to_float,
+        ),
+    )
     while step < plan.total_steps:
+        report = phases.run_due(between, context, step)
+        if report:
+            say(f"between steps, at step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in report.items()))
         # A run that was told to stop goes on at any step: first to the end of its checkpoint interval, then over all whole ones.
-        interval = min(values["checkpoint_steps"] - step % values["checkpoint_steps"], plan.total_steps - step)
-        intervals = (plan.total_steps - step) // interval if interval == values["checkpoint_steps"] else 1
+        until = phases.next_due(between, step, plan.total_steps)
+        interval = min(values["checkpoint_steps"] - step % values["checkpoint_steps"], until - step)
+        intervals = (until - step) // interval if interval == values["checkpoint_steps"] else 1
         batches = strategies.training_data(
             strategy,
             model,

@@ -115,7 +115,7 @@ def test_kernels_have_more_than_one_axis(encoder):
     assert sorted(len(k.shape) for k in model.kernels()) == [2, 4] and len(model.adapted()) == 1
     decay = 0.5 * 0.5 * sum((k.numpy().astype(float) ** 2).sum() for k in model.kernels())
     model.compile(tf.keras.optimizers.SGD(0.1))
-    assert float(model._scaled_decay(1.0)) == pytest.approx(decay, rel=1e-5)
+    assert float(model._scaled_decays(1.0)[""]) == pytest.approx(decay, rel=1e-5)
 
 
 def test_loss_of_teacher_and_labels_together_by_numpy(encoder):
@@ -143,9 +143,9 @@ def test_accuracy_is_that_of_the_labelled(encoder):
     model.prepare()
     model.head.bias.assign([1.0, 0.0])  # always class 0
     model.train_step(batch_of(8, [0, 0, 0, 1, -1, -1, -1, -1]))
-    assert float(model._results()["accuracy"]) == pytest.approx(0.75)
-    assert float(model._results()["agreement"]) == 1.0
-    assert set(model.chance()) == set(model._results())
+    assert float(model.results()["accuracy"]) == pytest.approx(0.75)
+    assert float(model.results()["agreement"]) == 1.0
+    assert set(model.chance()) == set(model.results())
 
 
 def test_a_frozen_encoder_stays_as_it_is(encoder):

@@ -259,7 +259,7 @@ def test_statistics_of_a_short_run_are_warned_of_and_computed_anew(photos, tmp_p
         export.save(model, tmp_path / "short")
     batches = list(model.dataset(source, 8, steps=6))
     export.recalibrate(model, batches)
-    pixels = model.normalise(tf.concat([batch["image"] for batch in batches], 0) / 255).numpy().reshape(-1, 3)
+    pixels = model.normalize(tf.concat([batch["image"] for batch in batches], 0) / 255).numpy().reshape(-1, 3)
     norm = model.backbone.model.layers[0]
     np.testing.assert_allclose(norm.moving_mean, pixels.mean(0), rtol=1e-4)
     np.testing.assert_allclose(norm.moving_variance, pixels.var(0), rtol=0.1)  # the mean of the batches' own

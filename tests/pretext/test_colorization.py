@@ -29,7 +29,7 @@ def test_the_network_sees_lightness_alone():
     model = build()
     rgb = np.random.default_rng(0).random([2, 16, 16, 3])
     np.testing.assert_allclose(
-        model.normalise(tf.constant(rgb))[..., 0], color.rgb2lab(rgb)[..., 0] / 50 - 1, atol=1e-5
+        model.normalize(tf.constant(rgb))[..., 0], color.rgb2lab(rgb)[..., 0] / 50 - 1, atol=1e-5
     )
     lightness = np.zeros([2, 16, 16, 3])
     lightness[..., 0] = color.rgb2lab(rgb)[..., 0]

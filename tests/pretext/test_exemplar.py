@@ -138,12 +138,12 @@ def test_standardisation_is_tf_images(dtype):
     images[2] = 0.7  # none at all
     images[3, ..., 1] += 3
     images[4] = 0.4 + 1e-5 * images[4]  # deviation below the floor of 1/sqrt(189) levels
-    got = exemplar().normalise(tf.constant(images, dtype))
+    got = exemplar().normalize(tf.constant(images, dtype))
     assert got.dtype == dtype
     want = tf.image.per_image_standardization(255 * tf.constant(images))
     np.testing.assert_allclose(got, want, atol=2e-3)  # the faint image has few digits in single precision
     np.testing.assert_allclose(got[:1], want[:1], atol=1e-5)
-    np.testing.assert_allclose(exemplar(standardize=False).normalise(tf.constant(images)), 2 * images - 1)
+    np.testing.assert_allclose(exemplar(standardize=False).normalize(tf.constant(images)), 2 * images - 1)
 
 
 def test_the_published_encoder_standardises():

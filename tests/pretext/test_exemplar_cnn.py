@@ -126,7 +126,7 @@ def test_colours_are_the_papers(source, float64):
     extremes = np.stack([np.zeros(10), np.ones(10)])
     numbers = tf.concat([extremes, numbers[2:]], 0)
     got = model.augment({**batch, "image": (images, numbers)}, None)
-    for image, alpha, new in zip(images.numpy(), numbers.numpy(), model.views(got).numpy()):  # noqa: B905 (Python 3.9)
+    for image, alpha, new in zip(images.numpy(), numbers.numpy(), model.preview(got).numpy()):  # noqa: B905 (Python 3.9)
         np.testing.assert_allclose(new, colours_by_the_paper(image, alpha), atol=1e-7)
 
 

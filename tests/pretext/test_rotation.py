@@ -16,7 +16,7 @@ def rotation(**settings):
 
 def test_copies_are_counter_clockwise_quarter_turns():
     images = np.random.default_rng(0).random([3, 8, 8, 3], np.float32)
-    views = rotation().views({"image": tf.constant(images)}).numpy()
+    views = rotation().preview({"image": tf.constant(images)}).numpy()
     np.testing.assert_array_equal(views, [np.rot90(x, k) for x in images for k in range(4)])
 
 

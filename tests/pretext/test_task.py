@@ -505,8 +505,8 @@ def test_a_short_runs_statistics_are_those_of_its_images(task, source, float64):
     for _ in range(10):
         model.train_step(batch)
     augmented = model.augment(model.to_float(batch), Draws(batch))
-    seen = [model.views(augmented)] if task == "rotation" else [view[:, 0] for view in model.each(augmented)]
-    pixels = [model.normalise(images).numpy().reshape(-1, 3) for images in seen]
+    seen = [model.preview(augmented)] if task == "rotation" else [view[:, 0] for view in model.each(augmented)]
+    pixels = [model.normalize(images).numpy().reshape(-1, 3) for images in seen]
     mean, variance = np.zeros(3), np.ones(3)
     for t in range(10):
         for x in pixels:

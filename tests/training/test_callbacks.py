@@ -121,7 +121,7 @@ def test_the_mean_of_no_image_is_no_0(tmp_path, capsys):
     log.step = 5
     task = pretext.build("rotation", build_backbone("resnet18_v2", 0.0625, "small"), image_size=16)
     task.prepare()
-    log.on_epoch_end(0, {"loss": 1.0, **{f"val_{name}": float(value) for name, value in task._results().items()}})
+    log.on_epoch_end(0, {"loss": 1.0, **{f"val_{name}": float(value) for name, value in task.results().items()}})
     said = capsys.readouterr().out
     assert "WARNING: the validation has measured nothing" in said and "loss nan" in said and "accuracy nan" in said
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
@@ -130,7 +130,7 @@ def test_the_mean_of_no_image_is_no_0(tmp_path, capsys):
         "validation_accuracy": None,
     }
     task._measures.means["loss"].update_state(0.5)  # images without labels: a loss, and no accuracy
-    log.on_epoch_end(0, {"loss": 1.0, **{f"val_{name}": float(value) for name, value in task._results().items()}})
+    log.on_epoch_end(0, {"loss": 1.0, **{f"val_{name}": float(value) for name, value in task.results().items()}})
     said = capsys.readouterr().out
     assert "WARNING" not in said and "loss 0.5" in said and "accuracy nan" in said
 

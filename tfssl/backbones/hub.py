@@ -1,5 +1,6 @@
 """A Hub module as a backbone, in order to train it further."""
 
+import numpy as np
 import tensorflow as tf
 
 from tfssl.backbones.layers import global_mean
@@ -27,6 +28,7 @@ class Hub(tf.keras.Model):
         super().__init__(name="module", trainable=trainable)
         self._autocast = False
         self.module = module  # a plain object: checkpoints hold the two lists of variables, in the module's own order
+        self.image_size, self._stages = (image_size, image_size), None
         self.shapes = module.shapes(image_size)
         self.learned = list(module.trainable_variables)
         trained = {id(v) for v in self.learned}
@@ -44,6 +46,48 @@ class Hub(tf.keras.Model):
         """One endpoint as features [N, D]: of a map, its mean."""
         x = endpoints[name]
         return global_mean(x) if x.shape.rank == 4 else x
+
+    def stages(self) -> list[list[tf.Variable]]:
+        """The trainable variables by depth, the first stage first: those that the shallowest endpoint is computed from, then those that the
+        next one takes beside these, and so on. A variable that no endpoint depends on is in the last.
+
+        A saved module does not say which layer a variable is of. So it is asked: which variables an endpoint has a gradient by, on images
+        of noise.
+
+        Raises:
+          UserError: all endpoints depend on the same variables, or there is one endpoint alone.
+        """
+        if self._stages is None:
+            self._stages = self._told_stages()
+        return [
+            [v for v, stage in zip(self.learned, self._stages) if stage == i]  # noqa: B905 (Python 3.9)
+            for i in range(max(self._stages) + 1)
+        ]
+
+    def _told_stages(self):
+        """The number of the stage of each trainable variable."""
+
+        def reached():
+            images = tf.random.stateless_uniform([2, *self.image_size, 3], [0, 0])
+            with tf.GradientTape(persistent=True) as tape:
+                endpoints = self.module.endpoints(images, training=False)
+            some = {name: tf.random.stateless_normal(tf.shape(endpoints[name]), [0, 1]) for name in self.shapes}
+            by = [tape.gradient(endpoints[name], self.learned, some[name], "zero") for name in self.shapes]
+            return tf.stack([tf.stack([tf.reduce_any(g != 0) for g in gradients]) for gradients in by])
+
+        strategy = tf.distribute.get_strategy()
+        run = tf.function(lambda: strategy.run(reached), autograph=False)
+        depends = strategy.experimental_local_results(run())[0].numpy()
+        # An endpoint does not say how deep it is, either: the more variables it depends on, the deeper.
+        depends = depends[np.argsort(depends.sum(1), kind="stable")]
+        depends[-1] = True  # and what none depends on is in the last
+        stages = np.unique(depends.argmax(0), return_inverse=True)[1].reshape(-1)
+        if stages.max() == 0:
+            raise UserError(
+                f"--layer_decay: module {self.module.handle!r} does not tell which of its variables are deep, for its endpoints "
+                f"({', '.join(self.shapes)}) all depend on the same ones: leave it out"
+            )
+        return tuple(int(stage) for stage in stages)
 
     def choose(self, name):
         """The endpoint of that name; for "", pre_logits, or else the only vector.

@@ -4,8 +4,8 @@ import math
 
 import tensorflow as tf
 
-from tfssl import optim
 from tfssl.losses.distillation import distillation
+from tfssl.optim.groups import Group, apart
 from tfssl.pretext.supervised import Supervised
 
 
@@ -18,8 +18,9 @@ class Classifier(Supervised):
       backbone: a `tfssl.backbones.hub.Hub`.
       num_classes: C.
       endpoint: the endpoint that the linear layer sits on.
-      head_rate: the linear layer learns at so many times the learning rate: a factor on its gradients, so only for optimizers that multiply
-        a gradient by the rate before anything else.
+      head_rate: the linear layer learns at so many times the learning rate.
+      layer_decay: each stage of the encoder learns at so many times the rate of the stage after it (Clark et al., arXiv 2003.10555; He et
+        al., arXiv 2111.06377: 0.65 to 0.75); 1: all learn alike. See `Hub.stages`.
       teacher: a function, images [N, H, W, 3] in [0, 1] -> logits [N, C]; None for none.
       temperature, scale_by_t2: see `losses.distillation`.
       distill_weight: share of the distillation in the loss with a teacher.
@@ -36,6 +37,7 @@ class Classifier(Supervised):
         num_classes,
         endpoint="pre_logits",
         head_rate=1.0,
+        layer_decay=1.0,
         teacher=None,
         temperature=1.0,
         distill_weight=1.0,
@@ -47,11 +49,12 @@ class Classifier(Supervised):
         **common,
     ):
         super().__init__(backbone, num_classes, min_area=min_area, color=color, weight_decay=weight_decay, **common)
-        self.endpoint, self.head_rate, self.labelled = endpoint, head_rate, labelled
+        self.endpoint, self.labelled = endpoint, labelled
+        self.head_rate, self.layer_decay = head_rate, layer_decay
         self.teacher, self.temperature, self.scale_by_t2 = teacher, temperature, scale_by_t2
         self.distill_weight = distill_weight if teacher else 0.0
 
-    def normalise(self, images):
+    def normalize(self, images):
         return images  # that is inside of the module
 
     def classify(self, images, training=False):
@@ -97,15 +100,11 @@ class Classifier(Supervised):
         share = self.distill_weight
         return {**levels, "loss": (1 - share + share * scale) * math.log(self.num_classes)}
 
-    def kernels(self):
-        """The linear layer's comes last."""
-        return [*filter(optim.is_kernel, self.backbone.trainable_variables), self.head.kernel]
-
-    def adapted(self) -> list[tf.Variable]:
-        """Not the linear layer, as in SimCLR's code: from zero its steps would stay tiny."""
-        return self.kernels()[:-1]
-
-    def adjust(self, gradients):
-        mine = {id(v) for v in self.head.trainable_variables}
-        pairs = zip(gradients, self.trainable_variables)  # noqa: B905 (Python 3.9)
-        return [g * tf.cast(self.head_rate, g.dtype) if id(v) in mine else g for g, v in pairs]
+    def groups(self):
+        """LARS does not adapt the linear layer, as in SimCLR's code: from zero its steps would stay tiny."""
+        head = Group(self.head.trainable_variables, rate=self.head_rate, adapt=False)
+        if self.layer_decay == 1:
+            return apart(super().groups(), head)
+        stages = self.backbone.stages()
+        rates = [self.layer_decay ** (len(stages) - i) for i in range(len(stages))]
+        return apart(super().groups(), *map(Group, stages, rates), head)

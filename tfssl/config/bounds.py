@@ -51,6 +51,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (1e-30, 1, "optimizer_epsilon"),
     (0, 0.9, "val_fraction"),
     (1e-12, 1, "bn_epsilon"),
+    (1e-6, 1, "layer_decay"),
     (1e-3, 64, "width_multiplier"),
     (1e-6, 1e6, "temperature knn_temperature sinkhorn_epsilon loss_factor svm_positive_weight svm_intercept_scaling"),
     (1e-3, 1e6, "distill_temperature"),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
     from tfssl.optim.base import Optimizer, Rate, is_kernel
+    from tfssl.optim.groups import Group, forget
     from tfssl.optim.lars import LARS
     from tfssl.optim.schedules import SCHEDULES, schedule
 
@@ -32,6 +33,8 @@ NAMES = OPTIMIZERS.names
 
 # What needs TensorFlow loads when it is first used, for `--help` reads NAMES only.
 _LATE = {
+    "Group": "groups",
+    "forget": "groups",
     "Optimizer": "base",
     "is_kernel": "base",
     "LARS": "lars",
@@ -116,9 +119,11 @@ __all__ = [
     "NAMES",
     "OPTIMIZERS",
     "SCHEDULES",
+    "Group",
     "Optimizer",
     "build",
     "create_slots",
+    "forget",
     "is_kernel",
     "own_decay",
     "schedule",

@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tfssl.errors import check_choice
 from tfssl.losses import contrastive
+from tfssl.optim.groups import Group, apart
 from tfssl.pretext.parts.heads import MLP
 from tfssl.pretext.parts.target import MomentumNetwork, cosine_momentum
 from tfssl.pretext.parts.views import Views
@@ -47,16 +48,17 @@ class BYOL(Views):
 
     def call(self, batch, training=False):
         outputs = self.embed_each(batch, {"z": self.projection, "p": self.prediction}, training)  # Nx2xE both
-        targets = [self.target(self.normalise(view[:, 0]), training) for view in self.each(batch)]
+        targets = [self.target(self.normalize(view[:, 0]), training) for view in self.each(batch)]
         return {**outputs, "targets": tf.stack(targets, 1)}  # Nx2xE
 
     def contrast(self, batch, outputs):
         p, targets = outputs["p"], outputs["targets"]
         return sum(contrastive.cosine_distance(p[:, i], targets[:, 1 - i]) for i in (0, 1)), {}
 
-    def adapted(self):
-        """The probe's kernel too: BYOL's code has it in LARS, other than SimCLR's."""
-        return [*self.kernels(), *([self.probe.kernel] if self.probe else [])]
+    def groups(self):
+        """LARS adapts the probe too: BYOL's code has it so, other than SimCLR's."""
+        probe = self.probe.trainable_variables if self.probe else []
+        return apart(super().groups(), Group(probe, decay=0.0, adapt=True))
 
     def after_step(self, batch, outputs):
         length = self.total_steps if self.momentum_schedule == "cosine" else 0

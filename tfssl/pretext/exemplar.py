@@ -9,6 +9,7 @@ from tfssl.errors import UserError, check_choice
 from tfssl.losses import replicas
 from tfssl.losses.triplet import semihard_triplets
 from tfssl.pretext.parts.inception import InceptionImages
+from tfssl.pretext.task import image_major
 
 
 class Exemplar(InceptionImages):
@@ -47,7 +48,7 @@ class Exemplar(InceptionImages):
         **common,
     ):
         super().__init__(backbone, **common)
-        self._autocast = False  # images reach `normalise` as they are: half precision has no more than 256 levels
+        self._autocast = False  # images reach `normalize` as they are: half precision has no more than 256 levels
         if copies < 2:
             raise UserError(f"copies={copies}: an image is compared with itself, so it takes 2 copies at least")
         check_choice("norm_over", norm_over, ("features", "batch"))
@@ -78,14 +79,14 @@ class Exemplar(InceptionImages):
         if not self.color:
             return batch
         draws = tf.reshape(draws.uniform(shape=[self.copies, 3]), [-1, 3])
-        images = photometric.inception_color(self.views(batch), draws)
+        images = photometric.inception_color(image_major(batch["image"]), draws)
         return {**batch, "image": tf.reshape(images, batch["image"].shape)}
 
-    def normalise(self, images):
-        return patches.standardise(images) if self.standardize else super().normalise(images)
+    def normalize(self, images):
+        return patches.standardise(images) if self.standardize else super().normalize(images)
 
     def call(self, batch, training=False):
-        return self.head(self.encode(self.views(batch), training)["pre_logits"])  # NKxD, image-major
+        return self.head(self.encode(image_major(batch["image"]), training)["pre_logits"])  # NKxD, image-major
 
     def objective(self, batch, embeddings):
         weight = tf.repeat(batch["weight"], self.copies)  # NK
@@ -110,6 +111,5 @@ class Exemplar(InceptionImages):
         are one point. `nearer`: share of (copy of the same image, copy of another) in which the former is nearer."""
         return {"loss": self.margin, "losing": 1.0, "nearer": 0.5}
 
-    def views(self, batch):
-        images = batch["image"]
-        return tf.reshape(images, [-1, *images.shape[2:]])  # NKxSxSx3
+    def preview(self, batch):
+        return image_major(batch["image"])  # NKxSxSx3

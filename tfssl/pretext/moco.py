@@ -12,6 +12,7 @@ from tfssl.pretext.parts.heads import MLP
 from tfssl.pretext.parts.memory import Queue
 from tfssl.pretext.parts.target import MomentumNetwork
 from tfssl.pretext.parts.views import Views, to_bytes
+from tfssl.pretext.task import image_major
 
 
 class MoCo(Views):
@@ -107,7 +108,7 @@ class MoCo(Views):
         views, pairs = batch["image"][0], 1 + self.symmetric
         found = [self.embed(views[:, i : i + 1], {"z": self.projection}, training) for i in range(pairs)]
         keys = batch.get("keys", views[:, ::-1])  # evaluation computes them in the order of the queries
-        keys = [self.keys(self.normalise(keys[:, i]), training) for i in range(pairs)]
+        keys = [self.keys(self.normalize(keys[:, i]), training) for i in range(pairs)]
         outputs = {name: tf.concat([outputs[name] for outputs in found], 1) for name in found[0]}  # NxPxE, P pairs
         return {**outputs, "keys": contrastive.normalise(tf.stack(keys, 1))}  # NxPxE
 
@@ -132,12 +133,12 @@ class MoCo(Views):
         self.queue.push(tf.reshape(outputs["keys"], [-1, outputs["keys"].shape[-1]]))
         self.keys.follow(self.key_momentum)
 
-    def views(self, batch):
+    def preview(self, batch):
         """Queries, each beside its key's view."""
         images = batch["image"][0]
         if "keys" in batch:
             images = tf.concat([images[:, :1], tf.gather(batch["keys"], batch["place"])[:, :1]], 1)
-        return tf.reshape(images, [-1, *images.shape[2:]])
+        return image_major(images)
 
     def chance(self):
         return {**super().chance(), "loss": math.log(1 + self.queue.size), "accuracy": 1 / (1 + self.queue.size)}

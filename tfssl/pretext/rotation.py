@@ -31,5 +31,5 @@ class Rotation(InceptionImages):
     def chance(self):
         return cross_entropy_chance(4)
 
-    def views(self, batch):
+    def preview(self, batch):
         return four_rotations(batch["image"])

@@ -10,6 +10,7 @@ from tfssl.pretext.parts.heads import MLP
 from tfssl.pretext.parts.memory import Queue
 from tfssl.pretext.parts.target import MomentumNetwork
 from tfssl.pretext.parts.views import Views
+from tfssl.pretext.task import image_major
 
 
 class SimCLR(Views):
@@ -62,7 +63,7 @@ class SimCLR(Views):
     def call(self, batch, training=False):
         outputs = self.embed(batch["image"][0], {"z": self.projection}, training)  # Nx2xE
         if self.keys:
-            keys = self.keys(self.normalise(self.views(batch)), training)
+            keys = self.keys(self.normalize(image_major(batch["image"][0])), training)
             outputs["keys"] = contrastive.normalise(tf.reshape(keys, outputs["z"].shape))  # Nx2xE
         return outputs
 

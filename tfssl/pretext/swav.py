@@ -69,6 +69,9 @@ class SwAV(Views):
         return [*super().crops(), small][: 1 + bool(self.small_crops)]
 
     def start(self):
+        self._normalize_prototypes()
+
+    def _normalize_prototypes(self):
         self.prototypes.assign(contrastive.normalise(self.prototypes))
 
     def call(self, batch, training=False):
@@ -112,7 +115,7 @@ class SwAV(Views):
     def after_step(self, batch, outputs):
         for large, queue in enumerate(self.queues):
             queue.push(outputs["z"][:, large])
-        self.start()  # prototypes are directions
+        self._normalize_prototypes()
 
     def chance(self):
         """A loss that stays at that of a uniform guess is the known way in which this method fails."""

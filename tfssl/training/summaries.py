@@ -18,7 +18,7 @@ def first_views(model, source, batch_size, seed, count=16):
     if batch is None:
         return None
     batch = model.to_float(batch)
-    return np.clip(model.views(model.augment(batch, Draws(batch)))[:count].numpy(), 0, 1)
+    return np.clip(model.preview(model.augment(batch, Draws(batch)))[:count].numpy(), 0, 1)
 
 
 def pictures(model, source, count=8):

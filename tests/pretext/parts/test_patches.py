@@ -144,7 +144,7 @@ def test_the_head_sees_concatenated_patches(task, layers, embedding, training, f
     rng = np.random.default_rng(0)
     for v in model.variables:
         v.assign(rng.uniform(0.5, 1.5, v.shape) if "bn" in v.name else rng.normal(0, 0.5, v.shape))
-    features = model.backbone(model.normalise(model.views(batch)), training=training)["pre_logits"].numpy()
+    features = model.backbone(model.normalize(model.preview(batch)), training=training)["pre_logits"].numpy()
     rows = model.questions(batch).numpy()
     assert rows.shape == ((4, 6) if task == "jigsaw" else (4, 8))
     expected = naive_head(model, features.reshape(4, 9, -1), rows, training, batch["kept"].numpy() if layers else None)
@@ -187,7 +187,7 @@ def test_images_as_goyal_et_al_prepare_them():
     assert seen == {False, True}
     one = tf.constant(np.random.default_rng(0).random([2, 10, 10, 3]))
     expected = (one - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(build(standardize=False).normalise(one), expected)
+    np.testing.assert_allclose(build(standardize=False).normalize(one), expected)
 
 
 def test_dropout_is_drawn_anew_for_each_image_and_step():
@@ -249,9 +249,9 @@ def test_half_precision_starts_behind_standardisation(photos):
         seen = []
 
         class Probe(RelativePatch):
-            def normalise(self, images):
-                seen.append((images.dtype, super().normalise(images).dtype))
-                return super().normalise(images)
+            def normalize(self, images):
+                seen.append((images.dtype, super().normalize(images).dtype))
+                return super().normalize(images)
 
         model = Probe(backbones.build(network()), **SMALL)
         model.compile(tf.keras.optimizers.SGD(0.01), jit_compile=True)

@@ -5,7 +5,7 @@ import math
 import tensorflow as tf
 
 from tfssl.errors import check_choice
-from tfssl.pretext.task import Pretext, imagenet_normalised
+from tfssl.pretext.task import Pretext, imagenet_normalized
 
 
 class Probed(Pretext):
@@ -29,8 +29,8 @@ class Probed(Pretext):
             self.probe.decayed = False
         self._probe_is_lost = False
 
-    def normalise(self, images):
-        return images if self.normalization == "none" else imagenet_normalised(images)
+    def normalize(self, images):
+        return images if self.normalization == "none" else imagenet_normalized(images)
 
     def features(self, images, training):
         """Images [n, H, W, 3] -> pre-logits [n, D], and {"probe": its logits [n, C]}, where there is one."""

@@ -10,7 +10,7 @@ from tfssl.data.ops import image as ops
 from tfssl.data.ops import patches as patch_ops
 from tfssl.data.ops.draws import fork
 from tfssl.errors import UserError, check_choice
-from tfssl.pretext.task import Pretext, cross_entropy_chance, imagenet_normalised
+from tfssl.pretext.task import Pretext, cross_entropy_chance, image_major, imagenet_normalized
 
 COMBINATIONS = ("avg", "max", "concat")
 
@@ -68,7 +68,7 @@ class Patches(Pretext):
         **common,
     ):
         super().__init__(backbone, image_size=image_size, **common)
-        self._autocast = False  # images reach `normalise` as they are: half precision has no more than 256 levels
+        self._autocast = False  # images reach `normalize` as they are: half precision has no more than 256 levels
         self.evaluation_resize = evaluation_resize or image_size
         self.scaled_size, self.grid, self.patch_size = scaled_size, grid, patch_size
         self.keep_aspect, self.flip, self.standardize = keep_aspect, flip, standardize
@@ -162,8 +162,8 @@ class Patches(Pretext):
         return tf.tile(tf.range(len(self.table))[None], [batch["image"].shape[0], 1])
 
     def call(self, batch, training=False):
-        patches = self.views(batch)  # 9NxSxSx3, image-major
-        x = self.backbone(self.normalise(patches), training=training)["pre_logits"]  # 9NxD
+        patches = image_major(batch["image"])  # 9NxSxSx3, image-major
+        x = self.backbone(self.normalize(patches), training=training)["pre_logits"]  # 9NxD
         x = self.embedding(x) if self.embedding else x
         x = tf.nn.relu(self.embedding_bn(x, training=training)) if self.embedding_bn else x
         x = tf.reshape(x, [batch["image"].shape[0], self.grid**2, -1])  # Nx9xD
@@ -182,11 +182,11 @@ class Patches(Pretext):
     def chance(self):
         return cross_entropy_chance(len(self.table))
 
-    def views(self, batch):
-        return tf.reshape(batch["image"], [-1, *batch["image"].shape[2:]])
+    def preview(self, batch):
+        return image_major(batch["image"])
 
-    def normalise(self, images):
-        return patch_ops.standardise(images) if self.standardize else imagenet_normalised(images)
+    def normalize(self, images):
+        return patch_ops.standardise(images) if self.standardize else imagenet_normalized(images)
 
     def encode(self, images, training=False):
         """Images [N, H, W, 3] in [0, 1] -> dict of endpoints: those of the grid's cells, combined."""

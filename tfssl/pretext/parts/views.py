@@ -8,6 +8,7 @@ from tfssl.data import augmentation
 from tfssl.errors import check_choice
 from tfssl.losses import contrastive
 from tfssl.pretext.parts.online_probe import Probed
+from tfssl.pretext.task import image_major
 
 Crops = collections.namedtuple("Crops", ["count", "size", "area"])
 Crops.__doc__ = (
@@ -160,9 +161,8 @@ class Views(Probed):
     def evaluation_size(self):
         return self.image_size, self.resize
 
-    def views(self, batch):
-        images = batch["image"][0]
-        return tf.reshape(images, [-1, *images.shape[2:]])
+    def preview(self, batch):
+        return image_major(batch["image"][0])
 
 
 def _to_float(images):
