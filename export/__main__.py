@@ -70,6 +70,7 @@ def main(_):
     from tfssl.runtime import strategy as strategies
     from tfssl.storage import files
     from tfssl.training import checkpoints
+    from tfssl.training.build import build_model
 
     path, step = None, 0
     if not FLAGS.random_init:
@@ -77,7 +78,7 @@ def main(_):
     where = FLAGS.export_dir or os.path.join(workdir, "module", "random" if FLAGS.random_init else str(step))
     files.check_writable(os.path.dirname(where.rstrip("/")) or ".", "--export_dir" if FLAGS.export_dir else "--workdir")
     strategies.start(values["seed"])  # float32, whatever the training's precision was
-    model = train.build_model(values)
+    model = build_model(values)
     model.prepare()
     if path:
         reason = checkpoints.load(path, tf.train.Checkpoint(model=model))

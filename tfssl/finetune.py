@@ -91,7 +91,6 @@ def define_flags():
     train.define_run()
 
 
-FREE = (*(name for name in train.FREE if name != "rematerialize"), "test_split")
 PLAIN_RATE = (
     "sgd",
     "nesterov",
@@ -103,22 +102,25 @@ PLAIN_RATE = (
 def main(_):
     start = time.time()
     values = resolve_flags()
-    if not FLAGS.dry_run:
-        train.check_workdir(values, FREE)
     from tfssl.data import service
     from tfssl.runtime import strategy as strategies
     from tfssl.storage import locks
+    from tfssl.training import build, workdir
+    from tfssl.training import run as training
+
+    if not FLAGS.dry_run:
+        workdir.check_workdir(values)
 
     strategies.start(values["seed"], "float32", values["deterministic"])
     strategy = strategies.build(*(values[n] for n in ("strategy", "tpu", "tpu_zone", "gcp_project", "host_timeout")))
     strategies.check_batch(strategy, values["batch_size"], values["accumulate_steps"])
     service.check(values["data_service"], values["data_service_timeout"])
     images = open_images(values)
-    provenance = None if FLAGS.dry_run else train.know_data(values, strategy, images.train, images.validation)
+    provenance = None if FLAGS.dry_run else training.know_data(values, strategy, images.train, images.validation)
     with strategy.scope():
         model = build_model(values, images, load_teacher(values, images), values["freeze"])
         plan = Plan(values, images)
-        train.set_up(model, values, plan)
+        build.set_up(model, values, plan)
     if FLAGS.dry_run:
         from tfssl.training import dry_run
 
@@ -126,9 +128,9 @@ def main(_):
     following = f"tfssl-predict --module={values['workdir']}/classifier/{plan.total_steps} --images=FOLDER"
     run = model, strategy, images.train, images.validation, plan, values, following, provenance
     if not strategies.is_chief(strategy):
-        return train.train(*run)
+        return training.train(*run)
     with locks.workdir_lock(values["workdir"], FLAGS.steal_lock) as check:  # the one that training takes
-        train.train(*run)
+        training.train(*run)
         finish(values, images, start, check)
 
 

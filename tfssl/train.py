@@ -8,18 +8,17 @@ The same command again resumes a run that was stopped, or killed; the result is 
 """
 
 import math
-import os
 
-from absl import flags, logging
+from absl import flags
 
 from tfssl import pretext
-from tfssl.config import bounds, data_flags, flagfile
-from tfssl.config.generated import Generated, as_text
+from tfssl.config import bounds, data_flags
 from tfssl.errors import UserError, check_choice
 from tfssl.runtime import cli
 
 FLAGS = flags.FLAGS
-TASK_FLAGS = Generated("task", {name: pretext.TASKS.source(name) for name in pretext.NAMES})
+TASK_FLAGS = pretext.task_flags()
+NOT_STORED = ("extend_schedule", "dry_run", "steal_lock", "accept_changed_data")
 
 
 # fmt: off
@@ -130,29 +129,12 @@ def define_flags():
     define_run()
 
 
-# What a resumed run may change: where and how fast it computes, how long, and what it tells of itself.
-FREE = (
-    "workdir", "data_dir", "data_service", "epochs", "train_steps", "strategy", "host_timeout", "tpu", "tpu_zone", "gcp_project",
-    "jit_compile", "rematerialize", "steps_per_execution", "checkpoint_steps", "keep_checkpoints", "keep_every", "val_split",
-    "validation_steps", "knn_probe", "log_steps", "data_service_timeout", "skip_damaged_shards",
-)  # fmt: skip
-NOT_STORED = ("extend_schedule", "dry_run", "steal_lock", "accept_changed_data")
-# What the hosts of a run may have each for itself: where things are.
-OF_HOST = (
-    "workdir",
-    "data_dir",
-    "dataset",
-    "data_service",
-    "host_timeout",
-    "init_module",
-    "module",
-    "teacher",
-    "train_list",
-)
-
-
 def main(_):
     values = resolve_flags()
+    from tfssl.training.build import build_model, set_up
+    from tfssl.training.run import know_data, train
+    from tfssl.training.workdir import check_workdir, choose_precision
+
     choose_precision(values)
     if not FLAGS.dry_run:
         check_workdir(values)
@@ -196,133 +178,6 @@ def main(_):
     else:
         following = f"tfssl-export --workdir={values['workdir']}"
         train(model, strategy, source, validation, plan, values, following, provenance)
-
-
-def set_up(model, values, plan):
-    """Compile the model and create all variables; call it in the strategy's scope."""
-    model.compile(
-        optimizer=build_optimizer(values, plan),
-        accumulate_steps=values["accumulate_steps"],
-        jit_compile=values["jit_compile"],
-        steps_per_execution=values["steps_per_execution"],
-    )
-    model.batch_size = values["batch_size"]
-    model.epoch_steps, model.total_steps = plan.epoch_steps, plan.total_steps
-    model.prepare()
-
-
-def know_data(values, strategy, source, validation):
-    """The `Provenance` of a run, once its data are known to be its own, and the same on all hosts."""
-    from tfssl.data.sources import identity
-    from tfssl.runtime import strategy as strategies
-    from tfssl.training import callbacks
-    from tfssl.training.provenance import Provenance
-
-    provenance = Provenance(values["workdir"], source)
-    if strategies.several_workers(strategy):
-        facts = provenance.digests()
-        here = f"{source.num_examples} images of {source.spec} ({source.split}), {facts['versions']}"
-        strategies.compare_hosts(
-            strategy, {"versions": facts.pop("versions")}, here
-        )  # what flags there are depends on them
-        facts |= {f"--{name}": as_text(value) for name, value in values.items() if name not in OF_HOST}
-        facts["validation data"] = identity.text(identity.of(validation)) if validation else ""
-        strategies.compare_hosts(strategy, facts, here)
-    say = callbacks.say if strategies.is_chief(strategy) else lambda text: None
-    provenance.check(FLAGS.accept_changed_data, values["deterministic"], say)
-    return provenance
-
-
-def train(model, strategy, source, validation, plan, values, following, provenance):
-    """Restore, then fit to the end, while no other process uses the workdir. `following` is the command that comes next, for the user."""
-    from tfssl.runtime import strategy as strategies
-    from tfssl.storage import locks
-
-    run = model, strategy, source, validation, plan, values, following, provenance
-    if not strategies.is_chief(strategy):
-        return _train(*run)
-    with locks.workdir_lock(values["workdir"], FLAGS.steal_lock) as check:
-        _train(*run, check)
-
-
-def _train(model, strategy, source, validation, plan, values, following, provenance, check=lambda: None):
-    """Once over the whole checkpoint intervals, and once over the rest, where there is one. `check` refuses when the lock is lost."""
-    from tfssl.runtime import preemption, watchdog
-    from tfssl.runtime import strategy as strategies
-    from tfssl.training import callbacks, checkpoints, summaries
-    from tfssl.training.knn_probe import KnnProbe
-
-    watchdog.WATCHDOG.start()
-    chief = strategies.is_chief(strategy)
-    say = callbacks.say if chief else lambda text: None
-    images = [source] if validation is None else [source, validation]
-    for note in dict.fromkeys(note for part in images for note in part.notes()):
-        say(note)
-    for part in images:
-        part.probe()
-    neighbours = values.get("knn_probe") if chief else 0  # fine-tuning has none
-    probe = KnnProbe(model, source, validation, neighbours) if neighbours else None
-    check_data(values)
-    workdir = values["workdir"]
-    folder, keep = os.path.join(workdir, "checkpoints"), (values["keep_checkpoints"], values["keep_every"])
-    saver = checkpoints.Checkpoints(model, folder, *keep, writes=chief, guard=check)
-    step = saver.restore(say)
-    if chief:
-        claim_workdir(values, source)
-        provenance.write(step)
-    if step >= plan.total_steps:
-        say(f"finished: {workdir} is at step {step} of {plan.total_steps}; next: {following}")
-        return
-    say(f"resuming at step {step} of {plan.total_steps}" if step else plan.summary(model, source))
-    log = callbacks.Log(
-        model,
-        workdir if chief else None,
-        step,
-        plan.total_steps,
-        values["batch_size"],
-        plan.epoch_steps,
-        values["log_steps"],
-        saver.last_good,
-        probe,
-        summaries.pictures(model, validation) if validation and chief else None,
-        source.unreadable,
-    )
-    if step == 0 and chief:
-        summaries.write_start(log.writer("train"), model, source, values)
-    stop = preemption.Preemption(lambda: saver.save(log.step), lambda: log.step, strategy)
-    while step < plan.total_steps:
-        # A run that was told to stop goes on at any step: first to the end of its checkpoint interval, then over all whole ones.
-        interval = min(values["checkpoint_steps"] - step % values["checkpoint_steps"], plan.total_steps - step)
-        intervals = (plan.total_steps - step) // interval if interval == values["checkpoint_steps"] else 1
-        batches = strategies.training_data(
-            strategy,
-            model,
-            source,
-            values["batch_size"],
-            values["seed"],
-            step,
-            interval * intervals,
-            values["data_service"],
-        )
-        if validation is None:
-            validating = {}
-        else:
-            ends = [step + interval * (i + 1) for i in range(intervals)]
-            every = values["validation_steps"] or values["checkpoint_steps"]
-            due = [i for i, end in enumerate(ends, 1) if end % every == 0 or end == plan.total_steps]
-            pass_ = strategies.evaluation_data(strategy, model, validation, values["batch_size"])
-            steps = math.ceil(validation.num_examples / values["batch_size"])
-            validating = {"validation_data": pass_, "validation_freq": due, "validation_steps": steps}
-        model.fit(
-            batches,
-            epochs=intervals,
-            steps_per_epoch=interval,
-            verbose=0,
-            callbacks=[log, callbacks.Save(saver, log), stop],
-            **validating,
-        )
-        step += interval * intervals
-    say(f"done: {workdir} is at step {step}; next: {following}")
 
 
 def resolve_flags():
@@ -387,69 +242,6 @@ def check_flags(values):
         )
 
 
-def choose_precision(values):
-    """Replace the precision auto by the run's own, or the device's for a new run; warn of one that this processor emulates."""
-    import tensorflow as tf
-
-    from tfssl.runtime import strategy as strategies
-    from tfssl.training.callbacks import say
-
-    if values["precision"] == "auto":
-        path = os.path.join(values["workdir"] or "", "flags.flags")
-        if values["workdir"] and tf.io.gfile.exists(path):
-            values["precision"], why = flagfile.read(path).get("precision", "float32"), f"as in {path}"
-        else:
-            values["precision"], why = strategies.auto_precision(values["strategy"])
-        say(f"--precision=auto: {values['precision']} ({why})")
-    costly = strategies.emulated(values["precision"], values["strategy"])
-    if costly:
-        logging.warning("%s", costly)
-
-
-def build_model(values):
-    """The task's model from {flag: value}, untrained; call it in the strategy's scope."""
-    from tfssl import backbones, optim
-
-    width, stem, momentum, epsilon = (values[n] for n in ("width_multiplier", "stem", "bn_momentum", "bn_epsilon"))
-    backbone = backbones.build(
-        values["backbone"],
-        width,
-        stem,
-        bn_momentum=momentum,
-        bn_epsilon=epsilon,
-        last_relu=values["last_relu"],
-        skip=values["skip_connections"],
-        representation_size=values["representation_size"],
-        sk_ratio=values["sk_ratio"],
-        zero_init_residual=values["zero_init_residual"],
-        initializer=values["initializer"],
-        bn_sync=values["sync_batch_norm"],
-        bn_groups=bn_groups(values),
-        remat=values["rematerialize"],
-    )
-    task = values["task"]
-    own = TASK_FLAGS.arguments(task, values)
-    own |= pretext.task_class(task).from_data(own, None, values["workdir"])
-    if values["optimizer"] in optim.OWN_DECAY:
-        own["weight_decay"] = 0.0  # the optimizer's takes its place
-    return pretext.build(task, backbone, **own)
-
-
-def bn_groups(values):
-    """How many groups of --bn_group_size a replica computes at once."""
-    import tensorflow as tf
-
-    at_once = values["batch_size"] // (tf.distribute.get_strategy().num_replicas_in_sync * values["accumulate_steps"])
-    return at_once // (values["bn_group_size"] or at_once)
-
-
-def build_optimizer(values, plan):
-    from tfssl import optim
-
-    decay = values["weight_decay"] if values["optimizer"] in optim.OWN_DECAY else 0.0
-    return optim.build(values["optimizer"], plan.learning_rate(), values["momentum"], decay)
-
-
 class Plan:
     """Lengths in steps: what epochs and batch size mean for a data set of `images`."""
 
@@ -478,68 +270,6 @@ class Plan:
             f"{source.num_examples} images of {source.spec}, {self.total_steps} steps of {v['batch_size']} images "
             f"({self.total_steps / self.epoch_steps:.1f} epochs), {v['optimizer']}, peak rate {self.peak:.3g}, {v['schedule']}"
         )
-
-
-def check_workdir(values, free=FREE):
-    """Refuse a workdir that cannot be written or holds another run; `free`: flags that may differ."""
-    import tensorflow as tf
-
-    from tfssl.storage import files
-    from tfssl.training import provenance
-
-    if values["strategy"] != "multi_worker":  # of whose processes one writes, and says so itself
-        files.check_writable(values["workdir"], "--workdir")
-    path = os.path.join(values["workdir"], "flags.flags")
-    if not tf.io.gfile.exists(path):
-        if tf.io.gfile.isdir(os.path.join(values["workdir"], "checkpoints")):
-            raise UserError(
-                f"{values['workdir']!r} has checkpoints but no flags.flags that says whose they are: use another --workdir"
-            )
-        return
-    # A flag that is younger than the run stands for what was done before there was a choice: its default.
-    task = values.get("task")  # fine-tuning has none, nor settings of it
-    own = TASK_FLAGS.defaults(task) if task else {}
-    defaults = {n: own.get(n) if n in TASK_FLAGS.flags else FLAGS[n].default for n in values}
-    stored = {name: as_text(d) for name, d in defaults.items() if d is not None} | flagfile.read(path)
-    found = {n: values[n] or stored.get(n) for n in ("num_classes", "num_images") if n in values}  # 0: the data set's
-    values = {**values, **found}
-    if provenance.known(values["workdir"]) or FLAGS.accept_changed_data:
-        free = (*free, "dataset")  # what it holds is known, and compared when it is opened
-    for name, old, new in flagfile.differences(stored, values, free):
-        same = ", or if these are the same images elsewhere, --accept_changed_data" if name == "dataset" else ""
-        raise UserError(
-            f"{values['workdir']!r} holds another run: its --{name} is {old}, not {new}; use another --workdir, or go on with that run by "
-            f"--flagfile={path}{same}"
-        )
-    lengths = [name for name, _, _ in flagfile.differences(stored, values) if name in ("epochs", "train_steps")]
-    if lengths and values["schedule"] == "cosine" and not FLAGS.extend_schedule:
-        raise UserError(
-            f"--{lengths[0]} differs from the run's own, and its cosine schedule ends with it: "
-            "--extend_schedule accepts the jump of the rate"
-        )
-
-
-def check_data(values):
-    """Refuse data of another number of classes or images than the run in the workdir began with, where its network depends on it."""
-    import tensorflow as tf
-
-    path = os.path.join(values["workdir"], "flags.flags")
-    stored = flagfile.read(path) if tf.io.gfile.exists(path) else {}
-    for name in ("num_classes", "num_images"):
-        if name in values and stored.get(name, str(values[name])) != str(values[name]):
-            raise UserError(
-                f"{values['workdir']!r} holds a run on data with --{name}={stored[name]}, and --dataset={values['dataset']} "
-                f"({values['train_split']}) has {values[name]}: give it the data of that run, or use another --workdir"
-            )
-
-
-def claim_workdir(values, source):
-    """Record the run in its workdir."""
-    from tfssl.storage import files
-
-    flagfile.write(os.path.join(values["workdir"], "flags.flags"), values)
-    if source.class_names:
-        files.write_file(os.path.join(values["workdir"], "classes.txt"), "\n".join(source.class_names) + "\n")
 
 
 def run():
