@@ -2,56 +2,72 @@
 
 import math
 import os
+from collections.abc import Callable
+from typing import Optional
 
-from absl import flags
+import tensorflow as tf
 
 from tfssl.config import generated
+from tfssl.config.configs import Config
+from tfssl.config.plan import Plan
+from tfssl.data.sources import identity
+from tfssl.data.sources.base import Source
+from tfssl.pretext.task import Pretext
+from tfssl.runtime import preemption, watchdog
+from tfssl.runtime import strategy as strategies
+from tfssl.storage import locks
+from tfssl.training import callbacks, checkpoints, summaries
+from tfssl.training.knn_probe import KnnProbe
+from tfssl.training.provenance import Provenance
 from tfssl.training.workdir import OF_HOST, check_data, claim_workdir
 
-FLAGS = flags.FLAGS
 
-
-def know_data(values, strategy, source, validation):
+def know_data(
+    config: Config, strategy: tf.distribute.Strategy, source: Source, validation: Optional[Source]
+) -> Provenance:
     """The `Provenance` of a run, once its data are known to be its own, and the same on all hosts."""
-    from tfssl.data.sources import identity
-    from tfssl.runtime import strategy as strategies
-    from tfssl.training import callbacks
-    from tfssl.training.provenance import Provenance
-
-    provenance = Provenance(values["workdir"], source)
+    provenance = Provenance(config.run.workdir, source)
     if strategies.several_workers(strategy):
         facts = provenance.digests()
         here = f"{source.num_examples} images of {source.spec} ({source.split}), {facts['versions']}"
         strategies.compare_hosts(
             strategy, {"versions": facts.pop("versions")}, here
         )  # what flags there are depends on them
-        facts |= {f"--{name}": generated.as_text(value) for name, value in values.items() if name not in OF_HOST}
+        facts |= {
+            f"--{name}": generated.as_text(value) for name, value in config.flags().items() if name not in OF_HOST
+        }
         facts["validation data"] = identity.text(identity.of(validation)) if validation else ""
         strategies.compare_hosts(strategy, facts, here)
     say = callbacks.say if strategies.is_chief(strategy) else lambda text: None
-    provenance.check(FLAGS.accept_changed_data, values["deterministic"], say)
+    provenance.check(config.run.accept_changed_data, config.accelerators.deterministic, say)
     return provenance
 
 
-def train(model, strategy, source, validation, plan, values, following, provenance):
-    """Restore, then fit to the end, while no other process uses the workdir. `following` is the command that comes next, for the user."""
-    from tfssl.runtime import strategy as strategies
-    from tfssl.storage import locks
-
-    run = model, strategy, source, validation, plan, values, following, provenance
+def train(
+    model: Pretext,
+    strategy: tf.distribute.Strategy,
+    source: Source,
+    validation: Optional[Source],
+    plan: Plan,
+    config: Config,
+    provenance: Provenance,
+    summary: str,
+    following: str,
+) -> None:
+    """Restore, then fit to the end, while no other process uses the workdir. What is told the user: the `summary` of a new run, and
+    `following`, the command that comes next."""
+    run = model, strategy, source, validation, plan, config, provenance, summary, following
     if not strategies.is_chief(strategy):
         return _train(*run)
-    with locks.workdir_lock(values["workdir"], FLAGS.steal_lock) as check:
+    with locks.workdir_lock(config.run.workdir, config.run.steal_lock) as check:
         _train(*run, check)
 
 
-def _train(model, strategy, source, validation, plan, values, following, provenance, check=lambda: None):
+def _train(
+    model, strategy, source, validation, plan, config, provenance, summary, following, check: Callable = lambda: None
+):
     """Once over the whole checkpoint intervals, and once over the rest, where there is one. `check` refuses when the lock is lost."""
-    from tfssl.runtime import preemption, watchdog
-    from tfssl.runtime import strategy as strategies
-    from tfssl.training import callbacks, checkpoints, summaries
-    from tfssl.training.knn_probe import KnnProbe
-
+    run, batch_size, seed = config.run, config.optimization.batch_size, config.optimization.seed
     watchdog.WATCHDOG.start()
     chief = strategies.is_chief(strategy)
     say = callbacks.say if chief else lambda text: None
@@ -60,58 +76,57 @@ def _train(model, strategy, source, validation, plan, values, following, provena
         say(note)
     for part in images:
         part.probe()
-    neighbours = values.get("knn_probe") if chief else 0  # fine-tuning has none
-    probe = KnnProbe(model, source, validation, neighbours) if neighbours else None
-    check_data(values)
-    workdir = values["workdir"]
-    folder, keep = os.path.join(workdir, "checkpoints"), (values["keep_checkpoints"], values["keep_every"])
+    probe = KnnProbe(model, source, validation, run.knn_probe) if run.knn_probe and chief else None
+    check_data(config)
+    workdir = run.workdir
+    folder, keep = os.path.join(workdir, "checkpoints"), (run.keep_checkpoints, run.keep_every)
     saver = checkpoints.Checkpoints(model, folder, *keep, writes=chief, guard=check)
     step = saver.restore(say)
     if chief:
-        claim_workdir(values, source)
+        claim_workdir(config, source)
         provenance.write(step)
     if step >= plan.total_steps:
         say(f"finished: {workdir} is at step {step} of {plan.total_steps}; next: {following}")
         return
-    say(f"resuming at step {step} of {plan.total_steps}" if step else plan.summary(model, source))
+    say(f"resuming at step {step} of {plan.total_steps}" if step else summary)
     log = callbacks.Log(
         model,
         workdir if chief else None,
         step,
         plan.total_steps,
-        values["batch_size"],
+        batch_size,
         plan.epoch_steps,
-        values["log_steps"],
+        run.log_steps,
         saver.last_good,
         probe,
         summaries.pictures(model, validation) if validation and chief else None,
         source.unreadable,
     )
     if step == 0 and chief:
-        summaries.write_start(log.writer("train"), model, source, values)
+        summaries.write_start(log.writer("train"), model, source, config)
     stop = preemption.Preemption(lambda: saver.save(log.step), lambda: log.step, strategy)
     while step < plan.total_steps:
         # A run that was told to stop goes on at any step: first to the end of its checkpoint interval, then over all whole ones.
-        interval = min(values["checkpoint_steps"] - step % values["checkpoint_steps"], plan.total_steps - step)
-        intervals = (plan.total_steps - step) // interval if interval == values["checkpoint_steps"] else 1
+        interval = min(run.checkpoint_steps - step % run.checkpoint_steps, plan.total_steps - step)
+        intervals = (plan.total_steps - step) // interval if interval == run.checkpoint_steps else 1
         batches = strategies.training_data(
             strategy,
             model,
             source,
-            values["batch_size"],
-            values["seed"],
+            batch_size,
+            seed,
             step,
             interval * intervals,
-            values["data_service"],
+            config.accelerators.data_service,
         )
         if validation is None:
             validating = {}
         else:
             ends = [step + interval * (i + 1) for i in range(intervals)]
-            every = values["validation_steps"] or values["checkpoint_steps"]
+            every = run.validation_steps or run.checkpoint_steps
             due = [i for i, end in enumerate(ends, 1) if end % every == 0 or end == plan.total_steps]
-            pass_ = strategies.evaluation_data(strategy, model, validation, values["batch_size"])
-            steps = math.ceil(validation.num_examples / values["batch_size"])
+            pass_ = strategies.evaluation_data(strategy, model, validation, batch_size)
+            steps = math.ceil(validation.num_examples / batch_size)
             validating = {"validation_data": pass_, "validation_freq": due, "validation_steps": steps}
         model.fit(
             batches,

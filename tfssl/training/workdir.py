@@ -2,15 +2,19 @@
 
 import os
 
-from absl import flags, logging
+import tensorflow as tf
+from absl import logging
 
 from tfssl.config import flagfile
+from tfssl.config.configs import Config, TrainConfig
 from tfssl.config.generated import as_text
+from tfssl.data.sources.base import Source
 from tfssl.errors import UserError
 from tfssl.pretext import task_flags
-
-FLAGS = flags.FLAGS
-
+from tfssl.runtime import strategy as strategies
+from tfssl.storage import files
+from tfssl.training import provenance
+from tfssl.training.callbacks import say
 
 # What a resumed run may change: where and how fast it computes, how long, and what it tells of itself.
 FREE = (
@@ -32,82 +36,80 @@ OF_HOST = (
 )
 
 
-def choose_precision(values):
-    """Replace the precision auto by the run's own, or the device's for a new run; warn of one that this processor emulates."""
-    import tensorflow as tf
-
-    from tfssl.runtime import strategy as strategies
-    from tfssl.training.callbacks import say
-
-    if values["precision"] == "auto":
-        path = os.path.join(values["workdir"] or "", "flags.flags")
-        if values["workdir"] and tf.io.gfile.exists(path):
-            values["precision"], why = flagfile.read(path).get("precision", "float32"), f"as in {path}"
+def choose_precision(config: TrainConfig) -> TrainConfig:
+    """The config with the run's own precision in place of auto, or for a new run the device's; warn of one that this processor emulates."""
+    precision, workdir, strategy = config.accelerators.precision, config.run.workdir, config.accelerators.strategy
+    if precision == "auto":
+        path = os.path.join(workdir or "", "flags.flags")
+        if workdir and tf.io.gfile.exists(path):
+            precision, why = flagfile.read(path).get("precision", "float32"), f"as in {path}"
         else:
-            values["precision"], why = strategies.auto_precision(values["strategy"])
-        say(f"--precision=auto: {values['precision']} ({why})")
-    costly = strategies.emulated(values["precision"], values["strategy"])
+            precision, why = strategies.auto_precision(strategy)
+        say(f"--precision=auto: {precision} ({why})")
+    costly = strategies.emulated(precision, strategy)
     if costly:
         logging.warning("%s", costly)
+    return config.replace(precision=precision)
 
 
-def check_workdir(values, free=FREE):
-    """Refuse a workdir that cannot be written or holds another run; `free`: flags that may differ."""
-    import tensorflow as tf
+def check_workdir(config: Config) -> None:
+    """Refuse a workdir that cannot be written or holds another run.
 
-    from tfssl.storage import files
-    from tfssl.training import provenance
-
-    if values["strategy"] != "multi_worker":  # of whose processes one writes, and says so itself
-        files.check_writable(values["workdir"], "--workdir")
-    path = os.path.join(values["workdir"], "flags.flags")
+    Raises:
+      UserError: it is so, or the run's length changes where its schedule ends with it.
+    """
+    workdir = config.run.workdir
+    if config.accelerators.strategy != "multi_worker":  # of whose processes one writes, and says so itself
+        files.check_writable(workdir, "--workdir")
+    path = os.path.join(workdir, "flags.flags")
     if not tf.io.gfile.exists(path):
-        if tf.io.gfile.isdir(os.path.join(values["workdir"], "checkpoints")):
+        if tf.io.gfile.isdir(os.path.join(workdir, "checkpoints")):
             raise UserError(
-                f"{values['workdir']!r} has checkpoints but no flags.flags that says whose they are: use another --workdir"
+                f"{workdir!r} has checkpoints but no flags.flags that says whose they are: use another --workdir"
             )
         return
-    # A flag that is younger than the run stands for what was done before there was a choice: its default.
-    task = values.get("task")  # fine-tuning has none, nor settings of it
-    own = task_flags().defaults(task) if task else {}
-    defaults = {n: own.get(n) if n in task_flags().flags else FLAGS[n].default for n in values}
-    stored = {name: as_text(d) for name, d in defaults.items() if d is not None} | flagfile.read(path)
-    found = {n: values[n] or stored.get(n) for n in ("num_classes", "num_images") if n in values}  # 0: the data set's
-    values = {**values, **found}
-    if provenance.known(values["workdir"]) or FLAGS.accept_changed_data:
-        free = (*free, "dataset")  # what it holds is known, and compared when it is opened
-    for name, old, new in flagfile.differences(stored, values, free):
+    stored = {name: as_text(value) for name, value in _defaults(config).items() if value is not None}
+    stored |= flagfile.read(path)  # a flag that is younger than the run counts as its default
+    new = config.flags()
+    new |= {n: new[n] or stored.get(n) for n in ("num_classes", "num_images") if n in new}  # 0: the data set's
+    free = FREE
+    if provenance.known(workdir) or config.run.accept_changed_data:
+        free = (*FREE, "dataset")  # what it holds is known, and compared when it is opened
+    for name, old, now in flagfile.differences(stored, new, free):
         same = ", or if these are the same images elsewhere, --accept_changed_data" if name == "dataset" else ""
         raise UserError(
-            f"{values['workdir']!r} holds another run: its --{name} is {old}, not {new}; use another --workdir, or go on with that run by "
+            f"{workdir!r} holds another run: its --{name} is {old}, not {now}; use another --workdir, or go on with that run by "
             f"--flagfile={path}{same}"
         )
-    lengths = [name for name, _, _ in flagfile.differences(stored, values) if name in ("epochs", "train_steps")]
-    if lengths and values["schedule"] == "cosine" and not FLAGS.extend_schedule:
+    lengths = [name for name, _, _ in flagfile.differences(stored, new) if name in ("epochs", "train_steps")]
+    if lengths and config.optimization.schedule == "cosine" and not config.run.extend_schedule:
         raise UserError(
             f"--{lengths[0]} differs from the run's own, and its cosine schedule ends with it: "
             "--extend_schedule accepts the jump of the rate"
         )
 
 
-def check_data(values):
-    """Refuse data of another number of classes or images than the run in the workdir began with, where its network depends on it."""
-    import tensorflow as tf
+def _defaults(config):
+    """{flag: default}, of the task's settings too."""
+    own = task_flags(config.task).defaults(config.task) if isinstance(config, TrainConfig) else {}
+    return {**type(config)().flags(), **own}
 
-    path = os.path.join(values["workdir"], "flags.flags")
-    stored = flagfile.read(path) if tf.io.gfile.exists(path) else {}
+
+def check_data(config: Config) -> None:
+    """Refuse data of another number of classes or images than the run in the workdir began with, where its network depends on it."""
+    path = os.path.join(config.run.workdir, "flags.flags")
+    stored, values = flagfile.read(path) if tf.io.gfile.exists(path) else {}, config.flags()
     for name in ("num_classes", "num_images"):
         if name in values and stored.get(name, str(values[name])) != str(values[name]):
             raise UserError(
-                f"{values['workdir']!r} holds a run on data with --{name}={stored[name]}, and --dataset={values['dataset']} "
-                f"({values['train_split']}) has {values[name]}: give it the data of that run, or use another --workdir"
+                f"{config.run.workdir!r} holds a run on data with --{name}={stored[name]}, and --dataset={config.data.dataset} "
+                f"({config.data.train_split}) has {values[name]}: give it the data of that run, or use another --workdir"
             )
 
 
-def claim_workdir(values, source):
+def claim_workdir(config: Config, source: Source) -> None:
     """Record the run in its workdir."""
-    from tfssl.storage import files
-
-    flagfile.write(os.path.join(values["workdir"], "flags.flags"), values)
+    workdir = config.run.workdir
+    flagfile.write(os.path.join(workdir, "flags.flags"), config.flags())
     if source.class_names:
-        files.write_file(os.path.join(values["workdir"], "classes.txt"), "\n".join(source.class_names) + "\n")
+        files.write_file(os.path.join(workdir, "classes.txt"), "\n".join(source.class_names) + "\n")

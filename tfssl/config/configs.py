@@ -1,0 +1,190 @@
+"""One value per run: all of its settings, read once of the command line, or of the record of a run."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Optional, TypeVar, Union
+
+from absl import flags
+
+from tfssl.config import bounds, data_flags, generated, schema
+from tfssl.config.generated import Generated
+from tfssl.errors import UserError
+
+NOT_STORED = ("extend_schedule", "dry_run", "steal_lock", "accept_changed_data")  # asked of one start of a run alone
+
+_Section = TypeVar("_Section")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """All settings of a pretraining.
+
+    Attributes:
+      task: a registered name, or the import path of a user's own class.
+      task_settings: {argument of the task's constructor: value}.
+      task_flags: {argument: its flag}, of those whose flag has another name.
+    """
+
+    data: schema.Data = schema.Data()
+    task: str = "rotation"
+    task_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    network: schema.Network = schema.Network()
+    optimization: schema.Optimization = schema.Optimization()
+    accelerators: schema.NetworkAccelerators = schema.NetworkAccelerators()
+    run: schema.Run = schema.Run()
+    task_flags: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+
+    @classmethod
+    def define(
+        cls,
+        tasks: Generated,
+        values: flags.FlagValues = flags.FLAGS,
+        section: Callable[[str], Any] = contextlib.nullcontext,
+    ) -> None:
+        """Define the flags, in the order of `--help`; `section(heading)` is entered around each section, `tasks` are all that there are."""
+        define(schema.Data, values, section)
+        with section(schema.Network.heading):
+            names = "|".join(tasks.settings)
+            text = f"<{names}>, or the import path of a class of your own, mypackage.mytask:MyTask: What the network learns to predict."
+            flags.DEFINE_string("task", cls.task, text, flag_values=values)
+        define(schema.Network, values, section)
+        with section("Settings of the task"):
+            tasks.define(values=values)
+        for part in (schema.Optimization, schema.NetworkAccelerators, schema.Run):
+            define(part, values, section)
+
+    @classmethod
+    def from_flags(cls, values: flags.FlagValues, tasks: Generated) -> "TrainConfig":
+        """What the flags say.
+
+        Raises:
+          UserError: a flag is not a setting of the task.
+        """
+        task, given = values["task"].value, {name: values[name].value for name in tasks.flags}
+        tasks.check(task, given)
+        names = {argument: setting.flag for argument, setting in tasks.settings[task].items()}
+        return cls(
+            task=task,
+            task_settings=tasks.arguments(task, given),
+            task_flags={argument: flag for argument, flag in names.items() if flag != argument},
+            **_sections(cls, values),
+        )
+
+    @classmethod
+    def from_record(
+        cls, texts: Mapping[str, str], tasks: Generated, overriding: Optional[flags.FlagValues] = None
+    ) -> "TrainConfig":
+        """What a record says.
+
+        Args:
+          texts: {flag: text}, of flags.flags.
+          tasks: among which is the record's.
+          overriding: parsed flags; those that are present take the place of the record's.
+
+        Raises:
+          UserError: there is no such flag, or it does not take this value.
+        """
+        values = flags.FlagValues()
+        cls.define(tasks, values)
+        bounds.apply(values)
+        data_flags.expand_homes(values)
+        for name, text in texts.items():
+            if name not in values:
+                raise UserError(f"unknown flag --{name}")
+            try:
+                values[name].parse(text)
+            except flags.Error as error:
+                raise UserError(str(error)) from error
+        for name in values if overriding is not None else ():
+            if name in overriding and overriding[name].present:
+                values[name].value = overriding[name].value
+        return cls.from_flags(values, tasks)
+
+    def flags(self) -> dict[str, Any]:
+        """{flag: value} of all that is recorded."""
+        own = {self.task_flags.get(argument, argument): value for argument, value in self.task_settings.items()}
+        parts = (self.network, self.optimization, self.accelerators, self.run)
+        return _stored(vars(self.data), {"task": self.task}, *map(vars, parts), own)
+
+    def replace(self, **settings: Any) -> "TrainConfig":
+        """The same with other settings, each by its name, of whichever section; those of the task stay."""
+        return _replace(self, settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """All settings of a fine-tuning."""
+
+    classifier: schema.Classifier = schema.Classifier()
+    data: schema.Data = schema.Data()
+    labels: schema.Labels = schema.Labels()
+    distillation: schema.Distillation = schema.Distillation()
+    optimization: schema.FinetuneOptimization = schema.FinetuneOptimization()
+    accelerators: schema.Accelerators = schema.Accelerators()
+    run: schema.Run = schema.Run()
+
+    @classmethod
+    def define(
+        cls, values: flags.FlagValues = flags.FLAGS, section: Callable[[str], Any] = contextlib.nullcontext
+    ) -> None:
+        """Define the flags, in the order of `--help`; `section(heading)` is entered around each section."""
+        for field in dataclasses.fields(cls):
+            define(type(field.default), values, section)
+
+    @classmethod
+    def from_flags(cls, values: flags.FlagValues) -> "FinetuneConfig":
+        """What the flags say."""
+        return cls(**_sections(cls, values))
+
+    def flags(self) -> dict[str, Any]:
+        """{flag: value} of all that is recorded."""
+        return _stored(*(vars(getattr(self, field.name)) for field in dataclasses.fields(self)))
+
+    def replace(self, **settings: Any) -> "FinetuneConfig":
+        """The same with other settings, each by its name, of whichever section."""
+        return _replace(self, settings)
+
+
+Config = Union[TrainConfig, FinetuneConfig]
+
+
+def define(
+    section_class: type,
+    values: flags.FlagValues = flags.FLAGS,
+    section: Callable[[str], Any] = contextlib.nullcontext,
+) -> None:
+    """Define the flags of one section; `section(heading)` is entered meanwhile."""
+    with section(section_class.heading):
+        generated.of(section_class).define(values=values)
+
+
+def read(section_class: type[_Section], values: flags.FlagValues) -> _Section:
+    """One section, as the flags say."""
+    settings = generated.of(section_class)
+    return section_class(
+        **settings.arguments(section_class.__name__, {name: values[name].value for name in settings.flags})
+    )
+
+
+def _sections(cls, values):
+    parts = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+    return {name: read(part, values) for name, part in parts.items() if dataclasses.is_dataclass(part)}
+
+
+def _stored(*parts):
+    return {name: value for part in parts for name, value in part.items() if name not in NOT_STORED}
+
+
+def _replace(config, settings):
+    """`dataclasses.replace` within the sections."""
+    changed = {}
+    for field in dataclasses.fields(config):
+        part = getattr(config, field.name)
+        if dataclasses.is_dataclass(part):
+            own = {f.name: settings[f.name] for f in dataclasses.fields(part) if f.name in settings}
+            changed[field.name] = dataclasses.replace(part, **own)
+            settings = {name: value for name, value in settings.items() if name not in own}
+    if settings:
+        raise TypeError(f"no such settings: {', '.join(settings)}")
+    return dataclasses.replace(config, **changed)
