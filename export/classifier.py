@@ -93,8 +93,7 @@ def publish(config: FinetuneConfig, images: Images, checkpoint: str, step: int, 
         raise UserError(
             f"checkpoint {checkpoint} is damaged ({reason}): the same command again goes on from the one before, or trains anew"
         )
-    recorded = {name: value for name, value in config.flags().items() if value is not None and name != "workdir"}
-    save_classifier(model, where, step, images.class_names, recorded)
+    save_classifier(model, where, step, images.class_names, config.published())
 
 
 def measured(record: str) -> Optional[tuple[Optional[str], Optional[str]]]:

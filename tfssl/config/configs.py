@@ -9,7 +9,6 @@ from absl import flags
 
 from tfssl.config import bounds, data_flags, generated, schema
 from tfssl.config.generated import Generated
-from tfssl.errors import UserError
 
 NOT_STORED = ("extend_schedule", "dry_run", "steal_lock", "accept_changed_data")  # asked of one start of a run alone
 
@@ -83,7 +82,8 @@ class TrainConfig:
           overriding: parsed flags; those that are present take the place of the record's.
 
         Raises:
-          UserError: there is no such flag, or it does not take this value.
+          absl.flags.Error: there is no such flag, or it does not take this value.
+          UserError: a flag is not a setting of the task.
         """
         values = flags.FlagValues()
         cls.define(tasks, values)
@@ -91,11 +91,8 @@ class TrainConfig:
         data_flags.expand_homes(values)
         for name, text in texts.items():
             if name not in values:
-                raise UserError(f"unknown flag --{name}")
-            try:
-                values[name].parse(text)
-            except flags.Error as error:
-                raise UserError(str(error)) from error
+                raise flags.UnrecognizedFlagError(name, text)
+            values[name].parse(text)
         for name in values if overriding is not None else ():
             if name in overriding and overriding[name].present:
                 values[name].value = overriding[name].value
@@ -106,6 +103,10 @@ class TrainConfig:
         own = {self.task_flags.get(argument, argument): value for argument, value in self.task_settings.items()}
         parts = (self.network, self.optimization, self.accelerators, self.run)
         return _stored(vars(self.data), {"task": self.task}, *map(vars, parts), own)
+
+    def published(self) -> dict[str, Any]:
+        """{flag: value} of what a module's tfssl.json says of its training: those that are set, and not where."""
+        return _published(self.flags())
 
     def replace(self, **settings: Any) -> "TrainConfig":
         """The same with other settings, each by its name, of whichever section; those of the task stay."""
@@ -141,6 +142,10 @@ class FinetuneConfig:
         """{flag: value} of all that is recorded."""
         return _stored(*(vars(getattr(self, field.name)) for field in dataclasses.fields(self)))
 
+    def published(self) -> dict[str, Any]:
+        """{flag: value} of what a module's tfssl.json says of its training: those that are set, and not where."""
+        return _published(self.flags())
+
     def replace(self, **settings: Any) -> "FinetuneConfig":
         """The same with other settings, each by its name, of whichever section."""
         return _replace(self, settings)
@@ -174,6 +179,10 @@ def _sections(cls, values):
 
 def _stored(*parts):
     return {name: value for part in parts for name, value in part.items() if name not in NOT_STORED}
+
+
+def _published(flags):
+    return {name: value for name, value in flags.items() if value is not None and name != "workdir"}
 
 
 def _replace(config, settings):

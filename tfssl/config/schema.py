@@ -320,3 +320,28 @@ class FinetuneOptimization(Optimization):
     warmup_epochs: float = 0.0
     weight_decay: float = 0.0
     seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What is published of a run.
+
+    Args:
+      step: Which checkpoint; the newest by default.
+      export_dir: Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP.
+      random_init: Publish the untrained encoder, the baseline that evaluation needs.
+      tarball: Also write EXPORT_DIR.tar.gz, which serves as a handle too.
+      head_endpoints: So many first layers of the projection head become endpoints too: head1, ... (SimCLR v2 fine-tunes
+        from head1).
+      recalibrate: Compute the moving statistics of batch normalization anew, over so many of the run's training images;
+        0: as they are.
+    """
+
+    heading = "Export"
+
+    step: Optional[int] = None
+    export_dir: Optional[str] = None
+    random_init: bool = False
+    tarball: bool = False
+    head_endpoints: int = 0
+    recalibrate: int = 0
