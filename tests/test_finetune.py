@@ -17,11 +17,12 @@ from encoders import save_encoder
 from runs import assert_identical, kill_when, logged, two_devices, weights
 
 import tfssl
-from tfssl import finetune
 from tfssl.backbones.hub import Hub
 from tfssl.classifiers.classifier import Classifier
+from tfssl.config.configs import FinetuneConfig
 from tfssl.data.ops import image
 from tfssl.errors import UserError
+from tfssl.export import classifier
 from tfssl.export.module import save_classifier
 from tfssl.hub import load as modules
 from tfssl.training import checkpoints
@@ -237,18 +238,18 @@ def test_recipes():
     """Each names only flags that there are, without contradiction; rates of square-root scaling are written out."""
     program = """
         import glob, os, sys
-        from tfssl import finetune
+        from absl import flags
+        from tfssl.config.configs import FinetuneConfig
+        from tfssl.config.plan import plan
         from tfssl.runtime import cli
+        from tfssl.training import checks
 
-        finetune.define_flags()
         for path in sorted(glob.glob(os.path.join(sys.argv[1], "*.flags"))):
-            finetune.FLAGS.unparse_flags()
-            for name in finetune.FLAGS:
-                finetune.FLAGS[name].unparse()
-            flags = cli.expand_flagfiles([f"--flagfile={path}"])
-            finetune.FLAGS(["finetune", *flags, "--module=m", "--workdir=w"])
-            v = finetune.resolve_flags()
-            rate = v["learning_rate"] * (v["batch_size"] / v["lr_scaling"] if v["lr_scaling"] else 1)
+            values = flags.FlagValues()
+            FinetuneConfig.define(values)
+            values(["finetune", *cli.expand_flagfiles([f"--flagfile={path}"]), "--module=m", "--workdir=w"])
+            config = checks.finetuning(FinetuneConfig.from_flags(values))
+            v, rate = config.flags(), plan(config.optimization, 1000).peak
             print(os.path.basename(path)[:-6], v["train_labels"], v["optimizer"], f"{rate:g}", v["head_rate"], v["epochs"], v["endpoint"])
     """
     recipes = os.path.join(os.path.dirname(__file__), "..", "flags", "finetune")
@@ -307,22 +308,22 @@ def test_half_a_classifier_in_an_object_store_is_published_anew(tmp_path, monkey
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "ckpt-3.index").touch()
     (tmp_path / "classifier" / "3" / "variables").mkdir(parents=True)
-    monkeypatch.setattr(finetune, "publish", lambda *arguments: published.append(arguments[-1]))
-    run = {"workdir": workdir, "test_split": ""}, types.SimpleNamespace(test=None), 0.0
+    monkeypatch.setattr(classifier, "publish", lambda *arguments: published.append(arguments[-1]))
+    run = FinetuneConfig().replace(workdir=workdir, test_split=""), types.SimpleNamespace(test=None), 0.0
     with pytest.raises(OSError, match="lost"):
-        finetune.finish(*run, lambda: (_ for _ in ()).throw(OSError("lost")))  # somebody else has the workdir's lock
+        classifier.finish(*run, lambda: (_ for _ in ()).throw(OSError("lost")))  # somebody else has the workdir's lock
     assert not published
     for _ in range(2):
-        finetune.finish(*run)
+        classifier.finish(*run)
         (tmp_path / "classifier" / "3" / "saved_model.pb").touch()
     assert published == [f"{workdir}/classifier/3"]
 
 
 def test_a_damaged_checkpoint_is_not_published(tmp_path, monkeypatch):
     model = types.SimpleNamespace(backbone=types.SimpleNamespace(), prepare=lambda: None)
-    monkeypatch.setattr(finetune, "build_model", lambda *_, **__: model)
+    monkeypatch.setattr(classifier, "build_model", lambda *_, **__: model)
     monkeypatch.setattr(tf.train, "Checkpoint", lambda **_: None)
     monkeypatch.setattr(checkpoints, "load", lambda path, checkpoint: "a checksum is wrong")
     with pytest.raises(UserError, match="ckpt-3 is damaged .a checksum is wrong."):
-        finetune.publish({"freeze": False}, None, "ckpt-3", 3, str(tmp_path / "3"))
+        classifier.publish(FinetuneConfig(), None, "ckpt-3", 3, str(tmp_path / "3"))
     assert not (tmp_path / "3").exists()

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfssl import optim, train
+from tfssl import optim
 from tfssl.errors import UserError
+from tfssl.training import checks
 
 
 def test_piecewise_is_the_published_schedule():
@@ -78,7 +79,7 @@ def test_lamb_or_a_clear_line():
 def test_decay_of_all_is_refused_where_the_optimizer_decays_kernels():
     for name in ("lars", "lars_byol", "lamb"):
         with pytest.raises(UserError, match=f"{name} decays kernels alone"):
-            train.check_flags({"optimizer": name, "decay": "all", "decay_epochs": []})
+            checks.decays_kernels(name, "all")
 
 
 def test_unknown_names():
