@@ -105,7 +105,7 @@ def _value(setting, value):
     if not setting.many:
         return value
     if setting.kind is float and setting.flag in bounds.OF_FLAG:
-        return tuple(bounds.numbers(setting.flag, map(str, value)))
+        return tuple(bounds.numbers(setting.flag, [str(item) for item in value]))
     try:
         return tuple(setting.kind(item) for item in value)
     except ValueError as error:
