@@ -67,11 +67,11 @@ def instrumented(begun):
         from tfssl import data
         from tfssl.pretext.task import Pretext
         from tfssl.runtime import strategy
-        from tfssl.training import summaries
+        from tfssl.training import build, summaries
 
         timed(data, "open_source", "list the images")
-        timed(train, "build_model", "build the network")
-        timed(train, "set_up", "create the variables")
+        timed(build, "build_model", "build the network")
+        timed(build, "set_up", "create the variables")
         timed(summaries, "write_start", VIEWS, lambda: WHOLE in laps and finish())
         timed(strategy, "training_data", "trace the input pipeline")
         make = Pretext.make_train_function

@@ -17,6 +17,7 @@ cores, the input pipeline, speed, and operations that TensorFlow lowers otherwis
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
@@ -41,21 +42,27 @@ def lower(row, path):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from absl import flags
 
-    from tfssl import train
+    from tfssl import optim, pretext
+    from tfssl.config.configs import TrainConfig
+    from tfssl.config.plan import plan
     from tfssl.runtime import cli
+    from tfssl.training import build, checks
     import tensorflow as tf  # isort: skip
 
-    train.define_flags()
+    values, registered = flags.FlagValues(), (pretext.task_flags(), optim.optimizer_flags())
+    TrainConfig.define(*registered, values)
     given = [f"--{name}={value}" for name, value in row["flags"].items()]
-    flags.FLAGS(cli.expand_flagfiles(["tpu_compile", *given, "--workdir=unused"]))
-    values = train.resolve_flags()
-    if "num_classes" in values and not values["num_classes"]:
-        values["num_classes"] = 1000
-    tf.keras.mixed_precision.set_global_policy(values["precision"])
-    model = train.build_model(values)
-    model.compile(train.build_optimizer(values, train.Plan(values, 1_281_167)), values["accumulate_steps"])
+    values(cli.expand_flagfiles(["tpu_compile", *given, "--workdir=unused"]))
+    config = checks.pretraining(TrainConfig.from_flags(values, *registered))
+    if config.task_settings.get("num_classes") == 0:
+        config = dataclasses.replace(config, task_settings={**config.task_settings, "num_classes": 1000})
+    tf.keras.mixed_precision.set_global_policy(config.accelerators.precision)
+    model = build.build_model(config)
+    decay = config.task_settings["weight_decay"]
+    optimizer = build.build_optimizer(config, plan(config.optimization, 1_281_167), decay)
+    model.compile(optimizer, config.accelerators.accumulate_steps)
     model.prepare()
-    batch = model.zero_batch(values["batch_size"])
+    batch = model.zero_batch(config.optimization.batch_size)
     step = tf.function(model.train_step, jit_compile=True)
     with open(path, "wb") as f:
         f.write(step.experimental_get_compiler_ir(batch)(stage="hlo_serialized"))

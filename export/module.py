@@ -65,7 +65,7 @@ def save(
         return {**found, **dict(zip(names, outputs))}  # noqa: B905
 
     facts = _facts(encoder, backbone, [*backbone.endpoint_names, *names]) | {
-        "task": model.task,
+        "task": pretext.name_of(type(model)),
         "class_names": class_names,
         "step": int(step),
         "random_init": random_init,
@@ -255,14 +255,15 @@ def _check_head(model, layers):
 
 
 def _plain(model):
-    """A copy that computes in float32, and as its paper says: without what only training needs. A user's own model stays itself."""
+    """A copy that computes in float32, and as its paper says: without what only training needs. Over a user's own backbone, and where
+    `pretext.build` has not made the model, it stays itself."""
     policy = tf.keras.mixed_precision.global_policy()
     config = model.backbone.config()
-    if config is None:
+    if config is None or model.settings is None:
         return model
     tf.keras.mixed_precision.set_global_policy("float32" if policy.compute_dtype != policy.variable_dtype else policy)
     try:
-        copy = pretext.build(model.task, backbones.build(**config), **model.settings)
+        copy = pretext.build(type(model), backbones.build(**config), **model.settings)
         copy.prepare()
     finally:
         tf.keras.mixed_precision.set_global_policy(policy)

@@ -1,18 +1,25 @@
 """Untrained networks for an evaluation: beside each module that tfssl-export wrote, the same network as it began."""
 
+import gc
 import hashlib
 import os
 import re
-import subprocess
 import sys
 
+import absl.flags
 import numpy as np
 import tensorflow as tf
 
 from tfssl import pretext
 from tfssl.config import signatures
+from tfssl.config.configs import TrainConfig
 from tfssl.config.generated import as_text
+from tfssl.errors import UserError, one_line
+from tfssl.export.module import save
 from tfssl.hub import load as modules
+from tfssl.pretext.task import Pretext
+from tfssl.training import checks
+from tfssl.training.build import build_model
 
 # The flags of training that shape an untrained encoder, beside its task's own settings: what a module's tfssl.json says of others does not
 # become part of a command.
@@ -41,20 +48,24 @@ def beside(opened, folder, seed=0, image_size=None, resize=None, say=print):
       untrained modules among those given.
     """
     given = {name: (module, []) for name, module in opened.items() if module.facts.get("random_init")}
-    flags_of_given = {tuple(_flags(module.facts)): name for name, (module, _) in given.items()}
+    given_of_key = {key: name for name, (module, _) in given.items() if (key := _key(module.facts))}
     made, networks = {}, []  # flags -> Module or None; [(Module, names)]
     for name, module in opened.items():
-        flags = _flags(module.facts)
+        flags, key = _flags(module.facts), _key(module.facts)
         if name in given:
             say(f"{name} is an untrained network itself")
-        elif not flags:
-            say(
-                f"{name}: no untrained network beside it, for it does not say how it was made (modules of tfssl-export do)"
-            )
-        elif tuple(flags) in flags_of_given:
-            fellow = flags_of_given[tuple(flags)]
+        elif key in given_of_key:
+            fellow = given_of_key[key]
             given[fellow][1].append(name)
             say(f"{name}: its network untrained is {fellow}")
+        elif not flags:
+            because = "it does not say how it was made (modules of tfssl-export do)"
+            if key:
+                because = (
+                    f"its task {module.facts['training_flags']['task']!r} is a class that is not imported here: tfssl-export --random_init "
+                    "writes one, for --module"
+                )
+            say(f"{name}: no untrained network beside it, for {because}")
         else:
             if tuple(flags) not in made:
                 made[tuple(flags)] = _export(name, [*flags, f"--seed={seed}"], folder, say)
@@ -72,33 +83,81 @@ def beside(opened, folder, seed=0, image_size=None, resize=None, say=print):
 
 
 def _flags(facts):
-    """The command line of the export, without the seed; [] if the facts are not those of an encoder of ours."""
+    """What shapes the untrained encoder, as flags, without the seed; [] if the facts are not those of an encoder of ours."""
     training = facts.get("training_flags") or {}
-    if (
-        training.get("task") not in pretext.NAMES or "backbone" not in training
-    ):  # a stranger's import path is not followed
+    task = training.get("task")
+    if not isinstance(task, str) or "backbone" not in training:
+        return []
+    source = _source(task)
+    if source is None:
         return []
     head = sum(bool(re.fullmatch(r"head\d+", name)) for name in facts.get("endpoints", []))
-    settings = signatures.read(*pretext.TASKS.source(training["task"])).values()
-    own = [setting.flag for setting in settings if setting.flag not in _FILES]
+    own = [setting.flag for setting in signatures.read(*source).values() if setting.flag not in _FILES]
     flags = {name: training[name] for name in (*_OF_THE_NETWORK, *own) if name in training}
     flags["head_endpoints"] = head
     return [f"--{name}={as_text(value)}" for name, value in sorted(flags.items())]
 
 
+def _key(facts):
+    """What a module and its untrained fellow have in common, if they are ours: hashable; () of others. It imports nothing."""
+    training = facts.get("training_flags") or {}
+    task = training.get("task")
+    if _flags(facts) or not isinstance(task, str) or ":" not in task or "backbone" not in training:
+        return tuple(_flags(facts))
+    of_the_run = TrainConfig().flags().keys() - set(_OF_THE_NETWORK)
+    shaping = {name: as_text(value) for name, value in training.items() if name not in (*of_the_run, *_FILES)}
+    return (*sorted(shaping.items()), len(facts.get("endpoints", [])))
+
+
+def _source(task):
+    """(module, class) of a task of ours, or of a user's own that is imported already; None of others: a path in somebody's facts is not
+    followed."""
+    if task in pretext.NAMES:
+        return pretext.TASKS.source(task)
+    module, _, name = task.partition(":")
+    cls = getattr(sys.modules.get(module), name, None)
+    return (module, name) if isinstance(cls, type) and issubclass(cls, Pretext) else None
+
+
 def _export(name, flags, folder, say):
-    """The module that tfssl-export makes of these flags; None where it refuses them."""
+    """The untrained module of these flags; None where they contradict each other."""
     path = os.path.join(folder, hashlib.sha256("\n".join(flags).encode()).hexdigest()[:12])
     if not os.path.exists(path):
-        # A process of its own, for flags have one value in a process; on the CPU, for an accelerator's memory may be taken.
-        command = [sys.executable, "-m", "tfssl.export", "--random_init", f"--export_dir={path}", *flags]
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            say(f"{name}: no untrained network beside it: {reason}")
+        texts = dict(flag[2:].split("=", 1) for flag in flags)
+        head_endpoints = int(texts.pop("head_endpoints"))
+        try:
+            config = TrainConfig.from_record(texts, pretext.task_flags(texts["task"]), optim.optimizer_flags())
+            export(checks.pretraining(config.replace(workdir=path)), path, head_endpoints)
+        except (UserError, absl.flags.Error) as error:
+            say(f"{name}: no untrained network beside it: {one_line(error)}")
             return None
     return modules.load(path)
+
+
+def export(config: TrainConfig, path: str, head_endpoints: int = 0) -> None:
+    """Write the module of an untrained network: what `tfssl-export --random_init` writes, in the midst of something else.
+
+    It is built on the CPU, for an accelerator's memory may be taken, and leaves no memory behind.
+
+    Args:
+      config: of its training; the seed is that of its weights.
+      path: the module's folder, which must not exist yet.
+      head_endpoints: see `tfssl.export.save`.
+
+    Raises:
+      UserError: there is no such network.
+    """
+    policy = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy("float32")
+    tf.keras.utils.set_random_seed(config.optimization.seed)
+    try:
+        with tf.device("CPU:0"):
+            model = build_model(config)
+            save(model, path, 0, None, config.published(), random_init=True, head_endpoints=head_endpoints)
+    finally:
+        tf.keras.mixed_precision.set_global_policy(policy)
+        model = None
+        gc.collect()
 
 
 def _same(one, other, image_size, resize):

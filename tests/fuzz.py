@@ -256,9 +256,9 @@ def _read_counts(path):
 
 
 def _read_results(path):
-    from tfssl import finetune
+    from tfssl.export import classifier
 
-    finetune.measured(str(path))
+    classifier.measured(str(path))
 
 
 def _read_lock(path):

@@ -17,11 +17,13 @@ from encoders import save_encoder
 from runs import assert_identical, kill_when, logged, two_devices, weights
 
 import tfssl
-from tfssl import finetune
 from tfssl.backbones.hub import Hub
 from tfssl.classifiers.classifier import Classifier
+from tfssl.classifiers.images import Images
+from tfssl.config.configs import FinetuneConfig
 from tfssl.data.ops import image
 from tfssl.errors import UserError
+from tfssl.export import classifier
 from tfssl.export.module import save_classifier
 from tfssl.hub import load as modules
 from tfssl.training import checkpoints
@@ -240,18 +242,19 @@ def test_recipes():
     """Each names only flags that there are, without contradiction; rates of square-root scaling are written out."""
     program = """
         import glob, os, sys
-        from tfssl import finetune
+        from absl import flags
+        from tfssl import optim
+        from tfssl.config.configs import FinetuneConfig
+        from tfssl.config.plan import plan
         from tfssl.runtime import cli
+        from tfssl.training import checks
 
-        finetune.define_flags()
         for path in sorted(glob.glob(os.path.join(sys.argv[1], "*.flags"))):
-            finetune.FLAGS.unparse_flags()
-            for name in finetune.FLAGS:
-                finetune.FLAGS[name].unparse()
-            flags = cli.expand_flagfiles([f"--flagfile={path}"])
-            finetune.FLAGS(["finetune", *flags, "--module=m", "--workdir=w"])
-            v = finetune.resolve_flags()
-            rate = v["learning_rate"] * (v["batch_size"] / v["lr_scaling"] if v["lr_scaling"] else 1)
+            values = flags.FlagValues()
+            FinetuneConfig.define(optim.optimizer_flags(), values)
+            values(["finetune", *cli.expand_flagfiles([f"--flagfile={path}"]), "--module=m", "--workdir=w"])
+            config = checks.finetuning(FinetuneConfig.from_flags(values, optim.optimizer_flags()))
+            v, rate = config.flags(), plan(config.optimization, 1000).peak
             print(os.path.basename(path)[:-6], v["train_labels"], v["optimizer"], f"{rate:g}", v["head_rate"], v["epochs"], v["endpoint"])
     """
     recipes = os.path.join(os.path.dirname(__file__), "..", "flags", "finetune")
@@ -310,24 +313,24 @@ def test_half_a_classifier_in_an_object_store_is_published_anew(tmp_path, monkey
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "ckpt-3.index").touch()
     (tmp_path / "classifier" / "3" / "variables").mkdir(parents=True)
-    monkeypatch.setattr(finetune, "publish", lambda *arguments: published.append(arguments[-1]))
-    run = {"workdir": workdir, "test_split": ""}, types.SimpleNamespace(test=None), 0.0
+    monkeypatch.setattr(classifier, "publish", lambda *arguments: published.append(arguments[-1]))
+    run = FinetuneConfig().replace(workdir=workdir, test_split=""), types.SimpleNamespace(test=None), 0.0
     with pytest.raises(OSError, match="lost"):
-        finetune.finish(*run, lambda: (_ for _ in ()).throw(OSError("lost")))  # somebody else has the workdir's lock
+        classifier.finish(*run, lambda: (_ for _ in ()).throw(OSError("lost")))  # somebody else has the workdir's lock
     assert not published
     for _ in range(2):
-        finetune.finish(*run)
+        classifier.finish(*run)
         (tmp_path / "classifier" / "3" / "saved_model.pb").touch()
     assert published == [f"{workdir}/classifier/3"]
 
 
 def test_a_damaged_checkpoint_is_not_published(tmp_path, monkeypatch):
     model = types.SimpleNamespace(backbone=types.SimpleNamespace(), prepare=lambda: None)
-    monkeypatch.setattr(finetune, "build_model", lambda *_, **__: model)
+    monkeypatch.setattr(classifier, "build_model", lambda *_, **__: model)
     monkeypatch.setattr(tf.train, "Checkpoint", lambda **_: None)
     monkeypatch.setattr(checkpoints, "load", lambda path, checkpoint: "a checksum is wrong")
     with pytest.raises(UserError, match="ckpt-3 is damaged .a checksum is wrong."):
-        finetune.publish({"freeze": False}, None, "ckpt-3", 3, str(tmp_path / "3"))
+        classifier.publish(FinetuneConfig(), None, "ckpt-3", 3, str(tmp_path / "3"))
     assert not (tmp_path / "3").exists()
 
 
@@ -338,16 +341,16 @@ def test_a_finished_run_measures_test_images_again_that_were_written_anew(photos
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
 
-    def measure(values, images, where):
+    def measure(config, images, where):
         calls.append(images.test.num_examples)
         return {"accuracy": 0.5, "top5_accuracy": 1.0, "endpoint": "pre_logits", "modules": {}}
 
-    monkeypatch.setattr(finetune, "measure", measure)
+    monkeypatch.setattr(classifier, "measure", measure)
+    config = FinetuneConfig().replace(workdir=str(tmp_path), test_split="train[50%:]", module="m")
 
     def finish():
         train, test = (tfssl.open_source(f"folder:{folder}", split) for split in ("train[:50%]", "train[50%:]"))
-        images = finetune.Images(train, None, test, labels=24)
-        finetune.finish({"workdir": str(tmp_path), "test_split": "train[50%:]", "module": "m"}, images, 0.0)
+        classifier.finish(config, Images(train, None, test, labels=24), 0.0)
         return json.loads((tmp_path / "results.json").read_text())["data"]
 
     first = finish()
@@ -363,4 +366,4 @@ def test_a_finished_run_measures_test_images_again_that_were_written_anew(photos
     )
     record = json.loads((tmp_path / "results.json").read_text())
     (tmp_path / "results.json").write_text(json.dumps({k: v for k, v in record.items() if k != "data"}))
-    assert finetune.measured(str(tmp_path / "results.json"))[2] is None
+    assert classifier.measured(str(tmp_path / "results.json"))[2] is None

@@ -17,7 +17,9 @@ from runs import TINY, TRAIN, anew, assert_identical, kill_when, logged_steps, w
 
 from tfssl import train
 from tfssl.config import flagfile
+from tfssl.config.configs import TrainConfig
 from tfssl.runtime import cli, processor
+from tfssl.training import workdir
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +245,7 @@ def test_dry_run(photos, tmp_path, tfssl_command):
 BAD = {
     "no such folder": (["--dataset=folder:/no/such/place"], "/no/such/place"),
     "unknown source": (["--dataset=photos"], "photos"),
-    "unknown task": (["--task=rotatoin"], "rotation|exemplar|"),
+    "unknown task": (["--task=rotatoin"], "rotation, exemplar, "),
     "unknown backbone": (["--backbone=resnet51_v2"], "resnet50_v2"),
     "unknown split": (["--train_split=trian"], "trian"),
     "empty split": (["--train_split=train[:0%]"], "train[:0%]"),
@@ -385,22 +387,18 @@ def test_supervised_takes_its_classes_from_the_data_and_resumes(photos, tmp_path
 
 def test_auto_precision_is_chosen_once(tmp_path, monkeypatch, capsys, caplog):
     """A run keeps what its first machine chose: on one that has to emulate it, with a warning."""
-    values = {"precision": "auto", "workdir": str(tmp_path), "strategy": "default"}
+    config = TrainConfig().replace(precision="auto", workdir=str(tmp_path), strategy="default")
     monkeypatch.setattr(processor, "bfloat16_here", lambda: True)
-    first = dict(values)
-    train.choose_precision(first)
-    assert first["precision"] == "mixed_bfloat16" and "--precision=auto: mixed_bfloat16" in capsys.readouterr().out
-    assert not caplog.records
-    flagfile.write(str(tmp_path / "flags.flags"), first)
+    first = workdir.choose_precision(config)
+    assert first.accelerators.precision == "mixed_bfloat16"
+    assert "--precision=auto: mixed_bfloat16" in capsys.readouterr().out and not caplog.records
+    flagfile.write(str(tmp_path / "flags.flags"), first.flags())
     monkeypatch.setattr(processor, "bfloat16_here", lambda: False)
-    resumed = dict(values)
-    train.choose_precision(resumed)
-    assert resumed["precision"] == "mixed_bfloat16"
+    assert workdir.choose_precision(config) == first
     (warning,) = caplog.messages
     assert warning.startswith("--precision=mixed_bfloat16 is emulated on this processor") and "\n" not in warning
-    elsewhere = {**values, "workdir": str(tmp_path / "another")}
-    train.choose_precision(elsewhere)
-    assert elsewhere["precision"] == "float32"
+    elsewhere = workdir.choose_precision(config.replace(workdir=str(tmp_path / "another")))
+    assert elsewhere.accelerators.precision == "float32"
 
 
 def test_recipes_for_processors_take_what_the_processor_has():

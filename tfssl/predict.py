@@ -157,7 +157,7 @@ def read(path):
 def run():
     """Entry point of `tfssl-predict`."""
     define_flags()
-    cli.run(main, "tfssl-predict", "nothing is written; the same command begins again")
+    cli.run(main, "tfssl-predict", goes_on="nothing is written; the same command begins again")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,23 @@ def test_the_flags_of_one_class_have_its_defaults(sources):
     assert one.arguments("a", values.flag_values_dict()) == {"k": 20, "rates": (0.1, 0.01)}
 
 
+def test_a_help_of_one_class_stands_as_it_is_written(tmp_path, monkeypatch):
+    """It may begin with a value, which a capital letter would change."""
+    (tmp_path / "values_first.py").write_text(ONE.replace("k: Neighbors.", "k: tfds:NAME, or a number."))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert Generated("thing", {"a": ("values_first", "A")}).describe("k") == "tfds:NAME, or a number."
+
+
+def test_lists_of_numbers_are_bounded_as_numbers_are(tmp_path, monkeypatch):
+    text = ONE.replace("rates=(0.1, 0.01)", "decay_epochs=(1.0, 2.0)")
+    (tmp_path / "bounded_lists.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    one = Generated("thing", {"a": ("bounded_lists", "A")})
+    assert one.arguments("a", {"decay_epochs": ["3", "4.5"]})["decay_epochs"] == (3.0, 4.5)
+    with pytest.raises(UserError, match="--decay_epochs=3,-1: give a number from 0 to 1e.06 each"):
+        one.arguments("a", {"decay_epochs": ["3", "-1"]})
+
+
 @pytest.mark.parametrize(
     "value, text", [(True, "true"), (0.1, "0.1"), (1 / 3, "0.3333333333333333"), ((15.0, 25), "15,25"), (None, "")]
 )

@@ -65,6 +65,19 @@ class Mine(SimCLR):
         raise RuntimeError("never called")
 
 
+@dataclasses.dataclass(frozen=True)
+class Shorter(Optimization):
+    """Another rate.
+
+    Args:
+      decay_epochs: Sooner.
+    """
+
+    rate: Optional[float] = 0.5
+    optimizer: Literal["sgd", "adam"] = "adam"
+    decay_epochs: tuple[float, ...] = (5,)
+
+
 class Computed:
     def __init__(self, k=2 * 3):
         pass
@@ -105,6 +118,14 @@ def test_a_dataclass(module):
         (None, str, False, ()),
     ]
     assert settings["decay_epochs"].text == "The rate falls after these."
+
+
+def test_a_dataclass_that_changes_defaults_keeps_the_texts(module):
+    settings, base = signatures.read(module, "Shorter"), signatures.read(module, "Optimization")
+    assert settings.keys() == base.keys()
+    assert [settings[name].default for name in ("rate", "optimizer", "decay_epochs")] == [0.5, "adam", (5,)]
+    assert settings["optimizer"].text == "One of the registry." and settings["decay_epochs"].text == "Sooner."
+    assert settings["nesterov"] == base["nesterov"]
 
 
 def test_names_of_flags_are_inherited(module):

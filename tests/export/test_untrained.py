@@ -1,11 +1,16 @@
 """Untrained networks beside trained ones: what they are, and who shares one."""
 
+import json
+import sys
 import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfssl import optim, pretext
+from tfssl.config.configs import TrainConfig
+from tfssl.config.generated import as_text
 from tfssl.export import untrained
 
 TINY = {
@@ -105,3 +110,47 @@ def test_facts_of_a_module_are_no_command_line():
         assert untrained._flags({"training_flags": {"task": task, "backbone": "vgg11"}}) == []
     jigsaw = {"task": "jigsaw", "backbone": "vgg11", "permutations_file": "gs://elsewhere/p", "permutations": 10}
     assert "gs://" not in str(untrained._flags({"training_flags": jigsaw}))
+
+
+def test_the_same_weights_as_the_command_in_a_process_of_its_own(tmp_path, tfssl_command):
+    """Also after other networks were built here, and under another precision, which stays."""
+    flags = {**TINY, "task": "simclr", "seed": 7, "projection_size": 8}
+    texts = {name: as_text(value) for name, value in flags.items()}
+    line = [f"--{name}={text}" for name, text in texts.items()]
+    done = tfssl_command("export", "--random_init", f"--export_dir={tmp_path / 'command'}", "--head_endpoints=1", *line)
+    assert done.returncode == 0, done.stderr
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        config = TrainConfig.from_record(texts, pretext.task_flags("simclr"), optim.optimizer_flags())
+        for name in ("first", "second"):
+            untrained.export(config.replace(workdir="w"), str(tmp_path / name), head_endpoints=1)
+        assert tf.keras.mixed_precision.global_policy().name == "mixed_bfloat16"
+    finally:
+        tf.keras.mixed_precision.set_global_policy(None)
+    expected = tf.saved_model.load(str(tmp_path / "command"))
+    assert len(expected.variables) > 50
+    for name in ("first", "second"):
+        made = tf.saved_model.load(str(tmp_path / name))
+        assert list(made.endpoints(tf.zeros([1, 16, 16, 3]))) == list(expected.endpoints(tf.zeros([1, 16, 16, 3])))
+        for one, other in zip(made.variables, expected.variables):  # noqa: B905 (Python 3.9)
+            np.testing.assert_array_equal(one, other)
+    one, other = (json.loads((tmp_path / n / "assets" / "tfssl.json").read_text()) for n in ("command", "first"))
+    assert one == other
+
+
+def test_a_task_of_somebodys_own_is_not_imported(tmp_path, monkeypatch):
+    """Its untrained fellow is known by what both say; nothing is made for it, unless its class is here already."""
+    (tmp_path / "strangers.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    theirs = {"task": "strangers:Task", "depth": 3}
+    opened = {
+        "trained": module(**theirs, seed=1, learning_rate=0.3),
+        "untrained": module(random_init=True, **theirs),
+        "deeper": module(**{**theirs, "depth": 4}),
+        "code": module(task="subprocess:Popen"),
+    }
+    said = []
+    found = untrained.beside(opened, str(tmp_path / "made"), say=said.append)
+    assert {name: names for name, (_, names) in found.items()} == {"untrained": ["trained"]}
+    assert "strangers" not in sys.modules and not (tmp_path / "made").exists()
+    assert all("is a class that is not imported here" in line for line in said[2:]) and len(said) == 4

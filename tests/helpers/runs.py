@@ -101,6 +101,11 @@ def two_devices():
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [device] * 2)
 
 
+def on_path(folder):
+    """Where a user's own classes are: `first=functools.partial(runs.on_path, folder)`."""
+    sys.path.insert(0, folder)
+
+
 def _main(argv, folder, cwd, environment, first):
     """The forked process, from here on as if it had been started by that command."""
     gc.freeze()

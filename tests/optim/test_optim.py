@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfssl import optim, train
+from tfssl import optim
 from tfssl.config import bounds
 from tfssl.errors import UserError
 
@@ -55,7 +55,7 @@ def test_a_configuration_makes_the_same_optimizer(name):
 
 
 def test_each_setting_is_a_flag_with_bounds():
-    flags = train.OPTIMIZER_FLAGS
+    flags = optim.optimizer_flags()
     assert set(flags.flags) == {"momentum", "clipnorm", "global_clipnorm", "beta_2", "optimizer_epsilon"}
     assert set(flags.flags) <= set(bounds.OF_FLAG)
     assert flags.defaults("sgd") == {"momentum": 0.9, "clipnorm": 0.0, "global_clipnorm": 0.0}
@@ -86,52 +86,3 @@ def test_names_and_settings_that_there_are_not():
 def test_an_optimizer_of_ones_own(monkeypatch):
     assert isinstance(optim.build(f"{__name__}:Mine", 0.1, clipnorm=1.0), Mine)
     assert optim.own_decay(f"{__name__}:Mine") == ()
-
-
-@pytest.mark.parametrize("name", ["lars", "lars_byol"])
-def test_decay_of_all_is_refused_where_the_optimizer_decays_kernels(name):
-    with pytest.raises(UserError, match=f"{name} decays kernels alone"):
-        train.check_flags({"optimizer": name, "decay": "all", "decay_epochs": []})
-
-
-@pytest.mark.parametrize(
-    "given,line",
-    [
-        ({"final_weight_decay": 0.4}, "--final_weight_decay=0.4 needs an optimizer that carries weight decay itself"),
-        (
-            {"final_rate": 0.1, "schedule": "piecewise"},
-            "--final_rate=0.1 is where a cosine ends, and --schedule=piecewise",
-        ),
-        ({"initial_rate": 0.1, "warmup_epochs": 0}, "--initial_rate=0.1 is where warm-up begins"),
-    ],
-)
-def test_flags_without_effect_are_refused(given, line):
-    with pytest.raises(UserError, match=line):
-        train.check_flags({"optimizer": "sgd", "decay_epochs": [], **given})
-
-
-def run(**values):
-    """Rates and weight decay, by step, of a run of 40 steps of 512 images, with 4 of warm-up; its optimizer."""
-    given = {
-        "optimizer": "adamw", "batch_size": 512, "lr_scaling": 256, "train_steps": 40, "epochs": 0, "schedule": "cosine",
-        "decay_epochs": (), "decay_factor": 0.1, "warmup_epochs": 1, "learning_rate": 0.1, "initial_rate": 0.0,
-        "final_rate": 0.0, "weight_decay": 0.04, "final_weight_decay": None, **values,
-    }  # fmt: skip
-    plan = train.Plan(given, 2048)
-    return plan.learning_rate(), train.build_optimizer(given, plan)
-
-
-def test_rates_of_a_run_are_scaled_together():
-    """By 512 / 256 here: start, peak and end."""
-    rate, optimizer = run(initial_rate=0.02, final_rate=0.001)
-    np.testing.assert_allclose([float(rate(s)) for s in (0, 4, 22, 40)], [0.04, 0.2, 0.101, 0.002], rtol=1e-5)
-    assert optimizer.decoupled_decay == 0.04
-    _, optimizer = run(final_weight_decay=0.4)
-    np.testing.assert_allclose([float(optimizer.decoupled_decay(s)) for s in (0, 20, 40)], [0.04, 0.22, 0.4], rtol=1e-5)
-
-
-def test_flags_reach_the_optimizer():
-    _, optimizer = run(beta_2=0.95, optimizer_epsilon=1e-3, momentum=0.5, clipnorm=3.0)
-    assert (optimizer.beta_2, optimizer.epsilon, optimizer.momentum, optimizer.clipnorm) == (0.95, 1e-3, 0.5, 3.0)
-    _, optimizer = run(optimizer="nesterov", momentum=None)  # the loss has the weight decay
-    assert optimizer.nesterov and optimizer.momentum == 0.9 and optimizer.weight_decay is None

@@ -63,3 +63,23 @@ def test_every_installed_flagfile_is_accepted_by_its_binary(tfssl_command):
         command = "evaluate" if "eval" in recipe.stem else "finetune" if recipe.parent.name == "finetune" else "train"
         done = tfssl_command(command, f"--flagfile={recipe}", "--no_such_flag")
         assert done.returncode == 1 and "no_such_flag" in done.stderr, (recipe, done.stderr)
+
+
+def test_a_first_look_at_a_flag(tmp_path):
+    """As absl reads it later: the last one counts, in a flagfile too, and nothing after a bare --."""
+    (tmp_path / "a.flags").write_text("--task=simclr\n--epochs=3\n")
+    flagfile = f"--flagfile={tmp_path}/a.flags"
+    for argv, expected in (
+        ([], None),
+        (["--task=a:B"], "a:B"),
+        (["--task", "a:B", "--epochs=1"], "a:B"),
+        (["-task=moco"], "moco"),
+        (["--task=moco", flagfile], "simclr"),
+        ([flagfile, "--task=moco=1"], "moco=1"),
+        (["--tasks=moco", "--", "--task=byol"], None),
+        (["--task"], None),
+    ):
+        assert cli.peek(["prog", *argv], "task") == expected, argv
+    assert cli.peek(["prog"], "task", "rotation") == "rotation"
+    with pytest.raises(UserError, match="no flagfile 'absent.flags'"):
+        cli.peek(["prog", "--flagfile=absent.flags"], "task")

@@ -1,27 +1,20 @@
 """Flags that several commands have: of record files, what `open_source` gets of such flags; and those that are paths."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from absl import flags
 
+from tfssl.config.generated import Generated
 
-def define_record_keys():
+
+def define_record_keys() -> None:
     """`--image_key`, `--label_key`, `--skip_damaged_shards`; without them `open_source`'s own defaults hold."""
-    flags.DEFINE_string(
-        "image_key", None, "tfrecord: the feature that holds the encoded image. Default: image/encoded."
-    )
-    flags.DEFINE_string(
-        "label_key", None, "tfrecord: the feature that holds the label, one int64. Default: image/class/label."
-    )
-    flags.DEFINE_boolean(
-        "skip_damaged_shards",
-        False,
-        "tfrecord, tfds: go on where a file is damaged or ends early. In training its readable records take the places of the lost ones; "
-        "all else keeps its order. Evaluation leaves them out.",
-    )
+    Generated("records", {"Records": ("tfssl.config.schema", "Records")}).define()
 
 
-def where(values):
+def where(values: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments of `open_source` among {flag: value}: those that are there, and set."""
     names = ("data_dir", "image_key", "label_key", "label_offset", "skip_damaged_shards")
     return {name: values[name] for name in names if values.get(name) is not None}

@@ -1,11 +1,13 @@
 """Flags made from the settings of classes: one place for a setting's name, default and help, its constructor."""
 
 import collections
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
+from tfssl.config import bounds
 from tfssl.config.signatures import Setting, read
 from tfssl.errors import UserError
 
@@ -57,9 +59,10 @@ class Generated:
         text = " ".join(f"{names}: {meaning}" for meaning, names in meanings.items())
         if len(meanings) == 1:
             (text,) = meanings
-            text = text[:1].upper() + text[1:]
         if len(self.settings) == 1:
-            return text
+            return text  # as it stands: it may begin with a value, such as tfds:NAME
+        if len(meanings) == 1:
+            text = text[:1].upper() + text[1:]
         defaults = _by_value({name: as_text(setting.default) or "none" for name, setting in having.items()})
         if len(defaults) == 1 and len(having) == len(self.settings):
             return f"{text} Default: {next(iter(defaults))}."
@@ -92,9 +95,17 @@ class Generated:
         }
 
 
+@functools.cache
+def of(cls: type) -> Generated:
+    """The flags of one class, whose defaults they have."""
+    return Generated(cls.__name__, {cls.__name__: (cls.__module__, cls.__name__)})
+
+
 def _value(setting, value):
     if not setting.many:
         return value
+    if setting.kind is float and setting.flag in bounds.OF_FLAG:
+        return tuple(bounds.numbers(setting.flag, [str(item) for item in value]))
     try:
         return tuple(setting.kind(item) for item in value)
     except ValueError as error:

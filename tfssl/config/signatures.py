@@ -74,6 +74,9 @@ def _read(module, class_name, parsed):
         origin = _origin(tree, module, base)
         if origin:
             inherited = _read(*origin, parsed)
+            for name, (default, annotation, text) in own.arguments.items():
+                if not text and name in inherited.arguments:  # another default of the same setting
+                    own.arguments[name] = default, annotation, inherited.arguments[name][2]
             if own.open:
                 own.arguments |= {k: v for k, v in inherited.arguments.items() if k not in own.arguments}
             own.prefix = inherited.prefix if own.prefix is None else own.prefix

@@ -1,5 +1,9 @@
 """The pretext tasks, one file each; `build` makes one by name."""
 
+import functools
+from typing import Any
+
+from tfssl.config.generated import Generated
 from tfssl.errors import UserError
 from tfssl.registry import Registry
 
@@ -26,24 +30,45 @@ TASKS = Registry(
 NAMES = TASKS.names
 
 
-def build(name, backbone, **settings):
-    """The task `name` over a backbone (any that `backbones.build` accepts); `settings` are the arguments of its class (`task_class(name)`).
+@functools.cache
+def task_flags(task: str = NAMES[0]) -> Generated:
+    """The flags of the settings of all tasks: ours, and `task`, which may be the import path of a user's own class.
+
+    Raises:
+      UserError: there is no such task.
+    """
+    return Generated("task", {name: TASKS.source(name) for name in dict.fromkeys([*NAMES, task])})
+
+
+def build(task: "str | type", backbone: Any, **settings: Any) -> Any:
+    """A task over a backbone.
+
+    Args:
+      task: its name, one of NAMES or the import path of a user's own class; or that class.
+      backbone: any that `backbones.build` accepts.
+      settings: arguments of the class (`task_class(task)`).
 
     Raises:
       UserError: unknown task, or a setting that the task does not have.
     """
     from tfssl import backbones  # late: it needs TensorFlow, and `--help` reads NAMES only
 
+    cls = task if isinstance(task, type) else task_class(task)
     try:
-        model = task_class(name)(backbones.build(backbone), **settings)
+        model = cls(backbones.build(backbone), **settings)
         model.settings = dict(settings)
         return model
     except TypeError as e:
         if "unexpected keyword" in str(e):
-            raise UserError(f"task {name!r}: {str(e).split('() ')[-1]}") from e
+            raise UserError(f"task {name_of(cls)!r}: {str(e).split('() ')[-1]}") from e
         raise
 
 
-def task_class(name):
+def task_class(name: str) -> type:
     """The class of a task: one of NAMES, or the import path of a user's own, "mypackage.mymodule:MyTask"."""
     return TASKS.find(name)
+
+
+def name_of(cls: type) -> str:
+    """The name, or the import path, of a task's class: what `build` and `--task` take."""
+    return TASKS.name_of(cls)

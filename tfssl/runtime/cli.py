@@ -11,6 +11,8 @@ import re
 import sys
 import tempfile
 import textwrap
+from collections.abc import Callable, Sequence
+from typing import Optional
 
 from absl import app, flags, logging
 
@@ -23,12 +25,18 @@ from tfssl.storage import files
 _SECTIONS = {}  # name of a section -> names of its flags, in the order of definition
 
 
-def run(main, name, goes_on=None):
+def run(
+    main: Callable[[list[str]], None],
+    name: str,
+    define: Optional[Callable[[Sequence[str]], None]] = None,
+    goes_on: Optional[str] = None,
+) -> None:
     """Parse the command line, call `main(argv)`, and turn user errors into `name: cause and remedy`, exit status 1.
 
     Args:
-      main: function (argv).
-      name: of the binary.
+      main: what the command does.
+      name: of the command.
+      define: called with the command line to define its flags, which may depend on it (see `peek`); None: they are there.
       goes_on: what the same command does after SIGTERM or SIGHUP, for the user; these then end the process by a line, with status 75. None:
         they kill it.
     """
@@ -42,6 +50,8 @@ def run(main, name, goes_on=None):
         logger.addFilter(_is_for_users)
 
     def parse(argv):
+        if define:
+            define(argv)
         if any(a in ("--help", "-help", "--helpshort", "-h") for a in argv[1:]):
             with contextlib.suppress(BrokenPipeError):  # --help | head
                 print(usage(name, sys.modules[main.__module__].__doc__), flush=True)
@@ -132,7 +142,25 @@ def _fail(name, error, status=1):
     sys.exit(status)
 
 
-def expand_flagfiles(argv, folder=""):
+def peek(argv: Sequence[str], name: str, default: Optional[str] = None) -> Optional[str]:
+    """The text that a command line gives a flag, before any flag is defined; flagfiles are looked into, and the last one counts.
+
+    A class of the user's own, such as --task=mypackage.mytask:MyTask, has flags that cannot be defined before its name is known.
+
+    Raises:
+      UserError: a flagfile cannot be read.
+    """
+    value, arguments = default, iter(expand_flagfiles(argv[1:]))
+    for argument in arguments:
+        if argument == "--":
+            break
+        option, equals, text = argument.partition("=")
+        if option in (f"--{name}", f"-{name}"):
+            value = text if equals else next(arguments, default)
+    return value
+
+
+def expand_flagfiles(argv: Sequence[str], folder: str = "") -> list[str]:
     """The argument list with each `--flagfile=F` replaced by the flags in F.
 
     F is a path (a nested one is looked up beside the file that includes it) or `tfssl:PAPER/NAME.flags`, one of those that are installed

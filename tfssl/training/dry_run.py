@@ -3,31 +3,46 @@
 import math
 import sys
 import time
+from typing import Optional
 
 import tensorflow as tf
 
+from tfssl.config.configs import Config
+from tfssl.config.plan import Plan
+from tfssl.data.sources.base import Source
+from tfssl.pretext.task import Pretext
 from tfssl.runtime import strategy as strategies
 from tfssl.storage.files import write_file
 from tfssl.training import summaries
 from tfssl.training.callbacks import _clock, say
 
 
-def describe(model, strategy, source, validation, plan, values, picture="dry_run.png", timed_steps=3):
+def describe(
+    model: Pretext,
+    strategy: tf.distribute.Strategy,
+    source: Source,
+    validation: Optional[Source],
+    plan: Plan,
+    config: Config,
+    summary: str,
+    picture: str = "dry_run.png",
+    timed_steps: int = 3,
+) -> None:
     """Print the images by split and class, the unreadable ones and the duplicates, the network, the plan and an estimate of its time;
     write the first views to `picture`."""
     for split in filter(None, (source, validation)):
         _describe_source(split)
-    say(plan.summary(model, source))
+    say(summary)
     for part in (model.backbone, getattr(model, "head", None)):
         if part is not None:
             trainable = sum(math.prod(v.shape) for v in part.trainable_variables)
             say(f"  {part.name}: {trainable:,} trainable parameters")
     source.probe()
-    views = summaries.first_views(model, source, values["batch_size"], values["seed"])
+    views = summaries.first_views(model, source, config.optimization.batch_size, config.optimization.seed)
     if views is not None:
         write_file(picture, tf.io.encode_png(summaries.grid(views)).numpy())
         say(f"first images as the network sees them: {picture}")
-    _estimate(model, strategy, source, plan, values, timed_steps)
+    _estimate(model, strategy, source, plan, config, timed_steps)
 
 
 def _describe_source(source):
@@ -66,11 +81,11 @@ def _show_progress(done, total):
     print(f"\r  read {done:,} of {total:,} ", end="\n" if done == total else "", flush=True)
 
 
-def _estimate(model, strategy, source, plan, values, steps):
-    executions = values["steps_per_execution"]
+def _estimate(model, strategy, source, plan, config, steps):
+    executions, batch_size = config.accelerators.steps_per_execution, config.optimization.batch_size
     data = iter(
         strategies.training_data(
-            strategy, model, source, values["batch_size"], values["seed"], 0, (steps + 1) * executions
+            strategy, model, source, batch_size, config.optimization.seed, 0, (steps + 1) * executions
         )
     )
     step = model.make_train_function()
@@ -80,7 +95,7 @@ def _estimate(model, strategy, source, plan, values, steps):
         loss = step(data)["loss"]
     loss.numpy()
     seconds = (time.perf_counter() - start) / (steps * executions)
-    rate = values["batch_size"] / seconds
+    rate = batch_size / seconds
     total = _clock(seconds * plan.total_steps)
     say(
         f"estimated time: {total} for {plan.total_steps} steps at {rate:.0f} images/s, measured over {steps * executions} steps"

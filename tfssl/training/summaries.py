@@ -5,8 +5,10 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
+from tfssl.config.configs import Config
 from tfssl.data import pipeline
 from tfssl.data.ops.draws import Draws
+from tfssl.data.sources.base import Source
 from tfssl.data.sources.subset import spread
 from tfssl.pretext.task import Pretext
 
@@ -43,10 +45,11 @@ def grid(images, columns=8):
     return (picture * 255).round().astype(np.uint8)
 
 
-def write_start(writer, model, source, values):
+def write_start(writer: tf.summary.SummaryWriter, model: Pretext, source: Source, config: Config) -> None:
     """The first views and the flags, at step 0."""
+    o, values = config.optimization, config.flags()
     table = "| flag | value |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in values.items() if v is not None)
-    views = first_views(model, source, values["batch_size"], values["seed"])
+    views = first_views(model, source, o.batch_size, o.seed)
     with writer.as_default():
         if views is not None:
             tf.summary.image("views", grid(views)[None], step=0)

@@ -67,6 +67,7 @@ def scan(source, progress=None):
     Raises:
       tf.errors.OpError: an image cannot be reached for a while; it quotes the `UserError` that names it.
     """
+
     def examine(record):
         example = source.fetch(record)
         image = example["image"]

@@ -1,0 +1,76 @@
+"""The model of a fine-tuning: a Hub module as a backbone, a linear classifier, and perhaps a teacher."""
+
+from collections.abc import Callable
+from typing import Optional
+
+import tensorflow as tf
+
+from tfssl import optim
+from tfssl.backbones.hub import Hub
+from tfssl.classifiers import predictions
+from tfssl.classifiers.classifier import Classifier
+from tfssl.classifiers.images import Images
+from tfssl.config.configs import FinetuneConfig
+from tfssl.errors import UserError
+from tfssl.hub import load as modules
+
+
+def build_model(config: FinetuneConfig, images: Images, teacher: Optional[Callable] = None) -> Classifier:
+    """The classifier's model, untrained; call it in the strategy's scope.
+
+    Args:
+      teacher: a function images [N, H, W, 3] in [0, 1] -> logits [N, C].
+
+    Raises:
+      UserError: there is nothing that training could change.
+    """
+    settings, distillation = config.classifier, config.distillation
+    module = modules.load(settings.module)
+    size, resize = module.sizes(settings.image_size or None, settings.resize or None)
+    backbone = Hub(module, size, trainable=not settings.freeze)
+    if not settings.freeze and not backbone.learned:
+        raise UserError(
+            f"module {module.handle!r} has no variable that training could change: --freeze takes it as it is"
+        )
+    return Classifier(
+        backbone,
+        images.num_classes,
+        backbone.choose(settings.endpoint),
+        head_rate=settings.head_rate,
+        layer_decay=settings.layer_decay,
+        teacher=teacher,
+        temperature=distillation.distill_temperature,
+        distill_weight=distillation.distill_weight,
+        scale_by_t2=distillation.distill_scale_by_t2,
+        labelled=images.labels > 0 or images.validation is not None,
+        image_size=size,
+        resize=resize,
+        min_area=settings.min_area,
+        flip=settings.flip,
+        weight_decay=0.0 if optim.own_decay(config.optimization.optimizer) else config.optimization.weight_decay,
+    )
+
+
+def load_teacher(config: FinetuneConfig, images: Images) -> Optional[Callable[[tf.Tensor], tf.Tensor]]:
+    """The function images -> logits, or None; call it in the strategy's scope. Images without classes get the teacher's.
+
+    Raises:
+      UserError: the teacher's classes are others than those of the images.
+    """
+    handle, dataset = config.distillation.teacher, config.data.dataset
+    if not handle:
+        return None
+    module = modules.load(handle)
+    classes, names = predictions.num_classes(module), module.facts.get("class_names")
+    if images.num_classes is None:
+        images.num_classes, images.class_names = classes, names
+    if classes != images.num_classes:
+        raise UserError(
+            f"--teacher={handle} tells {classes} classes apart, and --dataset={dataset} has {images.num_classes}"
+        )
+    if names and images.class_names and list(names) != list(images.class_names):
+        odd = sorted(set(names) ^ set(images.class_names))[:5]
+        raise UserError(
+            f"--teacher={handle} and --dataset={dataset} have different classes: {', '.join(odd) or 'in another order'}"
+        )
+    return lambda crops: module.endpoints(crops)["logits"]

@@ -1,0 +1,76 @@
+"""What a classifier learns from, is chosen on and measured on."""
+
+import dataclasses
+from typing import Optional
+
+from tfssl import data
+from tfssl.classifiers.labels import choose
+from tfssl.config import schema
+from tfssl.data import overlap
+from tfssl.data.listing import checks
+from tfssl.data.sources import subset
+from tfssl.data.sources.base import Source
+from tfssl.downstream import splits
+from tfssl.downstream.features import extract as features
+from tfssl.errors import UserError
+
+
+@dataclasses.dataclass
+class Images:
+    """What a run reads: sources, of which `validation` and `test` may be None; and how many labels of `train` it uses. Its classes are
+    those of the first source that has any."""
+
+    train: Source
+    validation: Optional[Source]
+    test: Optional[Source]
+    labels: int
+
+    def __post_init__(self) -> None:
+        labelled = [source for source in (self.train, self.validation, self.test) if source and source.num_classes]
+        self.num_classes = labelled[0].num_classes if labelled else None
+        self.class_names = labelled[0].class_names if labelled else None
+
+
+def open_images(images: schema.Data, labels: schema.Labels, distillation: schema.Distillation, seed: int) -> Images:
+    """The images of a run.
+
+    Args:
+      images, labels, distillation: which, by how many labels, and whether a teacher stands in for those.
+      seed: of the choice of the labels.
+
+    Raises:
+      UserError: what has to be measured or learned has no labels, or splits overlap.
+    """
+    parts = {"train": images.train_split, "val": images.val_split, "test": labels.test_split}
+    sources = {
+        part: data.open_source(images.dataset, split, **images.where()) for part, split in parts.items() if split
+    }
+    overlap.check(sources)
+    for part in ("val", "test"):
+        missing = checks.unlabelled(sources[part]) if part in sources else None
+        if missing:
+            raise UserError(missing)
+        if part in sources:
+            sources[part].probe()  # what nothing can be measured on is refused before the training
+    source = sources["train"]
+    others = sources.get("val"), sources.get("test")
+    if checks.unlabelled(source):
+        given = [
+            n for n, default in vars(schema.Labels()).items() if n != "test_split" and getattr(labels, n) != default
+        ]
+        if not distillation.teacher or distillation.distill_weight < 1 or given:
+            because = "--distill_weight below 1" if distillation.teacher else "fine-tuning"
+            because = f"--{given[0]}" if given else because
+            raise UserError(
+                f"--dataset={source.spec} ({source.split}) has no labels, and {because} needs them: {source.unlabelled_because}, or "
+                "learn from a classifier alone (--teacher, --distill_weight=1)"
+            )
+        return Images(source, *others, labels=0)
+    if source.random_access and not distillation.teacher:  # of records labels are not known before they are read
+        known = features.read_labels(source)["labels"]
+        splits.check_classes(known[known >= 0], source)
+    chosen = choose(source, labels.train_labels, labels.train_list, seed)
+    if chosen is None:
+        return Images(source, *others, labels=source.num_examples)
+    some = subset.LabelledAt(source, chosen) if distillation.teacher else subset.Subset(source, chosen)
+    return Images(some, *others, labels=len(chosen))
