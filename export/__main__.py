@@ -14,7 +14,7 @@ from typing import Any, Optional
 
 from absl import flags
 
-from tfssl import pretext
+from tfssl import optim, pretext
 from tfssl.config import configs, flagfile, schema
 from tfssl.config.configs import TrainConfig
 from tfssl.errors import UserError

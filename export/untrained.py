@@ -10,7 +10,7 @@ import absl.flags
 import numpy as np
 import tensorflow as tf
 
-from tfssl import pretext
+from tfssl import optim, pretext
 from tfssl.config import signatures
 from tfssl.config.configs import TrainConfig
 from tfssl.config.generated import as_text

@@ -575,7 +575,7 @@ def say(text):
 def run():
     """Entry point of `tfssl-eval`."""
     define_flags()
-    cli.run(main, "tfssl-eval", "the same command goes on from what --workdir has cached")
+    cli.run(main, "tfssl-eval", goes_on="the same command goes on from what --workdir has cached")
 
 
 if __name__ == "__main__":
