@@ -37,7 +37,7 @@ def test_the_scale_of_features_may_be_extreme(protocol):
     for power in (123, -120):  # up to 8e37, and from 8e-37
         result = measured(protocol, lambda x: x * np.float32(2.0**power))  # noqa: B023
         assert result["value"] == pytest.approx(ordinary, abs=0.05)
-    assert result["scale"] > 1e30
+    assert result["scale"] > 1e30 and "scale" not in measured(protocol, lambda x: x)
 
 
 @pytest.mark.parametrize("protocol", SETTINGS)
@@ -64,3 +64,12 @@ def test_shapes_that_do_not_fit():
     for values in (np.zeros([60]), np.zeros([59, 4])):
         with pytest.raises(UserError, match="endpoint x has shape"):
             downstream.run("knn", blobs(0, lambda x: values), blobs(1))  # noqa: B023
+
+
+def test_results_are_complete():
+    (result,) = downstream.run("knn", blobs(0), blobs(1), k=3, seed=1)
+    assert (result.chosen_on, result.reported_on) == ("val_fraction 0.2 of set 0", "set 1")
+    assert result["value"] == result.value and dict(result)["k"] == 3
+    (result,) = downstream.run("knn", blobs(0), blobs(1), val=blobs(2))
+    assert result.chosen_on == "set 2"
+    assert downstream.run("knn", blobs(0), blobs(1), val_fraction=0)[0].chosen_on is None

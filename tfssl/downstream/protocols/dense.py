@@ -1,17 +1,21 @@
-"""What protocols share that answer for every place of an image: maps of endpoints, heads on them, one loop that lets heads learn.
+"""What protocols of dense prediction share: maps of endpoints, heads on them, one loop that trains the heads.
 
-A protocol adds a `Task`: what is to be told of an image, a head, its loss, and how good its answers are.
+A protocol adds a `Task`: what it reads of an image's annotations, a head, its loss, and how good its predictions are.
 
 Maps are made once (`maps.py`); where the trunk learns too, the images pass through the module in each step.
 """
 
 import contextlib
 import time
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal, Optional
 
 import numpy as np
 import tensorflow as tf
 
 from tfssl.downstream.features.maps import IMAGES, Maps, check_endpoints, image_sides
+from tfssl.downstream.protocol import Data, Protocol
+from tfssl.downstream.results import Result
 from tfssl.downstream.solvers import sgd
 from tfssl.errors import UserError, check_choice
 
@@ -20,16 +24,16 @@ HEADS = ("linear", "dilated")
 
 
 class Task:
-    """What a protocol adds; `run` calls these in this order.
+    """One run of a dense protocol; `Dense.run` calls these in this order.
 
-    Attributes:
-      protocol, metric: their names; `value` of a result is in [0, 1], the higher the better.
+    Args:
+      size: (height, width) of all images.
+      seed: of chance in the views.
       mirrored: whether heads learn from mirrored images too.
-      size: (height, width) of all images, and seed: of chance in the views, which `run` sets.
     """
 
-    protocol = metric = None
-    mirrored = False
+    def __init__(self, size: tuple[int, int], seed: int = 0, mirrored: bool = False) -> None:
+        self.size, self.seed, self.mirrored = size, seed, mirrored
 
     def read(self, example):
         """Graph function: an example of a source -> (image uint8 [*size, 3], dict of what is to be told of it)."""
@@ -74,121 +78,138 @@ class Task:
         """PNG bytes of a few answers, for a report; None: there is no such picture."""
 
 
-def run(
-    task,
-    module,
-    train,
-    test,
-    val=None,
-    endpoints=None,
-    size=(0, 0),
-    trunk="frozen",
-    trunk_rate=1.0,
-    epochs=60,
-    batch_size=8,
-    learning_rate=0.01,
-    val_fraction=0.2,
-    seed=0,
-    skip_pixels=False,
-    **settings,
-):
-    """A task's head on each endpoint, learned from `train` and measured on `test`.
+class Dense(Protocol):
+    """A head on each map [N, h, w, C] that a module gives of whole images.
+
+    `Data` has sources and a module; without a validation split a part of `train` is held out to choose the endpoint, and what is reported
+    then learns from all of it. `train_labels` is not used: all annotated images are.
 
     Args:
-      task: a Task.
-      module: a loaded `modules.Module`, some of whose endpoints are maps [N, h, w, C].
-      train, test, val: sources whose examples have what the task reads; without `val` a part of `train` is held out to choose the
-        endpoint, and what is reported then learns from all of it.
-      endpoints: names; None for all maps of the module, and "pixels", the images themselves.
-      size: (height, width) that images are brought to; (0, 0): that of the first training image.
-      trunk: "frozen", or "fine_tuned": the module's variables learn too, by batch statistics where it has BN, and are then put back.
-      trunk_rate: factor of their learning rate.
-      epochs, batch_size, learning_rate: of Adam; the rate is the first, and falls along a cosine.
-      val_fraction: see `val`; 0 holds nothing out.
-      seed: of weights, order and the held-out part.
-      skip_pixels: leave "pixels" out where all endpoints are asked for: they are the same for every module.
-      **settings: of the task, which the results repeat.
-
-    Returns:
-      a list of results: {"protocol", "endpoint", "metric", "value", "val_value", "picture": PNG bytes or None, ...}.
+      size: HEIGHT,WIDTH in pixels that images are brought to (detection: scaled to fit, and padded); 0,0: those of the first one.
+      trunk: Whether the module is frozen or fine-tuned too, by batch statistics where it has BN; its variables are then put back.
+      trunk_rate: Factor of the module's learning rate, where it is fine-tuned.
+      epochs: Passes over the images.
+      batch_size: Images per step, at most all.
+      learning_rate: Of Adam, at the first step; it falls along a cosine.
     """
-    check_choice("trunk", trunk, TRUNKS)
-    task.size = size = image_sides(train, size)
-    task.seed = seed
-    names = check_endpoints(module, size, task.protocol, endpoints, skip_pixels or trunk != "frozen")
-    kept = names if trunk == "frozen" else [IMAGES]
-    parts = {
-        part: Maps(module, source, kept, task.read, task.others() if part == "train" else ())
-        for part, source in (("train", train), ("test", test), ("val", val))
-        if source
-    }
-    learned = parts["train"]
-    task.prepare(learned, train)
-    if not task.tested(parts["test"]):
-        raise UserError(f"{test.spec} {test.split}: no image shows what {task.protocol} asks for: nothing to measure")
-    targets, order = task.targets(learned), np.random.default_rng(seed).permutation(len(learned))
-    held_out = order[: 0 if val else round(val_fraction * len(order))]
 
-    def fit(name, images, title):
-        tf.keras.utils.set_random_seed(seed)
-        rows = learned.rows(images, all_views=True)
-        network = Network(task.head(), module, learned, name, rows, trunk, trunk_rate)
-        loss = learn(network, task.loss, targets, rows, epochs, batch_size, learning_rate, seed, title)
-        return predictor(network, task.decode), loss
+    reads = "maps"
+    one_pass = True  # maps are made once
+    flag_prefix = "dense_"
+    order_independent = False
+    quick = {"train_labels": 500, "epochs": 15}
+    trials = {"epochs": 1}, {"epochs": 4}
+    repeated: ClassVar[tuple[str, ...]] = ()  # settings of its own that results repeat
 
-    def answers(predict, part, images, name, at_once=8):
-        array, rows = parts[part].arrays[name if trunk == "frozen" else IMAGES], parts[part].rows(images)
-        for i in range(0, len(rows), at_once):
-            batch = tf.nest.map_structure(np.asarray, predict(tf.constant(array[rows[i : i + at_once]])))
-            for j, image_number in enumerate(images[i : i + at_once]):
-                yield tf.nest.map_structure(lambda value: value[j], batch), image_number  # noqa: B023
+    def __init__(
+        self,
+        size: Sequence[int] = (0, 0),
+        trunk: Literal["frozen", "fine_tuned"] = "frozen",
+        trunk_rate: float = 1.0,
+        epochs: int = 60,
+        batch_size: int = 8,
+        learning_rate: float = 0.01,
+    ) -> None:
+        if len(size) != 2:
+            raise UserError(f"size={','.join(map(str, size))}: give HEIGHT,WIDTH in pixels, such as 360,480")
+        check_choice("trunk", trunk, TRUNKS)
+        self.size, self.trunk, self.trunk_rate = tuple(size), trunk, trunk_rate
+        self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
 
-    def measure(predict, part, images, name):
-        return task.measure(answers(predict, part, images, name), parts[part], images)
+    def task(self, size: tuple[int, int], seed: int) -> Task:
+        """What is trained and measured on images of one size."""
+        raise NotImplementedError
 
-    results = []
-    for name in names:
-        begun, val_value, title = time.time(), None, f"{task.protocol} {name}"
-        with restored(module.variables if trunk != "frozen" else []):
-            if len(held_out):
-                trial, _ = fit(name, order[len(held_out) :], f"{title}, to choose")
-                val_value = _known(measure(trial, "train", held_out, name)["value"])
-        with restored(module.variables if trunk != "frozen" else []):
-            predict, loss = fit(name, order, title)
-            if val:
-                val_value = _known(measure(predict, "val", np.arange(len(parts["val"])), name)["value"])
-            images = np.arange(len(parts["test"]))
-            found = measure(predict, "test", images, name)
-            shown = list(parts["test"].shown)
-            picture = task.picture(answers(predict, "test", shown, name), parts["test"], shown)
-        results.append(
-            {
-                "protocol": task.protocol,
-                "endpoint": name,
-                "metric": task.metric,
-                **found,
-                "val_value": val_value,
-                "train_labels": len(order),
-                "size": list(size),
-                "trunk": trunk,
-                **({"trunk_rate": trunk_rate} if trunk != "frozen" else {}),
-                **settings,
-                "epochs": epochs,
-                "learning_rate": learning_rate,
-                "loss": loss,
-                "diverged": loss is None,
-                "unreadable": {part: maps.dropped for part, maps in parts.items()},
-                "seconds": time.time() - begun,
-                "chosen_on": f"{val.spec} {val.split}"
-                if val
-                else f"val_fraction {val_fraction:g} of {train.spec} {train.split}"
-                if len(held_out)
-                else None,
-                "reported_on": f"{test.spec} {test.split}",
-                "picture": picture,
-            }
-        )
-    return results
+    def check(self, data: Data) -> None:
+        pass  # what the images lack is found when they are read
+
+    def passes(self) -> float:
+        return self.epochs
+
+    def work(self, train: int, test: int, dims: int) -> float:
+        return (min(train, 10_000) + test) * dims
+
+    def endpoints(self, data: Data, names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
+        pixels = pixels and self.trunk == "frozen"
+        return check_endpoints(data.module, image_sides(data.train, self.size), self.name, names, not pixels)
+
+    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+        module, seed, val, frozen = data.module, data.seed, data.val, self.trunk == "frozen"
+        size = image_sides(data.train, self.size)
+        task = self.task(size, seed)
+        sources = {"train": data.train, "test": data.test, **({"val": val} if val else {})}
+        parts = {
+            part: Maps(
+                module,
+                source,
+                endpoints if frozen else [IMAGES],
+                task.read,
+                task.others() if part == "train" else (),
+            )
+            for part, source in sources.items()
+        }
+        learned = parts["train"]
+        task.prepare(learned, data.train)
+        if not task.tested(parts["test"]):
+            where = f"{data.test.spec} {data.test.split}"
+            raise UserError(f"{where}: no image shows what {self.name} asks for: nothing to measure")
+        targets, order = task.targets(learned), np.random.default_rng(seed).permutation(len(learned))
+        held_out = order[: 0 if val else round(data.val_fraction * len(order))]
+
+        def fit(name, images, title):
+            tf.keras.utils.set_random_seed(seed)
+            rows = learned.rows(images, all_views=True)
+            network = Network(task.head(), module, learned, name, rows, self.trunk, self.trunk_rate)
+            steps = self.epochs, self.batch_size, self.learning_rate
+            loss = learn(network, task.loss, targets, rows, *steps, seed, title)
+            return predictor(network, task.decode), loss
+
+        def answers(predict, part, images, name, at_once=8):
+            array, rows = parts[part].arrays[name if frozen else IMAGES], parts[part].rows(images)
+            for i in range(0, len(rows), at_once):
+                batch = tf.nest.map_structure(np.asarray, predict(tf.constant(array[rows[i : i + at_once]])))
+                for j, image_number in enumerate(images[i : i + at_once]):
+                    yield tf.nest.map_structure(lambda value: value[j], batch), image_number  # noqa: B023
+
+        def measure(predict, part, images, name):
+            return task.measure(answers(predict, part, images, name), parts[part], images)
+
+        for name in endpoints:
+            begun, val_value, title = time.time(), None, f"{self.name} {name}"
+            with restored([] if frozen else module.variables):
+                if len(held_out):
+                    trial, _ = fit(name, order[len(held_out) :], f"{title}, to choose")
+                    val_value = _known(measure(trial, "train", held_out, name)["value"])
+            with restored([] if frozen else module.variables):
+                predict, loss = fit(name, order, title)
+                if val:
+                    val_value = _known(measure(predict, "val", np.arange(len(parts["val"])), name)["value"])
+                measured = dict(measure(predict, "test", np.arange(len(parts["test"])), name))
+                shown = list(parts["test"].shown)
+                picture = task.picture(answers(predict, "test", shown, name), parts["test"], shown)
+            yield Result(
+                protocol=self.name,
+                endpoint=name,
+                metric=self.metric,
+                value=measured.pop("value"),
+                val_value=val_value,
+                train_labels=len(order),
+                chosen_on=data.chosen_on if val or len(held_out) else None,
+                details={
+                    **measured,
+                    "size": list(size),
+                    "trunk": self.trunk,
+                    **({} if frozen else {"trunk_rate": self.trunk_rate}),
+                    **{setting: getattr(self, setting) for setting in self.repeated},
+                    "epochs": self.epochs,
+                    "learning_rate": self.learning_rate,
+                    "loss": loss,
+                    "diverged": loss is None,
+                    "unreadable": {part: maps.dropped for part, maps in parts.items()},
+                },
+                picture=picture,
+                seconds=time.time() - begun,
+            )
 
 
 def _known(value):

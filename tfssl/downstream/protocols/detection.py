@@ -16,57 +16,70 @@ with this, not with their numbers.
 
 import contextlib
 import io
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfssl.data.ops import image
 from tfssl.downstream import pictures
-from tfssl.downstream.protocols import dense
+from tfssl.downstream.protocols.dense import Dense, Task
 from tfssl.errors import UserError
 
-NEEDS = "boxes"  # of a source's examples
 RADIUS = 1.5  # of the places around an object's centre that tell of it, in strides
 ALPHA, GAMMA, PRIOR = 0.25, 2.0, 0.01  # of the focal loss; first probability of each class
 OVERLAP, LEAST, MOST = 0.6, 0.01, 100  # of the answers: IoU of one that is dropped, lowest score, number in an image
 
 
-def run(
-    module,
-    train,
-    test,
-    val=None,
-    layers=2,
-    units=128,
-    mirrored=True,
-    jitter=(1.0, 1.0),
-    jittered_views=4,
-    learning_rate=0.001,
-    epochs=40,
-    **settings,
-):
-    """AP50 on the test images of a head on each endpoint.
+class Detection(Dense):
+    """Object detection: AP50.
+
+    Images are scaled to fit `size`, and padded with black below or to the right. "coco_ap" is AP over IoUs from 0.5 to 0.95, "per_class"
+    {name: AP50}. Difficult objects are neither learned nor asked for.
 
     Args:
-      module, train, test, val, learning_rate, epochs, **settings: see `dense.run`; examples have "boxes", "classes" and perhaps
-        "difficult" (see `tfssl.data.sources.boxes`). Images are scaled to fit `size`, and padded with black below or to the right.
-      layers, units: of each of the two towers.
-      mirrored: learn from mirrored images too.
-      jitter: (least, largest) scale of further views of each training image, uniformly distributed: enlarged and cropped, or reduced and
-        padded with black, at a random place (large-scale jitter: Ghiasi et al., arXiv 2012.07177, 0.1 to 2). (1, 1): none.
-      jittered_views: how many of each image, half of them mirrored where `mirrored`; they are drawn once. An epoch passes over all views.
-
-    Returns:
-      a list of results, which say more than others "coco_ap": AP over IoUs from 0.5 to 0.95, "per_class": {name: AP50}. Difficult objects
-      are neither learned nor asked for.
+      layers: Convolutions of each of detection's two towers (FCOS: 4).
+      units: Their channels (FCOS: 256).
+      mirrored: Learn from mirrored images too.
+      jitter: LEAST,LARGEST scale of more views of each training image, uniformly distributed: enlarged and cropped, or reduced and padded
+        with black, at a random location (large-scale jitter: 0.1,2; Ghiasi et al., arXiv 2012.07177); 1,1: none.
+      jittered_views: How many such views, half of them mirrored where `mirrored`; they are drawn once. An epoch passes over all.
+      epochs: Passes over the images.
+      learning_rate: Of Adam, at the first step; it falls along a cosine.
     """
-    jitter = check_jitter(jitter)
-    task = Detection(layers, units, mirrored, jitter, jittered_views if jitter != (1.0, 1.0) else 0)
-    shape = {"layers": layers, "units": units, "jitter": list(jitter)}
-    return dense.run(task, module, train, test, val, learning_rate=learning_rate, epochs=epochs, **shape, **settings)
+
+    name, metric, needs = "detection", "AP50", ("boxes",)
+    flag_names = {
+        "layers": "detection_layers",
+        "units": "detection_units",
+        "jitter": "detection_jitter",
+        "jittered_views": "",
+    }
+    expense = 9
+    repeated = ("layers", "units", "jitter")
+
+    def __init__(
+        self,
+        layers: int = 2,
+        units: int = 128,
+        mirrored: bool = True,
+        jitter: Sequence[float] = (1.0, 1.0),
+        jittered_views: int = 4,
+        epochs: int = 40,
+        learning_rate: float = 0.001,
+        **dense: Any,
+    ) -> None:
+        super().__init__(epochs=epochs, learning_rate=learning_rate, **dense)
+        self.layers, self.units, self.mirrored = layers, units, mirrored
+        self.jitter, self.jittered_views = list(check_jitter(jitter)), jittered_views
+
+    def task(self, size: tuple[int, int], seed: int) -> Task:
+        views = self.jittered_views if self.jitter != [1.0, 1.0] else 0
+        return DetectionTask(self.layers, self.units, self.jitter, views, size, seed, self.mirrored)
 
 
-def check_jitter(jitter):
+def check_jitter(jitter: Sequence[float]) -> tuple[float, float]:
     """(least, largest) scale as floats; UserError unless they are two rising numbers above 0."""
     try:
         low, high = (float(value) for value in jitter)
@@ -77,12 +90,14 @@ def check_jitter(jitter):
     return low, high
 
 
-class Detection(dense.Task):
-    protocol, metric = "detection", "AP50"
+class DetectionTask(Task):
+    """Boxes with classes."""
 
-    def __init__(self, layers, units, mirrored, jitter=(1.0, 1.0), jittered_views=0):
-        self.layers, self.units, self.mirrored = layers, units, mirrored
-        self.scales, self.jittered_views = jitter, jittered_views
+    def __init__(
+        self, layers: int, units: int, scales: Sequence[float], jittered_views: int, *common: Any, **more: Any
+    ) -> None:
+        super().__init__(*common, **more)
+        self.layers, self.units, self.scales, self.jittered_views = layers, units, scales, jittered_views
 
     def read(self, example):
         sides = tf.cast(image.image_size(example["image"]), tf.float32)

@@ -4,39 +4,50 @@ Logits are brought to the masks' size (bilinear) for loss and prediction alike. 
 it.
 """
 
+from typing import Any, Literal
+
 import numpy as np
 import tensorflow as tf
 
 from tfssl.data.ops import image
 from tfssl.downstream import pictures
-from tfssl.downstream.protocols import dense
+from tfssl.downstream.protocols.dense import HEADS, Dense, Task, cross_entropy, head
 from tfssl.errors import UserError, check_choice
 
-NEEDS = "mask"  # of a source's examples
-HEADS = dense.HEADS
 
+class Segmentation(Dense):
+    """Semantic segmentation: mean intersection over union.
 
-def run(module, train, test, val=None, head="linear", ignore=255, mirrored=False, **settings):
-    """Mean IoU on the test images of a head on each endpoint.
+    "per_class" has the IoU of each class, None of one that neither occurs nor is predicted.
 
     Args:
-      module, train, test, val, **settings: see `dense.run`; examples have a "mask" (see `tfssl.data.sources.masks`).
-      head: "linear" or "dilated"; see `dense.head`.
-      ignore: the number of a mask's pixels that have no class.
-      mirrored: learn from mirrored images too.
-
-    Returns:
-      a list of results, which say more than others "per_class": IoU of each class, None of one that neither occurs nor is predicted.
+      head: Linear; or two 3x3 convolutions of dilation 6 before it (dilated), as MoCo's FCN has.
+      ignore: Number of a mask's pixels that have no class (VOC: 255).
+      mirrored: Learn from mirrored images too.
     """
-    check_choice("head", head, HEADS)
-    return dense.run(Segmentation(head, ignore, mirrored), module, train, test, val, head=head, **settings)
+
+    name, metric, needs = "segmentation", "mIoU", ("mask",)
+    flag_names = {"ignore": "ignore_class"}
+    expense = 7
+    repeated = ("head",)
+
+    def __init__(
+        self, head: Literal["linear", "dilated"] = "linear", ignore: int = 255, mirrored: bool = False, **dense: Any
+    ) -> None:
+        super().__init__(**dense)
+        check_choice("head", head, HEADS)
+        self.head, self.ignore, self.mirrored = head, ignore, mirrored
+
+    def task(self, size: tuple[int, int], seed: int) -> Task:
+        return SegmentationTask(self.head, self.ignore, size, seed, self.mirrored)
 
 
-class Segmentation(dense.Task):
-    protocol, metric = "segmentation", "mIoU"
+class SegmentationTask(Task):
+    """Classes of pixels."""
 
-    def __init__(self, head, ignore, mirrored):
-        self.kind, self.ignore, self.mirrored = head, ignore, mirrored
+    def __init__(self, head: str, ignore: int, *common: Any) -> None:
+        super().__init__(*common)
+        self.kind, self.ignore = head, ignore
 
     def read(self, example):
         mask = tf.image.resize(example["mask"][..., None], self.size, "nearest")[..., 0]
@@ -60,10 +71,10 @@ class Segmentation(dense.Task):
         return {"mask": masks}
 
     def head(self):
-        return dense.head(self.kind, self.classes)
+        return head(self.kind, self.classes)
 
     def loss(self, outputs, batch):
-        return dense.cross_entropy(outputs, batch["mask"], self.size)
+        return cross_entropy(outputs, batch["mask"], self.size)
 
     def decode(self, outputs):
         return tf.argmax(tf.image.resize(outputs, self.size), -1, tf.int32)

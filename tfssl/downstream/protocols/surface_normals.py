@@ -5,43 +5,53 @@ by k-means (40), from bilinearly enlarged logits; the answer is the probabilitie
 trunk whose last stage learns too; here it is segmentation's: linear, or dilated.
 """
 
+from typing import Any, Literal
+
 import numpy as np
 import tensorflow as tf
 
 from tfssl.data.ops import image
 from tfssl.downstream import pictures
-from tfssl.downstream.protocols import dense
+from tfssl.downstream.protocols.dense import HEADS, Dense, Task, cross_entropy, head
 from tfssl.errors import UserError, check_choice
 
-NEEDS = "normals"  # of a source's examples
-HEADS = dense.HEADS
 ANGLES = (11.25, 22.5, 30.0)  # degrees
 _SAMPLE = 50_000  # directions that are clustered
 
 
-def run(module, train, test, val=None, head="linear", clusters=40, mirrored=False, **settings):
-    """Angular errors on the test images of a head on each endpoint.
+class SurfaceNormals(Dense):
+    """Surface normals: the fraction of all known pixels within 11.25 degrees.
+
+    "mean_angle" and "median_angle" are in degrees; "within": {"11.25": ..., "22.5": ..., "30": ...}.
 
     Args:
-      module, train, test, val, **settings: see `dense.run`; examples have "normals" (see `tfssl.data.sources.normals`).
-      head: "linear" or "dilated"; see `dense.head`.
-      clusters: number of directions.
-      mirrored: learn from mirrored images too.
-
-    Returns:
-      a list of results; "value" is the part of all known pixels within 11.25 degrees, and there are "mean_angle" and "median_angle" in
-      degrees, and "within": {"11.25": ..., "22.5": ..., "30": ...}.
+      head: Linear; or two 3x3 convolutions of dilation 6 before it (dilated), as MoCo's FCN has.
+      clusters: Directions, by k-means, of which surface_normals predicts a probability (Goyal et al.: 40).
+      mirrored: Learn from mirrored images too.
     """
-    check_choice("head", head, HEADS)
-    task = SurfaceNormals(head, clusters, mirrored)
-    return dense.run(task, module, train, test, val, head=head, clusters=clusters, **settings)
+
+    name, metric, needs = "surface_normals", "within 11.25\N{DEGREE SIGN}", ("normals",)
+    flag_names = {"clusters": "normals_clusters"}
+    expense = 8
+    repeated = ("head", "clusters")
+
+    def __init__(
+        self, head: Literal["linear", "dilated"] = "linear", clusters: int = 40, mirrored: bool = False, **dense: Any
+    ) -> None:
+        super().__init__(**dense)
+        check_choice("head", head, HEADS)
+        self.head, self.clusters, self.mirrored = head, clusters, mirrored
+
+    def task(self, size: tuple[int, int], seed: int) -> Task:
+        return NormalsTask(self.head, self.clusters, size, seed, self.mirrored)
 
 
-class SurfaceNormals(dense.Task):
-    protocol, metric = "surface_normals", "within 11.25\N{DEGREE SIGN}"
+class NormalsTask(Task):
+    """Directions of pixels, as probabilities of clusters."""
 
-    def __init__(self, head, clusters, mirrored):
-        self.kind, self.clusters, self.mirrored = head, clusters, mirrored
+    def __init__(self, head: str, clusters: int, *common: Any) -> None:
+        super().__init__(*common)
+        self.kind, self.clusters = head, clusters
 
     def read(self, example):
         normals = tf.image.resize(example["normals"], self.size, "nearest")
@@ -72,10 +82,10 @@ class SurfaceNormals(dense.Task):
         return {"cluster": labels}
 
     def head(self):
-        return dense.head(self.kind, self.clusters)
+        return head(self.kind, self.clusters)
 
     def loss(self, outputs, batch):
-        return dense.cross_entropy(outputs, batch["cluster"], self.size)
+        return cross_entropy(outputs, batch["cluster"], self.size)
 
     def decode(self, outputs):
         mean = tf.einsum("nhwc,cd->nhwd", tf.nn.softmax(tf.image.resize(outputs, self.size)), self.centres)
