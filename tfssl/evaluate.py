@@ -16,7 +16,7 @@ import inspect
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -67,6 +67,12 @@ def define_flags(argv: Sequence[str] = ()) -> None:
         )
         protocols.define()
     own = own_of(cli.peek(argv, "protocol"))
+    taken = {*FLAGS, *run.flags}
+    for name in own:
+        for flag in taken & set(protocol_flags(own).defaults(name)):
+            raise UserError(
+                f"--{flag} is a flag of tfssl-eval already: give {name} a flag_prefix, or another name in flag_names"
+            )
     for name in (*NAMES, *own):
         with cli.section(f"{name}: {signatures.summary(*PROTOCOLS.source(name))}"):
             protocol_flags(own).define([name])
@@ -75,8 +81,6 @@ def define_flags(argv: Sequence[str] = ()) -> None:
 
 
 class Asked(NamedTuple):
-    """What the command line asks for."""
-
     settings: Evaluation
     protocols: list  # of `Protocol`, in the order of the table
     optional: list[str]  # names of those that --protocol=all adds, and that may be left out
@@ -87,11 +91,11 @@ class Asked(NamedTuple):
 def read_flags() -> Asked:
     """Raises `UserError` where flags contradict each other, or a protocol refuses its own."""
     values = FLAGS.flag_values_dict()
-    of_sections = {
-        k: v for section in SECTIONS for name in section.settings for k, v in section.arguments(name, values).items()
-    }
-    more = {"protocol": FLAGS.protocol, "cache": FLAGS.cache, "where": data_flags.where(values)}
-    settings = Evaluation(**of_sections, **more)
+    arguments = {"protocol": FLAGS.protocol, "cache": FLAGS.cache, "where": data_flags.where(values)}
+    for section in SECTIONS:
+        (name,) = section.settings
+        arguments |= section.arguments(name, values)
+    settings = Evaluation(**arguments)
     named = settings.named_protocols
     generated = protocol_flags(own_of(named))
     added = [name for name in NAMES if settings.all_protocols and name not in named]
@@ -110,6 +114,7 @@ def read_flags() -> Asked:
         optional += [protocol.name] if name in added else []
         kept += [protocol.name] if any(FLAGS[f].present for a, f in of_argument.items() if a in found.quick) else []
     recorded = {name: FLAGS[name].value for names in cli._SECTIONS.values() for name in names}
+    recorded |= {"neighbors": settings.neighbor_count, "random_init": settings.beside_untrained}
     return Asked(settings, sorted(protocols, key=lambda p: p.reads == "maps"), optional, kept, recorded)
 
 
@@ -212,7 +217,7 @@ def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
     record.finish(f"{settings.dataset} {settings.test_split}", seconds=time.time() - start)
 
 
-def claim_workdir(settings, held):
+def claim_workdir(settings: Evaluation, held: contextlib.ExitStack) -> Callable[[], None]:
     """Lock --workdir, as `locks.workdir_lock`, and mark it: what lies in it is no data (see `tfssl.data.listing.outputs`)."""
     from tfssl.data.listing import outputs
     from tfssl.storage import locks
@@ -222,7 +227,7 @@ def claim_workdir(settings, held):
     return check
 
 
-def make_untrained(settings, opened, note):
+def make_untrained(settings: Evaluation, opened: dict, note: Callable[[str], None]) -> dict:
     """{name: (module, names of the modules whose network it is)} beside the modules, in --workdir if that is local."""
     from tfssl.export import untrained
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import tfssl
 from tfssl import downstream
 from tfssl.downstream.features.extract import Features
 from tfssl.errors import UserError
@@ -73,3 +74,16 @@ def test_results_are_complete():
     (result,) = downstream.run("knn", blobs(0), blobs(1), val=blobs(2))
     assert result.chosen_on == "set 2"
     assert downstream.run("knn", blobs(0), blobs(1), val_fraction=0)[0].chosen_on is None
+
+
+def test_features_and_sources_are_not_mistaken():
+    source = tfssl.open_source("glyphs", "train[:4]")
+    with pytest.raises(UserError, match="knn reads features: give those that tfssl.downstream.extract makes"):
+        downstream.run("knn", source, source)
+    for parts, more in (((blobs(0), blobs(1)), {"module": object()}), ((source, source), {})):
+        with pytest.raises(UserError, match="segmentation reads whole images"):
+            downstream.run("segmentation", *parts, **more)
+    with pytest.raises(
+        UserError, match="protocol knn has no setting neighbors; it has: k, temperature, endpoints, val"
+    ):
+        downstream.run("knn", blobs(0), blobs(1), neighbors=3)

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfssl.config import signatures
+from tfssl.config.generated import Generated
 from tfssl.data.sources.base import IndexedSource
 from tfssl.downstream import NAMES, PROTOCOLS, runner
 from tfssl.downstream.protocol import lacks
@@ -80,3 +82,31 @@ def test_further_arguments_go_on_to_the_base():
     assert protocol.replace(epochs=4).settings == {**protocol.settings, "epochs": 4}
     with pytest.raises(UserError, match="size=12: give HEIGHT,WIDTH in pixels"):
         Segmentation(size=(12,))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flags_are_read_from_the_class(name):
+    """Without importing it: every argument is described, has its default and, unless it is hidden, a flag."""
+    found = PROTOCOLS.find(name)
+    settings = signatures.read(*PROTOCOLS.source(name))
+    hidden = {"linear_sgd": {"lr_scaling"}, "detection": {"jittered_views"}}.get(name, set())
+    assert {*settings, *hidden} == set(found.setting_names()) and not hidden & set(settings)
+    assert all(setting.text for setting in settings.values())
+    assert found(**{argument: setting.default for argument, setting in settings.items()}).settings == found().settings
+    assert signatures.summary(*PROTOCOLS.source(name)) == found.__doc__.splitlines()[0].rstrip(".")
+
+
+def test_flags_of_all_protocols():
+    """Those that recipes and scripts know: none is renamed."""
+    flags = Generated("protocol", {name: PROTOCOLS.source(name) for name in NAMES}, unset=False)
+    assert set(flags.flags) == {
+        "l2", "max_iterations", "standardize", "precondition", "knn_k", "knn_temperature", "augment", "sgd_crops", "sgd_epochs",
+        "sgd_decay_epochs", "sgd_batch_size", "sgd_learning_rate", "sgd_weight_decay", "sgd_nesterov", "sgd_batch_norm", "sgd_init_std",
+        "epoch", "mlp_hidden", "mlp_dropout", "mlp_l2", "mlp_epochs", "mlp_decay_epochs", "mlp_batch_size", "mlp_learning_rate",
+        "svm_costs", "svm_folds", "svm_shuffle_folds", "svm_ap", "svm_positive_weight", "svm_intercept_scaling", "low_shot_k",
+        "low_shot_samples", "low_shot_choose", "few_shot_k", "few_shot_ways", "few_shot_queries", "few_shot_episodes", "few_shot_ridges",
+        "dense_size", "dense_trunk", "dense_trunk_rate", "dense_epochs", "dense_learning_rate", "dense_batch_size", "dense_mirrored",
+        "dense_head", "ignore_class", "detection_layers", "detection_units", "detection_jitter", "normals_clusters",
+    }  # fmt: skip
+    assert flags.default("dense_epochs") is None and flags.default("knn_k") == 20  # where classes differ, it is unset
+    assert (flags.defaults("detection")["dense_epochs"], flags.defaults("segmentation")["dense_epochs"]) == (40, 60)

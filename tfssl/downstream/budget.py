@@ -199,7 +199,7 @@ class Budget:
 
         return seconds
 
-    def finished(self):
+    def finished(self) -> None:
         """The protocol that ran has ended: what it took of one module is set aside for all."""
         if self._running is not None:
             self.left -= (time.perf_counter() - self._running) * self.modules

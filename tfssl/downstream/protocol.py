@@ -15,6 +15,7 @@ from tfssl.data.sources.base import Source
 from tfssl.downstream import splits
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.results import Result
+from tfssl.errors import UserError
 from tfssl.hub.load import Module
 
 _ANNOTATIONS = {  # what a protocol may need beside labels: (its plural, who has it)
@@ -174,6 +175,7 @@ class Protocol:
         Raises:
           UserError: settings, images or features are not sound, such as an endpoint with values that are infinite or not a number.
         """
+        self._check_kind(data)
         names, scales = self.endpoints(data, endpoints), {}
         if self.reads == "features":
             for part in data.parts:
@@ -189,6 +191,12 @@ class Protocol:
         finally:
             tf.config.experimental.enable_tensor_float_32_execution(fast)
         return [self._completed(result, data, scales) for result in results]
+
+    def _check_kind(self, data):
+        if self.reads == "maps" and (data.module is None or isinstance(data.train, Features)):
+            raise UserError(f"{self.name} reads whole images: give sources as train and test, and a loaded module")
+        if self.reads == "features" and not all(isinstance(part, Features) for part in data.parts):
+            raise UserError(f"{self.name} reads features: give those that tfssl.downstream.extract makes of a source")
 
     def _completed(self, result, data, scales):
         chosen_on = result.chosen_on or (data.chosen_on if result.val_value is not None else None)

@@ -7,19 +7,23 @@ Maps are made once (`maps.py`); where the trunk learns too, the images pass thro
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal, Optional
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Literal, Optional
 
 import numpy as np
 import tensorflow as tf
 
+from tfssl.data.sources.base import Source
 from tfssl.downstream.features.maps import IMAGES, Maps, check_endpoints, image_sides
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.results import Result
 from tfssl.downstream.solvers import sgd
 from tfssl.errors import UserError, check_choice
+from tfssl.hub.load import Module
 
 TRUNKS = ("frozen", "fine_tuned")
+Example = dict[str, tf.Tensor]
+Answers = Iterable[tuple[Any, int]]  # (what `decode` gives of an image, its number)
 HEADS = ("linear", "dilated")
 
 
@@ -35,46 +39,46 @@ class Task:
     def __init__(self, size: tuple[int, int], seed: int = 0, mirrored: bool = False) -> None:
         self.size, self.seed, self.mirrored = size, seed, mirrored
 
-    def read(self, example):
+    def read(self, example: Example) -> tuple[tf.Tensor, Example]:
         """Graph function: an example of a source -> (image uint8 [*size, 3], dict of what is to be told of it)."""
         raise NotImplementedError
 
-    def mirror(self, image, answers):
+    def mirror(self, image: tf.Tensor, answers: Example) -> tuple[tf.Tensor, Example]:
         """Graph function: what `read` gives, of the mirrored image."""
         raise NotImplementedError
 
-    def others(self):
+    def others(self) -> list[Callable]:
         """The further views of training images: functions (image, answers, the image's number) -> (image, answers)."""
         return [lambda image, answers, _: self.mirror(image, answers)] if self.mirrored else []
 
-    def prepare(self, maps, source):
+    def prepare(self, maps: Maps, source: Source) -> None:
         """From all training images (`Maps`): what the head needs to know, such as how many classes there are."""
 
-    def tested(self, maps):
+    def tested(self, maps: Maps) -> bool:
         """Whether the images (`Maps`) show anything that answers are compared with."""
         return True
 
-    def targets(self, maps):
+    def targets(self, maps: Maps) -> dict[str, np.ndarray]:
         """Dict of arrays [R, ...], what `loss` compares with."""
         raise NotImplementedError
 
-    def head(self):
+    def head(self) -> tf.keras.Model:
         """A Keras model [N, h, w, C] -> outputs."""
         raise NotImplementedError
 
-    def loss(self, outputs, batch):
+    def loss(self, outputs: tf.Tensor, batch: Example) -> tf.Tensor:
         """Graph function: scalar."""
         raise NotImplementedError
 
-    def decode(self, outputs):
+    def decode(self, outputs: tf.Tensor) -> Any:
         """Graph function: a nest of tensors with as many rows, as `measure` gets them in NumPy."""
         raise NotImplementedError
 
-    def measure(self, answered, maps, images):
+    def measure(self, answered: Answers, maps: Maps, images: Sequence[int]) -> dict[str, Any]:
         """What a result says, {"value": ..., ...}; `answered` gives (`decode`'s answer of an image, its number) as `images` are ordered."""
         raise NotImplementedError
 
-    def picture(self, answered, maps, images):
+    def picture(self, answered: Answers, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
         """PNG bytes of a few answers, for a report; None: there is no such picture."""
 
 
@@ -217,11 +221,11 @@ def _known(value):
     return None if np.isnan(value) else value
 
 
-def head(kind, outputs):
+def head(kind: str, outputs: int) -> tf.keras.Model:
     """The layers of a head: "linear", a 1x1 convolution to `outputs` channels; "dilated", that of MoCo's (He et al., arXiv 1911.05722) FCN:
     before it two 3x3 convolutions of 256 channels and dilation 6, each with BN and ReLU."""
     layers = []
-    for _ in range(2 * (kind == "dilated")):
+    for _ in range(2 if kind == "dilated" else 0):
         layers += [
             tf.keras.layers.Conv2D(256, 3, padding="same", dilation_rate=6, use_bias=False),
             tf.keras.layers.BatchNormalization(momentum=0.9),
@@ -231,7 +235,7 @@ def head(kind, outputs):
     return tf.keras.Sequential([*layers, last])
 
 
-def cross_entropy(logits, labels, size):
+def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     """Mean cross-entropy of logits [N, h, w, C], brought to `size`, and labels int [N, *size], -1 where there is none."""
     labels = tf.cast(labels, tf.int32)
     logits = tf.image.resize(logits, size)
@@ -246,7 +250,16 @@ class Network:
     Each channel is brought to mean 0 and deviation 1 first: those of the maps of `rows`; or, where the trunk learns, of the batch, by BN.
     """
 
-    def __init__(self, head, module, maps, name, rows, trunk="frozen", trunk_rate=1.0):
+    def __init__(
+        self,
+        head: tf.keras.Model,
+        module: Module,
+        maps: Maps,
+        name: str,
+        rows: np.ndarray,
+        trunk: str = "frozen",
+        trunk_rate: float = 1.0,
+    ) -> None:
         self.head, self._trunk_rate = head, trunk_rate
         if trunk == "frozen":
             shape = maps.arrays[name].shape[1:]
@@ -266,9 +279,10 @@ class Network:
     def __call__(self, x, training=False):
         return self.head(self._map(x, training), training=training)
 
-    def groups(self):
+    def groups(self) -> list[tuple[list, float]]:
         """[(variables, factor of their learning rate)]."""
-        return [(self.head.trainable_variables, 1.0), (self._trunk, self._trunk_rate)][: 1 + bool(self._trunk)]
+        trunk = [(self._trunk, self._trunk_rate)] if self._trunk else []
+        return [(self.head.trainable_variables, 1.0), *trunk]
 
 
 def _moments(array, rows):
@@ -282,7 +296,17 @@ def _moments(array, rows):
     return mean.astype(np.float32), deviation.astype(np.float32)
 
 
-def learn(network, loss, answers, rows, epochs, batch_size, learning_rate, seed=0, title=""):
+def learn(
+    network: Network,
+    loss: Callable,
+    answers: dict[str, np.ndarray],
+    rows: np.ndarray,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int = 0,
+    title: str = "",
+) -> Optional[float]:
     """Let a network learn by Adam, its rate falling to 0 along a cosine.
 
     Args:
@@ -336,14 +360,14 @@ def learn(network, loss, answers, rows, epochs, batch_size, learning_rate, seed=
     return mean if np.isfinite(mean) else None
 
 
-def predictor(network, decode):
+def predictor(network: Network, decode: Callable[[tf.Tensor], Any]) -> Callable:
     """The graph function of a batch of the network's array -> decode(its outputs); traced by hand, else TensorFlow would warn of many."""
     spec = tf.TensorSpec([None, *network.array.shape[1:]], network.array.dtype)
     return tf.function(lambda x: decode(network(x)), autograph=False).get_concrete_function(spec)
 
 
 @contextlib.contextmanager
-def restored(variables):
+def restored(variables: Iterable[tf.Variable]) -> Iterator[None]:
     """Whatever happens to variables inside, they are afterwards what they were."""
     values = [v.numpy() for v in variables]
     try:

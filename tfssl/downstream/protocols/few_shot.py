@@ -19,6 +19,7 @@ from typing import Union
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.protocols.low_shot import check as check_shots
 from tfssl.downstream.protocols.svm import unit
@@ -163,13 +164,15 @@ class Plan:
     seed: tuple
 
 
-def by_class(features, rows, classes):
+def by_class(features: Features, rows: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
     """A list of int arrays: those of `rows` that are of each class."""
     return [rows[features.labels[rows] == c] for c in classes]
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # small products: threads would wait for one another
-def accuracies(features, learn, asked, ask, plan, ridges):
+def accuracies(
+    features: np.ndarray, learn: list, asked: np.ndarray, ask: list, plan: Plan, ridges: Sequence[float]
+) -> np.ndarray:
     """Of each episode and ridge: float64 [episodes, ridges].
 
     Args:
@@ -189,7 +192,7 @@ def accuracies(features, learn, asked, ask, plan, ridges):
     return found
 
 
-def ridge_regression(x, y, queries, ridges):
+def ridge_regression(x: np.ndarray, y: np.ndarray, queries: np.ndarray, ridges: Sequence[float]) -> np.ndarray:
     """Answers to `queries` [M, D] of W, b minimising sum ||W x_i + b - y_i||^2 + ridge * ||W||^2: [ridges, M, C].
 
     Args:

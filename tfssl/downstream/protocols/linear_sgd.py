@@ -14,12 +14,13 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfssl.data.ops.draws import Draws
 from tfssl.data.sources import identity
 from tfssl.downstream import splits
 from tfssl.downstream.features import extract as features
@@ -36,11 +37,11 @@ from tfssl.errors import UserError, check_choice
 class Linear(sgd.Classifier):
     """One matrix and one bias."""
 
-    def __init__(self, endpoint, dims, num_classes, **common):
+    def __init__(self, endpoint: str, dims: int, num_classes: int, **common: Any) -> None:
         super().__init__(endpoint, dims, **common)
         self.kernel, self.bias = self.layer(dims, num_classes)
 
-    def logits(self, x, draws):
+    def logits(self, x: tf.Tensor, draws: Optional[Draws]) -> tf.Tensor:
         return x @ self.kernel + self.bias  # BxC
 
 

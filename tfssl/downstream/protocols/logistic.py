@@ -7,7 +7,7 @@ procedure is l2="published", precondition=False: it often ends before the optimu
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Union
+from typing import Optional, Union
 
 import numpy as np
 import tensorflow as tf
@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfssl.downstream import splits
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.results import Result
-from tfssl.downstream.solvers.lbfgs import Problem, Rows, in_chunks, moments
+from tfssl.downstream.solvers.lbfgs import Fit, Problem, Rows, in_chunks, moments
 from tfssl.errors import UserError
 
 
@@ -122,7 +122,7 @@ def check_l2(l2: Union[str, float]) -> Union[str, float]:
     return value
 
 
-def select(problem, val, max_iterations=800):
+def select(problem: Problem, val: Rows, max_iterations: int = 800) -> tuple[float, Fit]:
     """Choose l2 on validation rows: powers of ten, strong to weak, until their cross-entropy rises; then half powers.
 
     Their accuracy is the coarser judge: on random and pixel features of CIFAR-10 with 100 to 1,000 labels, the l2 that
@@ -152,7 +152,7 @@ def select(problem, val, max_iterations=800):
     return 10.0**exponent, fit
 
 
-def evaluate(rows, fit):
+def evaluate(rows: Rows, fit: Fit) -> tuple[float, float]:
     """(accuracy, mean cross-entropy)."""
     right, loss = 0, 0.0
     w, b = tf.constant(fit.weights, rows.dtype), tf.constant(fit.bias, rows.dtype)
@@ -163,7 +163,7 @@ def evaluate(rows, fit):
     return right / rows.count, loss / rows.count
 
 
-def predict(features, fit, scale=None):
+def predict(features: np.ndarray, fit: Fit, scale: Optional[tuple] = None) -> np.ndarray:
     """The most likely class of each row of float [N, D]: int64 [N]."""
     labels, predicted = np.zeros(len(features), int), []
     for part in in_chunks(np.arange(len(features)), features.shape[1]):

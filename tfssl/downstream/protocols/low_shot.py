@@ -12,7 +12,7 @@ with k images would not have, but none that the result is measured by.
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Union
+from typing import Any, Literal, Optional, Union
 
 import numpy as np
 
@@ -161,7 +161,9 @@ def check(shots: Union[str, int, Sequence[int]], samples: int = 1) -> list[int]:
     return given
 
 
-def sample_places(targets, labels, index, seed, sample):
+def sample_places(
+    targets: np.ndarray, labels: Optional[np.ndarray], index: np.ndarray, seed: int, sample: int
+) -> np.ndarray:
     """In which order a sample takes rows: those with a place below k belong to the sample of k.
 
     Args:

@@ -8,11 +8,12 @@ Published: 1000 hidden units, dropout 0.5, batches of 512, 180 epochs, rate 0.01
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Literal, Union
+from typing import Any, Literal, Optional, Union
 
 import numpy as np
 import tensorflow as tf
 
+from tfssl.data.ops.draws import Draws
 from tfssl.downstream import splits
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.protocols.logistic import check_l2
@@ -27,13 +28,15 @@ L2 = (1e-2, 1e-3, 1e-4, 1e-5)  # what "select" chooses among
 class Perceptron(sgd.Classifier):
     """Hidden units with ReLU, of which training drops some at random, and a linear layer."""
 
-    def __init__(self, endpoint, dims, num_classes, hidden=1000, dropout=0.5, **common):
+    def __init__(
+        self, endpoint: str, dims: int, num_classes: int, hidden: int = 1000, dropout: float = 0.5, **common: Any
+    ) -> None:
         super().__init__(endpoint, dims, **common)
         self.units, self.dropout = hidden, dropout
         self.hidden, self.hidden_bias = self.layer(dims, hidden)
         self.kernel, self.bias = self.layer(hidden, num_classes)
 
-    def logits(self, x, draws):
+    def logits(self, x: tf.Tensor, draws: Optional[Draws]) -> tf.Tensor:
         x = tf.nn.relu(x @ self.hidden + self.hidden_bias)  # BxH
         if draws is not None and self.dropout:
             x = tf.where(draws.keep(1 - self.dropout, (self.units,)), x / (1 - self.dropout), 0)

@@ -5,14 +5,17 @@ by k-means (40), from bilinearly enlarged logits; the answer is the probabilitie
 trunk whose last stage learns too; here it is segmentation's: linear, or dilated.
 """
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Optional
 
 import numpy as np
 import tensorflow as tf
 
 from tfssl.data.ops import image
+from tfssl.data.sources.base import Source
 from tfssl.downstream import pictures
-from tfssl.downstream.protocols.dense import HEADS, Dense, Task, cross_entropy, head
+from tfssl.downstream.features.maps import Maps
+from tfssl.downstream.protocols.dense import HEADS, Answers, Dense, Example, Task, cross_entropy, head
 from tfssl.errors import UserError, check_choice
 
 ANGLES = (11.25, 22.5, 30.0)  # degrees
@@ -53,15 +56,15 @@ class NormalsTask(Task):
         super().__init__(*common)
         self.kind, self.clusters = head, clusters
 
-    def read(self, example):
+    def read(self, example: Example) -> tuple[tf.Tensor, Example]:
         normals = tf.image.resize(example["normals"], self.size, "nearest")
         return image.resize(example["image"], self.size), {"normals": tf.cast(normals, tf.float16)}
 
-    def mirror(self, picture, answers):
+    def mirror(self, picture: tf.Tensor, answers: Example) -> tuple[tf.Tensor, Example]:
         normals = answers["normals"][:, ::-1] * tf.constant([-1, 1, 1], tf.float16)
         return picture[:, ::-1], {"normals": normals}
 
-    def prepare(self, maps, source):
+    def prepare(self, maps: Maps, source: Source) -> None:
         from sklearn.cluster import KMeans
 
         rng, each = np.random.default_rng(0), max(1, _SAMPLE // len(maps.answers))
@@ -74,34 +77,34 @@ class NormalsTask(Task):
         centres = KMeans(self.clusters, n_init=1, random_state=0).fit(sample).cluster_centers_
         self.centres = (centres / np.linalg.norm(centres, axis=1, keepdims=True)).astype(np.float32)
 
-    def targets(self, maps):
+    def targets(self, maps: Maps) -> dict[str, np.ndarray]:
         labels = np.full([len(maps.answers), *self.size], -1, np.int16)
         for i, answers in enumerate(maps.answers):
             normals, where = known(answers["normals"])
             labels[i][where] = np.argmax(normals @ self.centres.T, 1)
         return {"cluster": labels}
 
-    def head(self):
+    def head(self) -> tf.keras.Model:
         return head(self.kind, self.clusters)
 
-    def loss(self, outputs, batch):
+    def loss(self, outputs: tf.Tensor, batch: Example) -> tf.Tensor:
         return cross_entropy(outputs, batch["cluster"], self.size)
 
-    def decode(self, outputs):
+    def decode(self, outputs: tf.Tensor) -> Any:
         mean = tf.einsum("nhwc,cd->nhwd", tf.nn.softmax(tf.image.resize(outputs, self.size)), self.centres)
         return tf.math.l2_normalize(mean, -1)
 
-    def tested(self, maps):
+    def tested(self, maps: Maps) -> bool:
         return any(known(answers["normals"])[1].any() for answers in maps.answers)
 
-    def measure(self, answered, maps, images):
+    def measure(self, answered: Answers, maps: Maps, images: Sequence[int]) -> dict[str, Any]:
         errors = []
         for guess, i in answered:
             normals, where = known(maps.answers[i * maps.views]["normals"])
             errors.append(angles(normals, guess[where]))
         return summary(np.concatenate(errors))
 
-    def picture(self, answered, maps, images):
+    def picture(self, answered: Answers, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
         rows = []
         for guess, i in answered:
             truth = maps.answers[i * maps.views]["normals"].astype(np.float32)
@@ -111,20 +114,20 @@ class NormalsTask(Task):
         return pictures.grid(rows, ("image", "normals", "answered"))
 
 
-def known(normals):
+def known(normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(float32 [n, 3], those that are known, of length 1; bool [H, W], where they are)."""
     length = np.linalg.norm(normals.astype(np.float32), axis=-1)
     where = length > 0.5
     return normals[where].astype(np.float32) / length[where][:, None], where
 
 
-def angles(one, other):
+def angles(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Degrees between directions [n, 3] of length 1, float64 [n]; exact near 0 and 180 too, where the cosine is not."""
     one, other = one.astype(np.float64), other.astype(np.float64)
     return np.degrees(2 * np.arctan2(np.linalg.norm(one - other, axis=1), np.linalg.norm(one + other, axis=1)))
 
 
-def summary(errors):
+def summary(errors: np.ndarray) -> dict[str, Any]:
     """What a result says of angles in degrees [n]."""
     within = {f"{angle:g}": float(np.mean(errors < angle)) for angle in ANGLES}
     return {

@@ -11,11 +11,12 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Union
+from typing import Any, Literal, Optional, Union
 
 import numpy as np
 from absl import logging
 
+from tfssl.downstream.features.extract import Features
 from tfssl.downstream.metrics import average_precision
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.results import Result
@@ -171,7 +172,7 @@ def check(
     return sorted(set(given))
 
 
-def unit(features):
+def unit(features: np.ndarray) -> np.ndarray:
     """Rows divided by their L2 norm (plus 1e-5, as published): float64."""
     features = features.astype(np.float64)
     large = np.maximum(np.abs(features).max(1, keepdims=True, initial=0), 1)  # its square might leave the range
@@ -180,18 +181,18 @@ def unit(features):
     return features
 
 
-def decide(features, weights, bias):
+def decide(features: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Decisions for features of any length, float64 [N, P]."""
     parts = in_chunks(np.arange(len(features)), features.shape[1])
     return np.concatenate([unit(features[part]) @ weights + bias for part in parts])
 
 
-def class_names(features, count):
+def class_names(features: Features, count: int) -> list[str]:
     """Names of all classes, or their numbers."""
     return list(features.class_names) if features.class_names else [str(c) for c in range(count)]
 
 
-def fold_masks(y, folds, seed=None):
+def fold_masks(y: np.ndarray, folds: int, seed: Optional[int] = None) -> np.ndarray:
     """Which rows a fold tests on, for each class: bool [folds, N, C]; see `SVM`. Without a seed they are not shuffled."""
     from sklearn.model_selection import StratifiedKFold
 
@@ -209,7 +210,9 @@ def fold_masks(y, folds, seed=None):
     return masks
 
 
-def cross_validate(svms, y, weights, masks, costs):
+def cross_validate(
+    svms: Rows, y: np.ndarray, weights: np.ndarray, masks: np.ndarray, costs: Sequence[float]
+) -> np.ndarray:
     """Mean average precision over the folds: float64 [C, costs]; NaN where no fold has positives on both sides."""
     scores = np.full((len(masks), y.shape[1], len(costs)), np.nan)
     for fold, held in enumerate(masks):
@@ -225,13 +228,21 @@ def cross_validate(svms, y, weights, masks, costs):
         return np.where(seen, scores, 0).sum(0) / seen.sum(0)
 
 
-def validate(svms, y, weights, costs, features, targets, ap):
+def validate(
+    svms: Rows,
+    y: np.ndarray,
+    weights: np.ndarray,
+    costs: Sequence[float],
+    features: np.ndarray,
+    targets: np.ndarray,
+    ap: str,
+) -> np.ndarray:
     """Average precision on the features of other images: float64 [C, costs]; NaN where none of them shows the class."""
     found = [decide(features, *svms.weights(fit)) for fit in svms.path(y, weights, costs)]
     return np.stack([average_precision.each_class(targets, decision, ap) for decision in found], 1)
 
 
-def choose(scores):
+def choose(scores: np.ndarray) -> np.ndarray:
     """The best of the costs for each class, int [C]; a class without scores takes what is best for the others."""
     known = ~np.isnan(scores).any(1)
     if not known.any():
@@ -241,7 +252,7 @@ def choose(scores):
     return np.where(known, np.where(known[:, None], scores, 0).argmax(1), scores[known].mean(0).argmax())
 
 
-def mean(values):
+def mean(values: np.ndarray) -> float:
     """Over those that are known; NaN if none is."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan
