@@ -358,8 +358,7 @@ def test_help_is_quick_and_complete():
         (["--module=nowhere", "--dataset=nowhere"], "nowhere"),
         (
             ["--module=m", "--protocol=svc"],
-            "unknown protocol 'svc': choose one of logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, segmentation, detection, "
-            "surface_normals, or the import path",
+            "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, segmentation, detection, surface_normals",
         ),
         (["--module=m", "--protocol=nowhere.mine:Mine"], "no module 'nowhere.mine': is it installed"),
         (["--module=m", "--protocol=features"], "--workdir is missing"),
@@ -797,6 +796,6 @@ def test_a_protocol_of_ones_own(modules_dir, images, tmp_path):
         in text
     )
     refused = run(*common, "--protocol=mine:NearestMean", "--mean_power=0")
-    assert refused.returncode == 1 and "tfssl-eval: power=0.0: give a number above 0" in refused.stderr
+    assert refused.returncode == 1 and "tfssl-eval: --mean_power=0.0: give a number above 0" in refused.stderr
     refused = run(*common, "--protocol=mine:Greedy")
     assert refused.returncode == 1 and "--seed is a flag of tfssl-eval already: give mine:Greedy" in refused.stderr

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from tfssl.config import data_flags, evaluation, signatures
-from tfssl.config.evaluation import Evaluation
+from tfssl.config.evaluation import NOT_PROTOCOLS, Evaluation
 from tfssl.config.generated import Generated, as_text
 from tfssl.downstream import NAMES, PROTOCOLS
 from tfssl.errors import UserError
@@ -97,22 +97,22 @@ def read_flags() -> Asked:
         arguments |= section.arguments(name, values)
     settings = Evaluation(**arguments)
     named = settings.named_protocols
+    for name in named:
+        if name not in NAMES and ":" not in name:
+            known = ", ".join((*NAMES, *NOT_PROTOCOLS))
+            raise UserError(f"--protocol={name}: there is {known}, or an import path such as mypackage.mine:Mine")
     generated = protocol_flags(own_of(named))
-    added = [name for name in NAMES if settings.all_protocols and name not in named]
+    others = [name for name in NAMES if settings.all_protocols and name not in named]
+    added = [name for name in others if PROTOCOLS.find(name).expense is not None]
     protocols, optional, kept = [], [], []
     for name in (*named, *added):
-        found = PROTOCOLS.find(name)
-        if name in added and found.expense is None:
-            continue
-        protocol = found(**generated.arguments(name, values))
+        protocol = generated.make(name, PROTOCOLS.find(name), values)
         of_argument = {argument: setting.flag for argument, setting in generated.settings[name].items()}
-        choosing = None if settings.held_out else next(iter(protocol.chooses()), None)
-        if choosing:
-            flag = of_argument[choosing]
+        for flag in [] if settings.held_out else map(of_argument.get, protocol.chooses()):
             raise UserError(f"--{flag}={as_text(values[flag])} and --val_fraction=0: nothing to choose on")
         protocols.append(protocol)
         optional += [protocol.name] if name in added else []
-        kept += [protocol.name] if any(FLAGS[f].present for a, f in of_argument.items() if a in found.quick) else []
+        kept += [protocol.name] if any(FLAGS[f].present for a, f in of_argument.items() if a in protocol.quick) else []
     recorded = {name: FLAGS[name].value for names in cli._SECTIONS.values() for name in names}
     recorded |= {"neighbors": settings.neighbor_count, "random_init": settings.beside_untrained}
     return Asked(settings, sorted(protocols, key=lambda p: p.reads == "maps"), optional, kept, recorded)

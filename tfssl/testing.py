@@ -121,7 +121,10 @@ def _assert_complete(made, data, results):
         assert r.reported_on, f"{what}: reported_on is not known"
         assert r.chosen_on or r.val_value is None, f"{what}: chosen_on is not known"
         assert r.train_labels > 0 and r.seconds >= 0, f"{what}: train_labels={r.train_labels}, seconds={r.seconds}"
-        record = json.loads(json.dumps(dict(r)))
+        try:
+            record = json.loads(json.dumps(dict(r)))
+        except TypeError as error:
+            raise AssertionError(f"{what}: results.json cannot hold it: {error}") from error
         assert dict(Result.of(record)) == record, f"{what}: the record of results.json does not read back"
 
 

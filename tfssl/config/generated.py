@@ -98,6 +98,21 @@ class Generated:
             for argument, setting in self.settings[name].items()
         }
 
+    def make(self, name: str, cls: type, given: Mapping[str, Any]) -> Any:
+        """An instance of a class by its flags; see `arguments`.
+
+        Raises:
+          UserError: the constructor's own; where that begins with ARGUMENT=, it begins with --FLAG= instead.
+        """
+        try:
+            return cls(**self.arguments(name, given))
+        except UserError as error:
+            argument, equals, rest = str(error).partition("=")
+            setting = self.settings[name].get(argument)
+            if not (setting and equals):
+                raise
+            raise UserError(f"--{setting.flag}={rest}") from error
+
 
 def _value(setting, value):
     if not setting.many:

@@ -5,6 +5,7 @@ The file is read, and the class not imported: `--help` answers without waiting f
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import os
 from typing import Any, Optional
@@ -106,6 +107,12 @@ def _parse(module):
             path = importlib.util.find_spec(module).origin
         except (ImportError, AttributeError) as error:
             raise UserError(f"no module {module!r}: is it installed, or its folder in PYTHONPATH?") from error
+    return _tree(path, os.stat(path).st_mtime_ns)
+
+
+@functools.cache
+def _tree(path, changed):
+    """The syntax tree of a file as it was when it was last changed: bases are read once for all classes."""
     with open(path, encoding="utf-8") as f:
         return ast.parse(f.read(), path)
 

@@ -104,11 +104,11 @@ def test_one_ridge_needs_no_choice():
     "settings, message",
     [
         ({"shots": [90]}, "shots=90: class boat has .* images to learn from in set 0"),
-        ({"shots": "some"}, "shots='some'"),
+        ({"shots": "some"}, "shots=some: give"),
         ({"ways": 1}, "ways=1"),
         ({"queries": -1}, "queries=-1"),
         ({"episodes": 0}, "episodes=0"),
-        ({"ridges": "0,1"}, "ridges='0,1'"),
+        ({"ridges": "0,1"}, "ridges=0,1: give"),
     ],
 )
 def test_bad_settings(settings, message):

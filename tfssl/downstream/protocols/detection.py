@@ -317,14 +317,14 @@ def assign(at: np.ndarray, boxes: tf.Tensor, real: tf.Tensor, stride: np.ndarray
     return tf.argmin(area, -1, tf.int32), tf.reduce_min(area, -1) < np.inf
 
 
-def focal(logits, truth):
+def focal(logits: tf.Tensor, truth: tf.Tensor) -> tf.Tensor:
     """Focal loss of each entry; truth in {0, 1}."""
     loss = tf.nn.sigmoid_cross_entropy_with_logits(truth, logits)
     wrong = tf.abs(truth - tf.sigmoid(logits))
     return loss * wrong**GAMMA * tf.abs(truth - (1 - ALPHA))
 
 
-def overlaps(one, other):
+def overlaps(one: tf.Tensor, other: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(IoU, generalized IoU) of pairs of boxes [..., 4]."""
 
     def area(low, high):
@@ -338,7 +338,7 @@ def overlaps(one, other):
     return iou, iou - tf.math.divide_no_nan(hull - union, hull)
 
 
-def average_precision(truths, guesses, names):
+def average_precision(truths: list, guesses: list, names: Sequence[str]) -> dict[str, Any]:
     """AP50, COCO's AP and AP50 of each class, by pycocotools.
 
     Args:

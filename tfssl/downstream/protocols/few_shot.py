@@ -148,7 +148,8 @@ def check_ridges(ridges: Union[str, float, Sequence[float]]) -> list[float]:
     except (TypeError, ValueError):
         given = []
     if not given or not all(0 < r < math.inf for r in given):
-        raise UserError(f"ridges={ridges!r}: give numbers above 0, such as 0.01,1,100")
+        shown = ridges if isinstance(ridges, str) else ",".join(map(str, np.atleast_1d(ridges)))
+        raise UserError(f"ridges={shown}: give numbers above 0, such as 0.01,1,100")
     return sorted(set(given))
 
 

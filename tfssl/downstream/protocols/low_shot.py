@@ -155,7 +155,8 @@ def check(shots: Union[str, int, Sequence[int]], samples: int = 1) -> list[int]:
     except (TypeError, ValueError):
         given = []
     if not given or given[0] < 1:
-        raise UserError(f"shots={shots!r}: give numbers of images of each class, such as 1,2,4")
+        shown = shots if isinstance(shots, str) else ",".join(map(str, np.atleast_1d(shots)))
+        raise UserError(f"shots={shown}: give numbers of images of each class, such as 1,2,4")
     if samples < 1:
         raise UserError(f"samples={samples}: give a number of random samples, at least 1")
     return given
