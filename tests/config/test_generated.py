@@ -80,6 +80,27 @@ def test_lists_of_numbers_are_bounded_as_numbers_are(tmp_path, monkeypatch):
         one.arguments("a", {"decay_epochs": ["3", "-1"]})
 
 
+def test_defaults_that_agree_may_be_the_flags(sources):
+    values, both = flags.FlagValues(), Generated("thing", sources, unset=False)
+    both.define(values=values)
+    values(["x"])
+    assert (values.k, values.mode, values.rates) == (None, "fast", ["0.1", "0.01"])
+    assert values["k"].help.endswith("Default: 20 for a; 5 for b.") and values["mode"].help == "How."
+    assert both.arguments("b", values.flag_values_dict()) == {"k": 5, "mode": "fast"}
+
+
+def test_errors_of_constructors_name_the_flag(sources):
+    def refuse(k, rates):
+        raise UserError(f"k={k}: too many" if k else "k and rates: neither")
+
+    one = Generated("thing", {"a": sources["a"]})
+    with pytest.raises(UserError, match="^--k=7: too many$"):
+        one.make("a", refuse, {"k": 7})
+    with pytest.raises(UserError, match="^k and rates: neither$"):
+        one.make("a", refuse, {"k": 0})
+    assert one.make("a", dict, {"k": 3}) == {"k": 3, "rates": (0.1, 0.01)}
+
+
 @pytest.mark.parametrize(
     "value, text", [(True, "true"), (0.1, "0.1"), (1 / 3, "0.3333333333333333"), ((15.0, 25), "15,25"), (None, "")]
 )

@@ -5,6 +5,7 @@ The file is read, and the class not imported: `--help` answers without waiting f
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import os
 from typing import Any, Optional
@@ -56,6 +57,16 @@ def read(module: str, class_name: str) -> dict[str, Setting]:
     }
 
 
+def summary(module: str, class_name: str) -> str:
+    """The first line of a class's docstring, without its period; "" where it has none.
+
+    Raises:
+      UserError: there is no such module or class.
+    """
+    node = _find(_parse(module), module, class_name)
+    return (ast.get_docstring(node) or "").partition("\n")[0].rstrip(".")
+
+
 @dataclasses.dataclass
 class _Class:
     arguments: dict  # name -> (default, annotation or None, text)
@@ -66,9 +77,7 @@ class _Class:
 
 def _read(module, class_name, parsed):
     tree = parsed[module] if module in parsed else parsed.setdefault(module, _parse(module))
-    node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
-    if node is None:
-        raise UserError(f"{module}:{class_name}: module {module!r} defines no class {class_name!r}")
+    node = _find(tree, module, class_name)
     own = _own(node, f"{module}:{class_name}")
     for base in (b.id for b in node.bases if isinstance(b, ast.Name)):
         origin = _origin(tree, module, base)
@@ -84,6 +93,13 @@ def _read(module, class_name, parsed):
     return own
 
 
+def _find(tree, module, class_name):
+    node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
+    if node is None:
+        raise UserError(f"{module}:{class_name}: module {module!r} defines no class {class_name!r}")
+    return node
+
+
 def _parse(module):
     parts = module.split(".")
     path = os.path.join(_PACKAGE, *parts[1:]) if parts[0] == "tfssl" else None
@@ -94,6 +110,12 @@ def _parse(module):
             path = importlib.util.find_spec(module).origin
         except (ImportError, AttributeError) as error:
             raise UserError(f"no module {module!r}: is it installed, or its folder in PYTHONPATH?") from error
+    return _tree(path, os.stat(path).st_mtime_ns)
+
+
+@functools.cache
+def _tree(path, changed):
+    """The syntax tree of a file as it was when it was last changed: bases are read once for all classes."""
     with open(path, encoding="utf-8") as f:
         return ast.parse(f.read(), path)
 

@@ -2,8 +2,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from photographs import photographs
 from sklearn.linear_model import Ridge
-from test_svm import photographs
 
 from tfssl import downstream
 from tfssl.downstream.protocols import few_shot
@@ -104,11 +104,11 @@ def test_one_ridge_needs_no_choice():
     "settings, message",
     [
         ({"shots": [90]}, "shots=90: class boat has .* images to learn from in set 0"),
-        ({"shots": "some"}, "shots='some'"),
+        ({"shots": "some"}, "shots=some: give"),
         ({"ways": 1}, "ways=1"),
         ({"queries": -1}, "queries=-1"),
         ({"episodes": 0}, "episodes=0"),
-        ({"ridges": "0,1"}, "ridges='0,1'"),
+        ({"ridges": "0,1"}, "ridges=0,1: give"),
     ],
 )
 def test_bad_settings(settings, message):

@@ -6,12 +6,15 @@ import numpy as np
 
 from tfssl.data import pipeline
 from tfssl.data.sources.subset import Subset
+from tfssl.downstream.features.extract import Features
 from tfssl.downstream.solvers import nearest
 
 QUERIES = 10
 
 
-def find(train, test, endpoint, k, seed=0, queries=QUERIES):
+def find(
+    train: Features, test: Features, endpoint: str, k: int, seed: int = 0, queries: int = QUERIES
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The nearest training images of a few test images, by cosine similarity.
 
     Args:
@@ -38,7 +41,7 @@ def find(train, test, endpoint, k, seed=0, queries=QUERIES):
     return chosen, place, similarity
 
 
-def plot(train, test, endpoint, k, seed=0, title=""):
+def plot(train: Features, test: Features, endpoint: str, k: int, seed: int = 0, title: str = "") -> bytes:
     """A PNG's bytes: a row for each test image: itself, then its `k` nearest training images, framed green if of its class, red if not.
 
     Both `Features` need their `images`; other arguments as for `find`.
@@ -66,7 +69,7 @@ def plot(train, test, endpoint, k, seed=0, title=""):
     return buffer.getvalue()
 
 
-def pictures(features, rows):
+def pictures(features: Features, rows: np.ndarray) -> np.ndarray:
     """The images behind rows [n] of `Features`, as the module sees them: uint8 [n, S, S, 3]."""
     index = features.index[rows]
     unique = np.unique(index)

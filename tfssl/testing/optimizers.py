@@ -1,11 +1,4 @@
-"""Checks that hold a class of your own to what the library relies on, as it holds its own: each raises an AssertionError that names the
-promise.
-
-  from tfssl.testing import check_optimizer
-
-  def test_my_optimizer():
-      check_optimizer(MyOptimizer)
-"""
+"""The check of an optimizer."""
 
 import os
 import tempfile
