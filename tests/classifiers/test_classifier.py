@@ -109,6 +109,31 @@ def test_lars_does_not_scale_the_linear_layers_steps_later_either(encoder):
     assert not np.allclose(*conv, rtol=1e-6, atol=0)  # the encoder's kernels are scaled
 
 
+def test_stages_by_layer_decay(tmp_path):
+    """Adam's first step is the rate: of each stage a fourth of that of the next one, and of the last a fourth of the linear layer's."""
+    module = modules.load(
+        tiny_modules.save_ours(tmp_path)
+    )  # whose outputs come in another order than that of their depth
+    backbone = Hub(module, 16)
+    backbone.learned, backbone.others = list(module.variables), []
+    assert [[v.shape[-1] for v in stage] for stage in backbone.stages()] == [[8], [16]]
+    model = Classifier(backbone, 2, "pre_logits", image_size=16, flip=False, layer_decay=0.25, head_rate=2.0)
+    model.compile(optim.build("adam", 0.01))
+    model.prepare()
+    model.head.kernel.assign(np.random.default_rng(0).normal(size=model.head.kernel.shape))
+    before = [v.numpy() for v in model.trainable_variables]
+    model.train_step(batch_of())
+    moved = [np.abs(b - v.numpy()).max() for b, v in zip(before, model.trainable_variables)]  # noqa: B905 (Python 3.9)
+    np.testing.assert_allclose(moved, [0.01 / 16, 0.01 / 4, 0.02, 0.02], rtol=0.01)
+
+
+def test_an_encoder_of_one_stage_has_no_layer_decay(encoder):
+    model = build(encoder, layer_decay=0.5)
+    model.compile(tf.keras.optimizers.SGD(0.1))
+    with pytest.raises(UserError, match="--layer_decay: .* does not tell which of its variables are deep"):
+        model.prepare()
+
+
 def test_kernels_have_more_than_one_axis(encoder):
     model = build(encoder, weight_decay=0.5)
     model.prepare()

@@ -14,6 +14,7 @@ from tfssl import backbones, pretext
 from tfssl.backbones.norm import BatchNorm
 from tfssl.data.ops.draws import Draws
 from tfssl.errors import UserError
+from tfssl.optim.groups import Group, apart
 from tfssl.runtime import strategy as strategies
 from tfssl.training.checkpoints import Checkpoints
 
@@ -517,6 +518,27 @@ def test_a_short_runs_statistics_are_those_of_its_images(task, source, float64):
     for norm in [network.layers[0]] + ([model.target.twins[0].model.layers[0]] if task == "byol" else []):
         np.testing.assert_allclose(norm.moving_mean, mean, rtol=1e-9, err_msg=norm.name)
         np.testing.assert_allclose(norm.moving_variance, variance, rtol=1e-9, err_msg=norm.name)
+
+
+@pytest.mark.parametrize("old,new", [("normalise", "normalize"), ("views", "preview"), ("adjust", "groups")])
+def test_a_users_task_with_an_older_hook_is_told_its_name(old, new):
+    with pytest.raises(UserError, match=f"Mine: a task's {old}.* is called {new}"):
+        type("Mine", (pretext.task_class("rotation"),), {old: lambda self, batch: batch})
+
+
+def test_weight_decay_by_groups():
+    """A group's factor acts on its kernels' decay alone; here the head's."""
+
+    class Halved(pretext.task_class("rotation")):
+        def groups(self):
+            return apart(super().groups(), Group(self.head.trainable_variables, decay=0.5))
+
+    model = Halved(backbones.build(small_network()), image_size=16, weight_decay=0.1)
+    model.compile(tf.keras.optimizers.SGD(0.1))
+    model.prepare()
+    halves = {v.name: 0.05 * float(tf.reduce_sum(v**2)) for v in model.kernels()}
+    expected = sum(half * (0.5 if "head" in name else 1) for name, half in halves.items())
+    assert float(model._scaled_decays(1.0)[""]) == pytest.approx(expected, rel=1e-5) and len(halves) == 2
 
 
 def test_weight_decay_leaves_a_revnets_root_alone():

@@ -71,42 +71,44 @@ class Context:
         rows: Optional[np.ndarray] = None
         seen = np.zeros(self.images, bool)
         batches = iter(self._batches())
-        while not seen.all():  # several hosts' batches have no end
-            batch = next(batches, None)
-            if batch is None:
+        step = self._kept(
+            "embed", function, lambda batches: self._strategy.run(self._gathered(function), [next(batches)])
+        )
+        while not seen.all():
+            try:
+                found, index, weight = (x.numpy() for x in step(batches))
+            except (StopIteration, tf.errors.OutOfRangeError):
                 break
-            found, index, weight = (x.numpy() for x in self._on_replicas(self._gathered, function)(batch))
+            real = weight > 0
+            if not real.any():  # several hosts' batches have no end
+                break
             if rows is None:
                 rows = np.zeros([self.images, *found.shape[1:]], found.dtype)
-            real = weight > 0
-            if not real.any():
-                break
             rows[index[real]], seen[index[real]] = found[real], True
         return np.zeros([self.images, 0]) if rows is None else rows, seen
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What a function returns that is called on each replica with the same arguments: the first replica's result."""
-        return self._on_replicas(lambda call: call, function)(*arguments)
+        on_replica = tf.autograph.experimental.do_not_convert(function)
+        return self._kept("run", function, lambda *rows: self._strategy.run(on_replica, rows))(*arguments)
 
-    def _on_replicas(self, wrap, function):
-        key = wrap.__name__, function
-        if key not in self._traced:
-            on_replica = tf.autograph.experimental.do_not_convert(wrap(function))
+    def _kept(self, name, function, everywhere):
+        """`everywhere` in a graph of its own, made once for each function: its results on the first replica."""
+        if (name, function) not in self._traced:
 
-            def everywhere(*arguments):
-                result = self._strategy.run(on_replica, args=arguments)
-                first = self._strategy.experimental_local_results
-                return tf.nest.map_structure(lambda x: first(x)[0], result)
+            def first(*arguments):
+                results = self._strategy.experimental_local_results
+                return tf.nest.map_structure(lambda x: results(x)[0], everywhere(*arguments))
 
-            self._traced[key] = tf.function(everywhere, autograph=False)
-        return self._traced[key]
+            self._traced[name, function] = tf.function(first, autograph=False)
+        return self._traced[name, function]
 
     def _gathered(self, function):
         def on_replica(batch):
             batch = self._prepare(batch)
             return [replicas.gather(x) for x in (function(batch), batch["index"], batch["weight"])]
 
-        return on_replica
+        return tf.autograph.experimental.do_not_convert(on_replica)
 
 
 def run_due(phases: Sequence[Phase], context: Context, step: int) -> dict[str, float]:
