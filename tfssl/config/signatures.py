@@ -5,6 +5,7 @@ The file is read, and the class not imported: `--help` answers without waiting f
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import os
 from typing import Any, Optional
@@ -94,6 +95,12 @@ def _parse(module):
             path = importlib.util.find_spec(module).origin
         except (ImportError, AttributeError) as error:
             raise UserError(f"no module {module!r}: is it installed, or its folder in PYTHONPATH?") from error
+    return _tree(path, os.stat(path).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=None)
+def _tree(path, changed):
+    """What stands in a file that was last changed then: many classes have the same bases."""
     with open(path, encoding="utf-8") as f:
         return ast.parse(f.read(), path)
 
