@@ -98,7 +98,7 @@ def _parse(module):
     return _tree(path, os.stat(path).st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _tree(path, changed):
     """What stands in a file that was last changed then: many classes have the same bases."""
     with open(path, encoding="utf-8") as f:
