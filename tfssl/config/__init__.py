@@ -1,1 +1,1 @@
-"""Flags and settings: the constructors' arguments, bounds, flags.flags."""
+"""Settings as values: the sections, one config per run, their flags, bounds, and the record of a run."""
