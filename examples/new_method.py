@@ -1,6 +1,6 @@
 """A method of one's own, in a file outside the package: trained, published and measured like any other.
 
-    python examples/new_method.py                              # the embedded letters
+    python examples/new_method.py                              # the embedded letters, one or two minutes
     python examples/new_method.py --dataset folder:photos --image_size 96 --stem imagenet
 
 docs/add_a_method.md walks through it.
