@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints-py$(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])').txt)
 DEMO = demo
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -31,6 +31,10 @@ lint: $(VENV)/installed
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/lint-imports --no-logo
 
+docs: $(VENV)/installed-docs
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx -q -W --keep-going docs build/docs
+	@echo "build/docs/index.html"
+
 .venv: $(VENV)/installed
 
 $(VENV)/installed: setup.py pyproject.toml $(CONSTRAINTS)
@@ -40,5 +44,9 @@ $(VENV)/installed: setup.py pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --editable ".[test]" $(CONSTRAINTS:%=--constraint %)
 	@touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]" $(CONSTRAINTS:%=--constraint %)
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-* $(DEMO) build *.egg-info
+	rm -rf .venv .venv-* $(DEMO) build docs/generated *.egg-info

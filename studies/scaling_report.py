@@ -1,4 +1,4 @@
-"""Tables and plots of the results that benchmarks/scaling.py writes: python benchmarks/scaling.py --out runs/scaling --report docs/scaling
+"""Tables and plots of the results that studies/scaling.py writes: python studies/scaling.py --out runs/scaling --report docs/scaling
 
 How to read them: a value is that of the endpoint that the validation part chose, of each network for itself; in percent; with several seeds
 their mean, and their range in brackets. What is said of an axis is said by the rule that stands beside it; none is written by hand.
@@ -21,7 +21,7 @@ COLORS = ("tab:blue", "tab:red", "tab:green", "tab:purple")
 
 HEAD = """# Data, capacity and complexity at home scale
 
-`python benchmarks/scaling.py --imagenette ...`: {cells} cells, {hours:.1f} hours of computation, {steps} training steps (the same in all
+`python studies/scaling.py --imagenette ...`: {cells} cells, {hours:.1f} hours of computation, {steps} training steps (the same in all
 cells of a task), {labels} labels to learn from. Networks: {networks}; pretrained on up to {images:,} images of Imagenette, 96 pixels
 (jigsaw: patches of 32). The paper: 1 to 100 million images of 224 pixels, AlexNet and ResNet-50, hundreds of thousands of steps, the 20
 classes of VOC 2007.

@@ -1,10 +1,10 @@
 """The study of Kolesnikov, Zhai and Beyer (arXiv 1901.09005) at home scale: pretext tasks x backbones x widths x seeds on small images.
 
-    python benchmarks/revisiting.py --cifar10 folder:cifar10 --imagenette folder:imagenette --out runs/revisiting --hours 2
-    python benchmarks/revisiting_report.py --results runs/revisiting/results.jsonl --docs docs/revisiting      # tables, plots, claims
+    python studies/revisiting.py --cifar10 folder:cifar10 --imagenette folder:imagenette --out runs/revisiting --hours 2
+    python studies/revisiting_report.py --results runs/revisiting/results.jsonl --docs docs/revisiting      # tables, plots, claims
 
 Each cell is three commands that a user would give: tfssl-train, tfssl-export, tfssl-eval; its result is a line of OUT/results.jsonl (see
-benchmarks/cells.py for how it goes on where it was stopped). The first seed at the first width on the tasks' own data comes first, so that
+studies/cells.py for how it goes on where it was stopped). The first seed at the first width on the tasks' own data comes first, so that
 every task and backbone is there early.
 
 What is scaled down: the networks (ResNet-18 v1 and v2, RevNet-18, VGG-11; an eighth and a quarter of the standard width), the images

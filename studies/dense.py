@@ -1,10 +1,10 @@
 """Does pretraining on a data set's own images help to find and to outline what they show? Beside random initialisation and raw pixels.
 
-    python benchmarks/dense.py --bccd boxes:bccd --camvid masks:camvid --out runs/dense --seeds 0,1,2
+    python studies/dense.py --bccd boxes:bccd --camvid masks:camvid --out runs/dense --seeds 0,1,2
 
 Three small data sets: blood cells (BCCD, boxes; 205 images to learn from, 87 to choose on, 72 to test), streets (CamVid, masks; 60, 20
 and 30 in the pack), and `glyphs` (both; heads learn from 1,000 letters). Each cell is commands that a user would give: tfssl-train without
-labels on the training images, tfssl-export, tfssl-eval with every map; see benchmarks/cells.py for how it goes on where it was stopped.
+labels on the training images, tfssl-export, tfssl-eval with every map; see studies/cells.py for how it goes on where it was stopped.
 
 How to read the table: AP50 of detection and mIoU of segmentation on the test images, in percent, at the endpoint that the validation images
 chose; frozen trunks. A task helps where its lower figure is above random initialisation's and above raw pixels, in each seed.

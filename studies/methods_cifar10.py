@@ -1,12 +1,13 @@
 """Do the methods learn? CIFAR-10, ten minutes of two CPU cores each, beside random initialization, raw pixels and supervised training.
 
-    python benchmarks/methods_cifar10.py --data folder:cifar10 --out runs/methods --methods simclr,moco,byol,swav --seeds 0,1,2
-    python benchmarks/methods_cifar10.py --data folder:cifar10 --out runs/short --short
+    python studies/methods_cifar10.py --data folder:cifar10 --out runs/methods --methods simclr,moco,byol,swav --seeds 0,1,2
+    python studies/methods_cifar10.py --data folder:cifar10 --out runs/short --short
+    python studies/methods_cifar10.py --out docs/cifar10 --plot docs/cifar10/methods.svg         # the README's picture, trains nothing
 
 --short is the same table after 600 steps of 128 images in float32: minutes depend on the processor, steps do not.
 
 Each line of OUT/results.jsonl is one encoder: tfssl-train with the method's cifar10_cpu.flags, tfssl-export, tfssl-eval; see
-benchmarks/cells.py for how it goes on where it was stopped. How to read the tables: test accuracies in percent of logistic regression and
+studies/cells.py for how it goes on where it was stopped. How to read the tables: test accuracies in percent of logistic regression and
 of 20 nearest neighbours on --labels training images; `best` is the endpoint that 4,000 others of them chose, for each protocol by itself.
 The first table has means over the seeds, and ranges. A method counts as learning where it is above random initialization's best and above
 raw pixels by both protocols, in each seed: that is the column of distances. Minutes are the longest training's, on the cores that
@@ -45,7 +46,10 @@ def main():
     parser.add_argument("--extra", default="", help="more training flags, separated by blanks")
     parser.add_argument("--hours", type=float, help="begin no cell that would end after so long")
     parser.add_argument("--processes", type=int, default=1, help="cells side by side")
+    parser.add_argument("--plot", help="draw OUT/results.jsonl into this SVG file, and do nothing else")
     args = parser.parse_args()
+    if args.plot:
+        return plot(cells.read(args.out), args.plot)
     args.extra = " ".join(filter(None, [SHORT if args.short else "", args.extra]))
     todo = [
         {"method": method, "seed": int(seed)} for seed in args.seeds.split(",") for method in args.methods.split(",")
@@ -116,6 +120,34 @@ def table(rows):
             ),
         ]
     )
+
+
+def plot(rows, path):
+    """A line for each method: accuracy of logistic regression at the chosen endpoint, a dot for each seed; baselines as vertical lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "tfssl", "font.size": 9, "font.family": "sans-serif"})
+    values = {}
+    for row in rows:
+        values.setdefault(row["method"], []).append(100 * best(row, "logistic"))
+    pixels = [100 * row["logistic"]["pixels"] for row in rows]
+    untrained = values.pop("random")
+    methods = sorted(values, key=lambda method: sum(values[method]) / len(values[method]))
+    figure, axes = plt.subplots(figsize=(6.4, 2.9), layout="constrained")
+    for height, method in enumerate(methods):
+        color = "#888888" if method == "supervised" else "#1f77b4"
+        axes.plot(values[method], [height] * len(values[method]), "o", color=color, markersize=5, alpha=0.8)
+    for name, level in (("raw pixels", pixels), ("untrained network", untrained)):
+        axes.axvline(sum(level) / len(level), color="#444444", linewidth=0.8, linestyle="--")
+        axes.text(sum(level) / len(level) - 0.4, len(methods) - 1, name, rotation=90, ha="right", va="top", fontsize=8)
+    axes.set_yticks(range(len(methods)), methods)
+    axes.set_xlabel("test accuracy, %, of logistic regression on frozen features")
+    axes.grid(axis="y", linewidth=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def took(rows):

@@ -1,15 +1,15 @@
 """The axes of Goyal, Mahajan, Gupta and Misra (arXiv 1905.01235) at home scale: does self-supervised learning gain from more images, a
 harder problem, a larger network?
 
-    python benchmarks/scaling.py --imagenette folder:imagenette --out runs/scaling --axes base,complexity --hours 6   # the minimum
-    python benchmarks/scaling.py --imagenette folder:imagenette --out runs/scaling --hours 12                         # everything
-    python benchmarks/scaling.py --out runs/scaling --report docs/scaling                                # tables and plots, at any time
+    python studies/scaling.py --imagenette folder:imagenette --out runs/scaling --axes base,complexity --hours 6   # the minimum
+    python studies/scaling.py --imagenette folder:imagenette --out runs/scaling --hours 12                         # everything
+    python studies/scaling.py --out runs/scaling --report docs/scaling                                # tables and plots, at any time
 
 Jigsaw and colorization are pretrained on Imagenette by flags/goyal scaled down (the jigsaw with a hidden layer and eight permutations per
 image, as the study of 2019 has it: with the paper's own head so few steps teach it too little), and judged by the paper's SVMs (mean
 average precision, one Imagenette class against the rest) and by logistic regression, beside the same networks untrained and raw pixels.
 Each cell is three commands that a user would give (tfssl-train, tfssl-export, tfssl-eval); its result is a line of OUT/results.jsonl: see
-benchmarks/cells.py for how it goes on where it was stopped.
+studies/cells.py for how it goes on where it was stopped.
 
     axis        cells
     base        the first network, all images, |P| = 100 and K = 10; --seeds; untrained networks

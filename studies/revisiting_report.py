@@ -1,6 +1,6 @@
-"""Tables, plots and the paper's claims from OUT/results.jsonl, which benchmarks/revisiting.py writes.
+"""Tables, plots and the paper's claims from OUT/results.jsonl, which studies/revisiting.py writes.
 
-    python benchmarks/revisiting_report.py --results runs/revisiting/results.jsonl --docs docs/revisiting
+    python studies/revisiting_report.py --results runs/revisiting/results.jsonl --docs docs/revisiting
 
 How to read them: accuracies are test accuracies in percent, means over seeds with the range in brackets. `best` is the endpoint that the
 validation part chose, in each run for itself. A verdict is what the figures beside it say, by the rule that stands in the claim's line;
@@ -33,8 +33,8 @@ HEADER = """# "Revisiting Self-Supervised Visual Representation Learning", at ho
 From [results.jsonl](results.jsonl), a line for each cell: {cells} cells, {hours:.1f} hours, each on one core of two and some beside other
 work. Commands, the first of which goes on where it was stopped, or from that file:
 
-    python benchmarks/revisiting.py --cifar10 folder:cifar10 --imagenette folder:imagenette --out docs/revisiting --processes 2
-    python benchmarks/revisiting_report.py --results docs/revisiting/results.jsonl --docs docs/revisiting
+    python studies/revisiting.py --cifar10 folder:cifar10 --imagenette folder:imagenette --out docs/revisiting --processes 2
+    python studies/revisiting_report.py --results docs/revisiting/results.jsonl --docs docs/revisiting
 
 What is scaled down stands in that script, and what the figures mean in this one's: test accuracies in percent, means over seeds with the
 range in brackets, `best` for the endpoint that each run chose on other images than those of the test. `random` is the same network

@@ -1,0 +1,101 @@
+"""The pages of docs/ that show code: it is the code that runs."""
+
+import pathlib
+import re
+import runpy
+import sys
+
+import tensorflow as tf
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMALL = {
+    '"resnet50_v2"': '"resnet18_v2", width_multiplier=0.0625, stem="small"',
+    "projection_size=128": "projection_size=8, image_size=16",
+    "batch_size=256": "batch_size=8",
+    "epochs=10, steps_per_epoch=100": "epochs=2, steps_per_epoch=2",
+    "folder:photos": "folder:{photos}",
+    "modules/alignment/1": "{modules}/alignment/1",
+}
+
+
+def blocks(page):
+    """The Python of a page, a text for each block."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_add_a_method(photos, tmp_path, monkeypatch):
+    method, use = blocks("add_a_method.md")
+    (tmp_path / "new_method.py").write_text(method, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "new_method", raising=False)
+    for old, new in SMALL.items():
+        assert old in use, old
+        use = use.replace(old, new.format(photos=photos, modules=tmp_path))
+    names = {}
+    exec(compile(use, "docs/add_a_method.md", "exec"), names)
+    del sys.modules["new_method"]  # the example's module is called so too
+    assert names["task"].task == "new_method:AlignmentUniformity"
+    module = tf.saved_model.load(str(tmp_path / "alignment" / "1"))
+    assert module(tf.zeros([2, 16, 16, 3])).shape == [2, 32]
+    example = (ROOT / "examples" / "new_method.py").read_text(encoding="utf-8")
+    assert method[method.index("class ") :].strip() in example
+
+
+def pages():
+    """(path, text) of the README, its neighbors, and all pages below docs/ but those that `make docs` writes."""
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        if "generated" not in path.parts:
+            yield path, path.read_text(encoding="utf-8")
+
+
+def test_pages_link_to_what_is_there():
+    for path, text in pages():
+        prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+        for link in re.findall(r"\]\(([^)#\s]+)", prose):
+            assert "://" in link or (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_commands_of_the_pages_name_files_that_are_there():
+    """`python benchmarks/step.py`, --flagfile=tfssl:goyal/jigsaw.flags."""
+    for path, text in pages():
+        text = text.replace("benchmarks/rotation_cifar10.py", "")  # of an earlier commit, as the page says
+        files = re.findall(r"\b(?:benchmarks|studies|examples|tests)/\w+\.py\b", text)
+        files += [f"flags/{name}" for name in re.findall(r"\btfssl:([a-z0-9_/]+\.flags)", text)]
+        for file in files:
+            assert (ROOT / file).exists(), f"{path.name}: {file}"
+
+
+def test_the_readme_is_a_page():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_docstrings_become_restructured_text():
+    """The site's own step: sections for napoleon, an item on each line; blocks unchanged; what looks like markup escaped."""
+    conf = runpy.run_path(str(ROOT / "docs" / "conf.py"))
+    lines = """Of `Source`s, |P| * 2.
+
+    module(images)   -> [N, D]
+
+More text,
+wrapped.
+
+Args:
+  x, y_: a pair,
+    in [0, 1].
+  **rest: others.
+
+Returns:
+  `Contrast`: the loss of
+    each row.""".splitlines()
+    conf["to_restructured_text"](None, "function", "f", None, None, lines)
+    assert [line for line in lines if line.strip()] == [
+        r"Of ``Source``\ s, \|P\| \* 2.",
+        "::",
+        "        module(images)   -> [N, D]",
+        "More text, wrapped.",
+        "Args:",
+        r"  x, y\_: a pair, in [0, 1].",
+        r"  \*\*rest: others.",
+        "Returns:",
+        "  : ``Contrast``: the loss of each row.",
+    ]
