@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 import tfssl
+from tfssl.data.sources.base import IndexedSource
 from tfssl.errors import UserError
 
 
@@ -28,6 +29,11 @@ def test_probe_of_a_file_that_is_gone(write_images, tmp_path):
     (tmp_path / "photos" / "1.jpg").unlink()
     with pytest.raises(UserError, match="1.jpg.*No such file"):
         source.probe()
+
+
+def test_probe_of_no_image():
+    with pytest.raises(UserError, match="mine, split train, has no images"):
+        IndexedSource("mine", "train", num_examples=0).probe()
 
 
 def test_scan_counts_classes_and_finds_what_is_wrong(write_images, tmp_path):

@@ -1,14 +1,21 @@
 """Looking at a source's images before a run depends on them."""
 
+from __future__ import annotations
+
 import collections
 import dataclasses
 import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
 from tfssl.data.ops.image import decode
 from tfssl.errors import UserError
+
+if TYPE_CHECKING:
+    from tfssl.data.sources.base import Source
 
 # What TensorFlow puts before a reason: where in the user's code its graph was made, and what it was a part of.
 _BEFORE = re.compile(
@@ -17,7 +24,7 @@ _BEFORE = re.compile(
 )
 
 
-def reason_of(error):
+def reason_of(error: tf.errors.OpError) -> str:
     """TensorFlow's reason in one line, without the names of graph nodes around it."""
     message = _BEFORE.sub("", error.message or "").strip().partition("\n")[0]
     message = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*", "", message).strip()
@@ -26,7 +33,7 @@ def reason_of(error):
     return message or type(error).__name__
 
 
-def _unreadable(source, record):
+def _unreadable(source: Source, record: dict[str, tf.Tensor]) -> str | None:
     """Why the image of a record cannot be read: one line, or None if it can."""
     try:
         decode(source.fetch(source.read_again(record))["image"])
@@ -37,7 +44,7 @@ def _unreadable(source, record):
         return "not a tf.train.Example"
 
 
-def probe(source, limit=256):
+def probe(source: Source, limit: int = 256) -> None:
     """Raises UserError if none of the first `limit` images can be decoded, naming the first and the reason.
 
     Training replaces an unreadable image by the next readable one: with no readable one it would look for ever.
@@ -49,6 +56,8 @@ def probe(source, limit=256):
             return
         first = first or (source.name_in_graph(record).numpy().decode(), reason)
         count += 1
+    if first is None:
+        raise UserError(f"{source.spec}, split {source.split}, has no images")
     raise UserError(f"none of the first {count} images of {source.spec} can be read; {first[0]}: {first[1]}")
 
 
@@ -67,15 +76,15 @@ class Scan:
     """
 
     images: int
-    per_class: dict
+    per_class: dict[str, int]
     unlabelled: int
-    unreadable: list
-    duplicates: list
-    ignored: dict
-    sizes: dict
+    unreadable: list[tuple[str, str]]
+    duplicates: list[list[str]]
+    ignored: dict[str, int]
+    sizes: dict[tuple[int, ...], int]
 
 
-def scan(source, progress=None):
+def scan(source: Source, progress: Callable[[int, int], object] | None = None) -> Scan:
     """Reads and decodes every image of a source once, in parallel.
 
     Args:
@@ -86,7 +95,7 @@ def scan(source, progress=None):
       A Scan. Duplicates are found by two 64-bit hashes of the content.
     """
 
-    def examine(record):
+    def examine(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         example = source.fetch(record)
         image = example["image"]
         content = image if image.dtype == tf.string else tf.io.serialize_tensor(image)
@@ -105,7 +114,7 @@ def scan(source, progress=None):
     read = np.zeros(source.places, bool)
     labels = np.full(source.places, -1, np.int64)
     content = np.zeros((source.places, 2), np.int64)
-    sizes = collections.Counter()
+    sizes: collections.Counter[tuple[int, ...]] = collections.Counter()
     data = source.records().map(examine, tf.data.AUTOTUNE, deterministic=False).ignore_errors()
     for batch in data.batch(256).prefetch(1).as_numpy_iterator():
         index = batch["index"]
@@ -125,7 +134,7 @@ def scan(source, progress=None):
     )
 
 
-def _per_class(source, labels):
+def _per_class(source: Source, labels: np.ndarray) -> dict[str, int]:
     if source.num_classes is None:  # names alone are those of `targets`
         return {}
     names = source.class_names or [str(label) for label in range(source.num_classes)]
@@ -133,7 +142,7 @@ def _per_class(source, labels):
     return {name: int(number) for name, number in zip(names, counts)}
 
 
-def reasons(source, missing):
+def reasons(source: Source, missing: np.ndarray) -> list[tuple[str, str]]:
     """(name, reason) of each image of the split that is `missing`, bool [places]: these few are read again, one by one."""
     if not missing.any():
         return []
@@ -146,7 +155,7 @@ def reasons(source, missing):
     return found
 
 
-def _duplicates(source, content, index):
+def _duplicates(source: Source, content: np.ndarray, index: np.ndarray) -> list[list[str]]:
     """Groups of two or more names, in split order, whose images have equal content."""
     if not len(index):
         return []
@@ -158,7 +167,7 @@ def _duplicates(source, content, index):
     return list(groups.values())
 
 
-def unlabelled(source):
+def unlabelled(source: Source) -> str | None:
     """Why labels cannot be had of a source: one line; None if the first image that can be read has one."""
     labels = source.records().map(lambda record: source.fetch(record)["label"]).ignore_errors().take(1)
     if all(int(label) >= 0 for label in labels):
