@@ -30,6 +30,7 @@ lint: $(VENV)/installed
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m mypy
 
 .venv: $(VENV)/installed
 

@@ -1,10 +1,16 @@
 """A classifier on a pretrained encoder: what `tfssl-finetune` trains, from labels, from a teacher, or from both."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from tfssl import optim
+from tfssl.backbones.hub import Hub
+from tfssl.data.ops.draws import Draws
 from tfssl.losses.distillation import distillation
 from tfssl.pretext.supervised import Supervised
 
@@ -32,51 +38,53 @@ class Classifier(Supervised):
 
     def __init__(
         self,
-        backbone,
-        num_classes,
-        endpoint="pre_logits",
-        head_rate=1.0,
-        teacher=None,
-        temperature=1.0,
-        distill_weight=1.0,
-        scale_by_t2=False,
-        labelled=True,
-        min_area=0.08,
-        color=False,
-        weight_decay=0.0,
-        **common,
-    ):
+        backbone: Hub,
+        num_classes: int,
+        endpoint: str = "pre_logits",
+        head_rate: float = 1.0,
+        teacher: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        temperature: float = 1.0,
+        distill_weight: float = 1.0,
+        scale_by_t2: bool = False,
+        labelled: bool = True,
+        min_area: float = 0.08,
+        color: bool = False,
+        weight_decay: float = 0.0,
+        **common: Any,
+    ) -> None:
         super().__init__(backbone, num_classes, min_area=min_area, color=color, weight_decay=weight_decay, **common)
         self.endpoint, self.head_rate, self.labelled = endpoint, head_rate, labelled
         self.teacher, self.temperature, self.scale_by_t2 = teacher, temperature, scale_by_t2
         self.distill_weight = distill_weight if teacher else 0.0
 
-    def normalise(self, images):
+    def normalise(self, images: tf.Tensor) -> tf.Tensor:
         return images  # that is inside of the module
 
-    def classify(self, images, training=False):
+    def classify(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Images [N, H, W, 3] in [0, 1] -> the encoder's endpoints, `logits` [N, C] and `probabilities` [N, C]."""
         endpoints = self.encode(images, training)
         logits = self.head(self.vector(endpoints))  # NxC
         return {**endpoints, "logits": logits, "probabilities": tf.nn.softmax(logits)}
 
-    def vector(self, endpoints):
+    def vector(self, endpoints: dict[str, tf.Tensor]) -> tf.Tensor:
         """What the linear layer sits on: [N, D]."""
         return self.backbone.vector(endpoints, self.endpoint)
 
-    def augment(self, batch, draws):
+    def augment(self, batch: dict[str, tf.Tensor], draws: Draws) -> dict[str, tf.Tensor]:
         batch = super().augment(batch, draws)
         # Here, and not in the call or the objective: outside of the gradient tape.
         if not self.backbone.trainable:
             batch = {**batch, "encoded": self.vector(self.encode(batch["image"]))}
         return {**batch, "taught": self.teacher(batch["image"])} if self.teacher else batch
 
-    def call(self, batch, training=False):
+    def call(self, batch: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         if "encoded" in batch:
             return self.head(batch["encoded"])
         return self.classify(batch["image"], training)["logits"]
 
-    def objective(self, batch, logits):
+    def objective(
+        self, batch: dict[str, tf.Tensor], logits: tf.Tensor
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor | tuple[tf.Tensor, tf.Tensor]]]:
         labels, known = tf.maximum(batch["label"], 0), tf.cast(batch["label"] >= 0, logits.dtype)  # N, N
         loss, measured = super().objective({"label": labels}, logits)
         loss = (1 - self.distill_weight) * known * loss
@@ -88,7 +96,7 @@ class Classifier(Supervised):
             measured["agreement"] = tf.cast(agree, logits.dtype)
         return loss, measured
 
-    def chance(self):
+    def chance(self) -> dict[str, float]:
         """`agreement`: how often student and teacher choose the same class. The loss is that of a uniform guess on a labelled image."""
         levels = super().chance() if self.labelled else {}
         if self.teacher:
@@ -97,15 +105,15 @@ class Classifier(Supervised):
         share = self.distill_weight
         return {**levels, "loss": (1 - share + share * scale) * math.log(self.num_classes)}
 
-    def kernels(self):
+    def kernels(self) -> list[tf.Variable]:
         """The linear layer's comes last."""
         return [*filter(optim.is_kernel, self.backbone.trainable_variables), self.head.kernel]
 
-    def adapted(self):
+    def adapted(self) -> list[tf.Variable]:
         """Not the linear layer, as in SimCLR's code: from zero its steps would stay tiny."""
         return self.kernels()[:-1]
 
-    def adjust(self, gradients):
+    def adjust(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         mine = {id(v) for v in self.head.trainable_variables}
         pairs = zip(gradients, self.trainable_variables)  # noqa: B905 (Python 3.9)
         return [g * tf.cast(self.head_rate, g.dtype) if id(v) in mine else g for g, v in pairs]

@@ -5,15 +5,19 @@ changes nothing. What cannot be decoded never can be, and gives way to another i
 where something is missing.
 """
 
+from __future__ import annotations
+
 import concurrent.futures
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from tfssl.data.listing.checks import reason_of
+from tfssl.data.sources.base import Source
 from tfssl.errors import UserError
 
 PATIENCE = 40  # seconds for which something is tried again
@@ -41,14 +45,23 @@ class Gaps:
       in_a_row: in training, undecodable images in a row that are borne; None: any number, and nothing stands in for them.
     """
 
-    def __init__(self, source, load, in_a_row=None):
-        self._source, self._graph, self._load = source, tf.function(load, autograph=False), None
+    def __init__(
+        self, source: Source, load: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]], in_a_row: int | None = None
+    ) -> None:
+        self._source, self._graph = source, tf.function(load, autograph=False)
+        self._load: tf.types.experimental.ConcreteFunction = None  # of `_graph`, once it is needed
         self._most = None if in_a_row is None else max(in_a_row, _LEAST)
-        self._undecodable = {}  # index -> reason
-        self._since = None  # when the present outage began
+        self._undecodable: dict[int, str] = {}  # index -> reason
+        self._since: float | None = None  # when the present outage began
         self._lock = threading.Lock()
 
-    def close(self, last, segment, missing, row_spec):
+    def close(
+        self,
+        last: tf.Tensor,
+        segment: tuple[tf.Tensor, tf.Tensor],
+        missing: dict[str, tf.Tensor],
+        row_spec: dict[str, tf.TensorSpec],
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]:
         """Graph code: (positions int64 [k], rows of them [k, ...], whether another image stands in, bool [k]) of what can be loaded now.
 
         Args:
@@ -59,8 +72,8 @@ class Gaps:
         """
         specs, records = tf.nest.flatten(row_spec), tf.nest.flatten(missing)
 
-        def again(last, first, count, *records):
-            records = tf.nest.pack_sequence_as(missing, records)
+        def again(last: tf.Tensor, first: tf.Tensor, count: tf.Tensor, *flat: tf.Tensor) -> list[tf.Tensor]:
+            records = tf.nest.pack_sequence_as(missing, flat)
             if self._load is None:  # here, once, and not by all threads
                 one = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), records)
                 self._load = self._graph.get_concrete_function(one)
@@ -81,7 +94,7 @@ class Gaps:
             tensor.set_shape([None, *(spec.shape if spec is not None else ())])
         return positions, tf.nest.pack_sequence_as(row_spec, columns), others
 
-    def _load_all(self, records):
+    def _load_all(self, records: list[dict[str, tf.Tensor]]) -> list[tuple[int, dict[str, tf.Tensor], bool]]:
         """[(position, row, whether another stands in)] of those that can be loaded."""
         pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
         try:
@@ -90,7 +103,7 @@ class Gaps:
             pool.shutdown(wait=False, cancel_futures=True)
         return [found for found in loaded if found is not None]
 
-    def _load_one(self, record):
+    def _load_one(self, record: dict[str, tf.Tensor]) -> tuple[int, dict[str, tf.Tensor], bool] | None:
         position, index, pause = int(record["position"]), int(record["index"]), 0.1
         while index not in self._undecodable:
             try:
@@ -109,7 +122,7 @@ class Gaps:
                     pause = min(2 * pause, _LONGEST_PAUSE)
         return None
 
-    def _note(self, record, index, error):
+    def _note(self, record: dict[str, tf.Tensor], index: int, error: Exception) -> None:
         """Remember, and name on stderr, an image that cannot be decoded; once for all pipelines of the source."""
         reason = reason_of(error) if isinstance(error, tf.errors.OpError) else "not a tf.train.Example"
         with self._lock:
@@ -123,12 +136,12 @@ class Gaps:
                 more = " (further ones are counted, not named)" if number == _NAMED else ""
                 print(f"skipped unreadable image: {name}: {reason}{more}", file=sys.stderr, flush=True)
 
-    def _wait(self, record, error, pause):
+    def _wait(self, record: dict[str, tf.Tensor], error: tf.errors.OpError, pause: float) -> None:
         """Before another try; a UserError once the patience has run out."""
         with self._lock:
             begun, now = self._since is None, time.monotonic()
-            self._since = now if begun else self._since
-            left = self._since + PATIENCE - now
+            self._since = since = now if self._since is None else self._since
+            left = since + PATIENCE - now
         name, reason = self._name(record), reason_of(error)
         what = f"{name} cannot be read: {reason[len(name) + 2 :] if reason.startswith(name) else reason}"
         if begun:
@@ -140,10 +153,10 @@ class Gaps:
             ) from None
         time.sleep(min(pause, left))
 
-    def _name(self, record):
+    def _name(self, record: dict[str, tf.Tensor]) -> str:
         return self._source.name_in_graph(record).numpy().decode(errors="replace")
 
-    def _check(self, last, first, count, lost):
+    def _check(self, last: int, first: int, count: int, lost: np.ndarray) -> None:
         """Refuse a gap of more than a batch; positions last + 1 .. first - 1, and `lost`, stay without an image of their own."""
         if self._most is None:
             return
@@ -157,11 +170,11 @@ class Gaps:
             )
 
 
-def _row(records, i):
+def _row(records: dict[str, tf.Tensor], i: int) -> dict[str, tf.Tensor]:
     return tf.nest.map_structure(lambda x: x[i], records)
 
 
-def _is_of_content(error):
+def _is_of_content(error: Exception) -> bool:
     if isinstance(error, UnicodeDecodeError):
         return True
     if isinstance(error, tf.errors.UnknownError):  # also of an I/O error; and of what a source's own Python code raises

@@ -4,11 +4,17 @@ Row r of global batch s is example number n = s * batch_size + r, and it is a pu
 step, and several can share a batch, without any state to save.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import tensorflow as tf
 
 from tfssl.data.gaps import Gaps
 from tfssl.data.ops import image
 from tfssl.data.service import examples as service_examples
+from tfssl.data.sources.base import Source
 
 _SEGMENT = 64  # images at least that are loaded together: to begin with that takes a tenth of a millisecond
 _AT_ONCE = 2  # segments: while the last images of one are loaded, the first of the next
@@ -18,8 +24,17 @@ plain = tf.autograph.experimental.do_not_convert
 
 
 def training_batches(
-    source, example, batch_size, seed=0, start_step=0, steps=None, rows=None, chunk=None, endless=False, service=None
-):
+    source: Source,
+    example: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    batch_size: int,
+    seed: int = 0,
+    start_step: int = 0,
+    steps: int | None = None,
+    rows: tuple[int, int] | None = None,
+    chunk: int | None = None,
+    endless: bool = False,
+    service: tuple[str, str | None] | None = None,
+) -> tf.data.Dataset:
     """The batches of a training run, from step `start_step` on.
 
     Args:
@@ -45,7 +60,7 @@ def training_batches(
     load = _loader(source, example, seed)
 
     @plain
-    def numbered(position, replaced, rows):
+    def numbered(position: tf.Tensor, replaced: tf.Tensor, rows: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return {
             **rows,
             "replaced": replaced,
@@ -55,18 +70,20 @@ def training_batches(
         }
 
     @plain
-    def fill(last, segment):
+    def fill(
+        last: tf.Tensor, loaded: tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Each position without an image gets that of the next one that has any: those up to `last` have been filled before."""
-        segment = _Segment(gaps, *segment)
+        segment = _Segment(gaps, *loaded)
 
-        def filled_up():
+        def filled_up() -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
             position, rows, others = segment.closed(last)
             filled = tf.range(last + 1, tf.concat([last[None], position], 0)[-1] + 1)
             by = tf.searchsorted(position, filled)
             replaced = tf.gather(others, by) | (tf.gather(position, by) != filled)
             return filled, replaced, tf.nest.map_structure(lambda x: tf.gather(x, by), rows)
 
-        def whole():
+        def whole() -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
             return segment.positions, tf.zeros_like(segment.positions, tf.bool), segment.rows
 
         batch = tf.cond(segment.is_whole & (last + 1 == segment.first), whole, filled_up)
@@ -94,7 +111,9 @@ def training_batches(
     return _known_to_be(endless, data).prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
-def first_examples(source, example, count, seed=0):
+def first_examples(
+    source: Source, example: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], count: int, seed: int = 0
+) -> tf.data.Dataset:
     """The first examples of a run that can be read, up to `count`, as one batch, to look at: "image", "label", "index", "number", "seed".
 
     No batch where none of the first ones can: the run itself tries again, and says why.
@@ -102,18 +121,20 @@ def first_examples(source, example, count, seed=0):
     load = _loader(source, example, seed)
 
     @plain
-    def numbered(record):
+    def numbered(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return {**load(record), "number": record["number"], "seed": tf.cast(seed, tf.int64)}
 
     records = source.records(seed=seed).take(count + _SEGMENT)
     return records.map(numbered, tf.data.AUTOTUNE).ignore_errors().take(count).batch(count)
 
 
-def _loader(source, example, seed):
+def _loader(
+    source: Source, example: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], seed: int
+) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
     """A function (record) -> one training example: {"image": decoded and augmented by the seed and its number, "label", "index"}."""
 
     @plain
-    def load(record):
+    def load(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         fetched = source.fetch(record)
         image = example(fetched["image"], tf.stack([tf.cast(seed, tf.int64), record["number"]]))
         return {"image": image, "label": fetched["label"], "index": fetched["index"]}
@@ -121,7 +142,14 @@ def _loader(source, example, seed):
     return load
 
 
-def evaluation_batches(source, example, batch_size, rows=None, chunk=None, endless=False):
+def evaluation_batches(
+    source: Source,
+    example: Callable[[tf.Tensor, None], tf.Tensor],
+    batch_size: int,
+    rows: tuple[int, int] | None = None,
+    chunk: int | None = None,
+    endless: bool = False,
+) -> tf.data.Dataset:
     """One pass over a source in split order, without randomness; images that cannot be decoded are left out.
 
     The last batch is filled with blank rows of weight 0, so that all batches have one static shape. `example` is called with seed None.
@@ -130,7 +158,7 @@ def evaluation_batches(source, example, batch_size, rows=None, chunk=None, endle
     chunk = chunk or high - low
 
     @plain
-    def load(record):
+    def load(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         fetched = source.fetch(record)
         example_ = {"image": example(fetched["image"], None), "label": fetched["label"], "index": fetched["index"]}
         extra = {"number": record["number"], "seed": tf.constant(0, tf.int64), "weight": 1.0, "replaced": False}
@@ -139,8 +167,8 @@ def evaluation_batches(source, example, batch_size, rows=None, chunk=None, endle
     gaps = Gaps(source, load)
 
     @plain
-    def close(*segment):
-        segment = _Segment(gaps, *segment)
+    def close(*loaded: Any) -> dict[str, tf.Tensor]:
+        segment = _Segment(gaps, *loaded)
         return tf.cond(segment.is_whole, lambda: segment.rows, lambda: segment.closed(segment.first - 1)[1])
 
     records = source.records(rows=None if rows is None else (batch_size, low, high))
@@ -152,7 +180,9 @@ def evaluation_batches(source, example, batch_size, rows=None, chunk=None, endle
     return _known_to_be(endless, data).prefetch(tf.data.AUTOTUNE)
 
 
-def _segments(records, load, chunk):
+def _segments(
+    records: tf.data.Dataset, load: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]], chunk: int
+) -> tf.data.Dataset:
     """What becomes of records, in segments of a multiple of `chunk`: a data set of what `_Segment` takes.
 
     Within a segment images are loaded in parallel, and those that fail are left out. However many fail, a segment comes to its end, so that
@@ -161,7 +191,9 @@ def _segments(records, load, chunk):
     size = chunk * -(-_SEGMENT // chunk)
 
     @plain
-    def load_segment(position, records):
+    def load_segment(
+        position: tf.Tensor, records: dict[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
         records = {**records, "position": position}
         rows = tf.data.Dataset.from_tensor_slices(records)
         rows = rows.map(lambda record: (record["position"], load(record)), tf.data.AUTOTUNE, deterministic=True)
@@ -187,13 +219,21 @@ class _Segment:
       rows: rows of those that could be [m, ...].
     """
 
-    def __init__(self, gaps, position, rows, first, count, missing):
+    def __init__(
+        self,
+        gaps: Gaps,
+        position: tf.Tensor,
+        rows: dict[str, tf.Tensor],
+        first: tf.Tensor,
+        count: tf.Tensor,
+        missing: dict[str, tf.Tensor],
+    ) -> None:
         self._gaps, self._position, self._count, self._missing = gaps, position, count, missing
         self.rows, self.first = rows, first
         self.positions = tf.range(first, first + count)
         self.is_whole = tf.size(position, tf.int64) == count
 
-    def closed(self, last):
+    def closed(self, last: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]:
         """(positions, rows, whether another image stands in) of all that can be loaded after all; see `Gaps.close`."""
         specs = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), self.rows)
         again, rows, others = self._gaps.close(last, (self.first, self._count), self._missing, specs)
@@ -204,10 +244,10 @@ class _Segment:
         return tf.gather(positions, order), rows, tf.gather(others, order)
 
 
-def evaluation_crops(source, size, resize, batch_size):
+def evaluation_crops(source: Source, size: int, resize: int, batch_size: int) -> tf.data.Dataset:
     """`evaluation_batches` of central crops: uint8 [B, size, size, 3] of images whose shorter side is brought to `resize`."""
     return evaluation_batches(source, lambda encoded, _: image.resize_central_crop(encoded, size, resize), batch_size)
 
 
-def _known_to_be(endless, data):
+def _known_to_be(endless: bool, data: tf.data.Dataset) -> tf.data.Dataset:
     return data.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)) if endless else data

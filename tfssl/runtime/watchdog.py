@@ -4,6 +4,8 @@ Python's own handlers of signals run in the main thread, between two of its inst
 TensorFlow: for an image that does not come, for other hosts, for a disk. The thread of this module is told by the C library.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import select
@@ -11,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 STATUS = 75  # sysexits.h calls it EX_TEMPFAIL: try again later
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -21,15 +24,16 @@ GRACE = 8  # seconds to end in, after a signal that Python has a handler for
 class Watchdog:
     """What the main thread tells of its progress, and the thread, once it is started."""
 
-    def __init__(self):
-        self._doing, self._saved = None, None
+    def __init__(self) -> None:
+        self._doing: str | None = None
+        self._saved: int | None = None
         self._since = self._shown = time.monotonic()
-        self._usual = {}  # what it was doing -> seconds that this takes
-        self._told = []  # signals
-        self._thread = None
+        self._usual: dict[str | None, float] = {}  # what it was doing -> seconds that this takes
+        self._told: list[int] = []  # signals
+        self._thread: threading.Thread | None = None
         self._saved_after_signal = False
 
-    def start(self):
+    def start(self) -> None:
         """Begin to watch; of several calls the first counts. From now on a signal that has a handler in Python ends the process, at the
         latest `GRACE` seconds later, or where the steps and saves of a run take long, twice what they take."""
         if self._thread is not None or threading.current_thread() is not threading.main_thread():
@@ -40,7 +44,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, args=(read,), name="watchdog", daemon=True)
         self._thread.start()
 
-    def progress(self, doing):
+    def progress(self, doing: str | None) -> None:
         """Something came to its end; `doing`: what comes next; None: nothing that is watched."""
         now = time.monotonic()
         if doing == self._doing:
@@ -48,7 +52,7 @@ class Watchdog:
         self._doing, self._since, self._shown = doing, now, now
 
     @contextlib.contextmanager
-    def during(self, doing):
+    def during(self, doing: str) -> Iterator[None]:
         """Progress to `doing`, and then back to what was being done before."""
         before, begun = self._doing, time.monotonic()
         self.progress(doing)
@@ -59,14 +63,14 @@ class Watchdog:
             self.progress(None)
             self.progress(before)
 
-    def _took(self, doing, seconds):
+    def _took(self, doing: str | None, seconds: float) -> None:
         self._usual[doing] = min(seconds, 2 * self._usual.get(doing, seconds))  # a standstill is not usual
 
-    def saved(self, step, stopping=False):
+    def saved(self, step: int, stopping: bool = False) -> None:
         """The state after `step` is on the disk; `stopping`: because of a signal, and the process is about to end."""
         self._saved, self._saved_after_signal = step, stopping
 
-    def _watch(self, pipe):
+    def _watch(self, pipe: int) -> None:
         deadline = None
         while True:
             if select.select([pipe], [], [], 0.5)[0]:
@@ -88,11 +92,11 @@ class Watchdog:
                 self._shown = now
                 self._say(f"no progress for {now - self._since:.0f} s, {self._doing}")
 
-    def _grace(self):
+    def _grace(self) -> float:
         usual = sum(seconds for doing, seconds in self._usual.items() if doing in (TRAINING, SAVING))
         return max(GRACE, 2 * usual)
 
-    def _end(self):
+    def _end(self) -> None:
         name = signal.Signals(self._told[0]).name
         if not self._saved_after_signal:
             kept = (
@@ -106,7 +110,7 @@ class Watchdog:
         os._exit(130 if self._told[0] == signal.SIGINT and self._saved is None else STATUS)
 
     @staticmethod
-    def _say(text):
+    def _say(text: str) -> None:
         os.write(2, f"{os.path.basename(sys.argv[0])}: {text}\n".encode())
 
 

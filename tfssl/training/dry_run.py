@@ -1,18 +1,41 @@
 """`tfssl-train --dry_run`: what a run would do, on which images, before it costs anything."""
 
+from __future__ import annotations
+
 import math
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import tensorflow as tf
 
+from tfssl.data.sources.base import Source
+from tfssl.pretext.task import Pretext
 from tfssl.runtime import strategy as strategies
 from tfssl.storage.files import write_file
 from tfssl.training import summaries
 from tfssl.training.callbacks import _clock, say
 
 
-def describe(model, strategy, source, validation, plan, values, picture="dry_run.png", timed_steps=3):
+class Plan(Protocol):
+    """How long a run is; what `train` makes of its flags."""
+
+    total_steps: int
+
+    def summary(self, model: Pretext, source: Source) -> str: ...
+
+
+def describe(
+    model: Pretext,
+    strategy: tf.distribute.Strategy,
+    source: Source,
+    validation: Source | None,
+    plan: Plan,
+    values: Mapping[str, Any],
+    picture: str = "dry_run.png",
+    timed_steps: int = 3,
+) -> None:
     """Print the images by split and class, the unreadable ones and the duplicates, the network, the plan and an estimate of its time;
     write the first views to `picture`."""
     for split in filter(None, (source, validation)):
@@ -30,7 +53,7 @@ def describe(model, strategy, source, validation, plan, values, picture="dry_run
     _estimate(model, strategy, source, plan, values, timed_steps)
 
 
-def _describe_source(source):
+def _describe_source(source: Source) -> None:
     labels = f"{source.num_classes} classes" if source.num_classes else "no labels"
     if source.class_names and not source.num_classes:
         labels = f"several of {len(source.class_names)} classes in an image"
@@ -55,18 +78,20 @@ def _describe_source(source):
     _list(f"images whose content occurs before: {copies}, in groups", [" = ".join(group) for group in found.duplicates])
 
 
-def _list(heading, lines, shown=20):
+def _list(heading: str, lines: Sequence[str], shown: int = 20) -> None:
     if lines:
         say(f"  {heading}: {len(lines)}")
         for line in [*lines[:shown], *([f"and {len(lines) - shown} more"] if len(lines) > shown else [])]:
             say(f"    {line}")
 
 
-def _show_progress(done, total):
+def _show_progress(done: int, total: int) -> None:
     print(f"\r  read {done:,} of {total:,} ", end="\n" if done == total else "", flush=True)
 
 
-def _estimate(model, strategy, source, plan, values, steps):
+def _estimate(
+    model: Pretext, strategy: tf.distribute.Strategy, source: Source, plan: Plan, values: Mapping[str, Any], steps: int
+) -> None:
     executions = values["steps_per_execution"]
     data = iter(
         strategies.training_data(
