@@ -35,7 +35,7 @@ setup(
     python_requires=">=3.9,<3.14",  # for 3.14 there are release candidates of TensorFlow alone
     packages=[*find_packages(include=["tfssl", "tfssl.*"]), "tfssl.export", *FLAGS],
     package_dir={"tfssl.export": "export", **FLAGS},
-    package_data={package: ["*.flags"] for package in FLAGS},
+    package_data={"tfssl": ["py.typed"], **{package: ["*.flags"] for package in FLAGS}},
     include_package_data=False,
     install_requires=[
         # Up to Python 3.11: the last line on which TensorFlow, Keras and tensorflow-addons all work together.

@@ -136,6 +136,7 @@ def test_the_wheel_holds_code_export_and_flagfiles(tmp_path):
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     for expected in (
         "tfssl/train.py",
+        "tfssl/py.typed",
         "tfssl/export/module.py",
         "tfssl/flags/revisiting/rotation.flags",
         "tfssl/flags/glyphs/eval.flags",

@@ -4,6 +4,10 @@ import errno
 import os
 import re
 
+from __future__ import annotations
+
+from collections.abc import Collection
+
 
 class UserError(ValueError):
     """Something the user can mend: one line that names the cause and the remedy.
@@ -15,13 +19,13 @@ class UserError(ValueError):
     lasting = False  # whether nothing else can succeed either, so that it ends what goes on after other errors
 
 
-def one_line(error, length=200):
+def one_line(error: object, length: int = 200) -> str:
     """The text of an exception on one line, cut after `length` characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= length else text[:length] + " ..."
 
 
-def check_choice(setting, value, allowed):
+def check_choice(setting: str, value: object, allowed: Collection[str]) -> None:
     """Refuses a value that is not among the allowed ones."""
     if value not in allowed:
         raise UserError(f"{setting}={value}: choose one of {', '.join(allowed)}")

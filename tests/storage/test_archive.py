@@ -105,6 +105,18 @@ def test_links_cannot_lead_outside(tmp_path, encode):
     assert source.num_examples == 1 and os.listdir(tmp_path / "target") == []
 
 
+def test_a_hard_link_to_a_folder_is_refused_in_one_line(tmp_path, encode):
+    with tarfile.open(tmp_path / "p.tar", "w") as archive:
+        folder = tarfile.TarInfo("a")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        link = tarfile.TarInfo("b.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "a"
+        archive.addfile(link)
+    with pytest.raises(UserError, match="it holds 'b.jpg', a link to what is no file"):
+        tfssl.open_source(f"folder:{tmp_path}/p.tar")
+
+
 @pytest.mark.parametrize("name", ["p.tar", "p.zip", "p.tgz"])
 def test_something_else_under_the_name_of_an_archive(tmp_path, name):
     (tmp_path / name).write_bytes(b"this is no archive" * 100)

@@ -1,9 +1,12 @@
 """Backbones: images in, named endpoints out. `build` makes one by name, or takes in a user's own `tf.keras.Model`."""
 
+from __future__ import annotations
+
 import difflib
 import inspect
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import tensorflow as tf
 
@@ -23,21 +26,21 @@ INITIALIZERS = tuple(layers.INITIALIZERS)
 
 
 def build(
-    name,
-    width_multiplier=1.0,
-    stem="imagenet",
-    bn_momentum=0.99,
-    bn_epsilon=1e-3,
-    last_relu=True,
-    skip=True,
-    representation_size=0,
-    sk_ratio=0.0,
-    zero_init_residual=False,
-    initializer="glorot_uniform",
-    bn_sync=False,
-    bn_groups=1,
-    remat=False,
-):
+    name: str | tf.keras.Model,
+    width_multiplier: float = 1.0,
+    stem: str = "imagenet",
+    bn_momentum: float = 0.99,
+    bn_epsilon: float = 1e-3,
+    last_relu: bool = True,
+    skip: bool = True,
+    representation_size: int = 0,
+    sk_ratio: float = 0.0,
+    zero_init_residual: bool = False,
+    initializer: str = "glorot_uniform",
+    bn_sync: bool = False,
+    bn_groups: int = 1,
+    remat: bool = False,
+) -> tf.keras.Model:
     """A backbone: a `tf.keras.Model` whose `model(images, training)` is a dict of endpoints, in depth order.
 
     The last endpoint is `pre_logits`, [N, D] in float32 at least. Every backbone has `endpoint_names`, `min_image_size`
@@ -141,7 +144,7 @@ class UserModel(tf.keras.Model):
 
     bn_sync, bn_groups = False, 1  # set them for the batch normalisations of a task's head to follow
 
-    def __init__(self, model):
+    def __init__(self, model: tf.keras.Model) -> None:
         super().__init__(name=model.name)
         self.model = model
         self.names, self.min_image_size = None, 1
@@ -153,12 +156,12 @@ class UserModel(tf.keras.Model):
             self.names = tuple(self.in_order(model.output))
 
     @property
-    def autograph(self):
+    def autograph(self) -> bool:
         """Whether there is code of its own in the model, in which a tensor may stand where Python wants a bool; Keras's has none."""
         modules = {type(m).__module__.split(".")[0] for m in (self.model, *self.model.submodules)}
         return not modules <= {"keras", "tf_keras", "tensorflow", "tfssl"}
 
-    def twin(self):
+    def twin(self) -> UserModel:
         """A network of the same form, with weights of its own.
 
         Raises:
@@ -177,7 +180,7 @@ class UserModel(tf.keras.Model):
         twin.bn_sync, twin.bn_groups = self.bn_sync, self.bn_groups
         return twin
 
-    def in_order(self, output):
+    def in_order(self, output: tf.Tensor | Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """What the user's model returns, as a dict of endpoints in depth order; its pre_logits may still be a map."""
         if not isinstance(output, Mapping):
             output = {"features": output, "pre_logits": output} if rank(output) == 4 else {"pre_logits": output}
@@ -190,7 +193,7 @@ class UserModel(tf.keras.Model):
             )
         return endpoints
 
-    def call(self, images, training=None):
+    def call(self, images: tf.Tensor, training: bool | None = None) -> dict[str, tf.Tensor]:
         endpoints = self.in_order(self.model(images))  # Keras hands our `training` on to every layer that takes one
         self.names = tuple(endpoints)
         last = endpoints["pre_logits"]
@@ -198,15 +201,15 @@ class UserModel(tf.keras.Model):
         return endpoints
 
     @property
-    def endpoint_names(self):
+    def endpoint_names(self) -> tuple[str, ...]:
         if self.names is None:
             raise UserError(f"what model {self.name!r} returns is known once it has seen images: call it first")
         return tuple(self.names)
 
-    def config(self):
+    def config(self) -> dict[str, Any] | None:
         return None  # only its author can make it again
 
 
-def rank(value):
+def rank(value: object) -> int | None:
     """Number of axes of a tensor; None if that is unknown, or if this is no tensor."""
     return getattr(getattr(value, "shape", None), "rank", None)

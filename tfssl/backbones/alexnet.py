@@ -5,10 +5,14 @@ and local response normalisation behind the first two pools; there the first con
 Its fully connected layers belonged to the pretext tasks; `pre_logits` is the mean over the last pool's map.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import tensorflow as tf
 
 from tfssl.backbones.layers import Network, build_chain, global_mean
-from tfssl.backbones.norm import at_least_float32
+from tfssl.backbones.norm import BatchNorm, at_least_float32
 from tfssl.backbones.rematerialize import rematerialize
 from tfssl.errors import UserError
 
@@ -25,7 +29,7 @@ POOLED = ("conv1", "conv2", "conv5")  # by windows of 3 with stride 2
 class Stage(tf.keras.layers.Layer):
     """Convolution in groups, with BN or else a bias, and a ReLU: NxHxWxC -> NxhxwxF. Without zeros around it where the stride is given."""
 
-    def __init__(self, channels, size, stride, groups, norm, name):
+    def __init__(self, channels: int, size: int, stride: int, groups: int, norm: BatchNorm | None, name: str) -> None:
         super().__init__(name=name)
         self.filters, self.norm = channels, norm
         # Not Keras's groups, whose gradients have no kernel on CPUs.
@@ -41,14 +45,14 @@ class Stage(tf.keras.layers.Layer):
             for i in range(1, groups + 1)
         ]
 
-    def build(self, input_shape):
+    def build(self, input_shape: tf.TensorShape) -> None:
         for conv in self.convs:
             build_chain([conv], input_shape[-1] // len(self.convs))
         if self.norm:
             build_chain([self.norm], self.filters)
         self.built = True
 
-    def call(self, x, training=None):
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         parts = tf.split(x, len(self.convs), -1)
         x = tf.concat([conv(part) for conv, part in zip(self.convs, parts)], -1)  # noqa: B905 (Python 3.9)
         return tf.nn.relu(self.norm(x, training=training) if self.norm else x)
@@ -63,7 +67,7 @@ class AlexNet(Network):
 
     endpoint_names = ("conv1", "conv2", "conv3", "conv4", "conv5", "pre_logits")
 
-    def __init__(self, name, **settings):
+    def __init__(self, name: str, **settings: Any) -> None:
         super().__init__(name, **settings)
         for wanted in ("skip", "last_relu"):
             if not getattr(self, wanted):
@@ -79,15 +83,15 @@ class AlexNet(Network):
             setattr(self, f"conv{i}", Stage(2 * self.scaled(half), size, stride, groups, norm, f"conv{i}"))
 
     @property
-    def min_image_size(self):
+    def min_image_size(self) -> int:
         """From this side on the last pool has one place."""
         size, stride = ROOTS[self.stem]
         return 14 * stride + size
 
-    def build_layers(self, input_shape):
+    def build_layers(self, input_shape: tf.TensorShape) -> int:
         return build_chain([getattr(self, name) for name in self.endpoint_names[:5]], input_shape[-1])
 
-    def endpoints(self, images, training):
+    def endpoints(self, images: tf.Tensor, training: bool | None) -> dict[str, tf.Tensor]:
         endpoints, x = {}, images
         for name in self.endpoint_names[:5]:
             stage = getattr(self, name)
@@ -101,7 +105,7 @@ class AlexNet(Network):
         return endpoints
 
 
-def response_normalised(x):
+def response_normalised(x: tf.Tensor) -> tf.Tensor:
     """x / (1 + 1e-4 * mean of squares over 5 neighbouring channels) ** 0.75, zeros beyond the first and the last: NxHxWxC -> the same."""
     # As a product with a band of ones, which every accelerator computes, in any precision; TensorFlow's own op knows float32 only.
     wide = at_least_float32(x)

@@ -6,6 +6,9 @@ import tensorflow as tf
 from tfssl.backbones.layers import global_mean
 from tfssl.errors import UserError
 
+if TYPE_CHECKING:
+    from tfssl.hub.load import Module
+
 PRE_LOGITS = "pre_logits"
 
 
@@ -24,7 +27,7 @@ class Hub(tf.keras.Model):
     autograph = False
     bn_sync, bn_groups = False, 1
 
-    def __init__(self, module, image_size, trainable=True):
+    def __init__(self, module: Module, image_size: int, trainable: bool = True) -> None:
         super().__init__(name="module", trainable=trainable)
         self._autocast = False
         self.module = module  # a plain object: checkpoints hold the two lists of variables, in the module's own order
@@ -34,15 +37,15 @@ class Hub(tf.keras.Model):
         trained = {id(v) for v in self.learned}
         self.others = [v for v in module.variables if id(v) not in trained]
 
-    def call(self, images, training=None):
+    def call(self, images: tf.Tensor, training: bool | None = None) -> dict[str, tf.Tensor]:
         endpoints = self.module.endpoints(images, training=bool(training) and self.trainable)
         return {name: self._known(endpoints[name], shape, images) for name, shape in self.shapes.items()}
 
-    def _known(self, x, shape, images):
+    def _known(self, x: tf.Tensor, shape: tuple[int | None, ...], images: tf.Tensor) -> tf.Tensor:
         """With the static shape, which a loaded function does not know."""
         return tf.ensure_shape(x, [images.shape[0], *[None] * (len(shape) - 1), shape[-1]])
 
-    def vector(self, endpoints, name):
+    def vector(self, endpoints: dict[str, tf.Tensor], name: str) -> tf.Tensor:
         """One endpoint as features [N, D]: of a map, its mean."""
         x = endpoints[name]
         return global_mean(x) if x.shape.rank == 4 else x
@@ -105,20 +108,20 @@ class Hub(tf.keras.Model):
     # Keras would go by what each variable says of itself; the module's own lists count.
 
     @property
-    def trainable_weights(self):
+    def trainable_weights(self) -> list[tf.Variable]:
         return list(self.learned) if self.trainable else []
 
     @property
-    def non_trainable_weights(self):
+    def non_trainable_weights(self) -> list[tf.Variable]:
         return list(self.others) if self.trainable else [*self.learned, *self.others]
 
     @property
-    def endpoint_names(self):
+    def endpoint_names(self) -> tuple[str, ...]:
         return tuple(self.shapes)
 
     @property
-    def min_image_size(self):
+    def min_image_size(self) -> int:
         return self.module.facts.get("min_image_size", 1)
 
-    def config(self):
+    def config(self) -> dict[str, Any] | None:
         return None  # its graph is all that is known of it

@@ -1,5 +1,10 @@
 """What the families of backbones have in common: stems, layers, and the settings that every network has."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import tensorflow as tf
 
 from tfssl.backbones.norm import BatchNorm, at_least_float32
@@ -22,18 +27,18 @@ INITIALIZERS = {
 }
 
 
-def zero_pad(x, size):
+def zero_pad(x: tf.Tensor, size: int) -> tf.Tensor:
     """What makes a VALID window of an odd size symmetric: NxHxWxC -> Nx(H+size-1)x(W+size-1)xC."""
     # Not the explicit padding of tf.nn.conv2d: oneDNN leaves that alone, and in bfloat16 it takes ten times as long.
     return tf.pad(x, [[0, 0], [size // 2] * 2, [size // 2] * 2, [0, 0]])
 
 
-def global_mean(x):
+def global_mean(x: tf.Tensor) -> tf.Tensor:
     """Mean over the map, in float32 at least: NxHxWxC -> NxC."""
     return tf.reduce_mean(at_least_float32(x), axis=[1, 2])
 
 
-def build_chain(layers, channels, rank=4):
+def build_chain(layers: Sequence[tf.keras.layers.Layer], channels: int, rank: int = 4) -> int:
     """Creates the variables of layers that feed one another, each under its name; returns the last one's channels."""
     for layer in layers:
         with tf.name_scope(layer.name):
@@ -47,11 +52,11 @@ class Conv(tf.keras.layers.Conv2D):
 
     decayed = True  # whether weight decay acts on the kernel
 
-    def __init__(self, channels, size, stride, name):
+    def __init__(self, channels: int, size: int, stride: int, name: str) -> None:
         # At stride 1 SAME is symmetric by itself, and costs no pad op.
         super().__init__(channels, size, stride, "same" if stride == 1 else "valid", use_bias=False, name=name)
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> tf.Tensor:
         size = self.kernel_size[0]
         return super().call(zero_pad(x, size) if self.padding == "valid" and size > 1 else x)
 
@@ -67,17 +72,17 @@ class Network(tf.keras.Model):
     static_size = False  # whether weights depend on the images' size
     raw_maps = False  # whether blocks end in sums, which a normalisation and a ReLU are to follow
 
-    def __init__(self, name, **settings):
+    def __init__(self, name: str, **settings: Any) -> None:
         super().__init__(name=name)
         self.settings = {"name": name, **settings}
         for setting, value in settings.items():
             setattr(self, setting, value)
         self.representation = Representation(self.representation_size) if self.representation_size else None
 
-    def norm(self, name):
+    def norm(self, name: str) -> BatchNorm:
         return BatchNorm(self.bn_momentum, self.bn_epsilon, self.bn_sync, self.bn_groups, name)
 
-    def scaled(self, channels, smallest=1):
+    def scaled(self, channels: int, smallest: int = 1) -> int:
         """`channels` of the standard network in this one's width."""
         scaled = int(channels * self.width_multiplier + 0.5)
         if scaled < smallest:
@@ -87,22 +92,22 @@ class Network(tf.keras.Model):
             )
         return scaled
 
-    def set_initializers(self):
+    def set_initializers(self) -> None:
         """Tell the convolutions, before they are built, how their kernels begin."""
         scale, mode, distribution = INITIALIZERS[self.initializer]
         for layer in self.submodules:
             if isinstance(layer, tf.keras.layers.Conv2D):
                 layer.kernel_initializer = tf.keras.initializers.VarianceScaling(scale, mode, distribution)
 
-    def config(self):
+    def config(self) -> dict[str, Any]:
         """What `tfssl.backbones.build(**config)` makes this network from again, less what only training needs."""
         return {name: value for name, value in self.settings.items() if name not in TRAINING_ONLY}
 
-    def twin(self):
+    def twin(self) -> Network:
         """A network of the same form, with weights of its own."""
         return type(self)(**self.settings)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tf.TensorShape) -> None:
         if self.static_size and None in input_shape[1:3]:
             raise UserError(
                 f"the weights of {self.name} depend on the size of its images: call it first with images of a known height and width"
@@ -117,7 +122,7 @@ class Network(tf.keras.Model):
                     self.representation.build((None, channels))
         self.built = True
 
-    def call(self, images, training=None):
+    def call(self, images: tf.Tensor, training: bool | None = None) -> dict[str, tf.Tensor]:
         # Not as a decorator: that would hide the signature from Keras.
         endpoints = tf.autograph.experimental.do_not_convert(self.endpoints)(images, training)
         if self.representation:
@@ -131,5 +136,5 @@ TRAINING_ONLY = ("initializer", "bn_sync", "bn_groups", "remat")
 class Representation(tf.keras.layers.Dense):
     """A linear layer after the mean, which sets the size of the representation apart from the width: the 2019 study's Figure 6."""
 
-    def __init__(self, size):
+    def __init__(self, size: int) -> None:
         super().__init__(size, name="representation", dtype=tf.keras.backend.floatx())

@@ -3,20 +3,24 @@
 Ioffe and Szegedy, arXiv 1502.03167. At inference, and in what export publishes, this is Keras's plain layer.
 """
 
+from __future__ import annotations
+
 import contextlib
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import tensorflow as tf
 
 _local = threading.local()  # replicas are traced in threads of their own
 
 
-def at_least_float32(x):
+def at_least_float32(x: tf.Tensor) -> tf.Tensor:
     return tf.cast(x, tf.float32) if x.dtype.size < 4 else x
 
 
 @contextlib.contextmanager
-def frozen_statistics(frozen=True):
+def frozen_statistics(frozen: bool = True) -> Iterator[None]:
     """In here layers normalise as in training but leave their moving statistics alone: for a second pass over the same examples."""
     before = getattr(_local, "frozen", False)
     _local.frozen = frozen or before
@@ -27,7 +31,7 @@ def frozen_statistics(frozen=True):
 
 
 @contextlib.contextmanager
-def debiased(step, parts=1):
+def debiased(step: tf.Tensor | tf.Variable, parts: int = 1) -> Iterator[None]:
     """In here the moving statistics are averages of what was seen, however short the run: layers keep at most (1 + t) / (10 + t) of them.
 
     So their initial values, 0 and 1, weigh 1 / C(T + 9, 9) after T steps (1e-5 after 10), and the average is over about the last tenth of
@@ -59,13 +63,21 @@ class BatchNorm(tf.keras.layers.BatchNormalization):
       **keras: what Keras's layer takes, such as center and scale: whether an offset (beta) and a factor (gamma) are learned.
     """
 
-    def __init__(self, momentum=0.99, epsilon=1e-3, sync=False, groups=1, name=None, **keras):
+    def __init__(
+        self,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        sync: bool = False,
+        groups: int = 1,
+        name: str | None = None,
+        **keras: Any,
+    ) -> None:
         if sync and groups > 1:
             raise ValueError("statistics are either synchronised over replicas or those of groups, not both")
         super().__init__(momentum=momentum, epsilon=epsilon, name=name, **keras)
         self.sync, self.groups = sync, groups
 
-    def call(self, x, training=None):
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         if not training or not self.trainable:
             return super().call(x, training=False)
         plain = not self.sync and self.groups == 1 and self.moving_mean.dtype == tf.float32
@@ -74,18 +86,18 @@ class BatchNorm(tf.keras.layers.BatchNormalization):
             self._move(mean, variance)
         return y
 
-    def _fused(self, x):
+    def _fused(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """One kernel: [N, ..., C] -> the same, and mean and unbiased variance [C]."""
         maps = x if x.shape.rank == 4 else tf.reshape(x, [-1, 1, 1, x.shape[-1]])
         y, mean, variance = tf.compat.v1.nn.fused_batch_norm(maps, *self._learned(), epsilon=self.epsilon)
         return (y if maps is x else tf.reshape(y, tf.shape(x))), mean, variance
 
-    def _learned(self):
+    def _learned(self) -> tuple[tf.Tensor, tf.Tensor]:
         """gamma and beta [C]."""
         gamma = self.gamma if self.scale else tf.ones_like(self.moving_variance)
         return gamma, self.beta if self.center else tf.zeros_like(self.moving_mean)
 
-    def _by_moments(self, x):
+    def _by_moments(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The same from its parts, with statistics [groups, C]."""
         rows = tf.reshape(at_least_float32(x), [self.groups, -1, x.shape[-1]])
         count = tf.cast(tf.shape(rows)[1], rows.dtype)
@@ -106,7 +118,7 @@ class BatchNorm(tf.keras.layers.BatchNormalization):
         y.set_shape(x.shape)
         return y, mean[:, 0], variance[:, 0] * (count / tf.maximum(count - 1, 1))
 
-    def _move(self, mean, variance):
+    def _move(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
         """Move the moving statistics by those of each group in turn: [groups, C]; of one also [C]."""
         dtype, most = self.moving_mean.dtype, getattr(_local, "most", None)
         keep = tf.constant(self.momentum, dtype)  # of each group
@@ -122,11 +134,11 @@ class BatchNorm(tf.keras.layers.BatchNormalization):
             else:  # as a product it is a dozen ops, in every layer
                 moving.assign_sub(shares * (moving - (tf.squeeze(values, 0) if values.shape.rank > 1 else values)))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "sync": self.sync, "groups": self.groups}
 
 
-def set_groups(network, groups):
+def set_groups(network: tf.keras.Model, groups: int) -> None:
     """Cuts the batch of every batch normalisation in a backbone into groups, as its setting bn_groups does when it is built."""
     for layer in network.submodules:
         if isinstance(layer, BatchNorm):

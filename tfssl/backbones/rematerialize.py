@@ -1,5 +1,9 @@
 """Activations that are computed again in the backward pass instead of being kept: Chen et al., arXiv 1604.06174."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 from tensorflow.python.ops import control_flow_util
@@ -7,7 +11,7 @@ from tensorflow.python.ops import control_flow_util
 from tfssl.backbones.norm import frozen_statistics
 
 
-def rematerialize(layer, x):
+def rematerialize(layer: tf.keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
     """`layer(x, training=True)`, of whose activations only the input is kept for the backward pass.
 
     There the layer runs a second time, on the same examples: its batch normalisations then leave their moving statistics alone.
@@ -15,8 +19,10 @@ def rematerialize(layer, x):
     """
 
     @tf.custom_gradient
-    def run(x):
-        def backward(gradient, variables=()):
+    def run(x: tf.Tensor) -> tuple[tf.Tensor, Callable[..., tuple[tf.Tensor, list[tf.Tensor | None]]]]:
+        def backward(
+            gradient: tf.Tensor, variables: Sequence[tf.Variable] = ()
+        ) -> tuple[tf.Tensor, list[tf.Tensor | None]]:
             again, gradient = at_once([x, gradient])
             with frozen_statistics(), tf.GradientTape() as tape:
                 tape.watch(again)
@@ -29,7 +35,7 @@ def rematerialize(layer, x):
     return run(x)
 
 
-def at_once(tensors):
+def at_once(tensors: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
     """The same tensors, none of which is there before all of them are.
 
     XLA takes no notice of control dependencies, so there it is a barrier of its own, through which it sees no two computations

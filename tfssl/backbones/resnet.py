@@ -6,11 +6,16 @@ strided convolutions on one side only). Weight decay is the pretext task's affai
 With `sk_ratio` above 0 a v1 network is SimCLR v2's SK-ResNet, whose own parts are in selective_kernel.py.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 from tfssl.backbones.layers import STEMS, Conv, Network, build_chain, global_mean, zero_pad
+from tfssl.backbones.norm import BatchNorm
 from tfssl.backbones.rematerialize import rematerialize
 from tfssl.backbones.selective_kernel import DeepRoot, SKUnit
 from tfssl.errors import UserError
@@ -25,7 +30,17 @@ SK_NAMES = [f"resnet{depth}_v1" for depth in DEPTHS if depth >= 50]
 class Unit(tf.keras.layers.Layer):
     """A residual unit: NxHxWxC -> NxhxwxF, h = ceil(H / stride), F = width (basic) or 4 * width (bottleneck)."""
 
-    def __init__(self, version, bottleneck, width, stride, skip, project, norm, name):
+    def __init__(
+        self,
+        version: int,
+        bottleneck: bool,
+        width: int,
+        stride: int,
+        skip: bool,
+        project: bool,
+        norm: Callable[[str], BatchNorm],
+        name: str,
+    ) -> None:
         super().__init__(name=name)
         if bottleneck:
             self.convs = [Conv(width, 1, 1, "conv1"), Conv(width, 3, stride, "conv2"), Conv(4 * width, 1, 1, "conv3")]
@@ -34,19 +49,19 @@ class Unit(tf.keras.layers.Layer):
         self.norms = [norm(f"bn{i}") for i in range(1, len(self.convs) + 1)]
         self.filters = self.convs[-1].filters
         self.projection = Conv(self.filters, 1, stride, "projection") if project else None
-        self.projection_norm = norm("projection_bn") if project and version == 1 else None
+        self.projection_norm: tf.keras.layers.Layer = norm("projection_bn") if project and version == 1 else None
         self.version, self.skip = version, skip
 
-    def build(self, input_shape):
+    def build(self, input_shape: tf.TensorShape) -> None:
         pairs = zip(self.convs, self.norms) if self.version == 1 else zip(self.norms, self.convs)
         build_chain([layer for pair in pairs for layer in pair], input_shape[-1])
         build_chain([layer for layer in (self.projection, self.projection_norm) if layer], input_shape[-1])
         self.built = True
 
-    def call(self, x, training=None):
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         return self.v1(x, training) if self.version == 1 else self.v2(x, training)
 
-    def v1(self, x, training):
+    def v1(self, x: tf.Tensor, training: bool | None) -> tf.Tensor:
         """Convolution, BN, ReLU, ..., convolution, BN; plus the input, or its projection with BN; ReLU."""
         y = x
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
@@ -55,7 +70,7 @@ class Unit(tf.keras.layers.Layer):
             x = self.projection_norm(self.projection(x), training=training)
         return tf.nn.relu(x + y if self.skip else y)
 
-    def v2(self, x, training):
+    def v2(self, x: tf.Tensor, training: bool | None) -> tf.Tensor:
         """BN, ReLU, convolution, ...; plus the input, or a projection taken after its first BN and ReLU."""
         y = tf.nn.relu(self.norms[0](x, training=training))
         if self.projection:
@@ -77,7 +92,7 @@ class ResNet(Network):
 
     endpoint_names = ("after_root", "block1", "block2", "block3", "block4", "pre_logits")
 
-    def __init__(self, name, **settings):
+    def __init__(self, name: str, **settings: Any) -> None:
         super().__init__(name, **settings)
         depth, self.version = (int(number) for number in name[len("resnet") :].split("_v"))
         self.raw_maps = self.version == 2
@@ -110,12 +125,12 @@ class ResNet(Network):
         self.last_norm = self.norm("last_bn") if self.version == 2 else None
 
     @property
-    def min_image_size(self):
+    def min_image_size(self) -> int:
         """The total stride: from this side on, each layer that halves the map still has two rows to choose from."""
         _, root_stride, max_pool, strides = STEMS[self.stem]
         return root_stride * (2 if max_pool else 1) * math.prod(strides)
 
-    def build_layers(self, input_shape):
+    def build_layers(self, input_shape: tf.TensorShape) -> int:
         root = (self.deep_root, self.root_conv, self.root_norm)
         channels = build_chain([layer for layer in root if layer], input_shape[-1])
         for block in self.endpoint_names[1:5]:
@@ -124,7 +139,7 @@ class ResNet(Network):
         build_chain([self.last_norm] if self.last_norm else [], channels)
         return channels
 
-    def endpoints(self, images, training):
+    def endpoints(self, images: tf.Tensor, training: bool | None) -> dict[str, tf.Tensor]:
         endpoints = {}
         x = self.deep_root(images, training=training) if self.deep_root else images
         x = self.root_conv(x)

@@ -6,6 +6,11 @@ returns, the first stream is b, and the second less F(b) is a. So the backward p
 by unit, and of a whole block only the outputs are kept. Blocks are joined by an average pool and channels of zeros, without weights.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
+
 import tensorflow as tf
 
 from tfssl.backbones.layers import STEMS, Conv, Network, build_chain, global_mean, zero_pad
@@ -16,30 +21,33 @@ from tfssl.errors import UserError
 
 NAMES = [f"revnet{depth}" for depth in sorted(UNITS, key=lambda depth: (depth != 50, depth))]  # the study's first
 
+# Of a block's two inputs, and of the variables.
+_Gradients = tuple[tuple[tf.Tensor, tf.Tensor], list[Optional[tf.Tensor]]]
 
-def forward(units, a, b, training):
+
+def forward(units: Sequence[Unit], a: tf.Tensor, b: tf.Tensor, training: bool | None) -> tuple[tf.Tensor, tf.Tensor]:
     """The two streams, NxHxWxC each, through a block's units."""
     for unit in units:
         a, b = b, a + residual(unit, b, training)
     return a, b
 
 
-def residual(unit, x, training):
+def residual(unit: Unit, x: tf.Tensor, training: bool | None) -> tf.Tensor:
     """F(x), in the type of the streams: NxHxWxC -> NxHxWxC."""
     return tf.cast(unit(x, training=training), x.dtype)
 
 
-def reversible(units, a, b, training):
+def reversible(units: Sequence[Unit], a: tf.Tensor, b: tf.Tensor, training: bool | None) -> tuple[tf.Tensor, tf.Tensor]:
     """`forward`, of whose activations only the outputs are kept for the backward pass."""
 
     @tf.custom_gradient
-    def run(a, b):
+    def run(a: tf.Tensor, b: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable[..., _Gradients]]:
         first = b
         for unit in units:
             # Or XLA computes a stream anew wherever it is read, as a sum, all of whose terms it keeps.
             a, b = at_once([b, a + residual(unit, b, training)])
 
-        def backward(da, db, variables=()):
+        def backward(da: tf.Tensor, db: tf.Tensor, variables: Sequence[tf.Variable] = ()) -> _Gradients:
             return undo(units, first, (a, b), (da, db), variables, training)
 
         return (a, b), backward
@@ -47,14 +55,22 @@ def reversible(units, a, b, training):
     return run(a, b)
 
 
-def undo(units, first, outputs, gradients, variables, training):
+def undo(
+    units: Sequence[Unit],
+    first: tf.Tensor,
+    outputs: tuple[tf.Tensor, tf.Tensor],
+    gradients: tuple[tf.Tensor, tf.Tensor],
+    variables: Sequence[tf.Variable],
+    training: bool | None,
+) -> _Gradients:
     """Back-propagation through a block, last unit first: its activations are computed again from its outputs (the paper's Algorithm 1).
 
     `first` is what the first unit was given: its channels of zeros sit at the corner of a ReLU, where rounding would decide the gradient.
     Returns the gradients of the block's two inputs, and those of `variables`.
     """
     (a, b), (da, db) = outputs, gradients
-    found, own = [None] * len(variables), []
+    found: list[tf.Tensor | None] = [None] * len(variables)
+    own: list[tf.Tensor] = []
     for unit in reversed(units):
         a = first if unit is units[0] else a
         # This unit's activations wait until those of the unit behind it are done with.
@@ -86,7 +102,7 @@ class RevNet(Network):
     min_image_size = ResNet.min_image_size  # the same strides
     raw_maps = True
 
-    def __init__(self, name, **settings):
+    def __init__(self, name: str, **settings: Any) -> None:
         super().__init__(name, **settings)
         if not self.skip:
             raise UserError(
@@ -105,7 +121,7 @@ class RevNet(Network):
         )
         self.last_norm = self.norm("last_bn")
 
-    def build_layers(self, input_shape):
+    def build_layers(self, input_shape: tf.TensorShape) -> int:
         channels = build_chain([self.root_conv], input_shape[-1])
         for i, block in enumerate(self.endpoint_names[1:5]):
             with tf.name_scope(block):
@@ -113,7 +129,7 @@ class RevNet(Network):
                     build_chain([unit], channels * 2**i // 2)
         return build_chain([self.last_norm], channels * 8)
 
-    def endpoints(self, images, training):
+    def endpoints(self, images: tf.Tensor, training: bool | None) -> dict[str, tf.Tensor]:
         x = self.root_conv(images)
         if self.max_pool:
             x = tf.nn.max_pool2d(zero_pad(x, 3), 3, 2, "VALID")  # the zeros enter the maximum, as in the study
@@ -121,14 +137,15 @@ class RevNet(Network):
         x = at_least_float32(x)
         for i, block in enumerate(self.endpoint_names[1:5]):
             x = widen(x, self.strides[i]) if i else x
-            a, b = reversible(getattr(self, block), *tf.split(x, 2, axis=-1), training)
+            a, b = tf.split(x, 2, axis=-1)
+            a, b = reversible(getattr(self, block), a, b, training)
             endpoints[block] = x = tf.concat([a, b], axis=-1)
         x = self.last_norm(x, training=training)
         endpoints["pre_logits"] = global_mean(tf.nn.relu(x) if self.last_relu else x)
         return endpoints
 
 
-def widen(x, stride):
+def widen(x: tf.Tensor, stride: int) -> tf.Tensor:
     """From one block to the next, without weights: NxHxWxC -> NxhxwxD, h = ceil(H / stride), D = 2 * C, half of them zeros."""
     if stride > 1:
         x = tf.nn.avg_pool2d(x, stride, stride, "SAME")

@@ -8,9 +8,15 @@ the study's "8x" (k = 8: it counts VGG's first channels as 8k, and ResNet's as 1
 0.5 and its "16x" is 2.0.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import tensorflow as tf
 
 from tfssl.backbones.layers import Conv, Network, build_chain, global_mean
+from tfssl.backbones.norm import BatchNorm
 from tfssl.backbones.rematerialize import rematerialize
 from tfssl.errors import UserError
 
@@ -22,17 +28,17 @@ CHANNELS = (64, 128, 256, 512, 512)
 class Stage(tf.keras.layers.Layer):
     """Convolutions of one width, BN and ReLU after each: NxHxWxC -> NxhxwxF. `convs`: the layers."""
 
-    def __init__(self, convs, norm, name):
+    def __init__(self, convs: Sequence[tf.keras.layers.Conv2D], norm: Callable[[str], BatchNorm], name: str) -> None:
         super().__init__(name=name)
         self.convs, self.filters = convs, convs[-1].filters
         self.norms = [norm(f"bn{i}") for i in range(1, len(convs) + 1)]
 
-    def build(self, input_shape):
+    def build(self, input_shape: tf.TensorShape) -> None:
         pairs = zip(self.convs, self.norms)  # noqa: B905 (Python 3.9)
         build_chain([layer for pair in pairs for layer in pair], input_shape[-1])
         self.built = True
 
-    def call(self, x, training=None):
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         for conv, norm in zip(self.convs, self.norms):  # noqa: B905 (Python 3.9)
             x = tf.nn.relu(norm(conv(x), training=training))
         return x
@@ -55,7 +61,7 @@ class VGG(Network):
     endpoint_names = ("block1", "block2", "block3", "block4", "block5", "fc6", "pre_logits")
     static_size = True
 
-    def __init__(self, name, **settings):
+    def __init__(self, name: str, **settings: Any) -> None:
         super().__init__(name, **settings)
         for wanted, remedy in (
             ("skip", "has no skip connections to leave out"),
@@ -71,9 +77,10 @@ class VGG(Network):
         self.block1, self.block2, self.block3, self.block4, self.block5 = stages
         self.pooled = self.endpoint_names[1 if self.stem == "small" else 0 : 5]  # the stages that a max-pool follows
         self.min_image_size = 2 ** len(self.pooled)
-        self.fc6 = self.fc7 = None  # made in `build_layers`
+        self.fc6: tf.keras.layers.Layer = None  # made in `build_layers`, as is fc7
+        self.fc7: tf.keras.layers.Layer = None
 
-    def build_layers(self, input_shape):
+    def build_layers(self, input_shape: tf.TensorShape) -> int:
         height, width, channels = input_shape[1:]
         map_size = height // self.min_image_size, width // self.min_image_size
         if 0 in map_size:
@@ -88,7 +95,7 @@ class VGG(Network):
         stages = [getattr(self, block) for block in self.endpoint_names[:5]]
         return build_chain([*stages, self.fc6, self.fc7], channels)
 
-    def endpoints(self, images, training):
+    def endpoints(self, images: tf.Tensor, training: bool | None) -> dict[str, tf.Tensor]:
         endpoints, x = {}, images
         for block in self.endpoint_names[:6]:
             stage = getattr(self, block)
@@ -100,6 +107,6 @@ class VGG(Network):
         return endpoints
 
 
-def valid_conv(channels, size):
+def valid_conv(channels: int, size: int | tuple[int, int]) -> tf.keras.layers.Conv2D:
     """Convolution without zeros around and without bias: at a map of its own size, a fully connected layer."""
     return tf.keras.layers.Conv2D(channels, size, use_bias=False, name="conv1")

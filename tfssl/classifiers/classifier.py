@@ -1,6 +1,10 @@
 """A classifier on a pretrained encoder: what `tfssl-finetune` trains, from labels, from a teacher, or from both."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -57,29 +61,31 @@ class Classifier(Supervised):
     def normalize(self, images):
         return images  # that is inside of the module
 
-    def classify(self, images, training=False):
+    def classify(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Images [N, H, W, 3] in [0, 1] -> the encoder's endpoints, `logits` [N, C] and `probabilities` [N, C]."""
         endpoints = self.encode(images, training)
         logits = self.head(self.vector(endpoints))  # NxC
         return {**endpoints, "logits": logits, "probabilities": tf.nn.softmax(logits)}
 
-    def vector(self, endpoints):
+    def vector(self, endpoints: dict[str, tf.Tensor]) -> tf.Tensor:
         """What the linear layer sits on: [N, D]."""
         return self.backbone.vector(endpoints, self.endpoint)
 
-    def augment(self, batch, draws):
+    def augment(self, batch: dict[str, tf.Tensor], draws: Draws) -> dict[str, tf.Tensor]:
         batch = super().augment(batch, draws)
         # Here, and not in the call or the objective: outside of the gradient tape.
         if not self.backbone.trainable:
             batch = {**batch, "encoded": self.vector(self.encode(batch["image"]))}
         return {**batch, "taught": self.teacher(batch["image"])} if self.teacher else batch
 
-    def call(self, batch, training=False):
+    def call(self, batch: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         if "encoded" in batch:
             return self.head(batch["encoded"])
         return self.classify(batch["image"], training)["logits"]
 
-    def objective(self, batch, logits):
+    def objective(
+        self, batch: dict[str, tf.Tensor], logits: tf.Tensor
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor | tuple[tf.Tensor, tf.Tensor]]]:
         labels, known = tf.maximum(batch["label"], 0), tf.cast(batch["label"] >= 0, logits.dtype)  # N, N
         loss, measured = super().objective({"label": labels}, logits)
         loss = (1 - self.distill_weight) * known * loss
@@ -91,7 +97,7 @@ class Classifier(Supervised):
             measured["agreement"] = tf.cast(agree, logits.dtype)
         return loss, measured
 
-    def chance(self):
+    def chance(self) -> dict[str, float]:
         """`agreement`: how often student and teacher choose the same class. The loss is that of a uniform guess on a labelled image."""
         levels = super().chance() if self.labelled else {}
         if self.teacher:

@@ -1,16 +1,21 @@
 """Which images of a source keep their labels: a balanced part of them, or those that a list names."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfssl.data.sources.base import Source
 from tfssl.data.sources.folder import FORMATS
 from tfssl.downstream.features.extract import read_labels
 from tfssl.downstream.splits import balanced, label_count
 from tfssl.errors import UserError, one_line
 
 
-def choose(source, train_labels="all", train_list="", seed=0):
+def choose(source: Source, train_labels: str | int = "all", train_list: str = "", seed: int = 0) -> np.ndarray | None:
     """The images of a source that a classifier learns the labels of.
 
     Args:
@@ -33,7 +38,7 @@ def choose(source, train_labels="all", train_list="", seed=0):
     return index[balanced(labels, index, count, seed)]
 
 
-def _of_list(source, path):
+def _of_list(source: Source, path: str) -> np.ndarray:
     try:
         with tf.io.gfile.GFile(path) as f:
             lines = [line.strip() for line in f if line.strip()]
@@ -56,7 +61,7 @@ def _of_list(source, path):
     return rows
 
 
-def listed(names, lines):
+def listed(names: Sequence[str], lines: Iterable[str]) -> tuple[np.ndarray, list[str]]:
     """Which images a list names, as the published ones of ImageNet do: n01440764_10026.JPEG.
 
     A line is the end of an image's path, with or without the ending of the file; so n01440764/n01440764_10026 will do too.
@@ -72,7 +77,7 @@ def listed(names, lines):
       UserError: two images have the end that a line names.
     """
     wanted = {_without_ending(line): line for line in lines}
-    found = {}
+    found: dict[str, int] = {}
     for depth in {line.count("/") + 1 for line in wanted}:
         for row, name in enumerate(names):
             end = "/".join(_without_ending(name).split("/")[-depth:])
@@ -85,6 +90,6 @@ def listed(names, lines):
     return np.array(sorted(set(found.values())), int), [line for end, line in wanted.items() if end not in found]
 
 
-def _without_ending(name):
+def _without_ending(name: str) -> str:
     stem, dot, ending = name.rpartition(".")
     return stem if f".{ending.lower()}" in FORMATS and dot else name

@@ -1,15 +1,22 @@
 """What a classifier, as `tfssl-finetune` writes it, says of images."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
 from tfssl.data import pipeline
+from tfssl.data.sources.base import Source
 from tfssl.errors import UserError
+from tfssl.hub.load import Module
 
 KIND = "classifier"  # "kind" in its tfssl.json
 
 
-def check(module):
+def check(module: Module) -> None:
     """Raises UserError unless a loaded `modules.Module` is a classifier of ours."""
     sizes = module.facts.get("features") or {}
     if module.facts.get("kind") != KIND or not isinstance(sizes.get("logits"), int):
@@ -19,13 +26,15 @@ def check(module):
         )
 
 
-def num_classes(module):
+def num_classes(module: Module) -> int:
     """C of a classifier."""
     check(module)
     return module.facts["features"]["logits"]
 
 
-def predictions(module, source, image_size=None, resize=None, batch_size=64):
+def predictions(
+    module: Module, source: Source, image_size: int | None = None, resize: int | None = None, batch_size: int = 64
+) -> Iterator[dict[str, np.ndarray]]:
     """The classes of all images that can be read, batch by batch in the order of the split; memory is that of a batch.
 
     Args:
@@ -41,7 +50,7 @@ def predictions(module, source, image_size=None, resize=None, batch_size=64):
     size, resize = module.sizes(image_size, resize)
     source.probe()
 
-    def compute(images):
+    def compute(images: tf.Tensor) -> dict[str, tf.Tensor]:
         endpoints = module.endpoints(tf.cast(images, tf.float32) / 255)
         return {name: endpoints[name] for name in ("logits", "probabilities")}
 
@@ -53,7 +62,7 @@ def predictions(module, source, image_size=None, resize=None, batch_size=64):
         yield {name: values.numpy()[real] for name, values in found.items()}
 
 
-def accuracy(module, source, **settings):
+def accuracy(module: Module, source: Source, **settings: Any) -> dict[str, float]:
     """{"accuracy", "top5_accuracy", "images"} of a classifier on a labelled source; settings as of `predictions`."""
     hits = []
     for batch in predictions(module, source, **settings):
@@ -62,9 +71,9 @@ def accuracy(module, source, **settings):
         hits.append(order == batch["label"][known, None])
     if not sum(map(len, hits)):
         raise UserError(f"{source.spec} {source.split}: no image with a label could be read: nothing to measure")
-    hits = np.concatenate(hits)
+    ranks = np.concatenate(hits)
     return {
-        "accuracy": float(hits[:, 0].mean()),
-        "top5_accuracy": float(hits.any(1).mean()),
-        "images": len(hits),
+        "accuracy": float(ranks[:, 0].mean()),
+        "top5_accuracy": float(ranks.any(1).mean()),
+        "images": len(ranks),
     }

@@ -1,6 +1,9 @@
 """Where images come from: sources, and the operations on single images and batches that follow them."""
 
+from __future__ import annotations
+
 import importlib
+from types import ModuleType
 
 from tfssl.data.sources import open_source
 from tfssl.data.sources.base import Source
@@ -8,7 +11,7 @@ from tfssl.data.sources.base import Source
 __all__ = ["Source", "open_source"]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> ModuleType:
     """`tfssl.data.ops.image`, `tfssl.data.pipeline`, ... without importing them first."""
     if name.startswith("_"):
         raise AttributeError(f"module 'tfssl.data' has no attribute {name!r}")

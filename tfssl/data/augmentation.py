@@ -4,16 +4,22 @@ A policy is applied with an object that draws: `tfssl.data.ops.draws.Draws` for 
 views of one image. The ops and the distribution are the same. On the host, what a coin does not ask for is not computed.
 """
 
-import collections
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tfssl.data.ops import image as image_ops
 from tfssl.data.ops import photometric, randaugment
-from tfssl.data.ops.draws import fork
+from tfssl.data.ops.draws import Draws, fork
+from tfssl.data.ops.photometric import Jitter
 from tfssl.errors import UserError, check_choice
 
+# What is drawn for images beside their crops: coins, amounts, the plan of the jitter, layers of RandAugment, the photometric step.
+_Drawn = tuple[tf.Tensor, tf.Tensor, Jitter, tf.Tensor, tf.Tensor]
 _LAYERS = 0x1000  # RandAugment's
 _ENHANCE = 0x2000  # the photometric step's: coin, and three amounts
 _VIEW = 0x100  # the draws of views 0, 1, ... are numbered from here on: below are those of the crops and of a task
@@ -25,7 +31,7 @@ _AMOUNTS = (
 ).split()
 
 
-def host_views(image, seed, policies, size):
+def host_views(image: tf.Tensor, seed: tf.Tensor, policies: Sequence[Policy], size: int) -> tf.Tensor:
     """The views of one image, made on the host from beginning to end: decoded once, and nothing is rounded to 8 bits in between.
 
     Args:
@@ -49,7 +55,7 @@ def host_views(image, seed, policies, size):
     )  # noqa: B905
 
 
-def crops(image, seed, regions):
+def crops(image: tf.Tensor, seed: tf.Tensor, regions: Sequence[Region]) -> list[tf.Tensor]:
     """Random resized crops of one image, decoded once: list of uint8 [size, size, 3], one for each `Region`.
 
     Args:
@@ -64,17 +70,21 @@ def crops(image, seed, regions):
     ]
 
 
-def _cut(image, seed, regions):
+def _cut(image: tf.Tensor, seed: tf.Tensor, regions: Sequence[Region]) -> list[tf.Tensor]:
     """The crops before they are resized."""
 
-    def choose(shape):
+    def choose(shape: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
         return [region.policy.sample_crop(shape, fork(seed, region.number)) for region in regions]
 
     return image_ops.cut(image, choose, [(region.size, region.size) for region in regions])
 
 
-Region = collections.namedtuple("Region", ["policy", "number", "size"])
-Region.__doc__ = """A crop by a policy, resized to `size` pixels; `number` tells apart the crops of one image."""
+class Region(NamedTuple):
+    """A crop by a policy, resized to `size` pixels; `number` tells apart the crops of one image."""
+
+    policy: Policy
+    number: int
+    size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +159,7 @@ class Policy:
     noise: float = 0.0
     noise_scale: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.gray_at not in ("before", "after", "last"):
             raise UserError(f"a policy with gray_at={self.gray_at!r}: choose before, after or last")
         check_choice("crop_sampler", self.crop_sampler, image_ops.SAMPLERS)
@@ -157,26 +167,27 @@ class Policy:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"a policy with {name}={getattr(self, name)}: it is a probability, from 0 to 1")
 
-    def scaled(self, strength):
+    def scaled(self, strength: float) -> Policy:
         """The same policy with the ranges of the jitter times `strength` (SimCLR's s: 1 for ImageNet, 0.5 for CIFAR)."""
         ranges = {name: strength * getattr(self, name) for name in ("brightness", "contrast", "saturation", "hue")}
         return dataclasses.replace(self, **ranges)
 
-    def with_area(self, low, high):
+    def with_area(self, low: float, high: float) -> Policy:
         """The same policy with crops of these areas, all of them: what the policy wants covered gives way."""
         return dataclasses.replace(self, crop_area=(low, high), crop_covered=min(self.crop_covered, low))
 
-    def sample_crop(self, shape, seed):
+    def sample_crop(self, shape: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Where a crop lies in an image of `shape` int32 [3]: (begin, extent), int32 [3] both."""
-        settings = {"min_object_covered": self.crop_covered, "sampler": self.crop_sampler}
-        return image_ops.sample_crop(shape, seed, self.crop_area, **settings)
+        return image_ops.sample_crop(
+            shape, seed, self.crop_area, min_object_covered=self.crop_covered, sampler=self.crop_sampler
+        )
 
-    def crop(self, image, seed, size):
+    def crop(self, image: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
         """The random resized crop of one image (encoded or uint8), on the host: uint8 [size, size, 3]."""
         part = image_ops.cut(image, lambda shape: [self.sample_crop(shape, seed)], [(size, size)])[0]
         return image_ops.resize(part, size, self.crop_method)
 
-    def apply(self, images, draws, view=0):
+    def apply(self, images: tf.Tensor, draws: Draws | HostDraws, view: int = 0) -> tf.Tensor:
         """All but the crop.
 
         Args:
@@ -195,7 +206,7 @@ class Policy:
             return self._apply(images, *drawn)
         return tf.concat([self._apply(image[None], *_row(drawn, i)) for i, image in enumerate(tf.unstack(images))], 0)
 
-    def _draw(self, draws, view, shape):
+    def _draw(self, draws: Draws | HostDraws, view: int, shape: tf.TensorShape) -> _Drawn:
         """What `_apply` wants beside the images: tensors [N, ...]."""
         if shape[-1] != 3 and (self.jitter or self.gray or self.randaugment):
             raise UserError(
@@ -209,14 +220,15 @@ class Policy:
         coins = random[:, : len(_COINS)] < tf.constant([getattr(self, name) for name in _COINS], random.dtype)
         low, high = (tf.constant(ends, random.dtype) for ends in zip(*self._ranges()))  # noqa: B905 (Python 3.9)
         amounts = low + (high - low) * random[:, len(_COINS) :]
-        plan = photometric.plan_jitter(*tf.unstack(amounts[:, :4], 4, axis=1), amounts[:, 4:8], self.additive)
+        brightness, contrast, saturation, hue = tf.unstack(amounts[:, :4], 4, axis=1)
+        plan = photometric.plan_jitter(brightness, contrast, saturation, hue, amounts[:, 4:8], self.additive)
         layers = (
             draws.uniform(shape=[self.randaugment, randaugment.DRAWS], view=_LAYERS + view) if self.randaugment else ()
         )
         enhance = draws.uniform(shape=[4], view=_ENHANCE + view) if self.photometric else ()
         return coins, amounts, plan, layers, enhance
 
-    def _ranges(self):
+    def _ranges(self) -> list[tuple[float, float]]:
         """(low, high) for each of `_AMOUNTS`."""
         ranges = {
             name: (max(0, 1 - getattr(self, name)), 1 + getattr(self, name))
@@ -229,7 +241,15 @@ class Policy:
         ranges.update(hue=(-self.hue, self.hue), sigma=self.blur_sigma, turns=(1, 4), noise_scale=(0, self.noise_scale))
         return [ranges.get(name, (0, 1)) for name in _AMOUNTS]
 
-    def _apply(self, images, coins, amounts, plan, layers, enhance):
+    def _apply(
+        self,
+        images: tf.Tensor,
+        coins: tf.Tensor,
+        amounts: tf.Tensor,
+        plan: Jitter,
+        layers: tf.Tensor,
+        enhance: tf.Tensor,
+    ) -> tf.Tensor:
         """With N = 1, what the coins do not ask for is not computed."""
         coins = dict(zip(_COINS, tf.unstack(coins, axis=1)))  # noqa: B905
         drawn = dict(zip(_AMOUNTS, tf.unstack(amounts, axis=1)))  # noqa: B905
@@ -272,25 +292,25 @@ class HostDraws:
       views: how many.
     """
 
-    def __init__(self, seed, views):
+    def __init__(self, seed: tf.Tensor, views: int) -> None:
         self.seed, self.views = seed, views
 
-    def uniform(self, low=0.0, high=1.0, shape=(), view=0):
+    def uniform(self, low: float = 0.0, high: float = 1.0, shape: Sequence[int] = (), view: int = 0) -> tf.Tensor:
         """[views, *shape] of Keras's floatx in [low, high); `view` tells apart independent draws for one image."""
         drawn = tf.random.stateless_uniform([self.views, *shape], fork(self.seed, view), low, high)
         return tf.cast(drawn, tf.keras.backend.floatx())
 
-    def keep(self, probability, shape=(), view=0):
+    def keep(self, probability: float, shape: Sequence[int] = (), view: int = 0) -> tf.Tensor:
         """bool [views, *shape], each true with a probability."""
         return tf.random.stateless_uniform([self.views, *shape], fork(self.seed, view)) < probability
 
 
-def _row(drawn, i):
+def _row(drawn: _Drawn, i: int) -> _Drawn:
     """What is drawn for the i-th image alone."""
     return tf.nest.map_structure(lambda x: x[i : i + 1], drawn)
 
 
-def _some(mask, function, images):
+def _some(mask: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor) -> tf.Tensor:
     """function(images) where mask [N] is true. Of one image alone it is not computed otherwise."""
     if images.shape[0] == 1:
         return tf.cond(mask[0], lambda: function(images), lambda: images)
@@ -300,12 +320,17 @@ def _some(mask, function, images):
 _SIMCLR = Policy()
 _BYOL = Policy(crop_sampler="byol", brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, additive=True, blur=1.0)
 # Pillow's blur has no window, but is as good as none beyond three standard deviations.
-_TORCH = {"crop_sampler": "torch", "crop_method": "pillow", "blur_edges": "reflect", "blur_taps": 2 * 3 * 2 + 1}
-_MOCO = {**_TORCH, "crop_area": (0.2, 1.0), "brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+_TORCH: dict[str, Any] = {
+    "crop_sampler": "torch",
+    "crop_method": "pillow",
+    "blur_edges": "reflect",
+    "blur_taps": 2 * 3 * 2 + 1,
+}
+_MOCO: dict[str, Any] = {**_TORCH, "crop_area": (0.2, 1.0), "brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
 _PIRL = Policy(**{**_MOCO, "crop_area": (0.08, 1.0)}, hue=0.2, jitter=1.0, blur=0.0)
 
 # A policy for all views, or a tuple of one for each view.
-POLICIES = {
+POLICIES: dict[str, Policy | tuple[Policy, ...]] = {
     "crop": Policy(
         jitter=0.0, gray=0.0, blur=0.0
     ),  # crop and flip alone, which SimCLR's ablation finds not to be enough
@@ -322,7 +347,7 @@ POLICIES = {
 }
 
 
-def per_view(policy, views, strength=1.0):
+def per_view(policy: str | Policy | Sequence[Policy], views: int, strength: float = 1.0) -> tuple[Policy, ...]:
     """One policy for each view.
 
     Args:

@@ -5,10 +5,13 @@ changes nothing. What cannot be decoded never can be, and gives way to another i
 where something is missing.
 """
 
+from __future__ import annotations
+
 import concurrent.futures
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -93,7 +96,13 @@ class Gaps:
         found = self._load_one({"position": record["number"], **record}, self._eager)
         return (found[1], None) if found else (None, self._undecodable[int(record["index"])])
 
-    def close(self, last, segment, missing, row_spec):
+    def close(
+        self,
+        last: tf.Tensor,
+        segment: tuple[tf.Tensor, tf.Tensor],
+        missing: dict[str, tf.Tensor],
+        row_spec: dict[str, tf.TensorSpec],
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]:
         """Graph code: (positions int64 [k], rows of them [k, ...], whether another image stands in, bool [k]) of what can be loaded now.
 
         Args:
@@ -104,8 +113,8 @@ class Gaps:
         """
         specs, records = tf.nest.flatten(row_spec), tf.nest.flatten(missing)
 
-        def again(last, first, count, *records):
-            records = tf.nest.pack_sequence_as(missing, records)
+        def again(last: tf.Tensor, first: tf.Tensor, count: tf.Tensor, *flat: tf.Tensor) -> list[tf.Tensor]:
+            records = tf.nest.pack_sequence_as(missing, flat)
             if self._load is None:  # here, once, and not by all threads
                 one = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), records)
                 self._load = self._graph.get_concrete_function(one)
@@ -126,7 +135,7 @@ class Gaps:
             tensor.set_shape([None, *(spec.shape if spec is not None else ())])
         return positions, tf.nest.pack_sequence_as(row_spec, columns), others
 
-    def _load_all(self, records):
+    def _load_all(self, records: list[dict[str, tf.Tensor]]) -> list[tuple[int, dict[str, tf.Tensor], bool]]:
         """[(position, row, whether another stands in)] of those that can be loaded."""
         pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
         try:
@@ -155,7 +164,7 @@ class Gaps:
                     tries += 1
         return None
 
-    def _note(self, record, index, error):
+    def _note(self, record: dict[str, tf.Tensor], index: int, error: Exception) -> None:
         """Remember, and name on stderr, an image that cannot be decoded; once for all pipelines of the source."""
         reason = reason_of(error) if isinstance(error, tf.errors.OpError) else "not a tf.train.Example"
         with self._lock:
@@ -172,7 +181,7 @@ class Gaps:
     def _name(self, record):
         return self._source.name_in_graph(record).numpy().decode(errors="replace")
 
-    def _check(self, last, first, count, lost):
+    def _check(self, last: int, first: int, count: int, lost: np.ndarray) -> None:
         """Refuse a gap of more than a batch; positions last + 1 .. first - 1, and `lost`, stay without an image of their own."""
         if self._most is None:
             return
@@ -186,7 +195,7 @@ class Gaps:
             )
 
 
-def _row(records, i):
+def _row(records: dict[str, tf.Tensor], i: int) -> dict[str, tf.Tensor]:
     return tf.nest.map_structure(lambda x: x[i], records)
 
 

@@ -1,11 +1,15 @@
 """Whether splits of one data set share images: what was learned from must not be measured on."""
 
-import itertools
+from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
+
+from tfssl.data.sources.base import Source
 from tfssl.errors import UserError
 
 
-def check(sources):
+def check(sources: Mapping[str, Source]) -> None:
     """Raise UserError where two of {part: source} share images."""
     remedy = "take parts such as train[:90%] and train[90%:] where there is no other split"
     for one, other in itertools.combinations(sources, 2):
@@ -17,7 +21,7 @@ def check(sources):
             )
 
 
-def overlap(one, other):
+def overlap(one: Source, other: Source) -> bool:
     """Whether two sources of one data set have images in common."""
     if one.split == other.split:
         return True
@@ -25,5 +29,5 @@ def overlap(one, other):
         pairs = itertools.product(one.ranges, other.ranges)
         return any(a == b and max(i, k) < min(j, m) for (a, i, j), (b, k, m) in pairs)
     few, many = sorted((one, other), key=lambda source: source.num_examples)
-    few = {few.name(i) for i in range(few.num_examples)}
-    return any(many.name(i) in few for i in range(many.num_examples))
+    names = {few.name(i) for i in range(few.num_examples)}
+    return any(many.name(i) in names for i in range(many.num_examples))

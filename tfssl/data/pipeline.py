@@ -4,17 +4,32 @@ Row r of global batch s is example number n = s * batch_size + r, and it is a pu
 step, and several can share a batch, without any state to save.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import tensorflow as tf
 
 from tfssl.data.gaps import Gaps
 from tfssl.data.ops import image
 from tfssl.data.segments import SEGMENT, Segment, plain, readable, segment_of, segments
 from tfssl.data.service import examples as service_examples
+from tfssl.data.sources.base import Source
 
 
 def training_batches(
-    source, example, batch_size, seed=0, start_step=0, steps=None, rows=None, chunk=None, endless=False, service=None
-):
+    source: Source,
+    example: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    batch_size: int,
+    seed: int = 0,
+    start_step: int = 0,
+    steps: int | None = None,
+    rows: tuple[int, int] | None = None,
+    chunk: int | None = None,
+    endless: bool = False,
+    service: tuple[str, str | None] | None = None,
+) -> tf.data.Dataset:
     """The batches of a training run, from step `start_step` on.
 
     Args:
@@ -40,7 +55,7 @@ def training_batches(
     load = _loader(source, example, seed)
 
     @plain
-    def numbered(position, replaced, rows):
+    def numbered(position: tf.Tensor, replaced: tf.Tensor, rows: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return {
             **rows,
             "replaced": replaced,
@@ -50,18 +65,20 @@ def training_batches(
         }
 
     @plain
-    def fill(last, segment):
+    def fill(
+        last: tf.Tensor, loaded: tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Each position without an image gets that of the next one that has any: those up to `last` have been filled before."""
         segment = Segment(gaps, *segment)
 
-        def filled_up():
+        def filled_up() -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
             position, rows, others = segment.closed(last)
             filled = tf.range(last + 1, tf.concat([last[None], position], 0)[-1] + 1)
             by = tf.searchsorted(position, filled)
             replaced = tf.gather(others, by) | (tf.gather(position, by) != filled)
             return filled, replaced, tf.nest.map_structure(lambda x: tf.gather(x, by), rows)
 
-        def whole():
+        def whole() -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
             return segment.positions, tf.zeros_like(segment.positions, tf.bool), segment.rows
 
         batch = tf.cond(segment.is_whole & (last + 1 == segment.first), whole, filled_up)
@@ -89,7 +106,9 @@ def training_batches(
     return _known_to_be(endless, data).prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
-def first_examples(source, example, count, seed=0):
+def first_examples(
+    source: Source, example: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], count: int, seed: int = 0
+) -> tf.data.Dataset:
     """The first examples of a run that can be read, up to `count`, as one batch, to look at: "image", "label", "index", "number", "seed".
 
     No batch where none of the first ones can: the run itself tries again, and says why.
@@ -97,18 +116,20 @@ def first_examples(source, example, count, seed=0):
     load = _loader(source, example, seed)
 
     @plain
-    def numbered(record):
+    def numbered(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return {**load(record), "number": record["number"], "seed": tf.cast(seed, tf.int64)}
 
     records = source.records(seed=seed).take(count + SEGMENT)
     return records.map(numbered, tf.data.AUTOTUNE).ignore_errors().take(count).batch(count)
 
 
-def _loader(source, example, seed):
+def _loader(
+    source: Source, example: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], seed: int
+) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
     """A function (record) -> one training example: {"image": decoded and augmented by the seed and its number, "label", "index"}."""
 
     @plain
-    def load(record):
+    def load(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         fetched = source.fetch(record)
         image = example(fetched["image"], tf.stack([tf.cast(seed, tf.int64), record["number"]]))
         return {"image": image, "label": fetched["label"], "index": fetched["index"]}
@@ -116,7 +137,14 @@ def _loader(source, example, seed):
     return load
 
 
-def evaluation_batches(source, example, batch_size, rows=None, chunk=None, endless=False):
+def evaluation_batches(
+    source: Source,
+    example: Callable[[tf.Tensor, None], tf.Tensor],
+    batch_size: int,
+    rows: tuple[int, int] | None = None,
+    chunk: int | None = None,
+    endless: bool = False,
+) -> tf.data.Dataset:
     """One pass over a source in split order, without randomness; images that cannot be decoded are left out.
 
     The last batch is filled with blank rows of weight 0, so that all batches have one static shape. `example` is called with seed None.
@@ -125,7 +153,7 @@ def evaluation_batches(source, example, batch_size, rows=None, chunk=None, endle
     chunk = chunk or high - low
 
     @plain
-    def load(record):
+    def load(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         fetched = source.fetch(record)
         example_ = {"image": example(fetched["image"], None), "label": fetched["label"], "index": fetched["index"]}
         extra = {"number": record["number"], "seed": tf.constant(0, tf.int64), "weight": 1.0, "replaced": False}
@@ -145,5 +173,5 @@ def evaluation_crops(source, size, resize, batch_size):
     return evaluation_batches(source, lambda encoded, _: image.resize_central_crop(encoded, size, resize), batch_size)
 
 
-def _known_to_be(endless, data):
+def _known_to_be(endless: bool, data: tf.data.Dataset) -> tf.data.Dataset:
     return data.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)) if endless else data

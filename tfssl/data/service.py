@@ -3,18 +3,22 @@
 Each epoch is handed out in parts to whichever worker is free, so every image comes once per epoch, in an order that nobody knows.
 """
 
+from __future__ import annotations
+
 import functools
 import re
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import tensorflow as tf
 
+from tfssl.data.sources.base import Source
 from tfssl.errors import UserError
 
 
-def check(address, timeout=60.0):
+def check(address: str, timeout: float = 60.0) -> None:
     """Wait until the service at an address has delivered a first example; do nothing for an empty address.
 
     Args:
@@ -41,7 +45,7 @@ def check(address, timeout=60.0):
                     f"--data_service={address}: nobody listens there {more}: {e}; python -m tfssl.data_service starts one"
                 ) from e
             time.sleep(min(0.5, timeout / 10))
-    arrived = []
+    arrived: list[int | Exception] = []
     asking = threading.Thread(target=_ask, args=(address, arrived), daemon=True)
     asking.start()
     asking.join(max(0.1, end - time.monotonic()))
@@ -53,7 +57,7 @@ def check(address, timeout=60.0):
         )
 
 
-def _ask(address, arrived):
+def _ask(address: str, arrived: list[int | Exception]) -> None:
     """Append to `arrived` the one element 0 of a data set that the service's workers make, or what went wrong."""
     service = tf.data.experimental.service
     try:
@@ -63,7 +67,15 @@ def _ask(address, arrived):
         arrived.append(e)
 
 
-def examples(source, load, seed, first_epoch, epochs, address, job=None):
+def examples(
+    source: Source,
+    load: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
+    seed: int,
+    first_epoch: int,
+    epochs: int,
+    address: str,
+    job: str | None = None,
+) -> tf.data.Dataset:
     """What `load(record)` makes of the records of a source, computed by the workers of a tf.data service.
 
     Args:
@@ -80,7 +92,7 @@ def examples(source, load, seed, first_epoch, epochs, address, job=None):
     """
     service = tf.data.experimental.service
 
-    def part(epoch):
+    def part(epoch: int) -> tf.data.Dataset:
         return source.epoch_to_share(seed, tf.constant(epoch, tf.int64)).map(load, tf.data.AUTOTUNE)
 
     policy, spec = service.ShardingPolicy.DYNAMIC, part(0).element_spec

@@ -1,11 +1,14 @@
 """What modules are called in tables: their names, from their handles."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Iterable
 
 from tfssl.errors import UserError
 
 
-def named(values):
+def named(values: Iterable[str]) -> dict[str, str]:
     """{name to show: handle} of --module's values, NAME=HANDLE or HANDLE, in their order.
 
     What exists goes first: a folder `lr=0.1/module/4` is that folder and not one named lr, and values that make the path of something
@@ -33,7 +36,7 @@ def named(values):
     return dict(zip(shown, handles))  # noqa: B905 (Python 3.9)
 
 
-def _parted(value):
+def _parted(value: str) -> tuple[str | None, str]:
     """(name or None, handle) of NAME=HANDLE or HANDLE."""
     name, equals, handle = value.partition("=")
     if not equals or set(name) & set("/:") or _exists(value):  # an URL may hold a = further on
@@ -41,12 +44,12 @@ def _parted(value):
     return name, handle
 
 
-def _exists_in_part(value):
+def _exists_in_part(value: str) -> bool:
     """Whether the handle of NAME=HANDLE or HANDLE exists."""
     return _exists(_parted(value)[1])
 
 
-def _exists(path):
+def _exists(path: str) -> bool:
     if "://" not in path:
         return os.path.exists(os.path.expanduser(path))
     if path.startswith(("http://", "https://")):
@@ -59,7 +62,7 @@ def _exists(path):
         return False
 
 
-def short_name(handle):
+def short_name(handle: str) -> str:
     """What tells modules apart at a glance: the last part of the path that is neither a number nor "module"."""
     if handle.startswith("https://"):
         handle = handle.partition("#")[0]  # the digest

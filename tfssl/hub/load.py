@@ -1,11 +1,15 @@
 """Opens any Hub module: one of ours, or whatever takes a batch of float32 RGB images in [0, 1] and returns features."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import re
 import sys
 import tarfile
+from collections.abc import Callable, Iterable
+from typing import Any, TypedDict, cast
 
 import tensorflow as tf
 
@@ -18,7 +22,24 @@ _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _IMAGENET_RESIZE = 256 / 224  # shorter side over crop, as in most published evaluations
 
 
-def load(handle):
+class Facts(TypedDict, total=False):
+    """The tfssl.json of a module of ours, as far as it is read here."""
+
+    crop: int
+    resize: int
+    kind: str
+    task: str
+    endpoint: str
+    endpoints: list[str]
+    class_names: list[str]
+    features: dict[str, Any]  # sizes: D, or [h, w, C]
+    training_flags: dict[str, Any]
+    encoder: dict[str, Any]
+    min_image_size: int
+    num_classes: int
+
+
+def load(handle: str | os.PathLike[str]) -> Module:
     """Open a Hub module.
 
     Args:
@@ -46,21 +67,22 @@ class Module:
       identity: hex digest of graph, assets and checksums of the weights: equal modules in two places have one identity.
     """
 
-    def __init__(self, handle, folder):
-        self.handle, self._shapes = handle, {}
+    def __init__(self, handle: str, folder: str) -> None:
+        self.handle = handle
+        self._shapes: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}
         self.identity = _identity(folder)
         self.facts = _facts(folder)
         _announce(handle, self.facts)
         try:
             # TF1's Hub modules hold several graphs; the one without tags is for inference.
-            tags = [] if tf.io.gfile.exists(os.path.join(folder, "tfhub_module.pb")) else None
+            tags: list[str] | None = [] if tf.io.gfile.exists(os.path.join(folder, "tfhub_module.pb")) else None
             self.model = tf.saved_model.load(_plain(folder), tags=tags)
         except Exception as e:  # a damaged file raises whatever its parser happens to raise
             raise UserError(f"module {handle!r}: this SavedModel cannot be read: {_complaint(e)}") from e
         self._function = self._find_function()
         self._batch = self._fixed_batch()
 
-    def endpoints(self, images, training=False):
+    def endpoints(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Named features of float32 images [N, H, W, 3] in [0, 1]: a dict in depth order (by name for a module that is
         not ours). With `training` as in training, where the module knows a difference. A module that is fixed to B images at once gets
         them B by B, blank images at the end."""
@@ -75,7 +97,7 @@ class Module:
         outputs = tf.map_fn(lambda part: self._named(self._function(part, training)), images, fn_output_signature=specs)
         return {name: tf.reshape(x, [-1, *x.shape[2:]])[:rows] for name, x in outputs.items()}
 
-    def _named(self, outputs):
+    def _named(self, outputs: Any) -> dict[str, tf.Tensor]:
         """A dict of tensors in depth order, of whatever a module returns; UserError of several tensors without names."""
         if not isinstance(outputs, dict):
             outputs = {"output": outputs}
@@ -95,7 +117,7 @@ class Module:
         return {name: tensors[name] for name in self._ordered(tensors)}
 
     @property
-    def variables(self):
+    def variables(self) -> list[tf.Variable]:
         """All its variables: those that it lists, or else those that its functions read."""
         listed = getattr(self.model, "variables", None)
         if listed is None:
@@ -103,11 +125,11 @@ class Module:
         return list({id(v): v for v in listed}.values())
 
     @property
-    def trainable_variables(self):
+    def trainable_variables(self) -> list[tf.Variable]:
         listed = getattr(self.model, "trainable_variables", None)
         return [v for v in self.variables if v.trainable] if listed is None else list(listed)
 
-    def shapes(self, image_size):
+    def shapes(self, image_size: int | tuple[int, int]) -> dict[str, tuple[int, ...]]:
         """The shape of each endpoint for images of a size, (height, width) or the side of squares, without the batch:
         {name: (H, W, C) or (D,)}, in depth order.
 
@@ -131,8 +153,8 @@ class Module:
                 given = tf.TensorSpec([self._batch, *size, 3], tf.float32)
                 takes = [spec for spec in self._specs() if not spec.is_compatible_with(given)]
                 if takes and len(takes) == len(self._specs()):
-                    takes = " or ".join(dict.fromkeys(map(_spelled, takes)))
-                    why = f"it takes {takes}{hint}{_REMEDIES['channels' if ' 3, ' in takes else 'other']}"
+                    forms = " or ".join(dict.fromkeys(map(_spelled, takes)))
+                    why = f"it takes {forms}{hint}{_REMEDIES['channels' if ' 3, ' in forms else 'other']}"
                 else:
                     why = f"{_complaint(e)}{hint}"
                 what = f"{size[0]}x{size[1]} float32 RGB images, [N, {size[0]}, {size[1]}, 3] in [0, 1]"
@@ -149,7 +171,7 @@ class Module:
             self._shapes[size] = usable
         return self._shapes[size]
 
-    def sizes(self, image_size=None, resize=None):
+    def sizes(self, image_size: int | None = None, resize: int | None = None) -> tuple[int, int]:
         """(crop size, shorter side before the crop), in pixels: as asked, or the module's own, or resize = size * 256 /
         224."""
         ratio = self.facts["resize"] / self.facts["crop"] if self.facts else _IMAGENET_RESIZE
@@ -168,11 +190,11 @@ class Module:
             raise UserError(f"resize={resize} is smaller than image_size={size}: the crop would leave the image")
         return size, resize
 
-    def _ordered(self, names):
+    def _ordered(self, names: Iterable[str]) -> list[str]:
         depth = self.facts.get("endpoints") or []
         return sorted(names, key=lambda name: (depth.index(name) if name in depth else len(depth), name))
 
-    def _find_function(self):
+    def _find_function(self) -> Callable[[tf.Tensor, bool], Any]:
         endpoints = getattr(self.model, "endpoints", None)
         if callable(endpoints):
             return lambda images, training: endpoints(images, training=training)
@@ -189,7 +211,7 @@ class Module:
             f"module {self.handle!r} has no function of images alone; its signatures are: {', '.join(names) or 'none'}"
         )
 
-    def _call(self, images, training):
+    def _call(self, images: tf.Tensor, training: bool) -> Any:
         for argument in ("training", "trainable"):  # the second is what SimCLR's modules call it
             try:
                 return self.model(images, **{argument: training})
@@ -197,19 +219,19 @@ class Module:
                 pass
         return self.model(images)
 
-    def _static_size(self):
+    def _static_size(self) -> int | None:
         """The side of the square images that a traced function or signature is fixed to; None if it is not."""
         for spec in self._specs():
             if spec.shape.rank == 4 and spec.shape[1] and spec.shape[1] == spec.shape[2]:
                 return spec.shape[1]
         return None
 
-    def _fixed_batch(self):
+    def _fixed_batch(self) -> int | None:
         """How many images at once all its traced functions are fixed to, the largest number; None if they are not."""
         sizes = [spec.shape[0] for spec in self._specs() if spec.shape.rank == 4]
         return max(sizes) if sizes and all(sizes) else None
 
-    def _specs(self):
+    def _specs(self) -> list[tf.TensorSpec]:
         """What its traced functions take for images: the first tensor of each that has a rank above 1."""
         found = []
         for function in self._traced():
@@ -217,13 +239,13 @@ class Module:
             found += [s for s in specs if s.shape.rank is None or s.shape.rank > 1][:1]
         return found
 
-    def _traced(self):
+    def _traced(self) -> list[tf.types.experimental.GenericFunction]:
         """Its functions, each for one form of input."""
         call = self.model.__call__ if callable(self.model) else None
         return [*getattr(call, "concrete_functions", []), *getattr(self.model, "signatures", {}).values()]
 
 
-def _resolve(handle):
+def _resolve(handle: str) -> str:
     """The folder that holds saved_model.pb."""
     if handle.startswith(("http://", "https://")):
         return _unpack(remote.fetch(handle))
@@ -256,7 +278,7 @@ def _resolve(handle):
     )
 
 
-def _way_from(file):
+def _way_from(file: str) -> str:
     """How to come from a file to a SavedModel."""
     stem, ending = os.path.splitext(file)
     if ending in (".keras", ".h5", ".hdf5"):
@@ -267,7 +289,7 @@ def _way_from(file):
     return "give the folder of one (tfssl-export makes one), a .tar.gz of it, or a URL"
 
 
-def _unpack(path):
+def _unpack(path: str) -> str:
     """Unpack a tarball into a folder that is removed at exit; only plain files and folders inside it are taken."""
     folder = files.scratch("tfssl-module-")
     try:
@@ -290,7 +312,7 @@ def _unpack(path):
     return roots[0]
 
 
-def _plain(folder):
+def _plain(folder: str) -> str:
     """Another name of a folder whose own TensorFlow would take for a pattern. It lasts as long as the process: a module's functions may
     read its assets at any time."""
     if not files.is_local(folder) or not files.PATTERN.search(os.path.abspath(folder)):
@@ -300,7 +322,7 @@ def _plain(folder):
     return link
 
 
-def _identity(folder):
+def _identity(folder: str) -> str:
     # variables.index holds a checksum of every tensor, so the (large) weights themselves need not be read.
     digest = hashlib.sha256()
     for name in ("saved_model.pb", "variables/variables.index", "assets/tfssl.json"):
@@ -311,7 +333,7 @@ def _identity(folder):
     return digest.hexdigest()
 
 
-def _facts(folder):
+def _facts(folder: str) -> Facts:
     path = os.path.join(folder, "assets", "tfssl.json")
     if not tf.io.gfile.exists(path):
         return {}
@@ -328,7 +350,7 @@ def _facts(folder):
         for name in ("endpoints", "class_names"):
             if not all(isinstance(text, str) for text in facts.get(name) or ()):
                 raise TypeError(f"{name} has an entry that is no text")
-        return facts
+        return cast(Facts, facts)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
         raise UserError(f"module: {path} is damaged: {type(e).__name__}: {_complaint(e)}") from e
 
@@ -337,10 +359,10 @@ _FACTS = {  # of tfssl.json: what is read here, and what it has to be where it i
     "kind": str, "task": str, "endpoint": str, "endpoints": list, "class_names": list, "features": dict, "training_flags": dict,
     "encoder": dict, "min_image_size": int, "num_classes": int,
 }  # fmt: skip
-_announced = set()  # handles
+_announced: set[str] = set()  # handles
 
 
-def _announce(handle, facts):
+def _announce(handle: str, facts: Facts) -> None:
     """Say, once, that a module which is not of tfssl-export, or comes from elsewhere, is a program."""
     elsewhere = "://" in handle
     if handle in _announced or (facts and not elsewhere):
@@ -360,18 +382,18 @@ _REMEDIES = {
 }
 
 
-def _spelled(spec):
+def _spelled(spec: tf.TensorSpec) -> str:
     """A tensor's type and shape: float32 [N, 32, 32, 3]."""
     shape = "of any shape" if spec.shape.rank is None else _dims(spec.shape)
     return f"{spec.dtype.name} {shape}"
 
 
-def _dims(shape):
+def _dims(shape: tf.TensorShape) -> str:
     first, *others = ["?" if d is None else str(d) for d in shape]
     return f"[{', '.join(['N' if first == '?' else first, *others])}]"
 
 
-def _complaint(error, length=1000):
+def _complaint(error: object, length: int = 1000) -> str:
     """What an exception says, on one line: without the traceback that TensorFlow prints first within a graph, and the names of nodes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     begins = [i for i, line in enumerate(lines) if re.match(r"[\w.]*Error: ", line)]

@@ -1,5 +1,7 @@
 """Modules at https addresses: fetched once, checked, and kept in a folder of the user's own."""
 
+from __future__ import annotations
+
 import hashlib
 import http.client
 import os
@@ -9,6 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from typing import IO
 
 from tfssl.errors import UserError, one_line
 from tfssl.storage import caches as cache
@@ -18,7 +21,7 @@ TIMEOUT = 30.0  # seconds without an answer, or without a byte of it
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 
 
-def fetch(handle):
+def fetch(handle: str) -> str:
     """The local archive of a module at an https address, downloaded unless it is kept already.
 
     It is kept as CACHE/modules/ADDRESS-CONTENT.tgz (parts of SHA-256 digests, that of the content whole), where CACHE is the environment's
@@ -33,10 +36,10 @@ def fetch(handle):
         whole or of another digest; the folder cannot be written, or is somebody else's.
     """
     address, _, fragment = handle.partition("#")
-    wanted = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
-    if fragment and not wanted:
+    told = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
+    if fragment and not told:
         raise UserError(f"module {handle!r}: after # there may stand sha256= and 64 hexadecimal digits")
-    wanted = wanted and wanted[1].lower()
+    wanted = told[1].lower() if told else None
     if not address.startswith("https://"):
         raise UserError(
             f"module {handle!r}: http:// is not encrypted: anybody on the way can put another program in its place. Use https://, or "
@@ -52,7 +55,7 @@ def fetch(handle):
         raise UserError(f"module {handle!r} cannot be downloaded: {one_line(e) or type(e).__name__}") from e
 
 
-def _private_folder():
+def _private_folder() -> str:
     folder = os.path.join(cache.cache_dir(), "modules")
     os.makedirs(folder, mode=0o700, exist_ok=True)
     if hasattr(os, "getuid") and os.stat(folder).st_uid != os.getuid():
@@ -63,11 +66,11 @@ def _private_folder():
     return folder
 
 
-def _key(address):
+def _key(address: str) -> str:
     return hashlib.sha256(address.encode()).hexdigest()[:16]
 
 
-def _kept(folder, address, wanted):
+def _kept(folder: str, address: str, wanted: str | None) -> str | None:
     """The newest undamaged archive of an address, of the wanted digest if there is one; None: there is none."""
     paths = [os.path.join(folder, name) for name in files.listdir(folder)]
     for path in sorted(paths, key=_modified, reverse=True):
@@ -81,14 +84,14 @@ def _kept(folder, address, wanted):
     return None
 
 
-def _modified(path):
+def _modified(path: str) -> float:
     try:
         return os.path.getmtime(path)
     except FileNotFoundError:  # another process has finished its own
         return 0.0
 
 
-def _download(handle, address, wanted, folder):
+def _download(handle: str, address: str, wanted: str | None, folder: str) -> str:
     asked = address
     if not address.partition("?")[0].endswith(_ARCHIVES):
         asked += ("&" if "?" in address else "?") + "tf-hub-format=compressed"
@@ -118,19 +121,27 @@ def _download(handle, address, wanted, folder):
         raise
 
 
-def _open(address):
+def _open(address: str) -> http.client.HTTPResponse:
     """The server's response, for `with`."""
     return urllib.request.build_opener(_EncryptedOnly()).open(address, timeout=TIMEOUT)
 
 
 class _EncryptedOnly(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, request, response, code, message, headers, address):
+    def redirect_request(
+        self,
+        request: urllib.request.Request,
+        response: IO[bytes],
+        code: int,
+        message: str,
+        headers: http.client.HTTPMessage,
+        address: str,
+    ) -> urllib.request.Request | None:
         if not address.startswith("https://"):
             raise urllib.error.URLError(f"the server redirects to {address}, which is not encrypted")
         return super().redirect_request(request, response, code, message, headers, address)
 
 
-def _copy(source, target=None):
+def _copy(source: IO[bytes], target: IO[bytes] | None = None) -> tuple[int, str]:
     """(bytes, SHA-256 in hexadecimal) of a file, which is copied to another."""
     digest, size = hashlib.sha256(), 0
     while block := source.read(1 << 20):

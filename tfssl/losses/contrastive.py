@@ -3,25 +3,39 @@
 Embeddings need not be normalised, for directions are compared; negatives of earlier steps are expected to be, for they are many.
 """
 
-import collections
+from __future__ import annotations
+
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from tfssl.losses import replicas
 from tfssl.losses.precision import at_least_float32
 
-Contrast = collections.namedtuple("Contrast", ["loss", "accuracy"])
-Contrast.__doc__ = """Per row: the cross-entropy of telling the positive among all candidates, and whether it scored highest (0 or 1)."""
+
+class Contrast(NamedTuple):
+    """Per row: the cross-entropy of telling the positive among all candidates, and whether it scored highest (0 or 1)."""
+
+    loss: tf.Tensor
+    accuracy: tf.Tensor
+
 
 NEVER = -1e9  # a logit that takes no part in a softmax
 
 
-def normalise(x):
+def normalise(x: tf.Tensor) -> tf.Tensor:
     """L2 norm 1 along the last axis, in float32 at least: [..., D]."""
     return tf.math.l2_normalize(at_least_float32(x), -1)
 
 
-def nt_xent(z1, z2, temperature=0.1, valid=None, keys=None, negatives=None):
+def nt_xent(
+    z1: tf.Tensor,
+    z2: tf.Tensor,
+    temperature: float = 0.1,
+    valid: tf.Tensor | None = None,
+    keys: tf.Tensor | None = None,
+    negatives: tf.Tensor | None = None,
+) -> Contrast:
     """Normalised temperature-scaled cross-entropy, among the views of all replicas (Chen et al., arXiv 2002.05709, Equation 1).
 
     Args:
@@ -53,7 +67,7 @@ def nt_xent(z1, z2, temperature=0.1, valid=None, keys=None, negatives=None):
     return Contrast(*(tf.reduce_mean(tf.reshape(value, [rows, 2]), 1) for value in found))
 
 
-def info_nce(queries, keys, negatives, temperature=0.07):
+def info_nce(queries: tf.Tensor, keys: tf.Tensor, negatives: tf.Tensor, temperature: float = 0.07) -> Contrast:
     """Each query's own key among negatives that all share (van den Oord et al., arXiv 1807.03748; He et al., arXiv 1911.05722).
 
     Args:
@@ -70,7 +84,7 @@ def info_nce(queries, keys, negatives, temperature=0.07):
     return classify(logits, tf.zeros([logits.shape[0]], tf.int32))
 
 
-def nce(positive, negative, noise, constant):
+def nce(positive: tf.Tensor, negative: tf.Tensor, noise: tf.Tensor | float, constant: tf.Tensor | float) -> Contrast:
     """Noise-contrastive estimation with uniform noise (Gutmann and Hyvarinen; Wu et al., arXiv 1805.01978, Equations 4 to 7).
 
     Args:
@@ -88,13 +102,13 @@ def nce(positive, negative, noise, constant):
     return Contrast(loss, tf.cast(positive >= highest, loss.dtype))
 
 
-def cosine_distance(predictions, targets):
+def cosine_distance(predictions: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     """Squared distance of the directions, 2 - 2 cos, of rows [N, D]: [N], from 0 to 4; no gradient flows to `targets`
     (Grill et al., arXiv 2006.07733, Equation 2)."""
     return 2 - 2 * tf.reduce_sum(normalise(predictions) * normalise(tf.stop_gradient(targets)), 1)
 
 
-def spread(z):
+def spread(z: tf.Tensor) -> tf.Tensor:
     """Standard deviation of the features of directions z [N, D] over all replicas' rows, times sqrt(D): near 1 where they are spread over
     the sphere, 0 where they have collapsed into one point (Chen and He, arXiv 2011.10566, Section 4.1). A scalar."""
     z = tf.stop_gradient(normalise(z))
@@ -103,7 +117,7 @@ def spread(z):
     return tf.reduce_mean(tf.sqrt(variance)) * z.shape[1] ** 0.5
 
 
-def classify(logits, labels):
+def classify(logits: tf.Tensor, labels: tf.Tensor) -> Contrast:
     """`Contrast` of logits [N, K] whose right column is `labels` [N]."""
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     right = tf.equal(tf.argmax(logits, 1, tf.int32), labels)

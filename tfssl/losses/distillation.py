@@ -1,11 +1,15 @@
 """Learning from a teacher's probabilities: Hinton et al., arXiv 1503.02531; Chen et al., arXiv 2006.10029, Section 2.3."""
 
+from __future__ import annotations
+
 import tensorflow as tf
 
 from tfssl.losses.precision import at_least_float32
 
 
-def distillation(logits, teacher_logits, temperature=1.0, scale_by_t2=False):
+def distillation(
+    logits: tf.Tensor, teacher_logits: tf.Tensor, temperature: float = 1.0, scale_by_t2: bool = False
+) -> tf.Tensor:
     """-sum_y P_T(y | x; t) log P_S(y | x; t), in float32 at least.
 
     Args:

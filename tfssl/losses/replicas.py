@@ -1,16 +1,18 @@
 """What losses need of other replicas: their rows, in shapes that are static and by operations that every strategy and XLA have."""
 
+from __future__ import annotations
+
 import math
 
 import tensorflow as tf
 
 
-def count():
+def count() -> int:
     """How many replicas compute this step together: int."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def gather(x):
+def gather(x: tf.Tensor) -> tf.Tensor:
     """The rows of all replicas, in the order of the replicas: [n, ...] -> [count() * n, ...]; call it on each replica.
 
     Each replica puts its rows into its own slot of zeros, and the slots are summed. That is differentiable: a row's gradient is the sum
@@ -26,7 +28,7 @@ def gather(x):
     return tf.reshape(context.all_reduce("SUM", slots), [replicas * x.shape[0], *x.shape[1:]])
 
 
-def gather_bytes(x):
+def gather_bytes(x: tf.Tensor) -> tf.Tensor:
     """`gather` of uint8 [n, ...], such as images, in a quarter of the traffic of floats: eight bytes travel as one integer, whose sum with
     zeros is exact. (No strategy adds bytes; GPUs have few kernels for int32.)"""
     rows, size = x.shape[0], math.prod(x.shape[1:])
@@ -36,14 +38,14 @@ def gather_bytes(x):
     return tf.reshape(flat, [words.shape[0], *x.shape[1:]])
 
 
-def first_row(rows):
+def first_row(rows: int) -> tf.Tensor:
     """Where this replica's rows begin among the gathered ones; `rows` is n, the rows of one replica. An int32 scalar."""
     if count() == 1:
         return tf.constant(0)
     return tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32) * rows
 
 
-def mean(x):
+def mean(x: tf.Tensor) -> tf.Tensor:
     """The mean over replicas of a tensor that each replica has for itself."""
     replicas = count()
     if replicas == 1:
@@ -51,7 +53,7 @@ def mean(x):
     return tf.distribute.get_replica_context().all_reduce("SUM", x) / replicas
 
 
-def share(x):
+def share(x: tf.Tensor) -> tf.Tensor:
     """This replica's part of rows that all replicas have: [count() * n, ...] -> [n, ...]."""
     rows = x.shape[0] // count()
     return x if count() == 1 else tf.slice(x, [first_row(rows)] + [0] * (x.shape.rank - 1), [rows, *x.shape[1:]])

@@ -1,12 +1,20 @@
 """Codes of equal use: the Sinkhorn-Knopp iterations of SwAV."""
 
+from __future__ import annotations
+
 import tensorflow as tf
 
 from tfssl.losses import replicas
 from tfssl.losses.precision import at_least_float32
 
 
-def sinkhorn(scores, epsilon=0.05, iterations=3, active=None, own=None):
+def sinkhorn(
+    scores: tf.Tensor,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    active: tf.Tensor | None = None,
+    own: int | None = None,
+) -> tf.Tensor:
     """Assigns rows to prototypes so that all prototypes are used alike (Caron et al., arXiv 2006.09882, Section 3.1).
 
     The rows of all replicas are assigned together; no gradient flows.
@@ -34,12 +42,12 @@ def sinkhorn(scores, epsilon=0.05, iterations=3, active=None, own=None):
     return codes[:own]
 
 
-def _sum(x):
+def _sum(x: tf.Tensor) -> tf.Tensor:
     if replicas.count() == 1:
         return x
     return tf.distribute.get_replica_context().all_reduce("SUM", x)
 
 
-def _largest(x):
+def _largest(x: tf.Tensor) -> tf.Tensor:
     """Over all replicas; of a scalar, by gathering, since a maximum is no reduction that every strategy offers."""
     return tf.reduce_max(replicas.gather(x[None]))

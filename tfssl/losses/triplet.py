@@ -1,5 +1,7 @@
 """The triplet loss with semi-hard negatives: Schroff et al., "FaceNet", CVPR 2015, section 3.2, over all positive pairs of a batch."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -16,7 +18,7 @@ class Triplets(NamedTuple):
     auc: tf.Tensor  # share of (positive, negative) with the positive strictly nearer; 0 where there are none
 
 
-def triplet_semihard(labels, embeddings, margin=0.5):
+def triplet_semihard(labels: tf.Tensor, embeddings: tf.Tensor, margin: float = 0.5) -> tf.Tensor:
     """The mean of max(0, margin + D(a,p) - D(a,n)) over all ordered pairs (a, p) of one label; D is the squared Euclidean distance.
 
     The negative n is the nearest of another label with D(a,n) > D(a,p); where there is none, the farthest. Value and gradient are those
@@ -34,7 +36,13 @@ def triplet_semihard(labels, embeddings, margin=0.5):
     return tf.math.divide_no_nan(tf.reduce_sum(triplets.loss), tf.reduce_sum(triplets.pairs))
 
 
-def semihard_triplets(labels, embeddings, margin=0.5, anchors=None, valid=None):
+def semihard_triplets(
+    labels: tf.Tensor,
+    embeddings: tf.Tensor,
+    margin: float = 0.5,
+    anchors: tf.Tensor | None = None,
+    valid: tf.Tensor | None = None,
+) -> Triplets:
     """The same, anchor by anchor.
 
     Args:
@@ -66,14 +74,16 @@ def semihard_triplets(labels, embeddings, margin=0.5, anchors=None, valid=None):
     return Triplets(loss, _count(positive, loss.dtype), losing, auc)  # n
 
 
-def _squared_distances(x, y):
+def _squared_distances(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """[n, D] and [m, D] -> [n, m]. Its gradient is finite everywhere."""
     squares = tf.reduce_sum(x * x, 1)[:, None] + tf.reduce_sum(y * y, 1)
     distances = squares - 2 * tf.matmul(x, y, transpose_b=True)
     return tf.where(distances <= 0, tf.zeros_like(distances), distances)  # rounding; a NaN stays
 
 
-def _choose(distances, positive, negative, margin):
+def _choose(
+    distances: tf.Tensor, positive: tf.Tensor, negative: tf.Tensor, margin: float
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Which distances make the loss, and how often: +1 for the positive of a pair that loses, -1 for its negative.
 
     One sort per row merges positives and negatives; the negative of a positive is then the last one before it.
@@ -107,7 +117,7 @@ def _choose(distances, positive, negative, margin):
     return weights, tf.math.divide_no_nan(nearer, pairs * others)
 
 
-def _running_max(x):
+def _running_max(x: tf.Tensor) -> tf.Tensor:
     """Along the rows of [n, m], in log2(m) steps: compiled for a CPU, XLA's own cumulative operations take m^2."""
     step = 1
     while step < x.shape[1]:
@@ -116,7 +126,7 @@ def _running_max(x):
     return x
 
 
-def _add_at(columns, values):
+def _add_at(columns: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     """[n, m]: within each row, the sums of the values [n, m] that have the same column number [n, m]."""
     rows, size = values.shape
     flat = columns + size * tf.range(rows)[:, None]
@@ -124,5 +134,5 @@ def _add_at(columns, values):
     return tf.reshape(total, [rows, size])
 
 
-def _count(mask, dtype):
+def _count(mask: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(mask, dtype), 1)

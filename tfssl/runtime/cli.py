@@ -3,6 +3,8 @@
 Imports no TensorFlow, so that `--help` and a mistyped flag are answered at once.
 """
 
+from __future__ import annotations
+
 import contextlib
 import gc
 import logging as std_logging
@@ -22,7 +24,7 @@ from tfssl.runtime import console
 from tfssl.runtime.watchdog import STATUS, WATCHDOG, Stopped
 from tfssl.storage import files
 
-_SECTIONS = {}  # name of a section -> names of its flags, in the order of definition
+_SECTIONS: dict[str, list[str]] = {}  # name of a section -> names of its flags, in the order of definition
 
 
 def run(
@@ -65,7 +67,7 @@ def run(
             )
         return positional
 
-    def guarded_main(argv):
+    def guarded_main(argv: list[str]) -> None:
         try:
             _import_tensorflow()
             main(argv)
@@ -79,7 +81,7 @@ def run(
 
             _fail(name, failures.explain(e, getattr(flags.FLAGS, "workdir", None)))
 
-    def guarded_parse(argv):
+    def guarded_parse(argv: list[str]) -> list[str]:
         try:
             return parse(argv)
         except (UserError, flags.Error) as e:
@@ -95,13 +97,13 @@ def run(
         _fail(name, told)
 
 
-def _is_for_users(record):
+def _is_for_users(record: std_logging.LogRecord) -> bool:
     """Not so Keras's lines about a function of its own that needs no AutoGraph, and about callbacks that take longer than a short step."""
     text = record.getMessage()
     return "create_autocast_variable" not in text and "is slow compared to the batch time" not in text
 
 
-def _import_tensorflow():
+def _import_tensorflow() -> None:
     """Import TensorFlow without the lines that newer ones print at import, whatever the log level is."""
     gc.disable()  # A million objects, all of which stay: looking through them again and again takes a tenth of the import,
     try:
@@ -113,7 +115,7 @@ def _import_tensorflow():
 
 
 @contextlib.contextmanager
-def _routine_hidden():
+def _routine_hidden() -> Iterator[None]:
     """Keep from stderr the lines that TensorFlow's library logs, unless TF_CPP_MIN_LOG_LEVEL asks for them."""
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] < "2":
         yield
@@ -174,8 +176,9 @@ def expand_flagfiles(argv: Sequence[str], folder: str = "") -> list[str]:
     return expanded
 
 
-def _expand(args, folder, including):
-    expanded, rest = [], iter(args)
+def _expand(args: Sequence[str], folder: str, including: tuple[str, ...]) -> list[str]:
+    expanded: list[str] = []
+    rest = iter(args)
     for arg in rest:
         if arg == "--":
             return [*expanded, arg, *rest]
@@ -192,7 +195,7 @@ def _expand(args, folder, including):
     return expanded
 
 
-def _read(path):
+def _read(path: str) -> str:
     try:
         if "://" not in path:
             with open(path, "rb") as f:
@@ -209,7 +212,7 @@ def _read(path):
         raise UserError(f"flagfile {path} cannot be read: {one_line(e)}") from e
 
 
-def _find_flagfile(value, folder):
+def _find_flagfile(value: str, folder: str) -> str:
     remote = value if "://" in value else f"{folder}/{value}" if "://" in folder and not os.path.isabs(value) else None
     if remote and not value.startswith("tfssl:"):
         import tensorflow as tf
@@ -239,19 +242,19 @@ def _find_flagfile(value, folder):
     raise UserError(f"no flagfile {value!r} (looked for {' and '.join(candidates)}){hint}")
 
 
-def define_switch(name, default, words, text):
+def define_switch(name: str, default: bool | str | None, words: Sequence[str], text: str) -> None:
     """A boolean flag, --NAME or --noNAME, that also takes some words: --NAME=WORD."""
     flags.DEFINE_flag(flags.Flag(_Switch(words), None, name, default, text, boolean=True))
 
 
 class _Switch(flags.BooleanParser):
-    def __init__(self, words):
+    def __init__(self, words: Sequence[str]) -> None:
         super().__init__()
         self._words = words
 
-    def parse(self, argument):
+    def parse(self, argument: str | bool | int) -> bool | str | None:  # type: ignore[override]  # a word stays itself
         if argument in self._words:
-            return argument
+            return str(argument)
         try:
             return super().parse(argument)
         except ValueError as error:
@@ -261,18 +264,18 @@ class _Switch(flags.BooleanParser):
 class section(contextlib.ContextDecorator):
     """`with section("Data"): flags.DEFINE_...` puts the flags under one heading of `--help`; `@section("Data")` those of a function."""
 
-    def __init__(self, heading):
+    def __init__(self, heading: str) -> None:
         self.heading = heading
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self.before = set(flags.FLAGS)
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         mine = [name for name in flags.FLAGS._flags() if name not in self.before]
         _SECTIONS.setdefault(self.heading, []).extend(mine)
 
 
-def usage(name, description):
+def usage(name: str, description: str | None) -> str:
     """The text of `--help`: the binary's docstring, then its flags by section, each with its default."""
     lines = [
         (description or "").strip(),

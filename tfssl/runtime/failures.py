@@ -14,7 +14,7 @@ from tfssl.errors import TROUBLES, one_line, trouble
 from tfssl.storage import files
 
 
-def explain(error, workdir=None):
+def explain(error: BaseException, workdir: str | None = None) -> str:
     """What to tell the user of an exception, in one line.
 
     Args:
@@ -49,7 +49,7 @@ def explain(error, workdir=None):
     return f"unexpected {type(error).__name__}: {one_line(text)}; the traceback is in {_keep_traceback(error, workdir)}"
 
 
-def _keep_traceback(error, workdir):
+def _keep_traceback(error: BaseException, workdir: str | None) -> str:
     """Write it to a file, and return the file's name."""
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     name = f"traceback-{time.strftime('%Y%m%d-%H%M%S')}-{files.unique()}.txt"

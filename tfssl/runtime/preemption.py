@@ -1,7 +1,11 @@
 """SIGTERM, which spot machines and schedulers send before they take a machine away, and SIGHUP, which a closed terminal sends: save, and
 leave with a status of its own."""
 
+from __future__ import annotations
+
 import signal
+from collections.abc import Callable, Mapping
+from types import FrameType
 
 import tensorflow as tf
 
@@ -32,9 +36,10 @@ class Preemption(tf.keras.callbacks.Callback):
 
     _supports_tf_logs = True
 
-    def __init__(self, save, step, strategy):
+    def __init__(self, save: Callable[[], object], step: Callable[[], int], strategy: tf.distribute.Strategy) -> None:
         super().__init__()
-        self.save, self.step, self.told = save, step, None
+        self.save, self.step = save, step
+        self.told: int | None = None
         self.workers_told = strategies.Agreement(strategy)
 
     def on_train_begin(self, logs=None):
@@ -53,30 +58,30 @@ class Preemption(tf.keras.callbacks.Callback):
         for s, handler in self.before.items():
             signal.signal(s, handler)
 
-    def _note(self, number, frame):
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT == self.told:
             self.told = None
             raise KeyboardInterrupt
         self.told = number
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, tf.Tensor] | None = None) -> None:
         self._look(TRAINING)
 
     # In validation too, though its figures are then missing: the grace before a machine goes can be shorter than a pass.
-    def on_test_batch_end(self, batch, logs=None):
+    def on_test_batch_end(self, batch: int, logs: Mapping[str, tf.Tensor] | None = None) -> None:
         self._look("waiting for a validation step or its images")
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: Mapping[str, tf.Tensor] | None = None) -> None:
         WATCHDOG.progress("tracing the first validation step, or waiting for its images")
 
-    def on_test_end(self, logs=None):
+    def on_test_end(self, logs: Mapping[str, tf.Tensor] | None = None) -> None:
         WATCHDOG.progress("summing up the validation")
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, tf.Tensor] | None = None) -> None:
         WATCHDOG.saved(self.step())
         WATCHDOG.progress(TRAINING)
 
-    def _look(self, doing):
+    def _look(self, doing: str) -> None:
         WATCHDOG.progress(doing)
         with WATCHDOG.during("waiting for the other hosts"):
             told = self.workers_told(1 if self.told else 0)

@@ -1,14 +1,17 @@
 """What this machine's processor computes in, and how TensorFlow is to be started on it; asked before TensorFlow loads."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import sys
 import warnings
+from collections.abc import Set as AbstractSet
 
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"  # TensorFlow's switch, read once, when its library loads
 
 
-def features(cpuinfo="/proc/cpuinfo"):
+def features(cpuinfo: str = "/proc/cpuinfo") -> set[str]:
     """The instruction sets of this processor as Linux names them, {"avx2", "avx512_bf16", ...}; empty where no such file says so."""
     with contextlib.suppress(OSError), open(cpuinfo, encoding="utf-8", errors="replace") as f:
         for line in f:
@@ -18,7 +21,7 @@ def features(cpuinfo="/proc/cpuinfo"):
     return set()
 
 
-def gains_from_onednn(features):
+def gains_from_onednn(features: AbstractSet[str]) -> bool:
     """Whether convolutions in oneDNN outrun TensorFlow's own: on x86 processors from AVX on, not with SSE alone (docs/results.md).
 
     TensorFlow itself uses oneDNN from AVX512-VNNI, AVX-VNNI or AMX on. ARM keeps its default, and macOS, whose builds have no oneDNN.
@@ -26,7 +29,7 @@ def gains_from_onednn(features):
     return "avx" in features
 
 
-def computes_bfloat16(features, limit=""):
+def computes_bfloat16(features: AbstractSet[str], limit: str = "") -> bool:
     """Whether oneDNN multiplies bfloat16 in hardware here: AVX512-BF16 or AMX. Elsewhere it is emulated, many times slower than float32.
 
     Args:
@@ -39,12 +42,12 @@ def computes_bfloat16(features, limit=""):
     return permitted and not features.isdisjoint(("avx512_bf16", "amx_bf16"))
 
 
-def bfloat16_here():
+def bfloat16_here() -> bool:
     """`computes_bfloat16` of this process, in which TensorFlow is loaded."""
     return onednn_is_on() and computes_bfloat16(features(), os.environ.get("ONEDNN_MAX_CPU_ISA", ""))
 
 
-def switch_on_onednn():
+def switch_on_onednn() -> None:
     """Have TensorFlow use oneDNN where that is faster, unless the user has decided; warn where TensorFlow was imported first without it."""
     if ONEDNN in os.environ or not gains_from_onednn(features()):
         return
@@ -58,7 +61,7 @@ def switch_on_onednn():
         )
 
 
-def onednn_is_on():
+def onednn_is_on() -> bool:
     """Whether the TensorFlow of this process uses oneDNN. (2.15 reads its variable once more for this answer: as it was at import.)"""
     try:
         from tensorflow.python.util._pywrap_util_port import IsMklEnabled

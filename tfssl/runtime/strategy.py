@@ -1,5 +1,7 @@
 """Where a run computes: the distribution strategy, its input, precision and determinism."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import hashlib
 import json
@@ -9,8 +11,11 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from tfssl.errors import UserError, one_line
@@ -21,8 +26,20 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 _THREADS = 64  # hosts that are asked at once
 REMIND = 30  # seconds between lines that name the hosts which are waited for
 
+_Source = TypeVar("_Source", contravariant=True)
 
-def start(seed=0, precision="float32", deterministic=False):
+
+class Batches(Protocol[_Source]):
+    """What makes batches of a source, a task; its arguments are those of `data.pipeline`."""
+
+    def dataset(
+        self, source: _Source, batch_size: int, seed: int, start_step: int, steps: int | None, **pipeline: Any
+    ) -> tf.data.Dataset: ...
+
+    def evaluation_dataset(self, source: _Source, batch_size: int, **pipeline: Any) -> tf.data.Dataset: ...
+
+
+def start(seed: int = 0, precision: str = "float32", deterministic: bool = False) -> None:
     """Process-wide settings; call it before any variable exists.
 
     Args:
@@ -38,7 +55,7 @@ def start(seed=0, precision="float32", deterministic=False):
         tf.config.experimental.enable_op_determinism()
 
 
-def auto_precision(strategy="auto"):
+def auto_precision(strategy: str = "auto") -> tuple[str, str]:
     """The fastest of PRECISIONS that needs no loss scaling, on the devices of a strategy: (precision, why).
 
     mixed_bfloat16 on TPUs, on GPUs of compute capability 8 and more, and on processors that multiply it in hardware; else float32. GPUs of
@@ -56,7 +73,7 @@ def auto_precision(strategy="auto"):
     return "float32", "a processor without bfloat16"
 
 
-def emulated(precision, strategy="auto"):
+def emulated(precision: str, strategy: str = "auto") -> str | None:
     """One line on what a precision costs that the processor has to emulate, or None where it does not."""
     if precision == "float32" or strategy == "tpu" or tf.config.list_physical_devices("GPU"):
         return None
@@ -68,11 +85,17 @@ def emulated(precision, strategy="auto"):
     )
 
 
-def _compute_capability(gpu):
+def _compute_capability(gpu: tf.config.PhysicalDevice) -> tuple[int, int]:
     return tf.config.experimental.get_device_details(gpu).get("compute_capability") or (0, 0)
 
 
-def build(name="auto", tpu="", tpu_zone=None, gcp_project=None, host_timeout=600):
+def build(
+    name: str = "auto",
+    tpu: str = "",
+    tpu_zone: str | None = None,
+    gcp_project: str | None = None,
+    host_timeout: float = 600,
+) -> tf.distribute.Strategy:
     """A `tf.distribute.Strategy`.
 
     Args:
@@ -122,16 +145,16 @@ def build(name="auto", tpu="", tpu_zone=None, gcp_project=None, host_timeout=600
     raise UserError(f"unknown strategy {name!r}: choose one of {', '.join(NAMES)}")
 
 
-def _own_address(config):
+def _own_address(config: str) -> str:
     """HOST:PORT of this process in the text of TF_CONFIG.
 
     Raises:
       UserError: it does not have TensorFlow's form, or no such entry.
     """
     try:
-        config = json.loads(config)
-        job, index = str(config["task"]["type"]), int(config["task"]["index"])
-        address = config["cluster"][job][index]
+        told = json.loads(config)
+        job, index = str(told["task"]["type"]), int(told["task"]["index"])
+        address = told["cluster"][job][index]
         if index < 0 or not re.fullmatch(r".+:\d+", address):
             raise ValueError(f"{job} {index} is {address!r}")
         return address
@@ -142,7 +165,7 @@ def _own_address(config):
         ) from e
 
 
-def _wait_for_hosts(timeout):
+def _wait_for_hosts(timeout: float) -> None:
     """Return once all hosts of TF_CONFIG answer at their ports, this one among them.
 
     TensorFlow would wait for ever, in silence, and where neither a signal nor another thread is heard. A host that has seen all others goes
@@ -150,7 +173,7 @@ def _wait_for_hosts(timeout):
     """
     hosts, me = _hosts()
     missing = {i: address for i, (_, address) in enumerate(hosts) if i != me}
-    begun, reminded = time.monotonic(), 0
+    begun, reminded = time.monotonic(), 0.0
     port = hosts[me][1].rpartition(":")[2]
     try:
         server = socket.create_server(("", int(port)), backlog=len(hosts) + 128)
@@ -176,7 +199,7 @@ def _wait_for_hosts(timeout):
             time.sleep(0.5)
 
 
-def _hosts():
+def _hosts() -> tuple[list[tuple[str, str]], int]:
     """([(what a person would call it, address)] of TF_CONFIG's processes, the number of this one)."""
     config = json.loads(os.environ["TF_CONFIG"])
     jobs = [job for job in ("chief", "worker") if job in config["cluster"]]
@@ -185,7 +208,7 @@ def _hosts():
     return [(f"{job} {i} ({address})", address) for job, i, address in hosts], me
 
 
-def _answers(address):
+def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
@@ -194,7 +217,7 @@ def _answers(address):
         return False
 
 
-def compare_hosts(strategy, facts, here):
+def compare_hosts(strategy: tf.distribute.Strategy, facts: Mapping[str, str], here: str) -> None:
     """Refuse to go on unless all hosts have the same facts; all of them have to call it, with facts of the same names.
 
     Args:
@@ -224,7 +247,9 @@ def compare_hosts(strategy, facts, here):
         )
 
 
-def check_batch(strategy, batch_size, accumulate_steps=1, bn_group_size=0):
+def check_batch(
+    strategy: tf.distribute.Strategy, batch_size: int, accumulate_steps: int = 1, bn_group_size: int = 0
+) -> None:
     """Raise a UserError unless `batch_size` divides over the replicas, their parts and the groups of batch statistics."""
     replicas = strategy.num_replicas_in_sync
     parts = {f"{replicas} replicas": replicas, f"--accumulate_steps={accumulate_steps}": accumulate_steps}
@@ -237,7 +262,16 @@ def check_batch(strategy, batch_size, accumulate_steps=1, bn_group_size=0):
         raise UserError(f"--batch_size={batch_size} does not divide over {over}: use {' or '.join(map(str, near))}")
 
 
-def training_data(strategy, model, source, batch_size, seed, start_step, steps, data_service=""):
+def training_data(
+    strategy: tf.distribute.Strategy,
+    model: Batches[_Source],
+    source: _Source,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    steps: int,
+    data_service: str = "",
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
     """The model's training batches, each replica's share its own element; `data_service` is the address of one that makes the examples."""
     service = (data_service, _job(strategy)) if data_service else None
     return _distribute(
@@ -247,7 +281,7 @@ def training_data(strategy, model, source, batch_size, seed, start_step, steps, 
     )
 
 
-def _job(strategy):
+def _job(strategy: tf.distribute.Strategy) -> str | None:
     """A name, of this start of this run, under which several input pipelines share a data service's examples; None where there is one."""
     if not several_workers(strategy) and not isinstance(strategy, tf.distribute.TPUStrategy):
         return None
@@ -257,11 +291,11 @@ def _job(strategy):
     return f"tfssl-{number}"
 
 
-def several_workers(strategy):
+def several_workers(strategy: tf.distribute.Strategy) -> bool:
     return strategy.extended._in_multi_worker_mode()
 
 
-def is_chief(strategy):
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process is the one of its run that talks and writes."""
     resolver = strategy.cluster_resolver if several_workers(strategy) else None
     if resolver is None or resolver.task_type == "chief":
@@ -269,14 +303,14 @@ def is_chief(strategy):
     return resolver.task_type == "worker" and resolver.task_id == 0 and "chief" not in resolver.cluster_spec().jobs
 
 
-def sum_over_workers(strategy):
+def sum_over_workers(strategy: tf.distribute.Strategy) -> Callable[[npt.ArrayLike], np.ndarray]:
     """A function: numbers (of any shape) -> their sums over the worker processes (float32 array), which all have to call it at the same
     point; with one process, the numbers."""
     if not several_workers(strategy):
-        return np.float32
+        return lambda value: np.asarray(value, np.float32)
 
     @tf.function
-    def total(value):
+    def total(value: tf.Tensor) -> tf.Tensor:
         each = strategy.run(lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.identity(value)))
         return strategy.reduce("MEAN", each, axis=None) / (strategy.num_replicas_in_sync / workers)
 
@@ -293,20 +327,21 @@ class Agreement:
 
     SHARE, LONGEST = 0.005, 5.0
 
-    def __init__(self, strategy, clock=time.monotonic):
+    def __init__(self, strategy: tf.distribute.Strategy, clock: Callable[[], float] = time.monotonic) -> None:
         self._workers = strategy.extended._num_workers if several_workers(strategy) else 1
         self._sum, self._clock = sum_over_workers(strategy), clock
-        self._steps = self._left = self._proposed = 1
-        self._spent, self._exchanges, self._last = 0.0, 0, None
+        self._steps = self._left = 1
+        self._proposed, self._spent, self._exchanges = 1.0, 0.0, 0
+        self._last: float | None = None
 
-    def __call__(self, value):
+    def __call__(self, value: float) -> float:
         if self._workers == 1:
             return value
         self._left -= 1
         if self._left:
             return 0
         begun = self._clock()
-        if self._exchanges:
+        if self._exchanges and self._last is not None:
             pause = min(self._spent / self._exchanges / self.SHARE, self.LONGEST)
             self._proposed = max(1.0, pause * self._steps / max(begun - self._last, 1e-6))
         told, proposed = self._sum([float(value), self._proposed])
@@ -318,17 +353,21 @@ class Agreement:
         return float(told)
 
 
-def evaluation_data(strategy, model, source, batch_size):
+def evaluation_data(
+    strategy: tf.distribute.Strategy, model: Batches[_Source], source: _Source, batch_size: int
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
     """One pass over `source`, likewise; `batch_size` is rounded up to a multiple of the replicas."""
     batch_size += -batch_size % strategy.num_replicas_in_sync
     return _distribute(strategy, batch_size, lambda **rows: model.evaluation_dataset(source, batch_size, **rows))
 
 
-def _distribute(strategy, batch_size, make):
+def _distribute(
+    strategy: tf.distribute.Strategy, batch_size: int, make: Callable[..., tf.data.Dataset]
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
     if not several_workers(strategy) and strategy.num_replicas_in_sync == 1:
         return make()
 
-    def for_host(context):
+    def for_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
         share = batch_size // context.num_input_pipelines
         first = context.input_pipeline_id * share
         return make(

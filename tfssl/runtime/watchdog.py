@@ -6,6 +6,8 @@ wait as long as that thread waits within TensorFlow: for an image that does not 
 is told by the C library.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import select
@@ -13,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 STATUS = 75  # sysexits.h calls it EX_TEMPFAIL: try again later
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -70,7 +73,7 @@ class Watchdog:
         """The process is about to end, and says or has said why: signals end it later, if it does not."""
         self._armed, self._said = False, True
 
-    def start(self):
+    def start(self) -> None:
         """Begin to watch; of several calls the first counts. From now on a signal that has a handler in Python ends the process, at the
         latest `GRACE` seconds later, or where the steps and saves of a run take long, twice what they take."""
         if self._thread is not None or threading.current_thread() is not threading.main_thread():
@@ -81,7 +84,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, args=(read,), name="watchdog", daemon=True)
         self._thread.start()
 
-    def progress(self, doing):
+    def progress(self, doing: str | None) -> None:
         """Something came to its end; `doing`: what comes next; None: nothing that is watched."""
         now = time.monotonic()
         if doing == self._doing:
@@ -89,7 +92,7 @@ class Watchdog:
         self._doing, self._since, self._shown = doing, now, now
 
     @contextlib.contextmanager
-    def during(self, doing):
+    def during(self, doing: str) -> Iterator[None]:
         """Progress to `doing`, and then back to what was being done before."""
         before, begun = self._doing, time.monotonic()
         self.progress(doing)
@@ -100,14 +103,14 @@ class Watchdog:
             self.progress(None)
             self.progress(before)
 
-    def _took(self, doing, seconds):
+    def _took(self, doing: str | None, seconds: float) -> None:
         self._usual[doing] = min(seconds, 2 * self._usual.get(doing, seconds))  # a standstill is not usual
 
-    def saved(self, step, stopping=False):
+    def saved(self, step: int, stopping: bool = False) -> None:
         """The state after `step` is on the disk; `stopping`: because of a signal, and the process is about to end."""
         self._saved, self._said = step, stopping
 
-    def _watch(self, pipe):
+    def _watch(self, pipe: int) -> None:
         deadline = None
         while True:
             if select.select([pipe], [], [], 0.5)[0]:
@@ -129,11 +132,11 @@ class Watchdog:
                 self._shown = now
                 self._say(f"no progress for {now - self._since:.0f} s, {self._doing}")
 
-    def _grace(self):
+    def _grace(self) -> float:
         usual = sum(seconds for doing, seconds in self._usual.items() if doing in (TRAINING, SAVING))
         return max(GRACE, 2 * usual)
 
-    def _end(self):
+    def _end(self) -> None:
         name = signal.Signals(self._told[0]).name
         if not self._said and self._goes_on and self._doing is None and not self._saved:
             self.stopped = name

@@ -1,5 +1,7 @@
 """Archives of images, unpacked once into the cache folder."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import lzma
@@ -11,6 +13,7 @@ import tarfile
 import time
 import zipfile
 import zlib
+from typing import IO
 
 import tensorflow as tf
 from absl import logging
@@ -37,7 +40,7 @@ BROKEN = (  # what archives raise that are damaged
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tar.xz")
 
 
-def unpack(path, data_dir=None):
+def unpack(path: str, data_dir: str | None = None) -> str:
     """The folder that holds the files of an archive; unpacked on first use, and again if the archive has changed.
 
     Only plain files are written, each below the folder. One process unpacks, and others that need the same wait for it; what a killed one
@@ -89,11 +92,11 @@ def unpack(path, data_dir=None):
     return target
 
 
-def _lock_of(unfinished):
+def _lock_of(unfinished: str) -> str:
     return unfinished[: -len(".tmp")] + ".lock"
 
 
-def _sweep(where):
+def _sweep(where: str) -> None:
     """Remove what killed processes left half unpacked."""
     try:
         leftovers = files.matching(where, r".*\.tmp")
@@ -123,11 +126,11 @@ class Extraction:
       folder: where the files go.
     """
 
-    def __init__(self, path, size, folder):
+    def __init__(self, path: str, size: int, folder: str) -> None:
         self.path, self.size, self.folder, self.written = path, size, os.path.abspath(folder), 0
         self.expect(size)
 
-    def expect(self, size):
+    def expect(self, size: int) -> None:
         """So many more bytes are to come, at least."""
         free = shutil.disk_usage(self.folder).free
         if size > free:
@@ -142,7 +145,7 @@ class Extraction:
                 "which neither images nor weights do; if you trust it, unpack it yourself and give the folder"
             )
 
-    def write(self, content, name):
+    def write(self, content: IO[bytes], name: str) -> None:
         """Write a file of the archive, of open `content`."""
         try:
             name.encode()
@@ -163,24 +166,27 @@ class Extraction:
                 file.write(block)
                 self.written += len(block)
 
-    def member(self, archive, member):
+    def member(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         """Write a regular file, or a hard link, of a `tarfile`."""
         if member.issparse():
             raise UserError(
                 f"{self.path!r} is not unpacked: it holds {member.name!r}, a sparse file: pack it again without --sparse"
             )
         self.expect(member.size)
-        self.write(archive.extractfile(member), member.name)
+        content = archive.extractfile(member)
+        if content is None:
+            raise UserError(f"{self.path!r} is not unpacked: it holds {member.name!r}, a link to what is no file")
+        self.write(content, member.name)
 
 
-def _untar(file, extraction):
+def _untar(file: IO[bytes], extraction: Extraction) -> None:
     with tarfile.open(fileobj=file, mode="r:*") as archive:
         for member in archive:
             if member.isreg() or member.islnk():  # a hard link is one more file; symbolic links are left out
                 extraction.member(archive, member)
 
 
-def _unzip(file, extraction):
+def _unzip(file: IO[bytes], extraction: Extraction) -> None:
     with zipfile.ZipFile(file) as archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
         extraction.expect(sum(member.file_size for member in members))

@@ -1,13 +1,15 @@
 """Where tfssl keeps what it can make again: unpacked archives, record counts, rendered glyphs."""
 
+from __future__ import annotations
+
 import os
 
 import tensorflow as tf
 
-from tfssl.storage.files import write_file
+from tfssl.storage.files import Content, write_file
 
 
-def cache_dir(data_dir=None):
+def cache_dir(data_dir: str | None = None) -> str:
     """The local folder for such things: `data_dir`, else the environment's TFSSL_CACHE, else ~/.cache/tfssl.
 
     A remote `data_dir` (gs://...) is passed over: unpacked files are read one by one.
@@ -17,7 +19,7 @@ def cache_dir(data_dir=None):
     return os.path.abspath(os.path.expanduser(os.environ.get("TFSSL_CACHE") or "~/.cache/tfssl"))
 
 
-def stamp(path):
+def stamp(path: str) -> list[int]:
     """[size, time of the last change in ns] of a file: what tells one version of it from the next; of local ones, and as a third the
     time of the last change of its entry (its owner, name or contents), which no program can set.
 
@@ -32,7 +34,7 @@ def stamp(path):
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def try_write(path, content):
+def try_write(path: str, content: Content) -> bool:
     """`write_file` for what can be made again: False where nothing can be written."""
     try:
         write_file(path, content)

@@ -3,6 +3,8 @@
 Local paths need no TensorFlow here; paths with a scheme (gs://...) go through `tf.io.gfile`.
 """
 
+from __future__ import annotations
+
 import atexit
 import contextlib
 import errno
@@ -13,26 +15,30 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from typing import IO, BinaryIO, Callable, Union
 
 from tfssl.errors import UserError, one_line
 
 # An object appears there whole when its upload ends, and a rename is a copy.
 OBJECT_STORES = ("gs://", "s3://", "s3a://", "az://", "abfs://")
 
+Content = Union[bytes, str, Callable[[BinaryIO], object]]  # of a file: bytes, text, or what writes it
+
 PATTERN = re.compile(r"[\[\]*?{}\\]")  # what TensorFlow takes for a pattern
 
 
-def is_local(path):
+def is_local(path: str) -> bool:
     return "://" not in path
 
 
-def errors():
+def errors() -> tuple[type[Exception], ...]:
     """What a file system's refusals are, for `except`: OSError, and TensorFlow's errors where it is loaded."""
     tf = sys.modules.get("tensorflow")
     return (OSError, tf.errors.OpError) if tf else (OSError,)
 
 
-def write_file(path, content):
+def write_file(path: str | os.PathLike[str], content: Content) -> None:
     """Write a file so that no reader, and no later start, ever sees half of it; one of that name stays until the new one is complete.
 
     Folders are made as needed; links are followed; a pipe or a device is written as it is.
@@ -55,7 +61,8 @@ def write_file(path, content):
     path = os.path.realpath(path)
     if os.path.exists(path) and not os.path.isfile(path):
         with open(path, "wb") as f:
-            return write(f)
+            write(f)
+        return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     unfinished = temporary(path)
     try:
@@ -73,7 +80,7 @@ def write_file(path, content):
     sync(os.path.dirname(path))
 
 
-def _write_remote(path, write):
+def _write_remote(path: str, write: Callable[[BinaryIO], object]) -> None:
     import tensorflow as tf
 
     with tempfile.TemporaryFile() as whole:
@@ -94,7 +101,7 @@ def _write_remote(path, write):
             raise
 
 
-def temporary(path):
+def temporary(path: str) -> str:
     """A name beside `path` that no other process uses."""
     folder, name = os.path.split(path)
     return os.path.join(folder, f"{name[:40]}.{unique()}.tmp")
@@ -103,18 +110,18 @@ def temporary(path):
 _TEMPORARY = r"\.\d+-[0-9a-f]{8}\.tmp"  # what `temporary` appends, as a regular expression
 
 
-def unique():
+def unique() -> str:
     """A part of a name: this process's number and a random one."""
     return f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
-def sweep(folder):
+def sweep(folder: str) -> None:
     """Remove what killed processes left of `write_file` in a folder; call it where no other process writes, under a lock."""
     for leftover in matching(folder, ".*" + _TEMPORARY):
         remove(leftover)
 
 
-def scratch(prefix):
+def scratch(prefix: str) -> str:
     """A new folder among the temporary files, which goes when this process ends; what processes left that were killed, goes now.
 
     Each holds its folders by a lock on a file in them, which the system takes away with the process.
@@ -131,10 +138,10 @@ def scratch(prefix):
     return folder
 
 
-_SCRATCH = []  # the lock files of this process's folders, open
+_SCRATCH: list[IO[bytes]] = []  # the lock files of this process's folders, open
 
 
-def _held(folder):
+def _held(folder: str) -> IO[bytes]:
     """The lock file of a `scratch` folder, open and locked.
 
     Raises:
@@ -152,7 +159,7 @@ def _held(folder):
         raise
 
 
-def sync(path):
+def sync(path: str) -> None:
     """Wait until a local file, or the list of names in a local folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -165,7 +172,7 @@ def sync(path):
         os.close(descriptor)
 
 
-def sync_tree(folder):
+def sync_tree(folder: str) -> None:
     """`sync` everything in a local folder, and the folder."""
     for root, _, names in os.walk(folder):
         for name in names:
@@ -173,7 +180,7 @@ def sync_tree(folder):
         sync(root)
 
 
-def listdir(folder):
+def listdir(folder: str) -> list[str]:
     """The names in a folder; none where there is no folder.
 
     Raises:
@@ -192,12 +199,12 @@ def listdir(folder):
         return []
 
 
-def matching(folder, pattern):
+def matching(folder: str, pattern: str) -> list[str]:
     """The paths in a folder whose names match a regular expression, sorted. Unlike in a glob, the folder's own name is no pattern."""
     return [os.path.join(folder, name) for name in listdir(folder or ".") if re.fullmatch(pattern, name)]
 
 
-def remove(path):
+def remove(path: str) -> None:
     """Remove a file or a folder with all in it; it may be gone already."""
     if is_local(path):
         with contextlib.suppress(FileNotFoundError):
@@ -212,7 +219,7 @@ def remove(path):
         tf.io.gfile.rmtree(path) if tf.io.gfile.isdir(path) else tf.io.gfile.remove(path)
 
 
-def move(path, target):
+def move(path: str, target: str) -> None:
     """Rename a file; in an object store, copy and remove it."""
     if is_local(path):
         return os.replace(path, target)
@@ -221,7 +228,7 @@ def move(path, target):
     tf.io.gfile.rename(path, target, overwrite=True)
 
 
-def check_writable(folder, setting):
+def check_writable(folder: str, setting: str) -> None:
     """Refuse a folder in which nothing can be written, before any work is done for it; makes none.
 
     Args:
@@ -246,7 +253,7 @@ def check_writable(folder, setting):
         raise UserError(f"{setting}={folder} cannot be written ({one_line(e)}): choose another folder") from e
 
 
-def check_file(path, setting):
+def check_file(path: str, setting: str) -> None:
     """The same for a file, which need not be there yet: its folder has to take it. What killed processes left of it goes, after a day."""
     if not path or path.endswith("/") or (is_local(path) and os.path.isdir(path)):
         raise UserError(f"{setting}={path} names a folder: give the name of a file")
@@ -260,7 +267,7 @@ def check_file(path, setting):
 
 
 @contextlib.contextmanager
-def plain(path):
+def plain(path: str) -> Iterator[str]:
     """Another name of a path for as long as the context lasts, for readers that would take `[`, `*`, `?` or `{` in it for a pattern:
     TensorFlow's ops that restore variables. A path without them stays itself."""
     folder, name = os.path.split(os.path.abspath(path)) if is_local(path) else (path, "")
@@ -273,7 +280,7 @@ def plain(path):
         yield os.path.join(link, name)
 
 
-def claim(file):
+def claim(file: IO[bytes]) -> None:
     """Have the disk set all bytes of a local file, open for reading and writing, aside: to write to its memory map cannot fail then, which
     would kill the process.
 

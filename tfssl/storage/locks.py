@@ -1,5 +1,7 @@
 """One process, one folder: a lock file that says who is at work, and that nobody is once its process is gone."""
 
+from __future__ import annotations
+
 import contextlib
 import datetime
 import json
@@ -10,6 +12,8 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator
+from typing import IO, TypedDict, cast
 
 from tfssl.errors import UserError, one_line
 from tfssl.storage import files
@@ -18,7 +22,21 @@ HEARTBEAT = 30  # seconds between signs of life
 EXPIRES = 300  # seconds without one, after which a process of another machine counts as gone
 SETTLE = 1.0  # seconds until a remote file system shows who of two wrote last
 
-_held = {}  # lock file -> (process number, Lock), of this process
+_held: dict[str, tuple[int, _Lock]] = {}  # lock file -> (process number, Lock), of this process
+
+
+class _Owner(TypedDict, total=False):
+    """What a lock file says of the process that holds it; anything may be missing from what another version wrote."""
+
+    host: str
+    machine: str
+    boot: str
+    namespace: str
+    pid: int
+    start: int | None
+    since: str
+    command: str
+    nonce: str
 
 
 class Busy(UserError):
@@ -26,7 +44,7 @@ class Busy(UserError):
 
 
 @contextlib.contextmanager
-def workdir_lock(workdir, steal=False):
+def workdir_lock(workdir: str, steal: bool = False) -> Iterator[Callable[[], None]]:
     """Nobody else writes into a run's folder while the context lasts: `with workdir_lock(path, FLAGS.steal_lock) as check:`.
 
     Taken twice by one process it is one lock. A lock whose process is gone is taken over: on this machine by the process's number and
@@ -50,12 +68,12 @@ def workdir_lock(workdir, steal=False):
 
 
 @contextlib.contextmanager
-def hold(path, name, remedy, steal=False):
+def hold(path: str, name: str, remedy: str, steal: bool = False) -> Iterator[Callable[[], None]]:
     """The same for any lock file: `name` is what it stands for and `remedy` what else can be done, for the message."""
     key = os.path.realpath(path) if files.is_local(path) else path
-    process, outer = _held.get(key, (None, None))
-    if process == os.getpid():
-        yield outer.check
+    held = _held.get(key)
+    if held and held[0] == os.getpid():
+        yield held[1].check
         return
     lock = (_Local if files.is_local(path) else _Remote)(path, name, remedy)
     try:
@@ -76,16 +94,16 @@ def hold(path, name, remedy, steal=False):
             lock.release()
 
 
-def _beat(lock, stop):
+def _beat(lock: _Lock, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT):
         with contextlib.suppress(*files.errors()):
             lock.beat()
 
 
 class _Lock:
-    def __init__(self, path, name, remedy):
+    def __init__(self, path: str, name: str, remedy: str) -> None:
         self.path, self.name, self.remedy = path, name, remedy
-        self.me = {
+        self.me: _Owner = {
             "host": socket.gethostname(),
             "machine": _first_line("/etc/machine-id"),
             "boot": _first_line("/proc/sys/kernel/random/boot_id"),
@@ -97,10 +115,26 @@ class _Lock:
             "nonce": uuid.uuid4().hex,
         }
 
-    def text(self):
+    def owner(self) -> _Owner:
+        """What the file says."""
+        raise NotImplementedError
+
+    def take(self, steal: bool) -> None:
+        """Refuse, or own the file."""
+        raise NotImplementedError
+
+    def beat(self) -> None:
+        """A sign of life."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Remove the file if it is still our own."""
+        raise NotImplementedError
+
+    def text(self) -> bytes:
         return (json.dumps(self.me, indent=1) + "\n").encode()
 
-    def check(self):
+    def check(self) -> None:
         try:
             owner = self.owner()
         except files.errors():
@@ -108,7 +142,7 @@ class _Lock:
         if owner.get("nonce", self.me["nonce"]) != self.me["nonce"]:
             raise UserError(f"{self.name} was taken over by {_describe(owner)}: this process ends and writes no more")
 
-    def judge(self, owner, silent):
+    def judge(self, owner: _Owner, silent: float) -> None:
         """Refuse unless the owner is gone; `silent`: seconds since its last sign of life."""
         alive = _alive(owner, self.me)
         if alive or (alive is None and silent < EXPIRES):
@@ -121,11 +155,11 @@ class _Lock:
 
 
 class _Local(_Lock):
-    def owner(self):
+    def owner(self) -> _Owner:
         with open(self.path, "rb") as f:
             return _parse(f.read())
 
-    def take(self, steal):
+    def take(self, steal: bool) -> None:
         os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
         # No name that `files.sweep` removes: whoever gets the lock sweeps while others still ask for it.
         mine = f"{self.path}.{files.unique()}.new"
@@ -139,7 +173,7 @@ class _Local(_Lock):
         finally:
             files.remove(mine)
 
-    def _create(self, mine):
+    def _create(self, mine: str) -> bool:
         try:
             os.link(mine, self.path)  # in one step, with all that is in it
             return True
@@ -154,7 +188,7 @@ class _Local(_Lock):
                 f.write(self.text())
             return True
 
-    def _replace(self, mine, steal):
+    def _replace(self, mine: str, steal: bool) -> bool:
         """Whether the lock of a process that is gone became ours; False: it vanished or changed, so try anew."""
         with self._guarded() as f:
             if f is None:
@@ -166,7 +200,7 @@ class _Local(_Lock):
             return True
 
     @contextlib.contextmanager
-    def _guarded(self):
+    def _guarded(self) -> Iterator[IO[bytes] | None]:
         """The lock file, open, while no other process replaces or removes it; None where it is not there."""
         try:
             f = open(self.path, "rb")
@@ -186,12 +220,12 @@ class _Local(_Lock):
                 same = False
             yield f if same else None
 
-    def beat(self):
+    def beat(self) -> None:
         with self._guarded() as f:
             if f and _parse(f.read()).get("nonce") == self.me["nonce"]:
                 os.utime(self.path)
 
-    def release(self):
+    def release(self) -> None:
         with self._guarded() as f:
             if f and _parse(f.read()).get("nonce") == self.me["nonce"]:
                 os.remove(self.path)
@@ -200,13 +234,13 @@ class _Local(_Lock):
 class _Remote(_Lock):
     """Where nothing is created if and only if it is absent: written, and read again after a while."""
 
-    def owner(self):
+    def owner(self) -> _Owner:
         import tensorflow as tf
 
         with tf.io.gfile.GFile(self.path, "rb") as f:
             return _parse(f.read())
 
-    def take(self, steal):
+    def take(self, steal: bool) -> None:
         import tensorflow as tf
 
         if not steal and tf.io.gfile.exists(self.path):
@@ -219,16 +253,16 @@ class _Remote(_Lock):
         time.sleep(SETTLE)
         self.check()
 
-    def beat(self):
+    def beat(self) -> None:
         if self.owner().get("nonce") == self.me["nonce"]:
             files.write_file(self.path, self.text())
 
-    def release(self):
+    def release(self) -> None:
         if self.owner().get("nonce") == self.me["nonce"]:
             files.remove(self.path)
 
 
-def _alive(owner, me):
+def _alive(owner: _Owner, me: _Owner) -> bool | None:
     """Whether the process of a lock is alive; None where that cannot be known from here."""
     if owner.get("host") != me["host"]:
         return None
@@ -247,7 +281,7 @@ def _alive(owner, me):
     return True
 
 
-def _start(pid):
+def _start(pid: int) -> int | None:
     """When a process started, in the kernel's ticks; None if there is no such process, or it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as f:
@@ -257,21 +291,21 @@ def _start(pid):
     return None if state in (b"Z", b"X") else int(fields[18])
 
 
-def _describe(owner):
+def _describe(owner: _Owner) -> str:
     if "pid" not in owner:
         return "a process that did not say which it is"
     return f"process {owner['pid']} on {owner.get('host')} since {owner.get('since')} ({owner.get('command')})"
 
 
-def _parse(content):
+def _parse(content: bytes) -> _Owner:
     try:
         owner = json.loads(content)
     except ValueError:
         return {}
-    return owner if isinstance(owner, dict) else {}
+    return cast(_Owner, owner) if isinstance(owner, dict) else {}
 
 
-def _first_line(path):
+def _first_line(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as f:
             return f.readline().strip()
@@ -279,7 +313,7 @@ def _first_line(path):
         return ""
 
 
-def _link(path):
+def _link(path: str) -> str:
     try:
         return os.readlink(path)
     except OSError:

@@ -1,15 +1,34 @@
 """Keras callbacks that make a run visible and keep its state."""
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Optional, Protocol
 
+import numpy as np
 import tensorflow as tf
 
 from tfssl.errors import UserError
 from tfssl.runtime.watchdog import SAVING, WATCHDOG
 from tfssl.storage.files import write_file
+
+if TYPE_CHECKING:
+    from tfssl.pretext.task import Pretext
+    from tfssl.training.checkpoints import Checkpoints
+
+_Logs = Optional[Mapping[str, tf.Tensor]]  # what Keras tells of a step or an epoch
+
+
+class Probe(Protocol):
+    """What measures the encoder at each validation; see `knn_probe`."""
+
+    chance: Mapping[str, float]  # {metric: level}
+
+    def __call__(self) -> Mapping[str, float]: ...
 
 
 class Log(tf.keras.callbacks.Callback):
@@ -43,25 +62,25 @@ class Log(tf.keras.callbacks.Callback):
 
     def __init__(
         self,
-        model,
-        workdir,
-        step,
-        total_steps,
-        batch_size,
-        epoch_steps,
-        every,
-        last_good,
-        probe=None,
-        pictures=None,
-        unreadable=None,
-    ):
+        model: Pretext,
+        workdir: str | None,
+        step: int,
+        total_steps: int,
+        batch_size: int,
+        epoch_steps: float,
+        every: int,
+        last_good: Callable[[], str],
+        probe: Probe | None = None,
+        pictures: Callable[[], np.ndarray] | None = None,
+        unreadable: dict[str, str] | None = None,
+    ) -> None:
         super().__init__()
         self.workdir, self.every, self.last_good, self.probe, self.pictures = workdir, every, last_good, probe, pictures
         self.total_steps, self.batch_size, self.epoch_steps = total_steps, batch_size, epoch_steps
         self.step = self.logged = self.begun = step
         self.pace = Pace()
         self.replaced, self.replaced_before, self.unreadable = 0, 0, {} if unreadable is None else unreadable
-        self.writers = {}
+        self.writers: dict[str, tf.summary.SummaryWriter] = {}
         self.live = sys.stdout.isatty() and workdir is not None
         if model.chance().get("accuracy", 0.0) >= 1:
             raise UserError(
@@ -77,12 +96,13 @@ class Log(tf.keras.callbacks.Callback):
             for end in (0, total_steps):
                 self._scalar("chance", name, level, end)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: _Logs = None) -> None:
         self.begun, self.replaced_before = self.step, self.replaced
-        self.waited = []
+        self.waited: list[tf.Tensor] = []
         self.since = self.shown = time.perf_counter()  # validation and saving are not training time
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: _Logs = None) -> None:
+        assert logs is not None  # Keras gives a step's
         step = self.begun + batch + 1
         self.waited.append(logs["input_seconds"])
         crossed = step // self.every > self.step // self.every
@@ -99,7 +119,7 @@ class Log(tf.keras.callbacks.Callback):
                 flush=True,
             )
 
-    def _log(self, logs):
+    def _log(self, logs: Mapping[str, tf.Tensor]) -> None:
         values = {name: float(logs[name]) for name in self.model.chance()}  # waits for the device
         waited, now = sum(float(w) for w in self.waited), time.perf_counter()
         elapsed, steps = now - self.since, self.step - self.logged
@@ -128,11 +148,12 @@ class Log(tf.keras.callbacks.Callback):
             self._scalar("train", name, value, self.step)
         self._print(values)
 
-    def _append(self, line):
+    def _append(self, line: Mapping[str, float]) -> None:
+        assert self.workdir is not None
         with tf.io.gfile.GFile(os.path.join(self.workdir, "metrics.jsonl"), "a") as f:
             f.write(json.dumps({name: None if value != value else value for name, value in line.items()}) + "\n")
 
-    def _print(self, values):
+    def _print(self, values: Mapping[str, float]) -> None:
         chance = self.model.chance()
         parts = [f"step {self.step}/{self.total_steps}", f"epoch {self.step / self.epoch_steps:.2f}"]
         parts += [f"{name} {values[name]:.4g} (chance {level:.3g})" for name, level in chance.items()]
@@ -150,7 +171,7 @@ class Log(tf.keras.callbacks.Callback):
             if alarm:
                 say(f"WARNING: {alarm}")
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: _Logs = None) -> None:
         self._check_replaced()
         validation = {
             name[len("val_") :]: float(value) for name, value in (logs or {}).items() if name.startswith("val_")
@@ -171,7 +192,7 @@ class Log(tf.keras.callbacks.Callback):
         values = "  ".join(f"{name} {value:.4g} (chance {self.chance[name]:.3g})" for name, value in validation.items())
         say(f"validation at step {self.step}  {values}")
 
-    def _check_replaced(self):
+    def _check_replaced(self) -> None:
         images, replaced = (self.step - self.begun) * self.batch_size, self.replaced - self.replaced_before
         chance = 3 * (images * self.REPLACED * (1 - self.REPLACED)) ** 0.5  # three standard deviations
         if replaced > self.REPLACED * images + chance:
@@ -183,16 +204,17 @@ class Log(tf.keras.callbacks.Callback):
                 "command goes on"
             )
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: _Logs = None) -> None:
         for writer in self.writers.values():
             writer.flush()
 
-    def _scalar(self, run, name, value, step):
+    def _scalar(self, run: str, name: str, value: float, step: int) -> None:
         with self.writer(run).as_default():
             tf.summary.scalar(name, value, step)
 
-    def writer(self, run):
+    def writer(self, run: str) -> tf.summary.SummaryWriter:
         """The TensorBoard writer of a run: "train", "validation" or "chance"."""
+        assert self.workdir is not None
         if run not in self.writers:
             self.writers[run] = tf.summary.create_file_writer(os.path.join(self.workdir, run))
         return self.writers[run]
@@ -203,11 +225,11 @@ class Save(tf.keras.callbacks.Callback):
 
     _supports_tf_logs = True
 
-    def __init__(self, checkpoints, log):
+    def __init__(self, checkpoints: Checkpoints, log: Log) -> None:
         super().__init__()
         self.checkpoints, self.log = checkpoints, log
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: _Logs = None) -> None:
         with WATCHDOG.during(SAVING):
             self.checkpoints.save(self.log.step)
 
@@ -221,11 +243,13 @@ class Watch:
 
     STILL = 4  # lines of the log that tell
 
-    def __init__(self, model):
-        self.model, self.losses, self.given = model, [], set()
-        self.began = [v.numpy() for v in model.trainable_variables]
+    def __init__(self, model: tf.keras.Model) -> None:
+        self.model = model
+        self.losses: list[float] = []
+        self.given: set[str] = set()
+        self.began: list[np.ndarray] | None = [v.numpy() for v in model.trainable_variables]
 
-    def alarms(self, values, chance, rate, done):
+    def alarms(self, values: Mapping[str, float], chance: Mapping[str, float], rate: float, done: float) -> list[str]:
         """Lines, mostly none, about a log.
 
         Args:
@@ -260,7 +284,7 @@ class Watch:
         ]
 
 
-def _parallel(one, other):
+def _parallel(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether a variable is what it was, but for a factor: weight decay shrinks it, and no gradient is like that by chance."""
     if one.size < 2:
         return True  # no direction
@@ -273,34 +297,34 @@ def _parallel(one, other):
 class Pace:
     """Seconds per step: a running mean that forgets, so that the first steps (tracing, warming up) do not spoil the estimate."""
 
-    def __init__(self, memory=0.8):
+    def __init__(self, memory: float = 0.8) -> None:
         self.memory, self.steps, self.time = memory, 0.0, 0.0
 
-    def add(self, steps, elapsed):
+    def add(self, steps: float, elapsed: float) -> None:
         self.steps = self.memory * self.steps + steps
         self.time = self.memory * self.time + elapsed
 
-    def per_step(self):
+    def per_step(self) -> float:
         return self.time / self.steps if self.steps else 0.0
 
 
-def say(text):
+def say(text: str) -> None:
     print(text, flush=True)
 
 
-def _learning_rate(optimizer):
+def _learning_rate(optimizer: tf.keras.optimizers.Optimizer) -> float | tf.Tensor:
     """The rate of the next step; optimizers of the older type hold the schedule itself."""
     rate = optimizer.learning_rate
     return rate(optimizer.iterations) if callable(rate) else rate
 
 
-def _clock(seconds):
+def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
-def _drop_later_lines(path, step):
+def _drop_later_lines(path: str, step: int) -> None:
     """Keep the lines up to `step`: those that a killed run wrote after its last checkpoint will be written again."""
     if not tf.io.gfile.exists(path):
         return
@@ -311,7 +335,7 @@ def _drop_later_lines(path, step):
         write_file(path, b"".join(kept))
 
 
-def _step_of(line):
+def _step_of(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

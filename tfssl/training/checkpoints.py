@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -40,7 +41,15 @@ class Checkpoints:
       guard: function () called before each save; it may refuse with a `UserError`.
     """
 
-    def __init__(self, model, directory, keep=3, keep_every=0, writes=True, guard=lambda: None):
+    def __init__(
+        self,
+        model: tf.keras.Model,
+        directory: str,
+        keep: int = 3,
+        keep_every: int = 0,
+        writes: bool = True,
+        guard: Callable[[], object] = lambda: None,
+    ) -> None:
         self.model = model
         self.directory = directory
         self.keep, self.keep_every = keep, keep_every
@@ -49,14 +58,15 @@ class Checkpoints:
         if writes:
             _tidy(directory)
 
-    def restore(self, say=print):
+    def restore(self, say: Callable[[str], object] = print) -> int:
         """Restore the newest checkpoint that is not damaged; returns its step, 0 where there is none.
 
         Raises:
           UserError: all are damaged; or one is whole and of another network; or one cannot be read, after several tries. Nothing was
             changed then.
         """
-        found, damaged = saved(self.directory), []
+        found = saved(self.directory)
+        damaged: list[str] = []
         for step, path in reversed(found):
             reason = load(path, self.checkpoint, say)
             if reason is None:
@@ -72,7 +82,7 @@ class Checkpoints:
             )
         return 0
 
-    def save(self, step):
+    def save(self, step: int) -> None:
         """Save the state after `step` steps.
 
         Raises:
@@ -98,7 +108,7 @@ class Checkpoints:
         for s in old:
             _delete(os.path.join(self.directory, f"ckpt-{s}"))
 
-    def _write(self, directory, step):
+    def _write(self, directory: str, step: int) -> None:
         """Write `ckpt-STEP`: its data first, and the index, which makes it a checkpoint, when they are on the disk."""
         self.checkpoint.save_counter.assign_add(1)
         name = f"ckpt-{step}"
@@ -120,18 +130,18 @@ class Checkpoints:
             with contextlib.suppress(*files.errors()):  # what refused the one refuses the other
                 files.remove(unfinished)
 
-    def _note(self, step, steps):
+    def _note(self, step: int, steps: list[int]) -> None:
         """The file `checkpoint`, by which TensorFlow's own tools find the newest."""
         state = tf.compat.v1.train.generate_checkpoint_state_proto(
             self.directory, f"ckpt-{step}", [f"ckpt-{s}" for s in steps]
         )
         files.write_file(os.path.join(self.directory, "checkpoint"), str(state))
 
-    def last_good(self):
+    def last_good(self) -> str:
         steps = [step for step, _ in saved(self.directory)]
         return f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
 
-    def first_nonfinite(self):
+    def first_nonfinite(self) -> str | None:
         """The name of a variable with a NaN or an infinity in it, or None. An online probe's may be so: nothing else depends on them."""
         probe = getattr(self.model, "probe", None)
         spared = {id(v) for v in probe.variables} if probe else set()
@@ -144,7 +154,7 @@ class Checkpoints:
         return next((v.name for v, ok in zip(floats, finite.numpy()) if not ok), None)  # noqa: B905
 
 
-def load(path, checkpoint, say=print):
+def load(path: str, checkpoint: tf.train.Checkpoint, say: Callable[[str], object] = print) -> str | None:
     """Restore a `tf.train.Checkpoint` from `path`: all of its objects, and it may hold more. A read that fails is tried again.
 
     Returns:
@@ -180,7 +190,7 @@ def load(path, checkpoint, say=print):
     ) from error
 
 
-def damage(path):
+def damage(path: str) -> str | None:
     """What is wrong with a checkpoint, by its own checksums and its own list of parts; None if it is whole.
 
     Raises:
@@ -188,7 +198,7 @@ def damage(path):
     """
     with files.plain(path) as plain, tf.device("CPU"):
 
-        def read(name, dtype):
+        def read(name: str, dtype: tf.DType) -> None:
             # The op itself: TensorFlow's Python readers lose the kind of an error.
             tf.raw_ops.RestoreV2(prefix=plain, tensor_names=[name], shape_and_slices=[""], dtypes=[dtype])
 
@@ -206,7 +216,7 @@ def damage(path):
     return None
 
 
-def _missing(path):
+def _missing(path: str) -> str | None:
     """The name of a part that is not there; None if all are."""
     folder, name = os.path.split(path)
     names = files.listdir(folder)
@@ -216,12 +226,12 @@ def _missing(path):
     return next((part for part in parts if part not in names), None)
 
 
-def _inner(error):
+def _inner(error: object) -> str:
     """TensorFlow's text without the name of its op."""
     return one_line(re.sub(r"^\{\{.*?\}\} ?|\[Op:\w+\].*$", "", " ".join(str(error).split())))
 
 
-def _difference(error):
+def _difference(error: BaseException) -> str:
     """How a network differs from a whole checkpoint, by the exception that said so; and the flags that it usually comes from."""
     text = " ".join(str(error).split())
     if "a legacy TF-Keras optimizer" in text or "a legacy Keras optimizer" in text:
@@ -242,7 +252,7 @@ def _difference(error):
     return f"{what}; what differs is probably {next(flags for part, flags in _FLAGS_OF if re.search(part, name))}"
 
 
-def saved(directory):
+def saved(directory: str) -> list[tuple[int, str]]:
     """[(step, path)] of the complete checkpoints in a folder, oldest first.
 
     A checkpoint's index is written last: where it is, the rest is. So this also finds one whose writer was killed before it could note it
@@ -252,7 +262,7 @@ def saved(directory):
     return [(step, os.path.join(directory, f"ckpt-{step}")) for step in sorted(int(m[1]) for m in indices if m)]
 
 
-def _tidy(directory):
+def _tidy(directory: str) -> None:
     """Remove what a killed writer left; data without an index, of which more may have been there, are set aside."""
     complete = {os.path.basename(path) for _, path in saved(directory)}
     for name in files.listdir(directory):
@@ -264,12 +274,12 @@ def _tidy(directory):
     files.sweep(directory)
 
 
-def _parts(path):
+def _parts(path: str) -> list[str]:
     folder, name = os.path.split(path)
     return [part for part in files.listdir(folder) if part.startswith(f"{name}.")]
 
 
-def _set_aside(path):
+def _set_aside(path: str) -> str:
     """Move a checkpoint out of the way, to a folder of its own, which is returned."""
     folder, name = os.path.split(path)
     taken = files.listdir(os.path.join(folder, "damaged"))
@@ -281,7 +291,7 @@ def _set_aside(path):
     return target
 
 
-def _delete(path):
+def _delete(path: str) -> None:
     """Remove a checkpoint, its index first: what a kill leaves is no checkpoint, and `_tidy` sees that it was on its way out."""
     folder, name = os.path.split(path)
     bin_ = os.path.join(folder, f"{name}_temp-{files.unique()}")
@@ -296,6 +306,6 @@ def _delete(path):
     files.remove(bin_)
 
 
-def _optimizer_variables(optimizer):
+def _optimizer_variables(optimizer: tf.keras.optimizers.Optimizer) -> list[tf.Variable]:
     variables = optimizer.variables
     return variables() if callable(variables) else variables

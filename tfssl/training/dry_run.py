@@ -1,5 +1,7 @@
 """`tfssl-train --dry_run`: what a run would do, on which images, before it costs anything."""
 
+from __future__ import annotations
+
 import math
 import sys
 import time
@@ -45,7 +47,7 @@ def describe(
     _estimate(model, strategy, source, plan, config, timed_steps)
 
 
-def _describe_source(source):
+def _describe_source(source: Source) -> None:
     labels = f"{source.num_classes} classes" if source.num_classes else "no labels"
     if source.class_names and not source.num_classes:
         labels = f"several of {len(source.class_names)} classes in an image"
@@ -70,14 +72,14 @@ def _describe_source(source):
     _list(f"images whose content occurs before: {copies}, in groups", [" = ".join(group) for group in found.duplicates])
 
 
-def _list(heading, lines, shown=20):
+def _list(heading: str, lines: Sequence[str], shown: int = 20) -> None:
     if lines:
         say(f"  {heading}: {len(lines)}")
         for line in [*lines[:shown], *([f"and {len(lines) - shown} more"] if len(lines) > shown else [])]:
             say(f"    {line}")
 
 
-def _show_progress(done, total):
+def _show_progress(done: int, total: int) -> None:
     print(f"\r  read {done:,} of {total:,} ", end="\n" if done == total else "", flush=True)
 
 

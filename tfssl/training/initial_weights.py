@@ -1,12 +1,14 @@
 """Starting weights from a Hub module."""
 
+from __future__ import annotations
+
 import tensorflow as tf
 
 from tfssl.errors import UserError
 from tfssl.training.callbacks import say
 
 
-def from_module(backbone, handle):
+def from_module(backbone: tf.keras.Model, handle: str) -> None:
     """Assign to `backbone` the variables of a Hub module that match: by name within the network and shape.
 
     A module whose variables have the backbone's shapes in the backbone's order matches whole, whatever its names.
@@ -36,6 +38,6 @@ def from_module(backbone, handle):
     say(f"initialised {len(pairs)} of {len(ours)} variables from {handle}")
 
 
-def _inner_name(variable):
+def _inner_name(variable: tf.Variable) -> str:
     """The name without the network's own, which differs between a backbone and a copy of it: block1/unit0/conv1/kernel."""
     return variable.name.split(":")[0].split("/", 1)[-1]

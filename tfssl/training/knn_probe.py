@@ -1,12 +1,16 @@
 """How good is the encoder so far? Nearest neighbours among labelled images, at each validation, without training anything."""
 
+from __future__ import annotations
+
 import numpy as np
 import tensorflow as tf
 
 from tfssl.data import pipeline
+from tfssl.data.sources.base import Source
 from tfssl.data.sources.subset import spread
 from tfssl.downstream.solvers import nearest
 from tfssl.errors import UserError
+from tfssl.pretext.task import Pretext
 
 
 class KnnProbe:
@@ -22,7 +26,7 @@ class KnnProbe:
       UserError: there are no labels.
     """
 
-    def __init__(self, model, source, validation, images, batch_size=64):
+    def __init__(self, model: Pretext, source: Source, validation: Source, images: int, batch_size: int = 64) -> None:
         if not source.num_classes:
             raise UserError(f"--knn_probe={images}: {source.spec} has no labels to vote with; leave it out")
         self.model = model
@@ -35,14 +39,14 @@ class KnnProbe:
         run = model.distribute_strategy.run
         self._encode = tf.function(lambda x: run(self._features, (x,)), autograph=model.backbone.autograph)
 
-    def __call__(self):
+    def __call__(self) -> dict[str, float]:
         (bank, labels), (queries, truth) = (self._extract(part) for part in self._parts)
         if not len(labels) or not len(truth):
             return {"knn_accuracy": float("nan")}  # of no image
         predicted = nearest.vote(bank, labels, np.arange(len(bank)), queries, min(20, len(bank)), 0.07)
         return {"knn_accuracy": float(np.mean(predicted == truth))}
 
-    def _features(self, images):
+    def _features(self, images: tf.Tensor) -> tf.Tensor:
         return self.model.encode(tf.cast(images, tf.float32) / 255)["pre_logits"]
 
     def _extract(self, batches):

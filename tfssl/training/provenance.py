@@ -6,18 +6,34 @@
 them. There is one entry, and another for each time that changed data were accepted.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict
 
 import tensorflow as tf
 
 from tfssl.data.sources import identity
+from tfssl.data.sources.base import Source
 from tfssl.errors import UserError, one_line
 from tfssl.runtime import processor
 from tfssl.storage import files
 
 NAME = "provenance.json"
+
+
+class Entry(TypedDict):
+    """A start of a run on data of its own: an entry of the file."""
+
+    step: int
+    date: str
+    dataset: str
+    split: str
+    data: identity.Identity
+    machine: Mapping[str, Any]
 
 
 class Provenance:
@@ -33,14 +49,14 @@ class Provenance:
       recorded: the newest entry of the file; None where there is none.
     """
 
-    def __init__(self, workdir, source):
+    def __init__(self, workdir: str, source: Source) -> None:
         self.path = os.path.join(workdir, NAME)
         self.dataset, self.split = source.spec, source.split
         self.data, self.machine = identity.of(source, sample=True), machine()
         self._starts = read(self.path)
         self.recorded = self._starts[-1] if self._starts else None
 
-    def check(self, accept=False, deterministic=False, say=print):
+    def check(self, accept: bool = False, deterministic: bool = False, say: Callable[[str], object] = print) -> None:
         """Refuse other data than the run's own, by name.
 
         Args:
@@ -74,11 +90,11 @@ class Provenance:
         if deterministic and others:
             say(f"--deterministic: the bits may differ from those of one machine's run, for here: {'; '.join(others)}")
 
-    def write(self, step):
+    def write(self, step: int) -> None:
         """Note the data down, unless they are already: of a new run, of one from before there was such a file, and of changed ones."""
         if self.recorded and not identity.differences(self.recorded["data"], self.data):
             return
-        entry = {
+        entry: Entry = {
             "step": step,
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             "dataset": self.dataset,
@@ -89,13 +105,13 @@ class Provenance:
         files.write_file(self.path, json.dumps({"format": 1, "starts": [*self._starts, entry]}, indent=1) + "\n")
         self._starts, self.recorded = [*self._starts, entry], entry
 
-    def digests(self):
+    def digests(self) -> dict[str, str]:
         """What all hosts of a run have to have in common: {what: text}."""
         versions = ", ".join(f"{name} {self.machine[name]}" for name in ("tfssl", "tensorflow"))
         return {"versions": versions, "data": identity.text(self.data)}
 
 
-def read(path):
+def read(path: str) -> list[Entry]:
     """The entries of a file; none where there is none.
 
     Raises:
@@ -118,12 +134,12 @@ def read(path):
         ) from error
 
 
-def known(workdir):
+def known(workdir: str) -> bool:
     """Whether a workdir says which data its run is on."""
     return tf.io.gfile.exists(os.path.join(workdir, NAME))
 
 
-def machine():
+def machine() -> dict[str, Any]:
     """What the bits of a result depend on beside data and flags: versions, processor features, threads, oneDNN and accelerators."""
     here = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     threads = tf.config.threading.get_intra_op_parallelism_threads()
@@ -138,7 +154,7 @@ def machine():
     }
 
 
-def differences(then, now):
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """How two machines differ, in words: list of str."""
     found = []
     for name, label in (
@@ -159,7 +175,7 @@ def differences(then, now):
     return found
 
 
-def _short(value):
+def _short(value: bool | int | str | list[str] | None) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    return (", ".join(value) or "none") if isinstance(value, list) else value or "unset"
+    return (", ".join(value) or "none") if isinstance(value, list) else str(value or "unset")

@@ -1,6 +1,10 @@
 """Pictures of what the network sees, and the flags, for TensorBoard."""
 
+from __future__ import annotations
+
 import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +17,7 @@ from tfssl.data.sources.subset import spread
 from tfssl.pretext.task import Pretext
 
 
-def first_views(model, source, batch_size, seed, count=16):
+def first_views(model: Pretext, source: Source, batch_size: int, seed: int, count: int = 16) -> np.ndarray | None:
     """Up to `count` images that the network sees in step 0: [n, H, W, 3] in [0, 1], after all augmentation, on host and device; None where
     no image can be read."""
     batch = next(iter(pipeline.first_examples(source, model.example, min(batch_size, count), seed)), None)
@@ -23,7 +27,7 @@ def first_views(model, source, batch_size, seed, count=16):
     return np.clip(model.preview(model.augment(batch, Draws(batch)))[:count].numpy(), 0, 1)
 
 
-def pictures(model, source, count=8):
+def pictures(model: Pretext, source: Source, count: int = 8) -> Callable[[], np.ndarray] | None:
     """A function () -> the task's `pictures` of images spread over a source, as a `grid` of three columns; None where it has none."""
     if type(model).pictures is Pretext.pictures:
         return None
@@ -33,7 +37,7 @@ def pictures(model, source, count=8):
     return lambda: grid(np.clip(show(batch).numpy(), 0, 1), 3)
 
 
-def grid(images, columns=8):
+def grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
     """[N, H, W, 3] in [0, 1] -> one uint8 picture of them, row by row, on white."""
     n, h, w, _ = images.shape
     columns = min(columns, n)

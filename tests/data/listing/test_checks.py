@@ -32,6 +32,11 @@ def test_probe_of_a_file_that_is_gone(write_images, tmp_path, monkeypatch):
         source.probe()
 
 
+def test_probe_of_no_image():
+    with pytest.raises(UserError, match="mine, split train, has no images"):
+        IndexedSource("mine", "train", num_examples=0).probe()
+
+
 def test_scan_counts_classes_and_finds_what_is_wrong(write_images, tmp_path):
     photos = tmp_path / "photos"
     root = write_images([f"{name}/{i}.png" for name in ("a", "b") for i in range(5)])

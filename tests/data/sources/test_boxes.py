@@ -72,6 +72,9 @@ def test_what_is_not_there(root, tmp_path):
     (root / "Annotations/b.xml").write_text("<annotation><size>")
     with pytest.raises(UserError, match="b.xml' is no annotation of Pascal VOC"):
         tfssl.open_source(f"boxes:{root}")
+    (root / "Annotations/b.xml").write_text("<annotation><size><width>3</width></size></annotation>")
+    with pytest.raises(UserError, match="b.xml' is no annotation of Pascal VOC: no size/height in annotation"):
+        tfssl.open_source(f"boxes:{root}")
     (root / "Annotations/b.xml").unlink()
     with pytest.raises(UserError, match="b.xml' is missing: each image of a list needs its boxes"):
         tfssl.open_source(f"boxes:{root}")

@@ -1,5 +1,7 @@
 """Looking at a source's images before a run depends on them."""
 
+from __future__ import annotations
+
 import collections
 import dataclasses
 
@@ -28,6 +30,8 @@ def probe(source, limit=256):
             return
         first = first or (source.name_in_graph(record).numpy().decode(), reason)
         count += 1
+    if first is None:
+        raise UserError(f"{source.spec}, split {source.split}, has no images")
     raise UserError(f"none of the first {count} images of {source.spec} can be read; {first[0]}: {first[1]}")
 
 
@@ -46,15 +50,15 @@ class Scan:
     """
 
     images: int
-    per_class: dict
+    per_class: dict[str, int]
     unlabelled: int
-    unreadable: list
-    duplicates: list
-    ignored: dict
-    sizes: dict
+    unreadable: list[tuple[str, str]]
+    duplicates: list[list[str]]
+    ignored: dict[str, int]
+    sizes: dict[tuple[int, ...], int]
 
 
-def scan(source, progress=None):
+def scan(source: Source, progress: Callable[[int, int], object] | None = None) -> Scan:
     """Reads and decodes every image of a source once, in parallel.
 
     Args:
@@ -68,7 +72,7 @@ def scan(source, progress=None):
       tf.errors.OpError: an image cannot be reached for a while; it quotes the `UserError` that names it.
     """
 
-    def examine(record):
+    def examine(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         example = source.fetch(record)
         image = example["image"]
         content = image if image.dtype == tf.string else tf.io.serialize_tensor(image)
@@ -106,7 +110,7 @@ def scan(source, progress=None):
     )
 
 
-def _per_class(source, labels):
+def _per_class(source: Source, labels: np.ndarray) -> dict[str, int]:
     if source.num_classes is None:  # names alone are those of `targets`
         return {}
     names = source.class_names or [str(label) for label in range(source.num_classes)]
@@ -114,7 +118,7 @@ def _per_class(source, labels):
     return {name: int(number) for name, number in zip(names, counts)}
 
 
-def reasons(source, missing):
+def reasons(source: Source, missing: np.ndarray) -> list[tuple[str, str]]:
     """(name, reason) of each image of the split that is `missing`, bool [places]: these few are read again, one by one."""
     if not missing.any():
         return []
@@ -127,7 +131,7 @@ def reasons(source, missing):
     return found
 
 
-def _duplicates(source, content, index):
+def _duplicates(source: Source, content: np.ndarray, index: np.ndarray) -> list[list[str]]:
     """Groups of two or more names, in split order, whose images have equal content."""
     if not len(index):
         return []
@@ -139,7 +143,7 @@ def _duplicates(source, content, index):
     return list(groups.values())
 
 
-def unlabelled(source):
+def unlabelled(source: Source) -> str | None:
     """Why labels cannot be had of a source: one line; None if the first image that can be read has one."""
     images = Gaps(source, lambda record: source.fetch(record)["label"])
     labels = (images.read(record)[0] for record in source.first_records(source.num_examples))

@@ -1,10 +1,14 @@
 """How many records TFRecord files hold, and which labels: counted once, then remembered."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import hashlib
 import json
 import os
 import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
 
 import tensorflow as tf
 from absl import logging
@@ -17,7 +21,20 @@ _THREADS = 16  # files that are read at once
 _NAME = ".tfssl_counts.json"
 
 
-def count_records(files, label_key, skip_damaged=False):
+class Count(TypedDict):
+    """What a file holds; low > high = -1 without labels."""
+
+    records: int
+    low: int
+    high: int
+
+
+class _Entry(TypedDict):
+    stamp: list[int]
+    count: Count
+
+
+def count_records(files: Sequence[str], label_key: str, skip_damaged: bool = False) -> list[Count]:
     """Reads files through, unless that was done before.
 
     The counts are kept beside the files, or in the cache folder where that is read-only, under a file's name, size and
@@ -34,7 +51,8 @@ def count_records(files, label_key, skip_damaged=False):
     Raises:
       UserError: for a file that is cut short or no TFRecord file, naming it.
     """
-    folders, known = {}, {}
+    folders: dict[str, list[tuple[str, str, list[int]]]] = {}
+    known: dict[str, Count] = {}
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         stamps = list(pool.map(stamp, files))
     for file, stamped in zip(files, stamps):
@@ -59,13 +77,13 @@ def count_records(files, label_key, skip_damaged=False):
     return [known[file] for file in files]
 
 
-def _places(folder):
+def _places(folder: str) -> tuple[str, str]:
     """Where the counts of a folder's files are kept: beside them, or in the cache folder."""
     name = hashlib.blake2b(os.path.abspath(folder).encode(), digest_size=8).hexdigest()
     return os.path.join(folder, _NAME), os.path.join(cache_dir(), "counts", f"{name}.json")
 
 
-def _load(path):
+def _load(path: str) -> dict[str, _Entry]:
     try:
         with tf.io.gfile.GFile(path) as file:
             content = json.load(file)
@@ -77,11 +95,11 @@ def _load(path):
         return {}  # absent, or damaged: count again
 
 
-def _crc(files):
+def _crc(files: Mapping[str, _Entry]) -> int:
     return zlib.crc32(json.dumps(files, sort_keys=True).encode())
 
 
-def _is_count(entry):
+def _is_count(entry: Any) -> bool:
     """Whether an entry has the form {"stamp": [int], "count": {"records", "low", "high": int}}."""
     try:
         numbers = [*entry["stamp"], *(entry["count"][name] for name in ("records", "low", "high"))]
@@ -90,18 +108,20 @@ def _is_count(entry):
         return False
 
 
-def _same(entry, stamped):
+def _same(entry: _Entry, stamped: list[int]) -> bool:
     """Whether a file's stamp is that of its entry. Older entries lack the last of three numbers."""
     return entry["stamp"] == stamped[: len(entry["stamp"])]
 
 
-def _counter(label_key, earlier):
+def _counter(label_key: str, earlier: Mapping[str, Count]) -> Callable[[str], Count]:
     """A function file -> {"records", "low", "high"}, which reads the file through and parses labels only. `earlier`: {file: what it gives
     for one that has lost records}."""
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
-    def count(file):
-        def add(state, serialized):
+    def count(file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        def add(
+            state: tuple[tf.Tensor, tf.Tensor, tf.Tensor], serialized: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             records, low, high = state
             labels = tf.io.parse_example(serialized, {label_key: tf.io.VarLenFeature(tf.int64)})[label_key].values
             labels = tf.boolean_mask(labels, labels >= 0)  # negative is how some say "none"
@@ -140,6 +160,6 @@ def _counter(label_key, earlier):
     return count_file
 
 
-def broken(file, error):
+def broken(file: str, error: tf.errors.OpError) -> str:
     """The line for a file that TensorFlow cannot read."""
     return f"{file!r} is not a whole, uncompressed TFRecord file ({reason_of(error)}): write it again, or leave it out"

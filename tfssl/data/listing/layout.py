@@ -14,8 +14,11 @@ elsewhere is stepped through, at the top and in each split: train/train/cat, tra
 it holds then. Images beside the class folders of a split take its labels away, unless they are few (one in eleven): those are left out.
 """
 
+from __future__ import annotations
+
 import collections
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from tfssl.data.listing import roles
@@ -36,12 +39,12 @@ class Layout:
       taken: folders with a split's name that are classes.
     """
 
-    splits: dict = dataclasses.field(default_factory=dict)
-    passed: dict = dataclasses.field(default_factory=dict)
-    beside_splits: list = dataclasses.field(default_factory=list)
-    stray: list = dataclasses.field(default_factory=list)
-    loose: dict = dataclasses.field(default_factory=dict)
-    taken: list = dataclasses.field(default_factory=list)
+    splits: dict[str, list[Part]] = dataclasses.field(default_factory=dict)
+    passed: dict[str, int] = dataclasses.field(default_factory=dict)
+    beside_splits: list[str] = dataclasses.field(default_factory=list)
+    stray: list[str] = dataclasses.field(default_factory=list)
+    loose: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    taken: list[str] = dataclasses.field(default_factory=list)
 
 
 class Part(NamedTuple):
@@ -54,15 +57,15 @@ class Part(NamedTuple):
     folder: str
     key: str
     head: str
-    names: list
+    names: list[str]
     labeled: bool = True
 
-    def classes(self):
+    def classes(self) -> list[str | None]:
         """The class of each image, None without: list."""
         return [(self.head + name).partition("/")[0] if self.labeled else None for name in self.names]
 
 
-def arrange(images):
+def arrange(images: list[str]) -> Layout:
     """The `Layout` of images: paths from their root, separated by "/"."""
     layout = _find(images, "")
     if not layout.splits:
@@ -73,9 +76,10 @@ def arrange(images):
     return layout
 
 
-def _level(names):
+def _level(names: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
     """({folder: paths within it}, images that lie here)."""
-    folders, here = {}, []
+    folders: dict[str, list[str]] = {}
+    here = []
     for name in names:
         top, slash, rest = name.partition("/")
         if slash:
@@ -85,17 +89,17 @@ def _level(names):
     return folders, here
 
 
-def _annotations(folders):
+def _annotations(folders: Mapping[str, list[str]]) -> list[str]:
     """The names of folders of annotations beside one folder of pictures."""
     others = [name for name in folders if not roles.are_pictures(name)]
     return others if len(others) == len(folders) - 1 and all(map(roles.are_annotations, others)) else []
 
 
-def _pass_over(layout, top, folders, names):
+def _pass_over(layout: Layout, top: str, folders: Mapping[str, list[str]], names: Iterable[str]) -> None:
     layout.passed.update({f"{top}{name}/": len(folders[name]) for name in names})
 
 
-def _find(names, top):
+def _find(names: list[str], top: str) -> Layout:
     """The `Layout` of the splits below a folder, without classes; without splits where there are none."""
     folders, here = _level(names)
     inner = {name: _find(below, f"{top}{name}/") for name, below in folders.items()}
@@ -119,12 +123,12 @@ def _find(names, top):
     return layout
 
 
-def _splits(folders, deep, layout):
+def _splits(folders: Mapping[str, list[str]], deep: list[str], layout: Layout) -> dict[str, str]:
     """{folder: role} of those that are splits; `deep` hold several themselves."""
     told = {name: roles.read(name) for name in folders if not roles.are_annotations(name)}
-    beside = collections.defaultdict(set)
+    beside: dict[tuple[str, ...], set[str]] = collections.defaultdict(set)
     for role, rest in told.values():
-        beside[rest] |= {role} if roles.is_primary(role) else set()
+        beside[rest] |= {role} if role and roles.is_primary(role) else set()
     sure = {name: role for name, (role, rest) in told.items() if role and (not rest or len(beside[rest]) > 1)}
     primary = {role for role in sure.values() if roles.is_primary(role)}
     if not primary or len(primary) == 1 and min(primary).startswith("fold"):
@@ -141,7 +145,7 @@ def _splits(folders, deep, layout):
     return {name: role for name, (role, _) in told.items() if role}
 
 
-def _are_classes(folders, mine, others):
+def _are_classes(folders: Mapping[str, list[str]], mine: list[str], others: list[str]) -> bool:
     """Whether the folders `mine`, which have a split's name, are classes like the `others`."""
     below = {n: {path.partition("/")[0] for path in folders[n] if "/" in path} for n in mine + others}
     images = {n: 2 * sum("/" not in path for path in folders[n]) >= len(folders[n]) for n in mine + others}
@@ -153,7 +157,14 @@ def _are_classes(folders, mine, others):
     return len(others) > 1 or (len(first) == 1 and all(one == first for one in rest))
 
 
-def _collect(folders, inner, deep, told, top, layout):
+def _collect(
+    folders: Mapping[str, list[str]],
+    inner: Mapping[str, Layout],
+    deep: list[str],
+    told: Mapping[str, str],
+    top: str,
+    layout: Layout,
+) -> None:
     """Make splits of the folders `told`, or of those within them."""
     found = collections.defaultdict(list)
     for name, below in folders.items():
@@ -171,15 +182,16 @@ def _collect(folders, inner, deep, told, top, layout):
         layout.splits.update({split: places[0][1]} if len(places) == 1 else dict(places))
 
 
-def _holds_only_splits(names, layout):
+def _holds_only_splits(names: list[str], layout: Layout) -> bool:
     """Whether a folder holds nothing but folders that are splits, and some of them."""
     parts = [part for split in layout.splits.values() for part in split]
     return bool(parts) and len(parts) == len(_level(names)[0]) and len(names) == sum(len(part.names) for part in parts)
 
 
-def _merge(layout, classes):
+def _merge(layout: Layout, classes: Mapping[str, Layout]) -> None:
     """The splits of all classes: cats/train and dogs/train are the parts of train. None where they have but one, or are folds."""
-    found, name_of = collections.defaultdict(list), {}
+    found: dict[str, list[Part]] = collections.defaultdict(list)
+    name_of: dict[str | None, str] = {}
     for name, of_class in classes.items():
         for split, parts in of_class.splits.items():
             split = name_of.setdefault(roles.read(split)[0], split)
@@ -188,7 +200,7 @@ def _merge(layout, classes):
         layout.splits = dict(found)
 
 
-def _step(part, classes, layout):
+def _step(part: Part, classes: Iterable[str], layout: Layout) -> Part:
     """The part after stepping through lone folders that are none of `classes`."""
     while not part.head:
         folders, here = _level(part.names)
@@ -201,16 +213,16 @@ def _step(part, classes, layout):
     return part
 
 
-def _find_classes(layout):
+def _find_classes(layout: Layout) -> None:
     """Step into lone folders, leave few loose images out, and say which parts have labels."""
 
-    def classes(split):
+    def classes(split: str) -> tuple[set[str], int, int]:
         """(folders, images beside them), of all parts of a split."""
         names = [part.head + name for part in layout.splits[split] for name in part.names]
         folders, here = _level(names)
         return set(folders) - set(_annotations(folders)), len(here), len(names)
 
-    def several(split):
+    def several(split: str) -> set[str]:
         folders, loose, images = classes(split)
         few = (_FEW + 1) * loose <= images
         return folders if len(folders) > 1 and few and roles.read(split)[0] != "unlabeled" else set()

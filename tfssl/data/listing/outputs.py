@@ -1,7 +1,10 @@
 """What tfssl itself writes is no data, though it may lie among images: it is known by its name and by what lies beside it."""
 
+from __future__ import annotations
+
 import os
 import re
+from collections.abc import Iterable
 
 from tfssl.storage import files
 
@@ -12,14 +15,14 @@ _FOLDERS = {"checkpoints", "classifier", "features", "heads", "module", "untrain
 _OF_MODULES = {"assets", "assets.extra", "variables"}
 
 
-def mark(workdir):
+def mark(workdir: str) -> None:
     """Mark a folder as one that tfssl writes into."""
     path = os.path.join(workdir, MARK)
     if MARK not in files.listdir(workdir):
         files.write_file(path, _TEXT)
 
 
-def own(names):
+def own(names: Iterable[str]) -> set[str]:
     """Of all the names in one folder, those of tfssl's own pictures, and of folders that hold nothing but what it wrote: a set."""
     names = set(names)
     found = names & {"dry_run.png"}

@@ -5,6 +5,8 @@ that tell nothing (`images`, `set`, `v1`). What is left over keeps apart names s
 and bullet_train, which is none.
 """
 
+from __future__ import annotations
+
 import functools
 import re
 import unicodedata
@@ -44,7 +46,7 @@ PRIMARY = (
 
 
 @functools.cache
-def words(name):
+def words(name: str) -> tuple[str, ...]:
     """The words of a name, in lower case and without accents; numbers are words."""
     plain = "".join(c for c in unicodedata.normalize("NFD", name) if not unicodedata.combining(c))
     plain = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", plain).lower()
@@ -52,7 +54,7 @@ def words(name):
 
 
 @functools.cache
-def read(name):
+def read(name: str) -> tuple[str | None, tuple[str, ...]]:
     """(role, the words beside it that tell something).
 
     The role is one of train, val, test, trainval, unlabeled, extra, predict, fold1, fold2 ...; None for a name that tells none, or two.
@@ -77,22 +79,22 @@ def read(name):
     return (roles.pop() if len(roles) == 1 else None), tuple(rest)
 
 
-def is_primary(role):
+def is_primary(role: str | None) -> bool:
     """Whether folders called so are splits by themselves; the others are beside such."""
     return role in PRIMARY or (role or "").startswith("fold")
 
 
-def are_pictures(name):
+def are_pictures(name: str) -> bool:
     """Whether a folder's name says "images" and nothing else."""
     return bool(words(name)) and set(words(name)) <= _PICTURES
 
 
-def are_annotations(name):
+def are_annotations(name: str) -> bool:
     """Whether a folder's name tells of labels, masks or the like."""
     return bool(set(words(name)) & _ANNOTATIONS) or "".join(words(name)) in _WHOLE_ANNOTATIONS
 
 
-def _compound(word):
+def _compound(word: str) -> str | None:
     """The role of trainset, testimages, minival."""
     for known, role in _ROLE.items():
         rests = (

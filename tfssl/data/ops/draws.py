@@ -1,12 +1,15 @@
 """Random numbers for a batch on the device, equal for every way of splitting the batch over replicas and hosts."""
 
+from __future__ import annotations
+
 import copy
 import math
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 
-def fork(seed, view):
+def fork(seed: tf.Tensor, view: int) -> tf.Tensor:
     """An independent seed for the `view`-th use of `seed` (int64 [2], whose second word is an example number or a step)."""
     return seed + tf.constant([0, (view + 1) << 40], tf.int64)  # beyond any number that is ever reached
 
@@ -22,30 +25,30 @@ class Draws:
       replicas: how many replicas share the global batch.
     """
 
-    def __init__(self, batch, replicas=1):
+    def __init__(self, batch: dict[str, tf.Tensor], replicas: int = 1) -> None:
         self.replicas = replicas
         self.global_rows = batch["number"].shape[0] * replicas
         step = batch["number"][0] // tf.cast(self.global_rows, tf.int64)
         self.row = tf.cast(batch["number"] % tf.cast(self.global_rows, tf.int64), tf.int32)
         self.seed = tf.stack([batch["seed"][0], step])
 
-    def of(self, row):
+    def of(self, row: tf.Tensor) -> Draws:
         """The draws for other rows of the same global batch: `row` [n], their numbers."""
         other = copy.copy(self)
         other.row = row
         return other
 
-    def permutation(self, view=0):
+    def permutation(self, view: int = 0) -> tf.Tensor:
         """A random order of the global batch's rows, int32 [rows]: the same on every replica."""
         return tf.argsort(tf.random.stateless_uniform([self.global_rows], fork(self.seed, view)))
 
-    def integers(self, high, shape=(), view=0):
+    def integers(self, high: int | tf.Tensor, shape: Sequence[int] = (), view: int = 0) -> tf.Tensor:
         """int32 [n, *shape] in [0, high), uniform up to a share high / 2^32; `view` as of `uniform`."""
         seed = fork(self.seed, view)
         drawn = tf.random.stateless_uniform([self.global_rows, *shape], seed, 0, high, tf.int32)
         return tf.gather(drawn, self.row)
 
-    def keep(self, probability, shape=(), view=0):
+    def keep(self, probability: float, shape: Sequence[int] = (), view: int = 0) -> tf.Tensor:
         """bool [n, *shape], each true with a probability: masks for dropout.
 
         Each element is a hash (murmur3's finalizer, twice) of seed, step, row and place: a replica computes its own rows only, for masks
@@ -56,13 +59,13 @@ class Draws:
         bits = hash32(hash32(place) + tf.reshape(key, [-1] + [1] * len(shape)))
         return bits < int(probability * 2**32)
 
-    def uniform(self, low=0.0, high=1.0, shape=(), view=0):
+    def uniform(self, low: float = 0.0, high: float = 1.0, shape: Sequence[int] = (), view: int = 0) -> tf.Tensor:
         """[n, *shape] of Keras's floatx in [low, high); `view` tells apart independent draws of one step."""
         drawn = tf.random.stateless_uniform([self.global_rows, *shape], fork(self.seed, view), low, high)
         return tf.cast(tf.gather(drawn, self.row), tf.keras.backend.floatx())
 
 
-def hash32(x):
+def hash32(x: tf.Tensor) -> tf.Tensor:
     """murmur3's 32-bit finalizer, of int64s: GPUs have kernels for these."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         x = tf.bitwise.bitwise_and(x, 0xFFFFFFFF)

@@ -20,11 +20,17 @@ Randomness is stateless: `seed` is int64 [2], (run seed, example number), and th
 image is drawn for several times, `draws.fork` the seed.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
+from typing import Union
 
 import tensorflow as tf
 
 from tfssl.errors import UserError, check_choice
+
+Size = Union[int, tuple[int, int]]  # in pixels: a side, or (height, width)
 
 SAMPLERS = ("tf", "torch", "byol")  # of `sample_crop`
 LONGEST = 50  # a side, in units of the other one
@@ -33,7 +39,7 @@ _JPEG = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
 _RATIOS = (1, 2, 4, 8)  # by which libjpeg reduces while it decodes
 
 
-def image_size(image):
+def image_size(image: tf.Tensor) -> tf.Tensor:
     """Height and width, int32 [2]. Of a JPEG only the header is read; other formats are decoded."""
     image = _checked(image)
     if image.dtype != tf.string:
@@ -45,20 +51,20 @@ def image_size(image):
     )
 
 
-def decode(image):
+def decode(image: tf.Tensor) -> tf.Tensor:
     """The whole image, uint8 [H, W, 3]."""
     image = _checked(image)
     if image.dtype != tf.string:
         return _rgb(image)
 
-    def of_jpeg():
+    def of_jpeg() -> tf.Tensor:
         with tf.control_dependencies([_bounded(_jpeg_shape(image), image)]):
             return tf.io.decode_jpeg(image, **_JPEG)
 
     return tf.cond(_is_jpeg(image), of_jpeg, lambda: _decode_other(image))
 
 
-def decode_crop(image, box):
+def decode_crop(image: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
     """The part in `box` = int32 [y, x, h, w], uint8 [h, w, 3]: equal to slicing `decode(image)`, but faster.
 
     Raises InvalidArgumentError when the box leaves the image.
@@ -67,7 +73,7 @@ def decode_crop(image, box):
     return _crop(image, lambda shape: (tf.stack([y, x, 0]), tf.stack([height, width, 3])))
 
 
-def resize(image, size, method="bilinear"):
+def resize(image: tf.Tensor, size: Size, method: str = "bilinear") -> tf.Tensor:
     """Resized to `size` (side, or (height, width)) and rounded to the nearest level; uint8 [h, w, 3].
 
     Args:
@@ -83,7 +89,7 @@ def resize(image, size, method="bilinear"):
     return tf.cast(tf.round(pixels), tf.uint8)
 
 
-def resize_levels(image, size, method):
+def resize_levels(image: tf.Tensor, size: Size, method: str) -> tf.Tensor:
     """`resize` of uint8 [H, W, 3] before it is rounded: float32 [h, w, 3], 0 to 255, and a little beyond by cubic kernels."""
     if (
         method == "area"
@@ -99,7 +105,7 @@ def resize_levels(image, size, method):
     return pixels
 
 
-def resize_small(image, smaller):
+def resize_small(image: tf.Tensor, smaller: int) -> tf.Tensor:
     """AREA resize that brings the shorter side to `smaller` and keeps the aspect (sides rounded); uint8 [h, w, 3]."""
     image = _to_resize(image)
     size = tf.shape(image)[:2]
@@ -108,7 +114,7 @@ def resize_small(image, smaller):
     return resize(image, (height, width), "area")
 
 
-def central_crop(image, size):
+def central_crop(image: tf.Tensor, size: Size | float) -> tf.Tensor:
     """The central part, uint8 [h, w, 3].
 
     `size` is in pixels (side, or (height, width); of an odd margin the smaller half is above and to the left), or a
@@ -118,7 +124,7 @@ def central_crop(image, size):
         if not 0.0 < size <= 1.0:
             raise UserError(f"a central crop of {size}: it takes a part in (0, 1], or pixels as an integer")
 
-        def choose(shape):
+        def choose(shape: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             sides = tf.cast(shape[:2], tf.float64)
             margin = tf.cast((sides - sides * size) / 2, tf.int32)
             return tf.concat([margin, [0]], 0), tf.concat([shape[:2] - 2 * margin, [3]], 0)
@@ -127,43 +133,47 @@ def central_crop(image, size):
     return _fixed_crop(image, size, lambda margin: margin // 2)
 
 
-def resize_central_crop(image, size, resize):
+def resize_central_crop(image: tf.Tensor, size: int, resize: int) -> tf.Tensor:
     """What evaluation sees: `resize_small` to `resize`, then the central `size`; uint8 [size, size, 3]."""
     if size > resize:
         raise UserError(f"a central crop of {size} does not fit an image resized to {resize}: take a larger resize")
     return central_crop(resize_small(image, resize), size)
 
 
-def random_crop(image, seed, size):
+def random_crop(image: tf.Tensor, seed: tf.Tensor, size: Size) -> tf.Tensor:
     """A crop of `size` (side, or (height, width)) at a uniformly random place; uint8 [h, w, 3]."""
     bits = tf.raw_ops.StatelessRandomUniformFullInt(shape=[2], seed=seed, dtype=tf.int64)
     return _fixed_crop(image, size, lambda margin: tf.cast(bits % tf.cast(margin + 1, tf.int64), tf.int32))
 
 
 def random_resized_crop(
-    image,
-    seed,
-    size,
-    area_range=(0.05, 1.0),
-    aspect_range=(3 / 4, 4 / 3),
-    min_object_covered=0.1,
-    attempts=100,
-    method="bilinear",
-    sampler="tf",
-):
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    size: Size,
+    area_range: tuple[float, float] = (0.05, 1.0),
+    aspect_range: tuple[float, float] = (3 / 4, 4 / 3),
+    min_object_covered: float = 0.1,
+    attempts: int = 100,
+    method: str = "bilinear",
+    sampler: str = "tf",
+) -> tf.Tensor:
     """A crop of random area, aspect and place, resized to `size` (side, or (height, width)); uint8 [h, w, 3].
 
     The defaults are the Inception crop of TF-slim that the 2019 study used (arXiv 1901.09005), whose areas are 0.1 to 1.
     Arguments: see `sample_crop` and `resize`; of a crop of twice the size or more, see `cut`.
     """
 
-    def choose(shape):
+    def choose(shape: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
         return [sample_crop(shape, seed, area_range, aspect_range, min_object_covered, attempts, sampler)]
 
     return resize(cut(image, choose, [_pair(size)])[0], size, method)
 
 
-def cut(image, choose, sizes):
+def cut(
+    image: tf.Tensor,
+    choose: Callable[[tf.Tensor], Sequence[tuple[tf.Tensor, tf.Tensor]]],
+    sizes: Sequence[tuple[int, int] | None],
+) -> list[tf.Tensor]:
     """Parts of one image, decoded once: list of uint8 [h, w, 3], each at least as large as its entry of `sizes`, or its part.
 
     A part of twice, four or eight times its size or more, on both sides, is reduced as often, and a resize that interpolates between
@@ -181,41 +191,45 @@ def cut(image, choose, sizes):
     image = _checked(image)
     least = tf.constant([size or (1 << 30, 1 << 30) for size in sizes])  # Px2; no part is so large
 
-    def boxes(shape):
+    def boxes(shape: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Begins and extents, int32 [P, 3], and how many times each part is as large as its size [P]."""
         begins, extents = (tf.stack(ends) for ends in zip(*choose(shape)))  # noqa: B905 (Python 3.9)
         return begins, extents, tf.reduce_min(extents[:, :2] // least, 1)
 
-    def slices(pixels, begins, extents):
+    def slices(pixels: tf.Tensor, begins: tf.Tensor, extents: tf.Tensor) -> list[tf.Tensor]:
         return [tf.slice(pixels, *box) for box in zip(tf.unstack(begins), tf.unstack(extents))]  # noqa: B905
 
-    def unless_all_fit(times, reduced, whole):
+    def unless_all_fit(
+        times: tf.Tensor, reduced: Callable[[], list[tf.Tensor]], whole: Callable[[], list[tf.Tensor]]
+    ) -> list[tf.Tensor]:
         """One question for all parts: most images have none to reduce, and small ones are decoded in the time of a hundred ops."""
         return tf.cond(tf.reduce_max(times) < 2, whole, reduced) if any(sizes) else whole()
 
-    def of_pixels(pixels):
+    def of_pixels(pixels: tf.Tensor) -> list[tf.Tensor]:
         shape = tf.shape(pixels)
         with tf.control_dependencies([_not_thin(shape)]):
             begins, extents, times = boxes(tf.identity(shape))
         found = slices(pixels, begins, extents)
         return unless_all_fit(times, lambda: _each_reduced(found, _ratios(times)), lambda: found)
 
-    def of_jpeg():
+    def of_jpeg() -> list[tf.Tensor]:
         shape = _jpeg_shape(image)
         with tf.control_dependencies([_bounded(shape, image), _not_thin(shape)]):
             begins, extents, times = boxes(tf.identity(shape))
 
-        def decoded(begins, extents, shape, decode):
+        def decoded(
+            begins: tf.Tensor, extents: tf.Tensor, shape: tf.Tensor, decode: Callable[[tf.Tensor], tf.Tensor]
+        ) -> list[tf.Tensor]:
             # In the first and last column that is decoded the chroma has no neighbour to be interpolated with, and is off
             # by up to 50 levels. So decode a column more on either side; above and below libjpeg itself sees to it.
             low = tf.maximum(tf.reduce_min(begins, 0) - [0, 1, 0], 0)
             high = tf.minimum(tf.reduce_max(begins + extents, 0) + [0, 1, 0], shape)
             return slices(decode(tf.concat([low[:2], (high - low)[:2]], 0)), begins - low, extents)
 
-        def decode_by(ratio):
+        def decode_by(ratio: int) -> Callable[[tf.Tensor], tf.Tensor]:
             return lambda window: tf.raw_ops.DecodeAndCropJpeg(contents=image, crop_window=window, ratio=ratio, **_JPEG)
 
-        def reduced():
+        def reduced() -> list[tf.Tensor]:
             ratios = _ratios(times)
             ratio = tf.reduce_min(ratios)
             number = tf.reduce_sum(tf.cast(tf.constant(_RATIOS[1:]) <= ratio, tf.int32))
@@ -240,14 +254,20 @@ def cut(image, choose, sizes):
     return found
 
 
-def shrink(image, size):
+def shrink(image: tf.Tensor, size: Size) -> tf.Tensor:
     """The whole image, reduced by 2, 4 or 8 where it is so much larger than `size` (side or pair), as by `cut`; uint8 [h, w, 3]."""
     return cut(image, lambda shape: [(tf.zeros_like(shape), shape)], [_pair(size)])[0]
 
 
 def sample_crop(
-    shape, seed, area_range, aspect_range=(3 / 4, 4 / 3), min_object_covered=0.1, attempts=100, sampler="tf"
-):
+    shape: tf.Tensor,
+    seed: tf.Tensor,
+    area_range: tuple[float, float],
+    aspect_range: tuple[float, float] = (3 / 4, 4 / 3),
+    min_object_covered: float = 0.1,
+    attempts: int = 100,
+    sampler: str = "tf",
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Where a random crop lies in an image of `shape` int32 [3]: (begin, extent), int32 [3] both.
 
     Args:
@@ -286,35 +306,35 @@ def sample_crop(
     return begin, extent
 
 
-def random_flip(image, seed):
+def random_flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Mirrors left and right with probability 1/2; uint8 [H, W, 3]."""
     image = decode(image)
     bits = tf.raw_ops.StatelessRandomUniformFullInt(shape=[], seed=seed, dtype=tf.int32)
     return tf.cond(bits < 0, lambda: tf.reverse(image, [1]), lambda: image)
 
 
-def _checked(image):
+def _checked(image: tf.Tensor) -> tf.Tensor:
     image = tf.convert_to_tensor(image)
     if image.dtype not in (tf.string, tf.uint8):
         raise UserError(f"an image of {image.dtype.name}: give encoded bytes (a scalar string) or uint8 [H, W, C]")
     return image
 
 
-def _pair(size):
+def _pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _is_jpeg(data):
+def _is_jpeg(data: tf.Tensor) -> tf.Tensor:
     return tf.strings.substr(data, 0, 3) == b"\xff\xd8\xff"
 
 
-def _jpeg_shape(data):
+def _jpeg_shape(data: tf.Tensor) -> tf.Tensor:
     shape = tf.io.extract_jpeg_shape(data)
     shape.set_shape([3])
     return shape
 
 
-def _bounded(shape, data):
+def _bounded(shape: tf.Tensor, data: tf.Tensor) -> tf.Operation:
     """An op that fails where an encoded image of `shape`, int32 [3], has too many pixels, as such and for its file."""
     height, width, _ = tf.unstack(shape)
     most = tf.maximum(PIXELS_PER_BYTE * tf.cast(tf.strings.length(data), tf.int64), PIXELS)
@@ -323,7 +343,7 @@ def _bounded(shape, data):
     return tf.raw_ops.Assert(condition=few, data=[what, height, width])
 
 
-def _not_thin(shape):
+def _not_thin(shape: tf.Tensor) -> tf.Operation:
     """An op that fails where one side of an image of `shape`, int32 [3], is out of proportion to the other."""
     height, width, _ = tf.unstack(shape)
     proportionate = tf.maximum(height, width) <= LONGEST * tf.minimum(height, width)
@@ -331,14 +351,14 @@ def _not_thin(shape):
     return tf.raw_ops.Assert(condition=proportionate, data=[what, height, width])
 
 
-def _to_resize(image):
+def _to_resize(image: tf.Tensor) -> tf.Tensor:
     """`decode`, of an image that is not too thin to be resized."""
     image = decode(image)
     with tf.control_dependencies([_not_thin(tf.shape(image))]):
         return tf.identity(image)
 
 
-def _rgb(image):
+def _rgb(image: tf.Tensor) -> tf.Tensor:
     """uint8 [H, W, C] -> [H, W, 3]."""
     channels = image.shape[-1]
     if channels == 3:
@@ -352,27 +372,27 @@ def _rgb(image):
     return tf.cond(tf.shape(image)[-1] >= 3, lambda: image[..., :3], lambda: tf.repeat(image[..., :1], 3, axis=-1))
 
 
-def _crop(image, choose):
+def _crop(image: tf.Tensor, choose: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]) -> tf.Tensor:
     """The part that `choose(shape int32 [3]) -> (begin [3], extent [3])` names; of a JPEG no more is decoded."""
     return cut(image, lambda shape: [choose(shape)], [None])[0]
 
 
-def _ratios(times):
+def _ratios(times: tf.Tensor) -> tf.Tensor:
     """The largest of `_RATIOS` that is at most so many times, int32 [P], of each."""
     return tf.reduce_max(tf.where(tf.constant(_RATIOS) <= times[:, None], _RATIOS, 1), 1)
 
 
-def _each_reduced(parts, ratios):
+def _each_reduced(parts: Sequence[tf.Tensor], ratios: tf.Tensor) -> list[tf.Tensor]:
     """Means of ratio x ratio pixels, about, where the sides are no multiples; uint8."""
 
-    def means(part, ratio):
+    def means(part: tf.Tensor, ratio: tf.Tensor) -> Callable[[], tf.Tensor]:
         return lambda: resize(part, tf.unstack(tf.shape(part)[:2] // ratio), "area")
 
     ratios = tf.unstack(ratios, len(parts))
     return [tf.cond(r > 1, means(part, r), lambda part=part: part) for part, r in zip(parts, ratios)]  # noqa: B905
 
 
-def _resize_rows(pixels, size):
+def _resize_rows(pixels: tf.Tensor, size: int | tf.Tensor) -> tf.Tensor:
     """Antialiased bilinear resize of the first axis of float32 [H, W, 3]: each new row is a mean of those rows whose centers lie in a
     triangle about its own, of half-width H / size, or 1 where that is less."""
     height, width, _ = tf.unstack(tf.shape(pixels))
@@ -396,7 +416,14 @@ def _resize_rows(pixels, size):
     return tf.reshape(rows, tf.stack([size, width, 3]))
 
 
-def _sample_area(shape, seed, area_range, aspect_range, clip, attempts=10):
+def _sample_area(
+    shape: tf.Tensor,
+    seed: tf.Tensor,
+    area_range: tuple[float, float],
+    aspect_range: tuple[float, float],
+    clip: bool,
+    attempts: int = 10,
+) -> tuple[tf.Tensor, tf.Tensor]:
     """The samplers "torch" and, if `clip`, "byol" of `sample_crop`."""
     image = tf.cast(shape[:2], tf.float32)  # height, width
     draws = tf.random.stateless_uniform([1 if clip else attempts, 4], seed)
@@ -416,11 +443,11 @@ def _sample_area(shape, seed, area_range, aspect_range, clip, attempts=10):
     return tuple(tf.concat([tf.cast(x, tf.int32), [last]], 0) for x, last in ((begin, 0), (extent, 3)))
 
 
-def _fixed_crop(image, size, place):
+def _fixed_crop(image: tf.Tensor, size: Size, place: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
     """A crop of a fixed size (side or pair), at the offset that `place(margin int32 [2])` gives."""
     height, width = _pair(size)
 
-    def choose(shape):
+    def choose(shape: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         margin = shape[:2] - [height, width]
         too_small = f"the image is smaller than the crop of {height} x {width}"
         with tf.control_dependencies([tf.debugging.assert_non_negative(margin, message=too_small)]):
@@ -431,17 +458,17 @@ def _fixed_crop(image, size, place):
     return crop
 
 
-def _decode_other(data):
+def _decode_other(data: tf.Tensor) -> tf.Tensor:
     """Decodes what is not JPEG."""
 
-    def of_any():
+    def of_any() -> tf.Tensor:
         return tf.io.decode_image(data, channels=3, expand_animations=False)
 
-    def of_bounded():
+    def of_bounded() -> tf.Tensor:
         with tf.control_dependencies([_bounded(_told_shape(data), data)]):
             return of_any()
 
-    def of_others():
+    def of_others() -> tf.Tensor:
         # A BMP of 1, 4 or 8 bits has a palette: TensorFlow takes its indices for gray levels, or refuses.
         palette = tf.strings.regex_full_match(data, r"BM\C{26}[\x01\x04\x08]\C*")  # byte 28: bits per pixel
         return tf.cond(palette, lambda: _decode_palette_bmp(data), of_bounded)
@@ -453,7 +480,7 @@ def _decode_other(data):
     return pixels
 
 
-def _told_shape(data):
+def _told_shape(data: tf.Tensor) -> tf.Tensor:
     """[height, width, 3] as the header of a PNG or GIF tells it, int32; [1, 1, 3] of others, whose size is that of their file."""
     head = tf.strings.substr(data, 0, 24) + bytes(24)  # some files are shorter
     png = tf.io.decode_raw(tf.strings.substr(head, 16, 8), tf.int32, little_endian=False)
@@ -463,7 +490,7 @@ def _told_shape(data):
     return tf.stack([height, width, 3])
 
 
-def _decode_palette_bmp(data):
+def _decode_palette_bmp(data: tf.Tensor) -> tf.Tensor:
     contents = tf.io.decode_raw(data, tf.uint8)
     pixels_at, header, width, height = tf.unstack(tf.bitcast(tf.reshape(contents[10:26], [4, 4]), tf.int32))
     bits = tf.cast(contents[28], tf.int32)

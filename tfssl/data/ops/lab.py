@@ -3,7 +3,10 @@
 L is 0 to 100; of sRGB colours a is -86.2 to 98.3 and b -107.9 to 94.5.
 """
 
+from __future__ import annotations
+
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 # sRGB's primaries in XYZ, a row for each of X, Y, Z; and its white.
@@ -14,7 +17,7 @@ _SMALL, _SLOPE = (6 / 29) ** 3, (29 / 6) ** 2 / 3  # below the former the cube r
 _TINY = 1e-8  # powers have no gradient at 0
 
 
-def from_rgb(images):
+def from_rgb(images: tf.Tensor) -> tf.Tensor:
     """sRGB [..., 3] in [0, 1] -> L*a*b* [..., 3], in float32 at least."""
     x = _at_least_float32(images)
     linear = tf.where(x > 0.04045, ((tf.maximum(x, _TINY) + 0.055) / 1.055) ** 2.4, x / 12.92)
@@ -24,7 +27,7 @@ def from_rgb(images):
     return tf.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], -1)
 
 
-def to_rgb(images):
+def to_rgb(images: tf.Tensor) -> tf.Tensor:
     """L*a*b* [..., 3] -> sRGB [..., 3] in [0, 1]; what lies outside is clipped."""
     lightness, a, b = tf.unstack(_at_least_float32(images), axis=-1)
     fy = (lightness + 16) / 116
@@ -35,12 +38,12 @@ def to_rgb(images):
     return tf.clip_by_value(srgb, 0.0, 1.0)
 
 
-def _product(x, matrix):
+def _product(x: tf.Tensor, matrix: npt.ArrayLike) -> tf.Tensor:
     """Each colour [..., 3] times a matrix, in sums that no accelerator rounds to ten bits of a factor."""
     rows = tf.constant(matrix, x.dtype)
     return tf.stack([tf.reduce_sum(x * row, -1) for row in tf.unstack(rows)], -1)
 
 
-def _at_least_float32(x):
+def _at_least_float32(x: tf.Tensor) -> tf.Tensor:
     x = tf.convert_to_tensor(x)
     return tf.cast(x, tf.float32) if x.dtype.size < 4 else x

@@ -1,12 +1,14 @@
 """Patches of images: on a regular grid, cut with jitter on the host or out of whole images on the device; one by itself, where there is
 something to see, moved and turned; standardised."""
 
+from __future__ import annotations
+
 import math
 
 import tensorflow as tf
 
 
-def grid_offsets(seed, side, crop, grid, size):
+def grid_offsets(seed: tf.Tensor | None, side: int, crop: int, grid: int, size: int) -> tf.Tensor:
     """Where patches lie in a square image: one in each cell of a crop.
 
     A crop of crop x crop, at a random place, has grid x grid cells of crop // grid pixels, and each cell a patch of size x size at a random
@@ -27,13 +29,13 @@ def grid_offsets(seed, side, crop, grid, size):
     return corners + tf.cast(bits[:1] % (side - crop + 1) + bits[1:] % (cell - size + 1), tf.int32)
 
 
-def cut(image, offsets, size):
+def cut(image: tf.Tensor, offsets: tf.Tensor, size: int) -> tf.Tensor:
     """[H, W, C] and int32 [P, 2] -> [P, size, size, C]: the squares whose upper left corners are at `offsets`."""
     begins = tf.unstack(tf.pad(offsets, [[0, 0], [0, 1]]))
     return tf.stack([tf.slice(image, begin, [size, size, image.shape[-1]]) for begin in begins])
 
 
-def salient_corner(image, uniform, size):
+def salient_corner(image: tf.Tensor, uniform: float | tf.Tensor, size: int) -> tf.Tensor:
     """A place for a square patch, with a probability proportional to the gradients in it: their magnitudes, of the mean of the channels,
     summed over the patch. (Of an image of one colour all places are alike.)
 
@@ -59,7 +61,9 @@ def salient_corner(image, uniform, size):
     return tf.stack([chosen // columns, chosen % columns])
 
 
-def affine_patch(image, corner, size, shift, scale, angle):
+def affine_patch(
+    image: tf.Tensor, corner: tf.Tensor, size: int, shift: tf.Tensor, scale: float | tf.Tensor, angle: float | tf.Tensor
+) -> tf.Tensor:
     """A square patch that is moved, scaled and turned about its middle, in one bilinear resampling; beyond its border the image is
     mirrored.
 
@@ -90,7 +94,7 @@ def affine_patch(image, corner, size, shift, scale, angle):
     return tf.cast(tf.round(tf.ensure_shape(patch, [size, size, image.shape[-1]])), tf.uint8)
 
 
-def gray(images):
+def gray(images: tf.Tensor) -> tf.Tensor:
     """uint8 [..., 3] -> the same shape: all three channels are their mean, rounded."""
     # Exact, since the sum of three bytes is; and a product with a matrix is faster than a sum over a last axis of three.
     pixels = tf.reshape(tf.cast(images, tf.float32), [-1, 3])
@@ -98,7 +102,7 @@ def gray(images):
     return tf.reshape(tf.cast(mean, tf.uint8), tf.shape(images))
 
 
-def grid_cells(images, grid):
+def grid_cells(images: tf.Tensor, grid: int) -> tf.Tensor:
     """[N, H, W, C] -> [N * grid * grid, H // grid, W // grid, C]: the cells of the central part, image-major, in raster order."""
     size = tf.shape(images)[1:3]
     (height, width), (top, left) = tf.unstack(size // grid), tf.unstack(size % grid // 2)
@@ -108,7 +112,7 @@ def grid_cells(images, grid):
     return tf.reshape(cells, [-1, height, width, channels])
 
 
-def standardise(images):
+def standardise(images: tf.Tensor) -> tf.Tensor:
     """Each image of [N, H, W, C] in [0, 1] to mean 0 and variance 1 over all its pixels and channels, in float32 at least.
 
     As `tf.image.per_image_standardization` of the levels 0 to 255: a deviation below 1 / sqrt(HWC) levels counts as that.

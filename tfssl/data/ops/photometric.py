@@ -5,8 +5,11 @@ compile with XLA. They are written for plain TensorFlow on the CPU as well, wher
 Colours are those of `tf.image`, and want three channels; the other ops take any number.
 """
 
+from __future__ import annotations
+
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -14,26 +17,28 @@ import tensorflow as tf
 from tfssl.data.ops.draws import hash32
 from tfssl.errors import UserError
 
+Jitter = tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]  # what `plan_jitter` returns
+
 GRAY = (0.2989, 0.5870, 0.1140)  # the luma weights of tf.image.rgb_to_grayscale
 _MARGIN = [[0, 0], [0, 0], [2, 2]]
 
 
-def adjust_brightness(images, delta):
+def adjust_brightness(images: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
     """Adds delta [N] to every pixel of each image, as `tf.image.adjust_brightness` does to floats: not clipped."""
     return images + _per_image(delta, images)
 
 
-def scale_brightness(images, factor):
+def scale_brightness(images: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Multiplies each image by its factor [N] >= 0, the brightness of torchvision and of SimCLR's second code: not clipped."""
     return images * _per_image(factor, images)
 
 
-def adjust_contrast(images, factor):
+def adjust_contrast(images: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """`tf.image.adjust_contrast` with a factor [N] per image: the distance from each channel's mean times the factor; not clipped."""
     return _by_rows(lambda rows: _contrast(rows, factor, images.shape[-1]), images)
 
 
-def adjust_saturation(images, factor):
+def adjust_saturation(images: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """`tf.image.adjust_saturation` with a factor [N] >= 0 per image: HSV's S times the factor, cut to 1; H and V stay.
 
     V is the largest channel and S = (V - smallest) / V; with H and V fixed, the distances V - channel are
@@ -50,7 +55,7 @@ def adjust_saturation(images, factor):
     return tf.transpose(ratio * channels + (1 - ratio) * value, [1, 2, 3, 0])
 
 
-def adjust_hue(images, delta):
+def adjust_hue(images: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
     """`tf.image.adjust_hue` with a delta [N] in [-1, 1] per image, in turns of the colour circle; of a pixel, the largest and the
     smallest value stay."""
     _needs_rgb(images, "hue")
@@ -59,13 +64,21 @@ def adjust_hue(images, delta):
     return _by_rows(lambda rows: _recolour(rows, change), images)
 
 
-def drop_color(images):
+def drop_color(images: tf.Tensor) -> tf.Tensor:
     """Gray images [N, H, W, 3]: each pixel's luma, three times, with the weights of `tf.image.rgb_to_grayscale`."""
     _needs_rgb(images, "gray")
     return _by_rows(lambda rows: _luma(tf.pad(rows, _MARGIN)), images)
 
 
-def color_jitter(images, brightness, contrast, saturation, hue, times, additive=False):
+def color_jitter(
+    images: tf.Tensor,
+    brightness: tf.Tensor,
+    contrast: tf.Tensor,
+    saturation: tf.Tensor,
+    hue: tf.Tensor,
+    times: tf.Tensor,
+    additive: bool = False,
+) -> tf.Tensor:
     """The four ops of `tf.image` on images [N, H, W, 3] in [0, 1], each image in an order of its own; clipped to [0, 1] after each.
 
     Args:
@@ -81,7 +94,14 @@ def color_jitter(images, brightness, contrast, saturation, hue, times, additive=
     return run_jitter(images, plan_jitter(brightness, contrast, saturation, hue, times, additive), additive)
 
 
-def plan_jitter(brightness, contrast, saturation, hue, times, additive=False):
+def plan_jitter(
+    brightness: tf.Tensor,
+    contrast: tf.Tensor,
+    saturation: tf.Tensor,
+    hue: tf.Tensor,
+    times: tf.Tensor,
+    additive: bool = False,
+) -> Jitter:
     """What `run_jitter` does to N images: a tuple of tensors [N, ...]. Arguments: see `color_jitter`.
 
     Saturation and hue, where one follows the other, commute, because each keeps what the other changes. So with both as one step,
@@ -106,7 +126,7 @@ def plan_jitter(brightness, contrast, saturation, hue, times, additive=False):
     return tf.reduce_any(turns, 2), colours, bright, shades, contrast
 
 
-def run_jitter(images, plan, additive=False):
+def run_jitter(images: tf.Tensor, plan: Jitter, additive: bool = False) -> tf.Tensor:
     """Images [N, H, W, 3] after a `plan_jitter` for them. For one image alone, the steps that it sits out are not computed."""
     _needs_rgb(images, "colour jitter")
     alone = images.shape[0] == 1
@@ -114,18 +134,20 @@ def run_jitter(images, plan, additive=False):
     coloured, bright = (tf.unstack(turn[0]) if alone else [None] * turn.shape[1] for turn in (coloured, bright))
     colours, shades = tf.unstack(colours, 4, axis=1), tf.unstack(shades, 2, axis=1)
 
-    def unless_sitting_out(turn, step, rows):
+    def unless_sitting_out(
+        turn: tf.Tensor | None, step: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor
+    ) -> tf.Tensor:
         return tf.cond(turn, lambda: step(rows), lambda: rows) if alone else step(rows)
 
-    def colour(rows, i):
+    def colour(rows: tf.Tensor, i: int) -> tf.Tensor:
         return unless_sitting_out(coloured[i], lambda rows: _recolour(rows, colours[i]), rows)
 
-    def shade(rows, i):
+    def shade(rows: tf.Tensor, i: int) -> tf.Tensor:
         change = _per_row(shades[i], rows)
         step = (lambda rows: clip(rows + change)) if additive else (lambda rows: tf.minimum(rows * change, 1))
         return unless_sitting_out(bright[i], step, rows)
 
-    def run(rows):
+    def run(rows: tf.Tensor) -> tf.Tensor:
         rows = colour(shade(colour(rows, 0), 0), 1)
         rows = _scale_and_clip_kernel(rows, *_contrast_terms(rows, contrast, 3))
         return colour(shade(colour(rows, 2), 1), 3)
@@ -133,7 +155,7 @@ def run_jitter(images, plan, additive=False):
     return _by_rows(run, images)
 
 
-def scale_components(images, factors):
+def scale_components(images: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     """Scales the colours of each image [N, H, W, 3] along the principal components of its own pixels, about their mean, by the factors
     [N, 3], the smallest component's first (Dosovitskiy et al., arXiv 1406.6909, "contrast"); not clipped."""
     _needs_rgb(images, "principal components")
@@ -143,7 +165,9 @@ def scale_components(images, factors):
     )
 
 
-def adjust_hsv(images, powers, factors, offsets, hue):
+def adjust_hsv(
+    images: tf.Tensor, powers: tf.Tensor, factors: tf.Tensor, offsets: tf.Tensor, hue: tf.Tensor
+) -> tf.Tensor:
     """S and V of each image to a power, times a factor, plus an offset, and cut to [0, 1]; H is turned (Dosovitskiy et al., arXiv
     1406.6909).
 
@@ -158,7 +182,7 @@ def adjust_hsv(images, powers, factors, offsets, hue):
     return tf.cast(_adjust_hsv_kernel(wide, change, _per_image(hue, wide)), images.dtype)
 
 
-def inception_color(images, draws):
+def inception_color(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     """The fast colour distortion of TF-slim's Inception recipe, which the 2019 study trains with (arXiv 1901.09005).
 
     Brightness by -32/255 to 32/255 and saturation times 0.5 to 1.5, not clipped between, then clipped to [0, 1]. The
@@ -176,17 +200,17 @@ def inception_color(images, draws):
     return tf.clip_by_value(images, 0, 1)
 
 
-def solarize(images, threshold):
+def solarize(images: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
     """Inverts, x -> 1 - x, the values of each image that are not below its threshold [N] (BYOL: 0.5)."""
     return tf.where(images < _per_image(threshold, images), images, 1 - images)
 
 
-def blur_taps(size):
+def blur_taps(size: int) -> int:
     """The published width of the Gaussian's window for images of `size` pixels: 23 taps at 224, 3 at 32; none below 20 (1 tap)."""
     return 2 * (size // 10 // 2) + 1
 
 
-def gaussian_blur(images, sigma, taps=None, edges="zero"):
+def gaussian_blur(images: tf.Tensor, sigma: tf.Tensor, taps: int | None = None, edges: str = "zero") -> tf.Tensor:
     """Each image [N, H, W, C] under a Gaussian window of its own sigma [N], in pixels.
 
     Args:
@@ -201,7 +225,7 @@ def gaussian_blur(images, sigma, taps=None, edges="zero"):
     _, height, width, channels = images.shape
     radius = (taps or blur_taps(height)) // 2
 
-    def blurred(rows):
+    def blurred(rows: tf.Tensor) -> tf.Tensor:
         apart = tf.range(-radius, radius + 1)
         weights = tf.nn.softmax(
             -0.5 * (tf.cast(apart, rows.dtype) / tf.cast(sigma, rows.dtype)[:, None]) ** 2
@@ -212,7 +236,7 @@ def gaussian_blur(images, sigma, taps=None, edges="zero"):
     return _by_rows(blurred, images)
 
 
-def _padded(rows, radius, axis, edges, size, step=1):
+def _padded(rows: tf.Tensor, radius: int, axis: int, edges: str, size: int, step: int = 1) -> tf.Tensor:
     """`radius` pixels more at both ends of an axis of rows [N, H, WC], which has `size` pixels of `step` values each."""
     if edges == "zero":
         return tf.pad(rows, [[radius * step] * 2 if i == axis else [0, 0] for i in range(3)])
@@ -223,7 +247,7 @@ def _padded(rows, radius, axis, edges, size, step=1):
     return tf.concat([left, rows, right], axis)
 
 
-def gaussian_noise(images, scale, key):
+def gaussian_noise(images: tf.Tensor, scale: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     """Adds normal noise of standard deviation scale [N] to each image; not clipped.
 
     Args:
@@ -240,7 +264,7 @@ def gaussian_noise(images, scale, key):
     return images + _per_image(scale, images) * tf.cast(normal, images.dtype)
 
 
-def sobel(images):
+def sobel(images: tf.Tensor) -> tf.Tensor:
     """The strength of the edges, per channel: |(dx, dy)| / 4 of `tf.image.sobel_edges`, so that a straight edge from 0 to 1 gives 1; cut
     to 1."""
     _, height, width, _ = images.shape
@@ -252,7 +276,7 @@ def sobel(images):
     return tf.minimum(tf.sqrt(dx * dx + dy * dy) / 4, 1)
 
 
-def cutout(images, center, side, fill=0.5):
+def cutout(images: tf.Tensor, center: tf.Tensor, side: float, fill: float = 0.5) -> tf.Tensor:
     """Fills a square of each image; what of it lies beyond the border is cut off (arXiv 1708.04552).
 
     Args:
@@ -270,12 +294,12 @@ def cutout(images, center, side, fill=0.5):
     return tf.where(mask[..., None], tf.constant(fill, images.dtype), images)
 
 
-def flip_lr(images, mask):
+def flip_lr(images: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """Mirrors left and right those images [N, H, W, C] whose mask [N] (bool) is true."""
     return tf.where(mask[:, None, None, None], mirror(images), images)
 
 
-def four_rotations(images):
+def four_rotations(images: tf.Tensor) -> tf.Tensor:
     """[N, S, S, C] -> [4N, S, S, C], image-major: each image turned by k = 0..3 quarters to the left, as `np.rot90`."""
     _needs_square(images)
     _, height, width, channels = images.shape
@@ -288,7 +312,7 @@ def four_rotations(images):
     return tf.reshape(tf.stack(turns, axis=1), [-1, height, width, channels])
 
 
-def quarter_turns(images, turns):
+def quarter_turns(images: tf.Tensor, turns: tf.Tensor) -> tf.Tensor:
     """Turns each image [N, S, S, C] by its number of quarters [N] (0 to 3) to the left, as `np.rot90`."""
     _needs_square(images)
     turns = tf.cast(turns, tf.int32)[:, None, None, None]
@@ -297,7 +321,7 @@ def quarter_turns(images, turns):
     return tf.where(turns >= 2, mirror(images), images)
 
 
-def mirror(images):
+def mirror(images: tf.Tensor) -> tf.Tensor:
     """Reverses the width of images [N, H, W, C]; as rank 3, because that kernel is fast on the CPU."""
     rows = tf.reshape(images, [-1, *images.shape[2:]])  # (NH)xWxC
     return tf.reshape(tf.reverse(rows, [1]), tf.shape(images))
@@ -307,20 +331,20 @@ def mirror(images):
 # Where a value wants the others of its pixel, they are up to two places away.
 
 
-def _by_rows(function, images):
+def _by_rows(function: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor) -> tf.Tensor:
     """function([N, H, WC] of float32 at least), as images again."""
     _, height, width, channels = images.shape
     rows = function(tf.reshape(_wide(images), [-1, height, width * channels]))
     return tf.cast(tf.reshape(rows, [-1, height, width, channels]), images.dtype)
 
 
-def _contrast(rows, factor, channels):
+def _contrast(rows: tf.Tensor, factor: tf.Tensor, channels: int) -> tf.Tensor:
     """Not clipped. rows: [N, H, WC]."""
     factor, shift = _contrast_terms(rows, factor, channels)
     return rows * factor + shift
 
 
-def _contrast_terms(rows, factor, channels):
+def _contrast_terms(rows: tf.Tensor, factor: tf.Tensor, channels: int) -> tuple[tf.Tensor, tf.Tensor]:
     """(factor [N, 1, 1], what is added [N, 1, WC])."""
     width = rows.shape[2] // channels
     mean = tf.reduce_mean(tf.reshape(tf.reduce_mean(rows, 1), [-1, width, channels]), 1)  # NxC
@@ -328,19 +352,19 @@ def _contrast_terms(rows, factor, channels):
     return factor, tf.tile(mean[:, None] * (1 - factor), [1, 1, width])
 
 
-def _recolour(rows, change):
+def _recolour(rows: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     """rows [N, H, 3W] with saturation times change[:, 0] and hue plus change[:, 1], in sixths of a turn, -3 to 3."""
     return _recolour_kernel(tf.pad(rows, _MARGIN), tf.cast(change, rows.dtype)[:, :, None, None])
 
 
-def _kernel(function):
+def _kernel(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """One pass over memory, by XLA, in whatever graph it is called; eagerly op by op, since to compile would take longer."""
     compiled = tf.function(function, jit_compile=True, autograph=False)
     return functools.wraps(function)(lambda *args: function(*args) if tf.executing_eagerly() else compiled(*args))
 
 
 @_kernel
-def _recolour_kernel(padded, change):
+def _recolour_kernel(padded: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
     """With V the largest channel of a pixel and h its hue, both as seen from one channel (its own pure colour is at h = 0, in sixths of a
     turn), the channel is V where |h| < 1, V - spread where |h| > 2, and linear between; a saturation changes the spread."""
     saturation, hue = change[:, 0], change[:, 1]
@@ -360,12 +384,12 @@ def _recolour_kernel(padded, change):
 
 
 @_kernel
-def _scale_and_clip_kernel(rows, factor, shift):
+def _scale_and_clip_kernel(rows: tf.Tensor, factor: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(rows * factor + shift, 0, 1)
 
 
 @_kernel
-def _scale_components_kernel(pixels, factors):
+def _scale_components_kernel(pixels: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     """pixels [N, P, 3]. A kernel, because outside XLA a GPU computes the eigenvectors of one image after those of another."""
     mean = tf.reduce_mean(pixels, 1, keepdims=True)
     apart = pixels - mean
@@ -374,7 +398,7 @@ def _scale_components_kernel(pixels, factors):
 
 
 @_kernel
-def _adjust_hsv_kernel(images, change, hue):
+def _adjust_hsv_kernel(images: tf.Tensor, change: tf.Tensor, hue: tf.Tensor) -> tf.Tensor:
     turned = tf.image.rgb_to_hsv(images)
     angle, rest = turned[..., :1] + hue, turned[..., 1:]
     power, factor, offset = tf.unstack(change, axis=1)
@@ -383,7 +407,7 @@ def _adjust_hsv_kernel(images, change, hue):
 
 
 @_kernel
-def _luma(padded):
+def _luma(padded: tf.Tensor) -> tf.Tensor:
     at, is_red, is_green = _shifts(padded)
     red = tf.where(is_red, at(0), tf.where(is_green, at(-1), at(-2)))
     green = tf.where(is_red, at(1), tf.where(is_green, at(0), at(-1)))
@@ -391,13 +415,13 @@ def _luma(padded):
     return red * GRAY[0] + green * GRAY[1] + blue * GRAY[2]
 
 
-def _pixel(padded):
+def _pixel(padded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Of each value in rows [N, H, 3W]: itself, the channel that follows in the circle red, green, blue, and the one before."""
     at, is_red, is_green = _shifts(padded)
     return at(0), tf.where(is_red | is_green, at(1), at(-2)), tf.where(is_red, at(2), at(-1))
 
 
-def _shifts(padded):
+def _shifts(padded: tf.Tensor) -> tuple[Callable[[int], tf.Tensor], tf.Tensor, tf.Tensor]:
     """(function: k -> what is k places further, whether a value is red, green) of rows with `_MARGIN`."""
     length = padded.shape[2] - 4
     channel = np.arange(length) % 3
@@ -405,13 +429,13 @@ def _shifts(padded):
 
 
 @_kernel
-def _blur_kernel(padded, weights, axis, step=1):
+def _blur_kernel(padded: tf.Tensor, weights: tf.Tensor, axis: int, step: int = 1) -> tf.Tensor:
     """One pass of the blur along an axis of rows, by weights [N, taps] of values that are `step` apart. Each pass is a kernel: in one,
     XLA would compute the first pass anew for each tap of the second."""
     taps = weights.shape[1]
     size = padded.shape[axis] - (taps - 1) * step
 
-    def shifted(k):
+    def shifted(k: int) -> tf.Tensor:
         return padded[:, k : k + size] if axis == 1 else padded[:, :, k * step : k * step + size]
 
     total = shifted(taps // 2) * weights[:, taps // 2, None, None]
@@ -420,33 +444,33 @@ def _blur_kernel(padded, weights, axis, step=1):
     return total
 
 
-def _per_row(values, rows):
+def _per_row(values: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     return tf.cast(values, rows.dtype)[:, None, None]
 
 
-def _per_image(values, images):
+def _per_image(values: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
     return tf.cast(values, images.dtype)[:, None, None, None]
 
 
-def _wide(images):
+def _wide(images: tf.Tensor) -> tf.Tensor:
     """In float32 at least."""
     return tf.cast(images, tf.float64 if images.dtype == tf.float64 else tf.float32)
 
 
-def clip(images):
+def clip(images: tf.Tensor) -> tf.Tensor:
     """To [0, 1], float32 or float64; in one pass, where tf.clip_by_value takes two."""
     low, high = tf.constant(0, images.dtype), tf.constant(1, images.dtype)
     return tf.raw_ops.ClipByValue(t=images, clip_value_min=low, clip_value_max=high)
 
 
-def _needs_rgb(images, what):
+def _needs_rgb(images: tf.Tensor, what: str) -> None:
     if images.shape[-1] != 3:
         raise UserError(
             f"{what} of images with {images.shape[-1]} channels: colours need 3 (RGB); leave out the colour ops"
         )
 
 
-def _needs_square(images):
+def _needs_square(images: tf.Tensor) -> None:
     _, height, width, _ = images.shape
     if height != width:
         raise UserError(f"images of {height} x {width} cannot be turned by 90 degrees in a batch: they must be square")

@@ -4,7 +4,10 @@ The 15 ops and their ranges are those of its code's timm port, and act on levels
 always interpolate bilinearly: TensorFlow has no bicubic kernel for them.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -15,7 +18,7 @@ _FILL = (124.0, 116.0, 104.0)  # ImageNet's mean
 
 
 @tf.function(autograph=False)  # traced once, however many views
-def rand_augment(image, numbers, magnitude=10.0, deviation=0.5):
+def rand_augment(image: tf.Tensor, numbers: tf.Tensor, magnitude: float = 10.0, deviation: float = 0.5) -> tf.Tensor:
     """Ops drawn with replacement, each applied with probability 1/2 and at a magnitude of its own.
 
     Args:
@@ -42,7 +45,7 @@ def rand_augment(image, numbers, magnitude=10.0, deviation=0.5):
 
 
 @tf.function(autograph=False)
-def enhance(image, numbers):
+def enhance(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
     """PIRL's photometric step (Misra and van der Maaten, CVPR 2020; VISSL's ImgPilRandomPhotometric), all four of its ops: posterized to
     4 to 8 bits, sharpened by a factor of 0.1 to 1.9, solarized from a threshold of 0 to 256 on, and stretched by autocontrast.
 
@@ -60,17 +63,17 @@ def enhance(image, numbers):
     return tf.cast(levels / 255, image.dtype)
 
 
-def autocontrast(image):
+def autocontrast(image: tf.Tensor) -> tf.Tensor:
     """Each channel stretched to 0 to 255."""
     low, high = tf.reduce_min(image, [0, 1]), tf.reduce_max(image, [0, 1])
     scale = 255 / tf.maximum(high - low, 1)
     return tf.where(high > low, tf.floor(tf.clip_by_value(image * scale - low * scale + 1e-3, 0, 255)), image)
 
 
-def equalize(image):
+def equalize(image: tf.Tensor) -> tf.Tensor:
     """Each channel's histogram made flat."""
 
-    def one(channel):
+    def one(channel: tf.Tensor) -> tf.Tensor:
         channel = tf.cast(channel, tf.int32)
         counts = tf.math.bincount(tf.reshape(channel, [-1]), minlength=256, maxlength=256)
         step = (tf.reduce_sum(counts) - counts[tf.reduce_max(channel)]) // 255
@@ -80,33 +83,33 @@ def equalize(image):
     return tf.cast(tf.stack([one(channel) for channel in tf.unstack(image, axis=-1)], -1), image.dtype)
 
 
-def posterize(image, bits):
+def posterize(image: tf.Tensor, bits: int | tf.Tensor) -> tf.Tensor:
     """Keeps the upper bits, 0 to 8."""
     step = 2.0 ** (8 - tf.cast(bits, tf.float32))
     return tf.floor(image / step) * step
 
 
-def solarize(image, threshold):
+def solarize(image: tf.Tensor, threshold: float | tf.Tensor) -> tf.Tensor:
     return tf.where(image < threshold, image, 255 - image)
 
 
-def solarize_add(image, shift):
+def solarize_add(image: tf.Tensor, shift: float | tf.Tensor) -> tf.Tensor:
     return tf.where(image < 128, tf.minimum(image + shift, 255), image)
 
 
-def color(image, factor):
+def color(image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
     return _blend(_luma(image), image, factor)
 
 
-def contrast(image, factor):
+def contrast(image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
     return _blend(tf.floor(tf.reduce_mean(_luma(image)) + 0.5), image, factor)
 
 
-def brightness(image, factor):
+def brightness(image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
     return _blend(0.0, image, factor)
 
 
-def sharpness(image, factor):
+def sharpness(image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
     """Against the image smoothed by Pillow's 3x3 kernel; the border stays."""
     height, width, _ = image.shape
     parts = [image[y : height - 2 + y, x : width - 2 + x] for y in range(3) for x in range(3)]
@@ -116,28 +119,33 @@ def sharpness(image, factor):
     return tf.concat([image[:1], middle, image[-1:]], 0)
 
 
-def rotate(image, degrees):
+def rotate(image: tf.Tensor, degrees: float | tf.Tensor) -> tf.Tensor:
     """To the left, about the center."""
     height, width, _ = image.shape
     cos, sin = tf.cos(degrees * (math.pi / 180)), tf.sin(degrees * (math.pi / 180))
     return _affine(image, [[cos, -sin], [sin, cos]], (width / 2, height / 2))
 
 
-def shear_x(image, factor):
+def shear_x(image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
     return _affine(image, [[1.0, factor], [0.0, 1.0]])
 
 
-def shear_y(image, factor):
+def shear_y(image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
     return _affine(image, [[1.0, 0.0], [factor, 1.0]])
 
 
-def translate(image, x, y):
+def translate(image: tf.Tensor, x: float | tf.Tensor, y: float | tf.Tensor) -> tf.Tensor:
     """Shows what lies x and y, as shares of width and height, to the right and below."""
     height, width, _ = image.shape
     return _affine(image, [[1.0, 0.0], [0.0, 1.0]], shift=(x * width, y * height))
 
 
-def _affine(image, matrix, center=(0.0, 0.0), shift=(0.0, 0.0)):
+def _affine(
+    image: tf.Tensor,
+    matrix: Sequence[Sequence[float | tf.Tensor]],
+    center: tuple[float | tf.Tensor, float | tf.Tensor] = (0.0, 0.0),
+    shift: tuple[float | tf.Tensor, float | tf.Tensor] = (0.0, 0.0),
+) -> tf.Tensor:
     """out[p] = image[matrix (p - center) + center + shift], p = (x, y) of a pixel's middle, which is at 0.5 in the first one."""
     (a, b), (c, d) = matrix
     x, y = 0.5 - center[0], 0.5 - center[1]
@@ -155,16 +163,18 @@ def _affine(image, matrix, center=(0.0, 0.0), shift=(0.0, 0.0)):
     return tf.round(moved[0] + fill)
 
 
-def _luma(image):
+def _luma(image: tf.Tensor) -> tf.Tensor:
     """[H, W, 1], rounded as Pillow does."""
     return tf.floor(tf.reduce_sum(image * tf.constant([19595.0, 38470.0, 7471.0]) / 65536, -1, keepdims=True) + 0.5)
 
 
-def _blend(other, image, factor):
+def _blend(other: float | tf.Tensor, image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
     return tf.floor(tf.clip_by_value(other + factor * (image - other) + 1e-3, 0, 255))
 
 
-def _enhanced(op):
+def _enhanced(
+    op: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
     return lambda image, level, signed: op(image, 0.1 + 1.8 * level)
 
 

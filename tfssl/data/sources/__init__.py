@@ -1,6 +1,9 @@
 """Where images come from, one file for each kind of source; `open_source` opens any of them by name."""
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
 
 from tfssl.errors import UserError
 
@@ -8,20 +11,23 @@ _SCHEMES = (
     "tfds:NAME[/CONFIG], folder:PATH, masks:PATH, boxes:PATH, normals:PATH, voc:PATH, tfrecord:GLOB, glyphs or glyphs:N"
 )
 
+if TYPE_CHECKING:
+    from tfssl.data.sources.base import Source
+
 
 def open_source(
-    spec,
-    split="train",
-    data_dir=None,
+    spec: str,
+    split: str = "train",
+    data_dir: str | None = None,
     *,
-    image_key="image/encoded",
-    label_key="image/class/label",
-    label_offset=0,
-    download=False,
-    image_size=32,
-    shuffle_buffer=10_000,
-    skip_damaged_shards=False,
-):
+    image_key: str = "image/encoded",
+    label_key: str = "image/class/label",
+    label_offset: int = 0,
+    download: bool = False,
+    image_size: int = 32,
+    shuffle_buffer: int = 10_000,
+    skip_damaged_shards: bool = False,
+) -> Source:
     """Opens one split of a data set.
 
     Args:

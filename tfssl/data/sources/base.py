@@ -4,15 +4,23 @@ Example number n is the (n mod N)-th of data epoch n // N. Which image that is d
 can begin at any step, and several input pipelines can share a batch, without state to save.
 """
 
+from __future__ import annotations
+
 import bisect
 import functools
 import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfssl.data.listing import checks
 from tfssl.data.sources.identity import Parts, relative
+from tfssl.data.sources.splits import Range
 from tfssl.errors import UserError
+
+Rows = tuple[int, int, int]  # (B, low, high): of each B successive examples those from `low` on, below `high`
 
 
 class Source:
@@ -37,20 +45,31 @@ class Source:
     """
 
     random_access = splits_overlap = False
-    annotations = ()
-    ranges, unread = None, ()
+    annotations: tuple[str, ...] = ()
+    ranges: list[Range] | None = None
+    unread: Sequence[str] = ()
     unlabelled_because = "sort the images into a folder per class"
 
-    def __init__(self, spec, split, num_examples, num_classes=None, class_names=None):
+    def __init__(
+        self,
+        spec: str,
+        split: str,
+        num_examples: int,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+    ) -> None:
         self.spec, self.split, self.num_examples = spec, split, num_examples
         self.num_classes, self.class_names = num_classes, class_names
-        self.ignored, self.left_out, self.remarks, self.unreadable = {}, {}, [], {}
+        self.ignored: dict[str, int] = {}
+        self.left_out: dict[str, list[str]] = {}
+        self.remarks: list[str] = []
+        self.unreadable: dict[str, str] = {}
         self.places = num_examples
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<{self.spec} {self.split}: {self.num_examples} images, {self.num_classes or 'no'} classes>"
 
-    def records(self, seed=None, start=0, rows=None):
+    def records(self, seed: int | None = None, start: int | tf.Tensor = 0, rows: Rows | None = None) -> tf.data.Dataset:
         """Undecoded records, in order.
 
         Args:
@@ -66,21 +85,21 @@ class Source:
         first_epoch = start // self.num_examples
 
         @tf.autograph.experimental.do_not_convert  # has no branch on a tensor, and to look for one takes longer than tracing
-        def epoch(number):
+        def epoch(number: tf.Tensor) -> tf.data.Dataset:
             skip = tf.where(number == first_epoch, start % self.num_examples, 0)
             return self._epoch(seed, number, skip, rows)
 
         return tf.data.Dataset.range(first_epoch, tf.int64.max if seed is not None else 1).flat_map(epoch)
 
-    def _epoch(self, seed, epoch, skip, rows):
+    def _epoch(self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None) -> tf.data.Dataset:
         """The records of one epoch (int64 tensor) but the first `skip`: what a kind of source adds."""
         raise NotImplementedError
 
-    def epoch_to_share(self, seed, epoch):
+    def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
         """All records of one epoch (int64 tensor), cut so that several machines can take parts of it: see `tfssl.data.service`."""
         return self._epoch(seed, epoch, 0, None)
 
-    def fetch(self, record):
+    def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """The example of a record; graph code, which a pipeline calls in parallel.
 
         Returns:
@@ -89,7 +108,7 @@ class Source:
         """
         raise NotImplementedError
 
-    def read_again(self, record, stand_in=False):
+    def read_again(self, record: dict[str, tf.Tensor], stand_in: bool = False) -> dict[str, tf.Tensor]:
         """The record (scalar tensors) as it can be read now. Where its file is damaged for good, and that is to be borne (see
         `open_source`), one that `stand_in`s for it, which has another "index"; a tf.errors.DataLossError if none is to, or there is none.
 
@@ -99,71 +118,71 @@ class Source:
         """
         return record
 
-    def targets(self):
+    def targets(self) -> np.ndarray | None:
         """int8 [N, C] in split order, where an image may show several classes: 1 shown, -1 not, 0 hard to tell
         ("difficult"); labels are -1 then. None where an image has one label, or none."""
         return None
 
-    def parts(self):
+    def parts(self) -> Parts:
         """What the examples are made of, by which `identity.of` knows them again: `identity.Parts`. A source of one's own that does not
         say so is known by its names alone, and its features are not cached."""
         return Parts(reading={"names": self.names()})
 
-    def name_in_graph(self, record):
+    def name_in_graph(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
         """What a person would call the record: scalar string; graph code."""
         raise NotImplementedError
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         """What a person would call the image at `index` of the split: str."""
         raise NotImplementedError
 
-    def names(self):
+    def names(self) -> list[str]:
         """Those of all images, in split order: list of str."""
         return [self.name(i) for i in range(self.num_examples)]
 
-    def notes(self):
+    def notes(self) -> list[str]:
         """What somebody who reads these images should know, in a few lines: list of str."""
         left_out = [f"left out: {reason}: {first(names)}" for reason, names in self.left_out.items()]
         return [f"{self.spec}: {line}" for line in [*left_out, *self.remarks]]
 
-    def first_records(self, limit):
+    def first_records(self, limit: int) -> Iterable[dict[str, tf.Tensor]]:
         """The first records of the split, in its order, as eager tensors."""
         return self.records().take(limit)
 
-    def probe(self, limit=256):
+    def probe(self, limit: int = 256) -> None:
         """Raises UserError if none of the first `limit` images can be decoded, naming the first and the reason."""
         checks.probe(self, limit)
 
-    def scan(self, progress=None):
+    def scan(self, progress: Callable[[int, int], object] | None = None) -> checks.Scan:
         """Reads and decodes every image once; see `tfssl.data.listing.checks.scan`."""
         return checks.scan(self, progress)
 
 
-def first(names, shown=3):
+def first(names: Sequence[str], shown: int = 3) -> str:
     """The first of several names, and how many there are beside them."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
-def kept(number, rows):
+def kept(number: tf.Tensor, rows: Rows) -> tf.Tensor:
     """Whether example `number` belongs to the rows (B, low, high) of its global batch."""
     batch_size, low, high = rows
     return tf.logical_and(number % batch_size >= low, number % batch_size < high)
 
 
-def sift(records, keep):
+def sift(records: tf.data.Dataset, keep: Callable[..., tf.Tensor]) -> tf.data.Dataset:
     """The records that `keep`, a function of a batch of them to bool [n], chooses.
 
     256 at a time: `filter`, which asks for each, takes 2.5 times as long as reading does.
     """
 
-    def choose(*batch):
+    def choose(*batch: Any) -> Any:
         mine = keep(*batch)
         return tf.nest.map_structure(lambda x: tf.boolean_mask(x, mine), batch if len(batch) > 1 else batch[0])
 
     return records.batch(256).map(choose).unbatch()
 
 
-def _permutation(size, seed, epoch):
+def _permutation(size: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
     """0 .. size-1 (int64) in an order that depends on (seed, epoch) alone.
 
     Not `index_shuffle`, whose four cipher rounds (up to TensorFlow 2.21) leave the orders of neighbouring epochs
@@ -178,11 +197,11 @@ class IndexedSource(Source):
 
     random_access = True
 
-    def first_records(self, limit):
+    def first_records(self, limit: int) -> Iterable[dict[str, tf.Tensor]]:
         for place in range(min(limit, self.num_examples)):  # no pipeline, which would take longer than the records
             yield dict.fromkeys(("number", "index"), tf.constant(place, tf.int64))
 
-    def _epoch(self, seed, epoch, skip, rows):
+    def _epoch(self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None) -> tf.data.Dataset:
         count = self.num_examples
         order = tf.range(count, dtype=tf.int64) if seed is None else _permutation(count, seed, epoch)
         records = {"number": epoch * count + tf.range(skip, count, dtype=tf.int64), "index": order[skip:]}
@@ -207,9 +226,18 @@ class StreamSource(Source):
     """
 
     _CHAPTER, _FILES_AT_ONCE, _BLOCK, _READ_BYTES = 128, 16, 16, 4 << 20
-    reading = {}  # keys and offsets by which records are parsed
+    reading: dict[str, str | int | None] = {}  # keys and offsets by which records are parsed
 
-    def __init__(self, spec, split, shards, shuffle_buffer, num_classes=None, class_names=None, skip_damaged=False):
+    def __init__(
+        self,
+        spec: str,
+        split: str,
+        shards: Sequence[tuple[str, int, int]],
+        shuffle_buffer: int,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+        skip_damaged: bool = False,
+    ) -> None:
         takes = [take for _, _, take in shards]
         super().__init__(spec, split, sum(takes), num_classes, class_names)
         self.shuffle_buffer = max(1, min(shuffle_buffer, self.num_examples))
@@ -222,18 +250,20 @@ class StreamSource(Source):
             self._skip = tf.constant([skip for _, skip, _ in shards], tf.int64)
             self._take = tf.constant(takes, tf.int64)
 
-    def epoch_to_share(self, seed, epoch):
+    def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
         # Who reads a shard cannot tell what stands before it: an image's place in the split takes the place of its place in the order.
         first = epoch * self.num_examples
         records = self._ordered(self._order(seed, epoch), seed, epoch)
         return records.map(lambda index, read: {"number": first + index, **_plain((index, read))})
 
-    def _order(self, seed, epoch):
+    def _order(self, seed: int | None, epoch: tf.Tensor) -> tf.Tensor:
         """The numbers of the files: int64 [F]."""
         count = len(self._shards)
         return tf.range(count, dtype=tf.int64) if seed is None else _permutation(count, seed, epoch)
 
-    def _ordered(self, files, seed, epoch, chapter=0):
+    def _ordered(
+        self, files: tf.Tensor, seed: int | None, epoch: tf.Tensor, chapter: int | tf.Tensor = 0
+    ) -> tf.data.Dataset:
         shards = tf.data.Dataset.from_tensor_slices(files)
         if seed is None:
             return shards.flat_map(self._read)
@@ -247,7 +277,7 @@ class StreamSource(Source):
         buffer_seed = tf.random.stateless_uniform([chapter + 1], buffer_seed, 1, 2**31 - 1, tf.int64)[chapter]
         return records.shuffle(self.shuffle_buffer, buffer_seed, reshuffle_each_iteration=False)
 
-    def _epoch(self, seed, epoch, skip, rows):
+    def _epoch(self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None) -> tf.data.Dataset:
         files = self._order(seed, epoch)
         chapters = -(-len(self._shards) // self._CHAPTER)
         sizes = tf.math.segment_sum(tf.gather(self._take, files), tf.range(len(self._shards)) // self._CHAPTER)
@@ -256,7 +286,7 @@ class StreamSource(Source):
             tf.searchsorted(begins, [skip], side="right", out_type=tf.int64)[0] - 1
         )  # the chapter of the first record
 
-        def chapter(number):
+        def chapter(number: tf.Tensor) -> tf.data.Dataset:
             return self._ordered(files[number * self._CHAPTER :][: self._CHAPTER], seed, epoch, number)
 
         records = tf.data.Dataset.range(first, chapters).flat_map(chapter)
@@ -267,7 +297,7 @@ class StreamSource(Source):
             records = sift(records, lambda number, _: kept(number, rows))
         return records.map(lambda number, record: {"number": number, **_plain(record)})
 
-    def _read(self, shard):
+    def _read(self, shard: tf.Tensor) -> tf.data.Dataset:
         # Three gathers, not one unstacked: with an op of several outputs, tf.data's rewriting of take and skip ends in
         # a segmentation fault (up to TensorFlow 2.21).
         records = tf.data.TFRecordDataset(tf.gather(self._files, shard), buffer_size=self._READ_BYTES)
@@ -279,12 +309,12 @@ class StreamSource(Source):
         index = tf.data.Dataset.range(tf.gather(self._begin, shard), tf.int64.max)
         return tf.data.Dataset.zip((index, read.concatenate(empty).take(tf.gather(self._take, shard))))
 
-    def _place(self, index):
+    def _place(self, index: int) -> tuple[int, int]:
         """Where the image at `index` of the split lies: (number of the shard, number of the record in its file)."""
         shard = bisect.bisect_right(self._begins, index) - 1
         return shard, index - self._begins[shard] + self._shards[shard][1]
 
-    def read_again(self, record, stand_in=False):
+    def read_again(self, record: dict[str, tf.Tensor], stand_in: bool = False) -> dict[str, tf.Tensor]:
         if len(record["serialized"].numpy()):
             return record
         index = int(record["index"])
@@ -308,29 +338,29 @@ class StreamSource(Source):
         index = tf.constant(self._begins[shard] + place - skip, tf.int64)
         return {**record, "index": index, "serialized": tf.constant(serialized)}
 
-    def parts(self):
+    def parts(self) -> Parts:
         files = [file for file, _, _ in self._shards]
         ranges = [[name, skip, take] for name, (_, skip, take) in zip(relative(files)[1], self._shards)]
         return Parts(files, reading={"shards": ranges, **self.reading})
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         """Counts from 0 in its file: "record 17 of train-00003-of-01024"."""
         shard, place = self._place(index)
         return f"record {place} of {self._shards[shard][0]}"
 
-    def name_in_graph(self, record):
+    def name_in_graph(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
         shard = tf.searchsorted(self._begin, record["index"][None], side="right")[0] - 1
         position = record["index"] - tf.gather(self._begin, shard) + tf.gather(self._skip, shard)
         return tf.strings.join(["record ", tf.strings.as_string(position), " of ", tf.gather(self._files, shard)])
 
 
-def _plain(record):
+def _plain(record: tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]) -> dict[str, tf.Tensor]:
     """(index, (attempt, serialized)), as a file is read, to what `Source.fetch` takes."""
     index, (_, serialized) = record
     return {"index": index, "serialized": serialized}
 
 
-def _readable(file, most):
+def _readable(file: str, most: int) -> tuple[list[int], str]:
     """Of the first `most` records of a TFRecord file: the bytes at which they end, beginning with 0, up to the first that is damaged, and
     what is wrong with that, or None.
 

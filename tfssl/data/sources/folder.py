@@ -11,10 +11,13 @@ archives have it) is stepped through. Hidden files and folders do not count, nor
 $RECYCLE.BIN), nor what tfssl itself wrote (`tfssl.data.listing.outputs`). Whatever else is not used is in `Source.left_out`.
 """
 
+from __future__ import annotations
+
 import collections
 import dataclasses
 import hashlib
 import os
+from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
@@ -45,22 +48,31 @@ class Files(IndexedSource):
     `labels`: int, -1 for none; none by default. `shown`: (folder, what names begin with in its place).
     """
 
-    def __init__(self, spec, split, paths, labels=None, num_classes=None, class_names=None, shown=("", "")):
+    def __init__(
+        self,
+        spec: str,
+        split: str,
+        paths: Sequence[str],
+        labels: Sequence[int] | None = None,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+        shown: tuple[str, str] = ("", ""),
+    ) -> None:
         super().__init__(spec, split, len(paths), num_classes, class_names)
         self._shown = shown
         with tf.device("CPU"):  # a pipeline's functions capture them as they are: a graph never holds them
             self._paths = tf.constant(paths)
             self._labels = tf.constant([-1] * len(paths) if labels is None else labels, tf.int64)
 
-    def fetch(self, record):
+    def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         index = record["index"]
         image = tf.io.read_file(tf.gather(self._paths, index))
         return {"image": image, "label": tf.gather(self._labels, index), "index": index}
 
-    def parts(self):
+    def parts(self) -> Parts:
         return Parts([path.decode() for path in self._paths.numpy()], [self._labels.numpy()])
 
-    def name_in_graph(self, record):
+    def name_in_graph(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
         (folder, shown), path = self._shown, tf.gather(self._paths, record["index"])
         return (
             path
@@ -68,18 +80,18 @@ class Files(IndexedSource):
             else tf.strings.join([shown, tf.strings.substr(path, len(folder.encode()), 1 << 20)])
         )
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         return self._called(self._paths[index].numpy())
 
-    def names(self):
+    def names(self) -> list[str]:
         return [self._called(path) for path in self._paths.numpy()]
 
-    def _called(self, path):
+    def _called(self, path: bytes) -> str:
         folder, shown = self._shown
         return shown + path.decode()[len(folder) :]
 
 
-def unlabelled(path, data_dir=None):
+def unlabelled(path: str, data_dir: str | None = None) -> Files:
     """All images below a folder, or in an archive, by name; or one image file: `Files`.
 
     Raises:
@@ -103,19 +115,20 @@ class FolderSource(Files):
     and the order of the images does not change when others are added.
     """
 
-    def __init__(self, spec, path, split="train", data_dir=None):
+    def __init__(self, spec: str, path: str, split: str = "train", data_dir: str | None = None) -> None:
         root, _ = _open(path, spec, data_dir)
         found = _list(root, spec)
         arranged = layout.arrange(found.images)
-        names = sorted({c for parts in arranged.splits.values() for part in parts for c in part.classes()} - {None})
-        number = {name: label for label, name in enumerate(names)} if len(names) > 1 else {}
+        of_all = {c for parts in arranged.splits.values() for part in parts for c in part.classes()}
+        names = sorted(c for c in of_all if c is not None)
+        number: dict[str | None, int] = {name: label for label, name in enumerate(names)} if len(names) > 1 else {}
 
         passed = f"; passed over: {first(_folders(arranged.passed))}" if arranged.passed else ""
         sizes = {name: [sum(len(part.names) for part in parts)] for name, parts in arranged.splits.items()}
         ranges = resolve(split, sizes, spec, beside=passed)
         paths, labels = [], []
         for name, start, stop in ranges:
-            files = []
+            files: list[tuple[str, str, int]] = []
             for part in arranged.splits[name]:
                 of_classes = [number.get(of_class, -1) for of_class in part.classes()]
                 files += zip([part.key + n for n in part.names], [part.folder + n for n in part.names], of_classes)
@@ -144,12 +157,12 @@ class FolderSource(Files):
             )
 
 
-def _folders(passed):
+def _folders(passed: Mapping[str, int]) -> list[str]:
     """What is said of folders: {folder: images} -> list."""
     return [f"{folder} ({count} images)" for folder, count in sorted(passed.items())]
 
 
-def _tell_left_out(source, found):
+def _tell_left_out(source: Files, found: _Found) -> None:
     if found.own:
         source.left_out["what tfssl itself wrote there"] = sorted(found.own)
     if found.unread:
@@ -158,11 +171,11 @@ def _tell_left_out(source, found):
         source.left_out[f"{counts} (formats that are not read: convert them to .jpg or .png)"] = sorted(found.unread)
 
 
-def _hash(path):
+def _hash(path: str) -> bytes:
     return hashlib.blake2b(path.encode(), digest_size=16).digest()
 
 
-def _open(path, spec, data_dir):
+def _open(path: str, spec: str, data_dir: str | None) -> tuple[str, str]:
     """(the folder to read, what its files are shown below): of an archive, the folder that it is unpacked to, and its own name."""
     root = (os.path.expanduser(path) if "://" not in path else path).rstrip("/") or "/"
     try:
@@ -179,16 +192,16 @@ class _Found:
     """Paths below a folder: images, images in formats that are not read, and what tfssl itself wrote; and how many others there are by
     ending."""
 
-    images: list = dataclasses.field(default_factory=list)
-    unread: list = dataclasses.field(default_factory=list)
-    own: list = dataclasses.field(default_factory=list)
-    others: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    images: list[str] = dataclasses.field(default_factory=list)
+    unread: list[str] = dataclasses.field(default_factory=list)
+    own: list[str] = dataclasses.field(default_factory=list)
+    others: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
-    def ignored(self):
+    def ignored(self) -> dict[str, int]:
         return dict(self.others + collections.Counter(os.path.splitext(name)[1].lower() for name in self.unread))
 
 
-def _list(root, spec):
+def _list(root: str, spec: str) -> _Found:
     """What lies below `root`."""
     if not tf.io.gfile.isdir(root):
         what = (
@@ -206,13 +219,15 @@ def _list(root, spec):
         raise UserError(f"{spec}: {error}") from error
     if not found.images:
         seen = sorted(found.ignored().items(), key=lambda item: -item[1])[:5]
-        seen = ", ".join(f"{number} {ending or 'without ending'}" for ending, number in seen) or "no file"
-        raise UserError(f"{spec}: no images in {root!r}: expected {' '.join(FORMATS)} (in any case), found {seen}")
+        listed = ", ".join(f"{number} {ending or 'without ending'}" for ending, number in seen) or "no file"
+        raise UserError(f"{spec}: no images in {root!r}: expected {' '.join(FORMATS)} (in any case), found {listed}")
     return found
 
 
-def _walk(root, found):
-    pending = [("", (os.path.realpath(root),))]  # with the real folders above: a link may lead back into one of them
+def _walk(root: str, found: _Found) -> None:
+    pending: list[tuple[str, tuple[str, ...]]] = [
+        ("", (os.path.realpath(root),))
+    ]  # with the real folders above: a link may lead back into one of them
     while pending:
         folder, above = pending.pop()
         entries = list(_entries(f"{root}/{folder}" if folder else root))
@@ -236,7 +251,7 @@ def _walk(root, found):
                 found.others[ending] += 1
 
 
-def _entries(folder):
+def _entries(folder: str) -> Iterator[tuple[str, bool | None]]:
     """(name, whether it is a folder; None where to know that takes another question) of all that lies in a folder."""
     if "://" in folder:
         for name in tf.io.gfile.listdir(folder):

@@ -5,11 +5,14 @@ place and colour, over random crops of the two photographs that scikit-learn shi
 random: over upright ones a network would read a rotation off the background, and learn nothing about letters.
 """
 
+from __future__ import annotations
+
 import fnmatch
 import functools
 import importlib.util
 import io
 import os
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +23,10 @@ from tfssl.data.sources.splits import resolve
 from tfssl.errors import UserError
 from tfssl.storage import files
 from tfssl.storage.caches import cache_dir, try_write
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont
 
 LETTERS = "AEFGJKPRTY"
 TRAIN, TEST = 6000, 2000
@@ -40,7 +47,9 @@ class GlyphSource(IndexedSource):
 
     annotations = ("mask", "boxes")
 
-    def __init__(self, spec, count, split="train", data_dir=None, image_size=32):
+    def __init__(
+        self, spec: str, count: str, split: str = "train", data_dir: str | None = None, image_size: int = 32
+    ) -> None:
         if count and not (count.isdecimal() and int(count) > 0):
             raise UserError(f"unknown data set {spec!r}: write glyphs, or glyphs:20000 for 20,000 training images")
         if image_size < 16:
@@ -57,23 +66,23 @@ class GlyphSource(IndexedSource):
         with tf.device("CPU"):  # captured by a pipeline's functions as they are: a graph never holds them
             self._arrays = {key: tf.constant(value) for key, value in arrays.items()}
 
-    def fetch(self, record):
+    def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         example = {key: tf.gather(value, record["index"]) for key, value in self._arrays.items()}
         boxes = example.pop("box")[None]
         return {"index": record["index"], "boxes": boxes, "classes": example["label"][None], **example}
 
-    def parts(self):
+    def parts(self) -> Parts:
         arrays = {key: value.numpy() for key, value in self._arrays.items()}
         return Parts(pixels=[arrays.pop("image")], labels=list(arrays.values()))
 
-    def name_in_graph(self, record):
+    def name_in_graph(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
         return tf.strings.join(["glyph ", tf.strings.as_string(record["index"])])
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         return f"glyph {index}"
 
 
-def _drawn(split, count, size, data_dir):
+def _drawn(split: str, count: int, size: int, data_dir: str | None) -> dict[str, np.ndarray]:
     """The arrays of a split, from the cache folder if they are there and whole."""
     path = os.path.join(cache_dir(data_dir), "glyphs", f"v{_VERSION}-{split}-{count}x{size}.npz")
     shapes = {"image": (count, size, size, 3), "label": (count,), "box": (count, 4), "mask": (count, size, size)}
@@ -86,12 +95,12 @@ def _drawn(split, count, size, data_dir):
         pass
     arrays = draw(count, size, stream=("train", "test").index(split))
     content = io.BytesIO()
-    np.savez(content, **arrays)
+    np.savez(content, **cast(dict[str, Any], arrays))
     try_write(path, content.getvalue())
     return arrays
 
 
-def draw(count, size=32, seed=0, stream=0):
+def draw(count: int, size: int = 32, seed: int = 0, stream: int = 0) -> dict[str, np.ndarray]:
     """Draws glyphs; the i-th depends on (size, seed, stream, i) alone, so that more images begin with the same ones.
 
     Returns:
@@ -118,7 +127,7 @@ def draw(count, size=32, seed=0, stream=0):
     return {"image": images, "label": labels, "box": boxes, "mask": masks}
 
 
-def _background(rng, photographs, size):
+def _background(rng: np.random.Generator, photographs: list[Image], size: int) -> np.ndarray:
     """uint8 [size, size, 3]: a random square of a photograph, in one of its eight positions."""
     photograph = photographs[rng.integers(len(photographs))]
     side = min(size * rng.uniform(*_CROP), *photograph.size)
@@ -129,7 +138,7 @@ def _background(rng, photographs, size):
     return np.array(image[:, ::-1] if rng.integers(2) else image)
 
 
-def _letter(rng, fonts, letter, size):
+def _letter(rng: np.random.Generator, fonts: list[str], letter: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """(ink, mask) of a letter in a frame that touches the mask on all sides.
 
     ink: float32 [h, w] in [0, 1], how much of each pixel is covered; mask: bool [h, w], pixels covered half or more.
@@ -144,7 +153,7 @@ def _letter(rng, fonts, letter, size):
     return ink[frame], mask[frame]
 
 
-def _colour(rng, behind):
+def _colour(rng: np.random.Generator, behind: np.ndarray) -> np.ndarray:
     """A random RGB colour that differs clearly from `behind` (RGB, 0..255), the mean of what the letter will cover."""
     luma = behind @ _LUMA
     colours = rng.integers(0, 256, (64, 3))
@@ -155,7 +164,7 @@ def _colour(rng, behind):
 
 
 @functools.cache
-def _fonts():
+def _fonts() -> list[str]:
     """Paths of the DejaVu text fonts, in the order of their names; its Display fonts lack letters."""
     return [
         path
@@ -165,20 +174,20 @@ def _fonts():
 
 
 @functools.cache
-def _font(path, points):
+def _font(path: str, points: int) -> FreeTypeFont:
     from PIL import ImageFont
 
     return ImageFont.truetype(path, points)
 
 
 @functools.cache
-def _photographs():
+def _photographs() -> list[Image]:
     from PIL import Image
 
     return [Image.open(path).convert("RGB") for path in _shipped("sklearn", "datasets", "images", pattern="*.jpg")]
 
 
-def _shipped(library, *folders, pattern):
+def _shipped(library: str, *folders: str, pattern: str) -> list[str]:
     """Paths of files that a library ships, in the order of their names, without its import, which takes seconds."""
-    (folder,) = importlib.util.find_spec(library).submodule_search_locations
+    (folder,) = importlib.util.find_spec(library).submodule_search_locations  # type: ignore[union-attr, misc]  # it is installed
     return files.matching(os.path.join(folder, *folders), fnmatch.translate(pattern))

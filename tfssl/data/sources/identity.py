@@ -21,6 +21,8 @@ Files are asked for by 16 threads (64 where they are remote): 3.5 s of processor
 to open their folder (4.3 s). Nothing is read but the sample, 100 MB at most.
 """
 
+from __future__ import annotations
+
 import concurrent.futures
 import dataclasses
 import errno
@@ -28,12 +30,17 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
 from tfssl.errors import UserError, one_line
 from tfssl.storage.caches import stamp
 from tfssl.version import __version__
+
+if TYPE_CHECKING:
+    from tfssl.data.sources.base import Source
 
 _THREADS, _REMOTE_THREADS, _CHUNK = 16, 64, 1000
 SAMPLE, PIECE = 512, 1 << 16  # files, bytes
@@ -50,10 +57,10 @@ class Parts:
       reading: JSON-able, how files become examples.
     """
 
-    files: list = dataclasses.field(default_factory=list)
-    labels: list = dataclasses.field(default_factory=list)
-    pixels: list = dataclasses.field(default_factory=list)
-    reading: dict = dataclasses.field(default_factory=dict)
+    files: list[str] = dataclasses.field(default_factory=list)
+    labels: list[np.ndarray] = dataclasses.field(default_factory=list)
+    pixels: list[np.ndarray] = dataclasses.field(default_factory=list)
+    reading: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def of(source, sample=False):
@@ -147,7 +154,7 @@ def stat_all(paths):
     return np.array(rows, np.int64).reshape(-1, 3)
 
 
-def _stat_some(paths):
+def _stat_some(paths: Sequence[str]) -> list[tuple[int, ...]]:
     """The rows of a few files; the short way for most, the long one where one of them is remote or missing."""
     try:
         return [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in map(os.stat, paths)]
@@ -155,7 +162,7 @@ def _stat_some(paths):
         return [_stat(path) for path in paths]
 
 
-def _stat(path):
+def _stat(path: str) -> tuple[int, ...]:
     import tensorflow as tf
 
     try:
@@ -168,26 +175,26 @@ def _stat(path):
         ) from error
 
 
-def relative(paths):
+def relative(paths: list[str]) -> tuple[str, list[str]]:
     """(the common folder of paths, the paths from there on). One file lies in its folder."""
     folder = os.path.dirname(os.path.commonprefix(paths)) if paths else ""
     start = len(folder) + 1 if folder and folder != "/" else len(folder)
     return os.path.abspath(folder) if paths and "://" not in folder else folder, [path[start:] for path in paths]
 
 
-def text(identity):
+def text(identity: Identity) -> str:
     """The same of the same data wherever they are, as `differences` compares them: a digest in hex."""
     same = {name: value for name, value in identity.items() if name not in ("times", "folder")}
     return _digest(json.dumps(same, sort_keys=True).encode())
 
 
-def key(identity):
+def key(identity: Identity) -> Identity | None:
     """What a cache's key holds of an identity; None where it cannot know its data again."""
     return None if identity["times"] is None else identity
 
 
 # What a difference of each part means, the most telling first.
-_TELLING = (
+_TELLING: tuple[tuple[Literal["names", "contents", "labels", "reading"], str], ...] = (
     ("names", "other files: some were renamed, moved or replaced"),
     ("contents", "files of the same names, but some have other sizes: they were written anew"),
     ("labels", "other labels, or boxes"),
@@ -196,7 +203,7 @@ _TELLING = (
 )
 
 
-def differences(old, new):
+def differences(old: Identity, new: Identity) -> list[str]:
     """How data differ from those of an earlier identity, in words: list of str, the plainest first; empty where they are the same.
 
     A copy in another folder, with other times, is the same.
@@ -212,7 +219,7 @@ def differences(old, new):
     return found
 
 
-def _classes(old, new):
+def _classes(old: Identity, new: Identity) -> str:
     before, after = old["class_names"] or [], new["class_names"] or []
     gone, added = ([name for name in one if name not in other] for one, other in ((before, after), (after, before)))
     if gone or added:
@@ -223,26 +230,27 @@ def _classes(old, new):
     return f"{old['num_classes'] or 'no'} classes then, {new['num_classes'] or 'none'} now"
 
 
-def renumbered(old, new):
+def renumbered(old: Identity, new: Identity) -> list[tuple[int, str, str]]:
     """Labels that stand for another class than before: list of (number, earlier class, class)."""
     before, after = old["class_names"] or [], new["class_names"] or []
     return [(i, a, b) for i, (a, b) in enumerate(zip(before, after)) if a != b]  # noqa: B905 (Python 3.9)
 
 
-def same_place_other_times(old, new):
+def same_place_other_times(old: Identity, new: Identity) -> bool:
     """Whether the very files have been written again since, with as many bytes: nobody but their owner knows whether they are the same."""
     return old["folder"] == new["folder"] and None not in (old["times"], new["times"]) and old["times"] != new["times"]
 
 
-def versions():
+def versions() -> dict[str, str]:
     """What of ours and of our libraries shapes what is computed from data: {"tfssl", "tensorflow", "python"}."""
     import tensorflow as tf
 
     return {"tfssl": __version__, "tensorflow": tf.__version__, "python": platform.python_version()}
 
 
-def _digest(*parts):
+def _digest(*parts: bytes | np.ndarray) -> str:
     digest = hashlib.blake2b(digest_size=16)
+    content: bytes | memoryview
     for part in parts:
         if isinstance(part, bytes):
             content, kind = part, "bytes"

@@ -8,6 +8,8 @@ A mask is a gray or a palette PNG, whose numbers are the classes; which of them 
 Names are read from PATH/classes.txt, a line each, where there is one.
 """
 
+from __future__ import annotations
+
 import io
 import os
 
@@ -27,7 +29,7 @@ class MaskSource(IndexedSource):
 
     annotations = ("mask",)
 
-    def __init__(self, spec, path, split="train"):
+    def __init__(self, spec: str, path: str, split: str = "train") -> None:
         root = (os.path.expanduser(path) if "://" not in path else path).rstrip("/")
         if not tf.io.gfile.isdir(root):
             raise UserError(f"{spec}: no such folder: {root!r}")
@@ -53,35 +55,35 @@ class MaskSource(IndexedSource):
         with tf.device("CPU"):
             self._images, self._masks = (tf.constant(list(paths)) for paths in zip(*pairs))  # noqa: B905 (Python 3.9)
 
-    def fetch(self, record):
+    def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         index = record["index"]
         image = tf.io.read_file(tf.gather(self._images, index))
         mask = tf.ensure_shape(tf.numpy_function(_decode, [tf.gather(self._masks, index)], tf.uint8), [None, None])
         return {"image": image, "label": tf.constant(-1, tf.int64), "index": index, "mask": mask}
 
-    def parts(self):
+    def parts(self) -> Parts:
         return Parts([path.decode() for paths in (self._images, self._masks) for path in paths.numpy()])
 
-    def name_in_graph(self, record):
+    def name_in_graph(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
         return tf.gather(self._images, record["index"])
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         return self._images[index].numpy().decode()
 
 
-def _decode(path):
+def _decode(path: bytes) -> np.ndarray:
     """The numbers of a gray or palette picture; TensorFlow would give a palette's colours."""
     from PIL import Image
 
-    path = np.asarray(path).item().decode()
-    with tf.io.gfile.GFile(path, "rb") as f:
+    name = np.asarray(path).item().decode()
+    with tf.io.gfile.GFile(name, "rb") as f:
         picture = Image.open(io.BytesIO(f.read()))
     if picture.mode not in ("L", "P", "1"):
-        raise ValueError(f"{path} is no mask: its mode is {picture.mode}, not gray or palette of 8 bits")
+        raise ValueError(f"{name} is no mask: its mode is {picture.mode}, not gray or palette of 8 bits")
     return np.asarray(picture, np.uint8)
 
 
-def beside(root, ending):
+def beside(root: str, ending: str) -> tuple[dict[str, list[tuple[str, str]]], list[str]]:
     """{split: [(image, PNG of the same name)]} of folders S and S + ending, and the images that have none."""
     found, alone = {}, []
     for name in sorted(name.rstrip("/") for name in tf.io.gfile.listdir(root)):
@@ -101,7 +103,7 @@ def beside(root, ending):
     return {name: pairs for name, pairs in found.items() if pairs}, alone
 
 
-def _voc(root):
+def _voc(root: str) -> dict[str, list[tuple[str, str]]]:
     """{split: [(image, mask)]} of the lists in ImageSets/Segmentation."""
     found = {}
     for path in matching(f"{root}/ImageSets/Segmentation", r".*\.txt"):

@@ -8,6 +8,8 @@
 Depth becomes normals by a plane that is fitted to each pixel's neighbourhood (`from_depth`).
 """
 
+from __future__ import annotations
+
 import os
 
 import numpy as np
@@ -28,7 +30,7 @@ class NormalSource(IndexedSource):
 
     annotations = ("normals",)
 
-    def __init__(self, spec, path, split="train"):
+    def __init__(self, spec: str, path: str, split: str = "train") -> None:
         root = (os.path.expanduser(path) if "://" not in path else path).rstrip("/")
         if not tf.io.gfile.isdir(root):
             raise UserError(f"{spec}: no such folder: {root!r}")
@@ -50,7 +52,7 @@ class NormalSource(IndexedSource):
         with tf.device("CPU"):
             self._images, self._others = (tf.constant(list(paths)) for paths in zip(*pairs))  # noqa: B905 (Python 3.9)
 
-    def fetch(self, record):
+    def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         index = record["index"]
         other = tf.io.read_file(tf.gather(self._others, index))
         if self._camera is None:
@@ -64,18 +66,18 @@ class NormalSource(IndexedSource):
         image = tf.io.read_file(tf.gather(self._images, index))
         return {"image": image, "label": tf.constant(-1, tf.int64), "index": index, "normals": normals}
 
-    def parts(self):
+    def parts(self) -> Parts:
         paths = [path.decode() for paths in (self._images, self._others) for path in paths.numpy()]
         return Parts(paths, reading={"camera": self._camera})
 
-    def name_in_graph(self, record):
+    def name_in_graph(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
         return tf.gather(self._images, record["index"])
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         return self._images[index].numpy().decode()
 
 
-def _camera(path, spec):
+def _camera(path: str, spec: str) -> tuple[float, float, float, float]:
     """(fx, fy, cx, cy)"""
     try:
         with tf.io.gfile.GFile(path) as f:
@@ -89,7 +91,7 @@ def _camera(path, spec):
     )
 
 
-def from_depth(depth, fx, fy, cx, cy, window=WINDOW):
+def from_depth(depth: tf.Tensor, fx: float, fy: float, cx: float, cy: float, window: int = WINDOW) -> tf.Tensor:
     """Surface normals of a depth map.
 
     Over a plane the inverse depth is a linear function of the pixel: with n . P = d and P = z r of a pixel's ray
@@ -111,7 +113,7 @@ def from_depth(depth, fx, fy, cx, cy, window=WINDOW):
     kernel = np.stack([np.full(du.shape, 1 / count), du / moment, dv / moment], -1)[:, :, None].astype(np.float32)
     inverse = tf.math.divide_no_nan(1.0, depth)[None, ..., None]
 
-    def convolve(x, kernel):
+    def convolve(x: tf.Tensor, kernel: np.ndarray) -> tf.Tensor:
         return tf.nn.conv2d(x, kernel, 1, "SAME")[0]
 
     centre, a, b = tf.unstack(convolve(inverse, kernel), axis=-1)  # HxW each

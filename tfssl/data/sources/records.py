@@ -1,9 +1,14 @@
 """`tfrecord:GLOB` and `tfds:NAME`: streams of TFRecord files."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import fnmatch
 import os
 import re
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -11,9 +16,12 @@ import tensorflow as tf
 from tfssl.data.listing import roles
 from tfssl.data.listing.counts import broken, count_records
 from tfssl.data.sources.base import StreamSource
-from tfssl.data.sources.splits import cut, resolve
+from tfssl.data.sources.splits import Range, cut, resolve
 from tfssl.errors import UserError, one_line
 from tfssl.storage.files import PATTERN, errors, matching
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 _SPLITS = ("train", "val", "validation", "valid", "test", "dev", "trainval")
 _THREADS = 16  # files that are looked for at once: in a bucket each is a request
@@ -23,7 +31,7 @@ _IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")  # what encoded images b
 _OF_CLASSES = re.compile(r"label|class|target|categor|^y$", re.IGNORECASE)  # what people call labels
 
 
-def split_of(file):
+def split_of(file: str) -> str:
     """The split that a file's name tells.
 
     train-00000-of-01024 -> train; cifar10-test.tfrecord-00000-of-00001 -> test (TFDS);
@@ -52,11 +60,21 @@ class TFRecordSource(StreamSource):
     classes as the largest label of any split asks for.
     """
 
-    def __init__(self, spec, pattern, split, image_key, label_key, label_offset, shuffle_buffer, skip_damaged=False):
+    def __init__(
+        self,
+        spec: str,
+        pattern: str,
+        split: str,
+        image_key: str,
+        label_key: str,
+        label_offset: int,
+        shuffle_buffer: int,
+        skip_damaged: bool = False,
+    ) -> None:
         files = _find(os.path.expanduser(pattern) if "://" not in pattern else pattern, spec)
         likely = _look_inside(files[0], image_key, label_key)
         counts = count_records(files, label_key, skip_damaged)
-        splits = {}
+        splits: dict[str, list[tuple[str, int]]] = {}
         for file, count in zip(files, counts):
             splits.setdefault(split_of(file), []).append((file, count["records"]))
         low, high = min(count["low"] for count in counts), max(count["high"] for count in counts)
@@ -73,7 +91,7 @@ class TFRecordSource(StreamSource):
         self._image_key, self._label_key, self._offset = image_key, label_key, label_offset
         self.reading = {"image_key": image_key, "label_key": label_key, "label_offset": label_offset}
 
-    def fetch(self, record):
+    def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         features = {
             self._image_key: tf.io.FixedLenFeature([], tf.string),
             self._label_key: tf.io.FixedLenFeature([], tf.int64, default_value=-1),
@@ -84,7 +102,9 @@ class TFRecordSource(StreamSource):
         return {"image": parsed[self._image_key], "label": label, "index": record["index"]}
 
 
-def _shards(split, splits, spec):
+def _shards(
+    split: str, splits: Mapping[str, list[tuple[str, int]]], spec: str
+) -> tuple[list[tuple[str, int, int]], list[Range]]:
     """[(file, skip, take)] of a split of {name: [(file, records)]}, and its ranges as of `splits.resolve`."""
     sizes = {name: [records for _, records in files] for name, files in splits.items()}
     ranges = resolve(split, sizes, spec, shards=True)
@@ -92,7 +112,7 @@ def _shards(split, splits, spec):
     return [(splits[name][i][0], skip, take) for name, i, skip, take in parts], ranges
 
 
-def _find(pattern, spec):
+def _find(pattern: str, spec: str) -> list[str]:
     """The files by name; of a folder, the files that look like TFRecords. What exists is a name, whatever its characters; only what does
     not is a pattern."""
     above, name = os.path.split(pattern)
@@ -118,7 +138,7 @@ def _find(pattern, spec):
     return files
 
 
-def _look_inside(file, image_key, label_key):
+def _look_inside(file: str, image_key: str, label_key: str) -> list[str]:
     """The keys under which the first record of a file may have a label.
 
     Raises:
@@ -154,7 +174,16 @@ def _look_inside(file, image_key, label_key):
 class TFDSSource(StreamSource):
     """A data set that tensorflow-datasets has prepared, read from its own files."""
 
-    def __init__(self, spec, name, split, data_dir, download, shuffle_buffer, skip_damaged=False):
+    def __init__(
+        self,
+        spec: str,
+        name: str,
+        split: str,
+        data_dir: str | None,
+        download: bool,
+        shuffle_buffer: int,
+        skip_damaged: bool = False,
+    ) -> None:
         builder = _builder(name, data_dir, download)
         info = builder.info
         if info.file_format is None or info.file_format.value != "tfrecord":
@@ -183,9 +212,10 @@ class TFDSSource(StreamSource):
         named = info.features["objects"].feature["label"] if objects and not named else named
         names = list(named.names) if named else None
         super().__init__(spec, split, shards, shuffle_buffer, classes, names, skip_damaged)
-        self._lists, self._targets, self.ranges = lists, None, ranges
+        self._lists, self.ranges = lists, ranges
+        self._targets: np.ndarray | None = None
         self._list_features = tfds.decode.PartialDecoding(dict.fromkeys(lists, True)).extract_features(info.features)
-        wanted = {key: True for key in (image, label) if key}
+        wanted: dict[str, bool | set[str]] = {key: True for key in (image, label) if key}
         if objects:
             wanted["objects"], self.annotations = set(objects), ("boxes",)
         partial = tfds.decode.PartialDecoding(wanted, {image: tfds.decode.SkipDecoding()})
@@ -193,7 +223,7 @@ class TFDSSource(StreamSource):
         self.reading = {"image": image, "label": label}
         self._features = partial.extract_features(info.features)
 
-    def fetch(self, record):
+    def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         example = self._features.deserialize_example(record["serialized"], decoders=self._decoders)
         label = example[self._label] if self._label else -1
         found = {"image": example[self._image], "label": tf.cast(label, tf.int64), "index": record["index"]}
@@ -203,9 +233,9 @@ class TFDSSource(StreamSource):
             found["difficult"] = objects.get("is_difficult", objects.get("is_crowd", none))
         return found
 
-    def targets(self):
+    def targets(self) -> np.ndarray | None:
         if self._lists and self._targets is None:  # a pass over the files; images are not decoded
-            targets = np.full((self.num_examples, len(self.class_names)), -1, np.int8)
+            targets = np.full((self.num_examples, len(self.class_names or ())), -1, np.int8)
             difficult = "labels_no_difficult" in self._lists
             for record in self.records().as_numpy_iterator():
                 example = self._list_features.deserialize_example_np(record["serialized"])
@@ -216,7 +246,7 @@ class TFDSSource(StreamSource):
         return self._targets
 
 
-def _builder(name, data_dir, download):
+def _builder(name: str, data_dir: str | None, download: bool) -> tfds.core.DatasetBuilder:
     """The builder of a prepared data set, from its files alone: no code, no network (unless `download`)."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
@@ -236,14 +266,14 @@ def _builder(name, data_dir, download):
         raise UserError(f"tfds:{name} is not prepared in {where!r}: {remedy}") from error
 
 
-def _lists_of_labels(features, kinds):
+def _lists_of_labels(features: tfds.features.FeaturesDict, kinds: ModuleType) -> list[str]:
     """The keys of an image's classes where it may show several: "labels", and those that are not difficult (VOC)."""
     keys = [key for key in ("labels", "labels_no_difficult") if key in features]
     keys = [key for key in keys if isinstance(getattr(features[key], "feature", None), kinds.ClassLabel)]
     return keys if "labels" in keys else []
 
 
-def _parts_of_objects(features, kinds):
+def _parts_of_objects(features: tfds.features.FeaturesDict, kinds: ModuleType) -> list[str]:
     """The keys of "objects" where they are boxes with a class (VOC, COCO), those that tell of difficult ones among them."""
     parts = getattr(features["objects"], "feature", None) if "objects" in features else None
     if not isinstance(parts, kinds.FeaturesDict) or "bbox" not in parts or "label" not in parts:
@@ -253,10 +283,10 @@ def _parts_of_objects(features, kinds):
     return [key for key in ("bbox", "label", "is_difficult", "is_crowd") if key in parts]
 
 
-def _features(features, kinds, spec):
+def _features(features: tfds.features.FeaturesDict, kinds: ModuleType, spec: str) -> tuple[str, str | None]:
     """(key of the image, key of the label or None): "image" and "label", or the only ones of their kind."""
 
-    def only(kind, preferred):
+    def only(kind: type[tfds.features.FeatureConnector], preferred: str) -> str | None:
         of_kind = [key for key, feature in features.items() if isinstance(feature, kind)]
         return preferred if preferred in of_kind else of_kind[0] if len(of_kind) == 1 else None
 

@@ -9,13 +9,21 @@ A name that there is not stands for the one split that is written so in another 
 `validation` for valid (see `tfssl.data.listing.roles`).
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tfssl.data.listing import roles
 from tfssl.errors import UserError
 
+Range = tuple[str, int, int]  # (name of a split, start, stop)
 
-def resolve(split, sizes, where, shards=False, beside=""):
+
+def resolve(
+    split: str, sizes: Mapping[str, Sequence[int]], where: str, shards: bool = False, beside: str = ""
+) -> list[Range]:
     """Absolute ranges of a split.
 
     Args:
@@ -57,11 +65,11 @@ def resolve(split, sizes, where, shards=False, beside=""):
     return ranges
 
 
-def _count(totals):
+def _count(totals: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({total} examples)" for name, total in totals.items())
 
 
-def _find(name, totals, where, beside):
+def _find(name: str, totals: Mapping[str, int], where: str, beside: str) -> str:
     """The split that a name means."""
     if name in totals or name == "all":
         return name
@@ -90,7 +98,9 @@ _BOUNDS = re.compile(r"(?:\[([^]]*)\])?")
 _BOUND = re.compile(r"(?:(-?[\d_.]+)(%|shard)?)?")
 
 
-def _absolute(parts, sizes, split, where):
+def _absolute(
+    parts: Sequence[tuple[str, str]], sizes: Mapping[str, Sequence[int]], split: str, where: str
+) -> list[Range]:
     """The ranges of (name that exists, "" or "[bounds]") by TFDS's rules, without its import, which takes seconds."""
     try:
         ranges = []
@@ -111,16 +121,16 @@ def _absolute(parts, sizes, split, where):
         ) from error
 
 
-def _range(bounds, lengths):
+def _range(bounds: str | None, lengths: Sequence[int]) -> tuple[int, int]:
     """(start, stop) of what stands between the brackets, None where there are none, in files of `lengths` examples."""
     total = sum(lengths)
     if bounds is None:
         return 0, total
-    ends = [_BOUND.fullmatch(end) for end in bounds.split(":")]
-    if not all(ends) or len(ends) > 2 or not any(end[0] for end in ends):
+    ends = [end for end in map(_BOUND.fullmatch, bounds.split(":")) if end]
+    if len(ends) <= bounds.count(":") or len(ends) > 2 or not any(end[0] for end in ends):
         raise ValueError(f"unrecognized slice [{bounds}]")
     unit = ends[0][2] or ends[-1][2]
-    numbers = [end[1] and (float if unit == "%" else int)(end[1]) for end in ends]
+    numbers: list[Any] = [end[1] and (float if unit == "%" else int)(end[1]) for end in ends]
     if len(ends) == 1:
         if unit != "shard":
             raise ValueError(f"[{bounds}] is one number, and a slice has two, one of which may be left out")
@@ -139,7 +149,7 @@ def _range(bounds, lengths):
     return start + total if start < 0 else start, stop + total if stop < 0 else stop
 
 
-def cut(lengths, start, stop):
+def cut(lengths: Sequence[int], start: int, stop: int) -> list[tuple[int, int, int]]:
     """The parts [start, stop) of files that hold `lengths` examples: list of (file number, skip, take), none empty."""
     parts, begin = [], 0
     for number, length in enumerate(lengths):

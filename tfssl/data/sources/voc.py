@@ -7,8 +7,11 @@ PATH is such a folder (VOCdevkit/VOC2007), or one that holds no other (VOCdevkit
 train, val, trainval (both of them) and test.
 """
 
+from __future__ import annotations
+
 import collections
 import os
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -28,7 +31,7 @@ class VOCSource(IndexedSource):
 
     splits_overlap = True
 
-    def __init__(self, spec, path, split="train"):
+    def __init__(self, spec: str, path: str, split: str = "train") -> None:
         try:
             root = find(path, spec)
             marks, classes = _read(root, spec)
@@ -47,24 +50,24 @@ class VOCSource(IndexedSource):
         with tf.device("CPU"):
             self._paths = tf.constant(paths)
 
-    def parts(self):
+    def parts(self) -> Parts:
         return Parts([path.decode() for path in self._paths.numpy()], [self._targets])
 
-    def targets(self):
+    def targets(self) -> np.ndarray:
         return self._targets
 
-    def fetch(self, record):
+    def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         image = tf.io.read_file(self.name_in_graph(record))
         return {"image": image, "label": tf.constant(-1, tf.int64), "index": record["index"]}
 
-    def name_in_graph(self, record):
+    def name_in_graph(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
         return tf.gather(self._paths, record["index"])
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         return self._paths[index].numpy().decode()
 
 
-def find(path, spec):
+def find(path: str, spec: str) -> str:
     """The folder that holds ImageSets/Main."""
     root = (os.path.expanduser(path) if "://" not in path else path).rstrip("/")
     try:
@@ -79,9 +82,9 @@ def find(path, spec):
     return found[0]
 
 
-def _read(root, spec):
+def _read(root: str, spec: str) -> tuple[Mapping[str, dict[str, dict[str, int]]], list[str]]:
     """({split: {image: {class: 1, -1 or 0}}}, names of the classes)."""
-    marks = collections.defaultdict(lambda: collections.defaultdict(dict))
+    marks: Mapping[str, dict[str, dict[str, int]]] = collections.defaultdict(lambda: collections.defaultdict(dict))
     classes = set()
     for file in files.matching(f"{root}/{_LISTS}", r".*_.*\.txt"):
         of_class, _, split = os.path.basename(file)[: -len(".txt")].rpartition("_")

@@ -1,0 +1,71 @@
+"""How much of the package has types; `python tests/test_types.py` prints it by room. Whether they are right, `make lint` says."""
+
+import ast
+import collections
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+CHECKED = re.search(
+    r"\[\[tool\.mypy\.overrides\]\].*?module = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL
+)[1]
+ROOMS = [name.removesuffix(".*") for name in re.findall(r'"(.+?)"', CHECKED)]
+
+
+def public_functions(node):
+    """The public functions of a module and public methods of its classes, constructors among them: ast.FunctionDef."""
+    for child in node.body:
+        if isinstance(child, ast.ClassDef):
+            yield from public_functions(child)
+        elif isinstance(child, ast.FunctionDef) and (child.name == "__init__" or not child.name.startswith("_")):
+            yield child
+
+
+def is_typed(function):
+    """Whether the return value and all parameters have annotations."""
+    a = function.args
+    parameters = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
+    return function.returns is not None and all(p.annotation or p.arg in ("self", "cls") for p in parameters)
+
+
+def count():
+    """{room or module of tfssl: (public functions with types, public functions)}."""
+    counts = collections.defaultdict(lambda: (0, 0))
+    for file in sorted((ROOT / "tfssl").rglob("*.py")):
+        room = ".".join(file.relative_to(ROOT).with_suffix("").parts[:2])
+        typed = [is_typed(function) for function in public_functions(ast.parse(file.read_text(encoding="utf-8")))]
+        counts[room] = counts[room][0] + sum(typed), counts[room][1] + len(typed)
+    return dict(counts)
+
+
+def test_what_counts_as_typed():
+    module = """
+def whole(a: int, *b: str, c: float = 1.0, **d: bool) -> None: ...
+def no_return(a: int): ...
+def no_parameter(a, b: int) -> None: ...
+def no_rest(*a) -> None: ...
+def _private(a): ...
+class Class:
+    def __init__(self, a: int) -> None: ...
+    def __eq__(self, other): ...
+    def method(self, a): ...
+    @classmethod
+    def make(cls) -> "Class": ...
+"""
+    found = {f.name: is_typed(f) for f in public_functions(ast.parse(module))}
+    assert [name for name, typed in found.items() if typed] == ["whole", "__init__", "make"]
+    assert [name for name, typed in found.items() if not typed] == ["no_return", "no_parameter", "no_rest", "method"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_public_functions_have_types(room):
+    typed, functions = count()[room]
+    assert functions and typed >= 0.95 * functions
+
+
+if __name__ == "__main__":
+    for name, (with_types, all_of_them) in count().items():
+        print(f"{with_types:4} of {all_of_them:4}  {name}{'' if name in ROOMS else '  (not checked yet)'}")
+    print("{:4} of {:4}".format(*map(sum, zip(*count().values()))))
