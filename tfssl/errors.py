@@ -1,11 +1,10 @@
 """The one exception that users are meant to read, checks that raise it, and what is known of the exceptions of others."""
 
+from __future__ import annotations
+
 import errno
 import os
 import re
-
-from __future__ import annotations
-
 from collections.abc import Collection
 
 

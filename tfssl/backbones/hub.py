@@ -1,5 +1,9 @@
 """A Hub module as a backbone, in order to train it further."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import tensorflow as tf
 

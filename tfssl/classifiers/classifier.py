@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import tensorflow as tf
 
+from tfssl.data.ops.draws import Draws
 from tfssl.losses.distillation import distillation
 from tfssl.optim.groups import Group, apart
 from tfssl.pretext.supervised import Supervised

@@ -11,7 +11,6 @@ import concurrent.futures
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf

@@ -7,7 +7,6 @@ step, and several can share a batch, without any state to save.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 
@@ -69,7 +68,7 @@ def training_batches(
         last: tf.Tensor, loaded: tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Each position without an image gets that of the next one that has any: those up to `last` have been filled before."""
-        segment = Segment(gaps, *segment)
+        segment = Segment(gaps, *loaded)
 
         def filled_up() -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
             position, rows, others = segment.closed(last)

@@ -13,8 +13,7 @@ import re
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import Optional
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags, logging
 
@@ -30,8 +29,8 @@ _SECTIONS: dict[str, list[str]] = {}  # name of a section -> names of its flags,
 def run(
     main: Callable[[list[str]], None],
     name: str,
-    define: Optional[Callable[[Sequence[str]], None]] = None,
-    goes_on: Optional[str] = None,
+    define: Callable[[Sequence[str]], None] | None = None,
+    goes_on: str | None = None,
 ) -> None:
     """Parse the command line, call `main(argv)`, and turn user errors into `name: cause and remedy`, exit status 1.
 
@@ -144,7 +143,7 @@ def _fail(name, error, status=1):
     sys.exit(status)
 
 
-def peek(argv: Sequence[str], name: str, default: Optional[str] = None) -> Optional[str]:
+def peek(argv: Sequence[str], name: str, default: str | None = None) -> str | None:
     """The text that a command line gives a flag, before any flag is defined; flagfiles are looked into, and the last one counts.
 
     A class of the user's own, such as --task=mypackage.mytask:MyTask, has flags that cannot be defined before its name is known.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import Optional
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -23,7 +23,7 @@ def describe(
     model: Pretext,
     strategy: tf.distribute.Strategy,
     source: Source,
-    validation: Optional[Source],
+    validation: Source | None,
     plan: Plan,
     config: Config,
     summary: str,

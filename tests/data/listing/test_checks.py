@@ -4,6 +4,7 @@ import tensorflow as tf
 
 import tfssl
 from tfssl.data import gaps
+from tfssl.data.sources.base import IndexedSource
 from tfssl.errors import UserError
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -13,8 +15,11 @@ from tfssl.data.ops.image import decode
 from tfssl.data.segments import readable
 from tfssl.errors import UserError, reason_of  # noqa: F401 (callers name it so)
 
+if TYPE_CHECKING:
+    from tfssl.data.sources.base import Source
 
-def _decoded(source):
+
+def _decoded(source: Source) -> Gaps:
     return Gaps(source, lambda record: decode(source.fetch(record)["image"]))
 
 

@@ -63,7 +63,25 @@ class Parts:
     reading: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def of(source, sample=False):
+class _Sampled(TypedDict, total=False):
+    sample: str
+
+
+class Identity(_Sampled):
+    """What `of` returns; hex digests unless said otherwise."""
+
+    num_examples: int
+    num_classes: int | None
+    class_names: list[str] | None
+    names: str
+    contents: str
+    labels: str
+    reading: str
+    times: str | None
+    folder: str  # a path
+
+
+def of(source: Source, sample: bool = False) -> Identity:
     """The identity of a `tfssl.data.Source`, as it is on the disk now: a JSON-able dict; see the module.
 
     Beside the parts it has "num_examples", "num_classes" and "class_names". "times" is None for a source of one's own that does not say
@@ -103,13 +121,13 @@ def _there(paths):
     return stamps
 
 
-def described(source):
+def described(source: Source) -> dict[str, Any]:
     """What results say of the data that they are about: {"digest": in hex, "num_examples", "num_classes"}."""
     identity = of(source, sample=True)
     return {"digest": text(identity), **{name: identity[name] for name in ("num_examples", "num_classes")}}
 
 
-def sampled(paths):
+def sampled(paths: Sequence[str]) -> str:
     """A digest of the bytes of some files, spread evenly over all.
 
     Raises:
@@ -121,7 +139,7 @@ def sampled(paths):
         return _digest(*pool.map(_pieces, some))
 
 
-def _pieces(path):
+def _pieces(path: str) -> bytes:
     """The digest of a file's first, middle and last bytes; of one that is not there, that of none."""
     import tensorflow as tf
 
@@ -140,7 +158,7 @@ def _pieces(path):
     return digest.digest()
 
 
-def stat_all(paths):
+def stat_all(paths: Sequence[str]) -> np.ndarray:
     """int64 [N, 3]: size, and times of the last change of contents and of the entry in ns, of all files; -1 of one that is not there.
 
     Raises:
