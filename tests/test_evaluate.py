@@ -24,6 +24,7 @@ import tfssl
 from tfssl import downstream
 from tfssl.data.overlap import overlap as shared
 from tfssl.downstream.report.record import Record
+from tfssl.downstream.results import Result
 from tfssl.errors import UserError
 from tfssl.hub import handles
 from tfssl.storage import locks
@@ -357,8 +358,10 @@ def test_help_is_quick_and_complete():
         (["--module=nowhere", "--dataset=nowhere"], "nowhere"),
         (
             ["--module=m", "--protocol=svc"],
-            "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, segmentation, detection, surface_normals",
+            "unknown protocol 'svc': choose one of logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, segmentation, detection, "
+            "surface_normals, or the import path",
         ),
+        (["--module=m", "--protocol=nowhere.mine:Mine"], "no module 'nowhere.mine': is it installed"),
         (["--module=m", "--protocol=features"], "--workdir is missing"),
         (["--module=m", "--test_split="], "--test_split is empty"),
         (["--module=m", "--pool=min"], "--pool=min.*adaptive_max"),
@@ -425,9 +428,12 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
         ([ours, data, "--l2=strong"], ["l2='strong'", "published"]),
         ([ours, data, "--val_fraction=0"], ["--l2=select and --val_fraction=0: nothing to choose on"]),
         ([ours, data, "--protocol=svm", "--svm_costs=cheap"], ["costs='cheap'", "vissl, goyal"]),
-        ([ours, data, "--protocol=low_shot", "--low_shot_k=one"], ["shots=['one']", "such as 1,2,4"]),
+        ([ours, data, "--protocol=low_shot", "--low_shot_k=one"], ["--low_shot_k=one: give integers"]),
         ([ours, data, "--protocol=few_shot", "--few_shot_ways=1"], ["ways=1"]),
-        ([ours, data, "--protocol=few_shot", "--val_fraction=0"], ["--few_shot_ridges and --val_fraction=0"]),
+        (
+            [ours, data, "--protocol=few_shot", "--val_fraction=0"],
+            ["--few_shot_ridges=0.0001,", "and --val_fraction=0"],
+        ),
         # What the labels do not permit is refused before images pass through the module.
         (
             [ours, data, "--protocol=knn,logistic,few_shot", "--few_shot_k=5,19"],
@@ -443,7 +449,7 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
             ["--protocol=knn: glyphs train[:1]: all 1 images to learn from are of one class, A: nothing to tell apart"],
         ),
         ([ours, data, "--protocol=mlp", "--mlp_decay_epochs=60,200"], ["mlp: decay_epochs=60,200", "within the 180"]),
-        ([ours, data, "--protocol=linear_sgd", "--sgd_decay_epochs=a"], ["linear_sgd: decay_epochs", "such as 30,50"]),
+        ([ours, data, "--protocol=linear_sgd", "--sgd_decay_epochs=a"], ["--sgd_decay_epochs=a: give numbers"]),
         ([ours, data, "--train_labels=1000"], ["train_labels=1000", "60"]),
         ([ours, data, "--train_labels=2"], ["2 labels", "3 classes"]),
         ([ours, data, "--protocol=knn,segmentation"], ["--protocol=segmentation: --dataset=folder:", "has no masks"]),
@@ -646,12 +652,11 @@ def test_results_are_written_as_they_come(tmp_path):
     said = []
     record = Record(str(tmp_path), ["logistic", "knn"], said.append, baselines={"chance": 0.5}, command=["c"])
     record.modules |= {"a": {}, "b": {}}
-    result = {"endpoint": "e", "metric": "accuracy", "value": 0.5, "val_value": 0.4, "train_labels": 9, "seconds": 1.0}
     written = []
 
     def results():
         for protocol in ("knn", "logistic"):
-            yield {"protocol": protocol, **result}
+            yield Result(protocol, "e", "accuracy", value=0.5, val_value=0.4, train_labels=9)
             written.append(json.loads((tmp_path / "results.json").read_text()))
 
     record.add("a", results())
@@ -671,10 +676,9 @@ def test_who_lost_the_workdir_writes_no_more_and_ends(tmp_path):
     record = Record(str(tmp_path), ["knn"], [].append, check, baselines={})
     record.modules |= {"a": {}}
     record.refuse(UserError("too few images"), "few_shot")
-    result = {"endpoint": "e", "metric": "accuracy", "value": 0.5, "val_value": 0.4, "train_labels": 9, "seconds": 1.0}
     stolen.append(True)
     with pytest.raises(UserError, match="taken over"):
-        record.add("a", [{"protocol": "knn", **result}])
+        record.add("a", [Result("knn", "e", "accuracy", value=0.5, val_value=0.4, train_labels=9)])
     with pytest.raises(UserError, match="taken over"):
         record.refuse(UserError("taken over"), "a")
     assert os.listdir(tmp_path) == [] and list(record.refused) == ["too few images"]
@@ -730,3 +734,69 @@ def test_all_protocols_beside_an_untrained_network(everything):
     assert "points below the same network untrained" in text or "points above the same network untrained" in text
     for result in record["results"]:  # each in its place is test_page's affair
         assert f">{100 * result['value']:.1f}" in text
+
+
+MINE = '''
+import numpy as np
+
+from tfssl.downstream.protocol import Protocol
+from tfssl.downstream.results import Result
+from tfssl.errors import UserError
+
+
+class NearestMean(Protocol):
+    """The class of the nearest mean.
+
+    Args:
+      power: Of differences, above 0.
+    """
+
+    name = "nearest_mean"
+    metric = "balanced accuracy in mine"
+    flag_prefix = "mean_"
+
+    def __init__(self, power: float = 1.0):
+        if power <= 0:
+            raise UserError(f"power={power}: give a number above 0")
+        self.power = power
+
+    def run(self, data, endpoints):
+        part = data.split()
+        for endpoint in endpoints:
+            x, y = data.train.endpoints[endpoint], data.train.labels
+            means = np.stack([x[part.rows][y[part.rows] == c].mean(0) for c in np.unique(y)])
+            guess = (np.abs(data.test.endpoints[endpoint][:, None] - means) ** self.power).sum(-1).argmin(1)
+            value = float(np.mean(guess == data.test.labels))
+            yield Result(self.name, endpoint, self.metric, value, None, len(part.rows), details={"power": self.power})
+
+
+class Greedy(NearestMean):
+    """Its flags are taken."""
+
+    flag_names = {"power": "seed"}
+'''
+
+
+def test_a_protocol_of_ones_own(modules_dir, images, tmp_path):
+    """A class outside of the package: its own flags, its own place in table and report; no other file is touched."""
+    (tmp_path / "mine.py").write_text(MINE)
+    run = functools.partial(runs.anew, "evaluate", cwd=tmp_path)
+    common = (f"--module={modules_dir}/ours/1", f"--dataset=folder:{images}", "--endpoints=block,pixels")
+    (tmp_path / "own.flags").write_text("--protocol=knn,mine:NearestMean\n--mean_power=2\n")
+    done = run(*common, "--flagfile=own.flags", f"--workdir={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    assert "nearest_mean@59" in done.stdout and "(nearest_mean: balanced accuracy in mine) in %" in done.stdout
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    found = [r for r in record["results"] if r["protocol"] == "nearest_mean"]
+    assert [r["endpoint"] for r in found] == ["block", "pixels"] and all(r["power"] == 2 for r in found)
+    assert found[0]["value"] > 0.5 and record["flags"]["mean_power"] == 2
+    assert "<b>nearest_mean</b>" in (tmp_path / "out" / "report.html").read_text()
+    text = run("--protocol=mine:NearestMean", "--help").stdout
+    assert (
+        "mine:NearestMean: The class of the nearest mean\n\n  --mean_power=1.0\n      Of differences, above 0.\n"
+        in text
+    )
+    refused = run(*common, "--protocol=mine:NearestMean", "--mean_power=0")
+    assert refused.returncode == 1 and "tfssl-eval: power=0.0: give a number above 0" in refused.stderr
+    refused = run(*common, "--protocol=mine:Greedy")
+    assert refused.returncode == 1 and "--seed is a flag of tfssl-eval already: give mine:Greedy" in refused.stderr

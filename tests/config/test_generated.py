@@ -63,6 +63,15 @@ def test_the_flags_of_one_class_have_its_defaults(sources):
     assert one.arguments("a", values.flag_values_dict()) == {"k": 20, "rates": (0.1, 0.01)}
 
 
+def test_defaults_that_agree_may_be_the_flags(sources):
+    values, both = flags.FlagValues(), Generated("thing", sources, unset=False)
+    both.define(values=values)
+    values(["x"])
+    assert (values.k, values.mode, values.rates) == (None, "fast", ["0.1", "0.01"])
+    assert values["k"].help.endswith("Default: 20 for a; 5 for b.") and values["mode"].help == "How."
+    assert both.arguments("b", values.flag_values_dict()) == {"k": 5, "mode": "fast"}
+
+
 @pytest.mark.parametrize(
     "value, text", [(True, "true"), (0.1, "0.1"), (1 / 3, "0.3333333333333333"), ((15.0, 25), "15,25"), (None, "")]
 )

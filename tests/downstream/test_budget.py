@@ -5,23 +5,35 @@ import time
 import numpy as np
 import pytest
 
-from tfssl import downstream
-from tfssl.downstream import budget
-from tfssl.downstream import runner as measure
+from tfssl.downstream import budget, runner
 from tfssl.downstream.features.extract import Features
+from tfssl.downstream.protocol import Data
+from tfssl.downstream.protocols.few_shot import FewShot
+from tfssl.downstream.protocols.knn import KNN
+from tfssl.downstream.protocols.logistic import Logistic
+from tfssl.downstream.protocols.low_shot import LowShot
+from tfssl.downstream.protocols.mlp import MLP
+from tfssl.downstream.protocols.segmentation import Segmentation
+from tfssl.downstream.protocols.svm import SVM
+
+
+def test_passes():
+    assert MLP().passes() == 180 * 5  # four l2 at once, and then one
+    assert MLP(l2=0.1, epochs=10, decay_epochs=()).passes() == 20
+    assert SVM(costs="1,2", folds=5).passes() == 10
+    assert LowShot(shots=(1, 2, 4), samples=2, costs="vissl").passes() == 66
+    assert FewShot(episodes=30).passes() == 60 and KNN().passes() == 1 and Segmentation().passes() == 60
 
 
 def test_prices_are_those_that_were_paid():
     """A protocol that sleeps: 20 ms for an endpoint, 0.1 ms for a row, 0.02 ms for a row in an epoch."""
 
     def run(rows):
-        return lambda settings: time.sleep(0.02 + 1e-4 * rows + 2e-5 * rows * budget.passes("mlp", settings)), rows
+        return lambda protocol: time.sleep(0.02 + 1e-4 * rows + 2e-5 * rows * protocol.passes()), rows
 
-    settings = {"epochs": 180, "l2": "select"}
-    price = budget.measured("mlp", settings, [run(100), run(200)])
+    price = budget.measured(MLP(), [run(100), run(200)])
     assert price.once == pytest.approx(0.02, abs=0.015)
     assert price.row == pytest.approx(1e-4, rel=0.5) and price.each == pytest.approx(2e-5, rel=0.3)
-    assert budget.passes("mlp", settings) == 180 * 5  # four l2 at once, and then one
 
 
 class Clock:
@@ -41,31 +53,25 @@ def clock(monkeypatch):
     return clock
 
 
-def test_what_is_decided(clock):
+def test_what_is_decided(clock, monkeypatch):
     said, notes = [], []
-    asked = {
-        "logistic": {"a": 1},
-        "svm": {"costs": "vissl", "folds": 3},
-        "mlp": {"epochs": 180},
-        "knn": {"k": 20},
-        "few_shot": {},
-    }
-    of = budget.Budget(10, 2, ["knn", "svm", "mlp", "few_shot"], kept=["few_shot"], tell=said.append, note=notes.append)
+    asked = {p.name: p for p in (Logistic(), SVM(), MLP(), KNN(), FewShot())}
+    may = [asked[name] for name in ("knn", "svm", "mlp", "few_shot")]
+    of = budget.Budget(10, 2, may, kept=["few_shot"], tell=said.append, note=notes.append)
 
-    def permit(protocol, full, quick, lasts):
-        def estimate(settings):
-            return quick if any(settings.get(k) != asked[protocol].get(k) for k in settings) else full
-
-        found = of.permit(protocol, asked[protocol], lambda: estimate)
+    def permit(name, full, quick, lasts):
+        estimate = lambda plan: quick if plan.quick else full  # noqa: E731
+        monkeypatch.setattr(of, "estimate", lambda *_: estimate)
+        plan = of.permit(asked[name], None, ["x"])
         clock.now += lasts
-        return found
+        return plan
 
-    assert permit("logistic", 1e9, 1e9, 1000) is asked["logistic"]  # named: never cut, and not counted
-    assert (
-        permit("knn", 100, 100, 60) is asked["knn"]
-    )  # fits into a fourth of ten minutes: 2 modules of a minute are then gone
+    assert permit("logistic", 1e9, 1e9, 1000).protocol is asked["logistic"]  # named: never cut, and not counted
+    # It fits into a fourth of ten minutes: 2 modules of a minute are then gone.
+    assert permit("knn", 100, 100, 60) == budget.Plan(asked["knn"])
     svm = permit("svm", 500, 100, 120)  # more than a third of what is left
-    assert svm == {**asked["svm"], **budget.QUICK["svm"]} and of.quick("svm", asked["svm"])["folds"] == 2
+    assert svm.protocol.settings == asked["svm"].replace(costs="0.1,1,10,100", folds=2).settings
+    assert (svm.labels, svm.quick) == (1000, SVM.quick)
     assert permit("few_shot", 400, 1, 0) is None  # the user's own settings: as they are, or not
     assert permit("mlp", 1000, 250, 0) is None  # four minutes are left
     assert [note.partition(": ")[0] for note in notes] == ["quick settings", *["left out for lack of time"] * 2]
@@ -75,16 +81,13 @@ def test_what_is_decided(clock):
     )
     assert said == ["knn: 1.7 min estimated (full settings)", "svm: 1.7 min estimated (quick settings)"]
     # The second module: what was decided on the first.
-    assert of.permit("svm", asked["svm"], None) is svm and of.permit("mlp", asked["mlp"], None) is None
+    assert of.permit(asked["svm"], None, ["x"]) is svm and of.permit(asked["mlp"], None, ["x"]) is None
 
 
-def test_quick_settings_are_settings_of_the_protocols():
-    import inspect
-
-    for protocol, settings in budget.QUICK.items():
-        function = getattr(downstream, protocol).run
-        known = set(inspect.signature(function).parameters) | {"epochs", "train_labels"}
-        assert set(settings) <= known, protocol
+def test_quick_settings_that_were_asked_for_are_not_told():
+    plan = budget.Plan.quickly(LowShot(samples=2, shots=(1, 2)))
+    assert set(plan.quick) == {"shots", "costs"} and plan.labels is None
+    assert plan.protocol.shots == [1, 4, 16, 64]
 
 
 def test_protocols_in_a_budget_say_how_they_were_shortened(monkeypatch):
@@ -97,22 +100,15 @@ def test_protocols_in_a_budget_say_how_they_were_shortened(monkeypatch):
         return Features({"x": rng.normal(size=[n, 4]).astype(np.float32) + y[:, None]}, y, np.arange(n), num_classes=3)
 
     notes = []
-    settings = {
-        "mlp": {"epochs": 400, "decay_epochs": (200,), "hidden": 8, "l2": "select", "batch_size": 64},
-        "knn": {"k": 3},
-    }
-    time_for = budget.Budget(1e-3, 1, ["mlp"], note=notes.append)
+    mlp, knn = MLP(epochs=400, decay_epochs=(200,), hidden=8, batch_size=64), KNN(k=3)
+    data = Data(features(1500, 0), features(300, 1))
+    time_for = budget.Budget(1e-3, 1, [mlp], note=notes.append)
     time_for.decided["other"] = {}  # not the first, which is measured in any case
-    common = {"endpoints": ["x"], "val_fraction": 0.2, "seed": 0}
-    results = list(
-        measure.on_features(settings, features(1500, 0), features(300, 1), optional=["mlp"], budget=time_for, **common)
-    )
-    assert [r["protocol"] for r in results] == ["knn"] and "quick" not in results[0]
+    results = list(runner.measure([mlp, knn], data, optional=["mlp"], budget=time_for))
+    assert [r.protocol for r in results] == ["knn"] and "quick" not in results[0]
     assert notes[0].startswith("left out for lack of time: mlp: about ")
-    time_for = budget.Budget(1e-3, 1, ["mlp"], note=notes.append)
-    *_, result = measure.on_features(
-        {"mlp": settings["mlp"]}, features(1500, 0), features(300, 1), optional=["mlp"], budget=time_for, **common
-    )
+    time_for = budget.Budget(1e-3, 1, [mlp], note=notes.append)
+    (result,) = runner.measure([mlp], data, optional=["mlp"], budget=time_for)
     assert (result["train_labels"], result["epochs"], result["quick"]["epochs"]) == (1000, 60, 60)
     assert notes[1].startswith(
         "quick settings: mlp: train_labels=1000, epochs=60, decay_epochs=20,40, l2=0.0001: about "

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import tfssl
 from tfssl import downstream
 from tfssl.downstream.features.extract import Features
 from tfssl.errors import UserError
@@ -37,7 +38,7 @@ def test_the_scale_of_features_may_be_extreme(protocol):
     for power in (123, -120):  # up to 8e37, and from 8e-37
         result = measured(protocol, lambda x: x * np.float32(2.0**power))  # noqa: B023
         assert result["value"] == pytest.approx(ordinary, abs=0.05)
-    assert result["scale"] > 1e30
+    assert result["scale"] > 1e30 and "scale" not in measured(protocol, lambda x: x)
 
 
 @pytest.mark.parametrize("protocol", SETTINGS)
@@ -64,3 +65,25 @@ def test_shapes_that_do_not_fit():
     for values in (np.zeros([60]), np.zeros([59, 4])):
         with pytest.raises(UserError, match="endpoint x has shape"):
             downstream.run("knn", blobs(0, lambda x: values), blobs(1))  # noqa: B023
+
+
+def test_results_are_complete():
+    (result,) = downstream.run("knn", blobs(0), blobs(1), k=3, seed=1)
+    assert (result.chosen_on, result.reported_on) == ("val_fraction 0.2 of set 0", "set 1")
+    assert result["value"] == result.value and dict(result)["k"] == 3
+    (result,) = downstream.run("knn", blobs(0), blobs(1), val=blobs(2))
+    assert result.chosen_on == "set 2"
+    assert downstream.run("knn", blobs(0), blobs(1), val_fraction=0)[0].chosen_on is None
+
+
+def test_features_and_sources_are_not_mistaken():
+    source = tfssl.open_source("glyphs", "train[:4]")
+    with pytest.raises(UserError, match="knn reads features: give those that tfssl.downstream.extract makes"):
+        downstream.run("knn", source, source)
+    for parts, more in (((blobs(0), blobs(1)), {"module": object()}), ((source, source), {})):
+        with pytest.raises(UserError, match="segmentation reads whole images"):
+            downstream.run("segmentation", *parts, **more)
+    with pytest.raises(
+        UserError, match="protocol knn has no setting neighbors; it has: k, temperature, endpoints, val"
+    ):
+        downstream.run("knn", blobs(0), blobs(1), neighbors=3)

@@ -33,6 +33,16 @@ def test_flagfile_errors_name_the_file(tmp_path):
         cli.expand_flagfiles(["prog", "--flagfile=tfssl:absent.flags"])
 
 
+def test_peek_reads_the_last_value_before_flags_are_defined(tmp_path):
+    (tmp_path / "a.flags").write_text("--task=mypkg.mine:Mine\n")
+    file = f"--flagfile={tmp_path}/a.flags"
+    assert cli.peek(["prog", "--seed=1"], "task") == [] == cli.peek(["prog", "--", "--task=a"], "task")
+    assert cli.peek(["prog", "--task=rotation", file], "task") == ["mypkg.mine:Mine"]
+    assert cli.peek(["prog", file, "-task", "a, b,"], "task") == ["a", "b"]
+    assert cli.peek(["prog", "--tasks=a", "--task"], "task") == []
+    assert cli.peek(["prog", "--task=a", "--flagfile=absent.flags"], "task") == []  # parsing will say so
+
+
 def test_flagfiles_of_other_editors(tmp_path):
     """A mark at the beginning and ends of lines as Windows has them are read; another encoding is named."""
     path = tmp_path / "a.flags"

@@ -16,14 +16,16 @@ class Generated:
     Args:
       kind: what they are, for messages: "task".
       sources: {name: (module, class)}.
+      unset: where there are several classes, leave all flags unset, so that `check` can refuse a given one that the chosen class has not.
+        False: a flag whose classes agree on its default has this default.
 
     Attributes:
       settings: {name: {argument: `Setting`}}.
       flags: names of all flags, in the order of the classes.
     """
 
-    def __init__(self, kind: str, sources: Mapping[str, tuple[str, str]]) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, sources: Mapping[str, tuple[str, str]], unset: bool = True) -> None:
+        self.kind, self.unset = kind, unset
         self.settings = {name: read(*source) for name, source in sources.items()}
         self._of_flag: dict[str, dict[str, Setting]] = collections.defaultdict(dict)
         for name, settings in self.settings.items():
@@ -32,14 +34,12 @@ class Generated:
         self.flags = tuple(self._of_flag)
 
     def define(self, names: Any = None, values: flags.FlagValues = flags.FLAGS) -> None:
-        """Define the flags, or those of some `names` of classes. A flag of one class alone, where there is no other, has its default;
-        else it is unset, and its help says whose default is what."""
+        """Define the flags, or those of some `names` of classes. The help of one that is unset says whose default is what."""
         for flag in self.flags:
             having = self._of_flag[flag]
             if flag in values or (names is not None and not set(names) & set(having)):
                 continue
-            setting = next(iter(having.values()))
-            default = setting.default if len(self.settings) == 1 else None
+            setting, default = next(iter(having.values())), self.default(flag)
             text = self.describe(flag)
             if setting.many:
                 default = None if default is None else [as_text(item) for item in default]
@@ -50,6 +50,13 @@ class Generated:
                 define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float}
                 define.get(setting.kind, flags.DEFINE_string)(flag, default, text, flag_values=values)
 
+    def default(self, flag: str) -> Any:
+        """The default of the flag itself, None where it is unset; see `unset`."""
+        having = self._of_flag[flag]
+        agreed = len({as_text(setting.default) for setting in having.values()}) == 1
+        shown = len(self.settings) == 1 or (agreed and not self.unset)
+        return next(iter(having.values())).default if shown else None
+
     def describe(self, flag: str) -> str:
         """The help of a flag: what it means, and its default; for which classes, where they differ."""
         having = self._of_flag[flag]
@@ -58,7 +65,7 @@ class Generated:
         if len(meanings) == 1:
             (text,) = meanings
             text = text[:1].upper() + text[1:]
-        if len(self.settings) == 1:
+        if len(self.settings) == 1 or self.default(flag) is not None:
             return text
         defaults = _by_value({name: as_text(setting.default) or "none" for name, setting in having.items()})
         if len(defaults) == 1 and len(having) == len(self.settings):

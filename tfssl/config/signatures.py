@@ -56,6 +56,16 @@ def read(module: str, class_name: str) -> dict[str, Setting]:
     }
 
 
+def summary(module: str, class_name: str) -> str:
+    """The first line of a class's docstring, without its period; "" where it has none.
+
+    Raises:
+      UserError: there is no such module or class.
+    """
+    node = _find(_parse(module), module, class_name)
+    return (ast.get_docstring(node) or "").partition("\n")[0].rstrip(".")
+
+
 @dataclasses.dataclass
 class _Class:
     arguments: dict  # name -> (default, annotation or None, text)
@@ -66,9 +76,7 @@ class _Class:
 
 def _read(module, class_name, parsed):
     tree = parsed[module] if module in parsed else parsed.setdefault(module, _parse(module))
-    node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
-    if node is None:
-        raise UserError(f"{module}:{class_name}: module {module!r} defines no class {class_name!r}")
+    node = _find(tree, module, class_name)
     own = _own(node, f"{module}:{class_name}")
     for base in (b.id for b in node.bases if isinstance(b, ast.Name)):
         origin = _origin(tree, module, base)
@@ -79,6 +87,13 @@ def _read(module, class_name, parsed):
             own.prefix = inherited.prefix if own.prefix is None else own.prefix
             own.names = {**inherited.names, **own.names}
     return own
+
+
+def _find(tree, module, class_name):
+    node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
+    if node is None:
+        raise UserError(f"{module}:{class_name}: module {module!r} defines no class {class_name!r}")
+    return node
 
 
 def _parse(module):

@@ -1,21 +1,31 @@
 """Several protocols on one module, result by result as they are there."""
 
-import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Optional
 
-from tfssl import downstream
+from tfssl.data.sources.base import Source
 from tfssl.data.sources.subset import spread
 from tfssl.downstream import budget as times
 from tfssl.downstream import splits
 from tfssl.downstream.features import extract as features
-from tfssl.downstream.protocols import low_shot
+from tfssl.downstream.protocol import Data, Protocol, lacks
+from tfssl.downstream.results import Result
 from tfssl.errors import UserError
+from tfssl.hub.load import Module
+
+Tell = Callable[[str], None]
 
 
-def endpoints(opened, names=None, image_size=None, resize=None):
+def endpoints(
+    opened: Mapping[str, Module],
+    names: Optional[Sequence[str]] = None,
+    image_size: Optional[int] = None,
+    resize: Optional[int] = None,
+) -> dict[str, list[str]]:
     """Which endpoints' features are extracted of each module; pixels, the same for all, of the first that has any.
 
     Args:
-      opened: {name: `modules.Module`}.
+      opened: {name: loaded `Module`}.
       names: of endpoints; None: all of each module's, and pixels.
       image_size, resize: see `features.extract`.
 
@@ -32,77 +42,152 @@ def endpoints(opened, names=None, image_size=None, resize=None):
     return chosen
 
 
-def on_features(
-    protocols,
-    train,
-    test,
-    val=None,
-    endpoints=None,
-    train_labels=("all",),
-    optional=(),
-    left_out=print,
-    refused=None,
-    budget=None,
-    **common,
-):
-    """Yield the results of protocols that learn from features: by protocol, number of labels and endpoint.
+def permitted(
+    protocols: Sequence[Protocol], sources: Iterable[Source], optional: Sequence[str] = (), left_out: Tell = print
+) -> list[Protocol]:
+    """Those of the protocols that the images permit.
 
     Args:
-      protocols: {one of `downstream.NAMES`: its settings}.
-      train, test, val: `Features`.
-      endpoints: names.
+      sources: of all splits.
+      optional: names of protocols that may be left out.
+      left_out: told, in a line, which those are and why.
+
+    Raises:
+      UserError: the images do not permit a protocol that is not optional, or none of them.
+    """
+    refused = {}
+    for source in sources:
+        reasons = {need: lacks(need, source) for need in dict.fromkeys(n for p in protocols for n in p.needs)}
+        for protocol in protocols:
+            reason = next((reasons[need] for need in protocol.needs if reasons[need]), None)
+            if reason:
+                refused.setdefault(protocol.name, reason)
+    for name, reason in refused.items():
+        if name not in optional:
+            raise UserError(f"--protocol={name}: {reason}")
+    kept = [protocol for protocol in protocols if protocol.name not in refused]
+    reasons = dict.fromkeys(refused.values())
+    if protocols and not kept:
+        raise UserError(f"--protocol=all: {'; '.join(reasons)}")
+    for reason in reasons:
+        names = [name for name in refused if refused[name] == reason]
+        left_out(f"left out: {', '.join(names)}: {reason}")
+    return kept
+
+
+def check_labels(
+    protocols: Sequence[Protocol], sources: Mapping[str, Source], train_labels: Sequence[Any] = ("all",), **of_data: Any
+) -> None:
+    """Raise UserError for what a protocol would refuse once it sees the labels: too few images of a class, one class alone.
+
+    Of sources whose labels are known without reading their images; of others nothing is checked.
+
+    Args:
+      protocols: that read features.
+      sources: {"train", "test", perhaps "val": source}.
       train_labels: numbers of labels, such as ["1%", "all"].
+      **of_data: other settings of `Data`.
+    """
+    if not protocols or not all(source.random_access for source in sources.values()):
+        return
+    parts = {}
+    for part, source in sources.items():
+        rows, targets = features.read_labels(source), source.targets()
+        parts[part] = features.Features(
+            {},
+            rows["labels"],
+            rows["index"],
+            source.num_classes,
+            source.class_names,
+            splits.described(source),
+            targets=None if targets is None else targets[rows["index"]],
+        )
+    for protocol in protocols:
+        for amount in train_labels:
+            count = splits.label_count(amount, len(parts["train"].labels))
+            try:
+                protocol.check(Data(**parts, train_labels=count, **of_data))
+            except UserError as error:
+                raise UserError(f"--protocol={protocol.name}: {error}") from error
+
+
+def measure(
+    protocols: Sequence[Protocol],
+    data: Data,
+    endpoints: Optional[Sequence[str]] = None,
+    train_labels: Sequence[Any] = ("all",),
+    pixels_of: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    left_out: Tell = print,
+    refused: Optional[Callable[[UserError, str], None]] = None,
+    budget: Optional[times.Budget] = None,
+) -> Iterator[Result]:
+    """Yield the results of protocols that read the same kind of data: by protocol, number of labels and endpoint.
+
+    Args:
+      data: what all of them are run on.
+      endpoints: names; None: all.
+      train_labels: numbers of labels, such as ["1%", "all"]; of protocols that read features.
+      pixels_of: names of the protocols whose pixels are measured already: they are the same for every module.
       optional: names of protocols that are left out, wholly or for numbers of images that are too large, where they raise a UserError.
       left_out: told, in a line, what was left out and why.
       refused: told of the UserError of each part of a protocol that is not optional; the others go on. None: it is raised.
-      budget: a `budget.Budget`, which may shorten protocols or leave them out; None: all are measured as they are.
-      **common: settings of all protocols.
+      budget: which may shorten protocols or leave them out; None: all are measured as they are.
     """
-    counts = dict.fromkeys(splits.label_count(amount, len(train.labels)) for amount in train_labels)
-    for protocol, asked in protocols.items():
-        settings = asked
-        if budget:
-            prepare = functools.partial(
-                times.of_features, protocol, asked, train, test, endpoints, counts, budget.modules, common
-            )
-            settings = budget.permit(protocol, asked, prepare)
-            if settings is None:
+    for asked in protocols:
+        try:
+            names = asked.endpoints(data, endpoints, pixels=asked.name not in pixels_of)
+            plan = budget.permit(asked, data, names, train_labels) if budget else times.Plan(asked)
+            if plan is None or not names:
                 continue
-        together = getattr(getattr(downstream, protocol), "ONE_PASS", False)
-        settings = dict(settings)
-        these = dict.fromkeys(times.limited(count, settings, train.labels) for count in counts)
-        settings.pop("train_labels", None)
-        for count in these:
-            for names in [endpoints] if together else [[endpoint] for endpoint in endpoints]:
-                mine = {"val": val, "endpoints": names, "train_labels": count, **common, **settings}
-                try:
-                    if protocol in optional:
-                        results = _as_far_as_it_goes(protocol, train, test, mine, left_out)
-                    else:
-                        results = downstream.run(protocol, train, test, **mine)
-                except UserError as error:
-                    if not refused:
-                        raise
-                    refused(error, protocol)
-                    continue
-                yield from _marked(results, budget, protocol, asked)
+            parts = [(part, group) for part in _amounts(plan, data, train_labels) for group in _groups(asked, names)]
+        except UserError as error:
+            _refuse(error, asked.name, asked.name in optional, left_out, refused)
+            continue
+        for part, group in parts:
+            try:
+                if asked.name in optional:
+                    results = _as_far_as_it_goes(plan.protocol, part, group, left_out)
+                else:
+                    results = plan.protocol.measure(part, group)
+            except UserError as error:
+                _refuse(error, asked.name, asked.name in optional, left_out, refused)
+                continue
+            yield from (result.replace(quick=plan.quick) for result in results)
     if budget:
         budget.finished()
 
 
-def _marked(results, budget, protocol, asked):
-    """The results, which say where quick settings took the place of those asked for."""
-    quick = budget.quick(protocol, asked) if budget else {}
-    return [{**result, "quick": quick} if quick else result for result in results]
+def _refuse(error, name, optional, left_out, refused):
+    if optional:
+        left_out(f"left out: {name}: {error}")
+    elif refused:
+        refused(error, name)
+    else:
+        raise error
 
 
-def _as_far_as_it_goes(protocol, train, test, settings, left_out):
+def _groups(protocol, names):
+    return [names] if protocol.one_pass else [[name] for name in names]
+
+
+def _amounts(plan, data, train_labels):
+    """The `Data` of each number of labels."""
+    if plan.protocol.reads == "maps":
+        if plan.labels is None:
+            return [data]
+        return [data.replace(train=spread(data.train, plan.labels, renumber=True))]
+    counts = [splits.label_count(amount, len(data.train.labels)) for amount in train_labels]
+    return [data.replace(train_labels=count) for count in dict.fromkeys(plan.limited(c, data.train) for c in counts)]
+
+
+def _as_far_as_it_goes(protocol, data, names, left_out):
     """The results of a protocol; where it refuses, for fewer "shots", or none."""
-    shots = low_shot.check(settings["shots"]) if "shots" in settings else []
-    what, dropped, reason = f"{protocol} on {settings['train_labels']} labels", [], None
+    what = protocol.name if protocol.reads == "maps" else f"{protocol.name} on {data.train_labels} labels"
+    shots, dropped, reason = protocol.settings.get("shots", []), [], None
     while True:
         try:
-            results = downstream.run(protocol, train, test, **{**settings, **({"shots": shots} if shots else {})})
+            results = (protocol.replace(shots=shots) if dropped else protocol).measure(data, names)
             break
         except UserError as error:
             if len(shots) < 2:
@@ -112,43 +197,3 @@ def _as_far_as_it_goes(protocol, train, test, settings, left_out):
     if dropped:
         left_out(f"left out: {what}, k={','.join(map(str, dropped))}: {reason}")
     return results
-
-
-def on_maps(protocols, module, sources, pixels_of=(), optional=(), left_out=print, refused=None, budget=None, **common):
-    """Yield the results of dense protocols.
-
-    Args:
-      protocols: {one of `downstream.DENSE`: its settings}.
-      module: a `modules.Module`.
-      sources: {"train", "test", perhaps "val": `Source`}.
-      pixels_of: names of the protocols whose pixels are measured already: they are the same for every module.
-      optional, left_out, refused, budget: as of `on_features`.
-      **common: settings of all protocols.
-    """
-    for protocol, asked in protocols.items():
-        settings = asked
-        try:
-            if budget:
-                names = common.get("endpoints")
-                rest = {name: value for name, value in common.items() if name != "endpoints"}
-                prepare = functools.partial(
-                    times.of_maps, protocol, asked, module, sources, names, budget.modules, rest
-                )
-                settings = budget.permit(protocol, asked, prepare)
-                if settings is None:
-                    continue
-            run, settings, parts = getattr(downstream, protocol).run, dict(settings), dict(sources)
-            if "train_labels" in settings:
-                parts["train"] = spread(parts["train"], settings.pop("train_labels"), renumber=True)
-            results = run(module, **parts, skip_pixels=protocol in pixels_of, **common, **settings)
-        except UserError as error:
-            if protocol in optional:
-                left_out(f"left out: {protocol}: {error}")
-            elif refused:
-                refused(error, protocol)
-            else:
-                raise
-            continue
-        yield from _marked(results, budget, protocol, asked)
-    if budget:
-        budget.finished()

@@ -68,12 +68,12 @@ def one_vs_rest(train, test, val=None, train_labels="all", seed=0):
     return (rows, *targets) if val is not None else (rows, *targets, None)
 
 
-def chosen_on(train, val, val_fraction):
-    """For people: the images that choices are made on."""
-    return val.source if val is not None else f"val_fraction {val_fraction:g} of {train.source}"
+def described(part: Any) -> str:
+    """`Features`, or a `Source`, for people: data set and split."""
+    return part.source if hasattr(part, "source") else f"{part.spec} {part.split}"
 
 
-def nothing_to_choose_on(part, val_fraction):
+def nothing_to_choose_on(part: Split, val_fraction: float) -> None:
     """Raise UserError: `l2` cannot be selected."""
     if not val_fraction:
         raise UserError(
@@ -109,10 +109,9 @@ def check_classes(labels, features):
     if len(np.unique(labels)) < 2:
         label = int(labels[0])
         name = features.class_names[label] if features.class_names else label
-        source = features.source if hasattr(features, "source") else f"{features.spec} {features.split}"
         raise UserError(
-            f"{source}: all {len(labels)} images to learn from are of one class, {name}: nothing to tell apart; files that hold class "
-            "after class need shuffling"
+            f"{described(features)}: all {len(labels)} images to learn from are of one class, {name}: nothing to tell apart; files that "
+            "hold class after class need shuffling"
         )
 
 

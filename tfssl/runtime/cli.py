@@ -11,6 +11,8 @@ import re
 import sys
 import tempfile
 import textwrap
+from collections.abc import Callable, Sequence
+from typing import Optional
 
 from absl import app, flags, logging
 
@@ -22,8 +24,11 @@ from tfssl.storage import files
 _SECTIONS = {}  # name of a section -> names of its flags, in the order of definition
 
 
-def run(main, name):
-    """Parse the command line, call `main(argv)`, and turn user errors into `name: cause and remedy`, exit status 1."""
+def run(main: Callable[[list[str]], None], name: str, define: Optional[Callable[[Sequence[str]], None]] = None) -> None:
+    """Parse the command line, call `main(argv)`, and turn user errors into `name: cause and remedy`, exit status 1.
+
+    `define` is called with the command line first, to define flags; which, may depend on it (see `peek`).
+    """
     console.outlive()
     # Level 3 hides what TensorFlow prints about absent CUDA libraries; set the variable to 0 to see everything.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -32,6 +37,8 @@ def run(main, name):
         logger.addFilter(_is_for_users)
 
     def parse(argv):
+        if define:
+            define(argv)
         if any(a in ("--help", "-help", "--helpshort", "-h") for a in argv[1:]):
             with contextlib.suppress(BrokenPipeError):  # --help | head
                 print(usage(name, sys.modules[main.__module__].__doc__), flush=True)
@@ -113,6 +120,27 @@ def _fail(name, error, status=1):
     sys.stdout.flush()
     print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     sys.exit(status)
+
+
+def peek(argv: Sequence[str], flag: str) -> list[str]:
+    """The values of a flag before any flag is defined, those that commas part each by itself; the last --FLAG counts, of flagfiles too.
+
+    What `--task=mypkg.mine:Mine` names may so bring its own flags. [] where it is not given, or a flagfile cannot be read: parsing will say
+    so.
+    """
+    try:
+        arguments = expand_flagfiles(argv)
+    except UserError:
+        return []
+    values = []
+    for i, argument in enumerate(arguments):
+        if argument == "--":
+            break
+        option, equals, value = argument.partition("=")
+        if option in (f"--{flag}", f"-{flag}"):
+            value = value if equals else "".join(arguments[i + 1 : i + 2])
+            values = [part.strip() for part in value.split(",") if part.strip()]
+    return values
 
 
 def expand_flagfiles(argv, folder=""):

@@ -7,6 +7,7 @@ import tiny_modules
 from PIL import Image
 
 import tfssl
+from tfssl import downstream
 from tfssl.downstream.protocols import detection
 from tfssl.errors import UserError
 from tfssl.hub import load as modules
@@ -35,8 +36,7 @@ def test_overlaps_are_those_of_the_formula():
 @pytest.mark.parametrize("scale", [0.5, 0.73, 1.0, 1.31, 2.0])
 def test_rescaled_views_show_the_objects_where_their_boxes_are(scale):
     """Rectangles of one color each: in the view each fills its box, by the formula x -> x * scale + shift, cut at the edges."""
-    task = detection.Detection(0, 4, False)
-    task.size, task.seed = (40, 60), 0
+    task = detection.DetectionTask(0, 4, (1.0, 1.0), 0, size=(40, 60))
     boxes = np.array([[2, 4, 14, 16], [20, 30, 38, 58], [30, 2, 38, 10]], np.float32)
     pixels = np.zeros([40, 60, 3], np.uint8)
     for c, (top, left, bottom, right) in enumerate(boxes.astype(int)):
@@ -114,8 +114,8 @@ def test_places_belong_to_the_smallest_object_near_by():
 
 def test_a_perfect_answer_has_no_loss_of_boxes_and_is_read_back():
     """Outputs that are set to the objects' boxes: GIoU 1, and the answers are these boxes."""
-    task = detection.Detection(1, 8, False)
-    task.size, task.names, task.typical = (32, 48), ["a", "b"], np.array([10, 12], np.float32)
+    task = detection.DetectionTask(1, 8, (1.0, 1.0), 0, size=(32, 48))
+    task.names, task.typical = ["a", "b"], np.array([10, 12], np.float32)
     boxes = np.array([[[4, 4, 16, 20], [18, 26, 30, 44], [0, 0, 0, 0]]], np.float32)
     classes, difficult = np.array([[1, 0, -1]], np.int32), np.zeros([1, 3], bool)
     outputs = np.zeros([1, 4, 6, 7], np.float32)
@@ -207,18 +207,17 @@ def test_heads_learn_what_is_there(scenes, module, trunk):
     before = [v.numpy() for v in module.variables]
     few = {"units": 16, "layers": 2, "size": (48, 64), "epochs": 16, "learning_rate": 0.01, "trunk": trunk}
     few["val_fraction"] = 0  # dense.run's choice is segmentation's test
-    (result,) = detection.run(module, train, test, endpoints=["block"], **few)
+    (result,) = downstream.run("detection", train, test, module=module, endpoints=["block"], **few)
     assert result["metric"] == "AP50" and set(result["per_class"]) == {"bright", "dark"} and result["trunk"] == trunk
     assert result["value"] > 0.6 and 0 < result["coco_ap"] < result["value"], result
-    assert Image.open(__import__("io").BytesIO(result["picture"])).size[0] == 2 * 64 + 4
+    assert Image.open(__import__("io").BytesIO(result.picture)).size[0] == 2 * 64 + 4
     for v, value in zip(module.variables, before):  # noqa: B905
         np.testing.assert_array_equal(v, value)
 
 
 def test_mirrored_images_have_mirrored_boxes(scenes):
     source = scenes[0]
-    task = detection.Detection(1, 8, True)
-    task.size = (48, 64)
+    task = detection.DetectionTask(1, 8, (1.0, 1.0), 0, size=(48, 64), mirrored=True)
     for example in source.records().map(source.fetch).skip(1).take(4):
         image, answers = task.read(example)
         mirrored, theirs = task.mirror(image, answers)
@@ -234,7 +233,7 @@ def test_mirrored_images_have_mirrored_boxes(scenes):
 def test_refusals(scenes, module, tmp_path):
     train, test = scenes
     with pytest.raises(UserError, match="trunk=thawed: choose one of frozen, fine_tuned"):
-        detection.run(module, train, test, trunk="thawed")
+        downstream.run("detection", train, test, module=module, trunk="thawed")
     flat = modules.load(tiny_modules.save_callable(tmp_path / "flat"))
     with pytest.raises(UserError, match="no endpoint that is a map .* which detection needs"):
-        detection.run(flat, train, test)
+        downstream.run("detection", train, test, module=flat)

@@ -2,8 +2,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from photographs import photographs
 from sklearn.linear_model import Ridge
-from test_svm import photographs
 
 from tfssl import downstream
 from tfssl.downstream.protocols import few_shot

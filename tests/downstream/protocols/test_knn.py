@@ -4,7 +4,6 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from tfssl import downstream
 from tfssl.downstream.features.extract import Features
-from tfssl.downstream.protocols import knn
 from tfssl.errors import UserError
 
 
@@ -31,7 +30,7 @@ def test_equals_scikit_learn():
 def test_validation_images_are_not_their_own_neighbours():
     rng = np.random.default_rng(0)
     train = Features({"x": rng.normal(size=[400, 8]).astype(np.float32)}, rng.integers(0, 4, 400), np.arange(400))
-    (result,) = knn.run(train, train, k=1)
+    (result,) = downstream.run("knn", train, train, k=1)
     assert result["value"] == 1.0  # here each is
     assert result["val_value"] < 0.45  # labels are random: chance is 0.25
 
@@ -40,7 +39,7 @@ def test_more_neighbours_than_images(caplog):
     x, y = blobs(30, 0)
     features = Features({"x": x}, y, np.arange(30))
     with caplog.at_level("WARNING", logger="absl"):
-        (result,) = knn.run(features, features, k=200)
+        (result,) = downstream.run("knn", features, features, k=200)
     assert result["k"] == 30
     assert "k=200" in caplog.text
 
@@ -51,7 +50,7 @@ def test_half_precision_features():
         Features({"x": x.astype(np.float16)}, y, np.arange(300)) for x, y in ((bank, labels), (queries, truth))
     )
     exact = reference(bank, labels).score(queries, truth)
-    assert abs(knn.run(train, test)[0]["value"] - exact) <= 0.02
+    assert abs(downstream.run("knn", train, test)[0]["value"] - exact) <= 0.02
 
 
 @pytest.mark.parametrize("settings", [{"k": 0}, {"temperature": 0.0}, {"temperature": -1.0}, {"neighbours": 3}])

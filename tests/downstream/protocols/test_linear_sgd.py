@@ -42,8 +42,8 @@ def naive(x, y, kernel, bias, batches, rates, weight_decay=0.0, fit=None):
 @pytest.mark.parametrize("weight_decay, standardize", [(0.0, False), (0.1, False), (0.0, True)])
 def test_equals_sgd_by_hand(weight_decay, standardize):
     train, test = blobs(60, 0), blobs(200, 1)
-    (result, _) = linear_sgd.run(
-        train, test, augment=False, weight_decay=weight_decay, standardize=standardize, **SHORT
+    (result, _) = downstream.run(
+        "linear_sgd", train, test, augment=False, weight_decay=weight_decay, standardize=standardize, **SHORT
     )
     part = splits.split(train, test)
     x, y, x2 = train.endpoints["a"], train.labels, test.endpoints["a"]
@@ -65,7 +65,7 @@ def test_weights_equal_those_by_hand(monkeypatch):
     made, build = [], linear_sgd.Linear
     monkeypatch.setattr(linear_sgd, "Linear", lambda *a, **k: made.append(build(*a, **k)) or made[-1])
     train = blobs(60, 0)
-    linear_sgd.run(train, train, endpoints=["a"], augment=False, lr_scaling=0, **SHORT)
+    downstream.run("linear_sgd", train, train, endpoints=["a"], augment=False, lr_scaling=0, **SHORT)
     part, generator = splits.split(train, train), sgd.shuffled(np.arange(60), 16, 0)
     batches = [next(generator) for _ in range(18)]
     rates = [0.1 * (1 if s <= 9 else 0.1 if s <= 15 else 0.01) for s in range(18)]
@@ -110,7 +110,7 @@ def test_batch_norm_and_nesterov_by_hand(monkeypatch):
     monkeypatch.setattr(linear_sgd, "Linear", lambda *a, **k: made.append(build(*a, **k)) or made[-1])
     train, test = blobs(60, 0), blobs(200, 1)
     settings = {"nesterov": True, "batch_norm": "learned", "init_std": 0.01, "weight_decay": 0.1, "lr_scaling": 0}
-    (result,) = linear_sgd.run(train, test, endpoints=["a"], augment=False, **settings, **SHORT)
+    (result,) = downstream.run("linear_sgd", train, test, endpoints=["a"], augment=False, **settings, **SHORT)
     part, generator = splits.split(train, test), sgd.shuffled(np.arange(60), 16, 0)
     batches = [next(generator) for _ in range(18)]
     rates = [0.1 * (1 if s <= 9 else 0.1 if s <= 15 else 0.01) for s in range(18)]
@@ -137,8 +137,11 @@ def test_batch_norm_mends_scales(dtype):
     for part in (train, test):
         part.endpoints = {"a": part.endpoints["a"] * dtype([1e3, 1, 1e-3, 1, 10]) + dtype([5e3, 0, 1, 0, -100])}
     settings = {"augment": False, "lr_scaling": 0, "epochs": 20, "decay_epochs": (10,), "batch_size": 16}
-    values = {kind: linear_sgd.run(train, test, batch_norm=kind, **settings)[0]["value"] for kind in ("none", "fixed")}
-    centred = linear_sgd.run(train, test, standardize=True, **settings)[0]["value"]
+    values = {
+        kind: downstream.run("linear_sgd", train, test, batch_norm=kind, **settings)[0]["value"]
+        for kind in ("none", "fixed")
+    }
+    centred = downstream.run("linear_sgd", train, test, standardize=True, **settings)[0]["value"]
     assert values["fixed"] == pytest.approx(centred, abs=0.03) and values["fixed"] > values["none"] + 0.1
 
 
@@ -148,16 +151,16 @@ def timeless(results):
 
 def test_together_is_as_alone():
     train, test = blobs(60, 0), blobs(200, 1)
-    together = linear_sgd.run(train, test, augment=False, **SHORT)
-    alone = [linear_sgd.run(train, test, endpoints=[e], augment=False, **SHORT)[0] for e in ("a", "b")]
+    together = downstream.run("linear_sgd", train, test, augment=False, **SHORT)
+    alone = [downstream.run("linear_sgd", train, test, endpoints=[e], augment=False, **SHORT)[0] for e in ("a", "b")]
     assert timeless(together) == timeless(alone)
-    assert timeless(linear_sgd.run(train, test, augment=False, seed=1, **SHORT)) != timeless(together)
+    assert timeless(downstream.run("linear_sgd", train, test, augment=False, seed=1, **SHORT)) != timeless(together)
 
 
 def test_the_test_split_decides_nothing():
     train, test = blobs(60, 0), blobs(200, 1)
     other = Features({k: -v for k, v in test.endpoints.items()}, (test.labels + 1) % 3, test.index, num_classes=3)
-    one, two = (linear_sgd.run(train, t, augment=False, epoch="best", **SHORT) for t in (test, other))
+    one, two = (downstream.run("linear_sgd", train, t, augment=False, epoch="best", **SHORT) for t in (test, other))
     assert [(r["epoch"], r["val_value"], r["loss"]) for r in one] == [
         (r["epoch"], r["val_value"], r["loss"]) for r in two
     ]
@@ -178,8 +181,8 @@ def test_a_validation_split_of_its_own():
 
 def test_few_labels_and_small_batches():
     train, test = blobs(300, 0), blobs(200, 1)
-    (result, _) = linear_sgd.run(
-        train, test, augment=False, train_labels=12, epochs=40, decay_epochs=(30,), batch_size=2048
+    (result, _) = downstream.run(
+        "linear_sgd", train, test, augment=False, train_labels=12, epochs=40, decay_epochs=(30,), batch_size=2048
     )
     assert result["train_labels"] == result["batch_size"] == 12 and len(result["curve"]) == 40
     assert result["learning_rate"] == pytest.approx(0.1 * 12 / 256)
@@ -188,19 +191,19 @@ def test_few_labels_and_small_batches():
 def test_bad_settings():
     train = blobs(60, 0)
     with pytest.raises(UserError, match="no images behind these features.*augment=False"):
-        linear_sgd.run(train, train)
-    with pytest.raises(UserError, match="epoch='first'"):
-        linear_sgd.run(train, train, augment=False, epoch="first")
+        downstream.run("linear_sgd", train, train)
+    with pytest.raises(UserError, match="epoch=first: choose one of last, best"):
+        downstream.run("linear_sgd", train, train, augment=False, epoch="first")
     with pytest.raises(UserError, match="epoch=best needs a validation part"):
-        linear_sgd.run(train, train, augment=False, epoch="best", val_fraction=0)
+        downstream.run("linear_sgd", train, train, augment=False, epoch="best", val_fraction=0)
     with pytest.raises(UserError, match="batch_norm='yes': there is none, fixed, learned"):
-        linear_sgd.run(train, train, augment=False, batch_norm="yes")
+        downstream.run("linear_sgd", train, train, augment=False, batch_norm="yes")
     with pytest.raises(UserError, match="crops='all': there is random, "):
-        linear_sgd.run(train, train, augment=False, crops="all")
+        downstream.run("linear_sgd", train, train, augment=False, crops="all")
     with pytest.raises(UserError, match="init_std=-1"):
-        linear_sgd.run(train, train, augment=False, init_std=-1)
+        downstream.run("linear_sgd", train, train, augment=False, init_std=-1)
     with pytest.raises(UserError, match="no features of endpoint c"):
-        linear_sgd.run(train, train, augment=False, endpoints=["c"])
+        downstream.run("linear_sgd", train, train, augment=False, endpoints=["c"])
 
 
 class TestImages:
@@ -239,20 +242,20 @@ class TestImages:
     def test_results(self, parts):
         found, _ = parts
         settings = {"epochs": 3, "decay_epochs": (2,), "batch_size": 4}
-        together = linear_sgd.run(found, found, **settings)
+        together = downstream.run("linear_sgd", found, found, **settings)
         assert [r["endpoint"] for r in together] == ["block", "pre_logits", "pixels"]
-        assert timeless(linear_sgd.run(found, found, **settings)) == timeless(together)
-        alone = linear_sgd.run(found, found, endpoints=["pre_logits"], **settings)[0]
+        assert timeless(downstream.run("linear_sgd", found, found, **settings)) == timeless(together)
+        alone = downstream.run("linear_sgd", found, found, endpoints=["pre_logits"], **settings)[0]
         assert alone["curve"] == together[1]["curve"]
         assert alone["loss"] == pytest.approx(together[1]["loss"], rel=1e-4)
-        fixed = linear_sgd.run(found, found, augment=False, **settings)
+        fixed = downstream.run("linear_sgd", found, found, augment=False, **settings)
         assert fixed[0]["loss"] != pytest.approx(together[0]["loss"], rel=1e-3)
 
     def test_without_any_margin_crops_are_the_features(self, module, pictures, caplog):
         source = tfssl.open_source(f"folder:{pictures[0]}")
         found = extraction.extract(module, source, ["pixels"], image_size=16, resize=16)
         settings = {"epochs": 2, "decay_epochs": (1,), "batch_size": 11, "lr_scaling": 0}
-        crops, fixed = (linear_sgd.run(found, found, augment=a, **settings)[0] for a in (True, False))
+        crops, fixed = (downstream.run("linear_sgd", found, found, augment=a, **settings)[0] for a in (True, False))
         # A batch is an epoch, so that its order does not matter.
         assert crops["loss"] == pytest.approx(fixed["loss"], rel=1e-5) and crops["curve"] == fixed["curve"]
         assert "square images have one crop" in caplog.text
@@ -265,13 +268,15 @@ class TestImages:
         np.testing.assert_array_equal(labels.labels, whole.labels)
         np.testing.assert_array_equal(labels.index, whole.index)
         settings = {"epochs": 2, "decay_epochs": (1,), "batch_size": 4, "val": whole}
-        assert timeless(linear_sgd.run(labels, whole, **settings)) == timeless(linear_sgd.run(whole, whole, **settings))
+        assert timeless(downstream.run("linear_sgd", labels, whole, **settings)) == timeless(
+            downstream.run("linear_sgd", whole, whole, **settings)
+        )
         del settings["val"]
-        (blind,) = linear_sgd.run(labels, whole, val_fraction=0, **settings)
+        (blind,) = downstream.run("linear_sgd", labels, whole, val_fraction=0, **settings)
         assert [point[1] for point in blind["curve"]] == [None, None]
         for needs in ({"standardize": True}, {"val_fraction": 0.2}, {"augment": False}):
             with pytest.raises(UserError, match="no features of endpoint block"):
-                linear_sgd.run(labels, whole, **{"val_fraction": 0, **settings, **needs})
+                downstream.run("linear_sgd", labels, whole, **{"val_fraction": 0, **settings, **needs})
 
     @pytest.mark.parametrize("augment", [False, True])
     def test_killed_and_resumed(self, parts, tmp_path, monkeypatch, augment):
@@ -280,10 +285,10 @@ class TestImages:
             "endpoints": ["block", "pixels"], "epochs": 5, "decay_epochs": (3,), "batch_size": 4, "augment": augment,
             "batch_norm": "learned", "nesterov": True, "crops": "resized_flip",
         }  # fmt: skip
-        whole = linear_sgd.run(found, found, **settings)
+        whole = downstream.run("linear_sgd", found, found, **settings)
         settings["state_dir"] = str(tmp_path)
         monkeypatch.setattr(state, "_EVERY", 0)
-        assert timeless(linear_sgd.run(found, found, **settings)) == timeless(whole)
+        assert timeless(downstream.run("linear_sgd", found, found, **settings)) == timeless(whole)
         (file,) = tmp_path.iterdir()
         assert file.stat().st_size < 2000  # of a finished run the weights are not kept
         file.unlink()
@@ -299,14 +304,14 @@ class TestImages:
         accuracies = sgd.Held.accuracies
         monkeypatch.setattr(sgd.Held, "accuracies", killed)
         with pytest.raises(KeyboardInterrupt):
-            linear_sgd.run(found, found, **settings)
-        resumed = linear_sgd.run(found, found, **settings)
+            downstream.run("linear_sgd", found, found, **settings)
+        resumed = downstream.run("linear_sgd", found, found, **settings)
         assert len(measured) == 6 + 2 * 3  # epochs 3 to 5
         assert timeless(resumed) == timeless(whole)
         assert (
-            timeless(linear_sgd.run(found, found, **settings)) == timeless(whole) and len(measured) == 12
+            timeless(downstream.run("linear_sgd", found, found, **settings)) == timeless(whole) and len(measured) == 12
         )  # nothing to do
-        linear_sgd.run(found, found, **{**settings, "seed": 1})
+        downstream.run("linear_sgd", found, found, **{**settings, "seed": 1})
         assert len(measured) == 12 + 2 * 5 and len(list(tmp_path.iterdir())) == 2  # another run
 
     def test_maps_share_statistics_over_places(self, parts, monkeypatch):
@@ -314,7 +319,16 @@ class TestImages:
         monkeypatch.setattr(linear_sgd, "Linear", lambda *a, **k: made.append(build(*a, **k)) or made[-1])
         found, _ = parts
         endpoints = ["block", "pre_logits", "pixels"]
-        linear_sgd.run(found, found, endpoints=endpoints, batch_norm="fixed", epochs=1, decay_epochs=(), augment=False)
+        downstream.run(
+            "linear_sgd",
+            found,
+            found,
+            endpoints=endpoints,
+            batch_norm="fixed",
+            epochs=1,
+            decay_epochs=(),
+            augment=False,
+        )
         maps = {name: x.shape[1:] for name, x in found.images.module.endpoints(tf.zeros([1, 16, 16, 3])).items()}
         for head, name in zip(made, endpoints):  # noqa: B905
             channels = {"pixels": 3, **{n: shape[-1] for n, shape in maps.items()}}[name]

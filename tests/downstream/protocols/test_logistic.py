@@ -133,9 +133,11 @@ def test_published_setting():
 
 def test_limit_of_updates():
     x, y = blobs(200, 0)
-    (result,) = logistic.run(features(x, y), features(x, y), l2=1e-4, max_iterations=3, precondition=False)
+    (result,) = downstream.run(
+        "logistic", features(x, y), features(x, y), l2=1e-4, max_iterations=3, precondition=False
+    )
     assert (result["iterations"], result["converged"]) == (3, False)
-    (result,) = logistic.run(features(x, y), features(x, y), l2=1e-4)
+    (result,) = downstream.run("logistic", features(x, y), features(x, y), l2=1e-4)
     assert result["converged"] and result["iterations"] < 100
 
 
@@ -143,7 +145,7 @@ def test_l2_is_selected_on_validation():
     x, y = blobs(120, 0, dims=30)
     y = np.where(np.random.default_rng(1).random(120) < 0.3, (y + 1) % 3, y)  # wrong labels, not to be learned by heart
     train = features(x, y)
-    (result,) = logistic.run(train, train)
+    (result,) = downstream.run("logistic", train, train)
     part = splits.split(train, train)
 
     def validation_loss(l2):
@@ -170,13 +172,13 @@ def test_a_validation_split_of_its_own():
     reference = LogisticRegression(C=1 / (2 * result["l2"] * 200), tol=1e-9, max_iter=5000, solver="newton-cg")
     assert result["value"] == pytest.approx(reference.fit(x - 5, y).score(x2 - 5, y2), abs=0.004)
     with pytest.raises(UserError, match="val_fraction=0 leaves none"):
-        logistic.run(train, test, val_fraction=0)
+        downstream.run("logistic", train, test, val_fraction=0)
 
 
 def test_the_test_split_decides_nothing():
     (x, y), (x2, y2) = blobs(200, 0), blobs(100, 1)
-    one = logistic.run(features(x, y), features(x2, y2))[0]
-    other = logistic.run(features(x, y), features(-x2[::-1], (y2 + 1) % 3))[0]
+    one = downstream.run("logistic", features(x, y), features(x2, y2))[0]
+    other = downstream.run("logistic", features(x, y), features(-x2[::-1], (y2 + 1) % 3))[0]
     for key in ("l2", "val_value", "iterations", "loss"):
         assert one[key] == other[key]
     assert one["value"] != other["value"]
@@ -185,7 +187,7 @@ def test_the_test_split_decides_nothing():
 def test_validation_images_are_not_learned_from():
     rng = np.random.default_rng(0)
     noise = features(rng.normal(size=[150, 300]), rng.integers(0, 3, 150))
-    (result,) = logistic.run(noise, noise, l2=1e-6)
+    (result,) = downstream.run("logistic", noise, noise, l2=1e-6)
     assert result["value"] == 1.0  # here all are
     assert result["val_value"] < 0.7  # of 30 images; chance is 1/3
 
@@ -193,7 +195,7 @@ def test_validation_images_are_not_learned_from():
 def test_standardize():
     (x, y), (x2, y2) = blobs(300, 0), blobs(500, 1)
     x[:, 3] = 7.0  # a constant feature must not divide by zero
-    (result,) = logistic.run(features(x, y), features(x2, y2), l2=0.01, standardize=True)
+    (result,) = downstream.run("logistic", features(x, y), features(x2, y2), l2=0.01, standardize=True)
     scaler = StandardScaler().fit(x)
     scaler.scale_[3] = 1.0
     reference = LogisticRegression(C=1 / (2 * 0.01 * 300), tol=1e-9, max_iter=5000).fit(scaler.transform(x), y)
@@ -203,28 +205,31 @@ def test_standardize():
 def test_labels_with_gaps_and_absent_classes():
     (x, y), (x2, y2) = blobs(200, 0), blobs(200, 1)
     names = np.array([2, 5, 9])
-    (gaps,) = logistic.run(features(x, names[y]), features(x2, names[y2]), l2=0.01)
-    (dense,) = logistic.run(features(x, y), features(x2, y2), l2=0.01)
+    (gaps,) = downstream.run("logistic", features(x, names[y]), features(x2, names[y2]), l2=0.01)
+    (dense,) = downstream.run("logistic", features(x, y), features(x2, y2), l2=0.01)
     assert gaps["value"] == dense["value"]
-    (absent,) = logistic.run(features(x, y), features(x2, np.where(y2 == 0, 11, y2)), l2=0.01)
+    (absent,) = downstream.run("logistic", features(x, y), features(x2, np.where(y2 == 0, 11, y2)), l2=0.01)
     assert absent["value"] == pytest.approx(dense["value"] - np.mean(y2 == 0), abs=0.1)  # class 11 is never right
 
 
 def test_few_labels():
     (x, y), (x2, y2) = blobs(300, 0), blobs(300, 1)
-    (result,) = logistic.run(features(x, y), features(x2, y2), train_labels=12, l2=0.1)
+    (result,) = downstream.run("logistic", features(x, y), features(x2, y2), train_labels=12, l2=0.1)
     rows = splits.balanced(y, np.arange(300), 12, 0)
     reference = LogisticRegression(C=1 / (2 * 0.1 * 12), tol=1e-9, max_iter=5000).fit(x[rows], y[rows])
     assert result["value"] == pytest.approx(reference.score(x2, y2), abs=0.01)
     assert result["train_labels"] == 12
     with pytest.raises(UserError, match="l2=select.*3 labels"):
-        logistic.run(features(x, y), features(x2, y2), train_labels=3)
-    assert logistic.run(features(x, y), features(x2, y2), train_labels=3, l2=0.1)[0]["val_value"] is None
+        downstream.run("logistic", features(x, y), features(x2, y2), train_labels=3)
+    assert downstream.run("logistic", features(x, y), features(x2, y2), train_labels=3, l2=0.1)[0]["val_value"] is None
 
 
 def test_half_precision_features():
     (x, y), (x2, y2) = blobs(300, 0), blobs(1000, 1)
-    full, half = (logistic.run(features(x.astype(d), y), features(x2.astype(d), y2), l2=0.01)[0] for d in ("f4", "f2"))
+    full, half = (
+        downstream.run("logistic", features(x.astype(d), y), features(x2.astype(d), y2), l2=0.01)[0]
+        for d in ("f4", "f2")
+    )
     assert half["value"] == pytest.approx(full["value"], abs=0.01)
 
 

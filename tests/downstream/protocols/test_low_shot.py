@@ -2,8 +2,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from photographs import NAMES, normed, photographs
 from sklearn.svm import LinearSVC
-from test_svm import NAMES, normed, photographs
 
 from tfssl import downstream
 from tfssl.downstream.metrics.average_precision import average_precision

@@ -44,7 +44,7 @@ def test_equals_back_propagation_by_hand(monkeypatch):
     made, build = [], mlp.Perceptron
     monkeypatch.setattr(mlp, "Perceptron", lambda *a, **k: made.append(build(*a, **k)) or made[-1])
     train = xor(60, 0, np.float64)
-    (result,) = mlp.run(train, train, l2=0.01, seed=3, **SMALL)
+    (result,) = downstream.run("mlp", train, train, l2=0.01, seed=3, **SMALL)
     start = build("x", 2, 2, hidden=12, seed=3, dtype="float64")
     part = splits.split(train, train, seed=3)
     assert len(made) == 2  # without the validation part, and with it
@@ -83,7 +83,7 @@ def test_it_solves_what_no_linear_classifier_does():
 def test_published_l2():
     train = xor(60, 0)
     train.num_classes = 5  # of which two occur
-    (result,) = mlp.run(train, train, l2="published", **SMALL)
+    (result,) = downstream.run("mlp", train, train, l2="published", **SMALL)
     assert result["l2"] == pytest.approx(100 / (2 * 5)) and result["l2_rule"] == "published"
 
 
@@ -92,20 +92,20 @@ def test_l2_is_selected_on_validation(own, monkeypatch):
     monkeypatch.setattr(mlp, "L2", (1.0, 1e-2, 1e-4))
     train, test, val = xor(80, 0), xor(100, 1), xor(70, 2)
     settings = {**SMALL, "hidden": 40, "val": val if own else None}
-    (result,) = mlp.run(train, test, **settings)
-    singles = {l2: mlp.run(train, test, l2=l2, **settings)[0] for l2 in mlp.L2}
+    (result,) = downstream.run("mlp", train, test, **settings)
+    singles = {l2: downstream.run("mlp", train, test, l2=l2, **settings)[0] for l2 in mlp.L2}
     assert result["val_value"] == max(r["val_value"] for r in singles.values())
     assert result["curve"] == singles[result["l2"]]["curve"]  # company changed nothing
     other = Features({"x": -2 * test.endpoints["x"]}, 1 - test.labels, test.index)
-    (changed,) = mlp.run(train, other, **settings)
+    (changed,) = downstream.run("mlp", train, other, **settings)
     assert (changed["l2"], changed["val_value"]) == (result["l2"], result["val_value"])
 
 
 def test_standardize():
     train, test = xor(100, 0), xor(100, 1)
     big = [Features({"x": 1000 * f.endpoints["x"] + 500}, f.labels, f.index) for f in (train, test)]
-    (plain,) = mlp.run(train, test, l2=1e-3, standardize=True, **SMALL)
-    (scaled,) = mlp.run(*big, l2=1e-3, standardize=True, **SMALL)
+    (plain,) = downstream.run("mlp", train, test, l2=1e-3, standardize=True, **SMALL)
+    (scaled,) = downstream.run("mlp", *big, l2=1e-3, standardize=True, **SMALL)
     assert scaled["value"] == pytest.approx(plain["value"], abs=0.02)
     assert scaled["loss"] == pytest.approx(plain["loss"], rel=1e-3)
 
@@ -114,7 +114,7 @@ def test_half_precision_on_disk(tmp_path):
     train, test = xor(200, 0), xor(200, 1)
     np.save(tmp_path / "x.npy", train.endpoints["x"].astype(np.float16))
     mapped = Features({"x": np.load(tmp_path / "x.npy", mmap_mode="r")}, train.labels, train.index)
-    full, half = (mlp.run(f, test, l2=1e-3, **SMALL)[0] for f in (train, mapped))
+    full, half = (downstream.run("mlp", f, test, l2=1e-3, **SMALL)[0] for f in (train, mapped))
     assert half["loss"] == pytest.approx(full["loss"], rel=1e-2)
 
 
@@ -129,4 +129,4 @@ def test_bad_settings():
         ({"decay_epochs": (200,)}, "within the 180 epochs"),
     ]:
         with pytest.raises(UserError, match=message):
-            mlp.run(train, train, **settings)
+            downstream.run("mlp", train, train, **settings)

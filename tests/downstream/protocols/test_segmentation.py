@@ -7,6 +7,7 @@ import tiny_modules
 from PIL import Image
 
 import tfssl
+from tfssl import downstream
 from tfssl.downstream.protocols import segmentation
 from tfssl.errors import UserError
 from tfssl.hub import load as modules
@@ -38,7 +39,7 @@ def module(tmp_path_factory):
 @pytest.mark.parametrize("head,epochs,names", [("linear", 30, None), ("dilated", 8, ["stem"])])
 def test_heads_learn_what_is_there(scenes, module, head, epochs, names):
     train, test = scenes
-    results = segmentation.run(module, train, test, endpoints=names, head=head, epochs=epochs)
+    results = downstream.run("segmentation", train, test, module=module, endpoints=names, head=head, epochs=epochs)
     assert [r["endpoint"] for r in results] == (names or ["stem", "block", "pixels"])
     for result in results:
         assert result["metric"] == "mIoU" and result["train_labels"] == 12 and result["size"] == [32, 40]
@@ -46,7 +47,9 @@ def test_heads_learn_what_is_there(scenes, module, head, epochs, names):
     best = results[0]
     assert best["value"] > 0.75 and best["val_value"] > 0.6, results
     if head == "linear":
-        again = segmentation.run(module, train, test, endpoints=["stem"], epochs=epochs, val_fraction=0)
+        again = downstream.run(
+            "segmentation", train, test, module=module, endpoints=["stem"], epochs=epochs, val_fraction=0
+        )
         assert again[0]["value"] == pytest.approx(best["value"], abs=0.02)
 
 
@@ -67,9 +70,9 @@ def test_iou_is_that_of_keras():
 
 def test_validation_of_its_own(scenes, module):
     train, test = scenes
-    (result,) = segmentation.run(module, train, test, val=test, endpoints=["stem"], epochs=2)
+    (result,) = downstream.run("segmentation", train, test, module=module, val=test, endpoints=["stem"], epochs=2)
     assert result["val_value"] == result["value"] and result["chosen_on"] == result["reported_on"]
-    (result,) = segmentation.run(module, train, test, endpoints=["stem"], epochs=2, val_fraction=0)
+    (result,) = downstream.run("segmentation", train, test, module=module, endpoints=["stem"], epochs=2, val_fraction=0)
     assert result["val_value"] is None
 
 
@@ -83,7 +86,9 @@ def test_a_damaged_image_is_left_out_and_named(module, tmp_path, caplog):
             )
     (tmp_path / "train" / "2.png").write_bytes(b"\x89PNG damaged")
     source = tfssl.open_source(f"masks:{tmp_path}", "train")
-    (result,) = segmentation.run(module, source, source, endpoints=["stem"], epochs=1, val_fraction=0)
+    (result,) = downstream.run(
+        "segmentation", source, source, module=module, endpoints=["stem"], epochs=1, val_fraction=0
+    )
     assert result["train_labels"] == 3
     for part in ("train", "test"):
         (name,) = result["unreadable"][part]
@@ -95,15 +100,15 @@ def test_refusals(scenes, module, tmp_path):
     train, test = scenes
     flat = modules.load(tiny_modules.save_callable(tmp_path / "flat"))
     with pytest.raises(UserError, match="has no endpoint that is a map"):
-        segmentation.run(flat, train, test)
+        downstream.run("segmentation", train, test, module=flat)
     with pytest.raises(UserError, match="pre_logits is no map; there is stem, block, pixels"):
-        segmentation.run(module, train, test, endpoints=["pre_logits"])
+        downstream.run("segmentation", train, test, module=module, endpoints=["pre_logits"])
     with pytest.raises(UserError, match="head=conv: choose one of linear, dilated"):
-        segmentation.run(module, train, test, head="conv")
+        downstream.run("segmentation", train, test, module=module, head="conv")
     with pytest.raises(UserError, match="masks tell no classes apart, with 2 standing for none"):
         ones = np.full([8, 8], 2, np.uint8)
         for folder in ("train", "trainannot"):
             (tmp_path / folder).mkdir()
             Image.fromarray(ones).save(tmp_path / folder / "0.png")
         odd = tfssl.open_source(f"masks:{tmp_path}", "train")
-        segmentation.run(module, odd, odd, ignore=2)
+        downstream.run("segmentation", odd, odd, module=module, ignore=2)

@@ -6,6 +6,7 @@ import tiny_modules
 from PIL import Image
 
 import tfssl
+from tfssl import downstream
 from tfssl.downstream.protocols import surface_normals
 from tfssl.errors import UserError
 from tfssl.hub import load as modules
@@ -54,18 +55,24 @@ def test_angles():
 
 @pytest.mark.parametrize("head,epochs", [("linear", 60), ("dilated", 15)])
 def test_heads_learn_shading(scenes, module, head, epochs):
-    (result,) = surface_normals.run(
-        module, *scenes, endpoints=["pixels"], head=head, clusters=6, epochs=epochs, learning_rate=0.02
+    (result,) = downstream.run(
+        "surface_normals",
+        *scenes,
+        module=module,
+        endpoints=["pixels"],
+        head=head,
+        clusters=6,
+        epochs=epochs,
+        learning_rate=0.02,
     )
     assert result["value"] > 0.6 and result["median_angle"] < 11 and result["val_value"] > 0.5, result
     assert result["within"]["11.25"] == result["value"] <= result["within"]["22.5"] <= result["within"]["30"]
-    assert result["clusters"] == 6 and result["picture"].startswith(b"\x89PNG")
+    assert result["clusters"] == 6 and result.picture.startswith(b"\x89PNG")
 
 
 def test_a_mirrored_surface_faces_the_other_side(scenes):
     source = scenes[0]
-    task = surface_normals.SurfaceNormals("linear", 6, True)
-    task.size = (32, 48)
+    task = surface_normals.NormalsTask("linear", 6, (32, 48), 0, True)
     for example in source.records().map(source.fetch).take(2):
         image, answers = task.read(example)
         mirrored, theirs = task.mirror(image, answers)
@@ -76,4 +83,4 @@ def test_a_mirrored_surface_faces_the_other_side(scenes):
 
 def test_refusals(scenes, module):
     with pytest.raises(UserError, match="fewer than 40 directions: set fewer clusters"):
-        surface_normals.run(module, *scenes, endpoints=["stem"], epochs=1)
+        downstream.run("surface_normals", *scenes, module=module, endpoints=["stem"], epochs=1)

@@ -2,38 +2,21 @@ import dataclasses
 
 import numpy as np
 import pytest
+from photographs import NAMES, normed, photographs
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.svm import LinearSVC
 
 from tfssl import downstream
-from tfssl.downstream.features.extract import Features
 from tfssl.downstream.metrics import average_precision
 from tfssl.downstream.protocols import svm
 from tfssl.errors import UserError
 
-NAMES = ["boat", "cat", "dog", "owl"]
 COSTS = [0.1, 1.0, 10.0, 100.0]
-
-
-def photographs(n, seed, dims=30, several=True):
-    """Features that a network could have, of images that show some of four classes: 1, -1, or 0 (difficult); or one."""
-    rng = np.random.default_rng(seed)
-    hidden = rng.normal(size=[n, 6])
-    mixing = np.random.default_rng(99).normal(size=[6, dims])
-    x = np.maximum(hidden @ mixing + 2 * rng.normal(size=[n, dims]), 0).astype(np.float32)
-    if not several:
-        return Features({"x": x}, hidden[:, :4].argmax(1), np.arange(n), 4, NAMES, f"set {seed}")
-    targets = np.where(hidden[:, :4] > 0.9, 1, np.where(hidden[:, :4] > 0.7, 0, -1)).astype(np.int8)
-    return Features({"x": x}, np.full(n, -1), np.arange(n), None, NAMES, f"set {seed}", targets=targets)
 
 
 def linear_svc(cost):
     return LinearSVC(C=cost, class_weight={1: 2, -1: 1}, dual=False, tol=1e-8, max_iter=10_000)
-
-
-def normed(x):
-    return x / (np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) + 1e-5)
 
 
 @pytest.mark.parametrize("several, n, dims", [(True, 150, 300), (True, 300, 30), (False, 150, 300)])

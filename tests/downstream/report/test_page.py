@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tfssl.downstream.report import page
-from tfssl.downstream.report import save as report
+from tfssl.downstream.results import Result, mark_chosen
 
 CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 HOSTILE = "<script>document.title='taken'</script>\"'&amp;<b>$x_1$ \\frac{ \x07"
@@ -114,7 +114,7 @@ def evaluation(name="rotation", endpoints=("block1", "block2", "pre_logits"), ch
         "baselines": {"chance": 0.1, "majority class": 0.1},
         "modules": {name: about, "random": {**about, "untrained_of": [name]}},
         "notes": [f"left out: few_shot: class {name} has 3 images"],
-        "results": report.mark_chosen(results),
+        "results": [dict(r) for r in mark_chosen(map(Result.of, results))],
     }
 
 

@@ -1,194 +1,219 @@
-"""What protocols share that answer for every place of an image: maps of endpoints, heads on them, one loop that lets heads learn.
+"""What protocols of dense prediction share: maps of endpoints, heads on them, one loop that trains the heads.
 
-A protocol adds a `Task`: what is to be told of an image, a head, its loss, and how good its answers are.
+A protocol adds a `Task`: what it reads of an image's annotations, a head, its loss, and how good its predictions are.
 
 Maps are made once (`maps.py`); where the trunk learns too, the images pass through the module in each step.
 """
 
 import contextlib
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Literal, Optional
 
 import numpy as np
 import tensorflow as tf
 
+from tfssl.data.sources.base import Source
 from tfssl.downstream.features.maps import IMAGES, Maps, check_endpoints, image_sides
+from tfssl.downstream.protocol import Data, Protocol
+from tfssl.downstream.results import Result
 from tfssl.downstream.solvers import sgd
 from tfssl.errors import UserError, check_choice
+from tfssl.hub.load import Module
 
 TRUNKS = ("frozen", "fine_tuned")
+Example = dict[str, tf.Tensor]
+Answers = Iterable[tuple[Any, int]]  # (what `decode` gives of an image, its number)
 HEADS = ("linear", "dilated")
 
 
 class Task:
-    """What a protocol adds; `run` calls these in this order.
+    """One run of a dense protocol; `Dense.run` calls these in this order.
 
-    Attributes:
-      protocol, metric: their names; `value` of a result is in [0, 1], the higher the better.
+    Args:
+      size: (height, width) of all images.
+      seed: of chance in the views.
       mirrored: whether heads learn from mirrored images too.
-      size: (height, width) of all images, and seed: of chance in the views, which `run` sets.
     """
 
-    protocol = metric = None
-    mirrored = False
+    def __init__(self, size: tuple[int, int], seed: int = 0, mirrored: bool = False) -> None:
+        self.size, self.seed, self.mirrored = size, seed, mirrored
 
-    def read(self, example):
+    def read(self, example: Example) -> tuple[tf.Tensor, Example]:
         """Graph function: an example of a source -> (image uint8 [*size, 3], dict of what is to be told of it)."""
         raise NotImplementedError
 
-    def mirror(self, image, answers):
+    def mirror(self, image: tf.Tensor, answers: Example) -> tuple[tf.Tensor, Example]:
         """Graph function: what `read` gives, of the mirrored image."""
         raise NotImplementedError
 
-    def others(self):
+    def others(self) -> list[Callable]:
         """The further views of training images: functions (image, answers, the image's number) -> (image, answers)."""
         return [lambda image, answers, _: self.mirror(image, answers)] if self.mirrored else []
 
-    def prepare(self, maps, source):
+    def prepare(self, maps: Maps, source: Source) -> None:
         """From all training images (`Maps`): what the head needs to know, such as how many classes there are."""
 
-    def tested(self, maps):
+    def tested(self, maps: Maps) -> bool:
         """Whether the images (`Maps`) show anything that answers are compared with."""
         return True
 
-    def targets(self, maps):
+    def targets(self, maps: Maps) -> dict[str, np.ndarray]:
         """Dict of arrays [R, ...], what `loss` compares with."""
         raise NotImplementedError
 
-    def head(self):
+    def head(self) -> tf.keras.Model:
         """A Keras model [N, h, w, C] -> outputs."""
         raise NotImplementedError
 
-    def loss(self, outputs, batch):
+    def loss(self, outputs: tf.Tensor, batch: Example) -> tf.Tensor:
         """Graph function: scalar."""
         raise NotImplementedError
 
-    def decode(self, outputs):
+    def decode(self, outputs: tf.Tensor) -> Any:
         """Graph function: a nest of tensors with as many rows, as `measure` gets them in NumPy."""
         raise NotImplementedError
 
-    def measure(self, answered, maps, images):
+    def measure(self, answered: Answers, maps: Maps, images: Sequence[int]) -> dict[str, Any]:
         """What a result says, {"value": ..., ...}; `answered` gives (`decode`'s answer of an image, its number) as `images` are ordered."""
         raise NotImplementedError
 
-    def picture(self, answered, maps, images):
+    def picture(self, answered: Answers, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
         """PNG bytes of a few answers, for a report; None: there is no such picture."""
 
 
-def run(
-    task,
-    module,
-    train,
-    test,
-    val=None,
-    endpoints=None,
-    size=(0, 0),
-    trunk="frozen",
-    trunk_rate=1.0,
-    epochs=60,
-    batch_size=8,
-    learning_rate=0.01,
-    val_fraction=0.2,
-    seed=0,
-    skip_pixels=False,
-    **settings,
-):
-    """A task's head on each endpoint, learned from `train` and measured on `test`.
+class Dense(Protocol):
+    """A head on each map [N, h, w, C] that a module gives of whole images.
+
+    `Data` has sources and a module; without a validation split a part of `train` is held out to choose the endpoint, and what is reported
+    then learns from all of it. `train_labels` is not used: all annotated images are.
 
     Args:
-      task: a Task.
-      module: a loaded `modules.Module`, some of whose endpoints are maps [N, h, w, C].
-      train, test, val: sources whose examples have what the task reads; without `val` a part of `train` is held out to choose the
-        endpoint, and what is reported then learns from all of it.
-      endpoints: names; None for all maps of the module, and "pixels", the images themselves.
-      size: (height, width) that images are brought to; (0, 0): that of the first training image.
-      trunk: "frozen", or "fine_tuned": the module's variables learn too, by batch statistics where it has BN, and are then put back.
-      trunk_rate: factor of their learning rate.
-      epochs, batch_size, learning_rate: of Adam; the rate is the first, and falls along a cosine.
-      val_fraction: see `val`; 0 holds nothing out.
-      seed: of weights, order and the held-out part.
-      skip_pixels: leave "pixels" out where all endpoints are asked for: they are the same for every module.
-      **settings: of the task, which the results repeat.
-
-    Returns:
-      a list of results: {"protocol", "endpoint", "metric", "value", "val_value", "picture": PNG bytes or None, ...}.
+      size: HEIGHT,WIDTH in pixels that images are brought to (detection: scaled to fit, and padded); 0,0: those of the first one.
+      trunk: Whether the module is frozen or fine-tuned too, by batch statistics where it has BN; its variables are then put back.
+      trunk_rate: Factor of the module's learning rate, where it is fine-tuned.
+      epochs: Passes over the images.
+      batch_size: Images per step, at most all.
+      learning_rate: Of Adam, at the first step; it falls along a cosine.
     """
-    check_choice("trunk", trunk, TRUNKS)
-    task.size = size = image_sides(train, size)
-    task.seed = seed
-    names = check_endpoints(module, size, task.protocol, endpoints, skip_pixels or trunk != "frozen")
-    kept = names if trunk == "frozen" else [IMAGES]
-    parts = {
-        part: Maps(module, source, kept, task.read, task.others() if part == "train" else ())
-        for part, source in (("train", train), ("test", test), ("val", val))
-        if source
-    }
-    learned = parts["train"]
-    task.prepare(learned, train)
-    if not task.tested(parts["test"]):
-        raise UserError(f"{test.spec} {test.split}: no image shows what {task.protocol} asks for: nothing to measure")
-    targets, order = task.targets(learned), np.random.default_rng(seed).permutation(len(learned))
-    held_out = order[: 0 if val else round(val_fraction * len(order))]
 
-    def fit(name, images, title):
-        tf.keras.utils.set_random_seed(seed)
-        rows = learned.rows(images, all_views=True)
-        network = Network(task.head(), module, learned, name, rows, trunk, trunk_rate)
-        loss = learn(network, task.loss, targets, rows, epochs, batch_size, learning_rate, seed, title)
-        return predictor(network, task.decode), loss
+    reads = "maps"
+    one_pass = True  # maps are made once
+    flag_prefix = "dense_"
+    order_independent = False
+    quick = {"train_labels": 500, "epochs": 15}
+    trials = {"epochs": 1}, {"epochs": 4}
+    repeated: ClassVar[tuple[str, ...]] = ()  # settings of its own that results repeat
 
-    def answers(predict, part, images, name, at_once=8):
-        array, rows = parts[part].arrays[name if trunk == "frozen" else IMAGES], parts[part].rows(images)
-        for i in range(0, len(rows), at_once):
-            batch = tf.nest.map_structure(np.asarray, predict(tf.constant(array[rows[i : i + at_once]])))
-            for j, image_number in enumerate(images[i : i + at_once]):
-                yield tf.nest.map_structure(lambda value: value[j], batch), image_number  # noqa: B023
+    def __init__(
+        self,
+        size: Sequence[int] = (0, 0),
+        trunk: Literal["frozen", "fine_tuned"] = "frozen",
+        trunk_rate: float = 1.0,
+        epochs: int = 60,
+        batch_size: int = 8,
+        learning_rate: float = 0.01,
+    ) -> None:
+        if len(size) != 2:
+            raise UserError(f"size={','.join(map(str, size))}: give HEIGHT,WIDTH in pixels, such as 360,480")
+        check_choice("trunk", trunk, TRUNKS)
+        self.size, self.trunk, self.trunk_rate = tuple(size), trunk, trunk_rate
+        self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
 
-    def measure(predict, part, images, name):
-        return task.measure(answers(predict, part, images, name), parts[part], images)
+    def task(self, size: tuple[int, int], seed: int) -> Task:
+        """What is trained and measured on images of one size."""
+        raise NotImplementedError
 
-    results = []
-    for name in names:
-        begun, val_value, title = time.time(), None, f"{task.protocol} {name}"
-        with restored(module.variables if trunk != "frozen" else []):
-            if len(held_out):
-                trial, _ = fit(name, order[len(held_out) :], f"{title}, to choose")
-                val_value = _known(measure(trial, "train", held_out, name)["value"])
-        with restored(module.variables if trunk != "frozen" else []):
-            predict, loss = fit(name, order, title)
-            if val:
-                val_value = _known(measure(predict, "val", np.arange(len(parts["val"])), name)["value"])
-            images = np.arange(len(parts["test"]))
-            found = measure(predict, "test", images, name)
-            shown = list(parts["test"].shown)
-            picture = task.picture(answers(predict, "test", shown, name), parts["test"], shown)
-        results.append(
-            {
-                "protocol": task.protocol,
-                "endpoint": name,
-                "metric": task.metric,
-                **found,
-                "val_value": val_value,
-                "train_labels": len(order),
-                "size": list(size),
-                "trunk": trunk,
-                **({"trunk_rate": trunk_rate} if trunk != "frozen" else {}),
-                **settings,
-                "epochs": epochs,
-                "learning_rate": learning_rate,
-                "loss": loss,
-                "diverged": loss is None,
-                "unreadable": {part: maps.dropped for part, maps in parts.items()},
-                "seconds": time.time() - begun,
-                "chosen_on": f"{val.spec} {val.split}"
-                if val
-                else f"val_fraction {val_fraction:g} of {train.spec} {train.split}"
-                if len(held_out)
-                else None,
-                "reported_on": f"{test.spec} {test.split}",
-                "picture": picture,
-            }
-        )
-    return results
+    def check(self, data: Data) -> None:
+        pass  # what the images lack is found when they are read
+
+    def passes(self) -> float:
+        return self.epochs
+
+    def work(self, train: int, test: int, dims: int) -> float:
+        return (min(train, 10_000) + test) * dims
+
+    def endpoints(self, data: Data, names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
+        pixels = pixels and self.trunk == "frozen"
+        return check_endpoints(data.module, image_sides(data.train, self.size), self.name, names, not pixels)
+
+    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+        module, seed, val, frozen = data.module, data.seed, data.val, self.trunk == "frozen"
+        size = image_sides(data.train, self.size)
+        task = self.task(size, seed)
+        sources = {"train": data.train, "test": data.test, **({"val": val} if val else {})}
+        parts = {
+            part: Maps(
+                module,
+                source,
+                endpoints if frozen else [IMAGES],
+                task.read,
+                task.others() if part == "train" else (),
+            )
+            for part, source in sources.items()
+        }
+        learned = parts["train"]
+        task.prepare(learned, data.train)
+        if not task.tested(parts["test"]):
+            where = f"{data.test.spec} {data.test.split}"
+            raise UserError(f"{where}: no image shows what {self.name} asks for: nothing to measure")
+        targets, order = task.targets(learned), np.random.default_rng(seed).permutation(len(learned))
+        held_out = order[: 0 if val else round(data.val_fraction * len(order))]
+
+        def fit(name, images, title):
+            tf.keras.utils.set_random_seed(seed)
+            rows = learned.rows(images, all_views=True)
+            network = Network(task.head(), module, learned, name, rows, self.trunk, self.trunk_rate)
+            steps = self.epochs, self.batch_size, self.learning_rate
+            loss = learn(network, task.loss, targets, rows, *steps, seed, title)
+            return predictor(network, task.decode), loss
+
+        def answers(predict, part, images, name, at_once=8):
+            array, rows = parts[part].arrays[name if frozen else IMAGES], parts[part].rows(images)
+            for i in range(0, len(rows), at_once):
+                batch = tf.nest.map_structure(np.asarray, predict(tf.constant(array[rows[i : i + at_once]])))
+                for j, image_number in enumerate(images[i : i + at_once]):
+                    yield tf.nest.map_structure(lambda value: value[j], batch), image_number  # noqa: B023
+
+        def measure(predict, part, images, name):
+            return task.measure(answers(predict, part, images, name), parts[part], images)
+
+        for name in endpoints:
+            begun, val_value, title = time.time(), None, f"{self.name} {name}"
+            with restored([] if frozen else module.variables):
+                if len(held_out):
+                    trial, _ = fit(name, order[len(held_out) :], f"{title}, to choose")
+                    val_value = _known(measure(trial, "train", held_out, name)["value"])
+            with restored([] if frozen else module.variables):
+                predict, loss = fit(name, order, title)
+                if val:
+                    val_value = _known(measure(predict, "val", np.arange(len(parts["val"])), name)["value"])
+                measured = dict(measure(predict, "test", np.arange(len(parts["test"])), name))
+                shown = list(parts["test"].shown)
+                picture = task.picture(answers(predict, "test", shown, name), parts["test"], shown)
+            yield Result(
+                protocol=self.name,
+                endpoint=name,
+                metric=self.metric,
+                value=measured.pop("value"),
+                val_value=val_value,
+                train_labels=len(order),
+                chosen_on=data.chosen_on if val or len(held_out) else None,
+                details={
+                    **measured,
+                    "size": list(size),
+                    "trunk": self.trunk,
+                    **({} if frozen else {"trunk_rate": self.trunk_rate}),
+                    **{setting: getattr(self, setting) for setting in self.repeated},
+                    "epochs": self.epochs,
+                    "learning_rate": self.learning_rate,
+                    "loss": loss,
+                    "diverged": loss is None,
+                    "unreadable": {part: maps.dropped for part, maps in parts.items()},
+                },
+                picture=picture,
+                seconds=time.time() - begun,
+            )
 
 
 def _known(value):
@@ -196,11 +221,11 @@ def _known(value):
     return None if np.isnan(value) else value
 
 
-def head(kind, outputs):
+def head(kind: str, outputs: int) -> tf.keras.Model:
     """The layers of a head: "linear", a 1x1 convolution to `outputs` channels; "dilated", that of MoCo's (He et al., arXiv 1911.05722) FCN:
     before it two 3x3 convolutions of 256 channels and dilation 6, each with BN and ReLU."""
     layers = []
-    for _ in range(2 * (kind == "dilated")):
+    for _ in range(2 if kind == "dilated" else 0):
         layers += [
             tf.keras.layers.Conv2D(256, 3, padding="same", dilation_rate=6, use_bias=False),
             tf.keras.layers.BatchNormalization(momentum=0.9),
@@ -210,7 +235,7 @@ def head(kind, outputs):
     return tf.keras.Sequential([*layers, last])
 
 
-def cross_entropy(logits, labels, size):
+def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     """Mean cross-entropy of logits [N, h, w, C], brought to `size`, and labels int [N, *size], -1 where there is none."""
     labels = tf.cast(labels, tf.int32)
     logits = tf.image.resize(logits, size)
@@ -225,7 +250,16 @@ class Network:
     Each channel is brought to mean 0 and deviation 1 first: those of the maps of `rows`; or, where the trunk learns, of the batch, by BN.
     """
 
-    def __init__(self, head, module, maps, name, rows, trunk="frozen", trunk_rate=1.0):
+    def __init__(
+        self,
+        head: tf.keras.Model,
+        module: Module,
+        maps: Maps,
+        name: str,
+        rows: np.ndarray,
+        trunk: str = "frozen",
+        trunk_rate: float = 1.0,
+    ) -> None:
         self.head, self._trunk_rate = head, trunk_rate
         if trunk == "frozen":
             shape = maps.arrays[name].shape[1:]
@@ -245,9 +279,10 @@ class Network:
     def __call__(self, x, training=False):
         return self.head(self._map(x, training), training=training)
 
-    def groups(self):
+    def groups(self) -> list[tuple[list, float]]:
         """[(variables, factor of their learning rate)]."""
-        return [(self.head.trainable_variables, 1.0), (self._trunk, self._trunk_rate)][: 1 + bool(self._trunk)]
+        trunk = [(self._trunk, self._trunk_rate)] if self._trunk else []
+        return [(self.head.trainable_variables, 1.0), *trunk]
 
 
 def _moments(array, rows):
@@ -261,7 +296,17 @@ def _moments(array, rows):
     return mean.astype(np.float32), deviation.astype(np.float32)
 
 
-def learn(network, loss, answers, rows, epochs, batch_size, learning_rate, seed=0, title=""):
+def learn(
+    network: Network,
+    loss: Callable,
+    answers: dict[str, np.ndarray],
+    rows: np.ndarray,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int = 0,
+    title: str = "",
+) -> Optional[float]:
     """Let a network learn by Adam, its rate falling to 0 along a cosine.
 
     Args:
@@ -315,14 +360,14 @@ def learn(network, loss, answers, rows, epochs, batch_size, learning_rate, seed=
     return mean if np.isfinite(mean) else None
 
 
-def predictor(network, decode):
+def predictor(network: Network, decode: Callable[[tf.Tensor], Any]) -> Callable:
     """The graph function of a batch of the network's array -> decode(its outputs); traced by hand, else TensorFlow would warn of many."""
     spec = tf.TensorSpec([None, *network.array.shape[1:]], network.array.dtype)
     return tf.function(lambda x: decode(network(x)), autograph=False).get_concrete_function(spec)
 
 
 @contextlib.contextmanager
-def restored(variables):
+def restored(variables: Iterable[tf.Variable]) -> Iterator[None]:
     """Whatever happens to variables inside, they are afterwards what they were."""
     values = [v.numpy() for v in variables]
     try:

@@ -16,57 +16,72 @@ with this, not with their numbers.
 
 import contextlib
 import io
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
 
 from tfssl.data.ops import image
+from tfssl.data.sources.base import Source
 from tfssl.downstream import pictures
-from tfssl.downstream.protocols import dense
+from tfssl.downstream.features.maps import Maps
+from tfssl.downstream.protocols.dense import Answers, Dense, Example, Task
 from tfssl.errors import UserError
 
-NEEDS = "boxes"  # of a source's examples
 RADIUS = 1.5  # of the places around an object's centre that tell of it, in strides
 ALPHA, GAMMA, PRIOR = 0.25, 2.0, 0.01  # of the focal loss; first probability of each class
 OVERLAP, LEAST, MOST = 0.6, 0.01, 100  # of the answers: IoU of one that is dropped, lowest score, number in an image
 
 
-def run(
-    module,
-    train,
-    test,
-    val=None,
-    layers=2,
-    units=128,
-    mirrored=True,
-    jitter=(1.0, 1.0),
-    jittered_views=4,
-    learning_rate=0.001,
-    epochs=40,
-    **settings,
-):
-    """AP50 on the test images of a head on each endpoint.
+class Detection(Dense):
+    """Object detection: AP50.
+
+    Images are scaled to fit `size`, and padded with black below or to the right. "coco_ap" is AP over IoUs from 0.5 to 0.95, "per_class"
+    {name: AP50}. Difficult objects are neither learned nor asked for.
 
     Args:
-      module, train, test, val, learning_rate, epochs, **settings: see `dense.run`; examples have "boxes", "classes" and perhaps
-        "difficult" (see `tfssl.data.sources.boxes`). Images are scaled to fit `size`, and padded with black below or to the right.
-      layers, units: of each of the two towers.
-      mirrored: learn from mirrored images too.
-      jitter: (least, largest) scale of further views of each training image, uniformly distributed: enlarged and cropped, or reduced and
-        padded with black, at a random place (large-scale jitter: Ghiasi et al., arXiv 2012.07177, 0.1 to 2). (1, 1): none.
-      jittered_views: how many of each image, half of them mirrored where `mirrored`; they are drawn once. An epoch passes over all views.
-
-    Returns:
-      a list of results, which say more than others "coco_ap": AP over IoUs from 0.5 to 0.95, "per_class": {name: AP50}. Difficult objects
-      are neither learned nor asked for.
+      layers: Convolutions of each of detection's two towers (FCOS: 4).
+      units: Their channels (FCOS: 256).
+      mirrored: Learn from mirrored images too.
+      jitter: LEAST,LARGEST scale of more views of each training image, uniformly distributed: enlarged and cropped, or reduced and padded
+        with black, at a random location (large-scale jitter: 0.1,2; Ghiasi et al., arXiv 2012.07177); 1,1: none.
+      jittered_views: How many such views, half of them mirrored where `mirrored`; they are drawn once. An epoch passes over all.
+      epochs: Passes over the images.
+      learning_rate: Of Adam, at the first step; it falls along a cosine.
     """
-    jitter = check_jitter(jitter)
-    task = Detection(layers, units, mirrored, jitter, jittered_views if jitter != (1.0, 1.0) else 0)
-    shape = {"layers": layers, "units": units, "jitter": list(jitter)}
-    return dense.run(task, module, train, test, val, learning_rate=learning_rate, epochs=epochs, **shape, **settings)
+
+    name, metric, needs = "detection", "AP50", ("boxes",)
+    flag_names = {
+        "layers": "detection_layers",
+        "units": "detection_units",
+        "jitter": "detection_jitter",
+        "jittered_views": "",
+    }
+    expense = 9
+    repeated = ("layers", "units", "jitter")
+
+    def __init__(
+        self,
+        layers: int = 2,
+        units: int = 128,
+        mirrored: bool = True,
+        jitter: Sequence[float] = (1.0, 1.0),
+        jittered_views: int = 4,
+        epochs: int = 40,
+        learning_rate: float = 0.001,
+        **dense: Any,
+    ) -> None:
+        super().__init__(epochs=epochs, learning_rate=learning_rate, **dense)
+        self.layers, self.units, self.mirrored = layers, units, mirrored
+        self.jitter, self.jittered_views = list(check_jitter(jitter)), jittered_views
+
+    def task(self, size: tuple[int, int], seed: int) -> Task:
+        views = self.jittered_views if self.jitter != [1.0, 1.0] else 0
+        return DetectionTask(self.layers, self.units, self.jitter, views, size, seed, self.mirrored)
 
 
-def check_jitter(jitter):
+def check_jitter(jitter: Sequence[float]) -> tuple[float, float]:
     """(least, largest) scale as floats; UserError unless they are two rising numbers above 0."""
     try:
         low, high = (float(value) for value in jitter)
@@ -77,14 +92,16 @@ def check_jitter(jitter):
     return low, high
 
 
-class Detection(dense.Task):
-    protocol, metric = "detection", "AP50"
+class DetectionTask(Task):
+    """Boxes with classes."""
 
-    def __init__(self, layers, units, mirrored, jitter=(1.0, 1.0), jittered_views=0):
-        self.layers, self.units, self.mirrored = layers, units, mirrored
-        self.scales, self.jittered_views = jitter, jittered_views
+    def __init__(
+        self, layers: int, units: int, scales: Sequence[float], jittered_views: int, *common: Any, **more: Any
+    ) -> None:
+        super().__init__(*common, **more)
+        self.layers, self.units, self.scales, self.jittered_views = layers, units, scales, jittered_views
 
-    def read(self, example):
+    def read(self, example: Example) -> tuple[tf.Tensor, Example]:
         sides = tf.cast(image.image_size(example["image"]), tf.float32)
         scale = tf.reduce_min(self.size / sides)
         inner = tf.maximum(tf.cast(tf.round(sides * scale), tf.int32), 1)
@@ -104,13 +121,13 @@ class Detection(dense.Task):
         }
         return pixels, answers
 
-    def mirror(self, pixels, answers):
+    def mirror(self, pixels: tf.Tensor, answers: Example) -> tuple[tf.Tensor, Example]:
         top, left, bottom, right = tf.unstack(answers["boxes"], axis=1)
         width = tf.cast(self.size[1], tf.float32)
         boxes = tf.stack([top, width - right, bottom, width - left], 1)
         return pixels[:, ::-1], {**answers, "boxes": boxes}
 
-    def others(self):
+    def others(self) -> list[Callable]:
         def of_number(number):
             def view(pixels, answers, index):
                 if self.mirrored and number % 2:
@@ -124,7 +141,9 @@ class Detection(dense.Task):
 
         return [*super().others(), *map(of_number, range(self.jittered_views))]
 
-    def rescaled(self, pixels, answers, scale, place):
+    def rescaled(
+        self, pixels: tf.Tensor, answers: Example, scale: tf.Tensor, place: tf.Tensor
+    ) -> tuple[tf.Tensor, Example]:
         """The view of an image enlarged or reduced by `scale`, and cut out of it, or put on black, at `place`.
 
         Args:
@@ -154,7 +173,7 @@ class Detection(dense.Task):
         view = {**answers, "boxes": boxes, "classes": classes, "difficult": difficult}
         return tf.ensure_shape(resized, [*self.size, 3]), view
 
-    def prepare(self, maps, source):
+    def prepare(self, maps: Maps, source: Source) -> None:
         self.names = source.class_names
         boxes = np.concatenate([answers["boxes"][answers["classes"] >= 0] for answers in maps.answers])
         if not len(boxes):
@@ -162,10 +181,10 @@ class Detection(dense.Task):
         sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
         self.typical = np.exp(np.log(sides).mean(0)).astype(np.float32)  # height, width in pixels
 
-    def tested(self, maps):
+    def tested(self, maps: Maps) -> bool:
         return any((~answers["difficult"]).any() for answers in maps.answers)
 
-    def targets(self, maps):
+    def targets(self, maps: Maps) -> dict[str, np.ndarray]:
         most = max(len(answers["boxes"]) for answers in maps.answers)
         count = len(maps.answers)
         boxes = np.zeros([count, most, 4], np.float32)
@@ -175,10 +194,10 @@ class Detection(dense.Task):
             boxes[i, :n], classes[i, :n], difficult[i, :n] = (answers[key] for key in ("boxes", "classes", "difficult"))
         return {"boxes": boxes, "classes": classes, "difficult": difficult}
 
-    def head(self):
+    def head(self) -> tf.keras.Model:
         return Head(self.layers, self.units, len(self.names))
 
-    def loss(self, outputs, batch):
+    def loss(self, outputs: tf.Tensor, batch: Example) -> tf.Tensor:
         logits, boxes, quality = self.told(outputs)  # NxLxK, NxLx4, NxL
         owner, positive = assign(
             places(self.size, outputs.shape[1:3]), batch["boxes"], batch["classes"] >= 0, self.stride(outputs)
@@ -195,7 +214,7 @@ class Detection(dense.Task):
         at_objects = tf.reduce_sum(tf.where(positive, 1 - generalized + of_quality, 0.0))
         return (of_classes + at_objects) / count
 
-    def told(self, outputs):
+    def told(self, outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """[N, h, w, K + 5] -> (logits of classes [N, L, K], boxes in pixels [N, L, 4], logits of the quality [N, L])."""
         count, channels = outputs.shape[1] * outputs.shape[2], outputs.shape[3]
         flat = tf.reshape(outputs, [-1, count, channels])
@@ -204,11 +223,11 @@ class Detection(dense.Task):
         half = self.typical * tf.exp(tf.clip_by_value(sides, -6.0, 6.0)) / 2
         return logits, tf.concat([centre - half, centre + half], -1), quality[..., 0]
 
-    def stride(self, outputs):
+    def stride(self, outputs: tf.Tensor) -> np.ndarray:
         """Pixels between neighbouring places, down and across."""
         return np.array([s / p for s, p in zip(self.size, outputs.shape[1:3])], np.float32)  # noqa: B905 (Python 3.9)
 
-    def decode(self, outputs):
+    def decode(self, outputs: tf.Tensor) -> Any:
         logits, boxes, quality = self.told(outputs)
         boxes = tf.clip_by_value(boxes, 0.0, np.tile(self.size, 2).astype(np.float32))
         scores = tf.sqrt(tf.sigmoid(logits) * tf.sigmoid(quality)[..., None])
@@ -217,7 +236,7 @@ class Detection(dense.Task):
         )
         return {"boxes": found[0], "scores": found[1], "classes": found[2], "count": found[3]}
 
-    def measure(self, answered, maps, images):
+    def measure(self, answered: Answers, maps: Maps, images: Sequence[int]) -> dict[str, Any]:
         truths, guesses = [], []
         for guess, i in answered:
             answers, n = maps.answers[i * maps.views], int(guess["count"])
@@ -226,7 +245,7 @@ class Detection(dense.Task):
             guesses.append((guess["boxes"][:n] * scale, guess["classes"][:n].astype(int), guess["scores"][:n]))
         return average_precision(truths, guesses, self.names)
 
-    def picture(self, answered, maps, images):
+    def picture(self, answered: Answers, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
         palette, rows = pictures.colors(len(self.names)), []
         for guess, i in answered:
             shown, truth = maps.shown[i], maps.answers[i * maps.views]
@@ -244,7 +263,7 @@ class Detection(dense.Task):
 class Head(tf.keras.Model):
     """[N, h, w, C] -> [N, h, w, K + 5]: logits of classes, shift of the centre (2), logarithms of the sides (2), logit of the quality."""
 
-    def __init__(self, layers, units, classes):
+    def __init__(self, layers: int, units: int, classes: int) -> None:
         super().__init__()
         conv = tf.keras.layers.Conv2D
 
@@ -267,18 +286,18 @@ class Head(tf.keras.Model):
         )
         self.boxes = conv(5, 3, padding="same", kernel_initializer=small())
 
-    def call(self, x, training=False):
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         boxes = self.boxes(self.of_boxes(x, training=training))
         return tf.concat([self.classes(self.of_classes(x, training=training)), boxes], -1)
 
 
-def places(size, shape):
+def places(size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
     """float32 [L, 2]: the centre (y, x) in pixels of each place of a map [h, w] over an image [H, W]."""
     rows, columns = ((np.arange(p) + 0.5) * s / p for s, p in zip(size, shape))  # noqa: B905 (Python 3.9)
     return np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
 
 
-def assign(at, boxes, real, stride):
+def assign(at: np.ndarray, boxes: tf.Tensor, real: tf.Tensor, stride: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
     """Which object each place tells of.
 
     Args:

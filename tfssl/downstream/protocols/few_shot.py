@@ -13,107 +13,135 @@ validation images.
 import dataclasses
 import math
 import time
+from collections.abc import Iterator, Sequence
+from typing import Union
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from tfssl.downstream import splits
-from tfssl.downstream.protocols import low_shot
+from tfssl.downstream.features.extract import Features
+from tfssl.downstream.protocol import Data, Protocol
+from tfssl.downstream.protocols.low_shot import check as check_shots
 from tfssl.downstream.protocols.svm import unit
+from tfssl.downstream.results import Result
 from tfssl.errors import UserError
 
-RIDGES = tuple(10.0**i for i in range(-4, 3))
 
+class FewShot(Protocol):
+    """Few-shot episodes: ridge regression on k images of each of a few classes, on features of norm 1.
 
-def run(
-    train,
-    test,
-    val=None,
-    endpoints=None,
-    shots=(1, 5),
-    ways=5,
-    queries=15,
-    episodes=600,
-    ridges=RIDGES,
-    train_labels="all",
-    val_fraction=0.2,
-    seed=0,
-):
-    """Accuracy of ridge regression on each endpoint, for each number of images per class.
+    `value` is the mean over the episodes, "interval" half the width of its 95 % interval.
 
     Args:
-      train, test: `Features`, with one label for each image.
-      val: `Features` of a validation split to choose the ridge on; None: a part of `train`, from which those episodes then
-        take nothing to learn from.
-      endpoints: names; all by default.
-      shots: numbers of images of each class, k.
-      ways: classes of an episode; 0, or more than there are: all.
-      queries: test images of each class in an episode, at most as many as there are; 0: all.
-      episodes: how many on test; on validation a sixth of them.
-      ridges: numbers above 0.
-      train_labels, val_fraction, seed: which rows are learned from (see `splits`), and the seed of the episodes too.
-
-    Returns:
-      a list of results: of each endpoint one for each of `shots`, with "interval", half the width of the 95 % interval.
+      shots: Images of each class to learn from, k, a comma list with a column of the table each.
+      ways: Classes in an episode; 0, or more than there are: all.
+      queries: Test images of each class in an episode, at most as many as there are; 0: all.
+      episodes: Random episodes whose mean is reported; ridges are compared on a sixth as many.
+      ridges: What the penalty of squared weights is chosen from, on validation; a comma list.
     """
-    shots, ridges = low_shot.check(shots, 1), check(ways, queries, episodes, ridges)
-    part = splits.split(train, test, train_labels, val_fraction, seed, val)
-    classes = np.unique(train.labels[part.rows])
-    learn, ask = by_class(train, part.rows, classes), by_class(test, np.arange(len(test.labels)), classes)
-    try_on, ask_held = by_class(train, part.fit, classes), by_class(part.held, part.val, classes)
-    usable = [c for c in range(len(classes)) if len(ask[c])]
-    for c in usable:
-        if min(len(learn[c]), len(try_on[c])) < max(shots):
-            name = train.class_names[classes[c]] if train.class_names else classes[c]
+
+    name = "few_shot"
+    flag_prefix = "few_shot_"
+    flag_names = {"shots": "few_shot_k"}
+    order_independent = False  # episodes draw rows
+    expense = 4
+    quick = {"episodes": 100}
+    trials = {"episodes": 6, "shots": (1,)}, {"episodes": 30, "shots": (1,)}
+
+    def __init__(
+        self,
+        shots: Sequence[int] = (1, 5),
+        ways: int = 5,
+        queries: int = 15,
+        episodes: int = 600,
+        ridges: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0),
+    ) -> None:
+        self.shots, self.ridges = check_shots(shots), check_ridges(ridges)
+        if ways < 0 or ways == 1 or queries < 0 or episodes < 1:
             raise UserError(
-                f"shots={','.join(map(str, shots))}: class {name} has {min(len(learn[c]), len(try_on[c]))} images to learn "
-                f"from in {train.source}"
+                f"ways={ways}, queries={queries}, episodes={episodes}: give 2 classes or more (0: all), 1 question to each or "
+                "more (0: all), and 1 episode or more"
             )
-    choosable = [c for c in usable if len(ask_held[c])]
-    if len(choosable) < 2 and len(ridges) > 1:
-        raise UserError("few_shot: no validation images of two classes to choose the ridge on: give val, or one ridge")
-    ways = min(ways or len(usable), len(usable))
-    if ways < 2:
-        raise UserError(
-            f"few_shot: {test.source} shows {ways} class that can be learned, and an episode has two or more"
-        )
+        self.ways, self.queries, self.episodes = ways, queries, episodes
 
-    results = []
-    for endpoint in splits.endpoints([train, test, val], endpoints):
-        start, features = time.time(), train.endpoints[endpoint]
-        for k in shots:
-            best, on_val = 0, None
-            if len(choosable) > 1:
-                plan = Plan(choosable, min(ways, len(choosable)), k, queries, max(1, episodes // 6), (seed, 6, k))
-                on_val = accuracies(features, try_on, part.held.endpoints[endpoint], ask_held, plan, ridges).mean(0)
-                best = int(on_val.argmax())
-            plan = Plan(usable, ways, k, queries, episodes, (seed, 7, k))
-            values = accuracies(features, learn, test.endpoints[endpoint], ask, plan, ridges[best : best + 1])[:, 0]
-            results.append(
-                {
-                    "protocol": "few_shot",
-                    "endpoint": endpoint,
-                    "metric": "accuracy",
-                    "shots": k,
-                    "value": float(values.mean()),
-                    "std": float(values.std()),
-                    "interval": float(1.96 * values.std() / math.sqrt(len(values))),
-                    "val_value": None if on_val is None else float(on_val[best]),
-                    "chance": 1 / ways,
-                    "train_labels": len(part.rows),
-                    "features": features.shape[1],
-                    "ridge": ridges[best],
-                    "ridges_tried": ridges,
-                    "ways": ways,
-                    "queries": queries,
-                    "episodes": episodes,
-                    "seconds": time.time() - start,
-                }
+    def chooses(self) -> tuple[str, ...]:
+        return ("ridges",) if len(self.ridges) > 1 else ()
+
+    def passes(self) -> float:
+        return self.episodes * len(self.shots)
+
+    def work(self, train: int, test: int, dims: int) -> float:
+        return dims  # an episode has as many images whatever there are
+
+    def check(self, data: Data) -> None:
+        self._prepare(data)
+
+    def _prepare(self, data):
+        """(the `Split`, rows of each class: to learn from and to ask on test; to learn from and to ask on validation; classes that can be
+        asked for on test, on validation; how many are in an episode)."""
+        train, test, part = data.train, data.test, data.split()
+        classes = np.unique(train.labels[part.rows])
+        learn, ask = by_class(train, part.rows, classes), by_class(test, np.arange(len(test.labels)), classes)
+        try_on, ask_held = by_class(train, part.fit, classes), by_class(part.held, part.val, classes)
+        usable = [c for c in range(len(classes)) if len(ask[c])]
+        for c in usable:
+            if min(len(learn[c]), len(try_on[c])) < max(self.shots):
+                name = train.class_names[classes[c]] if train.class_names else classes[c]
+                raise UserError(
+                    f"shots={','.join(map(str, self.shots))}: class {name} has {min(len(learn[c]), len(try_on[c]))} images to "
+                    f"learn from in {train.source}"
+                )
+        choosable = [c for c in usable if len(ask_held[c])]
+        if len(choosable) < 2 and len(self.ridges) > 1:
+            raise UserError(
+                "few_shot: no validation images of two classes to choose the ridge on: give val, or one ridge"
             )
-    return results
+        ways = min(self.ways or len(usable), len(usable))
+        if ways < 2:
+            raise UserError(
+                f"few_shot: {test.source} shows {ways} class that can be learned, and an episode has two or more"
+            )
+        return part, learn, ask, try_on, ask_held, usable, choosable, ways
+
+    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+        part, learn, ask, try_on, ask_held, usable, choosable, ways = self._prepare(data)
+        for endpoint in endpoints:
+            start, features = time.time(), data.train.endpoints[endpoint]
+            for k in self.shots:
+                best, on_val = 0, None
+                if len(choosable) > 1:
+                    few = max(1, self.episodes // 6)
+                    plan = Plan(choosable, min(ways, len(choosable)), k, self.queries, few, (data.seed, 6, k))
+                    held = part.held.endpoints[endpoint]
+                    on_val = accuracies(features, try_on, held, ask_held, plan, self.ridges).mean(0)
+                    best = int(on_val.argmax())
+                plan = Plan(usable, ways, k, self.queries, self.episodes, (data.seed, 7, k))
+                ridge, asked = self.ridges[best], data.test.endpoints[endpoint]
+                values = accuracies(features, learn, asked, ask, plan, [ridge])[:, 0]
+                yield Result(
+                    protocol=self.name,
+                    endpoint=endpoint,
+                    metric=self.metric,
+                    shots=k,
+                    value=float(values.mean()),
+                    val_value=None if on_val is None else float(on_val[best]),
+                    train_labels=len(part.rows),
+                    chance=1 / ways,
+                    details={
+                        "std": float(values.std()),
+                        "interval": float(1.96 * values.std() / math.sqrt(len(values))),
+                        "features": features.shape[1],
+                        "ridge": ridge,
+                        "ridges_tried": self.ridges,
+                        "ways": ways,
+                        "queries": self.queries,
+                        "episodes": self.episodes,
+                    },
+                    seconds=time.time() - start,
+                )
 
 
-def check(ways, queries=15, episodes=600, ridges=RIDGES):
+def check_ridges(ridges: Union[str, float, Sequence[float]]) -> list[float]:
     """The ridges as a rising list of floats; UserError for whatever cannot be meant."""
     try:
         given = [float(r) for r in (ridges.split(",") if isinstance(ridges, str) else np.atleast_1d(ridges))]
@@ -121,11 +149,6 @@ def check(ways, queries=15, episodes=600, ridges=RIDGES):
         given = []
     if not given or not all(0 < r < math.inf for r in given):
         raise UserError(f"ridges={ridges!r}: give numbers above 0, such as 0.01,1,100")
-    if ways < 0 or ways == 1 or queries < 0 or episodes < 1:
-        raise UserError(
-            f"ways={ways}, queries={queries}, episodes={episodes}: give 2 classes or more (0: all), 1 question to each or "
-            "more (0: all), and 1 episode or more"
-        )
     return sorted(set(given))
 
 
@@ -141,13 +164,15 @@ class Plan:
     seed: tuple
 
 
-def by_class(features, rows, classes):
+def by_class(features: Features, rows: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
     """A list of int arrays: those of `rows` that are of each class."""
     return [rows[features.labels[rows] == c] for c in classes]
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # small products: threads would wait for one another
-def accuracies(features, learn, asked, ask, plan, ridges):
+def accuracies(
+    features: np.ndarray, learn: list, asked: np.ndarray, ask: list, plan: Plan, ridges: Sequence[float]
+) -> np.ndarray:
     """Of each episode and ridge: float64 [episodes, ridges].
 
     Args:
@@ -167,7 +192,7 @@ def accuracies(features, learn, asked, ask, plan, ridges):
     return found
 
 
-def ridge_regression(x, y, queries, ridges):
+def ridge_regression(x: np.ndarray, y: np.ndarray, queries: np.ndarray, ridges: Sequence[float]) -> np.ndarray:
     """Answers to `queries` [M, D] of W, b minimising sum ||W x_i + b - y_i||^2 + ridge * ||W||^2: [ridges, M, C].
 
     Args:

@@ -11,196 +11,216 @@ Goyal et al. 2019 (arXiv 1905.01235) put a batch normalisation before each matri
 """
 
 import hashlib
+import math
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Optional
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfssl.data.ops.draws import Draws
 from tfssl.data.sources import identity
 from tfssl.downstream import splits
 from tfssl.downstream.features import extract as features
 from tfssl.downstream.features.encoder import CROPS
+from tfssl.downstream.protocol import Data, Protocol
+from tfssl.downstream.results import Result
 from tfssl.downstream.solvers import sgd
 from tfssl.downstream.solvers.batch_norm import KINDS, BatchNorm
 from tfssl.downstream.solvers.lbfgs import moments
 from tfssl.downstream.solvers.resume import State
-from tfssl.errors import UserError
-
-ONE_PASS = True  # all endpoints at once: `run` wants all of their names
+from tfssl.errors import UserError, check_choice
 
 
 class Linear(sgd.Classifier):
     """One matrix and one bias."""
 
-    def __init__(self, endpoint, dims, num_classes, **common):
+    def __init__(self, endpoint: str, dims: int, num_classes: int, **common: Any) -> None:
         super().__init__(endpoint, dims, **common)
         self.kernel, self.bias = self.layer(dims, num_classes)
 
-    def logits(self, x, draws):
+    def logits(self, x: tf.Tensor, draws: Optional[Draws]) -> tf.Tensor:
         return x @ self.kernel + self.bias  # BxC
 
 
-def run(
-    train,
-    test,
-    val=None,
-    endpoints=None,
-    augment=True,
-    crops="random",
-    epochs=70,
-    decay_epochs=(30, 50),
-    batch_size=256,
-    learning_rate=0.1,
-    lr_scaling=256,
-    weight_decay=0.0,
-    nesterov=False,
-    batch_norm="none",
-    init_std=0.0,
-    standardize=False,
-    epoch="last",
-    train_labels="all",
-    val_fraction=0.2,
-    seed=0,
-    state_dir=None,
-):
-    """Test accuracy of a linear classifier on each endpoint.
+class LinearSGD(Protocol):
+    """Linear probe by SGD: softmax regression on new random crops in each epoch, all endpoints in one pass.
 
-    Without `val` there are two heads per endpoint, of which one skips the validation part's images in each batch.
+    With `augment`, `train` and `test` must be of `extract`: heads see new random crops of the images behind `train`, whose features serve
+    the validation part only; accuracy is measured on central crops. Without a validation split there are two heads per endpoint, of which
+    one skips the validation part's images in each batch. "curve": [[epoch, accuracy on validation or None, on test], ...]. With a
+    `Data.state_dir` a run that was killed goes on after its last whole epoch.
 
     Args:
-      train, test: `Features`. With `augment` they must be of `extract`: the heads see new random crops of the images
-        behind `train`, whose features serve the validation part only. Accuracy is measured on central crops.
-      val: `Features` of a validation split; None: a part of `train`.
-      endpoints: names; all of `test` by default.
-      augment: random crops through the module in each epoch; False: the extracted features, without passes through the
-        module.
-      crops: what a random crop is: "random", "random_flip" or "resized_flip"; see `Images.random_crops`.
-      epochs, decay_epochs: length, and after how many epochs the rate is divided by ten.
-      batch_size: images per step; at most as many as there are.
-      learning_rate: at the first step, times batch_size / lr_scaling (0: not scaled).
-      weight_decay: adds 0.5 * weight_decay * ||W||^2 (nothing for biases, or for the normalisation's scales and shifts).
-      nesterov: Nesterov's momentum.
-      batch_norm: "fixed": features are normalised by the batch's mean and variance of each channel, when measured by those of
-        all crops so far; "learned": and then scaled and shifted. Features that are not of `extract` have D channels.
-      init_std: deviation of the normal distribution of initial weights; 0: Glorot's uniform one.
-      standardize: scale each feature to mean 0 and standard deviation 1 first (those of `train`'s features).
-      epoch: which epoch's heads are reported: "last", or "best" on validation.
-      train_labels, val_fraction, seed: which rows are learned from; see `splits`.
-      state_dir: a folder, where a run that was killed finds its last whole epoch; for features of `extract` only.
-
-    Returns:
-      a list of results, "curve" in each: [[epoch, accuracy on validation or None, on test], ...].
+      augment: Random crops of the image size from the resized image, through the module in each epoch (2019 study: yes). Without: the
+        extracted features, with no passes through the module.
+      crops: What augment means: random, a random crop (2019 study); random_flip, that, mirrored or not (Goyal et al. for colorization);
+        resized_flip, a crop of 8 to 100 % of the image, resized, mirrored or not (VISSL).
+      epochs: Length (2019 study: 520; its code: 70).
+      decay_epochs: The rate is divided by ten after each (2019 study: 480,500; its code: 30,50).
+      batch_size: Images per step, at most all (2019 study: 2048, patch tasks 1024; its code: 512).
+      learning_rate: At the first step, times batch size / 256 (2019 study: 0.1).
+      lr_scaling: What the batch size is divided by; 0: the rate is not scaled.
+      weight_decay: Adds 0.5 * this * ||W||^2 to the loss, not for biases or the normalization's scales and shifts (2019 study's code: 0;
+        Goyal et al.: 1e-4, AlexNet 5e-4).
+      nesterov: Nesterov's momentum (Goyal et al.: for ResNets).
+      batch_norm: Batch normalization of the pooled maps before each classifier: fixed, by mean and variance of each channel, when measured
+        by those of all crops so far; learned, with scale and shift after it (Goyal et al.: fixed; colorization's ResNet: learned).
+      init_std: Standard deviation of the initial weights, normally distributed (Goyal et al.: 0.01); 0: Glorot's uniform distribution.
+      standardize: Scale each feature to mean 0 and standard deviation 1 first; it changes what a penalty means (2019 study: no).
+      epoch: Which epoch is reported: the last, or the best, that of the highest accuracy on validation (2019 study: last).
     """
-    settings = dict(locals())
-    decay_epochs = sgd.check("linear_sgd", epochs, decay_epochs, batch_size, learning_rate)
-    check(crops, batch_norm, init_std)
-    part = splits.split(train, test, train_labels, val_fraction, seed, val)
-    sgd.check_epoch(epoch, part)
-    if augment and train.images is None:
-        raise UserError(f"{train.source}: no images behind these features to take random crops of: set augment=False")
-    reads_train = not augment or standardize or (val is None and len(part.val))
-    names = splits.endpoints([test, val, train if reads_train else None], endpoints)
-    start = time.time()
-    batch = min(batch_size, len(part.rows))
-    rate = learning_rate * (batch / lr_scaling if lr_scaling else 1)
-    plan = sgd.Plan(epochs, decay_epochs, batch, rate, nesterov=nesterov)
 
-    classes, labels = np.unique(train.labels, return_inverse=True)
-    scales = {name: moments(train.endpoints[name], part.rows) for name in names} if standardize else {}
+    name = "linear_sgd"
+    flag_prefix = "sgd_"
+    flag_names = {"augment": "augment", "standardize": "standardize", "epoch": "epoch", "lr_scaling": ""}
+    one_pass = True
+    magnitudes = (0.0, math.inf)  # crops are encoded anew
+    order_independent = False  # batches take rows in an order
 
-    def head(name, fits_all):
+    def __init__(
+        self,
+        augment: bool = True,
+        crops: Literal["random", "random_flip", "resized_flip"] = "random",
+        epochs: int = 70,
+        decay_epochs: Sequence[float] = (30, 50),
+        batch_size: int = 256,
+        learning_rate: float = 0.1,
+        lr_scaling: float = 256,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        batch_norm: Literal["none", "fixed", "learned"] = "none",
+        init_std: float = 0.0,
+        standardize: bool = False,
+        epoch: Literal["last", "best"] = "last",
+    ) -> None:
+        for name, value, known in (("crops", crops, CROPS), ("batch_norm", batch_norm, KINDS)):
+            if value not in known:
+                raise UserError(f"linear_sgd: {name}={value!r}: there is {', '.join(known)}")
+        if not 0 <= init_std < math.inf:
+            raise UserError(f"linear_sgd: init_std={init_std}: a deviation is at least 0")
+        check_choice("epoch", epoch, ("last", "best"))
+        self.augment, self.crops, self.epochs, self.batch_size = augment, crops, epochs, batch_size
+        self.decay_epochs = sgd.check("linear_sgd", epochs, decay_epochs, batch_size, learning_rate)
+        self.learning_rate, self.lr_scaling, self.weight_decay = learning_rate, lr_scaling, weight_decay
+        self.nesterov, self.batch_norm, self.init_std = nesterov, batch_norm, init_std
+        self.standardize, self.epoch = standardize, epoch
+
+    def chooses(self) -> tuple[str, ...]:
+        return ("epoch",) if self.epoch == "best" else ()
+
+    def passes(self) -> float:
+        return self.epochs
+
+    def reads_train(self, held_out: bool) -> bool:
+        return not self.augment or self.standardize or held_out
+
+    def endpoints(self, data: Data, names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
+        held_out = data.val is None and len(data.split().val)
+        return splits.endpoints([data.test, data.val, data.train if self.reads_train(held_out) else None], names)
+
+    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+        train, test, seed, names = data.train, data.test, data.seed, list(endpoints)
+        part = data.split()
+        sgd.check_epoch(self.epoch, part)
+        if self.augment and train.images is None:
+            raise UserError(
+                f"{train.source}: no images behind these features to take random crops of: set augment=False"
+            )
+        start = time.time()
+        batch = min(self.batch_size, len(part.rows))
+        rate = self.learning_rate * (batch / self.lr_scaling if self.lr_scaling else 1)
+        plan = sgd.Plan(self.epochs, self.decay_epochs, batch, rate, nesterov=self.nesterov)
+        classes, labels = np.unique(train.labels, return_inverse=True)
+        scales = {name: moments(train.endpoints[name], part.rows) for name in names} if self.standardize else {}
+        both = [True] if part.fits_all else [True, False]
+        heads = [self._head(name, test, len(classes), fits, scales.get(name), seed) for fits in both for name in names]
+        finals, trials = heads[: len(names)], heads[-len(names) :]  # one and the same if nothing is held out
+        on_val = sgd.Held(part.held, part.val, names, classes)
+        on_test = sgd.Held(test, np.arange(len(test.labels)), names, classes)
+        key = self._key(data, names) if data.state_dir and train.images else None
+        state = State(data.state_dir if key else None, key)
+        done = state.epoch * plan.steps(len(part.rows))
+        if self.augment:
+            batches = _crops(train, part.rows, batch, seed, self.crops, done)
+            encode = train.images.large_batch_encoder(names, batch)
+        else:
+            batches = sgd.feature_batches(train, names, part.rows, batch, seed, done)
+            encode = lambda features: features  # noqa: E731
+
+        curve, losses, rate = sgd.train(
+            heads,
+            batches,
+            encode,
+            labels,
+            np.isin(np.arange(len(labels)), part.fit),
+            plan,
+            len(part.rows),
+            lambda: [on_val.accuracies(trials), on_test.accuracies(finals)],
+            seed,
+            title=f"linear_sgd@{len(part.rows)}",
+            state=state,
+        )
+        for i, name in enumerate(names):
+            reported = sgd.reported([[e, of_trials[i], of_finals[i]] for e, of_trials, of_finals in curve], self.epoch)
+            yield Result(
+                protocol=self.name,
+                endpoint=name,
+                metric=self.metric,
+                value=reported.pop("value"),
+                val_value=reported.pop("val_value"),
+                train_labels=len(part.rows),
+                details={
+                    **reported,
+                    "features": test.endpoints[name].shape[1],
+                    "augment": self.augment,
+                    "crops": self.crops,
+                    "epochs": self.epochs,
+                    "decay_epochs": list(self.decay_epochs),
+                    "batch_size": batch,
+                    "learning_rate": plan.learning_rate,
+                    "weight_decay": self.weight_decay,
+                    "nesterov": self.nesterov,
+                    "batch_norm": self.batch_norm,
+                    "init_std": self.init_std,
+                    "standardize": self.standardize,
+                    "loss": losses[i],
+                    "diverged": losses[i] is None,
+                    "images_per_second": rate,
+                },
+                seconds=time.time() - start,
+            )
+
+    def _head(self, name, test, num_classes, fits_all, scale, seed):
         dims = test.endpoints[name].shape[1]
         channels = test.images.channels(name) if test.images else dims
         dtype = "float64" if test.endpoints[name].dtype == np.float64 else "float32"
         return Linear(
             name,
             dims,
-            len(classes),
-            l2=0.5 * weight_decay,
+            num_classes,
+            l2=0.5 * self.weight_decay,
             fits_all=fits_all,
             seed=seed,
-            scale=scales.get(name),
-            norm=None if batch_norm == "none" else BatchNorm(channels, batch_norm == "learned", dtype),
-            init_std=init_std,
+            scale=scale,
+            norm=None if self.batch_norm == "none" else BatchNorm(channels, self.batch_norm == "learned", dtype),
+            init_std=self.init_std,
             dtype=dtype,
         )
 
-    heads = [head(name, fits_all) for fits_all in ([True] if part.fits_all else [True, False]) for name in names]
-    finals, trials = heads[: len(names)], heads[-len(names) :]  # one and the same if nothing is held out
-    on_val = sgd.Held(part.held, part.val, names, classes)
-    on_test = sgd.Held(test, np.arange(len(test.labels)), names, classes)
-    key = _key(settings, names) if state_dir and train.images else None
-    state = State(state_dir if key else None, key)
-    done = state.epoch * plan.steps(len(part.rows))
-    if augment:
-        batches = _crops(train, part.rows, batch, seed, crops, done)
-        encode = train.images.large_batch_encoder(names, batch)
-    else:
-        batches = sgd.feature_batches(train, names, part.rows, batch, seed, done)
-        encode = lambda features: features  # noqa: E731
-
-    curve, losses, rate = sgd.train(
-        heads,
-        batches,
-        encode,
-        labels,
-        np.isin(np.arange(len(labels)), part.fit),
-        plan,
-        len(part.rows),
-        lambda: [on_val.accuracies(trials), on_test.accuracies(finals)],
-        seed,
-        title=f"linear_sgd@{len(part.rows)}",
-        state=state,
-    )
-    return [
-        {
-            "protocol": "linear_sgd",
-            "endpoint": name,
-            "metric": "accuracy",
-            **sgd.reported([[e, of_trials[i], of_finals[i]] for e, of_trials, of_finals in curve], epoch),
-            "train_labels": len(part.rows),
-            "features": test.endpoints[name].shape[1],
-            "augment": augment,
-            "crops": crops,
-            "epochs": epochs,
-            "decay_epochs": list(decay_epochs),
-            "batch_size": batch,
-            "learning_rate": plan.learning_rate,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "batch_norm": batch_norm,
-            "init_std": init_std,
-            "standardize": standardize,
-            "loss": losses[i],
-            "diverged": losses[i] is None,
-            "images_per_second": rate,
-            "seconds": time.time() - start,
-        }
-        for i, name in enumerate(names)
-    ]
-
-
-def check(crops, batch_norm, init_std):
-    """Raise UserError for settings that are none."""
-    for name, value, known in (("crops", crops, CROPS), ("batch_norm", batch_norm, KINDS)):
-        if value not in known:
-            raise UserError(f"linear_sgd: {name}={value!r}: there is {', '.join(known)}")
-    if not 0 <= init_std < float("inf"):
-        raise UserError(f"linear_sgd: init_std={init_std}: a deviation is at least 0")
-
-
-def _key(settings, names):
-    """What a run depends on, for `State`; None where that cannot be told, since a source does not say what it is made of."""
-    key = {name: str(value) for name, value in settings.items() if name not in ("train", "test", "val", "state_dir")}
-    parts = [settings[part] for part in ("train", "test", "val") if settings[part] is not None]
-    data = [identity.key(identity.of(part.images.source)) for part in parts]
-    if None in data:
-        return None
-    images = [(part.images.module.identity, known) for part, known in zip(parts, data)]  # noqa: B905 (Python 3.9)
-    sizes = [(part.images.size, part.images.resize, part.images.pool, part.images.target) for part in parts]
-    rows = [hashlib.sha256(part.index.tobytes() + part.labels.tobytes()).hexdigest() for part in parts]
-    return {**key, "endpoints": names, "images": images, "sizes": sizes, "rows": rows, **features.versions()}
+    def _key(self, data, names):
+        """What a run depends on, for `State`; None where that cannot be told, since a source does not say what it is made of."""
+        sources = [identity.key(identity.of(part.images.source)) for part in data.parts]
+        if None in sources:
+            return None
+        common = {name: getattr(data, name) for name in ("train_labels", "val_fraction", "seed")}
+        images = [(part.images.module.identity, known) for part, known in zip(data.parts, sources)]  # noqa: B905 (Python 3.9)
+        sizes = [(part.images.size, part.images.resize, part.images.pool, part.images.target) for part in data.parts]
+        rows = [hashlib.sha256(part.index.tobytes() + part.labels.tobytes()).hexdigest() for part in data.parts]
+        settings = {name: str(value) for name, value in {**self.settings, **common}.items()}
+        return {**settings, "endpoints": names, "images": images, "sizes": sizes, "rows": rows, **features.versions()}
 
 
 def _crops(train, rows, batch_size, seed, crops="random", start_step=0):

@@ -6,99 +6,110 @@ procedure is l2="published", precondition=False: it often ends before the optimu
 
 import math
 import time
+from collections.abc import Iterator, Sequence
+from typing import Optional, Union
 
 import numpy as np
 import tensorflow as tf
 
 from tfssl.downstream import splits
-from tfssl.downstream.solvers.lbfgs import Problem, Rows, in_chunks, moments
+from tfssl.downstream.protocol import Data, Protocol
+from tfssl.downstream.results import Result
+from tfssl.downstream.solvers.lbfgs import Fit, Problem, Rows, in_chunks, moments
 from tfssl.errors import UserError
 
 
-def run(
-    train,
-    test,
-    val=None,
-    endpoints=None,
-    l2="select",
-    max_iterations=800,
-    standardize=False,
-    precondition=True,
-    train_labels="all",
-    val_fraction=0.2,
-    seed=0,
-):
-    """Test accuracy of logistic regression on each endpoint.
+class Logistic(Protocol):
+    """Logistic regression: mean cross-entropy + l2 * ||W||^2, by L-BFGS.
+
+    `value` is of a last fit to all training rows, `val_value` of one without the validation part; with a validation split one fit is both.
+    "iterations", "converged" (within max_iterations) and "loss", the objective, are those of the last fit.
 
     Args:
-      train, test: `Features`.
-      val: `Features` of a validation split to choose on; None: a part of `train`.
-      endpoints: names; all by default.
-      l2: "select": on the validation part, see `select`; "published": 100 / (features * classes); or a number.
-      max_iterations: L-BFGS updates, at most, of each fit.
-      standardize: scale each feature to mean 0 and standard deviation 1 (of the training rows) first. It changes what
-        l2 means.
-      precondition: see `lbfgs`; the same objective, in coordinates where it takes far fewer updates.
-      train_labels, val_fraction, seed: which rows are learned from; see `splits`.
-
-    Returns:
-      a list of results. "value" is of a last fit to all training rows, "val_value" of one without the validation part;
-      with `val` one fit is both. "iterations" and "converged" (within max_iterations) are those of the last fit; "loss"
-      is its objective.
+      l2: Select (on the validation part), published (2019 study: 100 / (features * classes)), or a number.
+      max_iterations: L-BFGS updates, at most, of each fit (2019 study: 800).
+      standardize: Scale each feature to mean 0 and standard deviation 1 first; it changes what a penalty means (2019 study: no).
+      precondition: Minimize the same objective in better coordinates, with far fewer updates (2019 study: no).
     """
-    l2 = check_l2(l2)
-    part = splits.split(train, test, train_labels, val_fraction, seed, val)
-    if l2 == "select" and not len(part.val):
-        splits.nothing_to_choose_on(part, val_fraction)
-    return [
-        {
-            "protocol": "logistic",
-            "endpoint": endpoint,
-            "metric": "accuracy",
-            **_evaluate(train, test, endpoint, part, l2, max_iterations, standardize, precondition),
-            "train_labels": len(part.rows),
-            "l2_rule": l2 if isinstance(l2, str) else "given",
-            "standardize": standardize,
-            "precondition": precondition,
-        }
-        for endpoint in splits.endpoints([train, test, val], endpoints)
-    ]
+
+    name = "logistic"
+    exact = True  # for the line search
+    magnitudes = (1e-12, 1e12)
+    expense = 2
+    quick = {"train_labels": 1000}
+
+    def __init__(
+        self,
+        l2: Union[str, float] = "select",
+        max_iterations: int = 800,
+        standardize: bool = False,
+        precondition: bool = True,
+    ) -> None:
+        self.l2, self.max_iterations = check_l2(l2), max_iterations
+        self.standardize, self.precondition = standardize, precondition
+
+    def chooses(self) -> tuple[str, ...]:
+        return ("l2",) if self.l2 == "select" else ()
+
+    def check(self, data: Data) -> None:
+        self._split(data)
+
+    def _split(self, data):
+        part = data.split()
+        if self.l2 == "select" and not len(part.val):
+            splits.nothing_to_choose_on(part, data.val_fraction)
+        return part
+
+    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+        part = self._split(data)
+        for endpoint in endpoints:
+            yield self._evaluate(data.train, data.test, endpoint, part)
+
+    def _evaluate(self, train, test, endpoint, part):
+        start, features, l2 = time.time(), train.endpoints[endpoint], self.l2
+        scale = moments(features, part.rows) if self.standardize else None
+        classes, labels = np.unique(train.labels, return_inverse=True)
+        fit_rows = Rows(features, labels, part.fit, scale)
+        held = np.searchsorted(classes, part.held.labels)  # of the rows `part.val`, which are of these classes
+        val_rows = Rows(part.held.endpoints[endpoint], held, part.val, scale)
+
+        problem = Problem([fit_rows], len(classes), self.precondition)
+        if l2 == "published":
+            l2 = 100 / (features.shape[1] * (train.num_classes or len(classes)))
+        start_at = None
+        if l2 == "select":
+            l2, start_at = select(problem, val_rows, self.max_iterations)
+        trial = start_at or problem.fit(l2, self.max_iterations)
+        if part.fits_all:
+            final = trial
+        else:
+            final = Problem([fit_rows, val_rows], len(classes), self.precondition).fit(
+                l2, self.max_iterations, start_at
+            )
+
+        predicted = classes[predict(test.endpoints[endpoint], final, scale)]
+        return Result(
+            protocol=self.name,
+            endpoint=endpoint,
+            metric=self.metric,
+            value=float(np.mean(predicted == test.labels)),
+            val_value=evaluate(val_rows, trial)[0] if len(part.val) else None,
+            train_labels=len(part.rows),
+            details={
+                "features": features.shape[1],
+                "l2": l2,
+                "iterations": final.iterations,
+                "converged": final.converged,
+                "loss": final.loss,
+                "l2_rule": self.l2 if isinstance(self.l2, str) else "given",
+                "standardize": self.standardize,
+                "precondition": self.precondition,
+            },
+            seconds=time.time() - start,
+        )
 
 
-def _evaluate(train, test, endpoint, part, l2, max_iterations, standardize, precondition):
-    start, features = time.time(), train.endpoints[endpoint]
-    scale = moments(features, part.rows) if standardize else None
-    classes, labels = np.unique(train.labels, return_inverse=True)
-    fit_rows = Rows(features, labels, part.fit, scale)
-    held = np.searchsorted(classes, part.held.labels)  # of the rows `part.val`, which are of these classes
-    val_rows = Rows(part.held.endpoints[endpoint], held, part.val, scale)
-
-    problem = Problem([fit_rows], len(classes), precondition)
-    if l2 == "published":
-        l2 = 100 / (features.shape[1] * (train.num_classes or len(classes)))
-    start_at = None
-    if l2 == "select":
-        l2, start_at = select(problem, val_rows, max_iterations)
-    trial = start_at or problem.fit(l2, max_iterations)
-    if part.fits_all:
-        final = trial
-    else:
-        final = Problem([fit_rows, val_rows], len(classes), precondition).fit(l2, max_iterations, start_at)
-
-    predicted = classes[predict(test.endpoints[endpoint], final, scale)]
-    return {
-        "value": float(np.mean(predicted == test.labels)),
-        "val_value": evaluate(val_rows, trial)[0] if len(part.val) else None,
-        "features": features.shape[1],
-        "l2": l2,
-        "iterations": final.iterations,
-        "converged": final.converged,
-        "loss": final.loss,
-        "seconds": time.time() - start,
-    }
-
-
-def check_l2(l2):
+def check_l2(l2: Union[str, float]) -> Union[str, float]:
     """The setting itself if it is "select" or "published", else a float >= 0; UserError for anything else."""
     if l2 in ("select", "published"):
         return l2
@@ -111,7 +122,7 @@ def check_l2(l2):
     return value
 
 
-def select(problem, val, max_iterations=800):
+def select(problem: Problem, val: Rows, max_iterations: int = 800) -> tuple[float, Fit]:
     """Choose l2 on validation rows: powers of ten, strong to weak, until their cross-entropy rises; then half powers.
 
     Their accuracy is the coarser judge: on random and pixel features of CIFAR-10 with 100 to 1,000 labels, the l2 that
@@ -141,7 +152,7 @@ def select(problem, val, max_iterations=800):
     return 10.0**exponent, fit
 
 
-def evaluate(rows, fit):
+def evaluate(rows: Rows, fit: Fit) -> tuple[float, float]:
     """(accuracy, mean cross-entropy)."""
     right, loss = 0, 0.0
     w, b = tf.constant(fit.weights, rows.dtype), tf.constant(fit.bias, rows.dtype)
@@ -152,7 +163,7 @@ def evaluate(rows, fit):
     return right / rows.count, loss / rows.count
 
 
-def predict(features, fit, scale=None):
+def predict(features: np.ndarray, fit: Fit, scale: Optional[tuple] = None) -> np.ndarray:
     """The most likely class of each row of float [N, D]: int64 [N]."""
     labels, predicted = np.zeros(len(features), int), []
     for part in in_chunks(np.arange(len(features)), features.shape[1]):

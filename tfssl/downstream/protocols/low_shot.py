@@ -11,129 +11,144 @@ with k images would not have, but none that the result is measured by.
 """
 
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Optional, Union
 
 import numpy as np
 
 from tfssl.downstream import splits
 from tfssl.downstream.metrics import average_precision
-from tfssl.downstream.protocols import svm
+from tfssl.downstream.protocol import Data
+from tfssl.downstream.protocols.svm import Hinge, class_names, decide, mean, unit
+from tfssl.downstream.results import Result
 from tfssl.downstream.solvers.squared_hinge import Rows
 from tfssl.errors import UserError
 
-SHOTS = (1, 2, 4, 8, 16, 32, 64, 96)
 _HELD = 10_000  # training images, at most, that a cost is chosen on
 
 
-def run(
-    train,
-    test,
-    val=None,
-    endpoints=None,
-    shots=SHOTS,
-    samples=5,
-    choose="validation",
-    costs="vissl",
-    positive_weight=2.0,
-    intercept_scaling=1.0,
-    ap="area",
-    train_labels="all",
-    val_fraction=0.2,
-    seed=0,
-):
-    """Mean average precision of SVMs on each endpoint, for each number of positives.
+class LowShot(Hinge):
+    """Low-shot SVMs, that learn from k positives of each class, for several k: mean average precision.
+
+    `value` is the mean over random samples, "std", "min" and "max" are over them; `val_value` is their mean on validation.
 
     Args:
-      train, test: `Features`, with targets (images of several classes) or labels (then it is one class against the rest).
-      val: `Features` of a validation split to choose the cost on; None: the training images outside of each sample, or
-        10,000 of them.
-      endpoints: names; all by default.
-      shots: numbers of positives of each class.
-      samples: how many are drawn.
-      choose: "validation", or "test" (optimistic): what the cost is chosen on.
-      costs, positive_weight, intercept_scaling, ap: see `svm.run`.
-      train_labels, seed: which rows samples are drawn from (see `splits`), and the seed of the samples too.
-      val_fraction: not used.
-
-    Returns:
-      a list of results: of each endpoint one for each of `shots`. "value", "std", "min" and "max" are those of the mean
-      average precision on test over the samples; "val_value" is its mean on validation.
+      shots: Positives of each class, k, a comma list with a column of the table each (Goyal et al.: 1 to 96).
+      samples: Random samples for each k; their mean is reported (Goyal et al.: 5).
+      choose: What C is chosen on, one for all classes: the validation split, or else training images outside of the sample, at
+        most 10,000; or the test images (Goyal et al.; optimistic).
     """
-    costs = svm.check(costs, positive_weight=positive_weight, intercept_scaling=intercept_scaling)
-    average_precision.check(ap)
-    shots = check(shots, samples)
-    if choose not in ("validation", "test"):
-        raise UserError(f"choose={choose!r}: the cost is chosen on validation, or on test (as published; optimistic)")
-    rows, targets, test_targets, val_targets = splits.one_vs_rest(train, test, val, train_labels, seed)
-    targets = targets[rows]
-    names = svm.class_names(train, targets.shape[1])
-    for name, positives in zip(names, (targets > 0).sum(0)):  # noqa: B905 (Python 3.9)
-        if positives < max(shots):
-            raise UserError(f"shots={','.join(map(str, shots))}: class {name} has {positives} images in {train.source}")
-    if not (test_targets > 0).any():
-        raise UserError(f"{test.source}: no image of any class to test on")
-    labels = None if train.targets is not None else train.labels[rows]
-    places = [sample_places(targets, labels, train.index[rows], seed, sample) for sample in range(samples)]
-    drawn = np.flatnonzero(np.any([place.min(1) < max(shots) for place in places], 0))
-    y = np.where(targets[drawn] > 0, 1.0, -1.0)
-    weights = np.where(y > 0, positive_weight, 1.0)
-    held = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_HELD])
 
-    results = []
-    for endpoint in splits.endpoints([train, test, val], endpoints):
-        svms = Rows(svm.unit(train.endpoints[endpoint][rows[drawn]]), intercept_scaling)
-        for k in shots:
-            start, gap = time.time(), 0.0
-            on_test, on_val = np.zeros((2, samples, len(costs)))
-            for sample, place in enumerate(places):
-                fits = list(svms.path(y, weights * (place[drawn] < k), costs))
-                gap = max(gap, max(fit.gap.max() for fit in fits))
-                solution = [np.concatenate(part, -1) for part in zip(*map(svms.weights, fits))]  # noqa: B905
+    name = "low_shot"
+    flag_names = {"shots": "low_shot_k", "samples": "low_shot_samples", "choose": "low_shot_choose"}
+    expense = 5
+    quick = {"samples": 2, "shots": (1, 4, 16, 64), "costs": "0.1,1,10,100"}
+    trials = {"samples": 1, "shots": (1,), "costs": "1"}, {"samples": 1, "shots": (1,), "costs": "0.1,1,10"}
 
-                def measure(features, targets, solution=solution):
-                    decisions = np.split(svm.decide(features, *solution), len(costs), 1)
-                    return [svm.mean(average_precision.each_class(targets, decision, ap)) for decision in decisions]
-
-                on_test[sample] = measure(test.endpoints[endpoint], test_targets)
-                if val is not None:
-                    on_val[sample] = measure(val.endpoints[endpoint], val_targets)
-                else:
-                    left_out = np.where(place[held] < k, 0, targets[held])
-                    on_val[sample] = measure(train.endpoints[endpoint][rows[held]], left_out)
-            if np.isnan(on_test if choose == "test" else on_val).any():
-                raise UserError(
-                    f"low_shot: {chosen_on(choose, train, test, val)}: no image of any class to choose the cost on"
-                )
-            best = int((on_test if choose == "test" else on_val).mean(0).argmax())
-            values = on_test[:, best]
-            results.append(
-                {
-                    "protocol": "low_shot",
-                    "endpoint": endpoint,
-                    "metric": "mAP",
-                    "shots": k,
-                    "value": float(values.mean()),
-                    "std": float(values.std()),
-                    "min": float(values.min()),
-                    "max": float(values.max()),
-                    "val_value": float(on_val[:, best].mean()),
-                    "chosen_on": chosen_on(choose, train, test, val),
-                    "chance": average_precision.chance(test_targets),
-                    "train_labels": len(rows),
-                    "features": svms.dims,
-                    "cost": costs[best],
-                    "costs_tried": costs,
-                    "samples": samples,
-                    "ap": ap,
-                    "positive_weight": positive_weight,
-                    "intercept_scaling": intercept_scaling,
-                    "gap": gap,
-                    "seconds": time.time() - start,
-                }
+    def __init__(
+        self,
+        shots: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 96),
+        samples: int = 5,
+        choose: Literal["validation", "test"] = "validation",
+        **hinge: Any,
+    ) -> None:
+        super().__init__(**hinge)
+        self.shots = check(shots, samples)
+        if choose not in ("validation", "test"):
+            raise UserError(
+                f"choose={choose!r}: the cost is chosen on validation, or on test (as published; optimistic)"
             )
-    return results
+        self.samples, self.choose = samples, choose
+
+    def passes(self) -> float:
+        return self.samples * len(self.shots) * len(self.costs)
+
+    def work(self, train: int, test: int, dims: int) -> float:
+        return (min(train, _HELD) + test) * dims
+
+    def check(self, data: Data) -> None:
+        self._prepare(data)
+
+    def _prepare(self, data):
+        """(rows of the training features, their targets, test targets, validation targets)."""
+        rows, targets, test_targets, val_targets = data.one_vs_rest()
+        targets = targets[rows]
+        names = class_names(data.train, targets.shape[1])
+        for name, positives in zip(names, (targets > 0).sum(0)):  # noqa: B905 (Python 3.9)
+            if positives < max(self.shots):
+                shots = ",".join(map(str, self.shots))
+                raise UserError(f"shots={shots}: class {name} has {positives} images in {data.train.source}")
+        if not (test_targets > 0).any():
+            raise UserError(f"{data.test.source}: no image of any class to test on")
+        return rows, targets, test_targets, val_targets
+
+    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+        train, test, val, seed = data.train, data.test, data.val, data.seed
+        rows, targets, test_targets, val_targets = self._prepare(data)
+        labels = None if train.targets is not None else train.labels[rows]
+        places = [sample_places(targets, labels, train.index[rows], seed, sample) for sample in range(self.samples)]
+        drawn = np.flatnonzero(np.any([place.min(1) < max(self.shots) for place in places], 0))
+        y = np.where(targets[drawn] > 0, 1.0, -1.0)
+        weights = np.where(y > 0, self.positive_weight, 1.0)
+        held = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_HELD])
+        for endpoint in endpoints:
+            svms = Rows(unit(train.endpoints[endpoint][rows[drawn]]), self.intercept_scaling)
+            for k in self.shots:
+                start, gap = time.time(), 0.0
+                on_test, on_val = np.zeros((2, self.samples, len(self.costs)))
+                for sample, place in enumerate(places):
+                    fits = list(svms.path(y, weights * (place[drawn] < k), self.costs))
+                    gap = max(gap, max(fit.gap.max() for fit in fits))
+                    solution = [np.concatenate(part, -1) for part in zip(*map(svms.weights, fits))]  # noqa: B905
+                    on_test[sample] = self._of_costs(solution, test.endpoints[endpoint], test_targets)
+                    if val is not None:
+                        on_val[sample] = self._of_costs(solution, val.endpoints[endpoint], val_targets)
+                    else:
+                        outside = np.where(place[held] < k, 0, targets[held])
+                        on_val[sample] = self._of_costs(solution, train.endpoints[endpoint][rows[held]], outside)
+                judged = on_test if self.choose == "test" else on_val
+                if np.isnan(judged).any():
+                    raise UserError(f"low_shot: {self._chosen_on(data)}: no image of any class to choose the cost on")
+                best = int(judged.mean(0).argmax())
+                values = on_test[:, best]
+                yield Result(
+                    protocol=self.name,
+                    endpoint=endpoint,
+                    metric=self.metric,
+                    shots=k,
+                    value=float(values.mean()),
+                    val_value=float(on_val[:, best].mean()),
+                    train_labels=len(rows),
+                    chosen_on=self._chosen_on(data),
+                    chance=average_precision.chance(test_targets),
+                    details={
+                        "std": float(values.std()),
+                        "min": float(values.min()),
+                        "max": float(values.max()),
+                        "features": svms.dims,
+                        "cost": self.costs[best],
+                        "costs_tried": self.costs,
+                        "samples": self.samples,
+                        "ap": self.ap,
+                        "positive_weight": self.positive_weight,
+                        "intercept_scaling": self.intercept_scaling,
+                        "gap": gap,
+                    },
+                    seconds=time.time() - start,
+                )
+
+    def _of_costs(self, solution, features, targets):
+        """Mean average precision of the SVMs of each cost: list of float."""
+        decisions = np.split(decide(features, *solution), len(self.costs), 1)
+        return [mean(average_precision.each_class(targets, decision, self.ap)) for decision in decisions]
+
+    def _chosen_on(self, data):
+        if self.choose == "test":
+            return f"{data.test.source} (optimistic)"
+        return data.val.source if data.val is not None else f"{data.train.source} outside of each sample"
 
 
-def check(shots, samples=1):
+def check(shots: Union[str, int, Sequence[int]], samples: int = 1) -> list[int]:
     """`shots` as rising numbers; UserError unless all settings are at least 1."""
     try:
         given = sorted({int(k) for k in (shots.split(",") if isinstance(shots, str) else np.atleast_1d(shots))})
@@ -146,7 +161,9 @@ def check(shots, samples=1):
     return given
 
 
-def sample_places(targets, labels, index, seed, sample):
+def sample_places(
+    targets: np.ndarray, labels: Optional[np.ndarray], index: np.ndarray, seed: int, sample: int
+) -> np.ndarray:
     """In which order a sample takes rows: those with a place below k belong to the sample of k.
 
     Args:
@@ -166,10 +183,3 @@ def sample_places(targets, labels, index, seed, sample):
         places[:, c] = np.where(targets[:, c] > 0, place, place // max(classes - 1, 1))  # of negatives as many more
     places[targets == 0] = np.iinfo(int).max
     return places
-
-
-def chosen_on(choose, train, test, val):
-    """For people: the images that the cost was chosen on."""
-    if choose == "test":
-        return f"{test.source} (optimistic)"
-    return val.source if val is not None else f"{train.source} outside of each sample"

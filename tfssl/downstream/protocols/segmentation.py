@@ -4,48 +4,62 @@ Logits are brought to the masks' size (bilinear) for loss and prediction alike. 
 it.
 """
 
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Optional
+
 import numpy as np
 import tensorflow as tf
 
 from tfssl.data.ops import image
+from tfssl.data.sources.base import Source
 from tfssl.downstream import pictures
-from tfssl.downstream.protocols import dense
+from tfssl.downstream.features.maps import Maps
+from tfssl.downstream.protocols.dense import HEADS, Answers, Dense, Example, Task, cross_entropy, head
 from tfssl.errors import UserError, check_choice
 
-NEEDS = "mask"  # of a source's examples
-HEADS = dense.HEADS
 
+class Segmentation(Dense):
+    """Semantic segmentation: mean intersection over union.
 
-def run(module, train, test, val=None, head="linear", ignore=255, mirrored=False, **settings):
-    """Mean IoU on the test images of a head on each endpoint.
+    "per_class" has the IoU of each class, None of one that neither occurs nor is predicted.
 
     Args:
-      module, train, test, val, **settings: see `dense.run`; examples have a "mask" (see `tfssl.data.sources.masks`).
-      head: "linear" or "dilated"; see `dense.head`.
-      ignore: the number of a mask's pixels that have no class.
-      mirrored: learn from mirrored images too.
-
-    Returns:
-      a list of results, which say more than others "per_class": IoU of each class, None of one that neither occurs nor is predicted.
+      head: Linear; or two 3x3 convolutions of dilation 6 before it (dilated), as MoCo's FCN has.
+      ignore: Number of a mask's pixels that have no class (VOC: 255).
+      mirrored: Learn from mirrored images too.
     """
-    check_choice("head", head, HEADS)
-    return dense.run(Segmentation(head, ignore, mirrored), module, train, test, val, head=head, **settings)
+
+    name, metric, needs = "segmentation", "mIoU", ("mask",)
+    flag_names = {"ignore": "ignore_class"}
+    expense = 7
+    repeated = ("head",)
+
+    def __init__(
+        self, head: Literal["linear", "dilated"] = "linear", ignore: int = 255, mirrored: bool = False, **dense: Any
+    ) -> None:
+        super().__init__(**dense)
+        check_choice("head", head, HEADS)
+        self.head, self.ignore, self.mirrored = head, ignore, mirrored
+
+    def task(self, size: tuple[int, int], seed: int) -> Task:
+        return SegmentationTask(self.head, self.ignore, size, seed, self.mirrored)
 
 
-class Segmentation(dense.Task):
-    protocol, metric = "segmentation", "mIoU"
+class SegmentationTask(Task):
+    """Classes of pixels."""
 
-    def __init__(self, head, ignore, mirrored):
-        self.kind, self.ignore, self.mirrored = head, ignore, mirrored
+    def __init__(self, head: str, ignore: int, *common: Any) -> None:
+        super().__init__(*common)
+        self.kind, self.ignore = head, ignore
 
-    def read(self, example):
+    def read(self, example: Example) -> tuple[tf.Tensor, Example]:
         mask = tf.image.resize(example["mask"][..., None], self.size, "nearest")[..., 0]
         return image.resize(example["image"], self.size), {"mask": mask}
 
-    def mirror(self, picture, answers):
+    def mirror(self, picture: tf.Tensor, answers: Example) -> tuple[tf.Tensor, Example]:
         return picture[:, ::-1], {"mask": answers["mask"][:, ::-1]}
 
-    def prepare(self, maps, source):
+    def prepare(self, maps: Maps, source: Source) -> None:
         self.classes = int(self.targets(maps)["mask"].max()) + 1
         named = source.class_names and len(source.class_names) >= self.classes and source.num_classes is None
         self.names = source.class_names[: self.classes] if named else [f"class {c}" for c in range(self.classes)]
@@ -54,33 +68,33 @@ class Segmentation(dense.Task):
                 f"{source.spec} {source.split}: the masks tell no classes apart, with {self.ignore} standing for none"
             )
 
-    def targets(self, maps):
+    def targets(self, maps: Maps) -> dict[str, np.ndarray]:
         masks = np.stack([answers["mask"] for answers in maps.answers]).astype(np.int16)
         masks[masks == self.ignore] = -1
         return {"mask": masks}
 
-    def head(self):
-        return dense.head(self.kind, self.classes)
+    def head(self) -> tf.keras.Model:
+        return head(self.kind, self.classes)
 
-    def loss(self, outputs, batch):
-        return dense.cross_entropy(outputs, batch["mask"], self.size)
+    def loss(self, outputs: tf.Tensor, batch: Example) -> tf.Tensor:
+        return cross_entropy(outputs, batch["mask"], self.size)
 
-    def decode(self, outputs):
+    def decode(self, outputs: tf.Tensor) -> Any:
         return tf.argmax(tf.image.resize(outputs, self.size), -1, tf.int32)
 
-    def measure(self, answered, maps, images):
+    def measure(self, answered: Answers, maps: Maps, images: Sequence[int]) -> dict[str, Any]:
         masks = ((guess, self.targets_of(maps, i)) for guess, i in answered)
         value, per_class = iou(masks, self.classes)
         return {"value": value, "per_class": per_class}
 
-    def tested(self, maps):
+    def tested(self, maps: Maps) -> bool:
         return any((answers["mask"].astype(np.int32) != self.ignore).any() for answers in maps.answers)
 
-    def targets_of(self, maps, number):
+    def targets_of(self, maps: Maps, number: int) -> np.ndarray:
         mask = maps.answers[number * maps.views]["mask"].astype(np.int32)
         return np.where(mask == self.ignore, -1, mask)
 
-    def picture(self, answered, maps, images):
+    def picture(self, answered: Answers, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
         colors = pictures.colors(self.classes)
         rows = []
         for guess, i in answered:
@@ -89,7 +103,7 @@ class Segmentation(dense.Task):
         return pictures.grid(rows, ("image", "mask", "answered"), self.names, colors)
 
 
-def iou(pairs, classes):
+def iou(pairs: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> tuple[float, list[Optional[float]]]:
     """(mean IoU, list of each class's IoU) of pairs (answered, true) int [H, W], true -1 where there is no class; None of a class that
     neither occurs nor is answered, which the mean leaves out."""
     confusion = np.zeros([classes, classes], np.int64)

@@ -10,12 +10,16 @@ What is reported is the mean average precision on the test images.
 import math
 import time
 import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Optional, Union
 
 import numpy as np
 from absl import logging
 
-from tfssl.downstream import splits
+from tfssl.downstream.features.extract import Features
 from tfssl.downstream.metrics import average_precision
+from tfssl.downstream.protocol import Data, Protocol
+from tfssl.downstream.results import Result
 from tfssl.downstream.solvers.lbfgs import in_chunks
 from tfssl.downstream.solvers.squared_hinge import Rows
 from tfssl.errors import UserError
@@ -26,94 +30,134 @@ COSTS = {
 }
 
 
-def run(
-    train,
-    test,
-    val=None,
-    endpoints=None,
-    costs="vissl",
-    folds=3,
-    shuffle_folds=False,
-    positive_weight=2.0,
-    intercept_scaling=1.0,
-    ap="area",
-    train_labels="all",
-    val_fraction=0.2,
-    seed=0,
-):
-    """Mean average precision of SVMs on each endpoint.
+class Hinge(Protocol):
+    """What the protocols of squared-hinge SVMs share.
 
     Args:
-      train, test: `Features`, with targets (images of several classes) or labels (then it is one class against the rest).
-      val: `Features` of a validation split: costs are then chosen on it, without folds.
-      endpoints: names; all by default.
-      costs: "vissl" (11, as papers since 2020), "goyal" (the 26 of the paper's code), or numbers.
-      folds: parts of cross-validation. Each has its share of a class's positives and negatives, in the order of the images
-        as in scikit-learn's StratifiedKFold; with shuffle_folds in a random one.
-      positive_weight: of positives in the loss; negatives have 1.
-      intercept_scaling: the larger, the less biases are penalised (scikit-learn's).
-      ap: rule of average precision on test and `val`; see average_precision.py. Folds are measured by "raw", as published.
-      train_labels, seed: which rows are learned from; see `splits`. The seed is also that of shuffle_folds.
-      val_fraction: not used: folds take its place.
-
-    Returns:
-      a list of results. "value" is the mean average precision on test, over the classes that occur there and in training;
-      "val_value" that in cross-validation. "per_class" has {class: average precision on test}, "costs" {class: cost}. With
-      labels, "accuracy" is that of the class with the highest decision.
+      costs: What C is chosen from: vissl (11 from 0.01 to 1000, as in papers since 2020), goyal (26 from 1e-7 to 100, the 2019 paper's
+        code), or a comma list.
+      positive_weight: Of positives in the loss, where negatives have 1 (Goyal et al.: 2).
+      intercept_scaling: The constant feature whose weight is the bias; the larger, the less a bias costs (Goyal et al.: 1).
+      ap: Average precision: area under the best precision at each recall or above (VOC since 2010, Goyal et al.), its mean at 11 recalls
+        (VOC 2007), or under precision as it is (scikit-learn).
     """
-    costs = check(costs, folds, positive_weight, intercept_scaling)
-    average_precision.check(ap)
-    rows, targets, test_targets, val_targets = splits.one_vs_rest(train, test, val, train_labels, seed)
-    targets = targets[rows]
-    names = class_names(train, targets.shape[1])
-    learned = np.flatnonzero((targets > 0).any(0) & (targets <= 0).any(0))
-    tested = (test_targets > 0).any(0)
-    if not tested[learned].any():
-        raise UserError(f"{test.source}: shows no class that has positives and negatives in {train.source}")
-    missing = [name for c, name in enumerate(names) if c not in learned or not tested[c]]
-    if missing:
-        logging.warning("left out, for want of positives or negatives in training or test: %s", ", ".join(missing))
-    y = np.where(targets[:, learned] > 0, 1.0, -1.0)
-    weights = np.where(y > 0, positive_weight, 1.0)
-    masks = fold_masks(y, folds, seed if shuffle_folds else None) if val is None else None
 
-    results = []
-    for endpoint in splits.endpoints([train, test, val], endpoints):
-        start, features = time.time(), train.endpoints[endpoint]
-        svms = Rows(unit(features[rows]), intercept_scaling)
-        if val is None:
-            scores = cross_validate(svms, y, weights, masks, costs)  # classes x costs
-        else:
-            scores = validate(svms, y, weights, costs, val.endpoints[endpoint], val_targets[:, learned], ap)
-        chosen = choose(scores)
-        (fit,) = svms.path(y, weights, [np.array(costs)[chosen]])
-        decision = decide(test.endpoints[endpoint], *svms.weights(fit))
-        precisions = average_precision.each_class(test_targets[:, learned], decision, ap)
-        result = {
-            "protocol": "svm",
-            "endpoint": endpoint,
-            "metric": "mAP",
-            "value": mean(precisions),
-            "val_value": mean(scores[np.arange(len(learned)), chosen]),
-            "chosen_on": val.source if val is not None else f"{folds} folds of {train.source}",
-            "chance": average_precision.chance(test_targets[:, learned]),
-            "train_labels": len(rows),
-            "features": features.shape[1],
-            "per_class": {names[c]: float(p) for c, p in zip(learned, precisions) if tested[c]},  # noqa: B905
-            "costs": {names[c]: costs[i] for c, i in zip(learned, chosen)},  # noqa: B905
-            "costs_tried": costs,
-            "ap": ap,
-            "positive_weight": positive_weight,
-            "intercept_scaling": intercept_scaling,
-            "gap": float(fit.gap.max()),
-        }
-        if test.targets is None:
-            result["accuracy"] = float(np.mean(learned[decision.argmax(1)] == test.labels))
-        results.append({**result, "seconds": time.time() - start})
-    return results
+    metric = "mAP"
+    needs = ("labels",)
+    flag_prefix = "svm_"
+
+    def __init__(
+        self,
+        costs: Union[str, Sequence[float]] = "vissl",
+        positive_weight: float = 2.0,
+        intercept_scaling: float = 1.0,
+        ap: Literal["area", "11-point", "raw"] = "area",
+    ) -> None:
+        self.costs = check(costs, positive_weight=positive_weight, intercept_scaling=intercept_scaling)
+        average_precision.check(ap)
+        self.positive_weight, self.intercept_scaling, self.ap = positive_weight, intercept_scaling, ap
 
 
-def check(costs, folds=3, positive_weight=2.0, intercept_scaling=1.0):
+class SVM(Hinge):
+    """SVMs, one for each class, with squared hinge loss, on features of norm 1: mean average precision.
+
+    `value` is over the classes that occur in training and on test, `val_value` that in cross-validation, which is measured by ap=raw as
+    published. "per_class" has {class: average precision on test}, "costs" {class: cost}. With labels, "accuracy" is that of the class with
+    the highest decision. A validation split takes the place of the folds.
+
+    Args:
+      folds: Parts of the cross-validation that chooses C for each class (Goyal et al.: 3), each with its share of positives and
+        negatives. With a validation split there is none.
+      shuffle_folds: Folds at random, from the seed. Default: in the order of the images, as published.
+    """
+
+    name = "svm"
+    order_independent = False  # folds are in the order of the images
+    expense = 3
+    quick = {"train_labels": 1000, "costs": "0.1,1,10,100", "folds": 2}
+    trials = {"costs": "1", "folds": 2}, {"costs": "0.1,1,10", "folds": 2}
+
+    def __init__(self, folds: int = 3, shuffle_folds: bool = False, **hinge: Any) -> None:
+        super().__init__(**hinge)
+        if folds < 2:
+            raise UserError(f"folds={folds}: cross-validation takes 2 or more")
+        self.folds, self.shuffle_folds = folds, shuffle_folds
+
+    def passes(self) -> float:
+        return len(self.costs) * self.folds
+
+    def work(self, train: int, test: int, dims: int) -> float:
+        return train * min(
+            train, dims
+        )  # it works with the products of all pairs of rows where these are fewer than features
+
+    def check(self, data: Data) -> None:
+        self._prepare(data)
+
+    def _prepare(self, data):
+        """(rows of the training features, test targets, validation targets, class names, classes that are learned, classes that are tested,
+        y [N, C], masks of the folds)."""
+        rows, targets, test_targets, val_targets = data.one_vs_rest()
+        targets = targets[rows]
+        names = class_names(data.train, targets.shape[1])
+        learned = np.flatnonzero((targets > 0).any(0) & (targets <= 0).any(0))
+        tested = (test_targets > 0).any(0)
+        if not tested[learned].any():
+            raise UserError(
+                f"{data.test.source}: shows no class that has positives and negatives in {data.train.source}"
+            )
+        y = np.where(targets[:, learned] > 0, 1.0, -1.0)
+        masks = fold_masks(y, self.folds, data.seed if self.shuffle_folds else None) if data.val is None else None
+        return rows, test_targets, val_targets, names, learned, tested, y, masks
+
+    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+        train, test, val = data.train, data.test, data.val
+        rows, test_targets, val_targets, names, learned, tested, y, masks = self._prepare(data)
+        missing = [name for c, name in enumerate(names) if c not in learned or not tested[c]]
+        if missing:
+            logging.warning("left out, for want of positives or negatives in training or test: %s", ", ".join(missing))
+        weights = np.where(y > 0, self.positive_weight, 1.0)
+        for endpoint in endpoints:
+            start, features = time.time(), train.endpoints[endpoint]
+            svms = Rows(unit(features[rows]), self.intercept_scaling)
+            if val is None:
+                scores = cross_validate(svms, y, weights, masks, self.costs)  # classes x costs
+            else:
+                held = val.endpoints[endpoint]
+                scores = validate(svms, y, weights, self.costs, held, val_targets[:, learned], self.ap)
+            chosen = choose(scores)
+            (fit,) = svms.path(y, weights, [np.array(self.costs)[chosen]])
+            decision = decide(test.endpoints[endpoint], *svms.weights(fit))
+            precisions = average_precision.each_class(test_targets[:, learned], decision, self.ap)
+            details = {
+                "features": features.shape[1],
+                "per_class": {names[c]: float(p) for c, p in zip(learned, precisions) if tested[c]},  # noqa: B905
+                "costs": {names[c]: self.costs[i] for c, i in zip(learned, chosen)},  # noqa: B905
+                "costs_tried": self.costs,
+                "ap": self.ap,
+                "positive_weight": self.positive_weight,
+                "intercept_scaling": self.intercept_scaling,
+                "gap": float(fit.gap.max()),
+            }
+            if test.targets is None:
+                details["accuracy"] = float(np.mean(learned[decision.argmax(1)] == test.labels))
+            yield Result(
+                protocol=self.name,
+                endpoint=endpoint,
+                metric=self.metric,
+                value=mean(precisions),
+                val_value=mean(scores[np.arange(len(learned)), chosen]),
+                train_labels=len(rows),
+                chosen_on=val.source if val is not None else f"{self.folds} folds of {train.source}",
+                chance=average_precision.chance(test_targets[:, learned]),
+                details=details,
+                seconds=time.time() - start,
+            )
+
+
+def check(
+    costs: Union[str, Sequence[float]], positive_weight: float = 2.0, intercept_scaling: float = 1.0
+) -> list[float]:
     """The costs as a rising list of floats; UserError for whatever cannot be meant."""
     given = COSTS.get(costs, costs) if isinstance(costs, str) else costs
     try:
@@ -122,15 +166,13 @@ def check(costs, folds=3, positive_weight=2.0, intercept_scaling=1.0):
         given = []
     if not given or not all(0 < c <= 1e9 for c in given):
         raise UserError(f"costs={costs!r}: give {', '.join(COSTS)}, or numbers above 0 (and to 1e9) such as 0.1,1,10")
-    if folds < 2:
-        raise UserError(f"folds={folds}: cross-validation takes 2 or more")
     for name, value in (("positive_weight", positive_weight), ("intercept_scaling", intercept_scaling)):
         if not 0 < value < math.inf:
             raise UserError(f"{name}={value}: give a number above 0")
     return sorted(set(given))
 
 
-def unit(features):
+def unit(features: np.ndarray) -> np.ndarray:
     """Rows divided by their L2 norm (plus 1e-5, as published): float64."""
     features = features.astype(np.float64)
     large = np.maximum(np.abs(features).max(1, keepdims=True, initial=0), 1)  # its square might leave the range
@@ -139,19 +181,19 @@ def unit(features):
     return features
 
 
-def decide(features, weights, bias):
+def decide(features: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Decisions for features of any length, float64 [N, P]."""
     parts = in_chunks(np.arange(len(features)), features.shape[1])
     return np.concatenate([unit(features[part]) @ weights + bias for part in parts])
 
 
-def class_names(features, count):
+def class_names(features: Features, count: int) -> list[str]:
     """Names of all classes, or their numbers."""
     return list(features.class_names) if features.class_names else [str(c) for c in range(count)]
 
 
-def fold_masks(y, folds, seed=None):
-    """Which rows a fold tests on, for each class: bool [folds, N, C]; see `run`. Without a seed they are not shuffled."""
+def fold_masks(y: np.ndarray, folds: int, seed: Optional[int] = None) -> np.ndarray:
+    """Which rows a fold tests on, for each class: bool [folds, N, C]; see `SVM`. Without a seed they are not shuffled."""
     from sklearn.model_selection import StratifiedKFold
 
     masks = np.zeros((folds, *y.shape), bool)
@@ -168,7 +210,9 @@ def fold_masks(y, folds, seed=None):
     return masks
 
 
-def cross_validate(svms, y, weights, masks, costs):
+def cross_validate(
+    svms: Rows, y: np.ndarray, weights: np.ndarray, masks: np.ndarray, costs: Sequence[float]
+) -> np.ndarray:
     """Mean average precision over the folds: float64 [C, costs]; NaN where no fold has positives on both sides."""
     scores = np.full((len(masks), y.shape[1], len(costs)), np.nan)
     for fold, held in enumerate(masks):
@@ -184,13 +228,21 @@ def cross_validate(svms, y, weights, masks, costs):
         return np.where(seen, scores, 0).sum(0) / seen.sum(0)
 
 
-def validate(svms, y, weights, costs, features, targets, ap):
+def validate(
+    svms: Rows,
+    y: np.ndarray,
+    weights: np.ndarray,
+    costs: Sequence[float],
+    features: np.ndarray,
+    targets: np.ndarray,
+    ap: str,
+) -> np.ndarray:
     """Average precision on the features of other images: float64 [C, costs]; NaN where none of them shows the class."""
     found = [decide(features, *svms.weights(fit)) for fit in svms.path(y, weights, costs)]
     return np.stack([average_precision.each_class(targets, decision, ap) for decision in found], 1)
 
 
-def choose(scores):
+def choose(scores: np.ndarray) -> np.ndarray:
     """The best of the costs for each class, int [C]; a class without scores takes what is best for the others."""
     known = ~np.isnan(scores).any(1)
     if not known.any():
@@ -200,7 +252,7 @@ def choose(scores):
     return np.where(known, np.where(known[:, None], scores, 0).argmax(1), scores[known].mean(0).argmax())
 
 
-def mean(values):
+def mean(values: np.ndarray) -> float:
     """Over those that are known; NaN if none is."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan

@@ -7,9 +7,13 @@ import base64
 import html
 import math
 import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any, Optional
 
 from tfssl.downstream.report import plots
-from tfssl.downstream.report import save as report
+from tfssl.downstream.report.table import cautions, spelled
+from tfssl.downstream.report.view import View
+from tfssl.downstream.results import PIXELS
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --paper: #ffffff; --line: #d5dae0; --band: #f3f5f7; --mark: #fff3c4;
@@ -43,41 +47,49 @@ pre { background: var(--band); padding: .7rem .9rem; border-radius: 4px; white-s
 """
 
 
-def page(record, panels=None, results=None):
+Panels = Mapping[str, tuple[str, bytes]]
+
+
+def page(
+    record: Mapping[str, Any], panels: Optional[Panels] = None, results: Optional[Iterable[Mapping[str, Any]]] = None
+) -> str:
     """The page.
 
     Args:
       record: what results.json says.
       panels: {module: (endpoint, PNG's bytes)}: nearest images.
-      results: the same as record["results"], where some may have a "picture": a PNG's bytes, or its path.
+      results: the same as record["results"], where some may have a `picture`: a PNG's bytes, or its path.
 
     Returns:
       str, an HTML document.
     """
     results = record["results"] if results is None else results
+    return of_view(View.of(results, record["baselines"], untrained(record)), record, panels or {})
+
+
+def untrained(record: Mapping[str, Any]) -> dict[str, list[str]]:
+    """{name of an untrained module: names of the modules whose network it is}."""
+    return {name: about["untrained_of"] for name, about in record["modules"].items() if "untrained_of" in about}
+
+
+def of_view(view: View, record: Mapping[str, Any], panels: Panels) -> str:
+    """The same of a view."""
     flags = record.get("flags", {})
-    title = f"Evaluation on {flags.get('dataset', results[0]['reported_on'])}"
-    untrained = {name: about["untrained_of"] for name, about in record["modules"].items() if "untrained_of" in about}
-    levels = record["baselines"]
+    title = f"Evaluation on {flags.get('dataset', view.results[0].reported_on)}"
     body = [
         f"<header><h1>{_e(title)}</h1>{_subtitle(record)}</header><main>",
-        _answer(results, untrained),
-        _section(
-            "At a glance",
-            _glance(results, levels, untrained),
-            _precision(record, results, untrained),
-            _left_out(record),
-        ),
-        _section("By layer", _plot(plots.layers(results, levels, untrained), _LAYERS)),
-        _section("By number of labels", _plot(plots.amounts(results, levels, untrained), _AMOUNTS)),
-        _section("Nearest images", _neighbors(panels or {}, untrained)),
-        _section("Pictures", _pictures(results)),
+        _answer(view),
+        _section("At a glance", _glance(view), _precision(view, record), _left_out(record)),
+        _section("By layer", _plot(plots.layers(view), _LAYERS)),
+        _section("By number of labels", _plot(plots.amounts(view), _AMOUNTS)),
+        _section("Nearest images", _neighbors(view, panels)),
+        _section("Pictures", _pictures(view)),
         _section(
             "All results",
-            _tables(results, levels),
-            *(f'<p class="soft">{_e(n)}.</p>' for n in report.cautions(results)),
+            _tables(view),
+            *(f'<p class="soft">{_e(n)}.</p>' for n in cautions(view.results)),
         ),
-        _section("What was run", _facts(record)),
+        _section("What was run", _facts(view, record)),
         "</main>",
     ]
     return (
@@ -136,75 +148,55 @@ def _gain(value):
     return f"{100 * value:+.1f}".replace("-", "\u2212")
 
 
-def _trained(results, untrained):
-    names = dict.fromkeys(r["module"] for r in results if r["endpoint"] != report.PIXELS)
-    return [name for name in names if name not in untrained] or list(names)
-
-
-def _rival(module, untrained):
-    """The untrained network of a module; None where there is none."""
-    return next((name for name, its in untrained.items() if module in its), None)
-
-
-def _pixels(results, column):
-    return next((r for r in results if report.column(r) == column and r["endpoint"] == report.PIXELS), None)
-
-
-def _answer(results, untrained):
+def _answer(view):
     """One sentence: the best module on the first protocol, against its untrained network and pixels."""
-    column = report.largest(results)[0]
-    found = {module: report.best(results, column, module) for module in _trained(results, untrained)}
-    found = {module: result for module, result in found.items() if result}
-    if not found:
+    column = view.largest[0]
+    of_module = {module: view.best[module, column] for module in view.trained if (module, column) in view.best}
+    if not of_module:
         return ""
-    most = max(result["value"] for result in found.values())
-    leading = [name for name, result in found.items() if result["value"] == most]
-    module, heading = leading[0], report.titles([column])[column]
-    best = found[module]
-    rivals = [("the same network untrained", report.best(results, column, _rival(module, untrained)))]
-    rivals += [("raw pixels", _pixels(results, column))]
+    most = max(result.value for result in of_module.values())
+    leading = [name for name, result in of_module.items() if result.value == most]
+    module, heading = leading[0], view.headings[column]
+    best = of_module[module]
+    rivals = [("the same network untrained", view.rival_best(module, column)), ("raw pixels", view.pixels.get(column))]
     against = []
     for name, rival in rivals:
         if rival:
-            gain = best["value"] - rival["value"]
-            where = f" by {rival['endpoint']}" if rival["endpoint"] != report.PIXELS else ""
+            gain = best.value - rival.value
+            where = "" if rival.of_pixels else f" by {rival.endpoint}"
             points = f"{abs(100 * gain):.1f} points {'above' if gain >= 0 else 'below'}"
-            against.append(f"{points} {_e(name)} ({_percent(rival['value'])} %{_e(where)})")
+            against.append(f"{points} {_e(name)} ({_percent(rival.value)} %{_e(where)})")
     many = "<b>" + "</b> and <b>".join(map(_e, leading)) + "</b>"
-    if len(found) > 1:
-        many = f"Of {len(found)} modules {many} {'are' if len(leading) > 1 else 'is'} best"
-    below = any(rival and rival["value"] > best["value"] for _, rival in rivals)
-    how = "which validation chose" if best.get("chosen") else "its deepest, for nothing was chosen"
+    if len(of_module) > 1:
+        many = f"Of {len(of_module)} modules {many} {'are' if len(leading) > 1 else 'is'} best"
+    below = any(rival and rival.value > best.value for _, rival in rivals)
+    how = "which validation chose" if best.chosen else "its deepest, for nothing was chosen"
     return (
-        f'<p class="answer{" less" if below else ""}">{many}: <b>{_percent(best["value"])} %</b> test {_e(best["metric"])} '
-        f"in {_e(heading)} by endpoint {_e(best['endpoint'])}, {how}{': ' if against else ''}{' and '.join(against)}.</p>"
+        f'<p class="answer{" less" if below else ""}">{many}: <b>{_percent(best.value)} %</b> test {_e(best.metric)} '
+        f"in {_e(heading)} by endpoint {_e(best.endpoint)}, {how}{': ' if against else ''}{' and '.join(against)}.</p>"
     )
 
 
-def _glance(results, baselines, untrained):
+def _glance(view):
     """A row for each module, by its chosen endpoints; a column for each protocol."""
-    columns = report.largest(results)
-    headings = report.titles(list(dict.fromkeys(report.column(r) for r in results)))
-    metrics = {c: next(r["metric"] for r in results if report.column(r) == c) for c in columns}
-    head = "".join(f'<th scope="col" class="n">{_e(headings[c])}<small>{_e(metrics[c])}</small></th>' for c in columns)
+    columns, untrained = view.largest, view.untrained
+    head = "".join(
+        f'<th scope="col" class="n">{_e(view.headings[c])}<small>{_e(view.metrics[c])}</small></th>' for c in columns
+    )
     rows = []
-    trained = _trained(results, untrained)
-    for module in [*trained, *(name for name in untrained if name not in trained)]:
+    for module in [*view.trained, *(name for name in untrained if name not in view.trained)]:
         cells = []
         for i, column in enumerate(columns):
-            r = report.best(results, column, module)
-            rival = report.best(results, column, _rival(module, untrained))
-            cells.append(_glance_cell(r, r and rival and r["value"] - rival["value"], i == 0))
+            r, rival = view.best.get((module, column)), view.rival_best(module, column)
+            cells.append(_glance_cell(r, r and rival and r.value - rival.value, i == 0))
         of = (
             f"<small>{_e(' '.join([', '.join(untrained[module]), 'untrained']))}</small>" if module in untrained else ""
         )
-        kind = ' class="other"' if module in untrained and module not in trained else ""
+        kind = ' class="other"' if module in untrained and module not in view.trained else ""
         rows.append(f'<tr{kind}><th scope="row">{_e(module)}{of}</th>{"".join(cells)}</tr>')
-    _, groups = report.grid(results, baselines)
-    for name, endpoint, of_column in groups[-1]:
-        if not endpoint:
-            cells = [_glance_cell(of_column.get(c), None, i == 0) for i, c in enumerate(columns)]
-            rows.append(f'<tr class="other"><th scope="row">{_e(name)}</th>{"".join(cells)}</tr>')
+    for row in view.others:
+        cells = [_glance_cell(row.cells.get(c), None, i == 0) for i, c in enumerate(columns)]
+        rows.append(f'<tr class="other"><th scope="row">{_e(row.module)}</th>{"".join(cells)}</tr>')
     said = "Test results in per cent, by the endpoint that validation chose"
     said += "; coloured: points above or below the same network untrained" if any(untrained.values()) else ""
     return (
@@ -214,20 +206,20 @@ def _glance(results, baselines, untrained):
 
 
 def _glance_cell(result, gain, main):
+    """A table cell of a `Result` or a `Cell`."""
     kind = "n main" if main else "n"
     if result is None:
         return f'<td class="{kind}">\u2013</td>'
     under = f'<small class="{"up" if gain >= 0 else "down"}">{_gain(gain)}</small>' if gain is not None else ""
-    endpoint = result.get("endpoint", report.PIXELS)
-    named = f"<small>{_e(endpoint)}</small>" if endpoint != report.PIXELS else ""
-    return f'<td class="{kind}">{_percent(result["value"])}{under}{named}</td>'
+    named = "" if result.endpoint in ("", PIXELS) else f"<small>{_e(result.endpoint)}</small>"
+    return f'<td class="{kind}">{_percent(result.value)}{under}{named}</td>'
 
 
-def _precision(record, results, untrained):
+def _precision(view, record):
     """How far chance in the choice of test images reaches, at the answer's accuracy."""
-    column, images = report.largest(results)[0], record.get("test_examples")
-    found = [report.best(results, column, module) for module in _trained(results, untrained)]
-    values = [r["value"] for r in found if r and r["metric"] == "accuracy" and "shots" not in r]
+    column, images = view.largest[0], record.get("test_examples")
+    best = [view.best.get((module, column)) for module in view.trained]
+    values = [r.value for r in best if r and r.metric == "accuracy" and r.shots is None]
     if not values or not images:
         return ""
     value = max(values)
@@ -256,19 +248,19 @@ def _plot(png, text):
     return f"<figure>{picture}<figcaption>{_e(text)}</figcaption></figure>"
 
 
-def _neighbors(panels, untrained):
+def _neighbors(view, panels):
     """Each module's, and beside it its untrained network's."""
     if not panels:
         return ""
     order = []
-    for module in [name for name in panels if name not in untrained]:
-        rival = _rival(module, untrained)
-        order += [module] + [rival] * (rival in panels)
+    for module in [name for name in panels if name not in view.untrained]:
+        rival = view.rival(module)
+        order += [module, rival] if rival in panels else [module]
     order += [name for name in panels if name not in order]
     figures = []
     for module in order:
         endpoint, png = panels[module]
-        kind = ", untrained" if module in untrained else ""
+        kind = ", untrained" if module in view.untrained else ""
         text = f"{module}{kind}, by {endpoint}"
         alt = f"Ten test images, each with its nearest training images: {text}"
         figures.append(f"<figure>{_image(png, alt)}<figcaption>{_e(text)}</figcaption></figure>")
@@ -278,17 +270,15 @@ def _neighbors(panels, untrained):
     )
 
 
-def _pictures(results):
+def _pictures(view):
     """What results offer to look at: those of chosen endpoints, or all where nothing was chosen."""
-    offered = [r for r in results if r.get("picture")]
-    chosen = [r for r in offered if r.get("chosen") or r["endpoint"] == report.PIXELS]
+    offered = [r for r in view.results if r.picture]
+    chosen = [r for r in offered if r.chosen or r.of_pixels]
     figures = []
-    for r in chosen if any(r.get("chosen") for r in chosen) else offered:
-        png = r["picture"] if isinstance(r["picture"], bytes) else _read(r["picture"])
-        text = f"{r['protocol']}: " + (
-            report.PIXELS if r["endpoint"] == report.PIXELS else f"{r['module']}, {r['endpoint']}"
-        )
-        text += f": {r['metric']} {_percent(r['value'])} %"
+    for r in chosen if any(r.chosen for r in chosen) else offered:
+        png = r.picture if isinstance(r.picture, bytes) else _read(r.picture)
+        of = PIXELS if r.of_pixels else f"{r.module}, {r.endpoint}"
+        text = f"{r.protocol}: {of}: {r.metric} {_percent(r.value)} %"
         figures.append(f"<figure>{_image(png, text)}<figcaption>{_e(text)}</figcaption></figure>")
     return f'<div class="pictures">{"".join(figures)}</div>' if figures else ""
 
@@ -300,29 +290,26 @@ def _read(path):
         return f.read()
 
 
-def _tables(results, baselines):
+def _tables(view):
     """A table per protocol, with all endpoints and columns."""
-    columns, groups = report.grid(results, baselines)
-    headings = report.titles(columns)
     tables = []
-    for protocol in dict.fromkeys(r["protocol"] for r in results):
-        mine = [c for c in columns if c[0] == protocol]
-        metric = next(r["metric"] for r in results if r["protocol"] == protocol)
-        head = "".join(f'<th scope="col" class="n">{_e(headings[c].partition("@")[2])}</th>' for c in mine)
+    for protocol in dict.fromkeys(column[0] for column in view.columns):
+        columns = [c for c in view.columns if c[0] == protocol]
+        head = "".join(f'<th scope="col" class="n">{_e(view.headings[c].partition("@")[2])}</th>' for c in columns)
         bodies = []
-        for group in groups:
-            group = [row for row in group if any(c in row[2] for c in mine)]
+        for group in (*view.groups, view.others):
+            group = [row for row in group if any(c in row.cells for c in columns)]
             rows = []
-            for i, (module, endpoint, cells) in enumerate(group):
-                first = f'<th scope="rowgroup" rowspan="{len(group)}">{_e(module)}</th>' if i == 0 else ""
-                first += f'<th scope="row">{_e(endpoint)}</th>'
-                if not endpoint:
-                    first = f'<th scope="row" colspan="2">{_e(module)}</th>'
-                rows.append(f"<tr>{first}{''.join(_cell(cells.get(c)) for c in mine)}</tr>")
-            kind = ' class="others"' if group and not group[0][1] else ""
+            for i, row in enumerate(group):
+                first = f'<th scope="rowgroup" rowspan="{len(group)}">{_e(row.module)}</th>' if i == 0 else ""
+                first += f'<th scope="row">{_e(row.endpoint)}</th>'
+                if not row.endpoint:
+                    first = f'<th scope="row" colspan="2">{_e(row.module)}</th>'
+                rows.append(f"<tr>{first}{''.join(_cell(row.cells.get(c)) for c in columns)}</tr>")
+            kind = ' class="others"' if group and not group[0].endpoint else ""
             bodies += [f"<tbody{kind}>{''.join(rows)}</tbody>"] if rows else []
-        kind = "k of each class, or labels" if any(c[2] for c in mine) else "training labels"
-        said = f"<b>{_e(protocol)}</b>: test {_e(report.spelled(metric))} in %, by {kind}"
+        kind = "k of each class, or labels" if any(c[2] for c in columns) else "training labels"
+        said = f"<b>{_e(protocol)}</b>: test {_e(spelled(view.metrics[columns[0]]))} in %, by {kind}"
         tables.append(
             f'<div class="scroll"><table><caption>{said}</caption><thead><tr><th scope="col">module</th>'
             f'<th scope="col">endpoint</th>{head}</tr></thead>{"".join(bodies)}</table></div>'
@@ -331,20 +318,19 @@ def _tables(results, baselines):
     return f'{key}<div class="side">{"".join(tables)}</div>'
 
 
-def _cell(result):
-    if result is None:
+def _cell(cell):
+    if cell is None:
         return '<td class="n"></td>'
-    if result.get("chosen"):
-        return f'<td class="n chosen">{_percent(result["value"])}*</td>'
-    return f'<td class="n">{_percent(result["value"])}</td>'
+    if cell.chosen:
+        return f'<td class="n chosen">{_percent(cell.value)}*</td>'
+    return f'<td class="n">{_percent(cell.value)}</td>'
 
 
-def _facts(record):
+def _facts(view, record):
     """Command, data, modules, versions, settings."""
-    results, flags = record["results"], record.get("flags", {})
-    chosen = dict.fromkeys((r["protocol"], r.get("chosen_on")) for r in results)
+    results, flags = view.results, record.get("flags", {})
     where = {}
-    for protocol, on in chosen:
+    for protocol, on in dict.fromkeys((r.protocol, r.chosen_on) for r in results):
         where.setdefault(on or "nothing was chosen", []).append(protocol)
     unreadable = [
         f"{part}: {name}"
@@ -356,7 +342,7 @@ def _facts(record):
     splits = [f"{flags[f'{part}_split']} {what}" for part, what in _PARTS.items() if flags.get(f"{part}_split")]
     facts = {
         "data set": f"{flags.get('dataset', '')}: {', '.join(splits)}" if flags else "",
-        "reported on": ", ".join(dict.fromkeys(r["reported_on"] for r in results if r.get("reported_on"))),
+        "reported on": ", ".join(dict.fromkeys(r.reported_on for r in results if r.reported_on)),
         "chosen on": "; ".join(f"{', '.join(protocols)}: {on}" for on, protocols in where.items()),
         "unreadable images": f"{len(unreadable)}: {', '.join(unreadable[:5])}"
         if unreadable

@@ -3,8 +3,10 @@
 import io
 import logging
 import warnings
+from typing import Optional
 
-from tfssl.downstream.report import save as report
+from tfssl.downstream.report.view import View
+from tfssl.downstream.results import PIXELS
 
 _COLORS = (
     "#4477aa",
@@ -17,30 +19,28 @@ _COLORS = (
 )  # Paul Tol's "bright", for all eyes
 
 
-def bars(results, baselines, title=""):
-    """A panel per column of the table, in it a group of bars per endpoint, a bar per module; pixels and chance as lines: a PNG's bytes."""
-    columns = list(dict.fromkeys(report.column(r) for r in results))
-    modules = list(dict.fromkeys(r["module"] for r in results if r["endpoint"] != report.PIXELS))
-    endpoints = list(dict.fromkeys(r["endpoint"] for r in results if r["endpoint"] != report.PIXELS))
+def bars(view: View, title: str = "") -> bytes:
+    """A panel per column of the table, in it a group of bars per endpoint, a bar per module; pixels and chance as lines: a PNG."""
+    modules = view.modules
+    endpoints = list(dict.fromkeys(r.endpoint for r in view.results if not r.of_pixels))
     bar = 0.8 / max(len(modules), 1)
     width = min(max(5.0, 1.2 + len(endpoints) * (0.35 + 0.3 * len(modules))), 16.0)
-    figure = _figure(width, 0.9 + 2.6 * len(columns))
-    axes = figure.subplots(len(columns), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, (column, title_of_column) in zip(axes, report.titles(columns).items()):  # noqa: B905 (Python 3.9)
-        rows = [r for r in results if report.column(r) == column]
+    figure = _figure(width, 0.9 + 2.6 * len(view.columns))
+    axes = figure.subplots(len(view.columns), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, column in zip(axes, view.columns):  # noqa: B905 (Python 3.9)
         for m, module in enumerate(modules):
-            mine = [r for r in rows if r["module"] == module and r["endpoint"] != report.PIXELS]
-            places = [endpoints.index(r["endpoint"]) + (m - (len(modules) - 1) / 2) * bar for r in mine]
+            rows = view.of_column(column, module)
+            places = [endpoints.index(r.endpoint) + (m - (len(modules) - 1) / 2) * bar for r in rows]
             axis.bar(
                 places,
-                [100 * r["value"] for r in mine],
+                [100 * r.value for r in rows],
                 0.92 * bar,
                 color=_COLORS[m % len(_COLORS)],
                 label=_plain(module),
                 zorder=2,
             )
-            for place, r in zip(places, mine):  # noqa: B905
-                note = f"{100 * r['value']:.1f}" + ("\n\u2605" if r["chosen"] else "")
+            for place, r in zip(places, rows):  # noqa: B905
+                note = f"{100 * r.value:.1f}" + ("\n\u2605" if r.chosen else "")
                 style = {
                     "ha": "center",
                     "va": "bottom",
@@ -48,15 +48,16 @@ def bars(results, baselines, title=""):
                     "bbox": {"color": "white", "pad": 0.4},
                     "zorder": 3,
                 }
-                axis.annotate(note, (place, 100 * r["value"]), (0, 2), textcoords="offset points", **style)
-        levels = report.levels(rows, baselines)
-        lines = [(report.PIXELS, r["value"], "--") for r in rows if r["endpoint"] == report.PIXELS]
+                axis.annotate(note, (place, 100 * r.value), (0, 2), textcoords="offset points", **style)
+        levels, pixels = view.levels[column], view.pixels.get(column)
+        lines = [(PIXELS, pixels.value, "--")] if pixels else []
         lines += [("chance", levels["chance"], ":")] if "chance" in levels else []
         for name, value, style in lines:
             axis.axhline(100 * value, color="#444444", linewidth=1, linestyle=style, label=name, zorder=1)
-        axis.set_ylabel(f"{title_of_column}\ntest {rows[0]['metric']}, %")
+        axis.set_ylabel(f"{view.headings[column]}\ntest {view.metrics[column]}, %")
         axis.set_xticks(range(len(endpoints)), [_plain(endpoint) for endpoint in endpoints])
-        axis.set_ylim(0, min(1.18 * 100 * max([r["value"] for r in rows] + list(levels.values())), 112))
+        highest = max([r.value for r in view.of_column(column)] + list(levels.values()))
+        axis.set_ylim(0, min(1.18 * 100 * highest, 112))
         axis.grid(axis="y", color="#dddddd", linewidth=0.6, zorder=0)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].scatter([], [], marker="*", color="black", label="endpoint chosen on validation")
@@ -70,36 +71,33 @@ def bars(results, baselines, title=""):
     return _png(figure)
 
 
-def epochs(results, title=""):
+def epochs(view: View, title: str = "") -> bytes:
     """Accuracy over epochs, as the 2019 study's figure 8: a panel per module and column of the table, a line per endpoint; bold on
-    validation, thin on test. A PNG's bytes."""
-    results = [r for r in results if "curve" in r]
-    panels = list(
-        dict.fromkeys((r["module"] if r["endpoint"] != report.PIXELS else None, *report.column(r)) for r in results)
-    )
-    modules = [m for m in dict.fromkeys(p[0] for p in panels) if m is not None] or [None]
-    columns = list(dict.fromkeys(p[1:] for p in panels))
-    endpoints = list(dict.fromkeys(r["endpoint"] for r in results))
+    validation, thin on test. A PNG."""
+    results = [r for r in view.results if "curve" in r.details]
+    modules = list(dict.fromkeys(r.module for r in results if not r.of_pixels)) or [None]
+    columns = list(dict.fromkeys(r.column for r in results))
+    endpoints = list(dict.fromkeys(r.endpoint for r in results))
     size = 1.0 + 4.2 * len(modules), 1.2 + 2.9 * len(columns)
     figure = _figure(*size)
     grid = figure.subplots(len(columns), len(modules), sharey="row", squeeze=False)
     for axes, column in zip(grid, columns):  # noqa: B905 (Python 3.9)
         for axis, module in zip(axes, modules):  # noqa: B905
             for r in results:
-                if report.column(r) != column or r["module"] != module and r["endpoint"] != report.PIXELS:
+                if r.column != column or r.module != module and not r.of_pixels:
                     continue
-                number, on_val, on_test = zip(*r["curve"])  # noqa: B905
-                line = {"color": _COLORS[endpoints.index(r["endpoint"]) % len(_COLORS)]}
-                line["linestyle"] = "-" if r["endpoint"] != report.PIXELS else "--"
+                number, on_val, on_test = zip(*r.details["curve"])  # noqa: B905
+                line = {"color": _COLORS[endpoints.index(r.endpoint) % len(_COLORS)]}
+                line["linestyle"] = "--" if r.of_pixels else "-"
                 if on_val[0] is not None:
-                    axis.plot(number, [100 * v for v in on_val], label=_plain(r["endpoint"]), linewidth=1.8, **line)
-                label = _plain(r["endpoint"]) if on_val[0] is None else None
+                    axis.plot(number, [100 * v for v in on_val], label=_plain(r.endpoint), linewidth=1.8, **line)
+                label = _plain(r.endpoint) if on_val[0] is None else None
                 axis.plot(number, [100 * v for v in on_test], label=label, linewidth=0.7, **line)
             axis.set_title("" if module is None else _plain(module), fontsize=9, loc="left")
             axis.grid(color="#dddddd", linewidth=0.6)
             axis.spines[["top", "right"]].set_visible(False)
             axis.set_xlabel("epoch")
-        axes[0].set_ylabel(f"{report.titles(columns)[column]}\naccuracy, %")
+        axes[0].set_ylabel(f"{view.headings[column]}\naccuracy, %")
     axis = grid[0, 0]
     axis.plot([], [], color="#444444", linewidth=1.8, label="validation")
     axis.plot([], [], color="#444444", linewidth=0.7, label="test")
@@ -112,80 +110,72 @@ def epochs(results, title=""):
     return _png(figure)
 
 
-def layers(results, baselines, untrained=()):
+def layers(view: View) -> Optional[bytes]:
     """How good each layer is: a panel per protocol (at its most labels, its largest k), a line per module over the endpoints in depth
-    order, a star where validation chose; pixels and chance as level lines. A PNG's bytes; None where no module has two endpoints.
-
-    Args:
-      results, baselines: see `report.grid`.
-      untrained: names of modules that are drawn as such: dashed.
-    """
-    of_columns = {c: [r for r in results if report.column(r) == c] for c in report.largest(results)}
-    depth = {
-        c: list(dict.fromkeys(r["endpoint"] for r in its if r["endpoint"] != report.PIXELS))
-        for c, its in of_columns.items()
-    }
+    order, a star where validation chose; pixels and chance as level lines; untrained modules dashed. A PNG; None where no module has two
+    endpoints."""
+    depth = {c: list(dict.fromkeys(r.endpoint for r in view.of_column(c) if not r.of_pixels)) for c in view.largest}
     columns = [column for column, endpoints in depth.items() if len(endpoints) > 1]
     if not columns:
         return None
-    styles = _styles(results, untrained)
+    styles = _styles(view)
     figure, axes = _panels(len(columns))
     for axis, column in zip(axes, columns):  # noqa: B905 (Python 3.9)
-        rows, endpoints = of_columns[column], depth[column]
+        endpoints = depth[column]
         for module, style in styles.items():
-            mine = [r for r in rows if r["module"] == module and r["endpoint"] != report.PIXELS]
-            places, values = [endpoints.index(r["endpoint"]) for r in mine], [100 * r["value"] for r in mine]
+            rows = view.of_column(column, module)
+            places, values = [endpoints.index(r.endpoint) for r in rows], [100 * r.value for r in rows]
             axis.plot(places, values, **style, marker="o", markersize=3)
-            stars = [(place, value) for place, value, r in zip(places, values, mine) if r.get("chosen")]  # noqa: B905
+            stars = [(place, value) for place, value, r in zip(places, values, rows) if r.chosen]  # noqa: B905
             axis.plot(*zip(*stars), linestyle="", marker="*", markersize=11, color=style["color"])  # noqa: B905
-        _levels(axis, rows, baselines)
+        if column in view.pixels:
+            axis.axhline(100 * view.pixels[column].value, **_PIXELS)
+        if "chance" in view.levels[column]:
+            axis.axhline(100 * view.levels[column]["chance"], **_CHANCE)
         axis.set_xticks(range(len(endpoints)), [_plain(e, 16) for e in endpoints], rotation=30, ha="right", fontsize=8)
-        axis.set_title(report.titles([column])[column], fontsize=10, loc="left")
-        axis.set_ylabel(f"test {rows[0]['metric']}, %", fontsize=9)
-    _legend(figure, styles, results, baselines, star="endpoint chosen on validation")
+        axis.set_title(view.headings[column], fontsize=10, loc="left")
+        axis.set_ylabel(f"test {view.metrics[column]}, %", fontsize=9)
+    _legend(figure, styles, view, star="endpoint chosen on validation")
     return _png(figure)
 
 
-def amounts(results, baselines, untrained=()):
+def amounts(view: View) -> Optional[bytes]:
     """How much labels help: a panel per protocol with several numbers of labels, or of images of each class; a line per module, of its
-    chosen endpoint (see `report.best`). Arguments and result as of `layers`; None where all have but one number."""
-    columns = list(dict.fromkeys(report.column(r) for r in results))
+    best endpoint (see `View`). A PNG; None where all have but one number."""
     panels = {}  # (protocol, what is varied) -> columns
-    for column in columns:
+    for column in view.columns:
         protocol, labels, shots = column
-        most = max(c[1] for c in columns if c[0] == protocol)
+        most = max(c[1] for c in view.columns if c[0] == protocol)
         if shots is None:
             panels.setdefault((protocol, "training labels"), []).append(column)
         elif labels == most:
             panels.setdefault((protocol, "images of each class"), []).append(column)
-    panels = {key: its for key, its in panels.items() if len(its) > 1}
+    panels = {key: columns for key, columns in panels.items() if len(columns) > 1}
     if not panels:
         return None
-    styles = _styles(results, untrained)
+    styles = _styles(view)
     figure, axes = _panels(len(panels))
-    for axis, ((protocol, varied), its) in zip(axes, panels.items()):  # noqa: B905
+    for axis, ((protocol, varied), columns) in zip(axes, panels.items()):  # noqa: B905
         place = 1 if varied == "training labels" else 2
-        its = sorted(its, key=lambda column: column[place])
+        columns = sorted(columns, key=lambda column: column[place])
         for module, style in styles.items():
-            found = [(c[place], report.best(results, c, module)) for c in its]
-            found = [(x, r) for x, r in found if r]
-            spread = [100 * r.get("interval", r.get("std", 0.0)) for _, r in found]
-            x, y = [x for x, _ in found], [100 * r["value"] for _, r in found]
+            points = [(c[place], view.best[module, c]) for c in columns if (module, c) in view.best]
+            spread = [100 * r.details.get("interval", r.details.get("std", 0.0)) for _, r in points]
+            x, y = [x for x, _ in points], [100 * r.value for _, r in points]
             axis.errorbar(x, y, spread if any(spread) else None, **style, marker="o", markersize=3, capsize=2)
-        pixels = {report.column(r): 100 * r["value"] for r in results if r["endpoint"] == report.PIXELS}
-        axis.plot([c[place] for c in its if c in pixels], [pixels[c] for c in its if c in pixels], **_PIXELS)
-        chance = report.levels([r for r in results if report.column(r) == its[0]], baselines).get("chance")
+        pixels = [c for c in columns if c in view.pixels]
+        axis.plot([c[place] for c in pixels], [100 * view.pixels[c].value for c in pixels], **_PIXELS)
+        chance = view.levels[columns[0]].get("chance")
         if chance is not None:
             axis.axhline(100 * chance, **_CHANCE)
         axis.set_xscale("log")
-        ticks = sorted({c[place] for c in its})
+        ticks = sorted({c[place] for c in columns})
         axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=8)
         axis.set_xticks([], minor=True)
         axis.set_xlabel(varied, fontsize=9)
         axis.set_title(protocol, fontsize=10, loc="left")
-        metric = next(r["metric"] for r in results if report.column(r) == its[0])
-        axis.set_ylabel(f"test {metric}, %", fontsize=9)
-    _legend(figure, styles, results, baselines)
+        axis.set_ylabel(f"test {view.metrics[columns[0]]}, %", fontsize=9)
+    _legend(figure, styles, view)
     return _png(figure)
 
 
@@ -193,13 +183,12 @@ _PIXELS = {"color": "#444444", "linestyle": "-.", "linewidth": 1.2}
 _CHANCE = {"color": "#444444", "linestyle": ":", "linewidth": 1.2}
 
 
-def _styles(results, untrained):
+def _styles(view):
     """{module: how its line is drawn}."""
-    modules = list(dict.fromkeys(r["module"] for r in results if r["endpoint"] != report.PIXELS))
     styles = {}
-    for module in modules:
-        number = len([m for m in styles if m not in untrained])
-        if module in untrained:
+    for module in view.modules:
+        number = len([m for m in styles if m not in view.untrained])
+        if module in view.untrained:
             gray = ("#777777", "#a0a0a0", "#555555")[(len(styles) - number) % 3]
             styles[module] = {"color": gray, "linestyle": "--", "linewidth": 1.6}
         else:
@@ -222,23 +211,13 @@ def _panels(count):
     return figure, axes[:count]
 
 
-def _levels(axis, rows, baselines):
-    """Pixels and chance of one column."""
-    for r in rows:
-        if r["endpoint"] == report.PIXELS:
-            axis.axhline(100 * r["value"], **_PIXELS)
-    chance = report.levels(rows, baselines).get("chance")
-    if chance is not None:
-        axis.axhline(100 * chance, **_CHANCE)
-
-
-def _legend(figure, styles, results, baselines, star=""):
+def _legend(figure, styles, view, star=""):
     from matplotlib.lines import Line2D
 
     lines = {_plain(module): Line2D([], [], **style) for module, style in styles.items()}
-    if any(r["endpoint"] == report.PIXELS for r in results):
-        lines[report.PIXELS] = Line2D([], [], **_PIXELS)
-    if baselines or any("chance" in r for r in results):
+    if view.pixels:
+        lines[PIXELS] = Line2D([], [], **_PIXELS)
+    if any("chance" in of_column for of_column in view.levels.values()):
         lines["chance"] = Line2D([], [], **_CHANCE)
     if star:
         lines[star] = Line2D([], [], color="#444444", linestyle="", marker="*", markersize=10)

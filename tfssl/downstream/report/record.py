@@ -1,8 +1,13 @@
 """What an evaluation has measured so far: told as it comes, and written as it comes, so that nothing that ends it takes it along."""
 
 import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Optional
 
 from tfssl.downstream.report import save as report
+from tfssl.downstream.report import table
+from tfssl.downstream.report.view import View
+from tfssl.downstream.results import Result, mark_chosen
 from tfssl.errors import UserError
 
 
@@ -19,55 +24,58 @@ class Record:
       **facts: what results.json says beside the results; "baselines" among them.
 
     Attributes:
-      results: list of dicts as of a protocol, with "module" and "chosen".
+      results: list of `Result`, with module and `chosen`.
       notes: lines, of what was left out, shortened or refused.
       refused: {what was refused: reason}, of what was asked for by name.
       modules, panels, facts: as `report.save` wants them.
     """
 
-    def __init__(self, folder=None, order=(), say=print, check=lambda: None, **facts):
+    def __init__(
+        self,
+        folder: Optional[str] = None,
+        order: Sequence[str] = (),
+        say: Callable[[str], None] = print,
+        check: Callable[[], None] = lambda: None,
+        **facts: Any,
+    ) -> None:
         self.folder, self.order, self.say, self.check = folder, list(order), say, check
         self.facts = {"baselines": {}, **facts}
         self.results, self.notes, self.refused, self.modules, self.panels = [], [], {}, {}, {}
 
-    def note(self, text):
+    def note(self, text: str) -> None:
         """Tell a line, once; each module says so."""
         if text not in self.notes:
             self.notes.append(text)
             self.say(text)
 
-    def refuse(self, error, what):
+    def refuse(self, error: UserError, what: str) -> None:
         """A UserError has ended a part of the evaluation; the others go on."""
         self.check()  # a lock that is lost ends it all
         self.refused.setdefault(str(error), what)
         self.note(f"refused: {what}: {error}")
 
-    def add(self, module, results):
-        """Results of a module, an iterable: each is told and written as soon as it is there."""
+    def add(self, module: str, results: Iterable[Result]) -> None:
+        """Results of a module: each is told and written as soon as it is there."""
         for result in results:
-            self.results.append({"module": module, **result})
+            result = result.replace(module=module)
             names = list(self.modules)
-            self.results.sort(key=lambda r: (names.index(r["module"]), self._place(r["protocol"])))
-            report.mark_chosen(self.results)
-            self.say(report.line({"module": module, **result}))
+            self.results = mark_chosen(
+                sorted([*self.results, result], key=lambda r: (names.index(r.module), self._place(r.protocol)))
+            )
+            self.say(table.line(result))
             if self.folder:
                 self.check()
-                report.write(os.path.join(self.folder, "results.json"), **self._content(finished=False))
+                path = os.path.join(self.folder, "results.json")
+                report.write(path, self.results, **{"versions": report.versions(), **self._about(finished=False)})
 
     def _place(self, protocol):
         return self.order.index(protocol) if protocol in self.order else len(self.order)
 
-    def _content(self, **more):
-        results = [report.without_picture(result) for result in self.results]
-        about = {
-            "modules": self.modules,
-            "notes": self.notes,
-            "refused": [f"{what}: {reason}" for reason, what in self.refused.items()],
-            **more,
-        }
-        return {"versions": report.versions(), **self.facts, **about, "results": results}
+    def _about(self, **more):
+        refused = [f"{what}: {reason}" for reason, what in self.refused.items()]
+        return {**self.facts, "modules": self.modules, "notes": self.notes, "refused": refused, **more}
 
-    def finish(self, title, **facts):
+    def finish(self, title: str, **facts: Any) -> None:
         """Tell the table and write the report; afterwards a UserError for what was refused, if anything was.
 
         Args:
@@ -76,15 +84,11 @@ class Record:
         """
         self.facts |= facts
         if self.results:
-            self.say("\n" + report.table(self.results, self.facts["baselines"]))
+            self.say("\n" + table.of_view(View.of(self.results, self.facts["baselines"])))
         if self.results and self.folder is not None:
-            about = {
-                name: value
-                for name, value in self._content(finished=True).items()
-                if name not in ("versions", "results")
-            }
             self.check()
-            self.say(f"written: {', '.join(report.save(self.folder, self.results, title, self.panels, **about))}")
+            written = report.save(self.folder, self.results, title, self.panels, **self._about(finished=True))
+            self.say(f"written: {', '.join(written)}")
         if self.refused:
             (reason, what), *others = self.refused.items()
             more = f"; and {len(others)} more, see the lines above" if others else ""

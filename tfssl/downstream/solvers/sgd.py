@@ -10,6 +10,7 @@ import itertools
 import sys
 import time
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 from tfssl.data.ops.draws import Draws
 from tfssl.downstream.solvers.lbfgs import in_chunks
 from tfssl.downstream.solvers.resume import State
+from tfssl.downstream.splits import Split
 from tfssl.errors import UserError
 from tfssl.optim.schedules import schedule
 
@@ -101,8 +103,10 @@ class Plan:
         return max(count // self.batch_size, 1)
 
 
-def check(protocol, epochs, decay_epochs, batch_size, learning_rate):
-    """Raise UserError for settings that are none."""
+def check(
+    protocol: str, epochs: int, decay_epochs: Sequence[float], batch_size: int, learning_rate: float
+) -> tuple[float, ...]:
+    """The `decay_epochs` as floats; UserError for settings that are none."""
     try:
         decay_epochs = [float(e) for e in decay_epochs]
     except (TypeError, ValueError):
@@ -116,10 +120,8 @@ def check(protocol, epochs, decay_epochs, batch_size, learning_rate):
     return tuple(decay_epochs)
 
 
-def check_epoch(epoch, part):
-    """Raise UserError unless `epoch` is "last", or "best" with a validation part to tell it by."""
-    if epoch not in ("last", "best"):
-        raise UserError(f"epoch={epoch!r}: give last, or best (on validation)")
+def check_epoch(epoch: str, part: Split) -> None:
+    """Raise UserError where `epoch` is "best" and there is no validation part to tell it by."""
     if epoch == "best" and not len(part.val):
         raise UserError("epoch=best needs a validation part, and there is none: give last, or a validation split")
 

@@ -1,0 +1,128 @@
+"""An evaluation as text: its table, what must be known to read it, and a line for each result as it comes."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tfssl.downstream.report.view import View, headings
+from tfssl.downstream.results import Result
+
+_METRICS = {  # in words, what is no accuracy
+    "mAP": "mean average precision",
+    "mIoU": "mean intersection over union",
+    "AP50": "average precision at an IoU of 0.5",
+    "within 11.25\N{DEGREE SIGN}": "pixels whose angle is wrong by less than 11.25\N{DEGREE SIGN}",
+}
+_WIDEST = 200  # characters of a line of the table: of more columns it makes several tables
+
+
+def table(results: Iterable[Mapping[str, Any]], baselines: Mapping[str, float]) -> str:
+    """The results side by side: a line per module and endpoint, a column per protocol and number of training labels; in per cent.
+
+    Args:
+      results: results, or records of results.json.
+      baselines: {name: accuracy}.
+    """
+    return of_view(View.of(results, baselines))
+
+
+def of_view(view: View) -> str:
+    """The same of a view."""
+    lines = [["module", "endpoint", *(f"{view.headings[c]} " for c in view.columns)]]
+    for i, group in enumerate(group for group in (*view.groups, view.others) if group):
+        lines += [[]] if i else []
+        for j, row in enumerate(group):
+            name = row.module if j == 0 or not row.endpoint else ""
+            lines.append([name, row.endpoint, *(_cell(row.cells[c]) if c in row.cells else "" for c in view.columns)])
+    widths = [max(len(line[i]) for line in lines if line) for i in range(len(lines[0]))]
+    text = []
+    for part in _parts(widths[2:], _WIDEST - sum(widths[:2])):
+        shown = [0, 1, *(2 + i for i in part)]
+        block = [
+            [line[i] for i in shown] if line else [] for line in lines if not line or any(line[2 + i] for i in part)
+        ]
+        wide = [widths[i] for i in shown]
+        rule = "-" * (sum(wide) + 2 * (len(wide) - 1))
+        body = [_aligned(line, wide) if line else "" for line in block]
+        text += [*([""] if text else []), body[0], rule, *body[1:], rule]
+    return "\n".join([*text, *notes(view.results)])
+
+
+def _cell(cell):
+    return f"{100 * cell.value:.1f}" + ("*" if cell.chosen else " ")
+
+
+def _parts(widths, most):
+    """The columns' numbers, in as many lists as it takes to keep the sum of their widths below `most`."""
+    parts, used = [[]], 0
+    for i, width in enumerate(widths):
+        if used + width + 2 > most and parts[-1]:
+            parts.append([])
+            used = 0
+        parts[-1].append(i)
+        used += width + 2
+    return parts
+
+
+def _aligned(line, widths):
+    cells = [cell.ljust(widths[i]) if i < 2 else cell.rjust(widths[i]) for i, cell in enumerate(line)]
+    return "  ".join(cells).rstrip()
+
+
+def spelled(metric: str) -> str:
+    """A metric's name in words."""
+    return _METRICS.get(metric, metric)
+
+
+def notes(results: list[Result]) -> list[str]:
+    """What must be known to read the table: lines."""
+    of_metric = {}
+    for r in results:
+        if not r.metric.endswith("accuracy"):
+            of_metric.setdefault(r.metric, dict.fromkeys([r.protocol]))[r.protocol] = None
+    order = [metric for metric in (*_METRICS, *of_metric) if metric in of_metric]
+    named = "; ".join(f"{', '.join(of_metric[metric])}: {spelled(metric)}" for metric in dict.fromkeys(order))
+    measure = f"test accuracy ({named})" if named else "test accuracy"
+    labels = "training labels, or k of each class" if any(r.shots for r in results) else "training labels"
+    said = [
+        f"{measure} in %; protocol@{labels}; * the endpoint that validation chose for its module",
+        *cautions(results),
+    ]
+    chosen = list(dict.fromkeys(r.chosen_on for r in results if r.chosen_on))
+    for where in list(dict.fromkeys(r.reported_on for r in results if r.reported_on)):
+        said.append(f"chosen on {' and '.join(chosen) or 'nothing'}; reported on {where}")
+    return said
+
+
+def cautions(results: list[Result]) -> list[str]:
+    """What went less than well: lines."""
+    said = []
+    slow = [r for r in results if r.details.get("converged") is False]
+    if slow:
+        names = [f"{r.module}/{r.endpoint}@{r.train_labels}" for r in slow]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        said.append(f"logistic stopped at --max_iterations, before its optimum: {', '.join(names[:4])}{more}")
+    quick = {r.protocol: r.quick for r in results if r.quick}
+    for protocol, settings in quick.items():
+        said.append(
+            f"quick settings of {protocol}, for lack of time: {', '.join(f'{k}={v}' for k, v in settings.items())}"
+        )
+    unstable = [f"{r.protocol} {r.module}/{r.endpoint}" for r in results if r.details.get("diverged")]
+    if unstable:
+        said.append(f"diverged, so take --standardize or a lower learning rate: {', '.join(dict.fromkeys(unstable))}")
+    return said
+
+
+def line(result: Result) -> str:
+    """What is said of a result as soon as it is there."""
+    more = result.details
+    said = [f"accuracy {100 * more['accuracy']:.1f}%"] if "accuracy" in more else []
+    said += [f"AP {100 * more['coco_ap']:.1f}%"] if "coco_ap" in more else []
+    said += [f"median angle {more['median_angle']:.1f}\N{DEGREE SIGN}"] if "median_angle" in more else []
+    said += [f"deviation {100 * more['std']:.1f}"] if "std" in more else []
+    said += [f"{key} {more[key]:.2g}" for key in ("l2", "cost", "ridge") if key in more]
+    said += [f"{more['iterations']} updates"] if "iterations" in more else []
+    said += [f"epoch {more['epoch']}, {more['images_per_second']:.0f} images/s"] if "epoch" in more else []
+    how = ", ".join([*said, f"{result.seconds:.1f} s"])
+    metric = "" if result.metric == "accuracy" else f"{result.metric} "
+    heading = headings([result.column])[result.column]
+    return f"{result.module} {result.endpoint} {heading}: {metric}{100 * result.value:.1f}% ({how})"

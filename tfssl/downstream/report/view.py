@@ -1,0 +1,165 @@
+"""What table, plots and page of an evaluation read, computed once: columns, rows, which endpoint is best, what there is to beat."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+
+from tfssl.downstream.features.extract import Features
+from tfssl.downstream.results import PIXELS, Column, Result
+
+
+class Cell(NamedTuple):
+    """One value of a table; `endpoint` is "" for a baseline."""
+
+    value: float
+    chosen: bool = False
+    endpoint: str = ""
+
+
+class Row(NamedTuple):
+    """One row of a table: of a module's endpoint; or of nobody's, pixels or a baseline, whose endpoint is ""."""
+
+    module: str
+    endpoint: str
+    cells: dict[Column, Cell]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """Results side by side. Make one with `View.of`.
+
+    Attributes:
+      results: in their order, each with its module.
+      untrained: {name of an untrained module: names of the modules whose network it is}.
+      columns: all there are, in the order of the results.
+      headings: {column: what heads it}, such as "knn@500" or "low_shot@k=4".
+      metrics: {column: name of its metric}.
+      largest: of each protocol the column with most labels, and largest k.
+      modules: names of those with an endpoint of their own.
+      trained: those that are not untrained; all where there is no other.
+      groups: rows of each module, in the order of depth.
+      others: rows of what is nobody's: pixels and the baselines.
+      levels: {column: {name of a baseline: value that is reached without looking}}.
+      pixels: {column: result of raw pixels}.
+      best: {(module, column): result of its chosen endpoint; of its deepest where nothing was chosen}.
+    """
+
+    results: list[Result]
+    untrained: dict[str, list[str]]
+    columns: list[Column]
+    headings: dict[Column, str]
+    metrics: dict[Column, str]
+    largest: list[Column]
+    modules: list[str]
+    trained: list[str]
+    groups: list[list[Row]]
+    others: list[Row]
+    levels: dict[Column, dict[str, float]]
+    pixels: dict[Column, Result]
+    best: dict[tuple[str, Column], Result]
+
+    @classmethod
+    def of(
+        cls,
+        results: Iterable[Mapping[str, Any]],
+        baselines: Optional[Mapping[str, float]] = None,
+        untrained: Optional[Mapping[str, Sequence[str]]] = None,
+    ) -> "View":
+        """Of results, or records of results.json; `baselines` are accuracies, see `baselines`."""
+        results, untrained = [Result.of(r) for r in results], {k: list(v) for k, v in (untrained or {}).items()}
+        by_column, of_modules = {}, {}
+        for r in results:
+            by_column.setdefault(r.column, []).append(r)
+            if not r.of_pixels:
+                of_modules.setdefault(r.module, []).append(r)
+        columns, modules = list(by_column), list(of_modules)
+        levels = {column: _levels(rows, baselines or {}) for column, rows in by_column.items()}
+        pixels = {r.column: r for r in results if r.of_pixels}
+        others = [Row(PIXELS, "", {column: Cell(r.value, r.chosen, PIXELS) for column, r in pixels.items()})]
+        for name in dict.fromkeys(name for of_column in levels.values() for name in of_column):
+            others.append(Row(name, "", {c: Cell(level[name]) for c, level in levels.items() if name in level}))
+        best = {}
+        for module, rows in of_modules.items():
+            for r in reversed(rows):  # the deepest, unless one is chosen
+                if (module, r.column) not in best or r.chosen:
+                    best[module, r.column] = r
+        return cls(
+            results=results,
+            untrained=untrained,
+            columns=columns,
+            headings=headings(columns),
+            metrics={column: rows[0].metric for column, rows in by_column.items()},
+            largest=_largest(columns),
+            modules=modules,
+            trained=[name for name in modules if name not in untrained] or modules,
+            groups=[_rows(module, rows) for module, rows in of_modules.items()],
+            others=[row for row in others if row.cells],
+            levels=levels,
+            pixels=pixels,
+            best=best,
+        )
+
+    def of_column(self, column: Column, module: Optional[str] = None) -> list[Result]:
+        """The results of one column, pixels' too; of one module: those of its own endpoints."""
+        rows = [r for r in self.results if r.column == column]
+        return rows if module is None else [r for r in rows if r.module == module and not r.of_pixels]
+
+    def rival(self, module: str) -> Optional[str]:
+        """The untrained network of a module; None where there is none."""
+        return next((name for name, others in self.untrained.items() if module in others), None)
+
+    def rival_best(self, module: str, column: Column) -> Optional[Result]:
+        """The best of the untrained network of a module in one column; None where there is none."""
+        return self.best.get((self.rival(module), column))
+
+    def starred(self, module: str) -> Optional[str]:
+        """The endpoint that validation chose for a module, under its first protocol at most labels; None where none was."""
+        of_module = [r for r in self.results if r.module == module]
+        if not of_module:
+            return None
+        first = _largest(list(dict.fromkeys(r.column for r in of_module)))[0]
+        return next((r.endpoint for r in reversed(of_module) if r.chosen and r.column == first), None)
+
+
+def _rows(module, results):
+    endpoints = dict.fromkeys(r.endpoint for r in results)
+    cells = {e: {r.column: Cell(r.value, r.chosen, e) for r in results if r.endpoint == e} for e in endpoints}
+    return [Row(module, endpoint, cells[endpoint]) for endpoint in endpoints]
+
+
+def _levels(rows, baselines):
+    own = [r.chance for r in rows if r.chance is not None]
+    return {"chance": own[0]} if own else dict(baselines) if rows[0].metric == "accuracy" else {}
+
+
+def _largest(columns):
+    """Of each protocol the column with most labels, and largest k: a list."""
+    largest = {}
+    for column in columns:
+        largest[column[0]] = max(largest.get(column[0], column), column, key=lambda c: (c[1], c[2] or 0))
+    return list(largest.values())
+
+
+def headings(columns: Sequence[Column]) -> dict[Column, str]:
+    """{column: its heading}: protocol@training labels, or protocol@k=images of each class."""
+    texts = {}
+    for protocol, labels, shots in columns:
+        several = sum(other[0] == protocol and other[2] == shots for other in columns) > 1
+        of_labels = f"k={shots}" + (f" of {labels}" if several else "") if shots else labels
+        texts[protocol, labels, shots] = f"{protocol}@{of_labels}"
+    return texts
+
+
+def baselines(train: Features, test: Features) -> dict[str, float]:
+    """Accuracies without looking at an image: a uniform guess, and always the most frequent class of the training split. None where images
+    have several classes; a result's own "chance" goes first."""
+    if train.targets is not None:
+        return {}
+    classes = np.unique(np.concatenate([train.labels, test.labels]))
+    majority = np.bincount(train.labels).argmax()
+    return {
+        "chance": 1 / (train.num_classes or len(classes)),
+        "majority class": float(np.mean(test.labels == majority)),
+    }
