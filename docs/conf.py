@@ -55,6 +55,10 @@ def write_sources(_app, _config):
     lines = ["API", "===", "", "Every room of the package, from its docstrings.", "", ".. autosummary::"]
     lines += ["   :toctree: .", "   :recursive:", "", *(f"   {name}" for name in names), ""]
     _write("api/index.rst", "\n".join(lines))
+    for page in GENERATED.glob("api/tfssl.*.rst"):  # of modules that have gone since the last build
+        source = ROOT / page.stem.replace("tfssl.export", "export").replace(".", "/")
+        if not source.is_dir() and not source.with_suffix(".py").exists():
+            page.unlink()
     for command, module in COMMANDS.items():
         line = [sys.executable, "-m", f"tfssl.{module}", "--help"]
         _write(f"help/{command}.txt", subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT).stdout)

@@ -36,6 +36,7 @@ def test_add_a_method(photos, tmp_path, monkeypatch):
         use = use.replace(old, new.format(photos=photos, modules=tmp_path))
     names = {}
     exec(compile(use, "docs/add_a_method.md", "exec"), names)
+    del sys.modules["new_method"]  # the example's module is called so too
     assert names["task"].task == "new_method:AlignmentUniformity"
     module = tf.saved_model.load(str(tmp_path / "alignment" / "1"))
     assert module(tf.zeros([2, 16, 16, 3])).shape == [2, 32]

@@ -1,5 +1,6 @@
 """The scripts of examples/, each run whole with tiny settings."""
 
+import importlib
 import math
 import os
 import pathlib
@@ -94,7 +95,7 @@ def test_finetune_and_predict(encoder, photos, tmp_path, capsys):
 @pytest.fixture
 def new_method(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    return __import__("new_method")
+    return importlib.import_module("new_method")
 
 
 def test_new_method(new_method):
