@@ -5,7 +5,10 @@ import re
 import runpy
 import sys
 
+import numpy as np
 import tensorflow as tf
+from encoders import save_encoder
+from sklearn.neighbors import NearestCentroid
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
@@ -39,6 +42,23 @@ def test_add_a_method(photos, tmp_path, monkeypatch):
     assert module(tf.zeros([2, 16, 16, 3])).shape == [2, 32]
     example = (ROOT / "examples" / "new_method.py").read_text(encoding="utf-8")
     assert method[method.index("class ") :].strip() in example
+
+
+def test_add_a_protocol(photos, tmp_path, monkeypatch):
+    """Both blocks, as they stand but for paths; its accuracies are those of scikit-learn's classifier."""
+    protocol, use = blocks("add_a_protocol.md")
+    (tmp_path / "nearest_mean.py").write_text(protocol, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for old, new in {"folder:photos": f"folder:{photos}", "modules/photos/1": save_encoder(tmp_path / "1")}.items():
+        assert old in use, old
+        use = use.replace(old, new)
+    names = {}
+    exec(compile(use, "docs/add_a_protocol.md", "exec"), names)
+    train, test, results = (names[name] for name in ("train", "test", "results"))
+    assert [result["endpoint"] for result in results] == list(train.endpoints)
+    for result in results:
+        x, y = (np.asarray(part.endpoints[result["endpoint"]], np.float64) for part in (train, test))
+        assert result["value"] == NearestCentroid().fit(x, train.labels).score(y, test.labels)
 
 
 def pages():
