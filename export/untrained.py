@@ -6,7 +6,6 @@ import os
 import re
 import sys
 
-import absl.flags
 import numpy as np
 import tensorflow as tf
 
@@ -91,8 +90,12 @@ def _flags(facts):
     source = _source(task)
     if source is None:
         return []
+    try:
+        settings = signatures.read(*source).values()
+    except UserError:  # a class of a notebook, which stands in no file
+        return []
     head = sum(bool(re.fullmatch(r"head\d+", name)) for name in facts.get("endpoints", []))
-    own = [setting.flag for setting in signatures.read(*source).values() if setting.flag not in _FILES]
+    own = [setting.flag for setting in settings if setting.flag not in _FILES]
     flags = {name: training[name] for name in (*_OF_THE_NETWORK, *own) if name in training}
     flags["head_endpoints"] = head
     return [f"--{name}={as_text(value)}" for name, value in sorted(flags.items())]
@@ -128,7 +131,7 @@ def _export(name, flags, folder, say):
         try:
             config = TrainConfig.from_record(texts, pretext.task_flags(texts["task"]), optim.optimizer_flags())
             export(checks.pretraining(config.replace(workdir=path)), path, head_endpoints)
-        except (UserError, absl.flags.Error) as error:
+        except Exception as error:  # whatever somebody's facts make of a network, the evaluation goes on without it
             say(f"{name}: no untrained network beside it: {one_line(error)}")
             return None
     return modules.load(path)
