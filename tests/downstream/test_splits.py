@@ -3,7 +3,8 @@ import pytest
 
 from tfssl.downstream import splits
 from tfssl.downstream.features.extract import Features
-from tfssl.downstream.splits import balanced, chosen_on, label_count, split, stratified
+from tfssl.downstream.protocol import Data
+from tfssl.downstream.splits import balanced, label_count, split, stratified
 from tfssl.errors import UserError
 
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [400, 300, 200, 100]))
@@ -85,8 +86,8 @@ def test_a_validation_split_of_its_own():
     part = split(train, train, train_labels=40, seed=0, val=val)
     assert part.fits_all and list(part.fit) == list(balanced(LABELS, INDEX, 40, 0))
     assert part.held is val and list(part.val) == [0, 1, 3]  # nobody can learn class 7
-    assert chosen_on(train, val, 0.2) == "folder:x val"
-    assert chosen_on(train, None, 0.25) == "val_fraction 0.25 of these features"
+    assert Data(train, train, val).chosen_on == "folder:x val"
+    assert Data(train, train, val_fraction=0.25).chosen_on == "val_fraction 0.25 of these features"
     with pytest.raises(UserError, match="folder:x val: 1 of 2 images have no label"):
         split(train, train, val=features([0, -1], source="folder:x val"))
 
