@@ -86,11 +86,14 @@ def use(optimizer: tf.keras.optimizers.Optimizer, groups: Sequence[Group]) -> No
         optimizer.__class__ = plain
 
 
-def _carries_decay(optimizer):
+def _carries_decay(optimizer: tf.keras.optimizers.Optimizer) -> bool:
     return any(getattr(optimizer, name, 0) for name in ("folded_decay", "decoupled_decay", "weight_decay"))
 
 
-class _Grouped:
+_InFront: Any = object  # of an optimizer's class
+
+
+class _Grouped(_InFront):
     """In front of an optimizer's class. What it knows is the class's: Keras would make an attribute a part of checkpoints."""
 
     _rates: dict[Any, tuple[float, Any]] = {}

@@ -43,11 +43,13 @@ class LAMB(AdamW):
 
     # Runs began with tensorflow-addons' LAMB: two names and the slots of its checkpoints restore into ours.
 
-    def _lookup_dependency(self, name, *cached):
+    def _lookup_dependency(self, name: str, *cached: Any) -> Any:
         """Any scalar will do for the current rate, which each step computes."""
         names = {"iter": "_iterations", "decay": "_current_learning_rate"}
         return super()._lookup_dependency(names.get(name, name), *cached)
 
-    def _create_or_restore_slot_variable(self, slot_variable_position, slot_name, variable):
+    def _create_or_restore_slot_variable(
+        self, slot_variable_position: Any, slot_name: str, variable: tf.Variable
+    ) -> None:
         slots = {"m": self.momentums, "v": self.velocities}[slot_name]
         slot_variable_position.restore(slots[self._index_dict[self._var_key(variable)]])

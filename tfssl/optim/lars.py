@@ -113,7 +113,7 @@ class LARS(Optimizer):
                 use_nesterov=self.nesterov,
             )
 
-    def _adapt(self, g, w):
+    def _adapt(self, g: tf.Tensor, w: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """g' and trust."""
         of_w, decay = norm(w), self.now(self.folded_decay, w.dtype)
         if self.form == "larc":
