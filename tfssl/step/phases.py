@@ -92,19 +92,19 @@ class Context:
         on_replica = tf.autograph.experimental.do_not_convert(function)
         return self._kept("run", function, lambda *rows: self._strategy.run(on_replica, rows))(*arguments)
 
-    def _kept(self, name, function, everywhere):
+    def _kept(self, name: str, function: Callable[..., Any], everywhere: Callable[..., Any]) -> Callable[..., Any]:
         """`everywhere` in a graph of its own, made once for each function: its results on the first replica."""
         if (name, function) not in self._traced:
 
-            def first(*arguments):
+            def first(*arguments: Any) -> Any:
                 results = self._strategy.experimental_local_results
                 return tf.nest.map_structure(lambda x: results(x)[0], everywhere(*arguments))
 
             self._traced[name, function] = tf.function(first, autograph=False)
         return self._traced[name, function]
 
-    def _gathered(self, function):
-        def on_replica(batch):
+    def _gathered(self, function: Callable[[Any], tf.Tensor]) -> Callable[[Any], list[tf.Tensor]]:
+        def on_replica(batch: Any) -> list[tf.Tensor]:
             batch = self._prepare(batch)
             return [replicas.gather(x) for x in (function(batch), batch["index"], batch["weight"])]
 
