@@ -2,6 +2,8 @@
 names the flag and its range."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -66,14 +68,14 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
 OF_FLAG = {name: (least, greatest) for least, greatest, names in _TABLE for name in names.split()}
 
 
-def apply(values=flags.FLAGS):
+def apply(values: flags.FlagValues = flags.FLAGS) -> None:
     """From here on the numeric flags among absl's `FlagValues` take only what the table permits."""
     for name in values:
         if name in OF_FLAG and values[name].flag_type() in ("int", "float"):
             values[name].parser = _Number(values[name].flag_type(), *OF_FLAG[name])
 
 
-def numbers(name, texts):
+def numbers(name: str, texts: Sequence[str]) -> list[float]:
     """The numbers of a flag that is a list of them.
 
     Raises:
@@ -88,13 +90,13 @@ def numbers(name, texts):
 
 
 class _Number(flags.ArgumentParser):
-    def __init__(self, kind, least, greatest):
+    def __init__(self, kind: str, least: float, greatest: float) -> None:
         self.kind, self.least, self.greatest = kind, least, greatest
         self.number = flags.IntegerParser() if kind == "int" else flags.FloatParser()
         kind = "an integer" if kind == "int" else "a number"
         self.syntactic_help = f"{kind} from {_spelled(least)} to {_spelled(greatest)}"
 
-    def parse(self, argument):
+    def parse(self, argument: Any) -> float:
         try:
             value = self.number.convert(argument)
         except ValueError:
@@ -103,9 +105,9 @@ class _Number(flags.ArgumentParser):
             raise ValueError(f"give {self.syntactic_help}")
         return value
 
-    def flag_type(self):
+    def flag_type(self) -> str:
         return self.kind
 
 
-def _spelled(number):
+def _spelled(number: float) -> str:
     return str(number) if isinstance(number, int) else f"{number:g}"

@@ -67,7 +67,7 @@ class TrainConfig:
           UserError: a flag is not a setting of the task, or of the optimizer.
         """
         return cls(
-            task=values["task"].value,
+            task=_given(values, "task"),
             **_own("task", tasks, values),
             **_own("optimizer", optimizers, values),
             **_sections(cls, values),
@@ -100,9 +100,10 @@ class TrainConfig:
             if name not in values:
                 raise flags.UnrecognizedFlagError(name, text)
             values[name].parse(text)
-        for name in values if overriding is not None else ():
-            if name in overriding and overriding[name].present:
-                values[name].value = overriding[name].value
+        if overriding is not None:
+            for name in values:
+                if name in overriding and overriding[name].present:
+                    values[name].value = overriding[name].value
         return cls.from_flags(values, tasks, optimizers)
 
     def flags(self) -> dict[str, Any]:
@@ -176,10 +177,11 @@ class FinetuneConfig:
 
 
 Config = Union[TrainConfig, FinetuneConfig]
+_Config = TypeVar("_Config", TrainConfig, FinetuneConfig)
 
 
 def define(
-    section_class: type,
+    section_class: type[Any],
     values: flags.FlagValues = flags.FLAGS,
     section: Callable[[str], Any] = contextlib.nullcontext,
 ) -> None:
@@ -196,25 +198,31 @@ def read(section_class: type[_Section], values: flags.FlagValues) -> _Section:
     )
 
 
-def _define_optimization(part, optimizers, values, section):
+def _define_optimization(
+    part: type[schema.Optimization], optimizers: Generated, values: flags.FlagValues, section: Callable[[str], Any]
+) -> None:
     define(part, values, section)
     with section(part.heading):
         optimizers.define(values=values)
 
 
-def _parts(cls):
+def _parts(cls: type) -> dict[str, type]:
     """{field: its class} of a config's sections."""
     parts = {field.name: type(field.default) for field in dataclasses.fields(cls)}
     return {name: part for name, part in parts.items() if dataclasses.is_dataclass(part)}
 
 
-def _sections(cls, values):
+def _given(values: flags.FlagValues, name: str) -> Any:
+    return values[name].value
+
+
+def _sections(cls: type, values: flags.FlagValues) -> dict[str, Any]:
     return {name: read(part, values) for name, part in _parts(cls).items()}
 
 
-def _own(kind, generated_flags, values):
+def _own(kind: str, generated_flags: Generated, values: flags.FlagValues) -> dict[str, Any]:
     """The fields of a config that hold the settings of what the flag `kind` names."""
-    name, given = values[kind].value, {flag: values[flag].value for flag in generated_flags.flags}
+    name, given = _given(values, kind), {flag: values[flag].value for flag in generated_flags.flags}
     generated_flags.check(name, given)
     names = {argument: setting.flag for argument, setting in generated_flags.settings[name].items()}
     return {
@@ -223,25 +231,25 @@ def _own(kind, generated_flags, values):
     }
 
 
-def _flags_of(config, kind):
+def _flags_of(config: Config, kind: str) -> dict[str, Any]:
     names = getattr(config, f"{kind}_flags")
     return {names.get(argument, argument): value for argument, value in getattr(config, f"{kind}_settings").items()}
 
 
-def _stored(*parts):
+def _stored(*parts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.items() if name not in NOT_STORED}
 
 
-def _published(flags):
+def _published(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None and name != "workdir"}
 
 
-def _replace(config, settings):
+def _replace(config: _Config, settings: Mapping[str, Any]) -> _Config:
     """`dataclasses.replace` within the sections."""
-    changed = {}
+    changed: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         part = getattr(config, field.name)
-        if dataclasses.is_dataclass(part):
+        if dataclasses.is_dataclass(part) and not isinstance(part, type):
             own = {f.name: settings[f.name] for f in dataclasses.fields(part) if f.name in settings}
             changed[field.name] = dataclasses.replace(part, **own)
             settings = {name: value for name, value in settings.items() if name not in own}

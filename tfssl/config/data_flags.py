@@ -25,7 +25,7 @@ PATHS = (
 )  # fmt: skip
 
 
-def at_home(name, value):
+def at_home(name: str, value: Any) -> Any:
     """The value of a flag, text, a list of texts or None, with the user's home for ~ where it is a path (of --module: in NAME=PATH, too).
 
     Data sets, folder:~/photos, are left to `open_source`.
@@ -43,18 +43,19 @@ def at_home(name, value):
 class _AtHome:
     """A flag's parser, and ~ after it."""
 
-    def __init__(self, name, parser):
+    def __init__(self, name: str, parser: flags.ArgumentParser) -> None:
         self._name, self._parser = name, parser
 
-    def parse(self, argument):
+    def parse(self, argument: Any) -> Any:
         return at_home(self._name, self._parser.parse(argument))
 
-    def __getattr__(self, attribute):
+    def __getattr__(self, attribute: str) -> Any:
         return getattr(self._parser, attribute)
 
 
-def expand_homes(values=flags.FLAGS):
+def expand_homes(values: flags.FlagValues = flags.FLAGS) -> None:
     """From now on ~ is the user's home in every flag of PATHS, wherever it is read."""
     for name in PATHS:
-        if name in values and not isinstance(values[name].parser, _AtHome):
-            values[name].parser = _AtHome(name, values[name].parser)
+        flag: Any = values[name] if name in values else None
+        if flag is not None and not isinstance(flag.parser, _AtHome):
+            flag.parser = _AtHome(name, flag.parser)

@@ -189,13 +189,15 @@ class Evaluation(Run, Protocols, Features, Images):
     @property
     def local(self) -> bool:
         """Whether there is a --workdir that is a folder of this machine."""
-        return bool(self.workdir) and "://" not in self.workdir
+        return "://" not in self.workdir if self.workdir else False
 
     def file(self, name: str) -> str:
         """Path of a file in --workdir."""
+        if not self.workdir:
+            raise ValueError(f"no --workdir, and so no {name} in it")
         return os.path.join(self.workdir, name.replace("/", "_"))
 
     @property
     def features_folder(self) -> Optional[str]:
         """Where extracted features are kept, memory-mapped; None without a local --workdir."""
-        return os.path.join(os.path.expanduser(self.workdir), "features") if self.local else None
+        return os.path.join(os.path.expanduser(self.workdir), "features") if self.workdir and self.local else None

@@ -1,6 +1,8 @@
 """flags.flags, the complete record of a run."""
 
 import os
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from tfssl.config.data_flags import at_home
 from tfssl.config.generated import as_text
@@ -8,13 +10,13 @@ from tfssl.errors import UserError, one_line
 from tfssl.storage.files import write_file
 
 
-def write(path, values):
+def write(path: str, values: Mapping[str, Any]) -> None:
     """Write {flag: value} as a flagfile, in one step: the file is complete or absent."""
     lines = [f"--{name}={as_text(value)}" for name, value in values.items() if value is not None]
     write_file(path, "\n".join(lines) + "\n")
 
 
-def read(path):
+def read(path: str) -> dict[str, str]:
     """{flag: text} of a file that `write` wrote.
 
     Raises:
@@ -34,7 +36,9 @@ def read(path):
     }  # --name alone: so absl reads it
 
 
-def differences(stored, values, free=()):
+def differences(
+    stored: Mapping[str, str], values: Mapping[str, Any], free: Collection[str] = ()
+) -> list[tuple[str, str, str]]:
     """The flags, by name, whose stored text is not that of `values`: [(name, stored text, new text)]."""
     new = {name: as_text(value) for name, value in values.items() if value is not None}
     names = [n for n in dict.fromkeys([*stored, *new]) if n not in free and stored.get(n) != new.get(n)]

@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags
@@ -49,7 +49,11 @@ class Generated:
             elif setting.choices and setting.kind is str:
                 flags.DEFINE_enum(flag, default, setting.choices, text, flag_values=values)
             else:
-                define = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+                define: dict[type, Callable[..., Any]] = {
+                    bool: flags.DEFINE_boolean,
+                    int: flags.DEFINE_integer,
+                    float: flags.DEFINE_float,
+                }
                 define.get(setting.kind, flags.DEFINE_string)(flag, default, text, flag_values=values)
 
     def default(self, flag: str) -> Any:
@@ -119,13 +123,17 @@ class Generated:
             raise UserError(f"--{setting.flag}={rest}") from error
 
 
-@functools.cache
 def of(cls: type) -> Generated:
     """The flags of one class, whose defaults they have."""
-    return Generated(cls.__name__, {cls.__name__: (cls.__module__, cls.__name__)})
+    return _of(cls.__module__, cls.__name__)
 
 
-def _value(setting, value):
+@functools.cache
+def _of(module: str, name: str) -> Generated:
+    return Generated(name, {name: (module, name)})
+
+
+def _value(setting: Setting, value: Any) -> Any:
     if not setting.many:
         return value
     if setting.kind is float and setting.flag in bounds.OF_FLAG:
@@ -138,9 +146,9 @@ def _value(setting, value):
         raise UserError(f"--{setting.flag}={given}: give {kinds[setting.kind]}, separated by commas") from error
 
 
-def _by_value(of_name):
+def _by_value(of_name: Mapping[str, str]) -> dict[str, str]:
     """{name: value} -> {value: "name, name"}."""
-    names = {}
+    names: dict[str, str] = {}
     for name, value in of_name.items():
         names[value] = f"{names[value]}, {name}" if value in names else name
     return names

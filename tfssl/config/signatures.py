@@ -75,7 +75,7 @@ class _Class:
     open: bool  # whether further keyword arguments go on to the bases
 
 
-def _read(module, class_name, parsed):
+def _read(module: str, class_name: str, parsed: dict[str, ast.Module]) -> "_Class":
     tree = parsed[module] if module in parsed else parsed.setdefault(module, _parse(module))
     node = _find(tree, module, class_name)
     own = _own(node, f"{module}:{class_name}")
@@ -93,34 +93,37 @@ def _read(module, class_name, parsed):
     return own
 
 
-def _find(tree, module, class_name):
+def _find(tree: ast.Module, module: str, class_name: str) -> ast.ClassDef:
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
     if node is None:
         raise UserError(f"{module}:{class_name}: module {module!r} defines no class {class_name!r}")
     return node
 
 
-def _parse(module):
+def _parse(module: str) -> ast.Module:
     parts = module.split(".")
     path = os.path.join(_PACKAGE, *parts[1:]) if parts[0] == "tfssl" else None
     if path and os.path.exists(path + ".py"):
         path += ".py"
     else:
         try:
-            path = importlib.util.find_spec(module).origin
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"no module {module!r}: is it installed, or its folder in PYTHONPATH?") from error
+            spec = importlib.util.find_spec(module)
+            path = spec.origin if spec else None
+        except (ImportError, AttributeError):
+            path = None
+        if path is None:
+            raise UserError(f"no module {module!r}: is it installed, or its folder in PYTHONPATH?")
     return _tree(path, os.stat(path).st_mtime_ns)
 
 
 @functools.cache
-def _tree(path, changed):
+def _tree(path: str, changed: int) -> ast.Module:
     """The syntax tree of a file as it was when it was last changed: bases are read once for all classes."""
     with open(path, encoding="utf-8") as f:
         return ast.parse(f.read(), path)
 
 
-def _origin(tree, module, base):
+def _origin(tree: ast.Module, module: str, base: str) -> Optional[tuple[str, str]]:
     """(module, class) of a base class: in the same file, or imported by its name from a module of the same package, or of ours."""
     if any(isinstance(n, ast.ClassDef) and n.name == base for n in tree.body):
         return module, base
@@ -136,7 +139,7 @@ def _origin(tree, module, base):
     return None
 
 
-def _own(node, name):
+def _own(node: ast.ClassDef, name: str) -> "_Class":
     texts = argument_texts(ast.get_docstring(node) or "")
     constants = {
         target.id: statement.value
@@ -173,7 +176,7 @@ def _own(node, name):
     return _Class(arguments, prefix, names, is_open)
 
 
-def _kind(annotation, default):
+def _kind(annotation: Optional[ast.expr], default: Any) -> tuple[type, bool, tuple]:
     """(kind, many, choices) by the annotation, or else by the default."""
     kind, many, choices = _annotated(annotation)
     if kind is None:
@@ -183,7 +186,7 @@ def _kind(annotation, default):
     return kind, many, choices
 
 
-def _annotated(node):
+def _annotated(node: Optional[ast.AST]) -> tuple[Optional[type], bool, tuple]:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         node = ast.parse(node.value, mode="eval").body
     if isinstance(node, ast.Name):

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -9,12 +10,12 @@ import tensorflow as tf
 
 from tfssl import optim
 
+Factory = Callable[..., tf.keras.optimizers.Optimizer]
+Gradients = list[list[np.ndarray]]  # of each step: of each variable
 _SHAPES = {"conv/kernel": (3, 2, 4), "conv/bias": (4,), "norm/gamma": (4,), "dense/kernel": (4, 3)}
 
 
-def check_optimizer(
-    factory: Callable[..., tf.keras.optimizers.Optimizer], replicas: Optional[tf.distribute.Strategy] = None
-) -> None:
+def check_optimizer(factory: Factory, replicas: Optional[tf.distribute.Strategy] = None) -> None:
     """Hold an optimizer to `tfssl.optim.Optimizer`'s contract: small steps in float64, a few seconds.
 
     Args:
@@ -66,7 +67,7 @@ class _Falling(tf.keras.optimizers.schedules.LearningRateSchedule):
 _RATE = _Falling()
 
 
-def _check_loss_scaling(factory, expected):
+def _check_loss_scaling(factory: Factory, expected: list[np.ndarray]) -> None:
     """As `mixed_float16` wraps an optimizer: gradients of a scaled loss, and now and then an infinity among them."""
     inner, variables = factory(_RATE, global_clipnorm=0.1), _variables()
     optimizer = tf.keras.mixed_precision.LossScaleOptimizer(inner, initial_scale=2.0**10)
@@ -85,7 +86,7 @@ def _check_loss_scaling(factory, expected):
     _assert_same(same, state, 0, "an infinite gradient under loss scaling leaves the optimizer's state as it is")
 
 
-def _check_decay(factory, own_decay):
+def _check_decay(factory: Factory, own_decay: Sequence[str]) -> None:
     if not own_decay:
         return
     plain, decayed = (_run(factory(_RATE, weight_decay=d), _gradients(0, 2)) for d in (0.0, 0.5))
@@ -99,32 +100,38 @@ def _check_decay(factory, own_decay):
         assert not same, f"where `kernels` lists all variables, weight decay acts on all, and not without {same}"
 
 
-def _variables():
+def _variables() -> list[tf.Variable]:
     rng = np.random.default_rng(0)
     return [tf.Variable(rng.normal(size=shape), name=name) for name, shape in _SHAPES.items()]
 
 
-def _gradients(first, last):
+def _gradients(first: int, last: int) -> Gradients:
     """Of the steps `first` to `last` - 1: lists of float64 arrays."""
     rngs = [np.random.default_rng(1 + step) for step in range(first, last)]
     return [[rng.normal(size=shape) for shape in _SHAPES.values()] for rng in rngs]
 
 
-def _build(optimizer, variables, kernels="kernel"):
-    def listed():
+def _build(optimizer: tf.keras.optimizers.Optimizer, variables: list[tf.Variable], kernels: str = "kernel") -> None:
+    def listed() -> list[tf.Variable]:
         return [v for v in variables if kernels in v.name]
 
     optim.tell_kernels(optimizer, listed, listed)
     optim.create_slots(optimizer, variables)
 
 
-def _train(optimizer, variables, gradients, jit=False, strategy=None):
-    def step(*gradients):
+def _train(
+    optimizer: tf.keras.optimizers.Optimizer,
+    variables: list[tf.Variable],
+    gradients: Gradients,
+    jit: bool = False,
+    strategy: Optional[tf.distribute.Strategy] = None,
+) -> None:
+    def step(*gradients: tf.Tensor) -> None:
         if strategy is not None:  # each replica has a gradient of its own; their sum is this one
             context = tf.distribute.get_replica_context()
             replicas = context.num_replicas_in_sync
             angle = 2 * np.pi * tf.cast(context.replica_id_in_sync_group, tf.float64) / replicas
-            gradients = [g / replicas + tf.cos(angle) * tf.reverse(g, [-1]) for g in gradients]
+            gradients = tuple(g / replicas + tf.cos(angle) * tf.reverse(g, [-1]) for g in gradients)
         optimizer.apply_gradients(list(zip(gradients, variables)))
 
     if strategy is not None:
@@ -135,7 +142,13 @@ def _train(optimizer, variables, gradients, jit=False, strategy=None):
         compiled(*map(tf.constant, gradient))
 
 
-def _run(optimizer, gradients, jit=False, strategy=None, kernels="kernel"):
+def _run(
+    optimizer: tf.keras.optimizers.Optimizer,
+    gradients: Gradients,
+    jit: bool = False,
+    strategy: Optional[tf.distribute.Strategy] = None,
+    kernels: str = "kernel",
+) -> list[tf.Variable]:
     """New variables, trained."""
     variables = _variables()
     _build(optimizer, variables, kernels)
@@ -143,7 +156,7 @@ def _run(optimizer, gradients, jit=False, strategy=None, kernels="kernel"):
     return variables
 
 
-def _copy(factory, checkpoint):
+def _copy(factory: Factory, checkpoint: tf.train.Checkpoint) -> tuple[tf.keras.optimizers.Optimizer, list[tf.Variable]]:
     """(optimizer, variables) new, and restored from a checkpoint's file."""
     optimizer, variables = factory(_RATE), _variables()
     _build(optimizer, variables)
@@ -154,11 +167,11 @@ def _copy(factory, checkpoint):
     return optimizer, variables
 
 
-def _values(variables):
+def _values(variables: Sequence[tf.Variable]) -> list[np.ndarray]:
     return [v.numpy() for v in variables]
 
 
-def _assert_same(variables, expected, tolerance, promise):
+def _assert_same(variables: Sequence[Any], expected: Sequence[np.ndarray], tolerance: float, promise: str) -> None:
     for name, v, e in zip(_SHAPES, variables, expected):
         apart = np.abs(np.asarray(v) - e).max()
         assert apart <= tolerance, f"{promise}; {name} differs by {apart:.2g}"

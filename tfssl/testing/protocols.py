@@ -81,7 +81,7 @@ def check_protocol(
     if of_features:
         half = made.measure(data.replace(**{part: _half(getattr(data, part)) for part in ("train", "test")}))
         assert all(math.isfinite(r.value) for r in half), f"{name}: float16 features give no number"
-    if of_features and made.order_independent:
+    if isinstance(data.train, Features) and made.order_independent:
         moved = made.measure(data.replace(train=_reordered(data.train, np.s_[::-1])))
         for one, other in zip(results, moved):  # noqa: B905
             assert abs(one.value - other.value) <= 0.02, (
@@ -91,7 +91,7 @@ def check_protocol(
     return results
 
 
-def _assert_refused(protocol, settings):
+def _assert_refused(protocol: type[Protocol], settings: Mapping[str, Any]) -> None:
     try:
         protocol(**settings)
     except UserError as error:
@@ -100,7 +100,7 @@ def _assert_refused(protocol, settings):
         raise AssertionError(f"{protocol.name}: the constructor takes {settings}")
 
 
-def _assert_complete(made, data, results):
+def _assert_complete(made: Protocol, data: Data, results: Sequence[Any]) -> None:
     endpoints = made.endpoints(data)
     assert list(dict.fromkeys(r.endpoint for r in results)) == list(endpoints), (
         f"{made.name}: not a result of each endpoint, in order"
@@ -125,7 +125,7 @@ def _assert_complete(made, data, results):
         assert dict(Result.of(record)) == record, f"{what}: the record of results.json does not read back"
 
 
-def _assert_equal(message, some, others, left_out):
+def _assert_equal(message: str, some: Sequence[Result], others: Sequence[Result], left_out: Sequence[str]) -> None:
     """Two lists of results say the same, but for some keys of their records."""
     assert [r.column for r in some] == [r.column for r in others], f"{message}: other columns"
     for one, other in zip(some, others):  # noqa: B905 (Python 3.9)
@@ -134,8 +134,8 @@ def _assert_equal(message, some, others, left_out):
             assert same, f"{message}: {key} of {one.endpoint} is {one.get(key)} and {other.get(key)}"
 
 
-def _clouds():
-    def part(seed, count):
+def _clouds() -> Data:
+    def part(seed: int, count: int) -> Features:
         rng, labels = np.random.default_rng(seed), np.arange(count) % 3
         points = rng.normal(size=[count, 6]) + 2 * np.eye(3, 6)[labels]
         endpoints = {"a": points[:, 1:].astype(np.float32), "b": points.astype(np.float32)}
@@ -144,11 +144,11 @@ def _clouds():
     return Data(part(0, 90), part(1, 60))
 
 
-def _copied(part):
+def _copied(part: Features) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return {name: np.array(values) for name, values in part.endpoints.items()}, np.array(part.labels)
 
 
-def _reordered(part, order):
+def _reordered(part: Features, order: slice) -> Features:
     """`Features` whose rows are in another order, each with its number in the split."""
     endpoints = {name: values[order] for name, values in part.endpoints.items()}
     targets = None if part.targets is None else part.targets[order]
@@ -157,7 +157,7 @@ def _reordered(part, order):
     )
 
 
-def _other_test(test, of_features):
+def _other_test(test: Any, of_features: bool) -> Any:
     """Test images with other answers: labels of other rows; of a source half of its images."""
     if not of_features:
         return spread(test, max(1, test.num_examples // 2), renumber=True)
@@ -166,6 +166,6 @@ def _other_test(test, of_features):
     return dataclasses.replace(test, labels=test.labels[order], targets=targets)
 
 
-def _half(part):
+def _half(part: Features) -> Features:
     endpoints = {name: values.astype(np.float16) for name, values in part.endpoints.items()}
     return dataclasses.replace(part, endpoints=endpoints)

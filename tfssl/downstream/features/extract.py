@@ -7,6 +7,7 @@ import hashlib
 import math
 import sys
 import time
+from typing import Optional
 
 import numpy as np
 from absl import logging
@@ -45,13 +46,13 @@ class Features:
     endpoints: dict
     labels: np.ndarray
     index: np.ndarray
-    num_classes: int = None
-    class_names: list = None
+    num_classes: Optional[int] = None
+    class_names: Optional[list] = None
     source: str = "these features"
     dropped: list = dataclasses.field(default_factory=list)
     seconds: float = 0.0
-    images: Images = None
-    targets: np.ndarray = None
+    images: Optional[Images] = None
+    targets: Optional[np.ndarray] = None
 
     def __post_init__(self):
         self._sound = set()  # endpoints that `check` has been through
