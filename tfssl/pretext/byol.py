@@ -1,5 +1,7 @@
 """BYOL: Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020 (arXiv 2006.07733)."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from tfssl.errors import check_choice
@@ -8,6 +10,7 @@ from tfssl.optim.groups import Group, apart
 from tfssl.pretext.parts.heads import MLP
 from tfssl.pretext.parts.target import MomentumNetwork, cosine_momentum
 from tfssl.pretext.parts.views import Views
+from tfssl.pretext.task import Batch, Measured
 
 
 class BYOL(Views):
@@ -26,44 +29,44 @@ class BYOL(Views):
 
     def __init__(
         self,
-        backbone,
-        augmentation="byol",
-        projection_hidden=4096,
-        projection_size=256,
-        prediction_hidden=0,
-        target_momentum=0.996,
-        momentum_schedule="cosine",
-        **common,
-    ):
+        backbone: tf.keras.Model,
+        augmentation: str = "byol",
+        projection_hidden: int = 4096,
+        projection_size: int = 256,
+        prediction_hidden: int = 0,
+        target_momentum: float = 0.996,
+        momentum_schedule: str = "cosine",
+        **common: Any,
+    ) -> None:
         super().__init__(backbone, augmentation=augmentation, **common)
         check_choice("momentum_schedule", momentum_schedule, ("cosine", "constant"))
         self.target_momentum, self.momentum_schedule = target_momentum, momentum_schedule
-        settings = {"bias": (True, False), "norm": self.head_norm}
+        settings: dict[str, Any] = {"bias": (True, False), "norm": self.head_norm}
         self.projection = MLP("projection", [projection_hidden, projection_size], **settings)
         self.prediction = MLP("prediction", [prediction_hidden or projection_hidden, projection_size], **settings)
         self.target = MomentumNetwork(self.backbone, self.projection)
 
-    def start(self):
+    def start(self) -> None:
         self.target.copy()
 
-    def call(self, batch, training=False):
+    def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         outputs = self.embed_each(batch, {"z": self.projection, "p": self.prediction}, training)  # Nx2xE both
         targets = [self.target(self.normalize(view[:, 0]), training) for view in self.each(batch)]
         return {**outputs, "targets": tf.stack(targets, 1)}  # Nx2xE
 
-    def contrast(self, batch, outputs):
+    def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         p, targets = outputs["p"], outputs["targets"]
         return sum(contrastive.cosine_distance(p[:, i], targets[:, 1 - i]) for i in (0, 1)), {}
 
-    def groups(self):
+    def groups(self) -> list[Group]:
         """LARS adapts the probe too: BYOL's code has it so, other than SimCLR's."""
         probe = self.probe.trainable_variables if self.probe else []
         return apart(super().groups(), Group(probe, decay=0.0, adapt=True))
 
-    def after_step(self, batch, outputs):
+    def after_step(self, batch: Batch, outputs: dict[str, Any]) -> None:
         length = self.total_steps if self.momentum_schedule == "cosine" else 0
         self.target.follow(cosine_momentum(self.target_momentum, self.optimizer.iterations, length))
 
-    def chance(self):
+    def chance(self) -> dict[str, float]:
         """The loss of directions that are independent of one another."""
         return {**super().chance(), "loss": 4.0}

@@ -1,7 +1,11 @@
 """Colorization: Zhang, Isola and Efros, "Colorful Image Colorization", ECCV 2016 (arXiv 1603.08511), as Goyal et al. scale it
 (arXiv 1905.01235)."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -11,7 +15,7 @@ from tfssl.data.ops import lab
 from tfssl.data.ops.draws import fork
 from tfssl.errors import UserError
 from tfssl.pretext.parts import ab_bins
-from tfssl.pretext.task import Pretext
+from tfssl.pretext.task import Batch, Measured, Pretext
 
 ANNEAL = 0.38  # temperature of the distribution whose mean is shown as a colour (Zhang et al.)
 
@@ -40,17 +44,17 @@ class Colorization(Pretext):
 
     def __init__(
         self,
-        backbone,
-        image_size=224,
-        resize=256,
-        flip=True,
-        bins="data",
-        nearest=10,
-        sigma=5.0,
-        rebalance=0.5,
-        gray=5.0,
-        **common,
-    ):
+        backbone: tf.keras.Model,
+        image_size: int = 224,
+        resize: int = 256,
+        flip: bool = True,
+        bins: str = "data",
+        nearest: int = 10,
+        sigma: float = 5.0,
+        rebalance: float = 0.5,
+        gray: float = 5.0,
+        **common: Any,
+    ) -> None:
         super().__init__(backbone, image_size=image_size, **common)
         self._autocast = False  # half precision has too few levels for colours
         if resize < image_size:
@@ -64,7 +68,7 @@ class Colorization(Pretext):
         self.head = tf.keras.layers.Conv2D(len(self.bins.points), 1, name="head", dtype=tf.keras.backend.floatx())
 
     @staticmethod
-    def from_data(settings, source, workdir):
+    def from_data(settings: Mapping[str, Any], source: Any, workdir: str | None) -> dict[str, Any]:
         """{"bins": file} where the settings ask for those of the data: measured once, and kept in the workdir."""
         if settings["bins"] != "data" or not workdir:
             return {}
@@ -74,23 +78,23 @@ class Colorization(Pretext):
             ab_bins.of_images(source).save(path)
         return {"bins": path} if tf.io.gfile.exists(path) else {}
 
-    def example(self, image, seed):
+    def example(self, image: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
         if seed is None:
             return ops.resize_central_crop(image, self.image_size, self.resize)
         image = ops.random_crop(ops.resize_small(image, self.resize), seed, self.image_size)
         return ops.random_flip(image, fork(seed, 0)) if self.flip else image
 
-    def normalize(self, images):
+    def normalize(self, images: tf.Tensor) -> tf.Tensor:
         """RGB in [0, 1] [N, H, W, 3] -> lightness in [-1, 1] [N, H, W, 1]."""
         return lab.from_rgb(images)[..., :1] / 50 - 1
 
-    def call(self, batch, training=False):
+    def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
         x = last_map(self.encode(batch["image"], training))  # NxhxwxD
         if self.head_norm:
             x = tf.nn.relu(self.head_norm(x, training=training))
         return self.head(x)  # NxhxwxQ
 
-    def objective(self, batch, logits):
+    def objective(self, batch: Batch, logits: tf.Tensor) -> tuple[tf.Tensor, Measured]:
         ab = lab.from_rgb(batch["image"])[..., 1:]  # NxHxWx2
         colored = tf.reduce_max(tf.abs(ab), [1, 2, 3]) > self.gray  # N
         a, b = tf.unstack(tf.cast(tf.round(mean_pool(ab, logits.shape[1:3])), tf.int32) - ab_bins.LOW, axis=-1)
@@ -102,7 +106,7 @@ class Colorization(Pretext):
         right = tf.cast(tf.equal(tf.argmax(logits, -1, tf.int32), bins[..., 0]), logits.dtype)
         return tf.where(colored, loss, tf.zeros_like(loss)), {"accuracy": tf.reduce_mean(right, [1, 2])}
 
-    def chance(self):
+    def chance(self) -> dict[str, float]:
         """The best guess that knows only how often colours occur, of hard labels."""
         count = len(self.bins.points)
         prior = np.full(count, 1 / count) if self.bins.prior is None else self.bins.prior
@@ -110,7 +114,7 @@ class Colorization(Pretext):
         weighted = weighted[weighted > 0]
         return {"loss": float(-np.sum(weighted * np.log(weighted))), "accuracy": float(prior.max())}
 
-    def pictures(self, batch):
+    def pictures(self, batch: Batch) -> tf.Tensor | None:
         """[3 n, H, W, 3] in [0, 1]: for each image itself, its lightness, and its lightness with the colours that the network gives it."""
         images = self.to_float(batch)["image"]
         chances = tf.nn.softmax(self({**batch, "image": images}) / ANNEAL)  # NxhxwxQ
@@ -121,11 +125,11 @@ class Colorization(Pretext):
         return tf.reshape(tf.stack(rows, 1), [-1, *images.shape[1:]])
 
     @property
-    def evaluation_size(self):
+    def evaluation_size(self) -> tuple[int, int]:
         return self.image_size, self.resize
 
 
-def last_map(endpoints):
+def last_map(endpoints: dict[str, tf.Tensor]) -> tf.Tensor:
     """The deepest endpoint that is a map of more than one place."""
     maps = [x for x in endpoints.values() if x.shape.rank == 4 and x.shape[1] != 1]
     if not maps:
@@ -135,13 +139,13 @@ def last_map(endpoints):
     return maps[-1]
 
 
-def mean_pool(images, size):
+def mean_pool(images: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     """[N, H, W, C] -> [N, h, w, C]: the mean over the area behind each place, for any sizes."""
     rows, columns = (tf.constant(_shares(n, int(m)), images.dtype) for n, m in zip(size, images.shape[1:3]))  # noqa: B905
     return tf.einsum("hH,nHWc,wW->nhwc", rows, images, columns)
 
 
-def _shares(places, pixels):
+def _shares(places: int, pixels: int) -> np.ndarray:
     """float [places, pixels]: how much of each pixel is in each place; rows sum to 1."""
     edges = np.arange(places + 1) * pixels / places
     low, high = np.maximum(edges[:-1, None], np.arange(pixels)), np.minimum(edges[1:, None], np.arange(1, pixels + 1))

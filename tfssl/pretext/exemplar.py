@@ -1,15 +1,19 @@
 """Exemplar: Dosovitskiy et al. (NIPS 2014), with the triplet loss that lets Kolesnikov et al. (CVPR 2019) train on any number of images."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import tensorflow as tf
 
 from tfssl.data.ops import image as ops
 from tfssl.data.ops import patches, photometric
-from tfssl.data.ops.draws import fork
+from tfssl.data.ops.draws import Draws, fork
 from tfssl.errors import UserError, check_choice
 from tfssl.losses import replicas
 from tfssl.losses.triplet import semihard_triplets
 from tfssl.pretext.parts.inception import InceptionImages
-from tfssl.pretext.task import image_major
+from tfssl.pretext.task import Batch, Measured, image_major
 
 
 class Exemplar(InceptionImages):
@@ -37,16 +41,16 @@ class Exemplar(InceptionImages):
 
     def __init__(
         self,
-        backbone,
-        copies=8,
-        gray=0.66,
-        standardize=True,
-        embedding_size=1000,
-        norm_over="features",
-        margin=0.5,
-        global_triplets=False,
-        **common,
-    ):
+        backbone: tf.keras.Model,
+        copies: int = 8,
+        gray: float = 0.66,
+        standardize: bool = True,
+        embedding_size: int = 1000,
+        norm_over: str = "features",
+        margin: float = 0.5,
+        global_triplets: bool = False,
+        **common: Any,
+    ) -> None:
         super().__init__(backbone, **common)
         self._autocast = False  # images reach `normalize` as they are: half precision has no more than 256 levels
         if copies < 2:
@@ -58,11 +62,11 @@ class Exemplar(InceptionImages):
         self.norm_over, self.margin, self.global_triplets = norm_over, margin, global_triplets
         self.head = tf.keras.layers.Dense(embedding_size, name="head", dtype=tf.keras.backend.floatx())
 
-    def example(self, image, seed):
+    def example(self, image: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
         training, seed = seed is not None, tf.zeros([2], tf.int64) if seed is None else seed
         seeds = [fork(seed, view) for view in range(self.copies)]
 
-        def crops(shape):
+        def crops(shape: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
             return [ops.sample_crop(shape, own, (self.min_area, 1.0)) for own in seeds]
 
         parts = ops.cut(image, crops, [(self.image_size, self.image_size)] * self.copies)
@@ -75,20 +79,20 @@ class Exemplar(InceptionImages):
         coin = tf.random.stateless_uniform([], seed)
         return tf.cond(coin < self.gray, lambda: patches.gray(copies), lambda: copies)
 
-    def augment(self, batch, draws):
+    def augment(self, batch: Batch, draws: Draws) -> Batch:
         if not self.color:
             return batch
         draws = tf.reshape(draws.uniform(shape=[self.copies, 3]), [-1, 3])
         images = photometric.inception_color(image_major(batch["image"]), draws)
         return {**batch, "image": tf.reshape(images, batch["image"].shape)}
 
-    def normalize(self, images):
+    def normalize(self, images: tf.Tensor) -> tf.Tensor:
         return patches.standardise(images) if self.standardize else super().normalize(images)
 
-    def call(self, batch, training=False):
+    def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
         return self.head(self.encode(image_major(batch["image"]), training)["pre_logits"])  # NKxD, image-major
 
-    def objective(self, batch, embeddings):
+    def objective(self, batch: Batch, embeddings: tf.Tensor) -> tuple[tf.Tensor, Measured]:
         weight = tf.repeat(batch["weight"], self.copies)  # NK
         anchors = tf.range(embeddings.shape[0])
         if self.global_triplets:
@@ -106,10 +110,10 @@ class Exemplar(InceptionImages):
         pairs = self.copies - 1
         return triplets.loss / pairs, {"losing": triplets.losing / pairs, "nearer": triplets.auc}
 
-    def chance(self):
+    def chance(self) -> dict[str, float]:
         """`losing`: share of the positive pairs that do not keep the margin; all of them, each at the cost of the margin, if all embeddings
         are one point. `nearer`: share of (copy of the same image, copy of another) in which the former is nearer."""
         return {"loss": self.margin, "losing": 1.0, "nearer": 0.5}
 
-    def preview(self, batch):
+    def preview(self, batch: Batch) -> tf.Tensor:
         return image_major(batch["image"])  # NKxSxSx3

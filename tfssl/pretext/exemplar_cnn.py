@@ -1,17 +1,20 @@
 """Exemplar-CNN: Dosovitskiy et al., "Discriminative Unsupervised Feature Learning with Convolutional Neural Networks", NIPS 2014, and
 "... with Exemplar Convolutional Neural Networks", TPAMI 2016 (arXiv 1406.6909)."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import tensorflow as tf
 
 from tfssl.data.ops import image as ops
 from tfssl.data.ops import patches, photometric
-from tfssl.data.ops.draws import fork
+from tfssl.data.ops.draws import Draws, fork
 from tfssl.errors import UserError
 from tfssl.losses import contrastive
 from tfssl.pretext.parts.online_probe import Probed
-from tfssl.pretext.task import cross_entropy_chance
+from tfssl.pretext.task import Batch, Measured, cross_entropy_chance
 
 GEOMETRY, COLOURS = 4, 10  # numbers that make a transformation
 
@@ -50,21 +53,21 @@ class ExemplarCNN(Probed):
 
     def __init__(
         self,
-        backbone,
-        num_images=0,
-        image_size=32,
-        scaled_size=96,
-        samples_per_class=0,
-        max_translation=0.2,
-        max_scale=1.4,
-        max_rotation=20.0,
-        max_contrast=2.0,
-        max_power=4.0,
-        max_factor=1.4,
-        max_offset=0.1,
-        max_hue=0.1,
-        **common,
-    ):
+        backbone: tf.keras.Model,
+        num_images: int = 0,
+        image_size: int = 32,
+        scaled_size: int = 96,
+        samples_per_class: int = 0,
+        max_translation: float = 0.2,
+        max_scale: float = 1.4,
+        max_rotation: float = 20.0,
+        max_contrast: float = 2.0,
+        max_power: float = 4.0,
+        max_factor: float = 1.4,
+        max_offset: float = 0.1,
+        max_hue: float = 0.1,
+        **common: Any,
+    ) -> None:
         super().__init__(backbone, image_size=image_size, **common)
         if num_images < 1:
             raise UserError(
@@ -100,7 +103,7 @@ class ExemplarCNN(Probed):
         self.colours = logarithms + [max_offset] * 2 + [max_hue]
         self.head = tf.keras.layers.Dense(num_images, name="head", dtype=tf.keras.backend.floatx())
 
-    def example(self, image, seed):
+    def example(self, image: tf.Tensor, seed: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         """-> (the moved patch, uint8 [S, S, 3]; the numbers of its colours, uint8 [10])."""
         image = ops.resize_small(image, self.scaled_size)
         own = tf.strings.to_hash_bucket_fast(tf.io.serialize_tensor(image), 1 << 40)
@@ -118,7 +121,7 @@ class ExemplarCNN(Probed):
         patch = patches.affine_patch(image, corner, size, tf.stack([down, right]), tf.exp(scale), angle)
         return patch, tf.cast(tf.round((vector[GEOMETRY:] + 1) * 127.5), tf.uint8)
 
-    def augment(self, batch, draws):
+    def augment(self, batch: Batch, draws: Draws) -> Batch:
         images, numbers = batch["image"]
         numbers = (2 * numbers - 1) * self.colours  # Nx10
         contrast, powers, factors, offsets, hue = tf.split(numbers, [3, 2, 2, 2, 1], 1)
@@ -126,20 +129,20 @@ class ExemplarCNN(Probed):
         images = photometric.adjust_hsv(images, tf.exp(powers), tf.exp(factors), offsets, hue[:, 0])
         return {**batch, "image": (images, numbers)}
 
-    def call(self, batch, training=False):
+    def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         x, probe = self.features(batch["image"][0], training)
         return {"logits": self.head(x), **probe}
 
-    def objective(self, batch, outputs):
+    def objective(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         found = contrastive.classify(outputs["logits"], tf.cast(batch["index"] % self.num_images, tf.int32))
         return self.probed(batch, found.loss, {"accuracy": found.accuracy}, outputs.get("probe"))
 
-    def chance(self):
+    def chance(self) -> dict[str, float]:
         return {**cross_entropy_chance(self.num_images), **super().chance()}
 
     @property
-    def evaluation_size(self):
+    def evaluation_size(self) -> tuple[int, int]:
         return self.scaled_size, self.scaled_size
 
-    def preview(self, batch):
+    def preview(self, batch: Batch) -> tf.Tensor:
         return batch["image"][0]

@@ -1,9 +1,12 @@
 """InfoMin: Tian et al., "What Makes for Good Views for Contrastive Learning?", NeurIPS 2020 (arXiv 2005.10243)."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from tfssl.pretext.moco import MoCo
 from tfssl.pretext.parts.jigsaw_branch import JigsawBranch
+from tfssl.pretext.task import Batch, Measured
 
 
 class InfoMin(JigsawBranch, MoCo):
@@ -20,13 +23,20 @@ class InfoMin(JigsawBranch, MoCo):
 
     task = "infomin"
 
-    def __init__(self, backbone, augmentation="infomin", augment_on="host", temperature=0.15, **common):
+    def __init__(
+        self,
+        backbone: tf.keras.Model,
+        augmentation: str = "infomin",
+        augment_on: str = "host",
+        temperature: float = 0.15,
+        **common: Any,
+    ) -> None:
         super().__init__(backbone, augmentation=augmentation, augment_on=augment_on, temperature=temperature, **common)
 
-    def call(self, batch, training=False):
+    def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         return {**super().call(batch, training), "jigsaw": self.embed_patches(batch, training)}  # NxPxE each, NxE
 
-    def contrast(self, batch, outputs):
+    def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         keys = self.own_keys(batch, outputs)
         puzzles = tf.repeat(outputs["jigsaw"][:, None], keys.shape[1], axis=1)  # NxPxE
         return self.both(self.among_keys(outputs["z"], keys), self.among_keys(puzzles, keys))

@@ -2,14 +2,17 @@
 (arXiv 1805.01978)."""
 
 import math
+from typing import Any
 
 import tensorflow as tf
 
+from tfssl.data.ops.draws import Draws
 from tfssl.errors import UserError, check_choice
 from tfssl.losses import contrastive, replicas
 from tfssl.pretext.parts.heads import MLP
 from tfssl.pretext.parts.memory import Bank
 from tfssl.pretext.parts.views import Crops, Views
+from tfssl.pretext.task import Batch, Measured
 
 
 class InstanceDiscrimination(Views):
@@ -29,16 +32,16 @@ class InstanceDiscrimination(Views):
 
     def __init__(
         self,
-        backbone,
-        num_images=0,
-        augmentation="moco_v1",
-        temperature=0.07,
-        projection_size=128,
-        form="nce",
-        negatives=4096,
-        bank_momentum=0.5,
-        **common,
-    ):
+        backbone: tf.keras.Model,
+        num_images: int = 0,
+        augmentation: str = "moco_v1",
+        temperature: float = 0.07,
+        projection_size: int = 128,
+        form: str = "nce",
+        negatives: int = 4096,
+        bank_momentum: float = 0.5,
+        **common: Any,
+    ) -> None:
         super().__init__(backbone, augmentation=augmentation, **common)
         check_choice("form", form, ("nce", "cross_entropy"))
         if form == "nce" and not negatives:
@@ -53,23 +56,23 @@ class InstanceDiscrimination(Views):
             "constant", [], initializer="zeros", trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
         )
 
-    def crops(self):
+    def crops(self) -> list[Crops]:
         return [Crops(1, self.image_size, None)]
 
-    def augment(self, batch, draws):
+    def augment(self, batch: Batch, draws: Draws) -> Batch:
         batch = super().augment(batch, draws)
         if not self.negatives:
             return batch
         return {**batch, "negatives": draws.integers(self.num_images, shape=[self.negatives], view=1)}
 
-    def call(self, batch, training=False):
+    def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         return self.embed(batch["image"][0], {"z": self.projection}, training)  # Nx1xE
 
-    def contrast(self, batch, outputs):
+    def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         found = self.discriminate(batch, outputs["z"][:, 0])
         return found.loss, {"accuracy": found.accuracy}
 
-    def discriminate(self, batch, z):
+    def discriminate(self, batch: Batch, z: tf.Tensor) -> contrastive.Contrast:
         """`Contrast` of embeddings [N, E]: each image's own entry of the bank among the others."""
         v = contrastive.normalise(z)
         # Other images than the bank's, in validation on another split, are given some entry: what is measured of them is chance.
@@ -87,16 +90,16 @@ class InstanceDiscrimination(Views):
         logits = tf.concat([positive[:, None], negative], 1)
         return contrastive.classify(logits, tf.zeros([v.shape[0]], tf.int32))
 
-    def _constant(self, negative):
+    def _constant(self, negative: tf.Tensor) -> tf.Tensor:
         estimate = replicas.mean(tf.reduce_mean(tf.exp(tf.stop_gradient(negative)))) * self.num_images
         estimate = tf.where(self.constant > 0, tf.cast(self.constant, estimate.dtype), estimate)
         self.constant.assign(estimate)
         return estimate
 
-    def after_step(self, batch, outputs):
+    def after_step(self, batch: Batch, outputs: dict[str, Any]) -> None:
         self.bank.update(batch["index"], contrastive.normalise(outputs["z"][:, 0]))
 
-    def chance(self):
+    def chance(self) -> dict[str, float]:
         others = self.negatives or self.num_images - 1
         loss = math.log(1 + others)
         if self.form == "nce":  # each of the decisions on a negative costs a little, too

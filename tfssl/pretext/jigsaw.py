@@ -1,12 +1,15 @@
 """Jigsaw puzzles: Noroozi and Favaro, "Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles", ECCV 2016."""
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
-from tfssl.data.ops.draws import fork
+from tfssl.data.ops.draws import Draws, fork
 from tfssl.errors import UserError
 from tfssl.pretext.parts import permutations as sets
 from tfssl.pretext.parts.patches import Patches
+from tfssl.pretext.task import Batch
 
 ASKED_IN_EVALUATION = 100
 
@@ -31,15 +34,15 @@ class Jigsaw(Patches):
 
     def __init__(
         self,
-        backbone,
-        permutations=100,
-        permutation_criterion="mean",
-        permutation_seed=0,
-        permutations_file="",
-        permutations_per_image=16,
-        share_permutations=False,
-        **common,
-    ):
+        backbone: tf.keras.Model,
+        permutations: int = 100,
+        permutation_criterion: str = "mean",
+        permutation_seed: int = 0,
+        permutations_file: str = "",
+        permutations_per_image: int = 16,
+        share_permutations: bool = False,
+        **common: Any,
+    ) -> None:
         super().__init__(backbone, **common)
         self.permutations_per_image, self.share_permutations = permutations_per_image, share_permutations
         if not 1 <= permutations_per_image <= permutations:
@@ -56,7 +59,7 @@ class Jigsaw(Patches):
         asked = np.random.RandomState(permutation_seed).permutation(permutations)[:ASKED_IN_EVALUATION]
         self.asked_in_evaluation = np.sort(asked).astype(np.int32)
 
-    def augment(self, batch, draws):
+    def augment(self, batch: Batch, draws: Draws) -> Batch:
         count = len(self.table)
         if self.share_permutations:
             lots = tf.random.stateless_uniform([1, count], fork(draws.seed, 0))
@@ -66,7 +69,7 @@ class Jigsaw(Patches):
         orders = tf.math.top_k(lots, self.permutations_per_image).indices  # Nx16, all different
         return super().augment({**batch, "orders": orders}, draws)
 
-    def questions(self, batch):
+    def questions(self, batch: Batch) -> tf.Tensor:
         if "orders" in batch:
             return batch["orders"]
         return tf.tile(self.asked_in_evaluation[None], [batch["image"].shape[0], 1])

@@ -1,18 +1,20 @@
 """MoCo: He et al., "Momentum Contrast", CVPR 2020 (arXiv 1911.05722), and its second version, Chen et al. (arXiv 2003.04297)."""
 
 import math
+from typing import Any
 
 import tensorflow as tf
 from absl import logging
 
 from tfssl.backbones.norm import set_groups
+from tfssl.data.ops.draws import Draws
 from tfssl.errors import UserError
 from tfssl.losses import contrastive, replicas
 from tfssl.pretext.parts.heads import MLP
 from tfssl.pretext.parts.memory import Queue
 from tfssl.pretext.parts.target import MomentumNetwork
 from tfssl.pretext.parts.views import Views, to_bytes
-from tfssl.pretext.task import image_major
+from tfssl.pretext.task import Batch, Measured, image_major
 
 
 class MoCo(Views):
@@ -42,17 +44,17 @@ class MoCo(Views):
 
     def __init__(
         self,
-        backbone,
-        augmentation="moco_v2",
-        temperature=0.2,
-        projection_layers=2,
-        projection_size=128,
-        queue_size=65536,
-        key_momentum=0.999,
-        symmetric=False,
-        split_batch_norm=8,
-        **common,
-    ):
+        backbone: tf.keras.Model,
+        augmentation: str = "moco_v2",
+        temperature: float = 0.2,
+        projection_layers: int = 2,
+        projection_size: int = 128,
+        queue_size: int = 65536,
+        key_momentum: float = 0.999,
+        symmetric: bool = False,
+        split_batch_norm: int = 8,
+        **common: Any,
+    ) -> None:
         super().__init__(backbone, augmentation=augmentation, **common)
         plain = not self.backbone.bn_sync and self.backbone.bn_groups == 1
         self.split_batch_norm = split_batch_norm if plain else 0
@@ -61,7 +63,7 @@ class MoCo(Views):
         self.keys = MomentumNetwork(self.backbone, self.projection)
         self.queue = Queue(queue_size, projection_size)
 
-    def compile(self, *args, **keras):
+    def compile(self, *args: Any, **keras: Any) -> None:
         super().compile(*args, **keras)
         if self.backbone.bn_sync:
             logging.warning(
@@ -70,7 +72,7 @@ class MoCo(Views):
                 self.task,
             )
 
-    def start(self):
+    def start(self) -> None:
         self.keys.copy()
         computed_at_once = replicas.count() * self._accumulate_steps
         if self.split_batch_norm:
@@ -87,7 +89,7 @@ class MoCo(Views):
                 f"queue_size={self.queue.size} does not hold the {self.batch_size * (1 + self.symmetric)} keys of one step"
             )
 
-    def augment(self, batch, draws):
+    def augment(self, batch: Batch, draws: Draws) -> Batch:
         """Adds "keys", the views [N, P, S, S, 3] whose keys this replica computes, rows of the global batch in a random order; and "place"
         [N], where among all replicas' the keys of this replica's own rows are. "image" keeps the queries' views."""
         views, *others = batch["image"]
@@ -104,7 +106,7 @@ class MoCo(Views):
         queries = super().augment({**batch, "image": (views[:, : 1 + self.symmetric], *others)}, draws)
         return {**queries, "keys": keys[:, ::-1], "place": place}
 
-    def call(self, batch, training=False):
+    def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         views, pairs = batch["image"][0], 1 + self.symmetric
         found = [self.embed(views[:, i : i + 1], {"z": self.projection}, training) for i in range(pairs)]
         keys = batch.get("keys", views[:, ::-1])  # evaluation computes them in the order of the queries
@@ -112,16 +114,16 @@ class MoCo(Views):
         outputs = {name: tf.concat([outputs[name] for outputs in found], 1) for name in found[0]}  # NxPxE, P pairs
         return {**outputs, "keys": contrastive.normalise(tf.stack(keys, 1))}  # NxPxE
 
-    def own_keys(self, batch, outputs):
+    def own_keys(self, batch: Batch, outputs: dict[str, Any]) -> tf.Tensor:
         """The keys [N, P, E] of this replica's own rows, out of those that all replicas computed."""
         keys = tf.stop_gradient(outputs["keys"])
         return tf.gather(replicas.gather(keys), batch["place"]) if "place" in batch else keys
 
-    def contrast(self, batch, outputs):
+    def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         found = self.among_keys(outputs["z"], self.own_keys(batch, outputs))
         return found.loss, {"accuracy": found.accuracy}
 
-    def among_keys(self, queries, keys):
+    def among_keys(self, queries: tf.Tensor, keys: tf.Tensor) -> contrastive.Contrast:
         """`Contrast` of queries with their keys among those of the queue, both [N, P, E]: the mean over P."""
         found = [
             contrastive.info_nce(queries[:, i], keys[:, i], self.queue.rows, self.temperature)
@@ -129,16 +131,16 @@ class MoCo(Views):
         ]
         return contrastive.Contrast(*(tf.add_n(values) / len(found) for values in zip(*found)))  # noqa: B905 (Python 3.9)
 
-    def after_step(self, batch, outputs):
+    def after_step(self, batch: Batch, outputs: dict[str, Any]) -> None:
         self.queue.push(tf.reshape(outputs["keys"], [-1, outputs["keys"].shape[-1]]))
         self.keys.follow(self.key_momentum)
 
-    def preview(self, batch):
+    def preview(self, batch: Batch) -> tf.Tensor:
         """Queries, each beside its key's view."""
         images = batch["image"][0]
         if "keys" in batch:
             images = tf.concat([images[:, :1], tf.gather(batch["keys"], batch["place"])[:, :1]], 1)
         return image_major(images)
 
-    def chance(self):
+    def chance(self) -> dict[str, float]:
         return {**super().chance(), "loss": math.log(1 + self.queue.size), "accuracy": 1 / (1 + self.queue.size)}

@@ -1,7 +1,12 @@
 """PIRL: Misra and van der Maaten, "Self-Supervised Learning of Pretext-Invariant Representations", CVPR 2020 (arXiv 1912.01991)."""
 
+from typing import Any
+
+import tensorflow as tf
+
 from tfssl.pretext.instance_discrimination import InstanceDiscrimination
 from tfssl.pretext.parts.jigsaw_branch import JigsawBranch
+from tfssl.pretext.task import Batch, Measured
 
 
 class PIRL(JigsawBranch, InstanceDiscrimination):
@@ -19,13 +24,20 @@ class PIRL(JigsawBranch, InstanceDiscrimination):
 
     task = "pirl"
 
-    def __init__(self, backbone, augmentation="pirl", negatives=32000, jigsaw_augmentation="pirl", **common):
-        policies = {"augmentation": augmentation, "jigsaw_augmentation": jigsaw_augmentation}
+    def __init__(
+        self,
+        backbone: tf.keras.Model,
+        augmentation: str = "pirl",
+        negatives: int = 32000,
+        jigsaw_augmentation: str = "pirl",
+        **common: Any,
+    ) -> None:
+        policies: dict[str, Any] = {"augmentation": augmentation, "jigsaw_augmentation": jigsaw_augmentation}
         super().__init__(backbone, negatives=negatives, **policies, **common)
 
-    def call(self, batch, training=False):
+    def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         return {**super().call(batch, training), "jigsaw": self.embed_patches(batch, training)}  # Nx1xE, NxE
 
-    def contrast(self, batch, outputs):
+    def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         image, jigsaw = (self.discriminate(batch, z) for z in (outputs["z"][:, 0], outputs["jigsaw"]))
         return self.both(image, jigsaw)

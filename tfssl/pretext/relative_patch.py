@@ -1,6 +1,9 @@
 """Relative patch location: Doersch et al., "Unsupervised Visual Representation Learning by Context Prediction", ICCV 2015."""
 
+from typing import Any
+
 import numpy as np
+import tensorflow as tf
 
 from tfssl.errors import UserError
 from tfssl.pretext.parts.patches import Patches
@@ -14,7 +17,7 @@ class RelativePatch(Patches):
 
     task = "relative_patch"
 
-    def __init__(self, backbone, **common):
+    def __init__(self, backbone: tf.keras.Model, **common: Any) -> None:
         super().__init__(backbone, **common)
         if self.grid % 2 == 0:
             raise UserError(f"grid={self.grid} has no central cell: relative_patch needs an odd one")

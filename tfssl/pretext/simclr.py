@@ -1,6 +1,7 @@
 """SimCLR: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020 (arXiv 2002.05709)."""
 
 import math
+from typing import Any
 
 import tensorflow as tf
 
@@ -10,7 +11,7 @@ from tfssl.pretext.parts.heads import MLP
 from tfssl.pretext.parts.memory import Queue
 from tfssl.pretext.parts.target import MomentumNetwork
 from tfssl.pretext.parts.views import Views
-from tfssl.pretext.task import image_major
+from tfssl.pretext.task import Batch, Measured, image_major
 
 
 class SimCLR(Views):
@@ -36,16 +37,16 @@ class SimCLR(Views):
 
     def __init__(
         self,
-        backbone,
-        temperature=0.1,
-        projection_layers=2,
-        projection_size=128,
-        queue_size=0,
-        key_momentum=0.999,
-        loss_factor=1.0,
-        normalization="none",
-        **common,
-    ):
+        backbone: tf.keras.Model,
+        temperature: float = 0.1,
+        projection_layers: int = 2,
+        projection_size: int = 128,
+        queue_size: int = 0,
+        key_momentum: float = 0.999,
+        loss_factor: float = 1.0,
+        normalization: str = "none",
+        **common: Any,
+    ) -> None:
         super().__init__(backbone, normalization=normalization, **common)
         self.temperature, self.key_momentum, self.loss_factor = temperature, key_momentum, loss_factor
         sizes = [0] * (projection_layers - 1) + [projection_size]
@@ -53,30 +54,30 @@ class SimCLR(Views):
         self.queue = Queue(queue_size, projection_size) if queue_size else None
         self.keys = MomentumNetwork(self.backbone, self.projection) if queue_size else None
 
-    def start(self):
-        if not self.queue:
+    def start(self) -> None:
+        if self.queue is None or self.keys is None:
             return
         self.keys.copy()
         if 2 * self.batch_size > self.queue.size:
             raise UserError(f"queue_size={self.queue.size} does not hold the {2 * self.batch_size} views of one step")
 
-    def call(self, batch, training=False):
+    def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         outputs = self.embed(batch["image"][0], {"z": self.projection}, training)  # Nx2xE
         if self.keys:
             keys = self.keys(self.normalize(image_major(batch["image"][0])), training)
             outputs["keys"] = contrastive.normalise(tf.reshape(keys, outputs["z"].shape))  # Nx2xE
         return outputs
 
-    def contrast(self, batch, outputs):
+    def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         z, queue = outputs["z"], self.queue.rows if self.queue else None
         found = contrastive.nt_xent(z[:, 0], z[:, 1], self.temperature, batch["weight"] > 0, outputs.get("keys"), queue)
         return self.loss_factor * found.loss, {"accuracy": found.accuracy}
 
-    def after_step(self, batch, outputs):
-        if self.queue:
+    def after_step(self, batch: Batch, outputs: dict[str, Any]) -> None:
+        if self.queue and self.keys:
             self.queue.push(tf.reshape(outputs["keys"], [-1, outputs["keys"].shape[-1]]))
             self.keys.follow(self.key_momentum)
 
-    def chance(self):
+    def chance(self) -> dict[str, float]:
         others = 2 * self.batch_size - 1 + (self.queue.size if self.queue else 0) if self.batch_size else math.nan
         return {**super().chance(), "loss": self.loss_factor * math.log(others), "accuracy": 1 / others}

@@ -1,9 +1,14 @@
 """SimSiam: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021 (arXiv 2011.10566)."""
 
+from typing import Any
+
+import tensorflow as tf
+
 from tfssl.losses import contrastive
 from tfssl.optim.groups import Group, apart, at_peak
 from tfssl.pretext.parts.heads import MLP
 from tfssl.pretext.parts.views import Views
+from tfssl.pretext.task import Batch, Measured
 
 
 class SimSiam(Views):
@@ -22,33 +27,33 @@ class SimSiam(Views):
 
     def __init__(
         self,
-        backbone,
-        augmentation="moco_v2",
-        projection_layers=3,
-        projection_size=2048,
-        prediction_size=512,
-        fixed_prediction_rate=True,
-        **common,
-    ):
+        backbone: tf.keras.Model,
+        augmentation: str = "moco_v2",
+        projection_layers: int = 3,
+        projection_size: int = 2048,
+        prediction_size: int = 512,
+        fixed_prediction_rate: bool = True,
+        **common: Any,
+    ) -> None:
         super().__init__(backbone, augmentation=augmentation, **common)
         sizes = [projection_size] * projection_layers
         self.projection = MLP("projection", sizes, bias=False, norm=self.head_norm, last_norm="nothing")
         self.prediction = MLP("prediction", [prediction_size, projection_size], bias=(False, True), norm=self.head_norm)
         self.fixed_prediction_rate = fixed_prediction_rate
 
-    def call(self, batch, training=False):
+    def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         return self.embed_each(batch, {"z": self.projection, "p": self.prediction}, training)  # Nx2xE both
 
-    def contrast(self, batch, outputs):
+    def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         z, p = outputs["z"], outputs["p"]
         distance = contrastive.cosine_distance(p[:, 0], z[:, 1]) + contrastive.cosine_distance(p[:, 1], z[:, 0])
         return distance / 4 - 1, {}  # -cos, from -1 to 1
 
-    def groups(self):
+    def groups(self) -> list[Group]:
         groups = super().groups()
         if not self.fixed_prediction_rate:
             return groups
         return apart(groups, Group(self.prediction.trainable_variables, schedule=at_peak(self.optimizer)))
 
-    def chance(self):
+    def chance(self) -> dict[str, float]:
         return {**super().chance(), "loss": 0.0}

@@ -1,10 +1,12 @@
 """Supervised classification: the yardstick beside the pretext tasks."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from tfssl.errors import UserError
 from tfssl.pretext.parts.inception import InceptionImages
-from tfssl.pretext.task import cross_entropy_chance
+from tfssl.pretext.task import Batch, Measured, cross_entropy_chance
 
 
 class Supervised(InceptionImages):
@@ -17,7 +19,7 @@ class Supervised(InceptionImages):
     task = "supervised"
     head_initializer = "glorot_uniform"
 
-    def __init__(self, backbone, num_classes=0, **common):
+    def __init__(self, backbone: tf.keras.Model, num_classes: int = 0, **common: Any) -> None:
         super().__init__(backbone, **common)
         if num_classes < 1:
             raise UserError("task 'supervised' needs labels: the data set has no classes, and num_classes is not set")
@@ -27,10 +29,10 @@ class Supervised(InceptionImages):
             num_classes, name="head", dtype=floatx, kernel_initializer=self.head_initializer
         )
 
-    def call(self, batch, training=False):
+    def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
         return self.head(self.encode(batch["image"], training)["pre_logits"])  # NxC
 
-    def objective(self, batch, logits):
+    def objective(self, batch: Batch, logits: tf.Tensor) -> tuple[tf.Tensor, Measured]:
         labels = batch["label"]
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         top5 = tf.math.in_top_k(labels, tf.cast(logits, tf.float32), min(5, self.num_classes))
@@ -39,5 +41,5 @@ class Supervised(InceptionImages):
             "top5_accuracy": tf.cast(top5, logits.dtype),
         }
 
-    def chance(self):
+    def chance(self) -> dict[str, float]:
         return {**cross_entropy_chance(self.num_classes), "top5_accuracy": min(1.0, 5 / self.num_classes)}

@@ -1,6 +1,7 @@
 """SwAV: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", NeurIPS 2020 (arXiv 2006.09882)."""
 
 import math
+from typing import Any
 
 import tensorflow as tf
 
@@ -10,6 +11,7 @@ from tfssl.losses.sinkhorn import sinkhorn
 from tfssl.pretext.parts.heads import MLP
 from tfssl.pretext.parts.memory import Queue
 from tfssl.pretext.parts.views import Crops, Views
+from tfssl.pretext.task import Batch, Measured
 
 
 class SwAV(Views):
@@ -36,22 +38,22 @@ class SwAV(Views):
 
     def __init__(
         self,
-        backbone,
-        augmentation="swav",
-        temperature=0.1,
-        projection_hidden=2048,
-        projection_size=128,
-        prototypes=3000,
-        small_crops=6,
-        small_size=96,
-        small_area=0.05,
-        sinkhorn_epsilon=0.05,
-        sinkhorn_iterations=3,
-        queue_size=0,
-        queue_start_epoch=15.0,
-        freeze_prototypes_steps=313,
-        **common,
-    ):
+        backbone: tf.keras.Model,
+        augmentation: str = "swav",
+        temperature: float = 0.1,
+        projection_hidden: int = 2048,
+        projection_size: int = 128,
+        prototypes: int = 3000,
+        small_crops: int = 6,
+        small_size: int = 96,
+        small_area: float = 0.05,
+        sinkhorn_epsilon: float = 0.05,
+        sinkhorn_iterations: int = 3,
+        queue_size: int = 0,
+        queue_start_epoch: float = 15.0,
+        freeze_prototypes_steps: int = 313,
+        **common: Any,
+    ) -> None:
         self.small_crops, self.small_size, self.small_area = small_crops, small_size, small_area
         super().__init__(backbone, augmentation=augmentation, **common)
         self.temperature, self.queue_start_epoch = temperature, queue_start_epoch
@@ -63,18 +65,18 @@ class SwAV(Views):
         )
         self.queues = [Queue(queue_size, projection_size, filled=False) for _ in range(2)] if queue_size else []
 
-    def crops(self):
+    def crops(self) -> list[Crops]:
         greatest = self.min_area or augmentation.per_view(self.augmentation, 1)[0].crop_area[0]
         small = Crops(self.small_crops, self.small_size, (self.small_area, greatest))
         return [*super().crops(), small][: 1 + bool(self.small_crops)]
 
-    def start(self):
+    def start(self) -> None:
         self._normalize_prototypes()
 
-    def _normalize_prototypes(self):
+    def _normalize_prototypes(self) -> None:
         self.prototypes.assign(contrastive.normalise(self.prototypes))
 
-    def call(self, batch, training=False):
+    def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         prototypes = self.prototypes
         if training:
             learns = self.optimizer.iterations >= self.freeze_prototypes_steps
@@ -84,7 +86,7 @@ class SwAV(Views):
         scores = tf.matmul(z, prototypes, transpose_b=True)
         return {**outputs, "z": z[:, :2], "scores": scores}  # Nx2xE, NxVxK
 
-    def contrast(self, batch, outputs):
+    def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         z, scores = outputs["z"], outputs["scores"]
         guesses = tf.nn.log_softmax(scores / self.temperature)  # NxVxK
         views, losses, hits = guesses.shape[1], [], []
@@ -96,7 +98,7 @@ class SwAV(Views):
         accuracy = tf.reduce_mean(tf.cast(hits, guesses.dtype), 0)
         return tf.add_n(losses) / 2, {"accuracy": accuracy}
 
-    def _codes(self, batch, z, scores, large):
+    def _codes(self, batch: Batch, z: tf.Tensor, scores: tf.Tensor, large: int) -> tf.Tensor:
         """The codes of this replica's views, assigned along with the other replicas' and the queue's."""
         active = batch["weight"] > 0
         if self.queues:
@@ -108,16 +110,16 @@ class SwAV(Views):
             active = tf.concat([active, used], 0)
         return sinkhorn(scores, self.sinkhorn_epsilon, self.sinkhorn_iterations, active, own=z.shape[0])
 
-    def _queue_is_on(self):
+    def _queue_is_on(self) -> tf.Tensor:
         step = self.optimizer.iterations if getattr(self, "optimizer", None) else 0
         return tf.cast(step, tf.float32) >= self.queue_start_epoch * self.epoch_steps
 
-    def after_step(self, batch, outputs):
+    def after_step(self, batch: Batch, outputs: dict[str, Any]) -> None:
         for large, queue in enumerate(self.queues):
             queue.push(outputs["z"][:, large])
         self._normalize_prototypes()
 
-    def chance(self):
+    def chance(self) -> dict[str, float]:
         """A loss that stays at that of a uniform guess is the known way in which this method fails."""
         count = self.prototypes.shape[0]
         return {**super().chance(), "loss": math.log(count), "accuracy": 1 / count}

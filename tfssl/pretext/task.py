@@ -1,7 +1,7 @@
 """The contract of a pretext task: a Keras model that owns a backbone, a head and an objective."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Optional, Union
 
 import tensorflow as tf
@@ -209,7 +209,7 @@ class Pretext(Loop):
                 self._use_groups()
                 optim.create_slots(self.optimizer, self.trainable_variables)
 
-    def _use_groups(self):
+    def _use_groups(self) -> None:
         groups = self.groups()
         check_groups(groups, self.trainable_variables)
         use_groups(self.optimizer, groups)
@@ -227,7 +227,13 @@ class Pretext(Loop):
     @property
     def counters(self) -> dict[str, float]:
         """{"replaced": unreadable images, "nonfinite_steps": steps whose loss was NaN or infinite}, since metrics were last reset."""
-        return {name: float(metric.result()) for name, metric in self._measures.counters.items()}
+        return {name: float(metric.result()) for name, metric in self._prepared().counters.items()}
+
+    def _prepared(self) -> Measures:
+        """What `prepare` made."""
+        if self._measures is None:
+            raise RuntimeError("no variables yet: call prepare() first")
+        return self._measures
 
     def kernels(self) -> list[tf.Variable]:
         """The kernels (see `optim.is_kernel`) that weight decay acts on."""
@@ -246,7 +252,7 @@ class Pretext(Loop):
         adapted = self._of_groups(lambda group: group.adapts)
         return adapted if self.decay == "all" else [variable for variable in adapted if optim.is_kernel(variable)]
 
-    def _of_groups(self, chosen):
+    def _of_groups(self, chosen: Callable[[Group], bool]) -> list[tf.Variable]:
         ids = {id(v) for group in self.groups() if chosen(group) for v in group.variables}
         return [variable for variable in self.trainable_variables if id(variable) in ids]
 
@@ -298,30 +304,30 @@ class Pretext(Loop):
         unscaled = self._loss_scaling("get_unscaled_gradients", scaled)
         self.optimizer.apply_gradients(zip(unscaled, self.trainable_variables))  # noqa: B905 (Python 3.9)
         self.after_step(batch, outputs)
-        self._measures.count("replaced", tf.cast(batch["replaced"], tf.float32))
+        self._prepared().count("replaced", tf.cast(batch["replaced"], tf.float32))
         return {}
 
     def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         batch = self.to_float(batch)
         losses, measured = self.objective(batch, self(batch, training=False))
-        self._measures.track(batch["weight"], {**_reported(losses), **measured})
+        self._prepared().track(batch["weight"], {**_reported(losses), **measured})
         return {}
 
     def results(self) -> dict[str, tf.Tensor]:
-        return self._measures.results()
+        return self._prepared().results()
 
     @property
     def autograph(self) -> bool:
         return self.backbone.autograph
 
-    def _scaled_losses(self, batch, outputs, fraction):
+    def _scaled_losses(self, batch: Batch, outputs: Any, fraction: float) -> dict[str, tf.Tensor]:
         """{player: its loss}, as the gradients need it; and all that is measured is tracked."""
         losses, measured = self.objective(batch, outputs)
         measured = {**_reported(losses), **measured}
-        self._measures.track(batch["weight"], measured)
+        self._prepared().track(batch["weight"], measured)
         # Without an online probe's, which is in the losses but not in what is reported.
         reported = tf.add_n([tf.reduce_mean(measured[name]) for name in _reported(losses)])
-        self._measures.count("nonfinite_steps", tf.cast(~tf.math.is_finite(reported), tf.float32) * fraction)
+        self._prepared().count("nonfinite_steps", tf.cast(~tf.math.is_finite(reported), tf.float32) * fraction)
         losses = losses if isinstance(losses, dict) else {"": losses}
         if losses.keys() != self._players().keys():
             raise UserError(
@@ -332,7 +338,7 @@ class Pretext(Loop):
             for player, loss in losses.items()
         }
 
-    def _scaled_decays(self, fraction):
+    def _scaled_decays(self, fraction: float) -> dict[str, tf.Tensor]:
         """{player: weight decay of its variables}, likewise."""
         if not self.weight_decay:
             return {}
@@ -349,7 +355,7 @@ class Pretext(Loop):
             decays[player] = self._loss_scaling("get_scaled_loss", self.weight_decay * total * fraction)
         return decays
 
-    def _players(self):
+    def _players(self) -> dict[str, list[int]]:
         """{player: positions of its variables among the trainable ones}."""
         of = {id(v): group.player for group in self.groups() for v in group.variables}
         players = dict.fromkeys(of.values())
@@ -357,19 +363,19 @@ class Pretext(Loop):
             player: [i for i, v in enumerate(self.trainable_variables) if of[id(v)] == player] for player in players
         }
 
-    def _loss_scaling(self, step, values):
+    def _loss_scaling(self, step: str, values: Any) -> Any:
         """With float16's optimizer, one of its two steps; values as they are with all others."""
         return getattr(self.optimizer, step, lambda values: values)(values)
 
 
-def _reported(losses):
+def _reported(losses: Losses) -> dict[str, tf.Tensor]:
     """{metric: loss per image}: "loss", or of several players "<player>_loss" for each; "loss" is then their sum."""
     if not isinstance(losses, dict):
         return {"loss": losses}
     return {"loss": tf.add_n(list(losses.values())), **{f"{player}_loss": loss for player, loss in losses.items()}}
 
 
-def _names(players):
+def _names(players: Iterable[str]) -> str:
     return ", ".join(map(repr, players))
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfssl.backbones.norm import frozen_statistics
 from tfssl.errors import UserError
 
-Batch = Mapping[str, Any]
+Batch = dict[str, Any]
 Scaled = Mapping[str, Union[float, tf.Tensor]]
 
 

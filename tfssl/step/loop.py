@@ -15,10 +15,13 @@ class Loop(tf.keras.Model):
     A subclass has `train_step` and `test_step`, which return nothing of interest.
     """
 
-    autograph = False  # whether what it calls needs AutoGraph's conversion of Python's control flow
-
     train_function: Optional[Function]
     test_function: Optional[Function]
+
+    @property
+    def autograph(self) -> bool:
+        """Whether what it calls needs AutoGraph's conversion of Python's control flow."""
+        return False
 
     def prepare(self) -> None:
         """Called before the first step is traced."""

@@ -5,15 +5,20 @@
 Zhang, Isola and Efros, "Colorful Image Colorization", ECCV 2016 (arXiv 1603.08511), as Goyal et al. (arXiv 1905.01235) use it.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import io
 import zipfile
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfssl.data import pipeline
 from tfssl.data.ops import image, lab
+from tfssl.data.sources.base import Source
 from tfssl.data.sources.subset import spread
 from tfssl.errors import UserError
 from tfssl.storage.files import write_file
@@ -31,13 +36,13 @@ class Bins:
     """
 
     points: np.ndarray
-    prior: np.ndarray = None
+    prior: np.ndarray | None = None
 
-    def save(self, path):
+    def save(self, path: str) -> None:
         arrays = {"points": self.points, **({} if self.prior is None else {"prior": self.prior})}
         write_file(path, lambda file: np.savez(file, **arrays))
 
-    def table(self, nearest, sigma=5.0):
+    def table(self, nearest: int, sigma: float = 5.0) -> tuple[np.ndarray, np.ndarray]:
         """Soft targets of all colours on the lattice of whole numbers, on which images of 8 bits lie to within half a step.
 
         Args:
@@ -54,7 +59,7 @@ class Bins:
         kept = max(1, int((weights.max(0) > 2.0**-30).sum()))
         return bins[:, :kept].astype(np.int32), weights[:, :kept].astype(np.float32)
 
-    def weights(self, rebalance=0.5):
+    def weights(self, rebalance: float = 0.5) -> np.ndarray:
         """float [Q]: how much a pixel of each bin counts, so that rare colours are learned too: inverse to (1 - `rebalance`) * prior +
         `rebalance` / Q, with a mean of 1 over the prior's pixels. `rebalance` 1 is no rebalancing."""
         if self.prior is None:
@@ -65,7 +70,9 @@ class Bins:
         return weights / np.sum(self.prior * weights)
 
 
-def soft_targets(colors, points, nearest, sigma=5.0):
+def soft_targets(
+    colors: np.ndarray, points: np.ndarray, nearest: int, sigma: float = 5.0
+) -> tuple[np.ndarray, np.ndarray]:
     """The `nearest` bins of each colour and their weights, exp(-distance^2 / (2 sigma^2)) over their sum.
 
     Args:
@@ -91,7 +98,7 @@ def soft_targets(colors, points, nearest, sigma=5.0):
     return bins, weights / weights.sum(1, keepdims=True)
 
 
-def of_gamut(grid=10):
+def of_gamut(grid: int = 10) -> Bins:
     """The points of a grid that are nearest to some colour of sRGB; without a prior.
 
     They are fewer than the 313 of Zhang et al., whose file counts cells that a colour outside sRGB reaches: 261 for a grid of 10.
@@ -102,7 +109,13 @@ def of_gamut(grid=10):
     return Bins(cells * float(grid))
 
 
-def of_images(source, grid=10, images=10_000, smooth=0.0, progress=None):
+def of_images(
+    source: Source,
+    grid: int = 10,
+    images: int = 10_000,
+    smooth: float = 0.0,
+    progress: Callable[[int, int], object] | None = None,
+) -> Bins:
     """The bins that occur in images, and how often.
 
     Args:
@@ -120,7 +133,7 @@ def of_images(source, grid=10, images=10_000, smooth=0.0, progress=None):
     histogram = np.zeros((2 * reach + 1, 2 * reach + 1))
 
     @tf.function(autograph=False)
-    def cells(batch):
+    def cells(batch: tf.Tensor) -> tf.Tensor:
         ab = lab.from_rgb(tf.cast(batch, tf.float32) / 255)[..., 1:]
         a, b = tf.unstack(tf.cast(tf.round(ab / grid), tf.int32) + reach, axis=-1)
         return tf.math.bincount(tf.reshape(a * (2 * reach + 1) + b, [-1]), minlength=histogram.size)
@@ -146,7 +159,7 @@ def of_images(source, grid=10, images=10_000, smooth=0.0, progress=None):
     return Bins(points, prior)
 
 
-def read(path):
+def read(path: str) -> Bins:
     """Bins from a file that `Bins.save` wrote, or of points alone: .npy or text of Q lines "a b", such as Zhang's pts_in_hull.npy.
 
     Raises:
@@ -157,7 +170,7 @@ def read(path):
     try:
         with tf.io.gfile.GFile(path, "rb") as f:
             content = io.BytesIO(f.read())
-        held = np.load(content) if path.endswith((".npz", ".npy")) else np.loadtxt(content)
+        held: Any = np.load(content) if path.endswith((".npz", ".npy")) else np.loadtxt(content)
         points, prior = (held["points"], held.get("prior")) if path.endswith(".npz") else (held, None)
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as e:
         raise UserError(f"{path!r} holds no colour bins ({' '.join(str(e).split())[:100]})") from e

@@ -1,5 +1,10 @@
 """The heads of joint-embedding methods: projections and predictors."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import tensorflow as tf
 
 from tfssl.backbones.layers import build_chain
@@ -19,9 +24,19 @@ class MLP(tf.keras.layers.Layer):
       bn_momentum, bn_epsilon: of the normalisations.
     """
 
-    def __init__(self, name, sizes, bias=True, norm=None, last_norm=None, stddev=0.0, bn_momentum=0.9, bn_epsilon=1e-5):
+    def __init__(
+        self,
+        name: str,
+        sizes: Sequence[int],
+        bias: bool | Sequence[bool] = True,
+        norm: dict[str, Any] | None = None,
+        last_norm: str | None = None,
+        stddev: float = 0.0,
+        bn_momentum: float = 0.9,
+        bn_epsilon: float = 1e-5,
+    ) -> None:
         super().__init__(name=name)
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "name": name, "sizes": sizes, "bias": bias, "norm": norm, "last_norm": last_norm, "stddev": stddev,
             "bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon,
         }  # fmt: skip
@@ -29,9 +44,9 @@ class MLP(tf.keras.layers.Layer):
         self.sizes, self.biases = tuple(sizes), tuple(biases)
         learns = ["offset and scale" if norm is not None else None] * (len(sizes) - 1) + [last_norm]
         self.norms = [self._norm(f"bn{i}", what) if what else None for i, what in enumerate(learns, 1)]
-        self.dense = []
+        self.dense: list[tf.keras.layers.Dense] = []
 
-    def _norm(self, name, learns):
+    def _norm(self, name: str, learns: str) -> BatchNorm:
         s = self.settings
         return BatchNorm(
             s["bn_momentum"],
@@ -42,7 +57,7 @@ class MLP(tf.keras.layers.Layer):
             scale="scale" in learns,
         )
 
-    def build(self, shape):
+    def build(self, shape: Any) -> None:
         width, stddev = shape[-1], self.settings["stddev"]
         for i, (size, bias, norm) in enumerate(zip(self.sizes, self.biases, self.norms), 1):  # noqa: B905 (Python 3.9)
             initial = tf.keras.initializers.RandomNormal(stddev=stddev) if stddev else "glorot_uniform"
@@ -51,7 +66,7 @@ class MLP(tf.keras.layers.Layer):
             self.dense.append(dense)
         self.built = True
 
-    def each(self, x, training=None, count=None):
+    def each(self, x: tf.Tensor, training: bool | None = None, count: int | None = None) -> list[tf.Tensor]:
         """The outputs of the first `count` layers (of all): after the normalisation, and after the ReLU where another layer follows."""
         found = []
         for i, (dense, norm) in enumerate(list(zip(self.dense, self.norms))[:count], 1):  # noqa: B905 (Python 3.9)
@@ -61,9 +76,9 @@ class MLP(tf.keras.layers.Layer):
             found.append(x)
         return found
 
-    def call(self, x, training=None):
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         return at_least_float32(self.each(x, training)[-1])  # NxE
 
-    def twin(self):
+    def twin(self) -> MLP:
         """A head of the same form, with weights of its own."""
         return MLP(**self.settings)

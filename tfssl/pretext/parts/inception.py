@@ -1,9 +1,15 @@
 """The "Inception" preprocessing of an image, which rotation, exemplar and supervised training share."""
 
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
 from tfssl.data.ops import image as ops
 from tfssl.data.ops import photometric
-from tfssl.data.ops.draws import fork
-from tfssl.pretext.task import Pretext
+from tfssl.data.ops.draws import Draws, fork
+from tfssl.pretext.task import Batch, Pretext
 
 
 class InceptionImages(Pretext):
@@ -18,22 +24,30 @@ class InceptionImages(Pretext):
         image_size / 0.875, the recipe's central share.
     """
 
-    def __init__(self, backbone, min_area=0.05, flip=True, color=True, resize=0, **common):
+    def __init__(
+        self,
+        backbone: tf.keras.Model,
+        min_area: float = 0.05,
+        flip: bool = True,
+        color: bool = True,
+        resize: int = 0,
+        **common: Any,
+    ) -> None:
         super().__init__(backbone, **common)
         self.min_area, self.flip, self.color = min_area, flip, color
         self.resize = resize or round(self.image_size / 0.875)
 
-    def example(self, image, seed):
+    def example(self, image: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
         if seed is None:
             return ops.resize_central_crop(image, self.image_size, self.resize)
         image = ops.random_resized_crop(image, seed, self.image_size, area_range=(self.min_area, 1.0))
         return ops.random_flip(image, fork(seed, 0)) if self.flip else image
 
     @property
-    def evaluation_size(self):
+    def evaluation_size(self) -> tuple[int, int]:
         return self.image_size, self.resize
 
-    def augment(self, batch, draws):
+    def augment(self, batch: Batch, draws: Draws) -> Batch:
         if not self.color:
             return batch
         return {**batch, "image": photometric.inception_color(batch["image"], draws.uniform(shape=[3]))}

@@ -3,18 +3,21 @@
 Both are variables, the same on every replica, and so part of every checkpoint: a resumed run remembers what an uninterrupted one would.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import tensorflow as tf
 
 from tfssl.errors import UserError
 from tfssl.losses import replicas
 
 
-def _directions(shape):
+def _directions(shape: Sequence[int]) -> Callable[[], tf.Tensor]:
     """Random rows of norm 1 [..., D]."""
     return lambda: tf.math.l2_normalize(tf.random.normal(shape, dtype=tf.keras.backend.floatx()), -1)
 
 
-def _variable(name, initial):
+def _variable(name: str, initial: Any) -> tf.Variable:
     return tf.Variable(
         initial,
         trainable=False,
@@ -33,7 +36,7 @@ class Queue(tf.Module):
       filled: start with random directions, as MoCo does; otherwise with zeros, and `count` tells how many rows are there.
     """
 
-    def __init__(self, size, features, filled=True):
+    def __init__(self, size: int, features: int, filled: bool = True) -> None:
         super().__init__(name="queue")
         self.size = size
         self.rows = _variable(
@@ -50,10 +53,10 @@ class Queue(tf.Module):
     trainable_variables = ()
 
     @property
-    def non_trainable_variables(self):
+    def non_trainable_variables(self) -> tuple[tf.Variable, ...]:
         return (self.rows, self.count)
 
-    def push(self, rows):
+    def push(self, rows: tf.Tensor) -> None:
         """This replica's rows [n, D] and those of the others take the place of the oldest."""
         rows = tf.cast(replicas.gather(tf.stop_gradient(rows)), self.rows.dtype)  # RNxD
         new = rows.shape[0]
@@ -77,16 +80,16 @@ class Bank(tf.Module):
 
     trainable_variables = ()
 
-    def __init__(self, images, features, momentum=0.5):
+    def __init__(self, images: int, features: int, momentum: float = 0.5) -> None:
         super().__init__(name="bank")
         self.momentum = momentum
         self.entries = _variable("entries", _directions([images, features]))
 
     @property
-    def non_trainable_variables(self):
+    def non_trainable_variables(self) -> tuple[tf.Variable, ...]:
         return (self.entries,)
 
-    def update(self, index, rows):
+    def update(self, index: tf.Tensor, rows: tf.Tensor) -> None:
         """Moves the entries of images `index` [n] towards `rows` [n, D], of all replicas, and back to norm 1.
 
         An image that stands in the batch twice (an epoch's last and the next one's first batch can be one) is moved by its first row.

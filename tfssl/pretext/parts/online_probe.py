@@ -1,11 +1,15 @@
 """The online probe: whether the features are any good, told while they are learned."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import tensorflow as tf
 
 from tfssl.errors import check_choice
-from tfssl.pretext.task import Pretext, imagenet_normalized
+from tfssl.pretext.task import Batch, Measured, Pretext, imagenet_normalized
 
 
 class Probed(Pretext):
@@ -18,7 +22,14 @@ class Probed(Pretext):
         data set's, and leaves the probe out where there are none.
     """
 
-    def __init__(self, backbone, image_size=224, normalization="imagenet", num_classes=0, **common):
+    def __init__(
+        self,
+        backbone: tf.keras.Model,
+        image_size: int = 224,
+        normalization: str = "imagenet",
+        num_classes: int = 0,
+        **common: Any,
+    ) -> None:
         super().__init__(backbone, image_size=image_size, **common)
         self._autocast = False  # colours are computed in full precision; the network casts for itself
         check_choice("normalization", normalization, ("imagenet", "none"))
@@ -29,19 +40,21 @@ class Probed(Pretext):
             self.probe.decayed = False
         self._probe_is_lost = False
 
-    def normalize(self, images):
+    def normalize(self, images: tf.Tensor) -> tf.Tensor:
         return images if self.normalization == "none" else imagenet_normalized(images)
 
-    def features(self, images, training):
+    def features(self, images: tf.Tensor, training: bool) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Images [n, H, W, 3] -> pre-logits [n, D], and {"probe": its logits [n, C]}, where there is one."""
         x = self.encode(images, training)["pre_logits"]
         return x, self.probe_logits(x)
 
-    def probe_logits(self, x):
+    def probe_logits(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
         """Pre-logits [n, D] -> {"probe": its logits [n, C]}, where there is a probe."""
         return {"probe": self.probe(tf.stop_gradient(x))} if self.probe else {}
 
-    def probed(self, batch, loss, metrics, logits):
+    def probed(
+        self, batch: Batch, loss: tf.Tensor, metrics: Measured, logits: tf.Tensor | None
+    ) -> tuple[tf.Tensor, Measured]:
         """(Loss [N], metrics) of the method, with those of the probe, whose logits are [N, C].
 
         A probe that has diverged must not stop the method, nor make the loss scaling of float16 skip its steps: rows whose logits are not
@@ -58,7 +71,7 @@ class Probed(Pretext):
         metrics = {**metrics, "loss": loss, "probe_accuracy": accuracy}  # the loss that is reported is the method's own
         return loss + known * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), metrics
 
-    def alarm(self, measured):
+    def alarm(self, measured: Mapping[str, float]) -> str | None:
         if math.isnan(measured.get("probe_accuracy", 0.0)) and not self._probe_is_lost:
             self._probe_is_lost = True  # said once
             return (
@@ -67,5 +80,5 @@ class Probed(Pretext):
             )
         return super().alarm(measured)
 
-    def chance(self):
+    def chance(self) -> dict[str, float]:
         return {"probe_accuracy": 1 / self.probe.units} if self.probe else {}

@@ -4,13 +4,19 @@ Kolesnikov, Zhai and Beyer, "Revisiting Self-Supervised Visual Representation Le
 supplement, section 1. The tasks differ in the table of tuples alone.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
 import tensorflow as tf
 
+from tfssl.backbones.norm import BatchNorm
 from tfssl.data.ops import image as ops
 from tfssl.data.ops import patches as patch_ops
-from tfssl.data.ops.draws import fork
+from tfssl.data.ops.draws import Draws, fork
 from tfssl.errors import UserError, check_choice
-from tfssl.pretext.task import Pretext, cross_entropy_chance, image_major, imagenet_normalized
+from tfssl.pretext.task import Batch, Measured, Pretext, cross_entropy_chance, image_major, imagenet_normalized
 
 COMBINATIONS = ("avg", "max", "concat")
 
@@ -47,26 +53,26 @@ class Patches(Pretext):
 
     def __init__(
         self,
-        backbone,
-        image_size=255,
-        scaled_size=292,
-        keep_aspect=False,
-        flip=False,
-        standardize=True,
-        grid=3,
-        patch_size=64,
-        gray=0.3333,
-        gray_per_patch=False,
-        patch_embedding_size=0,
-        embedding_norm=False,
-        head_layers=2,
-        head_units=4096,
-        head_dropout=0.5,
-        head_bn_momentum=0.997,
-        combine_patches="avg",
-        evaluation_resize=0,
-        **common,
-    ):
+        backbone: tf.keras.Model,
+        image_size: int = 255,
+        scaled_size: int = 292,
+        keep_aspect: bool = False,
+        flip: bool = False,
+        standardize: bool = True,
+        grid: int = 3,
+        patch_size: int = 64,
+        gray: float = 0.3333,
+        gray_per_patch: bool = False,
+        patch_embedding_size: int = 0,
+        embedding_norm: bool = False,
+        head_layers: int = 2,
+        head_units: int = 4096,
+        head_dropout: float = 0.5,
+        head_bn_momentum: float = 0.997,
+        combine_patches: str = "avg",
+        evaluation_resize: int = 0,
+        **common: Any,
+    ) -> None:
         super().__init__(backbone, image_size=image_size, **common)
         self._autocast = False  # images reach `normalize` as they are: half precision has no more than 256 levels
         self.evaluation_resize = evaluation_resize or image_size
@@ -78,7 +84,7 @@ class Patches(Pretext):
         self.head_bn_momentum, self.combine_patches = head_bn_momentum, combine_patches
         self._check()
 
-    def _check(self):
+    def _check(self) -> None:
         if self.grid < 2:
             raise UserError(f"grid={self.grid}: there is nothing to compare in less than 2 cells a side")
         if not 1 <= self.patch_size <= self.image_size // self.grid:
@@ -105,11 +111,11 @@ class Patches(Pretext):
             )
         check_choice("combine_patches", self.combine_patches, COMBINATIONS)
 
-    def build_head(self, table):
+    def build_head(self, table: np.ndarray) -> None:
         """The head for int [T, k]: tuples of k patches, each a number in raster order."""
         self.table = table
 
-        def small():
+        def small() -> tf.keras.initializers.Initializer:
             return tf.keras.initializers.TruncatedNormal(stddev=0.005)
 
         # The study's code gives all layers a bias: before batch normalisation it does nothing.
@@ -124,10 +130,10 @@ class Patches(Pretext):
         last = {"kernel_initializer": small(), "name": "head", "dtype": floatx}
         self.head = TupleDense(len(table), 1 if self.hidden else places, use_bias=True, **last)
 
-    def _head_norm(self, name):
+    def _head_norm(self, name: str) -> BatchNorm:
         return self.norm(name, momentum=self.head_bn_momentum, epsilon=1e-5)
 
-    def example(self, image, seed):
+    def example(self, image: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
         image = self._scaled(image, seed)
         offsets = patch_ops.grid_offsets(seed, self.scaled_size, self.image_size, self.grid, self.patch_size)
         patches = patch_ops.cut(image, offsets, self.patch_size)  # 9xSxSx3
@@ -139,7 +145,7 @@ class Patches(Pretext):
         coin = tf.random.stateless_uniform([], fork(seed, 0))
         return tf.cond(coin < self.gray, lambda: patch_ops.gray(patches), lambda: patches)
 
-    def _scaled(self, image, seed):
+    def _scaled(self, image: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
         """The square [scaled_size, scaled_size, 3] that crops are taken from."""
         if not self.keep_aspect:
             image = ops.resize(ops.shrink(image, self.scaled_size), self.scaled_size)
@@ -149,7 +155,7 @@ class Patches(Pretext):
             image = ops.random_crop(ops.resize_small(image, self.scaled_size), fork(seed, 1), self.scaled_size)
         return ops.random_flip(image, fork(seed, 2)) if self.flip and seed is not None else image
 
-    def augment(self, batch, draws):
+    def augment(self, batch: Batch, draws: Draws) -> Batch:
         if not (self.head_dropout and self.hidden):
             return batch
         kept = draws.keep(
@@ -157,11 +163,11 @@ class Patches(Pretext):
         )
         return {**batch, "kept": kept}
 
-    def questions(self, batch):
+    def questions(self, batch: Batch) -> tf.Tensor:
         """Which rows of the table are asked of each image: int32 [N, t]. All, unless a task chooses."""
         return tf.tile(tf.range(len(self.table))[None], [batch["image"].shape[0], 1])
 
-    def call(self, batch, training=False):
+    def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
         patches = image_major(batch["image"])  # 9NxSxSx3, image-major
         x = self.backbone(self.normalize(patches), training=training)["pre_logits"]  # 9NxD
         x = self.embedding(x) if self.embedding else x
@@ -174,26 +180,26 @@ class Patches(Pretext):
                 x = tf.where(batch["kept"][:, i], x / (1 - self.head_dropout), tf.zeros_like(x))
         return tf.reshape(self.head(x, tuples), [-1, len(self.table)])  # NtxT
 
-    def objective(self, batch, logits):
+    def objective(self, batch: Batch, logits: tf.Tensor) -> tuple[tf.Tensor, Measured]:
         labels = tf.reshape(self.questions(batch), [-1])  # Nt
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         return loss, {"accuracy": tf.keras.metrics.sparse_categorical_accuracy(labels, logits)}
 
-    def chance(self):
+    def chance(self) -> dict[str, float]:
         return cross_entropy_chance(len(self.table))
 
-    def preview(self, batch):
+    def preview(self, batch: Batch) -> tf.Tensor:
         return image_major(batch["image"])
 
-    def normalize(self, images):
+    def normalize(self, images: tf.Tensor) -> tf.Tensor:
         return patch_ops.standardise(images) if self.standardize else imagenet_normalized(images)
 
-    def encode(self, images, training=False):
+    def encode(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Images [N, H, W, 3] in [0, 1] -> dict of endpoints: those of the grid's cells, combined."""
         endpoints = super().encode(patch_ops.grid_cells(images, self.grid), training)
         return {name: self._combined(x) for name, x in endpoints.items()}
 
-    def _combined(self, x):
+    def _combined(self, x: tf.Tensor) -> tf.Tensor:
         """9NxC or 9NxhxwxC -> NxC or NxhxwxC, and 9C channels for concat (those of one channel side by side, as in the study's code)."""
         shape, channels = tf.unstack(tf.shape(x))[1:-1], x.shape[-1]
         x = tf.reshape(x, [-1, self.grid**2, *shape, channels])
@@ -203,11 +209,11 @@ class Patches(Pretext):
         return tf.reduce_mean(x, 1) if self.combine_patches == "avg" else tf.reduce_max(x, 1)
 
     @property
-    def evaluation_size(self):
+    def evaluation_size(self) -> tuple[int, int]:
         return self.grid * self.patch_size, self.evaluation_resize
 
     @property
-    def min_image_size(self):
+    def min_image_size(self) -> int:
         return self.grid * self.backbone.min_image_size
 
 
@@ -219,16 +225,16 @@ class TupleDense(tf.keras.layers.Dense):
     The kernel is [D, k * units]. With one place it is an ordinary layer on [n, t, D], whatever the tuples are.
     """
 
-    def __init__(self, units, places, use_bias=False, **dense):
+    def __init__(self, units: int, places: int, use_bias: bool = False, **dense: Any) -> None:
         super().__init__(places * units, use_bias=False, **dense)
         self.places, self.biased = places, use_bias
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         if self.biased:
             self.bias = self.add_weight("bias", [self.units // self.places], initializer="zeros")
 
-    def call(self, x, tuples):
+    def call(self, x: tf.Tensor, tuples: tf.Tensor) -> tf.Tensor:
         products = super().call(x)
         if self.places > 1:
             n, patches, _ = x.shape

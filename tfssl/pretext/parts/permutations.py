@@ -14,7 +14,7 @@ from tfssl.storage.files import write_file
 CRITERIA = ("mean", "min")
 
 
-def greedy(count, length=9, criterion="mean", seed=0):
+def greedy(count: int, length: int = 9, criterion: str = "mean", seed: int = 0) -> np.ndarray:
     """The first permutation is a random one; each further one is the farthest from those before it, ties drawn by lot.
 
     A pure function of its arguments, on every machine; the first n of a larger set are the set of n.
@@ -45,7 +45,7 @@ def greedy(count, length=9, criterion="mean", seed=0):
     # RandomState, whose numbers are the same in every version of NumPy. In random order, the first of equals is drawn by lot.
     order = np.random.RandomState(seed).permutation(len(candidates))
     columns = np.ascontiguousarray(candidates[order].T)  # LxF: each position's values side by side
-    closeness = np.zeros(len(candidates), np.int32 if criterion == "mean" else np.uint8)
+    closeness: np.ndarray = np.zeros(len(candidates), np.int32 if criterion == "mean" else np.uint8)
     picked = [0]
     while len(picked) < count:
         new = picked[-1]
@@ -61,7 +61,7 @@ def greedy(count, length=9, criterion="mean", seed=0):
     return columns[:, picked].T.astype(np.int32)
 
 
-def read(path, length=9):
+def read(path: str, length: int = 9) -> np.ndarray:
     """Permutations from a file in the format that Noroozi published: `write` tells it.
 
     Returns:
@@ -85,20 +85,20 @@ def read(path, length=9):
     return table
 
 
-def write(path, table):
+def write(path: str, table: np.ndarray) -> None:
     """Write int [count, length], values from 0, as little-endian int32: count, length, then the rows with values from 1."""
     table = np.asarray(table)
     write_file(path, np.concatenate([table.shape, table.ravel() + 1]).astype("<i4").tobytes())
 
 
-def distances(table):
+def distances(table: np.ndarray) -> np.ndarray:
     """Hamming distances of all pairs of rows: int [count, length] -> int [count * (count - 1) / 2]."""
     table = np.asarray(table, np.uint8)
     rows = [(table[i + 1 :] != table[i]).sum(1, dtype=np.uint8) for i in range(len(table))]
     return np.concatenate(rows)
 
 
-def _all(length):
+def _all(length: int) -> np.ndarray:
     """All permutations: uint8 [length!, length]."""
     table = np.zeros([1, 1], np.uint8)
     for new in range(1, length):

@@ -1,5 +1,7 @@
 """A network that follows another: its parameters are moving averages of the other's (Tarvainen and Valpola, arXiv 1703.01780)."""
 
+from __future__ import annotations
+
 import math
 
 import tensorflow as tf
@@ -16,29 +18,29 @@ class MomentumNetwork(tf.Module):
 
     trainable_variables = ()  # Keras asks for these two
 
-    def __init__(self, *layers):
+    def __init__(self, *layers: tf.keras.Model) -> None:
         super().__init__(name="momentum_network")
         self._online = layers
         self.twins = [layer.twin() for layer in layers]
 
     @property
-    def non_trainable_variables(self):
+    def non_trainable_variables(self) -> tuple[tf.Variable, ...]:
         return tuple(v for twin in self.twins for v in twin.variables)
 
-    def __call__(self, images, training=False):
+    def __call__(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Normalised images [N, H, W, C] -> embeddings [N, E]."""
         x = self.twins[0](images, training=training)["pre_logits"]
         for head in self.twins[1:]:
             x = head(x, training=training)
         return tf.stop_gradient(x)
 
-    def copy(self):
+    def copy(self) -> None:
         """Become equal to what is followed, moving statistics too: where training starts."""
         for twin, layer in zip(self.twins, self._online):  # noqa: B905 (Python 3.9)
             for mine, other in zip(twin.variables, layer.variables):  # noqa: B905
                 mine.assign(other)
 
-    def follow(self, momentum):
+    def follow(self, momentum: float | tf.Tensor) -> None:
         """Each parameter becomes `momentum` times itself plus 1 - `momentum` times the followed one."""
         share = tf.convert_to_tensor(1 - momentum, tf.keras.backend.floatx())
         for twin, layer in zip(self.twins, self._online):  # noqa: B905 (Python 3.9)
@@ -46,7 +48,7 @@ class MomentumNetwork(tf.Module):
                 mine.assign_sub(share * (mine - other))
 
 
-def cosine_momentum(base, step, total_steps):
+def cosine_momentum(base: float, step: int | tf.Tensor, total_steps: int) -> float | tf.Tensor:
     """From `base` at step 0 to 1 at `total_steps` along half a cosine (Grill et al., arXiv 2006.07733, Section 3.2); `base` throughout
     where `total_steps` is 0."""
     if not total_steps:

@@ -1,15 +1,21 @@
 """Views of an image: what all joint-embedding methods share."""
 
+from __future__ import annotations
+
 import collections
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import tensorflow as tf
 
 from tfssl.data import augmentation
+from tfssl.data.ops.draws import Draws
 from tfssl.errors import check_choice
 from tfssl.losses import contrastive
 from tfssl.pretext.parts.online_probe import Probed
-from tfssl.pretext.task import image_major
+from tfssl.pretext.task import Batch, Measured, image_major
 
+_Group = TypeVar("_Group")
 Crops = collections.namedtuple("Crops", ["count", "size", "area"])
 Crops.__doc__ = (
     """So many views of `size` pixels; `area` (low, high) as a share of the image's, or None for the policy's."""
@@ -38,15 +44,15 @@ class Views(Probed):
 
     def __init__(
         self,
-        backbone,
-        image_size=224,
-        augmentation="simclr",
-        strength=1.0,
-        min_area=0.0,
-        augment_on="device",
-        resize=0,
-        **common,
-    ):
+        backbone: tf.keras.Model,
+        image_size: int = 224,
+        augmentation: str = "simclr",
+        strength: float = 1.0,
+        min_area: float = 0.0,
+        augment_on: str = "device",
+        resize: int = 0,
+        **common: Any,
+    ) -> None:
         super().__init__(backbone, image_size=image_size, **common)
         check_choice("augment_on", augment_on, ("device", "host"))
         self.augmentation, self.strength, self.min_area, self.augment_on = augmentation, strength, min_area, augment_on
@@ -55,21 +61,21 @@ class Views(Probed):
 
     # What a method may define.
 
-    def crops(self):
+    def crops(self) -> list[Crops]:
         """The groups of views, a list of `Crops`; the two of SimCLR by default."""
         return [Crops(2, self.image_size, None)]
 
-    def contrast(self, batch, outputs):
+    def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         raise NotImplementedError
 
     # What all share.
 
-    def policies(self):
+    def policies(self) -> Sequence[augmentation.Policy]:
         """One policy for each view, in the order of the groups."""
         views = sum(group.count for group in self.crops())
         return augmentation.per_view(self.augmentation, views, self.strength)
 
-    def example(self, image, seed):
+    def example(self, image: tf.Tensor, seed: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
         """-> a tuple of one uint8 [V, S, S, 3] for each group of crops."""
         training, seed = seed is not None, tf.zeros([2], tf.int64) if seed is None else seed
         numbered = self._numbered(self.crops())
@@ -84,7 +90,7 @@ class Views(Probed):
             groups = [to_bytes(self._policed(_to_float(x)[None], draws, n)[0]) for x, n in self._numbered(groups)]
         return tuple(groups)
 
-    def regions(self, group, first):
+    def regions(self, group: Crops, first: int) -> list[augmentation.Region]:
         """What is cut from an image for a group, whose views are numbered from `first` on: list of `augmentation.Region`."""
         found = []
         for number, policy in enumerate(self.policies()[first : first + group.count], first):
@@ -93,27 +99,29 @@ class Views(Probed):
             found.append(augmentation.Region(policy, number, group.size))
         return found
 
-    def group(self, crops, seed, group, first):
+    def group(self, crops: Sequence[tf.Tensor], seed: tf.Tensor, group: Crops, first: int) -> tf.Tensor:
         """The views of a group, uint8 [V, S, S, 3], from the crops of its regions."""
         return tf.stack(crops)
 
-    def augment(self, batch, draws):
+    def augment(self, batch: Batch, draws: Draws) -> Batch:
         if self.augment_on == "host":
             return batch
         return {**batch, "image": tuple(self._policed(x, draws, first) for x, first in self._numbered(batch["image"]))}
 
-    def _policed(self, images, draws, first):
+    def _policed(self, images: tf.Tensor, draws: Draws | augmentation.HostDraws, first: int) -> tf.Tensor:
         """Images [N, V, S, S, 3] after the policies of views `first`, `first` + 1, ..."""
         policies = self.policies()[first:]
         views = [policies[v].apply(x, draws, view=first + v) for v, x in enumerate(tf.unstack(images, axis=1))]
         return tf.stack(views, 1)
 
-    def _numbered(self, groups):
+    def _numbered(self, groups: Iterable[_Group]) -> list[tuple[_Group, int]]:
         """(group, number of its first view) of each group."""
         counts = [group.count for group in self.crops()]
         return [(x, sum(counts[:i])) for i, x in enumerate(groups)]
 
-    def embed(self, images, heads, training):
+    def embed(
+        self, images: tf.Tensor | tuple[tf.Tensor, ...], heads: Mapping[str, tf.keras.layers.Layer], training: bool
+    ) -> dict[str, tf.Tensor]:
         """Views [N, V, S, S, 3] through the network and {name: head}, each head after the one before it: {name: [N, V, outputs]}, and the
         online probe's logits as "probe". Given a tuple of groups of views, one for each size, the backbone takes size by size, and a head
         the views of all sizes at once."""
@@ -128,47 +136,49 @@ class Views(Probed):
             x = found[name] = head(x, training=training)
         return {name: tf.reshape(y, [-1, sum(counts), y.shape[-1]]) for name, y in found.items()}
 
-    def embed_each(self, batch, heads, training):
+    def embed_each(
+        self, batch: Batch, heads: Mapping[str, tf.keras.layers.Layer], training: bool
+    ) -> dict[str, tf.Tensor]:
         """The same, each view by itself: batch normalisation then sees one view at a time."""
         found = [self.embed(view, heads, training) for view in self.each(batch)]
         return {name: tf.concat([outputs[name] for outputs in found], 1) for name in found[0]}
 
-    def each(self, batch):
+    def each(self, batch: Batch) -> list[tf.Tensor]:
         """The views of a batch one by one: a list of [N, 1, S, S, 3]."""
         return [x[:, v : v + 1] for x in batch["image"] for v in range(x.shape[1])]
 
-    def objective(self, batch, outputs):
+    def objective(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         loss, metrics = self.contrast(batch, outputs)
         z = outputs["z"]
         metrics["spread"] = tf.ones_like(loss) * contrastive.spread(tf.reshape(z, [-1, z.shape[-1]]))
         return self.probed(batch, loss, metrics, outputs["probe"][:, 0] if self.probe else None)
 
-    def alarm(self, measured):
+    def alarm(self, measured: Mapping[str, float]) -> str | None:
         if measured["spread"] < 0.05:
             return f"the embeddings have collapsed into one direction (spread {measured['spread']:.2g}; 1 is healthy): see docs/methods.md"
         return super().alarm(measured)
 
-    def chance(self):
+    def chance(self) -> dict[str, float]:
         """`spread`: of the embeddings' directions, 1 where they fill the sphere, 0 where they are one point."""
         return {"loss": float("nan"), "spread": 0.0, **super().chance()}
 
     @property
-    def head_norm(self):
+    def head_norm(self) -> dict[str, Any]:
         """The batch normalisation of heads spans what the backbone's does."""
         return {"sync": self.backbone.bn_sync, "groups": self.backbone.bn_groups}
 
     @property
-    def evaluation_size(self):
+    def evaluation_size(self) -> tuple[int, int]:
         return self.image_size, self.resize
 
-    def preview(self, batch):
+    def preview(self, batch: Batch) -> tf.Tensor:
         return image_major(batch["image"][0])
 
 
-def _to_float(images):
+def _to_float(images: tf.Tensor) -> tf.Tensor:
     return tf.cast(images, tf.float32) / 255
 
 
-def to_bytes(images):
+def to_bytes(images: tf.Tensor) -> tf.Tensor:
     """Images in [0, 1] as uint8, rounded."""
     return tf.cast(tf.round(255 * tf.clip_by_value(images, 0.0, 1.0)), tf.uint8)
