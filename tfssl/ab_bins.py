@@ -6,6 +6,8 @@
 Without it a colorization run counts its own training images when it begins.
 """
 
+from collections.abc import Sequence
+
 from absl import flags
 
 from tfssl.config import data_flags
@@ -26,7 +28,7 @@ with cli.section("Colour bins"):
     flags.DEFINE_string("output", "ab_bins.npz", "The file to write.")
 
 
-def main(_):
+def main(_: Sequence[str]) -> None:
     from tfssl.storage import files
 
     files.check_file(FLAGS.output, "--output")
@@ -36,13 +38,15 @@ def main(_):
     source = open_source(FLAGS.dataset, FLAGS.split, **data_flags.where(FLAGS.flag_values_dict()))
     found = ab_bins.of_images(source, FLAGS.grid, FLAGS.images, FLAGS.smooth, say)
     found.save(FLAGS.output)
-    order = (-found.prior).argsort()[:3]
-    common = ", ".join(f"({a:.0f}, {b:.0f}) {p:.1%}" for (a, b), p in zip(found.points[order], found.prior[order]))  # noqa: B905
+    prior = found.prior
+    assert prior is not None  # of images: they are counted
+    order = (-prior).argsort()[:3]
+    common = ", ".join(f"({a:.0f}, {b:.0f}) {p:.1%}" for (a, b), p in zip(found.points[order], prior[order]))  # noqa: B905
     print(f"{FLAGS.output}: {len(found.points)} bins; the most frequent {common}")
     print(f"(the gamut of sRGB reaches {len(ab_bins.of_gamut(FLAGS.grid).points)})")
 
 
-def say(done, count):
+def say(done: int, count: int) -> None:
     if done == count or done % 1600 == 0:
         print(f"{done} of {count} images", flush=True)
 

@@ -13,6 +13,8 @@ import os
 import socket
 import stat
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -32,12 +34,12 @@ with cli.section("Server"):
     )
 
 
-def main(_):
+def main(_: Sequence[str]) -> None:
     server = start(FLAGS.port, FLAGS.dispatcher, FLAGS.host, FLAGS.listen)
     server.join()
 
 
-def start(port=0, dispatcher="", host="", listen="loopback"):
+def start(port: int = 0, dispatcher: str = "", host: str = "", listen: str = "loopback") -> Any:
     """A running `DispatchServer`, or a `WorkerServer` where `dispatcher`, an address, is given.
 
     Args:
@@ -82,7 +84,7 @@ def start(port=0, dispatcher="", host="", listen="loopback"):
     return server
 
 
-def _listen_to_this_machine():
+def _listen_to_this_machine() -> None:
     """Bind the listening sockets of this process to the loopback device: TensorFlow opens them on all, and has no setting for it."""
     try:
         for number in os.listdir("/proc/self/fd"):
@@ -98,7 +100,7 @@ def _listen_to_this_machine():
         ) from e
 
 
-def _is_socket(number):
+def _is_socket(number: int) -> bool:
     try:
         return stat.S_ISSOCK(os.fstat(number).st_mode)
     except OSError:  # closed by now

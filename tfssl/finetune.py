@@ -61,13 +61,13 @@ def main(_: Sequence[str]) -> None:
         f"{images.train.num_examples} images of {images.train.spec}, {build.said(plan, optimization)}"
     )
 
-    if run.dry_run:
+    if provenance is None:  # a dry run
         return dry_run.describe(model, strategy, images.train, images.validation, plan, config, summary)
     following = f"tfssl-predict --module={run.workdir}/classifier/{plan.total_steps} --images=FOLDER"
     parts = model, strategy, images.train, images.validation, plan, config, provenance, summary, following
     if not strategies.is_chief(strategy):
         return training.train(*parts)
-    with locks.workdir_lock(run.workdir, run.steal_lock) as check:  # the one that training takes
+    with locks.workdir_lock(run.folder(), run.steal_lock) as check:  # the one that training takes
         training.train(*parts)
         finish(config, images, begun, check)
 

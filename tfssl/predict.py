@@ -16,6 +16,8 @@ import csv
 import os
 import re
 import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -23,11 +25,14 @@ from tfssl.config import data_flags
 from tfssl.errors import UserError
 from tfssl.runtime import cli
 
+if TYPE_CHECKING:
+    from tfssl.data.sources.base import Source
+
 FLAGS = flags.FLAGS
 
 
 # fmt: off
-def define_flags():
+def define_flags() -> None:
     with cli.section("Classifier and images"):
         flags.DEFINE_string("module", None, "Required. A classifier that tfssl-finetune wrote: a folder (local or gs://), or a .tar.gz.")
         flags.DEFINE_string("images", None, "An image file, or a folder: all images in it, and in the folders below; or an archive of one.")
@@ -44,7 +49,7 @@ def define_flags():
 # fmt: on
 
 
-def main(_):
+def main(_: Sequence[str]) -> None:
     if not FLAGS.module:
         raise UserError("--module is missing: name a classifier, a folder that tfssl-finetune wrote")
     if bool(FLAGS.images) == bool(FLAGS.dataset):
@@ -65,7 +70,7 @@ def main(_):
     if len(names) != classes:
         raise UserError(f"module {FLAGS.module!r} is damaged: it names {len(names)} classes and tells {classes} apart")
     if FLAGS.images:
-        source = folder.unlabelled(FLAGS.images, FLAGS.data_dir)
+        source: Source = folder.unlabelled(FLAGS.images, FLAGS.data_dir)
     else:
         source = open_source(FLAGS.dataset, FLAGS.split, **data_flags.where(FLAGS.flag_values_dict()))
     for note in source.notes():
@@ -79,7 +84,9 @@ def main(_):
     print(f"written: {FLAGS.output}: {source.num_examples + len(source.unread) - len(lost)} images{more}")
 
 
-def write(path, found, source, names, top=0):
+def write(
+    path: str, found: Iterable[Mapping[str, Any]], source: "Source", names: Sequence[str], top: int = 0
+) -> list[tuple[str, str]]:
     """Write the CSV file, row by row; returns (name, reason) of the images that could not be read, its last rows.
 
     Args:
@@ -94,12 +101,12 @@ def write(path, found, source, names, top=0):
     from tfssl.data.listing import checks
     from tfssl.storage import files
 
-    lost = []
+    lost: list[tuple[str, str]] = []
 
-    def fill(file):
+    def fill(file: Any) -> None:
         seen = np.zeros(source.num_examples, bool)
         # Of line breaks, csv quotes those that end its own lines: so these are both, and cut off.
-        lines = types.SimpleNamespace(write=lambda row: file.write(row[:-2].encode() + b"\n"))
+        lines: Any = types.SimpleNamespace(write=lambda row: file.write(row[:-2].encode() + b"\n"))
         table = csv.writer(lines, lineterminator="\r\n")
         table.writerow(header(names, top))
         for batch in found:
@@ -118,7 +125,7 @@ def write(path, found, source, names, top=0):
     return lost
 
 
-def header(names, top=0):
+def header(names: Sequence[str], top: int = 0) -> list[str]:
     """The names of the columns, each once: a class that is called as a column of ours is "error (class)"."""
     if top:
         return ["name", *(f"{what}{i + 1}" for i in range(top) for what in ("class", "probability")), "error"]
@@ -131,12 +138,12 @@ def header(names, top=0):
     return columns
 
 
-def safe(text):
+def safe(text: str) -> str:
     """A cell that no spreadsheet takes for a formula: an apostrophe goes before one that begins with = + - @, a tab or a line break."""
     return f"'{text}" if re.match(r"'*[=+\-@\t\r\n]", text) else text
 
 
-def read(path):
+def read(path: str) -> list[dict[str, str]]:
     """The rows of a table that `write` wrote, a dict each, texts as they were before `safe`.
 
     Args:
@@ -146,7 +153,7 @@ def read(path):
       list of {column: text}.
     """
 
-    def plain(text):
+    def plain(text: str) -> str:
         return text[1:] if re.match(r"'+[=+\-@\t\r\n]", text) else text
 
     with open(path, newline="", encoding="utf-8") as f:
@@ -154,7 +161,7 @@ def read(path):
     return [dict(zip(columns, row)) for row in rows]  # noqa: B905 (Python 3.9)
 
 
-def run():
+def run() -> None:
     """Entry point of `tfssl-predict`."""
     define_flags()
     cli.run(main, "tfssl-predict", goes_on="nothing is written; the same command begins again")

@@ -72,7 +72,7 @@ def main(_: Sequence[str]) -> None:
         f"{source.num_examples} images of {source.spec}, {build.said(plan, config.optimization)}"
     )
 
-    if trying:
+    if provenance is None:  # a dry run
         return dry_run.describe(model, strategy, source, validation, plan, config, summary)
     following = f"tfssl-export --workdir={config.run.workdir}"
     training.train(model, strategy, source, validation, plan, config, provenance, summary, following)
