@@ -1,9 +1,11 @@
 """The export step: a trained encoder becomes a TF-Hub module (a TF2 reusable SavedModel)."""
 
+from typing import Any
+
 __all__ = ["recalibrate", "save"]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     """They load when first used, so that `tfssl-export --help` need not wait for TensorFlow."""
     if name == "save":
         from tfssl.export.module import save

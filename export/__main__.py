@@ -9,7 +9,7 @@ The flags of training are taken from the run; without a run (--random_init) they
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 from absl import flags
@@ -17,6 +17,7 @@ from absl import flags
 from tfssl import optim, pretext
 from tfssl.config import configs, flagfile, schema
 from tfssl.config.configs import TrainConfig
+from tfssl.config.generated import Generated
 from tfssl.errors import UserError
 from tfssl.runtime import cli
 
@@ -83,16 +84,17 @@ def read_config(workdir: Optional[str]) -> TrainConfig:
     texts = flagfile.read(record)
     chosen = {kind: FLAGS[kind].value for kind in ("task", "optimizer") if FLAGS[kind].present or kind not in texts}
     try:
-        return TrainConfig.from_record(texts, *_registered({**texts, **chosen}), overriding=FLAGS)
+        tasks, optimizers = _registered({**texts, **chosen})
+        return TrainConfig.from_record(texts, tasks, optimizers, overriding=FLAGS)
     except flags.Error as error:
         raise UserError(f"{record}, the record of the run, cannot be taken: {error}") from error
 
 
-def _registered(names):
+def _registered(names: Mapping[str, Any]) -> tuple[Generated, Generated]:
     return pretext.task_flags(names["task"]), optim.optimizer_flags(names["optimizer"])
 
 
-def _class_names(workdir):
+def _class_names(workdir: Optional[str]) -> Optional[list[str]]:
     import tensorflow as tf
 
     path = os.path.join(workdir or "", "classes.txt")
@@ -112,7 +114,7 @@ def _training_batches(model: Any, config: TrainConfig, images: int) -> Iterable:
     return model.dataset(source, rows, config.optimization.seed, steps=math.ceil(images / rows))
 
 
-def _checkpoint(found, step, workdir):
+def _checkpoint(found: Sequence[tuple[int, str]], step: Optional[int], workdir: str) -> tuple[str, int]:
     """(path, step) of the checkpoint of a step; of the newest for None."""
     steps = dict(found)
     if not found:

@@ -14,6 +14,7 @@ from tfssl.classifiers.build import build_model
 from tfssl.classifiers.images import Images
 from tfssl.config.configs import FinetuneConfig
 from tfssl.data.sources import identity
+from tfssl.data.sources.base import Source
 from tfssl.downstream.report import save as report
 from tfssl.errors import UserError, one_line
 from tfssl.export.module import save_classifier
@@ -30,7 +31,7 @@ def finish(config: FinetuneConfig, images: Images, start: float, check: Callable
       start: when the command began, in seconds of `time.time`.
       check: refuses when the workdir's lock is lost.
     """
-    workdir, test_split = config.run.workdir, config.labels.test_split
+    workdir, test_split = config.run.folder(), config.labels.test_split
     step, checkpoint = checkpoints.saved(os.path.join(workdir, "checkpoints"))[-1]
     where = os.path.join(workdir, "classifier", str(step))
     check()
@@ -49,9 +50,9 @@ def finish(config: FinetuneConfig, images: Images, start: float, check: Callable
         if digest in (None, data["test"]["digest"]):  # None: written before there was one
             return
         say(f"{record} is about other test images: they are measured again")
-    facts = measure(config, images, where)
+    facts = measure(config, images.test, where)
     common = {
-        "module": handles.short_name(config.classifier.module),
+        "module": handles.short_name(config.classifier.handle()),
         "endpoint": facts.pop("endpoint"),
         "chosen": False,
     }
@@ -64,6 +65,7 @@ def finish(config: FinetuneConfig, images: Images, start: float, check: Callable
         {**common, "protocol": protocol, "metric": metric, "value": facts[metric]}
         for protocol, metric in (("finetune", "accuracy"), ("top-5", "top5_accuracy"))
     ]
+    assert images.num_classes  # there is a classifier of them
     chance = {"chance": 1 / images.num_classes}
     say("\n" + report.table(results, chance))
     check()
@@ -118,11 +120,11 @@ def measured(record: str) -> Optional[tuple[Optional[str], Optional[str], Option
         return None
 
 
-def measure(config: FinetuneConfig, images: Images, where: str) -> dict[str, Any]:
+def measure(config: FinetuneConfig, test: Source, where: str) -> dict[str, Any]:
     """What results.json says of the classifier, read from its files."""
     begun = time.time()
     module = modules.load(where)
-    found = predictions.accuracy(module, images.test, batch_size=config.optimization.batch_size)
+    found = predictions.accuracy(module, test, batch_size=config.optimization.batch_size)
     return {
         "accuracy": found["accuracy"],
         "top5_accuracy": found["top5_accuracy"],

@@ -16,23 +16,36 @@ import platform
 import re
 import tarfile
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any, Optional, Union
 
 import tensorflow as tf
 
 import tfssl
 from tfssl import backbones, pretext
 from tfssl.backbones.norm import set_groups
+from tfssl.classifiers.classifier import Classifier
 from tfssl.classifiers.predictions import KIND
 from tfssl.errors import UserError
 from tfssl.export import statistics
+from tfssl.pretext.task import Pretext
 from tfssl.storage import files, locks
 
 FACTS = "tfssl.json"
+Path = Union[str, "os.PathLike[str]"]
+Outputs = dict[str, tf.Tensor]  # by endpoint
 
 
 def save(
-    model, path, step=0, class_names=None, training_flags=None, random_init=False, tarball=False, head_endpoints=0
-):
+    model: Pretext,
+    path: Path,
+    step: int = 0,
+    class_names: Optional[Sequence[str]] = None,
+    training_flags: Optional[Mapping[str, Any]] = None,
+    random_init: bool = False,
+    tarball: bool = False,
+    head_endpoints: int = 0,
+) -> str:
     """Publish a pretext task's encoder.
 
     Args:
@@ -59,7 +72,7 @@ def save(
         pairs = zip(encoder.projection.dense, encoder.projection.norms)  # noqa: B905 (Python 3.9)
         layers = [layer for pair in list(pairs)[:head_endpoints] for layer in pair if layer]
 
-    def endpoints(images, training):
+    def endpoints(images: tf.Tensor, training: bool) -> Outputs:
         found = encoder.encode(images, training=training)
         outputs = encoder.projection.each(found["pre_logits"], training, head_endpoints) if names else []
         return {**found, **dict(zip(names, outputs))}  # noqa: B905
@@ -78,7 +91,14 @@ def save(
     )
 
 
-def save_classifier(model, path, step=0, class_names=None, training_flags=None, tarball=False):
+def save_classifier(
+    model: Classifier,
+    path: Path,
+    step: int = 0,
+    class_names: Optional[Sequence[str]] = None,
+    training_flags: Optional[Mapping[str, Any]] = None,
+    tarball: bool = False,
+) -> str:
     """Publish a `pretext.classifier.Classifier`: `module(images)` is the logits [N, C], and its endpoints are the encoder's, `logits` and
     `probabilities`. Arguments, result and errors as of `save`; `class_names` become labels.txt too, a line each (numbers, where there are
     none).
@@ -108,8 +128,17 @@ def save_classifier(model, path, step=0, class_names=None, training_flags=None, 
 
 
 def write(
-    path, endpoints, variables, trainable, outputs, facts, assets=None, tarball=False, parts=None, autograph=False
-):
+    path: Path,
+    endpoints: Callable[[tf.Tensor, bool], Outputs],
+    variables: Sequence[tf.Variable],
+    trainable: Sequence[tf.Variable],
+    outputs: Sequence[str],
+    facts: Mapping[str, Any],
+    assets: Optional[Mapping[str, str]] = None,
+    tarball: bool = False,
+    parts: Optional[list[Any]] = None,
+    autograph: bool = False,
+) -> str:
     """Write a reusable SavedModel, which is complete or absent under its name, and holds nothing of an earlier try.
 
     Args:
@@ -130,7 +159,18 @@ def write(
     return path
 
 
-def _write(path, endpoints, variables, trainable, outputs, facts, assets, tarball, parts, autograph):
+def _write(
+    path: str,
+    endpoints: Callable[[tf.Tensor, bool], Outputs],
+    variables: Sequence[tf.Variable],
+    trainable: Sequence[tf.Variable],
+    outputs: Sequence[str],
+    facts: Mapping[str, Any],
+    assets: Mapping[str, str],
+    tarball: bool,
+    parts: list[Any],
+    autograph: bool,
+) -> None:
     """Under the lock of `path`: what unfinished things there are, are those of processes that are gone."""
     _remove_unfinished(path)
     there = tf.io.gfile.exists(path)
@@ -141,7 +181,7 @@ def _write(path, endpoints, variables, trainable, outputs, facts, assets, tarbal
         )
     module, widths = _module(endpoints, variables, trainable, outputs, autograph)
     module.parts = parts
-    facts = facts | {"features": {name: widths[name] for name in facts["endpoints"]}}
+    facts = {**facts, "features": {name: widths[name] for name in facts["endpoints"]}}
     if there:
         _check_same(path, facts)
         _write_tarball(path)
@@ -171,7 +211,7 @@ def _write(path, endpoints, variables, trainable, outputs, facts, assets, tarbal
         _write_tarball(path)
 
 
-def _remove_unfinished(path):
+def _remove_unfinished(path: str) -> None:
     """Remove what an export left that did not come to its end: folders beside `path`; or, in an object store, its parts in that place."""
     parent, name = os.path.split(path)
     own, packed = re.escape(name), re.escape(f"{name}.tar.gz")
@@ -183,7 +223,7 @@ def _remove_unfinished(path):
         files.remove(path)
 
 
-def _check_same(path, facts):
+def _check_same(path: str, facts: Mapping[str, Any]) -> None:
     """Refuse to pack a module under a name that would promise another one."""
     try:
         with tf.io.gfile.GFile(os.path.join(path, "assets", FACTS)) as f:
@@ -200,21 +240,27 @@ def _check_same(path, facts):
         )
 
 
-def _module(compute, variables, trainable, outputs, autograph):
+def _module(
+    compute: Callable[[tf.Tensor, bool], Outputs],
+    variables: Sequence[tf.Variable],
+    trainable: Sequence[tf.Variable],
+    outputs: Sequence[str],
+    autograph: bool,
+) -> tuple[Any, dict[str, int]]:
     """The object to save and {endpoint: size of its last axis}."""
     graph = functools.partial(tf.function, autograph=autograph)
     images = tf.TensorSpec([None, None, None, 3], tf.float32, name="images")
 
-    def endpoints(images, training=False):
+    def endpoints(images: tf.Tensor, training: bool = False) -> Outputs:
         # The training flag is a Python value: each of its two is traced.
         return {name: tf.cast(x, tf.float32) for name, x in compute(images, training).items()}
 
     @graph
-    def all_endpoints(images, training=False):
+    def all_endpoints(images: tf.Tensor, training: bool = False) -> Outputs:
         return endpoints(images, training)
 
     @graph
-    def output(images, training=False):
+    def output(images: tf.Tensor, training: bool = False) -> tf.Tensor:
         return endpoints(images, training)[outputs[0]]
 
     traced = {training: all_endpoints.get_concrete_function(images, training=training) for training in (False, True)}
@@ -222,13 +268,13 @@ def _module(compute, variables, trainable, outputs, autograph):
     for training in (False, True):
         output.get_concrete_function(images, training=training)
 
-        def signature(images, training=training):
+        def signature(images: tf.Tensor, training: bool = training) -> Outputs:
             found = endpoints(images, training)
             return {name: found[name] for name in outputs}
 
         by_signature[training] = graph(signature, [images]).get_concrete_function()
 
-    def reusable(function):
+    def reusable(function: Callable[..., Any]) -> Any:
         obj = tf.train.Checkpoint()  # a plain trackable: its attributes are what the loader sees
         obj.__call__ = function
         obj.variables, obj.trainable_variables = list(variables), list(trainable)
@@ -241,7 +287,7 @@ def _module(compute, variables, trainable, outputs, autograph):
     return module, {name: int(spec.shape[-1]) for name, spec in traced[False].structured_outputs.items()}
 
 
-def _check_head(model, layers):
+def _check_head(model: Pretext, layers: int) -> None:
     if not layers:
         return
     head = getattr(model, "projection", None)
@@ -254,7 +300,7 @@ def _check_head(model, layers):
         raise UserError(f"head_endpoints={layers}: the projection head of this run has {len(head.sizes)}")
 
 
-def _plain(model):
+def _plain(model: Pretext) -> Pretext:
     """A copy that computes in float32, and as its paper says: without what only training needs. Over a user's own backbone, and where
     `pretext.build` has not made the model, it stays itself."""
     policy = tf.keras.mixed_precision.global_policy()
@@ -275,7 +321,7 @@ def _plain(model):
     return copy
 
 
-def _facts(model, backbone, endpoints):
+def _facts(model: Pretext, backbone: tf.keras.Model, endpoints: list[str]) -> dict[str, Any]:
     """What holds for encoders and classifiers alike."""
     crop, resize = model.evaluation_size
     config = backbone.config() or {}
@@ -295,7 +341,7 @@ def _facts(model, backbone, endpoints):
     }
 
 
-def _write_tarball(path):
+def _write_tarball(path: str) -> None:
     """`path.tar.gz` with the module at its root."""
     with tempfile.TemporaryDirectory() as folder:
         local = path
@@ -307,7 +353,7 @@ def _write_tarball(path):
                 for name in names:
                     tf.io.gfile.copy(os.path.join(root, name), os.path.join(inside, name))
 
-        def pack(file):
+        def pack(file: IO[bytes]) -> None:
             with tarfile.open(fileobj=file, mode="w:gz") as tar:
                 for name in sorted(os.listdir(local)):
                     tar.add(os.path.join(local, name), arcname=name)

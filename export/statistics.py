@@ -1,16 +1,18 @@
 """The moving statistics of batch normalization, computed anew for weights that do not change any more."""
 
 import warnings
+from collections.abc import Iterable
 
 import tensorflow as tf
 
 from tfssl.backbones.norm import BatchNorm
 from tfssl.data.ops.draws import Draws
+from tfssl.pretext.task import Batch, Pretext
 
 TOO_MUCH = 0.01  # of the initial statistics, in what is published
 
 
-def recalibrate(model, batches):
+def recalibrate(model: Pretext, batches: Iterable[Batch]) -> None:
     """Let all batch normalizations begin anew and average over `batches`: the statistics are then those of the weights as they are.
 
     It takes a forward pass. Of use where training was too short for a layer's momentum: with Keras's own layers in a user's model, and with
@@ -35,7 +37,7 @@ def recalibrate(model, batches):
     model.recalibrated = True
 
 
-def warn(model, step):
+def warn(model: Pretext, step: int) -> None:
     """Warn of an encoder whose statistics are not its own: Keras's layers are not debiased, and short runs keep much of the start."""
     steps = int(model.optimizer.iterations) if getattr(model, "optimizer", None) else step
     plain = [layer for layer in _layers(model.backbone) if not isinstance(layer, BatchNorm)]
@@ -49,5 +51,5 @@ def warn(model, step):
         )
 
 
-def _layers(network):
+def _layers(network: tf.Module) -> list[tf.keras.layers.BatchNormalization]:
     return [m for m in network.submodules if isinstance(m, tf.keras.layers.BatchNormalization) and m.trainable]

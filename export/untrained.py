@@ -5,6 +5,8 @@ import hashlib
 import os
 import re
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -29,7 +31,14 @@ _OF_THE_NETWORK = (
 _FILES = ("bins", "permutations_file")  # settings that are paths, and shape heads alone
 
 
-def beside(opened, folder, seed=0, image_size=None, resize=None, say=print):
+def beside(
+    opened: Mapping[str, modules.Module],
+    folder: str,
+    seed: int = 0,
+    image_size: Optional[int] = None,
+    resize: Optional[int] = None,
+    say: Callable[[str], object] = print,
+) -> dict[str, tuple[modules.Module, list[str]]]:
     """Export the untrained network of each module, by the flags of training in its tfssl.json.
 
     Modules whose untrained networks are one, share it. There is none beside a module that is not ours, and none beside an untrained one,
@@ -46,9 +55,11 @@ def beside(opened, folder, seed=0, image_size=None, resize=None, say=print):
       {name: (`modules.Module`, names of the modules whose network it is)}: "random", or "random-NAME" where there are several; and the
       untrained modules among those given.
     """
+    given: dict[str, tuple[modules.Module, list[str]]]
     given = {name: (module, []) for name, module in opened.items() if module.facts.get("random_init")}
     given_of_key = {key: name for name, (module, _) in given.items() if (key := _key(module.facts))}
-    made, networks = {}, []  # flags -> Module or None; [(Module, names)]
+    made: dict[tuple[str, ...], Optional[modules.Module]] = {}  # by flags
+    networks: list[tuple[modules.Module, list[str]]] = []  # and whose they are
     for name, module in opened.items():
         flags, key = _flags(module.facts), _key(module.facts)
         if name in given:
@@ -81,7 +92,7 @@ def beside(opened, folder, seed=0, image_size=None, resize=None, say=print):
     return {**given, **{"random" if alone else f"random-{names[0]}": (module, names) for module, names in networks}}
 
 
-def _flags(facts):
+def _flags(facts: Mapping[str, Any]) -> list[str]:
     """What shapes the untrained encoder, as flags, without the seed; [] if the facts are not those of an encoder of ours."""
     training = facts.get("training_flags") or {}
     task = training.get("task")
@@ -101,7 +112,7 @@ def _flags(facts):
     return [f"--{name}={as_text(value)}" for name, value in sorted(flags.items())]
 
 
-def _key(facts):
+def _key(facts: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a module and its untrained fellow have in common, if they are ours: hashable; () of others. It imports nothing."""
     training = facts.get("training_flags") or {}
     task = training.get("task")
@@ -112,17 +123,17 @@ def _key(facts):
     return (*sorted(shaping.items()), len(facts.get("endpoints", [])))
 
 
-def _source(task):
+def _source(task: str) -> Optional[tuple[str, str]]:
     """(module, class) of a task of ours, or of a user's own that is imported already; None of others: a path in somebody's facts is not
     followed."""
     if task in pretext.NAMES:
         return pretext.TASKS.source(task)
     module, _, name = task.partition(":")
-    cls = getattr(sys.modules.get(module), name, None)
+    cls: Any = getattr(sys.modules.get(module), name, None)
     return (module, name) if isinstance(cls, type) and issubclass(cls, Pretext) else None
 
 
-def _export(name, flags, folder, say):
+def _export(name: str, flags: Sequence[str], folder: str, say: Callable[[str], object]) -> Optional[modules.Module]:
     """The untrained module of these flags; None where they contradict each other."""
     path = os.path.join(folder, hashlib.sha256("\n".join(flags).encode()).hexdigest()[:12])
     if not os.path.exists(path):
@@ -150,7 +161,7 @@ def export(config: TrainConfig, path: str, head_endpoints: int = 0) -> None:
     Raises:
       UserError: there is no such network.
     """
-    policy = tf.keras.mixed_precision.global_policy()
+    policy, model = tf.keras.mixed_precision.global_policy(), None
     tf.keras.mixed_precision.set_global_policy("float32")
     tf.keras.utils.set_random_seed(config.optimization.seed)
     try:
@@ -163,7 +174,7 @@ def export(config: TrainConfig, path: str, head_endpoints: int = 0) -> None:
         gc.collect()
 
 
-def _same(one, other, image_size, resize):
+def _same(one: modules.Module, other: modules.Module, image_size: Optional[int], resize: Optional[int]) -> bool:
     """Whether two modules do the same with the same images."""
     size, scaled = one.sizes(image_size, resize)
     if other.sizes(image_size, resize) != (size, scaled):

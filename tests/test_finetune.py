@@ -341,8 +341,8 @@ def test_a_finished_run_measures_test_images_again_that_were_written_anew(photos
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
 
-    def measure(config, images, where):
-        calls.append(images.test.num_examples)
+    def measure(config, test, where):
+        calls.append(test.num_examples)
         return {"accuracy": 0.5, "top5_accuracy": 1.0, "endpoint": "pre_logits", "modules": {}}
 
     monkeypatch.setattr(classifier, "measure", measure)

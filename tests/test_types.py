@@ -31,10 +31,11 @@ def is_typed(function):
 
 
 def count():
-    """{room or module of tfssl: (public functions with types, public functions)}."""
+    """{room or module of tfssl, or export: (public functions with types, public functions)}."""
     counts = collections.defaultdict(lambda: (0, 0))
-    for file in sorted((ROOT / "tfssl").rglob("*.py")):
-        room = ".".join(file.relative_to(ROOT).with_suffix("").parts[:2])
+    for file in sorted(file for package in ("export", "tfssl") for file in (ROOT / package).rglob("*.py")):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        room = ".".join(parts[:2]) if parts[0] == "tfssl" else parts[0]
         typed = [is_typed(function) for function in public_functions(ast.parse(file.read_text(encoding="utf-8")))]
         counts[room] = counts[room][0] + sum(typed), counts[room][1] + len(typed)
     return dict(counts)
