@@ -236,9 +236,14 @@ class Pretext(Loop):
         """The trainable variables of the groups that weight decay acts on."""
         return self._of_groups(lambda group: group.decay != 0)
 
+    def decaying(self) -> list[tf.Variable]:
+        """The variables that weight decay acts on, by the setting `decay`."""
+        return self.kernels() if self.decay == "kernels" else self.decayable()
+
     def adapted(self) -> list[tf.Variable]:
-        """The kernels whose steps LARS and LAMB scale, and whose weight decay they carry."""
-        return [variable for variable in self._of_groups(lambda group: group.adapts) if optim.is_kernel(variable)]
+        """The variables whose steps LARS and LAMB scale, and whose weight decay they carry, likewise."""
+        adapted = self._of_groups(lambda group: group.adapts)
+        return [v for v in adapted if self.decay == "all" or optim.is_kernel(v)]
 
     def _of_groups(self, chosen):
         ids = {id(v) for group in self.groups() if chosen(group) for v in group.variables}
@@ -332,7 +337,7 @@ class Pretext(Loop):
             return {}
         floatx = tf.keras.backend.floatx()
         factors = {id(v): group.decay for group in self.groups() for v in group.variables}
-        decayed = {id(v) for v in (self.kernels() if self.decay == "kernels" else self.decayable())}
+        decayed = {id(v) for v in self.decaying()}
         decays = {}
         for player, positions in self._players().items():
             own = [self.trainable_variables[i] for i in positions if id(self.trainable_variables[i]) in decayed]
