@@ -57,7 +57,7 @@ class Classifier(Supervised):
         self.teacher, self.temperature, self.scale_by_t2 = teacher, temperature, scale_by_t2
         self.distill_weight = distill_weight if teacher else 0.0
 
-    def normalize(self, images):
+    def normalize(self, images: tf.Tensor) -> tf.Tensor:
         return images  # that is inside of the module
 
     def classify(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
@@ -105,7 +105,7 @@ class Classifier(Supervised):
         share = self.distill_weight
         return {**levels, "loss": (1 - share + share * scale) * math.log(self.num_classes)}
 
-    def groups(self):
+    def groups(self) -> list[Group]:
         """LARS does not adapt the linear layer, as in SimCLR's code: from zero its steps would stay tiny."""
         head = Group(self.head.trainable_variables, rate=self.head_rate, adapt=False)
         if self.layer_decay == 1:

@@ -55,7 +55,7 @@ class BYOL(Views):
         p, targets = outputs["p"], outputs["targets"]
         return sum(contrastive.cosine_distance(p[:, i], targets[:, 1 - i]) for i in (0, 1)), {}
 
-    def groups(self):
+    def groups(self) -> list[Group]:
         """LARS adapts the probe too: BYOL's code has it so, other than SimCLR's."""
         probe = self.probe.trainable_variables if self.probe else []
         return apart(super().groups(), Group(probe, decay=0.0, adapt=True))

@@ -80,7 +80,7 @@ class Colorization(Pretext):
         image = ops.random_crop(ops.resize_small(image, self.resize), seed, self.image_size)
         return ops.random_flip(image, fork(seed, 0)) if self.flip else image
 
-    def normalize(self, images):
+    def normalize(self, images: tf.Tensor) -> tf.Tensor:
         """RGB in [0, 1] [N, H, W, 3] -> lightness in [-1, 1] [N, H, W, 1]."""
         return lab.from_rgb(images)[..., :1] / 50 - 1
 

@@ -82,7 +82,7 @@ class Exemplar(InceptionImages):
         images = photometric.inception_color(image_major(batch["image"]), draws)
         return {**batch, "image": tf.reshape(images, batch["image"].shape)}
 
-    def normalize(self, images):
+    def normalize(self, images: tf.Tensor) -> tf.Tensor:
         return patches.standardise(images) if self.standardize else super().normalize(images)
 
     def call(self, batch, training=False):
@@ -111,5 +111,5 @@ class Exemplar(InceptionImages):
         are one point. `nearer`: share of (copy of the same image, copy of another) in which the former is nearer."""
         return {"loss": self.margin, "losing": 1.0, "nearer": 0.5}
 
-    def preview(self, batch):
+    def preview(self, batch: dict) -> tf.Tensor:
         return image_major(batch["image"])  # NKxSxSx3

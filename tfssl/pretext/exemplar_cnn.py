@@ -141,5 +141,5 @@ class ExemplarCNN(Probed):
     def evaluation_size(self):
         return self.scaled_size, self.scaled_size
 
-    def preview(self, batch):
+    def preview(self, batch: dict) -> tf.Tensor:
         return batch["image"][0]

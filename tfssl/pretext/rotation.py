@@ -31,5 +31,5 @@ class Rotation(InceptionImages):
     def chance(self):
         return cross_entropy_chance(4)
 
-    def preview(self, batch):
+    def preview(self, batch: dict) -> tf.Tensor:
         return four_rotations(batch["image"])

@@ -44,11 +44,13 @@ class SimSiam(Views):
         distance = contrastive.cosine_distance(p[:, 0], z[:, 1]) + contrastive.cosine_distance(p[:, 1], z[:, 0])
         return distance / 4 - 1, {}  # -cos, from -1 to 1
 
-    def groups(self):
+    def groups(self) -> list[Group]:
         groups = super().groups()
         if not self.fixed_prediction_rate:
             return groups
-        return apart(groups, Group(self.prediction.trainable_variables, schedule=at_peak(self.optimizer)))
+        return apart(
+            groups, Group(self.prediction.trainable_variables, schedule=at_peak(getattr(self, "optimizer", None)))
+        )
 
     def chance(self):
         return {**super().chance(), "loss": 0.0}

@@ -29,7 +29,7 @@ class Probed(Pretext):
             self.probe.decayed = False
         self._probe_is_lost = False
 
-    def normalize(self, images):
+    def normalize(self, images: tf.Tensor) -> tf.Tensor:
         return images if self.normalization == "none" else imagenet_normalized(images)
 
     def features(self, images, training):

@@ -182,10 +182,10 @@ class Patches(Pretext):
     def chance(self):
         return cross_entropy_chance(len(self.table))
 
-    def preview(self, batch):
+    def preview(self, batch: dict) -> tf.Tensor:
         return image_major(batch["image"])
 
-    def normalize(self, images):
+    def normalize(self, images: tf.Tensor) -> tf.Tensor:
         return patch_ops.standardise(images) if self.standardize else imagenet_normalized(images)
 
     def encode(self, images, training=False):

@@ -161,7 +161,7 @@ class Views(Probed):
     def evaluation_size(self):
         return self.image_size, self.resize
 
-    def preview(self, batch):
+    def preview(self, batch: dict) -> tf.Tensor:
         return image_major(batch["image"][0])
 
 
