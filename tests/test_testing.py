@@ -21,7 +21,10 @@ OF_FEATURES = {  # name: (settings, settings that are refused)
     "logistic": ({"max_iterations": 50}, [{"l2": "strong"}, {"l2": -1}]),
     "knn": ({"k": 5}, [{"k": 0}, {"temperature": 0.0}]),
     "linear_sgd": ({"augment": False, **SHORT}, [{"crops": "all"}, {"epoch": "first"}, {"decay_epochs": (9,)}]),
-    "mlp": ({"hidden": 8, "learning_rate": 0.3, **SHORT}, [{"hidden": 0}, {"dropout": 1.0}, {"l2": "strong"}, {"learning_rate": 0}]),
+    "mlp": (
+        {"hidden": 8, "learning_rate": 0.3, **SHORT},
+        [{"hidden": 0}, {"dropout": 1.0}, {"l2": "strong"}, {"learning_rate": 0}],
+    ),
     "svm": ({"costs": (0.1, 1.0, 10.0)}, [{"costs": "cheap"}, {"folds": 1}, {"ap": "best"}]),
     "low_shot": (
         {"shots": (1, 4), "samples": 2, "costs": (1, 10)},
