@@ -6,6 +6,7 @@ import errno
 import os
 import re
 from collections.abc import Collection
+from typing import Any
 
 
 class UserError(ValueError):
@@ -51,7 +52,7 @@ TROUBLES = {
 }
 
 
-def trouble(error):
+def trouble(error: BaseException) -> tuple[int, str | None] | None:
     """(errno, the path or None) where an exception, an OSError or one of TensorFlow's, is one of TROUBLES; else None."""
     if isinstance(error, OSError) and error.errno in TROUBLES:
         return error.errno, error.filename
@@ -71,7 +72,7 @@ _BEFORE = re.compile(
 )
 
 
-def reason_of(error):
+def reason_of(error: Any) -> str:
     """The reason of a `tf.errors.OpError` in one line, without the names of graph nodes around it."""
     message = _BEFORE.sub("", error.message or "").strip().partition("\n")[0]
     message = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*", "", message).strip()

@@ -146,7 +146,7 @@ def test_what_was_told_in_the_last_moment_of_a_fit_ends_the_process_after_it():
     heard = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
-        stop = preemption.Preemption(None, None, tf.distribute.get_strategy())
+        stop = preemption.Preemption(lambda: None, lambda: 0, tf.distribute.get_strategy())
         stop.on_train_begin()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.told == signal.SIGTERM and heard == []

@@ -35,7 +35,8 @@ class Hub(tf.keras.Model):
         super().__init__(name="module", trainable=trainable)
         self._autocast = False
         self.module = module  # a plain object: checkpoints hold the two lists of variables, in the module's own order
-        self._image_size, self._stages = image_size, None
+        self._image_size = image_size
+        self._stages: np.ndarray | None = None
         self.shapes = module.shapes(image_size)
         self.learned = list(module.trainable_variables)
         trained = {id(v) for v in self.learned}
@@ -71,10 +72,10 @@ class Hub(tf.keras.Model):
             for i in range(max(self._stages) + 1)
         ]
 
-    def _told_stages(self):
+    def _told_stages(self) -> np.ndarray:
         """The number of the stage of each trainable variable."""
 
-        def reached():
+        def reached() -> tf.Tensor:
             images = tf.random.stateless_uniform([2, self._image_size, self._image_size, 3], [0, 0])
             with tf.GradientTape(persistent=True) as tape:
                 endpoints = self.module.endpoints(images, training=False)
@@ -96,7 +97,7 @@ class Hub(tf.keras.Model):
             )
         return stages  # an array: Keras would make a tuple a part of checkpoints
 
-    def choose(self, name):
+    def choose(self, name: str) -> str:
         """The endpoint of that name; for "", pre_logits, or else the only vector.
 
         Raises:

@@ -25,7 +25,7 @@ def build_model(config: FinetuneConfig, images: Images, teacher: Optional[Callab
       UserError: there is nothing that training could change.
     """
     settings, distillation = config.classifier, config.distillation
-    module = modules.load(settings.module)
+    module = modules.load(settings.handle())
     size, resize = module.sizes(settings.image_size or None, settings.resize or None)
     backbone = Hub(module, size, trainable=not settings.freeze)
     if not settings.freeze and not backbone.learned:
@@ -34,7 +34,7 @@ def build_model(config: FinetuneConfig, images: Images, teacher: Optional[Callab
         )
     return Classifier(
         backbone,
-        images.num_classes,
+        images.num_classes or 0,
         backbone.choose(settings.endpoint),
         head_rate=settings.head_rate,
         layer_decay=settings.layer_decay,

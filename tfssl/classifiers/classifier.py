@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -36,21 +38,21 @@ class Classifier(Supervised):
 
     def __init__(
         self,
-        backbone,
-        num_classes,
-        endpoint="pre_logits",
-        head_rate=1.0,
-        layer_decay=1.0,
-        teacher=None,
-        temperature=1.0,
-        distill_weight=1.0,
-        scale_by_t2=False,
-        labelled=True,
-        min_area=0.08,
-        color=False,
-        weight_decay=0.0,
-        **common,
-    ):
+        backbone: tf.keras.Model,
+        num_classes: int,
+        endpoint: str = "pre_logits",
+        head_rate: float = 1.0,
+        layer_decay: float = 1.0,
+        teacher: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        temperature: float = 1.0,
+        distill_weight: float = 1.0,
+        scale_by_t2: bool = False,
+        labelled: bool = True,
+        min_area: float = 0.08,
+        color: bool = False,
+        weight_decay: float = 0.0,
+        **common: Any,
+    ) -> None:
         super().__init__(backbone, num_classes, min_area=min_area, color=color, weight_decay=weight_decay, **common)
         self.endpoint, self.labelled = endpoint, labelled
         self.head_rate, self.layer_decay = head_rate, layer_decay

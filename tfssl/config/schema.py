@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any, Optional
 
 from tfssl.config import data_flags
+from tfssl.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +223,16 @@ class Run:
     steal_lock: bool = False
     dry_run: bool = False
 
+    def folder(self) -> str:
+        """The workdir; only a dry run has none.
+
+        Raises:
+          UserError: it is missing.
+        """
+        if not self.workdir:
+            raise UserError("--workdir is missing: name a folder for the run's checkpoints and logs (or try --dry_run)")
+        return self.workdir
+
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
@@ -254,6 +265,18 @@ class Classifier:
     resize: int = 0
     min_area: float = 0.08
     flip: bool = True
+
+    def handle(self) -> str:
+        """The encoder's module.
+
+        Raises:
+          UserError: it is missing.
+        """
+        if not self.module:
+            raise UserError(
+                "--module is missing: name the encoder, a folder that tfssl-export wrote or any Hub module of images"
+            )
+        return self.module
 
 
 @dataclasses.dataclass(frozen=True)

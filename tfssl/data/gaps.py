@@ -11,12 +11,18 @@ import concurrent.futures
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfssl.errors import UserError, reason_of, trouble
+from tfssl.errors import UserError, one_line, reason_of, trouble
 
+if TYPE_CHECKING:
+    from tfssl.data.sources.base import Source
+
+Load = Callable[[dict[str, tf.Tensor]], Any]  # a record -> the row that becomes of it
 PATIENCE = 40  # seconds for which something is tried again
 _LONGEST_PAUSE = 5  # seconds between two tries
 _THREADS = 8  # images that are read again at once
@@ -36,27 +42,28 @@ _OF_CONTENT = (
 class Patience:
     """Waits while something cannot be reached, for PATIENCE seconds in all; several threads may share it."""
 
-    def __init__(self):
-        self._since = None  # when the present outage began
+    def __init__(self) -> None:
+        self._since: float | None = None  # when the present outage began
         self._over = -1e9  # when the last one was over
         self._lock = threading.Lock()
 
-    def reached(self):
+    def reached(self) -> None:
         """The outage is over, if there was one."""
         if self._since is not None:
             self._since, self._over = None, time.monotonic()
 
-    def wait(self, name, error, tries):
+    def wait(self, name: str, error: OSError | tf.errors.OpError, tries: int) -> None:
         """Wait before another try, after so many.
 
         Raises:
           UserError: the patience has run out.
         """
         with self._lock:
-            begun, now = self._since is None, time.monotonic()
-            self._since = now if begun else self._since
+            since, now = self._since, time.monotonic()  # once, for another thread may set it meanwhile
+            begun = since is None
+            self._since = now if since is None else since
             left = self._since + PATIENCE - now
-        reason = error.strerror if isinstance(error, OSError) else reason_of(error)
+        reason = (error.strerror or one_line(error)) if isinstance(error, OSError) else reason_of(error)
         what = f"{name} cannot be read: {reason[len(name) + 2 :] if reason.startswith(name) else reason}"
         if begun and now - self._over > _LONGEST_PAUSE:  # else another thread's try of before
             print(f"{what}; trying again for {PATIENCE} s", file=sys.stderr, flush=True)
@@ -79,14 +86,14 @@ class Gaps:
       in_a_row: in training, undecodable images in a row that are borne; None: any number, and nothing stands in for them.
     """
 
-    def __init__(self, source, load, in_a_row=None):
+    def __init__(self, source: Source, load: Load, in_a_row: int | None = None) -> None:
         self._source, self._eager, self._graph = source, load, tf.function(load, autograph=False)
-        self._load = None  # the graph of one record
+        self._load: Load | None = None  # the graph of one record
         self._most = None if in_a_row is None else max(in_a_row, _LEAST)
-        self._undecodable = {}  # index -> reason
+        self._undecodable: dict[int, str] = {}  # index -> reason
         self._patience, self._lock = Patience(), threading.Lock()
 
-    def read(self, record):
+    def read(self, record: dict[str, tf.Tensor]) -> tuple[Any, str | None]:
         """(what `load` makes of a record, None); or (None, why it cannot be decoded). Of eager tensors, one at a time.
 
         Raises:
@@ -117,7 +124,7 @@ class Gaps:
             if self._load is None:  # here, once, and not by all threads
                 one = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), records)
                 self._load = self._graph.get_concrete_function(one)
-            loaded = self._load_all([_row(records, i) for i in range(len(records["position"]))])
+            loaded = self._load_all([_row(records, i) for i in range(len(records["position"]))], self._load)
             positions = np.array([position for position, _, _ in loaded], np.int64)
             lost = np.setdiff1d(records["position"].numpy(), positions)
             self._check(int(last), int(first), int(count), lost)
@@ -134,21 +141,23 @@ class Gaps:
             tensor.set_shape([None, *(spec.shape if spec is not None else ())])
         return positions, tf.nest.pack_sequence_as(row_spec, columns), others
 
-    def _load_all(self, records: list[dict[str, tf.Tensor]]) -> list[tuple[int, dict[str, tf.Tensor], bool]]:
+    def _load_all(
+        self, records: list[dict[str, tf.Tensor]], load: Load
+    ) -> list[tuple[int, dict[str, tf.Tensor], bool]]:
         """[(position, row, whether another stands in)] of those that can be loaded."""
         pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
         try:
-            loaded = list(pool.map(self._load_one, records))
+            loaded = list(pool.map(lambda record: self._load_one(record, load), records))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         return [found for found in loaded if found is not None]
 
-    def _load_one(self, record, load=None):
+    def _load_one(self, record: dict[str, tf.Tensor], load: Load) -> tuple[int, Any, bool] | None:
         position, index, tries = int(record["position"]), int(record["index"]), 0
         while index not in self._undecodable:
             try:
                 read = self._source.read_again(record, stand_in=self._most is not None)
-                row = (load or self._load)(read)
+                row = load(read)
                 self._patience.reached()
                 return position, row, int(read["index"]) != index
             except (
@@ -177,7 +186,7 @@ class Gaps:
                 more = " (further ones are counted, not named)" if number == _NAMED else ""
                 print(f"skipped unreadable image: {name}: {reason}{more}", file=sys.stderr, flush=True)
 
-    def _name(self, record):
+    def _name(self, record: dict[str, tf.Tensor]) -> str:
         return self._source.name_in_graph(record).numpy().decode(errors="replace")
 
     def _check(self, last: int, first: int, count: int, lost: np.ndarray) -> None:
@@ -198,7 +207,7 @@ def _row(records: dict[str, tf.Tensor], i: int) -> dict[str, tf.Tensor]:
     return tf.nest.map_structure(lambda x: x[i], records)
 
 
-def is_of_content(error):
+def is_of_content(error: BaseException) -> bool:
     """Whether an exception of reading says something about the content, and not about the way to it."""
     if isinstance(error, UnicodeDecodeError):
         return True

@@ -158,8 +158,8 @@ def evaluation_batches(
         extra = {"number": record["number"], "seed": tf.constant(0, tf.int64), "weight": 1.0, "replaced": False}
         return {**example_, **{k: tf.convert_to_tensor(v) for k, v in extra.items()}}
 
-    rows = None if rows is None else (batch_size, low, high)
-    data = readable(source, load, segment_of(chunk), rows)
+    part = None if rows is None else (batch_size, low, high)
+    data = readable(source, load, segment_of(chunk), part)
     blank = tf.nest.map_structure(lambda spec: tf.zeros([chunk, *spec.shape[1:]], spec.dtype), data.element_spec)
     data = data.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).rebatch(chunk, drop_remainder=True)
     if not endless:
@@ -167,7 +167,7 @@ def evaluation_batches(
     return _known_to_be(endless, data).prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_crops(source, size, resize, batch_size):
+def evaluation_crops(source: Source, size: int, resize: int, batch_size: int) -> tf.data.Dataset:
     """`evaluation_batches` of central crops: uint8 [B, size, size, 3] of images whose shorter side is brought to `resize`."""
     return evaluation_batches(source, lambda encoded, _: image.resize_central_crop(encoded, size, resize), batch_size)
 

@@ -1,8 +1,15 @@
 """Records loaded in parallel, segment by segment, in a fixed order; those that fail are seen at once, and closed by `gaps`."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import tensorflow as tf
 
-from tfssl.data.gaps import Gaps
+from tfssl.data.gaps import Gaps, Load
+
+if TYPE_CHECKING:
+    from tfssl.data.sources.base import Rows, Source
 
 SEGMENT = 64  # images at least that are loaded together: to begin with that takes a tenth of a millisecond
 _AT_ONCE = 2  # segments: while the last images of one are loaded, the first of the next
@@ -11,7 +18,7 @@ _AT_ONCE = 2  # segments: while the last images of one are loaded, the first of 
 plain = tf.autograph.experimental.do_not_convert
 
 
-def readable(source, load, size, rows=None):
+def readable(source: Source, load: Load, size: int, rows: Rows | None = None) -> tf.data.Dataset:
     """One pass over a source in split order; images that cannot be decoded are left out, and such as cannot be reached are awaited.
 
     Args:
@@ -26,19 +33,19 @@ def readable(source, load, size, rows=None):
     gaps = Gaps(source, load)
 
     @plain
-    def close(*segment):
-        segment = Segment(gaps, *segment)
+    def close(*parts: Any) -> Any:
+        segment = Segment(gaps, *parts)
         return tf.cond(segment.is_whole, lambda: segment.rows, lambda: segment.closed(segment.first - 1)[1])
 
     return segments(source.records(rows=rows), load, size).map(close)
 
 
-def segment_of(chunk):
+def segment_of(chunk: int) -> int:
     """Records of a segment: a multiple of `chunk`."""
     return chunk * -(-SEGMENT // chunk)
 
 
-def segments(records, load, size):
+def segments(records: tf.data.Dataset, load: Load, size: int) -> tf.data.Dataset:
     """What becomes of records, in segments of `size`: a data set of what `Segment` takes.
 
     Within a segment images are loaded in parallel, and those that fail are left out. However many fail, a segment comes to its end, so that
@@ -46,7 +53,9 @@ def segments(records, load, size):
     """
 
     @plain
-    def load_segment(position, records):
+    def load_segment(
+        position: tf.Tensor, records: dict[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, Any, tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
         records = {**records, "position": position}
         rows = tf.data.Dataset.from_tensor_slices(records)
         rows = rows.map(lambda record: (record["position"], load(record)), tf.data.AUTOTUNE, deterministic=True)
@@ -72,13 +81,21 @@ class Segment:
       rows: rows of those that could be [m, ...].
     """
 
-    def __init__(self, gaps, position, rows, first, count, missing):
+    def __init__(
+        self,
+        gaps: Gaps,
+        position: tf.Tensor,
+        rows: Any,
+        first: tf.Tensor,
+        count: tf.Tensor,
+        missing: dict[str, tf.Tensor],
+    ) -> None:
         self._gaps, self._position, self._count, self._missing = gaps, position, count, missing
         self.rows, self.first = rows, first
         self.positions = tf.range(first, first + count)
         self.is_whole = tf.size(position, tf.int64) == count
 
-    def closed(self, last):
+    def closed(self, last: tf.Tensor) -> tuple[tf.Tensor, Any, tf.Tensor]:
         """(positions, rows, whether another image stands in) of all that can be loaded after all; see `Gaps.close`."""
         specs = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), self.rows)
         again, rows, others = self._gaps.close(last, (self.first, self._count), self._missing, specs)

@@ -76,18 +76,18 @@ def lloyd(
     return Clusters(centroids, replicas.gather(tf.reshape(labels, [-1]))[:count], objective)
 
 
-def _nearest(x, centroids):
+def _nearest(x: tf.Tensor, centroids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(Nearest centroid int32 [C], squared distance to it [C]) of rows [C, D]."""
     distances = tf.reduce_sum(centroids**2, 1) - 2 * tf.matmul(x, centroids, transpose_b=True)  # CxK, less |x|^2
     nearest = tf.argmin(distances, 1, output_type=tf.int32)
     return nearest, tf.maximum(tf.reduce_min(distances, 1) + tf.reduce_sum(x**2, 1), 0)
 
 
-def _sums(rows, weights, centroids):
+def _sums(rows: tf.Tensor, weights: tf.Tensor, centroids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(Sum of the rows of each cluster [K, D], sum of their weights [K]), over all replicas."""
     clusters, features = centroids.shape
 
-    def add(i, sums, counts):
+    def add(i: tf.Tensor, sums: tf.Tensor, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         nearest, _ = _nearest(rows[i], centroids)
         members = tf.one_hot(nearest, clusters, dtype=rows.dtype) * weights[i][:, None]  # CxK
         return i + 1, sums + tf.matmul(members, rows[i], transpose_a=True), counts + tf.reduce_sum(members, 0)
@@ -97,7 +97,7 @@ def _sums(rows, weights, centroids):
     return _total(sums), _total(counts)
 
 
-def _total(x):
+def _total(x: tf.Tensor) -> tf.Tensor:
     return x if replicas.count() == 1 else tf.distribute.get_replica_context().all_reduce("SUM", x)
 
 
@@ -116,7 +116,7 @@ def split_empty(centroids: tf.Tensor, counts: tf.Tensor, epsilon: float = 1 / 10
     """
     away = epsilon * tf.cast(1 - 2 * (tf.range(centroids.shape[1]) % 2), centroids.dtype)
 
-    def split(centroids, counts):
+    def split(centroids: tf.Tensor, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         empty, donor = tf.argmin(counts, output_type=tf.int32), tf.argmax(counts, output_type=tf.int32)
         pair, whole = tf.stack([empty, donor])[:, None], centroids[donor]
         halves = tf.stack([whole * (1 + away), whole * (1 - away)])
@@ -125,7 +125,7 @@ def split_empty(centroids: tf.Tensor, counts: tf.Tensor, epsilon: float = 1 / 10
             tf.tensor_scatter_nd_update(counts, pair, tf.repeat(counts[donor] / 2, 2)),
         )
 
-    def needed(centroids, counts):
+    def needed(centroids: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
         return (tf.reduce_min(counts) <= 0) & (tf.reduce_max(counts) >= 2)
 
     return tf.while_loop(needed, split, (centroids, counts))

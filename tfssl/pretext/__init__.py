@@ -1,11 +1,14 @@
 """The pretext tasks, one file each; `build` makes one by name."""
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfssl.config.generated import Generated
 from tfssl.errors import UserError
 from tfssl.registry import Registry
+
+if TYPE_CHECKING:
+    from tfssl.pretext.task import Pretext
 
 TASKS = Registry(
     "task",
@@ -64,7 +67,7 @@ def build(task: "str | type", backbone: Any, **settings: Any) -> Any:
         raise
 
 
-def task_class(name: str) -> type:
+def task_class(name: str) -> "type[Pretext]":
     """The class of a task: one of NAMES, or the import path of a user's own, "mypackage.mymodule:MyTask"."""
     return TASKS.find(name)
 

@@ -68,7 +68,8 @@ class Pretext(Loop):
         check_choice("decay", decay, ("kernels", "all"))
         self.weight_decay, self.decay = weight_decay, decay
         # What a run tells its task: images of a global batch, steps of an epoch (of the data), steps in all. 0: nobody has.
-        self.batch_size, self.epoch_steps, self.total_steps = 0, 0, 0
+        self.batch_size, self.total_steps = 0, 0
+        self.epoch_steps: float = 0
         self._measures: Optional[Measures] = None
         self._accumulate_steps = 1
 
@@ -81,9 +82,9 @@ class Pretext(Loop):
     # What a task defines.
 
     @staticmethod
-    def from_data(settings: Mapping[str, Any], source: Any, workdir: str) -> dict[str, Any]:
+    def from_data(settings: Mapping[str, Any], source: Any, workdir: Optional[str]) -> dict[str, Any]:
         """Settings that a run measures on its images: {name: value} to take the place of those given. `source` None: read back those that
-        were kept in the workdir."""
+        were kept in the workdir. `workdir` None: a dry run, which keeps nothing."""
         return {}
 
     def example(self, image: tf.Tensor, seed: Optional[tf.Tensor]) -> Any:

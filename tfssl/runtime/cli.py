@@ -14,6 +14,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -50,7 +51,7 @@ def run(
     for logger in (logging.get_absl_logger(), std_logging.getLogger("tensorflow")):
         logger.addFilter(_is_for_users)
 
-    def parse(argv):
+    def parse(argv: list[str]) -> list[str]:
         if define:
             define(argv)
         if any(a in ("--help", "-help", "--helpshort", "-h") for a in argv[1:]):
@@ -134,7 +135,7 @@ def _routine_hidden() -> Iterator[None]:
                     print(line, file=sys.stderr)
 
 
-def _fail(name, error, status=1):
+def _fail(name: str, error: object, status: int = 1) -> NoReturn:
     WATCHDOG.disarm()
     if WATCHDOG.stopped:  # also where TensorFlow has made another error of it
         error, status = WATCHDOG.last_words(), STATUS

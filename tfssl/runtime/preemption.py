@@ -42,18 +42,19 @@ class Preemption(tf.keras.callbacks.Callback):
         self.told: int | None = None
         self.workers_told = strategies.Agreement(strategy)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Mapping[str, tf.Tensor] | None = None) -> None:
+        self.before: dict[int, Callable[[int, FrameType | None], object] | int | None]
         self.before = {s: signal.signal(s, self._note) for s in heard()}
-        if self.step:
-            WATCHDOG.saved(self.step())
+        WATCHDOG.saved(self.step())
         WATCHDOG.progress("tracing the first training step, or waiting for its images")
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Mapping[str, tf.Tensor] | None = None) -> None:
         self._give_back()
-        if self.told and callable(self.before[self.told]):  # after the last look, and all is saved
-            self.before[self.told](self.told, None)
+        handler = self.before[self.told] if self.told else None
+        if self.told and callable(handler):  # after the last look, and all is saved
+            handler(self.told, None)
 
-    def _give_back(self):
+    def _give_back(self) -> None:
         WATCHDOG.progress(None)
         for s, handler in self.before.items():
             signal.signal(s, handler)

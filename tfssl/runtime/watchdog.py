@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
 
 STATUS = 75  # sysexits.h calls it EX_TEMPFAIL: try again later
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -27,7 +28,7 @@ class Stopped(BaseException):
     """A signal told this process to stop. Not an `Exception`: nothing that handles errors keeps it."""
 
 
-def heard():
+def heard() -> list[signal.Signals]:
     """Those of SIGNALS that are not ignored, as SIGHUP is under nohup."""
     return [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
 
@@ -35,17 +36,19 @@ def heard():
 class Watchdog:
     """What the main thread tells of its progress, and the thread, once it is started."""
 
-    def __init__(self):
-        self._name, self._goes_on, self._armed = os.path.basename(sys.argv[0]), None, False
-        self.stopped = None  # name of the signal that raised `Stopped`
-        self._doing, self._saved = None, None
+    def __init__(self) -> None:
+        self._name, self._armed = os.path.basename(sys.argv[0]), False
+        self._goes_on: str | None = None
+        self.stopped: str | None = None  # name of the signal that raised `Stopped`
+        self._doing: str | None = None
+        self._saved: int | None = None  # step
         self._since = self._shown = time.monotonic()
-        self._usual = {}  # what it was doing -> seconds that this takes
-        self._told = []  # signals
-        self._thread = None
+        self._usual: dict[str | None, float] = {}  # what it was doing -> seconds that this takes
+        self._told: list[int] = []  # signals
+        self._thread: threading.Thread | None = None
         self._said = False  # why the process ends
 
-    def heed(self, name, goes_on):
+    def heed(self, name: str, goes_on: str) -> None:
         """SIGTERM and SIGHUP raise `Stopped` in the main thread from now on, the first one, until `disarm`; and the watch begins.
 
         Args:
@@ -60,16 +63,16 @@ class Watchdog:
                 signal.signal(number, self._stop)
         self.start()
 
-    def _stop(self, number, frame):
+    def _stop(self, number: int, frame: FrameType | None) -> None:
         if self._armed:
             self._armed, self.stopped = False, signal.Signals(number).name
             raise Stopped(self.last_words())
 
-    def last_words(self):
+    def last_words(self) -> str:
         """The line that a stopped process ends with."""
         return f"{self.stopped}: stopped; {self._goes_on}"
 
-    def disarm(self):
+    def disarm(self) -> None:
         """The process is about to end, and says or has said why: signals end it later, if it does not."""
         self._armed, self._said = False, True
 
@@ -152,7 +155,7 @@ class Watchdog:
             sys.stdout.flush()
         os._exit(130 if self._told[0] == signal.SIGINT and self._saved is None else STATUS)
 
-    def _say(self, text):
+    def _say(self, text: str) -> None:
         os.write(2, f"{self._name}: {text}\n".encode())
 
 

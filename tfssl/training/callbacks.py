@@ -26,7 +26,8 @@ _Logs = Optional[Mapping[str, tf.Tensor]]  # what Keras tells of a step or an ep
 class Probe(Protocol):
     """What measures the encoder at each validation; see `knn_probe`."""
 
-    chance: Mapping[str, float]  # {metric: level}
+    @property
+    def chance(self) -> Mapping[str, float]: ...  # {metric: level}
 
     def __call__(self) -> Mapping[str, float]: ...
 

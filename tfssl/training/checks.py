@@ -15,7 +15,7 @@ def pretraining(config: TrainConfig) -> TrainConfig:
       UserError: there are some.
     """
     check_choice("--precision", config.accelerators.precision, ("auto", *strategies.PRECISIONS))
-    _optimization_and_run(config, config.task_settings.get("decay"))
+    _optimization_and_run(config, config.task_settings.get("decay", "kernels"))
     batch, parts = config.optimization.batch_size, config.accelerators.accumulate_steps
     compared = config.accelerators.loss_batch_size
     if compared:
@@ -37,10 +37,7 @@ def finetuning(config: FinetuneConfig) -> FinetuneConfig:
     """
     _optimization_and_run(config)
     classifier, labels = config.classifier, config.labels
-    if not classifier.module:
-        raise UserError(
-            "--module is missing: name the encoder, a folder that tfssl-export wrote or any Hub module of images"
-        )
+    classifier.handle()  # refuses to be without
     if classifier.layer_decay != 1 and classifier.freeze:
         raise UserError(
             f"--layer_decay={classifier.layer_decay:g} and --freeze contradict each other: one is of the encoder's rates, and the other "
@@ -62,10 +59,10 @@ def _optimization_and_run(config: Config, decay: str = "kernels") -> None:
         )
     if not o.train_steps and not o.epochs:
         raise UserError(f"--epochs={o.epochs:g}: a run has a length above 0; --dry_run tells what would be done")
-    if not run.workdir and not run.dry_run:
-        raise UserError("--workdir is missing: name a folder for the run's checkpoints and logs (or try --dry_run)")
     if run.dry_run:
         files.check_writable(".", "--dry_run writes a picture into the current folder, which")
+    else:
+        run.folder()  # refuses to be without
     if run.knn_probe and not config.data.val_split:
         raise UserError(f"--knn_probe={run.knn_probe} needs images to measure on: give --val_split")
     if run.validation_steps % run.checkpoint_steps:

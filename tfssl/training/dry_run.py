@@ -83,7 +83,9 @@ def _show_progress(done: int, total: int) -> None:
     print(f"\r  read {done:,} of {total:,} ", end="\n" if done == total else "", flush=True)
 
 
-def _estimate(model, strategy, source, plan, config, steps):
+def _estimate(
+    model: Pretext, strategy: tf.distribute.Strategy, source: Source, plan: Plan, config: Config, steps: int
+) -> None:
     executions, batch_size = config.accelerators.steps_per_execution, config.optimization.batch_size
     data = iter(
         strategies.training_data(

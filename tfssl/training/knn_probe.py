@@ -49,7 +49,7 @@ class KnnProbe:
     def _features(self, images: tf.Tensor) -> tf.Tensor:
         return self.model.encode(tf.cast(images, tf.float32) / 255)["pre_logits"]
 
-    def _extract(self, batches):
+    def _extract(self, batches: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
         features, labels = [], []
         for batch in batches:
             real = (batch["weight"].numpy() > 0) & (batch["label"].numpy() >= 0)

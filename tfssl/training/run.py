@@ -27,7 +27,7 @@ def know_data(
     config: Config, strategy: tf.distribute.Strategy, source: Source, validation: Optional[Source]
 ) -> Provenance:
     """The `Provenance` of a run, once its data are known to be its own, and the same on all hosts."""
-    provenance = Provenance(config.run.workdir, source)
+    provenance = Provenance(config.run.folder(), source)
     if strategies.several_workers(strategy):
         facts = provenance.digests()
         here = f"{source.num_examples} images of {source.spec} ({source.split}), {facts['versions']}"
@@ -60,13 +60,22 @@ def train(
     run = model, strategy, source, validation, plan, config, provenance, summary, following
     if not strategies.is_chief(strategy):
         return _train(*run)
-    with locks.workdir_lock(config.run.workdir, config.run.steal_lock) as check:
+    with locks.workdir_lock(config.run.folder(), config.run.steal_lock) as check:
         _train(*run, check)
 
 
 def _train(
-    model, strategy, source, validation, plan, config, provenance, summary, following, check: Callable = lambda: None
-):
+    model: Pretext,
+    strategy: tf.distribute.Strategy,
+    source: Source,
+    validation: Optional[Source],
+    plan: Plan,
+    config: Config,
+    provenance: Provenance,
+    summary: str,
+    following: str,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Once over the whole checkpoint intervals, and once over the rest, where there is one. `check` refuses when the lock is lost."""
     run, batch_size, seed = config.run, config.optimization.batch_size, config.optimization.seed
     watchdog.WATCHDOG.start()
@@ -77,9 +86,9 @@ def _train(
         say(note)
     for part in images:
         part.probe()
-    probe = KnnProbe(model, source, validation, run.knn_probe) if run.knn_probe and chief else None
+    probe = KnnProbe(model, source, validation, run.knn_probe) if run.knn_probe and validation and chief else None
     check_data(config)
-    workdir = run.workdir
+    workdir = run.folder()
     folder, keep = os.path.join(workdir, "checkpoints"), (run.keep_checkpoints, run.keep_every)
     saver = checkpoints.Checkpoints(model, folder, *keep, writes=chief, guard=check)
     step = saver.restore(say)

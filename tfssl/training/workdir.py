@@ -1,6 +1,7 @@
 """Whose a workdir is: what a run may change when it goes on, what it may not, and its record."""
 
 import os
+from typing import Any
 
 import tensorflow as tf
 from absl import logging
@@ -18,7 +19,7 @@ from tfssl.training import provenance
 from tfssl.training.callbacks import say
 
 # What a resumed run may change: where and how fast it computes, how long, and what it tells of itself.
-FREE = (
+FREE: tuple[str, ...] = (
     "workdir", "data_dir", "data_service", "epochs", "train_steps", "strategy", "host_timeout", "tpu", "tpu_zone", "gcp_project",
     "jit_compile", "rematerialize", "steps_per_execution", "checkpoint_steps", "keep_checkpoints", "keep_every", "val_split",
     "validation_steps", "knn_probe", "log_steps", "data_service_timeout", "skip_damaged_shards", "test_split",
@@ -59,7 +60,7 @@ def check_workdir(config: Config) -> None:
     Raises:
       UserError: it is so, or the run's length changes where its schedule ends with it.
     """
-    workdir = config.run.workdir
+    workdir = config.run.folder()
     if config.accelerators.strategy != "multi_worker":  # of whose processes one writes, and says so itself
         files.check_writable(workdir, "--workdir")
     path = os.path.join(workdir, "flags.flags")
@@ -91,7 +92,7 @@ def check_workdir(config: Config) -> None:
         )
 
 
-def _defaults(config):
+def _defaults(config: Config) -> dict[str, Any]:
     """{flag: default}, of the task's settings too."""
     own = optimizer_flags(config.optimization.optimizer).defaults(config.optimization.optimizer)
     if isinstance(config, TrainConfig):
@@ -101,7 +102,7 @@ def _defaults(config):
 
 def check_data(config: Config) -> None:
     """Refuse data of another number of classes or images than the run in the workdir began with, where its network depends on it."""
-    path = os.path.join(config.run.workdir, "flags.flags")
+    path = os.path.join(config.run.folder(), "flags.flags")
     stored, values = flagfile.read(path) if tf.io.gfile.exists(path) else {}, config.flags()
     for name in ("num_classes", "num_images"):
         if name in values and stored.get(name, str(values[name])) != str(values[name]):
@@ -113,7 +114,7 @@ def check_data(config: Config) -> None:
 
 def claim_workdir(config: Config, source: Source) -> None:
     """Record the run in its workdir."""
-    workdir = config.run.workdir
+    workdir = config.run.folder()
     flagfile.write(os.path.join(workdir, "flags.flags"), config.flags())
     if source.class_names:
         files.write_file(os.path.join(workdir, "classes.txt"), "\n".join(source.class_names) + "\n")

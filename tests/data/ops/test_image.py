@@ -13,10 +13,9 @@ from PIL import Image
 from runs import PROCESSES
 from sklearn.datasets import load_sample_images
 
-from tfssl.data.listing import checks
 from tfssl.data.ops import image as ops
 from tfssl.data.ops.draws import fork
-from tfssl.errors import UserError
+from tfssl.errors import UserError, reason_of
 
 PHOTO = load_sample_images().images[0][:201, 40:277]  # odd sides, so that no block of a codec fits
 HEIGHT, WIDTH = PHOTO.shape[:2]
@@ -685,7 +684,7 @@ def rise(name, results):
         try:
             function(image)
         except tf.errors.InvalidArgumentError as error:
-            reason = checks.reason_of(error)
+            reason = reason_of(error)
         results.put((use, reason, (memory("VmHWM") - before) / 1000))
 
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfssl.data.gaps import Gaps
 from tfssl.data.ops.image import decode
 from tfssl.data.segments import readable
-from tfssl.errors import UserError, reason_of  # noqa: F401 (callers name it so)
+from tfssl.errors import UserError
 
 if TYPE_CHECKING:
     from tfssl.data.sources.base import Source
@@ -23,7 +23,7 @@ def _decoded(source: Source) -> Gaps:
     return Gaps(source, lambda record: decode(source.fetch(record)["image"]))
 
 
-def probe(source, limit=256):
+def probe(source: Source, limit: int = 256) -> None:
     """Raises UserError if none of the first `limit` images can be decoded, naming the first and the reason; or if one cannot be reached.
 
     Training replaces an unreadable image by the next readable one: with no readable one it would look for ever.
@@ -96,7 +96,7 @@ def scan(source: Source, progress: Callable[[int, int], object] | None = None) -
     read = np.zeros(source.places, bool)
     labels = np.full(source.places, -1, np.int64)
     content = np.zeros((source.places, 2), np.int64)
-    sizes = collections.Counter()
+    sizes: collections.Counter[tuple[int, ...]] = collections.Counter()
     for batch in readable(source, examine, 256).prefetch(1).as_numpy_iterator():
         index = batch["index"]
         read[index], labels[index], content[index] = True, batch["label"], batch["content"]

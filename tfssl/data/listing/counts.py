@@ -138,7 +138,7 @@ def _counter(label_key: str, earlier: Mapping[str, Count]) -> Callable[[str], Co
 
     patience = Patience()
 
-    def count_file(file, tries=0):
+    def count_file(file: str, tries: int = 0) -> Count:
         try:
             records, low, high = (int(value) for value in traced(tf.constant(file)))
         except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:  # which quotes the record, whatever it is

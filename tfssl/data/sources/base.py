@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfssl.data.listing import checks
 from tfssl.data.sources.identity import Parts, relative
 from tfssl.data.sources.splits import Range
-from tfssl.errors import UserError
+from tfssl.errors import UserError, reason_of
 
 Rows = tuple[int, int, int]  # (B, low, high): of each B successive examples those from `low` on, below `high`
 
@@ -372,5 +372,5 @@ def _readable(file: str, most: int) -> tuple[list[int], str]:
         for record in tf.data.TFRecordDataset(file, buffer_size=4 << 20).take(most):
             ends.append(ends[-1] + len(record.numpy()) + 16)  # length, payload, and the checksums of both
     except tf.errors.DataLossError as error:
-        return ends, checks.reason_of(error)
+        return ends, reason_of(error)
     return ends, "it ends"

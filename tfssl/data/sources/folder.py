@@ -22,11 +22,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import tensorflow as tf
 
 from tfssl.data.listing import layout, outputs
-from tfssl.data.listing.checks import reason_of
 from tfssl.data.sources.base import IndexedSource, first
 from tfssl.data.sources.identity import Parts
 from tfssl.data.sources.splits import resolve
-from tfssl.errors import UserError
+from tfssl.errors import UserError, reason_of
 from tfssl.storage import archive
 
 # What tf.io.decode_image reads, and other endings of the same formats.

@@ -95,7 +95,7 @@ def of(source: Source, sample: bool = False) -> Identity:
     stamps = _there(parts.files)
     classes = list(source.class_names) if source.class_names else None
     identified = parts.files or parts.pixels
-    return {
+    identity: Identity = {
         "num_examples": source.num_examples,
         "num_classes": source.num_classes,
         "class_names": classes,
@@ -105,11 +105,13 @@ def of(source: Source, sample: bool = False) -> Identity:
         "reading": _digest(json.dumps(parts.reading, sort_keys=True, default=str).encode()),
         "times": _digest(stamps[:, 1:]) if identified else None,
         "folder": folder,
-        **({"sample": sampled(parts.files)} if sample else {}),
     }
+    if sample:
+        identity["sample"] = sampled(parts.files)
+    return identity
 
 
-def _there(paths):
+def _there(paths: Sequence[str]) -> np.ndarray:
     """`stat_all`; where not one file is there, they are away, and waited for: they are no other data."""
     from tfssl.data.gaps import Patience
 
@@ -212,7 +214,7 @@ def key(identity: Identity) -> Identity | None:
 
 
 # What a difference of each part means, the most telling first.
-_TELLING: tuple[tuple[Literal["names", "contents", "labels", "reading"], str], ...] = (
+_TELLING: tuple[tuple[Literal["names", "contents", "labels", "reading", "sample"], str], ...] = (
     ("names", "other files: some were renamed, moved or replaced"),
     ("contents", "files of the same names, but some have other sizes: they were written anew"),
     ("labels", "other labels, or boxes"),
@@ -232,7 +234,8 @@ def differences(old: Identity, new: Identity) -> list[str]:
     if old["class_names"] != new["class_names"] or old["num_classes"] != new["num_classes"]:
         found.append(_classes(old, new))
     if not found:
-        old = old if "sample" in old else {**old, "sample": new.get("sample")}  # of before there was one
+        if "sample" in new and "sample" not in old:  # of before there was one
+            old = {**old, "sample": new["sample"]}
         found = [text for part, text in _TELLING if old.get(part) != new.get(part)][:1]
     return found
 

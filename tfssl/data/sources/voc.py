@@ -16,11 +16,10 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from tfssl.data.listing.checks import reason_of
 from tfssl.data.sources.base import IndexedSource
 from tfssl.data.sources.identity import Parts
 from tfssl.data.sources.splits import resolve
-from tfssl.errors import UserError, one_line
+from tfssl.errors import UserError, one_line, reason_of
 from tfssl.storage import files
 
 _LISTS = "ImageSets/Main"
