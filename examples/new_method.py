@@ -32,8 +32,6 @@ class AlignmentUniformity(Views):
       potential: t of the potential exp(-t ||x - y||^2) (the paper: 2).
     """
 
-    task = "new_method:AlignmentUniformity"  # the import path by which tfssl finds this class again
-
     def __init__(
         self,
         backbone: tf.keras.Model,

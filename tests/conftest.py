@@ -112,6 +112,12 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def source(photos):
+    """The folder's images."""
+    return tfssl.open_source(f"folder:{photos}")
+
+
+@pytest.fixture(scope="session")
 def replicas():
     """One strategy for all tests: a second one in a process would take the first one's collective keys (TensorFlow 2.21)."""
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(REPLICAS)])

@@ -33,8 +33,8 @@ class Darker(Rotation):
         super().__init__(backbone, **settings)
         self.darkness = darkness
 
-    def normalise(self, images):
-        return super().normalise((1 - self.darkness) * images)
+    def normalize(self, images):
+        return super().normalize((1 - self.darkness) * images)
 '''
 
 

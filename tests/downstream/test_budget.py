@@ -4,10 +4,12 @@ import time
 
 import numpy as np
 import pytest
+import tiny_modules
 
+import tfssl
 from tfssl.downstream import budget, runner
 from tfssl.downstream.features.extract import Features
-from tfssl.downstream.protocol import Data
+from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.protocols.few_shot import FewShot
 from tfssl.downstream.protocols.knn import KNN
 from tfssl.downstream.protocols.logistic import Logistic
@@ -15,6 +17,7 @@ from tfssl.downstream.protocols.low_shot import LowShot
 from tfssl.downstream.protocols.mlp import MLP
 from tfssl.downstream.protocols.segmentation import Segmentation
 from tfssl.downstream.protocols.svm import SVM
+from tfssl.hub import load as modules
 
 
 def test_passes():
@@ -113,3 +116,32 @@ def test_protocols_in_a_budget_say_how_they_were_shortened(monkeypatch):
     assert notes[1].startswith(
         "quick settings: mlp: train_labels=1000, epochs=60, decay_epochs=20,40, l2=0.0001: about "
     )
+
+
+def test_estimates_are_made_by_trials_on_samples(tmp_path, monkeypatch):
+    """Of features on at most 1,000 rows, of maps on at most eight images; of all modules, but pixels once."""
+    rng, seen = np.random.default_rng(0), []
+
+    def features(n):
+        y = np.arange(n) % 3
+        return Features({"x": rng.normal(size=[n, 4]).astype(np.float32) + y[:, None]}, y, np.arange(n), num_classes=3)
+
+    measure = Protocol.measure
+    record = lambda self, data, *names: seen.append(data.train) or measure(self, data, *names)  # noqa: E731
+    monkeypatch.setattr(Protocol, "measure", record)
+    svm, data = SVM(costs="1,10,100", folds=2), Data(features(3000), features(600))
+    of = budget.Budget(5, 2, [svm], tell=lambda text: None)
+    seconds = of.estimate(svm, data, ["x"], ["all"])
+    assert max(len(train.labels) for train in seen) == 1000
+    assert 0 < seconds(budget.Plan(svm.replace(costs="1"))) <= seconds(budget.Plan(svm)) < 600
+    assert of.permit(svm, data, ["x"]).protocol is svm
+
+    seen.clear()
+    module = modules.load(tiny_modules.save_ours(tmp_path))
+    train, test = tfssl.open_source("glyphs", "train[:30]"), tfssl.open_source("glyphs", "test[:9]")
+    dense, data = Segmentation(epochs=2), Data(train, test, module=module)
+    seconds = of.estimate(dense, data, ["stem", "pixels"], ["all"])
+    assert max(train.num_examples for train in seen) == 8
+    assert 0 < seconds(budget.Plan(dense)) < 600
+    monkeypatch.setattr(budget, "measured", lambda *_: budget.Price(1.0, 0.0, 0.0))
+    assert of.estimate(dense, data, ["stem", "pixels"], ["all"])(budget.Plan(dense)) == 2 + 1

@@ -5,16 +5,10 @@ import pytest
 import tensorflow as tf
 from skimage import color
 
-import tfssl
 from tfssl import backbones, pretext
 from tfssl.errors import UserError
 from tfssl.pretext.colorization import mean_pool
 from tfssl.pretext.parts import ab_bins
-
-
-@pytest.fixture(scope="module")
-def source(photos):
-    return tfssl.open_source(f"folder:{photos}")
 
 
 def build(backbone=None, **settings):

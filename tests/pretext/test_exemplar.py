@@ -29,11 +29,6 @@ def small_network():
 
 
 @pytest.fixture(scope="module")
-def source(photos):
-    return tfssl.open_source(f"folder:{photos}")
-
-
-@pytest.fixture(scope="module")
 def jpeg():
     picture = np.random.default_rng(0).integers(0, 256, [9, 12, 3]).astype(np.uint8)
     return tf.io.encode_jpeg(np.kron(picture, np.ones([6, 6, 1], np.uint8)))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import tfssl
 from tfssl import backbones, pretext
 from tfssl.data.ops import patches
 from tfssl.errors import UserError
@@ -15,11 +14,6 @@ NO_CHANGE = {
     **{f"max_{name}": 0.0 for name in ("translation", "rotation", "offset", "hue")},
     **{f"max_{name}": 1.0 for name in ("scale", "contrast", "power", "factor")},
 }
-
-
-@pytest.fixture(scope="module")
-def source(photos):
-    return tfssl.open_source(f"folder:{photos}")
 
 
 def build(**settings):

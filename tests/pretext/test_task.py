@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import tfssl
 from tfssl import backbones, pretext
 from tfssl.backbones.norm import BatchNorm
 from tfssl.data.ops.draws import Draws
@@ -52,11 +51,6 @@ TASKS = {
 def slow(*parameters):
     """What another case shows nearly as well."""
     return pytest.param(*parameters, marks=pytest.mark.slow)
-
-
-@pytest.fixture(scope="module")
-def source(photos):
-    return tfssl.open_source(f"folder:{photos}")
 
 
 def small_network():

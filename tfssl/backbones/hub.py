@@ -35,8 +35,8 @@ class Hub(tf.keras.Model):
         super().__init__(name="module", trainable=trainable)
         self._autocast = False
         self.module = module  # a plain object: checkpoints hold the two lists of variables, in the module's own order
-        self.image_size = (image_size, image_size)
-        self._stages: tuple[int, ...] | None = None
+        self._image_size = image_size
+        self._stages: np.ndarray | None = None
         self.shapes = module.shapes(image_size)
         self.learned = list(module.trainable_variables)
         trained = {id(v) for v in self.learned}
@@ -72,11 +72,11 @@ class Hub(tf.keras.Model):
             for i in range(max(self._stages) + 1)
         ]
 
-    def _told_stages(self) -> tuple[int, ...]:
+    def _told_stages(self) -> np.ndarray:
         """The number of the stage of each trainable variable."""
 
         def reached() -> tf.Tensor:
-            images = tf.random.stateless_uniform([2, *self.image_size, 3], [0, 0])
+            images = tf.random.stateless_uniform([2, self._image_size, self._image_size, 3], [0, 0])
             with tf.GradientTape(persistent=True) as tape:
                 endpoints = self.module.endpoints(images, training=False)
             some = {name: tf.random.stateless_normal(tf.shape(endpoints[name]), [0, 1]) for name in self.shapes}
@@ -95,7 +95,7 @@ class Hub(tf.keras.Model):
                 f"--layer_decay: module {self.module.handle!r} does not tell which of its variables are deep, for its endpoints "
                 f"({', '.join(self.shapes)}) all depend on the same ones: leave it out"
             )
-        return tuple(int(stage) for stage in stages)
+        return stages  # an array: Keras would make a tuple a part of checkpoints
 
     def choose(self, name: str) -> str:
         """The endpoint of that name; for "", pre_logits, or else the only vector.

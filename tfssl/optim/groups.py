@@ -117,7 +117,7 @@ class _Grouped(_InFront):
         tf.keras.optimizers.Optimizer.learning_rate.fset(self, value)
 
 
-def at_peak(optimizer: tf.keras.optimizers.Optimizer) -> Optional[Callable[[tf.Tensor], tf.Tensor]]:
+def at_peak(optimizer: Optional[tf.keras.optimizers.Optimizer]) -> Optional[Callable[[tf.Tensor], tf.Tensor]]:
     """The `schedule` of a group that learns at the peak rate of the optimizer's own throughout; None where that is constant."""
     peak = getattr(getattr(inner(optimizer), "_learning_rate", None), "peak", None)
     return None if peak is None else lambda step: tf.constant(peak, tf.float32)

@@ -115,5 +115,5 @@ class Exemplar(InceptionImages):
         are one point. `nearer`: share of (copy of the same image, copy of another) in which the former is nearer."""
         return {"loss": self.margin, "losing": 1.0, "nearer": 0.5}
 
-    def preview(self, batch: Batch) -> tf.Tensor:
+    def preview(self, batch: dict) -> tf.Tensor:
         return image_major(batch["image"])  # NKxSxSx3

@@ -144,5 +144,5 @@ class ExemplarCNN(Probed):
     def evaluation_size(self) -> tuple[int, int]:
         return self.scaled_size, self.scaled_size
 
-    def preview(self, batch: Batch) -> tf.Tensor:
+    def preview(self, batch: dict) -> tf.Tensor:
         return batch["image"][0]

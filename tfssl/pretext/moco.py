@@ -135,7 +135,7 @@ class MoCo(Views):
         self.queue.push(tf.reshape(outputs["keys"], [-1, outputs["keys"].shape[-1]]))
         self.keys.follow(self.key_momentum)
 
-    def preview(self, batch: Batch) -> tf.Tensor:
+    def preview(self, batch: dict) -> tf.Tensor:
         """Queries, each beside its key's view."""
         images = batch["image"][0]
         if "keys" in batch:

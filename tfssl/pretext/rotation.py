@@ -33,5 +33,5 @@ class Rotation(InceptionImages):
     def chance(self) -> dict[str, float]:
         return cross_entropy_chance(4)
 
-    def preview(self, batch: Batch) -> tf.Tensor:
+    def preview(self, batch: dict) -> tf.Tensor:
         return four_rotations(batch["image"])

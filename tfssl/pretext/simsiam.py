@@ -53,7 +53,9 @@ class SimSiam(Views):
         groups = super().groups()
         if not self.fixed_prediction_rate:
             return groups
-        return apart(groups, Group(self.prediction.trainable_variables, schedule=at_peak(self.optimizer)))
+        return apart(
+            groups, Group(self.prediction.trainable_variables, schedule=at_peak(getattr(self, "optimizer", None)))
+        )
 
     def chance(self) -> dict[str, float]:
         return {**super().chance(), "loss": 0.0}

@@ -248,9 +248,9 @@ class Pretext(Loop):
         return self.kernels() if self.decay == "kernels" else self.decayable()
 
     def adapted(self) -> list[tf.Variable]:
-        """The variables whose steps LARS and LAMB scale, and whose weight decay they carry."""
+        """The variables whose steps LARS and LAMB scale, and whose weight decay they carry, likewise."""
         adapted = self._of_groups(lambda group: group.adapts)
-        return adapted if self.decay == "all" else [variable for variable in adapted if optim.is_kernel(variable)]
+        return [v for v in adapted if self.decay == "all" or optim.is_kernel(v)]
 
     def _of_groups(self, chosen: Callable[[Group], bool]) -> list[tf.Variable]:
         ids = {id(v) for group in self.groups() if chosen(group) for v in group.variables}

@@ -1,52 +1,19 @@
-"""PIRL and InfoMin: the nine patches of a crop in a random order, their head, and the losses by hand with a given bank or queue."""
+"""The nine patches of a crop in a random order, and their head, in PIRL and InfoMin."""
 
 import math
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from patch_branch import OWN, first_batch, task
 
-import tfssl
-from tfssl import backbones, pretext
+from tfssl import pretext
 from tfssl.data.ops import image as ops
 from tfssl.data.ops.draws import Draws, fork
 from tfssl.errors import UserError
 from tfssl.losses import contrastive
 
-SMALL = {"image_size": 16, "jigsaw_size": 30, "jigsaw_patch_size": 8, "projection_size": 4, "augmentation": "crop"}
-OWN = {"pirl": {"num_images": 48, "negatives": 6}, "infomin": {"queue_size": 16, "split_batch_norm": 1}}
 FIRST = {"pirl": 1, "infomin": 2}  # number of the first patch among an image's views
-
-
-@pytest.fixture(scope="module")
-def source(photos):
-    return tfssl.open_source(f"folder:{photos}")
-
-
-def task(name, width=5, **settings):
-    network = tf.keras.Sequential(
-        [
-            tf.keras.layers.Conv2D(width, 3, 2, activation="tanh", name="conv"),
-            tf.keras.layers.GlobalAveragePooling2D(name="pool"),
-        ]
-    )
-    model = pretext.build(name, backbones.build(network), **{**SMALL, **OWN[name], **settings})
-    model.compile(tf.keras.optimizers.SGD(0.1, momentum=0.9))
-    model.prepare()
-    return model
-
-
-def first_batch(model, source, rows=6):
-    batch = model.to_float(next(iter(model.dataset(source, rows, seed=2))))
-    return model.augment(batch, Draws(batch))
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def log_softmax(logits):
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -126,62 +93,6 @@ def test_the_embedding_of_patches_is_the_naive_one(name, source, float64):
     np.testing.assert_allclose(model(turned, training=True)["jigsaw"], want, rtol=1e-9)
 
 
-@pytest.mark.parametrize("form,negatives", [("nce", 6), ("cross_entropy", 6), ("cross_entropy", 0)])
-def test_pirls_loss(form, negatives, source, float64):
-    model = task("pirl", form=form, negatives=negatives, jigsaw_weight=0.3, temperature=0.2)
-    batch = first_batch(model, source)
-    outputs = {name: x.numpy() for name, x in model(batch, training=True).items()}
-    bank, index = model.bank.entries.numpy(), batch["index"].numpy()
-    loss, metrics = model.contrast(batch, {name: tf.constant(x) for name, x in outputs.items()})
-
-    def by_hand(z, constant=None):
-        scores = unit(z) @ bank.T / 0.2  # Nx48
-        if not negatives:
-            return -log_softmax(scores)[np.arange(6), index], None
-        drawn = np.take_along_axis(scores, batch["negatives"].numpy(), 1)
-        if form == "cross_entropy":
-            return -log_softmax(np.concatenate([scores[np.arange(6), index][:, None], drawn], 1))[:, 0], None
-        constant = constant or np.exp(drawn).mean() * 48  # of the first branch, kept
-        noise = 6 / 48
-        of_positive, of_negative = (np.exp(s) / constant for s in (scores[np.arange(6), index], drawn))
-        found = -np.log(of_positive / (of_positive + noise)) - np.log(noise / (of_negative + noise)).sum(1)
-        return found, constant
-
-    image, constant = by_hand(outputs["z"][:, 0])
-    jigsaw, _ = by_hand(outputs["jigsaw"], constant)
-    np.testing.assert_allclose(loss, 0.7 * image + 0.3 * jigsaw, rtol=1e-9)
-    assert set(metrics) == {"accuracy", "jigsaw_accuracy"}
-
-
-def test_pirls_bank_holds_the_images_own_embeddings(source, float64):
-    model = task("pirl")
-    batch = first_batch(model, source)
-    before, outputs = model.bank.entries.numpy(), model(batch, training=True)
-    model.after_step(batch, outputs)
-    index = batch["index"].numpy()
-    want = unit(0.5 * before[index] + 0.5 * unit(outputs["z"][:, 0].numpy()))
-    np.testing.assert_allclose(model.bank.entries.numpy()[index], want, rtol=1e-9)
-    np.testing.assert_array_equal(np.delete(model.bank.entries, index, 0), np.delete(before, index, 0))
-
-
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_infomins_loss(symmetric, source, float64):
-    model = task("infomin", jigsaw_weight=0.3, symmetric=symmetric)
-    batch = first_batch(model, source)
-    outputs = {name: x.numpy() for name, x in model(batch, training=True).items()}
-    queue, keys = model.queue.rows.numpy(), unit(outputs["keys"])[batch["place"]]
-    losses = {"z": [], "jigsaw": []}
-    for name, found in losses.items():
-        for p in range(1 + symmetric):
-            query = unit(outputs["jigsaw"] if name == "jigsaw" else outputs["z"][:, p])
-            own = (query * keys[:, p]).sum(1, keepdims=True)
-            found.append(-log_softmax(np.concatenate([own, query @ queue.T], 1) / 0.15)[:, 0])
-    loss, metrics = model.contrast(batch, {name: tf.constant(x) for name, x in outputs.items()})
-    want = 0.7 * np.mean(losses["z"], 0) + 0.3 * np.mean(losses["jigsaw"], 0)
-    np.testing.assert_allclose(loss, want, rtol=1e-9)
-    assert set(metrics) == {"accuracy", "jigsaw_accuracy"}
-
-
 @pytest.mark.parametrize(
     "name,expected",
     [
@@ -208,19 +119,6 @@ def test_defaults_are_the_published():
     assert [policy.jitter for policy in model.policies()] == [0.8] * 2 + [0.0] * 9
 
 
-def test_pirls_photometric_step():
-    """The published code's two thirds of images and patches, each with draws of its own, on the host alone."""
-    policy = {"augmentation": "pirl_photometric", "jigsaw_augmentation": "pirl_photometric"}
-    model = task("pirl", augment_on="host", **policy)
-    assert {policy.photometric for policy in model.policies()} == {0.66} and len(model.policies()) == 10
-    image = np.random.default_rng(0).integers(60, 190, [40, 40, 3], np.uint8)
-    image, patches = model.example(tf.constant(image), tf.constant([2, 1], tf.int64))
-    ranges = [(x.min(), x.max()) for x in (*image.numpy(), *patches.numpy())]
-    assert 2 <= sum(r == (0, 255) for r in ranges) < 10  # stretched by autocontrast
-    with pytest.raises(UserError, match="PIRL's photometric step .* augment_on=host"):
-        task("pirl", **policy)
-
-
 def test_chance():
     """The loss at equal scores, of as many entries as there are."""
     zeros = tf.zeros([1, 6])
@@ -238,14 +136,6 @@ def test_validation_on_more_images_than_the_bank_holds(source):
     assert np.isfinite(measured["loss"]) and 0 <= measured["probe_accuracy"] <= 1
     with pytest.raises(UserError, match="num_images=10 does not hold the 48 images"):
         model.dataset(source, 8)
-
-
-def test_randaugment_is_for_the_host(source):
-    model = task("infomin", augmentation="infomin")
-    history = model.fit(model.dataset(source, 8, steps=1), steps_per_epoch=1, verbose=0).history
-    assert np.isfinite(history["loss"][0])
-    with pytest.raises(UserError, match="augment_on=host"):
-        task("infomin", augmentation="infomin", augment_on="device")
 
 
 @pytest.mark.parametrize(

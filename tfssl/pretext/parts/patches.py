@@ -188,7 +188,7 @@ class Patches(Pretext):
     def chance(self) -> dict[str, float]:
         return cross_entropy_chance(len(self.table))
 
-    def preview(self, batch: Batch) -> tf.Tensor:
+    def preview(self, batch: dict) -> tf.Tensor:
         return image_major(batch["image"])
 
     def normalize(self, images: tf.Tensor) -> tf.Tensor:

@@ -171,7 +171,7 @@ class Views(Probed):
     def evaluation_size(self) -> tuple[int, int]:
         return self.image_size, self.resize
 
-    def preview(self, batch: Batch) -> tf.Tensor:
+    def preview(self, batch: dict) -> tf.Tensor:
         return image_major(batch["image"][0])
 
 
