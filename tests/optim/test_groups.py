@@ -17,7 +17,7 @@ def variables():
 
 def build(name, rate, own):
     optimizer = optim.build(name, rate, momentum=0.9, weight_decay=0.01 if name.startswith("lar") else 0.0)
-    optim.tell_kernels(optimizer, lambda: own)
+    optim.tell_kernels(optimizer, lambda: own, lambda: own)
     return optimizer
 
 

@@ -72,7 +72,7 @@ def check_workdir(config: Config) -> None:
         return
     stored = {name: as_text(value) for name, value in _defaults(config).items() if value is not None}
     stored |= flagfile.read(path)  # a flag that is younger than the run counts as its default
-    new = config.flags()
+    new = {**_defaults(config), **config.flags()}  # a config without flags has the settings' defaults
     new |= {n: new[n] or stored.get(n) for n in ("num_classes", "num_images") if n in new}  # 0: the data set's
     free = FREE
     if provenance.known(workdir) or config.run.accept_changed_data:
