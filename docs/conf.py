@@ -31,7 +31,10 @@ html_copy_source = False
 templates_path = ["_templates"]
 exclude_patterns = ["_templates"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header"]  # studies/ write tables below smaller headings
+suppress_warnings = [
+    "myst.header",  # studies/ write tables below smaller headings
+    "ref.python",  # one name in several rooms, in annotations
+]
 
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
@@ -40,6 +43,7 @@ autodoc_inherit_docstrings = False  # Keras's own are no pages of ours
 autosummary_generate = True
 autosummary_imported_members = False
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # fields of NamedTuples are members already
 napoleon_use_param = False
 napoleon_use_rtype = False
 napoleon_preprocess_types = False
