@@ -98,7 +98,7 @@ CASES = [  # binary, flags, what the line names, a change to the folder or the e
     ("train", "--task=rotatoin", "rotatoin"),
     ("train", "--backbone=resnet51_v2", "resnet51_v2"),
     ("train", "--stem=large", "large"),
-    ("train", "--optimizer=sdg", "--optimizer=sdg"),
+    ("train", "--optimizer=sdg", "unknown optimizer 'sdg'"),
     ("train", "--schedule=linear", "--schedule=linear"),
     ("train", "--beta_2=0.9", "--beta_2 is not a setting of optimizer 'sgd'"),
     ("train", "--optimizer=adamw --clipnorm=1 --global_clipnorm=2", "--clipnorm=1"),

@@ -25,6 +25,6 @@ def test_the_example_runs(photos, tmp_path):
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README.md", "exec"), {})
-    results = [line for line in printed.getvalue().splitlines() if line.startswith("{")]
+    results = [line for line in printed.getvalue().splitlines() if line.startswith("Result(")]
     assert any("pre_logits" in line and "knn" in line for line in results), printed.getvalue()
     assert (tmp_path / "photos" / "1" / "saved_model.pb").exists()
