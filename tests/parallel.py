@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import contextlib
 import json
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -54,7 +55,10 @@ def _session(arguments, folder):
     out = os.open(folder / "out", os.O_WRONLY | os.O_CREAT)
     for number in (1, 2):
         os.dup2(out, number)
-    sys.exit(int(pytest.main(arguments)))
+    status = int(pytest.main(arguments))
+    for child in multiprocessing.active_children():  # what a test that failed has left would be waited for
+        child.kill()
+    sys.exit(status)
 
 
 def main():

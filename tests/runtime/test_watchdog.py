@@ -99,7 +99,7 @@ def strikes_at(place, number):
         ("train", "tfssl.data:open_source", signal.SIGHUP, ()),
         ("train", "tfssl.data.listing.checks:probe", signal.SIGTERM, ()),
         ("train", "tfssl.pretext:build", signal.SIGTERM, ()),
-        ("train", "tfssl.runtime.summaries:write_start", signal.SIGTERM, ()),
+        ("train", "tfssl.training.summaries:write_start", signal.SIGTERM, ()),
         ("finetune", "tfssl.data.overlap:check", signal.SIGTERM, ("--module=none", "--test_split=")),
         ("evaluate", "tfssl.hub.load:load", signal.SIGHUP, ("--module=none",)),
         ("predict", "tfssl.hub.load:load", signal.SIGTERM, ("--module=none",)),
