@@ -11,7 +11,6 @@ all that the images permit, with both beside it. WORKDIR/report.html is the page
 """
 
 import contextlib
-import functools
 import inspect
 import json
 import os
@@ -25,7 +24,7 @@ from absl import flags
 
 from tfssl.config import data_flags, evaluation, signatures
 from tfssl.config.evaluation import NOT_PROTOCOLS, Evaluation
-from tfssl.config.generated import Generated, as_text
+from tfssl.config.generated import Generated, as_text, of_registry
 from tfssl.downstream import NAMES, PROTOCOLS
 from tfssl.errors import UserError
 from tfssl.hub import handles
@@ -37,10 +36,9 @@ SECTIONS = [
 ]
 
 
-@functools.cache
 def protocol_flags(own: tuple[str, ...] = ()) -> Generated:
     """The flags of our protocols, and of a user's own by their import paths."""
-    return Generated("protocol", {name: PROTOCOLS.source(name) for name in (*NAMES, *own)}, unset=False)
+    return of_registry(PROTOCOLS, *own, unset=False)
 
 
 def own_of(names: Sequence[str]) -> tuple[str, ...]:

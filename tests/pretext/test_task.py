@@ -166,7 +166,7 @@ def test_replicas_train_like_one(task, alone, source, replicas, float64):
     ],
 )
 def test_a_run_resumes_on_another_number_of_replicas(task, alone, source, replicas, float64, tmp_path):
-    """Two steps and two more, the latter on one device or on several, are four at once: queues, banks and slower networks are saved."""
+    """Two steps and two more, the latter on one device or on several, are four at once: queues, banks and target networks are saved."""
 
     def two_steps(strategy, folder):
         strategy = strategy or tf.distribute.get_strategy()

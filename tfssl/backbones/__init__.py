@@ -174,7 +174,7 @@ class UserModel(tf.keras.Model):
                 twin = UserModel(type(self.model).from_config(self.model.get_config()))
         except (NotImplementedError, TypeError, ValueError) as e:
             raise UserError(
-                f"model {self.name!r} cannot be made twice, as a task with a slower copy of it must: write its get_config and from_config, "
+                f"model {self.name!r} cannot be made twice, as a task with a target network must: write its get_config and from_config, "
                 "or make it functional"
             ) from e
         twin.bn_sync, twin.bn_groups = self.bn_sync, self.bn_groups

@@ -10,6 +10,7 @@ from absl import flags
 from tfssl.config import bounds
 from tfssl.config.signatures import Setting, read
 from tfssl.errors import UserError
+from tfssl.registry import Registry
 
 
 class Generated:
@@ -126,6 +127,16 @@ class Generated:
 def of(cls: type) -> Generated:
     """The flags of one class, whose defaults they have."""
     return _of(cls.__module__, cls.__name__)
+
+
+@functools.cache
+def of_registry(registry: Registry, *own: str, unset: bool = True) -> Generated:
+    """The flags of all classes of a registry; `own`: further names, such as import paths of a user's own classes.
+
+    Raises:
+      UserError: there is no such class.
+    """
+    return Generated(registry.kind, {name: registry.source(name) for name in (*registry.names, *own)}, unset)
 
 
 @functools.cache

@@ -42,7 +42,7 @@ def nt_xent(
       z1, z2: embeddings of two views of the same N images, [N, D]; each view's candidates are the 2 * N * replicas - 1 others.
       temperature: what cosines are divided by.
       valid: bool [N]; rows that are False are nobody's candidates. All by default.
-      keys: the views as candidates, [N, 2, D]: what a slower network makes of them. z1 and z2 themselves by default.
+      keys: the views as candidates, [N, 2, D]: projections of the target network. z1 and z2 themselves by default.
       negatives: [K, D] further candidates, of norm 1, such as a queue of earlier keys.
 
     Returns:

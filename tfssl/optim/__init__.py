@@ -1,10 +1,9 @@
 """Optimizers, one class in one file; `build` makes one by name. And the schedules of their rates."""
 
-import functools
 import importlib
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
-from tfssl.config.generated import Generated
+from tfssl.config.generated import Generated, of_registry
 from tfssl.errors import UserError, one_line
 from tfssl.registry import Registry
 
@@ -34,14 +33,13 @@ OPTIMIZERS = Registry(
 NAMES = OPTIMIZERS.names
 
 
-@functools.cache
 def optimizer_flags(optimizer: str = NAMES[0]) -> Generated:
     """The flags of the settings of all optimizers: ours, and `optimizer`, which may be the import path of a user's own class.
 
     Raises:
       UserError: there is no such optimizer.
     """
-    return Generated("optimizer", {name: OPTIMIZERS.source(name) for name in dict.fromkeys([*NAMES, optimizer])})
+    return of_registry(OPTIMIZERS, optimizer)
 
 
 # What needs TensorFlow loads when it is first used, for `--help` reads NAMES only.

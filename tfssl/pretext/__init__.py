@@ -1,9 +1,8 @@
 """The pretext tasks, one file each; `build` makes one by name."""
 
-import functools
 from typing import TYPE_CHECKING, Any
 
-from tfssl.config.generated import Generated
+from tfssl.config.generated import Generated, of_registry
 from tfssl.errors import UserError
 from tfssl.registry import Registry
 
@@ -33,14 +32,13 @@ TASKS = Registry(
 NAMES = TASKS.names
 
 
-@functools.cache
 def task_flags(task: str = NAMES[0]) -> Generated:
     """The flags of the settings of all tasks: ours, and `task`, which may be the import path of a user's own class.
 
     Raises:
       UserError: there is no such task.
     """
-    return Generated("task", {name: TASKS.source(name) for name in dict.fromkeys([*NAMES, task])})
+    return of_registry(TASKS, task)
 
 
 def build(task: "str | type", backbone: Any, **settings: Any) -> Any:

@@ -14,14 +14,14 @@ from tfssl.pretext.task import Batch, Measured
 
 
 class BYOL(Views):
-    """One view's prediction is to have the direction of what a slower network, a moving average of this one, makes of the other view.
+    """The predictor's output for one view regresses the target (EMA) network's projection of the other view.
 
     Args:
       augmentation: policy of the views (the paper: byol, in which the two differ).
       projection_hidden: hidden units of the projection (the paper: 4096).
       projection_size: its outputs (the paper: 256).
       prediction_hidden: hidden units of the prediction; 0 takes those of the projection, as in the paper.
-      target_momentum: share of the slower network that a step keeps, at the start (the paper: 0.996 for 1000 epochs, 0.99 for 300).
+      target_momentum: EMA decay of the target network per step, at the start (the paper: 0.996 for 1000 epochs, 0.99 for 300).
       momentum_schedule: cosine, up to 1 at the end of the run, as in the paper; or constant.
     """
 

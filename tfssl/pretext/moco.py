@@ -34,7 +34,7 @@ class MoCo(Views):
       projection_layers: 2, with a hidden layer as wide as the features (version 2); 1 is linear (version 1).
       projection_size: outputs of the projection (the papers: 128).
       queue_size: how many keys of earlier steps are kept (the papers: 65536).
-      key_momentum: share of the slower network that a step keeps (the papers: 0.999).
+      key_momentum: EMA decay of the momentum encoder per step (the papers: 0.999).
       symmetric: each view is query and key in turn; the papers compute one of the two.
       split_batch_norm: groups that the global batch is normalized in (the papers: 8, of 32 images each), at least one for each part that a
         replica computes at once; not used where statistics are synchronized or grouped already (bn_sync, bn_groups).

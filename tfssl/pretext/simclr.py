@@ -15,19 +15,19 @@ from tfssl.pretext.task import Batch, Measured, image_major
 
 
 class SimCLR(Views):
-    """Each view is to be told, by the direction of its projection, to be the other view of the same image, among all views of the batch.
+    """Identify, for each view, the other view of the same image by cosine similarity of the projections, among all views of the batch.
 
     The projection is that of the published code: layers without biases, each with batch normalisation, the last one's without an offset.
 
-    With a memory, as SimCLR v2 may have (Chen et al., NeurIPS 2020, arXiv 2006.10029), the other views are as a slower network sees
-    them, and those of earlier steps are among them. Its code was never published; here both views of an image enter the queue.
+    With a memory, as SimCLR v2 may have (Chen et al., NeurIPS 2020, arXiv 2006.10029), the other views are embedded by a
+    momentum encoder, and those of earlier steps are among them. Its code was never published; here both views of an image enter the queue.
 
     Args:
-      temperature: what cosines are divided by (the paper: 0.1; 0.5 for CIFAR-10).
+      temperature: softmax temperature (the paper: 0.1; 0.5 for CIFAR-10).
       projection_layers: layers of the projection (SimCLR: 2; SimCLR v2: 3).
       projection_size: outputs of its last layer; the others have as many as the features.
       queue_size: how many views of earlier steps are kept; 0 is no memory (SimCLR v2: 65536).
-      key_momentum: share of the slower network that a step keeps (SimCLR v2: 0.999).
+      key_momentum: EMA decay of the momentum encoder per step (SimCLR v2: 0.999).
       loss_factor: times the loss, which is the paper's mean over all views; the published code sums the means of first and second views: 2.
         LARS's trust ratio cancels it for kernels, not for batch normalization and biases.
       normalization: the published code shows the network images in [0, 1] as they are.

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import NoReturn, overload
 
 from absl import app, flags, logging
 
@@ -142,6 +142,14 @@ def _fail(name: str, error: object, status: int = 1) -> NoReturn:
     sys.stdout.flush()
     print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     sys.exit(status)
+
+
+@overload
+def peek(argv: Sequence[str], name: str, default: str) -> str: ...
+
+
+@overload
+def peek(argv: Sequence[str], name: str, default: None = None) -> str | None: ...
 
 
 def peek(argv: Sequence[str], name: str, default: str | None = None) -> str | None:

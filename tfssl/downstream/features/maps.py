@@ -65,7 +65,7 @@ class Maps:
       module: a loaded `modules.Module`.
       source: a `tfssl.data.Source`.
       names: endpoints; "pixels": blocks of the image; "images": the image itself, uint8.
-      read: graph function of an example -> (image uint8 [height, width, 3], all of one size; dict of what is to be told of it).
+      read: graph function of an example -> (image uint8 [height, width, 3], all of one size; dict of its annotations).
       others: graph functions of what `read` gave, and the image's number in the split -> the same for another view of the image, such as
         its mirror image, which follows it as one more row.
       batch_size: images at a time through the module.
@@ -109,7 +109,7 @@ class Maps:
         if waiting:
             self._keep(module, names, waiting, source)
         if not self.answers:
-            raise UserError(f"{source.spec} {source.split}: no image could be read with what is to be told of it")
+            raise UserError(f"{source.spec} {source.split}: no image could be read with its annotation")
         self.arrays = {name: array[: len(self.answers)] for name, array in self.arrays.items()}
         self.dropped = features.lost(source, index).tolist()
         features.warn_of(self.dropped, source)

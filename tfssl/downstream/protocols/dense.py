@@ -40,7 +40,7 @@ class Task:
         self.size, self.seed, self.mirrored = size, seed, mirrored
 
     def read(self, example: Example) -> tuple[tf.Tensor, Example]:
-        """Graph function: an example of a source -> (image uint8 [*size, 3], dict of what is to be told of it)."""
+        """Graph function: an example of a source -> (image uint8 [*size, 3], dict of its annotations)."""
         raise NotImplementedError
 
     def mirror(self, image: tf.Tensor, answers: Example) -> tuple[tf.Tensor, Example]:
