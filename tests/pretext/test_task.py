@@ -44,6 +44,18 @@ TASKS = {
         **EMBEDDING,
     },
     "simsiam": {"prediction_size": 6, **EMBEDDING},
+    "barlow_twins": {"projection_layers": 2, "bias_rate": 0.5, "loss_factor": 0.1, **EMBEDDING},
+    "vicreg": {
+        "projection_layers": 2,
+        "invariance_weight": 1.0,
+        "variance_weight": 1.0,
+        "covariance_weight": 0.04,
+        **EMBEDDING,
+    },
+    "nnclr": {"projection_hidden": 12, "prediction_hidden": 12, "queue_size": 32, **EMBEDDING},
+    "moco_v3": {"projection_hidden": 12, "prediction_norm": True, **EMBEDDING},
+    "lejepa": {"projection_hidden": 12, "directions": 16, "small_crops": 2, "small_size": 12, **EMBEDDING},
+    "sup_con": EMBEDDING,
     "supervised": {"num_classes": 2},
 }
 

@@ -327,6 +327,7 @@ _TORCH: dict[str, Any] = {
     "blur_taps": 2 * 3 * 2 + 1,
 }
 _MOCO: dict[str, Any] = {**_TORCH, "crop_area": (0.2, 1.0), "brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+_PAIR = Policy(**{**_TORCH, "crop_method": "bicubic"}, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
 _PIRL = Policy(**{**_MOCO, "crop_area": (0.08, 1.0)}, hue=0.2, jitter=1.0, blur=0.0)
 
 # A policy for all views, or a tuple of one for each view.
@@ -341,6 +342,8 @@ POLICIES: dict[str, Policy | tuple[Policy, ...]] = {
     "pirl_photometric": dataclasses.replace(_PIRL, photometric=0.66),
     "moco_v2": Policy(**_MOCO, hue=0.1),  # arXiv 2003.04297, and SimSiam
     "byol": (_BYOL, dataclasses.replace(_BYOL, blur=0.1, solarize=0.2)),  # arXiv 2006.07733
+    "barlow_twins": (_PAIR, dataclasses.replace(_PAIR, blur=0.1, solarize=0.2)),  # arXiv 2103.03230, VICReg and MoCo v3
+    "lejepa": dataclasses.replace(_PAIR, crop_area=(0.3, 1.0), blur=0.5, solarize=0.2),  # arXiv 2511.08544
     "swav": Policy(**_TORCH, crop_area=(0.14, 1.0)),  # arXiv 2006.09882; the small crops take areas of 0.05 to 0.14
     "infomin": Policy(**_TORCH, crop_area=(0.2, 1.0), gray_at="last", randaugment=2),  # arXiv 2005.10243
     "cifar": dataclasses.replace(_SIMCLR.scaled(0.5), blur=0.0),  # SimCLR's for 32 pixels

@@ -35,8 +35,10 @@ def nt_xent(
     valid: tf.Tensor | None = None,
     keys: tf.Tensor | None = None,
     negatives: tf.Tensor | None = None,
+    decoupled: bool = False,
+    labels: tf.Tensor | None = None,
 ) -> Contrast:
-    """Normalised temperature-scaled cross-entropy, among the views of all replicas (Chen et al., arXiv 2002.05709, Equation 1).
+    """Normalized temperature-scaled cross-entropy, among the views of all replicas (Chen et al., arXiv 2002.05709, Equation 1).
 
     Args:
       z1, z2: embeddings of two views of the same N images, [N, D]; each view's candidates are the 2 * N * replicas - 1 others.
@@ -44,6 +46,10 @@ def nt_xent(
       valid: bool [N]; rows that are False are nobody's candidates. All by default.
       keys: the views as candidates, [N, 2, D]: projections of the target network. z1 and z2 themselves by default.
       negatives: [K, D] further candidates, of norm 1, such as a queue of earlier keys.
+      decoupled: the positive is no part of the sum that it is compared with (Yeh et al., arXiv 2110.06848, Equation 6): the loss may be
+        negative, and small batches learn more.
+      labels: int [N]; the positives are all views of images with the same label, and the loss is the mean over them (Khosla et al., arXiv
+        2004.11362, Equation 2). An image whose label is negative has its own other view alone.
 
     Returns:
       `Contrast`, each [N]: the mean over an image's two views. The paper's loss is the mean over the images.
@@ -63,8 +69,52 @@ def nt_xent(
     logits = tf.where(excluded, tf.cast(NEVER, logits.dtype), logits / temperature)
     if negatives is not None:
         logits = tf.concat([logits, tf.matmul(local, negatives, transpose_b=True) / temperature], 1)  # 2Nx(2RN+K)
-    found = classify(logits, other)
+    if labels is None and not decoupled:
+        found = classify(logits, other)
+    else:
+        positive = tf.range(logits.shape[1]) == other[:, None]
+        if labels is not None:
+            theirs = tf.repeat(replicas.gather(tf.cast(labels, tf.int32)), 2)  # 2RN
+            own = tf.repeat(tf.cast(labels, tf.int32), 2)[:, None]
+            alike = (own == theirs) & (own >= 0) & ~excluded
+            positive |= tf.pad(alike, [[0, 0], [0, logits.shape[1] - alike.shape[1]]])
+        found = _among(logits, positive, decoupled)
     return Contrast(*(tf.reduce_mean(tf.reshape(value, [rows, 2]), 1) for value in found))
+
+
+def _among(logits: tf.Tensor, positive: tf.Tensor, decoupled: bool) -> Contrast:
+    """`Contrast` of logits [N, K] with the positives, bool [N, K], at least one in each row: the mean of their cross-entropies."""
+    others = tf.where(positive, tf.cast(NEVER, logits.dtype), logits) if decoupled else logits
+    share = tf.cast(positive, logits.dtype)
+    share /= tf.reduce_sum(share, 1, keepdims=True)
+    loss = tf.reduce_logsumexp(others, 1) - tf.reduce_sum(share * logits, 1)
+    right = tf.gather(positive, tf.argmax(logits, 1), axis=1, batch_dims=1)
+    return Contrast(loss, tf.cast(right, logits.dtype))
+
+
+def in_batch(queries: tf.Tensor, keys: tf.Tensor, temperature: float = 0.1, valid: tf.Tensor | None = None) -> Contrast:
+    """Each query's own key among the keys of all replicas' images (NNCLR, MoCo v3).
+
+    Args:
+      queries, keys: [N, D]; row i of one belongs to row i of the other.
+      temperature: what cosines are divided by.
+      valid: bool [N]; rows that are False are nobody's candidates. All by default.
+
+    Returns:
+      `Contrast`, each [N].
+    """
+    rows = queries.shape[0]
+    logits = tf.matmul(normalise(queries), replicas.gather(normalise(keys)), transpose_b=True) / temperature  # NxRN
+    if valid is not None:
+        candidate = replicas.gather(tf.cast(valid, tf.int32)) > 0
+        logits = tf.where(candidate, logits, tf.cast(NEVER, logits.dtype))
+    return classify(logits, replicas.first_row(rows) + tf.range(rows))
+
+
+def nearest(z: tf.Tensor, memory: tf.Tensor) -> tf.Tensor:
+    """The rows of `memory` [K, D], of norm 1, that have the largest cosines with the rows of z [N, D]: [N, D], without gradient."""
+    similarity = tf.matmul(normalise(z), memory, transpose_b=True)
+    return tf.stop_gradient(tf.gather(memory, tf.argmax(similarity, 1)))
 
 
 def info_nce(queries: tf.Tensor, keys: tf.Tensor, negatives: tf.Tensor, temperature: float = 0.07) -> Contrast:

@@ -47,10 +47,12 @@ def first_row(rows: int) -> tf.Tensor:
 
 def mean(x: tf.Tensor) -> tf.Tensor:
     """The mean over replicas of a tensor that each replica has for itself."""
-    replicas = count()
-    if replicas == 1:
-        return x
-    return tf.distribute.get_replica_context().all_reduce("SUM", x) / replicas
+    return total(x) / count() if count() > 1 else x
+
+
+def total(x: tf.Tensor) -> tf.Tensor:
+    """The sum over replicas of a tensor that each replica has for itself; a gradient flows to all of them."""
+    return x if count() == 1 else tf.distribute.get_replica_context().all_reduce("SUM", x)
 
 
 def share(x: tf.Tensor) -> tf.Tensor:

@@ -26,6 +26,12 @@ TASKS = Registry(
         "byol": "tfssl.pretext.byol:BYOL",
         "swav": "tfssl.pretext.swav:SwAV",
         "simsiam": "tfssl.pretext.simsiam:SimSiam",
+        "barlow_twins": "tfssl.pretext.barlow_twins:BarlowTwins",
+        "vicreg": "tfssl.pretext.vicreg:VICReg",
+        "nnclr": "tfssl.pretext.nnclr:NNCLR",
+        "moco_v3": "tfssl.pretext.moco_v3:MoCoV3",
+        "lejepa": "tfssl.pretext.lejepa:LeJEPA",
+        "sup_con": "tfssl.pretext.sup_con:SupCon",
         "supervised": "tfssl.pretext.supervised:Supervised",
     },
 )

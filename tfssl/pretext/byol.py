@@ -41,10 +41,15 @@ class BYOL(Views):
         super().__init__(backbone, augmentation=augmentation, **common)
         check_choice("momentum_schedule", momentum_schedule, ("cosine", "constant"))
         self.target_momentum, self.momentum_schedule = target_momentum, momentum_schedule
-        settings: dict[str, Any] = {"bias": (True, False), "norm": self.head_norm}
-        self.projection = MLP("projection", [projection_hidden, projection_size], **settings)
-        self.prediction = MLP("prediction", [prediction_hidden or projection_hidden, projection_size], **settings)
+        hidden = projection_hidden, prediction_hidden or projection_hidden
+        self.projection, self.prediction = self.heads(*hidden, projection_size)
         self.target = MomentumNetwork(self.backbone, self.projection)
+
+    def heads(self, projection_hidden: int, prediction_hidden: int, projection_size: int) -> tuple[MLP, MLP]:
+        """Projection and prediction, from hidden units of the two and outputs of either."""
+        settings: dict[str, Any] = {"bias": (True, False), "norm": self.head_norm}
+        projection = MLP("projection", [projection_hidden, projection_size], **settings)
+        return projection, MLP("prediction", [prediction_hidden, projection_size], **settings)
 
     def start(self) -> None:
         self.target.copy()

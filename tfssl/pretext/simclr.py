@@ -30,6 +30,7 @@ class SimCLR(Views):
       key_momentum: EMA decay of the momentum encoder per step (SimCLR v2: 0.999).
       loss_factor: times the loss, which is the paper's mean over all views; the published code sums the means of first and second views: 2.
         LARS's trust ratio cancels it for kernels, not for batch normalization and biases.
+      decoupled: the positive is no part of the sum that it is compared with (DCL: Yeh et al., arXiv 2110.06848), which helps small batches.
       normalization: the published code shows the network images in [0, 1] as they are.
     """
 
@@ -44,11 +45,13 @@ class SimCLR(Views):
         queue_size: int = 0,
         key_momentum: float = 0.999,
         loss_factor: float = 1.0,
+        decoupled: bool = False,
         normalization: str = "none",
         **common: Any,
     ) -> None:
         super().__init__(backbone, normalization=normalization, **common)
-        self.temperature, self.key_momentum, self.loss_factor = temperature, key_momentum, loss_factor
+        self.temperature, self.key_momentum = temperature, key_momentum
+        self.loss_factor, self.decoupled = loss_factor, decoupled
         sizes = [0] * (projection_layers - 1) + [projection_size]
         self.projection = MLP("projection", sizes, bias=False, norm=self.head_norm, last_norm="scale", stddev=0.01)
         self.queue = Queue(queue_size, projection_size) if queue_size else None
@@ -70,7 +73,9 @@ class SimCLR(Views):
 
     def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         z, queue = outputs["z"], self.queue.rows if self.queue else None
-        found = contrastive.nt_xent(z[:, 0], z[:, 1], self.temperature, batch["weight"] > 0, outputs.get("keys"), queue)
+        found = contrastive.nt_xent(
+            z[:, 0], z[:, 1], self.temperature, batch["weight"] > 0, outputs.get("keys"), queue, self.decoupled
+        )
         return self.loss_factor * found.loss, {"accuracy": found.accuracy}
 
     def after_step(self, batch: Batch, outputs: dict[str, Any]) -> None:
@@ -80,4 +85,5 @@ class SimCLR(Views):
 
     def chance(self) -> dict[str, float]:
         others = 2 * self.batch_size - 1 + (self.queue.size if self.queue else 0) if self.batch_size else math.nan
-        return {**super().chance(), "loss": self.loss_factor * math.log(others), "accuracy": 1 / others}
+        loss = self.loss_factor * math.log(others - self.decoupled)
+        return {**super().chance(), "loss": loss, "accuracy": 1 / others}

@@ -5,28 +5,23 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfssl.data import augmentation
 from tfssl.losses import contrastive, replicas
 from tfssl.losses.sinkhorn import sinkhorn
 from tfssl.pretext.parts.heads import MLP
 from tfssl.pretext.parts.memory import Queue
-from tfssl.pretext.parts.views import Crops, Views
+from tfssl.pretext.parts.multi_crop import MultiCrop
 from tfssl.pretext.task import Batch, Measured
 
 
-class SwAV(Views):
+class SwAV(MultiCrop):
     """Each view is to predict, from its similarity to a set of prototypes, the code of another view of the image. Codes are assigned to a
     batch at once, such that all prototypes are used alike. Two large views have codes; all views, the small ones too, predict them.
 
     Args:
-      augmentation: policy of the views.
       temperature: what similarities are divided by to predict a code (the paper: 0.1).
       projection_hidden: hidden units of the projection (the paper: 2048).
       projection_size: its outputs (the paper: 128).
       prototypes: how many (the paper: 3000).
-      small_crops: small views of each image beside the two large ones (the paper: 6).
-      small_size: their side, in pixels (the paper: 96).
-      small_area: the least area of a small view, as a share of the image (the paper: 0.05); its greatest is the large views' least.
       sinkhorn_epsilon: smoothness of the codes (the paper: 0.05; 0.03 where they collapse).
       sinkhorn_iterations: of their assignment (the paper: 3).
       queue_size: embeddings of earlier steps, of each large view, that codes are assigned along with: 0, or 3840 for batches of 256.
@@ -39,14 +34,10 @@ class SwAV(Views):
     def __init__(
         self,
         backbone: tf.keras.Model,
-        augmentation: str = "swav",
         temperature: float = 0.1,
         projection_hidden: int = 2048,
         projection_size: int = 128,
         prototypes: int = 3000,
-        small_crops: int = 6,
-        small_size: int = 96,
-        small_area: float = 0.05,
         sinkhorn_epsilon: float = 0.05,
         sinkhorn_iterations: int = 3,
         queue_size: int = 0,
@@ -54,8 +45,7 @@ class SwAV(Views):
         freeze_prototypes_steps: int = 313,
         **common: Any,
     ) -> None:
-        self.small_crops, self.small_size, self.small_area = small_crops, small_size, small_area
-        super().__init__(backbone, augmentation=augmentation, **common)
+        super().__init__(backbone, **common)
         self.temperature, self.queue_start_epoch = temperature, queue_start_epoch
         self.sinkhorn_epsilon, self.sinkhorn_iterations = sinkhorn_epsilon, sinkhorn_iterations
         self.freeze_prototypes_steps = freeze_prototypes_steps
@@ -64,11 +54,6 @@ class SwAV(Views):
             "prototypes", [prototypes, projection_size], initializer="random_normal", experimental_autocast=False
         )
         self.queues = [Queue(queue_size, projection_size, filled=False) for _ in range(2)] if queue_size else []
-
-    def crops(self) -> list[Crops]:
-        greatest = self.min_area or augmentation.per_view(self.augmentation, 1)[0].crop_area[0]
-        small = Crops(self.small_crops, self.small_size, (self.small_area, greatest))
-        return [*super().crops(), small][: 1 + bool(self.small_crops)]
 
     def start(self) -> None:
         self._normalize_prototypes()

@@ -1,0 +1,19 @@
+"""SupCon: whose views are positives."""
+
+import numpy as np
+import tensorflow as tf
+from joint_embedding import task
+
+
+def test_images_of_one_class_are_positives_and_those_without_label_are_by_themselves():
+    model = task("sup_con", projection_size=4)
+    z = tf.constant(np.random.default_rng(0).normal(size=[6, 2, 4]).astype(np.float32))
+
+    def loss(labels):
+        batch = {"weight": tf.ones([6]), "label": tf.constant(labels)}
+        return model.contrast(batch, {"z": z})[0].numpy()
+
+    np.testing.assert_allclose(loss([-1] * 6), loss([0, 1, 2, 3, 4, 5]), rtol=1e-6)
+    half = loss([0, 0, -1, -1, 1, 1])
+    np.testing.assert_allclose(half[2:4], loss([-1] * 6)[2:4], rtol=1e-6)
+    assert (np.abs(half[[0, 1, 4, 5]] - loss([-1] * 6)[[0, 1, 4, 5]]) > 1e-4).all()

@@ -1,0 +1,37 @@
+"""Multi-crop (Caron et al., arXiv 2006.09882, Section 3.3): small views of each image beside its large ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfssl.data import augmentation
+from tfssl.pretext.parts.views import Crops, Views
+
+
+class MultiCrop(Views):
+    """Base class of the methods with two large views of an image and several small ones, which cost little and see parts.
+
+    Args:
+      small_crops: small views of each image beside the two large ones (SwAV: 6).
+      small_size: their side, in pixels (SwAV: 96).
+      small_area: the least area of a small view, as a share of the image (SwAV: 0.05); its greatest is the large views' least.
+    """
+
+    def __init__(
+        self,
+        backbone: tf.keras.Model,
+        augmentation: str = "swav",
+        small_crops: int = 6,
+        small_size: int = 96,
+        small_area: float = 0.05,
+        **common: Any,
+    ) -> None:
+        self.small_crops, self.small_size, self.small_area = small_crops, small_size, small_area
+        super().__init__(backbone, augmentation=augmentation, **common)
+
+    def crops(self) -> list[Crops]:
+        greatest = self.min_area or augmentation.per_view(self.augmentation, 1)[0].crop_area[0]
+        small = Crops(self.small_crops, self.small_size, (self.small_area, greatest))
+        return [*super().crops(), small][: 1 + bool(self.small_crops)]
