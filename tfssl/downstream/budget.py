@@ -4,26 +4,36 @@ A trial runs the protocol itself on one endpoint of a few images. Three of them 
 prices: what is paid once an endpoint, what a row costs, and what each pass (epoch, cost, episode) over a row costs.
 """
 
-import collections
 import dataclasses
+import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from tfssl.data.sources.base import Source
 from tfssl.data.sources.subset import spread
 from tfssl.downstream import splits
 from tfssl.downstream.features import maps
 from tfssl.downstream.features.extract import Features
-from tfssl.downstream.protocol import Data, Protocol
+from tfssl.downstream.protocol import Data, Protocol, has_features
 from tfssl.downstream.results import PIXELS
 from tfssl.errors import UserError
 
 _ROWS, _IMAGES = 500, 4  # of the smaller sample, at most: of features; of a dense protocol, which sees whole images
 
-Price = collections.namedtuple("Price", ["once", "row", "each"])
-Price.__doc__ = """Seconds: `once` for each endpoint, `row` for a unit of `work`, `each` for a pass over one."""
+
+class Price(NamedTuple):
+    """Seconds: `once` for each endpoint, `row` for a unit of `work`, `each` for a pass over one."""
+
+    once: float
+    row: float
+    each: float
+
+
+Trial = tuple[Callable[[Protocol], object], float]  # (runs a protocol on a sample, the sample's `work`)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +64,17 @@ class Plan:
         return count if self.labels is None else min(count, max(self.labels, 5 * len(np.unique(train.labels))))
 
 
-def measured(protocol: Protocol, trials: Iterable[tuple[Callable[[Protocol], Any], float]]) -> Price:
+def measured(protocol: Protocol, trials: Iterable[Trial]) -> Price:
     """The `Price` by trials.
 
     Args:
       protocol: what is to be estimated.
-      trials: [(function that runs a protocol on a sample, the sample's `work`)] of a smaller and a larger sample.
+      trials: of a smaller and a larger sample.
     """
     (small, few), (large, many) = trials
     short, long = (protocol.replace(**trial) for trial in protocol.trials)
 
-    def took(run, protocol):
+    def took(run: Callable[[Protocol], object], protocol: Protocol) -> float:
         begun = time.perf_counter()
         run(protocol)
         return time.perf_counter() - begun
@@ -125,10 +135,11 @@ class Budget:
         self.minutes, self.modules, self.kept, self.tell, self.note = minutes, modules, set(kept), tell, note
         self.waiting = {protocol.name for protocol in protocols}
         self.left = 60.0 * minutes
-        self.decided, self._running = {}, None
+        self.decided: dict[str, Optional[Plan]] = {}
+        self._running: Optional[float] = None
 
     def permit(
-        self, asked: Protocol, data: Data, endpoints: Sequence[str], train_labels: Sequence[Any] = ("all",)
+        self, asked: Protocol, data: Data, endpoints: Sequence[str], train_labels: Sequence[splits.Labels] = ("all",)
     ) -> Optional[Plan]:
         """How a protocol is run on all modules; None: it is left out. Arguments as of `runner.measure`."""
         self.finished()
@@ -147,8 +158,8 @@ class Budget:
             )
             return None
         estimate = self.estimate(asked, data, endpoints, train_labels)
-        chosen = Plan(asked)
-        seconds = estimate(chosen)
+        chosen: Optional[Plan] = Plan(asked)
+        seconds = estimate(Plan(asked))
         share, how = self.left / len(self.waiting), "full settings"
         first = not self.decided
         self.waiting.remove(name)
@@ -176,25 +187,25 @@ class Budget:
         return chosen
 
     def estimate(
-        self, asked: Protocol, data: Data, endpoints: Sequence[str], train_labels: Sequence[Any]
+        self, asked: Protocol, data: Data, endpoints: Sequence[str], train_labels: Sequence[splits.Labels]
     ) -> Callable[[Plan], float]:
         """By trials: a function plan -> seconds on all endpoints of all modules, for all numbers of labels."""
-        trials = _of_maps if asked.reads == "maps" else _of_features
-        runs, amounts, tests, dims = trials(asked, data, endpoints, train_labels)
+        of_features = has_features(data)
+        trials = _of_features(asked, data, endpoints, train_labels) if of_features else _of_maps(asked, data, endpoints)
         try:
-            price = measured(asked, runs)
+            price = measured(asked, trials.runs)
         except UserError:  # it will say so itself, and that takes no time
             return lambda plan: 0.0
 
-        def seconds(plan):
+        def seconds(plan: Plan) -> float:
             passes, total = plan.protocol.passes(), 0.0
-            for count in amounts(plan):
+            for count in trials.amounts(plan):
                 for name in endpoints:
-                    rows = price.row * asked.work(count, tests, dims[name])
-                    each = price.each * passes * asked.work(count, 0 if asked.reads == "maps" else tests, dims[name])
-                    total += (price.once + rows + each) * (
-                        1 if name == PIXELS else self.modules
-                    )  # pixels are the same for all
+                    dims, tests_each = trials.dims[name], trials.tests if of_features else 0
+                    rows = price.row * asked.work(count, trials.tests, dims)
+                    each = price.each * passes * asked.work(count, tests_each, dims)
+                    modules = 1 if name == PIXELS else self.modules  # pixels are the same for all
+                    total += (price.once + rows + each) * modules
             return total
 
         return seconds
@@ -206,40 +217,67 @@ class Budget:
             self._running = None
 
 
-def _of_features(asked, data, endpoints, train_labels):
-    """Trials on the largest endpoint: (runs as of `measured`; plan -> numbers of labels; test images; {endpoint: values})."""
+class Trials(NamedTuple):
+    """Trials on the largest endpoint, and what an estimate needs beside their times.
+
+    Attributes:
+      runs: as `measured` takes them.
+      amounts: plan -> numbers of labels, or of images.
+      tests: test images.
+      dims: {endpoint: values of an image}.
+    """
+
+    runs: list[Trial]
+    amounts: Callable[[Plan], Iterable[int]]
+    tests: int
+    dims: dict[str, int]
+
+
+def _of_features(
+    asked: Protocol, data: Data[Features], endpoints: Sequence[str], train_labels: Sequence[splits.Labels]
+) -> Trials:
     train, test = data.train, data.test
     dims = {name: train.endpoints[name].shape[1] for name in endpoints}
-    largest, runs = max(endpoints, key=dims.get), []
+    largest = max(endpoints, key=lambda name: dims[name])
+    runs: list[Trial] = []
     few = min(_ROWS, len(train.labels) // 2)
     for rows in (few, 2 * few):
         parts = sample(train, largest, rows), sample(test, largest, rows)
         of = data.replace(train=parts[0], test=parts[1], val=None)
-        work = asked.work(*(len(part.labels) for part in parts), dims[largest])
-        runs.append((lambda protocol, of=of: protocol.measure(of), work))
+        work = asked.work(len(parts[0].labels), len(parts[1].labels), dims[largest])
+        runs.append((functools.partial(_measure, data=of), work))
     counts = [splits.label_count(amount, len(train.labels)) for amount in train_labels]
-    return runs, lambda plan: dict.fromkeys(plan.limited(count, train) for count in counts), len(test.labels), dims
+
+    def amounts(plan: Plan) -> Iterable[int]:
+        return dict.fromkeys(plan.limited(count, train) for count in counts)
+
+    return Trials(runs, amounts, len(test.labels), dims)
 
 
-def _of_maps(asked, data, endpoints, train_labels):
+def _of_maps(asked: Protocol, data: Data[Source], endpoints: Sequence[str]) -> Trials:
     """The same of a dense protocol, whose sources have no subsets of labels."""
-    size = maps.image_sides(data.train, asked.size)
-    shapes = data.module.shapes(size)
-    dims = {name: np.prod(size) * 3 if name == PIXELS else np.prod(shapes[name]) for name in endpoints}
-    largest, runs = max(endpoints, key=dims.get), []
+    size = maps.image_sides(data.train, asked.settings.get("size", (0, 0)))
+    shapes = data.required_module.shapes(size)
+    dims = {name: math.prod((*size, 3) if name == PIXELS else shapes[name]) for name in endpoints}
+    largest = max(endpoints, key=lambda name: dims[name])
+    runs: list[Trial] = []
     few = min(_IMAGES, data.train.num_examples // 2)
     for images in (few, 2 * few):
         parts = [spread(source, images, renumber=True) for source in (data.train, data.test)]
         of = data.replace(train=parts[0], test=parts[1], val=None)
-        work = asked.work(*(part.num_examples for part in parts), dims[largest])
-        runs.append((lambda protocol, of=of: protocol.measure(of, [largest]), work))
+        work = asked.work(parts[0].num_examples, parts[1].num_examples, dims[largest])
+        runs.append((functools.partial(_measure, data=of, endpoints=[largest]), work))
     count = data.train.num_examples
-    return runs, lambda plan: [min(count, plan.labels or count)], data.test.num_examples, dims
+    return Trials(runs, lambda plan: [min(count, plan.labels or count)], data.test.num_examples, dims)
 
 
-def _shown(value):
+def _measure(protocol: Protocol, data: Data, endpoints: Optional[Sequence[str]] = None) -> None:
+    protocol.measure(data, endpoints)
+
+
+def _shown(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _clock(seconds):
+def _clock(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s" if seconds >= 1 else "less than 1 s"

@@ -92,7 +92,7 @@ def prune(settings: Evaluation, sources: Mapping[str, Source]) -> list[str]:
       UserError: there is no local --workdir.
     """
     folder = settings.features_folder
-    if not folder:
+    if settings.workdir is None or not folder:
         raise UserError("--prune removes features from a local --workdir: name it")
     known = [(source.spec, source.split, identity.of(source)) for source in sources.values()]
     with locks.workdir_lock(settings.workdir, settings.steal_lock):

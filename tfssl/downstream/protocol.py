@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Optional, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Optional, TypeVar, Union
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +18,10 @@ from tfssl.downstream.results import Result
 from tfssl.errors import UserError
 from tfssl.hub.load import Module
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeGuard
+
+Part = TypeVar("Part", bound=Union[Features, Source])  # what a protocol reads
 _ANNOTATIONS = {  # what a protocol may need beside labels: (its plural, who has it)
     "mask": ("masks", "masks:PATH and glyphs have"),
     "boxes": ("objects in boxes", "boxes:PATH, tfds:voc, tfds:coco and glyphs have"),
@@ -26,7 +30,7 @@ _ANNOTATIONS = {  # what a protocol may need beside labels: (its plural, who has
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class Data(Generic[Part]):
     """What a protocol is run on.
 
     Attributes:
@@ -39,18 +43,30 @@ class Data:
       state_dir: a folder where a protocol may keep how far it has come, so that a killed run goes on; None: nowhere.
     """
 
-    train: Union[Features, Source]
-    test: Union[Features, Source]
-    val: Union[Features, Source, None] = None
+    train: Part
+    test: Part
+    val: Optional[Part] = None
     module: Optional[Module] = None
-    train_labels: Union[str, int] = "all"
+    train_labels: splits.Labels = "all"
     val_fraction: float = 0.2
     seed: int = 0
     state_dir: Optional[str] = None
 
     @property
-    def parts(self) -> list:
-        return [part for part in (self.train, self.test, self.val) if part is not None]
+    def named_parts(self) -> dict[str, Part]:
+        """{"train", "test" and, where there is one, "val": the part}."""
+        return {"train": self.train, "test": self.test, **({} if self.val is None else {"val": self.val})}
+
+    @property
+    def parts(self) -> list[Part]:
+        return list(self.named_parts.values())
+
+    @property
+    def required_module(self) -> Module:
+        """The module, for protocols that read maps; UserError where there is none."""
+        if self.module is None:
+            raise UserError("maps are made by a module, and there is none: give a loaded one")
+        return self.module
 
     @property
     def chosen_on(self) -> str:
@@ -59,22 +75,27 @@ class Data:
             return splits.described(self.val)
         return f"val_fraction {self.val_fraction:g} of {splits.described(self.train)}"
 
-    def split(self) -> splits.Split:
+    def split(self: "Data[Features]") -> splits.Split:
         """The rows to learn from and to choose on, where each image has one label; UserError where it has not."""
         return splits.split(self.train, self.test, self.train_labels, self.val_fraction, self.seed, self.val)
 
-    def one_vs_rest(self) -> tuple:
-        """Rows and targets for protocols that ask of every class whether an image shows it; see `splits.one_vs_rest`."""
+    def one_vs_rest(self: "Data[Features]") -> splits.Targets:
+        """Rows and targets of one binary classifier for each class; see `splits.one_vs_rest`."""
         return splits.one_vs_rest(self.train, self.test, self.val, self.train_labels, self.seed)
 
-    def replace(self, **changes: Any) -> "Data":
+    def replace(self, **changes: Any) -> "Data[Part]":
         return dataclasses.replace(self, **changes)
+
+
+def has_features(data: Data[Any]) -> "TypeGuard[Data[Features]]":
+    """Whether a protocol reads features of its images, and not the images themselves."""
+    return all(isinstance(part, Features) for part in data.parts)
 
 
 DATA_SETTINGS = tuple(field.name for field in dataclasses.fields(Data) if field.name not in ("train", "test"))
 
 
-class Protocol:
+class Protocol(Generic[Part]):
     """How well an encoder does, measured in one way. Subclass it, give it a name, and implement `run`.
 
     The constructor's arguments are the settings: literal defaults, described under Args of the class's docstring, each stored under its own
@@ -108,7 +129,7 @@ class Protocol:
     quick: ClassVar[Mapping[str, Any]] = {}
     trials: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = ({}, {})
 
-    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+    def run(self, data: Data[Part], endpoints: Sequence[str]) -> Iterator[Result]:
         """Yield the results of each endpoint. Choices are made on `data.val` or a part of `data.train`, never on `data.test`.
 
         `measure` fills in `reported_on`, and `chosen_on` where there is a `val_value`.
@@ -119,17 +140,18 @@ class Protocol:
         """Names of the settings that ask for a choice on validation, and so for images to choose on."""
         return ()
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Data[Part]) -> None:
         """Refuse labels that do not permit it, before features are extracted: those in `data` may have no endpoints.
 
         Raises:
           UserError: such as for a class with too few images.
         """
-        data.split() if "label" in self.needs else data.one_vs_rest()
+        if has_features(data):
+            data.split() if "label" in self.needs else data.one_vs_rest()
 
-    def endpoints(self, data: Data, names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
+    def endpoints(self, data: Data[Part], names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
         """The endpoints to measure: those named that it can read, or all. `pixels` False: not "pixels", unless named."""
-        return splits.endpoints(data.parts, names)
+        return splits.endpoints([part for part in data.parts if isinstance(part, Features)], names)
 
     def reads_train(self, held_out: bool) -> bool:
         """Whether features of the training images are read, a part of which is `held_out` to choose on, or not."""
@@ -148,10 +170,10 @@ class Protocol:
     @classmethod
     def setting_names(cls) -> tuple[str, ...]:
         """Names of the constructor's arguments, those that go on to base classes last."""
-        names = []
+        names: list[str] = []
         for base in cls.__mro__:
             if "__init__" in vars(base):
-                arguments = list(inspect.signature(base.__init__).parameters.values())[1:]
+                arguments = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
                 names += [a.name for a in arguments if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)]
                 if not any(a.kind is a.VAR_KEYWORD for a in arguments):
                     break
@@ -162,11 +184,11 @@ class Protocol:
         """{argument of the constructor: its value}, as the constructor keeps it."""
         return {name: getattr(self, name) for name in self.setting_names()}
 
-    def replace(self, **changes: Any) -> "Protocol":
+    def replace(self, **changes: Any) -> "Protocol[Part]":
         """The same protocol with some other settings."""
         return type(self)(**{**self.settings, **changes})
 
-    def measure(self, data: Data, endpoints: Optional[Sequence[str]] = None) -> list[Result]:
+    def measure(self, data: Data[Part], endpoints: Optional[Sequence[str]] = None) -> list[Result]:
         """The results of `run`, complete.
 
         Features whose largest value is beyond `magnitudes` are multiplied by a power of two first; such a result says so as "scale", and
@@ -176,14 +198,13 @@ class Protocol:
           UserError: settings, images or features are not sound, such as an endpoint with values that are infinite or not a number.
         """
         self._check_kind(data)
-        names, scales = self.endpoints(data, endpoints), {}
-        if self.reads == "features":
-            for part in data.parts:
-                part.check(set(part.endpoints) & set(names))
-            scales = self._scales(data.parts, names)
+        names = self.endpoints(data, endpoints)
+        features = {name: part for name, part in data.named_parts.items() if isinstance(part, Features)}
+        for part in features.values():
+            part.check(set(part.endpoints) & set(names))
+        scales = self._scales(list(features.values()), names)
         if scales:
-            train, test, val = (part and _scaled(part, scales) for part in (data.train, data.test, data.val))
-            data = data.replace(train=train, test=test, val=val)
+            data = data.replace(**{name: _scaled(part, scales) for name, part in features.items()})
         fast = tf.config.experimental.tensor_float_32_execution_enabled()  # ten bits of a factor
         tf.config.experimental.enable_tensor_float_32_execution(fast and not self.exact)
         try:
@@ -192,19 +213,19 @@ class Protocol:
             tf.config.experimental.enable_tensor_float_32_execution(fast)
         return [self._completed(result, data, scales) for result in results]
 
-    def _check_kind(self, data):
+    def _check_kind(self, data: Data[Part]) -> None:
         if self.reads == "maps" and (data.module is None or isinstance(data.train, Features)):
             raise UserError(f"{self.name} reads whole images: give sources as train and test, and a loaded module")
-        if self.reads == "features" and not all(isinstance(part, Features) for part in data.parts):
+        if self.reads == "features" and not has_features(data):
             raise UserError(f"{self.name} reads features: give those that tfssl.downstream.extract makes of a source")
 
-    def _completed(self, result, data, scales):
+    def _completed(self, result: Result, data: Data[Part], scales: Mapping[str, float]) -> Result:
         chosen_on = result.chosen_on or (data.chosen_on if result.val_value is not None else None)
         scale = {"scale": scales[result.endpoint]} if result.endpoint in scales else {}
         reported_on = splits.described(data.test)
         return result.replace(chosen_on=chosen_on, reported_on=reported_on, details={**result.details, **scale})
 
-    def _scales(self, parts, names):
+    def _scales(self, parts: Sequence[Features], names: Sequence[str]) -> dict[str, float]:
         """{endpoint: the power of two that brings its largest value to between 4 and 8, about that of standardized features}."""
         scales = {}
         for name in names:
@@ -219,7 +240,7 @@ class Protocol:
         return scales
 
 
-def _scaled(features, scales):
+def _scaled(features: Features, scales: Mapping[str, float]) -> Features:
     """`Features` whose endpoints are multiplied by {name: factor}; float32 at least."""
     endpoints = {
         name: values * np.asarray(scales[name], np.promote_types(values.dtype, np.float32))

@@ -5,9 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Optional, Union
 
 PIXELS = "pixels"  # the endpoint that is no module's: the images themselves
-Column = tuple[
-    str, int, Optional[int]
-]  # (protocol, training labels, k or None): what tells the columns of a table apart
+Column = tuple[str, int, Optional[int]]  # of a table: (protocol, training labels, k or None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +67,7 @@ class Result(Mapping):
     def replace(self, **changes: Any) -> "Result":
         return dataclasses.replace(self, **changes)
 
-    def _record(self):
+    def _record(self) -> dict[str, Any]:
         unset = {name for name, empty in _UNSET.items() if getattr(self, name) == empty}
         fields = {name: getattr(self, name) for name in _FIELDS if name != "picture" and name not in unset}
         return {**fields, **self.details}
@@ -85,7 +83,7 @@ class Result(Mapping):
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Result) if field.name != "details")
-_UNSET = {"module": "", "shots": None, "chance": None, "quick": {}}  # which records leave out
+_UNSET: dict[str, Any] = {"module": "", "shots": None, "chance": None, "quick": {}}  # which records leave out
 
 
 def mark_chosen(results: Iterable[Result]) -> list[Result]:
@@ -93,9 +91,10 @@ def mark_chosen(results: Iterable[Result]) -> list[Result]:
 
     Pixels are not the module's; among equals the deeper endpoint is chosen. Without validation results none is.
     """
-    results, groups = list(results), {}
-    for i, result in enumerate(results):
+    results = list(results)
+    groups: dict[tuple[str, Column], list[tuple[float, int]]] = {}
+    for depth, result in enumerate(results):
         if not result.of_pixels and result.val_value is not None:
-            groups.setdefault((result.module, *result.column), []).append(i)
-    best = {max(reversed(group), key=lambda i: results[i].val_value) for group in groups.values()}
-    return [result.replace(chosen=i in best) for i, result in enumerate(results)]
+            groups.setdefault((result.module, result.column), []).append((result.val_value, depth))
+    best = {max(reversed(group))[1] for group in groups.values()}
+    return [result.replace(chosen=depth in best) for depth, result in enumerate(results)]

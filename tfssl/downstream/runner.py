@@ -8,8 +8,8 @@ from tfssl.data.sources.subset import spread
 from tfssl.downstream import budget as times
 from tfssl.downstream import splits
 from tfssl.downstream.features import extract as features
-from tfssl.downstream.protocol import Data, Protocol, lacks
-from tfssl.downstream.results import Result
+from tfssl.downstream.protocol import Data, Part, Protocol, has_features, lacks
+from tfssl.downstream.results import PIXELS, Result
 from tfssl.errors import UserError
 from tfssl.hub.load import Module
 
@@ -32,11 +32,11 @@ def endpoints(
     Returns:
       {name of the module: names of endpoints}, without modules that have none.
     """
-    chosen = {}
+    chosen: dict[str, list[str]] = {}
     for name, module in opened.items():
         size, _ = module.sizes(image_size, resize)
-        mine = features.check_endpoints(module, size, names) + [features.PIXELS] * (names is None)
-        mine = [endpoint for endpoint in mine if not (chosen and endpoint == features.PIXELS)]
+        mine = features.check_endpoints(module, size, names) + ([PIXELS] if names is None else [])
+        mine = [endpoint for endpoint in mine if not (chosen and endpoint == PIXELS)]
         if mine:
             chosen[name] = mine
     return chosen
@@ -55,7 +55,7 @@ def permitted(
     Raises:
       UserError: the images do not permit a protocol that is not optional, or none of them.
     """
-    refused = {}
+    refused: dict[str, str] = {}
     for source in sources:
         reasons = {need: lacks(need, source) for need in dict.fromkeys(n for p in protocols for n in p.needs)}
         for protocol in protocols:
@@ -76,7 +76,10 @@ def permitted(
 
 
 def check_labels(
-    protocols: Sequence[Protocol], sources: Mapping[str, Source], train_labels: Sequence[Any] = ("all",), **of_data: Any
+    protocols: Sequence[Protocol],
+    sources: Mapping[str, Source],
+    train_labels: Sequence[splits.Labels] = ("all",),
+    **of_data: Any,
 ) -> None:
     """Raise UserError for what a protocol would refuse once it sees the labels: too few images of a class, one class alone.
 
@@ -102,20 +105,21 @@ def check_labels(
             splits.described(source),
             targets=None if targets is None else targets[rows["index"]],
         )
+    data = Data(parts["train"], parts["test"], parts.get("val"), **of_data)
     for protocol in protocols:
         for amount in train_labels:
             count = splits.label_count(amount, len(parts["train"].labels))
             try:
-                protocol.check(Data(**parts, train_labels=count, **of_data))
+                protocol.check(data.replace(train_labels=count))
             except UserError as error:
                 raise UserError(f"--protocol={protocol.name}: {error}") from error
 
 
 def measure(
-    protocols: Sequence[Protocol],
-    data: Data,
+    protocols: Sequence[Protocol[Part]],
+    data: Data[Part],
     endpoints: Optional[Sequence[str]] = None,
-    train_labels: Sequence[Any] = ("all",),
+    train_labels: Sequence[splits.Labels] = ("all",),
     pixels_of: Sequence[str] = (),
     optional: Sequence[str] = (),
     left_out: Tell = print,
@@ -158,7 +162,9 @@ def measure(
         budget.finished()
 
 
-def _refuse(error, name, optional, left_out, refused):
+def _refuse(
+    error: UserError, name: str, optional: bool, left_out: Tell, refused: Optional[Callable[[UserError, str], None]]
+) -> None:
     if optional:
         left_out(f"left out: {name}: {error}")
     elif refused:
@@ -167,24 +173,27 @@ def _refuse(error, name, optional, left_out, refused):
         raise error
 
 
-def _groups(protocol, names):
+def _groups(protocol: Protocol, names: list[str]) -> list[list[str]]:
     return [names] if protocol.one_pass else [[name] for name in names]
 
 
-def _amounts(plan, data, train_labels):
+def _amounts(plan: times.Plan, data: Data, train_labels: Sequence[splits.Labels]) -> list[Data]:
     """The `Data` of each number of labels."""
-    if plan.protocol.reads == "maps":
-        if plan.labels is None:
-            return [data]
-        return [data.replace(train=spread(data.train, plan.labels, renumber=True))]
-    counts = [splits.label_count(amount, len(data.train.labels)) for amount in train_labels]
-    return [data.replace(train_labels=count) for count in dict.fromkeys(plan.limited(c, data.train) for c in counts)]
+    if has_features(data):
+        counts = [splits.label_count(amount, len(data.train.labels)) for amount in train_labels]
+        limited = dict.fromkeys(plan.limited(count, data.train) for count in counts)
+        return [data.replace(train_labels=count) for count in limited]
+    if plan.labels is None:
+        return [data]
+    return [data.replace(train=spread(data.train, plan.labels, renumber=True))]
 
 
-def _as_far_as_it_goes(protocol, data, names, left_out):
+def _as_far_as_it_goes(protocol: Protocol, data: Data, names: list[str], left_out: Tell) -> list[Result]:
     """The results of a protocol; where it refuses, for fewer "shots", or none."""
     what = protocol.name if protocol.reads == "maps" else f"{protocol.name} on {data.train_labels} labels"
-    shots, dropped, reason = protocol.settings.get("shots", []), [], None
+    shots: list[int] = list(protocol.settings.get("shots", ()))
+    dropped: list[int] = []
+    reason = ""
     while True:
         try:
             results = (protocol.replace(shots=shots) if dropped else protocol).measure(data, names)
@@ -193,7 +202,7 @@ def _as_far_as_it_goes(protocol, data, names, left_out):
             if len(shots) < 2:
                 left_out(f"left out: {what}: {error}")
                 return []
-            shots, dropped, reason = shots[:-1], [shots[-1], *dropped], error
+            shots, dropped, reason = shots[:-1], [shots[-1], *dropped], str(error)
     if dropped:
         left_out(f"left out: {what}, k={','.join(map(str, dropped))}: {reason}")
     return results

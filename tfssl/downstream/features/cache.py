@@ -14,6 +14,8 @@ import shutil
 import time
 import urllib.parse
 import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Optional
 
 import numpy as np
 from absl import logging
@@ -24,6 +26,10 @@ from tfssl.storage import files, npz
 _BLOCK = 1 << 24  # bytes read at once for a checksum
 _YOUNG = 24 * 3600  # seconds in which a folder without a record may be another machine's work in progress
 _RECORD, _KEY, _PARTIAL = "rows.npz", "key.json", ".partial"
+
+
+Rows = dict[str, np.ndarray]  # "labels", "index": int64 [N]; "dropped": str [M]
+Checksum = list[int]  # [bytes, CRC32]
 
 
 class FeatureCache:
@@ -38,30 +44,28 @@ class FeatureCache:
       UserError: the folder is remote, or cannot be written.
     """
 
-    def __init__(self, folder, key, of=None):
+    def __init__(self, folder: str, key: Mapping[str, Any], of: Optional[Mapping[str, Any]] = None) -> None:
         if "://" in folder:
             raise UserError(f"cache_dir={folder!r}: cached features are memory-mapped, which takes a local folder")
         digest = hashlib.sha256(json.dumps(key, indent=1, sort_keys=True).encode()).hexdigest()
         self.folder = os.path.join(folder, digest[:16])
-        self._open = {}  # name -> the locked file behind what `create` made
+        self._open: dict[str, tuple[str, BinaryIO]] = {}  # name -> the locked file behind what `create` made
         text = json.dumps({"key": key, "of": of or {}}, indent=1, sort_keys=True)
         with self._room():
             os.makedirs(self.folder, exist_ok=True)
             sweep(folder)
             files.write_file(os.path.join(self.folder, _KEY), text)
 
-    def read(self, names):
+    def read(self, names: Iterable[str]) -> tuple[Rows, dict[str, np.ndarray]]:
         """What is there and whole of some endpoints.
 
         Returns:
-          (rows, arrays): {"labels": int64 [N], "index": int64 [N], "dropped": str [M]}, None where there is no record; and
+          (rows, arrays): {"labels": int64 [N], "index": int64 [N], "dropped": str [M]}, {} where there is no record; and
           {name: [N, D]}, memory-mapped and read-only.
         """
         rows, table = self._read_record()
-        arrays = {}
-        for name in names if rows else ():
-            if name not in table:
-                continue
+        arrays: dict[str, np.ndarray] = {}
+        for name in (name for name in names if name in table):
             path = self._path(name)
             try:
                 if checksum(path) != table[name]:
@@ -72,7 +76,7 @@ class FeatureCache:
                 logging.warning("cached features %s are damaged (%s): computed again", path, one_line(error))
         return rows, arrays
 
-    def create(self, name, shape, dtype):
+    def create(self, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap:
         """A writable memory-mapped array, whose room on the disk is claimed; it counts once `commit` was called.
 
         Raises:
@@ -85,14 +89,14 @@ class FeatureCache:
             files.claim(self._open[name][1])
         return array
 
-    def commit(self, arrays, rows):
+    def commit(self, arrays: Mapping[str, np.memmap], rows: Rows) -> None:
         """Declare arrays made by `create` complete: {name: array}; `rows` are the arrays labels, index and dropped
         (names).
 
         Endpoints of an earlier pass that read other rows (a file was repaired since) do not count any more.
         """
         old, table = self._read_record()
-        if old is None or not all(np.array_equal(old[k], rows[k]) for k in ("labels", "index")):
+        if not old or not all(np.array_equal(old[k], rows[k]) for k in ("labels", "index")):
             table = {}
         with self._room():
             try:
@@ -112,13 +116,13 @@ class FeatureCache:
             if name.endswith(".npy") and os.path.join(self.folder, name) not in map(self._path, table):
                 files.remove(os.path.join(self.folder, name))
 
-    def drop(self, names):
+    def drop(self, names: Collection[str]) -> None:
         """Have some endpoints count no more."""
         rows, table = self._read_record()
         if rows:
             self._write_record(rows, {name: sums for name, sums in table.items() if name not in names})
 
-    def discard(self):
+    def discard(self) -> None:
         """Remove what `create` made and `commit` did not take."""
         for path, file in self._open.values():
             with contextlib.suppress(OSError):  # the disk that refused refuses that too
@@ -126,11 +130,11 @@ class FeatureCache:
             file.close()
         self._open = {}
 
-    def _write_record(self, rows, table):
+    def _write_record(self, rows: Rows, table: Mapping[str, Checksum]) -> None:
         npz.write(self._path_of_record, **rows, arrays=json.dumps(table))
 
-    def _read_record(self):
-        """(rows, {name: checksum}); (None, {}) where there is none that is whole: zip files have checksums of their own."""
+    def _read_record(self) -> tuple[Rows, dict[str, Checksum]]:
+        """(rows, {name: checksum}); ({}, {}) where there is none that is whole: zip files have checksums of their own."""
         try:
             with np.load(self._path_of_record) as record:
                 rows = dict(record)
@@ -141,10 +145,10 @@ class FeatureCache:
         except Exception as error:  # NumPy and zipfile raise many kinds
             where = self._path_of_record
             logging.warning("the record of cached features %s is damaged (%s): computed again", where, one_line(error))
-        return None, {}
+        return {}, {}
 
     @contextlib.contextmanager
-    def _room(self):
+    def _room(self) -> Iterator[None]:
         """Refusals of the disk as one line."""
         try:
             yield
@@ -156,14 +160,14 @@ class FeatureCache:
             ) from error
 
     @property
-    def _path_of_record(self):
+    def _path_of_record(self) -> str:
         return os.path.join(self.folder, _RECORD)
 
-    def _path(self, name):
+    def _path(self, name: str) -> str:
         return os.path.join(self.folder, urllib.parse.quote(name, safe="") + ".npy")
 
 
-def checksum(path):
+def checksum(path: str) -> Checksum:
     """[bytes, CRC32] of a file: about a gigabyte a second."""
     size = crc = 0
     with open(path, "rb", buffering=0) as f:
@@ -172,7 +176,7 @@ def checksum(path):
     return [size, crc]
 
 
-def _locked(path):
+def _locked(path: str) -> BinaryIO:
     """A new file, open and locked for as long as its process lives."""
     while True:
         file = open(path, "x+b")
@@ -185,7 +189,7 @@ def _locked(path):
         file.close()  # swept between the two
 
 
-def _is_dead(path):
+def _is_dead(path: str) -> bool:
     """Whether the process that wrote an unfinished array is gone: it held a lock on it."""
     try:
         import fcntl
@@ -197,7 +201,7 @@ def _is_dead(path):
         return False
 
 
-def sweep(folder):
+def sweep(folder: str) -> None:
     """Remove the unfinished arrays of processes that are gone from all caches of a folder."""
     for inner in _folders(folder):
         for name in os.listdir(inner):
@@ -206,7 +210,9 @@ def sweep(folder):
                 files.remove(path)
 
 
-def prune(folder, versions, identities=()):
+def prune(
+    folder: str, versions: Mapping[str, str], identities: Sequence[tuple[str, str, Any]] = ()
+) -> list[tuple[str, str, int]]:
     """Remove the cached features that nobody can use any more.
 
     Those are: without a whole record, for a day or more; of other versions of tfssl or TensorFlow; and of data that have changed.
@@ -236,7 +242,7 @@ def prune(folder, versions, identities=()):
     return removed
 
 
-def _outdated(folder, versions, identities):
+def _outdated(folder: str, versions: Mapping[str, str], identities: Sequence[tuple[str, str, Any]]) -> Optional[str]:
     """Why features cannot be used any more; None if they can."""
     try:
         with open(os.path.join(folder, _KEY), encoding="utf-8") as f:
@@ -253,7 +259,7 @@ def _outdated(folder, versions, identities):
     return None
 
 
-def _folders(folder):
+def _folders(folder: str) -> list[str]:
     """The caches in a folder: those whose name is a key."""
     try:
         with os.scandir(folder) as entries:

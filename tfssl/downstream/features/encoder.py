@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from tfssl.data import pipeline
@@ -13,17 +14,28 @@ from tfssl.data.ops.draws import fork
 from tfssl.data.sources.base import Source
 from tfssl.data.sources.subset import Subset
 from tfssl.downstream.features import pooling
+from tfssl.hub.load import Module
 
 PIXELS = "pixels"
-CROPS = {  # by name, a new crop uint8 [size, size, 3] of an encoded image: (image, seed, size, resize)
-    "random": lambda encoded, seed, size, resize: image.random_crop(image.resize_small(encoded, resize), seed, size),
-    "random_flip": lambda encoded, seed, size, resize: image.random_flip(
-        CROPS["random"](encoded, seed, size, resize), fork(seed, 0)
-    ),
-    "resized_flip": lambda encoded, seed, size, resize: image.random_flip(
-        image.random_resized_crop(encoded, seed, size, (0.08, 1.0), min_object_covered=0.0), fork(seed, 0)
-    ),
-}
+
+Encode = Callable[[tf.Tensor], dict[str, tf.Tensor]]  # images uint8 [B, S, S, 3] -> {endpoint: [B, D]}
+
+
+def _random(encoded: tf.Tensor, seed: tf.Tensor, size: int, resize: int) -> tf.Tensor:
+    return image.random_crop(image.resize_small(encoded, resize), seed, size)
+
+
+def _random_flip(encoded: tf.Tensor, seed: tf.Tensor, size: int, resize: int) -> tf.Tensor:
+    return image.random_flip(_random(encoded, seed, size, resize), fork(seed, 0))
+
+
+def _resized_flip(encoded: tf.Tensor, seed: tf.Tensor, size: int, resize: int) -> tf.Tensor:
+    crop = image.random_resized_crop(encoded, seed, size, (0.08, 1.0), min_object_covered=0.0)
+    return image.random_flip(crop, fork(seed, 0))
+
+
+# By name, a new crop uint8 [size, size, 3] of an encoded image: (image, seed, size, resize).
+CROPS = {"random": _random, "random_flip": _random_flip, "resized_flip": _resized_flip}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +51,7 @@ class Images:
       batch_size: images at a time through the module.
     """
 
-    module: Any
+    module: Module
     source: Source
     size: int
     resize: int
@@ -48,11 +60,13 @@ class Images:
     dtype: str = "float32"
     batch_size: int = 64
 
-    def channels(self, endpoint):
+    def channels(self, endpoint: str) -> int:
         """C of an endpoint's maps, or of its vectors; pooling does not change it."""
         return 3 if endpoint == PIXELS else self.module.shapes(self.size)[endpoint][-1]
 
-    def random_crops(self, index, batch_size, seed, crops="random", start_step=0):
+    def random_crops(
+        self, index: np.ndarray, batch_size: int, seed: int, crops: str = "random", start_step: int = 0
+    ) -> tf.data.Dataset:
         """Endless batches: each epoch takes the images in another order and a random crop of each.
 
         Args:
@@ -67,16 +81,16 @@ class Images:
           a data set of {"image": uint8 [B, S, S, 3], "index": int64 [B], ...}; see `pipeline.training_batches`.
         """
 
-        def crop(encoded, seed):
+        def crop(encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
             return CROPS[crops](encoded, seed, self.size, self.resize)
 
         return pipeline.training_batches(Subset(self.source, index), crop, batch_size, seed, start_step)
 
-    def encoder(self, names, batch_size):
+    def encoder(self, names: Sequence[str], batch_size: int) -> "tf.types.experimental.ConcreteFunction":
         """The graph function uint8 [B, S, S, 3] -> {endpoint: [B, D]}, in which the module infers."""
         return encoder(self.module, tuple(names), batch_size, self.size, self.pool, self.target, self.dtype)
 
-    def large_batch_encoder(self, names, batch_size):
+    def large_batch_encoder(self, names: Sequence[str], batch_size: int) -> Encode:
         """The same for batches that are too large for the device's memory: equal parts go through one after another."""
         parts = -(-batch_size // self.batch_size)
         part = -(-batch_size // parts)
@@ -84,7 +98,7 @@ class Images:
         if parts == 1:
             return compute
 
-        def encode(images):
+        def encode(images: tf.Tensor) -> dict[str, tf.Tensor]:
             images = tf.pad(images, [[0, parts * part - batch_size], [0, 0], [0, 0], [0, 0]])
             images = tf.reshape(images, [parts, part, *images.shape[1:]])
             specs = tf.nest.map_structure(lambda s: tf.TensorSpec(s.shape, s.dtype), compute.structured_outputs)
@@ -94,18 +108,20 @@ class Images:
         return encode
 
 
-def pixels_shape(size, target):
+def pixels_shape(size: int, target: int) -> tuple[int, int, int]:
     """The endpoint "pixels": the images that the module sees, averaged to floor(sqrt(target / 3)) pixels a side at most."""
     side = min(size, math.isqrt(target // 3))
     return side, side, 3
 
 
 @functools.lru_cache(maxsize=2)  # the test split follows the training split, with the same module
-def encoder(module, names, batch_size, size, pool, target, dtype):
+def encoder(
+    module: Module, names: tuple[str, ...], batch_size: int, size: int, pool: str, target: int, dtype: str
+) -> "tf.types.experimental.ConcreteFunction":
     """The graph function uint8 [B, S, S, 3] -> {name: [B, D]}: the module's inference, pooled; or the pixels."""
     shapes = module.shapes(size)
 
-    def compute(images):
+    def compute(images: tf.Tensor) -> dict[str, tf.Tensor]:
         images = tf.cast(images, tf.float32) / 255.0
         maps = module.endpoints(images) if set(names) - {PIXELS} else {}
         features = {}

@@ -7,22 +7,27 @@ import hashlib
 import math
 import sys
 import time
-from typing import Optional
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Optional, Union
 
 import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
 from absl import logging
 from tqdm.auto import tqdm
 
 from tfssl.data import pipeline, segments
 from tfssl.data.ops import image
 from tfssl.data.sources import identity
+from tfssl.data.sources.base import Source
 from tfssl.data.sources.subset import spread
 from tfssl.downstream.features import encoder as images_module
 from tfssl.downstream.features import pooling
-from tfssl.downstream.features.cache import FeatureCache
-from tfssl.downstream.features.encoder import PIXELS, Images, pixels_shape
+from tfssl.downstream.features.cache import FeatureCache, Rows
+from tfssl.downstream.features.encoder import PIXELS, Encode, Images, pixels_shape
 from tfssl.errors import UserError
 from tfssl.hub import load as modules
+from tfssl.hub.load import Module
 from tfssl.storage import npz
 
 
@@ -43,21 +48,21 @@ class Features:
         where images have one label each, or none.
     """
 
-    endpoints: dict
+    endpoints: dict[str, np.ndarray]
     labels: np.ndarray
     index: np.ndarray
     num_classes: Optional[int] = None
-    class_names: Optional[list] = None
+    class_names: Optional[Sequence[str]] = None
     source: str = "these features"
-    dropped: list = dataclasses.field(default_factory=list)
+    dropped: list[str] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     images: Optional[Images] = None
     targets: Optional[np.ndarray] = None
 
-    def __post_init__(self):
-        self._sound = set()  # endpoints that `check` has been through
+    def __post_init__(self) -> None:
+        self._sound: set[str] = set()  # endpoints that `check` has been through
 
-    def check(self, names):
+    def check(self, names: Iterable[str]) -> None:
         """Raise UserError unless these endpoints are [N, D], as many rows as there are labels, of finite values."""
         for name in set(names) - self._sound:
             shape = np.shape(self.endpoints[name])
@@ -65,26 +70,26 @@ class Features:
                 raise UserError(
                     f"{self.source}: endpoint {name} has shape {shape}, and not ({len(self.labels)} labels, features)"
                 )
-            bad = [
+            parts = [
                 part.start + np.flatnonzero(~np.isfinite(self.endpoints[name][part]).all(1))
                 for part in self._parts(name)
             ]
-            bad = np.concatenate([*bad, np.array([], int)])
+            bad = np.concatenate([*parts, np.array([], int)])
             if len(bad):
                 raise UserError(self._unsound(name, len(bad), bad[0]))
             self._sound.add(name)
 
-    def largest(self, name):
+    def largest(self, name: str) -> float:
         """The largest absolute value of an endpoint."""
         return max(
             (float(np.abs(self.endpoints[name][part]).max(initial=0)) for part in self._parts(name)), default=0.0
         )
 
-    def _parts(self, name, values=1 << 24):
+    def _parts(self, name: str, values: int = 1 << 24) -> list[slice]:
         size = max(1, values // max(1, self.endpoints[name].shape[1]))
         return [slice(i, i + size) for i in range(0, len(self.labels), size)]
 
-    def _unsound(self, name, count, first):
+    def _unsound(self, name: str, count: int, first: int) -> str:
         module = f"module {self.images.module.handle!r}: " if self.images and name != PIXELS else ""
         row = self.images.source.name(int(self.index[first])) if self.images else f"row {first}"
         half = self.endpoints[name].dtype == np.float16
@@ -94,30 +99,35 @@ class Features:
             f"(the first: {row}); {remedy}"
         )
 
-    def save(self, path):
+    def save(self, path: str) -> str:
         """Write a .npz (any file system that TensorFlow knows): an array [N, D] for each endpoint under its name; `labels` [N], -1 where
         there is none; `index` and `names` [N], of the images in the split; `class_names`. Returns `path`."""
         self.check(self.endpoints)
         names = [self.images.source.name(int(i)) for i in self.index] if self.images else []
-        facts = {"labels": self.labels, "index": self.index, "names": names, "class_names": self.class_names or []}
+        facts: dict[str, npt.ArrayLike] = {
+            "labels": self.labels,
+            "index": self.index,
+            "names": names,
+            "class_names": self.class_names or [],
+        }
         npz.write(path, **self.endpoints, **facts)
         return path
 
 
 def extract(
-    module,
-    source,
-    endpoints=None,
-    image_size=None,
-    resize=None,
-    batch_size=64,
-    pool="max",
-    target=9000,
-    dtype="float32",
-    cache_dir=None,
-    progress=True,
-    verify=False,
-):
+    module: Union[str, Module],
+    source: Source,
+    endpoints: Optional[Sequence[str]] = None,
+    image_size: Optional[int] = None,
+    resize: Optional[int] = None,
+    batch_size: int = 64,
+    pool: str = "max",
+    target: int = 9000,
+    dtype: str = "float32",
+    cache_dir: Optional[str] = None,
+    progress: bool = True,
+    verify: bool = False,
+) -> Features:
     """Features of all images of a source: each is resized, cropped in the centre and encoded once.
 
     Memory is that of the features (none with `cache_dir`), and of a batch.
@@ -148,7 +158,7 @@ def extract(
     pooling.check(pool)
     if dtype not in ("float32", "float16"):
         raise UserError(f"feature dtype {dtype!r}; there is: float32, float16")
-    if not isinstance(module, modules.Module):
+    if not isinstance(module, Module):
         module = modules.load(module)
     size, resize = module.sizes(image_size, resize)
     images = Images(module, source, size, resize, pool, target, dtype, batch_size)
@@ -159,15 +169,16 @@ def extract(
     wanted = check_endpoints(module, size, endpoints) if endpoints is None or len(endpoints) else []
     dims = {name: math.prod(available[name]) for name in wanted}
 
-    def compute(of, arrays, batch_size):
+    def compute(of: Source, arrays: Mapping[str, np.ndarray], batch_size: int) -> Rows:
         batch_size = min(batch_size, of.num_examples)
-        return _fill(arrays, images.encoder(list(arrays), batch_size), module, of, batch_size, size, resize, progress)
+        return _fill(arrays, images.encoder(list(arrays), batch_size), of, batch_size, size, resize, progress)
 
     cache = None
     if cache_dir and wanted:
         settings = {"image_size": size, "resize": resize, "pool": pool, "target": target, "dtype": dtype}
         cache = open_cache(cache_dir, module, source, settings)
-    start, rows, arrays, passes = time.time(), None, {}, 0
+    start, passes = time.time(), 0
+    arrays: dict[str, np.ndarray] = {}
     if not wanted:
         rows = read_labels(source)
     elif not cache:
@@ -214,7 +225,7 @@ def extract(
     return extracted
 
 
-def _reason(features, name):
+def _reason(features: Features, name: str) -> Optional[str]:
     """Why an endpoint is refused; None if it is not."""
     try:
         features.check([name])
@@ -224,12 +235,12 @@ def _reason(features, name):
 
 
 @functools.cache
-def _warn_once(text):
+def _warn_once(text: str) -> None:
     """Several modules may read the same images."""
     logging.warning("%s", text)
 
 
-def check_endpoints(module, image_size, endpoints=None):
+def check_endpoints(module: Module, image_size: int, endpoints: Optional[Sequence[str]] = None) -> list[str]:
     """The endpoints' names as a list, by default all of the module's; UserError if it lacks one."""
     available = [*module.shapes(image_size), PIXELS]
     if endpoints is None:
@@ -241,11 +252,11 @@ def check_endpoints(module, image_size, endpoints=None):
     return list(dict.fromkeys(endpoints))
 
 
-def read_labels(source):
+def read_labels(source: Source) -> Rows:
     """{"labels", "index": int64 [N], "dropped": names} of all records but damaged ones; images are not decoded (of a folder, not read)."""
     source.probe()
 
-    def pair(record):
+    def pair(record: Any) -> tuple[tf.Tensor, tf.Tensor]:
         example = source.fetch(
             record
         )  # in one function, from which TensorFlow drops what nobody asks for: to read files
@@ -256,7 +267,15 @@ def read_labels(source):
     return {"labels": labels, "index": index, "dropped": lost(source, index)}
 
 
-def _fill(arrays, compute, module, source, batch_size, size, resize, progress):
+def _fill(
+    arrays: Mapping[str, np.ndarray],
+    compute: Encode,
+    source: Source,
+    batch_size: int,
+    size: int,
+    resize: int,
+    progress: bool,
+) -> Rows:
     """Run the pass; writes the rows of `arrays` from the first on, and returns {"labels", "index", "dropped"}."""
     source.probe()
     batches = pipeline.evaluation_crops(source, size, resize, batch_size)
@@ -278,13 +297,13 @@ def _fill(arrays, compute, module, source, batch_size, size, resize, progress):
     return {"labels": labels, "index": index, "dropped": lost(source, index)}
 
 
-def lost(source, index):
+def lost(source: Source, index: Sequence[int]) -> np.ndarray:
     """The names of the images that are not among `index`."""
     missing = np.setdiff1d(np.arange(source.num_examples), index)
     return np.array([source.name(int(i)) for i in missing], str)
 
 
-def warn_of(dropped, source):
+def warn_of(dropped: Sequence[str], source: Source) -> None:
     """Say once which images of a source could not be read."""
     if dropped:
         more = f" and {len(dropped) - 5} more" if len(dropped) > 5 else ""
@@ -292,7 +311,7 @@ def warn_of(dropped, source):
         _warn_once(f"{source.spec} {source.split}: {count}: {', '.join(dropped[:5])}{more}")
 
 
-def open_cache(folder, module, source, settings):
+def open_cache(folder: str, module: Module, source: Source, settings: Mapping[str, Any]) -> Optional[FeatureCache]:
     """The `FeatureCache` of a module's features of a source; None where the source does not say what it is made of."""
     data = identity.key(identity.of(source))
     if data is None:
@@ -305,30 +324,38 @@ def open_cache(folder, module, source, settings):
     return FeatureCache(folder, key, {"module": module.handle, "dataset": source.spec, "split": source.split})
 
 
-def versions():
+def versions() -> dict[str, str]:
     """{"tfssl", "tensorflow"}: those that cached features depend on."""
     used = identity.versions()
     return {name: used[name] for name in ("tfssl", "tensorflow")}
 
 
 @functools.cache
-def _preprocessing():
+def _preprocessing() -> str:
     """A digest of the code that makes features of files: it changes between releases, too."""
     digest = hashlib.blake2b(digest_size=16)
     for part in (image, pipeline, segments, images_module, pooling):
-        with contextlib.suppress(OSError), open(part.__file__, "rb") as f:  # an archive's files cannot be opened
+        with contextlib.suppress(OSError), open(part.__file__ or "", "rb") as f:  # an archive's files cannot be opened
             digest.update(f.read())
     return digest.hexdigest()
 
 
-def _as_computed(rows, arrays, source, compute, batch_size, dtype, count=64):
+def _as_computed(
+    rows: Rows,
+    arrays: Mapping[str, np.ndarray],
+    source: Source,
+    compute: Callable[[Source, Mapping[str, np.ndarray], int], Rows],
+    batch_size: int,
+    dtype: str,
+    count: int = 64,
+) -> bool:
     """Whether cached features of a sample of images are those that are computed now, up to rounding; the sample's labels are theirs."""
     sample = spread(source, count)
     row = {int(index): i for i, index in enumerate(rows["index"])}
     fresh = {name: np.empty((sample.num_examples, array.shape[1]), dtype) for name, array in arrays.items()}
     found = compute(sample, fresh, batch_size)
-    at = [row.get(int(index)) for index in found["index"]]
-    if None in at or not np.array_equal(rows["labels"][at], found["labels"]):
+    at = [row[index] for index in map(int, found["index"]) if index in row]
+    if len(at) < len(found["index"]) or not np.array_equal(rows["labels"][at], found["labels"]):
         logging.warning(
             "cached features of %s %s are of other images or labels: computed again", source.spec, source.split
         )

@@ -6,17 +6,23 @@ memory-mapped. Where the trunk learns too, the images themselves are kept instea
 
 import contextlib
 import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from tfssl.data import segments
 from tfssl.data.gaps import Gaps
 from tfssl.data.ops import image
+from tfssl.data.sources.base import Source
 from tfssl.downstream.features import extract as features
 from tfssl.errors import UserError, one_line
+from tfssl.hub.load import Module
 from tfssl.storage import files
 
+Example = dict[str, tf.Tensor]
 PIXELS = "pixels"
 IMAGES = "images"  # what is kept for a trunk that learns
 SHOWN = 6  # images of a picture
@@ -24,7 +30,13 @@ BLOCK = 8  # side, in pixels, of what an entry of the baseline's map sees
 _RESIDENT = 4 << 30  # bytes of maps that are kept in memory
 
 
-def check_endpoints(module, size, protocol, endpoints=None, skip_pixels=False):
+def check_endpoints(
+    module: Module,
+    size: tuple[int, int],
+    protocol: str,
+    endpoints: Optional[Sequence[str]] = None,
+    skip_pixels: bool = False,
+) -> list[str]:
     """The endpoints that are maps of more than one place, and "pixels"; of those that are named, vectors are left out.
 
     UserError where there is none, or the module has not one that is named.
@@ -46,15 +58,16 @@ def check_endpoints(module, size, protocol, endpoints=None, skip_pixels=False):
     return [name for name in found if name != PIXELS or not skip_pixels]
 
 
-def image_sides(source, size):
+def image_sides(source: Source, size: tuple[int, int]) -> tuple[int, int]:
     """(height, width): `size`, or where that is (0, 0) those of the first image that can be read."""
     if all(size):
-        return tuple(size)
+        return size
     images = Gaps(source, lambda record: image.image_size(source.fetch(record)["image"]))
     for record in source.first_records(source.num_examples):
         sides, _ = images.read(record)
         if sides is not None:
-            return tuple(int(side) for side in sides)
+            height, width = sides
+            return int(height), int(width)
     raise UserError(f"{source.spec} {source.split}: no image could be read")
 
 
@@ -78,11 +91,22 @@ class Maps:
       shown: {number of an image: uint8 [height, width, 3]}, of about SHOWN that are spread over the source.
     """
 
-    def __init__(self, module, source, names, read, others=(), batch_size=8):
-        self.views, self.answers, self.arrays, self.shown = 1 + len(others), [], {}, {}
+    def __init__(
+        self,
+        module: Module,
+        source: Source,
+        names: Sequence[str],
+        read: Callable[[Example], tuple[tf.Tensor, Example]],
+        others: Sequence[Callable[..., tuple[tf.Tensor, Example]]] = (),
+        batch_size: int = 8,
+    ) -> None:
+        self.views = 1 + len(others)
+        self.answers: list[dict[str, np.ndarray]] = []
+        self.arrays: dict[str, np.ndarray] = {}
+        self.shown: dict[int, np.ndarray] = {}
         self._files, self._filled = contextlib.ExitStack(), 0
 
-        def load(record):
+        def load(record: Any) -> tuple[tf.Tensor, Any]:
             example = source.fetch(record)
             one = read(example)
             all_views = [one, *(other(*one, example["index"]) for other in others)]
@@ -91,11 +115,13 @@ class Maps:
             # Rows of equal shape, whatever the number of boxes: a data set's batches.
             return example["index"], tf.nest.map_structure(tf.io.serialize_tensor, stacked)
 
-        def parse(index, stacked):
+        def parse(index: tf.Tensor, stacked: Any) -> tuple[tf.Tensor, Any]:
             return index, tf.nest.map_structure(tf.io.parse_tensor, stacked, kinds[-1])
 
         source.probe()
-        kinds, waiting, index = [], [], []
+        kinds: list[Any] = []
+        waiting: list[np.ndarray] = []
+        index: list[int] = []
         loaded = segments.readable(source, load, batch_size).unbatch().map(parse)
         for i, (views, answers) in loaded.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
             if len(self) % max(1, source.num_examples // SHOWN) == 0 and len(self.shown) < SHOWN:
@@ -114,16 +140,16 @@ class Maps:
         self.dropped = features.lost(source, index).tolist()
         features.warn_of(self.dropped, source)
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Images."""
         return len(self.answers) // self.views
 
-    def rows(self, images, all_views=False):
+    def rows(self, images: npt.ArrayLike, all_views: bool = False) -> np.ndarray:
         """Rows of some images (int [n]): the images themselves, and with `all_views` their other views where there are any."""
         views = self.views if all_views else 1
         return (np.asarray(images)[:, None] * self.views + np.arange(views)).reshape(-1)
 
-    def _keep(self, module, names, images, source):
+    def _keep(self, module: Module, names: Sequence[str], images: Sequence[np.ndarray], source: Source) -> None:
         images = np.stack(images)
         floats, begin = tf.cast(images, tf.float32) / 255, self._filled
         found = module.endpoints(floats) if set(names) - {PIXELS, IMAGES} else {}
@@ -135,7 +161,7 @@ class Maps:
             self.arrays[name][begin : begin + len(value)] = value
         self._filled = begin + len(images)
 
-    def _room(self, shape, dtype):
+    def _room(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """An array in memory, or in a file that goes with this object."""
         if np.prod(shape, dtype=np.int64) * dtype.itemsize <= _RESIDENT:
             return np.empty(shape, dtype)
@@ -151,7 +177,7 @@ class Maps:
         return array
 
 
-def blocks(images):
+def blocks(images: tf.Tensor) -> tf.Tensor:
     """[N, H, W, 3] -> [N, h, w, 192]: each place the pixels of a block."""
     height, width = (side // BLOCK * BLOCK for side in images.shape[1:3])
     return tf.nn.space_to_depth(tf.image.resize(images, [height, width]), BLOCK)

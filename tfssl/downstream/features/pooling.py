@@ -5,6 +5,7 @@ A map of H x W x C is pooled only where it has more than `target` = 9000 values.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -13,13 +14,13 @@ from tfssl.errors import UserError
 MODES = ("max", "avg", "adaptive_max", "adaptive_avg")
 
 
-def check(mode):
+def check(mode: str) -> None:
     """Raise UserError unless `mode` is one of MODES."""
     if mode not in MODES:
         raise UserError(f"unknown pooling {mode!r}; there is: {', '.join(MODES)}")
 
 
-def pooled_shape(shape, mode="max", target=9000):
+def pooled_shape(shape: Sequence[int], mode: str = "max", target: int = 9000) -> tuple[int, ...]:
     """Shape (without the batch) after `pool`: () of a vector is itself, an (H, W, C) map may shrink to (h, w, C)."""
     if len(shape) != 3 or math.prod(shape) <= target:
         return tuple(shape)
@@ -31,7 +32,7 @@ def pooled_shape(shape, mode="max", target=9000):
     return height // min(stride, height), width // min(stride, width), channels
 
 
-def pool(features, mode="max", target=9000):
+def pool(features: tf.Tensor, mode: str = "max", target: int = 9000) -> tf.Tensor:
     """Pool a batch of feature maps to at most `target` values each, and flatten.
 
     `max` and `avg`: kernel = stride = clip(ceil(sqrt(H*W*C / target)), 1, side), no padding. `adaptive_max` and
@@ -60,18 +61,18 @@ def pool(features, mode="max", target=9000):
     return tf.reshape(features, [-1, math.prod(features.shape[1:])])
 
 
-def _stride(height, width, channels, target):
+def _stride(height: int, width: int, channels: int, target: int) -> int:
     return max(math.ceil(math.sqrt(height * width * channels / target)), 1)
 
 
-def _adaptive_side(channels, target):
+def _adaptive_side(channels: int, target: int) -> int:
     exact = math.sqrt(target / channels)
     low, high = math.floor(exact), math.ceil(exact)
     near = low if abs(channels * low**2 - target) < abs(channels * high**2 - target) else high
     return max(near, 1)
 
 
-def _regions(features, count, axis, reduce):
+def _regions(features: tf.Tensor, count: int, axis: int, reduce: Callable[..., tf.Tensor]) -> tf.Tensor:
     """Reduce `axis` to `count` regions that cover it: region i is [floor(i*n/count), ceil((i+1)*n/count))."""
     n = features.shape[axis]
     bounds = [(i * n // count, -(-(i + 1) * n // count)) for i in range(count)]

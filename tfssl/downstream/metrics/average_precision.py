@@ -14,13 +14,13 @@ from tfssl.errors import UserError
 RULES = ("area", "11-point", "raw")
 
 
-def check(rule):
+def check(rule: str) -> None:
     """Raise UserError unless `rule` is one of RULES."""
     if rule not in RULES:
         raise UserError(f"ap={rule!r}: the rules of average precision are {', '.join(RULES)}")
 
 
-def average_precision(relevant, scores, rule="area"):
+def average_precision(relevant: np.ndarray, scores: np.ndarray, rule: str = "area") -> float:
     """Of one class: a float in [0, 1]; NaN if nothing is relevant.
 
     Args:
@@ -43,7 +43,7 @@ def average_precision(relevant, scores, rule="area"):
     return float(np.sum(np.diff(recall, prepend=0) * precision))
 
 
-def each_class(targets, scores, rule="area"):
+def each_class(targets: np.ndarray, scores: np.ndarray, rule: str = "area") -> np.ndarray:
     """float64 [C]: the average precision of every class; its difficult images are left out of its ranking.
 
     Args:
@@ -56,7 +56,7 @@ def each_class(targets, scores, rule="area"):
     )
 
 
-def chance(targets):
+def chance(targets: np.ndarray) -> float:
     """What a random ranking scores, about: the mean over the classes of their positives' share."""
     with np.errstate(invalid="ignore"):
         share = (targets > 0).sum(0) / (targets != 0).sum(0)

@@ -23,7 +23,9 @@ from tfssl.hub.load import Module
 
 TRUNKS = ("frozen", "fine_tuned")
 Example = dict[str, tf.Tensor]
+View = Callable[[tf.Tensor, Example, tf.Tensor], tuple[tf.Tensor, Example]]  # (image, annotations, its number)
 Answers = Iterable[tuple[Any, int]]  # (what `decode` gives of an image, its number)
+Predict = Callable[[tf.Tensor], Any]  # a batch of a network's array -> what `decode` gives
 HEADS = ("linear", "dilated")
 
 
@@ -47,7 +49,7 @@ class Task:
         """Graph function: what `read` gives, of the mirrored image."""
         raise NotImplementedError
 
-    def others(self) -> list[Callable]:
+    def others(self) -> list[View]:
         """The further views of training images: functions (image, answers, the image's number) -> (image, answers)."""
         return [lambda image, answers, _: self.mirror(image, answers)] if self.mirrored else []
 
@@ -82,7 +84,7 @@ class Task:
         """PNG bytes of a few answers, for a report; None: there is no such picture."""
 
 
-class Dense(Protocol):
+class Dense(Protocol[Source]):
     """A head on each map [N, h, w, C] that a module gives of whole images.
 
     `Data` has sources and a module; without a validation split a part of `train` is held out to choose the endpoint, and what is reported
@@ -117,15 +119,12 @@ class Dense(Protocol):
         if len(size) != 2:
             raise UserError(f"size={','.join(map(str, size))}: give HEIGHT,WIDTH in pixels, such as 360,480")
         check_choice("trunk", trunk, TRUNKS)
-        self.size, self.trunk, self.trunk_rate = tuple(size), trunk, trunk_rate
+        self.size, self.trunk, self.trunk_rate = (size[0], size[1]), trunk, trunk_rate
         self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
 
     def task(self, size: tuple[int, int], seed: int) -> Task:
         """What is trained and measured on images of one size."""
         raise NotImplementedError
-
-    def check(self, data: Data) -> None:
-        pass  # what the images lack is found when they are read
 
     def passes(self) -> float:
         return self.epochs
@@ -133,15 +132,14 @@ class Dense(Protocol):
     def work(self, train: int, test: int, dims: int) -> float:
         return (min(train, 10_000) + test) * dims
 
-    def endpoints(self, data: Data, names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
+    def endpoints(self, data: Data[Source], names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
         pixels = pixels and self.trunk == "frozen"
-        return check_endpoints(data.module, image_sides(data.train, self.size), self.name, names, not pixels)
+        return check_endpoints(data.required_module, image_sides(data.train, self.size), self.name, names, not pixels)
 
-    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
-        module, seed, val, frozen = data.module, data.seed, data.val, self.trunk == "frozen"
+    def run(self, data: Data[Source], endpoints: Sequence[str]) -> Iterator[Result]:
+        module, seed, val, frozen = data.required_module, data.seed, data.val, self.trunk == "frozen"
         size = image_sides(data.train, self.size)
         task = self.task(size, seed)
-        sources = {"train": data.train, "test": data.test, **({"val": val} if val else {})}
         parts = {
             part: Maps(
                 module,
@@ -150,7 +148,7 @@ class Dense(Protocol):
                 task.read,
                 task.others() if part == "train" else (),
             )
-            for part, source in sources.items()
+            for part, source in data.named_parts.items()
         }
         learned = parts["train"]
         task.prepare(learned, data.train)
@@ -160,7 +158,7 @@ class Dense(Protocol):
         targets, order = task.targets(learned), np.random.default_rng(seed).permutation(len(learned))
         held_out = order[: 0 if val else round(data.val_fraction * len(order))]
 
-        def fit(name, images, title):
+        def fit(name: str, images: np.ndarray, title: str) -> tuple[Predict, Optional[float]]:
             tf.keras.utils.set_random_seed(seed)
             rows = learned.rows(images, all_views=True)
             network = Network(task.head(), module, learned, name, rows, self.trunk, self.trunk_rate)
@@ -168,14 +166,14 @@ class Dense(Protocol):
             loss = learn(network, task.loss, targets, rows, *steps, seed, title)
             return predictor(network, task.decode), loss
 
-        def answers(predict, part, images, name, at_once=8):
+        def answers(predict: Predict, part: str, images: Sequence[int], name: str, at_once: int = 8) -> Answers:
             array, rows = parts[part].arrays[name if frozen else IMAGES], parts[part].rows(images)
             for i in range(0, len(rows), at_once):
                 batch = tf.nest.map_structure(np.asarray, predict(tf.constant(array[rows[i : i + at_once]])))
                 for j, image_number in enumerate(images[i : i + at_once]):
                     yield tf.nest.map_structure(lambda value: value[j], batch), image_number  # noqa: B023
 
-        def measure(predict, part, images, name):
+        def measure(predict: Predict, part: str, images: Sequence[int], name: str) -> dict[str, Any]:
             return task.measure(answers(predict, part, images, name), parts[part], images)
 
         for name in endpoints:
@@ -183,12 +181,12 @@ class Dense(Protocol):
             with restored([] if frozen else module.variables):
                 if len(held_out):
                     trial, _ = fit(name, order[len(held_out) :], f"{title}, to choose")
-                    val_value = _known(measure(trial, "train", held_out, name)["value"])
+                    val_value = _known(measure(trial, "train", held_out.tolist(), name)["value"])
             with restored([] if frozen else module.variables):
                 predict, loss = fit(name, order, title)
                 if val:
-                    val_value = _known(measure(predict, "val", np.arange(len(parts["val"])), name)["value"])
-                measured = dict(measure(predict, "test", np.arange(len(parts["test"])), name))
+                    val_value = _known(measure(predict, "val", range(len(parts["val"])), name)["value"])
+                measured = dict(measure(predict, "test", range(len(parts["test"])), name))
                 shown = list(parts["test"].shown)
                 picture = task.picture(answers(predict, "test", shown, name), parts["test"], shown)
             yield Result(
@@ -216,7 +214,7 @@ class Dense(Protocol):
             )
 
 
-def _known(value):
+def _known(value: float) -> Optional[float]:
     """None of what is the mean of nothing."""
     return None if np.isnan(value) else value
 
@@ -267,7 +265,8 @@ class Network:
             self.array, self._trunk = maps.arrays[name], []
             self._map = lambda x, training: (tf.cast(x, tf.float32) - mean) / deviation
         else:
-            shape = module.shapes(maps.arrays[IMAGES].shape[1:3])[name]
+            height, width = maps.arrays[IMAGES].shape[1:3]
+            shape = module.shapes((height, width))[name]
             norm = tf.keras.layers.BatchNormalization(center=False, scale=False, momentum=0.9)
             norm.build((None, *shape))
             self.array, self._trunk = maps.arrays[IMAGES], list(module.trainable_variables)
@@ -276,18 +275,18 @@ class Network:
             )
         head.build((None, *shape))
 
-    def __call__(self, x, training=False):
+    def __call__(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         return self.head(self._map(x, training), training=training)
 
-    def groups(self) -> list[tuple[list, float]]:
+    def groups(self) -> list[tuple[list[tf.Variable], float]]:
         """[(variables, factor of their learning rate)]."""
         trunk = [(self._trunk, self._trunk_rate)] if self._trunk else []
         return [(self.head.trainable_variables, 1.0), *trunk]
 
 
-def _moments(array, rows):
+def _moments(array: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation [C] over some rows, in float64."""
-    total, squares, count = 0.0, 0.0, 0
+    count, (total, squares) = 0, np.zeros((2, array.shape[-1]))
     for part in np.array_split(rows, max(1, len(rows) // 64)):
         values = array[np.sort(part)].astype(np.float64).reshape(-1, array.shape[-1])
         total, squares, count = total + values.sum(0), squares + (values**2).sum(0), count + len(values)
@@ -298,7 +297,7 @@ def _moments(array, rows):
 
 def learn(
     network: Network,
-    loss: Callable,
+    loss: Callable[[tf.Tensor, Example], tf.Tensor],
     answers: dict[str, np.ndarray],
     rows: np.ndarray,
     epochs: int,
@@ -332,7 +331,7 @@ def learn(
         optimizer.build(variables)
     total = tf.Variable(0.0, trainable=False)
 
-    def step(x, batch):
+    def step(x: tf.Tensor, batch: Example) -> None:
         with tf.GradientTape() as tape:
             value = loss(network(x, training=True), batch)
         gradients = iter(tape.gradient(value, [v for _, variables in groups for v in variables]))
@@ -360,7 +359,7 @@ def learn(
     return mean if np.isfinite(mean) else None
 
 
-def predictor(network: Network, decode: Callable[[tf.Tensor], Any]) -> Callable:
+def predictor(network: Network, decode: Callable[[tf.Tensor], Any]) -> Predict:
     """The graph function of a batch of the network's array -> decode(its outputs); traced by hand, else TensorFlow would warn of many."""
     spec = tf.TensorSpec([None, *network.array.shape[1:]], network.array.dtype)
     return tf.function(lambda x: decode(network(x)), autograph=False).get_concrete_function(spec)

@@ -16,7 +16,7 @@ with this, not with their numbers.
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -26,12 +26,15 @@ from tfssl.data.ops import image
 from tfssl.data.sources.base import Source
 from tfssl.downstream import pictures
 from tfssl.downstream.features.maps import Maps
-from tfssl.downstream.protocols.dense import Answers, Dense, Example, Task
+from tfssl.downstream.protocols.dense import Answers, Dense, Example, Task, View
 from tfssl.errors import UserError
 
 RADIUS = 1.5  # of the places around an object's centre that tell of it, in strides
 ALPHA, GAMMA, PRIOR = 0.25, 2.0, 0.01  # of the focal loss; first probability of each class
 OVERLAP, LEAST, MOST = 0.6, 0.01, 100  # of the answers: IoU of one that is dropped, lowest score, number in an image
+
+
+Boxes = Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]  # of each image: boxes, classes, difficult or scores
 
 
 class Detection(Dense):
@@ -127,9 +130,9 @@ class DetectionTask(Task):
         boxes = tf.stack([top, width - right, bottom, width - left], 1)
         return pixels[:, ::-1], {**answers, "boxes": boxes}
 
-    def others(self) -> list[Callable]:
-        def of_number(number):
-            def view(pixels, answers, index):
+    def others(self) -> list[View]:
+        def of_number(number: int) -> View:
+            def view(pixels: tf.Tensor, answers: Example, index: tf.Tensor) -> tuple[tf.Tensor, Example]:
                 if self.mirrored and number % 2:
                     pixels, answers = self.mirror(pixels, answers)
                 seed = tf.stack([tf.cast(index, tf.int64), tf.constant(self.seed * 1009 + number, tf.int64)])
@@ -174,10 +177,11 @@ class DetectionTask(Task):
         return tf.ensure_shape(resized, [*self.size, 3]), view
 
     def prepare(self, maps: Maps, source: Source) -> None:
-        self.names = source.class_names
         boxes = np.concatenate([answers["boxes"][answers["classes"] >= 0] for answers in maps.answers])
         if not len(boxes):
             raise UserError(f"{source.spec} {source.split}: no image shows an object: nothing to learn")
+        known = max(answers["classes"].max(initial=0) for answers in maps.answers) + 1
+        self.names = list(source.class_names or (f"class {c}" for c in range(known)))
         sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
         self.typical = np.exp(np.log(sides).mean(0)).astype(np.float32)  # height, width in pixels
 
@@ -267,7 +271,7 @@ class Head(tf.keras.Model):
         super().__init__()
         conv = tf.keras.layers.Conv2D
 
-        def tower():
+        def tower() -> tf.keras.Model:
             block = lambda: [  # noqa: E731
                 conv(units, 3, padding="same", use_bias=False),
                 tf.keras.layers.GroupNormalization(groups=np.gcd(units, 32)),
@@ -327,7 +331,7 @@ def focal(logits: tf.Tensor, truth: tf.Tensor) -> tf.Tensor:
 def overlaps(one: tf.Tensor, other: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(IoU, generalized IoU) of pairs of boxes [..., 4]."""
 
-    def area(low, high):
+    def area(low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
         return tf.reduce_prod(tf.maximum(high - low, 0.0), -1)
 
     (a, b), (c, d) = (tf.split(boxes, 2, -1) for boxes in (one, other))
@@ -338,7 +342,7 @@ def overlaps(one: tf.Tensor, other: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return iou, iou - tf.math.divide_no_nan(hull - union, hull)
 
 
-def average_precision(truths: list, guesses: list, names: Sequence[str]) -> dict[str, Any]:
+def average_precision(truths: Boxes, guesses: Boxes, names: Sequence[str]) -> dict[str, Any]:
     """AP50, COCO's AP and AP50 of each class, by pycocotools.
 
     Args:
@@ -352,7 +356,7 @@ def average_precision(truths: list, guesses: list, names: Sequence[str]) -> dict
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    def entry(i, box, c, **more):
+    def entry(i: int, box: np.ndarray, c: int, **more: float) -> dict[str, Any]:
         top, left, bottom, right = map(float, box)
         return {"image_id": i, "category_id": int(c), "bbox": [left, top, right - left, bottom - top], **more}
 

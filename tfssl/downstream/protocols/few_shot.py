@@ -14,11 +14,12 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Union
+from typing import NamedTuple, Union
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from tfssl.downstream import splits
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.protocols.low_shot import check as check_shots
@@ -27,7 +28,7 @@ from tfssl.downstream.results import Result
 from tfssl.errors import UserError
 
 
-class FewShot(Protocol):
+class FewShot(Protocol[Features]):
     """Few-shot episodes: ridge regression on k images of each of a few classes, on features of norm 1.
 
     `value` is the mean over the episodes, "interval" half the width of its 95 % interval.
@@ -73,12 +74,11 @@ class FewShot(Protocol):
     def work(self, train: int, test: int, dims: int) -> float:
         return dims  # an episode has as many images whatever there are
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Data[Features]) -> None:
         self._prepare(data)
 
-    def _prepare(self, data):
-        """(the `Split`, rows of each class: to learn from and to ask on test; to learn from and to ask on validation; classes that can be
-        asked for on test, on validation; how many are in an episode)."""
+    def _prepare(self, data: Data[Features]) -> tuple[splits.Split, "Pool", "Pool", int]:
+        """(the rows; what episodes on test draw from; those on validation; classes of an episode)."""
         train, test, part = data.train, data.test, data.split()
         classes = np.unique(train.labels[part.rows])
         learn, ask = by_class(train, part.rows, classes), by_class(test, np.arange(len(test.labels)), classes)
@@ -101,23 +101,23 @@ class FewShot(Protocol):
             raise UserError(
                 f"few_shot: {test.source} shows {ways} class that can be learned, and an episode has two or more"
             )
-        return part, learn, ask, try_on, ask_held, usable, choosable, ways
+        return part, Pool(learn, ask, usable), Pool(try_on, ask_held, choosable), ways
 
-    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
-        part, learn, ask, try_on, ask_held, usable, choosable, ways = self._prepare(data)
+    def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
+        part, on_test, held_out, ways = self._prepare(data)
         for endpoint in endpoints:
             start, features = time.time(), data.train.endpoints[endpoint]
             for k in self.shots:
                 best, on_val = 0, None
-                if len(choosable) > 1:
-                    few = max(1, self.episodes // 6)
-                    plan = Plan(choosable, min(ways, len(choosable)), k, self.queries, few, (data.seed, 6, k))
+                if len(held_out.classes) > 1:
+                    few, fewer = max(1, self.episodes // 6), min(ways, len(held_out.classes))
+                    plan = Plan(held_out.classes, fewer, k, self.queries, few, (data.seed, 6, k))
                     held = part.held.endpoints[endpoint]
-                    on_val = accuracies(features, try_on, held, ask_held, plan, self.ridges).mean(0)
+                    on_val = accuracies(features, held_out.learn, held, held_out.ask, plan, self.ridges).mean(0)
                     best = int(on_val.argmax())
-                plan = Plan(usable, ways, k, self.queries, self.episodes, (data.seed, 7, k))
+                plan = Plan(on_test.classes, ways, k, self.queries, self.episodes, (data.seed, 7, k))
                 ridge, asked = self.ridges[best], data.test.endpoints[endpoint]
-                values = accuracies(features, learn, asked, ask, plan, [ridge])[:, 0]
+                values = accuracies(features, on_test.learn, asked, on_test.ask, plan, [ridge])[:, 0]
                 yield Result(
                     protocol=self.name,
                     endpoint=endpoint,
@@ -153,16 +153,29 @@ def check_ridges(ridges: Union[str, float, Sequence[float]]) -> list[float]:
     return sorted(set(given))
 
 
+class Pool(NamedTuple):
+    """What episodes draw from.
+
+    Attributes:
+      learn, ask: for each class, int [n], rows of the images to learn from and of the queries.
+      classes: numbers of those that an episode may have.
+    """
+
+    learn: list[np.ndarray]
+    ask: list[np.ndarray]
+    classes: list[int]
+
+
 @dataclasses.dataclass
 class Plan:
     """Which episodes are drawn: of `ways` of these classes, `shots` images and at most `queries` questions of each."""
 
-    classes: list
+    classes: list[int]
     ways: int
     shots: int
     queries: int
     episodes: int
-    seed: tuple
+    seed: tuple[int, ...]
 
 
 def by_class(features: Features, rows: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
@@ -172,7 +185,12 @@ def by_class(features: Features, rows: np.ndarray, classes: np.ndarray) -> list[
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # small products: threads would wait for one another
 def accuracies(
-    features: np.ndarray, learn: list, asked: np.ndarray, ask: list, plan: Plan, ridges: Sequence[float]
+    features: np.ndarray,
+    learn: list[np.ndarray],
+    asked: np.ndarray,
+    ask: list[np.ndarray],
+    plan: Plan,
+    ridges: Sequence[float],
 ) -> np.ndarray:
     """Of each episode and ridge: float64 [episodes, ridges].
 

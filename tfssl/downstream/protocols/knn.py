@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import logging
 
+from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.results import Result
 from tfssl.downstream.solvers import nearest
 from tfssl.errors import UserError
 
 
-class KNN(Protocol):
+class KNN(Protocol[Features]):
     """k nearest neighbors: cosine similarity, votes weighted by exp(similarity / temperature).
 
     The validation part only gives `val_value`, from the remaining training rows. Where there are fewer training rows than k, all of them
@@ -44,7 +45,7 @@ class KNN(Protocol):
     def work(self, train: int, test: int, dims: int) -> float:
         return train * test * dims
 
-    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+    def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
         part, train, test, k = data.split(), data.train, data.test, self.k
         if k > len(part.rows):
             logging.warning("k=%d is more than there are training images: all %d vote", k, len(part.rows))
@@ -52,7 +53,9 @@ class KNN(Protocol):
         for endpoint in endpoints:
             start, features, held = time.time(), train.endpoints[endpoint], part.held.endpoints[endpoint]
 
-            def accuracy(bank, queries, labels, features=features):
+            def accuracy(
+                bank: np.ndarray, queries: np.ndarray, labels: np.ndarray, features: np.ndarray = features
+            ) -> float:
                 votes = nearest.vote(features, train.labels, bank, queries, min(k, len(bank)), self.temperature)
                 return float(np.mean(votes == labels))
 

@@ -13,7 +13,7 @@ Goyal et al. 2019 (arXiv 1905.01235) put a batch normalisation before each matri
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, Optional
 
 import numpy as np
@@ -24,12 +24,13 @@ from tfssl.data.ops.draws import Draws
 from tfssl.data.sources import identity
 from tfssl.downstream import splits
 from tfssl.downstream.features import extract as features
-from tfssl.downstream.features.encoder import CROPS
+from tfssl.downstream.features.encoder import CROPS, Images
+from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.results import Result
 from tfssl.downstream.solvers import sgd
 from tfssl.downstream.solvers.batch_norm import KINDS, BatchNorm
-from tfssl.downstream.solvers.lbfgs import moments
+from tfssl.downstream.solvers.lbfgs import Moments, moments
 from tfssl.downstream.solvers.resume import State
 from tfssl.errors import UserError, check_choice
 
@@ -45,7 +46,7 @@ class Linear(sgd.Classifier):
         return x @ self.kernel + self.bias  # BxC
 
 
-class LinearSGD(Protocol):
+class LinearSGD(Protocol[Features]):
     """Linear probe by SGD: softmax regression on new random crops in each epoch, all endpoints in one pass.
 
     With `augment`, `train` and `test` must be of `extract`: heads see new random crops of the images behind `train`, whose features serve
@@ -117,18 +118,15 @@ class LinearSGD(Protocol):
     def reads_train(self, held_out: bool) -> bool:
         return not self.augment or self.standardize or held_out
 
-    def endpoints(self, data: Data, names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
-        held_out = data.val is None and len(data.split().val)
+    def endpoints(self, data: Data[Features], names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
+        held_out = data.val is None and len(data.split().val) > 0
         return splits.endpoints([data.test, data.val, data.train if self.reads_train(held_out) else None], names)
 
-    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+    def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
         train, test, seed, names = data.train, data.test, data.seed, list(endpoints)
         part = data.split()
         sgd.check_epoch(self.epoch, part)
-        if self.augment and train.images is None:
-            raise UserError(
-                f"{train.source}: no images behind these features to take random crops of: set augment=False"
-            )
+        images = _images(train) if self.augment else None
         start = time.time()
         batch = min(self.batch_size, len(part.rows))
         rate = self.learning_rate * (batch / self.lr_scaling if self.lr_scaling else 1)
@@ -140,15 +138,16 @@ class LinearSGD(Protocol):
         finals, trials = heads[: len(names)], heads[-len(names) :]  # one and the same if nothing is held out
         on_val = sgd.Held(part.held, part.val, names, classes)
         on_test = sgd.Held(test, np.arange(len(test.labels)), names, classes)
-        key = self._key(data, names) if data.state_dir and train.images else None
+        key = self._key(data, names) if data.state_dir else None
         state = State(data.state_dir if key else None, key)
         done = state.epoch * plan.steps(len(part.rows))
-        if self.augment:
+        batches: Iterable[tuple[Any, tf.Tensor]]
+        if images:
             batches = _crops(train, part.rows, batch, seed, self.crops, done)
-            encode = train.images.large_batch_encoder(names, batch)
+            encode = images.large_batch_encoder(names, batch)
         else:
             batches = sgd.feature_batches(train, names, part.rows, batch, seed, done)
-            encode = lambda features: features  # noqa: E731
+            encode = _unchanged
 
         curve, losses, rate = sgd.train(
             heads,
@@ -193,7 +192,9 @@ class LinearSGD(Protocol):
                 seconds=time.time() - start,
             )
 
-    def _head(self, name, test, num_classes, fits_all, scale, seed):
+    def _head(
+        self, name: str, test: Features, num_classes: int, fits_all: bool, scale: Optional[Moments], seed: int
+    ) -> Linear:
         dims = test.endpoints[name].shape[1]
         channels = test.images.channels(name) if test.images else dims
         dtype = "float64" if test.endpoints[name].dtype == np.float64 else "float32"
@@ -210,27 +211,43 @@ class LinearSGD(Protocol):
             dtype=dtype,
         )
 
-    def _key(self, data, names):
-        """What a run depends on, for `State`; None where that cannot be told, since a source does not say what it is made of."""
-        sources = [identity.key(identity.of(part.images.source)) for part in data.parts]
-        if None in sources:
+    def _key(self, data: Data[Features], names: list[str]) -> Optional[dict[str, Any]]:
+        """What a run depends on, for `State`; None where that is not known: of features alone, or of a source that does not
+        say what it is made of."""
+        behind = [part.images for part in data.parts if part.images]
+        known = [identity.key(identity.of(images.source)) for images in behind]
+        if len(behind) < len(data.parts) or None in known:
             return None
         common = {name: getattr(data, name) for name in ("train_labels", "val_fraction", "seed")}
-        images = [(part.images.module.identity, known) for part, known in zip(data.parts, sources)]  # noqa: B905 (Python 3.9)
-        sizes = [(part.images.size, part.images.resize, part.images.pool, part.images.target) for part in data.parts]
+        modules = [(images.module.identity, content) for images, content in zip(behind, known)]  # noqa: B905 (Python 3.9)
+        sizes = [(images.size, images.resize, images.pool, images.target) for images in behind]
         rows = [hashlib.sha256(part.index.tobytes() + part.labels.tobytes()).hexdigest() for part in data.parts]
         settings = {name: str(value) for name, value in {**self.settings, **common}.items()}
-        return {**settings, "endpoints": names, "images": images, "sizes": sizes, "rows": rows, **features.versions()}
+        return {**settings, "endpoints": names, "images": modules, "sizes": sizes, "rows": rows, **features.versions()}
 
 
-def _crops(train, rows, batch_size, seed, crops="random", start_step=0):
+def _images(train: Features) -> Images:
+    """The images behind features; UserError where there are none."""
+    if train.images is None:
+        raise UserError(f"{train.source}: no images behind these features to take random crops of: set augment=False")
+    return train.images
+
+
+def _unchanged(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    return features
+
+
+def _crops(
+    train: Features, rows: np.ndarray, batch_size: int, seed: int, crops: str = "random", start_step: int = 0
+) -> tf.data.Dataset:
     """Batches for `sgd.train`: (images uint8 [B, S, S, 3], rows of `train`)."""
-    row = np.zeros(train.images.source.num_examples, np.int64)
-    row[train.index] = np.arange(len(train.index))
-    row = tf.constant(row)
-    if crops == "random" and train.images.size == train.images.resize:
+    images = _images(train)
+    row_of = np.zeros(images.source.num_examples, np.int64)
+    row_of[train.index] = np.arange(len(train.index))
+    row = tf.constant(row_of)
+    if crops == "random" and images.size == images.resize:
         logging.warning(
-            "image_size and resize are both %d: square images have one crop; augment=False is faster", train.images.size
+            "image_size and resize are both %d: square images have one crop; augment=False is faster", images.size
         )
-    data = train.images.random_crops(train.index[rows], batch_size, seed, crops, start_step)
+    data = images.random_crops(train.index[rows], batch_size, seed, crops, start_step)
     return data.map(lambda batch: (batch["image"], tf.gather(row, batch["index"])))

@@ -13,13 +13,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.downstream import splits
+from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.results import Result
-from tfssl.downstream.solvers.lbfgs import Fit, Problem, Rows, in_chunks, moments
+from tfssl.downstream.solvers.lbfgs import Fit, Moments, Problem, Rows, in_chunks, moments
 from tfssl.errors import UserError
 
 
-class Logistic(Protocol):
+class Logistic(Protocol[Features]):
     """Logistic regression: mean cross-entropy + l2 * ||W||^2, by L-BFGS.
 
     `value` is of a last fit to all training rows, `val_value` of one without the validation part; with a validation split one fit is both.
@@ -51,22 +52,22 @@ class Logistic(Protocol):
     def chooses(self) -> tuple[str, ...]:
         return ("l2",) if self.l2 == "select" else ()
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Data[Features]) -> None:
         self._split(data)
 
-    def _split(self, data):
+    def _split(self, data: Data[Features]) -> splits.Split:
         part = data.split()
         if self.l2 == "select" and not len(part.val):
             splits.nothing_to_choose_on(part, data.val_fraction)
         return part
 
-    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+    def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
         part = self._split(data)
         for endpoint in endpoints:
             yield self._evaluate(data.train, data.test, endpoint, part)
 
-    def _evaluate(self, train, test, endpoint, part):
-        start, features, l2 = time.time(), train.endpoints[endpoint], self.l2
+    def _evaluate(self, train: Features, test: Features, endpoint: str, part: splits.Split) -> Result:
+        start, features = time.time(), train.endpoints[endpoint]
         scale = moments(features, part.rows) if self.standardize else None
         classes, labels = np.unique(train.labels, return_inverse=True)
         fit_rows = Rows(features, labels, part.fit, scale)
@@ -74,11 +75,11 @@ class Logistic(Protocol):
         val_rows = Rows(part.held.endpoints[endpoint], held, part.val, scale)
 
         problem = Problem([fit_rows], len(classes), self.precondition)
-        if l2 == "published":
-            l2 = 100 / (features.shape[1] * (train.num_classes or len(classes)))
         start_at = None
-        if l2 == "select":
+        if self.l2 == "select":
             l2, start_at = select(problem, val_rows, self.max_iterations)
+        else:
+            l2 = l2_of(self.l2, features.shape[1], train.num_classes or len(classes))
         trial = start_at or problem.fit(l2, self.max_iterations)
         if part.fits_all:
             final = trial
@@ -122,6 +123,11 @@ def check_l2(l2: Union[str, float]) -> Union[str, float]:
     return value
 
 
+def l2_of(rule: Union[str, float], dims: int, num_classes: int) -> float:
+    """The published l2, 100 / (features * classes), or the number that is given."""
+    return 100 / (dims * num_classes) if rule == "published" else float(rule)
+
+
 def select(problem: Problem, val: Rows, max_iterations: int = 800) -> tuple[float, Fit]:
     """Choose l2 on validation rows: powers of ten, strong to weak, until their cross-entropy rises; then half powers.
 
@@ -133,15 +139,16 @@ def select(problem: Problem, val: Rows, max_iterations: int = 800) -> tuple[floa
     """
     # Relative to the features' variance, 0.1 leaves little but the class frequencies, and 1e-8 hardly restrains at all.
     strongest = math.floor(math.log10(0.1 * (problem.variance or 1.0)))
-    tried, fit = [], None  # (validation loss, exponent, Fit)
+    tried: list[tuple[float, float, Fit]] = []  # (validation loss, exponent, Fit)
+    fit: Optional[Fit] = None
 
-    def attempt(exponent, start):
+    def attempt(exponent: float, start: Optional[Fit]) -> Fit:
         fit = problem.fit(10.0**exponent, max_iterations, start)
         tried.append((evaluate(val, fit)[1], exponent, fit))
         return fit
 
-    for exponent in range(strongest, strongest - 8, -1):
-        fit = attempt(exponent, fit)
+    for power in range(strongest, strongest - 8, -1):
+        fit = attempt(power, fit)
         # A rise of less is no end: where l2 is too strong to learn anything, the loss wavers.
         if tried[-1][0] > 1.01 * min(t[0] for t in tried):
             break
@@ -163,7 +170,7 @@ def evaluate(rows: Rows, fit: Fit) -> tuple[float, float]:
     return right / rows.count, loss / rows.count
 
 
-def predict(features: np.ndarray, fit: Fit, scale: Optional[tuple] = None) -> np.ndarray:
+def predict(features: np.ndarray, fit: Fit, scale: Optional[Moments] = None) -> np.ndarray:
     """The most likely class of each row of float [N, D]: int64 [N]."""
     labels, predicted = np.zeros(len(features), int), []
     for part in in_chunks(np.arange(len(features)), features.shape[1]):

@@ -17,6 +17,7 @@ from typing import Any, Literal, Optional, Union
 import numpy as np
 
 from tfssl.downstream import splits
+from tfssl.downstream.features.extract import Features
 from tfssl.downstream.metrics import average_precision
 from tfssl.downstream.protocol import Data
 from tfssl.downstream.protocols.svm import Hinge, class_names, decide, mean, unit
@@ -66,25 +67,24 @@ class LowShot(Hinge):
     def work(self, train: int, test: int, dims: int) -> float:
         return (min(train, _HELD) + test) * dims
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Data[Features]) -> None:
         self._prepare(data)
 
-    def _prepare(self, data):
-        """(rows of the training features, their targets, test targets, validation targets)."""
-        rows, targets, test_targets, val_targets = data.one_vs_rest()
-        targets = targets[rows]
-        names = class_names(data.train, targets.shape[1])
-        for name, positives in zip(names, (targets > 0).sum(0)):  # noqa: B905 (Python 3.9)
+    def _prepare(self, data: Data[Features]) -> splits.Targets:
+        targets = data.one_vs_rest()
+        of_train = targets.train[targets.rows]
+        for name, positives in zip(class_names(data.train, of_train.shape[1]), (of_train > 0).sum(0)):  # noqa: B905 (Python 3.9)
             if positives < max(self.shots):
                 shots = ",".join(map(str, self.shots))
                 raise UserError(f"shots={shots}: class {name} has {positives} images in {data.train.source}")
-        if not (test_targets > 0).any():
+        if not (targets.test > 0).any():
             raise UserError(f"{data.test.source}: no image of any class to test on")
-        return rows, targets, test_targets, val_targets
+        return targets
 
-    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+    def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
         train, test, val, seed = data.train, data.test, data.val, data.seed
         rows, targets, test_targets, val_targets = self._prepare(data)
+        targets = targets[rows]
         labels = None if train.targets is not None else train.labels[rows]
         places = [sample_places(targets, labels, train.index[rows], seed, sample) for sample in range(self.samples)]
         drawn = np.flatnonzero(np.any([place.min(1) < max(self.shots) for place in places], 0))
@@ -94,14 +94,14 @@ class LowShot(Hinge):
         for endpoint in endpoints:
             svms = Rows(unit(train.endpoints[endpoint][rows[drawn]]), self.intercept_scaling)
             for k in self.shots:
-                start, gap = time.time(), 0.0
+                start, gaps = time.time(), []
                 on_test, on_val = np.zeros((2, self.samples, len(self.costs)))
                 for sample, place in enumerate(places):
                     fits = list(svms.path(y, weights * (place[drawn] < k), self.costs))
-                    gap = max(gap, max(fit.gap.max() for fit in fits))
+                    gaps += [float(fit.gap.max()) for fit in fits]
                     solution = [np.concatenate(part, -1) for part in zip(*map(svms.weights, fits))]  # noqa: B905
                     on_test[sample] = self._of_costs(solution, test.endpoints[endpoint], test_targets)
-                    if val is not None:
+                    if val is not None and val_targets is not None:
                         on_val[sample] = self._of_costs(solution, val.endpoints[endpoint], val_targets)
                     else:
                         outside = np.where(place[held] < k, 0, targets[held])
@@ -132,17 +132,17 @@ class LowShot(Hinge):
                         "ap": self.ap,
                         "positive_weight": self.positive_weight,
                         "intercept_scaling": self.intercept_scaling,
-                        "gap": gap,
+                        "gap": max(gaps),
                     },
                     seconds=time.time() - start,
                 )
 
-    def _of_costs(self, solution, features, targets):
+    def _of_costs(self, solution: Sequence[np.ndarray], features: np.ndarray, targets: np.ndarray) -> list[float]:
         """Mean average precision of the SVMs of each cost: list of float."""
         decisions = np.split(decide(features, *solution), len(self.costs), 1)
         return [mean(average_precision.each_class(targets, decision, self.ap)) for decision in decisions]
 
-    def _chosen_on(self, data):
+    def _chosen_on(self, data: Data[Features]) -> str:
         if self.choose == "test":
             return f"{data.test.source} (optimistic)"
         return data.val.source if data.val is not None else f"{data.train.source} outside of each sample"

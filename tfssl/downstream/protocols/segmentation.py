@@ -61,8 +61,12 @@ class SegmentationTask(Task):
 
     def prepare(self, maps: Maps, source: Source) -> None:
         self.classes = int(self.targets(maps)["mask"].max()) + 1
-        named = source.class_names and len(source.class_names) >= self.classes and source.num_classes is None
-        self.names = source.class_names[: self.classes] if named else [f"class {c}" for c in range(self.classes)]
+        names = (
+            source.class_names if source.num_classes is None else None
+        )  # with classes of images these have the names
+        self.names = list(names or ())[: self.classes]
+        if len(self.names) < self.classes:
+            self.names = [f"class {c}" for c in range(self.classes)]
         if self.classes < 2:
             raise UserError(
                 f"{source.spec} {source.split}: the masks tell no classes apart, with {self.ignore} standing for none"

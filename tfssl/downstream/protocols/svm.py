@@ -11,11 +11,12 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, NamedTuple, Optional, Union
 
 import numpy as np
 from absl import logging
 
+from tfssl.downstream import splits
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.metrics import average_precision
 from tfssl.downstream.protocol import Data, Protocol
@@ -30,7 +31,7 @@ COSTS = {
 }
 
 
-class Hinge(Protocol):
+class Hinge(Protocol[Features]):
     """What the protocols of squared-hinge SVMs share.
 
     Args:
@@ -56,6 +57,24 @@ class Hinge(Protocol):
         self.costs = check(costs, positive_weight=positive_weight, intercept_scaling=intercept_scaling)
         average_precision.check(ap)
         self.positive_weight, self.intercept_scaling, self.ap = positive_weight, intercept_scaling, ap
+
+
+class Classes(NamedTuple):
+    """What the SVMs learn.
+
+    Attributes:
+      names: of all C classes.
+      learned: int [L], the classes with positives and negatives in training.
+      tested: bool [C], whether a class has positives on test.
+      y: float [N, L], 1 or -1: targets of the training rows.
+      folds: bool [folds, N, L], the rows that a fold is tested on; no fold with a validation split.
+    """
+
+    names: list[str]
+    learned: np.ndarray
+    tested: np.ndarray
+    y: np.ndarray
+    folds: np.ndarray
 
 
 class SVM(Hinge):
@@ -91,45 +110,45 @@ class SVM(Hinge):
             train, dims
         )  # it works with the products of all pairs of rows where these are fewer than features
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Data[Features]) -> None:
         self._prepare(data)
 
-    def _prepare(self, data):
-        """(rows of the training features, test targets, validation targets, class names, classes that are learned, classes that are tested,
-        y [N, C], masks of the folds)."""
-        rows, targets, test_targets, val_targets = data.one_vs_rest()
-        targets = targets[rows]
-        names = class_names(data.train, targets.shape[1])
-        learned = np.flatnonzero((targets > 0).any(0) & (targets <= 0).any(0))
-        tested = (test_targets > 0).any(0)
+    def _prepare(self, data: Data[Features]) -> tuple[splits.Targets, Classes]:
+        targets = data.one_vs_rest()
+        of_train = targets.train[targets.rows]
+        names = class_names(data.train, of_train.shape[1])
+        learned = np.flatnonzero((of_train > 0).any(0) & (of_train <= 0).any(0))
+        tested = (targets.test > 0).any(0)
         if not tested[learned].any():
             raise UserError(
                 f"{data.test.source}: shows no class that has positives and negatives in {data.train.source}"
             )
-        y = np.where(targets[:, learned] > 0, 1.0, -1.0)
-        masks = fold_masks(y, self.folds, data.seed if self.shuffle_folds else None) if data.val is None else None
-        return rows, test_targets, val_targets, names, learned, tested, y, masks
+        y = np.where(of_train[:, learned] > 0, 1.0, -1.0)
+        folds = np.zeros((0, *y.shape), bool)
+        if data.val is None:
+            folds = fold_masks(y, self.folds, data.seed if self.shuffle_folds else None)
+        return targets, Classes(names, learned, tested, y, folds)
 
-    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+    def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
         train, test, val = data.train, data.test, data.val
-        rows, test_targets, val_targets, names, learned, tested, y, masks = self._prepare(data)
+        targets, (names, learned, tested, y, folds) = self._prepare(data)
         missing = [name for c, name in enumerate(names) if c not in learned or not tested[c]]
         if missing:
             logging.warning("left out, for want of positives or negatives in training or test: %s", ", ".join(missing))
         weights = np.where(y > 0, self.positive_weight, 1.0)
         for endpoint in endpoints:
             start, features = time.time(), train.endpoints[endpoint]
-            svms = Rows(unit(features[rows]), self.intercept_scaling)
-            if val is None:
-                scores = cross_validate(svms, y, weights, masks, self.costs)  # classes x costs
+            svms = Rows(unit(features[targets.rows]), self.intercept_scaling)
+            if val is None or targets.val is None:
+                scores = cross_validate(svms, y, weights, folds, self.costs)  # classes x costs
             else:
                 held = val.endpoints[endpoint]
-                scores = validate(svms, y, weights, self.costs, held, val_targets[:, learned], self.ap)
+                scores = validate(svms, y, weights, self.costs, held, targets.val[:, learned], self.ap)
             chosen = choose(scores)
             (fit,) = svms.path(y, weights, [np.array(self.costs)[chosen]])
             decision = decide(test.endpoints[endpoint], *svms.weights(fit))
-            precisions = average_precision.each_class(test_targets[:, learned], decision, self.ap)
-            details = {
+            precisions = average_precision.each_class(targets.test[:, learned], decision, self.ap)
+            details: dict[str, Any] = {
                 "features": features.shape[1],
                 "per_class": {names[c]: float(p) for c, p in zip(learned, precisions) if tested[c]},  # noqa: B905
                 "costs": {names[c]: self.costs[i] for c, i in zip(learned, chosen)},  # noqa: B905
@@ -147,9 +166,9 @@ class SVM(Hinge):
                 metric=self.metric,
                 value=mean(precisions),
                 val_value=mean(scores[np.arange(len(learned)), chosen]),
-                train_labels=len(rows),
+                train_labels=len(targets.rows),
                 chosen_on=val.source if val is not None else f"{self.folds} folds of {train.source}",
-                chance=average_precision.chance(test_targets[:, learned]),
+                chance=average_precision.chance(targets.test[:, learned]),
                 details=details,
                 seconds=time.time() - start,
             )

@@ -1,6 +1,7 @@
 """A picture of nearest images: test images, and the training images that an encoder holds to be most like them."""
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -8,6 +9,10 @@ from tfssl.data import pipeline
 from tfssl.data.sources.subset import Subset
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.solvers import nearest
+from tfssl.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 QUERIES = 10
 
@@ -74,18 +79,20 @@ def pictures(features: Features, rows: np.ndarray) -> np.ndarray:
     index = features.index[rows]
     unique = np.unique(index)
     images = features.images
+    if images is None:
+        raise UserError(f"{features.source}: no images behind these features to show")
     batches = pipeline.evaluation_crops(Subset(images.source, unique), images.size, images.resize, len(unique))
     batch = next(iter(batches))
     place = np.searchsorted(batch["index"].numpy()[: len(unique)], index)
     return batch["image"].numpy()[place]
 
 
-def _class(features, row):
+def _class(features: Features, row: int) -> str:
     label = int(features.labels[row])
     return "" if label < 0 else features.class_names[label] if features.class_names else str(label)
 
 
-def _show(axis, picture, text, color):
+def _show(axis: "Axes", picture: np.ndarray, text: str, color: str) -> None:
     axis.imshow(picture)
     axis.set_title(text, fontsize=6, pad=2)
     axis.set_xticks([])

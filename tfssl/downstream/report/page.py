@@ -8,12 +8,12 @@ import html
 import math
 import shlex
 from collections.abc import Iterable, Mapping
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from tfssl.downstream.report import plots
 from tfssl.downstream.report.table import cautions, spelled
-from tfssl.downstream.report.view import View
-from tfssl.downstream.results import PIXELS
+from tfssl.downstream.report.view import Cell, View
+from tfssl.downstream.results import PIXELS, Result
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --paper: #ffffff; --line: #d5dae0; --band: #f3f5f7; --mark: #fff3c4;
@@ -47,7 +47,8 @@ pre { background: var(--band); padding: .7rem .9rem; border-radius: 4px; white-s
 """
 
 
-Panels = Mapping[str, tuple[str, bytes]]
+About = Mapping[str, Any]  # what results.json says
+Panels = Mapping[str, tuple[str, bytes]]  # of nearest images: {module: (endpoint, PNG's bytes)}
 
 
 def page(
@@ -111,17 +112,17 @@ _AMOUNTS = (
 )
 
 
-def _e(text):
+def _e(text: object) -> str:
     """Any text as HTML; characters that XML and HTML do not know become a question mark."""
     return html.escape("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in str(text)))
 
 
-def _section(heading, *parts):
-    parts = [part for part in parts if part]
-    return f"<section><h2>{heading}</h2>\n" + "\n".join(parts) + "</section>" if parts else ""
+def _section(heading: str, *parts: str) -> str:
+    content = "\n".join(part for part in parts if part)
+    return f"<section><h2>{heading}</h2>\n{content}</section>" if content else ""
 
 
-def _subtitle(record):
+def _subtitle(record: About) -> str:
     parts = [
         f"{record[f'{part}_examples']} images {what}" for part, what in _PARTS.items() if record.get(f"{part}_examples")
     ]
@@ -134,21 +135,21 @@ def _subtitle(record):
 _PARTS = {"train": "to learn from", "val": "to choose on", "test": "to test on"}
 
 
-def _duration(seconds):
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _percent(value):
+def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _gain(value):
+def _gain(value: float) -> str:
     return f"{100 * value:+.1f}".replace("-", "\u2212")
 
 
-def _answer(view):
+def _answer(view: View) -> str:
     """One sentence: the best module on the first protocol, against its untrained network and pixels."""
     column = view.largest[0]
     of_module = {module: view.best[module, column] for module in view.trained if (module, column) in view.best}
@@ -177,7 +178,7 @@ def _answer(view):
     )
 
 
-def _glance(view):
+def _glance(view: View) -> str:
     """A row for each module, by its chosen endpoints; a column for each protocol."""
     columns, untrained = view.largest, view.untrained
     head = "".join(
@@ -188,7 +189,7 @@ def _glance(view):
         cells = []
         for i, column in enumerate(columns):
             r, rival = view.best.get((module, column)), view.rival_best(module, column)
-            cells.append(_glance_cell(r, r and rival and r.value - rival.value, i == 0))
+            cells.append(_glance_cell(r, r.value - rival.value if r and rival else None, i == 0))
         of = (
             f"<small>{_e(' '.join([', '.join(untrained[module]), 'untrained']))}</small>" if module in untrained else ""
         )
@@ -205,7 +206,7 @@ def _glance(view):
     )
 
 
-def _glance_cell(result, gain, main):
+def _glance_cell(result: Union[Result, Cell, None], gain: Optional[float], main: bool) -> str:
     """A table cell of a `Result` or a `Cell`."""
     kind = "n main" if main else "n"
     if result is None:
@@ -215,7 +216,7 @@ def _glance_cell(result, gain, main):
     return f'<td class="{kind}">{_percent(result.value)}{under}{named}</td>'
 
 
-def _precision(view, record):
+def _precision(view: View, record: About) -> str:
     """How far chance in the choice of test images reaches, at the answer's accuracy."""
     column, images = view.largest[0], record.get("test_examples")
     best = [view.best.get((module, column)) for module in view.trained]
@@ -230,17 +231,17 @@ def _precision(view, record):
     )
 
 
-def _left_out(record):
+def _left_out(record: About) -> str:
     notes = "".join(f"<li>{_e(note)}</li>" for note in record.get("notes", []))
     return f"<h3>Notes</h3><ul>{notes}</ul>" if notes else ""
 
 
-def _image(png, text, width=None):
+def _image(png: bytes, text: str, width: Optional[int] = None) -> str:
     size = f' width="{width}"' if width else ""
     return f'<img alt="{_e(text)}"{size} src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
-def _plot(png, text):
+def _plot(png: Optional[bytes], text: str) -> str:
     if png is None:
         return ""
     width = round(int.from_bytes(png[16:20], "big") / 1.5)  # of the PNG's header: all plots at one scale
@@ -248,14 +249,14 @@ def _plot(png, text):
     return f"<figure>{picture}<figcaption>{_e(text)}</figcaption></figure>"
 
 
-def _neighbors(view, panels):
+def _neighbors(view: View, panels: Panels) -> str:
     """Each module's, and beside it its untrained network's."""
     if not panels:
         return ""
-    order = []
+    order: list[str] = []
     for module in [name for name in panels if name not in view.untrained]:
         rival = view.rival(module)
-        order += [module, rival] if rival in panels else [module]
+        order += [module, rival] if rival is not None and rival in panels else [module]
     order += [name for name in panels if name not in order]
     figures = []
     for module in order:
@@ -270,27 +271,27 @@ def _neighbors(view, panels):
     )
 
 
-def _pictures(view):
+def _pictures(view: View) -> str:
     """What results offer to look at: those of chosen endpoints, or all where nothing was chosen."""
-    offered = [r for r in view.results if r.picture]
-    chosen = [r for r in offered if r.chosen or r.of_pixels]
+    offered = [(r, r.picture) for r in view.results if r.picture]
+    chosen = [(r, picture) for r, picture in offered if r.chosen or r.of_pixels]
     figures = []
-    for r in chosen if any(r.chosen for r in chosen) else offered:
-        png = r.picture if isinstance(r.picture, bytes) else _read(r.picture)
+    for r, picture in chosen if any(r.chosen for r, _ in chosen) else offered:
+        png = picture if isinstance(picture, bytes) else _read(picture)
         of = PIXELS if r.of_pixels else f"{r.module}, {r.endpoint}"
         text = f"{r.protocol}: {of}: {r.metric} {_percent(r.value)} %"
         figures.append(f"<figure>{_image(png, text)}<figcaption>{_e(text)}</figcaption></figure>")
     return f'<div class="pictures">{"".join(figures)}</div>' if figures else ""
 
 
-def _read(path):
+def _read(path: str) -> bytes:
     import tensorflow as tf
 
     with tf.io.gfile.GFile(path, "rb") as f:
         return f.read()
 
 
-def _tables(view):
+def _tables(view: View) -> str:
     """A table per protocol, with all endpoints and columns."""
     tables = []
     for protocol in dict.fromkeys(column[0] for column in view.columns):
@@ -318,7 +319,7 @@ def _tables(view):
     return f'{key}<div class="side">{"".join(tables)}</div>'
 
 
-def _cell(cell):
+def _cell(cell: Optional[Cell]) -> str:
     if cell is None:
         return '<td class="n"></td>'
     if cell.chosen:
@@ -326,12 +327,12 @@ def _cell(cell):
     return f'<td class="n">{_percent(cell.value)}</td>'
 
 
-def _facts(view, record):
+def _facts(view: View, record: About) -> str:
     """Command, data, modules, versions, settings."""
     results, flags = view.results, record.get("flags", {})
-    where = {}
+    chosen_on: dict[str, list[str]] = {}
     for protocol, on in dict.fromkeys((r.protocol, r.chosen_on) for r in results):
-        where.setdefault(on or "nothing was chosen", []).append(protocol)
+        chosen_on.setdefault(on or "nothing was chosen", []).append(protocol)
     unreadable = [
         f"{part}: {name}"
         for about in record["modules"].values()
@@ -347,7 +348,7 @@ def _facts(view, record):
             for part, its in record.get("data", {}).items()
         ),
         "reported on": ", ".join(dict.fromkeys(r.reported_on for r in results if r.reported_on)),
-        "chosen on": "; ".join(f"{', '.join(protocols)}: {on}" for on, protocols in where.items()),
+        "chosen on": "; ".join(f"{', '.join(protocols)}: {on}" for on, protocols in chosen_on.items()),
         "unreadable images": f"{len(unreadable)}: {', '.join(unreadable[:5])}"
         if unreadable
         else "none"
@@ -376,18 +377,18 @@ def _facts(view, record):
     return "\n".join(parts)
 
 
-def _quoted(argument):
+def _quoted(argument: str) -> str:
     """An argument as a shell takes it; of --name=value the value is quoted, if anything must be."""
     name, equals, value = argument.partition("=")
     named = equals and name.startswith("--") and shlex.quote(name) == name
     return f"{name}={shlex.quote(value)}" if named and value else shlex.quote(argument)
 
 
-def _setting(value):
+def _setting(value: object) -> object:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _modules(record):
+def _modules(record: About) -> str:
     rows = []
     for name, about in record["modules"].items():
         size = f"{about['image_size']} of {about['resize']}" if "image_size" in about else ""

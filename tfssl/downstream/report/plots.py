@@ -3,10 +3,18 @@
 import io
 import logging
 import warnings
-from typing import Optional
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Optional
+
+import numpy as np
 
 from tfssl.downstream.report.view import View
-from tfssl.downstream.results import PIXELS
+from tfssl.downstream.results import PIXELS, Column
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Style = Mapping[str, Any]  # Matplotlib's keyword arguments of a line
 
 _COLORS = (
     "#4477aa",
@@ -41,7 +49,7 @@ def bars(view: View, title: str = "") -> bytes:
             )
             for place, r in zip(places, rows):  # noqa: B905
                 note = f"{100 * r.value:.1f}" + ("\n\u2605" if r.chosen else "")
-                style = {
+                style: Style = {
                     "ha": "center",
                     "va": "bottom",
                     "fontsize": 7,
@@ -52,8 +60,8 @@ def bars(view: View, title: str = "") -> bytes:
         levels, pixels = view.levels[column], view.pixels.get(column)
         lines = [(PIXELS, pixels.value, "--")] if pixels else []
         lines += [("chance", levels["chance"], ":")] if "chance" in levels else []
-        for name, value, style in lines:
-            axis.axhline(100 * value, color="#444444", linewidth=1, linestyle=style, label=name, zorder=1)
+        for name, value, dashes in lines:
+            axis.axhline(100 * value, color="#444444", linewidth=1, linestyle=dashes, label=name, zorder=1)
         axis.set_ylabel(f"{view.headings[column]}\ntest {view.metrics[column]}, %")
         axis.set_xticks(range(len(endpoints)), [_plain(endpoint) for endpoint in endpoints])
         highest = max([r.value for r in view.of_column(column)] + list(levels.values()))
@@ -64,9 +72,9 @@ def bars(view: View, title: str = "") -> bytes:
     drawn = dict(zip(*reversed(axes[0].get_legend_handles_labels())))  # noqa: B905
     shown = [_plain(module) for module in modules]
     names = [*shown, *(label for label in drawn if label not in shown)]
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "ncols": 3 if len(names) > 4 else len(names)}
+    legend: Style = {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "ncols": 3 if len(names) > 4 else len(names)}
     axes[0].legend(
-        [drawn[n] for n in names], names, **place, frameon=False, fontsize=8, title=_plain(title), alignment="left"
+        [drawn[n] for n in names], names, **legend, frameon=False, fontsize=8, title=_plain(title), alignment="left"
     )
     return _png(figure)
 
@@ -75,7 +83,7 @@ def epochs(view: View, title: str = "") -> bytes:
     """Accuracy over epochs, as the 2019 study's figure 8: a panel per module and column of the table, a line per endpoint; bold on
     validation, thin on test. A PNG."""
     results = [r for r in view.results if "curve" in r.details]
-    modules = list(dict.fromkeys(r.module for r in results if not r.of_pixels)) or [None]
+    modules = list(dict.fromkeys(r.module for r in results if not r.of_pixels)) or [""]  # pixels alone
     columns = list(dict.fromkeys(r.column for r in results))
     endpoints = list(dict.fromkeys(r.endpoint for r in results))
     size = 1.0 + 4.2 * len(modules), 1.2 + 2.9 * len(columns)
@@ -87,13 +95,13 @@ def epochs(view: View, title: str = "") -> bytes:
                 if r.column != column or r.module != module and not r.of_pixels:
                     continue
                 number, on_val, on_test = zip(*r.details["curve"])  # noqa: B905
-                line = {"color": _COLORS[endpoints.index(r.endpoint) % len(_COLORS)]}
+                line: dict[str, Any] = {"color": _COLORS[endpoints.index(r.endpoint) % len(_COLORS)]}
                 line["linestyle"] = "--" if r.of_pixels else "-"
                 if on_val[0] is not None:
                     axis.plot(number, [100 * v for v in on_val], label=_plain(r.endpoint), linewidth=1.8, **line)
                 label = _plain(r.endpoint) if on_val[0] is None else None
                 axis.plot(number, [100 * v for v in on_test], label=label, linewidth=0.7, **line)
-            axis.set_title("" if module is None else _plain(module), fontsize=9, loc="left")
+            axis.set_title(_plain(module), fontsize=9, loc="left")
             axis.grid(color="#dddddd", linewidth=0.6)
             axis.spines[["top", "right"]].set_visible(False)
             axis.set_xlabel("epoch")
@@ -105,7 +113,7 @@ def epochs(view: View, title: str = "") -> bytes:
     for each in grid.flat:
         drawn.update(dict(zip(*reversed(each.get_legend_handles_labels()))))  # noqa: B905
     names = [n for n in [*map(_plain, endpoints), "validation", "test"] if n in drawn]
-    place = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 8, "alignment": "left"}
+    place: Style = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 8, "alignment": "left"}
     figure.legend([drawn[n] for n in names], names, title=_plain(title), **place)
     return _png(figure)
 
@@ -142,7 +150,7 @@ def layers(view: View) -> Optional[bytes]:
 def amounts(view: View) -> Optional[bytes]:
     """How much labels help: a panel per protocol with several numbers of labels, or of images of each class; a line per module, of its
     best endpoint (see `View`). A PNG; None where all have but one number."""
-    panels = {}  # (protocol, what is varied) -> columns
+    panels: dict[tuple[str, str], list[Column]] = {}  # (protocol, what is varied) -> columns
     for column in view.columns:
         protocol, labels, shots = column
         most = max(c[1] for c in view.columns if c[0] == protocol)
@@ -156,20 +164,20 @@ def amounts(view: View) -> Optional[bytes]:
     styles = _styles(view)
     figure, axes = _panels(len(panels))
     for axis, ((protocol, varied), columns) in zip(axes, panels.items()):  # noqa: B905
-        place = 1 if varied == "training labels" else 2
-        columns = sorted(columns, key=lambda column: column[place])
+        amount = {column: column[1] if varied == "training labels" else column[2] or 0 for column in columns}
+        columns = sorted(columns, key=lambda column: amount[column])
         for module, style in styles.items():
-            points = [(c[place], view.best[module, c]) for c in columns if (module, c) in view.best]
+            points = [(amount[c], view.best[module, c]) for c in columns if (module, c) in view.best]
             spread = [100 * r.details.get("interval", r.details.get("std", 0.0)) for _, r in points]
             x, y = [x for x, _ in points], [100 * r.value for _, r in points]
             axis.errorbar(x, y, spread if any(spread) else None, **style, marker="o", markersize=3, capsize=2)
         pixels = [c for c in columns if c in view.pixels]
-        axis.plot([c[place] for c in pixels], [100 * view.pixels[c].value for c in pixels], **_PIXELS)
+        axis.plot([amount[c] for c in pixels], [100 * view.pixels[c].value for c in pixels], **_PIXELS)
         chance = view.levels[columns[0]].get("chance")
         if chance is not None:
             axis.axhline(100 * chance, **_CHANCE)
         axis.set_xscale("log")
-        ticks = sorted({c[place] for c in columns})
+        ticks = sorted(set(amount.values()))
         axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=8)
         axis.set_xticks([], minor=True)
         axis.set_xlabel(varied, fontsize=9)
@@ -179,13 +187,13 @@ def amounts(view: View) -> Optional[bytes]:
     return _png(figure)
 
 
-_PIXELS = {"color": "#444444", "linestyle": "-.", "linewidth": 1.2}
-_CHANCE = {"color": "#444444", "linestyle": ":", "linewidth": 1.2}
+_PIXELS: Style = {"color": "#444444", "linestyle": "-.", "linewidth": 1.2}
+_CHANCE: Style = {"color": "#444444", "linestyle": ":", "linewidth": 1.2}
 
 
-def _styles(view):
+def _styles(view: View) -> dict[str, Style]:
     """{module: how its line is drawn}."""
-    styles = {}
+    styles: dict[str, Style] = {}
     for module in view.modules:
         number = len([m for m in styles if m not in view.untrained])
         if module in view.untrained:
@@ -196,7 +204,7 @@ def _styles(view):
     return styles
 
 
-def _panels(count):
+def _panels(count: int) -> "tuple[Figure, np.ndarray]":
     """(figure, axes) of small panels side by side, three in a row."""
     wide = min(count, 3)
     tall = -(-count // wide)
@@ -211,7 +219,7 @@ def _panels(count):
     return figure, axes[:count]
 
 
-def _legend(figure, styles, view, star=""):
+def _legend(figure: "Figure", styles: Mapping[str, Style], view: View, star: str = "") -> None:
     from matplotlib.lines import Line2D
 
     lines = {_plain(module): Line2D([], [], **style) for module, style in styles.items()}
@@ -221,11 +229,11 @@ def _legend(figure, styles, view, star=""):
         lines["chance"] = Line2D([], [], **_CHANCE)
     if star:
         lines[star] = Line2D([], [], color="#444444", linestyle="", marker="*", markersize=10)
-    place = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 9}
+    place: Style = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 9}
     figure.legend(list(lines.values()), list(lines), **place)
 
 
-def _figure(width, height):
+def _figure(width: float, height: float) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -235,7 +243,7 @@ def _figure(width, height):
     return figure
 
 
-def _png(figure):
+def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that its font lacks
@@ -243,7 +251,7 @@ def _png(figure):
     return buffer.getvalue()
 
 
-def _plain(text, most=40):
+def _plain(text: str, most: int = 40) -> str:
     """A name as it is, but short: Matplotlib would read dollars as formulas, and leave what begins with _ out of legends."""
     text = " ".join(str(text).split())
     text = text if len(text) <= most else text[: most - 1] + "\u2026"

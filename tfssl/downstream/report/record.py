@@ -26,7 +26,7 @@ class Record:
     Attributes:
       results: list of `Result`, with module and `chosen`.
       notes: lines, of what was left out, shortened or refused.
-      refused: {what was refused: reason}, of what was asked for by name.
+      refused: {reason: what was refused}, of what was asked for by name.
       modules, panels, facts: as `report.save` wants them.
     """
 
@@ -40,7 +40,11 @@ class Record:
     ) -> None:
         self.folder, self.order, self.say, self.check = folder, list(order), say, check
         self.facts = {"baselines": {}, **facts}
-        self.results, self.notes, self.refused, self.modules, self.panels = [], [], {}, {}, {}
+        self.results: list[Result] = []
+        self.notes: list[str] = []
+        self.refused: dict[str, str] = {}
+        self.modules: dict[str, dict[str, Any]] = {}
+        self.panels: dict[str, tuple[str, bytes]] = {}
 
     def note(self, text: str) -> None:
         """Tell a line, once; each module says so."""
@@ -70,10 +74,10 @@ class Record:
                 path = os.path.join(self.folder, "results.json")
                 report.write(path, self.results, **{"versions": report.versions(), **self._about(finished=False)})
 
-    def _place(self, protocol):
+    def _place(self, protocol: str) -> int:
         return self.order.index(protocol) if protocol in self.order else len(self.order)
 
-    def _about(self, **more):
+    def _about(self, **more: Any) -> dict[str, Any]:
         refused = [f"{what}: {reason}" for reason, what in self.refused.items()]
         return {**self.facts, "modules": self.modules, "notes": self.notes, "refused": refused, **more}
 

@@ -1,9 +1,9 @@
 """An evaluation as text: its table, what must be known to read it, and a line for each result as it comes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tfssl.downstream.report.view import View, headings
+from tfssl.downstream.report.view import Cell, View, headings
 from tfssl.downstream.results import Result
 
 _METRICS = {  # in words, what is no accuracy
@@ -34,7 +34,7 @@ def of_view(view: View) -> str:
             name = row.module if j == 0 or not row.endpoint else ""
             lines.append([name, row.endpoint, *(_cell(row.cells[c]) if c in row.cells else "" for c in view.columns)])
     widths = [max(len(line[i]) for line in lines if line) for i in range(len(lines[0]))]
-    text = []
+    text: list[str] = []
     for part in _parts(widths[2:], _WIDEST - sum(widths[:2])):
         shown = [0, 1, *(2 + i for i in part)]
         block = [
@@ -47,13 +47,14 @@ def of_view(view: View) -> str:
     return "\n".join([*text, *notes(view.results)])
 
 
-def _cell(cell):
+def _cell(cell: Cell) -> str:
     return f"{100 * cell.value:.1f}" + ("*" if cell.chosen else " ")
 
 
-def _parts(widths, most):
+def _parts(widths: Sequence[int], most: int) -> list[list[int]]:
     """The columns' numbers, in as many lists as it takes to keep the sum of their widths below `most`."""
-    parts, used = [[]], 0
+    parts: list[list[int]] = [[]]
+    used = 0
     for i, width in enumerate(widths):
         if used + width + 2 > most and parts[-1]:
             parts.append([])
@@ -63,7 +64,7 @@ def _parts(widths, most):
     return parts
 
 
-def _aligned(line, widths):
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
     cells = [cell.ljust(widths[i]) if i < 2 else cell.rjust(widths[i]) for i, cell in enumerate(line)]
     return "  ".join(cells).rstrip()
 
@@ -75,10 +76,10 @@ def spelled(metric: str) -> str:
 
 def notes(results: list[Result]) -> list[str]:
     """What must be known to read the table: lines."""
-    of_metric = {}
-    for r in results:
-        if not r.metric.endswith("accuracy"):
-            of_metric.setdefault(r.metric, dict.fromkeys([r.protocol]))[r.protocol] = None
+    of_metric: dict[str, list[str]] = {}
+    for metric, protocol in dict.fromkeys((r.metric, r.protocol) for r in results):
+        if not metric.endswith("accuracy"):
+            of_metric.setdefault(metric, []).append(protocol)
     order = [metric for metric in (*_METRICS, *of_metric) if metric in of_metric]
     named = "; ".join(f"{', '.join(of_metric[metric])}: {spelled(metric)}" for metric in dict.fromkeys(order))
     measure = f"test accuracy ({named})" if named else "test accuracy"

@@ -68,33 +68,35 @@ class View:
         untrained: Optional[Mapping[str, Sequence[str]]] = None,
     ) -> "View":
         """Of results, or records of results.json; `baselines` are accuracies, see `baselines`."""
-        results, untrained = [Result.of(r) for r in results], {k: list(v) for k, v in (untrained or {}).items()}
-        by_column, of_modules = {}, {}
-        for r in results:
+        rows = [Result.of(record) for record in results]
+        networks = {name: list(modules) for name, modules in (untrained or {}).items()}
+        by_column: dict[Column, list[Result]] = {}
+        of_modules: dict[str, list[Result]] = {}
+        for r in rows:
             by_column.setdefault(r.column, []).append(r)
             if not r.of_pixels:
                 of_modules.setdefault(r.module, []).append(r)
         columns, modules = list(by_column), list(of_modules)
-        levels = {column: _levels(rows, baselines or {}) for column, rows in by_column.items()}
-        pixels = {r.column: r for r in results if r.of_pixels}
+        levels = {column: _levels(each, baselines or {}) for column, each in by_column.items()}
+        pixels = {r.column: r for r in rows if r.of_pixels}
         others = [Row(PIXELS, "", {column: Cell(r.value, r.chosen, PIXELS) for column, r in pixels.items()})]
         for name in dict.fromkeys(name for of_column in levels.values() for name in of_column):
             others.append(Row(name, "", {c: Cell(level[name]) for c, level in levels.items() if name in level}))
-        best = {}
-        for module, rows in of_modules.items():
-            for r in reversed(rows):  # the deepest, unless one is chosen
+        best: dict[tuple[str, Column], Result] = {}
+        for module, own in of_modules.items():
+            for r in reversed(own):  # the deepest, unless one is chosen
                 if (module, r.column) not in best or r.chosen:
                     best[module, r.column] = r
         return cls(
-            results=results,
-            untrained=untrained,
+            results=rows,
+            untrained=networks,
             columns=columns,
             headings=headings(columns),
-            metrics={column: rows[0].metric for column, rows in by_column.items()},
+            metrics={column: each[0].metric for column, each in by_column.items()},
             largest=_largest(columns),
             modules=modules,
-            trained=[name for name in modules if name not in untrained] or modules,
-            groups=[_rows(module, rows) for module, rows in of_modules.items()],
+            trained=[name for name in modules if name not in networks] or modules,
+            groups=[_rows(module, own) for module, own in of_modules.items()],
             others=[row for row in others if row.cells],
             levels=levels,
             pixels=pixels,
@@ -112,7 +114,8 @@ class View:
 
     def rival_best(self, module: str, column: Column) -> Optional[Result]:
         """The best of the untrained network of a module in one column; None where there is none."""
-        return self.best.get((self.rival(module), column))
+        rival = self.rival(module)
+        return None if rival is None else self.best.get((rival, column))
 
     def starred(self, module: str) -> Optional[str]:
         """The endpoint that validation chose for a module, under its first protocol at most labels; None where none was."""
@@ -123,20 +126,20 @@ class View:
         return next((r.endpoint for r in reversed(of_module) if r.chosen and r.column == first), None)
 
 
-def _rows(module, results):
+def _rows(module: str, results: Sequence[Result]) -> list[Row]:
     endpoints = dict.fromkeys(r.endpoint for r in results)
     cells = {e: {r.column: Cell(r.value, r.chosen, e) for r in results if r.endpoint == e} for e in endpoints}
     return [Row(module, endpoint, cells[endpoint]) for endpoint in endpoints]
 
 
-def _levels(rows, baselines):
+def _levels(rows: Sequence[Result], baselines: Mapping[str, float]) -> dict[str, float]:
     own = [r.chance for r in rows if r.chance is not None]
     return {"chance": own[0]} if own else dict(baselines) if rows[0].metric == "accuracy" else {}
 
 
-def _largest(columns):
-    """Of each protocol the column with most labels, and largest k: a list."""
-    largest = {}
+def _largest(columns: Sequence[Column]) -> list[Column]:
+    """Of each protocol the column with most labels, and largest k."""
+    largest: dict[str, Column] = {}
     for column in columns:
         largest[column[0]] = max(largest.get(column[0], column), column, key=lambda c: (c[1], c[2] or 0))
     return list(largest.values())

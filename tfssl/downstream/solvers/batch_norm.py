@@ -1,5 +1,7 @@
 """Batch normalisation before a linear classifier, as Goyal et al. 2019 (arXiv 1905.01235) have it on pooled maps."""
 
+from typing import Optional
+
 import tensorflow as tf
 
 KINDS = ("none", "fixed", "learned")
@@ -18,7 +20,7 @@ class BatchNorm(tf.Module):
       epsilon: added to the variance.
     """
 
-    def __init__(self, channels, learned=False, dtype="float32", epsilon=1e-5):
+    def __init__(self, channels: int, learned: bool = False, dtype: str = "float32", epsilon: float = 1e-5) -> None:
         super().__init__()
         self.channels, self.epsilon = channels, epsilon
         self.count = tf.Variable(tf.zeros([], tf.float64), trainable=False)  # of rows
@@ -30,7 +32,7 @@ class BatchNorm(tf.Module):
             self.shift = tf.Variable(tf.zeros([channels], dtype))
         self.learned = learned
 
-    def __call__(self, x, weight=None):
+    def __call__(self, x: tf.Tensor, weight: Optional[tf.Tensor] = None) -> tf.Tensor:
         """[B, D] -> [B, D]; with `weight` [B] as in training: rows of weight 0 do not count in the statistics."""
         maps = tf.reshape(x, [-1, x.shape[1] // self.channels, self.channels])  # BxPxC
         mean, variance = self._over_all() if weight is None else self._over_batch(maps, weight)
@@ -38,7 +40,7 @@ class BatchNorm(tf.Module):
         maps = (maps - tf.cast(mean, x.dtype)) * factor
         return tf.reshape(maps * self.scale + self.shift if self.learned else maps, tf.shape(x))
 
-    def _over_batch(self, maps, weight):
+    def _over_batch(self, maps: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         rows = tf.reduce_sum(weight)
         share = tf.math.divide_no_nan(weight, rows)[:, None, None] / maps.shape[1]  # Bx1x1
         mean = tf.reduce_sum(share * maps, [0, 1])  # C
@@ -48,6 +50,6 @@ class BatchNorm(tf.Module):
         self.sums.assign_add(rows * tf.stack([exact[0], exact[1] + exact[0] ** 2]))
         return mean, variance
 
-    def _over_all(self):
+    def _over_all(self) -> tuple[tf.Tensor, tf.Tensor]:
         mean, square = tf.unstack(tf.math.divide_no_nan(self.sums, self.count))
         return mean, tf.maximum(square - mean**2, 0)

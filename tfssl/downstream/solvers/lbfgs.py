@@ -10,6 +10,8 @@ objective, and its minimum, are exactly the same.
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -23,6 +25,9 @@ _RESIDENT = 8 << 30  # bytes of features that may stay on an accelerator; more a
 _one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
 
+Moments = tuple[np.ndarray, np.ndarray]  # mean and standard deviation of each feature, float64 [D]
+
+
 class Rows:
     """Some rows of one endpoint, and their labels, in chunks of tensors: float32, or float64 if the features are.
 
@@ -32,10 +37,13 @@ class Rows:
       moments: (mean, standard deviation) [D] to standardise by; None: as they are.
     """
 
-    def __init__(self, features, labels, chosen, moments=None):
+    def __init__(
+        self, features: np.ndarray, labels: np.ndarray, chosen: np.ndarray, moments: Optional[Moments] = None
+    ) -> None:
         dtype = np.float64 if features.dtype == np.float64 else np.float32
         size = len(chosen) * features.shape[1] * np.dtype(dtype).itemsize
-        self.count, self.dims, self.dtype, self.chunks = len(chosen), features.shape[1], dtype, []
+        self.count, self.dims, self.dtype = len(chosen), features.shape[1], dtype
+        self.chunks: list[tuple[tf.Tensor, tf.Tensor]] = []
         with tf.device("CPU" if size > _RESIDENT else None):
             for part in in_chunks(chosen, self.dims):
                 values = features[part].astype(dtype)
@@ -64,7 +72,7 @@ class Problem:
       precondition: whether to work in centred, decorrelated coordinates.
     """
 
-    def __init__(self, parts, num_classes, precondition=True):
+    def __init__(self, parts: Sequence[Rows], num_classes: int, precondition: bool = True) -> None:
         self.chunks = [chunk for part in parts for chunk in part.chunks]
         self.count, self.dims = sum(part.count for part in parts), parts[0].dims
         self.dtype, self.num_classes, self.precondition = parts[0].dtype, num_classes, precondition
@@ -75,10 +83,10 @@ class Problem:
         if precondition:
             self._components = self._leading_components()
 
-    def objective(self, weights, bias, l2):
+    def objective(self, weights: np.ndarray, bias: np.ndarray, l2: float) -> tuple[float, np.ndarray, np.ndarray]:
         """(loss, gradient by weights [D, C], gradient by bias [C]), float64."""
         w, b = tf.constant(weights, self.dtype), tf.constant(bias, self.dtype)
-        loss, dw, db = 0.0, 0.0, 0.0
+        loss, dw, db = 0.0, np.zeros_like(weights), np.zeros_like(bias)
         for x, y in self.chunks:
             terms = [t.numpy().astype(np.float64) for t in _cross_entropy(x, y, w, b)]
             loss, dw, db = loss + float(terms[0]), dw + terms[1], db + terms[2]
@@ -86,16 +94,16 @@ class Problem:
         return loss, dw / self.count + 2 * l2 * weights, db / self.count
 
     @_one_blas_thread
-    def fit(self, l2, max_iterations=800, start=None, **options):
+    def fit(self, l2: float, max_iterations: int = 800, start: Optional[Fit] = None, **options: Any) -> Fit:
         """Minimise, from a Fit or from zero; returns a Fit. `options` go to SciPy, whose tolerances are the default."""
         apply, invert, bias_scale, mean = self._coordinates(l2)
         shape = self.dims, self.num_classes
 
-        def unpack(point):
+        def unpack(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             weights = apply(point[: -self.num_classes].reshape(shape))
             return weights, point[-self.num_classes :] * bias_scale - mean @ weights
 
-        def function(point):
+        def function(point: np.ndarray) -> tuple[float, np.ndarray]:
             weights, bias = unpack(point)
             loss, dw, db = self.objective(weights, bias, l2)
             return loss, np.concatenate([apply(dw - np.outer(mean, db)).ravel(), db * bias_scale])
@@ -110,7 +118,9 @@ class Problem:
         # Status 2: the line search can gain no more in this precision. 1 is the limit.
         return Fit(*unpack(found.x), float(found.fun), int(found.nit), found.status != 1)
 
-    def _coordinates(self, l2):
+    def _coordinates(
+        self, l2: float
+    ) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray], float, np.ndarray]:
         """(P, its inverse, scale of the bias, mean); P is symmetric, a function of [D, C]; without precondition: 1."""
         if not self.precondition:
             return (lambda v: v), (lambda w: w), 1.0, np.zeros(self.dims)
@@ -121,16 +131,16 @@ class Problem:
         outer = math.sqrt(curvature * rest + 2 * l2 + tiny)
         inner = np.sqrt(curvature * values + 2 * l2 + tiny)
 
-        def apply(v):
+        def apply(v: np.ndarray) -> np.ndarray:
             return v / outer + vectors @ ((1 / inner - 1 / outer)[:, None] * (vectors.T @ v))
 
-        def invert(w):
+        def invert(w: np.ndarray) -> np.ndarray:
             return w * outer + vectors @ ((inner - outer)[:, None] * (vectors.T @ w))
 
         return apply, invert, curvature**-0.5, self.mean
 
     @_one_blas_thread
-    def _leading_components(self):
+    def _leading_components(self) -> tuple[np.ndarray, np.ndarray, float]:
         """(vectors [D, k], variances [k], mean variance of each remaining direction), by subspace iteration.
 
         They need not be accurate, for any invertible P leaves the objective as it is. But vectors must be orthonormal.
@@ -145,22 +155,22 @@ class Problem:
         rest = max(self.variance - values.sum(), 0) / max(self.dims - k, 1)
         return vectors, values, min(rest, values[-1])
 
-    def _covariance_times(self, vectors):
+    def _covariance_times(self, vectors: np.ndarray) -> np.ndarray:
         v = tf.constant(vectors, self.dtype)
         offset = tf.constant(self.mean @ vectors, self.dtype)
         product = sum(_gram_times(x, v, offset).numpy().astype(np.float64) for x, _ in self.chunks)
         return product / self.count  # (x - mean) v sums to zero over the rows, so x^T of it needs no centring
 
 
-def in_chunks(rows, dims):
+def in_chunks(rows: np.ndarray, dims: int) -> list[np.ndarray]:
     """Row numbers cut into pieces whose features are _CHUNK_VALUES values at most."""
     size = max(_CHUNK_VALUES // dims, 1)
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-def moments(features, rows):
+def moments(features: np.ndarray, rows: np.ndarray) -> Moments:
     """(mean, standard deviation) over some rows, float64 [D]; a constant feature gets standard deviation 1."""
-    total, squares = 0.0, 0.0
+    total, squares = np.zeros((2, features.shape[1]))
     for part in in_chunks(rows, features.shape[1]):
         x = features[part].astype(np.float64)
         total, squares = total + x.sum(0), squares + (x**2).sum(0)
@@ -169,13 +179,13 @@ def moments(features, rows):
     return mean, np.where(std > 1e-6 * np.abs(mean), std, 1.0)
 
 
-def _sums(x):
+def _sums(x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
     x = tf.cast(x, tf.float64)
     return tf.reduce_sum(x, 0).numpy(), tf.reduce_sum(x * x, 0).numpy()
 
 
 @tf.function(reduce_retracing=True, autograph=False)
-def _cross_entropy(x, y, w, b):
+def _cross_entropy(x: tf.Tensor, y: tf.Tensor, w: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     logits = x @ w + b  # NxC
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
     error = tf.nn.softmax(logits) - tf.one_hot(y, tf.shape(w)[1], dtype=x.dtype)  # NxC
@@ -187,5 +197,5 @@ def _cross_entropy(x, y, w, b):
 
 
 @tf.function(reduce_retracing=True, autograph=False)
-def _gram_times(x, v, offset):
+def _gram_times(x: tf.Tensor, v: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
     return tf.linalg.matmul(x, x @ v - offset, transpose_a=True)  # DxK

@@ -6,7 +6,9 @@ import tensorflow as tf
 _QUERIES, _BANK = 512, 65536  # test and training rows of one block of similarities: 128 MB of float32
 
 
-def vote(features, labels, bank, queries, k, temperature):
+def vote(
+    features: np.ndarray, labels: np.ndarray, bank: np.ndarray, queries: np.ndarray, k: int, temperature: float
+) -> np.ndarray:
     """The class of each query, by a vote of its nearest training images, weighted by exp(similarity / temperature).
 
     Args:
@@ -29,7 +31,7 @@ def vote(features, labels, bank, queries, k, temperature):
     return votes.argmax(1)
 
 
-def nearest(features, bank, queries, k):
+def nearest(features: np.ndarray, bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k rows of highest cosine similarity for each query; arguments as for `vote`.
 
     Returns:
@@ -50,7 +52,7 @@ def nearest(features, bank, queries, k):
     return found
 
 
-def _unit(x):
+def _unit(x: np.ndarray) -> tf.Tensor:
     """Rows scaled to length 1, at least float32; a row of zeros stays one, equally far from all."""
     x = tf.constant(x if x.dtype == np.float64 else x.astype(np.float32))
     x = tf.math.divide_no_nan(x, tf.reduce_max(tf.abs(x), 1, keepdims=True))  # or the squares might leave the range
@@ -58,6 +60,6 @@ def _unit(x):
 
 
 @tf.function(reduce_retracing=True, autograph=False)
-def _nearest(queries, block, k):
+def _nearest(queries: tf.Tensor, block: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     similarity = tf.linalg.matmul(queries, block, transpose_b=True)  # QxB
     return tf.math.top_k(similarity, k)  # among equals the lower index comes first

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +15,10 @@ from tfssl.errors import one_line
 from tfssl.storage.npz import write
 
 _EVERY = 60  # seconds that are lost at most, and an epoch; shorter runs leave nothing on disk but their results
+
+
+Curve = list[list[Any]]  # [epoch, *what is measured after it]
+Losses = list[Optional[float]]  # of each classifier over the last epoch; None where it is not finite
 
 
 class State:
@@ -29,10 +35,12 @@ class State:
       curve, losses: what `sgd.train` returns of them.
     """
 
-    def __init__(self, folder=None, key=None):
+    def __init__(self, folder: Optional[str] = None, key: Any = None) -> None:
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         self._path, self._saved = folder and os.path.join(folder, f"{name}.npz"), time.time()
-        self.curve, self.losses, self._arrays = [], None, {}
+        self.curve: Curve = []
+        self.losses: Losses = []
+        self._arrays: dict[str, np.ndarray] = {}
         if self._path and tf.io.gfile.exists(self._path):
             try:
                 with tf.io.gfile.GFile(self._path, "rb") as f, np.load(f) as arrays:
@@ -40,16 +48,16 @@ class State:
                 self.curve, self.losses = json.loads(str(self._arrays.pop("facts")))
             except Exception as error:  # NumPy and zipfile raise many kinds
                 logging.warning("%s is damaged (%s): its classifiers start anew", self._path, one_line(error))
-                self.curve, self.losses, self._arrays = [], None, {}
+                self.curve, self.losses, self._arrays = [], [], {}
         self.epoch = len(self.curve)
 
-    def restore(self, variables):
+    def restore(self, variables: Sequence[tf.Variable]) -> None:
         """Assign what was saved of them; nothing where there is nothing, or the run is finished."""
         for i, variable in enumerate(variables if self._arrays else ()):
             variable.assign(self._arrays[str(i)])
         self._arrays = {}
 
-    def save(self, variables, curve, losses):
+    def save(self, variables: Sequence[tf.Variable], curve: Curve, losses: Losses) -> None:
         """After a whole epoch, unless the last time was a moment ago; without variables (the run is finished), in any case."""
         if not self._path or variables and time.time() - self._saved < _EVERY:
             return

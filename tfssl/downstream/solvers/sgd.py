@@ -10,18 +10,23 @@ import itertools
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
 from tfssl.data.ops.draws import Draws
-from tfssl.downstream.solvers.lbfgs import in_chunks
-from tfssl.downstream.solvers.resume import State
+from tfssl.downstream.solvers.batch_norm import BatchNorm
+from tfssl.downstream.solvers.lbfgs import Moments, in_chunks
+from tfssl.downstream.solvers.resume import Curve, Losses, State
 from tfssl.downstream.splits import Split
 from tfssl.errors import UserError
 from tfssl.optim.schedules import schedule
+
+if TYPE_CHECKING:
+    from tfssl.downstream.features.extract import Features
 
 _RESIDENT = 2 << 30  # bytes of features to measure on that are kept as tensors; more are read anew each time
 _LINE_SECONDS = 30  # between two lines about the progress, where there is no terminal
@@ -43,16 +48,26 @@ class Classifier(tf.Module):
     """
 
     def __init__(
-        self, endpoint, dims, l2=0.0, fits_all=True, seed=0, scale=None, norm=None, init_std=0.0, dtype="float32"
-    ):
+        self,
+        endpoint: str,
+        dims: int,
+        l2: float = 0.0,
+        fits_all: bool = True,
+        seed: int = 0,
+        scale: Optional[Moments] = None,
+        norm: Optional[BatchNorm] = None,
+        init_std: float = 0.0,
+        dtype: str = "float32",
+    ) -> None:
         super().__init__()
         self.endpoint, self.l2, self.fits_all, self.dtype = endpoint, l2, fits_all, dtype
         self.norm, self.init_std = norm, init_std
-        self.kernels, self._seed = [], [seed, zlib.crc32(endpoint.encode())]
+        self.kernels: list[tf.Variable] = []
+        self._seed = [seed, zlib.crc32(endpoint.encode())]
         self._scale = None if scale is None else [tf.constant(v, dtype) for v in (scale[0], 1 / scale[1])]
         self._rows = tf.TensorSpec([None, dims], dtype)
 
-    def layer(self, inputs, outputs):
+    def layer(self, inputs: int, outputs: int) -> tuple[tf.Variable, tf.Variable]:
         """(kernel [inputs, outputs], random; bias [outputs], zero)."""
         seed = [self._seed[0], self._seed[1] + len(self.kernels)]
         limit = np.sqrt(6 / (inputs + outputs))
@@ -63,7 +78,13 @@ class Classifier(tf.Module):
         self.kernels.append(tf.Variable(kernel, name="kernel"))
         return self.kernels[-1], tf.Variable(tf.zeros([outputs], self.dtype), name="bias")
 
-    def __call__(self, features, draws=None, weight=None):
+    def logits(self, x: tf.Tensor, draws: Optional[Draws]) -> tf.Tensor:
+        """Logits [B, C] of features [B, D] of `dtype`; with `draws`, as in training."""
+        raise NotImplementedError
+
+    def __call__(
+        self, features: tf.Tensor, draws: Optional[Draws] = None, weight: Optional[tf.Tensor] = None
+    ) -> tf.Tensor:
         """Logits [B, C]; with `draws` and `weight` [B], of the rows in the loss, as in training."""
         x = tf.cast(features, self.dtype)
         if self._scale is not None:
@@ -73,12 +94,12 @@ class Classifier(tf.Module):
         return self.logits(x, draws)
 
     @functools.cached_property
-    def predict(self):
+    def predict(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """The graph function [B, D] of `dtype` -> the most likely class, int64 [B]."""
         # Traced by hand: TensorFlow would warn of many functions made of one piece of code.
         return tf.function(lambda x: tf.argmax(self(x), 1), autograph=False).get_concrete_function(self._rows)
 
-    def penalty(self):
+    def penalty(self) -> tf.Tensor:
         return self.l2 * tf.add_n([tf.reduce_sum(kernel**2) for kernel in self.kernels])
 
 
@@ -92,13 +113,13 @@ class Plan:
     """
 
     epochs: int
-    decay_epochs: tuple
+    decay_epochs: tuple[float, ...]
     batch_size: int
     learning_rate: float
     momentum: float = 0.9
     nesterov: bool = False
 
-    def steps(self, count):
+    def steps(self, count: int) -> int:
         """Of an epoch of `count` rows."""
         return max(count // self.batch_size, 1)
 
@@ -126,13 +147,25 @@ def check_epoch(epoch: str, part: Split) -> None:
         raise UserError("epoch=best needs a validation part, and there is none: give last, or a validation split")
 
 
-def reported(curve, epoch):
+def reported(curve: Curve, epoch: str) -> dict[str, Any]:
     """The part of a result that a curve [[epoch, on validation, on test], ...] gives, at its last or its best epoch."""
     at = max(curve, key=lambda point: point[1]) if epoch == "best" else curve[-1]
     return {"value": at[2], "val_value": at[1], "epoch": at[0], "epoch_rule": epoch, "curve": curve}
 
 
-def train(classifiers, batches, encode, labels, in_fit, plan, count, measure, seed=0, title="", state=None):
+def train(
+    classifiers: Sequence[Classifier],
+    batches: Iterable[tuple[Any, tf.Tensor]],
+    encode: Callable[[Any], dict[str, tf.Tensor]],
+    labels: np.ndarray,
+    in_fit: np.ndarray,
+    plan: Plan,
+    count: int,
+    measure: Callable[[], list[Any]],
+    seed: int = 0,
+    title: str = "",
+    state: Optional[State] = None,
+) -> tuple[Curve, Losses, float]:
     """Let classifiers learn, and measure them after each epoch.
 
     The loss is a sum over classifiers of mean cross-entropy + penalty. Momentum is TensorFlow's: v = m v + gradient,
@@ -167,7 +200,7 @@ def train(classifiers, batches, encode, labels, in_fit, plan, count, measure, se
     labels, in_fit = tf.constant(labels, tf.int32), tf.constant(in_fit)
 
     @tf.function(autograph=False)
-    def step(payload, rows, number):
+    def step(payload: Any, rows: tf.Tensor, number: tf.Tensor) -> None:
         inputs = encode(payload)
         y, held_in = tf.gather(labels, rows), tf.gather(in_fit, rows)  # B
         positions = number * plan.batch_size + tf.range(plan.batch_size, dtype=tf.int64)
@@ -203,14 +236,14 @@ def train(classifiers, batches, encode, labels, in_fit, plan, count, measure, se
 class Progress:
     """Images a second and the time that is left: a bar on a terminal or in a notebook, a line now and then elsewhere."""
 
-    def __init__(self, title, plan, steps, epochs_done=0):
+    def __init__(self, title: str, plan: Plan, steps: int, epochs_done: int = 0) -> None:
         self.title, self.plan, self.done = title, plan, 0
         self.total = (plan.epochs - epochs_done) * steps * plan.batch_size
         self.start = self.first = self.said = time.time()
         self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.bar = tqdm(total=self.total, unit=" images", unit_scale=True, desc=title, disable=not self.live)
 
-    def step(self, epoch):
+    def step(self, epoch: int) -> None:
         if not self.done:
             self.first = time.time()  # the first step compiles
         self.done += self.plan.batch_size
@@ -218,12 +251,13 @@ class Progress:
         self.bar.update(self.plan.batch_size)
         if not self.live and time.time() - self.said > _LINE_SECONDS:
             self.said = time.time()
-            left = (self.total - self.done) / max(self.rate(), 1e-9)
-            left = f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.0f} min" if left > 90 else f"{left:.0f} s"
+            seconds = (self.total - self.done) / max(self.rate(), 1e-9)
+            left = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+            left = f"{seconds / 3600:.1f} h" if seconds > 5400 else left
             line = f"{self.title}: epoch {epoch} of {self.plan.epochs}, {self.rate():.0f} images/s, {left} left"
             print(line, file=sys.stderr, flush=True)
 
-    def rate(self):
+    def rate(self) -> float:
         """Images a second, measuring included, since the first step ended."""
         after = self.done - self.plan.batch_size
         return (
@@ -232,11 +266,11 @@ class Progress:
             else self.done / max(time.time() - self.start, 1e-9)
         )
 
-    def close(self):
+    def close(self) -> None:
         self.bar.close()
 
 
-def shuffled(rows, batch_size, seed):
+def shuffled(rows: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
     """Endless batches of row numbers, int64 [B]: each epoch takes all rows in another order; batches run on across its end."""
     rest = np.zeros(0, np.int64)
     for epoch in itertools.count():
@@ -246,7 +280,9 @@ def shuffled(rows, batch_size, seed):
             rest = rest[batch_size:]
 
 
-def feature_batches(features, endpoints, rows, batch_size, seed, start=0):
+def feature_batches(
+    features: "Features", endpoints: Sequence[str], rows: np.ndarray, batch_size: int, seed: int, start: int = 0
+) -> Iterator[tuple[dict[str, tf.Tensor], tf.Tensor]]:
     """Batches for `train` from features as they lie, in memory or on disk, from step `start`: ({endpoint: [B, D]}, rows)."""
     for chosen in itertools.islice(shuffled(rows, batch_size, seed), start, None):
         yield {name: tf.constant(features.endpoints[name][chosen]) for name in endpoints}, tf.constant(chosen)
@@ -259,21 +295,21 @@ class Held:
       features: `Features`; rows: int [n] of them; endpoints: names; classes: int [C], the label of each logit.
     """
 
-    def __init__(self, features, rows, endpoints, classes):
+    def __init__(self, features: "Features", rows: np.ndarray, endpoints: Sequence[str], classes: np.ndarray) -> None:
         self._features, self._rows, self._classes = features, rows, classes
         if not len(rows):
             return  # and the features need not be there
         size = sum(features.endpoints[e].dtype.itemsize * features.endpoints[e].shape[1] for e in endpoints) * len(rows)
         self._kept = {e: list(self._read(e)) for e in endpoints} if size <= _RESIDENT else {}
 
-    def _read(self, endpoint):
+    def _read(self, endpoint: str) -> Iterator[tuple[tf.Tensor, np.ndarray]]:
         values = self._features.endpoints[endpoint]
         for part in in_chunks(self._rows, values.shape[1]):
             # Neighbouring rows are a slice, which is read without first being copied.
             chosen = slice(part[0], part[-1] + 1) if part[-1] - part[0] + 1 == len(part) else part
             yield tf.constant(values[chosen]), self._features.labels[part]
 
-    def accuracies(self, classifiers):
+    def accuracies(self, classifiers: Sequence[Classifier]) -> list[Optional[float]]:
         """The accuracy of each of some classifiers: list of float; None for each where there are no rows."""
         if not len(self._rows):
             return [None] * len(classifiers)

@@ -17,8 +17,9 @@ far the objective is above its minimum: it is the stopping criterion, in float64
 
 import concurrent.futures
 import dataclasses
-import itertools
 import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Union
 
 import numpy as np
 import scipy.linalg
@@ -49,6 +50,10 @@ class Fit:
     coefficients: np.ndarray
 
 
+# (w, objective, gap, steps): coefficients, and [P] each
+Solution = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
 class Rows:
     """Features to fit any number of classifiers to. Memory: one and a half float64 copies of them; with N <= D twice
     [N, N] instead of the half.
@@ -58,13 +63,19 @@ class Rows:
       intercept_scaling: the constant that is appended; the larger, the less a bias costs.
     """
 
-    def __init__(self, features, intercept_scaling=1.0):
+    def __init__(self, features: np.ndarray, intercept_scaling: float = 1.0) -> None:
         count, self.dims = features.shape
         self._x = np.empty((count, self.dims + 1))
         self._x[:, :-1], self._x[:, -1] = features, intercept_scaling
         self._gram = self._x @ self._x.T if count <= self.dims else None
 
-    def path(self, targets, weights, costs, tolerance=1e-8):
+    def path(
+        self,
+        targets: np.ndarray,
+        weights: np.ndarray,
+        costs: Sequence[Union[float, np.ndarray]],
+        tolerance: float = 1e-8,
+    ) -> Iterator[Fit]:
         """Fits P classifiers for one cost after another, each from where the last one ended.
 
         Args:
@@ -83,13 +94,13 @@ class Rows:
             space = _Gram(self._gram[np.ix_(used, used)])
         targets, weights = targets[used], weights[used]
         columns = targets.shape[1]
-        cores = os.cpu_count()
+        cores = os.cpu_count() or 1
         parts = np.array_split(np.arange(columns), max(1, min(cores, columns // _COLUMNS)))
         found = [np.zeros((space.size, len(part))) for part in parts]
         for cost in costs:
             cost = np.broadcast_to(cost, columns)
 
-            def fit(start, part, cost=cost):
+            def fit(start: np.ndarray, part: np.ndarray, cost: np.ndarray = cost) -> Solution:
                 return _minimise(space, start, targets[:, part], cost[part] * weights[:, part], tolerance)
 
             # Threads of BLAS wait for one another by spinning, which on a busy machine takes longer than the product.
@@ -108,13 +119,13 @@ class Rows:
             decision = (self._x if self._gram is None else self._gram) @ coefficients
             yield Fit(decision, objective, gap, steps, coefficients)
 
-    def weights(self, fit):
+    def weights(self, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
         """(float64 [D, P], bias [P]): the decision for features x is x @ weights + bias."""
         w = fit.coefficients if self._gram is None else self._x.T @ fit.coefficients
         return w[:-1], w[-1] * self._x[0, -1]
 
 
-def _minimise(space, w, targets, costs, tolerance):
+def _minimise(space: "_Primal", w: np.ndarray, targets: np.ndarray, costs: np.ndarray, tolerance: float) -> Solution:
     """Newton's method from w: (w, objective, gap, steps), the last three [P]."""
     steps = np.zeros(w.shape[1], int)
     for _ in range(_STEPS):
@@ -135,7 +146,7 @@ def _minimise(space, w, targets, costs, tolerance):
         for j in np.flatnonzero(~solved):
             step[:, j] = space.solve(curvature[:, j], y[:, j]) - w[:, rest[j]]
         change = space.image(step)
-        slope, size = (step * normal).sum(0), 1.0
+        slope, size = (step * normal).sum(0), np.ones(len(rest))
         while True:
             moved, moved_image = w[:, rest] + size * step, image[:, rest] + size * change
             value = 0.5 * space.square(moved, moved_image) + (c * np.maximum(1 - y * moved_image, 0) ** 2).sum(0)
@@ -150,7 +161,9 @@ def _minimise(space, w, targets, costs, tolerance):
 
 
 @np.errstate(all="ignore")  # float32 may end in infinities, which never count as solved
-def _conjugate_gradients(space, curvature, r, normal, accuracy):
+def _conjugate_gradients(
+    space: "_Primal", curvature: np.ndarray, r: np.ndarray, normal: np.ndarray, accuracy: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Solve (1 + X' D X) step = r for each column, until the residual's norm is `accuracy` of r's; in float32.
 
     Args:
@@ -168,7 +181,9 @@ def _conjugate_gradients(space, curvature, r, normal, accuracy):
     along = space.along_axes(curvature)  # what X' D X adds to 1 along each axis
     shrink, old = along / (1 + along), np.float32(np.inf)
     step, p, p_image = np.zeros_like(r), np.zeros_like(r), np.zeros_like(curvature)
-    for count in itertools.count(1):
+    count = 0
+    while True:
+        count += 1
         z, z_image = space.precondition(r, normal, shrink)
         new = (z * normal).sum(0)
         p, p_image, old = z + new / old * p, z_image + new / old * p_image, new
@@ -192,43 +207,43 @@ def _conjugate_gradients(space, curvature, r, normal, accuracy):
 class _Primal:
     """w as it is, [D, P], and its image X w, [N, P]."""
 
-    def __init__(self, x):
+    def __init__(self, x: np.ndarray) -> None:
         self._x, self._fast, self.size = x, x.astype(np.float32), x.shape[1]
         axes = _leading(lambda v: self._fast.T @ (self._fast @ v), self.size)  # D x A
         image = x @ axes
         turn = np.linalg.eigh(image.T @ image)[1]  # makes X' X diagonal on the axes
         self._axes, self._axes_image = (axes @ turn).astype(np.float32), (image @ turn).astype(np.float32)
 
-    def image(self, w):
+    def image(self, w: np.ndarray) -> np.ndarray:
         return self._like(w) @ w
 
-    def adjoint(self, u):
+    def adjoint(self, u: np.ndarray) -> np.ndarray:
         """X' u."""
         return self._like(u).T @ u
 
-    def metric(self, w):
+    def metric(self, w: np.ndarray) -> np.ndarray:
         """What makes the product of two w's the sum of w * metric(w)."""
         return w
 
-    def square(self, w, image):
+    def square(self, w: np.ndarray, image: np.ndarray) -> np.ndarray:
         """||w||^2."""
         return (w * w).sum(0)
 
-    def along_axes(self, curvature):
+    def along_axes(self, curvature: np.ndarray) -> np.ndarray:
         """The diagonal of X' D X on the axes: [A, P]."""
         return (self._axes_image**2).T @ curvature
 
-    def precondition(self, r, normal, shrink):
+    def precondition(self, r: np.ndarray, normal: np.ndarray, shrink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """r with its parts along the axes divided by 1 + `along_axes`, and the image of that."""
         z = r - self._axes @ (shrink * (self._axes.T @ normal))
         return z, self._fast @ z
 
-    def patience(self, curvature):
+    def patience(self, curvature: np.ndarray) -> np.ndarray:
         """For each column, the steps of conjugate gradients that cost as much as `solve`."""
         rows, dims = self._x.shape
         return (np.count_nonzero(curvature, 0) * dims**2 + dims**3 / 3) / (4 * rows * dims) + 1
 
-    def solve(self, curvature, targets):
+    def solve(self, curvature: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """The minimiser if the active rows remained those of one column's `curvature`: (1 + X' D X) w = X' D y."""
         active = np.flatnonzero(curvature)
         x = self._x[active]
@@ -236,14 +251,14 @@ class _Primal:
         hessian[np.diag_indices(self.size)] += 1
         return _solve(hessian, x.T @ (curvature[active] * targets[active]))
 
-    def _like(self, v):
+    def _like(self, v: np.ndarray) -> np.ndarray:
         return self._x if v.dtype == np.float64 else self._fast
 
 
 class _Gram(_Primal):
     """w = X' b by its b, [N, P]: its image is G b with G = X X', and the product of two w's is b' G b."""
 
-    def __init__(self, gram):
+    def __init__(self, gram: np.ndarray) -> None:
         self._x, self._fast, self.size = gram, gram.astype(np.float32), len(gram)
         axes = _leading(lambda v: self._fast @ v, self.size)
         image = gram @ axes
@@ -251,23 +266,23 @@ class _Gram(_Primal):
         turn = (turn / np.sqrt(np.maximum(values, 1e-300)))[:, values > 1e-12 * values[-1]]  # to length 1
         self._axes, self._axes_image = (axes @ turn).astype(np.float32), (image @ turn).astype(np.float32)
 
-    def adjoint(self, u):
+    def adjoint(self, u: np.ndarray) -> np.ndarray:
         return u
 
-    def metric(self, b):
+    def metric(self, b: np.ndarray) -> np.ndarray:
         return self.image(b)
 
-    def square(self, b, image):
+    def square(self, b: np.ndarray, image: np.ndarray) -> np.ndarray:
         return (b * image).sum(0)
 
-    def precondition(self, r, normal, shrink):
+    def precondition(self, r: np.ndarray, normal: np.ndarray, shrink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         c = shrink * (self._axes.T @ normal)
         return r - self._axes @ c, normal - self._axes_image @ c
 
-    def patience(self, curvature):
+    def patience(self, curvature: np.ndarray) -> np.ndarray:
         return np.count_nonzero(curvature, 0) ** 3 / (6 * self.size**2) + 1
 
-    def solve(self, curvature, targets):
+    def solve(self, curvature: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """The same in b: (G + 1 / D) b = y on the active rows, 0 on the others."""
         active = np.flatnonzero(curvature)
         system = self._x[np.ix_(active, active)]
@@ -277,11 +292,11 @@ class _Gram(_Primal):
         return b
 
 
-def _solve(a, b):
+def _solve(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return scipy.linalg.cho_solve(scipy.linalg.cho_factor(a, overwrite_a=True, check_finite=False), b)
 
 
-def _leading(product, size):
+def _leading(product: Callable[[np.ndarray], np.ndarray], size: int) -> np.ndarray:
     """Orthonormal [size, A]: the leading eigenvectors, roughly, by subspace iteration."""
     axes = np.random.default_rng(0).standard_normal((size, min(_AXES, size)))
     for _ in range(3):
