@@ -1,13 +1,12 @@
-"""Measure encoders: Hub modules in, accuracies of simple classifiers on their frozen features out, endpoint by
-endpoint.
+"""Evaluate encoders: Hub modules in, results of protocols on their frozen features out, endpoint by endpoint.
 
   tfssl-eval --module=runs/photos/module/1000 --dataset=folder:photos --train_split=train[:90%] --test_split=train[90%:]
   tfssl-eval --module=rotation=modules/a,random=modules/b --dataset=folder:cifar10 --protocol=logistic,knn
   --train_labels=1%,all --workdir=eval
 
-Any module that takes float32 RGB images in [0, 1] will do. Settings are chosen on --val_split, or on a part of the
-training labels, never on the test split. Raw pixels and an untrained network are the baselines to beat: --protocol=all measures
-all that the images permit, with both beside it. WORKDIR/report.html is the page to look at.
+Any module that takes float32 RGB images in [0, 1] will do. Settings are chosen on --val_split, or on a part of the training
+labels, never on the test split. Raw pixels and an untrained network are the baselines: --protocol=all runs all protocols that
+the images permit, with both. WORKDIR/report.html is the page to look at.
 """
 
 import contextlib
@@ -88,13 +87,13 @@ def define_flags(argv: Sequence[str] = ()) -> None:
 class Asked(NamedTuple):
     settings: Evaluation
     protocols: "list[Protocol]"  # in the order of the table
-    optional: list[str]  # names of those that --protocol=all adds, and that may be left out
-    kept: list[str]  # names of those whose settings --budget_minutes may not change, for they were given
+    optional: list[str]  # names of the protocols that --protocol=all adds, which may be skipped
+    kept: list[str]  # names of the protocols with given settings, which --budget_minutes does not change
     flags: dict[str, Any]
 
 
 def read_flags() -> Asked:
-    """Raises `UserError` where flags contradict each other, or a protocol refuses its own."""
+    """The evaluation that the flags describe; `UserError` where flags contradict each other, or a protocol rejects its own."""
     values = FLAGS.flag_values_dict()
     arguments = {"protocol": FLAGS.protocol, "cache": FLAGS.cache, "where": data_flags.where(values)}
     for section in SECTIONS:
@@ -131,7 +130,7 @@ def main(_: list[str]) -> None:
 
 
 def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
-    """Measure what is asked for. `held` keeps the lock of --workdir."""
+    """Run an evaluation. `held` keeps the lock of --workdir."""
     settings, start = asked.settings, time.time()
     from tfssl.data import open_source, overlap
     from tfssl.data.sources import identity
@@ -146,7 +145,7 @@ def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
     if settings.prune and not settings.module:
         return say("\n".join(of_module.prune(settings, {})))
     named = handles.named(settings.module or ())
-    # What is asked for, and whether it can be done: before any work.
+    # All checks: before any work.
     if settings.workdir:
         files.check_writable(settings.workdir, "--workdir")
     opened = {name: modules.load(handle) for name, handle in named.items()}
@@ -172,7 +171,7 @@ def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
     extracting = of_features or settings.neighbor_count or settings.writes_features
     runner.endpoints(opened, names, *settings.sizes) if extracting else {}
 
-    # What will be written, and what is measured beside the modules.
+    # The workdir, the record, and untrained modules.
     check = claim_workdir(settings.workdir, settings.steal_lock, held) if settings.workdir else lambda: None
     purpose = {"train": "images to learn from", "val": "to choose on", "test": "to test on"}
     counts = [f"{sources[part].num_examples} {purpose[part]}" for part in purpose if part in sources]
@@ -236,7 +235,7 @@ def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
 
 
 def claim_workdir(workdir: str, steal_lock: bool, held: contextlib.ExitStack) -> Callable[[], None]:
-    """Lock --workdir, as `locks.workdir_lock`, and mark it: what lies in it is no data (see `tfssl.data.listing.outputs`)."""
+    """Lock --workdir, as `locks.workdir_lock`, and mark its files as no data (see `tfssl.data.listing.outputs`)."""
     from tfssl.data.listing import outputs
     from tfssl.storage import locks
 
@@ -246,15 +245,15 @@ def claim_workdir(workdir: str, steal_lock: bool, held: contextlib.ExitStack) ->
 
 
 def tell_of_other_data(workdir: str, data: dict[str, dict[str, Any]]) -> None:
-    """Say where a workdir holds results of other data than {part: as `identity.described`}: they are replaced, not mixed."""
+    """Print a line where a workdir has results on data other than {part: `identity.described`}, which are replaced."""
     from tfssl.storage import files
 
     path = os.path.join(workdir, "results.json")
     try:
         with open(path, encoding="utf-8") as f:
-            found = json.load(f)
-        then, date = found.get("data") or {}, found.get("date")
-        other = [part for part in data if part in then and then[part]["digest"] != data[part]["digest"]]
+            record = json.load(f)
+        recorded, date = record.get("data") or {}, record.get("date")
+        other = [part for part in data if part in recorded and recorded[part]["digest"] != data[part]["digest"]]
     except (OSError, ValueError, AttributeError, KeyError, TypeError):  # none, a remote one, or a damaged one
         return
     if other:
@@ -268,7 +267,7 @@ def tell_of_other_data(workdir: str, data: dict[str, dict[str, Any]]) -> None:
 def make_untrained(
     settings: Evaluation, opened: "dict[str, Module]", note: Callable[[str], None]
 ) -> "dict[str, tuple[Module, list[str]]]":
-    """{name: (module, names of the modules whose network it is)} beside the modules, in --workdir if that is local."""
+    """Untrained networks of the modules: {name: (module, names of the modules with this network)}; in --workdir if local."""
     from tfssl.export import untrained
 
     with tempfile.TemporaryDirectory() as folder:

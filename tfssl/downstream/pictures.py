@@ -1,4 +1,4 @@
-"""Pictures of a dense protocol's answers, for reports: PNG bytes of a grid of images."""
+"""Pictures of dense predictions, for reports: PNG bytes of a grid of images."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -10,9 +10,9 @@ _GAP, _LINE = 4, 14  # pixels between images, and of a line of text
 
 
 def colors(count: int) -> np.ndarray:
-    """uint8 [count + 1, 3]: a color for each class, and gray, which -1 picks, for what has none."""
+    """A color for each class, and gray for none (index -1): uint8 [count + 1, 3]."""
     i = np.arange(count)
-    hue, light = i * 0.618034 % 1, 0.55 + 0.35 * (i % 3) / 2  # golden steps: neighbours differ
+    hue, light = i * 0.618034 % 1, 0.55 + 0.35 * (i % 3) / 2  # golden-ratio steps: adjacent classes differ
     wheel = np.clip(np.abs((hue[:, None] * 6 + [0, 4, 2]) % 6 - 3) - 1, 0, 1)
     return np.concatenate([255 * (1 - (1 - wheel) * 0.7) * light[:, None], [[128, 128, 128]]]).astype(np.uint8)
 
@@ -23,8 +23,7 @@ def grid(
     names: Sequence[str] = (),
     palette: Iterable[np.ndarray] = (),
 ) -> bytes:
-    """PNG bytes of rows of equally large uint8 images [H, W, 3], a title above each column, and below all the names of classes in their
-    colors."""
+    """PNG bytes of rows of uint8 images [H, W, 3] of one size, with a title above each column and a legend of classes below."""
     height, width = rows[0][0].shape[:2]
     wide, end = len(titles) * (width + _GAP) - _GAP, _LINE + len(rows) * (height + _GAP)
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))

@@ -1,4 +1,4 @@
-"""What protocols measure: one `Result` for each endpoint, and for each number of images where a protocol has several."""
+"""Results of protocols: one `Result` for each endpoint, and each number of shots where a protocol has several."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,24 +10,24 @@ Column = tuple[str, int, Optional[int]]  # of a table: (protocol, training label
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result(Mapping):
-    """One measured value, and what it rests on.
+    """One measured value, with its conditions.
 
-    It reads as a mapping too, of what results.json says: fields that are unset are left out, `details` stand beside the others, and the
-    picture is not among them. `dict(result)` is that record, `Result.of(record)` the way back.
+    It is a mapping too: the record of results.json, in which unset fields and the picture are missing, and `details` stand
+    beside the other fields. `dict(result)` is that record, `Result.of(record)` the way back.
 
     Attributes:
-      protocol, endpoint, module: their names; module is "" until the result belongs to one.
-      metric: the name of what `value` is, such as "accuracy".
+      protocol, endpoint, module: names; module is "" until the result belongs to one.
+      metric: name of `value`, such as "accuracy".
       value: on the test images, in [0, 1], higher is better.
-      val_value: the same on the images that choices are made on; None without.
-      train_labels: number of labels, or annotated images, learned from.
-      shots: images of each class learned from, where a protocol has several such numbers.
-      chance: `value` of a random guess, where it is not that of the data set's accuracy.
-      chosen_on, reported_on: the images behind `val_value` and `value`, for people.
+      val_value: the same on the validation images; None without.
+      train_labels: number of training labels, or annotated training images.
+      shots: training images of each class, where a protocol has several such numbers.
+      chance: `value` of a random guess, where it is not the data set's chance accuracy.
+      chosen_on, reported_on: names of the images behind `val_value` and `value`.
       chosen: whether validation chose this endpoint for its module.
       seconds: of computation.
-      quick: {setting: value} that took the place of what was asked for, to save time.
-      details: what else the protocol says: its settings, what it chose, curves, values of each class; all JSON-able.
+      quick: {setting: value} of the settings that replace the requested ones, to save time.
+      details: what else the protocol reports: settings, choices, curves, values of each class; all JSON-able.
       picture: a PNG's bytes, or its path, for report.html.
     """
 

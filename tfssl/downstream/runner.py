@@ -1,4 +1,4 @@
-"""Several protocols on one module, result by result as they are there."""
+"""Several protocols on one module, result by result."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional
@@ -13,7 +13,7 @@ from tfssl.downstream.results import PIXELS, Result
 from tfssl.errors import UserError
 from tfssl.hub.load import Module
 
-Tell = Callable[[str], None]
+Tell = Callable[[str], None]  # prints a line
 
 
 def endpoints(
@@ -22,7 +22,7 @@ def endpoints(
     image_size: Optional[int] = None,
     resize: Optional[int] = None,
 ) -> dict[str, list[str]]:
-    """Which endpoints' features are extracted of each module; pixels, the same for all, of the first that has any.
+    """The endpoints to extract of each module; pixels, the same for all modules, of the first one only.
 
     Args:
       opened: {name: loaded `Module`}.
@@ -32,28 +32,28 @@ def endpoints(
     Returns:
       {name of the module: names of endpoints}, without modules that have none.
     """
-    chosen: dict[str, list[str]] = {}
+    endpoints_of: dict[str, list[str]] = {}
     for name, module in opened.items():
         size, _ = module.sizes(image_size, resize)
-        mine = features.check_endpoints(module, size, names) + ([PIXELS] if names is None else [])
-        mine = [endpoint for endpoint in mine if not (chosen and endpoint == PIXELS)]
-        if mine:
-            chosen[name] = mine
-    return chosen
+        of_module = features.check_endpoints(module, size, names) + ([PIXELS] if names is None else [])
+        of_module = [endpoint for endpoint in of_module if not (endpoints_of and endpoint == PIXELS)]
+        if of_module:
+            endpoints_of[name] = of_module
+    return endpoints_of
 
 
 def permitted(
     protocols: Sequence[Protocol], sources: Iterable[Source], optional: Sequence[str] = (), left_out: Tell = print
 ) -> list[Protocol]:
-    """Those of the protocols that the images permit.
+    """The protocols whose requirements the images meet.
 
     Args:
       sources: of all splits.
-      optional: names of protocols that may be left out.
-      left_out: told, in a line, which those are and why.
+      optional: names of protocols that may be skipped.
+      left_out: receives a line on each protocol that is skipped.
 
     Raises:
-      UserError: the images do not permit a protocol that is not optional, or none of them.
+      UserError: the images do not meet the requirements of a protocol that is not optional, or of any.
     """
     refused: dict[str, str] = {}
     for source in sources:
@@ -79,14 +79,14 @@ def check_labels(
     protocols: Sequence[Protocol],
     sources: Mapping[str, Source],
     train_labels: Sequence[splits.Labels] = ("all",),
-    **of_data: Any,
+    **data_settings: Any,
 ) -> None:
-    """Raise UserError for what a protocol would refuse once it sees the labels: too few images of a class, one class alone.
+    """Raise UserError where a protocol would reject the labels: too few images of a class, a single class.
 
-    Of sources whose labels are known without reading their images; of others nothing is checked.
+    Only sources whose labels are known without reading images are checked.
 
     Args:
-      protocols: that read features.
+      protocols: protocols that read features.
       sources: {"train", "test", perhaps "val": source}.
       train_labels: numbers of labels, such as ["1%", "all"].
       **of_data: other settings of `Data`.
@@ -105,7 +105,7 @@ def check_labels(
             splits.described(source),
             targets=None if targets is None else targets[rows["index"]],
         )
-    data = Data(parts["train"], parts["test"], parts.get("val"), **of_data)
+    data = Data(parts["train"], parts["test"], parts.get("val"), **data_settings)
     for protocol in protocols:
         for amount in train_labels:
             count = splits.label_count(amount, len(parts["train"].labels))
@@ -129,33 +129,33 @@ def measure(
     """Yield the results of protocols that read the same kind of data: by protocol, number of labels and endpoint.
 
     Args:
-      data: what all of them are run on.
+      data: of all protocols.
       endpoints: names; None: all.
-      train_labels: numbers of labels, such as ["1%", "all"]; of protocols that read features.
-      pixels_of: names of the protocols whose pixels are measured already: they are the same for every module.
-      optional: names of protocols that are left out, wholly or for numbers of images that are too large, where they raise a UserError.
-      left_out: told, in a line, what was left out and why.
-      refused: told of the UserError of each part of a protocol that is not optional; the others go on. None: it is raised.
-      budget: which may shorten protocols or leave them out; None: all are measured as they are.
+      train_labels: numbers of labels, such as ["1%", "all"]; for protocols that read features.
+      pixels_of: names of protocols with a result of pixels, which is the same for every module.
+      optional: names of protocols that are skipped, wholly or for too large a k, where they raise a UserError.
+      left_out: receives a line on whatever is skipped.
+      refused: receives the UserError of each part of a protocol that is not optional; other parts go on. None: it is raised.
+      budget: may shorten or skip protocols; None: all run in full.
     """
-    for asked in protocols:
+    for protocol in protocols:
         try:
-            names = asked.endpoints(data, endpoints, pixels=asked.name not in pixels_of)
-            plan = budget.permit(asked, data, names, train_labels) if budget else times.Plan(asked)
+            names = protocol.endpoints(data, endpoints, pixels=protocol.name not in pixels_of)
+            plan = budget.permit(protocol, data, names, train_labels) if budget else times.Plan(protocol)
             if plan is None or not names:
                 continue
-            parts = [(part, group) for part in _amounts(plan, data, train_labels) for group in _groups(asked, names)]
+            parts = [(part, group) for part in _amounts(plan, data, train_labels) for group in _groups(protocol, names)]
         except UserError as error:
-            _refuse(error, asked.name, asked.name in optional, left_out, refused)
+            _refuse(error, protocol.name, protocol.name in optional, left_out, refused)
             continue
         for part, group in parts:
             try:
-                if asked.name in optional:
+                if protocol.name in optional:
                     results = _as_far_as_it_goes(plan.protocol, part, group, left_out)
                 else:
                     results = plan.protocol.measure(part, group)
             except UserError as error:
-                _refuse(error, asked.name, asked.name in optional, left_out, refused)
+                _refuse(error, protocol.name, protocol.name in optional, left_out, refused)
                 continue
             yield from (result.replace(quick=plan.quick) for result in results)
     if budget:
@@ -189,7 +189,7 @@ def _amounts(plan: times.Plan, data: Data, train_labels: Sequence[splits.Labels]
 
 
 def _as_far_as_it_goes(protocol: Protocol, data: Data, names: list[str], left_out: Tell) -> list[Result]:
-    """The results of a protocol; where it refuses, for fewer "shots", or none."""
+    """The results of a protocol; where it raises a UserError, those of fewer "shots", or none."""
     what = protocol.name if protocol.reads == "maps" else f"{protocol.name} on {data.train_labels} labels"
     shots: list[int] = list(protocol.settings.get("shots", ()))
     dropped: list[int] = []

@@ -1,4 +1,4 @@
-"""Which rows of the training features a protocol learns from, and on which it makes its choices. NumPy only."""
+"""Training and validation rows of features. NumPy only."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ Labels = Union[str, int]  # a number of labels: "all", a percentage such as "1%"
 class Split:
     """Row numbers: `rows` and `fit` into the training features, `val` into `held`."""
 
-    rows: np.ndarray  # all labelled rows that may be used
-    fit: np.ndarray  # those that settings are fitted on: `rows` without the validation part
-    val: np.ndarray  # those that settings, endpoint and epoch are chosen on; may be empty
-    held: "Features"  # the `Features` where these are: the training features, or a validation split of its own
+    rows: np.ndarray  # all labeled rows that may be used
+    fit: np.ndarray  # training rows while settings are chosen: `rows` without the validation part
+    val: np.ndarray  # validation rows, by which settings, endpoint and epoch are chosen; may be empty
+    held: "Features"  # the features of `val`: the training features, or a validation split
 
     @property
     def fits_all(self) -> bool:
-        """Whether what is fitted on `fit` has seen all of `rows`, so that no last fit is needed."""
+        """Whether `fit` is all of `rows`, so that no final fit is needed."""
         return len(self.fit) == len(self.rows)
 
 
@@ -40,8 +40,8 @@ def split(
 ) -> Split:
     """Check the labels of all parts, and choose the rows. Arguments as in `balanced` and `stratified`; returns a Split.
 
-    With `val`, Features of a validation split, nothing is held out of the training rows. Its images of classes that do
-    not occur among these are left out.
+    With `val`, `Features` of a validation split, nothing is held out of the training rows; validation images of classes that
+    have no training row are dropped.
     """
     check_labels(train, test)
     count = label_count(train_labels, len(train.labels), len(np.unique(train.labels)))
@@ -80,8 +80,8 @@ def one_vs_rest(
 ) -> Targets:
     """The `Targets` of one binary classifier for each class.
 
-    They are `Features.targets`, and then the rows a random subset; or they follow from labels, and then it is
-    class-balanced. A smaller subset is within a larger one.
+    They are `Features.targets`, with a random subset of rows; or they follow from labels, with a class-balanced subset. A
+    smaller subset lies within a larger one.
     """
     parts = [part for part in (train, test, val) if part is not None]
     if all(part.targets is None for part in parts):
@@ -100,7 +100,7 @@ def one_vs_rest(
 
 
 def described(part: Union["Features", "Source"]) -> str:
-    """`Features`, or a `Source`, for people: data set and split."""
+    """Name of `Features` or a `Source`: data set and split."""
     return part.source if hasattr(part, "source") else f"{part.spec} {part.split}"
 
 
@@ -126,17 +126,16 @@ def check_labels(train: "Features", test: "Features") -> None:
                 "svm and low_shot take such data"
             )
         if (features.labels < 0).any():
-            unlabelled = int((features.labels < 0).sum())
+            unlabeled = int((features.labels < 0).sum())
             raise UserError(
-                f"{features.source}: {unlabelled} of {len(features.labels)} images have no label, and this protocol "
+                f"{features.source}: {unlabeled} of {len(features.labels)} images have no label, and this protocol "
                 "needs one for each; sort the images into a folder per class, or evaluate on another data set"
             )
     _check_class_names(train, test)
 
 
 def check_classes(labels: np.ndarray, features: Union["Features", "Source"]) -> None:
-    """Raise UserError unless the labels int [n] that are learned from are of two classes or more; `features`: a `Features` or a `Source`
-    for the message."""
+    """Raise UserError unless the training labels int [n] are of two classes or more; `features` is named in the message."""
     if len(np.unique(labels)) < 2:
         label = int(labels[0])
         name = features.class_names[label] if features.class_names else label
@@ -171,7 +170,7 @@ def _check_class_names(train: "Features", test: "Features") -> None:
 
 
 def label_count(train_labels: Labels, available: int, num_classes: int = 1) -> int:
-    """How many labels "all", "1%", "10%" or "200" means of `available` ones: an int, at least one per class."""
+    """The number of labels that "all", "1%", "10%" or "200" means of `available` ones: at least one per class."""
     text = str(train_labels).strip()
     if text == "all":
         return available
@@ -207,7 +206,7 @@ def balanced(labels: np.ndarray, index: np.ndarray, count: int, seed: int) -> np
     """
     if count == len(labels):
         return np.arange(count)
-    turn = place_within_class(labels, draws(index, seed, 0))
+    turn = rank_within_class(labels, draws(index, seed, 0))
     order = np.random.default_rng([seed, 1]).permutation(int(labels.max()) + 1)[labels]
     return np.sort(np.lexsort((order, turn))[:count])
 
@@ -224,30 +223,30 @@ def stratified(labels: np.ndarray, index: np.ndarray, fraction: float, seed: int
             f"val_fraction={fraction}: give the part of the training labels that choices are made on, between 0 and 1"
         )
     sizes = np.bincount(labels)
-    wanted = np.minimum(np.maximum(np.round(sizes * fraction), 1), sizes - 1) if fraction else np.zeros(len(sizes))
-    val = place_within_class(labels, draws(index, seed, 2)) < wanted[labels]
+    held_out = np.minimum(np.maximum(np.round(sizes * fraction), 1), sizes - 1) if fraction else np.zeros(len(sizes))
+    val = rank_within_class(labels, draws(index, seed, 2)) < held_out[labels]
     return np.flatnonzero(~val), np.flatnonzero(val)
 
 
 def draws(index: np.ndarray, seed: int, *stream: int) -> np.ndarray:
-    """A random number for each image, float [N], that depends on its place in the split and on the seeds alone."""
+    """A random number for each image, float [N], a function of its position in the split and the seeds alone."""
     return np.random.default_rng([seed, *stream]).random(int(index.max()) + 1)[index]
 
 
-def place_within_class(labels: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """For each row its place, 0 first, among the rows of its class ordered by their draws."""
+def rank_within_class(labels: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """The rank of each row, 0 first, among the rows of its class in the order of their draws: int [N]."""
     order = np.lexsort((draws, labels))
     starts = np.searchsorted(labels[order], labels[order])
-    place = np.empty(len(labels), int)
-    place[order] = np.arange(len(labels)) - starts
-    return place
+    rank = np.empty(len(labels), int)
+    rank[order] = np.arange(len(labels)) - starts
+    return rank
 
 
 def endpoints(parts: Sequence[Optional["Features"]], names: Optional[Sequence[str]] = None) -> list[str]:
     """Names of the endpoints to evaluate, by default all of the first part's; UserError if one is missing in any part.
 
     Args:
-      parts: list of `Features`; None among them is passed over.
+      parts: list of `Features`; None is skipped.
       names: list of str.
     """
     given = [features for features in parts if features is not None]

@@ -1,9 +1,9 @@
 """Extracted features on disk: a folder per (module, data, settings), and in it one .npy file per endpoint, read by
 memory mapping, and a record of those that are complete, with their checksums.
 
-An array counts if the record names it and its bytes have the recorded checksum. Whatever is damaged is absent: that is said in one line,
-and the features are computed again. What a killed process left is swept when the next one opens a cache in the same folder; features
-that nobody can use any more go by `prune`.
+An array is valid if the record names it and its bytes have the recorded checksum. A damaged array is reported in one line, and
+its features are computed again. Partial arrays of a killed process are removed when the next process opens a cache in the same
+folder; features that are no longer usable are removed by `prune`.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from tfssl.errors import UserError, one_line
 from tfssl.storage import files, npz
 
 _BLOCK = 1 << 24  # bytes read at once for a checksum
-_YOUNG = 24 * 3600  # seconds in which a folder without a record may be another machine's work in progress
+_YOUNG = 24 * 3600  # seconds for which a folder without a record may be in use by another machine
 _RECORD, _KEY, _PARTIAL = "rows.npz", "key.json", ".partial"
 
 
@@ -37,8 +37,8 @@ class FeatureCache:
 
     Args:
       folder: local folder of all cached features; created.
-      key: a dict, JSON-able, of everything that the features depend on; kept beside them in key.json.
-      of: a dict, JSON-able, of what else tells people, and `prune`, what they are: it does not change what is found.
+      key: everything that the features depend on, JSON-able; kept beside them in key.json.
+      of: a description for people and for `prune`, JSON-able; not a part of the key.
 
     Raises:
       UserError: the folder is remote, or cannot be written.
@@ -57,7 +57,7 @@ class FeatureCache:
             files.write_file(os.path.join(self.folder, _KEY), text)
 
     def read(self, names: Iterable[str]) -> tuple[Rows, dict[str, np.ndarray]]:
-        """What is there and whole of some endpoints.
+        """The valid features of some endpoints.
 
         Returns:
           (rows, arrays): {"labels": int64 [N], "index": int64 [N], "dropped": str [M]}, {} where there is no record; and
@@ -72,15 +72,15 @@ class FeatureCache:
                     raise ValueError("its checksum is wrong")
                 array = np.load(path, mmap_mode="r")
                 arrays[name] = array[: len(rows["index"])]
-            except Exception as error:  # cut off, or another header: NumPy raises many kinds
+            except Exception as error:  # truncated, or another header: NumPy raises many kinds
                 logging.warning("cached features %s are damaged (%s): computed again", path, one_line(error))
         return rows, arrays
 
     def create(self, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap:
-        """A writable memory-mapped array, whose room on the disk is claimed; it counts once `commit` was called.
+        """A writable memory-mapped array, with its disk space allocated; it is valid after `commit`.
 
         Raises:
-          UserError: there is no room.
+          UserError: the disk is full.
         """
         path = self._path(name) + f".{files.unique()}{_PARTIAL}"
         with self._room():
@@ -90,10 +90,9 @@ class FeatureCache:
         return array
 
     def commit(self, arrays: Mapping[str, np.memmap], rows: Rows) -> None:
-        """Declare arrays made by `create` complete: {name: array}; `rows` are the arrays labels, index and dropped
-        (names).
+        """Declare arrays of `create` complete: {name: array}; `rows` as `read` returns them.
 
-        Endpoints of an earlier pass that read other rows (a file was repaired since) do not count any more.
+        Endpoints of an earlier pass with other rows (a file was repaired since) become invalid.
         """
         old, table = self._read_record()
         if not old or not all(np.array_equal(old[k], rows[k]) for k in ("labels", "index")):
@@ -103,7 +102,7 @@ class FeatureCache:
                 for name, array in arrays.items():
                     array.flush()
                     table[name] = checksum(self._open[name][0])
-                # Without the record nothing counts: a kill from here on leaves no new arrays beside old rows.
+                # Without the record nothing is valid: a kill from here on leaves no new arrays beside old rows.
                 files.remove(self._path_of_record)
                 for name in arrays:
                     os.replace(self._open[name][0], self._path(name))
@@ -117,15 +116,15 @@ class FeatureCache:
                 files.remove(os.path.join(self.folder, name))
 
     def drop(self, names: Collection[str]) -> None:
-        """Have some endpoints count no more."""
+        """Make some endpoints invalid."""
         rows, table = self._read_record()
         if rows:
             self._write_record(rows, {name: sums for name, sums in table.items() if name not in names})
 
     def discard(self) -> None:
-        """Remove what `create` made and `commit` did not take."""
+        """Remove arrays of `create` without a `commit`."""
         for path, file in self._open.values():
-            with contextlib.suppress(OSError):  # the disk that refused refuses that too
+            with contextlib.suppress(OSError):  # a full disk may fail here too
                 files.remove(path)
             file.close()
         self._open = {}
@@ -134,7 +133,7 @@ class FeatureCache:
         npz.write(self._path_of_record, **rows, arrays=json.dumps(table))
 
     def _read_record(self) -> tuple[Rows, dict[str, Checksum]]:
-        """(rows, {name: checksum}); ({}, {}) where there is none that is whole: zip files have checksums of their own."""
+        """(rows, {name: checksum}); ({}, {}) without a valid record: zip files have checksums of their own."""
         try:
             with np.load(self._path_of_record) as record:
                 rows = dict(record)
@@ -143,13 +142,13 @@ class FeatureCache:
         except FileNotFoundError:
             pass
         except Exception as error:  # NumPy and zipfile raise many kinds
-            where = self._path_of_record
-            logging.warning("the record of cached features %s is damaged (%s): computed again", where, one_line(error))
+            path = self._path_of_record
+            logging.warning("the record of cached features %s is damaged (%s): computed again", path, one_line(error))
         return {}, {}
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:
-        """Refusals of the disk as one line."""
+        """Errors of the disk as one line."""
         try:
             yield
         except OSError as error:
@@ -177,7 +176,7 @@ def checksum(path: str) -> Checksum:
 
 
 def _locked(path: str) -> BinaryIO:
-    """A new file, open and locked for as long as its process lives."""
+    """A new file, open and locked until its process ends."""
     while True:
         file = open(path, "x+b")
         with contextlib.suppress(OSError, ImportError):
@@ -186,11 +185,11 @@ def _locked(path: str) -> BinaryIO:
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.path.exists(path):
             return file
-        file.close()  # swept between the two
+        file.close()  # removed by `sweep` between the two
 
 
 def _is_dead(path: str) -> bool:
-    """Whether the process that wrote an unfinished array is gone: it held a lock on it."""
+    """Whether the process that wrote a partial array, and locked it, has ended."""
     try:
         import fcntl
 
@@ -202,7 +201,7 @@ def _is_dead(path: str) -> bool:
 
 
 def sweep(folder: str) -> None:
-    """Remove the unfinished arrays of processes that are gone from all caches of a folder."""
+    """Remove partial arrays of processes that have ended from all caches of a folder."""
     for inner in _folders(folder):
         for name in os.listdir(inner):
             path = os.path.join(inner, name)
@@ -213,14 +212,14 @@ def sweep(folder: str) -> None:
 def prune(
     folder: str, versions: Mapping[str, str], identities: Sequence[tuple[str, str, Any]] = ()
 ) -> list[tuple[str, str, int]]:
-    """Remove the cached features that nobody can use any more.
+    """Remove cached features that are no longer usable.
 
-    Those are: without a whole record, for a day or more; of other versions of tfssl or TensorFlow; and of data that have changed.
+    These are: without a valid record, for a day or more; of other versions of tfssl or TensorFlow; of data that have changed.
 
     Args:
       folder: local folder of all cached features.
-      versions: {"tfssl", "tensorflow"} that are in use.
-      identities: list of (dataset, split, `identity.of` it), of data that are known to be as they are now.
+      versions: {"tfssl", "tensorflow"} in use.
+      identities: list of (dataset, split, `identity.of` the source) of the data as they are now.
 
     Returns:
       list of (folder removed, reason, bytes).
@@ -231,7 +230,7 @@ def prune(
         names = os.listdir(inner)
         young = time.time() - os.path.getmtime(inner) < _YOUNG
         if any(name.endswith(_PARTIAL) for name in names):
-            continue  # somebody is at work there
+            continue  # a process is writing there
         reason = _outdated(inner, versions, identities)
         if reason is None and _RECORD not in names and not young:
             reason = "not finished"
@@ -243,16 +242,16 @@ def prune(
 
 
 def _outdated(folder: str, versions: Mapping[str, str], identities: Sequence[tuple[str, str, Any]]) -> Optional[str]:
-    """Why features cannot be used any more; None if they can."""
+    """Why features are no longer usable; None if they are."""
     try:
         with open(os.path.join(folder, _KEY), encoding="utf-8") as f:
             content = json.load(f)
-        key, of = content["key"], content["of"]
+        key, source = content["key"], content["of"]
         other = [f"{name} {key[name]}" for name, version in versions.items() if key[name] != version]
         if other:
             return f"of {', '.join(other)}"
         for dataset, split, identity in identities:
-            if (of["dataset"], of["split"]) == (dataset, split) and key["data"] != identity:
+            if (source["dataset"], source["split"]) == (dataset, split) and key["data"] != identity:
                 return f"{dataset} {split} has changed"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "of another form, or damaged"
@@ -260,7 +259,7 @@ def _outdated(folder: str, versions: Mapping[str, str], identities: Sequence[tup
 
 
 def _folders(folder: str) -> list[str]:
-    """The caches in a folder: those whose name is a key."""
+    """The caches in a folder: subfolders whose name is a key."""
     try:
         with os.scandir(folder) as entries:
             inner = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]

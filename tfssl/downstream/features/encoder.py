@@ -1,4 +1,4 @@
-"""The images behind features: what a protocol reads that draws a new crop of each image in every epoch."""
+"""The images behind features, for protocols that draw new crops in every epoch; and the frozen encoder."""
 
 import dataclasses
 import functools
@@ -40,15 +40,15 @@ CROPS = {"random": _random, "random_flip": _random_flip, "resized_flip": _resize
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Images, and how they become features.
+    """Images with the preprocessing and the module that compute their features.
 
     Attributes:
       module: a loaded `modules.Module`.
       source: a `tfssl.data.Source`.
       size, resize: side of the crop, and of the shorter side before it, in pixels.
-      pool, target: how, and above which number of values, maps are pooled: see `pooling.pool`.
+      pool, target: pooling of maps with more than `target` values: see `pooling.pool`.
       dtype: "float32" or "float16", of the features.
-      batch_size: images at a time through the module.
+      batch_size: images per forward pass of the module.
     """
 
     module: Module
@@ -67,14 +67,14 @@ class Images:
     def random_crops(
         self, index: np.ndarray, batch_size: int, seed: int, crops: str = "random", start_step: int = 0
     ) -> tf.data.Dataset:
-        """Endless batches: each epoch takes the images in another order and a random crop of each.
+        """Endless batches: each epoch has another order, and a random crop of each image.
 
         Args:
-          index: int [n], places of images in the source's split.
+          index: int [n], positions of the images in the source's split.
           batch_size: images per batch, B.
           seed: of the order and of the crops.
-          crops: one of CROPS: "random", a crop of the resized image (Kolesnikov et al. 2019); "random_flip", the same, mirrored
-            or not; "resized_flip", a crop of 8 to 100 % of the image's area, resized, mirrored or not (VISSL).
+          crops: one of CROPS: "random", a crop of the resized image (Kolesnikov et al. 2019); "random_flip", the same with a
+            random horizontal flip; "resized_flip", a random resized crop of 8 to 100 % of the area and a random flip (VISSL).
           start_step: the first batch.
 
         Returns:
@@ -87,11 +87,11 @@ class Images:
         return pipeline.training_batches(Subset(self.source, index), crop, batch_size, seed, start_step)
 
     def encoder(self, names: Sequence[str], batch_size: int) -> "tf.types.experimental.ConcreteFunction":
-        """The graph function uint8 [B, S, S, 3] -> {endpoint: [B, D]}, in which the module infers."""
+        """The graph function uint8 [B, S, S, 3] -> {endpoint: [B, D]}, with the module in inference mode."""
         return encoder(self.module, tuple(names), batch_size, self.size, self.pool, self.target, self.dtype)
 
     def large_batch_encoder(self, names: Sequence[str], batch_size: int) -> Encode:
-        """The same for batches that are too large for the device's memory: equal parts go through one after another."""
+        """The same for batches that exceed the device's memory, in micro-batches of at most `self.batch_size` images."""
         parts = -(-batch_size // self.batch_size)
         part = -(-batch_size // parts)
         compute = self.encoder(names, part)
@@ -109,7 +109,7 @@ class Images:
 
 
 def pixels_shape(size: int, target: int) -> tuple[int, int, int]:
-    """The endpoint "pixels": the images that the module sees, averaged to floor(sqrt(target / 3)) pixels a side at most."""
+    """Shape of the endpoint "pixels": the module's input, averaged to at most floor(sqrt(target / 3)) pixels a side."""
     side = min(size, math.isqrt(target // 3))
     return side, side, 3
 

@@ -1,4 +1,4 @@
-"""Feature maps made small enough for a linear classifier: the rules of the 2019 study (Kolesnikov et al., section 4.1
+"""Pooling of feature maps for linear classifiers, by the rules of the 2019 study (Kolesnikov et al., section 4.1
 and its code).
 
 A map of H x W x C is pooled only where it has more than `target` = 9000 values.
@@ -21,7 +21,7 @@ def check(mode: str) -> None:
 
 
 def pooled_shape(shape: Sequence[int], mode: str = "max", target: int = 9000) -> tuple[int, ...]:
-    """Shape (without the batch) after `pool`: () of a vector is itself, an (H, W, C) map may shrink to (h, w, C)."""
+    """Shape (without the batch) after `pool` and before flattening: (H, W, C) may shrink to (h, w, C); a vector keeps its shape."""
     if len(shape) != 3 or math.prod(shape) <= target:
         return tuple(shape)
     height, width, channels = shape
@@ -37,13 +37,13 @@ def pool(features: tf.Tensor, mode: str = "max", target: int = 9000) -> tf.Tenso
 
     `max` and `avg`: kernel = stride = clip(ceil(sqrt(H*W*C / target)), 1, side), no padding. `adaptive_max` and
     `adaptive_avg`: a grid whose side is the floor or the ceiling of sqrt(target / C), whichever comes nearer to
-    `target` (this may exceed it a little); the regions are fixed, where the study's fractional pooling drew them at
+    `target` (and may exceed it slightly); the regions are fixed, whereas the study's fractional pooling drew them at
     random.
 
     Args:
       features: float [N, H, W, C] with static H, W and C, or [N, D].
       mode: one of MODES.
-      target: values per image that need no pooling.
+      target: the largest number of values per image without pooling.
 
     Returns:
       float [N, h*w*C] or [N, D].

@@ -4,7 +4,7 @@
     11-point  the mean of that at the recalls 0, 0.1, ..., 1 (Pascal VOC 2007)
     raw       precision as it is, each step of recall at the precision reached by it (scikit-learn)
 
-Equal scores are one place of the ranking, whatever order they come in.
+Equal scores share one rank, whatever their order.
 """
 
 import numpy as np
@@ -21,30 +21,30 @@ def check(rule: str) -> None:
 
 
 def average_precision(relevant: np.ndarray, scores: np.ndarray, rule: str = "area") -> float:
-    """Of one class: a float in [0, 1]; NaN if nothing is relevant.
+    """Average precision of one class, in [0, 1]; NaN without positives.
 
     Args:
       relevant: bool [N].
-      scores: float [N], the higher the earlier in the ranking.
+      scores: float [N], highest first in the ranking.
       rule: one of RULES.
     """
     if not relevant.any():
         return float("nan")
     order = np.argsort(-scores, kind="stable")
-    places = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # the last of each run of equals
-    found = np.cumsum(relevant[order])[places]
-    precision, recall = found / (places + 1), found / found[-1]
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # the last of each run of equals
+    positives = np.cumsum(relevant[order])[ends]
+    precision, recall = positives / (ends + 1), positives / positives[-1]
     if rule != "raw":
         precision = np.maximum.accumulate(precision[::-1])[::-1]
     if rule == "11-point":
-        # found >= t * all, in whole numbers: 0.3 * 10 is a little more than 3
-        reached = [np.searchsorted(10 * found, t * found[-1]) for t in range(11)]
+        # recall >= t, in whole numbers: 0.3 * 10 is a little more than 3
+        reached = [np.searchsorted(10 * positives, t * positives[-1]) for t in range(11)]
         return float(np.mean(precision[reached]))
     return float(np.sum(np.diff(recall, prepend=0) * precision))
 
 
 def each_class(targets: np.ndarray, scores: np.ndarray, rule: str = "area") -> np.ndarray:
-    """float64 [C]: the average precision of every class; its difficult images are left out of its ranking.
+    """Average precision of each class, float64 [C]; the difficult images of a class are left out of its ranking.
 
     Args:
       targets: int [N, C]: 1, -1, or 0 (difficult).
@@ -57,7 +57,7 @@ def each_class(targets: np.ndarray, scores: np.ndarray, rule: str = "area") -> n
 
 
 def chance(targets: np.ndarray) -> float:
-    """What a random ranking scores, about: the mean over the classes of their positives' share."""
+    """Expected value of a random ranking, approximately: the mean over the classes of the fraction of positives."""
     with np.errstate(invalid="ignore"):
-        share = (targets > 0).sum(0) / (targets != 0).sum(0)
-    return float(np.mean(share[share > 0]))
+        prior = (targets > 0).sum(0) / (targets != 0).sum(0)
+    return float(np.mean(prior[prior > 0]))

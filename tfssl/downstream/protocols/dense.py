@@ -1,8 +1,8 @@
-"""What protocols of dense prediction share: maps of endpoints, heads on them, one loop that trains the heads.
+"""Base of the protocols of dense prediction: feature maps, heads on them, and the training loop of the heads.
 
-A protocol adds a `Task`: what it reads of an image's annotations, a head, its loss, and how good its predictions are.
+A protocol adds a `Task`: annotations, head, loss and metric.
 
-Maps are made once (`maps.py`); where the trunk learns too, the images pass through the module in each step.
+Maps are computed once (`maps.py`); where the backbone is fine-tuned, the images pass through the module in each step.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from tfssl.hub.load import Module
 TRUNKS = ("frozen", "fine_tuned")
 Example = dict[str, tf.Tensor]
 View = Callable[[tf.Tensor, Example, tf.Tensor], tuple[tf.Tensor, Example]]  # (image, annotations, its number)
-Answers = Iterable[tuple[Any, int]]  # (what `decode` gives of an image, its number)
-Predict = Callable[[tf.Tensor], Any]  # a batch of a network's array -> what `decode` gives
+Predictions = Iterable[tuple[Any, int]]  # (output of `decode` for an image, its number)
+Predict = Callable[[tf.Tensor], Any]  # a batch of a network's array -> output of `decode`
 HEADS = ("linear", "dilated")
 
 
@@ -34,34 +34,34 @@ class Task:
 
     Args:
       size: (height, width) of all images.
-      seed: of chance in the views.
-      mirrored: whether heads learn from mirrored images too.
+      seed: of random views.
+      mirrored: whether heads are trained on horizontally flipped images too.
     """
 
     def __init__(self, size: tuple[int, int], seed: int = 0, mirrored: bool = False) -> None:
         self.size, self.seed, self.mirrored = size, seed, mirrored
 
     def read(self, example: Example) -> tuple[tf.Tensor, Example]:
-        """Graph function: an example of a source -> (image uint8 [*size, 3], dict of its annotations)."""
+        """Graph function: an example of a source -> (image uint8 [*size, 3], dict of annotations)."""
         raise NotImplementedError
 
-    def mirror(self, image: tf.Tensor, answers: Example) -> tuple[tf.Tensor, Example]:
-        """Graph function: what `read` gives, of the mirrored image."""
+    def mirror(self, image: tf.Tensor, annotations: Example) -> tuple[tf.Tensor, Example]:
+        """Graph function: image and annotations, as of `read`, flipped horizontally."""
         raise NotImplementedError
 
     def others(self) -> list[View]:
-        """The further views of training images: functions (image, answers, the image's number) -> (image, answers)."""
-        return [lambda image, answers, _: self.mirror(image, answers)] if self.mirrored else []
+        """Further views of training images: functions (image, annotations, the image's number) -> (image, annotations)."""
+        return [lambda image, annotations, _: self.mirror(image, annotations)] if self.mirrored else []
 
     def prepare(self, maps: Maps, source: Source) -> None:
-        """From all training images (`Maps`): what the head needs to know, such as how many classes there are."""
+        """Read what the head depends on, such as the number of classes, from all training images (`Maps`)."""
 
     def tested(self, maps: Maps) -> bool:
-        """Whether the images (`Maps`) show anything that answers are compared with."""
+        """Whether the images (`Maps`) have annotations to compare predictions with."""
         return True
 
     def targets(self, maps: Maps) -> dict[str, np.ndarray]:
-        """Dict of arrays [R, ...], what `loss` compares with."""
+        """The targets of `loss`: dict of arrays [R, ...]."""
         raise NotImplementedError
 
     def head(self) -> tf.keras.Model:
@@ -73,26 +73,26 @@ class Task:
         raise NotImplementedError
 
     def decode(self, outputs: tf.Tensor) -> Any:
-        """Graph function: a nest of tensors with as many rows, as `measure` gets them in NumPy."""
+        """Graph function: predictions, a nest of tensors with a row for each image; `measure` gets them as arrays."""
         raise NotImplementedError
 
-    def measure(self, answered: Answers, maps: Maps, images: Sequence[int]) -> dict[str, Any]:
-        """What a result says, {"value": ..., ...}; `answered` gives (`decode`'s answer of an image, its number) as `images` are ordered."""
+    def measure(self, predicted: Predictions, maps: Maps, images: Sequence[int]) -> dict[str, Any]:
+        """Fields of a result, {"value": ..., ...}; `predicted` yields (prediction, number of the image) in the order of `images`."""
         raise NotImplementedError
 
-    def picture(self, answered: Answers, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
-        """PNG bytes of a few answers, for a report; None: there is no such picture."""
+    def picture(self, predicted: Predictions, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
+        """PNG bytes of a few predictions, for a report; None: there is no such picture."""
 
 
 class Dense(Protocol[Source]):
-    """A head on each map [N, h, w, C] that a module gives of whole images.
+    """A head on each feature map [N, h, w, C] of a module on whole images.
 
-    `Data` has sources and a module; without a validation split a part of `train` is held out to choose the endpoint, and what is reported
-    then learns from all of it. `train_labels` is not used: all annotated images are.
+    `Data` has sources and a module; without a validation split a part of `train` is held out to choose the endpoint, and the
+    reported head is then trained on all of it. `train_labels` is not used: all annotated images are.
 
     Args:
-      size: HEIGHT,WIDTH in pixels that images are brought to (detection: scaled to fit, and padded); 0,0: those of the first one.
-      trunk: Whether the module is frozen or fine-tuned too, by batch statistics where it has BN; its variables are then put back.
+      size: HEIGHT,WIDTH in pixels that images are resized to (detection: scaled to fit, and padded); 0,0: those of the first.
+      trunk: Whether the module is frozen or fine-tuned too, with batch statistics where it has BN; it is restored afterwards.
       trunk_rate: Factor of the module's learning rate, where it is fine-tuned.
       epochs: Passes over the images.
       batch_size: Images per step, at most all.
@@ -100,7 +100,7 @@ class Dense(Protocol[Source]):
     """
 
     reads = "maps"
-    one_pass = True  # maps are made once
+    one_pass = True  # maps are computed once
     flag_prefix = "dense_"
     order_independent = False
     quick = {"train_labels": 500, "epochs": 15}
@@ -123,7 +123,7 @@ class Dense(Protocol[Source]):
         self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
 
     def task(self, size: tuple[int, int], seed: int) -> Task:
-        """What is trained and measured on images of one size."""
+        """The `Task` on images of one size."""
         raise NotImplementedError
 
     def passes(self) -> float:
@@ -153,8 +153,8 @@ class Dense(Protocol[Source]):
         learned = parts["train"]
         task.prepare(learned, data.train)
         if not task.tested(parts["test"]):
-            where = f"{data.test.spec} {data.test.split}"
-            raise UserError(f"{where}: no image shows what {self.name} asks for: nothing to measure")
+            source = f"{data.test.spec} {data.test.split}"
+            raise UserError(f"{source}: no image shows what {self.name} asks for: nothing to measure")
         targets, order = task.targets(learned), np.random.default_rng(seed).permutation(len(learned))
         held_out = order[: 0 if val else round(data.val_fraction * len(order))]
 
@@ -166,7 +166,7 @@ class Dense(Protocol[Source]):
             loss = learn(network, task.loss, targets, rows, *steps, seed, title)
             return predictor(network, task.decode), loss
 
-        def answers(predict: Predict, part: str, images: Sequence[int], name: str, at_once: int = 8) -> Answers:
+        def predictions(predict: Predict, part: str, images: Sequence[int], name: str, at_once: int = 8) -> Predictions:
             array, rows = parts[part].arrays[name if frozen else IMAGES], parts[part].rows(images)
             for i in range(0, len(rows), at_once):
                 batch = tf.nest.map_structure(np.asarray, predict(tf.constant(array[rows[i : i + at_once]])))
@@ -174,7 +174,7 @@ class Dense(Protocol[Source]):
                     yield tf.nest.map_structure(lambda value: value[j], batch), image_number  # noqa: B023
 
         def measure(predict: Predict, part: str, images: Sequence[int], name: str) -> dict[str, Any]:
-            return task.measure(answers(predict, part, images, name), parts[part], images)
+            return task.measure(predictions(predict, part, images, name), parts[part], images)
 
         for name in endpoints:
             begun, val_value, title = time.time(), None, f"{self.name} {name}"
@@ -188,7 +188,7 @@ class Dense(Protocol[Source]):
                     val_value = _known(measure(predict, "val", range(len(parts["val"])), name)["value"])
                 measured = dict(measure(predict, "test", range(len(parts["test"])), name))
                 shown = list(parts["test"].shown)
-                picture = task.picture(answers(predict, "test", shown, name), parts["test"], shown)
+                picture = task.picture(predictions(predict, "test", shown, name), parts["test"], shown)
             yield Result(
                 protocol=self.name,
                 endpoint=name,
@@ -215,13 +215,13 @@ class Dense(Protocol[Source]):
 
 
 def _known(value: float) -> Optional[float]:
-    """None of what is the mean of nothing."""
+    """None for NaN, the mean of nothing."""
     return None if np.isnan(value) else value
 
 
 def head(kind: str, outputs: int) -> tf.keras.Model:
-    """The layers of a head: "linear", a 1x1 convolution to `outputs` channels; "dilated", that of MoCo's (He et al., arXiv 1911.05722) FCN:
-    before it two 3x3 convolutions of 256 channels and dilation 6, each with BN and ReLU."""
+    """A head: "linear", a 1x1 convolution to `outputs` channels; "dilated", the same after two 3x3 convolutions of 256 channels
+    and dilation 6, each with BN and ReLU, as in MoCo's FCN (He et al., arXiv 1911.05722)."""
     layers = []
     for _ in range(2 if kind == "dilated" else 0):
         layers += [
@@ -234,7 +234,7 @@ def head(kind: str, outputs: int) -> tf.keras.Model:
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
-    """Mean cross-entropy of logits [N, h, w, C], brought to `size`, and labels int [N, *size], -1 where there is none."""
+    """Mean cross-entropy of logits [N, h, w, C], resized to `size`, and labels int [N, *size], -1 for none."""
     labels = tf.cast(labels, tf.int32)
     logits = tf.image.resize(logits, size)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), logits)
@@ -243,9 +243,10 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, size: Sequence[int]) -> 
 
 
 class Network:
-    """A head on one endpoint: callable [N, h, w, C] (or images uint8 [N, H, W, 3] where the trunk learns), training -> its outputs.
+    """A head on one endpoint: callable [N, h, w, C] (or images uint8 [N, H, W, 3] with a fine-tuned backbone) -> outputs.
 
-    Each channel is brought to mean 0 and deviation 1 first: those of the maps of `rows`; or, where the trunk learns, of the batch, by BN.
+    Channels are standardized first: by mean and standard deviation over the maps of `rows`; or, with a fine-tuned backbone, of
+    the batch, by BN.
     """
 
     def __init__(
@@ -261,9 +262,9 @@ class Network:
         self.head, self._trunk_rate = head, trunk_rate
         if trunk == "frozen":
             shape = maps.arrays[name].shape[1:]
-            mean, deviation = _moments(maps.arrays[name], rows)
+            mean, std = _moments(maps.arrays[name], rows)
             self.array, self._trunk = maps.arrays[name], []
-            self._map = lambda x, training: (tf.cast(x, tf.float32) - mean) / deviation
+            self._map = lambda x, training: (tf.cast(x, tf.float32) - mean) / std
         else:
             height, width = maps.arrays[IMAGES].shape[1:3]
             shape = module.shapes((height, width))[name]
@@ -279,26 +280,26 @@ class Network:
         return self.head(self._map(x, training), training=training)
 
     def groups(self) -> list[tuple[list[tf.Variable], float]]:
-        """[(variables, factor of their learning rate)]."""
+        """[(variables, factor of the learning rate)]."""
         trunk = [(self._trunk, self._trunk_rate)] if self._trunk else []
         return [(self.head.trainable_variables, 1.0), *trunk]
 
 
 def _moments(array: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation [C] over some rows, in float64."""
+    """Mean and standard deviation [C] over some rows, computed in float64."""
     count, (total, squares) = 0, np.zeros((2, array.shape[-1]))
     for part in np.array_split(rows, max(1, len(rows) // 64)):
         values = array[np.sort(part)].astype(np.float64).reshape(-1, array.shape[-1])
         total, squares, count = total + values.sum(0), squares + (values**2).sum(0), count + len(values)
     mean = total / count
-    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0)) + 1e-6
-    return mean.astype(np.float32), deviation.astype(np.float32)
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0)) + 1e-6
+    return mean.astype(np.float32), std.astype(np.float32)
 
 
 def learn(
     network: Network,
     loss: Callable[[tf.Tensor, Example], tf.Tensor],
-    answers: dict[str, np.ndarray],
+    targets: dict[str, np.ndarray],
     rows: np.ndarray,
     epochs: int,
     batch_size: int,
@@ -306,17 +307,17 @@ def learn(
     seed: int = 0,
     title: str = "",
 ) -> Optional[float]:
-    """Let a network learn by Adam, its rate falling to 0 along a cosine.
+    """Train a network by Adam with cosine decay of the learning rate.
 
     Args:
       network: a Network.
-      loss: graph function (outputs, dict of answers' batches) -> scalar.
-      answers: dict of arrays [R, ...].
-      rows: int [n], of the network's array and of the answers.
-      epochs, batch_size: batches of an epoch: floor(n / batch_size), but at least one of all rows.
-      learning_rate: the first.
+      loss: graph function (outputs, batch of targets) -> scalar.
+      targets: dict of arrays [R, ...].
+      rows: int [n], of the network's array and of the targets.
+      epochs, batch_size: an epoch has floor(n / batch_size) batches, at least one, of all rows.
+      learning_rate: of the first step.
       seed: of the order.
-      title: of the line that shows the progress.
+      title: of the progress bar.
 
     Returns:
       the mean loss of the last epoch, None where it is not finite.
@@ -324,8 +325,11 @@ def learn(
     batch_size = min(batch_size, len(rows))
     steps = len(rows) // batch_size
     groups = [
-        (tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(rate * learning_rate, epochs * steps)), its)
-        for its, rate in network.groups()
+        (
+            tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(rate * learning_rate, epochs * steps)),
+            variables,
+        )
+        for variables, rate in network.groups()
     ]
     for optimizer, variables in groups:
         optimizer.build(variables)
@@ -336,15 +340,15 @@ def learn(
             value = loss(network(x, training=True), batch)
         gradients = iter(tape.gradient(value, [v for _, variables in groups for v in variables]))
         for optimizer, variables in groups:
-            pairs = [(next(gradients), v) for v in variables]  # beyond a shallow endpoint the trunk has none
+            pairs = [(next(gradients), v) for v in variables]  # None for layers above the endpoint
             optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
         total.assign_add(value)
 
     specs = [
         tf.TensorSpec([batch_size, *array.shape[1:]], array.dtype)
-        for array in (network.array, *(answers[key] for key in sorted(answers)))
+        for array in (network.array, *(targets[key] for key in sorted(targets)))
     ]
-    step = tf.function(step, autograph=False).get_concrete_function(specs[0], dict(zip(sorted(answers), specs[1:])))  # noqa: B905
+    step = tf.function(step, autograph=False).get_concrete_function(specs[0], dict(zip(sorted(targets), specs[1:])))  # noqa: B905
     order, progress = np.random.default_rng([seed, 1]), sgd.Progress(title, sgd.Plan(epochs, (), batch_size, 0), steps)
     for epoch in range(1, epochs + 1):
         shuffled = order.permutation(rows)
@@ -352,7 +356,7 @@ def learn(
         for i in range(0, steps * batch_size, batch_size):
             batch = shuffled[i : i + batch_size]
             x = tf.constant(network.array[batch])
-            step(x, {key: tf.constant(value[batch]) for key, value in answers.items()})
+            step(x, {key: tf.constant(value[batch]) for key, value in targets.items()})
             progress.step(epoch)
     progress.close()
     mean = float(total) / steps
@@ -360,14 +364,14 @@ def learn(
 
 
 def predictor(network: Network, decode: Callable[[tf.Tensor], Any]) -> Predict:
-    """The graph function of a batch of the network's array -> decode(its outputs); traced by hand, else TensorFlow would warn of many."""
+    """The graph function batch of the network's array -> decode(outputs), traced by hand: TensorFlow warns of many traces."""
     spec = tf.TensorSpec([None, *network.array.shape[1:]], network.array.dtype)
     return tf.function(lambda x: decode(network(x)), autograph=False).get_concrete_function(spec)
 
 
 @contextlib.contextmanager
 def restored(variables: Iterable[tf.Variable]) -> Iterator[None]:
-    """Whatever happens to variables inside, they are afterwards what they were."""
+    """A context at whose end variables have the values of its begin."""
     values = [v.numpy() for v in variables]
     try:
         yield

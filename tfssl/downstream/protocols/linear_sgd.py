@@ -1,12 +1,12 @@
-"""Linear classifiers by SGD on crops of the images, as in the 2019 study (Kolesnikov et al., arXiv 1901.09005; its
-supplement, section 2): one head per endpoint of the frozen module, all trained in one pass.
+"""Linear probe by SGD on random crops, as in the 2019 study (Kolesnikov et al., arXiv 1901.09005; supplement, section 2): one
+head per endpoint of the frozen module, all trained in one pass.
 
     features = pool(module(random crop));  logits = W features + b;  momentum 0.9, rate 0.1 * batch / 256
 
 Published: batches of 2048 images (1024 for patch tasks), rate divided by ten after 480 and 500 of 520 epochs; the
 study's code, for smaller machines: 512 images, after 30 and 50 of 70.
 
-Goyal et al. 2019 (arXiv 1905.01235) put a batch normalisation before each matrix, and learn for 28 epochs:
+Goyal et al. 2019 (arXiv 1905.01235) put batch normalization before each linear layer, and train for 28 epochs:
 `flags/goyal/eval_linear_sgd.flags`.
 """
 
@@ -36,7 +36,7 @@ from tfssl.errors import UserError, check_choice
 
 
 class Linear(sgd.Classifier):
-    """One matrix and one bias."""
+    """A linear layer with bias."""
 
     def __init__(self, endpoint: str, dims: int, num_classes: int, **common: Any) -> None:
         super().__init__(endpoint, dims, **common)
@@ -49,26 +49,26 @@ class Linear(sgd.Classifier):
 class LinearSGD(Protocol[Features]):
     """Linear probe by SGD: softmax regression on new random crops in each epoch, all endpoints in one pass.
 
-    With `augment`, `train` and `test` must be of `extract`: heads see new random crops of the images behind `train`, whose features serve
-    the validation part only; accuracy is measured on central crops. Without a validation split there are two heads per endpoint, of which
-    one skips the validation part's images in each batch. "curve": [[epoch, accuracy on validation or None, on test], ...]. With a
-    `Data.state_dir` a run that was killed goes on after its last whole epoch.
+    With `augment`, `train` and `test` must be results of `extract`: heads are trained on new random crops of the images behind
+    `train`, whose features serve the validation part only; accuracy is measured on central crops. Without a validation split
+    there are two heads per endpoint, of which one skips the images of the validation part in each batch. "curve": [[epoch,
+    accuracy on validation or None, on test], ...]. With a `Data.state_dir` an interrupted run resumes after its last epoch.
 
     Args:
       augment: Random crops of the image size from the resized image, through the module in each epoch (2019 study: yes). Without: the
         extracted features, with no passes through the module.
-      crops: What augment means: random, a random crop (2019 study); random_flip, that, mirrored or not (Goyal et al. for colorization);
-        resized_flip, a crop of 8 to 100 % of the image, resized, mirrored or not (VISSL).
+      crops: What augment means: random, a random crop (2019 study); random_flip, the same with a random horizontal flip (Goyal
+        et al. for colorization); resized_flip, a random resized crop of 8 to 100 % of the area and a random flip (VISSL).
       epochs: Length (2019 study: 520; its code: 70).
       decay_epochs: The rate is divided by ten after each (2019 study: 480,500; its code: 30,50).
       batch_size: Images per step, at most all (2019 study: 2048, patch tasks 1024; its code: 512).
       learning_rate: At the first step, times batch size / 256 (2019 study: 0.1).
-      lr_scaling: What the batch size is divided by; 0: the rate is not scaled.
+      lr_scaling: Divisor of the batch size; 0: the rate is not scaled.
       weight_decay: Adds 0.5 * this * ||W||^2 to the loss, not for biases or the normalization's scales and shifts (2019 study's code: 0;
         Goyal et al.: 1e-4, AlexNet 5e-4).
       nesterov: Nesterov's momentum (Goyal et al.: for ResNets).
-      batch_norm: Batch normalization of the pooled maps before each classifier: fixed, by mean and variance of each channel, when measured
-        by those of all crops so far; learned, with scale and shift after it (Goyal et al.: fixed; colorization's ResNet: learned).
+      batch_norm: Batch normalization of the pooled maps before each classifier: fixed, without scale and shift; learned, with both
+        (Goyal et al.: fixed; colorization's ResNet: learned). In inference its statistics are those of all crops so far.
       init_std: Standard deviation of the initial weights, normally distributed (Goyal et al.: 0.01); 0: Glorot's uniform distribution.
       standardize: Scale each feature to mean 0 and standard deviation 1 first; it changes what a penalty means (2019 study: no).
       epoch: Which epoch is reported: the last, or the best, that of the highest accuracy on validation (2019 study: last).
@@ -101,7 +101,7 @@ class LinearSGD(Protocol[Features]):
             if value not in known:
                 raise UserError(f"linear_sgd: {name}={value!r}: there is {', '.join(known)}")
         if not 0 <= init_std < math.inf:
-            raise UserError(f"linear_sgd: init_std={init_std}: a deviation is at least 0")
+            raise UserError(f"linear_sgd: init_std={init_std}: a standard deviation is at least 0")
         check_choice("epoch", epoch, ("last", "best"))
         self.augment, self.crops, self.epochs, self.batch_size = augment, crops, epochs, batch_size
         self.decay_epochs = sgd.check("linear_sgd", epochs, decay_epochs, batch_size, learning_rate)
@@ -212,8 +212,7 @@ class LinearSGD(Protocol[Features]):
         )
 
     def _key(self, data: Data[Features], names: list[str]) -> Optional[dict[str, Any]]:
-        """What a run depends on, for `State`; None where that is not known: of features alone, or of a source that does not
-        say what it is made of."""
+        """Everything that a run depends on, for `State`; None for features without images, or a source without identity."""
         behind = [part.images for part in data.parts if part.images]
         known = [identity.key(identity.of(images.source)) for images in behind]
         if len(behind) < len(data.parts) or None in known:

@@ -1,7 +1,7 @@
 """Multinomial logistic regression on frozen features, as in the 2019 study (Kolesnikov et al., arXiv 1901.09005, 4.1).
 
-Mean cross-entropy + l2 * ||W||^2 on features as they come, by full-batch L-BFGS of at most 800 updates. The study's own
-procedure is l2="published", precondition=False: it often ends before the optimum, which the default reaches.
+Mean cross-entropy + l2 * ||W||^2 on unscaled features, by full-batch L-BFGS of at most 800 updates. The study's own procedure
+is l2="published", precondition=False: it often ends before the optimum, which the default reaches.
 """
 
 import math
@@ -23,8 +23,8 @@ from tfssl.errors import UserError
 class Logistic(Protocol[Features]):
     """Logistic regression: mean cross-entropy + l2 * ||W||^2, by L-BFGS.
 
-    `value` is of a last fit to all training rows, `val_value` of one without the validation part; with a validation split one fit is both.
-    "iterations", "converged" (within max_iterations) and "loss", the objective, are those of the last fit.
+    `value` is that of a final fit to all training rows, `val_value` that of a fit without the validation part; with a validation
+    split one fit gives both. "iterations", "converged" (within max_iterations) and "loss", the objective, are of the final fit.
 
     Args:
       l2: Select (on the validation part), published (2019 study: 100 / (features * classes)), or a number.
@@ -111,7 +111,7 @@ class Logistic(Protocol[Features]):
 
 
 def check_l2(l2: Union[str, float]) -> Union[str, float]:
-    """The setting itself if it is "select" or "published", else a float >= 0; UserError for anything else."""
+    """The setting unchanged if it is "select" or "published", else a float >= 0; UserError for anything else."""
     if l2 in ("select", "published"):
         return l2
     try:
@@ -129,15 +129,15 @@ def l2_of(rule: Union[str, float], dims: int, num_classes: int) -> float:
 
 
 def select(problem: Problem, val: Rows, max_iterations: int = 800) -> tuple[float, Fit]:
-    """Choose l2 on validation rows: powers of ten, strong to weak, until their cross-entropy rises; then half powers.
+    """Choose l2 on validation rows: powers of ten, strong to weak, until the cross-entropy rises; then half powers.
 
-    Their accuracy is the coarser judge: on random and pixel features of CIFAR-10 with 100 to 1,000 labels, the l2 that
-    it chose lost 0.6 points of test accuracy on average against this one; with 10,000 labels both chose the same.
+    Accuracy is the coarser criterion: on random and pixel features of CIFAR-10 with 100 to 1,000 labels, an l2 chosen by
+    accuracy lost 0.6 points of test accuracy on average against this one; with 10,000 labels both choices were the same.
 
     Returns:
       (l2, Fit).
     """
-    # Relative to the features' variance, 0.1 leaves little but the class frequencies, and 1e-8 hardly restrains at all.
+    # Relative to the features' variance, 0.1 fits little but the class frequencies, and 1e-8 hardly regularizes.
     strongest = math.floor(math.log10(0.1 * (problem.variance or 1.0)))
     tried: list[tuple[float, float, Fit]] = []  # (validation loss, exponent, Fit)
     fit: Optional[Fit] = None
@@ -149,11 +149,11 @@ def select(problem: Problem, val: Rows, max_iterations: int = 800) -> tuple[floa
 
     for power in range(strongest, strongest - 8, -1):
         fit = attempt(power, fit)
-        # A rise of less is no end: where l2 is too strong to learn anything, the loss wavers.
+        # A smaller rise is no end: where l2 is too strong to learn anything, the loss fluctuates.
         if tried[-1][0] > 1.01 * min(t[0] for t in tried):
             break
-    _, centre, start = min(tried, key=lambda t: t[0])
-    for exponent in (centre + 0.5, centre - 0.5):
+    _, center, start = min(tried, key=lambda t: t[0])
+    for exponent in (center + 0.5, center - 0.5):
         attempt(exponent, start)
     _, exponent, fit = min(tried, key=lambda t: t[0])
     return 10.0**exponent, fit

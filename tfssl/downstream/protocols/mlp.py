@@ -1,5 +1,5 @@
-"""A perceptron with one hidden layer on frozen features, as in the 2019 study (Kolesnikov et al., arXiv 1901.09005;
-its supplement, section 2): does a representation hold more than a linear classifier can read?
+"""MLP probe: one hidden layer on frozen features, as in the 2019 study (Kolesnikov et al., arXiv 1901.09005; supplement,
+section 2). Does a representation hold more than a linear classifier can read?
 
     logits = dropout(relu(features V + a)) W + b;  cross-entropy + l2 * (||V||^2 + ||W||^2);  momentum 0.9
 
@@ -25,11 +25,11 @@ from tfssl.downstream.solvers.lbfgs import moments
 from tfssl.downstream.solvers.resume import Curve, Losses
 from tfssl.errors import UserError, check_choice
 
-L2 = (1e-2, 1e-3, 1e-4, 1e-5)  # what "select" chooses among
+L2 = (1e-2, 1e-3, 1e-4, 1e-5)  # candidates of "select"
 
 
 class Perceptron(sgd.Classifier):
-    """Hidden units with ReLU, of which training drops some at random, and a linear layer."""
+    """A hidden layer of ReLUs with dropout, and a linear layer."""
 
     def __init__(
         self, endpoint: str, dims: int, num_classes: int, hidden: int = 1000, dropout: float = 0.5, **common: Any
@@ -49,12 +49,12 @@ class Perceptron(sgd.Classifier):
 class MLP(Protocol[Features]):
     """One hidden layer of ReLUs with dropout on extracted features, by SGD.
 
-    `value` is of a network that learned from all training rows, `val_value` of one without the validation part; with a validation split one
-    network is both. "curve": [[epoch, accuracy on validation or None, on test], ...].
+    `value` is that of a network trained on all training rows, `val_value` that of one without the validation part; with a
+    validation split one network gives both. "curve": [[epoch, accuracy on validation or None, on test], ...].
 
     Args:
       hidden: Hidden units (2019 study: 1000).
-      dropout: Fraction of the hidden units that each step leaves out (2019 study: 0.5).
+      dropout: Fraction of the hidden units that each step drops (2019 study: 0.5).
       l2: Factor of ||V||^2 + ||W||^2 in the loss: select (of 1e-2 to 1e-5, on validation), published (2019 study: 100 / (features *
         classes)), or a number.
       epochs: Length (2019 study: 180).
@@ -141,7 +141,7 @@ class MLP(Protocol[Features]):
         def learn(
             l2s: Sequence[float], rows: np.ndarray, measured_on: Sequence[sgd.Held]
         ) -> tuple[Curve, Losses, float]:
-            """A network for each l2: its accuracies, [[epoch, [of each, on the first part], ...], ...], losses, rate."""
+            """Train a network for each l2: (curve [[epoch, accuracies of all on the first part, ...], ...], losses, rate)."""
             networks = [perceptron(l2=value) for value in l2s]
             plan = sgd.Plan(self.epochs, self.decay_epochs, min(self.batch_size, len(rows)), self.learning_rate)
             return sgd.train(

@@ -1,10 +1,10 @@
-"""Linear SVMs on frozen features, one for each class: VOC07 classification in Goyal et al. 2019 (arXiv 1905.01235), as its
-code and VISSL have it.
+"""Linear SVMs on frozen features, one versus rest: VOC07 classification of Goyal et al. 2019 (arXiv 1905.01235), as in their
+code and VISSL.
 
-Features are divided by their L2 norm. Each class has a squared-hinge SVM (see squared_hinge.py) in which positives weigh
-twice; its cost is that of the best average precision in 3-fold cross-validation on the training images, on all of which
-the SVM is then fitted. Difficult images count as negatives to learn from, and are left out where precision is measured.
-What is reported is the mean average precision on the test images.
+Features are L2-normalized. Each class has a squared-hinge SVM (see squared_hinge.py) in which positives have twice the weight
+of negatives; its C is chosen by average precision in 3-fold cross-validation on the training images, on all of which the SVM is
+then fitted. Difficult images are negatives in training, and are left out of average precision. The result is the mean average
+precision on the test images.
 """
 
 import math
@@ -32,15 +32,16 @@ COSTS = {
 
 
 class Hinge(Protocol[Features]):
-    """What the protocols of squared-hinge SVMs share.
+    """Base of the protocols of squared-hinge SVMs.
 
     Args:
-      costs: What C is chosen from: vissl (11 from 0.01 to 1000, as in papers since 2020), goyal (26 from 1e-7 to 100, the 2019 paper's
-        code), or a comma list.
-      positive_weight: Of positives in the loss, where negatives have 1 (Goyal et al.: 2).
-      intercept_scaling: The constant feature whose weight is the bias; the larger, the less a bias costs (Goyal et al.: 1).
-      ap: Average precision: area under the best precision at each recall or above (VOC since 2010, Goyal et al.), its mean at 11 recalls
-        (VOC 2007), or under precision as it is (scikit-learn).
+      costs: Values of C to choose from: vissl (11 from 0.01 to 1000, as in papers since 2020), goyal (26 from 1e-7 to 100, the
+        2019 paper's code), or a comma list.
+      positive_weight: Weight of positives in the loss, where negatives have 1 (Goyal et al.: 2).
+      intercept_scaling: The constant feature whose weight is the bias; the larger, the smaller the penalty of the bias (Goyal et
+        al.: 1).
+      ap: Average precision: area under the best precision at each recall or above (VOC since 2010, Goyal et al.), its mean at 11
+        recalls (VOC 2007), or area under the raw precision (scikit-learn).
     """
 
     metric = "mAP"
@@ -60,7 +61,7 @@ class Hinge(Protocol[Features]):
 
 
 class Classes(NamedTuple):
-    """What the SVMs learn.
+    """Classes and training targets of the SVMs.
 
     Attributes:
       names: of all C classes.
@@ -80,14 +81,14 @@ class Classes(NamedTuple):
 class SVM(Hinge):
     """SVMs, one for each class, with squared hinge loss, on features of norm 1: mean average precision.
 
-    `value` is over the classes that occur in training and on test, `val_value` that in cross-validation, which is measured by ap=raw as
-    published. "per_class" has {class: average precision on test}, "costs" {class: cost}. With labels, "accuracy" is that of the class with
-    the highest decision. A validation split takes the place of the folds.
+    `value` is the mean over the classes that occur in training and on test, `val_value` that in cross-validation, by ap=raw as
+    published. "per_class" has {class: average precision on test}, "costs" {class: C}. With labels, "accuracy" is that of the
+    class with the largest decision value. A validation split replaces the folds.
 
     Args:
-      folds: Parts of the cross-validation that chooses C for each class (Goyal et al.: 3), each with its share of positives and
-        negatives. With a validation split there is none.
-      shuffle_folds: Folds at random, from the seed. Default: in the order of the images, as published.
+      folds: Parts of the stratified cross-validation that chooses C for each class (Goyal et al.: 3). With a validation split
+        there is none.
+      shuffle_folds: Random folds, by the seed. Default: in the order of the images, as published.
     """
 
     name = "svm"
@@ -106,9 +107,7 @@ class SVM(Hinge):
         return len(self.costs) * self.folds
 
     def work(self, train: int, test: int, dims: int) -> float:
-        return train * min(
-            train, dims
-        )  # it works with the products of all pairs of rows where these are fewer than features
+        return train * min(train, dims)  # the Gram matrix, where rows are fewer than features
 
     def check(self, data: Data[Features]) -> None:
         self._prepare(data)
@@ -192,33 +191,33 @@ def check(
 
 
 def unit(features: np.ndarray) -> np.ndarray:
-    """Rows divided by their L2 norm (plus 1e-5, as published): float64."""
+    """L2-normalized rows (divided by the norm plus 1e-5, as published): float64."""
     features = features.astype(np.float64)
-    large = np.maximum(np.abs(features).max(1, keepdims=True, initial=0), 1)  # its square might leave the range
+    large = np.maximum(np.abs(features).max(1, keepdims=True, initial=0), 1)  # or its square might overflow
     features /= large
     features /= np.linalg.norm(features, axis=1, keepdims=True) + 1e-5 / large
     return features
 
 
 def decide(features: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Decisions for features of any length, float64 [N, P]."""
+    """Decision values for features of any norm, float64 [N, P]."""
     parts = in_chunks(np.arange(len(features)), features.shape[1])
     return np.concatenate([unit(features[part]) @ weights + bias for part in parts])
 
 
 def class_names(features: Features, count: int) -> list[str]:
-    """Names of all classes, or their numbers."""
+    """Names of all classes, or else their numbers."""
     return list(features.class_names) if features.class_names else [str(c) for c in range(count)]
 
 
 def fold_masks(y: np.ndarray, folds: int, seed: Optional[int] = None) -> np.ndarray:
-    """Which rows a fold tests on, for each class: bool [folds, N, C]; see `SVM`. Without a seed they are not shuffled."""
+    """The held-out rows of each fold, for each class: bool [folds, N, C]; see `SVM`. Without a seed rows are not shuffled."""
     from sklearn.model_selection import StratifiedKFold
 
     masks = np.zeros((folds, *y.shape), bool)
     split = StratifiedKFold(folds, shuffle=seed is not None, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer positives than folds: `choose` minds them
+        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer positives than folds: see `choose`
         for c in range(y.shape[1]):
             try:
                 parts = [held for _, held in split.split(y[:, c], y[:, c])]
@@ -232,7 +231,7 @@ def fold_masks(y: np.ndarray, folds: int, seed: Optional[int] = None) -> np.ndar
 def cross_validate(
     svms: Rows, y: np.ndarray, weights: np.ndarray, masks: np.ndarray, costs: Sequence[float]
 ) -> np.ndarray:
-    """Mean average precision over the folds: float64 [C, costs]; NaN where no fold has positives on both sides."""
+    """Mean over the folds of average precision: float64 [C, costs]; NaN where no fold has positives on both sides."""
     scores = np.full((len(masks), y.shape[1], len(costs)), np.nan)
     for fold, held in enumerate(masks):
         both = ((y > 0) & held).any(0) & ((y > 0) & ~held).any(0) & ((y < 0) & ~held).any(0)
@@ -256,13 +255,13 @@ def validate(
     targets: np.ndarray,
     ap: str,
 ) -> np.ndarray:
-    """Average precision on the features of other images: float64 [C, costs]; NaN where none of them shows the class."""
-    found = [decide(features, *svms.weights(fit)) for fit in svms.path(y, weights, costs)]
-    return np.stack([average_precision.each_class(targets, decision, ap) for decision in found], 1)
+    """Average precision on the features of validation images: float64 [C, costs]; NaN where no image shows the class."""
+    decisions = [decide(features, *svms.weights(fit)) for fit in svms.path(y, weights, costs)]
+    return np.stack([average_precision.each_class(targets, decision, ap) for decision in decisions], 1)
 
 
 def choose(scores: np.ndarray) -> np.ndarray:
-    """The best of the costs for each class, int [C]; a class without scores takes what is best for the others."""
+    """Index of the best C for each class, int [C]; for a class without scores the best for the others."""
     known = ~np.isnan(scores).any(1)
     if not known.any():
         raise UserError(
@@ -272,6 +271,6 @@ def choose(scores: np.ndarray) -> np.ndarray:
 
 
 def mean(values: np.ndarray) -> float:
-    """Over those that are known; NaN if none is."""
+    """Mean of the values that are not NaN; NaN if all are."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan

@@ -1,6 +1,6 @@
-"""An evaluation as one page for people, report.html: the answer first, then what it rests on, then how to repeat it.
+"""The report of an evaluation, report.html: the main result, then all results, then settings and command.
 
-The file is whole in itself: pictures are data in it, nothing is loaded, no script runs. All figures are those of results.json.
+The file is self-contained: pictures are embedded, nothing is loaded, there are no scripts. All figures are those of results.json.
 """
 
 import base64
@@ -47,7 +47,7 @@ pre { background: var(--band); padding: .7rem .9rem; border-radius: 4px; white-s
 """
 
 
-About = Mapping[str, Any]  # what results.json says
+About = Mapping[str, Any]  # the content of results.json
 Panels = Mapping[str, tuple[str, bytes]]  # of nearest images: {module: (endpoint, PNG's bytes)}
 
 
@@ -57,7 +57,7 @@ def page(
     """The page.
 
     Args:
-      record: what results.json says.
+      record: the content of results.json.
       panels: {module: (endpoint, PNG's bytes)}: nearest images.
       results: the same as record["results"], where some may have a `picture`: a PNG's bytes, or its path.
 
@@ -74,7 +74,7 @@ def untrained(record: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def of_view(view: View, record: Mapping[str, Any], panels: Panels) -> str:
-    """The same of a view."""
+    """The page of a view."""
     flags = record.get("flags", {})
     title = f"Evaluation on {flags.get('dataset', view.results[0].reported_on)}"
     body = [
@@ -107,13 +107,13 @@ _LAYERS = (
     "untrained networks."
 )
 _AMOUNTS = (
-    "Each module by the endpoint that validation chose for that number. Bars are deviations or 95 % intervals, where a "
-    "protocol has them."
+    "Each module by the endpoint that validation chose for that number. Bars are standard deviations or 95 % intervals, where "
+    "a protocol has them."
 )
 
 
 def _e(text: object) -> str:
-    """Any text as HTML; characters that XML and HTML do not know become a question mark."""
+    """Any text as HTML; characters that are invalid in it become a replacement character."""
     return html.escape("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in str(text)))
 
 
@@ -150,7 +150,7 @@ def _gain(value: float) -> str:
 
 
 def _answer(view: View) -> str:
-    """One sentence: the best module on the first protocol, against its untrained network and pixels."""
+    """One sentence: the best module on the first protocol, compared with its untrained network and pixels."""
     column = view.largest[0]
     of_module = {module: view.best[module, column] for module in view.trained if (module, column) in view.best}
     if not of_module:
@@ -164,16 +164,16 @@ def _answer(view: View) -> str:
     for name, rival in rivals:
         if rival:
             gain = best.value - rival.value
-            where = "" if rival.of_pixels else f" by {rival.endpoint}"
+            by_endpoint = "" if rival.of_pixels else f" by {rival.endpoint}"
             points = f"{abs(100 * gain):.1f} points {'above' if gain >= 0 else 'below'}"
-            against.append(f"{points} {_e(name)} ({_percent(rival.value)} %{_e(where)})")
-    many = "<b>" + "</b> and <b>".join(map(_e, leading)) + "</b>"
+            against.append(f"{points} {_e(name)} ({_percent(rival.value)} %{_e(by_endpoint)})")
+    subject = "<b>" + "</b> and <b>".join(map(_e, leading)) + "</b>"
     if len(of_module) > 1:
-        many = f"Of {len(of_module)} modules {many} {'are' if len(leading) > 1 else 'is'} best"
+        subject = f"Of {len(of_module)} modules {subject} {'are' if len(leading) > 1 else 'is'} best"
     below = any(rival and rival.value > best.value for _, rival in rivals)
     how = "which validation chose" if best.chosen else "its deepest, for nothing was chosen"
     return (
-        f'<p class="answer{" less" if below else ""}">{many}: <b>{_percent(best.value)} %</b> test {_e(best.metric)} '
+        f'<p class="answer{" less" if below else ""}">{subject}: <b>{_percent(best.value)} %</b> test {_e(best.metric)} '
         f"in {_e(heading)} by endpoint {_e(best.endpoint)}, {how}{': ' if against else ''}{' and '.join(against)}.</p>"
     )
 
@@ -190,18 +190,18 @@ def _glance(view: View) -> str:
         for i, column in enumerate(columns):
             r, rival = view.best.get((module, column)), view.rival_best(module, column)
             cells.append(_glance_cell(r, r.value - rival.value if r and rival else None, i == 0))
-        of = (
+        of_module = (
             f"<small>{_e(' '.join([', '.join(untrained[module]), 'untrained']))}</small>" if module in untrained else ""
         )
         kind = ' class="other"' if module in untrained and module not in view.trained else ""
-        rows.append(f'<tr{kind}><th scope="row">{_e(module)}{of}</th>{"".join(cells)}</tr>')
+        rows.append(f'<tr{kind}><th scope="row">{_e(module)}{of_module}</th>{"".join(cells)}</tr>')
     for row in view.others:
         cells = [_glance_cell(row.cells.get(c), None, i == 0) for i, c in enumerate(columns)]
         rows.append(f'<tr class="other"><th scope="row">{_e(row.module)}</th>{"".join(cells)}</tr>')
-    said = "Test results in per cent, by the endpoint that validation chose"
-    said += "; coloured: points above or below the same network untrained" if any(untrained.values()) else ""
+    caption = "Test results in percent, by the endpoint that validation chose"
+    caption += "; colored: points above or below the same network untrained" if any(untrained.values()) else ""
     return (
-        f'<div class="scroll"><table><caption>{said}</caption><thead><tr><th scope="col">module</th>{head}</tr></thead>'
+        f'<div class="scroll"><table><caption>{caption}</caption><thead><tr><th scope="col">module</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -217,7 +217,7 @@ def _glance_cell(result: Union[Result, Cell, None], gain: Optional[float], main:
 
 
 def _precision(view: View, record: About) -> str:
-    """How far chance in the choice of test images reaches, at the answer's accuracy."""
+    """The confidence interval of the main result, for the choice of test images."""
     column, images = view.largest[0], record.get("test_examples")
     best = [view.best.get((module, column)) for module in view.trained]
     values = [r.value for r in best if r and r.metric == "accuracy" and r.shots is None]
@@ -250,7 +250,7 @@ def _plot(png: Optional[bytes], text: str) -> str:
 
 
 def _neighbors(view: View, panels: Panels) -> str:
-    """Each module's, and beside it its untrained network's."""
+    """Each module's picture, and beside it that of the untrained network."""
     if not panels:
         return ""
     order: list[str] = []
@@ -272,14 +272,14 @@ def _neighbors(view: View, panels: Panels) -> str:
 
 
 def _pictures(view: View) -> str:
-    """What results offer to look at: those of chosen endpoints, or all where nothing was chosen."""
+    """Pictures of results: of chosen endpoints, or of all where nothing was chosen."""
     offered = [(r, r.picture) for r in view.results if r.picture]
     chosen = [(r, picture) for r, picture in offered if r.chosen or r.of_pixels]
     figures = []
     for r, picture in chosen if any(r.chosen for r, _ in chosen) else offered:
         png = picture if isinstance(picture, bytes) else _read(picture)
-        of = PIXELS if r.of_pixels else f"{r.module}, {r.endpoint}"
-        text = f"{r.protocol}: {of}: {r.metric} {_percent(r.value)} %"
+        network = PIXELS if r.of_pixels else f"{r.module}, {r.endpoint}"
+        text = f"{r.protocol}: {network}: {r.metric} {_percent(r.value)} %"
         figures.append(f"<figure>{_image(png, text)}<figcaption>{_e(text)}</figcaption></figure>")
     return f'<div class="pictures">{"".join(figures)}</div>' if figures else ""
 
@@ -310,9 +310,9 @@ def _tables(view: View) -> str:
             kind = ' class="others"' if group and not group[0].endpoint else ""
             bodies += [f"<tbody{kind}>{''.join(rows)}</tbody>"] if rows else []
         kind = "k of each class, or labels" if any(c[2] for c in columns) else "training labels"
-        said = f"<b>{_e(protocol)}</b>: test {_e(spelled(view.metrics[columns[0]]))} in %, by {kind}"
+        caption = f"<b>{_e(protocol)}</b>: test {_e(spelled(view.metrics[columns[0]]))} in %, by {kind}"
         tables.append(
-            f'<div class="scroll"><table><caption>{said}</caption><thead><tr><th scope="col">module</th>'
+            f'<div class="scroll"><table><caption>{caption}</caption><thead><tr><th scope="col">module</th>'
             f'<th scope="col">endpoint</th>{head}</tr></thead>{"".join(bodies)}</table></div>'
         )
     key = '<p class="soft">Marked: the endpoint that validation chose for its module.</p>'
@@ -344,8 +344,8 @@ def _facts(view: View, record: About) -> str:
     facts = {
         "data set": f"{flags.get('dataset', '')}: {', '.join(splits)}" if flags else "",
         "data": "; ".join(
-            f"{part}: {its['num_examples']} images, {its['num_classes'] or 'no'} classes, digest {its['digest']}"
-            for part, its in record.get("data", {}).items()
+            f"{part}: {digest['num_examples']} images, {digest['num_classes'] or 'no'} classes, digest {digest['digest']}"
+            for part, digest in record.get("data", {}).items()
         ),
         "reported on": ", ".join(dict.fromkeys(r.reported_on for r in results if r.reported_on)),
         "chosen on": "; ".join(f"{', '.join(protocols)}: {on}" for on, protocols in chosen_on.items()),

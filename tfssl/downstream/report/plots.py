@@ -28,7 +28,7 @@ _COLORS = (
 
 
 def bars(view: View, title: str = "") -> bytes:
-    """A panel per column of the table, in it a group of bars per endpoint, a bar per module; pixels and chance as lines: a PNG."""
+    """A panel per column of the table, with a group of bars per endpoint, a bar per module; pixels and chance as lines: a PNG."""
     modules = view.modules
     endpoints = list(dict.fromkeys(r.endpoint for r in view.results if not r.of_pixels))
     bar = 0.8 / max(len(modules), 1)
@@ -80,8 +80,8 @@ def bars(view: View, title: str = "") -> bytes:
 
 
 def epochs(view: View, title: str = "") -> bytes:
-    """Accuracy over epochs, as the 2019 study's figure 8: a panel per module and column of the table, a line per endpoint; bold on
-    validation, thin on test. A PNG."""
+    """Accuracy over epochs, as in figure 8 of the 2019 study: a panel per module and column of the table, a line per endpoint;
+    bold on validation, thin on test. A PNG."""
     results = [r for r in view.results if "curve" in r.details]
     modules = list(dict.fromkeys(r.module for r in results if not r.of_pixels)) or [""]  # pixels alone
     columns = list(dict.fromkeys(r.column for r in results))
@@ -119,9 +119,9 @@ def epochs(view: View, title: str = "") -> bytes:
 
 
 def layers(view: View) -> Optional[bytes]:
-    """How good each layer is: a panel per protocol (at its most labels, its largest k), a line per module over the endpoints in depth
-    order, a star where validation chose; pixels and chance as level lines; untrained modules dashed. A PNG; None where no module has two
-    endpoints."""
+    """Results by layer: a panel per protocol (at the most labels, the largest k), a line per module over the endpoints in depth
+    order, a star at the chosen endpoint; pixels and chance as horizontal lines; untrained modules dashed. A PNG; None where no
+    module has two endpoints."""
     depth = {c: list(dict.fromkeys(r.endpoint for r in view.of_column(c) if not r.of_pixels)) for c in view.largest}
     columns = [column for column, endpoints in depth.items() if len(endpoints) > 1]
     if not columns:
@@ -148,8 +148,8 @@ def layers(view: View) -> Optional[bytes]:
 
 
 def amounts(view: View) -> Optional[bytes]:
-    """How much labels help: a panel per protocol with several numbers of labels, or of images of each class; a line per module, of its
-    best endpoint (see `View`). A PNG; None where all have but one number."""
+    """Results by number of labels: a panel per protocol with several numbers of labels, or of images of each class; a line per
+    module, of the best endpoint (see `View`). A PNG; None where each protocol has one number."""
     panels: dict[tuple[str, str], list[Column]] = {}  # (protocol, what is varied) -> columns
     for column in view.columns:
         protocol, labels, shots = column
@@ -192,7 +192,7 @@ _CHANCE: Style = {"color": "#444444", "linestyle": ":", "linewidth": 1.2}
 
 
 def _styles(view: View) -> dict[str, Style]:
-    """{module: how its line is drawn}."""
+    """{module: style of its line}."""
     styles: dict[str, Style] = {}
     for module in view.modules:
         number = len([m for m in styles if m not in view.untrained])
@@ -237,7 +237,7 @@ def _figure(width: float, height: float) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs about its font cache
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -252,7 +252,7 @@ def _png(figure: "Figure") -> bytes:
 
 
 def _plain(text: str, most: int = 40) -> str:
-    """A name as it is, but short: Matplotlib would read dollars as formulas, and leave what begins with _ out of legends."""
+    """A name, shortened and escaped: Matplotlib reads dollars as formulas, and drops labels that begin with _ from legends."""
     text = " ".join(str(text).split())
     text = text if len(text) <= most else text[: most - 1] + "\u2026"
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")

@@ -1,11 +1,10 @@
-"""Softmax regression by full-batch L-BFGS, on the device that TensorFlow finds; SciPy steps, TensorFlow computes.
+"""Softmax regression by full-batch L-BFGS: SciPy's optimizer, with loss and gradients in TensorFlow.
 
-Objective: mean cross-entropy + l2 * ||W||^2. The bias is free.
+Objective: mean cross-entropy + l2 * ||W||^2. The bias is not penalized.
 
-Raw features make L-BFGS crawl: a few directions carry most of their variance, and 800 updates do not reach the optimum.
-So it works in other coordinates, W = P V. P divides by the square root of the curvature, estimated from the leading
-principal components, and features are centred, which moves the bias by -mean W. Both are changes of variables: the
-objective, and its minimum, are exactly the same.
+Raw features are ill-conditioned: a few directions carry most of the variance, and 800 updates do not reach the optimum. Hence a
+preconditioner, W = P V: P divides by the square root of the curvature, estimated from the leading principal components, and
+features are centered, which shifts the bias by -mean W. Both are changes of variables: objective and minimum stay the same.
 """
 
 import dataclasses
@@ -18,10 +17,10 @@ import tensorflow as tf
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-_COMPONENTS = 128  # principal components that P treats one by one; with 512 as many updates are needed
-_CHUNK_VALUES = 1 << 25  # values of features per product (128 MB), which bounds what is needed beside them
-_RESIDENT = 8 << 30  # bytes of features that may stay on an accelerator; more are sent to it at each update
-# TensorFlow's threads do the large products. Those of BLAS beside them wait by spinning: 20 times slower on busy cores.
+_COMPONENTS = 128  # principal components in P; 512 save no updates
+_CHUNK_VALUES = 1 << 25  # values of features per product (128 MB), which bounds the memory of temporaries
+_RESIDENT = 8 << 30  # bytes of features that may stay on an accelerator; more are copied to it at each update
+# TensorFlow's threads do the large products. BLAS threads beside them spin while they wait: 20 times slower on busy cores.
 _one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
 
@@ -33,8 +32,8 @@ class Rows:
 
     Args:
       features: float [N, D]; labels: int [N], in 0..C-1.
-      chosen: int [n], the rows to take.
-      moments: (mean, standard deviation) [D] to standardise by; None: as they are.
+      chosen: int [n], the rows.
+      moments: (mean, standard deviation) [D] to standardize by; None: not standardized.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class Rows:
 
 @dataclasses.dataclass
 class Fit:
-    """A solution: weights float64 [D, C] and bias [C] for the features as they come, and how it was reached."""
+    """A solution: weights float64 [D, C] and bias [C] for the features as given, and how it was reached."""
 
     weights: np.ndarray
     bias: np.ndarray
@@ -64,12 +63,12 @@ class Fit:
 
 
 class Problem:
-    """mean cross-entropy + l2 * ||W||^2 over some rows, to be minimised for one l2 after another.
+    """The minimization of mean cross-entropy + l2 * ||W||^2 over some rows, for one l2 after another.
 
     Args:
       parts: list of Rows.
       num_classes: C.
-      precondition: whether to work in centred, decorrelated coordinates.
+      precondition: whether to optimize in centered, decorrelated coordinates.
     """
 
     def __init__(self, parts: Sequence[Rows], num_classes: int, precondition: bool = True) -> None:
@@ -78,7 +77,7 @@ class Problem:
         self.dtype, self.num_classes, self.precondition = parts[0].dtype, num_classes, precondition
         sums = sum(np.stack(_sums(x)) for x, _ in self.chunks)
         self.mean = sums[0] / self.count
-        #: sum of the features' variances: the scale by which l2 is judged strong or weak
+        #: sum of the features' variances: the scale of l2
         self.variance = float(np.maximum(sums[1] / self.count - self.mean**2, 0).sum())
         if precondition:
             self._components = self._leading_components()
@@ -95,7 +94,7 @@ class Problem:
 
     @_one_blas_thread
     def fit(self, l2: float, max_iterations: int = 800, start: Optional[Fit] = None, **options: Any) -> Fit:
-        """Minimise, from a Fit or from zero; returns a Fit. `options` go to SciPy, whose tolerances are the default."""
+        """Minimize, from a Fit or from zero; returns a Fit. `options` are SciPy's, with its default tolerances."""
         apply, invert, bias_scale, mean = self._coordinates(l2)
         shape = self.dims, self.num_classes
 
@@ -114,9 +113,9 @@ class Problem:
             point = np.concatenate([invert(start.weights).ravel(), bias / bias_scale])
         # maxfun must not end the search first: one update may take several evaluations.
         options = {"maxiter": max_iterations, "maxfun": 20 * max_iterations, **options}
-        found = minimize(function, point, jac=True, method="L-BFGS-B", options=options)
+        solution = minimize(function, point, jac=True, method="L-BFGS-B", options=options)
         # Status 2: the line search can gain no more in this precision. 1 is the limit.
-        return Fit(*unpack(found.x), float(found.fun), int(found.nit), found.status != 1)
+        return Fit(*unpack(solution.x), float(solution.fun), int(solution.nit), solution.status != 1)
 
     def _coordinates(
         self, l2: float
@@ -124,8 +123,8 @@ class Problem:
         """(P, its inverse, scale of the bias, mean); P is symmetric, a function of [D, C]; without precondition: 1."""
         if not self.precondition:
             return (lambda v: v), (lambda w: w), 1.0, np.zeros(self.dims)
-        share = 1 / self.num_classes
-        curvature = share * (1 - share)  # of the softmax at W = 0
+        probability = 1 / self.num_classes
+        curvature = probability * (1 - probability)  # of the softmax at W = 0
         vectors, values, rest = self._components
         tiny = 1e-12 * curvature * (self.variance or 1.0)  # for directions without variance, at l2 = 0
         outer = math.sqrt(curvature * rest + 2 * l2 + tiny)
@@ -143,7 +142,7 @@ class Problem:
     def _leading_components(self) -> tuple[np.ndarray, np.ndarray, float]:
         """(vectors [D, k], variances [k], mean variance of each remaining direction), by subspace iteration.
 
-        They need not be accurate, for any invertible P leaves the objective as it is. But vectors must be orthonormal.
+        They need not be accurate, as any invertible P preserves the objective, but the vectors must be orthonormal.
         """
         k = min(_COMPONENTS, self.dims, self.count)
         vectors = np.linalg.qr(np.random.default_rng(0).standard_normal((self.dims, min(k + 16, self.dims))))[0]
@@ -159,11 +158,11 @@ class Problem:
         v = tf.constant(vectors, self.dtype)
         offset = tf.constant(self.mean @ vectors, self.dtype)
         product = sum(_gram_times(x, v, offset).numpy().astype(np.float64) for x, _ in self.chunks)
-        return product / self.count  # (x - mean) v sums to zero over the rows, so x^T of it needs no centring
+        return product / self.count  # (x - mean) v sums to zero over the rows, so x^T of it needs no centering
 
 
 def in_chunks(rows: np.ndarray, dims: int) -> list[np.ndarray]:
-    """Row numbers cut into pieces whose features are _CHUNK_VALUES values at most."""
+    """Row numbers in chunks whose features have at most _CHUNK_VALUES values."""
     size = max(_CHUNK_VALUES // dims, 1)
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 

@@ -1,5 +1,5 @@
 """Linear classifiers under the squared hinge loss, many at once: LIBLINEAR's "L2-regularized L2-loss" in its primal
-form (Fan et al. 2008, JMLR 9), which scikit-learn's LinearSVC(dual=False) minimises for one class at a time.
+form (Fan et al. 2008, JMLR 9), which scikit-learn's LinearSVC(dual=False) minimizes for one class at a time.
 
     0.5 * ||w||^2 + sum_i c_i max(0, 1 - y_i w . x_i)^2;    the last feature is constant, and its weight is the bias
 
@@ -7,9 +7,9 @@ Classifiers differ in y and c only (c_i = 0 leaves a row out), so that classes, 
 share every product with the features. With fewer rows than features w = X' b, and the products are with G = X X'.
 
 Newton's method (Keerthi and DeCoste 2005, JMLR 6): (1 + X' D X) step = -gradient, D = 2c where y w . x < 1 and else 0.
-Few rows in D make that a small system, which Cholesky solves; many, and conjugate gradients need few steps, in float32
-and after the leading principal directions have been solved for one by one. So the gradients go first, for all columns
-together and for as long as Cholesky would take.
+With few rows in D this is a small system, which Cholesky solves; with many, conjugate gradients converge in few steps, in
+float32, preconditioned by the leading principal directions. So conjugate gradients are tried first, for all columns together
+and for as long as Cholesky would take.
 
 With a_i = 2 c_i max(0, 1 - y_i w . x_i) as dual variables, the duality gap is exactly 0.5 * ||gradient||^2. It bounds how
 far the objective is above its minimum: it is the stopping criterion, in float64, and a certificate.
@@ -27,7 +27,7 @@ from absl import logging
 from threadpoolctl import threadpool_limits
 
 _AXES = 256  # principal directions that the preconditioner solves for
-_COLUMNS = 4  # of a thread, at least: fewer make slow products
+_COLUMNS = 4  # of a thread, at least: products with fewer are slow
 _STEPS = 200  # of Newton's method, at most; about ten are taken
 
 
@@ -36,11 +36,11 @@ class Fit:
     """P classifiers.
 
     Attributes:
-      decision: float64 [N, P], w . x of all rows, those that were left out too.
+      decision: float64 [N, P], w . x of all rows, also of those with weight 0.
       objective: [P].
-      gap: [P], the duality gap over the objective: the part of it that more steps could take off, at most.
+      gap: [P], the duality gap over the objective: an upper bound of the objective's relative error.
       steps: [P], Newton's.
-      coefficients: what `Rows.weights` takes.
+      coefficients: the argument of `Rows.weights`.
     """
 
     decision: np.ndarray
@@ -55,12 +55,12 @@ Solution = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class Rows:
-    """Features to fit any number of classifiers to. Memory: one and a half float64 copies of them; with N <= D twice
-    [N, N] instead of the half.
+    """Features to fit any number of classifiers to. Memory: one and a half float64 copies of the features; with N <= D
+    twice [N, N] in place of the half.
 
     Args:
       features: float [N, D].
-      intercept_scaling: the constant that is appended; the larger, the less a bias costs.
+      intercept_scaling: the constant feature; the larger, the smaller the penalty of the bias.
     """
 
     def __init__(self, features: np.ndarray, intercept_scaling: float = 1.0) -> None:
@@ -76,12 +76,12 @@ class Rows:
         costs: Sequence[Union[float, np.ndarray]],
         tolerance: float = 1e-8,
     ) -> Iterator[Fit]:
-        """Fits P classifiers for one cost after another, each from where the last one ended.
+        """Fits P classifiers for one value of C after another, each from the last solution (warm start).
 
         Args:
           targets: [N, P], 1 or -1.
           weights: [N, P], not negative; 0 leaves a row out.
-          costs: numbers, or an array [P] each; best from small to large. c = cost * weights.
+          costs: values of C, a number or an array [P] each; fastest in increasing order. c = C * weights.
           tolerance: largest gap (see Fit).
 
         Yields:
@@ -96,18 +96,18 @@ class Rows:
         columns = targets.shape[1]
         cores = os.cpu_count() or 1
         parts = np.array_split(np.arange(columns), max(1, min(cores, columns // _COLUMNS)))
-        found = [np.zeros((space.size, len(part))) for part in parts]
+        starts = [np.zeros((space.size, len(part))) for part in parts]
         for cost in costs:
             cost = np.broadcast_to(cost, columns)
 
             def fit(start: np.ndarray, part: np.ndarray, cost: np.ndarray = cost) -> Solution:
-                return _minimise(space, start, targets[:, part], cost[part] * weights[:, part], tolerance)
+                return _minimize(space, start, targets[:, part], cost[part] * weights[:, part], tolerance)
 
-            # Threads of BLAS wait for one another by spinning, which on a busy machine takes longer than the product.
+            # BLAS threads spin while they wait, which on a busy machine takes longer than the product.
             with threadpool_limits(max(1, cores // len(parts)), "blas"):
                 with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
-                    fits = list(pool.map(fit, found, parts))
-            found = [coefficients for coefficients, *_ in fits]
+                    fits = list(pool.map(fit, starts, parts))
+            starts = [coefficients for coefficients, *_ in fits]
             coefficients, objective, gap, steps = (np.concatenate(values, -1) for values in zip(*fits))  # noqa: B905
             if gap.max() > tolerance:
                 logging.warning(
@@ -125,7 +125,7 @@ class Rows:
         return w[:-1], w[-1] * self._x[0, -1]
 
 
-def _minimise(space: "_Primal", w: np.ndarray, targets: np.ndarray, costs: np.ndarray, tolerance: float) -> Solution:
+def _minimize(space: "_Primal", w: np.ndarray, targets: np.ndarray, costs: np.ndarray, tolerance: float) -> Solution:
     """Newton's method from w: (w, objective, gap, steps), the last three [P]."""
     steps = np.zeros(w.shape[1], int)
     for _ in range(_STEPS):
@@ -138,10 +138,10 @@ def _minimise(space: "_Primal", w: np.ndarray, targets: np.ndarray, costs: np.nd
         rest = np.flatnonzero(gap > tolerance)
         if not len(rest):
             break
-        # Only what is not there yet: the columns of `rest`.
+        # Only the columns that have not converged: `rest`.
         y, c, slack, gradient, normal = (v[:, rest] for v in (targets, costs, slack, gradient, normal))
         curvature = 2 * c * (slack > 0)
-        accuracy = np.minimum(np.sqrt(gap[rest]), 0.1)  # of the step: more would not help far from the minimum
+        accuracy = np.minimum(np.sqrt(gap[rest]), 0.1)  # of the step: more does not help far from the minimum
         step, solved = _conjugate_gradients(space, curvature, -gradient, -normal, accuracy)
         for j in np.flatnonzero(~solved):
             step[:, j] = space.solve(curvature[:, j], y[:, j]) - w[:, rest[j]]
@@ -150,7 +150,7 @@ def _minimise(space: "_Primal", w: np.ndarray, targets: np.ndarray, costs: np.nd
         while True:
             moved, moved_image = w[:, rest] + size * step, image[:, rest] + size * change
             value = 0.5 * space.square(moved, moved_image) + (c * np.maximum(1 - y * moved_image, 0) ** 2).sum(0)
-            # So near to the minimum that only its last bits change, the objective cannot judge a step.
+            # Near the minimum only the last bits of the objective change, which cannot judge a step.
             worse = value > objective[rest] * (1 + 1e-13) + 1e-4 * size * slope
             if not worse.any():
                 break
@@ -160,7 +160,7 @@ def _minimise(space: "_Primal", w: np.ndarray, targets: np.ndarray, costs: np.nd
     return w, objective, gap, steps
 
 
-@np.errstate(all="ignore")  # float32 may end in infinities, which never count as solved
+@np.errstate(all="ignore")  # float32 may overflow, which never counts as solved
 def _conjugate_gradients(
     space: "_Primal", curvature: np.ndarray, r: np.ndarray, normal: np.ndarray, accuracy: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +173,7 @@ def _conjugate_gradients(
       accuracy: [P].
 
     Returns:
-      (step [M, P], solved [P]): False where it took longer than another way would.
+      (step [M, P], solved [P]): False where it took longer than Cholesky would.
     """
     columns, norms = np.arange(r.shape[1]), np.sqrt((r * normal).sum(0))
     result, solved, limit = np.zeros_like(r), np.zeros(r.shape[1], bool), space.patience(curvature)
@@ -205,7 +205,7 @@ def _conjugate_gradients(
 
 
 class _Primal:
-    """w as it is, [D, P], and its image X w, [N, P]."""
+    """w itself, [D, P], and its image X w, [N, P]."""
 
     def __init__(self, x: np.ndarray) -> None:
         self._x, self._fast, self.size = x, x.astype(np.float32), x.shape[1]
@@ -222,7 +222,7 @@ class _Primal:
         return self._like(u).T @ u
 
     def metric(self, w: np.ndarray) -> np.ndarray:
-        """What makes the product of two w's the sum of w * metric(w)."""
+        """The inner product of v and w is the sum of v * metric(w)."""
         return w
 
     def square(self, w: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -234,17 +234,17 @@ class _Primal:
         return (self._axes_image**2).T @ curvature
 
     def precondition(self, r: np.ndarray, normal: np.ndarray, shrink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """r with its parts along the axes divided by 1 + `along_axes`, and the image of that."""
+        """(r with its components along the axes divided by 1 + `along_axes`, the image of that)."""
         z = r - self._axes @ (shrink * (self._axes.T @ normal))
         return z, self._fast @ z
 
     def patience(self, curvature: np.ndarray) -> np.ndarray:
-        """For each column, the steps of conjugate gradients that cost as much as `solve`."""
+        """For each column, the number of conjugate gradient steps that take as long as `solve`."""
         rows, dims = self._x.shape
         return (np.count_nonzero(curvature, 0) * dims**2 + dims**3 / 3) / (4 * rows * dims) + 1
 
     def solve(self, curvature: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """The minimiser if the active rows remained those of one column's `curvature`: (1 + X' D X) w = X' D y."""
+        """The minimizer if the active rows stay those of one column's `curvature`: (1 + X' D X) w = X' D y."""
         active = np.flatnonzero(curvature)
         x = self._x[active]
         hessian = x.T @ (curvature[active, None] * x)
@@ -256,7 +256,7 @@ class _Primal:
 
 
 class _Gram(_Primal):
-    """w = X' b by its b, [N, P]: its image is G b with G = X X', and the product of two w's is b' G b."""
+    """w = X' b, represented by b, [N, P]: its image is G b with G = X X', and inner products are b' G b."""
 
     def __init__(self, gram: np.ndarray) -> None:
         self._x, self._fast, self.size = gram, gram.astype(np.float32), len(gram)
@@ -283,7 +283,7 @@ class _Gram(_Primal):
         return np.count_nonzero(curvature, 0) ** 3 / (6 * self.size**2) + 1
 
     def solve(self, curvature: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """The same in b: (G + 1 / D) b = y on the active rows, 0 on the others."""
+        """The same for b: (G + 1 / D) b = y on the active rows, 0 on the others."""
         active = np.flatnonzero(curvature)
         system = self._x[np.ix_(active, active)]
         system[np.diag_indices(len(active))] += 1 / curvature[active]
