@@ -1,12 +1,14 @@
-"""Evaluate encoders: Hub modules in, results of protocols on their frozen features out, endpoint by endpoint.
+"""Evaluate encoders: Hub modules in, results of protocols on frozen features out, by endpoint.
 
-  tfssl-eval --module=runs/photos/module/1000 --dataset=folder:photos --train_split=train[:90%] --test_split=train[90%:]
-  tfssl-eval --module=rotation=modules/a,random=modules/b --dataset=folder:cifar10 --protocol=logistic,knn
-  --train_labels=1%,all --workdir=eval
+  tfssl-eval --module=runs/photos/module/1000 --dataset=folder:photos \\
+      --train_split=train[:90%] --test_split=train[90%:]
+  tfssl-eval --module=rotation=modules/a,random=modules/b --dataset=folder:cifar10 \\
+      --protocol=logistic,knn --train_labels=1%,all --workdir=eval
 
-Any module that takes float32 RGB images in [0, 1] will do. Settings are chosen on --val_split, or on a part of the training
-labels, never on the test split. Raw pixels and an untrained network are the baselines: --protocol=all runs all protocols that
-the images permit, with both. WORKDIR/report.html is the page to look at.
+Any module that takes float32 RGB images in [0, 1] will do. Settings are chosen on --val_split, or
+on a part of the training labels, never on the test split. Raw pixels and an untrained network are
+the baselines: --protocol=all runs all protocols that the images permit, with both.
+WORKDIR/report.html is the page to look at.
 """
 
 import contextlib
@@ -88,12 +90,14 @@ class Asked(NamedTuple):
     settings: Evaluation
     protocols: "list[Protocol]"  # in the order of the table
     optional: list[str]  # names of the protocols that --protocol=all adds, which may be skipped
-    kept: list[str]  # names of the protocols with given settings, which --budget_minutes does not change
+    # names of the protocols with given settings, which --budget_minutes does not change
+    kept: list[str]
     flags: dict[str, Any]
 
 
 def read_flags() -> Asked:
-    """The evaluation that the flags describe; `UserError` where flags contradict each other, or a protocol rejects its own."""
+    """The evaluation that the flags describe; `UserError` where flags contradict each other, or a
+    protocol rejects its own."""
     values = FLAGS.flag_values_dict()
     arguments = {"protocol": FLAGS.protocol, "cache": FLAGS.cache, "where": data_flags.where(values)}
     for section in SECTIONS:
@@ -235,7 +239,8 @@ def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
 
 
 def claim_workdir(workdir: str, steal_lock: bool, held: contextlib.ExitStack) -> Callable[[], None]:
-    """Lock --workdir, as `locks.workdir_lock`, and mark its files as no data (see `tfssl.data.listing.outputs`)."""
+    """Lock --workdir, as `locks.workdir_lock`, and mark its files as no data (see
+    `tfssl.data.listing.outputs`)."""
     from tfssl.data.listing import outputs
     from tfssl.storage import locks
 
@@ -245,7 +250,8 @@ def claim_workdir(workdir: str, steal_lock: bool, held: contextlib.ExitStack) ->
 
 
 def tell_of_other_data(workdir: str, data: dict[str, dict[str, Any]]) -> None:
-    """Print a line where a workdir has results on data other than {part: `identity.described`}, which are replaced."""
+    """Print a line where a workdir has results on data other than {part: `identity.described`},
+    which are replaced."""
     from tfssl.storage import files
 
     path = os.path.join(workdir, "results.json")
@@ -267,7 +273,8 @@ def tell_of_other_data(workdir: str, data: dict[str, dict[str, Any]]) -> None:
 def make_untrained(
     settings: Evaluation, opened: "dict[str, Module]", note: Callable[[str], None]
 ) -> "dict[str, tuple[Module, list[str]]]":
-    """Untrained networks of the modules: {name: (module, names of the modules with this network)}; in --workdir if local."""
+    """Untrained networks of the modules: {name: (module, names of the modules with this network)};
+    in --workdir if local."""
     from tfssl.export import untrained
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,5 @@
-"""The model of fine-tuning: a Hub module as the backbone, a linear classifier, and optionally a teacher."""
+"""The model of fine-tuning: a Hub module as the backbone, a linear classifier, and optionally a
+teacher."""
 
 from collections.abc import Callable
 from typing import Optional
@@ -52,7 +53,8 @@ def build_model(config: FinetuneConfig, images: Images, teacher: Optional[Callab
 
 
 def load_teacher(config: FinetuneConfig, images: Images) -> Optional[Callable[[tf.Tensor], tf.Tensor]]:
-    """The teacher, a function images -> logits, or None; to be called in the strategy's scope. Images without classes get its.
+    """The teacher, a function images -> logits, or None; to be called in the strategy's scope.
+    Images without classes get its.
 
     Raises:
       UserError: teacher and images have different classes.

@@ -1,4 +1,5 @@
-"""A classifier on a pretrained encoder: what `tfssl-finetune` trains, from labels, from a teacher, or from both."""
+"""A classifier on a pretrained encoder: what `tfssl-finetune` trains, from labels, from a teacher,
+or from both."""
 
 from __future__ import annotations
 
@@ -15,22 +16,25 @@ from tfssl.pretext.supervised import Supervised
 
 
 class Classifier(Supervised):
-    """Softmax cross-entropy of a linear layer on one of the encoder's endpoints; the layer begins at zero (Chen et al., arXiv 2006.10029).
+    """Softmax cross-entropy of a linear layer on one of the encoder's endpoints.
 
-    With a teacher the loss of an image is  weight * distillation + (1 - weight) * cross-entropy,  the second where it has a label.
+    The layer is initialized to zero (Chen et al., arXiv 2006.10029). With a teacher the loss of an
+    image is weight * distillation + (1 - weight) * cross-entropy, the second where it has a label.
 
     Args:
       backbone: a `tfssl.backbones.hub.Hub`.
       num_classes: C.
       endpoint: input of the linear layer.
       head_rate: factor of the linear layer's learning rate.
-      layer_decay: layer-wise decay: each stage of the encoder has this multiple of the learning rate of the stage after it (Clark
-        et al., arXiv 2003.10555; He et al., arXiv 2111.06377: 0.65 to 0.75); 1: none. See `Hub.stages`.
+      layer_decay: layer-wise decay: each stage of the encoder has this multiple of the learning
+        rate of the stage after it (Clark et al., arXiv 2003.10555; He et al., arXiv 2111.06377:
+        0.65 to 0.75); 1: none. See `Hub.stages`.
       teacher: a function, images [N, H, W, 3] in [0, 1] -> logits [N, C]; None for none.
       temperature, scale_by_t2: see `losses.distillation`.
       distill_weight: weight of distillation in the loss with a teacher.
       labeled: whether there are labels to measure accuracy by.
-      min_area, color, weight_decay: as in `InceptionImages` and `Pretext`, with the defaults of fine-tuning.
+      min_area, color, weight_decay: as in `InceptionImages` and `Pretext`, with the defaults of
+        fine-tuning.
     """
 
     task = "classification"
@@ -63,7 +67,8 @@ class Classifier(Supervised):
         return images  # the module normalizes
 
     def classify(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        """Images [N, H, W, 3] in [0, 1] -> the encoder's endpoints, `logits` [N, C] and `probabilities` [N, C]."""
+        """Images [N, H, W, 3] in [0, 1] -> the encoder's endpoints, `logits` [N, C] and
+        `probabilities` [N, C]."""
         endpoints = self.encode(images, training)
         logits = self.head(self.vector(endpoints))  # NxC
         return {**endpoints, "logits": logits, "probabilities": tf.nn.softmax(logits)}
@@ -87,7 +92,8 @@ class Classifier(Supervised):
     def objective(
         self, batch: dict[str, tf.Tensor], logits: tf.Tensor
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor | tuple[tf.Tensor, tf.Tensor]]]:
-        labels, known = tf.maximum(batch["label"], 0), tf.cast(batch["label"] >= 0, logits.dtype)  # N, N
+        # N, N
+        labels, known = tf.maximum(batch["label"], 0), tf.cast(batch["label"] >= 0, logits.dtype)
         loss, measured = super().objective({"label": labels}, logits)
         loss = (1 - self.distill_weight) * known * loss
         measured = {name: (values, known) for name, values in measured.items()} if self.labeled else {}
@@ -99,7 +105,8 @@ class Classifier(Supervised):
         return loss, measured
 
     def chance(self) -> dict[str, float]:
-        """`agreement`: of student and teacher on the top class. The loss is that of a uniform guess on a labeled image."""
+        """`agreement`: of student and teacher on the top class. The loss is that of a uniform guess
+        on a labeled image."""
         levels = super().chance() if self.labeled else {}
         if self.teacher:
             levels["agreement"] = 1 / self.num_classes
@@ -108,7 +115,8 @@ class Classifier(Supervised):
         return {**levels, "loss": (1 - weight + weight * scale) * math.log(self.num_classes)}
 
     def groups(self) -> list[Group]:
-        """LARS does not scale the linear layer, as in SimCLR's code: its weights start at zero, and so would its steps."""
+        """LARS does not scale the linear layer, as in SimCLR's code: its weights start at zero, and
+        so would its steps."""
         head = Group(self.head.trainable_variables, rate=self.head_rate, adapt=False)
         if self.layer_decay == 1:
             return apart(super().groups(), head)

@@ -17,7 +17,9 @@ from tfssl.errors import UserError
 
 @dataclasses.dataclass
 class Images:
-    """The sources of a run, of which `validation` and `test` may be None, and the number of labels of `train` in use. Classes
+    """The sources of a run, and the number of labels of `train` in use.
+
+    `validation` and `test` may be None. Classes
     are those of the first source that has any."""
 
     train: Source
@@ -66,7 +68,8 @@ def open_images(images: schema.Data, labels: schema.Labels, distillation: schema
                 "learn from a classifier alone (--teacher, --distill_weight=1)"
             )
         return Images(source, *others, labels=0)
-    if source.random_access and not distillation.teacher:  # records have to be read for their labels
+    # records have to be read for their labels
+    if source.random_access and not distillation.teacher:
         known = features.read_labels(source)["labels"]
         splits.check_classes(known[known >= 0], source)
     chosen = choose(source, labels.train_labels, labels.train_list, seed)

@@ -20,7 +20,8 @@ def choose(source: Source, train_labels: str | int = "all", train_list: str = ""
 
     Args:
       source: a `tfssl.data.Source`.
-      train_labels: "all", "1%" or 200: class-balanced, the same subset as in evaluation; see `splits.balanced`.
+      train_labels: "all", "1%" or 200: class-balanced, the same subset as in evaluation; see
+        `splits.balanced`.
       train_list: file of names, one on a line, see `listed`; replaces the number.
       seed: of the balanced draw.
 
@@ -64,7 +65,8 @@ def _of_list(source: Source, path: str) -> np.ndarray:
 def listed(names: Sequence[str], lines: Iterable[str]) -> tuple[np.ndarray, list[str]]:
     """The images that a list names, such as the published lists for ImageNet: n01440764_10026.JPEG.
 
-    A line is the end of an image's path, with or without the file extension: n01440764/n01440764_10026 is possible too.
+    A line is the end of an image's path, with or without the file extension:
+    n01440764/n01440764_10026 is possible too.
 
     Args:
       names: paths of the images.

@@ -35,16 +35,19 @@ def num_classes(module: Module) -> int:
 def predictions(
     module: Module, source: Source, image_size: int | None = None, resize: int | None = None, batch_size: int = 64
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Predictions for all readable images, batch by batch in the order of the split; memory: one batch.
+    """Predictions for all readable images, batch by batch in the order of the split; memory: one
+    batch.
 
     Args:
       module: a classifier, loaded by `modules.load`.
       source: a `tfssl.data.Source`; labels are not needed.
-      image_size, resize: side of the central crop, and of the shorter side before it; by default the module's own.
+      image_size, resize: side of the central crop, and of the shorter side before it; by default
+        the module's own.
       batch_size: images per forward pass.
 
     Yields:
-      {"logits", "probabilities": float32 [n, C], "label": int64 [n] (-1: none), "index": int64 [n], positions in the split}.
+      {"logits", "probabilities": float32 [n, C], "label": int64 [n] (-1: none), "index": int64 [n],
+      positions in the split}.
     """
     check(module)
     size, resize = module.sizes(image_size, resize)
@@ -63,7 +66,8 @@ def predictions(
 
 
 def accuracy(module: Module, source: Source, **settings: Any) -> dict[str, float]:
-    """{"accuracy", "top5_accuracy", "images"} of a classifier on a labeled source; settings as of `predictions`."""
+    """{"accuracy", "top5_accuracy", "images"} of a classifier on a labeled source; settings as of
+    `predictions`."""
     hits = []
     for batch in predictions(module, source, **settings):
         known = batch["label"] >= 0

@@ -1,4 +1,5 @@
-"""Evaluation protocols: they read a Hub module's features of images, and know nothing of its training."""
+"""Evaluation protocols: they read a Hub module's features of images, and know nothing of its
+training."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -39,11 +40,12 @@ def run(protocol: str, train: Any, test: Any, **settings: Any) -> "list[Result]"
 
     Args:
       protocol: one of NAMES, or the import path of a class of your own, "mypackage.mine:Mine".
-      train, test: `Features` of the two splits. Every choice is made on a part of `train`. For protocols that read maps
-        (segmentation, detection, surface_normals): two sources, and `module`, a loaded `tfssl.hub.load.Module`.
-      **settings: those of the protocol's class, and those of `protocol.Data`: endpoints (names; all by default), val (a
-        validation split; None: a part of `train`), train_labels ("all", "1%", 200: a class-balanced subset), val_fraction
-        (0.2; 0: no validation part), seed (0).
+      train, test: `Features` of the two splits. Every choice is made on a part of `train`. For
+        protocols that read maps (segmentation, detection, surface_normals): two sources, and
+        `module`, a loaded `tfssl.hub.load.Module`.
+      **settings: those of the protocol's class, and those of `protocol.Data`: endpoints (names; all
+        by default), val (a validation split; None: a part of `train`), train_labels ("all", "1%",
+        200: a class-balanced subset), val_fraction (0.2; 0: no validation part), seed (0).
 
     Returns:
       a list of `Result`, one per endpoint (low_shot, few_shot: one per endpoint and k).

@@ -1,7 +1,9 @@
-"""Time budget of an evaluation: estimates each protocol's run time by short trials, and shortens or skips protocols.
+"""Time budget of an evaluation: estimates each protocol's run time by short trials, and shortens or
+skips protocols.
 
-A trial runs the protocol itself on one endpoint of a few images. Three trials (few passes; more passes; more images) give
-three prices: the fixed time of an endpoint, the time of a row, and that of each pass (epoch, value of C, episode) over a row.
+A trial runs the protocol itself on one endpoint of a few images. Three trials (few passes; more
+passes; more images) give three prices: the fixed time of an endpoint, the time of a row, and that
+of each pass (epoch, value of C, episode) over a row.
 """
 
 import dataclasses
@@ -22,7 +24,8 @@ from tfssl.downstream.protocol import Data, Protocol, has_features
 from tfssl.downstream.results import PIXELS
 from tfssl.errors import UserError
 
-_ROWS, _IMAGES = 500, 4  # size of the smaller sample, at most: rows of features; images of a dense protocol
+# size of the smaller sample, at most: rows of features; images of a dense protocol
+_ROWS, _IMAGES = 500, 4
 
 
 class Price(NamedTuple):
@@ -33,7 +36,8 @@ class Price(NamedTuple):
     each: float
 
 
-Trial = tuple[Callable[[Protocol], object], float]  # (runs a protocol on a sample, the sample's `work`)
+# (runs a protocol on a sample, the sample's `work`)
+Trial = tuple[Callable[[Protocol], object], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Plan:
 
     Attributes:
       protocol: with the settings of the run.
-      labels: the largest number of training labels, or images (but at least five of each class); None: all.
+      labels: the largest number of training labels, or images (but at least five of each class);
+        None: all.
       quick: {setting: value} of the settings that replace the requested ones.
     """
 
@@ -110,18 +115,20 @@ def sample(features: Features, endpoint: str, count: int, seed: int = 0) -> Feat
 
 
 class Budget:
-    """Decides which protocols fit into a time budget, before each starts, cheapest first, for all modules alike.
+    """Decides which protocols fit into a time budget, cheapest first, for all modules alike.
 
-    A protocol runs with its own settings where these take at most an equal fraction of the remaining time; with quick
-    settings where these fit at all; and is skipped otherwise. The decision on the first module holds for all others, whose
-    results share the columns.
+    A protocol runs with its own settings where these take at most an equal fraction of the
+    remaining time; with quick settings where these fit at all; and is skipped otherwise. The
+    decision on the first module holds for all others, whose results share the columns.
 
     Args:
       minutes: for the protocols of all modules together. Feature extraction is not counted.
       modules: number of modules.
-      protocols: those that may be shortened or skipped, cheapest first by `expense`. Others always run in full.
+      protocols: those that may be shortened or skipped, cheapest first by `expense`. Others always
+        run in full.
       kept: names of protocols whose settings the user gave: they run unchanged, or not at all.
-      tell: receives a line with each estimate; note: a line on each protocol that is shortened or skipped.
+      tell: receives a line with each estimate; note: a line on each protocol that is shortened or
+        skipped.
     """
 
     def __init__(
@@ -142,7 +149,8 @@ class Budget:
     def permit(
         self, protocol: Protocol, data: Data, endpoints: Sequence[str], train_labels: Sequence[splits.Labels] = ("all",)
     ) -> Optional[Plan]:
-        """The plan of a protocol on all modules; None: it is skipped. Arguments as of `runner.measure`."""
+        """The plan of a protocol on all modules; None: it is skipped. Arguments as of
+        `runner.measure`."""
         self.finished()
         name = protocol.name
         if name in self.decided:
@@ -190,7 +198,8 @@ class Budget:
     def estimate(
         self, protocol: Protocol, data: Data, endpoints: Sequence[str], train_labels: Sequence[splits.Labels]
     ) -> Callable[[Plan], float]:
-        """A function plan -> estimated seconds on all endpoints of all modules, for all numbers of labels."""
+        """A function plan -> estimated seconds on all endpoints of all modules, for all numbers of
+        labels."""
         of_features = has_features(data)
         trials = (
             _of_features(protocol, data, endpoints, train_labels)

@@ -1,4 +1,5 @@
-"""Steps of an evaluation beside the protocols: feature extraction, files of features, pictures of nearest neighbors."""
+"""Steps of an evaluation beside the protocols: feature extraction, files of features, pictures of
+nearest neighbors."""
 
 from collections.abc import Mapping, Sequence
 
@@ -71,7 +72,8 @@ def write_features(settings: Evaluation, name: str, features: Mapping[str, Featu
 def write_neighbors(
     settings: Evaluation, name: str, features: Mapping[str, Features], endpoints: Sequence[str], record: Record
 ) -> None:
-    """Write WORKDIR/MODULE_neighbors.png, by the endpoint that validation chose, or else the module's last one."""
+    """Write WORKDIR/MODULE_neighbors.png, by the endpoint that validation chose, or else the
+    module's last one."""
     own = [endpoint for endpoint in endpoints if endpoint != PIXELS] or endpoints
     endpoint = View.of(record.results).starred(name) or own[-1]
     train, test = features["train"], features["test"]
@@ -86,7 +88,8 @@ def write_neighbors(
 
 
 def prune(settings: Evaluation, sources: Mapping[str, Source]) -> list[str]:
-    """Remove features in --workdir that are no longer usable, such as those of changed `sources`. Returns lines to print.
+    """Remove features in --workdir that are no longer usable, such as those of changed `sources`.
+    Returns lines to print.
 
     Raises:
       UserError: there is no local --workdir.

@@ -12,7 +12,8 @@ _GAP, _LINE = 4, 14  # pixels between images, and of a line of text
 def colors(count: int) -> np.ndarray:
     """A color for each class, and gray for none (index -1): uint8 [count + 1, 3]."""
     i = np.arange(count)
-    hue, light = i * 0.618034 % 1, 0.55 + 0.35 * (i % 3) / 2  # golden-ratio steps: adjacent classes differ
+    # golden-ratio steps: adjacent classes differ
+    hue, light = i * 0.618034 % 1, 0.55 + 0.35 * (i % 3) / 2
     wheel = np.clip(np.abs((hue[:, None] * 6 + [0, 4, 2]) % 6 - 3) - 1, 0, 1)
     return np.concatenate([255 * (1 - (1 - wheel) * 0.7) * light[:, None], [[128, 128, 128]]]).astype(np.uint8)
 
@@ -23,7 +24,8 @@ def grid(
     names: Sequence[str] = (),
     palette: Iterable[np.ndarray] = (),
 ) -> bytes:
-    """PNG bytes of rows of uint8 images [H, W, 3] of one size, with a title above each column and a legend of classes below."""
+    """PNG bytes of rows of uint8 images [H, W, 3] of one size, with a title above each column and a
+    legend of classes below."""
     height, width = rows[0][0].shape[:2]
     wide, end = len(titles) * (width + _GAP) - _GAP, _LINE + len(rows) * (height + _GAP)
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
@@ -36,7 +38,7 @@ def grid(
         left += length
     canvas = Image.new("RGB", (wide, top + _LINE if names else end - _GAP), "white")
     draw = ImageDraw.Draw(canvas)
-    for (x, y), name, color in zip(places, names, palette):  # noqa: B905 (Python 3.9)
+    for (x, y), name, color in zip(places, names, palette):
         draw.rectangle((x, y + 2, x + 9, y + 11), fill=tuple(int(v) for v in color))
         draw.text((x + _LINE, y + 1), name, fill="black")
     for column, title in enumerate(titles):
@@ -52,10 +54,11 @@ def grid(
 
 
 def boxed(image: np.ndarray, boxes: np.ndarray, of_class: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """A copy of an image uint8 [H, W, 3] with boxes (ymin, xmin, ymax, xmax) in pixels, framed in the color of their class."""
+    """A copy of an image uint8 [H, W, 3] with boxes (ymin, xmin, ymax, xmax) in pixels, framed in
+    the color of their class."""
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
-    for (top, left, bottom, right), c in zip(boxes, of_class):  # noqa: B905 (Python 3.9)
+    for (top, left, bottom, right), c in zip(boxes, of_class):
         ends = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
         draw.rectangle([float(v) for v in ends], outline=tuple(int(v) for v in palette[c]), width=2)
     return np.asarray(picture)

@@ -1,4 +1,5 @@
-"""The contract of protocols: a class whose constructor is its settings, with its requirements and costs, that yields `Result`s."""
+"""The contract of protocols: a class whose constructor is its settings, with its requirements and
+costs, that yields `Result`s."""
 
 import dataclasses
 import inspect
@@ -31,16 +32,20 @@ _ANNOTATIONS = {  # name in `Protocol.needs`: (plural, sources that have it)
 
 @dataclasses.dataclass(frozen=True)
 class Data(Generic[Part]):
-    """The data that a protocol is run on: of `Features`, or of sources where the protocol reads maps.
+    """The data of a protocol: of `Features`, or of sources where the protocol reads maps.
 
     Attributes:
-      train, test: `Features`; or sources whose examples have the annotations that the protocol needs.
+      train, test: `Features`; or sources whose examples have the annotations that the protocol
+        needs.
       val: a validation split, for all choices; None: a part of `train`.
       module: the loaded `Module` that maps are computed by; None for protocols that read features.
-      train_labels: "all", a percentage such as "1%" or a number: a class-balanced subset. Protocols that read maps use all.
-      val_fraction: without `val`, the fraction of the training labels that is held out for choices, in [0, 1); 0: none.
+      train_labels: "all", a percentage such as "1%" or a number: a class-balanced subset. Protocols
+        that read maps use all.
+      val_fraction: without `val`, the fraction of the training labels that is held out for choices,
+        in [0, 1); 0: none.
       seed: of all randomness: subset, validation part, weights, order, episodes.
-      state_dir: a folder for the progress of a protocol, by which an interrupted run resumes; None: nothing is kept.
+      state_dir: a folder for the progress of a protocol, by which an interrupted run resumes; None:
+        nothing is kept.
     """
 
     train: Part
@@ -76,7 +81,8 @@ class Data(Generic[Part]):
         return f"val_fraction {self.val_fraction:g} of {splits.described(self.train)}"
 
     def split(self: "Data[Features]") -> splits.Split:
-        """Training and validation rows, where each image has one label; UserError where it has none."""
+        """Training and validation rows, where each image has one label; UserError where it has
+        none."""
         return splits.split(self.train, self.test, self.train_labels, self.val_fraction, self.seed, self.val)
 
     def one_vs_rest(self: "Data[Features]") -> splits.Targets:
@@ -96,27 +102,31 @@ DATA_SETTINGS = tuple(field.name for field in dataclasses.fields(Data) if field.
 
 
 class Protocol(Generic[Part]):
-    """One way to measure an encoder. Subclass `Protocol[Features]` or `Protocol[Source]`, name it, and implement `run`.
+    """One way to measure an encoder.
 
-    The constructor's arguments are the settings: literal defaults, described under Args of the class's docstring, each stored
-    under its own name, and rejected there with a `UserError` where invalid. `tfssl-eval` makes a flag of each, named by the
-    class attributes `flag_prefix` (before each name) and `flag_names` ({argument: flag} for other names; "" for no flag).
+    Subclass `Protocol[Features]` or `Protocol[Source]`, name it, and implement `run`. The
+    constructor's arguments are the settings: literal defaults, described under Args of the class's
+    docstring, each stored under its own name, and rejected there with a `UserError` where invalid.
+    `tfssl-eval` makes a flag of each, named by the class attributes `flag_prefix` (before each
+    name) and `flag_names` ({argument: flag} for other names; "" for no flag).
     `tfssl.testing.check_protocol` checks a class.
 
     Attributes:
       name: in tables and results.
       metric: name of `Result.value`: "accuracy", "mAP" ...
-      reads: "features", [N, D] of each endpoint, extracted once; or "maps" of whole images by the module (see `dense.Dense`).
-      needs: required of the images: "label" (one for each image), "labels" (one or several), or annotations: "mask", "boxes",
-        "normals" ...
+      reads: "features", [N, D] of each endpoint, extracted once; or "maps" of whole images by the
+        module (see `dense.Dense`).
+      needs: required of the images: "label" (one for each image), "labels" (one or several), or
+        annotations: "mask", "boxes", "normals" ...
       one_pass: whether `run` requires all endpoints at once.
       exact: whether products need full float32 precision (no TensorFloat-32 on a GPU).
-      magnitudes: (least, greatest) largest absolute value of features that are used unchanged; others are scaled by a power
-        of two.
+      magnitudes: (least, greatest) largest absolute value of features that are used unchanged;
+        others are scaled by a power of two.
       order_independent: whether the order of the rows in `Features` changes nothing but rounding.
-      expense: rank among the protocols of --protocol=all, cheapest first; None: run only where it is named.
-      quick: settings that take a fraction of the time; "train_labels" among them: the largest number of labels, but at least
-        five of each class.
+      expense: rank among the protocols of --protocol=all, cheapest first; None: run only where it
+        is named.
+      quick: settings that take a fraction of the time; "train_labels" among them: the largest
+        number of labels, but at least five of each class.
       trials: settings of short trials that time it, with few passes and with more; see `budget`.
     """
 
@@ -133,7 +143,8 @@ class Protocol(Generic[Part]):
     trials: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = ({}, {})
 
     def run(self, data: Data[Part], endpoints: Sequence[str]) -> Iterator[Result]:
-        """Yield the results of each endpoint. Choices are made on `data.val` or a part of `data.train`, never on `data.test`.
+        """Yield the results of each endpoint. Choices are made on `data.val` or a part of
+        `data.train`, never on `data.test`.
 
         `measure` fills in `reported_on`, and `chosen_on` where there is a `val_value`.
         """
@@ -144,7 +155,8 @@ class Protocol(Generic[Part]):
         return ()
 
     def check(self, data: Data[Part]) -> None:
-        """Reject unsuitable labels, before features are extracted: `Features` in `data` may have no endpoints yet.
+        """Reject unsuitable labels, before features are extracted: `Features` in `data` may have no
+        endpoints yet.
 
         Raises:
           UserError: such as for a class with too few images.
@@ -153,11 +165,13 @@ class Protocol(Generic[Part]):
             data.split() if "label" in self.needs else data.one_vs_rest()
 
     def endpoints(self, data: Data[Part], names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
-        """The endpoints to measure: those of `names` that it can read, or all. `pixels` False: not "pixels", unless named."""
+        """The endpoints to measure: those of `names` that it can read, or all. `pixels` False: not
+        "pixels", unless named."""
         return splits.endpoints([part for part in data.parts if isinstance(part, Features)], names)
 
     def reads_train(self, held_out: bool) -> bool:
-        """Whether features of the training images are read; `held_out`: whether a part of them is the validation part."""
+        """Whether features of the training images are read; `held_out`: whether a part of them is
+        the validation part."""
         return True
 
     def passes(self) -> float:
@@ -165,7 +179,8 @@ class Protocol(Generic[Part]):
         return 1
 
     def work(self, train: int, test: int, dims: int) -> float:
-        """A number proportional to the time on an endpoint of `dims` features, with `train` and `test` images."""
+        """A number proportional to the time on an endpoint of `dims` features, with `train` and
+        `test` images."""
         return train * dims
 
     # The same for all protocols.
@@ -194,11 +209,12 @@ class Protocol(Generic[Part]):
     def measure(self, data: Data[Part], endpoints: Optional[Sequence[str]] = None) -> list[Result]:
         """The results of `run`, complete.
 
-        Features whose largest value is beyond `magnitudes` are first multiplied by a power of two, which such a result reports
-        as "scale"; penalties act on weights of the scaled features.
+        Features whose largest value is beyond `magnitudes` are first multiplied by a power of two,
+        which such a result reports as "scale"; penalties act on weights of the scaled features.
 
         Raises:
-          UserError: invalid settings, images or features, such as an endpoint with infinite values or NaNs.
+          UserError: invalid settings, images or features, such as an endpoint with infinite values
+            or NaNs.
         """
         self._check_kind(data)
         names = self.endpoints(data, endpoints)
@@ -229,7 +245,8 @@ class Protocol(Generic[Part]):
         return result.replace(chosen_on=chosen_on, reported_on=reported_on, details={**result.details, **scale})
 
     def _scales(self, parts: Sequence[Features], names: Sequence[str]) -> dict[str, float]:
-        """{endpoint: the power of two by which its largest value is in [4, 8), about that of standardized features}."""
+        """{endpoint: the power of two by which its largest value is in [4, 8), about that of
+        standardized features}."""
         scales = {}
         for name in names:
             largest = max((part.largest(name) for part in parts if name in part.endpoints), default=0)
@@ -255,7 +272,8 @@ def _scaled(features: Features, scales: Mapping[str, float]) -> Features:
 
 
 def lacks(need: str, source: Source) -> Optional[str]:
-    """Why a source does not meet a requirement of `Protocol.needs`, one line; None where it does."""
+    """Why a source does not meet a requirement of `Protocol.needs`, one line; None where it
+    does."""
     if need in ("label", "labels"):
         if source.targets() is None:
             return checks.unlabelled(source)

@@ -1,4 +1,5 @@
-"""Results of protocols: one `Result` for each endpoint, and each number of shots where a protocol has several."""
+"""Results of protocols: one `Result` for each endpoint, and each number of shots where a protocol
+has several."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,8 +13,9 @@ Column = tuple[str, int, Optional[int]]  # of a table: (protocol, training label
 class Result(Mapping):
     """One measured value, with its conditions.
 
-    It is a mapping too: the record of results.json, in which unset fields and the picture are missing, and `details` stand
-    beside the other fields. `dict(result)` is that record, `Result.of(record)` the way back.
+    It is a mapping too: the record of results.json, in which unset fields and the picture are
+    missing, and `details` stand beside the other fields. `dict(result)` is that record,
+    `Result.of(record)` the way back.
 
     Attributes:
       protocol, endpoint, module: names; module is "" until the result belongs to one.
@@ -27,7 +29,8 @@ class Result(Mapping):
       chosen: whether validation chose this endpoint for its module.
       seconds: of computation.
       quick: {setting: value} of the settings that replace the requested ones, to save time.
-      details: what else the protocol reports: settings, choices, curves, values of each class; all JSON-able.
+      details: what else the protocol reports: settings, choices, curves, values of each class; all
+        JSON-able.
       picture: a PNG's bytes, or its path, for report.html.
     """
 
@@ -83,13 +86,16 @@ class Result(Mapping):
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Result) if field.name != "details")
-_UNSET: dict[str, Any] = {"module": "", "shots": None, "chance": None, "quick": {}}  # which records leave out
+# which records leave out
+_UNSET: dict[str, Any] = {"module": "", "shots": None, "chance": None, "quick": {}}
 
 
 def mark_chosen(results: Iterable[Result]) -> list[Result]:
-    """The results with `chosen` set: of the endpoints of one module, under one protocol and number of labels, the best on validation.
+    """The results with `chosen` set: of the endpoints of one module, under one protocol and number
+    of labels, the best on validation.
 
-    Pixels are not the module's; among equals the deeper endpoint is chosen. Without validation results none is.
+    Pixels are not the module's; among equals the deeper endpoint is chosen. Without validation
+    results none is.
     """
     results = list(results)
     groups: dict[tuple[str, Column], list[tuple[float, int]]] = {}

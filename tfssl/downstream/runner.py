@@ -22,7 +22,8 @@ def endpoints(
     image_size: Optional[int] = None,
     resize: Optional[int] = None,
 ) -> dict[str, list[str]]:
-    """The endpoints to extract of each module; pixels, the same for all modules, of the first one only.
+    """The endpoints to extract of each module; pixels, the same for all modules, of the first one
+    only.
 
     Args:
       opened: {name: loaded `Module`}.
@@ -53,7 +54,8 @@ def permitted(
       left_out: receives a line on each protocol that is skipped.
 
     Raises:
-      UserError: the images do not meet the requirements of a protocol that is not optional, or of any.
+      UserError: the images do not meet the requirements of a protocol that is not optional, or of
+        any.
     """
     refused: dict[str, str] = {}
     for source in sources:
@@ -81,7 +83,8 @@ def check_labels(
     train_labels: Sequence[splits.Labels] = ("all",),
     **data_settings: Any,
 ) -> None:
-    """Raise UserError where a protocol would reject the labels: too few images of a class, a single class.
+    """Raise UserError where a protocol would reject the labels: too few images of a class, a single
+    class.
 
     Only sources whose labels are known without reading images are checked.
 
@@ -126,16 +129,19 @@ def measure(
     refused: Optional[Callable[[UserError, str], None]] = None,
     budget: Optional[times.Budget] = None,
 ) -> Iterator[Result]:
-    """Yield the results of protocols that read the same kind of data: by protocol, number of labels and endpoint.
+    """Yield the results of protocols that read the same kind of data: by protocol, number of labels
+    and endpoint.
 
     Args:
       data: of all protocols.
       endpoints: names; None: all.
       train_labels: numbers of labels, such as ["1%", "all"]; for protocols that read features.
       pixels_of: names of protocols with a result of pixels, which is the same for every module.
-      optional: names of protocols that are skipped, wholly or for too large a k, where they raise a UserError.
+      optional: names of protocols that are skipped, wholly or for too large a k, where they raise a
+        UserError.
       left_out: receives a line on whatever is skipped.
-      refused: receives the UserError of each part of a protocol that is not optional; other parts go on. None: it is raised.
+      refused: receives the UserError of each part of a protocol that is not optional; other parts
+        go on. None: it is raised.
       budget: may shorten or skip protocols; None: all run in full.
     """
     for protocol in protocols:

@@ -21,7 +21,8 @@ class Split:
 
     rows: np.ndarray  # all labeled rows that may be used
     fit: np.ndarray  # training rows while settings are chosen: `rows` without the validation part
-    val: np.ndarray  # validation rows, by which settings, endpoint and epoch are chosen; may be empty
+    # validation rows, by which settings, endpoint and epoch are chosen; may be empty
+    val: np.ndarray
     held: "Features"  # the features of `val`: the training features, or a validation split
 
     @property
@@ -38,10 +39,11 @@ def split(
     seed: int = 0,
     val: Optional["Features"] = None,
 ) -> Split:
-    """Check the labels of all parts, and choose the rows. Arguments as in `balanced` and `stratified`; returns a Split.
+    """Check the labels of all parts, and choose the rows. Arguments as in `balanced` and
+    `stratified`; returns a Split.
 
-    With `val`, `Features` of a validation split, nothing is held out of the training rows; validation images of classes that
-    have no training row are dropped.
+    With `val`, `Features` of a validation split, nothing is held out of the training rows;
+    validation images of classes that have no training row are dropped.
     """
     check_labels(train, test)
     count = label_count(train_labels, len(train.labels), len(np.unique(train.labels)))
@@ -80,8 +82,8 @@ def one_vs_rest(
 ) -> Targets:
     """The `Targets` of one binary classifier for each class.
 
-    They are `Features.targets`, with a random subset of rows; or they follow from labels, with a class-balanced subset. A
-    smaller subset lies within a larger one.
+    They are `Features.targets`, with a random subset of rows; or they follow from labels, with a
+    class-balanced subset. A smaller subset lies within a larger one.
     """
     parts = [part for part in (train, test, val) if part is not None]
     if all(part.targets is None for part in parts):
@@ -135,7 +137,8 @@ def check_labels(train: "Features", test: "Features") -> None:
 
 
 def check_classes(labels: np.ndarray, features: Union["Features", "Source"]) -> None:
-    """Raise UserError unless the training labels int [n] are of two classes or more; `features` is named in the message."""
+    """Raise UserError unless the training labels int [n] are of two classes or more; `features` is
+    named in the message."""
     if len(np.unique(labels)) < 2:
         label = int(labels[0])
         name = features.class_names[label] if features.class_names else label
@@ -170,7 +173,8 @@ def _check_class_names(train: "Features", test: "Features") -> None:
 
 
 def label_count(train_labels: Labels, available: int, num_classes: int = 1) -> int:
-    """The number of labels that "all", "1%", "10%" or "200" means of `available` ones: at least one per class."""
+    """The number of labels that "all", "1%", "10%" or "200" means of `available` ones: at least one
+    per class."""
     text = str(train_labels).strip()
     if text == "all":
         return available
@@ -190,14 +194,16 @@ def label_count(train_labels: Labels, available: int, num_classes: int = 1) -> i
 
 
 def balanced(labels: np.ndarray, index: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """A class-balanced random subset; the one of a smaller `count` lies inside that of a larger one.
+    """A class-balanced random subset; the one of a smaller `count` lies inside that of a larger
+    one.
 
-    Classes take turns (in a seeded order), so that their sizes differ by one at most, until the small classes are used
-    up.
+    Classes take turns (in a seeded order), so that their sizes differ by one at most, until the
+    small classes are used up.
 
     Args:
       labels: int [N], in 0..C-1.
-      index: int [N], the images' places in the split: an image's draw does not depend on which others could be read.
+      index: int [N], the images' places in the split: an image's draw does not depend on which
+        others could be read.
       count: images to choose, at least the number of classes; N for all.
       seed: seed of the draw.
 
@@ -212,8 +218,8 @@ def balanced(labels: np.ndarray, index: np.ndarray, count: int, seed: int) -> np
 
 
 def stratified(labels: np.ndarray, index: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split rows into (fit, val): `fraction` of each class, rounded, goes to val; at least one image of each class
-    stays in fit. A fraction of 0 leaves val empty.
+    """Split rows into (fit, val): `fraction` of each class, rounded, goes to val; at least one
+    image of each class stays in fit. A fraction of 0 leaves val empty.
 
     Returns:
       two int arrays of rising row numbers. A class of one image has none in val.
@@ -229,12 +235,14 @@ def stratified(labels: np.ndarray, index: np.ndarray, fraction: float, seed: int
 
 
 def draws(index: np.ndarray, seed: int, *stream: int) -> np.ndarray:
-    """A random number for each image, float [N], a function of its position in the split and the seeds alone."""
+    """A random number for each image, float [N], a function of its position in the split and the
+    seeds alone."""
     return np.random.default_rng([seed, *stream]).random(int(index.max()) + 1)[index]
 
 
 def rank_within_class(labels: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """The rank of each row, 0 first, among the rows of its class in the order of their draws: int [N]."""
+    """The rank of each row, 0 first, among the rows of its class in the order of their draws: int
+    [N]."""
     order = np.lexsort((draws, labels))
     starts = np.searchsorted(labels[order], labels[order])
     rank = np.empty(len(labels), int)
@@ -243,7 +251,8 @@ def rank_within_class(labels: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def endpoints(parts: Sequence[Optional["Features"]], names: Optional[Sequence[str]] = None) -> list[str]:
-    """Names of the endpoints to evaluate, by default all of the first part's; UserError if one is missing in any part.
+    """Names of the endpoints to evaluate, by default all of the first part's; UserError if one is
+    missing in any part.
 
     Args:
       parts: list of `Features`; None is skipped.

@@ -24,17 +24,20 @@ _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 def fetch(handle: str) -> str:
     """The local archive of a module at an https address, downloaded unless it is cached.
 
-    It is cached as CACHE/modules/ADDRESS-CONTENT.tgz (SHA-256 digests, that of the address truncated), where CACHE is the
-    environment's TFSSL_CACHE or ~/.cache/tfssl. The folder is accessible to the user only; a cached file whose content does not
-    match its name is downloaded again.
+    It is cached as CACHE/modules/ADDRESS-CONTENT.tgz (SHA-256 digests, that of the address
+    truncated), where CACHE is the environment's TFSSL_CACHE or ~/.cache/tfssl. The folder is
+    accessible to the user only; a cached file whose content does not match its name is downloaded
+    again.
 
     Args:
-      handle: https://HOST/PATH of an archive (.tar.gz, .tgz, .tar), or a handle of TensorFlow Hub's protocol, whose server makes
-        one (requested by ?tf-hub-format=compressed); with #sha256=HEX at its end, of that content only.
+      handle: https://HOST/PATH of an archive (.tar.gz, .tgz, .tar), or a handle of TensorFlow Hub's
+        protocol, whose server makes one (requested by ?tf-hub-format=compressed); with #sha256=HEX
+        at its end, of that content only.
 
     Raises:
-      UserError: the address is not https, now or after a redirection; there is no response in TIMEOUT seconds; the response is
-        no archive, incomplete or of another digest; the folder cannot be written, or belongs to another user.
+      UserError: the address is not https, now or after a redirection; there is no response in
+        TIMEOUT seconds; the response is no archive, incomplete or of another digest; the folder
+        cannot be written, or belongs to another user.
     """
     address, _, fragment = handle.partition("#")
     digest = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
@@ -72,7 +75,8 @@ def _key(address: str) -> str:
 
 
 def _kept(folder: str, address: str, sha256: str | None) -> str | None:
-    """The newest undamaged archive of an address, with digest `sha256` if given; None: there is none."""
+    """The newest undamaged archive of an address, with digest `sha256` if given; None: there is
+    none."""
     paths = [os.path.join(folder, name) for name in files.listdir(folder)]
     for path in sorted(paths, key=_modified, reverse=True):
         name = re.fullmatch(_key(address) + r"-([0-9a-f]{64})\.tgz", os.path.basename(path))

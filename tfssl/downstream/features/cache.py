@@ -1,9 +1,10 @@
-"""Extracted features on disk: a folder per (module, data, settings), and in it one .npy file per endpoint, read by
-memory mapping, and a record of those that are complete, with their checksums.
+"""Extracted features on disk: a folder per (module, data, settings), and in it one .npy file per
+endpoint, read by memory mapping, and a record of those that are complete, with their checksums.
 
-An array is valid if the record names it and its bytes have the recorded checksum. A damaged array is reported in one line, and
-its features are computed again. Partial arrays of a killed process are removed when the next process opens a cache in the same
-folder; features that are no longer usable are removed by `prune`.
+An array is valid if the record names it and its bytes have the recorded checksum. A damaged array
+is reported in one line, and its features are computed again. Partial arrays of a killed process are
+removed when the next process opens a cache in the same folder; features that are no longer usable
+are removed by `prune`.
 """
 
 import contextlib
@@ -49,7 +50,8 @@ class FeatureCache:
             raise UserError(f"cache_dir={folder!r}: cached features are memory-mapped, which takes a local folder")
         digest = hashlib.sha256(json.dumps(key, indent=1, sort_keys=True).encode()).hexdigest()
         self.folder = os.path.join(folder, digest[:16])
-        self._open: dict[str, tuple[str, BinaryIO]] = {}  # name -> the locked file behind what `create` made
+        # name -> the locked file behind what `create` made
+        self._open: dict[str, tuple[str, BinaryIO]] = {}
         text = json.dumps({"key": key, "of": of or {}}, indent=1, sort_keys=True)
         with self._room():
             os.makedirs(self.folder, exist_ok=True)
@@ -60,8 +62,8 @@ class FeatureCache:
         """The valid features of some endpoints.
 
         Returns:
-          (rows, arrays): {"labels": int64 [N], "index": int64 [N], "dropped": str [M]}, {} where there is no record; and
-          {name: [N, D]}, memory-mapped and read-only.
+          (rows, arrays): {"labels": int64 [N], "index": int64 [N], "dropped": str [M]}, {} where
+          there is no record; and {name: [N, D]}, memory-mapped and read-only.
         """
         rows, table = self._read_record()
         arrays: dict[str, np.ndarray] = {}
@@ -77,7 +79,8 @@ class FeatureCache:
         return rows, arrays
 
     def create(self, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap:
-        """A writable memory-mapped array, with its disk space allocated; it is valid after `commit`.
+        """A writable memory-mapped array, with its disk space allocated; it is valid after
+        `commit`.
 
         Raises:
           UserError: the disk is full.
@@ -102,7 +105,8 @@ class FeatureCache:
                 for name, array in arrays.items():
                     array.flush()
                     table[name] = checksum(self._open[name][0])
-                # Without the record nothing is valid: a kill from here on leaves no new arrays beside old rows.
+                # Without the record nothing is valid: a kill from here on leaves no new arrays
+                # beside old rows.
                 files.remove(self._path_of_record)
                 for name in arrays:
                     os.replace(self._open[name][0], self._path(name))
@@ -133,7 +137,8 @@ class FeatureCache:
         npz.write(self._path_of_record, **rows, arrays=json.dumps(table))
 
     def _read_record(self) -> tuple[Rows, dict[str, Checksum]]:
-        """(rows, {name: checksum}); ({}, {}) without a valid record: zip files have checksums of their own."""
+        """(rows, {name: checksum}); ({}, {}) without a valid record: zip files have checksums of
+        their own."""
         try:
             with np.load(self._path_of_record) as record:
                 rows = dict(record)
@@ -214,7 +219,8 @@ def prune(
 ) -> list[tuple[str, str, int]]:
     """Remove cached features that are no longer usable.
 
-    These are: without a valid record, for a day or more; of other versions of tfssl or TensorFlow; of data that have changed.
+    These are: without a valid record, for a day or more; of other versions of tfssl or TensorFlow;
+    of data that have changed.
 
     Args:
       folder: local folder of all cached features.

@@ -1,4 +1,5 @@
-"""The images behind features, for protocols that draw new crops in every epoch; and the frozen encoder."""
+"""The images behind features, for protocols that draw new crops in every epoch; and the frozen
+encoder."""
 
 import dataclasses
 import functools
@@ -18,7 +19,8 @@ from tfssl.hub.load import Module
 
 PIXELS = "pixels"
 
-Encode = Callable[[tf.Tensor], dict[str, tf.Tensor]]  # images uint8 [B, S, S, 3] -> {endpoint: [B, D]}
+# images uint8 [B, S, S, 3] -> {endpoint: [B, D]}
+Encode = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 
 
 def _random(encoded: tf.Tensor, seed: tf.Tensor, size: int, resize: int) -> tf.Tensor:
@@ -73,12 +75,14 @@ class Images:
           index: int [n], positions of the images in the source's split.
           batch_size: images per batch, B.
           seed: of the order and of the crops.
-          crops: one of CROPS: "random", a crop of the resized image (Kolesnikov et al. 2019); "random_flip", the same with a
-            random horizontal flip; "resized_flip", a random resized crop of 8 to 100 % of the area and a random flip (VISSL).
+          crops: one of CROPS: "random", a crop of the resized image (Kolesnikov et al. 2019);
+            "random_flip", the same with a random horizontal flip; "resized_flip", a random resized
+            crop of 8 to 100 % of the area and a random flip (VISSL).
           start_step: the first batch.
 
         Returns:
-          a data set of {"image": uint8 [B, S, S, 3], "index": int64 [B], ...}; see `pipeline.training_batches`.
+          a data set of {"image": uint8 [B, S, S, 3], "index": int64 [B], ...}; see
+          `pipeline.training_batches`.
         """
 
         def crop(encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -87,11 +91,13 @@ class Images:
         return pipeline.training_batches(Subset(self.source, index), crop, batch_size, seed, start_step)
 
     def encoder(self, names: Sequence[str], batch_size: int) -> "tf.types.experimental.ConcreteFunction":
-        """The graph function uint8 [B, S, S, 3] -> {endpoint: [B, D]}, with the module in inference mode."""
+        """The graph function uint8 [B, S, S, 3] -> {endpoint: [B, D]}, with the module in inference
+        mode."""
         return encoder(self.module, tuple(names), batch_size, self.size, self.pool, self.target, self.dtype)
 
     def large_batch_encoder(self, names: Sequence[str], batch_size: int) -> Encode:
-        """The same for batches that exceed the device's memory, in micro-batches of at most `self.batch_size` images."""
+        """The same for batches that exceed the device's memory, in micro-batches of at most
+        `self.batch_size` images."""
         parts = -(-batch_size // self.batch_size)
         part = -(-batch_size // parts)
         compute = self.encoder(names, part)
@@ -103,13 +109,15 @@ class Images:
             images = tf.reshape(images, [parts, part, *images.shape[1:]])
             specs = tf.nest.map_structure(lambda s: tf.TensorSpec(s.shape, s.dtype), compute.structured_outputs)
             features = tf.map_fn(compute, images, fn_output_signature=specs, parallel_iterations=1)
-            return {name: tf.reshape(v, [-1, v.shape[-1]])[:batch_size] for name, v in features.items()}  # BxD
+            # BxD
+            return {name: tf.reshape(v, [-1, v.shape[-1]])[:batch_size] for name, v in features.items()}
 
         return encode
 
 
 def pixels_shape(size: int, target: int) -> tuple[int, int, int]:
-    """Shape of the endpoint "pixels": the module's input, averaged to at most floor(sqrt(target / 3)) pixels a side."""
+    """Shape of the endpoint "pixels": the module's input, averaged to at most floor(sqrt(target /
+    3)) pixels a side."""
     side = min(size, math.isqrt(target // 3))
     return side, side, 3
 
@@ -118,7 +126,8 @@ def pixels_shape(size: int, target: int) -> tuple[int, int, int]:
 def encoder(
     module: Module, names: tuple[str, ...], batch_size: int, size: int, pool: str, target: int, dtype: str
 ) -> "tf.types.experimental.ConcreteFunction":
-    """The graph function uint8 [B, S, S, 3] -> {name: [B, D]}: the module's inference, pooled; or the pixels."""
+    """The graph function uint8 [B, S, S, 3] -> {name: [B, D]}: the module's inference, pooled; or
+    the pixels."""
     shapes = module.shapes(size)
 
     def compute(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -130,7 +139,7 @@ def encoder(
                 side = pixels_shape(size, target)[0]
                 values = images if side == size else tf.image.resize(images, [side, side], "area")
                 features[name] = tf.reshape(values, [batch_size, -1])
-            else:  # a loaded function does not know the shapes for these images, and pooling needs them
+            else:  # pooling needs static shapes, which a loaded function does not have
                 features[name] = pooling.pool(tf.ensure_shape(maps[name], [batch_size, *shapes[name]]), pool, target)
         return {name: tf.cast(value, dtype) for name, value in features.items()}
 

@@ -1,4 +1,5 @@
-"""Feature extraction: one forward pass of a Hub module over a source gives arrays of all endpoints."""
+"""Feature extraction: one forward pass of a Hub module over a source gives arrays of all
+endpoints."""
 
 import contextlib
 import dataclasses
@@ -43,9 +44,10 @@ class Features:
       source: name of the images: data set and split.
       dropped: names of the images that could not be read.
       seconds: of the forward passes; 0 if all came from the cache.
-      images: the `Images` behind the features, for protocols that draw new crops; None without images.
-      targets: int8 [N, C] of multi-label images: 1 positive, -1 negative, 0 difficult; None where images have one label
-        each, or none.
+      images: the `Images` behind the features, for protocols that draw new crops; None without
+        images.
+      targets: int8 [N, C] of multi-label images: 1 positive, -1 negative, 0 difficult; None where
+        images have one label each, or none.
     """
 
     endpoints: dict[str, np.ndarray]
@@ -100,8 +102,9 @@ class Features:
         )
 
     def save(self, path: str) -> str:
-        """Write a .npz (any file system that TensorFlow knows): an array [N, D] for each endpoint under its name; `labels` [N], -1 where
-        there is none; `index` and `names` [N], of the images in the split; `class_names`. Returns `path`."""
+        """Write a .npz (any file system that TensorFlow knows): an array [N, D] for each endpoint
+        under its name; `labels` [N], -1 where there is none; `index` and `names` [N], of the images
+        in the split; `class_names`. Returns `path`."""
         self.check(self.endpoints)
         names = [self.images.source.name(int(i)) for i in self.index] if self.images else []
         facts: dict[str, npt.ArrayLike] = {
@@ -135,25 +138,28 @@ def extract(
     Args:
       module: a Hub module's handle (see `modules.load`), or a loaded `modules.Module`.
       source: a `tfssl.data.Source`; unreadable images are dropped, and named in a warning.
-      endpoints: names; None for all of the module's. "pixels" is one more: the module's input in [0, 1], averaged to at
-        most floor(sqrt(target / 3)) = 54 pixels a side. An empty list: labels only, without a forward pass; images are not
-        decoded then, so that an undecodable image is not noticed.
-      image_size, resize: side of the central crop, and of the shorter side before it, in pixels; by default what the
-        module's tfssl.json says, else its fixed input size, and size * 256 / 224.
+      endpoints: names; None for all of the module's. "pixels" is one more: the module's input in
+        [0, 1], averaged to at most floor(sqrt(target / 3)) = 54 pixels a side. An empty list:
+        labels only, without a forward pass; images are not decoded then, so that an undecodable
+        image is not noticed.
+      image_size, resize: side of the central crop, and of the shorter side before it, in pixels; by
+        default what the module's tfssl.json says, else its fixed input size, and size * 256 / 224.
       batch_size: images per forward pass.
       pool, target: pooling of maps with more than `target` values: see `pooling.pool`.
       dtype: "float32", or "float16" for half the memory.
-      cache_dir: a local folder to cache the features in, memory-mapped; later calls with the same module, data and
-        settings read them there, if their checksums match. `tfssl.data.sources.identity` defines "the same data".
+      cache_dir: a local folder to cache the features in, memory-mapped; later calls with the same
+        module, data and settings read them there, if their checksums match.
+        `tfssl.data.sources.identity` defines "the same data".
       progress: show a progress bar (on a terminal or in a notebook).
-      verify: compute cached features of 64 images again (of records, the first), and all of them where these differ.
+      verify: compute cached features of 64 images again (of records, the first), and all of them
+        where these differ.
 
     Returns:
       Features.
 
     Raises:
-      UserError: for whatever the caller can fix. Endpoints with infinite values or NaNs are rejected here if all endpoints
-        have them, else where they are used (`Features.check`).
+      UserError: for whatever the caller can fix. Endpoints with infinite values or NaNs are
+        rejected here if all endpoints have them, else where they are used (`Features.check`).
     """
     pooling.check(pool)
     if dtype not in ("float32", "float16"):
@@ -241,7 +247,8 @@ def _warn_once(text: str) -> None:
 
 
 def check_endpoints(module: Module, image_size: int, endpoints: Optional[Sequence[str]] = None) -> list[str]:
-    """Names of the endpoints as a list, by default all of the module's; UserError if one is missing."""
+    """Names of the endpoints as a list, by default all of the module's; UserError if one is
+    missing."""
     available = [*module.shapes(image_size), PIXELS]
     if endpoints is None:
         return available[:-1]
@@ -253,7 +260,8 @@ def check_endpoints(module: Module, image_size: int, endpoints: Optional[Sequenc
 
 
 def read_labels(source: Source) -> Rows:
-    """{"labels", "index": int64 [N], "dropped": names} of all undamaged records; images are not decoded (of a folder, not read)."""
+    """{"labels", "index": int64 [N], "dropped": names} of all undamaged records; images are not
+    decoded (of a folder, not read)."""
     source.probe()
 
     def pair(record: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -312,7 +320,8 @@ def warn_of(dropped: Sequence[str], source: Source) -> None:
 
 
 def open_cache(folder: str, module: Module, source: Source, settings: Mapping[str, Any]) -> Optional[FeatureCache]:
-    """The `FeatureCache` of a module's features of a source; None where the source has no identity."""
+    """The `FeatureCache` of a module's features of a source; None where the source has no
+    identity."""
     data = identity.key(identity.of(source))
     if data is None:
         _warn_once(
@@ -332,10 +341,12 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def _preprocessing() -> str:
-    """A digest of the code of decoding, preprocessing and pooling, which may change between releases."""
+    """A digest of the code of decoding, preprocessing and pooling, which may change between
+    releases."""
     digest = hashlib.blake2b(digest_size=16)
     for part in (image, pipeline, segments, images_module, pooling):
-        with contextlib.suppress(OSError), open(part.__file__ or "", "rb") as f:  # an archive's files cannot be opened
+        # an archive's files cannot be opened
+        with contextlib.suppress(OSError), open(part.__file__ or "", "rb") as f:
             digest.update(f.read())
     return digest.hexdigest()
 
@@ -349,7 +360,8 @@ def _as_computed(
     dtype: str,
     count: int = 64,
 ) -> bool:
-    """Whether cached features and labels of a sample of images equal newly computed ones, up to rounding."""
+    """Whether cached features and labels of a sample of images equal newly computed ones, up to
+    rounding."""
     sample = spread(source, count)
     row = {int(index): i for i, index in enumerate(rows["index"])}
     fresh = {name: np.empty((sample.num_examples, array.shape[1]), dtype) for name, array in arrays.items()}

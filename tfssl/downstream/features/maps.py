@@ -1,7 +1,7 @@
 """Feature maps of whole images by a frozen module: the inputs of dense protocols' heads.
 
-The module encodes each image once, resized to one size; the maps are kept in memory or, where they are large, in a
-memory-mapped file. Where the backbone is fine-tuned, the images are kept instead.
+The module encodes each image once, resized to one size; the maps are kept in memory or, where they
+are large, in a memory-mapped file. Where the backbone is fine-tuned, the images are kept instead.
 """
 
 import contextlib
@@ -37,7 +37,8 @@ def check_endpoints(
     endpoints: Optional[Sequence[str]] = None,
     skip_pixels: bool = False,
 ) -> list[str]:
-    """The endpoints that are maps of more than one location, and "pixels"; vectors among `endpoints` are dropped.
+    """The endpoints that are maps of more than one location, and "pixels"; vectors among
+    `endpoints` are dropped.
 
     Raises:
       UserError: no endpoint remains, or the module lacks a named one.
@@ -79,9 +80,11 @@ class Maps:
       module: a loaded `modules.Module`.
       source: a `tfssl.data.Source`.
       names: endpoints; "pixels": blocks of the image; "images": the image itself, uint8.
-      read: graph function of an example -> (image uint8 [height, width, 3], all of one size; dict of annotations).
-      others: graph functions (image, annotations, the image's number in the split) -> (image, annotations) of a further
-        view, such as its horizontal flip, which follows it as one more row.
+      read: graph function of an example -> (image uint8 [height, width, 3], all of one size; dict
+        of annotations).
+      others: graph functions (image, annotations, the image's number in the split) -> (image,
+        annotations) of a further view, such as its horizontal flip, which follows it as one more
+        row.
       batch_size: images per forward pass of the module.
 
     Attributes:
@@ -89,7 +92,8 @@ class Maps:
       annotations: list of R dicts of NumPy arrays.
       views: rows of each image, 1 + len(others).
       dropped: names of the unreadable images.
-      shown: {number of an image: uint8 [height, width, 3]}, of about SHOWN that are spread over the source.
+      shown: {number of an image: uint8 [height, width, 3]}, of about SHOWN that are spread over the
+        source.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
-"""Average precision of a ranking: the area under its curve of precision over recall, by one of three rules.
+"""Average precision of a ranking: area under the precision-recall curve, by one of three rules.
 
-    area      precision is the best at this recall or a higher one (Pascal VOC from 2010 on; Goyal et al. 2019)
+    area      by the best precision at this recall or a higher one (Pascal VOC since 2010; Goyal et
+              al. 2019)
     11-point  the mean of that at the recalls 0, 0.1, ..., 1 (Pascal VOC 2007)
-    raw       precision as it is, each step of recall at the precision reached by it (scikit-learn)
+    raw       by the precision itself, each step of recall at the precision after it (scikit-learn)
 
 Equal scores share one rank, whatever their order.
 """
@@ -31,7 +32,8 @@ def average_precision(relevant: np.ndarray, scores: np.ndarray, rule: str = "are
     if not relevant.any():
         return float("nan")
     order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # the last of each run of equals
+    # the last of each run of equals
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     positives = np.cumsum(relevant[order])[ends]
     precision, recall = positives / (ends + 1), positives / positives[-1]
     if rule != "raw":
@@ -44,7 +46,8 @@ def average_precision(relevant: np.ndarray, scores: np.ndarray, rule: str = "are
 
 
 def each_class(targets: np.ndarray, scores: np.ndarray, rule: str = "area") -> np.ndarray:
-    """Average precision of each class, float64 [C]; the difficult images of a class are left out of its ranking.
+    """Average precision of each class, float64 [C]; the difficult images of a class are left out of
+    its ranking.
 
     Args:
       targets: int [N, C]: 1, -1, or 0 (difficult).
@@ -57,7 +60,8 @@ def each_class(targets: np.ndarray, scores: np.ndarray, rule: str = "area") -> n
 
 
 def chance(targets: np.ndarray) -> float:
-    """Expected value of a random ranking, approximately: the mean over the classes of the fraction of positives."""
+    """Expected value of a random ranking, approximately: the mean over the classes of the fraction
+    of positives."""
     with np.errstate(invalid="ignore"):
         prior = (targets > 0).sum(0) / (targets != 0).sum(0)
     return float(np.mean(prior[prior > 0]))

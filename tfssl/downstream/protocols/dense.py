@@ -1,11 +1,14 @@
-"""Base of the protocols of dense prediction: feature maps, heads on them, and the training loop of the heads.
+"""Base of the protocols of dense prediction: feature maps, heads on them, and the training loop of
+the heads.
 
 A protocol adds a `Task`: annotations, head, loss and metric.
 
-Maps are computed once (`maps.py`); where the backbone is fine-tuned, the images pass through the module in each step.
+Maps are computed once (`maps.py`); where the backbone is fine-tuned, the images pass through the
+module in each step.
 """
 
 import contextlib
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, Optional
@@ -23,7 +26,8 @@ from tfssl.hub.load import Module
 
 TRUNKS = ("frozen", "fine_tuned")
 Example = dict[str, tf.Tensor]
-View = Callable[[tf.Tensor, Example, tf.Tensor], tuple[tf.Tensor, Example]]  # (image, annotations, its number)
+# (image, annotations, its number)
+View = Callable[[tf.Tensor, Example, tf.Tensor], tuple[tf.Tensor, Example]]
 Predictions = Iterable[tuple[Any, int]]  # (output of `decode` for an image, its number)
 Predict = Callable[[tf.Tensor], Any]  # a batch of a network's array -> output of `decode`
 HEADS = ("linear", "dilated")
@@ -42,7 +46,8 @@ class Task:
         self.size, self.seed, self.mirrored = size, seed, mirrored
 
     def read(self, example: Example) -> tuple[tf.Tensor, Example]:
-        """Graph function: an example of a source -> (image uint8 [*size, 3], dict of annotations)."""
+        """Graph function: an example of a source -> (image uint8 [*size, 3], dict of
+        annotations)."""
         raise NotImplementedError
 
     def mirror(self, image: tf.Tensor, annotations: Example) -> tuple[tf.Tensor, Example]:
@@ -50,11 +55,13 @@ class Task:
         raise NotImplementedError
 
     def others(self) -> list[View]:
-        """Further views of training images: functions (image, annotations, the image's number) -> (image, annotations)."""
+        """Further views of training images: functions (image, annotations, the image's number) ->
+        (image, annotations)."""
         return [lambda image, annotations, _: self.mirror(image, annotations)] if self.mirrored else []
 
     def prepare(self, maps: Maps, source: Source) -> None:
-        """Read what the head depends on, such as the number of classes, from all training images (`Maps`)."""
+        """Read what the head depends on, such as the number of classes, from all training images
+        (`Maps`)."""
 
     def tested(self, maps: Maps) -> bool:
         """Whether the images (`Maps`) have annotations to compare predictions with."""
@@ -73,11 +80,13 @@ class Task:
         raise NotImplementedError
 
     def decode(self, outputs: tf.Tensor) -> Any:
-        """Graph function: predictions, a nest of tensors with a row for each image; `measure` gets them as arrays."""
+        """Graph function: predictions, a nest of tensors with a row for each image; `measure` gets
+        them as arrays."""
         raise NotImplementedError
 
     def measure(self, predicted: Predictions, maps: Maps, images: Sequence[int]) -> dict[str, Any]:
-        """Fields of a result, {"value": ..., ...}; `predicted` yields (prediction, number of the image) in the order of `images`."""
+        """Fields of a result, {"value": ..., ...}; `predicted` yields (prediction, number of the
+        image) in the order of `images`."""
         raise NotImplementedError
 
     def picture(self, predicted: Predictions, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
@@ -87,12 +96,15 @@ class Task:
 class Dense(Protocol[Source]):
     """A head on each feature map [N, h, w, C] of a module on whole images.
 
-    `Data` has sources and a module; without a validation split a part of `train` is held out to choose the endpoint, and the
-    reported head is then trained on all of it. `train_labels` is not used: all annotated images are.
+    `Data` has sources and a module; without a validation split a part of `train` is held out to
+    choose the endpoint, and the reported head is then trained on all of it. `train_labels` is not
+    used: all annotated images are.
 
     Args:
-      size: HEIGHT,WIDTH in pixels that images are resized to (detection: scaled to fit, and padded); 0,0: those of the first.
-      trunk: Whether the module is frozen or fine-tuned too, with batch statistics where it has BN; it is restored afterwards.
+      size: HEIGHT,WIDTH in pixels that images are resized to (detection: scaled to fit, and
+        padded); 0,0: those of the first.
+      trunk: Whether the module is frozen or fine-tuned too, with batch statistics where it has BN;
+        it is restored afterwards.
       trunk_rate: Factor of the module's learning rate, where it is fine-tuned.
       epochs: Passes over the images.
       batch_size: Images per step, at most all.
@@ -171,7 +183,7 @@ class Dense(Protocol[Source]):
             for i in range(0, len(rows), at_once):
                 batch = tf.nest.map_structure(np.asarray, predict(tf.constant(array[rows[i : i + at_once]])))
                 for j, image_number in enumerate(images[i : i + at_once]):
-                    yield tf.nest.map_structure(lambda value: value[j], batch), image_number  # noqa: B023
+                    yield tf.nest.map_structure(operator.itemgetter(j), batch), image_number
 
         def measure(predict: Predict, part: str, images: Sequence[int], name: str) -> dict[str, Any]:
             return task.measure(predictions(predict, part, images, name), parts[part], images)
@@ -220,8 +232,9 @@ def _known(value: float) -> Optional[float]:
 
 
 def head(kind: str, outputs: int) -> tf.keras.Model:
-    """A head: "linear", a 1x1 convolution to `outputs` channels; "dilated", the same after two 3x3 convolutions of 256 channels
-    and dilation 6, each with BN and ReLU, as in MoCo's FCN (He et al., arXiv 1911.05722)."""
+    """A head: "linear", a 1x1 convolution to `outputs` channels; "dilated", the same after two 3x3
+    convolutions of 256 channels and dilation 6, each with BN and ReLU, as in MoCo's FCN (He et al.,
+    arXiv 1911.05722)."""
     layers = []
     for _ in range(2 if kind == "dilated" else 0):
         layers += [
@@ -234,7 +247,8 @@ def head(kind: str, outputs: int) -> tf.keras.Model:
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
-    """Mean cross-entropy of logits [N, h, w, C], resized to `size`, and labels int [N, *size], -1 for none."""
+    """Mean cross-entropy of logits [N, h, w, C], resized to `size`, and labels int [N, *size], -1
+    for none."""
     labels = tf.cast(labels, tf.int32)
     logits = tf.image.resize(logits, size)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), logits)
@@ -243,10 +257,11 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, size: Sequence[int]) -> 
 
 
 class Network:
-    """A head on one endpoint: callable [N, h, w, C] (or images uint8 [N, H, W, 3] with a fine-tuned backbone) -> outputs.
+    """A head on one endpoint: callable, maps [N, h, w, C] -> outputs.
 
-    Channels are standardized first: by mean and standard deviation over the maps of `rows`; or, with a fine-tuned backbone, of
-    the batch, by BN.
+    With a fine-tuned backbone it takes images uint8 [N, H, W, 3]. Channels are standardized first:
+    by mean and standard deviation over the maps of `rows`; or, with a fine-tuned backbone, of the
+    batch, by BN.
     """
 
     def __init__(
@@ -348,7 +363,7 @@ def learn(
         tf.TensorSpec([batch_size, *array.shape[1:]], array.dtype)
         for array in (network.array, *(targets[key] for key in sorted(targets)))
     ]
-    step = tf.function(step, autograph=False).get_concrete_function(specs[0], dict(zip(sorted(targets), specs[1:])))  # noqa: B905
+    step = tf.function(step, autograph=False).get_concrete_function(specs[0], dict(zip(sorted(targets), specs[1:])))
     order, progress = np.random.default_rng([seed, 1]), sgd.Progress(title, sgd.Plan(epochs, (), batch_size, 0), steps)
     for epoch in range(1, epochs + 1):
         shuffled = order.permutation(rows)
@@ -364,7 +379,8 @@ def learn(
 
 
 def predictor(network: Network, decode: Callable[[tf.Tensor], Any]) -> Predict:
-    """The graph function batch of the network's array -> decode(outputs), traced by hand: TensorFlow warns of many traces."""
+    """The graph function batch of the network's array -> decode(outputs), traced by hand:
+    TensorFlow warns of many traces."""
     spec = tf.TensorSpec([None, *network.array.shape[1:]], network.array.dtype)
     return tf.function(lambda x: decode(network(x)), autograph=False).get_concrete_function(spec)
 
@@ -376,5 +392,5 @@ def restored(variables: Iterable[tf.Variable]) -> Iterator[None]:
     try:
         yield
     finally:
-        for v, value in zip(variables, values):  # noqa: B905 (Python 3.9)
+        for v, value in zip(variables, values):
             v.assign(value)

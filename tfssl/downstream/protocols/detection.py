@@ -1,18 +1,23 @@
-"""Object detection: an anchor-free head on each endpoint's map, frozen or fine-tuned; AP50 and COCO's AP by pycocotools.
+"""Object detection: an anchor-free head on each endpoint's map, frozen or fine-tuned; AP50 and
+COCO's AP by pycocotools.
 
-    tower:       `layers` times a 3x3 convolution to `units` channels, GroupNorm, ReLU; one for classes, one for boxes
-    location:    the logit of each class; a box, by its center (in strides from the location) and the logarithms of its sides
-                 (over a typical one); the logit of its quality, the predicted IoU with the object
-    loss:        focal loss (Lin et al., arXiv 1708.02002; alpha 0.25, gamma 2) + 1 - GIoU (Rezatofighi et al., arXiv
-                 1902.09630) + binary cross-entropy of the quality; the last two at locations with an object; each divided by
-                 the number of these
-    prediction:  score = sqrt(class * quality); non-maximum suppression for each class at IoU 0.6; at most 100 boxes
+    tower:       `layers` times a 3x3 convolution to `units` channels, GroupNorm, ReLU; one for
+                 classes, one for boxes
+    location:    the logit of each class; a box, by its center (in strides from the location) and
+                 the logarithms of its sides (over a typical one); the logit of its quality, the
+                 predicted IoU with the object
+    loss:        focal loss (Lin et al., arXiv 1708.02002; alpha 0.25, gamma 2) + 1 - GIoU
+                 (Rezatofighi et al., arXiv 1902.09630) + binary cross-entropy of the quality; the
+                 last two at locations with an object; each divided by the number of these
+    prediction:  score = sqrt(class * quality); non-maximum suppression for each class at IoU 0.6;
+                 at most 100 boxes
 
-Why this head: it needs no proposals and no anchors to tune to a data set, takes one map of any stride, and its shapes are static.
-It is FCOS (Tian et al., arXiv 1904.01355) at one level, with boxes by center and sides, so that a location beside a small object
-can predict it too. A location is assigned to the smallest object whose center is within 1.5 strides, if it lies within the
-object, or is the nearest to its center. Published evaluations train Fast or Faster R-CNN on frozen or fine-tuned backbones: this
-protocol compares encoders, and its figures are not comparable to theirs.
+Why this head: it needs no proposals and no anchors to tune to a data set, takes one map of any
+stride, and its shapes are static. It is FCOS (Tian et al., arXiv 1904.01355) at one level, with
+boxes by center and sides, so that a location beside a small object can predict it too. A location
+is assigned to the smallest object whose center is within 1.5 strides, if it lies within the object,
+or is the nearest to its center. Published evaluations train Fast or Faster R-CNN on frozen or
+fine-tuned backbones: this protocol compares encoders, and its figures are not comparable to theirs.
 """
 
 import contextlib
@@ -32,25 +37,30 @@ from tfssl.errors import UserError
 
 RADIUS = 1.5  # of the locations around an object's center that are assigned to it, in strides
 ALPHA, GAMMA, PRIOR = 0.25, 2.0, 0.01  # of the focal loss; initial probability of each class
-OVERLAP, LEAST, MOST = 0.6, 0.01, 100  # of the predictions: IoU that is suppressed, least score, number in an image
+# of the predictions: IoU that is suppressed, least score, number in an image
+OVERLAP, LEAST, MOST = 0.6, 0.01, 100
 
 
-Boxes = Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]  # of each image: boxes, classes, difficult or scores
+# of each image: boxes, classes, difficult or scores
+Boxes = Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 class Detection(Dense):
     """Object detection: AP50.
 
-    Images are scaled to fit `size`, and padded with black below or to the right. "coco_ap" is AP over IoUs from 0.5 to 0.95,
-    "per_class" {name: AP50}. Difficult objects are ignored in training and evaluation.
+    Images are scaled to fit `size`, and padded with black below or to the right. "coco_ap" is AP
+    over IoUs from 0.5 to 0.95, "per_class" {name: AP50}. Difficult objects are ignored in training
+    and evaluation.
 
     Args:
       layers: Convolutions of each of detection's two towers (FCOS: 4).
       units: Channels of the towers (FCOS: 256).
       mirrored: Train on horizontally flipped images too.
-      jitter: LEAST,LARGEST scale of further views of each training image, uniformly distributed: enlarged and cropped, or reduced
-        and padded with black, at a random location (large-scale jitter: 0.1,2; Ghiasi et al., arXiv 2012.07177); 1,1: none.
-      jittered_views: Number of such views, half of them flipped where `mirrored`; they are drawn once. An epoch has all views.
+      jitter: LEAST,LARGEST scale of further views of each training image, uniformly distributed:
+        enlarged and cropped, or reduced and padded with black, at a random location (large-scale
+        jitter: 0.1,2; Ghiasi et al., arXiv 2012.07177); 1,1: none.
+      jittered_views: Number of such views, half of them flipped where `mirrored`; they are drawn
+        once. An epoch has all views.
       epochs: Passes over the images.
       learning_rate: Of Adam, at the first step; it falls along a cosine.
     """
@@ -148,7 +158,8 @@ class DetectionTask(Task):
     def rescaled(
         self, pixels: tf.Tensor, annotations: Example, scale: tf.Tensor, location: tf.Tensor
     ) -> tuple[tf.Tensor, Example]:
-        """The view of an image enlarged or reduced by `scale`, and cropped, or padded with black, at `location`.
+        """The view of an image enlarged or reduced by `scale`, and cropped, or padded with black,
+        at `location`.
 
         Args:
           pixels: uint8 [H, W, 3]; annotations: as of `read`.
@@ -156,8 +167,8 @@ class DetectionTask(Task):
           location: [2] in [0, 1), down and across; 0: the top, or the left.
 
         Returns:
-          (uint8 [H, W, 3], annotations) with boxes clipped to the view: a box of which less than a quarter is visible is
-          difficult; one that is outside has class -1.
+          (uint8 [H, W, 3], annotations) with boxes clipped to the view: a box of which less than a
+          quarter is visible is difficult; one that is outside has class -1.
         """
         size = tf.constant(self.size, tf.int32)
         sides = tf.maximum(tf.cast(tf.round(scale * tf.cast(size, tf.float32)), tf.int32), 1)
@@ -222,7 +233,8 @@ class DetectionTask(Task):
         return (of_classes + at_objects) / count
 
     def split_outputs(self, outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """[N, h, w, K + 5] -> (logits of classes [N, L, K], boxes in pixels [N, L, 4], logits of the quality [N, L])."""
+        """[N, h, w, K + 5] -> (logits of classes [N, L, K], boxes in pixels [N, L, 4], logits of
+        the quality [N, L])."""
         count, channels = outputs.shape[1] * outputs.shape[2], outputs.shape[3]
         flat = tf.reshape(outputs, [-1, count, channels])
         logits, shift, sides, quality = tf.split(flat, [channels - 5, 2, 2, 1], -1)
@@ -232,7 +244,7 @@ class DetectionTask(Task):
 
     def stride(self, outputs: tf.Tensor) -> np.ndarray:
         """Pixels between adjacent locations, down and across."""
-        return np.array([s / p for s, p in zip(self.size, outputs.shape[1:3])], np.float32)  # noqa: B905 (Python 3.9)
+        return np.array([s / p for s, p in zip(self.size, outputs.shape[1:3])], np.float32)
 
     def decode(self, outputs: tf.Tensor) -> Any:
         logits, boxes, quality = self.split_outputs(outputs)
@@ -247,7 +259,8 @@ class DetectionTask(Task):
         truths, predictions = [], []
         for prediction, i in predicted:
             annotations, n = maps.annotations[i * maps.views], int(prediction["count"])
-            scale = np.tile(annotations["scale"], 2)  # to pixels of the file, by which COCO's areas are defined
+            # to pixels of the file, by which COCO's areas are defined
+            scale = np.tile(annotations["scale"], 2)
             truths.append((annotations["boxes"] * scale, annotations["classes"], annotations["difficult"]))
             predictions.append(
                 (prediction["boxes"][:n] * scale, prediction["classes"][:n].astype(int), prediction["scores"][:n])
@@ -273,7 +286,10 @@ class DetectionTask(Task):
 
 
 class Head(tf.keras.Model):
-    """[N, h, w, C] -> [N, h, w, K + 5]: logits of classes, shift of the center (2), logarithms of the sides (2), logit of the quality."""
+    """[N, h, w, C] -> [N, h, w, K + 5].
+
+    Logits of classes, shift of the center (2), logarithms of the sides (2), logit of the quality.
+    """
 
     def __init__(self, layers: int, units: int, classes: int) -> None:
         super().__init__()
@@ -304,8 +320,9 @@ class Head(tf.keras.Model):
 
 
 def locations(size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """The center (y, x) in pixels of each location of a map [h, w] on an image [H, W]: float32 [L, 2]."""
-    rows, columns = ((np.arange(p) + 0.5) * s / p for s, p in zip(size, shape))  # noqa: B905 (Python 3.9)
+    """The center (y, x) in pixels of each location of a map [h, w] on an image [H, W]: float32
+    [L, 2]."""
+    rows, columns = ((np.arange(p) + 0.5) * s / p for s, p in zip(size, shape))
     return np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
 
 
@@ -361,7 +378,8 @@ def average_precision(truths: Boxes, predictions: Boxes, names: Sequence[str]) -
       names: of the classes.
 
     Returns:
-      {"value": AP50 (NaN without objects), "coco_ap": ..., "per_class": {name: AP50, None for a class without objects}}.
+      {"value": AP50 (NaN without objects), "coco_ap": ..., "per_class": {name: AP50, None for a
+      class without objects}}.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -380,15 +398,15 @@ def average_precision(truths: Boxes, predictions: Boxes, names: Sequence[str]) -
             [
                 entry(i, box, c, iscrowd=int(hard), ignore=int(hard))
                 for i, (boxes, classes, difficult) in enumerate(truths)
-                for box, c, hard in zip(boxes, classes, difficult)  # noqa: B905 (Python 3.9)
+                for box, c, hard in zip(boxes, classes, difficult)
             ],
             [
                 entry(i, box, c, score=float(score))
                 for i, (boxes, classes, scores) in enumerate(predictions)
-                for box, c, score in zip(boxes, classes, scores)  # noqa: B905
+                for box, c, score in zip(boxes, classes, scores)
             ],
         ]
-        for index, entries in zip((truth, detected), lists):  # noqa: B905
+        for index, entries in zip((truth, detected), lists):
             for number, item in enumerate(entries, 1):
                 item.update(id=number, area=item["bbox"][2] * item["bbox"][3])
             index.dataset = {**common, "annotations": entries}
@@ -396,11 +414,12 @@ def average_precision(truths: Boxes, predictions: Boxes, names: Sequence[str]) -
         judge = COCOeval(truth, detected, "bbox")
         judge.evaluate()
         judge.accumulate()
-    precision = judge.eval["precision"][:, :, :, 0, -1]  # IoU x recall x class, of all sizes, 100 predictions
+    # IoU x recall x class, of all sizes, 100 predictions
+    precision = judge.eval["precision"][:, :, :, 0, -1]
     by_class = [np.mean(precision[0, :, c]) if (precision[0, :, c] > -1).all() else None for c in range(len(names))]
     known = precision[:, :, [c for c, value in enumerate(by_class) if value is not None]]
     return {
         "value": float(known[0].mean()) if known.size else float("nan"),
         "coco_ap": float(known.mean()) if known.size else float("nan"),
-        "per_class": {name: None if v is None else float(v) for name, v in zip(names, by_class)},  # noqa: B905
+        "per_class": {name: None if v is None else float(v) for name, v in zip(names, by_class)},
     }

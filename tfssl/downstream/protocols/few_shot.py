@@ -1,12 +1,14 @@
-"""Few-shot episodes: N-way k-shot classification by ridge regression in closed form (Bertinetto et al. 2019, arXiv 1805.08136,
-use it within training; here it is an evaluation only).
+"""Few-shot episodes: N-way k-shot classification by ridge regression in closed form (Bertinetto et
+al. 2019, arXiv 1805.08136, use it within training; here it is an evaluation only).
 
-An episode has some classes, k training images of each as the support set, and test images of these classes as queries. The
-classifier is W, b minimizing sum_i ||W x_i + b - y_i||^2 + ridge * ||W||^2 for one-hot y_i; it predicts the class with the
-largest output. One singular value decomposition of the centered features gives the solution for all ridges. Accuracy is
-averaged over episodes; its 95 % interval is 1.96 standard errors of that mean.
+An episode has some classes, k training images of each as the support set, and test images of these
+classes as queries. The classifier is W, b minimizing sum_i ||W x_i + b - y_i||^2 + ridge * ||W||^2
+for one-hot y_i; it predicts the class with the largest output. One singular value decomposition of
+the centered features gives the solution for all ridges. Accuracy is averaged over episodes; its 95
+% interval is 1.96 standard errors of that mean.
 
-Features are L2-normalized. The ridge is chosen by accuracy on episodes whose queries are validation images.
+Features are L2-normalized. The ridge is chosen by accuracy on episodes whose queries are validation
+images.
 """
 
 import dataclasses
@@ -28,7 +30,7 @@ from tfssl.errors import UserError
 
 
 class FewShot(Protocol[Features]):
-    """Few-shot episodes: ridge regression on k images of each of a few classes, on features of norm 1.
+    """Few-shot episodes: ridge regression on k images of each of a few classes, by accuracy.
 
     `value` is the mean accuracy over the episodes, "interval" half the width of its 95 % interval.
 
@@ -77,7 +79,8 @@ class FewShot(Protocol[Features]):
         self._prepare(data)
 
     def _prepare(self, data: Data[Features]) -> tuple[splits.Split, "Pool", "Pool", int]:
-        """(rows; pool of the episodes on test; pool of those on validation; classes of an episode)."""
+        """(rows; pool of the episodes on test; pool of those on validation; classes of an
+        episode)."""
         train, test, part = data.train, data.test, data.split()
         classes = np.unique(train.labels[part.rows])
         learn, ask = by_class(train, part.rows, classes), by_class(test, np.arange(len(test.labels)), classes)
@@ -167,7 +170,7 @@ class Pool(NamedTuple):
 
 @dataclasses.dataclass
 class Plan:
-    """Episodes: `ways` of the classes, `shots` training images and at most `queries` queries of each."""
+    """Episodes: `ways` of the classes, `shots` images to learn and at most `queries` of each."""
 
     classes: list[int]
     ways: int
@@ -194,7 +197,8 @@ def accuracies(
     """Accuracy for each episode and ridge: float64 [episodes, ridges].
 
     Args:
-      features: [N, D]; learn: for each class the rows of its training images. asked, ask: the same of the queries.
+      features: [N, D]; learn: for each class the rows of its training images. asked, ask: the same
+        of the queries.
     """
     correct = np.zeros((plan.episodes, len(ridges)))
     for episode in range(plan.episodes):
@@ -211,7 +215,8 @@ def accuracies(
 
 
 def ridge_regression(x: np.ndarray, y: np.ndarray, queries: np.ndarray, ridges: Sequence[float]) -> np.ndarray:
-    """Outputs for `queries` [M, D] of W, b minimizing sum ||W x_i + b - y_i||^2 + ridge * ||W||^2: [ridges, M, C].
+    """Outputs for `queries` [M, D] of W, b minimizing sum ||W x_i + b - y_i||^2 + ridge * ||W||^2:
+    [ridges, M, C].
 
     Args:
       x: [N, D]; y: [N, C].

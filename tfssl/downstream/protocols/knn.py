@@ -1,7 +1,8 @@
-"""Weighted nearest neighbors on frozen features, by cosine similarity (Wu et al. 2018, arXiv 1805.01978, section 3.4).
+"""Weighted nearest neighbors on frozen features, by cosine similarity (Wu et al. 2018, arXiv
+1805.01978, section 3.4).
 
-A test image's k nearest training images vote for their classes with weight exp(similarity / temperature). Ties in similarity go to the
-earlier training row, ties in votes to the lower class.
+A test image's k nearest training images vote for their classes with weight exp(similarity /
+temperature). Ties in similarity go to the earlier training row, ties in votes to the lower class.
 """
 
 import time
@@ -20,13 +21,14 @@ from tfssl.errors import UserError
 class KNN(Protocol[Features]):
     """k nearest neighbors: cosine similarity, votes weighted by exp(similarity / temperature).
 
-    The validation part only gives `val_value`, from the remaining training rows. Where there are fewer training rows than k, all of them
-    vote; a notice says so, and the result has the k that was used.
+    The validation part only gives `val_value`, from the remaining training rows. Where there are
+    fewer training rows than k, all of them vote; a notice says so, and the result has the k that
+    was used.
 
     Args:
       k: Neighbors (solo-learn, DINO: 20; lightly's CIFAR-10 tables: 200).
-      temperature: Softmax temperature of the votes, above 0: small, the nearest decides; large, all k count alike (solo-learn, DINO: 0.07;
-        lightly's CIFAR-10 tables: 0.1).
+      temperature: Softmax temperature of the votes, above 0: small, the nearest decides; large, all
+        k count alike (solo-learn, DINO: 0.07; lightly's CIFAR-10 tables: 0.1).
     """
 
     name = "knn"

@@ -1,13 +1,14 @@
-"""Linear probe by SGD on random crops, as in the 2019 study (Kolesnikov et al., arXiv 1901.09005; supplement, section 2): one
-head per endpoint of the frozen module, all trained in one pass.
+"""Linear probe by SGD on random crops, as in the 2019 study (Kolesnikov et al., arXiv 1901.09005;
+supplement, section 2): one head per endpoint of the frozen module, all trained in one pass.
 
-    features = pool(module(random crop));  logits = W features + b;  momentum 0.9, rate 0.1 * batch / 256
+    features = pool(module(random crop));  logits = W features + b;
+    momentum 0.9, rate 0.1 * batch / 256
 
-Published: batches of 2048 images (1024 for patch tasks), rate divided by ten after 480 and 500 of 520 epochs; the
-study's code, for smaller machines: 512 images, after 30 and 50 of 70.
+Published: batches of 2048 images (1024 for patch tasks), rate divided by ten after 480 and 500 of
+520 epochs; the study's code, for smaller machines: 512 images, after 30 and 50 of 70.
 
-Goyal et al. 2019 (arXiv 1905.01235) put batch normalization before each linear layer, and train for 28 epochs:
-`flags/goyal/eval_linear_sgd.flags`.
+Goyal et al. 2019 (arXiv 1905.01235) put batch normalization before each linear layer, and train for
+28 epochs: `flags/goyal/eval_linear_sgd.flags`.
 """
 
 import hashlib
@@ -47,31 +48,38 @@ class Linear(sgd.Classifier):
 
 
 class LinearSGD(Protocol[Features]):
-    """Linear probe by SGD: softmax regression on new random crops in each epoch, all endpoints in one pass.
+    """Linear probe by SGD: softmax regression on random crops, all endpoints in one pass.
 
-    With `augment`, `train` and `test` must be results of `extract`: heads are trained on new random crops of the images behind
-    `train`, whose features serve the validation part only; accuracy is measured on central crops. Without a validation split
-    there are two heads per endpoint, of which one skips the images of the validation part in each batch. "curve": [[epoch,
-    accuracy on validation or None, on test], ...]. With a `Data.state_dir` an interrupted run resumes after its last epoch.
+    With `augment`, `train` and `test` must be results of `extract`: heads are trained on new random
+    crops of the images behind `train`, whose features serve the validation part only; accuracy is
+    measured on central crops. Without a validation split there are two heads per endpoint, of which
+    one skips the images of the validation part in each batch. "curve": [[epoch, accuracy on
+    validation or None, on test], ...]. With a `Data.state_dir` an interrupted run resumes after its
+    last epoch.
 
     Args:
-      augment: Random crops of the image size from the resized image, through the module in each epoch (2019 study: yes). Without: the
-        extracted features, with no passes through the module.
-      crops: What augment means: random, a random crop (2019 study); random_flip, the same with a random horizontal flip (Goyal
-        et al. for colorization); resized_flip, a random resized crop of 8 to 100 % of the area and a random flip (VISSL).
+      augment: Random crops of the image size from the resized image, through the module in each
+        epoch (2019 study: yes). Without: the extracted features, with no passes through the module.
+      crops: What augment means: random, a random crop (2019 study); random_flip, the same with a
+        random horizontal flip (Goyal et al. for colorization); resized_flip, a random resized crop
+        of 8 to 100 % of the area and a random flip (VISSL).
       epochs: Length (2019 study: 520; its code: 70).
       decay_epochs: The rate is divided by ten after each (2019 study: 480,500; its code: 30,50).
       batch_size: Images per step, at most all (2019 study: 2048, patch tasks 1024; its code: 512).
       learning_rate: At the first step, times batch size / 256 (2019 study: 0.1).
       lr_scaling: Divisor of the batch size; 0: the rate is not scaled.
-      weight_decay: Adds 0.5 * this * ||W||^2 to the loss, not for biases or the normalization's scales and shifts (2019 study's code: 0;
-        Goyal et al.: 1e-4, AlexNet 5e-4).
+      weight_decay: Adds 0.5 * this * ||W||^2 to the loss, not for biases or the normalization's
+        scales and shifts (2019 study's code: 0; Goyal et al.: 1e-4, AlexNet 5e-4).
       nesterov: Nesterov's momentum (Goyal et al.: for ResNets).
-      batch_norm: Batch normalization of the pooled maps before each classifier: fixed, without scale and shift; learned, with both
-        (Goyal et al.: fixed; colorization's ResNet: learned). In inference its statistics are those of all crops so far.
-      init_std: Standard deviation of the initial weights, normally distributed (Goyal et al.: 0.01); 0: Glorot's uniform distribution.
-      standardize: Scale each feature to mean 0 and standard deviation 1 first; it changes what a penalty means (2019 study: no).
-      epoch: Which epoch is reported: the last, or the best, that of the highest accuracy on validation (2019 study: last).
+      batch_norm: Batch normalization of the pooled maps before each classifier: fixed, without
+        scale and shift; learned, with both (Goyal et al.: fixed; colorization's ResNet: learned).
+        In inference its statistics are those of all crops so far.
+      init_std: Standard deviation of the initial weights, normally distributed (Goyal et al.:
+        0.01); 0: Glorot's uniform distribution.
+      standardize: Scale each feature to mean 0 and standard deviation 1 first; it changes what a
+        penalty means (2019 study: no).
+      epoch: Which epoch is reported: the last, or the best, that of the highest accuracy on
+        validation (2019 study: last).
     """
 
     name = "linear_sgd"
@@ -135,7 +143,8 @@ class LinearSGD(Protocol[Features]):
         scales = {name: moments(train.endpoints[name], part.rows) for name in names} if self.standardize else {}
         both = [True] if part.fits_all else [True, False]
         heads = [self._head(name, test, len(classes), fits, scales.get(name), seed) for fits in both for name in names]
-        finals, trials = heads[: len(names)], heads[-len(names) :]  # one and the same if nothing is held out
+        # one and the same if nothing is held out
+        finals, trials = heads[: len(names)], heads[-len(names) :]
         on_val = sgd.Held(part.held, part.val, names, classes)
         on_test = sgd.Held(test, np.arange(len(test.labels)), names, classes)
         key = self._key(data, names) if data.state_dir else None
@@ -212,13 +221,14 @@ class LinearSGD(Protocol[Features]):
         )
 
     def _key(self, data: Data[Features], names: list[str]) -> Optional[dict[str, Any]]:
-        """Everything that a run depends on, for `State`; None for features without images, or a source without identity."""
+        """Everything that a run depends on, for `State`; None for features without images, or a
+        source without identity."""
         behind = [part.images for part in data.parts if part.images]
         known = [identity.key(identity.of(images.source)) for images in behind]
         if len(behind) < len(data.parts) or None in known:
             return None
         common = {name: getattr(data, name) for name in ("train_labels", "val_fraction", "seed")}
-        modules = [(images.module.identity, content) for images, content in zip(behind, known)]  # noqa: B905 (Python 3.9)
+        modules = [(images.module.identity, content) for images, content in zip(behind, known)]
         sizes = [(images.size, images.resize, images.pool, images.target) for images in behind]
         rows = [hashlib.sha256(part.index.tobytes() + part.labels.tobytes()).hexdigest() for part in data.parts]
         settings = {name: str(value) for name, value in {**self.settings, **common}.items()}

@@ -1,7 +1,9 @@
-"""Multinomial logistic regression on frozen features, as in the 2019 study (Kolesnikov et al., arXiv 1901.09005, 4.1).
+"""Multinomial logistic regression on frozen features, as in the 2019 study (Kolesnikov et al.,
+arXiv 1901.09005, 4.1).
 
-Mean cross-entropy + l2 * ||W||^2 on unscaled features, by full-batch L-BFGS of at most 800 updates. The study's own procedure
-is l2="published", precondition=False: it often ends before the optimum, which the default reaches.
+Mean cross-entropy + l2 * ||W||^2 on unscaled features, by full-batch L-BFGS of at most 800 updates.
+The study's own procedure is l2="published", precondition=False: it often ends before the optimum,
+which the default reaches.
 """
 
 import math
@@ -23,14 +25,18 @@ from tfssl.errors import UserError
 class Logistic(Protocol[Features]):
     """Logistic regression: mean cross-entropy + l2 * ||W||^2, by L-BFGS.
 
-    `value` is that of a final fit to all training rows, `val_value` that of a fit without the validation part; with a validation
-    split one fit gives both. "iterations", "converged" (within max_iterations) and "loss", the objective, are of the final fit.
+    `value` is that of a final fit to all training rows, `val_value` that of a fit without the
+    validation part; with a validation split one fit gives both. "iterations", "converged" (within
+    max_iterations) and "loss", the objective, are of the final fit.
 
     Args:
-      l2: Select (on the validation part), published (2019 study: 100 / (features * classes)), or a number.
+      l2: Select (on the validation part), published (2019 study: 100 / (features * classes)), or a
+        number.
       max_iterations: L-BFGS updates, at most, of each fit (2019 study: 800).
-      standardize: Scale each feature to mean 0 and standard deviation 1 first; it changes what a penalty means (2019 study: no).
-      precondition: Minimize the same objective in better coordinates, with far fewer updates (2019 study: no).
+      standardize: Scale each feature to mean 0 and standard deviation 1 first; it changes what a
+        penalty means (2019 study: no).
+      precondition: Minimize the same objective in better coordinates, with far fewer updates (2019
+        study: no).
     """
 
     name = "logistic"
@@ -71,7 +77,8 @@ class Logistic(Protocol[Features]):
         scale = moments(features, part.rows) if self.standardize else None
         classes, labels = np.unique(train.labels, return_inverse=True)
         fit_rows = Rows(features, labels, part.fit, scale)
-        held = np.searchsorted(classes, part.held.labels)  # of the rows `part.val`, which are of these classes
+        # of the rows `part.val`, which are of these classes
+        held = np.searchsorted(classes, part.held.labels)
         val_rows = Rows(part.held.endpoints[endpoint], held, part.val, scale)
 
         problem = Problem([fit_rows], len(classes), self.precondition)
@@ -111,7 +118,8 @@ class Logistic(Protocol[Features]):
 
 
 def check_l2(l2: Union[str, float]) -> Union[str, float]:
-    """The setting unchanged if it is "select" or "published", else a float >= 0; UserError for anything else."""
+    """The setting unchanged if it is "select" or "published", else a float >= 0; UserError for
+    anything else."""
     if l2 in ("select", "published"):
         return l2
     try:
@@ -129,15 +137,18 @@ def l2_of(rule: Union[str, float], dims: int, num_classes: int) -> float:
 
 
 def select(problem: Problem, val: Rows, max_iterations: int = 800) -> tuple[float, Fit]:
-    """Choose l2 on validation rows: powers of ten, strong to weak, until the cross-entropy rises; then half powers.
+    """Choose l2 on validation rows: powers of ten, strong to weak, until the cross-entropy rises;
+    then half powers.
 
-    Accuracy is the coarser criterion: on random and pixel features of CIFAR-10 with 100 to 1,000 labels, an l2 chosen by
-    accuracy lost 0.6 points of test accuracy on average against this one; with 10,000 labels both choices were the same.
+    Accuracy is the coarser criterion: on random and pixel features of CIFAR-10 with 100 to 1,000
+    labels, an l2 chosen by accuracy lost 0.6 points of test accuracy on average against this one;
+    with 10,000 labels both choices were the same.
 
     Returns:
       (l2, Fit).
     """
-    # Relative to the features' variance, 0.1 fits little but the class frequencies, and 1e-8 hardly regularizes.
+    # Relative to the features' variance, 0.1 fits little but the class frequencies, and 1e-8 hardly
+    # regularizes.
     strongest = math.floor(math.log10(0.1 * (problem.variance or 1.0)))
     tried: list[tuple[float, float, Fit]] = []  # (validation loss, exponent, Fit)
     fit: Optional[Fit] = None

@@ -1,13 +1,16 @@
-"""Low-shot classification by linear SVMs on k positives of each class (Goyal et al. 2019, arXiv 1905.01235).
+"""Low-shot classification by linear SVMs on k positives of each class (Goyal et al. 2019, arXiv
+1905.01235).
 
-For each k, five random samples with k positives of each class are drawn, and the SVMs of svm.py are fitted to each; the result
-is mean and standard deviation over the samples. As published, the negatives of a sample are (classes - 1) * k other images,
-drawn separately for each class where images are multi-label (VOC07); with labels they are the k images of each other class
-(Places205). Here draws come from a seed, and the sample of a smaller k lies within that of a larger one.
+For each k, five random samples with k positives of each class are drawn, and the SVMs of svm.py are
+fitted to each; the result is mean and standard deviation over the samples. As published, the
+negatives of a sample are (classes - 1) * k other images, drawn separately for each class where
+images are multi-label (VOC07); with labels they are the k images of each other class (Places205).
+Here draws come from a seed, and the sample of a smaller k lies within that of a larger one.
 
-All classes and samples of a k share one C. As published (choose="test") it is the one with the best mean on the test images,
-which is optimistic. By default it is the best on training images outside of the sample: labels that are not available in a
-true low-shot setting, but independent of the test images.
+All classes and samples of a k share one C. As published (choose="test") it is the one with the best
+mean on the test images, which is optimistic. By default it is the best on training images outside
+of the sample: labels that are not available in a true low-shot setting, but independent of the test
+images.
 """
 
 import time
@@ -31,13 +34,15 @@ _HELD = 10_000  # training images, at most, to choose C on
 class LowShot(Hinge):
     """Low-shot SVMs on k positives of each class, for several k: mean average precision.
 
-    `value` is the mean over random samples, with "std", "min" and "max"; `val_value` is the mean on validation.
+    `value` is the mean over random samples, with "std", "min" and "max"; `val_value` is the mean on
+    validation.
 
     Args:
-      shots: Positives of each class, k, a comma list with a column of the table each (Goyal et al.: 1 to 96).
+      shots: Positives of each class, k, a comma list with a column of the table each (Goyal et al.:
+        1 to 96).
       samples: Random samples for each k; their mean is reported (Goyal et al.: 5).
-      choose: Images to choose C on, one for all classes: the validation split, or else training images outside of the sample,
-        at most 10,000; or the test images (Goyal et al.; optimistic).
+      choose: Images to choose C on, one for all classes: the validation split, or else training
+        images outside of the sample, at most 10,000; or the test images (Goyal et al.; optimistic).
     """
 
     name = "low_shot"
@@ -73,7 +78,7 @@ class LowShot(Hinge):
     def _prepare(self, data: Data[Features]) -> splits.Targets:
         targets = data.one_vs_rest()
         of_train = targets.train[targets.rows]
-        for name, positives in zip(class_names(data.train, of_train.shape[1]), (of_train > 0).sum(0)):  # noqa: B905 (Python 3.9)
+        for name, positives in zip(class_names(data.train, of_train.shape[1]), (of_train > 0).sum(0)):
             if positives < max(self.shots):
                 shots = ",".join(map(str, self.shots))
                 raise UserError(f"shots={shots}: class {name} has {positives} images in {data.train.source}")
@@ -99,7 +104,7 @@ class LowShot(Hinge):
                 for sample, rank in enumerate(ranks):
                     fits = list(svms.path(y, weights * (rank[drawn] < k), self.costs))
                     gaps += [float(fit.gap.max()) for fit in fits]
-                    solution = [np.concatenate(part, -1) for part in zip(*map(svms.weights, fits))]  # noqa: B905
+                    solution = [np.concatenate(part, -1) for part in zip(*map(svms.weights, fits))]
                     on_test[sample] = self._of_costs(solution, test.endpoints[endpoint], test_targets)
                     if val is not None and val_targets is not None:
                         on_val[sample] = self._of_costs(solution, val.endpoints[endpoint], val_targets)
@@ -173,7 +178,8 @@ def sample_ranks(
       seed, sample: of the draw.
 
     Returns:
-      int [N, C], a ranking for each class; with labels [N, 1], one for all classes. Difficult images come last.
+      int [N, C], a ranking for each class; with labels [N, 1], one for all classes. Difficult
+      images come last.
     """
     if labels is not None:
         return splits.rank_within_class(labels, splits.draws(index, seed, 3, sample))[:, None]

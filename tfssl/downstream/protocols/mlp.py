@@ -1,9 +1,12 @@
-"""MLP probe: one hidden layer on frozen features, as in the 2019 study (Kolesnikov et al., arXiv 1901.09005; supplement,
-section 2). Does a representation hold more than a linear classifier can read?
+"""MLP probe: one hidden layer on frozen features, as in the 2019 study (Kolesnikov et al., arXiv
+1901.09005; supplement, section 2). Does a representation hold more than a linear classifier can
+read?
 
-    logits = dropout(relu(features V + a)) W + b;  cross-entropy + l2 * (||V||^2 + ||W||^2);  momentum 0.9
+    logits = dropout(relu(features V + a)) W + b;
+    cross-entropy + l2 * (||V||^2 + ||W||^2);  momentum 0.9
 
-Published: 1000 hidden units, dropout 0.5, batches of 512, 180 epochs, rate 0.01, divided by ten after 60 and 120.
+Published: 1000 hidden units, dropout 0.5, batches of 512, 180 epochs, rate 0.01, divided by ten
+after 60 and 120.
 """
 
 import functools
@@ -49,20 +52,23 @@ class Perceptron(sgd.Classifier):
 class MLP(Protocol[Features]):
     """One hidden layer of ReLUs with dropout on extracted features, by SGD.
 
-    `value` is that of a network trained on all training rows, `val_value` that of one without the validation part; with a
-    validation split one network gives both. "curve": [[epoch, accuracy on validation or None, on test], ...].
+    `value` is that of a network trained on all training rows, `val_value` that of one without the
+    validation part; with a validation split one network gives both. "curve": [[epoch, accuracy on
+    validation or None, on test], ...].
 
     Args:
       hidden: Hidden units (2019 study: 1000).
       dropout: Fraction of the hidden units that each step drops (2019 study: 0.5).
-      l2: Factor of ||V||^2 + ||W||^2 in the loss: select (of 1e-2 to 1e-5, on validation), published (2019 study: 100 / (features *
-        classes)), or a number.
+      l2: Factor of ||V||^2 + ||W||^2 in the loss: select (of 1e-2 to 1e-5, on validation),
+        published (2019 study: 100 / (features * classes)), or a number.
       epochs: Length (2019 study: 180).
       decay_epochs: The rate is divided by ten after each (2019 study: 60,120).
       batch_size: Rows per step, at most all (2019 study: 512).
       learning_rate: At the first step, whatever the batch (2019 study: 0.01).
-      standardize: Scale each feature to mean 0 and standard deviation 1 first; it changes what a penalty means (2019 study: no).
-      epoch: Which epoch is reported: the last, or the best, that of the highest accuracy on validation (2019 study: last).
+      standardize: Scale each feature to mean 0 and standard deviation 1 first; it changes what a
+        penalty means (2019 study: no).
+      epoch: Which epoch is reported: the last, or the best, that of the highest accuracy on
+        validation (2019 study: last).
     """
 
     name = "mlp"
@@ -141,7 +147,8 @@ class MLP(Protocol[Features]):
         def learn(
             l2s: Sequence[float], rows: np.ndarray, measured_on: Sequence[sgd.Held]
         ) -> tuple[Curve, Losses, float]:
-            """Train a network for each l2: (curve [[epoch, accuracies of all on the first part, ...], ...], losses, rate)."""
+            """Train a network for each l2: (curve [[epoch, accuracies of all on the first part,
+            ...], ...], losses, rate)."""
             networks = [perceptron(l2=value) for value in l2s]
             plan = sgd.Plan(self.epochs, self.decay_epochs, min(self.batch_size, len(rows)), self.learning_rate)
             return sgd.train(
@@ -171,7 +178,7 @@ class MLP(Protocol[Features]):
             curve = [[e, on_val[best], on_test[best]] for e, on_val, on_test in points]
         else:
             last, losses, rate = learn([tried[best]], part.rows, [on_test])
-            curve = [[e, on_val[best], on_test[0]] for (e, on_val), (_, on_test) in zip(points, last)]  # noqa: B905
+            curve = [[e, on_val[best], on_test[0]] for (e, on_val), (_, on_test) in zip(points, last)]
         loss = losses[best if part.fits_all else 0]
         reported = sgd.reported(curve, self.epoch)
         return Result(

@@ -1,7 +1,8 @@
-"""Semantic segmentation: a linear or a dilated head on each endpoint's map; mean intersection over union.
+"""Semantic segmentation: a linear or a dilated head on each endpoint's map; mean intersection over
+union.
 
-Logits are resized to the masks' size (bilinear) for loss and prediction alike. A location of the baseline `pixels` has a
-receptive field of 8x8 pixels.
+Logits are resized to the masks' size (bilinear) for loss and prediction alike. A location of the
+baseline `pixels` has a receptive field of 8x8 pixels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -108,8 +109,8 @@ class SegmentationTask(Task):
 
 
 def iou(pairs: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> tuple[float, list[Optional[float]]]:
-    """(mean IoU, IoU of each class) of pairs (predicted, true) int [H, W], true -1 where there is no class; None for a class
-    that neither occurs nor is predicted, which the mean leaves out."""
+    """(mean IoU, IoU of each class) of pairs (predicted, true) int [H, W], true -1 where there is
+    no class; None for a class that neither occurs nor is predicted, which the mean leaves out."""
     confusion = np.zeros([classes, classes], np.int64)
     for prediction, truth in pairs:
         known = (truth >= 0) & (truth < classes)
@@ -117,5 +118,5 @@ def iou(pairs: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> tuple[f
             classes, classes
         )
     hit, union = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
-    each = [float(h / u) if u else None for h, u in zip(hit, union)]  # noqa: B905 (Python 3.9)
+    each = [float(h / u) if u else None for h, u in zip(hit, union)]
     return float(np.mean([v for v in each if v is not None])), each

@@ -1,8 +1,10 @@
-"""Surface normal estimation by a head on each endpoint's map; metrics are angles between predicted and true normals.
+"""Surface normal estimation by a head on each endpoint's map; metrics are angles between predicted
+and true normals.
 
-As in Goyal et al. (arXiv 1905.01235, on NYUv2), normals are classified into `clusters` of those in the training images, by
-k-means (40), from bilinearly resized logits; the prediction is the mean of the cluster centers under the probabilities. Their
-head is a PSPNet's, on a backbone whose last stage is fine-tuned; here it is segmentation's: linear, or dilated.
+As in Goyal et al. (arXiv 1905.01235, on NYUv2), normals are classified into `clusters` of those in
+the training images, by k-means (40), from bilinearly resized logits; the prediction is the mean of
+the cluster centers under the probabilities. Their head is a PSPNet's, on a backbone whose last
+stage is fine-tuned; here it is segmentation's: linear, or dilated.
 """
 
 from collections.abc import Sequence
@@ -25,7 +27,8 @@ _SAMPLE = 50_000  # normals that are clustered
 class SurfaceNormals(Dense):
     """Surface normals: the fraction of all known pixels within 11.25 degrees.
 
-    "mean_angle" and "median_angle" are in degrees; "within": {"11.25": ..., "22.5": ..., "30": ...}.
+    "mean_angle" and "median_angle" are in degrees; "within": {"11.25": ..., "22.5": ..., "30":
+    ...}.
 
     Args:
       head: Linear; or two 3x3 convolutions of dilation 6 before it (dilated), as MoCo's FCN has.
@@ -122,7 +125,8 @@ def known(normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def angles(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Angles in degrees between unit vectors [n, 3]: float64 [n]; exact near 0 and 180 too, where arccos is not."""
+    """Angles in degrees between unit vectors [n, 3]: float64 [n]; exact near 0 and 180 too, where
+    arccos is not."""
     one, other = one.astype(np.float64), other.astype(np.float64)
     return np.degrees(2 * np.arctan2(np.linalg.norm(one - other, axis=1), np.linalg.norm(one + other, axis=1)))
 

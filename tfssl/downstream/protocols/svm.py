@@ -1,9 +1,10 @@
-"""Linear SVMs on frozen features, one versus rest: VOC07 classification of Goyal et al. 2019 (arXiv 1905.01235), as in their
-code and VISSL.
+"""Linear SVMs on frozen features, one versus rest: VOC07 classification of Goyal et al. 2019 (arXiv
+1905.01235), as in their code and VISSL.
 
-Features are L2-normalized. Each class has a squared-hinge SVM (see squared_hinge.py) in which positives have twice the weight
-of negatives; its C is chosen by average precision in 3-fold cross-validation on the training images, on all of which the SVM is
-then fitted. Difficult images are negatives in training, and are left out of average precision. The result is the mean average
+Features are L2-normalized. Each class has a squared-hinge SVM (see squared_hinge.py) in which
+positives have twice the weight of negatives; its C is chosen by average precision in 3-fold
+cross-validation on the training images, on all of which the SVM is then fitted. Difficult images
+are negatives in training, and are left out of average precision. The result is the mean average
 precision on the test images.
 """
 
@@ -35,13 +36,14 @@ class Hinge(Protocol[Features]):
     """Base of the protocols of squared-hinge SVMs.
 
     Args:
-      costs: Values of C to choose from: vissl (11 from 0.01 to 1000, as in papers since 2020), goyal (26 from 1e-7 to 100, the
-        2019 paper's code), or a comma list.
+      costs: Values of C to choose from: vissl (11 from 0.01 to 1000, as in papers since 2020),
+        goyal (26 from 1e-7 to 100, the 2019 paper's code), or a comma list.
       positive_weight: Weight of positives in the loss, where negatives have 1 (Goyal et al.: 2).
-      intercept_scaling: The constant feature whose weight is the bias; the larger, the smaller the penalty of the bias (Goyal et
-        al.: 1).
-      ap: Average precision: area under the best precision at each recall or above (VOC since 2010, Goyal et al.), its mean at 11
-        recalls (VOC 2007), or area under the raw precision (scikit-learn).
+      intercept_scaling: The constant feature whose weight is the bias; the larger, the smaller the
+        penalty of the bias (Goyal et al.: 1).
+      ap: Average precision: area under the best precision at each recall or above (VOC since 2010,
+        Goyal et al.), its mean at 11 recalls (VOC 2007), or area under the raw precision
+        (scikit-learn).
     """
 
     metric = "mAP"
@@ -79,15 +81,16 @@ class Classes(NamedTuple):
 
 
 class SVM(Hinge):
-    """SVMs, one for each class, with squared hinge loss, on features of norm 1: mean average precision.
+    """Linear SVMs, one versus rest, on L2-normalized features: mean average precision.
 
-    `value` is the mean over the classes that occur in training and on test, `val_value` that in cross-validation, by ap=raw as
-    published. "per_class" has {class: average precision on test}, "costs" {class: C}. With labels, "accuracy" is that of the
-    class with the largest decision value. A validation split replaces the folds.
+    `value` is the mean over the classes that occur in training and on test, `val_value` that in
+    cross-validation, by ap=raw as published. "per_class" has {class: average precision on test},
+    "costs" {class: C}. With labels, "accuracy" is that of the class with the largest decision
+    value. A validation split replaces the folds.
 
     Args:
-      folds: Parts of the stratified cross-validation that chooses C for each class (Goyal et al.: 3). With a validation split
-        there is none.
+      folds: Parts of the stratified cross-validation that chooses C for each class (Goyal et al.:
+        3). With a validation split there is none.
       shuffle_folds: Random folds, by the seed. Default: in the order of the images, as published.
     """
 
@@ -149,8 +152,8 @@ class SVM(Hinge):
             precisions = average_precision.each_class(targets.test[:, learned], decision, self.ap)
             details: dict[str, Any] = {
                 "features": features.shape[1],
-                "per_class": {names[c]: float(p) for c, p in zip(learned, precisions) if tested[c]},  # noqa: B905
-                "costs": {names[c]: self.costs[i] for c, i in zip(learned, chosen)},  # noqa: B905
+                "per_class": {names[c]: float(p) for c, p in zip(learned, precisions) if tested[c]},
+                "costs": {names[c]: self.costs[i] for c, i in zip(learned, chosen)},
                 "costs_tried": self.costs,
                 "ap": self.ap,
                 "positive_weight": self.positive_weight,
@@ -193,7 +196,8 @@ def check(
 def unit(features: np.ndarray) -> np.ndarray:
     """L2-normalized rows (divided by the norm plus 1e-5, as published): float64."""
     features = features.astype(np.float64)
-    large = np.maximum(np.abs(features).max(1, keepdims=True, initial=0), 1)  # or its square might overflow
+    # or its square might overflow
+    large = np.maximum(np.abs(features).max(1, keepdims=True, initial=0), 1)
     features /= large
     features /= np.linalg.norm(features, axis=1, keepdims=True) + 1e-5 / large
     return features
@@ -211,13 +215,15 @@ def class_names(features: Features, count: int) -> list[str]:
 
 
 def fold_masks(y: np.ndarray, folds: int, seed: Optional[int] = None) -> np.ndarray:
-    """The held-out rows of each fold, for each class: bool [folds, N, C]; see `SVM`. Without a seed rows are not shuffled."""
+    """The held-out rows of each fold, for each class: bool [folds, N, C]; see `SVM`. Without a seed
+    rows are not shuffled."""
     from sklearn.model_selection import StratifiedKFold
 
     masks = np.zeros((folds, *y.shape), bool)
     split = StratifiedKFold(folds, shuffle=seed is not None, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer positives than folds: see `choose`
+        # of classes with fewer positives than folds: see `choose`
+        warnings.simplefilter("ignore", UserWarning)
         for c in range(y.shape[1]):
             try:
                 parts = [held for _, held in split.split(y[:, c], y[:, c])]
@@ -231,7 +237,8 @@ def fold_masks(y: np.ndarray, folds: int, seed: Optional[int] = None) -> np.ndar
 def cross_validate(
     svms: Rows, y: np.ndarray, weights: np.ndarray, masks: np.ndarray, costs: Sequence[float]
 ) -> np.ndarray:
-    """Mean over the folds of average precision: float64 [C, costs]; NaN where no fold has positives on both sides."""
+    """Mean over the folds of average precision: float64 [C, costs]; NaN where no fold has positives
+    on both sides."""
     scores = np.full((len(masks), y.shape[1], len(costs)), np.nan)
     for fold, held in enumerate(masks):
         both = ((y > 0) & held).any(0) & ((y > 0) & ~held).any(0) & ((y < 0) & ~held).any(0)
@@ -255,13 +262,15 @@ def validate(
     targets: np.ndarray,
     ap: str,
 ) -> np.ndarray:
-    """Average precision on the features of validation images: float64 [C, costs]; NaN where no image shows the class."""
+    """Average precision on the features of validation images: float64 [C, costs]; NaN where no
+    image shows the class."""
     decisions = [decide(features, *svms.weights(fit)) for fit in svms.path(y, weights, costs)]
     return np.stack([average_precision.each_class(targets, decision, ap) for decision in decisions], 1)
 
 
 def choose(scores: np.ndarray) -> np.ndarray:
-    """Index of the best C for each class, int [C]; for a class without scores the best for the others."""
+    """Index of the best C for each class, int [C]; for a class without scores the best for the
+    others."""
     known = ~np.isnan(scores).any(1)
     if not known.any():
         raise UserError(

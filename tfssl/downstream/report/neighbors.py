@@ -1,4 +1,5 @@
-"""A picture of nearest neighbors: test images, and the training images of highest cosine similarity."""
+"""A picture of nearest neighbors: test images, and the training images of highest cosine
+similarity."""
 
 import io
 from typing import TYPE_CHECKING
@@ -30,7 +31,8 @@ def find(
       queries: number of test images, at most all.
 
     Returns:
-      (int [Q], rows of `test`; int [Q, k], rows of `train`, nearest first; float [Q, k], similarities).
+      (int [Q], rows of `test`; int [Q, k], rows of `train`, nearest first; float [Q, k],
+      similarities).
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(test.labels))
@@ -47,7 +49,8 @@ def find(
 
 
 def plot(train: Features, test: Features, endpoint: str, k: int, seed: int = 0, title: str = "") -> bytes:
-    """A PNG's bytes: in each row a test image and its `k` nearest training images, framed green if of its class, red if not.
+    """A PNG's bytes: in each row a test image and its `k` nearest training images, framed green if
+    of its class, red if not.
 
     Both `Features` need `images`; other arguments as for `find`.
     """
@@ -67,8 +70,8 @@ def plot(train: Features, test: Features, endpoint: str, k: int, seed: int = 0, 
             same = train.labels[near[q, j]] == test.labels[row]
             color = "#bbbbbb" if test.labels[row] < 0 else "#228833" if same else "#ee6677"
             _show(axes[q, j + 1], neighbors[q * k + j], f"{similarity[q, j]:.2f}", color)
-    title = f"{title}: test images, and beside each the nearest training images with their cosine".lstrip(": ")
-    figure.suptitle(title, fontsize=8, x=0.02, ha="left")
+    explained = "test images, and beside each the nearest training images with their cosine"
+    figure.suptitle(f"{title}: {explained}".lstrip(": "), fontsize=8, x=0.02, ha="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

@@ -1,6 +1,8 @@
-"""The report of an evaluation, report.html: the main result, then all results, then settings and command.
+"""The report of an evaluation, report.html: the main result, then all results, then settings and
+command.
 
-The file is self-contained: pictures are embedded, nothing is loaded, there are no scripts. All figures are those of results.json.
+The file is self-contained: pictures are embedded, nothing is loaded, there are no scripts. All
+figures are those of results.json.
 """
 
 import base64
@@ -16,19 +18,24 @@ from tfssl.downstream.report.view import Cell, View
 from tfssl.downstream.results import PIXELS, Result
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --paper: #ffffff; --line: #d5dae0; --band: #f3f5f7; --mark: #fff3c4;
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --paper: #ffffff;
+  --line: #d5dae0; --band: #f3f5f7; --mark: #fff3c4;
   --up: #1a7f37; --down: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #a2abb4; --paper: #16191d; --line: #3a414a; --band: #20252b;
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #a2abb4; --paper: #16191d;
+  --line: #3a414a; --band: #20252b;
   --mark: #4a3f12; --up: #5fce7c; --down: #ff8a80; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 2rem 4rem; max-width: 1240px; color: var(--ink); background: var(--paper);
+body { margin: 0 auto; padding: 1.5rem 2rem 4rem; max-width: 1240px; color: var(--ink);
+  background: var(--paper);
   font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .4rem; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p { margin: .4rem 0; max-width: 60rem; } .soft, caption, figcaption, small { color: var(--soft); }
-.answer { font-size: 1.15rem; border-left: 4px solid var(--up); padding: .3rem .9rem; margin: 1rem 0; }
+.answer { font-size: 1.15rem; border-left: 4px solid var(--up); padding: .3rem .9rem;
+  margin: 1rem 0; }
 .less { border-color: var(--down); }
-.scroll { overflow-x: auto; } .side { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: flex-start; }
+.scroll { overflow-x: auto; }
+.side { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: flex-start; }
 .side > * { max-width: 100%; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }
@@ -36,13 +43,23 @@ caption { text-align: left; padding-bottom: .2rem; }
 th, td { padding: .18rem .6rem; border-bottom: 1px solid var(--line); text-align: left; }
 th { font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; }
 tbody th { font-weight: 400; vertical-align: top; max-width: 24rem;
-  overflow-wrap: anywhere; } tbody.others, tr.other { color: var(--soft); } tbody + tbody { border-top: 2px solid var(--line); }
-td.main { background: var(--band); } td.chosen { background: var(--mark); font-weight: 600; } small { display: block; line-height: 1.25; }
-.up { color: var(--up); } .down { color: var(--down); } .facts th { font-weight: 600; vertical-align: top; white-space: nowrap; }
-figure { margin: .6rem 0; } img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr)); gap: 1rem 1.5rem; }
-pre { background: var(--band); padding: .7rem .9rem; border-radius: 4px; white-space: pre-wrap; overflow-wrap: anywhere; }
-@media print { body { max-width: none; padding: 0; font-size: 10pt; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; }
+  overflow-wrap: anywhere; }
+tbody.others, tr.other { color: var(--soft); }
+tbody + tbody { border-top: 2px solid var(--line); }
+td.main { background: var(--band); }
+td.chosen { background: var(--mark); font-weight: 600; }
+small { display: block; line-height: 1.25; }
+.up { color: var(--up); }
+.down { color: var(--down); }
+.facts th { font-weight: 600; vertical-align: top; white-space: nowrap; }
+figure { margin: .6rem 0; }
+img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr));
+  gap: 1rem 1.5rem; }
+pre { background: var(--band); padding: .7rem .9rem; border-radius: 4px; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+@media print { body { max-width: none; padding: 0; font-size: 10pt; } h2 { break-after: avoid; }
+  figure, tr { break-inside: avoid; }
   .scroll { overflow: visible; } }
 """
 
@@ -59,7 +76,8 @@ def page(
     Args:
       record: the content of results.json.
       panels: {module: (endpoint, PNG's bytes)}: nearest images.
-      results: the same as record["results"], where some may have a `picture`: a PNG's bytes, or its path.
+      results: the same as record["results"], where some may have a `picture`: a PNG's bytes, or its
+        path.
 
     Returns:
       str, an HTML document.
@@ -96,9 +114,8 @@ def of_view(view: View, record: Mapping[str, Any], panels: Panels) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{_e(title)}</title><style>{STYLE}</style></head>\n<body>\n'
-        + "\n".join(part for part in body if part)
-        + "\n</body></html>\n"
+        f'<link rel="icon" href="data:,"><title>{_e(title)}</title>'
+        f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(part for part in body if part) + "\n</body></html>\n"
     )
 
 
@@ -150,7 +167,8 @@ def _gain(value: float) -> str:
 
 
 def _answer(view: View) -> str:
-    """One sentence: the best module on the first protocol, compared with its untrained network and pixels."""
+    """One sentence: the best module on the first protocol, compared with its untrained network and
+    pixels."""
     column = view.largest[0]
     of_module = {module: view.best[module, column] for module in view.trained if (module, column) in view.best}
     if not of_module:
@@ -172,9 +190,11 @@ def _answer(view: View) -> str:
         subject = f"Of {len(of_module)} modules {subject} {'are' if len(leading) > 1 else 'is'} best"
     below = any(rival and rival.value > best.value for _, rival in rivals)
     how = "which validation chose" if best.chosen else "its deepest, for nothing was chosen"
+    kind = "answer less" if below else "answer"
+    compared = f": {' and '.join(against)}" if against else ""
     return (
-        f'<p class="answer{" less" if below else ""}">{subject}: <b>{_percent(best.value)} %</b> test {_e(best.metric)} '
-        f"in {_e(heading)} by endpoint {_e(best.endpoint)}, {how}{': ' if against else ''}{' and '.join(against)}.</p>"
+        f'<p class="{kind}">{subject}: <b>{_percent(best.value)} %</b> test {_e(best.metric)} '
+        f"in {_e(heading)} by endpoint {_e(best.endpoint)}, {how}{compared}.</p>"
     )
 
 
@@ -201,7 +221,8 @@ def _glance(view: View) -> str:
     caption = "Test results in percent, by the endpoint that validation chose"
     caption += "; colored: points above or below the same network untrained" if any(untrained.values()) else ""
     return (
-        f'<div class="scroll"><table><caption>{caption}</caption><thead><tr><th scope="col">module</th>{head}</tr></thead>'
+        f'<div class="scroll"><table><caption>{caption}</caption>'
+        f'<thead><tr><th scope="col">module</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -226,7 +247,8 @@ def _precision(view: View, record: About) -> str:
     value = max(values)
     width = 1.96 * math.sqrt(value * (1 - value) / images)
     return (
-        f'<p class="soft">With {images} test images an accuracy of {_percent(value)} % is known to about \u00b1{_percent(width)} points '
+        f'<p class="soft">With {images} test images an accuracy of {_percent(value)} % is known to '
+        f"about \u00b1{_percent(width)} points "
         "(95 %, for the choice of the test images alone); differences well below that say little.</p>"
     )
 
@@ -244,7 +266,8 @@ def _image(png: bytes, text: str, width: Optional[int] = None) -> str:
 def _plot(png: Optional[bytes], text: str) -> str:
     if png is None:
         return ""
-    width = round(int.from_bytes(png[16:20], "big") / 1.5)  # of the PNG's header: all plots at one scale
+    # of the PNG's header: all plots at one scale
+    width = round(int.from_bytes(png[16:20], "big") / 1.5)
     picture = _image(png, f"Plot. {text} The figures are in the tables below.", width)
     return f"<figure>{picture}<figcaption>{_e(text)}</figcaption></figure>"
 
@@ -312,7 +335,8 @@ def _tables(view: View) -> str:
         kind = "k of each class, or labels" if any(c[2] for c in columns) else "training labels"
         caption = f"<b>{_e(protocol)}</b>: test {_e(spelled(view.metrics[columns[0]]))} in %, by {kind}"
         tables.append(
-            f'<div class="scroll"><table><caption>{caption}</caption><thead><tr><th scope="col">module</th>'
+            f'<div class="scroll"><table><caption>{caption}</caption>'
+            '<thead><tr><th scope="col">module</th>'
             f'<th scope="col">endpoint</th>{head}</tr></thead>{"".join(bodies)}</table></div>'
         )
     key = '<p class="soft">Marked: the endpoint that validation chose for its module.</p>'
@@ -355,9 +379,7 @@ def _facts(view: View, record: About) -> str:
         if flags
         else "",
         "seed": flags.get("seed", ""),
-        "time": f"{_duration(record['seconds'])}, of which protocols {_duration(sum(r['seconds'] for r in results))}"
-        if record.get("seconds")
-        else "",
+        "time": _time(record, results),
         "versions": ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items()),
     }
     rows = "".join(
@@ -377,6 +399,13 @@ def _facts(view: View, record: About) -> str:
     return "\n".join(parts)
 
 
+def _time(record: About, results: list[Result]) -> str:
+    if not record.get("seconds"):
+        return ""
+    in_protocols = _duration(sum(result.seconds for result in results))
+    return f"{_duration(record['seconds'])}, of which protocols {in_protocols}"
+
+
 def _quoted(argument: str) -> str:
     """An argument as a shell takes it; of --name=value the value is quoted, if anything must be."""
     name, equals, value = argument.partition("=")
@@ -394,7 +423,8 @@ def _modules(record: About) -> str:
         size = f"{about['image_size']} of {about['resize']}" if "image_size" in about else ""
         took = f"{about['extraction_seconds']:.1f} s" if about.get("extraction_seconds") else ""
         values = (about.get("handle", ""), size, took, about.get("identity", "")[:12])
-        rows.append(f'<tr><th scope="row">{_e(name)}</th>{"".join(f"<td>{_e(value)}</td>" for value in values)}</tr>')
+        cells = "".join(f"<td>{_e(value)}</td>" for value in values)
+        rows.append(f'<tr><th scope="row">{_e(name)}</th>{cells}</tr>')
     names = ("module", "handle", "crop of shorter side, pixels", "extraction", "identity")
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     table = f"<caption>Modules</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"

@@ -28,14 +28,15 @@ _COLORS = (
 
 
 def bars(view: View, title: str = "") -> bytes:
-    """A panel per column of the table, with a group of bars per endpoint, a bar per module; pixels and chance as lines: a PNG."""
+    """A panel per column of the table, with a group of bars per endpoint, a bar per module; pixels
+    and chance as lines: a PNG."""
     modules = view.modules
     endpoints = list(dict.fromkeys(r.endpoint for r in view.results if not r.of_pixels))
     bar = 0.8 / max(len(modules), 1)
     width = min(max(5.0, 1.2 + len(endpoints) * (0.35 + 0.3 * len(modules))), 16.0)
     figure = _figure(width, 0.9 + 2.6 * len(view.columns))
     axes = figure.subplots(len(view.columns), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, column in zip(axes, view.columns):  # noqa: B905 (Python 3.9)
+    for axis, column in zip(axes, view.columns):
         for m, module in enumerate(modules):
             rows = view.of_column(column, module)
             places = [endpoints.index(r.endpoint) + (m - (len(modules) - 1) / 2) * bar for r in rows]
@@ -47,7 +48,7 @@ def bars(view: View, title: str = "") -> bytes:
                 label=_plain(module),
                 zorder=2,
             )
-            for place, r in zip(places, rows):  # noqa: B905
+            for place, r in zip(places, rows):
                 note = f"{100 * r.value:.1f}" + ("\n\u2605" if r.chosen else "")
                 style: Style = {
                     "ha": "center",
@@ -69,7 +70,7 @@ def bars(view: View, title: str = "") -> bytes:
         axis.grid(axis="y", color="#dddddd", linewidth=0.6, zorder=0)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].scatter([], [], marker="*", color="black", label="endpoint chosen on validation")
-    drawn = dict(zip(*reversed(axes[0].get_legend_handles_labels())))  # noqa: B905
+    drawn = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
     shown = [_plain(module) for module in modules]
     names = [*shown, *(label for label in drawn if label not in shown)]
     legend: Style = {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "ncols": 3 if len(names) > 4 else len(names)}
@@ -80,21 +81,22 @@ def bars(view: View, title: str = "") -> bytes:
 
 
 def epochs(view: View, title: str = "") -> bytes:
-    """Accuracy over epochs, as in figure 8 of the 2019 study: a panel per module and column of the table, a line per endpoint;
-    bold on validation, thin on test. A PNG."""
+    """Accuracy over epochs, as in figure 8 of the 2019 study: a panel per module and column of the
+    table, a line per endpoint; bold on validation, thin on test. A PNG."""
     results = [r for r in view.results if "curve" in r.details]
-    modules = list(dict.fromkeys(r.module for r in results if not r.of_pixels)) or [""]  # pixels alone
+    # pixels alone
+    modules = list(dict.fromkeys(r.module for r in results if not r.of_pixels)) or [""]
     columns = list(dict.fromkeys(r.column for r in results))
     endpoints = list(dict.fromkeys(r.endpoint for r in results))
     size = 1.0 + 4.2 * len(modules), 1.2 + 2.9 * len(columns)
     figure = _figure(*size)
     grid = figure.subplots(len(columns), len(modules), sharey="row", squeeze=False)
-    for axes, column in zip(grid, columns):  # noqa: B905 (Python 3.9)
-        for axis, module in zip(axes, modules):  # noqa: B905
+    for axes, column in zip(grid, columns):
+        for axis, module in zip(axes, modules):
             for r in results:
                 if r.column != column or r.module != module and not r.of_pixels:
                     continue
-                number, on_val, on_test = zip(*r.details["curve"])  # noqa: B905
+                number, on_val, on_test = zip(*r.details["curve"])
                 line: dict[str, Any] = {"color": _COLORS[endpoints.index(r.endpoint) % len(_COLORS)]}
                 line["linestyle"] = "--" if r.of_pixels else "-"
                 if on_val[0] is not None:
@@ -111,7 +113,7 @@ def epochs(view: View, title: str = "") -> bytes:
     axis.plot([], [], color="#444444", linewidth=0.7, label="test")
     drawn = {}
     for each in grid.flat:
-        drawn.update(dict(zip(*reversed(each.get_legend_handles_labels()))))  # noqa: B905
+        drawn.update(dict(zip(*reversed(each.get_legend_handles_labels()))))
     names = [n for n in [*map(_plain, endpoints), "validation", "test"] if n in drawn]
     place: Style = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 8, "alignment": "left"}
     figure.legend([drawn[n] for n in names], names, title=_plain(title), **place)
@@ -119,23 +121,23 @@ def epochs(view: View, title: str = "") -> bytes:
 
 
 def layers(view: View) -> Optional[bytes]:
-    """Results by layer: a panel per protocol (at the most labels, the largest k), a line per module over the endpoints in depth
-    order, a star at the chosen endpoint; pixels and chance as horizontal lines; untrained modules dashed. A PNG; None where no
-    module has two endpoints."""
+    """Results by layer: a panel per protocol (at the most labels, the largest k), a line per module
+    over the endpoints in depth order, a star at the chosen endpoint; pixels and chance as
+    horizontal lines; untrained modules dashed. A PNG; None where no module has two endpoints."""
     depth = {c: list(dict.fromkeys(r.endpoint for r in view.of_column(c) if not r.of_pixels)) for c in view.largest}
     columns = [column for column, endpoints in depth.items() if len(endpoints) > 1]
     if not columns:
         return None
     styles = _styles(view)
     figure, axes = _panels(len(columns))
-    for axis, column in zip(axes, columns):  # noqa: B905 (Python 3.9)
+    for axis, column in zip(axes, columns):
         endpoints = depth[column]
         for module, style in styles.items():
             rows = view.of_column(column, module)
             places, values = [endpoints.index(r.endpoint) for r in rows], [100 * r.value for r in rows]
             axis.plot(places, values, **style, marker="o", markersize=3)
-            stars = [(place, value) for place, value, r in zip(places, values, rows) if r.chosen]  # noqa: B905
-            axis.plot(*zip(*stars), linestyle="", marker="*", markersize=11, color=style["color"])  # noqa: B905
+            stars = [(place, value) for place, value, r in zip(places, values, rows) if r.chosen]
+            axis.plot(*zip(*stars), linestyle="", marker="*", markersize=11, color=style["color"])
         if column in view.pixels:
             axis.axhline(100 * view.pixels[column].value, **_PIXELS)
         if "chance" in view.levels[column]:
@@ -148,8 +150,9 @@ def layers(view: View) -> Optional[bytes]:
 
 
 def amounts(view: View) -> Optional[bytes]:
-    """Results by number of labels: a panel per protocol with several numbers of labels, or of images of each class; a line per
-    module, of the best endpoint (see `View`). A PNG; None where each protocol has one number."""
+    """Results by number of labels: a panel per protocol with several numbers of labels, or of
+    images of each class; a line per module, of the best endpoint (see `View`). A PNG; None where
+    each protocol has one number."""
     panels: dict[tuple[str, str], list[Column]] = {}  # (protocol, what is varied) -> columns
     for column in view.columns:
         protocol, labels, shots = column
@@ -163,7 +166,7 @@ def amounts(view: View) -> Optional[bytes]:
         return None
     styles = _styles(view)
     figure, axes = _panels(len(panels))
-    for axis, ((protocol, varied), columns) in zip(axes, panels.items()):  # noqa: B905
+    for axis, ((protocol, varied), columns) in zip(axes, panels.items()):
         amount = {column: column[1] if varied == "training labels" else column[2] or 0 for column in columns}
         columns = sorted(columns, key=lambda column: amount[column])
         for module, style in styles.items():
@@ -252,7 +255,8 @@ def _png(figure: "Figure") -> bytes:
 
 
 def _plain(text: str, most: int = 40) -> str:
-    """A name, shortened and escaped: Matplotlib reads dollars as formulas, and drops labels that begin with _ from legends."""
+    """A name, shortened and escaped: Matplotlib reads dollars as formulas, and drops labels that
+    begin with _ from legends."""
     text = " ".join(str(text).split())
     text = text if len(text) <= most else text[: most - 1] + "\u2026"
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")

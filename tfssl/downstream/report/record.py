@@ -1,4 +1,5 @@
-"""Results of a running evaluation: each is printed and written at once, so that an interruption loses none."""
+"""Results of a running evaluation: each is printed and written at once, so that an interruption
+loses none."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,8 @@ from tfssl.errors import UserError
 class Record:
     """The results of an evaluation, with notes.
 
-    results.json is written after each result, with "finished": false until the last; its table and report.html at the end.
+    results.json is written after each result, with "finished": false until the last; its table and
+    report.html at the end.
 
     Args:
       folder: for results.json; None: nothing is written.
@@ -53,7 +55,8 @@ class Record:
             self.say(text)
 
     def refuse(self, error: UserError, what: str) -> None:
-        """Record the UserError that ended a part of the evaluation; others go on, unless the error concerns them too."""
+        """Record the UserError that ended a part of the evaluation; others go on, unless the error
+        concerns them too."""
         if error.lasting:
             raise error
         self.check()  # a lost lock ends the evaluation

@@ -21,7 +21,8 @@ def save(
     panels: Optional[Mapping[str, tuple[str, bytes]]] = None,
     **facts: Any,
 ) -> list[str]:
-    """Write an evaluation: results.json, results.png, results_curve.png where results have curves, and report.html.
+    """Write an evaluation: results.json, results.png, results_curve.png where results have curves,
+    and report.html.
 
     Args:
       folder: on any file system that TensorFlow knows.
@@ -58,6 +59,7 @@ def versions() -> dict[str, str]:
 
 
 def write(path: str, results: Iterable[Mapping[str, Any]], **facts: Any) -> None:
-    """Write results.json (any file system that TensorFlow knows): `facts`, then the list "results"."""
+    """Write results.json (any file system that TensorFlow knows): `facts`, then the list
+    "results"."""
     record = {"format": 1, **facts, "results": [dict(result) for result in results]}
     write_file(path, json.dumps(record, indent=1) + "\n")

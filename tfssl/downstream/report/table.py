@@ -16,7 +16,8 @@ _WIDEST = 200  # characters of a line; wider tables are split by columns
 
 
 def table(results: Iterable[Mapping[str, Any]], baselines: Mapping[str, float]) -> str:
-    """Results in percent: a line per module and endpoint, a column per protocol and number of training labels.
+    """Results in percent: a line per module and endpoint, a column per protocol and number of
+    training labels.
 
     Args:
       results: results, or records of results.json.

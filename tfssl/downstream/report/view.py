@@ -1,4 +1,5 @@
-"""Columns, rows, best endpoints and baselines of an evaluation, computed once for table, plots and page."""
+"""Columns, rows, best endpoints and baselines of an evaluation, computed once for table, plots and
+page."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row of a table: of a module's endpoint; or of pixels or a baseline, whose endpoint is ""."""
+    """One row of a table: of a module's endpoint, or of pixels or a baseline (endpoint "")."""
 
     module: str
     endpoint: str
@@ -43,7 +44,8 @@ class View:
       others: rows of pixels and the baselines.
       levels: {column: {name of a baseline: value}}, such as chance.
       pixels: {column: result of raw pixels}.
-      best: {(module, column): result of the chosen endpoint; of the deepest where nothing was chosen}.
+      best: {(module, column): result of the chosen endpoint; of the deepest where nothing was
+        chosen}.
     """
 
     results: list[Result]
@@ -67,7 +69,8 @@ class View:
         baselines: Optional[Mapping[str, float]] = None,
         untrained: Optional[Mapping[str, Sequence[str]]] = None,
     ) -> "View":
-        """The view of results, or of records of results.json; `baselines` are accuracies, see `baselines`."""
+        """The view of results, or of records of results.json; `baselines` are accuracies, see
+        `baselines`."""
         rows = [Result.of(record) for record in results]
         networks = {name: list(modules) for name, modules in (untrained or {}).items()}
         by_column: dict[Column, list[Result]] = {}
@@ -113,12 +116,14 @@ class View:
         return next((name for name, others in self.untrained.items() if module in others), None)
 
     def rival_best(self, module: str, column: Column) -> Optional[Result]:
-        """The best result of a module's untrained network in one column; None where there is none."""
+        """The best result of a module's untrained network in one column; None where there is
+        none."""
         rival = self.rival(module)
         return None if rival is None else self.best.get((rival, column))
 
     def starred(self, module: str) -> Optional[str]:
-        """The endpoint that validation chose for a module, by its first protocol at the most labels; None without a choice."""
+        """The endpoint that validation chose for a module, by its first protocol at the most
+        labels; None without a choice."""
         of_module = [r for r in self.results if r.module == module]
         if not of_module:
             return None
@@ -156,8 +161,8 @@ def headings(columns: Sequence[Column]) -> dict[Column, str]:
 
 
 def baselines(train: Features, test: Features) -> dict[str, float]:
-    """Accuracies without a look at the images: a uniform guess, and the most frequent class of the training split. None for
-    multi-label images; a result's own "chance" takes precedence."""
+    """Accuracies without a look at the images: a uniform guess, and the most frequent class of the
+    training split. None for multi-label images; a result's own "chance" takes precedence."""
     if train.targets is not None:
         return {}
     classes = np.unique(np.concatenate([train.labels, test.labels]))

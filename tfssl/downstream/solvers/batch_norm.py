@@ -1,4 +1,5 @@
-"""Batch normalization of pooled maps before a linear classifier (Goyal et al. 2019, arXiv 1905.01235)."""
+"""Batch normalization of pooled maps before a linear classifier (Goyal et al. 2019, arXiv
+1905.01235)."""
 
 from typing import Optional
 
@@ -8,13 +9,15 @@ KINDS = ("none", "fixed", "learned")
 
 
 class BatchNorm(tf.Module):
-    """Batch normalization by batch statistics in training, and by those of all rows so far in inference.
+    """Batch normalization; in inference by the statistics of all rows so far.
 
-    The backbone is frozen, so that the statistics of its features do not change while a classifier learns. Hence the exact
-    mean and variance over all rows since the start, not a moving average, which covers the last ten batches only.
+    The backbone is frozen, so that the statistics of its features do not change while a classifier
+    learns. Hence the exact mean and variance over all rows since the start, not a moving average,
+    which covers the last ten batches only.
 
     Args:
-      channels: C; features [B, D] are maps [B, D / C locations, C], which share their statistics over the locations.
+      channels: C; features [B, D] are maps [B, D / C locations, C], which share their statistics
+        over the locations.
       learned: with a scale (1 at first) and a shift (0) of each channel.
       dtype: of the computation; sums over many batches are float64.
       epsilon: added to the variance.
@@ -32,7 +35,8 @@ class BatchNorm(tf.Module):
         self.learned = learned
 
     def __call__(self, x: tf.Tensor, weight: Optional[tf.Tensor] = None) -> tf.Tensor:
-        """[B, D] -> [B, D]; with `weight` [B] in training mode: rows of weight 0 are left out of the statistics."""
+        """[B, D] -> [B, D]; with `weight` [B] in training mode: rows of weight 0 are left out of
+        the statistics."""
         maps = tf.reshape(x, [-1, x.shape[1] // self.channels, self.channels])  # BxPxC
         mean, variance = self._over_all() if weight is None else self._over_batch(maps, weight)
         factor = tf.math.rsqrt(tf.cast(variance, x.dtype) + self.epsilon)

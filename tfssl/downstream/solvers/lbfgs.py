@@ -1,10 +1,12 @@
-"""Softmax regression by full-batch L-BFGS: SciPy's optimizer, with loss and gradients in TensorFlow.
+"""Softmax regression by full-batch L-BFGS: SciPy's optimizer, with loss and gradients in
+TensorFlow.
 
 Objective: mean cross-entropy + l2 * ||W||^2. The bias is not penalized.
 
-Raw features are ill-conditioned: a few directions carry most of the variance, and 800 updates do not reach the optimum. Hence a
-preconditioner, W = P V: P divides by the square root of the curvature, estimated from the leading principal components, and
-features are centered, which shifts the bias by -mean W. Both are changes of variables: objective and minimum stay the same.
+Raw features are ill-conditioned: a few directions carry most of the variance, and 800 updates do
+not reach the optimum. Hence a preconditioner, W = P V: P divides by the square root of the
+curvature, estimated from the leading principal components, and features are centered, which shifts
+the bias by -mean W. Both are changes of variables: objective and minimum stay the same.
 """
 
 import dataclasses
@@ -18,9 +20,12 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 _COMPONENTS = 128  # principal components in P; 512 save no updates
-_CHUNK_VALUES = 1 << 25  # values of features per product (128 MB), which bounds the memory of temporaries
-_RESIDENT = 8 << 30  # bytes of features that may stay on an accelerator; more are copied to it at each update
-# TensorFlow's threads do the large products. BLAS threads beside them spin while they wait: 20 times slower on busy cores.
+# values of features per product (128 MB), which bounds the memory of temporaries
+_CHUNK_VALUES = 1 << 25
+# bytes of features that may stay on an accelerator; more are copied to it at each update
+_RESIDENT = 8 << 30
+# TensorFlow's threads do the large products. BLAS threads beside them spin while they wait: 20
+# times slower on busy cores.
 _one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
 
@@ -28,7 +33,9 @@ Moments = tuple[np.ndarray, np.ndarray]  # mean and standard deviation of each f
 
 
 class Rows:
-    """Some rows of one endpoint, and their labels, in chunks of tensors: float32, or float64 if the features are.
+    """Some rows of one endpoint, and their labels, in chunks of tensors.
+
+    They are float32, or float64 if the features are.
 
     Args:
       features: float [N, D]; labels: int [N], in 0..C-1.
@@ -53,7 +60,7 @@ class Rows:
 
 @dataclasses.dataclass
 class Fit:
-    """A solution: weights float64 [D, C] and bias [C] for the features as given, and how it was reached."""
+    """A solution: weights float64 [D, C] and bias [C] for unscaled features, with statistics."""
 
     weights: np.ndarray
     bias: np.ndarray
@@ -63,7 +70,7 @@ class Fit:
 
 
 class Problem:
-    """The minimization of mean cross-entropy + l2 * ||W||^2 over some rows, for one l2 after another.
+    """Minimizes mean cross-entropy + l2 * ||W||^2 over some rows, for one l2 after another.
 
     Args:
       parts: list of Rows.
@@ -94,7 +101,8 @@ class Problem:
 
     @_one_blas_thread
     def fit(self, l2: float, max_iterations: int = 800, start: Optional[Fit] = None, **options: Any) -> Fit:
-        """Minimize, from a Fit or from zero; returns a Fit. `options` are SciPy's, with its default tolerances."""
+        """Minimize, from a Fit or from zero; returns a Fit. `options` are SciPy's, with its default
+        tolerances."""
         apply, invert, bias_scale, mean = self._coordinates(l2)
         shape = self.dims, self.num_classes
 
@@ -120,13 +128,15 @@ class Problem:
     def _coordinates(
         self, l2: float
     ) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray], float, np.ndarray]:
-        """(P, its inverse, scale of the bias, mean); P is symmetric, a function of [D, C]; without precondition: 1."""
+        """(P, its inverse, scale of the bias, mean); P is symmetric, a function of [D, C]; without
+        precondition: 1."""
         if not self.precondition:
             return (lambda v: v), (lambda w: w), 1.0, np.zeros(self.dims)
         probability = 1 / self.num_classes
         curvature = probability * (1 - probability)  # of the softmax at W = 0
         vectors, values, rest = self._components
-        tiny = 1e-12 * curvature * (self.variance or 1.0)  # for directions without variance, at l2 = 0
+        # for directions without variance, at l2 = 0
+        tiny = 1e-12 * curvature * (self.variance or 1.0)
         outer = math.sqrt(curvature * rest + 2 * l2 + tiny)
         inner = np.sqrt(curvature * values + 2 * l2 + tiny)
 
@@ -140,9 +150,11 @@ class Problem:
 
     @_one_blas_thread
     def _leading_components(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """(vectors [D, k], variances [k], mean variance of each remaining direction), by subspace iteration.
+        """(vectors [D, k], variances [k], mean variance of each remaining direction), by subspace
+        iteration.
 
-        They need not be accurate, as any invertible P preserves the objective, but the vectors must be orthonormal.
+        They need not be accurate, as any invertible P preserves the objective, but the vectors must
+        be orthonormal.
         """
         k = min(_COMPONENTS, self.dims, self.count)
         vectors = np.linalg.qr(np.random.default_rng(0).standard_normal((self.dims, min(k + 16, self.dims))))[0]
@@ -158,7 +170,8 @@ class Problem:
         v = tf.constant(vectors, self.dtype)
         offset = tf.constant(self.mean @ vectors, self.dtype)
         product = sum(_gram_times(x, v, offset).numpy().astype(np.float64) for x, _ in self.chunks)
-        return product / self.count  # (x - mean) v sums to zero over the rows, so x^T of it needs no centering
+        # (x - mean) v sums to zero over the rows, so x^T of it needs no centering
+        return product / self.count
 
 
 def in_chunks(rows: np.ndarray, dims: int) -> list[np.ndarray]:
@@ -168,7 +181,8 @@ def in_chunks(rows: np.ndarray, dims: int) -> list[np.ndarray]:
 
 
 def moments(features: np.ndarray, rows: np.ndarray) -> Moments:
-    """(mean, standard deviation) over some rows, float64 [D]; a constant feature gets standard deviation 1."""
+    """(mean, standard deviation) over some rows, float64 [D]; a constant feature gets standard
+    deviation 1."""
     total, squares = np.zeros((2, features.shape[1]))
     for part in in_chunks(rows, features.shape[1]):
         x = features[part].astype(np.float64)

@@ -1,15 +1,18 @@
-"""Nearest neighbors by cosine similarity, exact and in blocks. Ties go to the earlier row; ties in votes to the lower class."""
+"""Nearest neighbors by cosine similarity, exact and in blocks. Ties go to the earlier row; ties in
+votes to the lower class."""
 
 import numpy as np
 import tensorflow as tf
 
-_QUERIES, _BANK = 512, 65536  # test and training rows of one block of similarities: 128 MB of float32
+# test and training rows of one block of similarities: 128 MB of float32
+_QUERIES, _BANK = 512, 65536
 
 
 def vote(
     features: np.ndarray, labels: np.ndarray, bank: np.ndarray, queries: np.ndarray, k: int, temperature: float
 ) -> np.ndarray:
-    """The class of each query, by a vote of its nearest neighbors, weighted by exp(similarity / temperature).
+    """The class of each query, by a vote of its nearest neighbors, weighted by exp(similarity /
+    temperature).
 
     Args:
       features: float [N, D] of the training images, of any norm.
@@ -24,7 +27,8 @@ def vote(
     """
     similarity, position = nearest(features, bank, queries, k)
     voters = labels[bank][position]  # MxK
-    weights = np.exp((similarity - similarity[:, :1]) / temperature)  # relative to the nearest: no overflow
+    # relative to the nearest: no overflow
+    weights = np.exp((similarity - similarity[:, :1]) / temperature)
     votes = np.zeros((len(queries), int(labels.max()) + 1))
     for column in range(k):
         votes[np.arange(len(queries)), voters[:, column]] += weights[:, column]
@@ -45,7 +49,8 @@ def nearest(features: np.ndarray, bank: np.ndarray, queries: np.ndarray, k: int)
             for i in range(0, len(queries), _QUERIES)
         ]
         similarity, position = (np.concatenate([p[j].numpy() for p in parts]) for j in range(2))
-        # Earlier blocks stand first and the sort is stable: among equals the earlier row wins, as within a block.
+        # Earlier blocks stand first and the sort is stable: among equals the earlier row wins, as
+        # within a block.
         similarity, position = np.concatenate([best[0], similarity], 1), np.concatenate([best[1], position + low], 1)
         order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(similarity, order, 1), np.take_along_axis(position, order, 1)
@@ -55,7 +60,8 @@ def nearest(features: np.ndarray, bank: np.ndarray, queries: np.ndarray, k: int)
 def _unit(x: np.ndarray) -> tf.Tensor:
     """L2-normalized rows, at least float32; a row of zeros stays zero."""
     x = tf.constant(x if x.dtype == np.float64 else x.astype(np.float32))
-    x = tf.math.divide_no_nan(x, tf.reduce_max(tf.abs(x), 1, keepdims=True))  # or the squares might overflow
+    # or the squares might overflow
+    x = tf.math.divide_no_nan(x, tf.reduce_max(tf.abs(x), 1, keepdims=True))
     return tf.math.divide_no_nan(x, tf.norm(x, axis=1, keepdims=True))
 
 

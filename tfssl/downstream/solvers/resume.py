@@ -1,4 +1,5 @@
-"""Progress of `sgd.train` on disk: an interrupted evaluation resumes after its last complete epoch."""
+"""Progress of `sgd.train` on disk: an interrupted evaluation resumes after its last complete
+epoch."""
 
 import hashlib
 import json
@@ -14,17 +15,20 @@ from absl import logging
 from tfssl.errors import one_line
 from tfssl.storage.npz import write
 
-_EVERY = 60  # seconds between two saves, after which the next epoch is saved; shorter runs save results only
+# seconds between two saves, after which the next epoch is saved; shorter runs save results only
+_EVERY = 60
 
 
 Curve = list[list[Any]]  # [epoch, *what is measured after it]
-Losses = list[Optional[float]]  # of each classifier over the last epoch; None where it is not finite
+# of each classifier over the last epoch; None where it is not finite
+Losses = list[Optional[float]]
 
 
 class State:
-    """The state of one run of `sgd.train`. Batches are a pure function of seed and step, so that resuming is exact.
+    """The state of one run of `sgd.train`.
 
-    There is one file, which is replaced atomically. That of a finished run holds the results alone.
+    Batches are a pure function of seed and step, so that resuming is exact. There is one file,
+    which is replaced atomically. That of a finished run holds the results alone.
 
     Args:
       folder: on any file system that TensorFlow knows; None: nothing is kept.
@@ -58,7 +62,8 @@ class State:
         self._arrays = {}
 
     def save(self, variables: Sequence[tf.Variable], curve: Curve, losses: Losses) -> None:
-        """Save after an epoch, at most every _EVERY seconds; without variables (a finished run) always."""
+        """Save after an epoch, at most every _EVERY seconds; without variables (a finished run)
+        always."""
         if not self._path or variables and time.time() - self._saved < _EVERY:
             return
         arrays = {str(i): variable.numpy() for i, variable in enumerate(variables)}

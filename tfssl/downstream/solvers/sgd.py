@@ -1,7 +1,8 @@
 """Stochastic gradient descent with momentum for small classifiers on frozen features.
 
-Several are trained at once: they share the batches, which take most of the time, and nothing else. Initial weights are drawn
-from the seed and the endpoint's name, so that the other classifiers change no result. All randomness is stateless.
+Several are trained at once: they share the batches, which take most of the time, and nothing else.
+Initial weights are drawn from the seed and the endpoint's name, so that the other classifiers
+change no result. All randomness is stateless.
 """
 
 import dataclasses
@@ -28,7 +29,8 @@ from tfssl.optim.schedules import schedule
 if TYPE_CHECKING:
     from tfssl.downstream.features.extract import Features
 
-_RESIDENT = 2 << 30  # bytes of evaluation features that are kept as tensors; more are read again each time
+# bytes of evaluation features that are kept as tensors; more are read again each time
+_RESIDENT = 2 << 30
 _LINE_SECONDS = 30  # between two lines of progress, without a terminal
 
 
@@ -85,7 +87,8 @@ class Classifier(tf.Module):
     def __call__(
         self, features: tf.Tensor, draws: Optional[Draws] = None, weight: Optional[tf.Tensor] = None
     ) -> tf.Tensor:
-        """Logits [B, C]; with `draws` and `weight` [B], 1 for rows in the loss, in training mode."""
+        """Logits [B, C]; with `draws` and `weight` [B], 1 for rows in the loss, in training
+        mode."""
         x = tf.cast(features, self.dtype)
         if self._scale is not None:
             x = (x - self._scale[0]) * self._scale[1]
@@ -105,7 +108,7 @@ class Classifier(tf.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The schedule: epochs of floor(n / batch) steps, the rate divided by ten after each of `decay_epochs`.
+    """The schedule: epochs of floor(n / batch) steps; the rate falls by ten at `decay_epochs`.
 
     Attributes:
       learning_rate: of the first step.
@@ -148,7 +151,8 @@ def check_epoch(epoch: str, part: Split) -> None:
 
 
 def reported(curve: Curve, epoch: str) -> dict[str, Any]:
-    """Fields of a result from a curve [[epoch, on validation, on test], ...], at its last or its best epoch."""
+    """Fields of a result from a curve [[epoch, on validation, on test], ...], at its last or its
+    best epoch."""
     at = max(curve, key=lambda point: point[1]) if epoch == "best" else curve[-1]
     return {"value": at[2], "val_value": at[1], "epoch": at[0], "epoch_rule": epoch, "curve": curve}
 
@@ -168,12 +172,13 @@ def train(
 ) -> tuple[Curve, Losses, float]:
     """Train classifiers, and measure them after each epoch.
 
-    The loss is a sum over classifiers of mean cross-entropy + penalty. Momentum is TensorFlow's: v = m v + gradient,
-    W = W - rate v; with Nesterov's W = W - rate (gradient + m v).
+    The loss is a sum over classifiers of mean cross-entropy + penalty. Momentum is TensorFlow's: v
+    = m v + gradient, W = W - rate v; with Nesterov's W = W - rate (gradient + m v).
 
     Args:
       classifiers: list of Classifier.
-      batches: endless iterable of (payload, row numbers int64 [B]), from the first step after `state`.
+      batches: endless iterable of (payload, row numbers int64 [B]), from the first step after
+        `state`.
       encode: graph function payload -> {endpoint: [B, D]}.
       labels: int [N], the class of each row.
       in_fit: bool [N], the training rows of classifiers with fits_all=False.
@@ -185,8 +190,8 @@ def train(
       state: a `State` to resume from and save to; None: nothing is kept.
 
     Returns:
-      (curve: list of [epoch, *values of `measure`], mean loss of each classifier over the last epoch: list of float or
-      None where it is not finite, images per second).
+      (curve: list of [epoch, *values of `measure`], mean loss of each classifier over the last
+      epoch: list of float or None where it is not finite, images per second).
     """
     state, steps = state or State(), plan.steps(count)
     rate_at = schedule(
@@ -195,7 +200,7 @@ def train(
     variables = [list(c.trainable_variables) for c in classifiers]
     velocities = [[tf.Variable(tf.zeros_like(v), trainable=False) for v in learned] for learned in variables]
     sums = tf.Variable(tf.zeros([len(classifiers)], tf.float64), trainable=False)
-    kept = [v for c, slots in zip(classifiers, velocities) for v in (*c.variables, *slots)]  # noqa: B905
+    kept = [v for c, slots in zip(classifiers, velocities) for v in (*c.variables, *slots)]
     state.restore(kept)
     labels, in_fit = tf.constant(labels, tf.int32), tf.constant(in_fit)
 
@@ -206,20 +211,20 @@ def train(
         positions = number * plan.batch_size + tf.range(plan.batch_size, dtype=tf.int64)
         draws = Draws({"number": positions, "seed": tf.fill([plan.batch_size], tf.constant(seed, tf.int64))})
         losses = []
-        for c, learned, velocity in zip(classifiers, variables, velocities):  # noqa: B905 (Python 3.9)
+        for c, learned, velocity in zip(classifiers, variables, velocities):
             with tf.GradientTape() as tape:
                 weight = tf.ones_like(y, c.dtype) if c.fits_all else tf.cast(held_in, c.dtype)  # B
                 logits = c(inputs[c.endpoint], draws, weight)  # BxC
                 loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)  # B
                 loss = tf.math.divide_no_nan(tf.reduce_sum(weight * loss), tf.reduce_sum(weight)) + c.penalty()
-            for w, v, g in zip(learned, velocity, tape.gradient(loss, learned)):  # noqa: B905
+            for w, v, g in zip(learned, velocity, tape.gradient(loss, learned)):
                 v.assign(plan.momentum * v + g)
                 w.assign_sub(tf.cast(rate_at(number), w.dtype) * (plan.momentum * v + g if plan.nesterov else v))
             losses.append(tf.cast(loss, tf.float64))
         sums.assign_add(tf.stack(losses))
 
     curve, losses, progress, compiled = list(state.curve), state.losses, Progress(title, plan, steps, state.epoch), None
-    batches = zip(itertools.count(state.epoch * steps), batches)  # noqa: B905
+    batches = zip(itertools.count(state.epoch * steps), batches)
     for epoch in range(state.epoch + 1, plan.epochs + 1):
         sums.assign(tf.zeros_like(sums))
         for number, (payload, rows) in itertools.islice(batches, steps):
@@ -234,7 +239,10 @@ def train(
 
 
 class Progress:
-    """Images per second and the remaining time: a bar on a terminal or in a notebook, a line now and then elsewhere."""
+    """Images per second and the remaining time.
+
+    A bar on a terminal or in a notebook; elsewhere a line now and then.
+    """
 
     def __init__(self, title: str, plan: Plan, steps: int, epochs_done: int = 0) -> None:
         self.title, self.plan, self.done = title, plan, 0
@@ -271,7 +279,8 @@ class Progress:
 
 
 def shuffled(rows: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
-    """Endless batches of row numbers, int64 [B]: each epoch has all rows in another order; batches span epochs."""
+    """Endless batches of row numbers, int64 [B]: each epoch has all rows in another order; batches
+    span epochs."""
     rest = np.zeros(0, np.int64)
     for epoch in itertools.count():
         rest = np.concatenate([rest, np.random.default_rng([seed, 3, epoch]).permutation(rows)])
@@ -283,7 +292,8 @@ def shuffled(rows: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarra
 def feature_batches(
     features: "Features", endpoints: Sequence[str], rows: np.ndarray, batch_size: int, seed: int, start: int = 0
 ) -> Iterator[tuple[dict[str, tf.Tensor], tf.Tensor]]:
-    """Batches for `train` from features in memory or on disk, from step `start`: ({endpoint: [B, D]}, rows)."""
+    """Batches for `train` from features in memory or on disk, from step `start`: ({endpoint:
+    [B, D]}, rows)."""
     for chosen in itertools.islice(shuffled(rows, batch_size, seed), start, None):
         yield {name: tf.constant(features.endpoints[name][chosen]) for name in endpoints}, tf.constant(chosen)
 
@@ -292,7 +302,8 @@ class Held:
     """Rows of features for repeated measurements of accuracies.
 
     Args:
-      features: `Features`; rows: int [n] of them; endpoints: names; classes: int [C], the label of each logit.
+      features: `Features`; rows: int [n] of them; endpoints: names; classes: int [C], the label of
+        each logit.
     """
 
     def __init__(self, features: "Features", rows: np.ndarray, endpoints: Sequence[str], classes: np.ndarray) -> None:

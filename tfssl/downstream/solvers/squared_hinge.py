@@ -1,18 +1,23 @@
-"""Linear classifiers under the squared hinge loss, many at once: LIBLINEAR's "L2-regularized L2-loss" in its primal
-form (Fan et al. 2008, JMLR 9), which scikit-learn's LinearSVC(dual=False) minimizes for one class at a time.
+"""Linear classifiers under the squared hinge loss, many at once: LIBLINEAR's "L2-regularized
+L2-loss" in its primal form (Fan et al. 2008, JMLR 9), which scikit-learn's LinearSVC(dual=False)
+minimizes for one class at a time.
 
-    0.5 * ||w||^2 + sum_i c_i max(0, 1 - y_i w . x_i)^2;    the last feature is constant, and its weight is the bias
+    0.5 * ||w||^2 + sum_i c_i max(0, 1 - y_i w . x_i)^2;
+    the last feature is constant, and its weight is the bias
 
-Classifiers differ in y and c only (c_i = 0 leaves a row out), so that classes, folds and random subsets are columns that
-share every product with the features. With fewer rows than features w = X' b, and the products are with G = X X'.
+Classifiers differ in y and c only (c_i = 0 leaves a row out), so that classes, folds and random
+subsets are columns that share every product with the features. With fewer rows than features w = X'
+b, and the products are with G = X X'.
 
-Newton's method (Keerthi and DeCoste 2005, JMLR 6): (1 + X' D X) step = -gradient, D = 2c where y w . x < 1 and else 0.
-With few rows in D this is a small system, which Cholesky solves; with many, conjugate gradients converge in few steps, in
-float32, preconditioned by the leading principal directions. So conjugate gradients are tried first, for all columns together
-and for as long as Cholesky would take.
+Newton's method (Keerthi and DeCoste 2005, JMLR 6): (1 + X' D X) step = -gradient, D = 2c where y w
+. x < 1 and else 0. With few rows in D this is a small system, which Cholesky solves; with many,
+conjugate gradients converge in few steps, in float32, preconditioned by the leading principal
+directions. So conjugate gradients are tried first, for all columns together and for as long as
+Cholesky would take.
 
-With a_i = 2 c_i max(0, 1 - y_i w . x_i) as dual variables, the duality gap is exactly 0.5 * ||gradient||^2. It bounds how
-far the objective is above its minimum: it is the stopping criterion, in float64, and a certificate.
+With a_i = 2 c_i max(0, 1 - y_i w . x_i) as dual variables, the duality gap is exactly 0.5 *
+||gradient||^2. It bounds how far the objective is above its minimum: it is the stopping criterion,
+in float64, and a certificate.
 """
 
 import concurrent.futures
@@ -38,7 +43,8 @@ class Fit:
     Attributes:
       decision: float64 [N, P], w . x of all rows, also of those with weight 0.
       objective: [P].
-      gap: [P], the duality gap over the objective: an upper bound of the objective's relative error.
+      gap: [P], the duality gap over the objective: an upper bound of the objective's relative
+        error.
       steps: [P], Newton's.
       coefficients: the argument of `Rows.weights`.
     """
@@ -55,8 +61,10 @@ Solution = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class Rows:
-    """Features to fit any number of classifiers to. Memory: one and a half float64 copies of the features; with N <= D
-    twice [N, N] in place of the half.
+    """Features to fit any number of classifiers to.
+
+    Memory: one and a half float64 copies of the features; with N <= D twice [N, N] in place of the
+    half.
 
     Args:
       features: float [N, D].
@@ -76,12 +84,14 @@ class Rows:
         costs: Sequence[Union[float, np.ndarray]],
         tolerance: float = 1e-8,
     ) -> Iterator[Fit]:
-        """Fits P classifiers for one value of C after another, each from the last solution (warm start).
+        """Fits P classifiers for one value of C after another, each from the last solution (warm
+        start).
 
         Args:
           targets: [N, P], 1 or -1.
           weights: [N, P], not negative; 0 leaves a row out.
-          costs: values of C, a number or an array [P] each; fastest in increasing order. c = C * weights.
+          costs: values of C, a number or an array [P] each; fastest in increasing order. c = C *
+            weights.
           tolerance: largest gap (see Fit).
 
         Yields:
@@ -103,12 +113,13 @@ class Rows:
             def fit(start: np.ndarray, part: np.ndarray, cost: np.ndarray = cost) -> Solution:
                 return _minimize(space, start, targets[:, part], cost[part] * weights[:, part], tolerance)
 
-            # BLAS threads spin while they wait, which on a busy machine takes longer than the product.
+            # BLAS threads spin while they wait, which on a busy machine takes longer than the
+            # product.
             with threadpool_limits(max(1, cores // len(parts)), "blas"):
                 with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
                     fits = list(pool.map(fit, starts, parts))
             starts = [coefficients for coefficients, *_ in fits]
-            coefficients, objective, gap, steps = (np.concatenate(values, -1) for values in zip(*fits))  # noqa: B905
+            coefficients, objective, gap, steps = (np.concatenate(values, -1) for values in zip(*fits))
             if gap.max() > tolerance:
                 logging.warning(
                     "%d of %d SVMs ended with a gap of up to %.1e", (gap > tolerance).sum(), columns, gap.max()
@@ -141,7 +152,8 @@ def _minimize(space: "_Primal", w: np.ndarray, targets: np.ndarray, costs: np.nd
         # Only the columns that have not converged: `rest`.
         y, c, slack, gradient, normal = (v[:, rest] for v in (targets, costs, slack, gradient, normal))
         curvature = 2 * c * (slack > 0)
-        accuracy = np.minimum(np.sqrt(gap[rest]), 0.1)  # of the step: more does not help far from the minimum
+        # of the step: more does not help far from the minimum
+        accuracy = np.minimum(np.sqrt(gap[rest]), 0.1)
         step, solved = _conjugate_gradients(space, curvature, -gradient, -normal, accuracy)
         for j in np.flatnonzero(~solved):
             step[:, j] = space.solve(curvature[:, j], y[:, j]) - w[:, rest[j]]
@@ -150,7 +162,8 @@ def _minimize(space: "_Primal", w: np.ndarray, targets: np.ndarray, costs: np.nd
         while True:
             moved, moved_image = w[:, rest] + size * step, image[:, rest] + size * change
             value = 0.5 * space.square(moved, moved_image) + (c * np.maximum(1 - y * moved_image, 0) ** 2).sum(0)
-            # Near the minimum only the last bits of the objective change, which cannot judge a step.
+            # Near the minimum only the last bits of the objective change, which cannot judge a
+            # step.
             worse = value > objective[rest] * (1 + 1e-13) + 1e-4 * size * slope
             if not worse.any():
                 break
@@ -164,7 +177,8 @@ def _minimize(space: "_Primal", w: np.ndarray, targets: np.ndarray, costs: np.nd
 def _conjugate_gradients(
     space: "_Primal", curvature: np.ndarray, r: np.ndarray, normal: np.ndarray, accuracy: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Solve (1 + X' D X) step = r for each column, until the residual's norm is `accuracy` of r's; in float32.
+    """Solve (1 + X' D X) step = r for each column, until the residual's norm is `accuracy` of r's;
+    in float32.
 
     Args:
       space: where r and step live.
@@ -244,7 +258,8 @@ class _Primal:
         return (np.count_nonzero(curvature, 0) * dims**2 + dims**3 / 3) / (4 * rows * dims) + 1
 
     def solve(self, curvature: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """The minimizer if the active rows stay those of one column's `curvature`: (1 + X' D X) w = X' D y."""
+        """The minimizer if the active rows stay those of one column's `curvature`: (1 + X' D X) w =
+        X' D y."""
         active = np.flatnonzero(curvature)
         x = self._x[active]
         hessian = x.T @ (curvature[active, None] * x)
@@ -256,14 +271,15 @@ class _Primal:
 
 
 class _Gram(_Primal):
-    """w = X' b, represented by b, [N, P]: its image is G b with G = X X', and inner products are b' G b."""
+    """w = X' b, represented by b, [N, P]: its image is G b, inner products are b' G b; G = X X'."""
 
     def __init__(self, gram: np.ndarray) -> None:
         self._x, self._fast, self.size = gram, gram.astype(np.float32), len(gram)
         axes = _leading(lambda v: self._fast @ v, self.size)
         image = gram @ axes
         values, turn = np.linalg.eigh(axes.T @ image)
-        turn = (turn / np.sqrt(np.maximum(values, 1e-300)))[:, values > 1e-12 * values[-1]]  # to length 1
+        # to length 1
+        turn = (turn / np.sqrt(np.maximum(values, 1e-300)))[:, values > 1e-12 * values[-1]]
         self._axes, self._axes_image = (axes @ turn).astype(np.float32), (image @ turn).astype(np.float32)
 
     def adjoint(self, u: np.ndarray) -> np.ndarray:
