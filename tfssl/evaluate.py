@@ -68,7 +68,7 @@ def define_flags(argv: Sequence[str] = ()) -> None:
             "protocol",
             ["logistic"],
             f"A comma list of: {', '.join(NAMES)}; or the import path of a class of your own, mypackage.mine:Mine; all: those that the "
-            "images permit, as far as --budget_minutes go, but not linear_sgd, which asks logistic's question again, slowly; features "
+            "images permit, as far as --budget_minutes go, but not linear_sgd, which is a slower form of logistic; features "
             "writes WORKDIR/MODULE_PART.npz of each split, for programs of your own (no labels needed; alone, --test_split may be empty).",
         )
         protocols.define()
@@ -86,7 +86,7 @@ def define_flags(argv: Sequence[str] = ()) -> None:
         run.define()
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     settings: Evaluation
     protocols: "list[Protocol]"  # in the order of the table
     optional: list[str]  # names of the protocols that --protocol=all adds, which may be skipped
@@ -95,7 +95,7 @@ class Asked(NamedTuple):
     flags: dict[str, Any]
 
 
-def read_flags() -> Asked:
+def read_flags() -> Request:
     """The evaluation that the flags describe; `UserError` where flags contradict each other, or a
     protocol rejects its own."""
     values = FLAGS.flag_values_dict()
@@ -125,7 +125,7 @@ def read_flags() -> Asked:
         kept += [protocol.name] if any(FLAGS[f].present for a, f in of_argument.items() if a in protocol.quick) else []
     recorded = {name: FLAGS[name].value for name in cli.defined_flags()}
     recorded |= {"neighbors": settings.neighbor_count, "random_init": settings.beside_untrained}
-    return Asked(settings, sorted(protocols, key=lambda p: p.reads == "maps"), optional, kept, recorded)
+    return Request(settings, sorted(protocols, key=lambda p: p.reads == "maps"), optional, kept, recorded)
 
 
 def main(_: list[str]) -> None:
@@ -133,9 +133,9 @@ def main(_: list[str]) -> None:
         evaluate(read_flags(), held)
 
 
-def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
+def evaluate(request: Request, held: contextlib.ExitStack) -> None:
     """Run an evaluation. `held` keeps the lock of --workdir."""
-    settings, start = asked.settings, time.time()
+    settings, start = request.settings, time.time()
     from tfssl.data import open_source, overlap
     from tfssl.data.sources import identity
     from tfssl.downstream import evaluation as of_module
@@ -158,18 +158,18 @@ def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
     }
     if settings.prune:
         say("\n".join(of_module.prune(settings, sources)))
-    if asked.protocols:
+    if request.protocols:
         overlap.check(sources)
     left_out = list(dict.fromkeys(note for source in sources.values() for note in source.notes()))
-    protocols = runner.permitted(asked.protocols, sources.values(), asked.optional, left_out.append)
+    protocols = runner.permitted(request.protocols, sources.values(), request.optional, left_out.append)
     if settings.minutes:  # the cheapest first
-        protocols.sort(key=lambda protocol: (protocol.expense or 0) if protocol.name in asked.optional else 0)
+        protocols.sort(key=lambda protocol: (protocol.expense or 0) if protocol.name in request.optional else 0)
     of_features, of_maps = ([p for p in protocols if p.reads == kind] for kind in ("features", "maps"))
     choice: dict[str, Any] = {"val_fraction": settings.val_fraction, "seed": settings.seed}
     if of_features:
         for amount in settings.train_labels:
             splits.label_count(amount, sources["train"].num_examples, sources["train"].num_classes or 1)
-        by_name = [protocol for protocol in of_features if protocol.name not in asked.optional]
+        by_name = [protocol for protocol in of_features if protocol.name not in request.optional]
         runner.check_labels(by_name, sources, settings.train_labels, **choice)
     names = None if list(settings.endpoints) == ["all"] else settings.endpoints
     extracting = of_features or settings.neighbor_count or settings.writes_features
@@ -185,11 +185,11 @@ def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
         tell_of_other_data(settings.workdir, data)
     record = Record(
         settings.workdir,
-        [protocol.name for protocol in asked.protocols],
+        [protocol.name for protocol in request.protocols],
         say,
         check,
         command=["tfssl-eval", *sys.argv[1:]],
-        flags=asked.flags,
+        flags=request.flags,
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(start)),
         data=data,
         **{f"{part}_examples": source.num_examples for part, source in sources.items()},
@@ -201,10 +201,10 @@ def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
     wanted = runner.endpoints(opened, names, *settings.sizes) if extracting else {}
     budget = None
     if settings.minutes:
-        may = [protocol for protocol in protocols if protocol.name in asked.optional]
-        budget = Budget(settings.minutes, len(opened), may, asked.kept, say, record.note)
+        may = [protocol for protocol in protocols if protocol.name in request.optional]
+        budget = Budget(settings.minutes, len(opened), may, request.kept, say, record.note)
     measure = functools.partial(
-        runner.measure, optional=asked.optional, left_out=record.note, refused=record.refuse, budget=budget
+        runner.measure, optional=request.optional, left_out=record.note, refused=record.refuse, budget=budget
     )
 
     # The work: module by module.

@@ -51,7 +51,7 @@ def define_flags() -> None:
         )
         flags.DEFINE_string("split", "test", "Of --dataset, in TFDS's grammar: test, train[:90%], train+test.")
         flags.DEFINE_string(
-            "data_dir", None, "Where TensorFlow Datasets are, and archives are unpacked. Default: their own places."
+            "data_dir", None, "Where TensorFlow Datasets are, and archives are unpacked. Default: their own folders."
         )
         data_flags.define_record_keys()
         flags.DEFINE_integer("image_size", 0, "Side of the central crop, in pixels; 0: the classifier's own.")

@@ -169,11 +169,11 @@ class Budget:
         estimate = self.estimate(protocol, data, endpoints, train_labels)
         chosen: Optional[Plan] = Plan(protocol)
         seconds = estimate(Plan(protocol))
-        share, how = self.left / len(self.waiting), "full settings"
+        fair, how = self.left / len(self.waiting), "full settings"
         first = not self.decided
         self.waiting.remove(name)
         remedy = f"--protocol={name} or --budget_minutes=0 measures it in full"
-        if seconds > share:
+        if seconds > fair:
             quick = Plan(protocol) if name in self.kept or not protocol.quick else Plan.quickly(protocol)
             quickly = estimate(quick)
             lasts = f"about {_clock(seconds)} in full" + (

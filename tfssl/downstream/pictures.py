@@ -29,16 +29,16 @@ def grid(
     height, width = rows[0][0].shape[:2]
     wide, end = len(titles) * (width + _GAP) - _GAP, _LINE + len(rows) * (height + _GAP)
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    left, top, places = 2.0, end, []
+    left, top, positions = 2.0, end, []
     for name in names:
         length = pen.textlength(name) + 2 * _LINE
         if left + length > wide:
             left, top = 2.0, top + _LINE
-        places.append((left, top))
+        positions.append((left, top))
         left += length
     canvas = Image.new("RGB", (wide, top + _LINE if names else end - _GAP), "white")
     draw = ImageDraw.Draw(canvas)
-    for (x, y), name, color in zip(places, names, palette):
+    for (x, y), name, color in zip(positions, names, palette):
         draw.rectangle((x, y + 2, x + 9, y + 11), fill=tuple(int(v) for v in color))
         draw.text((x + _LINE, y + 1), name, fill="black")
     for column, title in enumerate(titles):

@@ -202,7 +202,7 @@ def balanced(labels: np.ndarray, index: np.ndarray, count: int, seed: int) -> np
 
     Args:
       labels: int [N], in 0..C-1.
-      index: int [N], the images' places in the split: an image's draw does not depend on which
+      index: int [N], the images' positions in the split: an image's draw does not depend on which
         others could be read.
       count: images to choose, at least the number of classes; N for all.
       seed: seed of the draw.

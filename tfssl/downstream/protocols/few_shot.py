@@ -189,7 +189,7 @@ def by_class(features: Features, rows: np.ndarray, classes: np.ndarray) -> list[
 def accuracies(
     features: np.ndarray,
     learn: list[np.ndarray],
-    asked: np.ndarray,
+    query_features: np.ndarray,
     ask: list[np.ndarray],
     plan: Plan,
     ridges: Sequence[float],
@@ -197,8 +197,8 @@ def accuracies(
     """Accuracy for each episode and ridge: float64 [episodes, ridges].
 
     Args:
-      features: [N, D]; learn: for each class the rows of its training images. asked, ask: the same
-        of the queries.
+      features: [N, D]; learn: for each class the rows of its training images.
+      query_features, ask: the same of the queries.
     """
     correct = np.zeros((plan.episodes, len(ridges)))
     for episode in range(plan.episodes):
@@ -208,8 +208,8 @@ def accuracies(
         queries = [rng.choice(ask[c], min(plan.queries or len(ask[c]), len(ask[c])), replace=False) for c in classes]
         y = np.repeat(np.arange(plan.ways), plan.shots)
         truth = np.repeat(np.arange(plan.ways), [len(q) for q in queries])
-        support, asked_features = unit(features[np.concatenate(rows)]), unit(asked[np.concatenate(queries)])
-        outputs = ridge_regression(support, np.eye(plan.ways)[y], asked_features, ridges)
+        support, query_rows = unit(features[np.concatenate(rows)]), unit(query_features[np.concatenate(queries)])
+        outputs = ridge_regression(support, np.eye(plan.ways)[y], query_rows, ridges)
         correct[episode] = (outputs.argmax(2) == truth).mean(1)
     return correct
 

@@ -39,16 +39,16 @@ def bars(view: View, title: str = "") -> bytes:
     for axis, column in zip(axes, view.columns):
         for m, module in enumerate(modules):
             rows = view.of_column(column, module)
-            places = [endpoints.index(r.endpoint) + (m - (len(modules) - 1) / 2) * bar for r in rows]
+            positions = [endpoints.index(r.endpoint) + (m - (len(modules) - 1) / 2) * bar for r in rows]
             axis.bar(
-                places,
+                positions,
                 [100 * r.value for r in rows],
                 0.92 * bar,
                 color=_COLORS[m % len(_COLORS)],
                 label=_plain(module),
                 zorder=2,
             )
-            for place, r in zip(places, rows):
+            for position, r in zip(positions, rows):
                 note = f"{100 * r.value:.1f}" + ("\n\u2605" if r.chosen else "")
                 style: Style = {
                     "ha": "center",
@@ -57,7 +57,7 @@ def bars(view: View, title: str = "") -> bytes:
                     "bbox": {"color": "white", "pad": 0.4},
                     "zorder": 3,
                 }
-                axis.annotate(note, (place, 100 * r.value), (0, 2), textcoords="offset points", **style)
+                axis.annotate(note, (position, 100 * r.value), (0, 2), textcoords="offset points", **style)
         levels, pixels = view.levels[column], view.pixels.get(column)
         lines = [(PIXELS, pixels.value, "--")] if pixels else []
         lines += [("chance", levels["chance"], ":")] if "chance" in levels else []
@@ -115,8 +115,8 @@ def epochs(view: View, title: str = "") -> bytes:
     for each in grid.flat:
         drawn.update(dict(zip(*reversed(each.get_legend_handles_labels()))))
     names = [n for n in [*map(_plain, endpoints), "validation", "test"] if n in drawn]
-    place: Style = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 8, "alignment": "left"}
-    figure.legend([drawn[n] for n in names], names, title=_plain(title), **place)
+    legend: Style = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 8, "alignment": "left"}
+    figure.legend([drawn[n] for n in names], names, title=_plain(title), **legend)
     return _png(figure)
 
 
@@ -134,9 +134,9 @@ def layers(view: View) -> Optional[bytes]:
         endpoints = depth[column]
         for module, style in styles.items():
             rows = view.of_column(column, module)
-            places, values = [endpoints.index(r.endpoint) for r in rows], [100 * r.value for r in rows]
-            axis.plot(places, values, **style, marker="o", markersize=3)
-            stars = [(place, value) for place, value, r in zip(places, values, rows) if r.chosen]
+            positions, values = [endpoints.index(r.endpoint) for r in rows], [100 * r.value for r in rows]
+            axis.plot(positions, values, **style, marker="o", markersize=3)
+            stars = [(position, value) for position, value, r in zip(positions, values, rows) if r.chosen]
             axis.plot(*zip(*stars), linestyle="", marker="*", markersize=11, color=style["color"])
         if column in view.pixels:
             axis.axhline(100 * view.pixels[column].value, **_PIXELS)
@@ -232,8 +232,8 @@ def _legend(figure: "Figure", styles: Mapping[str, Style], view: View, star: str
         lines["chance"] = Line2D([], [], **_CHANCE)
     if star:
         lines[star] = Line2D([], [], color="#444444", linestyle="", marker="*", markersize=10)
-    place: Style = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 9}
-    figure.legend(list(lines.values()), list(lines), **place)
+    position: Style = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 9}
+    figure.legend(list(lines.values()), list(lines), **position)
 
 
 def _figure(width: float, height: float) -> "Figure":
