@@ -1,5 +1,6 @@
 """What is installed: the commands from any folder, fast help, the flagfiles in the wheel."""
 
+import re
 import runpy
 import shutil
 import subprocess
@@ -33,6 +34,14 @@ def test_commands_answer_from_the_root_and_from_elsewhere(command, tmp_path):
         done = runs.anew(command, "--help", cwd=folder)
         assert done.returncode == 0 and COMMANDS[command] in done.stdout, done.stderr
         assert time.perf_counter() - begun < 5, "--help has to be fast"
+
+
+def test_one_version_everywhere():
+    import tfssl
+
+    citation, changelog = ((ROOT / name).read_text(encoding="utf-8") for name in ("CITATION.cff", "CHANGELOG.md"))
+    assert f"\nversion: {tfssl.__version__}\n" in citation
+    assert re.search(r"^## (\S+)", changelog, re.MULTILINE)[1] == tfssl.__version__
 
 
 def test_every_dependency_imports_and_works():

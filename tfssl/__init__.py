@@ -3,9 +3,10 @@
 import importlib
 import os
 import sys
+from typing import Any
 
 from tfssl.runtime import processor
-from tfssl.version import __version__  # noqa: F401
+from tfssl.version import __version__ as __version__
 
 # Keras 2 semantics on every TensorFlow: this has to be in the environment before TensorFlow is imported.
 if os.environ.setdefault("TF_USE_LEGACY_KERAS", "1") not in ("1", "True", "true"):
@@ -20,7 +21,7 @@ processor.switch_on_onednn()
 _MODULES = ("backbones", "data", "downstream", "errors", "export", "hub", "losses", "optim", "pretext")
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     """Sub-packages load when first used, so that `--help` need not wait for TensorFlow."""
     if name in _MODULES:
         return importlib.import_module(f"tfssl.{name}")
@@ -29,5 +30,5 @@ def __getattr__(name):
     raise AttributeError(f"module 'tfssl' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted([*globals(), *_MODULES, "open_source"])

@@ -1,16 +1,18 @@
-"""Measure encoders: Hub modules in, accuracies of simple classifiers on their frozen features out, endpoint by
-endpoint.
+"""Evaluate encoders: Hub modules in, results of protocols on frozen features out, by endpoint.
 
-  tfssl-eval --module=runs/photos/module/1000 --dataset=folder:photos --train_split=train[:90%] --test_split=train[90%:]
-  tfssl-eval --module=rotation=modules/a,random=modules/b --dataset=folder:cifar10 --protocol=logistic,knn
-  --train_labels=1%,all --workdir=eval
+  tfssl-eval --module=runs/photos/module/1000 --dataset=folder:photos \\
+      --train_split=train[:90%] --test_split=train[90%:]
+  tfssl-eval --module=rotation=modules/a,random=modules/b --dataset=folder:cifar10 \\
+      --protocol=logistic,knn --train_labels=1%,all --workdir=eval
 
-Any module that takes float32 RGB images in [0, 1] will do. Settings are chosen on --val_split, or on a part of the
-training labels, never on the test split. Raw pixels and an untrained network are the baselines to beat: --protocol=all measures
-all that the images permit, with both beside it. WORKDIR/report.html is the page to look at.
+Any module that takes float32 RGB images in [0, 1] will do. Settings are chosen on --val_split, or
+on a part of the training labels, never on the test split. Raw pixels and an untrained network are
+the baselines: --protocol=all runs all protocols that the images permit, with both.
+WORKDIR/report.html is the page to look at.
 """
 
 import contextlib
+import functools
 import inspect
 import json
 import os
@@ -18,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
@@ -29,6 +31,10 @@ from tfssl.downstream import NAMES, PROTOCOLS
 from tfssl.errors import UserError
 from tfssl.hub import handles
 from tfssl.runtime import cli
+
+if TYPE_CHECKING:
+    from tfssl.downstream.protocol import Protocol
+    from tfssl.hub.load import Module
 
 FLAGS = flags.FLAGS
 SECTIONS = [
@@ -55,14 +61,14 @@ def define_flags(argv: Sequence[str] = ()) -> None:
     with cli.section("Features"):
         features.define()
         cli.define_switch(
-            "cache", True, ("verify",), signatures.argument_texts(inspect.getdoc(evaluation.Features))["cache"]
+            "cache", True, ("verify",), signatures.argument_texts(inspect.getdoc(evaluation.Features) or "")["cache"]
         )
     with cli.section("Protocols"):
         flags.DEFINE_list(
             "protocol",
             ["logistic"],
             f"A comma list of: {', '.join(NAMES)}; or the import path of a class of your own, mypackage.mine:Mine; all: those that the "
-            "images permit, as far as --budget_minutes go, but not linear_sgd, which asks logistic's question again, slowly; features "
+            "images permit, as far as --budget_minutes go, but not linear_sgd, which is a slower form of logistic; features "
             "writes WORKDIR/MODULE_PART.npz of each split, for programs of your own (no labels needed; alone, --test_split may be empty).",
         )
         protocols.define()
@@ -80,16 +86,18 @@ def define_flags(argv: Sequence[str] = ()) -> None:
         run.define()
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     settings: Evaluation
-    protocols: list  # of `Protocol`, in the order of the table
-    optional: list[str]  # names of those that --protocol=all adds, and that may be left out
-    kept: list[str]  # names of those whose settings --budget_minutes may not change, for they were given
+    protocols: "list[Protocol]"  # in the order of the table
+    optional: list[str]  # names of the protocols that --protocol=all adds, which may be skipped
+    # names of the protocols with given settings, which --budget_minutes does not change
+    kept: list[str]
     flags: dict[str, Any]
 
 
-def read_flags() -> Asked:
-    """Raises `UserError` where flags contradict each other, or a protocol refuses its own."""
+def read_flags() -> Request:
+    """The evaluation that the flags describe; `UserError` where flags contradict each other, or a
+    protocol rejects its own."""
     values = FLAGS.flag_values_dict()
     arguments = {"protocol": FLAGS.protocol, "cache": FLAGS.cache, "where": data_flags.where(values)}
     for section in SECTIONS:
@@ -104,18 +112,20 @@ def read_flags() -> Asked:
     generated = protocol_flags(own_of(named))
     others = [name for name in NAMES if settings.all_protocols and name not in named]
     added = [name for name in others if PROTOCOLS.find(name).expense is not None]
-    protocols, optional, kept = [], [], []
+    protocols: list[Protocol] = []
+    optional: list[str] = []
+    kept: list[str] = []
     for name in (*named, *added):
         protocol = generated.make(name, PROTOCOLS.find(name), values)
         of_argument = {argument: setting.flag for argument, setting in generated.settings[name].items()}
-        for flag in [] if settings.held_out else map(of_argument.get, protocol.chooses()):
+        for flag in () if settings.held_out else (of_argument[argument] for argument in protocol.chooses()):
             raise UserError(f"--{flag}={as_text(values[flag])} and --val_fraction=0: nothing to choose on")
         protocols.append(protocol)
         optional += [protocol.name] if name in added else []
         kept += [protocol.name] if any(FLAGS[f].present for a, f in of_argument.items() if a in protocol.quick) else []
-    recorded = {name: FLAGS[name].value for names in cli._SECTIONS.values() for name in names}
+    recorded = {name: FLAGS[name].value for name in cli.defined_flags()}
     recorded |= {"neighbors": settings.neighbor_count, "random_init": settings.beside_untrained}
-    return Asked(settings, sorted(protocols, key=lambda p: p.reads == "maps"), optional, kept, recorded)
+    return Request(settings, sorted(protocols, key=lambda p: p.reads == "maps"), optional, kept, recorded)
 
 
 def main(_: list[str]) -> None:
@@ -123,9 +133,9 @@ def main(_: list[str]) -> None:
         evaluate(read_flags(), held)
 
 
-def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
-    """Measure what is asked for. `held` keeps the lock of --workdir."""
-    settings, start = asked.settings, time.time()
+def evaluate(request: Request, held: contextlib.ExitStack) -> None:
+    """Run an evaluation. `held` keeps the lock of --workdir."""
+    settings, start = request.settings, time.time()
     from tfssl.data import open_source, overlap
     from tfssl.data.sources import identity
     from tfssl.downstream import evaluation as of_module
@@ -138,33 +148,35 @@ def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
 
     if settings.prune and not settings.module:
         return say("\n".join(of_module.prune(settings, {})))
-    named = handles.named(settings.module)
-    # What is asked for, and whether it can be done: before any work.
+    named = handles.named(settings.module or ())
+    # All checks: before any work.
     if settings.workdir:
         files.check_writable(settings.workdir, "--workdir")
     opened = {name: modules.load(handle) for name, handle in named.items()}
-    sources = {part: open_source(settings.dataset, split, **settings.where) for part, split in settings.splits.items()}
+    sources = {
+        part: open_source(settings.dataset, split, **(settings.where or {})) for part, split in settings.splits.items()
+    }
     if settings.prune:
         say("\n".join(of_module.prune(settings, sources)))
-    if asked.protocols:
+    if request.protocols:
         overlap.check(sources)
     left_out = list(dict.fromkeys(note for source in sources.values() for note in source.notes()))
-    protocols = runner.permitted(asked.protocols, sources.values(), asked.optional, left_out.append)
+    protocols = runner.permitted(request.protocols, sources.values(), request.optional, left_out.append)
     if settings.minutes:  # the cheapest first
-        protocols.sort(key=lambda protocol: protocol.expense if protocol.name in asked.optional else 0)
+        protocols.sort(key=lambda protocol: (protocol.expense or 0) if protocol.name in request.optional else 0)
     of_features, of_maps = ([p for p in protocols if p.reads == kind] for kind in ("features", "maps"))
-    common = {"val_fraction": settings.val_fraction, "seed": settings.seed}
+    choice: dict[str, Any] = {"val_fraction": settings.val_fraction, "seed": settings.seed}
     if of_features:
         for amount in settings.train_labels:
             splits.label_count(amount, sources["train"].num_examples, sources["train"].num_classes or 1)
-        by_name = [protocol for protocol in of_features if protocol.name not in asked.optional]
-        runner.check_labels(by_name, sources, settings.train_labels, **common)
+        by_name = [protocol for protocol in of_features if protocol.name not in request.optional]
+        runner.check_labels(by_name, sources, settings.train_labels, **choice)
     names = None if list(settings.endpoints) == ["all"] else settings.endpoints
     extracting = of_features or settings.neighbor_count or settings.writes_features
     runner.endpoints(opened, names, *settings.sizes) if extracting else {}
 
-    # What will be written, and what is measured beside the modules.
-    check = claim_workdir(settings, held) if settings.workdir else lambda: None
+    # The workdir, the record, and untrained modules.
+    check = claim_workdir(settings.workdir, settings.steal_lock, held) if settings.workdir else lambda: None
     purpose = {"train": "images to learn from", "val": "to choose on", "test": "to test on"}
     counts = [f"{sources[part].num_examples} {purpose[part]}" for part in purpose if part in sources]
     say(f"{settings.dataset}: {', '.join(counts)}")
@@ -173,11 +185,11 @@ def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
         tell_of_other_data(settings.workdir, data)
     record = Record(
         settings.workdir,
-        [protocol.name for protocol in asked.protocols],
+        [protocol.name for protocol in request.protocols],
         say,
         check,
         command=["tfssl-eval", *sys.argv[1:]],
-        flags=asked.flags,
+        flags=request.flags,
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(start)),
         data=data,
         **{f"{part}_examples": source.num_examples for part, source in sources.items()},
@@ -187,10 +199,13 @@ def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
     untrained = make_untrained(settings, opened, record.note) if settings.beside_untrained else {}
     opened |= {name: module for name, (module, _) in untrained.items()}
     wanted = runner.endpoints(opened, names, *settings.sizes) if extracting else {}
-    how = {"optional": asked.optional, "left_out": record.note, "refused": record.refuse}
+    budget = None
     if settings.minutes:
-        may = [protocol for protocol in protocols if protocol.name in asked.optional]
-        how["budget"] = Budget(settings.minutes, len(opened), may, asked.kept, say, record.note)
+        may = [protocol for protocol in protocols if protocol.name in request.optional]
+        budget = Budget(settings.minutes, len(opened), may, request.kept, say, record.note)
+    measure = functools.partial(
+        runner.measure, optional=request.optional, left_out=record.note, refused=record.refuse, budget=budget
+    )
 
     # The work: module by module.
     for name, module in opened.items():
@@ -202,9 +217,9 @@ def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
                 features = of_module.extract(settings, name, module, sources, wanted[name], of_features, record)
                 if of_features:
                     state_dir = settings.file("heads") if settings.workdir and settings.cache else None
-                    data = Data(**features, **common, state_dir=state_dir)
-                    results = runner.measure(of_features, data, wanted[name], settings.train_labels, **how)
-                    record.add(name, results)
+                    train, test, val = features["train"], features["test"], features.get("val")
+                    frozen = Data(train, test, val, **choice, state_dir=state_dir)
+                    record.add(name, measure(of_features, frozen, wanted[name], settings.train_labels))
                 if settings.writes_features:
                     of_module.write_features(settings, name, features, record)
                 if settings.neighbor_count:
@@ -213,8 +228,9 @@ def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
             record.refuse(error, name)
         try:
             pixels_of = [result.protocol for result in record.results if result.of_pixels]
-            data = Data(**sources, **common, module=module) if of_maps else None
-            record.add(name, runner.measure(of_maps, data, names, pixels_of=pixels_of, **how))
+            if of_maps:
+                whole = Data(sources["train"], sources["test"], sources.get("val"), module, **choice)
+                record.add(name, measure(of_maps, whole, names, pixels_of=pixels_of))
         except UserError as error:
             record.refuse(error, name)
     if protocols and not record.results and not record.refused:
@@ -222,26 +238,28 @@ def evaluate(asked: Asked, held: contextlib.ExitStack) -> None:
     record.finish(f"{settings.dataset} {settings.test_split}", seconds=time.time() - start)
 
 
-def claim_workdir(settings: Evaluation, held: contextlib.ExitStack) -> Callable[[], None]:
-    """Lock --workdir, as `locks.workdir_lock`, and mark it: what lies in it is no data (see `tfssl.data.listing.outputs`)."""
+def claim_workdir(workdir: str, steal_lock: bool, held: contextlib.ExitStack) -> Callable[[], None]:
+    """Lock --workdir, as `locks.workdir_lock`, and mark its files as no data (see
+    `tfssl.data.listing.outputs`)."""
     from tfssl.data.listing import outputs
     from tfssl.storage import locks
 
-    check = held.enter_context(locks.workdir_lock(settings.workdir, settings.steal_lock))
-    outputs.mark(settings.workdir)
+    check = held.enter_context(locks.workdir_lock(workdir, steal_lock))
+    outputs.mark(workdir)
     return check
 
 
-def tell_of_other_data(workdir: str, data: dict[str, dict]) -> None:
-    """Say where a workdir holds results of other data than {part: as `identity.described`}: they are replaced, not mixed."""
+def tell_of_other_data(workdir: str, data: dict[str, dict[str, Any]]) -> None:
+    """Print a line where a workdir has results on data other than {part: `identity.described`},
+    which are replaced."""
     from tfssl.storage import files
 
     path = os.path.join(workdir, "results.json")
     try:
         with open(path, encoding="utf-8") as f:
-            found = json.load(f)
-        then, date = found.get("data") or {}, found.get("date")
-        other = [part for part in data if part in then and then[part]["digest"] != data[part]["digest"]]
+            record = json.load(f)
+        recorded, date = record.get("data") or {}, record.get("date")
+        other = [part for part in data if part in recorded and recorded[part]["digest"] != data[part]["digest"]]
     except (OSError, ValueError, AttributeError, KeyError, TypeError):  # none, a remote one, or a damaged one
         return
     if other:
@@ -252,8 +270,11 @@ def tell_of_other_data(workdir: str, data: dict[str, dict]) -> None:
         )
 
 
-def make_untrained(settings: Evaluation, opened: dict, note: Callable[[str], None]) -> dict:
-    """{name: (module, names of the modules whose network it is)} beside the modules, in --workdir if that is local."""
+def make_untrained(
+    settings: Evaluation, opened: "dict[str, Module]", note: Callable[[str], None]
+) -> "dict[str, tuple[Module, list[str]]]":
+    """Untrained networks of the modules: {name: (module, names of the modules with this network)};
+    in --workdir if local."""
     from tfssl.export import untrained
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,13 +1,18 @@
-"""Fine-tune an encoder: a Hub module and labelled images in, a classifier out, measured and ready to deploy.
+"""Fine-tune an encoder: a Hub module and labeled images in, a classifier out, with test results.
 
-  tfssl-finetune --module=runs/photos/module/1000 --dataset=folder:photos --train_split=train[:80%] --test_split=train[80%:] \\
-      --workdir=runs/classifier                                            the whole network learns
-  tfssl-finetune --module=... --train_labels=1% --workdir=...              from a few labels, the same number of each class
-  tfssl-finetune --module=... --freeze --workdir=...                       a linear classifier on the encoder as it is
-  tfssl-finetune --module=SMALL --teacher=CLASSIFIER --workdir=...         from a larger classifier's probabilities: needs no labels
+  tfssl-finetune --module=runs/photos/module/1000 --dataset=folder:photos \\
+      --train_split=train[:80%] --test_split=train[80%:] --workdir=runs/classifier
+      the whole network is trained
+  tfssl-finetune --module=... --train_labels=1% --workdir=...
+      with a class-balanced subset of the labels
+  tfssl-finetune --module=... --freeze --workdir=...
+      a linear classifier on the frozen encoder
+  tfssl-finetune --module=SMALL --teacher=CLASSIFIER --workdir=...
+      distillation of a larger classifier; needs no labels
 
-It writes WORKDIR/classifier/STEP, a SavedModel, and WORKDIR/results.json; tfssl-predict applies the classifier to images.
-The same command again resumes a run that was stopped, or killed; the result is the same.
+It writes WORKDIR/classifier/STEP, a SavedModel, and WORKDIR/results.json; tfssl-predict applies the
+classifier to images. The same command again resumes a run that was stopped, or killed; the result
+is the same.
 """
 
 import time
@@ -45,12 +50,12 @@ def main(_: Sequence[str]) -> None:
     if not run.dry_run:
         workdir.check_workdir(config)
 
-    # Where it computes, and on which images.
+    # Devices and images.
     strategy = build.start(optimization, config.accelerators)
     images = open_images(config.data, config.labels, config.distillation, optimization.seed)
     provenance = None if run.dry_run else training.know_data(config, strategy, images.train, images.validation)
 
-    # What learns.
+    # The model.
     plan = make_plan(optimization, images.train.num_examples)
     with strategy.scope():
         model = build_model(config, images, load_teacher(config, images))

@@ -1,15 +1,20 @@
-"""Classify images: a classifier that tfssl-finetune wrote, and images, in; a table of probabilities out.
+"""Classify images: a classifier of tfssl-finetune and images in, a table of probabilities out.
 
-  tfssl-predict --module=runs/classifier/classifier/1000 --images=photos --output=photos.csv     all images below a folder
-  tfssl-predict --module=... --images=photo.jpg --output=photo.csv --top=3                       the three likeliest classes of one
-  tfssl-predict --module=... --dataset=tfds:cifar10 --split=test --output=cifar10.csv            a data set
+  tfssl-predict --module=runs/classifier/classifier/1000 --images=photos --output=photos.csv
+      all images below a folder
+  tfssl-predict --module=... --images=photo.jpg --output=photo.csv --top=3
+      the top three classes of one image
+  tfssl-predict --module=... --dataset=tfds:cifar10 --split=test --output=cifar10.csv
+      a data set
 
-A row of the CSV file is an image: its name, its likeliest class and that one's probability, the probability of each class, and `error`,
-which is empty. Images that cannot be read, or are in a format that is not (.webp, .tif), come last: with their name and the error alone.
+Each row of the CSV file is an image: its name, the top class with its probability, the probability
+of each class, and `error`, which is empty. Images that cannot be read, or have an unsupported
+format (.webp, .tif), come last: with name and error alone.
 
-A text that a spreadsheet would take for a formula, one that begins with = + - @, a tab or a line break, has an apostrophe before it. So
-has one that begins with apostrophes before such a character; so that names come back unchanged if one apostrophe is taken from each cell
-that begins so, which `tfssl.predict.read` does.
+A text that a spreadsheet would read as a formula, one that begins with = + - @, a tab or a line
+break, has an apostrophe before it. So has one that begins with apostrophes before such a character:
+names are restored by removing one apostrophe from each cell that begins so, as `tfssl.predict.read`
+does.
 """
 
 import csv
@@ -31,22 +36,32 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 
 
-# fmt: off
 def define_flags() -> None:
     with cli.section("Classifier and images"):
-        flags.DEFINE_string("module", None, "Required. A classifier that tfssl-finetune wrote: a folder (local or gs://), or a .tar.gz.")
-        flags.DEFINE_string("images", None, "An image file, or a folder: all images in it, and in the folders below; or an archive of one.")
-        flags.DEFINE_string("dataset", None, "In place of --images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, or glyphs.")
+        flags.DEFINE_string(
+            "module", None, "Required. A classifier that tfssl-finetune wrote: a folder (local or gs://), or a .tar.gz."
+        )
+        flags.DEFINE_string(
+            "images",
+            None,
+            "An image file, or a folder: all images in it, and in the folders below; or an archive of one.",
+        )
+        flags.DEFINE_string(
+            "dataset", None, "In place of --images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, or glyphs."
+        )
         flags.DEFINE_string("split", "test", "Of --dataset, in TFDS's grammar: test, train[:90%], train+test.")
-        flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets are, and archives are unpacked. Default: their own places.")
+        flags.DEFINE_string(
+            "data_dir", None, "Where TensorFlow Datasets are, and archives are unpacked. Default: their own folders."
+        )
         data_flags.define_record_keys()
         flags.DEFINE_integer("image_size", 0, "Side of the central crop, in pixels; 0: the classifier's own.")
         flags.DEFINE_integer("resize", 0, "Shorter side before the crop, in pixels; 0: the classifier's own.")
         flags.DEFINE_integer("batch_size", 64, "Images at a time; it changes speed and memory only.")
     with cli.section("Table"):
         flags.DEFINE_string("output", "predictions.csv", "The CSV file, in UTF-8; one that is there is written anew.")
-        flags.DEFINE_integer("top", 0, "Columns class1, probability1, ... of so many likeliest classes; 0: a column for each class.")
-# fmt: on
+        flags.DEFINE_integer(
+            "top", 0, "Columns class1, probability1, ... of so many likeliest classes; 0: a column for each class."
+        )
 
 
 def main(_: Sequence[str]) -> None:
@@ -76,23 +91,28 @@ def main(_: Sequence[str]) -> None:
     for note in source.notes():
         print(note, flush=True)
     sizes = FLAGS.image_size or None, FLAGS.resize or None
-    found = classify.predictions(module, source, *sizes, batch_size=min(FLAGS.batch_size, source.num_examples))
-    lost = write(FLAGS.output, found, source, names, FLAGS.top)
-    for name, reason in lost[:20]:
+    batches = classify.predictions(module, source, *sizes, batch_size=min(FLAGS.batch_size, source.num_examples))
+    unreadable = write(FLAGS.output, batches, source, names, FLAGS.top)
+    for name, reason in unreadable[:20]:
         print(f"not readable: {name}: {reason}")
-    more = f"; {len(lost)} could not be read" + (", of which 20 are named" if len(lost) > 20 else "") if lost else ""
-    print(f"written: {FLAGS.output}: {source.num_examples + len(source.unread) - len(lost)} images{more}")
+    summary = (
+        f"; {len(unreadable)} could not be read" + (", of which 20 are named" if len(unreadable) > 20 else "")
+        if unreadable
+        else ""
+    )
+    print(f"written: {FLAGS.output}: {source.num_examples + len(source.unread) - len(unreadable)} images{summary}")
 
 
 def write(
-    path: str, found: Iterable[Mapping[str, Any]], source: "Source", names: Sequence[str], top: int = 0
+    path: str, batches: Iterable[Mapping[str, Any]], source: "Source", names: Sequence[str], top: int = 0
 ) -> list[tuple[str, str]]:
-    """Write the CSV file, row by row; returns (name, reason) of the images that could not be read, its last rows.
+    """Write the CSV file, row by row; returns (name, reason) of the images that could not be read,
+    its last rows.
 
     Args:
       path: the file.
-      found: batches, as of `downstream.classify.predictions`.
-      source: where the images are.
+      batches: as of `classifiers.predictions.predictions`.
+      source: of the images.
       names: of the classes.
       top: see the flag.
     """
@@ -101,32 +121,33 @@ def write(
     from tfssl.data.listing import checks
     from tfssl.storage import files
 
-    lost: list[tuple[str, str]] = []
+    unreadable: list[tuple[str, str]] = []
 
     def fill(file: Any) -> None:
         seen = np.zeros(source.num_examples, bool)
-        # Of line breaks, csv quotes those that end its own lines: so these are both, and cut off.
+        # csv quotes only line breaks of its own line terminator: so that is both kinds, and is cut
+        # off.
         lines: Any = types.SimpleNamespace(write=lambda row: file.write(row[:-2].encode() + b"\n"))
         table = csv.writer(lines, lineterminator="\r\n")
         table.writerow(header(names, top))
-        for batch in found:
-            for index, row in zip(batch["index"], batch["probabilities"]):  # noqa: B905 (Python 3.9)
+        for batch in batches:
+            for index, row in zip(batch["index"], batch["probabilities"]):
                 seen[index] = True
                 order = np.argsort(-row, kind="stable")[: top or 1]
                 likeliest = [cell for label in order for cell in (names[label], f"{row[label]:.6g}")]
                 all_of_them = [] if top else [f"{p:.6g}" for p in row]
                 table.writerow(map(safe, [source.name(int(index)), *likeliest, *all_of_them, ""]))
-        lost.extend(checks.reasons(source, ~seen))
-        lost.extend((name, f"{os.path.splitext(name)[1]} is a format that is not read") for name in source.unread)
-        for name, reason in lost:
+        unreadable.extend(checks.reasons(source, ~seen))
+        unreadable.extend((name, f"{os.path.splitext(name)[1]} is a format that is not read") for name in source.unread)
+        for name, reason in unreadable:
             table.writerow(map(safe, [name, *[""] * (len(header(names, top)) - 2), reason]))
 
     files.write_file(path, fill)
-    return lost
+    return unreadable
 
 
 def header(names: Sequence[str], top: int = 0) -> list[str]:
-    """The names of the columns, each once: a class that is called as a column of ours is "error (class)"."""
+    """Unique names of the columns: a class with the name of another column is "error (class)"."""
     if top:
         return ["name", *(f"{what}{i + 1}" for i in range(top) for what in ("class", "probability")), "error"]
     columns = ["name", "class", "probability", "error"]
@@ -139,12 +160,13 @@ def header(names: Sequence[str], top: int = 0) -> list[str]:
 
 
 def safe(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula: an apostrophe goes before one that begins with = + - @, a tab or a line break."""
+    """A cell that no spreadsheet reads as a formula: one that begins with = + - @, a tab or a line
+    break gets an apostrophe."""
     return f"'{text}" if re.match(r"'*[=+\-@\t\r\n]", text) else text
 
 
 def read(path: str) -> list[dict[str, str]]:
-    """The rows of a table that `write` wrote, a dict each, texts as they were before `safe`.
+    """The rows of a table that `write` wrote, with the texts before `safe`.
 
     Args:
       path: the CSV file, local.
@@ -158,7 +180,7 @@ def read(path: str) -> list[dict[str, str]]:
 
     with open(path, newline="", encoding="utf-8") as f:
         columns, *rows = ([plain(cell) for cell in row] for row in csv.reader(f))
-    return [dict(zip(columns, row)) for row in rows]  # noqa: B905 (Python 3.9)
+    return [dict(zip(columns, row)) for row in rows]
 
 
 def run() -> None:

@@ -3,6 +3,7 @@
 import importlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from tfssl.errors import UserError
 
@@ -39,7 +40,7 @@ class Registry:
         module, _, class_name = path.partition(":")
         return module, class_name
 
-    def find(self, name: str) -> type:
+    def find(self, name: str) -> type[Any]:
         """The class itself.
 
         Raises:

@@ -33,7 +33,7 @@ def _walk(binary, path):
     from tfssl.runtime import cli
 
     numeric = {}
-    for name in (name for names in cli._SECTIONS.values() for name in names):
+    for name in cli.defined_flags():
         flag = flags.FLAGS[name]
         kind = flag.flag_type()
         if kind not in ("int", "float"):

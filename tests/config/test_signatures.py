@@ -133,6 +133,13 @@ def test_names_of_flags_are_inherited(module):
     assert flags == {"shots": "probe_k", "k": "mine_k"}  # hidden has none
 
 
+def test_a_base_with_type_arguments_is_the_base(tmp_path, monkeypatch):
+    text = "class Base:\n    def __init__(self, k: int = 1): ...\nclass Own(Base[int]):\n    def __init__(self, **base): ...\n"
+    (tmp_path / "generics.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert list(signatures.read("generics", "Own")) == ["k"]
+
+
 def test_a_users_task_has_its_own_settings_and_ours(module):
     settings = signatures.read(module, "Mine")
     ours = signatures.read("tfssl.pretext.simclr", "SimCLR")

@@ -1,4 +1,5 @@
-"""The model of a fine-tuning: a Hub module as a backbone, a linear classifier, and perhaps a teacher."""
+"""The model of fine-tuning: a Hub module as the backbone, a linear classifier, and optionally a
+teacher."""
 
 from collections.abc import Callable
 from typing import Optional
@@ -16,13 +17,13 @@ from tfssl.hub import load as modules
 
 
 def build_model(config: FinetuneConfig, images: Images, teacher: Optional[Callable] = None) -> Classifier:
-    """The classifier's model, untrained; call it in the strategy's scope.
+    """The classifier before training; to be called in the strategy's scope.
 
     Args:
       teacher: a function images [N, H, W, 3] in [0, 1] -> logits [N, C].
 
     Raises:
-      UserError: there is nothing that training could change.
+      UserError: the module has no trainable variables.
     """
     settings, distillation = config.classifier, config.distillation
     module = modules.load(settings.handle())
@@ -42,7 +43,7 @@ def build_model(config: FinetuneConfig, images: Images, teacher: Optional[Callab
         temperature=distillation.distill_temperature,
         distill_weight=distillation.distill_weight,
         scale_by_t2=distillation.distill_scale_by_t2,
-        labelled=images.labels > 0 or images.validation is not None,
+        labeled=images.labels > 0 or images.validation is not None,
         image_size=size,
         resize=resize,
         min_area=settings.min_area,
@@ -52,10 +53,11 @@ def build_model(config: FinetuneConfig, images: Images, teacher: Optional[Callab
 
 
 def load_teacher(config: FinetuneConfig, images: Images) -> Optional[Callable[[tf.Tensor], tf.Tensor]]:
-    """The function images -> logits, or None; call it in the strategy's scope. Images without classes get the teacher's.
+    """The teacher, a function images -> logits, or None; to be called in the strategy's scope.
+    Images without classes get its.
 
     Raises:
-      UserError: the teacher's classes are others than those of the images.
+      UserError: teacher and images have different classes.
     """
     handle, dataset = config.distillation.teacher, config.data.dataset
     if not handle:

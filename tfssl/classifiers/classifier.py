@@ -1,4 +1,5 @@
-"""A classifier on a pretrained encoder: what `tfssl-finetune` trains, from labels, from a teacher, or from both."""
+"""A classifier on a pretrained encoder: what `tfssl-finetune` trains, from labels, from a teacher,
+or from both."""
 
 from __future__ import annotations
 
@@ -15,22 +16,25 @@ from tfssl.pretext.supervised import Supervised
 
 
 class Classifier(Supervised):
-    """Softmax cross-entropy of a linear layer on one of the encoder's endpoints; the layer begins at zero (Chen et al., arXiv 2006.10029).
+    """Softmax cross-entropy of a linear layer on one of the encoder's endpoints.
 
-    With a teacher each image's loss is  weight * distillation + (1 - weight) * cross-entropy,  the second where there is a label.
+    The layer is initialized to zero (Chen et al., arXiv 2006.10029). With a teacher the loss of an
+    image is weight * distillation + (1 - weight) * cross-entropy, the second where it has a label.
 
     Args:
       backbone: a `tfssl.backbones.hub.Hub`.
       num_classes: C.
-      endpoint: the endpoint that the linear layer sits on.
-      head_rate: the linear layer learns at so many times the learning rate.
-      layer_decay: each stage of the encoder learns at so many times the rate of the stage after it (Clark et al., arXiv 2003.10555; He et
-        al., arXiv 2111.06377: 0.65 to 0.75); 1: all learn alike. See `Hub.stages`.
+      endpoint: input of the linear layer.
+      head_rate: factor of the linear layer's learning rate.
+      layer_decay: layer-wise decay: each stage of the encoder has this multiple of the learning
+        rate of the stage after it (Clark et al., arXiv 2003.10555; He et al., arXiv 2111.06377:
+        0.65 to 0.75); 1: none. See `Hub.stages`.
       teacher: a function, images [N, H, W, 3] in [0, 1] -> logits [N, C]; None for none.
       temperature, scale_by_t2: see `losses.distillation`.
-      distill_weight: share of the distillation in the loss with a teacher.
-      labelled: whether there are labels to measure accuracy by.
-      min_area, color, weight_decay: as in `InceptionImages` and `Pretext`, with the defaults of fine-tuning.
+      distill_weight: weight of distillation in the loss with a teacher.
+      labeled: whether there are labels to measure accuracy by.
+      min_area, color, weight_decay: as in `InceptionImages` and `Pretext`, with the defaults of
+        fine-tuning.
     """
 
     task = "classification"
@@ -47,29 +51,30 @@ class Classifier(Supervised):
         temperature: float = 1.0,
         distill_weight: float = 1.0,
         scale_by_t2: bool = False,
-        labelled: bool = True,
+        labeled: bool = True,
         min_area: float = 0.08,
         color: bool = False,
         weight_decay: float = 0.0,
         **common: Any,
     ) -> None:
         super().__init__(backbone, num_classes, min_area=min_area, color=color, weight_decay=weight_decay, **common)
-        self.endpoint, self.labelled = endpoint, labelled
+        self.endpoint, self.labeled = endpoint, labeled
         self.head_rate, self.layer_decay = head_rate, layer_decay
         self.teacher, self.temperature, self.scale_by_t2 = teacher, temperature, scale_by_t2
         self.distill_weight = distill_weight if teacher else 0.0
 
     def normalize(self, images: tf.Tensor) -> tf.Tensor:
-        return images  # that is inside of the module
+        return images  # the module normalizes
 
     def classify(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        """Images [N, H, W, 3] in [0, 1] -> the encoder's endpoints, `logits` [N, C] and `probabilities` [N, C]."""
+        """Images [N, H, W, 3] in [0, 1] -> the encoder's endpoints, `logits` [N, C] and
+        `probabilities` [N, C]."""
         endpoints = self.encode(images, training)
         logits = self.head(self.vector(endpoints))  # NxC
         return {**endpoints, "logits": logits, "probabilities": tf.nn.softmax(logits)}
 
     def vector(self, endpoints: dict[str, tf.Tensor]) -> tf.Tensor:
-        """What the linear layer sits on: [N, D]."""
+        """Input of the linear layer: [N, D]."""
         return self.backbone.vector(endpoints, self.endpoint)
 
     def augment(self, batch: dict[str, tf.Tensor], draws: Draws) -> dict[str, tf.Tensor]:
@@ -87,10 +92,11 @@ class Classifier(Supervised):
     def objective(
         self, batch: dict[str, tf.Tensor], logits: tf.Tensor
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor | tuple[tf.Tensor, tf.Tensor]]]:
-        labels, known = tf.maximum(batch["label"], 0), tf.cast(batch["label"] >= 0, logits.dtype)  # N, N
+        # N, N
+        labels, known = tf.maximum(batch["label"], 0), tf.cast(batch["label"] >= 0, logits.dtype)
         loss, measured = super().objective({"label": labels}, logits)
         loss = (1 - self.distill_weight) * known * loss
-        measured = {name: (values, known) for name, values in measured.items()} if self.labelled else {}
+        measured = {name: (values, known) for name, values in measured.items()} if self.labeled else {}
         if self.teacher:
             taught = batch["taught"] if "taught" in batch else self.teacher(batch["image"])
             loss += self.distill_weight * distillation(logits, taught, self.temperature, self.scale_by_t2)
@@ -99,16 +105,18 @@ class Classifier(Supervised):
         return loss, measured
 
     def chance(self) -> dict[str, float]:
-        """`agreement`: how often student and teacher choose the same class. The loss is that of a uniform guess on a labelled image."""
-        levels = super().chance() if self.labelled else {}
+        """`agreement`: of student and teacher on the top class. The loss is that of a uniform guess
+        on a labeled image."""
+        levels = super().chance() if self.labeled else {}
         if self.teacher:
             levels["agreement"] = 1 / self.num_classes
         scale = self.temperature**2 if self.scale_by_t2 else 1.0
-        share = self.distill_weight
-        return {**levels, "loss": (1 - share + share * scale) * math.log(self.num_classes)}
+        weight = self.distill_weight
+        return {**levels, "loss": (1 - weight + weight * scale) * math.log(self.num_classes)}
 
     def groups(self) -> list[Group]:
-        """LARS does not adapt the linear layer, as in SimCLR's code: from zero its steps would stay tiny."""
+        """LARS does not scale the linear layer, as in SimCLR's code: its weights start at zero, and
+        so would its steps."""
         head = Group(self.head.trainable_variables, rate=self.head_rate, adapt=False)
         if self.layer_decay == 1:
             return apart(super().groups(), head)

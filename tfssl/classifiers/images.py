@@ -1,4 +1,4 @@
-"""What a classifier learns from, is chosen on and measured on."""
+"""Training, validation and test images of a fine-tuning run."""
 
 import dataclasses
 from typing import Optional
@@ -17,8 +17,10 @@ from tfssl.errors import UserError
 
 @dataclasses.dataclass
 class Images:
-    """What a run reads: sources, of which `validation` and `test` may be None; and how many labels of `train` it uses. Its classes are
-    those of the first source that has any."""
+    """The sources of a run, and the number of labels of `train` in use.
+
+    `validation` and `test` may be None. Classes
+    are those of the first source that has any."""
 
     train: Source
     validation: Optional[Source]
@@ -26,20 +28,20 @@ class Images:
     labels: int
 
     def __post_init__(self) -> None:
-        labelled = [source for source in (self.train, self.validation, self.test) if source and source.num_classes]
-        self.num_classes = labelled[0].num_classes if labelled else None
-        self.class_names = labelled[0].class_names if labelled else None
+        labeled = [source for source in (self.train, self.validation, self.test) if source and source.num_classes]
+        self.num_classes = labeled[0].num_classes if labeled else None
+        self.class_names = labeled[0].class_names if labeled else None
 
 
 def open_images(images: schema.Data, labels: schema.Labels, distillation: schema.Distillation, seed: int) -> Images:
     """The images of a run.
 
     Args:
-      images, labels, distillation: which, by how many labels, and whether a teacher stands in for those.
-      seed: of the choice of the labels.
+      images, labels, distillation: sections of the configuration.
+      seed: of the choice of the labeled images.
 
     Raises:
-      UserError: what has to be measured or learned has no labels, or splits overlap.
+      UserError: images that need labels have none, or splits overlap.
     """
     parts = {"train": images.train_split, "val": images.val_split, "test": labels.test_split}
     sources = {
@@ -51,7 +53,7 @@ def open_images(images: schema.Data, labels: schema.Labels, distillation: schema
         if missing:
             raise UserError(missing)
         if part in sources:
-            sources[part].probe()  # what nothing can be measured on is refused before the training
+            sources[part].probe()  # unreadable images are rejected before training
     source = sources["train"]
     others = sources.get("val"), sources.get("test")
     if checks.unlabelled(source):
@@ -66,7 +68,8 @@ def open_images(images: schema.Data, labels: schema.Labels, distillation: schema
                 "learn from a classifier alone (--teacher, --distill_weight=1)"
             )
         return Images(source, *others, labels=0)
-    if source.random_access and not distillation.teacher:  # of records labels are not known before they are read
+    # records have to be read for their labels
+    if source.random_access and not distillation.teacher:
         known = features.read_labels(source)["labels"]
         splits.check_classes(known[known >= 0], source)
     chosen = choose(source, labels.train_labels, labels.train_list, seed)

@@ -1,4 +1,4 @@
-"""What a classifier, as `tfssl-finetune` writes it, says of images."""
+"""Predictions of classifiers that `tfssl-finetune` wrote."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check(module: Module) -> None:
     if module.facts.get("kind") != KIND or not isinstance(sizes.get("logits"), int):
         raise UserError(
             f"module {module.handle!r} is no classifier of tfssl, whose classes are known: tfssl-finetune "
-            f"--module={module.handle} makes one from labelled images"
+            f"--module={module.handle} makes one from labeled images"
         )
 
 
@@ -35,16 +35,19 @@ def num_classes(module: Module) -> int:
 def predictions(
     module: Module, source: Source, image_size: int | None = None, resize: int | None = None, batch_size: int = 64
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The classes of all images that can be read, batch by batch in the order of the split; memory is that of a batch.
+    """Predictions for all readable images, batch by batch in the order of the split; memory: one
+    batch.
 
     Args:
       module: a classifier, loaded by `modules.load`.
       source: a `tfssl.data.Source`; labels are not needed.
-      image_size, resize: side of the central crop, and of the shorter side before it; by default the module's own.
-      batch_size: images at a time.
+      image_size, resize: side of the central crop, and of the shorter side before it; by default
+        the module's own.
+      batch_size: images per forward pass.
 
     Yields:
-      {"logits", "probabilities": float32 [n, C], "label": int64 [n] (-1: none), "index": int64 [n], places in the split}.
+      {"logits", "probabilities": float32 [n, C], "label": int64 [n] (-1: none), "index": int64 [n],
+      positions in the split}.
     """
     check(module)
     size, resize = module.sizes(image_size, resize)
@@ -58,12 +61,13 @@ def predictions(
     compute = tf.function(compute, input_signature=[images], autograph=False)
     for batch in pipeline.evaluation_crops(source, size, resize, batch_size):
         real = batch["weight"].numpy() > 0
-        found = {**compute(batch["image"]), "label": batch["label"], "index": batch["index"]}
-        yield {name: values.numpy()[real] for name, values in found.items()}
+        outputs = {**compute(batch["image"]), "label": batch["label"], "index": batch["index"]}
+        yield {name: values.numpy()[real] for name, values in outputs.items()}
 
 
 def accuracy(module: Module, source: Source, **settings: Any) -> dict[str, float]:
-    """{"accuracy", "top5_accuracy", "images"} of a classifier on a labelled source; settings as of `predictions`."""
+    """{"accuracy", "top5_accuracy", "images"} of a classifier on a labeled source; settings as of
+    `predictions`."""
     hits = []
     for batch in predictions(module, source, **settings):
         known = batch["label"] >= 0

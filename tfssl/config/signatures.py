@@ -79,7 +79,8 @@ def _read(module: str, class_name: str, parsed: dict[str, ast.Module]) -> "_Clas
     tree = parsed[module] if module in parsed else parsed.setdefault(module, _parse(module))
     node = _find(tree, module, class_name)
     own = _own(node, f"{module}:{class_name}")
-    for base in (b.id for b in node.bases if isinstance(b, ast.Name)):
+    bases = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]  # Protocol[Features]
+    for base in (b.id for b in bases if isinstance(b, ast.Name)):
         origin = _origin(tree, module, base)
         if origin:
             inherited = _read(*origin, parsed)

@@ -1,4 +1,5 @@
-"""How good is an encoder? Protocols that see a Hub module's features of images, and nothing of how it was trained."""
+"""Evaluation protocols: they read a Hub module's features of images, and know nothing of its
+training."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -39,26 +40,27 @@ def run(protocol: str, train: Any, test: Any, **settings: Any) -> "list[Result]"
 
     Args:
       protocol: one of NAMES, or the import path of a class of your own, "mypackage.mine:Mine".
-      train, test: `Features` of the two splits. Every choice is made on a part of `train`. Of protocols that read maps (segmentation,
-        detection, surface_normals) two sources, and `module` is a loaded `tfssl.hub.load.Module`.
-      **settings: those of the protocol's class, and those of `protocol.Data`, common to all: endpoints (names; all by default), val (of a
-        validation split; None: a part of `train`), train_labels ("all", "1%", 200: a class-balanced subset), val_fraction (0.2; 0: no
-        validation part), seed (0).
+      train, test: `Features` of the two splits. Every choice is made on a part of `train`. For
+        protocols that read maps (segmentation, detection, surface_normals): two sources, and
+        `module`, a loaded `tfssl.hub.load.Module`.
+      **settings: those of the protocol's class, and those of `protocol.Data`: endpoints (names; all
+        by default), val (a validation split; None: a part of `train`), train_labels ("all", "1%",
+        200: a class-balanced subset), val_fraction (0.2; 0: no validation part), seed (0).
 
     Returns:
-      a list of `Result`, one per endpoint (low_shot, few_shot: for each of their numbers of images).
+      a list of `Result`, one per endpoint (low_shot, few_shot: one per endpoint and k).
 
     Raises:
-      UserError: settings or features are not sound, such as an endpoint with values that are infinite or not a number, naming it.
+      UserError: invalid settings or features, such as an endpoint with infinite values or NaNs.
     """
     from tfssl.downstream.protocol import DATA_SETTINGS, Data
 
-    found = PROTOCOLS.find(protocol)
+    cls = PROTOCOLS.find(protocol)
     endpoints = settings.pop("endpoints", None)
-    of_data = {name: settings.pop(name) for name in DATA_SETTINGS if name in settings}
-    known = found.setting_names()
+    data_settings = {name: settings.pop(name) for name in DATA_SETTINGS if name in settings}
+    known = cls.setting_names()
     unknown = sorted(set(settings) - set(known))
     if unknown:
         names = ", ".join((*known, "endpoints", *DATA_SETTINGS))
         raise UserError(f"protocol {protocol} has no setting {', '.join(unknown)}; it has: {names}")
-    return found(**settings).measure(Data(train, test, **of_data), endpoints)
+    return cls(**settings).measure(Data(train, test, **data_settings), endpoints)

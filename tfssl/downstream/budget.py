@@ -1,29 +1,43 @@
-"""How long will a protocol take? An estimate from short trials before it starts, and what to do where the time is short.
+"""Time budget of an evaluation: estimates each protocol's run time by short trials, and shortens or
+skips protocols.
 
-A trial runs the protocol itself on one endpoint of a few images. Three of them (few passes; more passes; more images) tell three
-prices: what is paid once an endpoint, what a row costs, and what each pass (epoch, cost, episode) over a row costs.
+A trial runs the protocol itself on one endpoint of a few images. Three trials (few passes; more
+passes; more images) give three prices: the fixed time of an endpoint, the time of a row, and that
+of each pass (epoch, value of C, episode) over a row.
 """
 
-import collections
 import dataclasses
+import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from tfssl.data.sources.base import Source
 from tfssl.data.sources.subset import spread
 from tfssl.downstream import splits
 from tfssl.downstream.features import maps
 from tfssl.downstream.features.extract import Features
-from tfssl.downstream.protocol import Data, Protocol
+from tfssl.downstream.protocol import Data, Protocol, has_features
 from tfssl.downstream.results import PIXELS
 from tfssl.errors import UserError
 
-_ROWS, _IMAGES = 500, 4  # of the smaller sample, at most: of features; of a dense protocol, which sees whole images
+# size of the smaller sample, at most: rows of features; images of a dense protocol
+_ROWS, _IMAGES = 500, 4
 
-Price = collections.namedtuple("Price", ["once", "row", "each"])
-Price.__doc__ = """Seconds: `once` for each endpoint, `row` for a unit of `work`, `each` for a pass over one."""
+
+class Price(NamedTuple):
+    """Seconds: `once` for each endpoint, `row` for a unit of `work`, `each` for a pass over one."""
+
+    once: float
+    row: float
+    each: float
+
+
+# (runs a protocol on a sample, the sample's `work`)
+Trial = tuple[Callable[[Protocol], object], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +45,10 @@ class Plan:
     """How a protocol is run.
 
     Attributes:
-      protocol: with the settings that it runs with.
-      labels: number of labels, or images, that it learns from at most (of five of each class in any case); None: all.
-      quick: {setting: value} of those that took the place of what was asked for.
+      protocol: with the settings of the run.
+      labels: the largest number of training labels, or images (but at least five of each class);
+        None: all.
+      quick: {setting: value} of the settings that replace the requested ones.
     """
 
     protocol: Protocol
@@ -41,30 +56,30 @@ class Plan:
     quick: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def quickly(cls, asked: Protocol) -> "Plan":
-        """By the protocol's quick settings."""
-        settings = dict(asked.quick)
+    def quickly(cls, protocol: Protocol) -> "Plan":
+        """The plan of a protocol's quick settings."""
+        settings = dict(protocol.quick)
         labels = settings.pop("train_labels", None)
-        protocol = asked.replace(**settings)
-        changed = {name: settings[name] for name in settings if protocol.settings[name] != asked.settings[name]}
-        return cls(protocol, labels, {**({} if labels is None else {"train_labels": labels}), **changed})
+        quick = protocol.replace(**settings)
+        changed = {name: settings[name] for name in settings if quick.settings[name] != protocol.settings[name]}
+        return cls(quick, labels, {**({} if labels is None else {"train_labels": labels}), **changed})
 
     def limited(self, count: int, train: Features) -> int:
-        """How many of `count` labels it learns from."""
+        """The number of training labels, where `count` are requested."""
         return count if self.labels is None else min(count, max(self.labels, 5 * len(np.unique(train.labels))))
 
 
-def measured(protocol: Protocol, trials: Iterable[tuple[Callable[[Protocol], Any], float]]) -> Price:
-    """The `Price` by trials.
+def measured(protocol: Protocol, trials: Iterable[Trial]) -> Price:
+    """The `Price` of a protocol, measured by trials.
 
     Args:
-      protocol: what is to be estimated.
-      trials: [(function that runs a protocol on a sample, the sample's `work`)] of a smaller and a larger sample.
+      protocol: the protocol to estimate.
+      trials: of a smaller and a larger sample.
     """
     (small, few), (large, many) = trials
     short, long = (protocol.replace(**trial) for trial in protocol.trials)
 
-    def took(run, protocol):
+    def took(run: Callable[[Protocol], object], protocol: Protocol) -> float:
         begun = time.perf_counter()
         run(protocol)
         return time.perf_counter() - begun
@@ -100,17 +115,20 @@ def sample(features: Features, endpoint: str, count: int, seed: int = 0) -> Feat
 
 
 class Budget:
-    """Which protocols a time is enough for, decided before each starts, from the cheapest on, for all modules alike.
+    """Decides which protocols fit into a time budget, cheapest first, for all modules alike.
 
-    A protocol runs with its own settings where these take at most an equal share of what is left; with quick ones where these fit at all;
-    and else not. What was decided on the first module holds for the others, whose results stand in the same columns.
+    A protocol runs with its own settings where these take at most an equal fraction of the
+    remaining time; with quick settings where these fit at all; and is skipped otherwise. The
+    decision on the first module holds for all others, whose results share the columns.
 
     Args:
-      minutes: of all modules' protocols together. Passes of the images through the modules are not counted.
-      modules: how many there are.
-      protocols: those that may be shortened or left out, the cheapest first by `expense`. Others are never touched.
-      kept: names of those whose settings the user gave: they run as they are, or not.
-      tell: told, in a line, of each estimate; note: of what was shortened or left out.
+      minutes: for the protocols of all modules together. Feature extraction is not counted.
+      modules: number of modules.
+      protocols: those that may be shortened or skipped, cheapest first by `expense`. Others always
+        run in full.
+      kept: names of protocols whose settings the user gave: they run unchanged, or not at all.
+      tell: receives a line with each estimate; note: a line on each protocol that is shortened or
+        skipped.
     """
 
     def __init__(
@@ -125,18 +143,20 @@ class Budget:
         self.minutes, self.modules, self.kept, self.tell, self.note = minutes, modules, set(kept), tell, note
         self.waiting = {protocol.name for protocol in protocols}
         self.left = 60.0 * minutes
-        self.decided, self._running = {}, None
+        self.decided: dict[str, Optional[Plan]] = {}
+        self._running: Optional[float] = None
 
     def permit(
-        self, asked: Protocol, data: Data, endpoints: Sequence[str], train_labels: Sequence[Any] = ("all",)
+        self, protocol: Protocol, data: Data, endpoints: Sequence[str], train_labels: Sequence[splits.Labels] = ("all",)
     ) -> Optional[Plan]:
-        """How a protocol is run on all modules; None: it is left out. Arguments as of `runner.measure`."""
+        """The plan of a protocol on all modules; None: it is skipped. Arguments as of
+        `runner.measure`."""
         self.finished()
-        name = asked.name
+        name = protocol.name
         if name in self.decided:
             return self.decided[name]
         if name not in self.waiting:
-            return Plan(asked)
+            return Plan(protocol)
         begun = time.perf_counter()
         if self.left <= 0:
             self.waiting.remove(name)
@@ -146,15 +166,15 @@ class Budget:
                 "--budget_minutes=0 measures it"
             )
             return None
-        estimate = self.estimate(asked, data, endpoints, train_labels)
-        chosen = Plan(asked)
-        seconds = estimate(chosen)
-        share, how = self.left / len(self.waiting), "full settings"
+        estimate = self.estimate(protocol, data, endpoints, train_labels)
+        chosen: Optional[Plan] = Plan(protocol)
+        seconds = estimate(Plan(protocol))
+        fair, how = self.left / len(self.waiting), "full settings"
         first = not self.decided
         self.waiting.remove(name)
         remedy = f"--protocol={name} or --budget_minutes=0 measures it in full"
-        if seconds > share:
-            quick = Plan(asked) if name in self.kept or not asked.quick else Plan.quickly(asked)
+        if seconds > fair:
+            quick = Plan(protocol) if name in self.kept or not protocol.quick else Plan.quickly(protocol)
             quickly = estimate(quick)
             lasts = f"about {_clock(seconds)} in full" + (
                 f", {_clock(quickly)} with quick settings" if quick.quick else ""
@@ -165,7 +185,7 @@ class Budget:
                 chosen = None
             elif quick.quick and quickly < seconds:
                 chosen, how = quick, "quick settings"
-                shown = ", ".join(f"{key}={_shown(value)}" for key, value in asked.quick.items())
+                shown = ", ".join(f"{key}={_shown(value)}" for key, value in protocol.quick.items())
                 self.note(f"quick settings: {name}: {shown}: {lasts}; {of}; {remedy}")
                 seconds = quickly
         self.left -= time.perf_counter() - begun
@@ -176,70 +196,102 @@ class Budget:
         return chosen
 
     def estimate(
-        self, asked: Protocol, data: Data, endpoints: Sequence[str], train_labels: Sequence[Any]
+        self, protocol: Protocol, data: Data, endpoints: Sequence[str], train_labels: Sequence[splits.Labels]
     ) -> Callable[[Plan], float]:
-        """By trials: a function plan -> seconds on all endpoints of all modules, for all numbers of labels."""
-        trials = _of_maps if asked.reads == "maps" else _of_features
-        runs, amounts, tests, dims = trials(asked, data, endpoints, train_labels)
+        """A function plan -> estimated seconds on all endpoints of all modules, for all numbers of
+        labels."""
+        of_features = has_features(data)
+        trials = (
+            _of_features(protocol, data, endpoints, train_labels)
+            if of_features
+            else _of_maps(protocol, data, endpoints)
+        )
         try:
-            price = measured(asked, runs)
-        except UserError:  # it will say so itself, and that takes no time
+            price = measured(protocol, trials.runs)
+        except UserError:  # raised again by the run itself, which then takes no time
             return lambda plan: 0.0
 
-        def seconds(plan):
+        def seconds(plan: Plan) -> float:
             passes, total = plan.protocol.passes(), 0.0
-            for count in amounts(plan):
+            for count in trials.amounts(plan):
                 for name in endpoints:
-                    rows = price.row * asked.work(count, tests, dims[name])
-                    each = price.each * passes * asked.work(count, 0 if asked.reads == "maps" else tests, dims[name])
-                    total += (price.once + rows + each) * (
-                        1 if name == PIXELS else self.modules
-                    )  # pixels are the same for all
+                    dims, tests_each = trials.dims[name], trials.tests if of_features else 0
+                    rows = price.row * protocol.work(count, trials.tests, dims)
+                    each = price.each * passes * protocol.work(count, tests_each, dims)
+                    modules = 1 if name == PIXELS else self.modules  # pixels are the same for all
+                    total += (price.once + rows + each) * modules
             return total
 
         return seconds
 
     def finished(self) -> None:
-        """The protocol that ran has ended: what it took of one module is set aside for all."""
+        """Books the time of the protocol that has ended, for all modules."""
         if self._running is not None:
             self.left -= (time.perf_counter() - self._running) * self.modules
             self._running = None
 
 
-def _of_features(asked, data, endpoints, train_labels):
-    """Trials on the largest endpoint: (runs as of `measured`; plan -> numbers of labels; test images; {endpoint: values})."""
+class Trials(NamedTuple):
+    """Trials on the largest endpoint, and what an estimate needs beside their times.
+
+    Attributes:
+      runs: as `measured` takes them.
+      amounts: plan -> numbers of labels, or of images.
+      tests: test images.
+      dims: {endpoint: values of an image}.
+    """
+
+    runs: list[Trial]
+    amounts: Callable[[Plan], Iterable[int]]
+    tests: int
+    dims: dict[str, int]
+
+
+def _of_features(
+    protocol: Protocol, data: Data[Features], endpoints: Sequence[str], train_labels: Sequence[splits.Labels]
+) -> Trials:
     train, test = data.train, data.test
     dims = {name: train.endpoints[name].shape[1] for name in endpoints}
-    largest, runs = max(endpoints, key=dims.get), []
+    largest = max(endpoints, key=lambda name: dims[name])
+    runs: list[Trial] = []
     few = min(_ROWS, len(train.labels) // 2)
     for rows in (few, 2 * few):
         parts = sample(train, largest, rows), sample(test, largest, rows)
         of = data.replace(train=parts[0], test=parts[1], val=None)
-        work = asked.work(*(len(part.labels) for part in parts), dims[largest])
-        runs.append((lambda protocol, of=of: protocol.measure(of), work))
+        work = protocol.work(len(parts[0].labels), len(parts[1].labels), dims[largest])
+        runs.append((functools.partial(_measure, data=of), work))
     counts = [splits.label_count(amount, len(train.labels)) for amount in train_labels]
-    return runs, lambda plan: dict.fromkeys(plan.limited(count, train) for count in counts), len(test.labels), dims
+
+    def amounts(plan: Plan) -> Iterable[int]:
+        return dict.fromkeys(plan.limited(count, train) for count in counts)
+
+    return Trials(runs, amounts, len(test.labels), dims)
 
 
-def _of_maps(asked, data, endpoints, train_labels):
-    """The same of a dense protocol, whose sources have no subsets of labels."""
-    size = maps.image_sides(data.train, asked.size)
-    shapes = data.module.shapes(size)
-    dims = {name: np.prod(size) * 3 if name == PIXELS else np.prod(shapes[name]) for name in endpoints}
-    largest, runs = max(endpoints, key=dims.get), []
+def _of_maps(protocol: Protocol, data: Data[Source], endpoints: Sequence[str]) -> Trials:
+    """The same for a dense protocol, whose sources have no label subsets."""
+    size = maps.image_sides(data.train, protocol.settings.get("size", (0, 0)))
+    shapes = data.required_module.shapes(size)
+    dims = {name: math.prod((*size, 3) if name == PIXELS else shapes[name]) for name in endpoints}
+    largest = max(endpoints, key=lambda name: dims[name])
+    runs: list[Trial] = []
     few = min(_IMAGES, data.train.num_examples // 2)
     for images in (few, 2 * few):
         parts = [spread(source, images, renumber=True) for source in (data.train, data.test)]
         of = data.replace(train=parts[0], test=parts[1], val=None)
-        work = asked.work(*(part.num_examples for part in parts), dims[largest])
-        runs.append((lambda protocol, of=of: protocol.measure(of, [largest]), work))
+        work = protocol.work(parts[0].num_examples, parts[1].num_examples, dims[largest])
+        runs.append((functools.partial(_measure, data=of, endpoints=[largest]), work))
     count = data.train.num_examples
-    return runs, lambda plan: [min(count, plan.labels or count)], data.test.num_examples, dims
+    return Trials(runs, lambda plan: [min(count, plan.labels or count)], data.test.num_examples, dims)
 
 
-def _shown(value):
+def _measure(protocol: Protocol, data: Data, endpoints: Optional[Sequence[str]] = None) -> None:
+    protocol.measure(data, endpoints)
+
+
+def _shown(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _clock(seconds):
+def _clock(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s" if seconds >= 1 else "less than 1 s"

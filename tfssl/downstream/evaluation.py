@@ -1,4 +1,5 @@
-"""What an evaluation does with one module beside its protocols: features, their files, pictures of nearest images."""
+"""Steps of an evaluation beside the protocols: feature extraction, files of features, pictures of
+nearest neighbors."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,7 +28,7 @@ def extract(
     protocols: Sequence[Protocol],
     record: Record,
 ) -> dict[str, Features]:
-    """{part: a module's features}; cached ones are memory-mapped, so that only a local --workdir keeps any."""
+    """{part: features of a module}, cached in a local --workdir."""
     held_out = bool(not settings.val_split and settings.val_fraction)
     others = settings.neighbor_count or settings.writes_features
     reads_train = others or any(protocol.reads_train(held_out) for protocol in protocols)
@@ -63,7 +64,7 @@ def extract(
 
 
 def write_features(settings: Evaluation, name: str, features: Mapping[str, Features], record: Record) -> None:
-    """WORKDIR/MODULE_PART.npz of each part."""
+    """Write WORKDIR/MODULE_PART.npz of each part."""
     for part, of_part in features.items():
         record.say(f"written: {of_part.save(settings.file(f'{name}_{part}.npz'))}")
 
@@ -71,7 +72,8 @@ def write_features(settings: Evaluation, name: str, features: Mapping[str, Featu
 def write_neighbors(
     settings: Evaluation, name: str, features: Mapping[str, Features], endpoints: Sequence[str], record: Record
 ) -> None:
-    """WORKDIR/MODULE_neighbors.png, by the endpoint that validation chose, or else the last that is the module's."""
+    """Write WORKDIR/MODULE_neighbors.png, by the endpoint that validation chose, or else the
+    module's last one."""
     own = [endpoint for endpoint in endpoints if endpoint != PIXELS] or endpoints
     endpoint = View.of(record.results).starred(name) or own[-1]
     train, test = features["train"], features["test"]
@@ -86,13 +88,14 @@ def write_neighbors(
 
 
 def prune(settings: Evaluation, sources: Mapping[str, Source]) -> list[str]:
-    """Remove the features in --workdir that nobody can use any more, those of changed `sources` among them. Returns lines to tell.
+    """Remove features in --workdir that are no longer usable, such as those of changed `sources`.
+    Returns lines to print.
 
     Raises:
       UserError: there is no local --workdir.
     """
     folder = settings.features_folder
-    if not folder:
+    if settings.workdir is None or not folder:
         raise UserError("--prune removes features from a local --workdir: name it")
     known = [(source.spec, source.split, identity.of(source)) for source in sources.values()]
     with locks.workdir_lock(settings.workdir, settings.steal_lock):

@@ -1,6 +1,7 @@
-"""Pictures of a dense protocol's answers, for reports: PNG bytes of a grid of images."""
+"""Pictures of dense predictions, for reports: PNG bytes of a grid of images."""
 
 import io
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -8,29 +9,36 @@ from PIL import Image, ImageDraw
 _GAP, _LINE = 4, 14  # pixels between images, and of a line of text
 
 
-def colors(count):
-    """uint8 [count + 1, 3]: a color for each class, and gray, which -1 picks, for what has none."""
+def colors(count: int) -> np.ndarray:
+    """A color for each class, and gray for none (index -1): uint8 [count + 1, 3]."""
     i = np.arange(count)
-    hue, light = i * 0.618034 % 1, 0.55 + 0.35 * (i % 3) / 2  # golden steps: neighbours differ
+    # golden-ratio steps: adjacent classes differ
+    hue, light = i * 0.618034 % 1, 0.55 + 0.35 * (i % 3) / 2
     wheel = np.clip(np.abs((hue[:, None] * 6 + [0, 4, 2]) % 6 - 3) - 1, 0, 1)
     return np.concatenate([255 * (1 - (1 - wheel) * 0.7) * light[:, None], [[128, 128, 128]]]).astype(np.uint8)
 
 
-def grid(rows, titles, names=(), palette=()):
-    """PNG bytes of rows of equally large uint8 images [H, W, 3], a title above each column, and below all the names of classes in their
-    colors."""
+def grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    names: Sequence[str] = (),
+    palette: Iterable[np.ndarray] = (),
+) -> bytes:
+    """PNG bytes of rows of uint8 images [H, W, 3] of one size, with a title above each column and a
+    legend of classes below."""
     height, width = rows[0][0].shape[:2]
     wide, end = len(titles) * (width + _GAP) - _GAP, _LINE + len(rows) * (height + _GAP)
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    at, places = [2, end], []
+    left, top, positions = 2.0, end, []
     for name in names:
         length = pen.textlength(name) + 2 * _LINE
-        at = [2, at[1] + _LINE] if at[0] + length > wide else at
-        places.append(tuple(at))
-        at[0] += length
-    canvas = Image.new("RGB", (wide, at[1] + _LINE if names else end - _GAP), "white")
+        if left + length > wide:
+            left, top = 2.0, top + _LINE
+        positions.append((left, top))
+        left += length
+    canvas = Image.new("RGB", (wide, top + _LINE if names else end - _GAP), "white")
     draw = ImageDraw.Draw(canvas)
-    for (x, y), name, color in zip(places, names, palette):  # noqa: B905 (Python 3.9)
+    for (x, y), name, color in zip(positions, names, palette):
         draw.rectangle((x, y + 2, x + 9, y + 11), fill=tuple(int(v) for v in color))
         draw.text((x + _LINE, y + 1), name, fill="black")
     for column, title in enumerate(titles):
@@ -45,11 +53,12 @@ def grid(rows, titles, names=(), palette=()):
     return buffer.getvalue()
 
 
-def boxed(image, boxes, of_class, palette):
-    """A copy of an image uint8 [H, W, 3] with boxes (ymin, xmin, ymax, xmax) in pixels, framed in the color of their class."""
+def boxed(image: np.ndarray, boxes: np.ndarray, of_class: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """A copy of an image uint8 [H, W, 3] with boxes (ymin, xmin, ymax, xmax) in pixels, framed in
+    the color of their class."""
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
-    for (top, left, bottom, right), c in zip(boxes, of_class):  # noqa: B905 (Python 3.9)
+    for (top, left, bottom, right), c in zip(boxes, of_class):
         ends = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
         draw.rectangle([float(v) for v in ends], outline=tuple(int(v) for v in palette[c]), width=2)
     return np.asarray(picture)

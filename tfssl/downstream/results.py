@@ -1,35 +1,36 @@
-"""What protocols measure: one `Result` for each endpoint, and for each number of images where a protocol has several."""
+"""Results of protocols: one `Result` for each endpoint, and each number of shots where a protocol
+has several."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Optional, Union
 
 PIXELS = "pixels"  # the endpoint that is no module's: the images themselves
-Column = tuple[
-    str, int, Optional[int]
-]  # (protocol, training labels, k or None): what tells the columns of a table apart
+Column = tuple[str, int, Optional[int]]  # of a table: (protocol, training labels, k or None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result(Mapping):
-    """One measured value, and what it rests on.
+    """One measured value, with its conditions.
 
-    It reads as a mapping too, of what results.json says: fields that are unset are left out, `details` stand beside the others, and the
-    picture is not among them. `dict(result)` is that record, `Result.of(record)` the way back.
+    It is a mapping too: the record of results.json, in which unset fields and the picture are
+    missing, and `details` stand beside the other fields. `dict(result)` is that record,
+    `Result.of(record)` the way back.
 
     Attributes:
-      protocol, endpoint, module: their names; module is "" until the result belongs to one.
-      metric: the name of what `value` is, such as "accuracy".
+      protocol, endpoint, module: names; module is "" until the result belongs to one.
+      metric: name of `value`, such as "accuracy".
       value: on the test images, in [0, 1], higher is better.
-      val_value: the same on the images that choices are made on; None without.
-      train_labels: number of labels, or annotated images, learned from.
-      shots: images of each class learned from, where a protocol has several such numbers.
-      chance: `value` of a random guess, where it is not that of the data set's accuracy.
-      chosen_on, reported_on: the images behind `val_value` and `value`, for people.
+      val_value: the same on the validation images; None without.
+      train_labels: number of training labels, or annotated training images.
+      shots: training images of each class, where a protocol has several such numbers.
+      chance: `value` of a random guess, where it is not the data set's chance accuracy.
+      chosen_on, reported_on: names of the images behind `val_value` and `value`.
       chosen: whether validation chose this endpoint for its module.
       seconds: of computation.
-      quick: {setting: value} that took the place of what was asked for, to save time.
-      details: what else the protocol says: its settings, what it chose, curves, values of each class; all JSON-able.
+      quick: {setting: value} of the settings that replace the requested ones, to save time.
+      details: what else the protocol reports: settings, choices, curves, values of each class; all
+        JSON-able.
       picture: a PNG's bytes, or its path, for report.html.
     """
 
@@ -69,7 +70,7 @@ class Result(Mapping):
     def replace(self, **changes: Any) -> "Result":
         return dataclasses.replace(self, **changes)
 
-    def _record(self):
+    def _record(self) -> dict[str, Any]:
         unset = {name for name, empty in _UNSET.items() if getattr(self, name) == empty}
         fields = {name: getattr(self, name) for name in _FIELDS if name != "picture" and name not in unset}
         return {**fields, **self.details}
@@ -85,17 +86,21 @@ class Result(Mapping):
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Result) if field.name != "details")
-_UNSET = {"module": "", "shots": None, "chance": None, "quick": {}}  # which records leave out
+# which records leave out
+_UNSET: dict[str, Any] = {"module": "", "shots": None, "chance": None, "quick": {}}
 
 
 def mark_chosen(results: Iterable[Result]) -> list[Result]:
-    """The results with `chosen` set: of the endpoints of one module, under one protocol and number of labels, the best on validation.
+    """The results with `chosen` set: of the endpoints of one module, under one protocol and number
+    of labels, the best on validation.
 
-    Pixels are not the module's; among equals the deeper endpoint is chosen. Without validation results none is.
+    Pixels are not the module's; among equals the deeper endpoint is chosen. Without validation
+    results none is.
     """
-    results, groups = list(results), {}
-    for i, result in enumerate(results):
+    results = list(results)
+    groups: dict[tuple[str, Column], list[tuple[float, int]]] = {}
+    for depth, result in enumerate(results):
         if not result.of_pixels and result.val_value is not None:
-            groups.setdefault((result.module, *result.column), []).append(i)
-    best = {max(reversed(group), key=lambda i: results[i].val_value) for group in groups.values()}
-    return [result.replace(chosen=i in best) for i, result in enumerate(results)]
+            groups.setdefault((result.module, result.column), []).append((result.val_value, depth))
+    best = {max(reversed(group))[1] for group in groups.values()}
+    return [result.replace(chosen=depth in best) for depth, result in enumerate(results)]

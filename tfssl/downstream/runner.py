@@ -1,4 +1,4 @@
-"""Several protocols on one module, result by result as they are there."""
+"""Several protocols on one module, result by result."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional
@@ -8,12 +8,12 @@ from tfssl.data.sources.subset import spread
 from tfssl.downstream import budget as times
 from tfssl.downstream import splits
 from tfssl.downstream.features import extract as features
-from tfssl.downstream.protocol import Data, Protocol, lacks
-from tfssl.downstream.results import Result
+from tfssl.downstream.protocol import Data, Part, Protocol, has_features, lacks
+from tfssl.downstream.results import PIXELS, Result
 from tfssl.errors import UserError
 from tfssl.hub.load import Module
 
-Tell = Callable[[str], None]
+Tell = Callable[[str], None]  # prints a line
 
 
 def endpoints(
@@ -22,7 +22,8 @@ def endpoints(
     image_size: Optional[int] = None,
     resize: Optional[int] = None,
 ) -> dict[str, list[str]]:
-    """Which endpoints' features are extracted of each module; pixels, the same for all, of the first that has any.
+    """The endpoints to extract of each module; pixels, the same for all modules, of the first one
+    only.
 
     Args:
       opened: {name: loaded `Module`}.
@@ -32,30 +33,31 @@ def endpoints(
     Returns:
       {name of the module: names of endpoints}, without modules that have none.
     """
-    chosen = {}
+    endpoints_of: dict[str, list[str]] = {}
     for name, module in opened.items():
         size, _ = module.sizes(image_size, resize)
-        mine = features.check_endpoints(module, size, names) + [features.PIXELS] * (names is None)
-        mine = [endpoint for endpoint in mine if not (chosen and endpoint == features.PIXELS)]
-        if mine:
-            chosen[name] = mine
-    return chosen
+        of_module = features.check_endpoints(module, size, names) + ([PIXELS] if names is None else [])
+        of_module = [endpoint for endpoint in of_module if not (endpoints_of and endpoint == PIXELS)]
+        if of_module:
+            endpoints_of[name] = of_module
+    return endpoints_of
 
 
 def permitted(
     protocols: Sequence[Protocol], sources: Iterable[Source], optional: Sequence[str] = (), left_out: Tell = print
 ) -> list[Protocol]:
-    """Those of the protocols that the images permit.
+    """The protocols whose requirements the images meet.
 
     Args:
       sources: of all splits.
-      optional: names of protocols that may be left out.
-      left_out: told, in a line, which those are and why.
+      optional: names of protocols that may be skipped.
+      left_out: receives a line on each protocol that is skipped.
 
     Raises:
-      UserError: the images do not permit a protocol that is not optional, or none of them.
+      UserError: the images do not meet the requirements of a protocol that is not optional, or of
+        any.
     """
-    refused = {}
+    refused: dict[str, str] = {}
     for source in sources:
         reasons = {need: lacks(need, source) for need in dict.fromkeys(n for p in protocols for n in p.needs)}
         for protocol in protocols:
@@ -76,14 +78,18 @@ def permitted(
 
 
 def check_labels(
-    protocols: Sequence[Protocol], sources: Mapping[str, Source], train_labels: Sequence[Any] = ("all",), **of_data: Any
+    protocols: Sequence[Protocol],
+    sources: Mapping[str, Source],
+    train_labels: Sequence[splits.Labels] = ("all",),
+    **data_settings: Any,
 ) -> None:
-    """Raise UserError for what a protocol would refuse once it sees the labels: too few images of a class, one class alone.
+    """Raise UserError where a protocol would reject the labels: too few images of a class, a single
+    class.
 
-    Of sources whose labels are known without reading their images; of others nothing is checked.
+    Only sources whose labels are known without reading images are checked.
 
     Args:
-      protocols: that read features.
+      protocols: protocols that read features.
       sources: {"train", "test", perhaps "val": source}.
       train_labels: numbers of labels, such as ["1%", "all"].
       **of_data: other settings of `Data`.
@@ -102,63 +108,69 @@ def check_labels(
             splits.described(source),
             targets=None if targets is None else targets[rows["index"]],
         )
+    data = Data(parts["train"], parts["test"], parts.get("val"), **data_settings)
     for protocol in protocols:
         for amount in train_labels:
             count = splits.label_count(amount, len(parts["train"].labels))
             try:
-                protocol.check(Data(**parts, train_labels=count, **of_data))
+                protocol.check(data.replace(train_labels=count))
             except UserError as error:
                 raise UserError(f"--protocol={protocol.name}: {error}") from error
 
 
 def measure(
-    protocols: Sequence[Protocol],
-    data: Data,
+    protocols: Sequence[Protocol[Part]],
+    data: Data[Part],
     endpoints: Optional[Sequence[str]] = None,
-    train_labels: Sequence[Any] = ("all",),
+    train_labels: Sequence[splits.Labels] = ("all",),
     pixels_of: Sequence[str] = (),
     optional: Sequence[str] = (),
     left_out: Tell = print,
     refused: Optional[Callable[[UserError, str], None]] = None,
     budget: Optional[times.Budget] = None,
 ) -> Iterator[Result]:
-    """Yield the results of protocols that read the same kind of data: by protocol, number of labels and endpoint.
+    """Yield the results of protocols that read the same kind of data: by protocol, number of labels
+    and endpoint.
 
     Args:
-      data: what all of them are run on.
+      data: of all protocols.
       endpoints: names; None: all.
-      train_labels: numbers of labels, such as ["1%", "all"]; of protocols that read features.
-      pixels_of: names of the protocols whose pixels are measured already: they are the same for every module.
-      optional: names of protocols that are left out, wholly or for numbers of images that are too large, where they raise a UserError.
-      left_out: told, in a line, what was left out and why.
-      refused: told of the UserError of each part of a protocol that is not optional; the others go on. None: it is raised.
-      budget: which may shorten protocols or leave them out; None: all are measured as they are.
+      train_labels: numbers of labels, such as ["1%", "all"]; for protocols that read features.
+      pixels_of: names of protocols with a result of pixels, which is the same for every module.
+      optional: names of protocols that are skipped, wholly or for too large a k, where they raise a
+        UserError.
+      left_out: receives a line on whatever is skipped.
+      refused: receives the UserError of each part of a protocol that is not optional; other parts
+        go on. None: it is raised.
+      budget: may shorten or skip protocols; None: all run in full.
     """
-    for asked in protocols:
+    for protocol in protocols:
         try:
-            names = asked.endpoints(data, endpoints, pixels=asked.name not in pixels_of)
-            plan = budget.permit(asked, data, names, train_labels) if budget else times.Plan(asked)
+            names = protocol.endpoints(data, endpoints, pixels=protocol.name not in pixels_of)
+            plan = budget.permit(protocol, data, names, train_labels) if budget else times.Plan(protocol)
             if plan is None or not names:
                 continue
-            parts = [(part, group) for part in _amounts(plan, data, train_labels) for group in _groups(asked, names)]
+            parts = [(part, group) for part in _amounts(plan, data, train_labels) for group in _groups(protocol, names)]
         except UserError as error:
-            _refuse(error, asked.name, asked.name in optional, left_out, refused)
+            _refuse(error, protocol.name, protocol.name in optional, left_out, refused)
             continue
         for part, group in parts:
             try:
-                if asked.name in optional:
+                if protocol.name in optional:
                     results = _as_far_as_it_goes(plan.protocol, part, group, left_out)
                 else:
                     results = plan.protocol.measure(part, group)
             except UserError as error:
-                _refuse(error, asked.name, asked.name in optional, left_out, refused)
+                _refuse(error, protocol.name, protocol.name in optional, left_out, refused)
                 continue
             yield from (result.replace(quick=plan.quick) for result in results)
     if budget:
         budget.finished()
 
 
-def _refuse(error, name, optional, left_out, refused):
+def _refuse(
+    error: UserError, name: str, optional: bool, left_out: Tell, refused: Optional[Callable[[UserError, str], None]]
+) -> None:
     if optional:
         left_out(f"left out: {name}: {error}")
     elif refused:
@@ -167,24 +179,27 @@ def _refuse(error, name, optional, left_out, refused):
         raise error
 
 
-def _groups(protocol, names):
+def _groups(protocol: Protocol, names: list[str]) -> list[list[str]]:
     return [names] if protocol.one_pass else [[name] for name in names]
 
 
-def _amounts(plan, data, train_labels):
+def _amounts(plan: times.Plan, data: Data, train_labels: Sequence[splits.Labels]) -> list[Data]:
     """The `Data` of each number of labels."""
-    if plan.protocol.reads == "maps":
-        if plan.labels is None:
-            return [data]
-        return [data.replace(train=spread(data.train, plan.labels, renumber=True))]
-    counts = [splits.label_count(amount, len(data.train.labels)) for amount in train_labels]
-    return [data.replace(train_labels=count) for count in dict.fromkeys(plan.limited(c, data.train) for c in counts)]
+    if has_features(data):
+        counts = [splits.label_count(amount, len(data.train.labels)) for amount in train_labels]
+        limited = dict.fromkeys(plan.limited(count, data.train) for count in counts)
+        return [data.replace(train_labels=count) for count in limited]
+    if plan.labels is None:
+        return [data]
+    return [data.replace(train=spread(data.train, plan.labels, renumber=True))]
 
 
-def _as_far_as_it_goes(protocol, data, names, left_out):
-    """The results of a protocol; where it refuses, for fewer "shots", or none."""
+def _as_far_as_it_goes(protocol: Protocol, data: Data, names: list[str], left_out: Tell) -> list[Result]:
+    """The results of a protocol; where it raises a UserError, those of fewer "shots", or none."""
     what = protocol.name if protocol.reads == "maps" else f"{protocol.name} on {data.train_labels} labels"
-    shots, dropped, reason = protocol.settings.get("shots", []), [], None
+    shots: list[int] = list(protocol.settings.get("shots", ()))
+    dropped: list[int] = []
+    reason = ""
     while True:
         try:
             results = (protocol.replace(shots=shots) if dropped else protocol).measure(data, names)
@@ -193,7 +208,7 @@ def _as_far_as_it_goes(protocol, data, names, left_out):
             if len(shots) < 2:
                 left_out(f"left out: {what}: {error}")
                 return []
-            shots, dropped, reason = shots[:-1], [shots[-1], *dropped], error
+            shots, dropped, reason = shots[:-1], [shots[-1], *dropped], str(error)
     if dropped:
         left_out(f"left out: {what}, k={','.join(map(str, dropped))}: {reason}")
     return results

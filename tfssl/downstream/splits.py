@@ -1,33 +1,49 @@
-"""Which rows of the training features a protocol learns from, and on which it makes its choices. NumPy only."""
+"""Training and validation rows of features. NumPy only."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Optional, Union
 
 import numpy as np
 
 from tfssl.errors import UserError
+
+if TYPE_CHECKING:
+    from tfssl.data.sources.base import Source
+    from tfssl.downstream.features.extract import Features
+
+Labels = Union[str, int]  # a number of labels: "all", a percentage such as "1%", or a number
 
 
 @dataclasses.dataclass
 class Split:
     """Row numbers: `rows` and `fit` into the training features, `val` into `held`."""
 
-    rows: np.ndarray  # all labelled rows that may be used
-    fit: np.ndarray  # those that settings are fitted on: `rows` without the validation part
-    val: np.ndarray  # those that settings, endpoint and epoch are chosen on; may be empty
-    held: Any  # the `Features` where these are: the training features, or a validation split of its own
+    rows: np.ndarray  # all labeled rows that may be used
+    fit: np.ndarray  # training rows while settings are chosen: `rows` without the validation part
+    # validation rows, by which settings, endpoint and epoch are chosen; may be empty
+    val: np.ndarray
+    held: "Features"  # the features of `val`: the training features, or a validation split
 
     @property
-    def fits_all(self):
-        """Whether what is fitted on `fit` has seen all of `rows`, so that no last fit is needed."""
+    def fits_all(self) -> bool:
+        """Whether `fit` is all of `rows`, so that no final fit is needed."""
         return len(self.fit) == len(self.rows)
 
 
-def split(train, test, train_labels="all", val_fraction=0.2, seed=0, val=None):
-    """Check the labels of all parts, and choose the rows. Arguments as in `balanced` and `stratified`; returns a Split.
+def split(
+    train: "Features",
+    test: "Features",
+    train_labels: Labels = "all",
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    val: Optional["Features"] = None,
+) -> Split:
+    """Check the labels of all parts, and choose the rows. Arguments as in `balanced` and
+    `stratified`; returns a Split.
 
-    With `val`, Features of a validation split, nothing is held out of the training rows. Its images of classes that do
-    not occur among these are left out.
+    With `val`, `Features` of a validation split, nothing is held out of the training rows;
+    validation images of classes that have no training row are dropped.
     """
     check_labels(train, test)
     count = label_count(train_labels, len(train.labels), len(np.unique(train.labels)))
@@ -43,12 +59,31 @@ def split(train, test, train_labels="all", val_fraction=0.2, seed=0, val=None):
     return Split(rows, rows[fit], rows[held], train)
 
 
-def one_vs_rest(train, test, val=None, train_labels="all", seed=0):
-    """For protocols that ask of every class whether an image shows it: (rows of `train` to use, targets of `train`, of
-    `test`, of `val` or None).
+class Targets(NamedTuple):
+    """Whether images show each class, int8 [N, C]: 1 positive, -1 negative, 0 difficult.
 
-    Targets are int8 [N, C]: 1 yes, -1 no, 0 hard to tell ("difficult"). They are `Features.targets`, and then the rows
-    a random subset; or they follow from labels, and then it is class-balanced. A smaller subset is within a larger one.
+    Attributes:
+      rows: int [n], the training rows to use.
+      train, test, val: targets of all rows of each part; `val` None where there is no such part.
+    """
+
+    rows: np.ndarray
+    train: np.ndarray
+    test: np.ndarray
+    val: Optional[np.ndarray]
+
+
+def one_vs_rest(
+    train: "Features",
+    test: "Features",
+    val: Optional["Features"] = None,
+    train_labels: Labels = "all",
+    seed: int = 0,
+) -> Targets:
+    """The `Targets` of one binary classifier for each class.
+
+    They are `Features.targets`, with a random subset of rows; or they follow from labels, with a
+    class-balanced subset. A smaller subset lies within a larger one.
     """
     parts = [part for part in (train, test, val) if part is not None]
     if all(part.targets is None for part in parts):
@@ -60,16 +95,14 @@ def one_vs_rest(train, test, val=None, train_labels="all", seed=0):
         check_classes(train.labels[rows], train)
         targets = [np.where(part.labels[:, None] == np.arange(classes), 1, -1).astype(np.int8) for part in parts]
     else:
-        for part in parts[1:]:
-            check_targets(train, part)
-        count = label_count(train_labels, len(train.targets))
+        targets = [check_targets(train, part)[1] for part in parts]
+        count = label_count(train_labels, len(train.labels))
         rows = np.sort(np.argsort(draws(train.index, seed, 0), kind="stable")[:count])
-        targets = [part.targets for part in parts]
-    return (rows, *targets) if val is not None else (rows, *targets, None)
+    return Targets(rows, targets[0], targets[1], targets[2] if val is not None else None)
 
 
-def described(part: Any) -> str:
-    """`Features`, or a `Source`, for people: data set and split."""
+def described(part: Union["Features", "Source"]) -> str:
+    """Name of `Features` or a `Source`: data set and split."""
     return part.source if hasattr(part, "source") else f"{part.spec} {part.split}"
 
 
@@ -84,7 +117,7 @@ def nothing_to_choose_on(part: Split, val_fraction: float) -> None:
     )
 
 
-def check_labels(train, test):
+def check_labels(train: "Features", test: "Features") -> None:
     """Raise UserError unless both parts have one label for each image, of the same classes."""
     for features in (train, test):
         if not len(features.labels):
@@ -95,17 +128,17 @@ def check_labels(train, test):
                 "svm and low_shot take such data"
             )
         if (features.labels < 0).any():
-            unlabelled = int((features.labels < 0).sum())
+            unlabeled = int((features.labels < 0).sum())
             raise UserError(
-                f"{features.source}: {unlabelled} of {len(features.labels)} images have no label, and this protocol "
+                f"{features.source}: {unlabeled} of {len(features.labels)} images have no label, and this protocol "
                 "needs one for each; sort the images into a folder per class, or evaluate on another data set"
             )
     _check_class_names(train, test)
 
 
-def check_classes(labels, features):
-    """Raise UserError unless the labels int [n] that are learned from are of two classes or more; `features`: a `Features` or a `Source`
-    for the message."""
+def check_classes(labels: np.ndarray, features: Union["Features", "Source"]) -> None:
+    """Raise UserError unless the training labels int [n] are of two classes or more; `features` is
+    named in the message."""
     if len(np.unique(labels)) < 2:
         label = int(labels[0])
         name = features.class_names[label] if features.class_names else label
@@ -115,20 +148,23 @@ def check_classes(labels, features):
         )
 
 
-def check_targets(train, test):
-    """Raise UserError unless both parts have targets, for the same classes."""
+def check_targets(train: "Features", test: "Features") -> tuple[np.ndarray, np.ndarray]:
+    """The targets of both parts; UserError unless both have them, for the same classes."""
+    targets = []
     for features in (train, test):
         if not len(features.labels):
             raise UserError(f"{features.source}: no image to evaluate on")
         if features.targets is None:
             raise UserError(f"{features.source}: images have one label each, and in the other part several")
-    if train.targets.shape[1] != test.targets.shape[1]:
-        counts = train.targets.shape[1], test.targets.shape[1]
+        targets.append(features.targets)
+    counts = [part.shape[1] for part in targets]
+    if counts[0] != counts[1]:
         raise UserError(f"{train.source} has {counts[0]} classes, and {test.source} {counts[1]}")
     _check_class_names(train, test)
+    return targets[0], targets[1]
 
 
-def _check_class_names(train, test):
+def _check_class_names(train: "Features", test: "Features") -> None:
     if train.class_names and test.class_names and list(train.class_names) != list(test.class_names):
         odd = sorted(set(train.class_names) ^ set(test.class_names))[:5]
         raise UserError(
@@ -136,8 +172,9 @@ def _check_class_names(train, test):
         )
 
 
-def label_count(train_labels, available, num_classes=1):
-    """How many labels "all", "1%", "10%" or "200" means of `available` ones: an int, at least one per class."""
+def label_count(train_labels: Labels, available: int, num_classes: int = 1) -> int:
+    """The number of labels that "all", "1%", "10%" or "200" means of `available` ones: at least one
+    per class."""
     text = str(train_labels).strip()
     if text == "all":
         return available
@@ -156,15 +193,17 @@ def label_count(train_labels, available, num_classes=1):
     return count
 
 
-def balanced(labels, index, count, seed):
-    """A class-balanced random subset; the one of a smaller `count` lies inside that of a larger one.
+def balanced(labels: np.ndarray, index: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """A class-balanced random subset; the one of a smaller `count` lies inside that of a larger
+    one.
 
-    Classes take turns (in a seeded order), so that their sizes differ by one at most, until the small classes are used
-    up.
+    Classes take turns (in a seeded order), so that their sizes differ by one at most, until the
+    small classes are used up.
 
     Args:
       labels: int [N], in 0..C-1.
-      index: int [N], the images' places in the split: an image's draw does not depend on which others could be read.
+      index: int [N], the images' positions in the split: an image's draw does not depend on which
+        others could be read.
       count: images to choose, at least the number of classes; N for all.
       seed: seed of the draw.
 
@@ -173,14 +212,14 @@ def balanced(labels, index, count, seed):
     """
     if count == len(labels):
         return np.arange(count)
-    turn = place_within_class(labels, draws(index, seed, 0))
+    turn = rank_within_class(labels, draws(index, seed, 0))
     order = np.random.default_rng([seed, 1]).permutation(int(labels.max()) + 1)[labels]
     return np.sort(np.lexsort((order, turn))[:count])
 
 
-def stratified(labels, index, fraction, seed):
-    """Split rows into (fit, val): `fraction` of each class, rounded, goes to val; at least one image of each class
-    stays in fit. A fraction of 0 leaves val empty.
+def stratified(labels: np.ndarray, index: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split rows into (fit, val): `fraction` of each class, rounded, goes to val; at least one
+    image of each class stays in fit. A fraction of 0 leaves val empty.
 
     Returns:
       two int arrays of rising row numbers. A class of one image has none in val.
@@ -190,35 +229,38 @@ def stratified(labels, index, fraction, seed):
             f"val_fraction={fraction}: give the part of the training labels that choices are made on, between 0 and 1"
         )
     sizes = np.bincount(labels)
-    wanted = np.minimum(np.maximum(np.round(sizes * fraction), 1), sizes - 1) if fraction else np.zeros(len(sizes))
-    val = place_within_class(labels, draws(index, seed, 2)) < wanted[labels]
+    held_out = np.minimum(np.maximum(np.round(sizes * fraction), 1), sizes - 1) if fraction else np.zeros(len(sizes))
+    val = rank_within_class(labels, draws(index, seed, 2)) < held_out[labels]
     return np.flatnonzero(~val), np.flatnonzero(val)
 
 
-def draws(index, seed, *stream):
-    """A random number for each image, float [N], that depends on its place in the split and on the seeds alone."""
+def draws(index: np.ndarray, seed: int, *stream: int) -> np.ndarray:
+    """A random number for each image, float [N], a function of its position in the split and the
+    seeds alone."""
     return np.random.default_rng([seed, *stream]).random(int(index.max()) + 1)[index]
 
 
-def place_within_class(labels, draws):
-    """For each row its place, 0 first, among the rows of its class ordered by their draws."""
+def rank_within_class(labels: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """The rank of each row, 0 first, among the rows of its class in the order of their draws: int
+    [N]."""
     order = np.lexsort((draws, labels))
     starts = np.searchsorted(labels[order], labels[order])
-    place = np.empty(len(labels), int)
-    place[order] = np.arange(len(labels)) - starts
-    return place
+    rank = np.empty(len(labels), int)
+    rank[order] = np.arange(len(labels)) - starts
+    return rank
 
 
-def endpoints(parts, names=None):
-    """Names of the endpoints to evaluate, by default all of the first part's; UserError if one is missing in any part.
+def endpoints(parts: Sequence[Optional["Features"]], names: Optional[Sequence[str]] = None) -> list[str]:
+    """Names of the endpoints to evaluate, by default all of the first part's; UserError if one is
+    missing in any part.
 
     Args:
-      parts: list of `Features`; None among them is passed over.
+      parts: list of `Features`; None is skipped.
       names: list of str.
     """
-    parts = [features for features in parts if features is not None]
-    names = list(parts[0].endpoints) if names is None else list(names)
-    for features in parts:
+    given = [features for features in parts if features is not None]
+    names = list(given[0].endpoints if names is None else names)
+    for features in given:
         missing = [name for name in names if name not in features.endpoints]
         if missing:
             raise UserError(

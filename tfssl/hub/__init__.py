@@ -1,1 +1,1 @@
-"""Hub modules of anybody: handles, downloads, loading."""
+"""Hub modules: handles, downloads, loading."""

@@ -1,4 +1,4 @@
-"""What modules are called in tables: their names, from their handles."""
+"""Names of modules in tables, from their handles."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from tfssl.errors import UserError
 def named(values: Iterable[str]) -> dict[str, str]:
     """{name to show: handle} of --module's values, NAME=HANDLE or HANDLE, in their order.
 
-    What exists goes first: a folder `lr=0.1/module/4` is that folder and not one named lr, and values that make the path of something
-    when commas join them again are one handle (`lr=0.1,wd=0/module/4`), the longest that exists.
+    Existing paths take precedence: a folder `lr=0.1/module/4` is that folder and not one named lr,
+    and values that form an existing path when joined by commas are one handle
+    (`lr=0.1,wd=0/module/4`), the longest that exists.
     """
     if not values:
         raise UserError(
@@ -26,14 +27,14 @@ def named(values: Iterable[str]) -> dict[str, str]:
         names.append(name)
         handles.append(handle)
         values = values[count:]
-    given = ",".join(handle if name is None else f"{name}={handle}" for name, handle in zip(names, handles))  # noqa: B905
-    short = [name or short_name(handle) for name, handle in zip(names, handles)]  # noqa: B905 (Python 3.9)
+    given = ",".join(handle if name is None else f"{name}={handle}" for name, handle in zip(names, handles))
+    short = [name or short_name(handle) for name, handle in zip(names, handles)]
     shown = [names[i] or (s if short.count(s) == 1 else handles[i]) for i, s in enumerate(short)]
     if not all(handles):
         raise UserError(f"--module={given}: a handle is empty")
     if len(set(shown)) < len(shown):
         raise UserError(f"--module={given}: two modules have one name; give NAME=HANDLE")
-    return dict(zip(shown, handles))  # noqa: B905 (Python 3.9)
+    return dict(zip(shown, handles))
 
 
 def _parted(value: str) -> tuple[str | None, str]:
@@ -63,10 +64,10 @@ def _exists(path: str) -> bool:
 
 
 def short_name(handle: str) -> str:
-    """What tells modules apart at a glance: the last part of the path that is neither a number nor "module"."""
+    """The last part of the path that is neither a number nor "module"."""
     if handle.startswith("https://"):
         handle = handle.partition("#")[0]  # the digest
     parts = [part for part in handle.split("/") if part]
-    telling = [part for part in parts if not part.isdigit() and part != "module"]
-    name = (telling or parts or [handle])[-1]
+    names = [part for part in parts if not part.isdigit() and part != "module"]
+    name = (names or parts or [handle])[-1]
     return next((name[: -len(end)] for end in (".tar.gz", ".tgz", ".tar") if name.endswith(end)), name)

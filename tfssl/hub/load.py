@@ -1,4 +1,5 @@
-"""Opens any Hub module: one of ours, or whatever takes a batch of float32 RGB images in [0, 1] and returns features."""
+"""Opens Hub modules: ours, and any SavedModel that maps a batch of float32 RGB images in [0, 1] to
+features."""
 
 from __future__ import annotations
 
@@ -17,13 +18,14 @@ from tfssl.errors import UserError
 from tfssl.hub import remote
 from tfssl.storage import archive, files
 
-_SIGNATURES = ("serving_default", "default", "image_feature_vector")  # Keras and tf.saved_model; TF1's Hub names
+# Keras and tf.saved_model; TF1's Hub names
+_SIGNATURES = ("serving_default", "default", "image_feature_vector")
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _IMAGENET_RESIZE = 256 / 224  # shorter side over crop, as in most published evaluations
 
 
 class Facts(TypedDict, total=False):
-    """The tfssl.json of a module of ours, as far as it is read here."""
+    """The entries of our modules' tfssl.json that are read here."""
 
     crop: int
     resize: int
@@ -43,15 +45,16 @@ def load(handle: str | os.PathLike[str]) -> Module:
     """Open a Hub module.
 
     Args:
-      handle: a SavedModel's folder (local or gs://), a tarball of one (.tar.gz, .tgz, .tar; local or gs://), or an
-        https:// handle, which `remote.fetch` downloads. A module is a program: one that is not of tfssl-export, or comes from another
-        machine, is announced by a line on stderr before it is loaded.
+      handle: a SavedModel's folder (local or gs://), a tarball of one (.tar.gz, .tgz, .tar; local
+        or gs://), or an https:// handle, which `remote.fetch` downloads. A module is a program: one
+        that tfssl-export did not write, or of another machine, is announced by a line on stderr
+        before it is loaded.
 
     Returns:
       a Module.
 
     Raises:
-      UserError: if there is no SavedModel there, or it cannot be read, or it takes no images.
+      UserError: there is no SavedModel, or it cannot be read, or it takes no images.
     """
     handle = os.fspath(handle)
     return Module(handle, _resolve(handle))
@@ -61,10 +64,11 @@ class Module:
     """A loaded SavedModel as a function from images to named features.
 
     Attributes:
-      handle: what was asked for.
-      facts: its tfssl.json; {} for a module that is not ours.
+      handle: as given.
+      facts: its tfssl.json; {} for other projects' modules.
       model: the loaded object.
-      identity: hex digest of graph, assets and checksums of the weights: equal modules in two places have one identity.
+      identity: hex digest of graph, assets and checksums of the weights: copies of a module share
+        it.
     """
 
     def __init__(self, handle: str, folder: str) -> None:
@@ -77,15 +81,15 @@ class Module:
             # TF1's Hub modules hold several graphs; the one without tags is for inference.
             tags: list[str] | None = [] if tf.io.gfile.exists(os.path.join(folder, "tfhub_module.pb")) else None
             self.model = tf.saved_model.load(_plain(folder), tags=tags)
-        except Exception as e:  # a damaged file raises whatever its parser happens to raise
+        except Exception as e:  # parsers of damaged files raise many kinds
             raise UserError(f"module {handle!r}: this SavedModel cannot be read: {_complaint(e)}") from e
         self._function = self._find_function()
         self._batch = self._fixed_batch()
 
     def endpoints(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        """Named features of float32 images [N, H, W, 3] in [0, 1]: a dict in depth order (by name for a module that is
-        not ours). With `training` as in training, where the module knows a difference. A module that is fixed to B images at once gets
-        them B by B, blank images at the end."""
+        """Named features of float32 images [N, H, W, 3] in [0, 1]: a dict in depth order (by name
+        for other projects' modules). `training` is the module's training mode, where it has one. A
+        module with a fixed batch size B gets batches of B, the last one padded."""
         if self._batch in (None, images.shape[0]):
             return self._named(self._function(images, training))
         rows, size = images.shape[0] or tf.shape(images)[0], self._batch
@@ -98,7 +102,8 @@ class Module:
         return {name: tf.reshape(x, [-1, *x.shape[2:]])[:rows] for name, x in outputs.items()}
 
     def _named(self, outputs: Any) -> dict[str, tf.Tensor]:
-        """A dict of tensors in depth order, of whatever a module returns; UserError of several tensors without names."""
+        """A dict of tensors in depth order, of any output of a module; UserError for several
+        tensors without names."""
         if not isinstance(outputs, dict):
             outputs = {"output": outputs}
         tensors = {}
@@ -118,7 +123,7 @@ class Module:
 
     @property
     def variables(self) -> list[tf.Variable]:
-        """All its variables: those that it lists, or else those that its functions read."""
+        """All variables: those that the module lists, or else those that its functions read."""
         listed = getattr(self.model, "variables", None)
         if listed is None:
             listed = [v for function in self._traced() for v in function.variables]
@@ -130,16 +135,17 @@ class Module:
         return [v for v in self.variables if v.trainable] if listed is None else list(listed)
 
     def shapes(self, image_size: int | tuple[int, int]) -> dict[str, tuple[int, ...]]:
-        """The shape of each endpoint for images of a size, (height, width) or the side of squares, without the batch:
-        {name: (H, W, C) or (D,)}, in depth order.
+        """The shape of each endpoint, without the batch, for images of a size, (height, width) or
+        the side of squares: {name: (H, W, C) or (D,)}, in depth order.
 
-        Outputs that are not float vectors or maps, one per image, are left out. It runs the module once.
+        Outputs other than float vectors or maps, one per image, are left out. The module runs once.
         """
         size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
         if size not in self._shapes:
             try:
-                # In a graph, as later for all images: called eagerly, a signature does not check its input's shape.
-                # By the strategy, whose replicas share the variables where it was loaded in one's scope.
+                # In a graph, as later for all images: called eagerly, a signature does not check
+                # its input's shape. By the strategy, whose replicas share the variables of a module
+                # that was loaded in its scope.
                 strategy = tf.distribute.get_strategy()
                 run = tf.function(lambda images: strategy.run(self.endpoints, [images]), autograph=False)
                 # Traced by hand: TensorFlow would warn of many functions made of one piece of code.
@@ -172,8 +178,8 @@ class Module:
         return self._shapes[size]
 
     def sizes(self, image_size: int | None = None, resize: int | None = None) -> tuple[int, int]:
-        """(crop size, shorter side before the crop), in pixels: as asked, or the module's own, or resize = size * 256 /
-        224."""
+        """(crop size, shorter side before the crop), in pixels: as given, or the module's own, or
+        resize = size * 256 / 224."""
         ratio = self.facts["resize"] / self.facts["crop"] if self.facts else _IMAGENET_RESIZE
         size = image_size or self.facts.get("crop") or self._static_size()
         if not size:
@@ -220,27 +226,29 @@ class Module:
         return self.model(images)
 
     def _static_size(self) -> int | None:
-        """The side of the square images that a traced function or signature is fixed to; None if it is not."""
+        """The side of the square images that a traced function or signature is fixed to; None if it
+        is not."""
         for spec in self._specs():
             if spec.shape.rank == 4 and spec.shape[1] and spec.shape[1] == spec.shape[2]:
                 return spec.shape[1]
         return None
 
     def _fixed_batch(self) -> int | None:
-        """How many images at once all its traced functions are fixed to, the largest number; None if they are not."""
+        """The largest fixed batch size of its traced functions; None unless all have one."""
         sizes = [spec.shape[0] for spec in self._specs() if spec.shape.rank == 4]
         return max(sizes) if sizes and all(sizes) else None
 
     def _specs(self) -> list[tf.TensorSpec]:
-        """What its traced functions take for images: the first tensor of each that has a rank above 1."""
-        found = []
+        """The input specification of its traced functions: the first tensor of each with a rank
+        above 1."""
+        images = []
         for function in self._traced():
             specs = [s for s in tf.nest.flatten(function.structured_input_signature) if isinstance(s, tf.TensorSpec)]
-            found += [s for s in specs if s.shape.rank is None or s.shape.rank > 1][:1]
-        return found
+            images += [s for s in specs if s.shape.rank is None or s.shape.rank > 1][:1]
+        return images
 
     def _traced(self) -> list[tf.types.experimental.GenericFunction]:
-        """Its functions, each for one form of input."""
+        """Its concrete functions, each for one input specification."""
         call = self.model.__call__ if callable(self.model) else None
         return [*getattr(call, "concrete_functions", []), *getattr(self.model, "signatures", {}).values()]
 
@@ -256,7 +264,7 @@ def _resolve(handle: str) -> str:
             return _unpack(folder)
         if exists(os.path.join(folder, "saved_model.pb")):
             return folder
-        there = exists(folder)
+        is_there = exists(folder)
         parents = (folder, os.path.join(folder, "module")) if tf.io.gfile.isdir(folder) else ()
         inside = [
             inner
@@ -270,27 +278,29 @@ def _resolve(handle: str) -> str:
         raise UserError(
             f"module {handle!r} has no saved_model.pb, but these folders in it have: {', '.join(sorted(inside)[:5])}"
         )
-    if there and not tf.io.gfile.isdir(folder):
+    if is_there and not tf.io.gfile.isdir(folder):
         raise UserError(f"module {handle!r} is a file, not a SavedModel's folder: {_way_from(handle)}")
-    what = "has no saved_model.pb" if there else "does not exist"
+    what = "has no saved_model.pb" if is_there else "does not exist"
     raise UserError(
         f"module {handle!r} {what}; give the folder of a SavedModel (tfssl-export makes one), a .tar.gz of it, or a URL"
     )
 
 
 def _way_from(file: str) -> str:
-    """How to come from a file to a SavedModel."""
+    """How to make a SavedModel of a file."""
     stem, ending = os.path.splitext(file)
     if ending in (".keras", ".h5", ".hdf5"):
         load = f"keras.saving.load_model({file!r}, compile=False).export({stem!r})"
-        return f'python -c "import keras; {load}" writes one to {stem}; it then gets RGB images in [0, 1]'
+        command = f'python -c "import keras; {load}"'
+        return f"{command} writes one to {stem}; it then gets RGB images in [0, 1]"
     if os.path.basename(file) == "saved_model.pb":
         return f"give the folder, {os.path.dirname(file) or '.'}"
     return "give the folder of one (tfssl-export makes one), a .tar.gz of it, or a URL"
 
 
 def _unpack(path: str) -> str:
-    """Unpack a tarball into a folder that is removed at exit; only plain files and folders inside it are taken."""
+    """Extract a tarball into a folder that is removed at exit; it may hold plain files and folders
+    only."""
     folder = files.scratch("tfssl-module-")
     try:
         extraction = archive.Extraction(path, tf.io.gfile.stat(path).length, folder)
@@ -313,8 +323,8 @@ def _unpack(path: str) -> str:
 
 
 def _plain(folder: str) -> str:
-    """Another name of a folder whose own TensorFlow would take for a pattern. It lasts as long as the process: a module's functions may
-    read its assets at any time."""
+    """A link to a folder whose name TensorFlow would read as a pattern. It exists until the process
+    ends: a module's functions may read assets at any time."""
     if not files.is_local(folder) or not files.PATTERN.search(os.path.abspath(folder)):
         return folder
     link = os.path.join(files.scratch("tfssl-module-"), "module")
@@ -323,7 +333,8 @@ def _plain(folder: str) -> str:
 
 
 def _identity(folder: str) -> str:
-    # variables.index holds a checksum of every tensor, so the (large) weights themselves need not be read.
+    # variables.index holds a checksum of every tensor, so the (large) weights themselves need not
+    # be read.
     digest = hashlib.sha256()
     for name in ("saved_model.pb", "variables/variables.index", "assets/tfssl.json"):
         path = os.path.join(folder, name)
@@ -355,15 +366,24 @@ def _facts(folder: str) -> Facts:
         raise UserError(f"module: {path} is damaged: {type(e).__name__}: {_complaint(e)}") from e
 
 
-_FACTS = {  # of tfssl.json: what is read here, and what it has to be where it is there
-    "kind": str, "task": str, "endpoint": str, "endpoints": list, "class_names": list, "features": dict, "training_flags": dict,
-    "encoder": dict, "min_image_size": int, "num_classes": int,
-}  # fmt: skip
+_FACTS = {  # types of the entries of tfssl.json that are read here
+    "kind": str,
+    "task": str,
+    "endpoint": str,
+    "endpoints": list,
+    "class_names": list,
+    "features": dict,
+    "training_flags": dict,
+    "encoder": dict,
+    "min_image_size": int,
+    "num_classes": int,
+}
 _announced: set[str] = set()  # handles
 
 
 def _announce(handle: str, facts: Facts) -> None:
-    """Say, once, that a module which is not of tfssl-export, or comes from elsewhere, is a program."""
+    """Print a line, once, that a module which tfssl-export did not write, or of another machine, is
+    a program."""
     elsewhere = "://" in handle
     if handle in _announced or (facts and not elsewhere):
         return
@@ -377,7 +397,7 @@ def _announce(handle: str, facts: Facts) -> None:
 
 
 _REMEDIES = {
-    "channels": ": wrap it in a function that calls it with tf.transpose(images, [0, 3, 1, 2]), and save that",
+    "channels": (": wrap it in a function that calls it with tf.transpose(images, [0, 3, 1, 2]), and save that"),
     "other": ": another --image_size, or a function around it that converts, helps",
 }
 
@@ -394,7 +414,8 @@ def _dims(shape: tf.TensorShape) -> str:
 
 
 def _complaint(error: object, length: int = 1000) -> str:
-    """What an exception says, on one line: without the traceback that TensorFlow prints first within a graph, and the names of nodes."""
+    """The message of an exception on one line, without TensorFlow's traceback of the graph and
+    names of nodes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     begins = [i for i, line in enumerate(lines) if re.match(r"[\w.]*Error: ", line)]
     if begins:

@@ -1,4 +1,4 @@
-"""Modules at https addresses: fetched once, checked, and kept in a folder of the user's own."""
+"""Modules at https addresses: downloaded once, verified, and cached in the user's folder."""
 
 from __future__ import annotations
 
@@ -17,29 +17,33 @@ from tfssl.errors import UserError, one_line
 from tfssl.storage import caches as cache
 from tfssl.storage import files
 
-TIMEOUT = 30.0  # seconds without an answer, or without a byte of it
+TIMEOUT = 30.0  # seconds without a response, or without a byte of it
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 
 
 def fetch(handle: str) -> str:
-    """The local archive of a module at an https address, downloaded unless it is kept already.
+    """The local archive of a module at an https address, downloaded unless it is cached.
 
-    It is kept as CACHE/modules/ADDRESS-CONTENT.tgz (parts of SHA-256 digests, that of the content whole), where CACHE is the environment's
-    TFSSL_CACHE or ~/.cache/tfssl. The folder is the user's alone; a kept file whose content is not what its name says is fetched anew.
+    It is cached as CACHE/modules/ADDRESS-CONTENT.tgz (SHA-256 digests, that of the address
+    truncated), where CACHE is the environment's TFSSL_CACHE or ~/.cache/tfssl. The folder is
+    accessible to the user only; a cached file whose content does not match its name is downloaded
+    again.
 
     Args:
-      handle: https://HOST/PATH of an archive (.tar.gz, .tgz, .tar), or a handle of TensorFlow Hub's protocol, whose server makes one (it is
-        asked for ?tf-hub-format=compressed); with #sha256=HEX at its end, of that content only.
+      handle: https://HOST/PATH of an archive (.tar.gz, .tgz, .tar), or a handle of TensorFlow Hub's
+        protocol, whose server makes one (requested by ?tf-hub-format=compressed); with #sha256=HEX
+        at its end, of that content only.
 
     Raises:
-      UserError: the address is not https, now or after a redirection; nothing answers in TIMEOUT seconds; what comes is no archive, not
-        whole or of another digest; the folder cannot be written, or is somebody else's.
+      UserError: the address is not https, now or after a redirection; there is no response in
+        TIMEOUT seconds; the response is no archive, incomplete or of another digest; the folder
+        cannot be written, or belongs to another user.
     """
     address, _, fragment = handle.partition("#")
-    told = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
-    if fragment and not told:
+    digest = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
+    if fragment and not digest:
         raise UserError(f"module {handle!r}: after # there may stand sha256= and 64 hexadecimal digits")
-    wanted = told[1].lower() if told else None
+    sha256 = digest[1].lower() if digest else None
     if not address.startswith("https://"):
         raise UserError(
             f"module {handle!r}: http:// is not encrypted: anybody on the way can put another program in its place. Use https://, or "
@@ -47,8 +51,8 @@ def fetch(handle: str) -> str:
         )
     try:
         folder = _private_folder()
-        path = _kept(folder, address, wanted)
-        return path or _download(handle, address, wanted, folder)
+        path = _kept(folder, address, sha256)
+        return path or _download(handle, address, sha256, folder)
     except (OSError, http.client.HTTPException, ValueError) as e:
         if isinstance(e, UserError):
             raise
@@ -70,12 +74,13 @@ def _key(address: str) -> str:
     return hashlib.sha256(address.encode()).hexdigest()[:16]
 
 
-def _kept(folder: str, address: str, wanted: str | None) -> str | None:
-    """The newest undamaged archive of an address, of the wanted digest if there is one; None: there is none."""
+def _kept(folder: str, address: str, sha256: str | None) -> str | None:
+    """The newest undamaged archive of an address, with digest `sha256` if given; None: there is
+    none."""
     paths = [os.path.join(folder, name) for name in files.listdir(folder)]
     for path in sorted(paths, key=_modified, reverse=True):
         name = re.fullmatch(_key(address) + r"-([0-9a-f]{64})\.tgz", os.path.basename(path))
-        if name and wanted in (None, name[1]):
+        if name and sha256 in (None, name[1]):
             with open(path, "rb") as f:
                 if _copy(f)[1] == name[1]:
                     return path
@@ -91,20 +96,20 @@ def _modified(path: str) -> float:
         return 0.0
 
 
-def _download(handle: str, address: str, wanted: str | None, folder: str) -> str:
-    asked = address
+def _download(handle: str, address: str, sha256: str | None, folder: str) -> str:
+    url = address
     if not address.partition("?")[0].endswith(_ARCHIVES):
-        asked += ("&" if "?" in address else "?") + "tf-hub-format=compressed"
+        url += ("&" if "?" in address else "?") + "tf-hub-format=compressed"
     descriptor, unfinished = tempfile.mkstemp(".part", dir=folder)
     try:
-        with os.fdopen(descriptor, "wb") as f, _open(asked) as response:
+        with os.fdopen(descriptor, "wb") as f, _open(url) as response:
             size, digest = _copy(response, f)
             announced = response.headers.get("Content-Length")
             f.flush()
             os.fsync(f.fileno())
         if announced and int(announced) != size:
             raise UserError(f"module {handle!r}: the download ended after {size} of {announced} bytes; try again")
-        if wanted and wanted != digest:
+        if sha256 and sha256 != digest:
             raise UserError(
                 f"module {handle!r}: what came has another digest, sha256={digest}: it was changed, or damaged on the way"
             )
@@ -142,7 +147,7 @@ class _EncryptedOnly(urllib.request.HTTPRedirectHandler):
 
 
 def _copy(source: IO[bytes], target: IO[bytes] | None = None) -> tuple[int, str]:
-    """(bytes, SHA-256 in hexadecimal) of a file, which is copied to another."""
+    """Copy a file to `target`, if given: (bytes, SHA-256 in hexadecimal)."""
     digest, size = hashlib.sha256(), 0
     while block := source.read(1 << 20):
         digest.update(block)

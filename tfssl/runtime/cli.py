@@ -283,6 +283,11 @@ class section(contextlib.ContextDecorator):
         _SECTIONS.setdefault(self.heading, []).extend(mine)
 
 
+def defined_flags() -> list[str]:
+    """Names of the flags of all sections, in the order of `--help`."""
+    return [name for names in _SECTIONS.values() for name in names]
+
+
 def usage(name: str, description: str | None) -> str:
     """The text of `--help`: the binary's docstring, then its flags by section, each with its default."""
     lines = [

@@ -37,7 +37,7 @@ def test_what_was_committed_is_there(tmp_path):
     assert rows["dropped"].tolist() == ["c.png"] and rows["index"].tolist() == [0, 1, 3]
     with pytest.raises(ValueError, match="read-only"):
         arrays["a"][0] = 1
-    assert FeatureCache(str(tmp_path), {"key": 2}).read(["a"]) == (None, {})
+    assert FeatureCache(str(tmp_path), {"key": 2}).read(["a"]) == ({}, {})
 
 
 DAMAGE = {
@@ -93,7 +93,7 @@ def test_a_kill_between_arrays_and_record_leaves_no_new_arrays_beside_old_rows(t
     monkeypatch.setattr(cache.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         keep(tmp_path, ["a"], {**ROWS, "labels": np.array([9, 9, 9])})
-    assert kept.read(["a"]) == (None, {})
+    assert kept.read(["a"]) == ({}, {})
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ def test_focal_loss_is_that_of_the_formula():
 
 def test_places_belong_to_the_smallest_object_near_by():
     size, shape = (48, 64), (6, 8)
-    at, stride = detection.places(size, shape), np.array([8, 8], np.float32)
+    at, stride = detection.locations(size, shape), np.array([8, 8], np.float32)
     np.testing.assert_allclose(at[:2], [[4, 4], [4, 12]])
     boxes = random_boxes(3, 7)
     boxes[0, 0] = [20.5, 20.5, 21.5, 21.5]  # smaller than a stride: nothing lies within
@@ -120,7 +120,7 @@ def test_a_perfect_answer_has_no_loss_of_boxes_and_is_read_back():
     classes, difficult = np.array([[1, 0, -1]], np.int32), np.zeros([1, 3], bool)
     outputs = np.zeros([1, 4, 6, 7], np.float32)
     outputs[..., :2], outputs[..., 6] = -20, 20
-    at = detection.places((32, 48), (4, 6)).reshape(4, 6, 2)
+    at = detection.locations((32, 48), (4, 6)).reshape(4, 6, 2)
     owner, positive = detection.assign(
         at.reshape(-1, 2), tf.constant(boxes), classes >= 0, np.array([8, 8], np.float32)
     )

@@ -14,7 +14,7 @@ from tfssl.errors import UserError
 def places(features, sample=0, seed=0):
     several = features.targets is not None
     targets = features.targets if several else np.where(features.labels[:, None] == np.arange(4), 1, -1)
-    return low_shot.sample_places(targets, None if several else features.labels, features.index, seed, sample), targets
+    return low_shot.sample_ranks(targets, None if several else features.labels, features.index, seed, sample), targets
 
 
 def test_samples_of_images_with_several_classes():

@@ -52,6 +52,6 @@ def test_metrics_are_told():
 
 def test_lines_of_results():
     few = result("m", "e", 0.5, None, "few_shot", shots=5, std=0.1, ridge=0.1, seconds=2.0)
-    assert table.line(few) == "m e few_shot@k=5: 50.0% (deviation 10.0, ridge 0.1, 2.0 s)"
+    assert table.line(few) == "m e few_shot@k=5: 50.0% (std 10.0, ridge 0.1, 2.0 s)"
     dense = result("m", "e", 0.5, None, "detection", metric="AP50", coco_ap=0.25)
     assert table.line(dense) == "m e detection@100: AP50 50.0% (AP 25.0%, 0.0 s)"

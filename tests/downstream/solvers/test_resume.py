@@ -28,7 +28,7 @@ def test_a_damaged_state_is_absent_and_said(tmp_path, damage, caplog):
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     with caplog.at_level("WARNING", logger="absl"):
         again = State(str(tmp_path), {"k": 1})
-    assert (again.epoch, again.curve, again.losses) == (0, [], None)
+    assert (again.epoch, again.curve, again.losses) == (0, [], [])
     (line,) = [record.getMessage() for record in caplog.records]
     assert "is damaged" in line and "anew" in line and "\n" not in line
     again.restore([variable])

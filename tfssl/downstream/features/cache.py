@@ -1,9 +1,10 @@
-"""Extracted features on disk: a folder per (module, data, settings), and in it one .npy file per endpoint, read by
-memory mapping, and a record of those that are complete, with their checksums.
+"""Extracted features on disk: a folder per (module, data, settings), and in it one .npy file per
+endpoint, read by memory mapping, and a record of those that are complete, with their checksums.
 
-An array counts if the record names it and its bytes have the recorded checksum. Whatever is damaged is absent: that is said in one line,
-and the features are computed again. What a killed process left is swept when the next one opens a cache in the same folder; features
-that nobody can use any more go by `prune`.
+An array is valid if the record names it and its bytes have the recorded checksum. A damaged array
+is reported in one line, and its features are computed again. Partial arrays of a killed process are
+removed when the next process opens a cache in the same folder; features that are no longer usable
+are removed by `prune`.
 """
 
 import contextlib
@@ -14,6 +15,8 @@ import shutil
 import time
 import urllib.parse
 import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Optional
 
 import numpy as np
 from absl import logging
@@ -22,8 +25,12 @@ from tfssl.errors import UserError, one_line
 from tfssl.storage import files, npz
 
 _BLOCK = 1 << 24  # bytes read at once for a checksum
-_YOUNG = 24 * 3600  # seconds in which a folder without a record may be another machine's work in progress
+_YOUNG = 24 * 3600  # seconds for which a folder without a record may be in use by another machine
 _RECORD, _KEY, _PARTIAL = "rows.npz", "key.json", ".partial"
+
+
+Rows = dict[str, np.ndarray]  # "labels", "index": int64 [N]; "dropped": str [M]
+Checksum = list[int]  # [bytes, CRC32]
 
 
 class FeatureCache:
@@ -31,52 +38,52 @@ class FeatureCache:
 
     Args:
       folder: local folder of all cached features; created.
-      key: a dict, JSON-able, of everything that the features depend on; kept beside them in key.json.
-      of: a dict, JSON-able, of what else tells people, and `prune`, what they are: it does not change what is found.
+      key: everything that the features depend on, JSON-able; kept beside them in key.json.
+      of: a description for people and for `prune`, JSON-able; not a part of the key.
 
     Raises:
       UserError: the folder is remote, or cannot be written.
     """
 
-    def __init__(self, folder, key, of=None):
+    def __init__(self, folder: str, key: Mapping[str, Any], of: Optional[Mapping[str, Any]] = None) -> None:
         if "://" in folder:
             raise UserError(f"cache_dir={folder!r}: cached features are memory-mapped, which takes a local folder")
         digest = hashlib.sha256(json.dumps(key, indent=1, sort_keys=True).encode()).hexdigest()
         self.folder = os.path.join(folder, digest[:16])
-        self._open = {}  # name -> the locked file behind what `create` made
+        # name -> the locked file behind what `create` made
+        self._open: dict[str, tuple[str, BinaryIO]] = {}
         text = json.dumps({"key": key, "of": of or {}}, indent=1, sort_keys=True)
         with self._room():
             os.makedirs(self.folder, exist_ok=True)
             sweep(folder)
             files.write_file(os.path.join(self.folder, _KEY), text)
 
-    def read(self, names):
-        """What is there and whole of some endpoints.
+    def read(self, names: Iterable[str]) -> tuple[Rows, dict[str, np.ndarray]]:
+        """The valid features of some endpoints.
 
         Returns:
-          (rows, arrays): {"labels": int64 [N], "index": int64 [N], "dropped": str [M]}, None where there is no record; and
-          {name: [N, D]}, memory-mapped and read-only.
+          (rows, arrays): {"labels": int64 [N], "index": int64 [N], "dropped": str [M]}, {} where
+          there is no record; and {name: [N, D]}, memory-mapped and read-only.
         """
         rows, table = self._read_record()
-        arrays = {}
-        for name in names if rows else ():
-            if name not in table:
-                continue
+        arrays: dict[str, np.ndarray] = {}
+        for name in (name for name in names if name in table):
             path = self._path(name)
             try:
                 if checksum(path) != table[name]:
                     raise ValueError("its checksum is wrong")
                 array = np.load(path, mmap_mode="r")
                 arrays[name] = array[: len(rows["index"])]
-            except Exception as error:  # cut off, or another header: NumPy raises many kinds
+            except Exception as error:  # truncated, or another header: NumPy raises many kinds
                 logging.warning("cached features %s are damaged (%s): computed again", path, one_line(error))
         return rows, arrays
 
-    def create(self, name, shape, dtype):
-        """A writable memory-mapped array, whose room on the disk is claimed; it counts once `commit` was called.
+    def create(self, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap:
+        """A writable memory-mapped array, with its disk space allocated; it is valid after
+        `commit`.
 
         Raises:
-          UserError: there is no room.
+          UserError: the disk is full.
         """
         path = self._path(name) + f".{files.unique()}{_PARTIAL}"
         with self._room():
@@ -85,21 +92,21 @@ class FeatureCache:
             files.claim(self._open[name][1])
         return array
 
-    def commit(self, arrays, rows):
-        """Declare arrays made by `create` complete: {name: array}; `rows` are the arrays labels, index and dropped
-        (names).
+    def commit(self, arrays: Mapping[str, np.memmap], rows: Rows) -> None:
+        """Declare arrays of `create` complete: {name: array}; `rows` as `read` returns them.
 
-        Endpoints of an earlier pass that read other rows (a file was repaired since) do not count any more.
+        Endpoints of an earlier pass with other rows (a file was repaired since) become invalid.
         """
         old, table = self._read_record()
-        if old is None or not all(np.array_equal(old[k], rows[k]) for k in ("labels", "index")):
+        if not old or not all(np.array_equal(old[k], rows[k]) for k in ("labels", "index")):
             table = {}
         with self._room():
             try:
                 for name, array in arrays.items():
                     array.flush()
                     table[name] = checksum(self._open[name][0])
-                # Without the record nothing counts: a kill from here on leaves no new arrays beside old rows.
+                # Without the record nothing is valid: a kill from here on leaves no new arrays
+                # beside old rows.
                 files.remove(self._path_of_record)
                 for name in arrays:
                     os.replace(self._open[name][0], self._path(name))
@@ -112,25 +119,26 @@ class FeatureCache:
             if name.endswith(".npy") and os.path.join(self.folder, name) not in map(self._path, table):
                 files.remove(os.path.join(self.folder, name))
 
-    def drop(self, names):
-        """Have some endpoints count no more."""
+    def drop(self, names: Collection[str]) -> None:
+        """Make some endpoints invalid."""
         rows, table = self._read_record()
         if rows:
             self._write_record(rows, {name: sums for name, sums in table.items() if name not in names})
 
-    def discard(self):
-        """Remove what `create` made and `commit` did not take."""
+    def discard(self) -> None:
+        """Remove arrays of `create` without a `commit`."""
         for path, file in self._open.values():
-            with contextlib.suppress(OSError):  # the disk that refused refuses that too
+            with contextlib.suppress(OSError):  # a full disk may fail here too
                 files.remove(path)
             file.close()
         self._open = {}
 
-    def _write_record(self, rows, table):
+    def _write_record(self, rows: Rows, table: Mapping[str, Checksum]) -> None:
         npz.write(self._path_of_record, **rows, arrays=json.dumps(table))
 
-    def _read_record(self):
-        """(rows, {name: checksum}); (None, {}) where there is none that is whole: zip files have checksums of their own."""
+    def _read_record(self) -> tuple[Rows, dict[str, Checksum]]:
+        """(rows, {name: checksum}); ({}, {}) without a valid record: zip files have checksums of
+        their own."""
         try:
             with np.load(self._path_of_record) as record:
                 rows = dict(record)
@@ -139,13 +147,13 @@ class FeatureCache:
         except FileNotFoundError:
             pass
         except Exception as error:  # NumPy and zipfile raise many kinds
-            where = self._path_of_record
-            logging.warning("the record of cached features %s is damaged (%s): computed again", where, one_line(error))
-        return None, {}
+            path = self._path_of_record
+            logging.warning("the record of cached features %s is damaged (%s): computed again", path, one_line(error))
+        return {}, {}
 
     @contextlib.contextmanager
-    def _room(self):
-        """Refusals of the disk as one line."""
+    def _room(self) -> Iterator[None]:
+        """Errors of the disk as one line."""
         try:
             yield
         except OSError as error:
@@ -156,14 +164,14 @@ class FeatureCache:
             ) from error
 
     @property
-    def _path_of_record(self):
+    def _path_of_record(self) -> str:
         return os.path.join(self.folder, _RECORD)
 
-    def _path(self, name):
+    def _path(self, name: str) -> str:
         return os.path.join(self.folder, urllib.parse.quote(name, safe="") + ".npy")
 
 
-def checksum(path):
+def checksum(path: str) -> Checksum:
     """[bytes, CRC32] of a file: about a gigabyte a second."""
     size = crc = 0
     with open(path, "rb", buffering=0) as f:
@@ -172,8 +180,8 @@ def checksum(path):
     return [size, crc]
 
 
-def _locked(path):
-    """A new file, open and locked for as long as its process lives."""
+def _locked(path: str) -> BinaryIO:
+    """A new file, open and locked until its process ends."""
     while True:
         file = open(path, "x+b")
         with contextlib.suppress(OSError, ImportError):
@@ -182,11 +190,11 @@ def _locked(path):
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.path.exists(path):
             return file
-        file.close()  # swept between the two
+        file.close()  # removed by `sweep` between the two
 
 
-def _is_dead(path):
-    """Whether the process that wrote an unfinished array is gone: it held a lock on it."""
+def _is_dead(path: str) -> bool:
+    """Whether the process that wrote a partial array, and locked it, has ended."""
     try:
         import fcntl
 
@@ -197,8 +205,8 @@ def _is_dead(path):
         return False
 
 
-def sweep(folder):
-    """Remove the unfinished arrays of processes that are gone from all caches of a folder."""
+def sweep(folder: str) -> None:
+    """Remove partial arrays of processes that have ended from all caches of a folder."""
     for inner in _folders(folder):
         for name in os.listdir(inner):
             path = os.path.join(inner, name)
@@ -206,15 +214,18 @@ def sweep(folder):
                 files.remove(path)
 
 
-def prune(folder, versions, identities=()):
-    """Remove the cached features that nobody can use any more.
+def prune(
+    folder: str, versions: Mapping[str, str], identities: Sequence[tuple[str, str, Any]] = ()
+) -> list[tuple[str, str, int]]:
+    """Remove cached features that are no longer usable.
 
-    Those are: without a whole record, for a day or more; of other versions of tfssl or TensorFlow; and of data that have changed.
+    These are: without a valid record, for a day or more; of other versions of tfssl or TensorFlow;
+    of data that have changed.
 
     Args:
       folder: local folder of all cached features.
-      versions: {"tfssl", "tensorflow"} that are in use.
-      identities: list of (dataset, split, `identity.of` it), of data that are known to be as they are now.
+      versions: {"tfssl", "tensorflow"} in use.
+      identities: list of (dataset, split, `identity.of` the source) of the data as they are now.
 
     Returns:
       list of (folder removed, reason, bytes).
@@ -225,7 +236,7 @@ def prune(folder, versions, identities=()):
         names = os.listdir(inner)
         young = time.time() - os.path.getmtime(inner) < _YOUNG
         if any(name.endswith(_PARTIAL) for name in names):
-            continue  # somebody is at work there
+            continue  # a process is writing there
         reason = _outdated(inner, versions, identities)
         if reason is None and _RECORD not in names and not young:
             reason = "not finished"
@@ -236,25 +247,25 @@ def prune(folder, versions, identities=()):
     return removed
 
 
-def _outdated(folder, versions, identities):
-    """Why features cannot be used any more; None if they can."""
+def _outdated(folder: str, versions: Mapping[str, str], identities: Sequence[tuple[str, str, Any]]) -> Optional[str]:
+    """Why features are no longer usable; None if they are."""
     try:
         with open(os.path.join(folder, _KEY), encoding="utf-8") as f:
             content = json.load(f)
-        key, of = content["key"], content["of"]
+        key, source = content["key"], content["of"]
         other = [f"{name} {key[name]}" for name, version in versions.items() if key[name] != version]
         if other:
             return f"of {', '.join(other)}"
         for dataset, split, identity in identities:
-            if (of["dataset"], of["split"]) == (dataset, split) and key["data"] != identity:
+            if (source["dataset"], source["split"]) == (dataset, split) and key["data"] != identity:
                 return f"{dataset} {split} has changed"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "of another form, or damaged"
     return None
 
 
-def _folders(folder):
-    """The caches in a folder: those whose name is a key."""
+def _folders(folder: str) -> list[str]:
+    """The caches in a folder: subfolders whose name is a key."""
     try:
         with os.scandir(folder) as entries:
             inner = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]

@@ -1,4 +1,5 @@
-"""From a Hub module and a source to arrays of features: one pass over the images gives all endpoints."""
+"""Feature extraction: one forward pass of a Hub module over a source gives arrays of all
+endpoints."""
 
 import contextlib
 import dataclasses
@@ -7,84 +8,90 @@ import hashlib
 import math
 import sys
 import time
-from typing import Optional
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Optional, Union
 
 import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
 from absl import logging
 from tqdm.auto import tqdm
 
 from tfssl.data import pipeline, segments
 from tfssl.data.ops import image
 from tfssl.data.sources import identity
+from tfssl.data.sources.base import Source
 from tfssl.data.sources.subset import spread
 from tfssl.downstream.features import encoder as images_module
 from tfssl.downstream.features import pooling
-from tfssl.downstream.features.cache import FeatureCache
-from tfssl.downstream.features.encoder import PIXELS, Images, pixels_shape
+from tfssl.downstream.features.cache import FeatureCache, Rows
+from tfssl.downstream.features.encoder import PIXELS, Encode, Images, pixels_shape
 from tfssl.errors import UserError
 from tfssl.hub import load as modules
+from tfssl.hub.load import Module
 from tfssl.storage import npz
 
 
 @dataclasses.dataclass
 class Features:
-    """What protocols read.
+    """Features of the images of a source, by endpoint.
 
     Attributes:
       endpoints: {name: float [N, D]} in depth order.
       labels: int64 [N], -1 where there is none.
-      index: int64 [N], the images' places in the split; a gap is an image that could not be read.
+      index: int64 [N], the images' positions in the split; a missing number is an unreadable image.
       num_classes, class_names: of the source, or None.
-      source: what they are features of, for people.
+      source: name of the images: data set and split.
       dropped: names of the images that could not be read.
-      seconds: what the pass took; 0 if all came from the cache.
-      images: the `Images` behind them, for protocols that draw new crops; None where features are all there is.
-      targets: int8 [N, C] of images that may show several classes: 1 shown, -1 not, 0 hard to tell ("difficult"); None
-        where images have one label each, or none.
+      seconds: of the forward passes; 0 if all came from the cache.
+      images: the `Images` behind the features, for protocols that draw new crops; None without
+        images.
+      targets: int8 [N, C] of multi-label images: 1 positive, -1 negative, 0 difficult; None where
+        images have one label each, or none.
     """
 
-    endpoints: dict
+    endpoints: dict[str, np.ndarray]
     labels: np.ndarray
     index: np.ndarray
     num_classes: Optional[int] = None
-    class_names: Optional[list] = None
+    class_names: Optional[Sequence[str]] = None
     source: str = "these features"
-    dropped: list = dataclasses.field(default_factory=list)
+    dropped: list[str] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     images: Optional[Images] = None
     targets: Optional[np.ndarray] = None
 
-    def __post_init__(self):
-        self._sound = set()  # endpoints that `check` has been through
+    def __post_init__(self) -> None:
+        self._sound: set[str] = set()  # endpoints that have passed `check`
 
-    def check(self, names):
-        """Raise UserError unless these endpoints are [N, D], as many rows as there are labels, of finite values."""
+    def check(self, names: Iterable[str]) -> None:
+        """Raise UserError unless these endpoints are finite [N, D], with a row for each label."""
         for name in set(names) - self._sound:
             shape = np.shape(self.endpoints[name])
             if len(shape) != 2 or shape[0] != len(self.labels):
                 raise UserError(
                     f"{self.source}: endpoint {name} has shape {shape}, and not ({len(self.labels)} labels, features)"
                 )
-            bad = [
+            parts = [
                 part.start + np.flatnonzero(~np.isfinite(self.endpoints[name][part]).all(1))
                 for part in self._parts(name)
             ]
-            bad = np.concatenate([*bad, np.array([], int)])
+            bad = np.concatenate([*parts, np.array([], int)])
             if len(bad):
                 raise UserError(self._unsound(name, len(bad), bad[0]))
             self._sound.add(name)
 
-    def largest(self, name):
+    def largest(self, name: str) -> float:
         """The largest absolute value of an endpoint."""
         return max(
             (float(np.abs(self.endpoints[name][part]).max(initial=0)) for part in self._parts(name)), default=0.0
         )
 
-    def _parts(self, name, values=1 << 24):
+    def _parts(self, name: str, values: int = 1 << 24) -> list[slice]:
         size = max(1, values // max(1, self.endpoints[name].shape[1]))
         return [slice(i, i + size) for i in range(0, len(self.labels), size)]
 
-    def _unsound(self, name, count, first):
+    def _unsound(self, name: str, count: int, first: int) -> str:
         module = f"module {self.images.module.handle!r}: " if self.images and name != PIXELS else ""
         row = self.images.source.name(int(self.index[first])) if self.images else f"row {first}"
         half = self.endpoints[name].dtype == np.float16
@@ -94,61 +101,70 @@ class Features:
             f"(the first: {row}); {remedy}"
         )
 
-    def save(self, path):
-        """Write a .npz (any file system that TensorFlow knows): an array [N, D] for each endpoint under its name; `labels` [N], -1 where
-        there is none; `index` and `names` [N], of the images in the split; `class_names`. Returns `path`."""
+    def save(self, path: str) -> str:
+        """Write a .npz (any file system that TensorFlow knows): an array [N, D] for each endpoint
+        under its name; `labels` [N], -1 where there is none; `index` and `names` [N], of the images
+        in the split; `class_names`. Returns `path`."""
         self.check(self.endpoints)
         names = [self.images.source.name(int(i)) for i in self.index] if self.images else []
-        facts = {"labels": self.labels, "index": self.index, "names": names, "class_names": self.class_names or []}
+        facts: dict[str, npt.ArrayLike] = {
+            "labels": self.labels,
+            "index": self.index,
+            "names": names,
+            "class_names": self.class_names or [],
+        }
         npz.write(path, **self.endpoints, **facts)
         return path
 
 
 def extract(
-    module,
-    source,
-    endpoints=None,
-    image_size=None,
-    resize=None,
-    batch_size=64,
-    pool="max",
-    target=9000,
-    dtype="float32",
-    cache_dir=None,
-    progress=True,
-    verify=False,
-):
-    """Features of all images of a source: each is resized, cropped in the centre and encoded once.
+    module: Union[str, Module],
+    source: Source,
+    endpoints: Optional[Sequence[str]] = None,
+    image_size: Optional[int] = None,
+    resize: Optional[int] = None,
+    batch_size: int = 64,
+    pool: str = "max",
+    target: int = 9000,
+    dtype: str = "float32",
+    cache_dir: Optional[str] = None,
+    progress: bool = True,
+    verify: bool = False,
+) -> Features:
+    """Features of all images of a source: each is resized, center-cropped and encoded once.
 
-    Memory is that of the features (none with `cache_dir`), and of a batch.
+    Memory: the features (none with `cache_dir`), and a batch.
 
     Args:
       module: a Hub module's handle (see `modules.load`), or a loaded `modules.Module`.
-      source: a `tfssl.data.Source`; unreadable images are left out, and named in a warning.
-      endpoints: names; None for all of the module's. "pixels" is one more: the very images that the module sees,
-        in [0, 1], averaged to at most floor(sqrt(target / 3)) = 54 pixels a side. An empty list: labels only, without
-        a pass through the module; images are not decoded then, and one that cannot be is not noticed.
-      image_size, resize: side of the central crop, and of the shorter side before it, in pixels; by default what the
-        module's tfssl.json says, else its fixed input size, and size * 256 / 224.
-      batch_size: images at a time.
-      pool, target: how, and above which number of values, maps are pooled: see `pooling.pool`.
+      source: a `tfssl.data.Source`; unreadable images are dropped, and named in a warning.
+      endpoints: names; None for all of the module's. "pixels" is one more: the module's input in
+        [0, 1], averaged to at most floor(sqrt(target / 3)) = 54 pixels a side. An empty list:
+        labels only, without a forward pass; images are not decoded then, so that an undecodable
+        image is not noticed.
+      image_size, resize: side of the central crop, and of the shorter side before it, in pixels; by
+        default what the module's tfssl.json says, else its fixed input size, and size * 256 / 224.
+      batch_size: images per forward pass.
+      pool, target: pooling of maps with more than `target` values: see `pooling.pool`.
       dtype: "float32", or "float16" for half the memory.
-      cache_dir: a local folder to keep the features in, memory-mapped; later calls with the same module, data and
-        settings read them there, if their checksums are right. See `tfssl.data.sources.identity` for what "the same data" is.
+      cache_dir: a local folder to cache the features in, memory-mapped; later calls with the same
+        module, data and settings read them there, if their checksums match.
+        `tfssl.data.sources.identity` defines "the same data".
       progress: show a progress bar (on a terminal or in a notebook).
-      verify: compute cached features of 64 images again (of records, the first), and all of them where these differ.
+      verify: compute cached features of 64 images again (of records, the first), and all of them
+        where these differ.
 
     Returns:
       Features.
 
     Raises:
-      UserError: for whatever the caller can mend. An endpoint whose values are infinite or not a number for some images is refused here if
-        all are like that, else where it is used (`Features.check`).
+      UserError: for whatever the caller can fix. Endpoints with infinite values or NaNs are
+        rejected here if all endpoints have them, else where they are used (`Features.check`).
     """
     pooling.check(pool)
     if dtype not in ("float32", "float16"):
         raise UserError(f"feature dtype {dtype!r}; there is: float32, float16")
-    if not isinstance(module, modules.Module):
+    if not isinstance(module, Module):
         module = modules.load(module)
     size, resize = module.sizes(image_size, resize)
     images = Images(module, source, size, resize, pool, target, dtype, batch_size)
@@ -159,15 +175,16 @@ def extract(
     wanted = check_endpoints(module, size, endpoints) if endpoints is None or len(endpoints) else []
     dims = {name: math.prod(available[name]) for name in wanted}
 
-    def compute(of, arrays, batch_size):
-        batch_size = min(batch_size, of.num_examples)
-        return _fill(arrays, images.encoder(list(arrays), batch_size), module, of, batch_size, size, resize, progress)
+    def compute(images_of: Source, arrays: Mapping[str, np.ndarray], batch_size: int) -> Rows:
+        batch_size = min(batch_size, images_of.num_examples)
+        return _fill(arrays, images.encoder(list(arrays), batch_size), images_of, batch_size, size, resize, progress)
 
     cache = None
     if cache_dir and wanted:
         settings = {"image_size": size, "resize": resize, "pool": pool, "target": target, "dtype": dtype}
         cache = open_cache(cache_dir, module, source, settings)
-    start, rows, arrays, passes = time.time(), None, {}, 0
+    start, passes = time.time(), 0
+    arrays: dict[str, np.ndarray] = {}
     if not wanted:
         rows = read_labels(source)
     elif not cache:
@@ -178,7 +195,7 @@ def extract(
         if verify and arrays and not _as_computed(rows, arrays, source, compute, batch_size, dtype):
             cache.drop(list(arrays))
             rows, arrays = cache.read(wanted)
-        while len(arrays) < len(wanted):  # a second time where the rows of an earlier pass are not those of this one
+        while len(arrays) < len(wanted):  # twice where an earlier pass read other rows
             if passes == 3:
                 raise UserError(
                     f"features do not stay in {cache_dir!r} as they were written: use another disk, or no cache"
@@ -214,8 +231,8 @@ def extract(
     return extracted
 
 
-def _reason(features, name):
-    """Why an endpoint is refused; None if it is not."""
+def _reason(features: Features, name: str) -> Optional[str]:
+    """Why `Features.check` rejects an endpoint; None if it does not."""
     try:
         features.check([name])
         return None
@@ -224,13 +241,14 @@ def _reason(features, name):
 
 
 @functools.cache
-def _warn_once(text):
-    """Several modules may read the same images."""
+def _warn_once(text: str) -> None:
+    """Once for all modules that read the same images."""
     logging.warning("%s", text)
 
 
-def check_endpoints(module, image_size, endpoints=None):
-    """The endpoints' names as a list, by default all of the module's; UserError if it lacks one."""
+def check_endpoints(module: Module, image_size: int, endpoints: Optional[Sequence[str]] = None) -> list[str]:
+    """Names of the endpoints as a list, by default all of the module's; UserError if one is
+    missing."""
     available = [*module.shapes(image_size), PIXELS]
     if endpoints is None:
         return available[:-1]
@@ -241,11 +259,12 @@ def check_endpoints(module, image_size, endpoints=None):
     return list(dict.fromkeys(endpoints))
 
 
-def read_labels(source):
-    """{"labels", "index": int64 [N], "dropped": names} of all records but damaged ones; images are not decoded (of a folder, not read)."""
+def read_labels(source: Source) -> Rows:
+    """{"labels", "index": int64 [N], "dropped": names} of all undamaged records; images are not
+    decoded (of a folder, not read)."""
     source.probe()
 
-    def pair(record):
+    def pair(record: Any) -> tuple[tf.Tensor, tf.Tensor]:
         example = source.fetch(
             record
         )  # in one function, from which TensorFlow drops what nobody asks for: to read files
@@ -256,8 +275,16 @@ def read_labels(source):
     return {"labels": labels, "index": index, "dropped": lost(source, index)}
 
 
-def _fill(arrays, compute, module, source, batch_size, size, resize, progress):
-    """Run the pass; writes the rows of `arrays` from the first on, and returns {"labels", "index", "dropped"}."""
+def _fill(
+    arrays: Mapping[str, np.ndarray],
+    compute: Encode,
+    source: Source,
+    batch_size: int,
+    size: int,
+    resize: int,
+    progress: bool,
+) -> Rows:
+    """Encode all images into the first rows of `arrays`; returns {"labels", "index", "dropped"}."""
     source.probe()
     batches = pipeline.evaluation_crops(source, size, resize, batch_size)
     labels, index, done = [], [], 0
@@ -278,22 +305,23 @@ def _fill(arrays, compute, module, source, batch_size, size, resize, progress):
     return {"labels": labels, "index": index, "dropped": lost(source, index)}
 
 
-def lost(source, index):
-    """The names of the images that are not among `index`."""
+def lost(source: Source, index: Sequence[int]) -> np.ndarray:
+    """Names of the images that are missing in `index`."""
     missing = np.setdiff1d(np.arange(source.num_examples), index)
     return np.array([source.name(int(i)) for i in missing], str)
 
 
-def warn_of(dropped, source):
-    """Say once which images of a source could not be read."""
+def warn_of(dropped: Sequence[str], source: Source) -> None:
+    """Warn, once, of the unreadable images of a source."""
     if dropped:
         more = f" and {len(dropped) - 5} more" if len(dropped) > 5 else ""
         count = f"{len(dropped)} of {source.num_examples} images could not be read and are left out"
         _warn_once(f"{source.spec} {source.split}: {count}: {', '.join(dropped[:5])}{more}")
 
 
-def open_cache(folder, module, source, settings):
-    """The `FeatureCache` of a module's features of a source; None where the source does not say what it is made of."""
+def open_cache(folder: str, module: Module, source: Source, settings: Mapping[str, Any]) -> Optional[FeatureCache]:
+    """The `FeatureCache` of a module's features of a source; None where the source has no
+    identity."""
     data = identity.key(identity.of(source))
     if data is None:
         _warn_once(
@@ -305,36 +333,47 @@ def open_cache(folder, module, source, settings):
     return FeatureCache(folder, key, {"module": module.handle, "dataset": source.spec, "split": source.split})
 
 
-def versions():
-    """{"tfssl", "tensorflow"}: those that cached features depend on."""
+def versions() -> dict[str, str]:
+    """{"tfssl", "tensorflow"}: the versions that cached features depend on."""
     used = identity.versions()
     return {name: used[name] for name in ("tfssl", "tensorflow")}
 
 
 @functools.cache
-def _preprocessing():
-    """A digest of the code that makes features of files: it changes between releases, too."""
+def _preprocessing() -> str:
+    """A digest of the code of decoding, preprocessing and pooling, which may change between
+    releases."""
     digest = hashlib.blake2b(digest_size=16)
     for part in (image, pipeline, segments, images_module, pooling):
-        with contextlib.suppress(OSError), open(part.__file__, "rb") as f:  # an archive's files cannot be opened
+        # an archive's files cannot be opened
+        with contextlib.suppress(OSError), open(part.__file__ or "", "rb") as f:
             digest.update(f.read())
     return digest.hexdigest()
 
 
-def _as_computed(rows, arrays, source, compute, batch_size, dtype, count=64):
-    """Whether cached features of a sample of images are those that are computed now, up to rounding; the sample's labels are theirs."""
+def _as_computed(
+    rows: Rows,
+    arrays: Mapping[str, np.ndarray],
+    source: Source,
+    compute: Callable[[Source, Mapping[str, np.ndarray], int], Rows],
+    batch_size: int,
+    dtype: str,
+    count: int = 64,
+) -> bool:
+    """Whether cached features and labels of a sample of images equal newly computed ones, up to
+    rounding."""
     sample = spread(source, count)
     row = {int(index): i for i, index in enumerate(rows["index"])}
     fresh = {name: np.empty((sample.num_examples, array.shape[1]), dtype) for name, array in arrays.items()}
-    found = compute(sample, fresh, batch_size)
-    at = [row.get(int(index)) for index in found["index"]]
-    if None in at or not np.array_equal(rows["labels"][at], found["labels"]):
+    computed = compute(sample, fresh, batch_size)
+    cached = [row[index] for index in map(int, computed["index"]) if index in row]
+    if len(cached) < len(computed["index"]) or not np.array_equal(rows["labels"][cached], computed["labels"]):
         logging.warning(
             "cached features of %s %s are of other images or labels: computed again", source.spec, source.split
         )
         return False
     for name, array in arrays.items():
-        now, then = (np.asarray(x, np.float32) for x in (fresh[name][: len(at)], array[at]))
+        now, then = (np.asarray(x, np.float32) for x in (fresh[name][: len(cached)], array[cached]))
         scale = np.abs(now).max(initial=0)
         if not np.allclose(now, then, rtol=0, atol=(1e-2 if dtype == "float16" else 1e-3) * scale, equal_nan=True):
             what = f"{source.spec} {source.split}, {name}"

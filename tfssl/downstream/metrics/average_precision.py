@@ -1,10 +1,11 @@
-"""Average precision of a ranking: the area under its curve of precision over recall, by one of three rules.
+"""Average precision of a ranking: area under the precision-recall curve, by one of three rules.
 
-    area      precision is the best at this recall or a higher one (Pascal VOC from 2010 on; Goyal et al. 2019)
+    area      by the best precision at this recall or a higher one (Pascal VOC since 2010; Goyal et
+              al. 2019)
     11-point  the mean of that at the recalls 0, 0.1, ..., 1 (Pascal VOC 2007)
-    raw       precision as it is, each step of recall at the precision reached by it (scikit-learn)
+    raw       by the precision itself, each step of recall at the precision after it (scikit-learn)
 
-Equal scores are one place of the ranking, whatever order they come in.
+Equal scores share one rank, whatever their order.
 """
 
 import numpy as np
@@ -14,37 +15,39 @@ from tfssl.errors import UserError
 RULES = ("area", "11-point", "raw")
 
 
-def check(rule):
+def check(rule: str) -> None:
     """Raise UserError unless `rule` is one of RULES."""
     if rule not in RULES:
         raise UserError(f"ap={rule!r}: the rules of average precision are {', '.join(RULES)}")
 
 
-def average_precision(relevant, scores, rule="area"):
-    """Of one class: a float in [0, 1]; NaN if nothing is relevant.
+def average_precision(relevant: np.ndarray, scores: np.ndarray, rule: str = "area") -> float:
+    """Average precision of one class, in [0, 1]; NaN without positives.
 
     Args:
       relevant: bool [N].
-      scores: float [N], the higher the earlier in the ranking.
+      scores: float [N], highest first in the ranking.
       rule: one of RULES.
     """
     if not relevant.any():
         return float("nan")
     order = np.argsort(-scores, kind="stable")
-    places = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # the last of each run of equals
-    found = np.cumsum(relevant[order])[places]
-    precision, recall = found / (places + 1), found / found[-1]
+    # the last of each run of equals
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    positives = np.cumsum(relevant[order])[ends]
+    precision, recall = positives / (ends + 1), positives / positives[-1]
     if rule != "raw":
         precision = np.maximum.accumulate(precision[::-1])[::-1]
     if rule == "11-point":
-        # found >= t * all, in whole numbers: 0.3 * 10 is a little more than 3
-        reached = [np.searchsorted(10 * found, t * found[-1]) for t in range(11)]
+        # recall >= t, in whole numbers: 0.3 * 10 is a little more than 3
+        reached = [np.searchsorted(10 * positives, t * positives[-1]) for t in range(11)]
         return float(np.mean(precision[reached]))
     return float(np.sum(np.diff(recall, prepend=0) * precision))
 
 
-def each_class(targets, scores, rule="area"):
-    """float64 [C]: the average precision of every class; its difficult images are left out of its ranking.
+def each_class(targets: np.ndarray, scores: np.ndarray, rule: str = "area") -> np.ndarray:
+    """Average precision of each class, float64 [C]; the difficult images of a class are left out of
+    its ranking.
 
     Args:
       targets: int [N, C]: 1, -1, or 0 (difficult).
@@ -56,8 +59,9 @@ def each_class(targets, scores, rule="area"):
     )
 
 
-def chance(targets):
-    """What a random ranking scores, about: the mean over the classes of their positives' share."""
+def chance(targets: np.ndarray) -> float:
+    """Expected value of a random ranking, approximately: the mean over the classes of the fraction
+    of positives."""
     with np.errstate(invalid="ignore"):
-        share = (targets > 0).sum(0) / (targets != 0).sum(0)
-    return float(np.mean(share[share > 0]))
+        prior = (targets > 0).sum(0) / (targets != 0).sum(0)
+    return float(np.mean(prior[prior > 0]))

@@ -1,11 +1,14 @@
-"""What protocols of dense prediction share: maps of endpoints, heads on them, one loop that trains the heads.
+"""Base of the protocols of dense prediction: feature maps, heads on them, and the training loop of
+the heads.
 
-A protocol adds a `Task`: what it reads of an image's annotations, a head, its loss, and how good its predictions are.
+A protocol adds a `Task`: annotations, head, loss and metric.
 
-Maps are made once (`maps.py`); where the trunk learns too, the images pass through the module in each step.
+Maps are computed once (`maps.py`); where the backbone is fine-tuned, the images pass through the
+module in each step.
 """
 
 import contextlib
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, Optional
@@ -23,7 +26,10 @@ from tfssl.hub.load import Module
 
 TRUNKS = ("frozen", "fine_tuned")
 Example = dict[str, tf.Tensor]
-Answers = Iterable[tuple[Any, int]]  # (what `decode` gives of an image, its number)
+# (image, annotations, its number)
+View = Callable[[tf.Tensor, Example, tf.Tensor], tuple[tf.Tensor, Example]]
+Predictions = Iterable[tuple[Any, int]]  # (output of `decode` for an image, its number)
+Predict = Callable[[tf.Tensor], Any]  # a batch of a network's array -> output of `decode`
 HEADS = ("linear", "dilated")
 
 
@@ -32,34 +38,37 @@ class Task:
 
     Args:
       size: (height, width) of all images.
-      seed: of chance in the views.
-      mirrored: whether heads learn from mirrored images too.
+      seed: of random views.
+      mirrored: whether heads are trained on horizontally flipped images too.
     """
 
     def __init__(self, size: tuple[int, int], seed: int = 0, mirrored: bool = False) -> None:
         self.size, self.seed, self.mirrored = size, seed, mirrored
 
     def read(self, example: Example) -> tuple[tf.Tensor, Example]:
-        """Graph function: an example of a source -> (image uint8 [*size, 3], dict of its annotations)."""
+        """Graph function: an example of a source -> (image uint8 [*size, 3], dict of
+        annotations)."""
         raise NotImplementedError
 
-    def mirror(self, image: tf.Tensor, answers: Example) -> tuple[tf.Tensor, Example]:
-        """Graph function: what `read` gives, of the mirrored image."""
+    def mirror(self, image: tf.Tensor, annotations: Example) -> tuple[tf.Tensor, Example]:
+        """Graph function: image and annotations, as of `read`, flipped horizontally."""
         raise NotImplementedError
 
-    def others(self) -> list[Callable]:
-        """The further views of training images: functions (image, answers, the image's number) -> (image, answers)."""
-        return [lambda image, answers, _: self.mirror(image, answers)] if self.mirrored else []
+    def others(self) -> list[View]:
+        """Further views of training images: functions (image, annotations, the image's number) ->
+        (image, annotations)."""
+        return [lambda image, annotations, _: self.mirror(image, annotations)] if self.mirrored else []
 
     def prepare(self, maps: Maps, source: Source) -> None:
-        """From all training images (`Maps`): what the head needs to know, such as how many classes there are."""
+        """Read what the head depends on, such as the number of classes, from all training images
+        (`Maps`)."""
 
     def tested(self, maps: Maps) -> bool:
-        """Whether the images (`Maps`) show anything that answers are compared with."""
+        """Whether the images (`Maps`) have annotations to compare predictions with."""
         return True
 
     def targets(self, maps: Maps) -> dict[str, np.ndarray]:
-        """Dict of arrays [R, ...], what `loss` compares with."""
+        """The targets of `loss`: dict of arrays [R, ...]."""
         raise NotImplementedError
 
     def head(self) -> tf.keras.Model:
@@ -71,26 +80,31 @@ class Task:
         raise NotImplementedError
 
     def decode(self, outputs: tf.Tensor) -> Any:
-        """Graph function: a nest of tensors with as many rows, as `measure` gets them in NumPy."""
+        """Graph function: predictions, a nest of tensors with a row for each image; `measure` gets
+        them as arrays."""
         raise NotImplementedError
 
-    def measure(self, answered: Answers, maps: Maps, images: Sequence[int]) -> dict[str, Any]:
-        """What a result says, {"value": ..., ...}; `answered` gives (`decode`'s answer of an image, its number) as `images` are ordered."""
+    def measure(self, predicted: Predictions, maps: Maps, images: Sequence[int]) -> dict[str, Any]:
+        """Fields of a result, {"value": ..., ...}; `predicted` yields (prediction, number of the
+        image) in the order of `images`."""
         raise NotImplementedError
 
-    def picture(self, answered: Answers, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
-        """PNG bytes of a few answers, for a report; None: there is no such picture."""
+    def picture(self, predicted: Predictions, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
+        """PNG bytes of a few predictions, for a report; None: there is no such picture."""
 
 
-class Dense(Protocol):
-    """A head on each map [N, h, w, C] that a module gives of whole images.
+class Dense(Protocol[Source]):
+    """A head on each feature map [N, h, w, C] of a module on whole images.
 
-    `Data` has sources and a module; without a validation split a part of `train` is held out to choose the endpoint, and what is reported
-    then learns from all of it. `train_labels` is not used: all annotated images are.
+    `Data` has sources and a module; without a validation split a part of `train` is held out to
+    choose the endpoint, and the reported head is then trained on all of it. `train_labels` is not
+    used: all annotated images are.
 
     Args:
-      size: HEIGHT,WIDTH in pixels that images are brought to (detection: scaled to fit, and padded); 0,0: those of the first one.
-      trunk: Whether the module is frozen or fine-tuned too, by batch statistics where it has BN; its variables are then put back.
+      size: HEIGHT,WIDTH in pixels that images are resized to (detection: scaled to fit, and
+        padded); 0,0: those of the first.
+      trunk: Whether the module is frozen or fine-tuned too, with batch statistics where it has BN;
+        it is restored afterwards.
       trunk_rate: Factor of the module's learning rate, where it is fine-tuned.
       epochs: Passes over the images.
       batch_size: Images per step, at most all.
@@ -98,7 +112,7 @@ class Dense(Protocol):
     """
 
     reads = "maps"
-    one_pass = True  # maps are made once
+    one_pass = True  # maps are computed once
     flag_prefix = "dense_"
     order_independent = False
     quick = {"train_labels": 500, "epochs": 15}
@@ -117,15 +131,12 @@ class Dense(Protocol):
         if len(size) != 2:
             raise UserError(f"size={','.join(map(str, size))}: give HEIGHT,WIDTH in pixels, such as 360,480")
         check_choice("trunk", trunk, TRUNKS)
-        self.size, self.trunk, self.trunk_rate = tuple(size), trunk, trunk_rate
+        self.size, self.trunk, self.trunk_rate = (size[0], size[1]), trunk, trunk_rate
         self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
 
     def task(self, size: tuple[int, int], seed: int) -> Task:
-        """What is trained and measured on images of one size."""
+        """The `Task` on images of one size."""
         raise NotImplementedError
-
-    def check(self, data: Data) -> None:
-        pass  # what the images lack is found when they are read
 
     def passes(self) -> float:
         return self.epochs
@@ -133,15 +144,14 @@ class Dense(Protocol):
     def work(self, train: int, test: int, dims: int) -> float:
         return (min(train, 10_000) + test) * dims
 
-    def endpoints(self, data: Data, names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
+    def endpoints(self, data: Data[Source], names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
         pixels = pixels and self.trunk == "frozen"
-        return check_endpoints(data.module, image_sides(data.train, self.size), self.name, names, not pixels)
+        return check_endpoints(data.required_module, image_sides(data.train, self.size), self.name, names, not pixels)
 
-    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
-        module, seed, val, frozen = data.module, data.seed, data.val, self.trunk == "frozen"
+    def run(self, data: Data[Source], endpoints: Sequence[str]) -> Iterator[Result]:
+        module, seed, val, frozen = data.required_module, data.seed, data.val, self.trunk == "frozen"
         size = image_sides(data.train, self.size)
         task = self.task(size, seed)
-        sources = {"train": data.train, "test": data.test, **({"val": val} if val else {})}
         parts = {
             part: Maps(
                 module,
@@ -150,17 +160,17 @@ class Dense(Protocol):
                 task.read,
                 task.others() if part == "train" else (),
             )
-            for part, source in sources.items()
+            for part, source in data.named_parts.items()
         }
         learned = parts["train"]
         task.prepare(learned, data.train)
         if not task.tested(parts["test"]):
-            where = f"{data.test.spec} {data.test.split}"
-            raise UserError(f"{where}: no image shows what {self.name} asks for: nothing to measure")
+            source = f"{data.test.spec} {data.test.split}"
+            raise UserError(f"{source}: no image shows what {self.name} asks for: nothing to measure")
         targets, order = task.targets(learned), np.random.default_rng(seed).permutation(len(learned))
         held_out = order[: 0 if val else round(data.val_fraction * len(order))]
 
-        def fit(name, images, title):
+        def fit(name: str, images: np.ndarray, title: str) -> tuple[Predict, Optional[float]]:
             tf.keras.utils.set_random_seed(seed)
             rows = learned.rows(images, all_views=True)
             network = Network(task.head(), module, learned, name, rows, self.trunk, self.trunk_rate)
@@ -168,29 +178,29 @@ class Dense(Protocol):
             loss = learn(network, task.loss, targets, rows, *steps, seed, title)
             return predictor(network, task.decode), loss
 
-        def answers(predict, part, images, name, at_once=8):
+        def predictions(predict: Predict, part: str, images: Sequence[int], name: str, at_once: int = 8) -> Predictions:
             array, rows = parts[part].arrays[name if frozen else IMAGES], parts[part].rows(images)
             for i in range(0, len(rows), at_once):
                 batch = tf.nest.map_structure(np.asarray, predict(tf.constant(array[rows[i : i + at_once]])))
                 for j, image_number in enumerate(images[i : i + at_once]):
-                    yield tf.nest.map_structure(lambda value: value[j], batch), image_number  # noqa: B023
+                    yield tf.nest.map_structure(operator.itemgetter(j), batch), image_number
 
-        def measure(predict, part, images, name):
-            return task.measure(answers(predict, part, images, name), parts[part], images)
+        def measure(predict: Predict, part: str, images: Sequence[int], name: str) -> dict[str, Any]:
+            return task.measure(predictions(predict, part, images, name), parts[part], images)
 
         for name in endpoints:
             begun, val_value, title = time.time(), None, f"{self.name} {name}"
             with restored([] if frozen else module.variables):
                 if len(held_out):
                     trial, _ = fit(name, order[len(held_out) :], f"{title}, to choose")
-                    val_value = _known(measure(trial, "train", held_out, name)["value"])
+                    val_value = _known(measure(trial, "train", held_out.tolist(), name)["value"])
             with restored([] if frozen else module.variables):
                 predict, loss = fit(name, order, title)
                 if val:
-                    val_value = _known(measure(predict, "val", np.arange(len(parts["val"])), name)["value"])
-                measured = dict(measure(predict, "test", np.arange(len(parts["test"])), name))
+                    val_value = _known(measure(predict, "val", range(len(parts["val"])), name)["value"])
+                measured = dict(measure(predict, "test", range(len(parts["test"])), name))
                 shown = list(parts["test"].shown)
-                picture = task.picture(answers(predict, "test", shown, name), parts["test"], shown)
+                picture = task.picture(predictions(predict, "test", shown, name), parts["test"], shown)
             yield Result(
                 protocol=self.name,
                 endpoint=name,
@@ -216,14 +226,15 @@ class Dense(Protocol):
             )
 
 
-def _known(value):
-    """None of what is the mean of nothing."""
+def _known(value: float) -> Optional[float]:
+    """None for NaN, the mean of nothing."""
     return None if np.isnan(value) else value
 
 
 def head(kind: str, outputs: int) -> tf.keras.Model:
-    """The layers of a head: "linear", a 1x1 convolution to `outputs` channels; "dilated", that of MoCo's (He et al., arXiv 1911.05722) FCN:
-    before it two 3x3 convolutions of 256 channels and dilation 6, each with BN and ReLU."""
+    """A head: "linear", a 1x1 convolution to `outputs` channels; "dilated", the same after two 3x3
+    convolutions of 256 channels and dilation 6, each with BN and ReLU, as in MoCo's FCN (He et al.,
+    arXiv 1911.05722)."""
     layers = []
     for _ in range(2 if kind == "dilated" else 0):
         layers += [
@@ -236,7 +247,8 @@ def head(kind: str, outputs: int) -> tf.keras.Model:
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
-    """Mean cross-entropy of logits [N, h, w, C], brought to `size`, and labels int [N, *size], -1 where there is none."""
+    """Mean cross-entropy of logits [N, h, w, C], resized to `size`, and labels int [N, *size], -1
+    for none."""
     labels = tf.cast(labels, tf.int32)
     logits = tf.image.resize(logits, size)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), logits)
@@ -245,9 +257,11 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, size: Sequence[int]) -> 
 
 
 class Network:
-    """A head on one endpoint: callable [N, h, w, C] (or images uint8 [N, H, W, 3] where the trunk learns), training -> its outputs.
+    """A head on one endpoint: callable, maps [N, h, w, C] -> outputs.
 
-    Each channel is brought to mean 0 and deviation 1 first: those of the maps of `rows`; or, where the trunk learns, of the batch, by BN.
+    With a fine-tuned backbone it takes images uint8 [N, H, W, 3]. Channels are standardized first:
+    by mean and standard deviation over the maps of `rows`; or, with a fine-tuned backbone, of the
+    batch, by BN.
     """
 
     def __init__(
@@ -263,11 +277,12 @@ class Network:
         self.head, self._trunk_rate = head, trunk_rate
         if trunk == "frozen":
             shape = maps.arrays[name].shape[1:]
-            mean, deviation = _moments(maps.arrays[name], rows)
+            mean, std = _moments(maps.arrays[name], rows)
             self.array, self._trunk = maps.arrays[name], []
-            self._map = lambda x, training: (tf.cast(x, tf.float32) - mean) / deviation
+            self._map = lambda x, training: (tf.cast(x, tf.float32) - mean) / std
         else:
-            shape = module.shapes(maps.arrays[IMAGES].shape[1:3])[name]
+            height, width = maps.arrays[IMAGES].shape[1:3]
+            shape = module.shapes((height, width))[name]
             norm = tf.keras.layers.BatchNormalization(center=False, scale=False, momentum=0.9)
             norm.build((None, *shape))
             self.array, self._trunk = maps.arrays[IMAGES], list(module.trainable_variables)
@@ -276,30 +291,30 @@ class Network:
             )
         head.build((None, *shape))
 
-    def __call__(self, x, training=False):
+    def __call__(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         return self.head(self._map(x, training), training=training)
 
-    def groups(self) -> list[tuple[list, float]]:
-        """[(variables, factor of their learning rate)]."""
+    def groups(self) -> list[tuple[list[tf.Variable], float]]:
+        """[(variables, factor of the learning rate)]."""
         trunk = [(self._trunk, self._trunk_rate)] if self._trunk else []
         return [(self.head.trainable_variables, 1.0), *trunk]
 
 
-def _moments(array, rows):
-    """Mean and deviation [C] over some rows, in float64."""
-    total, squares, count = 0.0, 0.0, 0
+def _moments(array: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [C] over some rows, computed in float64."""
+    count, (total, squares) = 0, np.zeros((2, array.shape[-1]))
     for part in np.array_split(rows, max(1, len(rows) // 64)):
         values = array[np.sort(part)].astype(np.float64).reshape(-1, array.shape[-1])
         total, squares, count = total + values.sum(0), squares + (values**2).sum(0), count + len(values)
     mean = total / count
-    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0)) + 1e-6
-    return mean.astype(np.float32), deviation.astype(np.float32)
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0)) + 1e-6
+    return mean.astype(np.float32), std.astype(np.float32)
 
 
 def learn(
     network: Network,
-    loss: Callable,
-    answers: dict[str, np.ndarray],
+    loss: Callable[[tf.Tensor, Example], tf.Tensor],
+    targets: dict[str, np.ndarray],
     rows: np.ndarray,
     epochs: int,
     batch_size: int,
@@ -307,17 +322,17 @@ def learn(
     seed: int = 0,
     title: str = "",
 ) -> Optional[float]:
-    """Let a network learn by Adam, its rate falling to 0 along a cosine.
+    """Train a network by Adam with cosine decay of the learning rate.
 
     Args:
       network: a Network.
-      loss: graph function (outputs, dict of answers' batches) -> scalar.
-      answers: dict of arrays [R, ...].
-      rows: int [n], of the network's array and of the answers.
-      epochs, batch_size: batches of an epoch: floor(n / batch_size), but at least one of all rows.
-      learning_rate: the first.
+      loss: graph function (outputs, batch of targets) -> scalar.
+      targets: dict of arrays [R, ...].
+      rows: int [n], of the network's array and of the targets.
+      epochs, batch_size: an epoch has floor(n / batch_size) batches, at least one, of all rows.
+      learning_rate: of the first step.
       seed: of the order.
-      title: of the line that shows the progress.
+      title: of the progress bar.
 
     Returns:
       the mean loss of the last epoch, None where it is not finite.
@@ -325,27 +340,30 @@ def learn(
     batch_size = min(batch_size, len(rows))
     steps = len(rows) // batch_size
     groups = [
-        (tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(rate * learning_rate, epochs * steps)), its)
-        for its, rate in network.groups()
+        (
+            tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(rate * learning_rate, epochs * steps)),
+            variables,
+        )
+        for variables, rate in network.groups()
     ]
     for optimizer, variables in groups:
         optimizer.build(variables)
     total = tf.Variable(0.0, trainable=False)
 
-    def step(x, batch):
+    def step(x: tf.Tensor, batch: Example) -> None:
         with tf.GradientTape() as tape:
             value = loss(network(x, training=True), batch)
         gradients = iter(tape.gradient(value, [v for _, variables in groups for v in variables]))
         for optimizer, variables in groups:
-            pairs = [(next(gradients), v) for v in variables]  # beyond a shallow endpoint the trunk has none
+            pairs = [(next(gradients), v) for v in variables]  # None for layers above the endpoint
             optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
         total.assign_add(value)
 
     specs = [
         tf.TensorSpec([batch_size, *array.shape[1:]], array.dtype)
-        for array in (network.array, *(answers[key] for key in sorted(answers)))
+        for array in (network.array, *(targets[key] for key in sorted(targets)))
     ]
-    step = tf.function(step, autograph=False).get_concrete_function(specs[0], dict(zip(sorted(answers), specs[1:])))  # noqa: B905
+    step = tf.function(step, autograph=False).get_concrete_function(specs[0], dict(zip(sorted(targets), specs[1:])))
     order, progress = np.random.default_rng([seed, 1]), sgd.Progress(title, sgd.Plan(epochs, (), batch_size, 0), steps)
     for epoch in range(1, epochs + 1):
         shuffled = order.permutation(rows)
@@ -353,25 +371,26 @@ def learn(
         for i in range(0, steps * batch_size, batch_size):
             batch = shuffled[i : i + batch_size]
             x = tf.constant(network.array[batch])
-            step(x, {key: tf.constant(value[batch]) for key, value in answers.items()})
+            step(x, {key: tf.constant(value[batch]) for key, value in targets.items()})
             progress.step(epoch)
     progress.close()
     mean = float(total) / steps
     return mean if np.isfinite(mean) else None
 
 
-def predictor(network: Network, decode: Callable[[tf.Tensor], Any]) -> Callable:
-    """The graph function of a batch of the network's array -> decode(its outputs); traced by hand, else TensorFlow would warn of many."""
+def predictor(network: Network, decode: Callable[[tf.Tensor], Any]) -> Predict:
+    """The graph function batch of the network's array -> decode(outputs), traced by hand:
+    TensorFlow warns of many traces."""
     spec = tf.TensorSpec([None, *network.array.shape[1:]], network.array.dtype)
     return tf.function(lambda x: decode(network(x)), autograph=False).get_concrete_function(spec)
 
 
 @contextlib.contextmanager
 def restored(variables: Iterable[tf.Variable]) -> Iterator[None]:
-    """Whatever happens to variables inside, they are afterwards what they were."""
+    """A context at whose end variables have the values of its begin."""
     values = [v.numpy() for v in variables]
     try:
         yield
     finally:
-        for v, value in zip(variables, values):  # noqa: B905 (Python 3.9)
+        for v, value in zip(variables, values):
             v.assign(value)

@@ -1,22 +1,28 @@
-"""Object detection: an anchor-free head on each endpoint's map, frozen or fine-tuned; AP50 and COCO's AP by pycocotools.
+"""Object detection: an anchor-free head on each endpoint's map, frozen or fine-tuned; AP50 and
+COCO's AP by pycocotools.
 
-    tower:   `layers` times a 3x3 convolution to `units` channels, GroupNorm, ReLU; one for classes, one for boxes
-    a place: the logit of each class; a box, by its centre (in strides from the place) and the logarithms of its sides (over a typical
-             one); the logit of its quality, which is to be its IoU with the object
-    loss:    focal loss (Lin et al., arXiv 1708.02002; alpha 0.25, gamma 2) + 1 - GIoU (Rezatofighi et al., arXiv 1902.09630) + binary
-             cross-entropy of the quality; the last two at places with an object; each over the number of these
-    answer:  score = sqrt(class * quality); of each class those that no higher one overlaps by IoU 0.6, 100 in all
+    tower:       `layers` times a 3x3 convolution to `units` channels, GroupNorm, ReLU; one for
+                 classes, one for boxes
+    location:    the logit of each class; a box, by its center (in strides from the location) and
+                 the logarithms of its sides (over a typical one); the logit of its quality, the
+                 predicted IoU with the object
+    loss:        focal loss (Lin et al., arXiv 1708.02002; alpha 0.25, gamma 2) + 1 - GIoU
+                 (Rezatofighi et al., arXiv 1902.09630) + binary cross-entropy of the quality; the
+                 last two at locations with an object; each divided by the number of these
+    prediction:  score = sqrt(class * quality); non-maximum suppression for each class at IoU 0.6;
+                 at most 100 boxes
 
-Why this head: it needs no proposals, which nobody supplies any more, and no anchors to tune to a data set; one map of any stride will do,
-and shapes are static. It is FCOS (Tian et al., arXiv 1904.01355) at one level, with boxes by centre and sides, so that a place beside a
-small object can tell of it too. A place belongs to the smallest object whose centre is within 1.5 strides of it, if it lies within the
-object, or is the nearest to its centre. Published evaluations train Fast or Faster R-CNN on frozen or fine-tuned trunks: compare encoders
-with this, not with their numbers.
+Why this head: it needs no proposals and no anchors to tune to a data set, takes one map of any
+stride, and its shapes are static. It is FCOS (Tian et al., arXiv 1904.01355) at one level, with
+boxes by center and sides, so that a location beside a small object can predict it too. A location
+is assigned to the smallest object whose center is within 1.5 strides, if it lies within the object,
+or is the nearest to its center. Published evaluations train Fast or Faster R-CNN on frozen or
+fine-tuned backbones: this protocol compares encoders, and its figures are not comparable to theirs.
 """
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -26,27 +32,35 @@ from tfssl.data.ops import image
 from tfssl.data.sources.base import Source
 from tfssl.downstream import pictures
 from tfssl.downstream.features.maps import Maps
-from tfssl.downstream.protocols.dense import Answers, Dense, Example, Task
+from tfssl.downstream.protocols.dense import Dense, Example, Predictions, Task, View
 from tfssl.errors import UserError
 
-RADIUS = 1.5  # of the places around an object's centre that tell of it, in strides
-ALPHA, GAMMA, PRIOR = 0.25, 2.0, 0.01  # of the focal loss; first probability of each class
-OVERLAP, LEAST, MOST = 0.6, 0.01, 100  # of the answers: IoU of one that is dropped, lowest score, number in an image
+RADIUS = 1.5  # of the locations around an object's center that are assigned to it, in strides
+ALPHA, GAMMA, PRIOR = 0.25, 2.0, 0.01  # of the focal loss; initial probability of each class
+# of the predictions: IoU that is suppressed, least score, number in an image
+OVERLAP, LEAST, MOST = 0.6, 0.01, 100
+
+
+# of each image: boxes, classes, difficult or scores
+Boxes = Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 class Detection(Dense):
     """Object detection: AP50.
 
-    Images are scaled to fit `size`, and padded with black below or to the right. "coco_ap" is AP over IoUs from 0.5 to 0.95, "per_class"
-    {name: AP50}. Difficult objects are neither learned nor asked for.
+    Images are scaled to fit `size`, and padded with black below or to the right. "coco_ap" is AP
+    over IoUs from 0.5 to 0.95, "per_class" {name: AP50}. Difficult objects are ignored in training
+    and evaluation.
 
     Args:
       layers: Convolutions of each of detection's two towers (FCOS: 4).
-      units: Their channels (FCOS: 256).
-      mirrored: Learn from mirrored images too.
-      jitter: LEAST,LARGEST scale of more views of each training image, uniformly distributed: enlarged and cropped, or reduced and padded
-        with black, at a random location (large-scale jitter: 0.1,2; Ghiasi et al., arXiv 2012.07177); 1,1: none.
-      jittered_views: How many such views, half of them mirrored where `mirrored`; they are drawn once. An epoch passes over all.
+      units: Channels of the towers (FCOS: 256).
+      mirrored: Train on horizontally flipped images too.
+      jitter: LEAST,LARGEST scale of further views of each training image, uniformly distributed:
+        enlarged and cropped, or reduced and padded with black, at a random location (large-scale
+        jitter: 0.1,2; Ghiasi et al., arXiv 2012.07177); 1,1: none.
+      jittered_views: Number of such views, half of them flipped where `mirrored`; they are drawn
+        once. An epoch has all views.
       epochs: Passes over the images.
       learning_rate: Of Adam, at the first step; it falls along a cosine.
     """
@@ -82,7 +96,7 @@ class Detection(Dense):
 
 
 def check_jitter(jitter: Sequence[float]) -> tuple[float, float]:
-    """(least, largest) scale as floats; UserError unless they are two rising numbers above 0."""
+    """(least, largest) scale as floats; UserError unless 0 < least <= largest <= 8."""
     try:
         low, high = (float(value) for value in jitter)
     except (TypeError, ValueError):
@@ -93,7 +107,7 @@ def check_jitter(jitter: Sequence[float]) -> tuple[float, float]:
 
 
 class DetectionTask(Task):
-    """Boxes with classes."""
+    """Prediction of boxes with classes."""
 
     def __init__(
         self, layers: int, units: int, scales: Sequence[float], jittered_views: int, *common: Any, **more: Any
@@ -113,94 +127,98 @@ class DetectionTask(Task):
         pixels = tf.ensure_shape(tf.image.pad_to_bounding_box(pixels, 0, 0, *self.size), [*self.size, 3])
         boxes = example["boxes"] * tf.tile(tf.cast(inner, tf.float32), [2])  # nx4, in pixels
         difficult = example.get("difficult", tf.zeros_like(example["classes"], tf.bool))
-        answers = {
+        annotations = {
             "boxes": boxes,
             "classes": example["classes"],
             "difficult": difficult,
             "scale": sides / tf.cast(inner, tf.float32),
         }
-        return pixels, answers
+        return pixels, annotations
 
-    def mirror(self, pixels: tf.Tensor, answers: Example) -> tuple[tf.Tensor, Example]:
-        top, left, bottom, right = tf.unstack(answers["boxes"], axis=1)
+    def mirror(self, pixels: tf.Tensor, annotations: Example) -> tuple[tf.Tensor, Example]:
+        top, left, bottom, right = tf.unstack(annotations["boxes"], axis=1)
         width = tf.cast(self.size[1], tf.float32)
         boxes = tf.stack([top, width - right, bottom, width - left], 1)
-        return pixels[:, ::-1], {**answers, "boxes": boxes}
+        return pixels[:, ::-1], {**annotations, "boxes": boxes}
 
-    def others(self) -> list[Callable]:
-        def of_number(number):
-            def view(pixels, answers, index):
+    def others(self) -> list[View]:
+        def of_number(number: int) -> View:
+            def view(pixels: tf.Tensor, annotations: Example, index: tf.Tensor) -> tuple[tf.Tensor, Example]:
                 if self.mirrored and number % 2:
-                    pixels, answers = self.mirror(pixels, answers)
+                    pixels, annotations = self.mirror(pixels, annotations)
                 seed = tf.stack([tf.cast(index, tf.int64), tf.constant(self.seed * 1009 + number, tf.int64)])
                 draws = tf.random.stateless_uniform([3], seed)
                 low, high = self.scales
-                return self.rescaled(pixels, answers, low + (high - low) * draws[0], draws[1:])
+                return self.rescaled(pixels, annotations, low + (high - low) * draws[0], draws[1:])
 
             return view
 
         return [*super().others(), *map(of_number, range(self.jittered_views))]
 
     def rescaled(
-        self, pixels: tf.Tensor, answers: Example, scale: tf.Tensor, place: tf.Tensor
+        self, pixels: tf.Tensor, annotations: Example, scale: tf.Tensor, location: tf.Tensor
     ) -> tuple[tf.Tensor, Example]:
-        """The view of an image enlarged or reduced by `scale`, and cut out of it, or put on black, at `place`.
+        """The view of an image enlarged or reduced by `scale`, and cropped, or padded with black,
+        at `location`.
 
         Args:
-          pixels: uint8 [H, W, 3]; answers: as `read` gives them.
+          pixels: uint8 [H, W, 3]; annotations: as of `read`.
           scale: of both sides, rounded to whole pixels.
-          place: [2] in [0, 1), down and across: 0 cuts at the top and puts at the top.
+          location: [2] in [0, 1), down and across; 0: the top, or the left.
 
         Returns:
-          (uint8 [H, W, 3], answers), whose boxes are those of the view, cut where it ends: one of which less than a quarter is left
-          counts as difficult; one that is gone has class -1.
+          (uint8 [H, W, 3], annotations) with boxes clipped to the view: a box of which less than a
+          quarter is visible is difficult; one that is outside has class -1.
         """
         size = tf.constant(self.size, tf.int32)
         sides = tf.maximum(tf.cast(tf.round(scale * tf.cast(size, tf.float32)), tf.int32), 1)
-        room = sides - size  # to cut away; negative: to fill
-        offset = tf.cast(tf.floor(place * tf.cast(tf.abs(room) + 1, tf.float32)), tf.int32)
-        cut, put = tf.where(room > 0, offset, 0), tf.where(room < 0, offset, 0)
+        margin = sides - size  # to crop; negative: to pad
+        offset = tf.cast(tf.floor(location * tf.cast(tf.abs(margin) + 1, tf.float32)), tf.int32)
+        cut, pad = tf.where(margin > 0, offset, 0), tf.where(margin < 0, offset, 0)
         resized = tf.cast(tf.round(tf.image.resize(pixels, sides, antialias=True)), tf.uint8)
         kept = tf.minimum(sides, size)
         resized = resized[cut[0] : cut[0] + kept[0], cut[1] : cut[1] + kept[1]]
-        resized = tf.image.pad_to_bounding_box(resized, put[0], put[1], *self.size)
+        resized = tf.image.pad_to_bounding_box(resized, pad[0], pad[1], *self.size)
         factor = tf.cast(sides, tf.float32) / tf.cast(size, tf.float32)
-        whole = answers["boxes"] * tf.tile(factor, [2]) + tf.cast(tf.tile(put - cut, [2]), tf.float32)
+        whole = annotations["boxes"] * tf.tile(factor, [2]) + tf.cast(tf.tile(pad - cut, [2]), tf.float32)
         boxes = tf.clip_by_value(whole, 0.0, tf.tile(tf.cast(size, tf.float32), [2]))
-        seen, of = (tf.reduce_prod(b[:, 2:] - b[:, :2], 1) for b in (boxes, whole))
-        difficult = answers["difficult"] | (seen < 0.25 * of)
-        classes = tf.where(seen > 0, answers["classes"], tf.constant(-1, answers["classes"].dtype))
-        view = {**answers, "boxes": boxes, "classes": classes, "difficult": difficult}
+        visible_area, area = (tf.reduce_prod(b[:, 2:] - b[:, :2], 1) for b in (boxes, whole))
+        difficult = annotations["difficult"] | (visible_area < 0.25 * area)
+        classes = tf.where(visible_area > 0, annotations["classes"], tf.constant(-1, annotations["classes"].dtype))
+        view = {**annotations, "boxes": boxes, "classes": classes, "difficult": difficult}
         return tf.ensure_shape(resized, [*self.size, 3]), view
 
     def prepare(self, maps: Maps, source: Source) -> None:
-        self.names = source.class_names
-        boxes = np.concatenate([answers["boxes"][answers["classes"] >= 0] for answers in maps.answers])
+        boxes = np.concatenate([annotations["boxes"][annotations["classes"] >= 0] for annotations in maps.annotations])
         if not len(boxes):
             raise UserError(f"{source.spec} {source.split}: no image shows an object: nothing to learn")
+        known = max(annotations["classes"].max(initial=0) for annotations in maps.annotations) + 1
+        self.names = list(source.class_names or (f"class {c}" for c in range(known)))
         sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
         self.typical = np.exp(np.log(sides).mean(0)).astype(np.float32)  # height, width in pixels
 
     def tested(self, maps: Maps) -> bool:
-        return any((~answers["difficult"]).any() for answers in maps.answers)
+        return any((~annotations["difficult"]).any() for annotations in maps.annotations)
 
     def targets(self, maps: Maps) -> dict[str, np.ndarray]:
-        most = max(len(answers["boxes"]) for answers in maps.answers)
-        count = len(maps.answers)
+        most = max(len(annotations["boxes"]) for annotations in maps.annotations)
+        count = len(maps.annotations)
         boxes = np.zeros([count, most, 4], np.float32)
         classes, difficult = np.full([count, most], -1, np.int32), np.zeros([count, most], bool)
-        for i, answers in enumerate(maps.answers):
-            n = len(answers["boxes"])
-            boxes[i, :n], classes[i, :n], difficult[i, :n] = (answers[key] for key in ("boxes", "classes", "difficult"))
+        for i, annotations in enumerate(maps.annotations):
+            n = len(annotations["boxes"])
+            boxes[i, :n], classes[i, :n], difficult[i, :n] = (
+                annotations[key] for key in ("boxes", "classes", "difficult")
+            )
         return {"boxes": boxes, "classes": classes, "difficult": difficult}
 
     def head(self) -> tf.keras.Model:
         return Head(self.layers, self.units, len(self.names))
 
     def loss(self, outputs: tf.Tensor, batch: Example) -> tf.Tensor:
-        logits, boxes, quality = self.told(outputs)  # NxLxK, NxLx4, NxL
+        logits, boxes, quality = self.split_outputs(outputs)  # NxLxK, NxLx4, NxL
         owner, positive = assign(
-            places(self.size, outputs.shape[1:3]), batch["boxes"], batch["classes"] >= 0, self.stride(outputs)
+            locations(self.size, outputs.shape[1:3]), batch["boxes"], batch["classes"] >= 0, self.stride(outputs)
         )
         difficult = positive & tf.gather(batch["difficult"], owner, batch_dims=1)
         positive &= ~difficult  # NxL
@@ -214,60 +232,70 @@ class DetectionTask(Task):
         at_objects = tf.reduce_sum(tf.where(positive, 1 - generalized + of_quality, 0.0))
         return (of_classes + at_objects) / count
 
-    def told(self, outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """[N, h, w, K + 5] -> (logits of classes [N, L, K], boxes in pixels [N, L, 4], logits of the quality [N, L])."""
+    def split_outputs(self, outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """[N, h, w, K + 5] -> (logits of classes [N, L, K], boxes in pixels [N, L, 4], logits of
+        the quality [N, L])."""
         count, channels = outputs.shape[1] * outputs.shape[2], outputs.shape[3]
         flat = tf.reshape(outputs, [-1, count, channels])
         logits, shift, sides, quality = tf.split(flat, [channels - 5, 2, 2, 1], -1)
-        centre = places(self.size, outputs.shape[1:3]) + shift * self.stride(outputs)
+        center = locations(self.size, outputs.shape[1:3]) + shift * self.stride(outputs)
         half = self.typical * tf.exp(tf.clip_by_value(sides, -6.0, 6.0)) / 2
-        return logits, tf.concat([centre - half, centre + half], -1), quality[..., 0]
+        return logits, tf.concat([center - half, center + half], -1), quality[..., 0]
 
     def stride(self, outputs: tf.Tensor) -> np.ndarray:
-        """Pixels between neighbouring places, down and across."""
-        return np.array([s / p for s, p in zip(self.size, outputs.shape[1:3])], np.float32)  # noqa: B905 (Python 3.9)
+        """Pixels between adjacent locations, down and across."""
+        return np.array([s / p for s, p in zip(self.size, outputs.shape[1:3])], np.float32)
 
     def decode(self, outputs: tf.Tensor) -> Any:
-        logits, boxes, quality = self.told(outputs)
+        logits, boxes, quality = self.split_outputs(outputs)
         boxes = tf.clip_by_value(boxes, 0.0, np.tile(self.size, 2).astype(np.float32))
         scores = tf.sqrt(tf.sigmoid(logits) * tf.sigmoid(quality)[..., None])
-        found = tf.image.combined_non_max_suppression(
+        detections = tf.image.combined_non_max_suppression(
             boxes[:, :, None], scores, MOST, MOST, OVERLAP, LEAST, clip_boxes=False
         )
-        return {"boxes": found[0], "scores": found[1], "classes": found[2], "count": found[3]}
+        return {"boxes": detections[0], "scores": detections[1], "classes": detections[2], "count": detections[3]}
 
-    def measure(self, answered: Answers, maps: Maps, images: Sequence[int]) -> dict[str, Any]:
-        truths, guesses = [], []
-        for guess, i in answered:
-            answers, n = maps.answers[i * maps.views], int(guess["count"])
-            scale = np.tile(answers["scale"], 2)  # the evaluation knows small and large by the pixels of the file
-            truths.append((answers["boxes"] * scale, answers["classes"], answers["difficult"]))
-            guesses.append((guess["boxes"][:n] * scale, guess["classes"][:n].astype(int), guess["scores"][:n]))
-        return average_precision(truths, guesses, self.names)
+    def measure(self, predicted: Predictions, maps: Maps, images: Sequence[int]) -> dict[str, Any]:
+        truths, predictions = [], []
+        for prediction, i in predicted:
+            annotations, n = maps.annotations[i * maps.views], int(prediction["count"])
+            # to pixels of the file, by which COCO's areas are defined
+            scale = np.tile(annotations["scale"], 2)
+            truths.append((annotations["boxes"] * scale, annotations["classes"], annotations["difficult"]))
+            predictions.append(
+                (prediction["boxes"][:n] * scale, prediction["classes"][:n].astype(int), prediction["scores"][:n])
+            )
+        return average_precision(truths, predictions, self.names)
 
-    def picture(self, answered: Answers, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
+    def picture(self, predicted: Predictions, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
         palette, rows = pictures.colors(len(self.names)), []
-        for guess, i in answered:
-            shown, truth = maps.shown[i], maps.answers[i * maps.views]
-            sure = guess["scores"][: int(guess["count"])] >= 0.5
-            boxes, of_class = guess["boxes"][: len(sure)][sure], guess["classes"][: len(sure)][sure].astype(int)
+        for prediction, i in predicted:
+            shown, truth = maps.shown[i], maps.annotations[i * maps.views]
+            sure = prediction["scores"][: int(prediction["count"])] >= 0.5
+            boxes, of_class = (
+                prediction["boxes"][: len(sure)][sure],
+                prediction["classes"][: len(sure)][sure].astype(int),
+            )
             rows.append(
                 (
                     pictures.boxed(shown, truth["boxes"], truth["classes"], palette),
                     pictures.boxed(shown, boxes, of_class, palette),
                 )
             )
-        return pictures.grid(rows, ("objects", "found (score 0.5 or more)"), self.names, palette)
+        return pictures.grid(rows, ("objects", "predicted (score 0.5 or more)"), self.names, palette)
 
 
 class Head(tf.keras.Model):
-    """[N, h, w, C] -> [N, h, w, K + 5]: logits of classes, shift of the centre (2), logarithms of the sides (2), logit of the quality."""
+    """[N, h, w, C] -> [N, h, w, K + 5].
+
+    Logits of classes, shift of the center (2), logarithms of the sides (2), logit of the quality.
+    """
 
     def __init__(self, layers: int, units: int, classes: int) -> None:
         super().__init__()
         conv = tf.keras.layers.Conv2D
 
-        def tower():
+        def tower() -> tf.keras.Model:
             block = lambda: [  # noqa: E731
                 conv(units, 3, padding="same", use_bias=False),
                 tf.keras.layers.GroupNormalization(groups=np.gcd(units, 32)),
@@ -291,26 +319,29 @@ class Head(tf.keras.Model):
         return tf.concat([self.classes(self.of_classes(x, training=training)), boxes], -1)
 
 
-def places(size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """float32 [L, 2]: the centre (y, x) in pixels of each place of a map [h, w] over an image [H, W]."""
-    rows, columns = ((np.arange(p) + 0.5) * s / p for s, p in zip(size, shape))  # noqa: B905 (Python 3.9)
+def locations(size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """The center (y, x) in pixels of each location of a map [h, w] on an image [H, W]: float32
+    [L, 2]."""
+    rows, columns = ((np.arange(p) + 0.5) * s / p for s, p in zip(size, shape))
     return np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
 
 
-def assign(at: np.ndarray, boxes: tf.Tensor, real: tf.Tensor, stride: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
-    """Which object each place tells of.
+def assign(locations: np.ndarray, boxes: tf.Tensor, real: tf.Tensor, stride: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
+    """The object that each location is assigned to.
 
     Args:
-      at: [L, 2], places in pixels.
-      boxes: [N, M, 4]; real: bool [N, M], which of them there are.
+      at: [L, 2], centers of the locations in pixels.
+      boxes: [N, M, 4]; real: bool [N, M], False for padding.
       stride: [2].
 
     Returns:
-      (int32 [N, L], the object, if there is one; bool [N, L], whether there is).
+      (int32 [N, L], the object; bool [N, L], whether there is one).
     """
     low, high = boxes[:, None, :, :2], boxes[:, None, :, 2:]  # Nx1xMx2
-    offset = tf.abs(at[None, :, None] - (low + high) / 2) / stride  # NxLxMx2
-    inside = tf.reduce_all((at[None, :, None] >= low) & (at[None, :, None] <= high) & (offset <= RADIUS), -1)
+    offset = tf.abs(locations[None, :, None] - (low + high) / 2) / stride  # NxLxMx2
+    inside = tf.reduce_all(
+        (locations[None, :, None] >= low) & (locations[None, :, None] <= high) & (offset <= RADIUS), -1
+    )
     nearest = tf.reduce_all(offset <= 0.5, -1)
     area = tf.reduce_prod(high - low, -1)  # Nx1xM
     area = tf.where((inside | nearest) & real[:, None], area, np.inf)  # NxLxM
@@ -327,7 +358,7 @@ def focal(logits: tf.Tensor, truth: tf.Tensor) -> tf.Tensor:
 def overlaps(one: tf.Tensor, other: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(IoU, generalized IoU) of pairs of boxes [..., 4]."""
 
-    def area(low, high):
+    def area(low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
         return tf.reduce_prod(tf.maximum(high - low, 0.0), -1)
 
     (a, b), (c, d) = (tf.split(boxes, 2, -1) for boxes in (one, other))
@@ -338,26 +369,27 @@ def overlaps(one: tf.Tensor, other: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return iou, iou - tf.math.divide_no_nan(hull - union, hull)
 
 
-def average_precision(truths: list, guesses: list, names: Sequence[str]) -> dict[str, Any]:
+def average_precision(truths: Boxes, predictions: Boxes, names: Sequence[str]) -> dict[str, Any]:
     """AP50, COCO's AP and AP50 of each class, by pycocotools.
 
     Args:
       truths: for each image (boxes [n, 4] in pixels, classes int [n], difficult bool [n]).
-      guesses: for each image (boxes [n, 4], classes int [n], scores [n]).
+      predictions: for each image (boxes [n, 4], classes int [n], scores [n]).
       names: of the classes.
 
     Returns:
-      {"value": AP50 (NaN where no image shows an object), "coco_ap": ..., "per_class": {name: AP50, None of a class that no image shows}}.
+      {"value": AP50 (NaN without objects), "coco_ap": ..., "per_class": {name: AP50, None for a
+      class without objects}}.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    def entry(i, box, c, **more):
+    def entry(i: int, box: np.ndarray, c: int, **more: float) -> dict[str, Any]:
         top, left, bottom, right = map(float, box)
         return {"image_id": i, "category_id": int(c), "bbox": [left, top, right - left, bottom - top], **more}
 
     with contextlib.redirect_stdout(io.StringIO()):
-        real, found = COCO(), COCO()
+        truth, detected = COCO(), COCO()
         common = {
             "images": [{"id": i} for i in range(len(truths))],
             "categories": [{"id": c} for c in range(len(names))],
@@ -366,27 +398,28 @@ def average_precision(truths: list, guesses: list, names: Sequence[str]) -> dict
             [
                 entry(i, box, c, iscrowd=int(hard), ignore=int(hard))
                 for i, (boxes, classes, difficult) in enumerate(truths)
-                for box, c, hard in zip(boxes, classes, difficult)  # noqa: B905 (Python 3.9)
+                for box, c, hard in zip(boxes, classes, difficult)
             ],
             [
                 entry(i, box, c, score=float(score))
-                for i, (boxes, classes, scores) in enumerate(guesses)
-                for box, c, score in zip(boxes, classes, scores)  # noqa: B905
+                for i, (boxes, classes, scores) in enumerate(predictions)
+                for box, c, score in zip(boxes, classes, scores)
             ],
         ]
-        for index, entries in zip((real, found), lists):  # noqa: B905
+        for index, entries in zip((truth, detected), lists):
             for number, item in enumerate(entries, 1):
                 item.update(id=number, area=item["bbox"][2] * item["bbox"][3])
             index.dataset = {**common, "annotations": entries}
             index.createIndex()
-        judge = COCOeval(real, found, "bbox")
+        judge = COCOeval(truth, detected, "bbox")
         judge.evaluate()
         judge.accumulate()
-    precision = judge.eval["precision"][:, :, :, 0, -1]  # IoU x recall x class, of all sizes, 100 answers
+    # IoU x recall x class, of all sizes, 100 predictions
+    precision = judge.eval["precision"][:, :, :, 0, -1]
     by_class = [np.mean(precision[0, :, c]) if (precision[0, :, c] > -1).all() else None for c in range(len(names))]
     known = precision[:, :, [c for c, value in enumerate(by_class) if value is not None]]
     return {
         "value": float(known[0].mean()) if known.size else float("nan"),
         "coco_ap": float(known.mean()) if known.size else float("nan"),
-        "per_class": {name: None if v is None else float(v) for name, v in zip(names, by_class)},  # noqa: B905
+        "per_class": {name: None if v is None else float(v) for name, v in zip(names, by_class)},
     }

@@ -1,24 +1,26 @@
-"""Ridge regression on a handful of images of each class, in closed form (Bertinetto et al. 2019, arXiv 1805.08136, use it
-within training; here it only measures).
+"""Few-shot episodes: N-way k-shot classification by ridge regression in closed form (Bertinetto et
+al. 2019, arXiv 1805.08136, use it within training; here it is an evaluation only).
 
-An episode takes some classes, k training images of each to learn from, and test images of these classes to answer for. The
-classifier is W, b minimising sum_i ||W x_i + b - y_i||^2 + ridge * ||W||^2 for y_i = one-hot: the class with the highest
-answer is the prediction. One singular value decomposition of the centred images gives it for all ridges. Accuracy is
-averaged over episodes; its 95 % interval is 1.96 standard errors of that mean.
+An episode has some classes, k training images of each as the support set, and test images of these
+classes as queries. The classifier is W, b minimizing sum_i ||W x_i + b - y_i||^2 + ridge * ||W||^2
+for one-hot y_i; it predicts the class with the largest output. One singular value decomposition of
+the centered features gives the solution for all ridges. Accuracy is averaged over episodes; its 95
+% interval is 1.96 standard errors of that mean.
 
-Features are divided by their L2 norm. The ridge is the one with the best accuracy on episodes whose questions are
-validation images.
+Features are L2-normalized. The ridge is chosen by accuracy on episodes whose queries are validation
+images.
 """
 
 import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Union
+from typing import NamedTuple, Union
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from tfssl.downstream import splits
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.protocols.low_shot import check as check_shots
@@ -27,17 +29,17 @@ from tfssl.downstream.results import Result
 from tfssl.errors import UserError
 
 
-class FewShot(Protocol):
-    """Few-shot episodes: ridge regression on k images of each of a few classes, on features of norm 1.
+class FewShot(Protocol[Features]):
+    """Few-shot episodes: ridge regression on k images of each of a few classes, by accuracy.
 
-    `value` is the mean over the episodes, "interval" half the width of its 95 % interval.
+    `value` is the mean accuracy over the episodes, "interval" half the width of its 95 % interval.
 
     Args:
-      shots: Images of each class to learn from, k, a comma list with a column of the table each.
+      shots: Training images of each class, k, a comma list with a column of the table each.
       ways: Classes in an episode; 0, or more than there are: all.
       queries: Test images of each class in an episode, at most as many as there are; 0: all.
       episodes: Random episodes whose mean is reported; ridges are compared on a sixth as many.
-      ridges: What the penalty of squared weights is chosen from, on validation; a comma list.
+      ridges: Penalties of squared weights to choose from, on validation; a comma list.
     """
 
     name = "few_shot"
@@ -71,14 +73,14 @@ class FewShot(Protocol):
         return self.episodes * len(self.shots)
 
     def work(self, train: int, test: int, dims: int) -> float:
-        return dims  # an episode has as many images whatever there are
+        return dims  # the size of an episode is fixed
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Data[Features]) -> None:
         self._prepare(data)
 
-    def _prepare(self, data):
-        """(the `Split`, rows of each class: to learn from and to ask on test; to learn from and to ask on validation; classes that can be
-        asked for on test, on validation; how many are in an episode)."""
+    def _prepare(self, data: Data[Features]) -> tuple[splits.Split, "Pool", "Pool", int]:
+        """(rows; pool of the episodes on test; pool of those on validation; classes of an
+        episode)."""
         train, test, part = data.train, data.test, data.split()
         classes = np.unique(train.labels[part.rows])
         learn, ask = by_class(train, part.rows, classes), by_class(test, np.arange(len(test.labels)), classes)
@@ -101,23 +103,23 @@ class FewShot(Protocol):
             raise UserError(
                 f"few_shot: {test.source} shows {ways} class that can be learned, and an episode has two or more"
             )
-        return part, learn, ask, try_on, ask_held, usable, choosable, ways
+        return part, Pool(learn, ask, usable), Pool(try_on, ask_held, choosable), ways
 
-    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
-        part, learn, ask, try_on, ask_held, usable, choosable, ways = self._prepare(data)
+    def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
+        part, on_test, held_out, ways = self._prepare(data)
         for endpoint in endpoints:
             start, features = time.time(), data.train.endpoints[endpoint]
             for k in self.shots:
                 best, on_val = 0, None
-                if len(choosable) > 1:
-                    few = max(1, self.episodes // 6)
-                    plan = Plan(choosable, min(ways, len(choosable)), k, self.queries, few, (data.seed, 6, k))
+                if len(held_out.classes) > 1:
+                    few, fewer = max(1, self.episodes // 6), min(ways, len(held_out.classes))
+                    plan = Plan(held_out.classes, fewer, k, self.queries, few, (data.seed, 6, k))
                     held = part.held.endpoints[endpoint]
-                    on_val = accuracies(features, try_on, held, ask_held, plan, self.ridges).mean(0)
+                    on_val = accuracies(features, held_out.learn, held, held_out.ask, plan, self.ridges).mean(0)
                     best = int(on_val.argmax())
-                plan = Plan(usable, ways, k, self.queries, self.episodes, (data.seed, 7, k))
-                ridge, asked = self.ridges[best], data.test.endpoints[endpoint]
-                values = accuracies(features, learn, asked, ask, plan, [ridge])[:, 0]
+                plan = Plan(on_test.classes, ways, k, self.queries, self.episodes, (data.seed, 7, k))
+                ridge, queries = self.ridges[best], data.test.endpoints[endpoint]
+                values = accuracies(features, on_test.learn, queries, on_test.ask, plan, [ridge])[:, 0]
                 yield Result(
                     protocol=self.name,
                     endpoint=endpoint,
@@ -142,7 +144,7 @@ class FewShot(Protocol):
 
 
 def check_ridges(ridges: Union[str, float, Sequence[float]]) -> list[float]:
-    """The ridges as a rising list of floats; UserError for whatever cannot be meant."""
+    """The ridges as floats in increasing order; UserError for invalid ones."""
     try:
         given = [float(r) for r in (ridges.split(",") if isinstance(ridges, str) else np.atleast_1d(ridges))]
     except (TypeError, ValueError):
@@ -153,53 +155,73 @@ def check_ridges(ridges: Union[str, float, Sequence[float]]) -> list[float]:
     return sorted(set(given))
 
 
+class Pool(NamedTuple):
+    """Images that episodes draw from.
+
+    Attributes:
+      learn, ask: for each class, int [n], rows of the training images and of the queries.
+      classes: numbers of the classes that episodes draw from.
+    """
+
+    learn: list[np.ndarray]
+    ask: list[np.ndarray]
+    classes: list[int]
+
+
 @dataclasses.dataclass
 class Plan:
-    """Which episodes are drawn: of `ways` of these classes, `shots` images and at most `queries` questions of each."""
+    """Episodes: `ways` of the classes, `shots` images to learn and at most `queries` of each."""
 
-    classes: list
+    classes: list[int]
     ways: int
     shots: int
     queries: int
     episodes: int
-    seed: tuple
+    seed: tuple[int, ...]
 
 
 def by_class(features: Features, rows: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
-    """A list of int arrays: those of `rows` that are of each class."""
+    """For each class, int [n]: the rows of that class."""
     return [rows[features.labels[rows] == c] for c in classes]
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")  # small products: threads would wait for one another
+@threadpool_limits.wrap(limits=1, user_api="blas")  # small products: more threads only wait
 def accuracies(
-    features: np.ndarray, learn: list, asked: np.ndarray, ask: list, plan: Plan, ridges: Sequence[float]
+    features: np.ndarray,
+    learn: list[np.ndarray],
+    query_features: np.ndarray,
+    ask: list[np.ndarray],
+    plan: Plan,
+    ridges: Sequence[float],
 ) -> np.ndarray:
-    """Of each episode and ridge: float64 [episodes, ridges].
+    """Accuracy for each episode and ridge: float64 [episodes, ridges].
 
     Args:
-      features: [N, D] to learn from, and learn: for each class the rows of its images; asked, ask: the questions likewise.
+      features: [N, D]; learn: for each class the rows of its training images.
+      query_features, ask: the same of the queries.
     """
-    found = np.zeros((plan.episodes, len(ridges)))
+    correct = np.zeros((plan.episodes, len(ridges)))
     for episode in range(plan.episodes):
         rng = np.random.default_rng([*plan.seed, episode])
         classes = rng.choice(plan.classes, plan.ways, replace=False)
         rows = [rng.choice(learn[c], plan.shots, replace=False) for c in classes]
-        questions = [rng.choice(ask[c], min(plan.queries or len(ask[c]), len(ask[c])), replace=False) for c in classes]
+        queries = [rng.choice(ask[c], min(plan.queries or len(ask[c]), len(ask[c])), replace=False) for c in classes]
         y = np.repeat(np.arange(plan.ways), plan.shots)
-        truth = np.repeat(np.arange(plan.ways), [len(q) for q in questions])
-        x, queries = unit(features[np.concatenate(rows)]), unit(asked[np.concatenate(questions)])
-        answers = ridge_regression(x, np.eye(plan.ways)[y], queries, ridges)
-        found[episode] = (answers.argmax(2) == truth).mean(1)
-    return found
+        truth = np.repeat(np.arange(plan.ways), [len(q) for q in queries])
+        support, query_rows = unit(features[np.concatenate(rows)]), unit(query_features[np.concatenate(queries)])
+        outputs = ridge_regression(support, np.eye(plan.ways)[y], query_rows, ridges)
+        correct[episode] = (outputs.argmax(2) == truth).mean(1)
+    return correct
 
 
 def ridge_regression(x: np.ndarray, y: np.ndarray, queries: np.ndarray, ridges: Sequence[float]) -> np.ndarray:
-    """Answers to `queries` [M, D] of W, b minimising sum ||W x_i + b - y_i||^2 + ridge * ||W||^2: [ridges, M, C].
+    """Outputs for `queries` [M, D] of W, b minimizing sum ||W x_i + b - y_i||^2 + ridge * ||W||^2:
+    [ridges, M, C].
 
     Args:
       x: [N, D]; y: [N, C].
     """
-    centre, level = x.mean(0), y.mean(0)
-    u, s, v = np.linalg.svd(x - centre, full_matrices=False)
-    inner, outer = u.T @ (y - level), (queries - centre) @ v.T
-    return np.stack([(outer * (s / (s**2 + ridge))) @ inner + level for ridge in ridges])
+    center, offset = x.mean(0), y.mean(0)
+    u, s, v = np.linalg.svd(x - center, full_matrices=False)
+    inner, outer = u.T @ (y - offset), (queries - center) @ v.T
+    return np.stack([(outer * (s / (s**2 + ridge))) @ inner + offset for ridge in ridges])

@@ -1,7 +1,8 @@
-"""Weighted nearest neighbors on frozen features, by cosine similarity (Wu et al. 2018, arXiv 1805.01978, section 3.4).
+"""Weighted nearest neighbors on frozen features, by cosine similarity (Wu et al. 2018, arXiv
+1805.01978, section 3.4).
 
-A test image's k nearest training images vote for their classes with weight exp(similarity / temperature). Ties in similarity go to the
-earlier training row, ties in votes to the lower class.
+A test image's k nearest training images vote for their classes with weight exp(similarity /
+temperature). Ties in similarity go to the earlier training row, ties in votes to the lower class.
 """
 
 import time
@@ -10,22 +11,24 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import logging
 
+from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.results import Result
 from tfssl.downstream.solvers import nearest
 from tfssl.errors import UserError
 
 
-class KNN(Protocol):
+class KNN(Protocol[Features]):
     """k nearest neighbors: cosine similarity, votes weighted by exp(similarity / temperature).
 
-    The validation part only gives `val_value`, from the remaining training rows. Where there are fewer training rows than k, all of them
-    vote; a notice says so, and the result has the k that was used.
+    The validation part only gives `val_value`, from the remaining training rows. Where there are
+    fewer training rows than k, all of them vote; a notice says so, and the result has the k that
+    was used.
 
     Args:
       k: Neighbors (solo-learn, DINO: 20; lightly's CIFAR-10 tables: 200).
-      temperature: Softmax temperature of the votes, above 0: small, the nearest decides; large, all k count alike (solo-learn, DINO: 0.07;
-        lightly's CIFAR-10 tables: 0.1).
+      temperature: Softmax temperature of the votes, above 0: small, the nearest decides; large, all
+        k count alike (solo-learn, DINO: 0.07; lightly's CIFAR-10 tables: 0.1).
     """
 
     name = "knn"
@@ -44,7 +47,7 @@ class KNN(Protocol):
     def work(self, train: int, test: int, dims: int) -> float:
         return train * test * dims
 
-    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+    def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
         part, train, test, k = data.split(), data.train, data.test, self.k
         if k > len(part.rows):
             logging.warning("k=%d is more than there are training images: all %d vote", k, len(part.rows))
@@ -52,7 +55,9 @@ class KNN(Protocol):
         for endpoint in endpoints:
             start, features, held = time.time(), train.endpoints[endpoint], part.held.endpoints[endpoint]
 
-            def accuracy(bank, queries, labels, features=features):
+            def accuracy(
+                bank: np.ndarray, queries: np.ndarray, labels: np.ndarray, features: np.ndarray = features
+            ) -> float:
                 votes = nearest.vote(features, train.labels, bank, queries, min(k, len(bank)), self.temperature)
                 return float(np.mean(votes == labels))
 

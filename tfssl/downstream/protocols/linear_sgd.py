@@ -1,19 +1,20 @@
-"""Linear classifiers by SGD on crops of the images, as in the 2019 study (Kolesnikov et al., arXiv 1901.09005; its
+"""Linear probe by SGD on random crops, as in the 2019 study (Kolesnikov et al., arXiv 1901.09005;
 supplement, section 2): one head per endpoint of the frozen module, all trained in one pass.
 
-    features = pool(module(random crop));  logits = W features + b;  momentum 0.9, rate 0.1 * batch / 256
+    features = pool(module(random crop));  logits = W features + b;
+    momentum 0.9, rate 0.1 * batch / 256
 
-Published: batches of 2048 images (1024 for patch tasks), rate divided by ten after 480 and 500 of 520 epochs; the
-study's code, for smaller machines: 512 images, after 30 and 50 of 70.
+Published: batches of 2048 images (1024 for patch tasks), rate divided by ten after 480 and 500 of
+520 epochs; the study's code, for smaller machines: 512 images, after 30 and 50 of 70.
 
-Goyal et al. 2019 (arXiv 1905.01235) put a batch normalisation before each matrix, and learn for 28 epochs:
-`flags/goyal/eval_linear_sgd.flags`.
+Goyal et al. 2019 (arXiv 1905.01235) put batch normalization before each linear layer, and train for
+28 epochs: `flags/goyal/eval_linear_sgd.flags`.
 """
 
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, Optional
 
 import numpy as np
@@ -24,18 +25,19 @@ from tfssl.data.ops.draws import Draws
 from tfssl.data.sources import identity
 from tfssl.downstream import splits
 from tfssl.downstream.features import extract as features
-from tfssl.downstream.features.encoder import CROPS
+from tfssl.downstream.features.encoder import CROPS, Images
+from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.results import Result
 from tfssl.downstream.solvers import sgd
 from tfssl.downstream.solvers.batch_norm import KINDS, BatchNorm
-from tfssl.downstream.solvers.lbfgs import moments
+from tfssl.downstream.solvers.lbfgs import Moments, moments
 from tfssl.downstream.solvers.resume import State
 from tfssl.errors import UserError, check_choice
 
 
 class Linear(sgd.Classifier):
-    """One matrix and one bias."""
+    """A linear layer with bias."""
 
     def __init__(self, endpoint: str, dims: int, num_classes: int, **common: Any) -> None:
         super().__init__(endpoint, dims, **common)
@@ -45,32 +47,39 @@ class Linear(sgd.Classifier):
         return x @ self.kernel + self.bias  # BxC
 
 
-class LinearSGD(Protocol):
-    """Linear probe by SGD: softmax regression on new random crops in each epoch, all endpoints in one pass.
+class LinearSGD(Protocol[Features]):
+    """Linear probe by SGD: softmax regression on random crops, all endpoints in one pass.
 
-    With `augment`, `train` and `test` must be of `extract`: heads see new random crops of the images behind `train`, whose features serve
-    the validation part only; accuracy is measured on central crops. Without a validation split there are two heads per endpoint, of which
-    one skips the validation part's images in each batch. "curve": [[epoch, accuracy on validation or None, on test], ...]. With a
-    `Data.state_dir` a run that was killed goes on after its last whole epoch.
+    With `augment`, `train` and `test` must be results of `extract`: heads are trained on new random
+    crops of the images behind `train`, whose features serve the validation part only; accuracy is
+    measured on central crops. Without a validation split there are two heads per endpoint, of which
+    one skips the images of the validation part in each batch. "curve": [[epoch, accuracy on
+    validation or None, on test], ...]. With a `Data.state_dir` an interrupted run resumes after its
+    last epoch.
 
     Args:
-      augment: Random crops of the image size from the resized image, through the module in each epoch (2019 study: yes). Without: the
-        extracted features, with no passes through the module.
-      crops: What augment means: random, a random crop (2019 study); random_flip, that, mirrored or not (Goyal et al. for colorization);
-        resized_flip, a crop of 8 to 100 % of the image, resized, mirrored or not (VISSL).
+      augment: Random crops of the image size from the resized image, through the module in each
+        epoch (2019 study: yes). Without: the extracted features, with no passes through the module.
+      crops: What augment means: random, a random crop (2019 study); random_flip, the same with a
+        random horizontal flip (Goyal et al. for colorization); resized_flip, a random resized crop
+        of 8 to 100 % of the area and a random flip (VISSL).
       epochs: Length (2019 study: 520; its code: 70).
       decay_epochs: The rate is divided by ten after each (2019 study: 480,500; its code: 30,50).
       batch_size: Images per step, at most all (2019 study: 2048, patch tasks 1024; its code: 512).
       learning_rate: At the first step, times batch size / 256 (2019 study: 0.1).
-      lr_scaling: What the batch size is divided by; 0: the rate is not scaled.
-      weight_decay: Adds 0.5 * this * ||W||^2 to the loss, not for biases or the normalization's scales and shifts (2019 study's code: 0;
-        Goyal et al.: 1e-4, AlexNet 5e-4).
+      lr_scaling: Divisor of the batch size; 0: the rate is not scaled.
+      weight_decay: Adds 0.5 * this * ||W||^2 to the loss, not for biases or the normalization's
+        scales and shifts (2019 study's code: 0; Goyal et al.: 1e-4, AlexNet 5e-4).
       nesterov: Nesterov's momentum (Goyal et al.: for ResNets).
-      batch_norm: Batch normalization of the pooled maps before each classifier: fixed, by mean and variance of each channel, when measured
-        by those of all crops so far; learned, with scale and shift after it (Goyal et al.: fixed; colorization's ResNet: learned).
-      init_std: Standard deviation of the initial weights, normally distributed (Goyal et al.: 0.01); 0: Glorot's uniform distribution.
-      standardize: Scale each feature to mean 0 and standard deviation 1 first; it changes what a penalty means (2019 study: no).
-      epoch: Which epoch is reported: the last, or the best, that of the highest accuracy on validation (2019 study: last).
+      batch_norm: Batch normalization of the pooled maps before each classifier: fixed, without
+        scale and shift; learned, with both (Goyal et al.: fixed; colorization's ResNet: learned).
+        In inference its statistics are those of all crops so far.
+      init_std: Standard deviation of the initial weights, normally distributed (Goyal et al.:
+        0.01); 0: Glorot's uniform distribution.
+      standardize: Scale each feature to mean 0 and standard deviation 1 first; it changes what a
+        penalty means (2019 study: no).
+      epoch: Which epoch is reported: the last, or the best, that of the highest accuracy on
+        validation (2019 study: last).
     """
 
     name = "linear_sgd"
@@ -100,7 +109,7 @@ class LinearSGD(Protocol):
             if value not in known:
                 raise UserError(f"linear_sgd: {name}={value!r}: there is {', '.join(known)}")
         if not 0 <= init_std < math.inf:
-            raise UserError(f"linear_sgd: init_std={init_std}: a deviation is at least 0")
+            raise UserError(f"linear_sgd: init_std={init_std}: a standard deviation is at least 0")
         check_choice("epoch", epoch, ("last", "best"))
         self.augment, self.crops, self.epochs, self.batch_size = augment, crops, epochs, batch_size
         self.decay_epochs = sgd.check("linear_sgd", epochs, decay_epochs, batch_size, learning_rate)
@@ -117,18 +126,15 @@ class LinearSGD(Protocol):
     def reads_train(self, held_out: bool) -> bool:
         return not self.augment or self.standardize or held_out
 
-    def endpoints(self, data: Data, names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
-        held_out = data.val is None and len(data.split().val)
+    def endpoints(self, data: Data[Features], names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
+        held_out = data.val is None and len(data.split().val) > 0
         return splits.endpoints([data.test, data.val, data.train if self.reads_train(held_out) else None], names)
 
-    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+    def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
         train, test, seed, names = data.train, data.test, data.seed, list(endpoints)
         part = data.split()
         sgd.check_epoch(self.epoch, part)
-        if self.augment and train.images is None:
-            raise UserError(
-                f"{train.source}: no images behind these features to take random crops of: set augment=False"
-            )
+        images = _images(train) if self.augment else None
         start = time.time()
         batch = min(self.batch_size, len(part.rows))
         rate = self.learning_rate * (batch / self.lr_scaling if self.lr_scaling else 1)
@@ -137,18 +143,20 @@ class LinearSGD(Protocol):
         scales = {name: moments(train.endpoints[name], part.rows) for name in names} if self.standardize else {}
         both = [True] if part.fits_all else [True, False]
         heads = [self._head(name, test, len(classes), fits, scales.get(name), seed) for fits in both for name in names]
-        finals, trials = heads[: len(names)], heads[-len(names) :]  # one and the same if nothing is held out
+        # one and the same if nothing is held out
+        finals, trials = heads[: len(names)], heads[-len(names) :]
         on_val = sgd.Held(part.held, part.val, names, classes)
         on_test = sgd.Held(test, np.arange(len(test.labels)), names, classes)
-        key = self._key(data, names) if data.state_dir and train.images else None
+        key = self._key(data, names) if data.state_dir else None
         state = State(data.state_dir if key else None, key)
         done = state.epoch * plan.steps(len(part.rows))
-        if self.augment:
+        batches: Iterable[tuple[Any, tf.Tensor]]
+        if images:
             batches = _crops(train, part.rows, batch, seed, self.crops, done)
-            encode = train.images.large_batch_encoder(names, batch)
+            encode = images.large_batch_encoder(names, batch)
         else:
             batches = sgd.feature_batches(train, names, part.rows, batch, seed, done)
-            encode = lambda features: features  # noqa: E731
+            encode = _unchanged
 
         curve, losses, rate = sgd.train(
             heads,
@@ -193,7 +201,9 @@ class LinearSGD(Protocol):
                 seconds=time.time() - start,
             )
 
-    def _head(self, name, test, num_classes, fits_all, scale, seed):
+    def _head(
+        self, name: str, test: Features, num_classes: int, fits_all: bool, scale: Optional[Moments], seed: int
+    ) -> Linear:
         dims = test.endpoints[name].shape[1]
         channels = test.images.channels(name) if test.images else dims
         dtype = "float64" if test.endpoints[name].dtype == np.float64 else "float32"
@@ -210,27 +220,43 @@ class LinearSGD(Protocol):
             dtype=dtype,
         )
 
-    def _key(self, data, names):
-        """What a run depends on, for `State`; None where that cannot be told, since a source does not say what it is made of."""
-        sources = [identity.key(identity.of(part.images.source)) for part in data.parts]
-        if None in sources:
+    def _key(self, data: Data[Features], names: list[str]) -> Optional[dict[str, Any]]:
+        """Everything that a run depends on, for `State`; None for features without images, or a
+        source without identity."""
+        behind = [part.images for part in data.parts if part.images]
+        known = [identity.key(identity.of(images.source)) for images in behind]
+        if len(behind) < len(data.parts) or None in known:
             return None
         common = {name: getattr(data, name) for name in ("train_labels", "val_fraction", "seed")}
-        images = [(part.images.module.identity, known) for part, known in zip(data.parts, sources)]  # noqa: B905 (Python 3.9)
-        sizes = [(part.images.size, part.images.resize, part.images.pool, part.images.target) for part in data.parts]
+        modules = [(images.module.identity, content) for images, content in zip(behind, known)]
+        sizes = [(images.size, images.resize, images.pool, images.target) for images in behind]
         rows = [hashlib.sha256(part.index.tobytes() + part.labels.tobytes()).hexdigest() for part in data.parts]
         settings = {name: str(value) for name, value in {**self.settings, **common}.items()}
-        return {**settings, "endpoints": names, "images": images, "sizes": sizes, "rows": rows, **features.versions()}
+        return {**settings, "endpoints": names, "images": modules, "sizes": sizes, "rows": rows, **features.versions()}
 
 
-def _crops(train, rows, batch_size, seed, crops="random", start_step=0):
+def _images(train: Features) -> Images:
+    """The images behind features; UserError where there are none."""
+    if train.images is None:
+        raise UserError(f"{train.source}: no images behind these features to take random crops of: set augment=False")
+    return train.images
+
+
+def _unchanged(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    return features
+
+
+def _crops(
+    train: Features, rows: np.ndarray, batch_size: int, seed: int, crops: str = "random", start_step: int = 0
+) -> tf.data.Dataset:
     """Batches for `sgd.train`: (images uint8 [B, S, S, 3], rows of `train`)."""
-    row = np.zeros(train.images.source.num_examples, np.int64)
-    row[train.index] = np.arange(len(train.index))
-    row = tf.constant(row)
-    if crops == "random" and train.images.size == train.images.resize:
+    images = _images(train)
+    row_of = np.zeros(images.source.num_examples, np.int64)
+    row_of[train.index] = np.arange(len(train.index))
+    row = tf.constant(row_of)
+    if crops == "random" and images.size == images.resize:
         logging.warning(
-            "image_size and resize are both %d: square images have one crop; augment=False is faster", train.images.size
+            "image_size and resize are both %d: square images have one crop; augment=False is faster", images.size
         )
-    data = train.images.random_crops(train.index[rows], batch_size, seed, crops, start_step)
+    data = images.random_crops(train.index[rows], batch_size, seed, crops, start_step)
     return data.map(lambda batch: (batch["image"], tf.gather(row, batch["index"])))

@@ -1,7 +1,9 @@
-"""Multinomial logistic regression on frozen features, as in the 2019 study (Kolesnikov et al., arXiv 1901.09005, 4.1).
+"""Multinomial logistic regression on frozen features, as in the 2019 study (Kolesnikov et al.,
+arXiv 1901.09005, 4.1).
 
-Mean cross-entropy + l2 * ||W||^2 on features as they come, by full-batch L-BFGS of at most 800 updates. The study's own
-procedure is l2="published", precondition=False: it often ends before the optimum, which the default reaches.
+Mean cross-entropy + l2 * ||W||^2 on unscaled features, by full-batch L-BFGS of at most 800 updates.
+The study's own procedure is l2="published", precondition=False: it often ends before the optimum,
+which the default reaches.
 """
 
 import math
@@ -13,23 +15,28 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.downstream import splits
+from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.results import Result
-from tfssl.downstream.solvers.lbfgs import Fit, Problem, Rows, in_chunks, moments
+from tfssl.downstream.solvers.lbfgs import Fit, Moments, Problem, Rows, in_chunks, moments
 from tfssl.errors import UserError
 
 
-class Logistic(Protocol):
+class Logistic(Protocol[Features]):
     """Logistic regression: mean cross-entropy + l2 * ||W||^2, by L-BFGS.
 
-    `value` is of a last fit to all training rows, `val_value` of one without the validation part; with a validation split one fit is both.
-    "iterations", "converged" (within max_iterations) and "loss", the objective, are those of the last fit.
+    `value` is that of a final fit to all training rows, `val_value` that of a fit without the
+    validation part; with a validation split one fit gives both. "iterations", "converged" (within
+    max_iterations) and "loss", the objective, are of the final fit.
 
     Args:
-      l2: Select (on the validation part), published (2019 study: 100 / (features * classes)), or a number.
+      l2: Select (on the validation part), published (2019 study: 100 / (features * classes)), or a
+        number.
       max_iterations: L-BFGS updates, at most, of each fit (2019 study: 800).
-      standardize: Scale each feature to mean 0 and standard deviation 1 first; it changes what a penalty means (2019 study: no).
-      precondition: Minimize the same objective in better coordinates, with far fewer updates (2019 study: no).
+      standardize: Scale each feature to mean 0 and standard deviation 1 first; it changes what a
+        penalty means (2019 study: no).
+      precondition: Minimize the same objective in better coordinates, with far fewer updates (2019
+        study: no).
     """
 
     name = "logistic"
@@ -51,34 +58,35 @@ class Logistic(Protocol):
     def chooses(self) -> tuple[str, ...]:
         return ("l2",) if self.l2 == "select" else ()
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Data[Features]) -> None:
         self._split(data)
 
-    def _split(self, data):
+    def _split(self, data: Data[Features]) -> splits.Split:
         part = data.split()
         if self.l2 == "select" and not len(part.val):
             splits.nothing_to_choose_on(part, data.val_fraction)
         return part
 
-    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+    def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
         part = self._split(data)
         for endpoint in endpoints:
             yield self._evaluate(data.train, data.test, endpoint, part)
 
-    def _evaluate(self, train, test, endpoint, part):
-        start, features, l2 = time.time(), train.endpoints[endpoint], self.l2
+    def _evaluate(self, train: Features, test: Features, endpoint: str, part: splits.Split) -> Result:
+        start, features = time.time(), train.endpoints[endpoint]
         scale = moments(features, part.rows) if self.standardize else None
         classes, labels = np.unique(train.labels, return_inverse=True)
         fit_rows = Rows(features, labels, part.fit, scale)
-        held = np.searchsorted(classes, part.held.labels)  # of the rows `part.val`, which are of these classes
+        # of the rows `part.val`, which are of these classes
+        held = np.searchsorted(classes, part.held.labels)
         val_rows = Rows(part.held.endpoints[endpoint], held, part.val, scale)
 
         problem = Problem([fit_rows], len(classes), self.precondition)
-        if l2 == "published":
-            l2 = 100 / (features.shape[1] * (train.num_classes or len(classes)))
         start_at = None
-        if l2 == "select":
+        if self.l2 == "select":
             l2, start_at = select(problem, val_rows, self.max_iterations)
+        else:
+            l2 = l2_of(self.l2, features.shape[1], train.num_classes or len(classes))
         trial = start_at or problem.fit(l2, self.max_iterations)
         if part.fits_all:
             final = trial
@@ -110,7 +118,8 @@ class Logistic(Protocol):
 
 
 def check_l2(l2: Union[str, float]) -> Union[str, float]:
-    """The setting itself if it is "select" or "published", else a float >= 0; UserError for anything else."""
+    """The setting unchanged if it is "select" or "published", else a float >= 0; UserError for
+    anything else."""
     if l2 in ("select", "published"):
         return l2
     try:
@@ -122,31 +131,40 @@ def check_l2(l2: Union[str, float]) -> Union[str, float]:
     return value
 
 
-def select(problem: Problem, val: Rows, max_iterations: int = 800) -> tuple[float, Fit]:
-    """Choose l2 on validation rows: powers of ten, strong to weak, until their cross-entropy rises; then half powers.
+def l2_of(rule: Union[str, float], dims: int, num_classes: int) -> float:
+    """The published l2, 100 / (features * classes), or the number that is given."""
+    return 100 / (dims * num_classes) if rule == "published" else float(rule)
 
-    Their accuracy is the coarser judge: on random and pixel features of CIFAR-10 with 100 to 1,000 labels, the l2 that
-    it chose lost 0.6 points of test accuracy on average against this one; with 10,000 labels both chose the same.
+
+def select(problem: Problem, val: Rows, max_iterations: int = 800) -> tuple[float, Fit]:
+    """Choose l2 on validation rows: powers of ten, strong to weak, until the cross-entropy rises;
+    then half powers.
+
+    Accuracy is the coarser criterion: on random and pixel features of CIFAR-10 with 100 to 1,000
+    labels, an l2 chosen by accuracy lost 0.6 points of test accuracy on average against this one;
+    with 10,000 labels both choices were the same.
 
     Returns:
       (l2, Fit).
     """
-    # Relative to the features' variance, 0.1 leaves little but the class frequencies, and 1e-8 hardly restrains at all.
+    # Relative to the features' variance, 0.1 fits little but the class frequencies, and 1e-8 hardly
+    # regularizes.
     strongest = math.floor(math.log10(0.1 * (problem.variance or 1.0)))
-    tried, fit = [], None  # (validation loss, exponent, Fit)
+    tried: list[tuple[float, float, Fit]] = []  # (validation loss, exponent, Fit)
+    fit: Optional[Fit] = None
 
-    def attempt(exponent, start):
+    def attempt(exponent: float, start: Optional[Fit]) -> Fit:
         fit = problem.fit(10.0**exponent, max_iterations, start)
         tried.append((evaluate(val, fit)[1], exponent, fit))
         return fit
 
-    for exponent in range(strongest, strongest - 8, -1):
-        fit = attempt(exponent, fit)
-        # A rise of less is no end: where l2 is too strong to learn anything, the loss wavers.
+    for power in range(strongest, strongest - 8, -1):
+        fit = attempt(power, fit)
+        # A smaller rise is no end: where l2 is too strong to learn anything, the loss fluctuates.
         if tried[-1][0] > 1.01 * min(t[0] for t in tried):
             break
-    _, centre, start = min(tried, key=lambda t: t[0])
-    for exponent in (centre + 0.5, centre - 0.5):
+    _, center, start = min(tried, key=lambda t: t[0])
+    for exponent in (center + 0.5, center - 0.5):
         attempt(exponent, start)
     _, exponent, fit = min(tried, key=lambda t: t[0])
     return 10.0**exponent, fit
@@ -163,7 +181,7 @@ def evaluate(rows: Rows, fit: Fit) -> tuple[float, float]:
     return right / rows.count, loss / rows.count
 
 
-def predict(features: np.ndarray, fit: Fit, scale: Optional[tuple] = None) -> np.ndarray:
+def predict(features: np.ndarray, fit: Fit, scale: Optional[Moments] = None) -> np.ndarray:
     """The most likely class of each row of float [N, D]: int64 [N]."""
     labels, predicted = np.zeros(len(features), int), []
     for part in in_chunks(np.arange(len(features)), features.shape[1]):

@@ -1,13 +1,16 @@
-"""Linear SVMs that learn from few images of each class: low-shot classification in Goyal et al. 2019 (arXiv 1905.01235).
+"""Low-shot classification by linear SVMs on k positives of each class (Goyal et al. 2019, arXiv
+1905.01235).
 
-For each k, five random samples with k positives of each class are drawn, and the SVMs of svm.py are fitted to each; mean
-and deviation over the samples are reported. As published, the negatives of a sample are (classes - 1) * k other images,
-drawn for each class by itself where an image may show several (VOC07); with labels they are the other classes' k
-(Places205). Here draws come from a seed, and the sample of a smaller k lies within that of a larger.
+For each k, five random samples with k positives of each class are drawn, and the SVMs of svm.py are
+fitted to each; the result is mean and standard deviation over the samples. As published, the
+negatives of a sample are (classes - 1) * k other images, drawn separately for each class where
+images are multi-label (VOC07); with labels they are the k images of each other class (Places205).
+Here draws come from a seed, and the sample of a smaller k lies within that of a larger one.
 
-One cost serves all classes and samples of a k. As published (choose="test") it is the one with the best mean on the test
-images, which is optimistic. By default it is the best on training images that the sample left out: labels that somebody
-with k images would not have, but none that the result is measured by.
+All classes and samples of a k share one C. As published (choose="test") it is the one with the best
+mean on the test images, which is optimistic. By default it is the best on training images outside
+of the sample: labels that are not available in a true low-shot setting, but independent of the test
+images.
 """
 
 import time
@@ -17,6 +20,7 @@ from typing import Any, Literal, Optional, Union
 import numpy as np
 
 from tfssl.downstream import splits
+from tfssl.downstream.features.extract import Features
 from tfssl.downstream.metrics import average_precision
 from tfssl.downstream.protocol import Data
 from tfssl.downstream.protocols.svm import Hinge, class_names, decide, mean, unit
@@ -24,19 +28,21 @@ from tfssl.downstream.results import Result
 from tfssl.downstream.solvers.squared_hinge import Rows
 from tfssl.errors import UserError
 
-_HELD = 10_000  # training images, at most, that a cost is chosen on
+_HELD = 10_000  # training images, at most, to choose C on
 
 
 class LowShot(Hinge):
-    """Low-shot SVMs, that learn from k positives of each class, for several k: mean average precision.
+    """Low-shot SVMs on k positives of each class, for several k: mean average precision.
 
-    `value` is the mean over random samples, "std", "min" and "max" are over them; `val_value` is their mean on validation.
+    `value` is the mean over random samples, with "std", "min" and "max"; `val_value` is the mean on
+    validation.
 
     Args:
-      shots: Positives of each class, k, a comma list with a column of the table each (Goyal et al.: 1 to 96).
+      shots: Positives of each class, k, a comma list with a column of the table each (Goyal et al.:
+        1 to 96).
       samples: Random samples for each k; their mean is reported (Goyal et al.: 5).
-      choose: What C is chosen on, one for all classes: the validation split, or else training images outside of the sample, at
-        most 10,000; or the test images (Goyal et al.; optimistic).
+      choose: Images to choose C on, one for all classes: the validation split, or else training
+        images outside of the sample, at most 10,000; or the test images (Goyal et al.; optimistic).
     """
 
     name = "low_shot"
@@ -66,45 +72,44 @@ class LowShot(Hinge):
     def work(self, train: int, test: int, dims: int) -> float:
         return (min(train, _HELD) + test) * dims
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Data[Features]) -> None:
         self._prepare(data)
 
-    def _prepare(self, data):
-        """(rows of the training features, their targets, test targets, validation targets)."""
-        rows, targets, test_targets, val_targets = data.one_vs_rest()
-        targets = targets[rows]
-        names = class_names(data.train, targets.shape[1])
-        for name, positives in zip(names, (targets > 0).sum(0)):  # noqa: B905 (Python 3.9)
+    def _prepare(self, data: Data[Features]) -> splits.Targets:
+        targets = data.one_vs_rest()
+        of_train = targets.train[targets.rows]
+        for name, positives in zip(class_names(data.train, of_train.shape[1]), (of_train > 0).sum(0)):
             if positives < max(self.shots):
                 shots = ",".join(map(str, self.shots))
                 raise UserError(f"shots={shots}: class {name} has {positives} images in {data.train.source}")
-        if not (test_targets > 0).any():
+        if not (targets.test > 0).any():
             raise UserError(f"{data.test.source}: no image of any class to test on")
-        return rows, targets, test_targets, val_targets
+        return targets
 
-    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+    def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
         train, test, val, seed = data.train, data.test, data.val, data.seed
         rows, targets, test_targets, val_targets = self._prepare(data)
+        targets = targets[rows]
         labels = None if train.targets is not None else train.labels[rows]
-        places = [sample_places(targets, labels, train.index[rows], seed, sample) for sample in range(self.samples)]
-        drawn = np.flatnonzero(np.any([place.min(1) < max(self.shots) for place in places], 0))
+        ranks = [sample_ranks(targets, labels, train.index[rows], seed, sample) for sample in range(self.samples)]
+        drawn = np.flatnonzero(np.any([rank.min(1) < max(self.shots) for rank in ranks], 0))
         y = np.where(targets[drawn] > 0, 1.0, -1.0)
         weights = np.where(y > 0, self.positive_weight, 1.0)
         held = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_HELD])
         for endpoint in endpoints:
             svms = Rows(unit(train.endpoints[endpoint][rows[drawn]]), self.intercept_scaling)
             for k in self.shots:
-                start, gap = time.time(), 0.0
+                start, gaps = time.time(), []
                 on_test, on_val = np.zeros((2, self.samples, len(self.costs)))
-                for sample, place in enumerate(places):
-                    fits = list(svms.path(y, weights * (place[drawn] < k), self.costs))
-                    gap = max(gap, max(fit.gap.max() for fit in fits))
-                    solution = [np.concatenate(part, -1) for part in zip(*map(svms.weights, fits))]  # noqa: B905
+                for sample, rank in enumerate(ranks):
+                    fits = list(svms.path(y, weights * (rank[drawn] < k), self.costs))
+                    gaps += [float(fit.gap.max()) for fit in fits]
+                    solution = [np.concatenate(part, -1) for part in zip(*map(svms.weights, fits))]
                     on_test[sample] = self._of_costs(solution, test.endpoints[endpoint], test_targets)
-                    if val is not None:
+                    if val is not None and val_targets is not None:
                         on_val[sample] = self._of_costs(solution, val.endpoints[endpoint], val_targets)
                     else:
-                        outside = np.where(place[held] < k, 0, targets[held])
+                        outside = np.where(rank[held] < k, 0, targets[held])
                         on_val[sample] = self._of_costs(solution, train.endpoints[endpoint][rows[held]], outside)
                 judged = on_test if self.choose == "test" else on_val
                 if np.isnan(judged).any():
@@ -132,24 +137,24 @@ class LowShot(Hinge):
                         "ap": self.ap,
                         "positive_weight": self.positive_weight,
                         "intercept_scaling": self.intercept_scaling,
-                        "gap": gap,
+                        "gap": max(gaps),
                     },
                     seconds=time.time() - start,
                 )
 
-    def _of_costs(self, solution, features, targets):
-        """Mean average precision of the SVMs of each cost: list of float."""
+    def _of_costs(self, solution: Sequence[np.ndarray], features: np.ndarray, targets: np.ndarray) -> list[float]:
+        """Mean average precision of the SVMs of each C: list of float."""
         decisions = np.split(decide(features, *solution), len(self.costs), 1)
         return [mean(average_precision.each_class(targets, decision, self.ap)) for decision in decisions]
 
-    def _chosen_on(self, data):
+    def _chosen_on(self, data: Data[Features]) -> str:
         if self.choose == "test":
             return f"{data.test.source} (optimistic)"
         return data.val.source if data.val is not None else f"{data.train.source} outside of each sample"
 
 
 def check(shots: Union[str, int, Sequence[int]], samples: int = 1) -> list[int]:
-    """`shots` as rising numbers; UserError unless all settings are at least 1."""
+    """`shots` in increasing order; UserError unless all settings are at least 1."""
     try:
         given = sorted({int(k) for k in (shots.split(",") if isinstance(shots, str) else np.atleast_1d(shots))})
     except (TypeError, ValueError):
@@ -162,25 +167,28 @@ def check(shots: Union[str, int, Sequence[int]], samples: int = 1) -> list[int]:
     return given
 
 
-def sample_places(
+def sample_ranks(
     targets: np.ndarray, labels: Optional[np.ndarray], index: np.ndarray, seed: int, sample: int
 ) -> np.ndarray:
-    """In which order a sample takes rows: those with a place below k belong to the sample of k.
+    """The order in which a sample takes rows: those with a rank below k belong to the sample of k.
 
     Args:
       targets: int8 [N, C]; labels: int [N] where an image has one, else None.
-      index: int [N], the images' places in the split.
+      index: int [N], the images' positions in the split.
       seed, sample: of the draw.
 
     Returns:
-      int [N, C], for each class by itself; with labels [N, 1], one for all classes. Difficult images have no place.
+      int [N, C], a ranking for each class; with labels [N, 1], one for all classes. Difficult
+      images come last.
     """
     if labels is not None:
-        return splits.place_within_class(labels, splits.draws(index, seed, 3, sample))[:, None]
+        return splits.rank_within_class(labels, splits.draws(index, seed, 3, sample))[:, None]
     classes = targets.shape[1]
-    places = np.zeros(targets.shape, int)
+    ranks = np.zeros(targets.shape, int)
     for c in range(classes):
-        place = splits.place_within_class(targets[:, c].astype(int), splits.draws(index, seed, 3, sample, c))
-        places[:, c] = np.where(targets[:, c] > 0, place, place // max(classes - 1, 1))  # of negatives as many more
-    places[targets == 0] = np.iinfo(int).max
-    return places
+        rank = splits.rank_within_class(targets[:, c].astype(int), splits.draws(index, seed, 3, sample, c))
+        ranks[:, c] = np.where(
+            targets[:, c] > 0, rank, rank // max(classes - 1, 1)
+        )  # (classes - 1) times as many negatives
+    ranks[targets == 0] = np.iinfo(int).max
+    return ranks

@@ -1,11 +1,15 @@
-"""A perceptron with one hidden layer on frozen features, as in the 2019 study (Kolesnikov et al., arXiv 1901.09005;
-its supplement, section 2): does a representation hold more than a linear classifier can read?
+"""MLP probe: one hidden layer on frozen features, as in the 2019 study (Kolesnikov et al., arXiv
+1901.09005; supplement, section 2). Does a representation hold more than a linear classifier can
+read?
 
-    logits = dropout(relu(features V + a)) W + b;  cross-entropy + l2 * (||V||^2 + ||W||^2);  momentum 0.9
+    logits = dropout(relu(features V + a)) W + b;
+    cross-entropy + l2 * (||V||^2 + ||W||^2);  momentum 0.9
 
-Published: 1000 hidden units, dropout 0.5, batches of 512, 180 epochs, rate 0.01, divided by ten after 60 and 120.
+Published: 1000 hidden units, dropout 0.5, batches of 512, 180 epochs, rate 0.01, divided by ten
+after 60 and 120.
 """
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Optional, Union
@@ -15,18 +19,20 @@ import tensorflow as tf
 
 from tfssl.data.ops.draws import Draws
 from tfssl.downstream import splits
+from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
-from tfssl.downstream.protocols.logistic import check_l2
+from tfssl.downstream.protocols.logistic import check_l2, l2_of
 from tfssl.downstream.results import Result
 from tfssl.downstream.solvers import sgd
 from tfssl.downstream.solvers.lbfgs import moments
+from tfssl.downstream.solvers.resume import Curve, Losses
 from tfssl.errors import UserError, check_choice
 
-L2 = (1e-2, 1e-3, 1e-4, 1e-5)  # what "select" chooses among
+L2 = (1e-2, 1e-3, 1e-4, 1e-5)  # candidates of "select"
 
 
 class Perceptron(sgd.Classifier):
-    """Hidden units with ReLU, of which training drops some at random, and a linear layer."""
+    """A hidden layer of ReLUs with dropout, and a linear layer."""
 
     def __init__(
         self, endpoint: str, dims: int, num_classes: int, hidden: int = 1000, dropout: float = 0.5, **common: Any
@@ -43,23 +49,26 @@ class Perceptron(sgd.Classifier):
         return x @ self.kernel + self.bias  # BxC
 
 
-class MLP(Protocol):
+class MLP(Protocol[Features]):
     """One hidden layer of ReLUs with dropout on extracted features, by SGD.
 
-    `value` is of a network that learned from all training rows, `val_value` of one without the validation part; with a validation split one
-    network is both. "curve": [[epoch, accuracy on validation or None, on test], ...].
+    `value` is that of a network trained on all training rows, `val_value` that of one without the
+    validation part; with a validation split one network gives both. "curve": [[epoch, accuracy on
+    validation or None, on test], ...].
 
     Args:
       hidden: Hidden units (2019 study: 1000).
-      dropout: Fraction of the hidden units that each step leaves out (2019 study: 0.5).
-      l2: Factor of ||V||^2 + ||W||^2 in the loss: select (of 1e-2 to 1e-5, on validation), published (2019 study: 100 / (features *
-        classes)), or a number.
+      dropout: Fraction of the hidden units that each step drops (2019 study: 0.5).
+      l2: Factor of ||V||^2 + ||W||^2 in the loss: select (of 1e-2 to 1e-5, on validation),
+        published (2019 study: 100 / (features * classes)), or a number.
       epochs: Length (2019 study: 180).
       decay_epochs: The rate is divided by ten after each (2019 study: 60,120).
       batch_size: Rows per step, at most all (2019 study: 512).
       learning_rate: At the first step, whatever the batch (2019 study: 0.01).
-      standardize: Scale each feature to mean 0 and standard deviation 1 first; it changes what a penalty means (2019 study: no).
-      epoch: Which epoch is reported: the last, or the best, that of the highest accuracy on validation (2019 study: last).
+      standardize: Scale each feature to mean 0 and standard deviation 1 first; it changes what a
+        penalty means (2019 study: no).
+      epoch: Which epoch is reported: the last, or the best, that of the highest accuracy on
+        validation (2019 study: last).
     """
 
     name = "mlp"
@@ -103,37 +112,44 @@ class MLP(Protocol):
     def passes(self) -> float:
         return self.epochs * (1 + (len(L2) if self.l2 == "select" else 1))
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Data[Features]) -> None:
         self._split(data)
 
-    def _split(self, data):
+    def _split(self, data: Data[Features]) -> splits.Split:
         part = data.split()
         sgd.check_epoch(self.epoch, part)
         if self.l2 == "select" and not len(part.val):
             splits.nothing_to_choose_on(part, data.val_fraction)
         return part
 
-    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+    def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
         part = self._split(data)
         for endpoint in endpoints:
             yield self._evaluate(data.train, data.test, endpoint, part, data.seed)
 
-    def _evaluate(self, train, test, endpoint, part, seed):
-        start, features, l2 = time.time(), train.endpoints[endpoint], self.l2
+    def _evaluate(self, train: Features, test: Features, endpoint: str, part: splits.Split, seed: int) -> Result:
+        start, features = time.time(), train.endpoints[endpoint]
         classes, labels = np.unique(train.labels, return_inverse=True)
-        common = {
-            "hidden": self.hidden,
-            "dropout": self.dropout,
-            "seed": seed,
-            "scale": moments(features, part.rows) if self.standardize else None,
-            "dtype": "float64" if features.dtype == np.float64 else "float32",
-        }
+        perceptron = functools.partial(
+            Perceptron,
+            endpoint,
+            features.shape[1],
+            len(classes),
+            hidden=self.hidden,
+            dropout=self.dropout,
+            seed=seed,
+            scale=moments(features, part.rows) if self.standardize else None,
+            dtype="float64" if features.dtype == np.float64 else "float32",
+        )
         on_val = sgd.Held(part.held, part.val, [endpoint], classes)
         on_test = sgd.Held(test, np.arange(len(test.labels)), [endpoint], classes)
 
-        def learn(l2s, rows, measured_on):
-            """A network for each l2: its accuracies, [[epoch, [of each, on the first part], ...], ...], losses, rate."""
-            networks = [Perceptron(endpoint, features.shape[1], len(classes), l2=value, **common) for value in l2s]
+        def learn(
+            l2s: Sequence[float], rows: np.ndarray, measured_on: Sequence[sgd.Held]
+        ) -> tuple[Curve, Losses, float]:
+            """Train a network for each l2: (curve [[epoch, accuracies of all on the first part,
+            ...], ...], losses, rate)."""
+            networks = [perceptron(l2=value) for value in l2s]
             plan = sgd.Plan(self.epochs, self.decay_epochs, min(self.batch_size, len(rows)), self.learning_rate)
             return sgd.train(
                 networks,
@@ -148,9 +164,8 @@ class MLP(Protocol):
                 title=f"mlp@{len(rows)} {endpoint}",
             )
 
-        if l2 == "published":
-            l2 = 100 / (features.shape[1] * (train.num_classes or len(classes)))
-        tried = list(L2) if l2 == "select" else [l2]
+        given = self.l2 != "select"
+        tried = [l2_of(self.l2, features.shape[1], train.num_classes or len(classes))] if given else list(L2)
         best = 0
         if part.fits_all:
             points, losses, rate = learn(tried, part.rows, [on_val, on_test])
@@ -163,7 +178,7 @@ class MLP(Protocol):
             curve = [[e, on_val[best], on_test[best]] for e, on_val, on_test in points]
         else:
             last, losses, rate = learn([tried[best]], part.rows, [on_test])
-            curve = [[e, on_val[best], on_test[0]] for (e, on_val), (_, on_test) in zip(points, last)]  # noqa: B905
+            curve = [[e, on_val[best], on_test[0]] for (e, on_val), (_, on_test) in zip(points, last)]
         loss = losses[best if part.fits_all else 0]
         reported = sgd.reported(curve, self.epoch)
         return Result(

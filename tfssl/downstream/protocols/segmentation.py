@@ -1,7 +1,8 @@
-"""Semantic segmentation: a linear or a dilated head on each endpoint's map, mean intersection over union.
+"""Semantic segmentation: a linear or a dilated head on each endpoint's map; mean intersection over
+union.
 
-Logits are brought to the masks' size (bilinear) for loss and prediction alike. A pixel of the baseline `pixels` sees the 8x8 pixels around
-it.
+Logits are resized to the masks' size (bilinear) for loss and prediction alike. A location of the
+baseline `pixels` has a receptive field of 8x8 pixels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,19 +15,19 @@ from tfssl.data.ops import image
 from tfssl.data.sources.base import Source
 from tfssl.downstream import pictures
 from tfssl.downstream.features.maps import Maps
-from tfssl.downstream.protocols.dense import HEADS, Answers, Dense, Example, Task, cross_entropy, head
+from tfssl.downstream.protocols.dense import HEADS, Dense, Example, Predictions, Task, cross_entropy, head
 from tfssl.errors import UserError, check_choice
 
 
 class Segmentation(Dense):
     """Semantic segmentation: mean intersection over union.
 
-    "per_class" has the IoU of each class, None of one that neither occurs nor is predicted.
+    "per_class" has the IoU of each class, None of a class that neither occurs nor is predicted.
 
     Args:
       head: Linear; or two 3x3 convolutions of dilation 6 before it (dilated), as MoCo's FCN has.
-      ignore: Number of a mask's pixels that have no class (VOC: 255).
-      mirrored: Learn from mirrored images too.
+      ignore: Value of the masks' unlabeled pixels (VOC: 255).
+      mirrored: Train on horizontally flipped images too.
     """
 
     name, metric, needs = "segmentation", "mIoU", ("mask",)
@@ -46,7 +47,7 @@ class Segmentation(Dense):
 
 
 class SegmentationTask(Task):
-    """Classes of pixels."""
+    """Prediction of a class for each pixel."""
 
     def __init__(self, head: str, ignore: int, *common: Any) -> None:
         super().__init__(*common)
@@ -56,20 +57,24 @@ class SegmentationTask(Task):
         mask = tf.image.resize(example["mask"][..., None], self.size, "nearest")[..., 0]
         return image.resize(example["image"], self.size), {"mask": mask}
 
-    def mirror(self, picture: tf.Tensor, answers: Example) -> tuple[tf.Tensor, Example]:
-        return picture[:, ::-1], {"mask": answers["mask"][:, ::-1]}
+    def mirror(self, picture: tf.Tensor, annotations: Example) -> tuple[tf.Tensor, Example]:
+        return picture[:, ::-1], {"mask": annotations["mask"][:, ::-1]}
 
     def prepare(self, maps: Maps, source: Source) -> None:
         self.classes = int(self.targets(maps)["mask"].max()) + 1
-        named = source.class_names and len(source.class_names) >= self.classes and source.num_classes is None
-        self.names = source.class_names[: self.classes] if named else [f"class {c}" for c in range(self.classes)]
+        names = (
+            source.class_names if source.num_classes is None else None
+        )  # else the names are those of the images' classes
+        self.names = list(names or ())[: self.classes]
+        if len(self.names) < self.classes:
+            self.names = [f"class {c}" for c in range(self.classes)]
         if self.classes < 2:
             raise UserError(
                 f"{source.spec} {source.split}: the masks tell no classes apart, with {self.ignore} standing for none"
             )
 
     def targets(self, maps: Maps) -> dict[str, np.ndarray]:
-        masks = np.stack([answers["mask"] for answers in maps.answers]).astype(np.int16)
+        masks = np.stack([annotations["mask"] for annotations in maps.annotations]).astype(np.int16)
         masks[masks == self.ignore] = -1
         return {"mask": masks}
 
@@ -82,34 +87,36 @@ class SegmentationTask(Task):
     def decode(self, outputs: tf.Tensor) -> Any:
         return tf.argmax(tf.image.resize(outputs, self.size), -1, tf.int32)
 
-    def measure(self, answered: Answers, maps: Maps, images: Sequence[int]) -> dict[str, Any]:
-        masks = ((guess, self.targets_of(maps, i)) for guess, i in answered)
+    def measure(self, predicted: Predictions, maps: Maps, images: Sequence[int]) -> dict[str, Any]:
+        masks = ((prediction, self.targets_of(maps, i)) for prediction, i in predicted)
         value, per_class = iou(masks, self.classes)
         return {"value": value, "per_class": per_class}
 
     def tested(self, maps: Maps) -> bool:
-        return any((answers["mask"].astype(np.int32) != self.ignore).any() for answers in maps.answers)
+        return any((annotations["mask"].astype(np.int32) != self.ignore).any() for annotations in maps.annotations)
 
     def targets_of(self, maps: Maps, number: int) -> np.ndarray:
-        mask = maps.answers[number * maps.views]["mask"].astype(np.int32)
+        mask = maps.annotations[number * maps.views]["mask"].astype(np.int32)
         return np.where(mask == self.ignore, -1, mask)
 
-    def picture(self, answered: Answers, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
+    def picture(self, predicted: Predictions, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
         colors = pictures.colors(self.classes)
         rows = []
-        for guess, i in answered:
+        for prediction, i in predicted:
             truth = self.targets_of(maps, i)
-            rows.append((maps.shown[i], colors[truth], colors[guess]))
-        return pictures.grid(rows, ("image", "mask", "answered"), self.names, colors)
+            rows.append((maps.shown[i], colors[truth], colors[prediction]))
+        return pictures.grid(rows, ("image", "mask", "predicted"), self.names, colors)
 
 
 def iou(pairs: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> tuple[float, list[Optional[float]]]:
-    """(mean IoU, list of each class's IoU) of pairs (answered, true) int [H, W], true -1 where there is no class; None of a class that
-    neither occurs nor is answered, which the mean leaves out."""
+    """(mean IoU, IoU of each class) of pairs (predicted, true) int [H, W], true -1 where there is
+    no class; None for a class that neither occurs nor is predicted, which the mean leaves out."""
     confusion = np.zeros([classes, classes], np.int64)
-    for guess, truth in pairs:
+    for prediction, truth in pairs:
         known = (truth >= 0) & (truth < classes)
-        confusion += np.bincount(truth[known] * classes + guess[known], minlength=classes**2).reshape(classes, classes)
+        confusion += np.bincount(truth[known] * classes + prediction[known], minlength=classes**2).reshape(
+            classes, classes
+        )
     hit, union = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
-    each = [float(h / u) if u else None for h, u in zip(hit, union)]  # noqa: B905 (Python 3.9)
+    each = [float(h / u) if u else None for h, u in zip(hit, union)]
     return float(np.mean([v for v in each if v is not None])), each

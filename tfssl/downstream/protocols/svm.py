@@ -1,21 +1,23 @@
-"""Linear SVMs on frozen features, one for each class: VOC07 classification in Goyal et al. 2019 (arXiv 1905.01235), as its
-code and VISSL have it.
+"""Linear SVMs on frozen features, one versus rest: VOC07 classification of Goyal et al. 2019 (arXiv
+1905.01235), as in their code and VISSL.
 
-Features are divided by their L2 norm. Each class has a squared-hinge SVM (see squared_hinge.py) in which positives weigh
-twice; its cost is that of the best average precision in 3-fold cross-validation on the training images, on all of which
-the SVM is then fitted. Difficult images count as negatives to learn from, and are left out where precision is measured.
-What is reported is the mean average precision on the test images.
+Features are L2-normalized. Each class has a squared-hinge SVM (see squared_hinge.py) in which
+positives have twice the weight of negatives; its C is chosen by average precision in 3-fold
+cross-validation on the training images, on all of which the SVM is then fitted. Difficult images
+are negatives in training, and are left out of average precision. The result is the mean average
+precision on the test images.
 """
 
 import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, NamedTuple, Optional, Union
 
 import numpy as np
 from absl import logging
 
+from tfssl.downstream import splits
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.metrics import average_precision
 from tfssl.downstream.protocol import Data, Protocol
@@ -30,16 +32,18 @@ COSTS = {
 }
 
 
-class Hinge(Protocol):
-    """What the protocols of squared-hinge SVMs share.
+class Hinge(Protocol[Features]):
+    """Base of the protocols of squared-hinge SVMs.
 
     Args:
-      costs: What C is chosen from: vissl (11 from 0.01 to 1000, as in papers since 2020), goyal (26 from 1e-7 to 100, the 2019 paper's
-        code), or a comma list.
-      positive_weight: Of positives in the loss, where negatives have 1 (Goyal et al.: 2).
-      intercept_scaling: The constant feature whose weight is the bias; the larger, the less a bias costs (Goyal et al.: 1).
-      ap: Average precision: area under the best precision at each recall or above (VOC since 2010, Goyal et al.), its mean at 11 recalls
-        (VOC 2007), or under precision as it is (scikit-learn).
+      costs: Values of C to choose from: vissl (11 from 0.01 to 1000, as in papers since 2020),
+        goyal (26 from 1e-7 to 100, the 2019 paper's code), or a comma list.
+      positive_weight: Weight of positives in the loss, where negatives have 1 (Goyal et al.: 2).
+      intercept_scaling: The constant feature whose weight is the bias; the larger, the smaller the
+        penalty of the bias (Goyal et al.: 1).
+      ap: Average precision: area under the best precision at each recall or above (VOC since 2010,
+        Goyal et al.), its mean at 11 recalls (VOC 2007), or area under the raw precision
+        (scikit-learn).
     """
 
     metric = "mAP"
@@ -58,17 +62,36 @@ class Hinge(Protocol):
         self.positive_weight, self.intercept_scaling, self.ap = positive_weight, intercept_scaling, ap
 
 
-class SVM(Hinge):
-    """SVMs, one for each class, with squared hinge loss, on features of norm 1: mean average precision.
+class Classes(NamedTuple):
+    """Classes and training targets of the SVMs.
 
-    `value` is over the classes that occur in training and on test, `val_value` that in cross-validation, which is measured by ap=raw as
-    published. "per_class" has {class: average precision on test}, "costs" {class: cost}. With labels, "accuracy" is that of the class with
-    the highest decision. A validation split takes the place of the folds.
+    Attributes:
+      names: of all C classes.
+      learned: int [L], the classes with positives and negatives in training.
+      tested: bool [C], whether a class has positives on test.
+      y: float [N, L], 1 or -1: targets of the training rows.
+      folds: bool [folds, N, L], the rows that a fold is tested on; no fold with a validation split.
+    """
+
+    names: list[str]
+    learned: np.ndarray
+    tested: np.ndarray
+    y: np.ndarray
+    folds: np.ndarray
+
+
+class SVM(Hinge):
+    """Linear SVMs, one versus rest, on L2-normalized features: mean average precision.
+
+    `value` is the mean over the classes that occur in training and on test, `val_value` that in
+    cross-validation, by ap=raw as published. "per_class" has {class: average precision on test},
+    "costs" {class: C}. With labels, "accuracy" is that of the class with the largest decision
+    value. A validation split replaces the folds.
 
     Args:
-      folds: Parts of the cross-validation that chooses C for each class (Goyal et al.: 3), each with its share of positives and
-        negatives. With a validation split there is none.
-      shuffle_folds: Folds at random, from the seed. Default: in the order of the images, as published.
+      folds: Parts of the stratified cross-validation that chooses C for each class (Goyal et al.:
+        3). With a validation split there is none.
+      shuffle_folds: Random folds, by the seed. Default: in the order of the images, as published.
     """
 
     name = "svm"
@@ -87,52 +110,50 @@ class SVM(Hinge):
         return len(self.costs) * self.folds
 
     def work(self, train: int, test: int, dims: int) -> float:
-        return train * min(
-            train, dims
-        )  # it works with the products of all pairs of rows where these are fewer than features
+        return train * min(train, dims)  # the Gram matrix, where rows are fewer than features
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Data[Features]) -> None:
         self._prepare(data)
 
-    def _prepare(self, data):
-        """(rows of the training features, test targets, validation targets, class names, classes that are learned, classes that are tested,
-        y [N, C], masks of the folds)."""
-        rows, targets, test_targets, val_targets = data.one_vs_rest()
-        targets = targets[rows]
-        names = class_names(data.train, targets.shape[1])
-        learned = np.flatnonzero((targets > 0).any(0) & (targets <= 0).any(0))
-        tested = (test_targets > 0).any(0)
+    def _prepare(self, data: Data[Features]) -> tuple[splits.Targets, Classes]:
+        targets = data.one_vs_rest()
+        of_train = targets.train[targets.rows]
+        names = class_names(data.train, of_train.shape[1])
+        learned = np.flatnonzero((of_train > 0).any(0) & (of_train <= 0).any(0))
+        tested = (targets.test > 0).any(0)
         if not tested[learned].any():
             raise UserError(
                 f"{data.test.source}: shows no class that has positives and negatives in {data.train.source}"
             )
-        y = np.where(targets[:, learned] > 0, 1.0, -1.0)
-        masks = fold_masks(y, self.folds, data.seed if self.shuffle_folds else None) if data.val is None else None
-        return rows, test_targets, val_targets, names, learned, tested, y, masks
+        y = np.where(of_train[:, learned] > 0, 1.0, -1.0)
+        folds = np.zeros((0, *y.shape), bool)
+        if data.val is None:
+            folds = fold_masks(y, self.folds, data.seed if self.shuffle_folds else None)
+        return targets, Classes(names, learned, tested, y, folds)
 
-    def run(self, data: Data, endpoints: Sequence[str]) -> Iterator[Result]:
+    def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
         train, test, val = data.train, data.test, data.val
-        rows, test_targets, val_targets, names, learned, tested, y, masks = self._prepare(data)
+        targets, (names, learned, tested, y, folds) = self._prepare(data)
         missing = [name for c, name in enumerate(names) if c not in learned or not tested[c]]
         if missing:
             logging.warning("left out, for want of positives or negatives in training or test: %s", ", ".join(missing))
         weights = np.where(y > 0, self.positive_weight, 1.0)
         for endpoint in endpoints:
             start, features = time.time(), train.endpoints[endpoint]
-            svms = Rows(unit(features[rows]), self.intercept_scaling)
-            if val is None:
-                scores = cross_validate(svms, y, weights, masks, self.costs)  # classes x costs
+            svms = Rows(unit(features[targets.rows]), self.intercept_scaling)
+            if val is None or targets.val is None:
+                scores = cross_validate(svms, y, weights, folds, self.costs)  # classes x costs
             else:
                 held = val.endpoints[endpoint]
-                scores = validate(svms, y, weights, self.costs, held, val_targets[:, learned], self.ap)
+                scores = validate(svms, y, weights, self.costs, held, targets.val[:, learned], self.ap)
             chosen = choose(scores)
             (fit,) = svms.path(y, weights, [np.array(self.costs)[chosen]])
             decision = decide(test.endpoints[endpoint], *svms.weights(fit))
-            precisions = average_precision.each_class(test_targets[:, learned], decision, self.ap)
-            details = {
+            precisions = average_precision.each_class(targets.test[:, learned], decision, self.ap)
+            details: dict[str, Any] = {
                 "features": features.shape[1],
-                "per_class": {names[c]: float(p) for c, p in zip(learned, precisions) if tested[c]},  # noqa: B905
-                "costs": {names[c]: self.costs[i] for c, i in zip(learned, chosen)},  # noqa: B905
+                "per_class": {names[c]: float(p) for c, p in zip(learned, precisions) if tested[c]},
+                "costs": {names[c]: self.costs[i] for c, i in zip(learned, chosen)},
                 "costs_tried": self.costs,
                 "ap": self.ap,
                 "positive_weight": self.positive_weight,
@@ -147,9 +168,9 @@ class SVM(Hinge):
                 metric=self.metric,
                 value=mean(precisions),
                 val_value=mean(scores[np.arange(len(learned)), chosen]),
-                train_labels=len(rows),
+                train_labels=len(targets.rows),
                 chosen_on=val.source if val is not None else f"{self.folds} folds of {train.source}",
-                chance=average_precision.chance(test_targets[:, learned]),
+                chance=average_precision.chance(targets.test[:, learned]),
                 details=details,
                 seconds=time.time() - start,
             )
@@ -173,33 +194,36 @@ def check(
 
 
 def unit(features: np.ndarray) -> np.ndarray:
-    """Rows divided by their L2 norm (plus 1e-5, as published): float64."""
+    """L2-normalized rows (divided by the norm plus 1e-5, as published): float64."""
     features = features.astype(np.float64)
-    large = np.maximum(np.abs(features).max(1, keepdims=True, initial=0), 1)  # its square might leave the range
+    # or its square might overflow
+    large = np.maximum(np.abs(features).max(1, keepdims=True, initial=0), 1)
     features /= large
     features /= np.linalg.norm(features, axis=1, keepdims=True) + 1e-5 / large
     return features
 
 
 def decide(features: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Decisions for features of any length, float64 [N, P]."""
+    """Decision values for features of any norm, float64 [N, P]."""
     parts = in_chunks(np.arange(len(features)), features.shape[1])
     return np.concatenate([unit(features[part]) @ weights + bias for part in parts])
 
 
 def class_names(features: Features, count: int) -> list[str]:
-    """Names of all classes, or their numbers."""
+    """Names of all classes, or else their numbers."""
     return list(features.class_names) if features.class_names else [str(c) for c in range(count)]
 
 
 def fold_masks(y: np.ndarray, folds: int, seed: Optional[int] = None) -> np.ndarray:
-    """Which rows a fold tests on, for each class: bool [folds, N, C]; see `SVM`. Without a seed they are not shuffled."""
+    """The held-out rows of each fold, for each class: bool [folds, N, C]; see `SVM`. Without a seed
+    rows are not shuffled."""
     from sklearn.model_selection import StratifiedKFold
 
     masks = np.zeros((folds, *y.shape), bool)
     split = StratifiedKFold(folds, shuffle=seed is not None, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer positives than folds: `choose` minds them
+        # of classes with fewer positives than folds: see `choose`
+        warnings.simplefilter("ignore", UserWarning)
         for c in range(y.shape[1]):
             try:
                 parts = [held for _, held in split.split(y[:, c], y[:, c])]
@@ -213,7 +237,8 @@ def fold_masks(y: np.ndarray, folds: int, seed: Optional[int] = None) -> np.ndar
 def cross_validate(
     svms: Rows, y: np.ndarray, weights: np.ndarray, masks: np.ndarray, costs: Sequence[float]
 ) -> np.ndarray:
-    """Mean average precision over the folds: float64 [C, costs]; NaN where no fold has positives on both sides."""
+    """Mean over the folds of average precision: float64 [C, costs]; NaN where no fold has positives
+    on both sides."""
     scores = np.full((len(masks), y.shape[1], len(costs)), np.nan)
     for fold, held in enumerate(masks):
         both = ((y > 0) & held).any(0) & ((y > 0) & ~held).any(0) & ((y < 0) & ~held).any(0)
@@ -237,13 +262,15 @@ def validate(
     targets: np.ndarray,
     ap: str,
 ) -> np.ndarray:
-    """Average precision on the features of other images: float64 [C, costs]; NaN where none of them shows the class."""
-    found = [decide(features, *svms.weights(fit)) for fit in svms.path(y, weights, costs)]
-    return np.stack([average_precision.each_class(targets, decision, ap) for decision in found], 1)
+    """Average precision on the features of validation images: float64 [C, costs]; NaN where no
+    image shows the class."""
+    decisions = [decide(features, *svms.weights(fit)) for fit in svms.path(y, weights, costs)]
+    return np.stack([average_precision.each_class(targets, decision, ap) for decision in decisions], 1)
 
 
 def choose(scores: np.ndarray) -> np.ndarray:
-    """The best of the costs for each class, int [C]; a class without scores takes what is best for the others."""
+    """Index of the best C for each class, int [C]; for a class without scores the best for the
+    others."""
     known = ~np.isnan(scores).any(1)
     if not known.any():
         raise UserError(
@@ -253,6 +280,6 @@ def choose(scores: np.ndarray) -> np.ndarray:
 
 
 def mean(values: np.ndarray) -> float:
-    """Over those that are known; NaN if none is."""
+    """Mean of the values that are not NaN; NaN if all are."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan

@@ -1,6 +1,8 @@
-"""A picture of nearest images: test images, and the training images that an encoder holds to be most like them."""
+"""A picture of nearest neighbors: test images, and the training images of highest cosine
+similarity."""
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -8,6 +10,10 @@ from tfssl.data import pipeline
 from tfssl.data.sources.subset import Subset
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.solvers import nearest
+from tfssl.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 QUERIES = 10
 
@@ -20,72 +26,76 @@ def find(
     Args:
       train, test: `Features`.
       endpoint: name.
-      k: neighbours of each.
-      seed: of the choice of test images, which takes all classes in turn.
-      queries: how many test images, at most all.
+      k: neighbors of each.
+      seed: of the choice of test images, from all classes in turn.
+      queries: number of test images, at most all.
 
     Returns:
-      (int [Q], rows of `test`; int [Q, k], rows of `train`, the nearest first; float [Q, k], their similarities).
+      (int [Q], rows of `test`; int [Q, k], rows of `train`, nearest first; float [Q, k],
+      similarities).
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(test.labels))
     turn = np.empty(len(order), int)
     for label in np.unique(test.labels):
-        (mine,) = np.nonzero(test.labels[order] == label)
-        turn[mine] = np.arange(len(mine))
+        (of_class,) = np.nonzero(test.labels[order] == label)
+        turn[of_class] = np.arange(len(of_class))
     chosen = order[np.argsort(turn, kind="stable")][:queries]
     chosen = chosen[np.argsort(test.labels[chosen], kind="stable")]
     features = train.endpoints[endpoint]
     k = min(k, len(features))
-    similarity, place = nearest.nearest(features, np.arange(len(features)), test.endpoints[endpoint][chosen], k)
-    return chosen, place, similarity
+    similarity, nearest_rows = nearest.nearest(features, np.arange(len(features)), test.endpoints[endpoint][chosen], k)
+    return chosen, nearest_rows, similarity
 
 
 def plot(train: Features, test: Features, endpoint: str, k: int, seed: int = 0, title: str = "") -> bytes:
-    """A PNG's bytes: a row for each test image: itself, then its `k` nearest training images, framed green if of its class, red if not.
+    """A PNG's bytes: in each row a test image and its `k` nearest training images, framed green if
+    of its class, red if not.
 
-    Both `Features` need their `images`; other arguments as for `find`.
+    Both `Features` need `images`; other arguments as for `find`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows, near, similarity = find(train, test, endpoint, k, seed)
-    asked, found = pictures(test, rows), pictures(train, near.reshape(-1))
+    queries, neighbors = pictures(test, rows), pictures(train, near.reshape(-1))
     k, wide = near.shape[1], near.shape[1] + 1
     figure = Figure(figsize=(0.95 * wide + 0.4, 1.12 * len(rows) + 0.7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), wide, squeeze=False)
     for q, row in enumerate(rows):
         name = _class(test, row)
-        _show(axes[q, 0], asked[q], name, "black")
+        _show(axes[q, 0], queries[q], name, "black")
         for j in range(k):
             same = train.labels[near[q, j]] == test.labels[row]
             color = "#bbbbbb" if test.labels[row] < 0 else "#228833" if same else "#ee6677"
-            _show(axes[q, j + 1], found[q * k + j], f"{similarity[q, j]:.2f}", color)
-    title = f"{title}: test images, and beside each the nearest training images with their cosine".lstrip(": ")
-    figure.suptitle(title, fontsize=8, x=0.02, ha="left")
+            _show(axes[q, j + 1], neighbors[q * k + j], f"{similarity[q, j]:.2f}", color)
+    explained = "test images, and beside each the nearest training images with their cosine"
+    figure.suptitle(f"{title}: {explained}".lstrip(": "), fontsize=8, x=0.02, ha="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
 
 
 def pictures(features: Features, rows: np.ndarray) -> np.ndarray:
-    """The images behind rows [n] of `Features`, as the module sees them: uint8 [n, S, S, 3]."""
+    """The images behind rows [n] of `Features`, as the module's input: uint8 [n, S, S, 3]."""
     index = features.index[rows]
     unique = np.unique(index)
     images = features.images
+    if images is None:
+        raise UserError(f"{features.source}: no images behind these features to show")
     batches = pipeline.evaluation_crops(Subset(images.source, unique), images.size, images.resize, len(unique))
     batch = next(iter(batches))
-    place = np.searchsorted(batch["index"].numpy()[: len(unique)], index)
-    return batch["image"].numpy()[place]
+    position = np.searchsorted(batch["index"].numpy()[: len(unique)], index)
+    return batch["image"].numpy()[position]
 
 
-def _class(features, row):
+def _class(features: Features, row: int) -> str:
     label = int(features.labels[row])
     return "" if label < 0 else features.class_names[label] if features.class_names else str(label)
 
 
-def _show(axis, picture, text, color):
+def _show(axis: "Axes", picture: np.ndarray, text: str, color: str) -> None:
     axis.imshow(picture)
     axis.set_title(text, fontsize=6, pad=2)
     axis.set_xticks([])

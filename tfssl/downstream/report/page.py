@@ -1,6 +1,8 @@
-"""An evaluation as one page for people, report.html: the answer first, then what it rests on, then how to repeat it.
+"""The report of an evaluation, report.html: the main result, then all results, then settings and
+command.
 
-The file is whole in itself: pictures are data in it, nothing is loaded, no script runs. All figures are those of results.json.
+The file is self-contained: pictures are embedded, nothing is loaded, there are no scripts. All
+figures are those of results.json.
 """
 
 import base64
@@ -8,27 +10,32 @@ import html
 import math
 import shlex
 from collections.abc import Iterable, Mapping
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from tfssl.downstream.report import plots
 from tfssl.downstream.report.table import cautions, spelled
-from tfssl.downstream.report.view import View
-from tfssl.downstream.results import PIXELS
+from tfssl.downstream.report.view import Cell, View
+from tfssl.downstream.results import PIXELS, Result
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --paper: #ffffff; --line: #d5dae0; --band: #f3f5f7; --mark: #fff3c4;
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --paper: #ffffff;
+  --line: #d5dae0; --band: #f3f5f7; --mark: #fff3c4;
   --up: #1a7f37; --down: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #a2abb4; --paper: #16191d; --line: #3a414a; --band: #20252b;
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #a2abb4; --paper: #16191d;
+  --line: #3a414a; --band: #20252b;
   --mark: #4a3f12; --up: #5fce7c; --down: #ff8a80; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 2rem 4rem; max-width: 1240px; color: var(--ink); background: var(--paper);
+body { margin: 0 auto; padding: 1.5rem 2rem 4rem; max-width: 1240px; color: var(--ink);
+  background: var(--paper);
   font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .4rem; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p { margin: .4rem 0; max-width: 60rem; } .soft, caption, figcaption, small { color: var(--soft); }
-.answer { font-size: 1.15rem; border-left: 4px solid var(--up); padding: .3rem .9rem; margin: 1rem 0; }
+.answer { font-size: 1.15rem; border-left: 4px solid var(--up); padding: .3rem .9rem;
+  margin: 1rem 0; }
 .less { border-color: var(--down); }
-.scroll { overflow-x: auto; } .side { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: flex-start; }
+.scroll { overflow-x: auto; }
+.side { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: flex-start; }
 .side > * { max-width: 100%; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }
@@ -36,18 +43,29 @@ caption { text-align: left; padding-bottom: .2rem; }
 th, td { padding: .18rem .6rem; border-bottom: 1px solid var(--line); text-align: left; }
 th { font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; }
 tbody th { font-weight: 400; vertical-align: top; max-width: 24rem;
-  overflow-wrap: anywhere; } tbody.others, tr.other { color: var(--soft); } tbody + tbody { border-top: 2px solid var(--line); }
-td.main { background: var(--band); } td.chosen { background: var(--mark); font-weight: 600; } small { display: block; line-height: 1.25; }
-.up { color: var(--up); } .down { color: var(--down); } .facts th { font-weight: 600; vertical-align: top; white-space: nowrap; }
-figure { margin: .6rem 0; } img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr)); gap: 1rem 1.5rem; }
-pre { background: var(--band); padding: .7rem .9rem; border-radius: 4px; white-space: pre-wrap; overflow-wrap: anywhere; }
-@media print { body { max-width: none; padding: 0; font-size: 10pt; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; }
+  overflow-wrap: anywhere; }
+tbody.others, tr.other { color: var(--soft); }
+tbody + tbody { border-top: 2px solid var(--line); }
+td.main { background: var(--band); }
+td.chosen { background: var(--mark); font-weight: 600; }
+small { display: block; line-height: 1.25; }
+.up { color: var(--up); }
+.down { color: var(--down); }
+.facts th { font-weight: 600; vertical-align: top; white-space: nowrap; }
+figure { margin: .6rem 0; }
+img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr));
+  gap: 1rem 1.5rem; }
+pre { background: var(--band); padding: .7rem .9rem; border-radius: 4px; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+@media print { body { max-width: none; padding: 0; font-size: 10pt; } h2 { break-after: avoid; }
+  figure, tr { break-inside: avoid; }
   .scroll { overflow: visible; } }
 """
 
 
-Panels = Mapping[str, tuple[str, bytes]]
+About = Mapping[str, Any]  # the content of results.json
+Panels = Mapping[str, tuple[str, bytes]]  # of nearest images: {module: (endpoint, PNG's bytes)}
 
 
 def page(
@@ -56,9 +74,10 @@ def page(
     """The page.
 
     Args:
-      record: what results.json says.
+      record: the content of results.json.
       panels: {module: (endpoint, PNG's bytes)}: nearest images.
-      results: the same as record["results"], where some may have a `picture`: a PNG's bytes, or its path.
+      results: the same as record["results"], where some may have a `picture`: a PNG's bytes, or its
+        path.
 
     Returns:
       str, an HTML document.
@@ -73,7 +92,7 @@ def untrained(record: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def of_view(view: View, record: Mapping[str, Any], panels: Panels) -> str:
-    """The same of a view."""
+    """The page of a view."""
     flags = record.get("flags", {})
     title = f"Evaluation on {flags.get('dataset', view.results[0].reported_on)}"
     body = [
@@ -95,9 +114,8 @@ def of_view(view: View, record: Mapping[str, Any], panels: Panels) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{_e(title)}</title><style>{STYLE}</style></head>\n<body>\n'
-        + "\n".join(part for part in body if part)
-        + "\n</body></html>\n"
+        f'<link rel="icon" href="data:,"><title>{_e(title)}</title>'
+        f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(part for part in body if part) + "\n</body></html>\n"
     )
 
 
@@ -106,22 +124,22 @@ _LAYERS = (
     "untrained networks."
 )
 _AMOUNTS = (
-    "Each module by the endpoint that validation chose for that number. Bars are deviations or 95 % intervals, where a "
-    "protocol has them."
+    "Each module by the endpoint that validation chose for that number. Bars are standard deviations or 95 % intervals, where "
+    "a protocol has them."
 )
 
 
-def _e(text):
-    """Any text as HTML; characters that XML and HTML do not know become a question mark."""
+def _e(text: object) -> str:
+    """Any text as HTML; characters that are invalid in it become a replacement character."""
     return html.escape("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in str(text)))
 
 
-def _section(heading, *parts):
-    parts = [part for part in parts if part]
-    return f"<section><h2>{heading}</h2>\n" + "\n".join(parts) + "</section>" if parts else ""
+def _section(heading: str, *parts: str) -> str:
+    content = "\n".join(part for part in parts if part)
+    return f"<section><h2>{heading}</h2>\n{content}</section>" if content else ""
 
 
-def _subtitle(record):
+def _subtitle(record: About) -> str:
     parts = [
         f"{record[f'{part}_examples']} images {what}" for part, what in _PARTS.items() if record.get(f"{part}_examples")
     ]
@@ -134,22 +152,23 @@ def _subtitle(record):
 _PARTS = {"train": "to learn from", "val": "to choose on", "test": "to test on"}
 
 
-def _duration(seconds):
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _percent(value):
+def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _gain(value):
+def _gain(value: float) -> str:
     return f"{100 * value:+.1f}".replace("-", "\u2212")
 
 
-def _answer(view):
-    """One sentence: the best module on the first protocol, against its untrained network and pixels."""
+def _answer(view: View) -> str:
+    """One sentence: the best module on the first protocol, compared with its untrained network and
+    pixels."""
     column = view.largest[0]
     of_module = {module: view.best[module, column] for module in view.trained if (module, column) in view.best}
     if not of_module:
@@ -163,21 +182,23 @@ def _answer(view):
     for name, rival in rivals:
         if rival:
             gain = best.value - rival.value
-            where = "" if rival.of_pixels else f" by {rival.endpoint}"
+            by_endpoint = "" if rival.of_pixels else f" by {rival.endpoint}"
             points = f"{abs(100 * gain):.1f} points {'above' if gain >= 0 else 'below'}"
-            against.append(f"{points} {_e(name)} ({_percent(rival.value)} %{_e(where)})")
-    many = "<b>" + "</b> and <b>".join(map(_e, leading)) + "</b>"
+            against.append(f"{points} {_e(name)} ({_percent(rival.value)} %{_e(by_endpoint)})")
+    subject = "<b>" + "</b> and <b>".join(map(_e, leading)) + "</b>"
     if len(of_module) > 1:
-        many = f"Of {len(of_module)} modules {many} {'are' if len(leading) > 1 else 'is'} best"
+        subject = f"Of {len(of_module)} modules {subject} {'are' if len(leading) > 1 else 'is'} best"
     below = any(rival and rival.value > best.value for _, rival in rivals)
     how = "which validation chose" if best.chosen else "its deepest, for nothing was chosen"
+    kind = "answer less" if below else "answer"
+    compared = f": {' and '.join(against)}" if against else ""
     return (
-        f'<p class="answer{" less" if below else ""}">{many}: <b>{_percent(best.value)} %</b> test {_e(best.metric)} '
-        f"in {_e(heading)} by endpoint {_e(best.endpoint)}, {how}{': ' if against else ''}{' and '.join(against)}.</p>"
+        f'<p class="{kind}">{subject}: <b>{_percent(best.value)} %</b> test {_e(best.metric)} '
+        f"in {_e(heading)} by endpoint {_e(best.endpoint)}, {how}{compared}.</p>"
     )
 
 
-def _glance(view):
+def _glance(view: View) -> str:
     """A row for each module, by its chosen endpoints; a column for each protocol."""
     columns, untrained = view.largest, view.untrained
     head = "".join(
@@ -188,24 +209,25 @@ def _glance(view):
         cells = []
         for i, column in enumerate(columns):
             r, rival = view.best.get((module, column)), view.rival_best(module, column)
-            cells.append(_glance_cell(r, r and rival and r.value - rival.value, i == 0))
-        of = (
+            cells.append(_glance_cell(r, r.value - rival.value if r and rival else None, i == 0))
+        of_module = (
             f"<small>{_e(' '.join([', '.join(untrained[module]), 'untrained']))}</small>" if module in untrained else ""
         )
         kind = ' class="other"' if module in untrained and module not in view.trained else ""
-        rows.append(f'<tr{kind}><th scope="row">{_e(module)}{of}</th>{"".join(cells)}</tr>')
+        rows.append(f'<tr{kind}><th scope="row">{_e(module)}{of_module}</th>{"".join(cells)}</tr>')
     for row in view.others:
         cells = [_glance_cell(row.cells.get(c), None, i == 0) for i, c in enumerate(columns)]
         rows.append(f'<tr class="other"><th scope="row">{_e(row.module)}</th>{"".join(cells)}</tr>')
-    said = "Test results in per cent, by the endpoint that validation chose"
-    said += "; coloured: points above or below the same network untrained" if any(untrained.values()) else ""
+    caption = "Test results in percent, by the endpoint that validation chose"
+    caption += "; colored: points above or below the same network untrained" if any(untrained.values()) else ""
     return (
-        f'<div class="scroll"><table><caption>{said}</caption><thead><tr><th scope="col">module</th>{head}</tr></thead>'
+        f'<div class="scroll"><table><caption>{caption}</caption>'
+        f'<thead><tr><th scope="col">module</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
-def _glance_cell(result, gain, main):
+def _glance_cell(result: Union[Result, Cell, None], gain: Optional[float], main: bool) -> str:
     """A table cell of a `Result` or a `Cell`."""
     kind = "n main" if main else "n"
     if result is None:
@@ -215,8 +237,8 @@ def _glance_cell(result, gain, main):
     return f'<td class="{kind}">{_percent(result.value)}{under}{named}</td>'
 
 
-def _precision(view, record):
-    """How far chance in the choice of test images reaches, at the answer's accuracy."""
+def _precision(view: View, record: About) -> str:
+    """The confidence interval of the main result, for the choice of test images."""
     column, images = view.largest[0], record.get("test_examples")
     best = [view.best.get((module, column)) for module in view.trained]
     values = [r.value for r in best if r and r.metric == "accuracy" and r.shots is None]
@@ -225,37 +247,39 @@ def _precision(view, record):
     value = max(values)
     width = 1.96 * math.sqrt(value * (1 - value) / images)
     return (
-        f'<p class="soft">With {images} test images an accuracy of {_percent(value)} % is known to about \u00b1{_percent(width)} points '
+        f'<p class="soft">With {images} test images an accuracy of {_percent(value)} % is known to '
+        f"about \u00b1{_percent(width)} points "
         "(95 %, for the choice of the test images alone); differences well below that say little.</p>"
     )
 
 
-def _left_out(record):
+def _left_out(record: About) -> str:
     notes = "".join(f"<li>{_e(note)}</li>" for note in record.get("notes", []))
     return f"<h3>Notes</h3><ul>{notes}</ul>" if notes else ""
 
 
-def _image(png, text, width=None):
+def _image(png: bytes, text: str, width: Optional[int] = None) -> str:
     size = f' width="{width}"' if width else ""
     return f'<img alt="{_e(text)}"{size} src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
-def _plot(png, text):
+def _plot(png: Optional[bytes], text: str) -> str:
     if png is None:
         return ""
-    width = round(int.from_bytes(png[16:20], "big") / 1.5)  # of the PNG's header: all plots at one scale
+    # of the PNG's header: all plots at one scale
+    width = round(int.from_bytes(png[16:20], "big") / 1.5)
     picture = _image(png, f"Plot. {text} The figures are in the tables below.", width)
     return f"<figure>{picture}<figcaption>{_e(text)}</figcaption></figure>"
 
 
-def _neighbors(view, panels):
-    """Each module's, and beside it its untrained network's."""
+def _neighbors(view: View, panels: Panels) -> str:
+    """Each module's picture, and beside it that of the untrained network."""
     if not panels:
         return ""
-    order = []
+    order: list[str] = []
     for module in [name for name in panels if name not in view.untrained]:
         rival = view.rival(module)
-        order += [module, rival] if rival in panels else [module]
+        order += [module, rival] if rival is not None and rival in panels else [module]
     order += [name for name in panels if name not in order]
     figures = []
     for module in order:
@@ -270,27 +294,27 @@ def _neighbors(view, panels):
     )
 
 
-def _pictures(view):
-    """What results offer to look at: those of chosen endpoints, or all where nothing was chosen."""
-    offered = [r for r in view.results if r.picture]
-    chosen = [r for r in offered if r.chosen or r.of_pixels]
+def _pictures(view: View) -> str:
+    """Pictures of results: of chosen endpoints, or of all where nothing was chosen."""
+    offered = [(r, r.picture) for r in view.results if r.picture]
+    chosen = [(r, picture) for r, picture in offered if r.chosen or r.of_pixels]
     figures = []
-    for r in chosen if any(r.chosen for r in chosen) else offered:
-        png = r.picture if isinstance(r.picture, bytes) else _read(r.picture)
-        of = PIXELS if r.of_pixels else f"{r.module}, {r.endpoint}"
-        text = f"{r.protocol}: {of}: {r.metric} {_percent(r.value)} %"
+    for r, picture in chosen if any(r.chosen for r, _ in chosen) else offered:
+        png = picture if isinstance(picture, bytes) else _read(picture)
+        network = PIXELS if r.of_pixels else f"{r.module}, {r.endpoint}"
+        text = f"{r.protocol}: {network}: {r.metric} {_percent(r.value)} %"
         figures.append(f"<figure>{_image(png, text)}<figcaption>{_e(text)}</figcaption></figure>")
     return f'<div class="pictures">{"".join(figures)}</div>' if figures else ""
 
 
-def _read(path):
+def _read(path: str) -> bytes:
     import tensorflow as tf
 
     with tf.io.gfile.GFile(path, "rb") as f:
         return f.read()
 
 
-def _tables(view):
+def _tables(view: View) -> str:
     """A table per protocol, with all endpoints and columns."""
     tables = []
     for protocol in dict.fromkeys(column[0] for column in view.columns):
@@ -309,16 +333,17 @@ def _tables(view):
             kind = ' class="others"' if group and not group[0].endpoint else ""
             bodies += [f"<tbody{kind}>{''.join(rows)}</tbody>"] if rows else []
         kind = "k of each class, or labels" if any(c[2] for c in columns) else "training labels"
-        said = f"<b>{_e(protocol)}</b>: test {_e(spelled(view.metrics[columns[0]]))} in %, by {kind}"
+        caption = f"<b>{_e(protocol)}</b>: test {_e(spelled(view.metrics[columns[0]]))} in %, by {kind}"
         tables.append(
-            f'<div class="scroll"><table><caption>{said}</caption><thead><tr><th scope="col">module</th>'
+            f'<div class="scroll"><table><caption>{caption}</caption>'
+            '<thead><tr><th scope="col">module</th>'
             f'<th scope="col">endpoint</th>{head}</tr></thead>{"".join(bodies)}</table></div>'
         )
     key = '<p class="soft">Marked: the endpoint that validation chose for its module.</p>'
     return f'{key}<div class="side">{"".join(tables)}</div>'
 
 
-def _cell(cell):
+def _cell(cell: Optional[Cell]) -> str:
     if cell is None:
         return '<td class="n"></td>'
     if cell.chosen:
@@ -326,12 +351,12 @@ def _cell(cell):
     return f'<td class="n">{_percent(cell.value)}</td>'
 
 
-def _facts(view, record):
+def _facts(view: View, record: About) -> str:
     """Command, data, modules, versions, settings."""
     results, flags = view.results, record.get("flags", {})
-    where = {}
+    chosen_on: dict[str, list[str]] = {}
     for protocol, on in dict.fromkeys((r.protocol, r.chosen_on) for r in results):
-        where.setdefault(on or "nothing was chosen", []).append(protocol)
+        chosen_on.setdefault(on or "nothing was chosen", []).append(protocol)
     unreadable = [
         f"{part}: {name}"
         for about in record["modules"].values()
@@ -343,20 +368,18 @@ def _facts(view, record):
     facts = {
         "data set": f"{flags.get('dataset', '')}: {', '.join(splits)}" if flags else "",
         "data": "; ".join(
-            f"{part}: {its['num_examples']} images, {its['num_classes'] or 'no'} classes, digest {its['digest']}"
-            for part, its in record.get("data", {}).items()
+            f"{part}: {digest['num_examples']} images, {digest['num_classes'] or 'no'} classes, digest {digest['digest']}"
+            for part, digest in record.get("data", {}).items()
         ),
         "reported on": ", ".join(dict.fromkeys(r.reported_on for r in results if r.reported_on)),
-        "chosen on": "; ".join(f"{', '.join(protocols)}: {on}" for on, protocols in where.items()),
+        "chosen on": "; ".join(f"{', '.join(protocols)}: {on}" for on, protocols in chosen_on.items()),
         "unreadable images": f"{len(unreadable)}: {', '.join(unreadable[:5])}"
         if unreadable
         else "none"
         if flags
         else "",
         "seed": flags.get("seed", ""),
-        "time": f"{_duration(record['seconds'])}, of which protocols {_duration(sum(r['seconds'] for r in results))}"
-        if record.get("seconds")
-        else "",
+        "time": _time(record, results),
         "versions": ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items()),
     }
     rows = "".join(
@@ -376,24 +399,32 @@ def _facts(view, record):
     return "\n".join(parts)
 
 
-def _quoted(argument):
+def _time(record: About, results: list[Result]) -> str:
+    if not record.get("seconds"):
+        return ""
+    in_protocols = _duration(sum(result.seconds for result in results))
+    return f"{_duration(record['seconds'])}, of which protocols {in_protocols}"
+
+
+def _quoted(argument: str) -> str:
     """An argument as a shell takes it; of --name=value the value is quoted, if anything must be."""
     name, equals, value = argument.partition("=")
     named = equals and name.startswith("--") and shlex.quote(name) == name
     return f"{name}={shlex.quote(value)}" if named and value else shlex.quote(argument)
 
 
-def _setting(value):
+def _setting(value: object) -> object:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _modules(record):
+def _modules(record: About) -> str:
     rows = []
     for name, about in record["modules"].items():
         size = f"{about['image_size']} of {about['resize']}" if "image_size" in about else ""
         took = f"{about['extraction_seconds']:.1f} s" if about.get("extraction_seconds") else ""
         values = (about.get("handle", ""), size, took, about.get("identity", "")[:12])
-        rows.append(f'<tr><th scope="row">{_e(name)}</th>{"".join(f"<td>{_e(value)}</td>" for value in values)}</tr>')
+        cells = "".join(f"<td>{_e(value)}</td>" for value in values)
+        rows.append(f'<tr><th scope="row">{_e(name)}</th>{cells}</tr>')
     names = ("module", "handle", "crop of shorter side, pixels", "extraction", "identity")
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     table = f"<caption>Modules</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"

@@ -3,10 +3,18 @@
 import io
 import logging
 import warnings
-from typing import Optional
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Optional
+
+import numpy as np
 
 from tfssl.downstream.report.view import View
-from tfssl.downstream.results import PIXELS
+from tfssl.downstream.results import PIXELS, Column
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Style = Mapping[str, Any]  # Matplotlib's keyword arguments of a line
 
 _COLORS = (
     "#4477aa",
@@ -20,40 +28,41 @@ _COLORS = (
 
 
 def bars(view: View, title: str = "") -> bytes:
-    """A panel per column of the table, in it a group of bars per endpoint, a bar per module; pixels and chance as lines: a PNG."""
+    """A panel per column of the table, with a group of bars per endpoint, a bar per module; pixels
+    and chance as lines: a PNG."""
     modules = view.modules
     endpoints = list(dict.fromkeys(r.endpoint for r in view.results if not r.of_pixels))
     bar = 0.8 / max(len(modules), 1)
     width = min(max(5.0, 1.2 + len(endpoints) * (0.35 + 0.3 * len(modules))), 16.0)
     figure = _figure(width, 0.9 + 2.6 * len(view.columns))
     axes = figure.subplots(len(view.columns), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, column in zip(axes, view.columns):  # noqa: B905 (Python 3.9)
+    for axis, column in zip(axes, view.columns):
         for m, module in enumerate(modules):
             rows = view.of_column(column, module)
-            places = [endpoints.index(r.endpoint) + (m - (len(modules) - 1) / 2) * bar for r in rows]
+            positions = [endpoints.index(r.endpoint) + (m - (len(modules) - 1) / 2) * bar for r in rows]
             axis.bar(
-                places,
+                positions,
                 [100 * r.value for r in rows],
                 0.92 * bar,
                 color=_COLORS[m % len(_COLORS)],
                 label=_plain(module),
                 zorder=2,
             )
-            for place, r in zip(places, rows):  # noqa: B905
+            for position, r in zip(positions, rows):
                 note = f"{100 * r.value:.1f}" + ("\n\u2605" if r.chosen else "")
-                style = {
+                style: Style = {
                     "ha": "center",
                     "va": "bottom",
                     "fontsize": 7,
                     "bbox": {"color": "white", "pad": 0.4},
                     "zorder": 3,
                 }
-                axis.annotate(note, (place, 100 * r.value), (0, 2), textcoords="offset points", **style)
+                axis.annotate(note, (position, 100 * r.value), (0, 2), textcoords="offset points", **style)
         levels, pixels = view.levels[column], view.pixels.get(column)
         lines = [(PIXELS, pixels.value, "--")] if pixels else []
         lines += [("chance", levels["chance"], ":")] if "chance" in levels else []
-        for name, value, style in lines:
-            axis.axhline(100 * value, color="#444444", linewidth=1, linestyle=style, label=name, zorder=1)
+        for name, value, dashes in lines:
+            axis.axhline(100 * value, color="#444444", linewidth=1, linestyle=dashes, label=name, zorder=1)
         axis.set_ylabel(f"{view.headings[column]}\ntest {view.metrics[column]}, %")
         axis.set_xticks(range(len(endpoints)), [_plain(endpoint) for endpoint in endpoints])
         highest = max([r.value for r in view.of_column(column)] + list(levels.values()))
@@ -61,39 +70,40 @@ def bars(view: View, title: str = "") -> bytes:
         axis.grid(axis="y", color="#dddddd", linewidth=0.6, zorder=0)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].scatter([], [], marker="*", color="black", label="endpoint chosen on validation")
-    drawn = dict(zip(*reversed(axes[0].get_legend_handles_labels())))  # noqa: B905
+    drawn = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
     shown = [_plain(module) for module in modules]
     names = [*shown, *(label for label in drawn if label not in shown)]
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "ncols": 3 if len(names) > 4 else len(names)}
+    legend: Style = {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "ncols": 3 if len(names) > 4 else len(names)}
     axes[0].legend(
-        [drawn[n] for n in names], names, **place, frameon=False, fontsize=8, title=_plain(title), alignment="left"
+        [drawn[n] for n in names], names, **legend, frameon=False, fontsize=8, title=_plain(title), alignment="left"
     )
     return _png(figure)
 
 
 def epochs(view: View, title: str = "") -> bytes:
-    """Accuracy over epochs, as the 2019 study's figure 8: a panel per module and column of the table, a line per endpoint; bold on
-    validation, thin on test. A PNG."""
+    """Accuracy over epochs, as in figure 8 of the 2019 study: a panel per module and column of the
+    table, a line per endpoint; bold on validation, thin on test. A PNG."""
     results = [r for r in view.results if "curve" in r.details]
-    modules = list(dict.fromkeys(r.module for r in results if not r.of_pixels)) or [None]
+    # pixels alone
+    modules = list(dict.fromkeys(r.module for r in results if not r.of_pixels)) or [""]
     columns = list(dict.fromkeys(r.column for r in results))
     endpoints = list(dict.fromkeys(r.endpoint for r in results))
     size = 1.0 + 4.2 * len(modules), 1.2 + 2.9 * len(columns)
     figure = _figure(*size)
     grid = figure.subplots(len(columns), len(modules), sharey="row", squeeze=False)
-    for axes, column in zip(grid, columns):  # noqa: B905 (Python 3.9)
-        for axis, module in zip(axes, modules):  # noqa: B905
+    for axes, column in zip(grid, columns):
+        for axis, module in zip(axes, modules):
             for r in results:
                 if r.column != column or r.module != module and not r.of_pixels:
                     continue
-                number, on_val, on_test = zip(*r.details["curve"])  # noqa: B905
-                line = {"color": _COLORS[endpoints.index(r.endpoint) % len(_COLORS)]}
+                number, on_val, on_test = zip(*r.details["curve"])
+                line: dict[str, Any] = {"color": _COLORS[endpoints.index(r.endpoint) % len(_COLORS)]}
                 line["linestyle"] = "--" if r.of_pixels else "-"
                 if on_val[0] is not None:
                     axis.plot(number, [100 * v for v in on_val], label=_plain(r.endpoint), linewidth=1.8, **line)
                 label = _plain(r.endpoint) if on_val[0] is None else None
                 axis.plot(number, [100 * v for v in on_test], label=label, linewidth=0.7, **line)
-            axis.set_title("" if module is None else _plain(module), fontsize=9, loc="left")
+            axis.set_title(_plain(module), fontsize=9, loc="left")
             axis.grid(color="#dddddd", linewidth=0.6)
             axis.spines[["top", "right"]].set_visible(False)
             axis.set_xlabel("epoch")
@@ -103,31 +113,31 @@ def epochs(view: View, title: str = "") -> bytes:
     axis.plot([], [], color="#444444", linewidth=0.7, label="test")
     drawn = {}
     for each in grid.flat:
-        drawn.update(dict(zip(*reversed(each.get_legend_handles_labels()))))  # noqa: B905
+        drawn.update(dict(zip(*reversed(each.get_legend_handles_labels()))))
     names = [n for n in [*map(_plain, endpoints), "validation", "test"] if n in drawn]
-    place = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 8, "alignment": "left"}
-    figure.legend([drawn[n] for n in names], names, title=_plain(title), **place)
+    legend: Style = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 8, "alignment": "left"}
+    figure.legend([drawn[n] for n in names], names, title=_plain(title), **legend)
     return _png(figure)
 
 
 def layers(view: View) -> Optional[bytes]:
-    """How good each layer is: a panel per protocol (at its most labels, its largest k), a line per module over the endpoints in depth
-    order, a star where validation chose; pixels and chance as level lines; untrained modules dashed. A PNG; None where no module has two
-    endpoints."""
+    """Results by layer: a panel per protocol (at the most labels, the largest k), a line per module
+    over the endpoints in depth order, a star at the chosen endpoint; pixels and chance as
+    horizontal lines; untrained modules dashed. A PNG; None where no module has two endpoints."""
     depth = {c: list(dict.fromkeys(r.endpoint for r in view.of_column(c) if not r.of_pixels)) for c in view.largest}
     columns = [column for column, endpoints in depth.items() if len(endpoints) > 1]
     if not columns:
         return None
     styles = _styles(view)
     figure, axes = _panels(len(columns))
-    for axis, column in zip(axes, columns):  # noqa: B905 (Python 3.9)
+    for axis, column in zip(axes, columns):
         endpoints = depth[column]
         for module, style in styles.items():
             rows = view.of_column(column, module)
-            places, values = [endpoints.index(r.endpoint) for r in rows], [100 * r.value for r in rows]
-            axis.plot(places, values, **style, marker="o", markersize=3)
-            stars = [(place, value) for place, value, r in zip(places, values, rows) if r.chosen]  # noqa: B905
-            axis.plot(*zip(*stars), linestyle="", marker="*", markersize=11, color=style["color"])  # noqa: B905
+            positions, values = [endpoints.index(r.endpoint) for r in rows], [100 * r.value for r in rows]
+            axis.plot(positions, values, **style, marker="o", markersize=3)
+            stars = [(position, value) for position, value, r in zip(positions, values, rows) if r.chosen]
+            axis.plot(*zip(*stars), linestyle="", marker="*", markersize=11, color=style["color"])
         if column in view.pixels:
             axis.axhline(100 * view.pixels[column].value, **_PIXELS)
         if "chance" in view.levels[column]:
@@ -140,9 +150,10 @@ def layers(view: View) -> Optional[bytes]:
 
 
 def amounts(view: View) -> Optional[bytes]:
-    """How much labels help: a panel per protocol with several numbers of labels, or of images of each class; a line per module, of its
-    best endpoint (see `View`). A PNG; None where all have but one number."""
-    panels = {}  # (protocol, what is varied) -> columns
+    """Results by number of labels: a panel per protocol with several numbers of labels, or of
+    images of each class; a line per module, of the best endpoint (see `View`). A PNG; None where
+    each protocol has one number."""
+    panels: dict[tuple[str, str], list[Column]] = {}  # (protocol, what is varied) -> columns
     for column in view.columns:
         protocol, labels, shots = column
         most = max(c[1] for c in view.columns if c[0] == protocol)
@@ -155,21 +166,21 @@ def amounts(view: View) -> Optional[bytes]:
         return None
     styles = _styles(view)
     figure, axes = _panels(len(panels))
-    for axis, ((protocol, varied), columns) in zip(axes, panels.items()):  # noqa: B905
-        place = 1 if varied == "training labels" else 2
-        columns = sorted(columns, key=lambda column: column[place])
+    for axis, ((protocol, varied), columns) in zip(axes, panels.items()):
+        amount = {column: column[1] if varied == "training labels" else column[2] or 0 for column in columns}
+        columns = sorted(columns, key=lambda column: amount[column])
         for module, style in styles.items():
-            points = [(c[place], view.best[module, c]) for c in columns if (module, c) in view.best]
+            points = [(amount[c], view.best[module, c]) for c in columns if (module, c) in view.best]
             spread = [100 * r.details.get("interval", r.details.get("std", 0.0)) for _, r in points]
             x, y = [x for x, _ in points], [100 * r.value for _, r in points]
             axis.errorbar(x, y, spread if any(spread) else None, **style, marker="o", markersize=3, capsize=2)
         pixels = [c for c in columns if c in view.pixels]
-        axis.plot([c[place] for c in pixels], [100 * view.pixels[c].value for c in pixels], **_PIXELS)
+        axis.plot([amount[c] for c in pixels], [100 * view.pixels[c].value for c in pixels], **_PIXELS)
         chance = view.levels[columns[0]].get("chance")
         if chance is not None:
             axis.axhline(100 * chance, **_CHANCE)
         axis.set_xscale("log")
-        ticks = sorted({c[place] for c in columns})
+        ticks = sorted(set(amount.values()))
         axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=8)
         axis.set_xticks([], minor=True)
         axis.set_xlabel(varied, fontsize=9)
@@ -179,13 +190,13 @@ def amounts(view: View) -> Optional[bytes]:
     return _png(figure)
 
 
-_PIXELS = {"color": "#444444", "linestyle": "-.", "linewidth": 1.2}
-_CHANCE = {"color": "#444444", "linestyle": ":", "linewidth": 1.2}
+_PIXELS: Style = {"color": "#444444", "linestyle": "-.", "linewidth": 1.2}
+_CHANCE: Style = {"color": "#444444", "linestyle": ":", "linewidth": 1.2}
 
 
-def _styles(view):
-    """{module: how its line is drawn}."""
-    styles = {}
+def _styles(view: View) -> dict[str, Style]:
+    """{module: style of its line}."""
+    styles: dict[str, Style] = {}
     for module in view.modules:
         number = len([m for m in styles if m not in view.untrained])
         if module in view.untrained:
@@ -196,7 +207,7 @@ def _styles(view):
     return styles
 
 
-def _panels(count):
+def _panels(count: int) -> "tuple[Figure, np.ndarray]":
     """(figure, axes) of small panels side by side, three in a row."""
     wide = min(count, 3)
     tall = -(-count // wide)
@@ -211,7 +222,7 @@ def _panels(count):
     return figure, axes[:count]
 
 
-def _legend(figure, styles, view, star=""):
+def _legend(figure: "Figure", styles: Mapping[str, Style], view: View, star: str = "") -> None:
     from matplotlib.lines import Line2D
 
     lines = {_plain(module): Line2D([], [], **style) for module, style in styles.items()}
@@ -221,21 +232,21 @@ def _legend(figure, styles, view, star=""):
         lines["chance"] = Line2D([], [], **_CHANCE)
     if star:
         lines[star] = Line2D([], [], color="#444444", linestyle="", marker="*", markersize=10)
-    place = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 9}
-    figure.legend(list(lines.values()), list(lines), **place)
+    position: Style = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 9}
+    figure.legend(list(lines.values()), list(lines), **position)
 
 
-def _figure(width, height):
+def _figure(width: float, height: float) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs about its font cache
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _png(figure):
+def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that its font lacks
@@ -243,8 +254,9 @@ def _png(figure):
     return buffer.getvalue()
 
 
-def _plain(text, most=40):
-    """A name as it is, but short: Matplotlib would read dollars as formulas, and leave what begins with _ out of legends."""
+def _plain(text: str, most: int = 40) -> str:
+    """A name, shortened and escaped: Matplotlib reads dollars as formulas, and drops labels that
+    begin with _ from legends."""
     text = " ".join(str(text).split())
     text = text if len(text) <= most else text[: most - 1] + "\u2026"
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")

@@ -1,4 +1,5 @@
-"""What an evaluation has measured so far: told as it comes, and written as it comes, so that nothing that ends it takes it along."""
+"""Results of a running evaluation: each is printed and written at once, so that an interruption
+loses none."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -12,22 +13,23 @@ from tfssl.errors import UserError
 
 
 class Record:
-    """The results of an evaluation, and what is said of them.
+    """The results of an evaluation, with notes.
 
-    results.json is written after each result, with "finished": false until the last; its table and report.html at the end.
+    results.json is written after each result, with "finished": false until the last; its table and
+    report.html at the end.
 
     Args:
       folder: for results.json; None: nothing is written.
       order: names of protocols, in the order of the table's columns.
-      say: told of each result, in a line.
-      check: function () called before something is written; it may refuse with a `UserError`.
-      **facts: what results.json says beside the results; "baselines" among them.
+      say: receives a line about each result.
+      check: function () called before each write; it may raise a `UserError`.
+      **facts: other entries of results.json; "baselines" among them.
 
     Attributes:
       results: list of `Result`, with module and `chosen`.
-      notes: lines, of what was left out, shortened or refused.
-      refused: {what was refused: reason}, of what was asked for by name.
-      modules, panels, facts: as `report.save` wants them.
+      notes: lines, on what was skipped, shortened or refused.
+      refused: {reason: what was refused}, of protocols and modules that were named.
+      modules, panels, facts: arguments of `report.save`.
     """
 
     def __init__(
@@ -40,24 +42,29 @@ class Record:
     ) -> None:
         self.folder, self.order, self.say, self.check = folder, list(order), say, check
         self.facts = {"baselines": {}, **facts}
-        self.results, self.notes, self.refused, self.modules, self.panels = [], [], {}, {}, {}
+        self.results: list[Result] = []
+        self.notes: list[str] = []
+        self.refused: dict[str, str] = {}
+        self.modules: dict[str, dict[str, Any]] = {}
+        self.panels: dict[str, tuple[str, bytes]] = {}
 
     def note(self, text: str) -> None:
-        """Tell a line, once; each module says so."""
+        """Print a line and keep it, once for all modules."""
         if text not in self.notes:
             self.notes.append(text)
             self.say(text)
 
     def refuse(self, error: UserError, what: str) -> None:
-        """A UserError has ended a part of the evaluation; the others go on, unless it would end them too."""
+        """Record the UserError that ended a part of the evaluation; others go on, unless the error
+        concerns them too."""
         if error.lasting:
             raise error
-        self.check()  # a lock that is lost ends it all
+        self.check()  # a lost lock ends the evaluation
         self.refused.setdefault(str(error), what)
         self.note(f"refused: {what}: {error}")
 
     def add(self, module: str, results: Iterable[Result]) -> None:
-        """Results of a module: each is told and written as soon as it is there."""
+        """Add the results of a module: each is printed and written at once."""
         for result in results:
             result = result.replace(module=module)
             names = list(self.modules)
@@ -70,19 +77,22 @@ class Record:
                 path = os.path.join(self.folder, "results.json")
                 report.write(path, self.results, **{"versions": report.versions(), **self._about(finished=False)})
 
-    def _place(self, protocol):
+    def _place(self, protocol: str) -> int:
         return self.order.index(protocol) if protocol in self.order else len(self.order)
 
-    def _about(self, **more):
+    def _about(self, **more: Any) -> dict[str, Any]:
         refused = [f"{what}: {reason}" for reason, what in self.refused.items()]
         return {**self.facts, "modules": self.modules, "notes": self.notes, "refused": refused, **more}
 
     def finish(self, title: str, **facts: Any) -> None:
-        """Tell the table and write the report; afterwards a UserError for what was refused, if anything was.
+        """Print the table and write the report.
 
         Args:
           title: of the plots.
-          **facts: those that are known at the end.
+          **facts: further entries of results.json.
+
+        Raises:
+          UserError: something was refused.
         """
         self.facts |= facts
         if self.results:

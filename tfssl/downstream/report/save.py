@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Optional
 
 from tfssl.downstream.report import page, plots
-from tfssl.downstream.report.table import table as table  # finetune tells one, too
+from tfssl.downstream.report.table import table as table  # of finetune, too
 from tfssl.downstream.report.view import View
 from tfssl.downstream.results import Result
 from tfssl.storage.files import write_file
@@ -21,14 +21,15 @@ def save(
     panels: Optional[Mapping[str, tuple[str, bytes]]] = None,
     **facts: Any,
 ) -> list[str]:
-    """Write an evaluation: results.json, results.png, results_curve.png where results have curves, and report.html.
+    """Write an evaluation: results.json, results.png, results_curve.png where results have curves,
+    and report.html.
 
     Args:
-      folder: where to; any file system that TensorFlow knows.
-      results: with module and `chosen`. The `picture` of one is shown in report.html alone.
+      folder: on any file system that TensorFlow knows.
+      results: with module and `chosen`. Pictures are in report.html alone.
       title: of the plots.
       panels: {module: (endpoint, PNG's bytes)}, of nearest images, for report.html.
-      **facts: what is said beside results, versions and where they were chosen and reported; "baselines" and "modules" among them.
+      **facts: other entries of results.json; "baselines" and "modules" among them.
 
     Returns:
       list of the files' names.
@@ -48,7 +49,7 @@ def save(
 
 
 def versions() -> dict[str, str]:
-    """{library: version} of what computes results."""
+    """{library: version}."""
     import numpy
     import scipy
     import tensorflow
@@ -58,6 +59,7 @@ def versions() -> dict[str, str]:
 
 
 def write(path: str, results: Iterable[Mapping[str, Any]], **facts: Any) -> None:
-    """Write results.json (any file system that TensorFlow knows): `facts`, then the list "results"."""
+    """Write results.json (any file system that TensorFlow knows): `facts`, then the list
+    "results"."""
     record = {"format": 1, **facts, "results": [dict(result) for result in results]}
     write_file(path, json.dumps(record, indent=1) + "\n")

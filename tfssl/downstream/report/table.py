@@ -1,22 +1,23 @@
-"""An evaluation as text: its table, what must be known to read it, and a line for each result as it comes."""
+"""An evaluation as text: a table with notes, and a line for each result."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tfssl.downstream.report.view import View, headings
+from tfssl.downstream.report.view import Cell, View, headings
 from tfssl.downstream.results import Result
 
-_METRICS = {  # in words, what is no accuracy
+_METRICS = {  # full names of metrics other than accuracy
     "mAP": "mean average precision",
     "mIoU": "mean intersection over union",
     "AP50": "average precision at an IoU of 0.5",
     "within 11.25\N{DEGREE SIGN}": "pixels whose angle is wrong by less than 11.25\N{DEGREE SIGN}",
 }
-_WIDEST = 200  # characters of a line of the table: of more columns it makes several tables
+_WIDEST = 200  # characters of a line; wider tables are split by columns
 
 
 def table(results: Iterable[Mapping[str, Any]], baselines: Mapping[str, float]) -> str:
-    """The results side by side: a line per module and endpoint, a column per protocol and number of training labels; in per cent.
+    """Results in percent: a line per module and endpoint, a column per protocol and number of
+    training labels.
 
     Args:
       results: results, or records of results.json.
@@ -26,7 +27,7 @@ def table(results: Iterable[Mapping[str, Any]], baselines: Mapping[str, float]) 
 
 
 def of_view(view: View) -> str:
-    """The same of a view."""
+    """The table of a view."""
     lines = [["module", "endpoint", *(f"{view.headings[c]} " for c in view.columns)]]
     for i, group in enumerate(group for group in (*view.groups, view.others) if group):
         lines += [[]] if i else []
@@ -34,7 +35,7 @@ def of_view(view: View) -> str:
             name = row.module if j == 0 or not row.endpoint else ""
             lines.append([name, row.endpoint, *(_cell(row.cells[c]) if c in row.cells else "" for c in view.columns)])
     widths = [max(len(line[i]) for line in lines if line) for i in range(len(lines[0]))]
-    text = []
+    text: list[str] = []
     for part in _parts(widths[2:], _WIDEST - sum(widths[:2])):
         shown = [0, 1, *(2 + i for i in part)]
         block = [
@@ -47,13 +48,14 @@ def of_view(view: View) -> str:
     return "\n".join([*text, *notes(view.results)])
 
 
-def _cell(cell):
+def _cell(cell: Cell) -> str:
     return f"{100 * cell.value:.1f}" + ("*" if cell.chosen else " ")
 
 
-def _parts(widths, most):
-    """The columns' numbers, in as many lists as it takes to keep the sum of their widths below `most`."""
-    parts, used = [[]], 0
+def _parts(widths: Sequence[int], most: int) -> list[list[int]]:
+    """The columns' numbers, in lists whose sum of widths is at most `most`."""
+    parts: list[list[int]] = [[]]
+    used = 0
     for i, width in enumerate(widths):
         if used + width + 2 > most and parts[-1]:
             parts.append([])
@@ -63,66 +65,66 @@ def _parts(widths, most):
     return parts
 
 
-def _aligned(line, widths):
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
     cells = [cell.ljust(widths[i]) if i < 2 else cell.rjust(widths[i]) for i, cell in enumerate(line)]
     return "  ".join(cells).rstrip()
 
 
 def spelled(metric: str) -> str:
-    """A metric's name in words."""
+    """The full name of a metric."""
     return _METRICS.get(metric, metric)
 
 
 def notes(results: list[Result]) -> list[str]:
-    """What must be known to read the table: lines."""
-    of_metric = {}
-    for r in results:
-        if not r.metric.endswith("accuracy"):
-            of_metric.setdefault(r.metric, dict.fromkeys([r.protocol]))[r.protocol] = None
+    """Explanations of the table: lines."""
+    of_metric: dict[str, list[str]] = {}
+    for metric, protocol in dict.fromkeys((r.metric, r.protocol) for r in results):
+        if not metric.endswith("accuracy"):
+            of_metric.setdefault(metric, []).append(protocol)
     order = [metric for metric in (*_METRICS, *of_metric) if metric in of_metric]
     named = "; ".join(f"{', '.join(of_metric[metric])}: {spelled(metric)}" for metric in dict.fromkeys(order))
     measure = f"test accuracy ({named})" if named else "test accuracy"
     labels = "training labels, or k of each class" if any(r.shots for r in results) else "training labels"
-    said = [
+    lines = [
         f"{measure} in %; protocol@{labels}; * the endpoint that validation chose for its module",
         *cautions(results),
     ]
     chosen = list(dict.fromkeys(r.chosen_on for r in results if r.chosen_on))
-    for where in list(dict.fromkeys(r.reported_on for r in results if r.reported_on)):
-        said.append(f"chosen on {' and '.join(chosen) or 'nothing'}; reported on {where}")
-    return said
+    for images in list(dict.fromkeys(r.reported_on for r in results if r.reported_on)):
+        lines.append(f"chosen on {' and '.join(chosen) or 'nothing'}; reported on {images}")
+    return lines
 
 
 def cautions(results: list[Result]) -> list[str]:
-    """What went less than well: lines."""
-    said = []
+    """Warnings about results: lines."""
+    lines = []
     slow = [r for r in results if r.details.get("converged") is False]
     if slow:
         names = [f"{r.module}/{r.endpoint}@{r.train_labels}" for r in slow]
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        said.append(f"logistic stopped at --max_iterations, before its optimum: {', '.join(names[:4])}{more}")
+        lines.append(f"logistic stopped at --max_iterations, before its optimum: {', '.join(names[:4])}{more}")
     quick = {r.protocol: r.quick for r in results if r.quick}
     for protocol, settings in quick.items():
-        said.append(
+        lines.append(
             f"quick settings of {protocol}, for lack of time: {', '.join(f'{k}={v}' for k, v in settings.items())}"
         )
     unstable = [f"{r.protocol} {r.module}/{r.endpoint}" for r in results if r.details.get("diverged")]
     if unstable:
-        said.append(f"diverged, so take --standardize or a lower learning rate: {', '.join(dict.fromkeys(unstable))}")
-    return said
+        lines.append(f"diverged, so take --standardize or a lower learning rate: {', '.join(dict.fromkeys(unstable))}")
+    return lines
 
 
 def line(result: Result) -> str:
-    """What is said of a result as soon as it is there."""
-    more = result.details
-    said = [f"accuracy {100 * more['accuracy']:.1f}%"] if "accuracy" in more else []
-    said += [f"AP {100 * more['coco_ap']:.1f}%"] if "coco_ap" in more else []
-    said += [f"median angle {more['median_angle']:.1f}\N{DEGREE SIGN}"] if "median_angle" in more else []
-    said += [f"deviation {100 * more['std']:.1f}"] if "std" in more else []
-    said += [f"{key} {more[key]:.2g}" for key in ("l2", "cost", "ridge") if key in more]
-    said += [f"{more['iterations']} updates"] if "iterations" in more else []
-    said += [f"epoch {more['epoch']}, {more['images_per_second']:.0f} images/s"] if "epoch" in more else []
-    how = ", ".join([*said, f"{result.seconds:.1f} s"])
+    """A line about one result."""
+    details = result.details
+    figures = [f"accuracy {100 * details['accuracy']:.1f}%"] if "accuracy" in details else []
+    figures += [f"AP {100 * details['coco_ap']:.1f}%"] if "coco_ap" in details else []
+    figures += [f"median angle {details['median_angle']:.1f}\N{DEGREE SIGN}"] if "median_angle" in details else []
+    figures += [f"std {100 * details['std']:.1f}"] if "std" in details else []
+    figures += [f"{key} {details[key]:.2g}" for key in ("l2", "cost", "ridge") if key in details]
+    figures += [f"{details['iterations']} updates"] if "iterations" in details else []
+    figures += [f"epoch {details['epoch']}, {details['images_per_second']:.0f} images/s"] if "epoch" in details else []
+    listed = ", ".join([*figures, f"{result.seconds:.1f} s"])
     metric = "" if result.metric == "accuracy" else f"{result.metric} "
     heading = headings([result.column])[result.column]
-    return f"{result.module} {result.endpoint} {heading}: {metric}{100 * result.value:.1f}% ({how})"
+    return f"{result.module} {result.endpoint} {heading}: {metric}{100 * result.value:.1f}% ({listed})"

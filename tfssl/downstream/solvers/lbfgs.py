@@ -1,41 +1,55 @@
-"""Softmax regression by full-batch L-BFGS, on the device that TensorFlow finds; SciPy steps, TensorFlow computes.
+"""Softmax regression by full-batch L-BFGS: SciPy's optimizer, with loss and gradients in
+TensorFlow.
 
-Objective: mean cross-entropy + l2 * ||W||^2. The bias is free.
+Objective: mean cross-entropy + l2 * ||W||^2. The bias is not penalized.
 
-Raw features make L-BFGS crawl: a few directions carry most of their variance, and 800 updates do not reach the optimum.
-So it works in other coordinates, W = P V. P divides by the square root of the curvature, estimated from the leading
-principal components, and features are centred, which moves the bias by -mean W. Both are changes of variables: the
-objective, and its minimum, are exactly the same.
+Raw features are ill-conditioned: a few directions carry most of the variance, and 800 updates do
+not reach the optimum. Hence a preconditioner, W = P V: P divides by the square root of the
+curvature, estimated from the leading principal components, and features are centered, which shifts
+the bias by -mean W. Both are changes of variables: objective and minimum stay the same.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-_COMPONENTS = 128  # principal components that P treats one by one; with 512 as many updates are needed
-_CHUNK_VALUES = 1 << 25  # values of features per product (128 MB), which bounds what is needed beside them
-_RESIDENT = 8 << 30  # bytes of features that may stay on an accelerator; more are sent to it at each update
-# TensorFlow's threads do the large products. Those of BLAS beside them wait by spinning: 20 times slower on busy cores.
+_COMPONENTS = 128  # principal components in P; 512 save no updates
+# values of features per product (128 MB), which bounds the memory of temporaries
+_CHUNK_VALUES = 1 << 25
+# bytes of features that may stay on an accelerator; more are copied to it at each update
+_RESIDENT = 8 << 30
+# TensorFlow's threads do the large products. BLAS threads beside them spin while they wait: 20
+# times slower on busy cores.
 _one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
 
+Moments = tuple[np.ndarray, np.ndarray]  # mean and standard deviation of each feature, float64 [D]
+
+
 class Rows:
-    """Some rows of one endpoint, and their labels, in chunks of tensors: float32, or float64 if the features are.
+    """Some rows of one endpoint, and their labels, in chunks of tensors.
+
+    They are float32, or float64 if the features are.
 
     Args:
       features: float [N, D]; labels: int [N], in 0..C-1.
-      chosen: int [n], the rows to take.
-      moments: (mean, standard deviation) [D] to standardise by; None: as they are.
+      chosen: int [n], the rows.
+      moments: (mean, standard deviation) [D] to standardize by; None: not standardized.
     """
 
-    def __init__(self, features, labels, chosen, moments=None):
+    def __init__(
+        self, features: np.ndarray, labels: np.ndarray, chosen: np.ndarray, moments: Optional[Moments] = None
+    ) -> None:
         dtype = np.float64 if features.dtype == np.float64 else np.float32
         size = len(chosen) * features.shape[1] * np.dtype(dtype).itemsize
-        self.count, self.dims, self.dtype, self.chunks = len(chosen), features.shape[1], dtype, []
+        self.count, self.dims, self.dtype = len(chosen), features.shape[1], dtype
+        self.chunks: list[tuple[tf.Tensor, tf.Tensor]] = []
         with tf.device("CPU" if size > _RESIDENT else None):
             for part in in_chunks(chosen, self.dims):
                 values = features[part].astype(dtype)
@@ -46,7 +60,7 @@ class Rows:
 
 @dataclasses.dataclass
 class Fit:
-    """A solution: weights float64 [D, C] and bias [C] for the features as they come, and how it was reached."""
+    """A solution: weights float64 [D, C] and bias [C] for unscaled features, with statistics."""
 
     weights: np.ndarray
     bias: np.ndarray
@@ -56,29 +70,29 @@ class Fit:
 
 
 class Problem:
-    """mean cross-entropy + l2 * ||W||^2 over some rows, to be minimised for one l2 after another.
+    """Minimizes mean cross-entropy + l2 * ||W||^2 over some rows, for one l2 after another.
 
     Args:
       parts: list of Rows.
       num_classes: C.
-      precondition: whether to work in centred, decorrelated coordinates.
+      precondition: whether to optimize in centered, decorrelated coordinates.
     """
 
-    def __init__(self, parts, num_classes, precondition=True):
+    def __init__(self, parts: Sequence[Rows], num_classes: int, precondition: bool = True) -> None:
         self.chunks = [chunk for part in parts for chunk in part.chunks]
         self.count, self.dims = sum(part.count for part in parts), parts[0].dims
         self.dtype, self.num_classes, self.precondition = parts[0].dtype, num_classes, precondition
         sums = sum(np.stack(_sums(x)) for x, _ in self.chunks)
         self.mean = sums[0] / self.count
-        #: sum of the features' variances: the scale by which l2 is judged strong or weak
+        #: sum of the features' variances: the scale of l2
         self.variance = float(np.maximum(sums[1] / self.count - self.mean**2, 0).sum())
         if precondition:
             self._components = self._leading_components()
 
-    def objective(self, weights, bias, l2):
+    def objective(self, weights: np.ndarray, bias: np.ndarray, l2: float) -> tuple[float, np.ndarray, np.ndarray]:
         """(loss, gradient by weights [D, C], gradient by bias [C]), float64."""
         w, b = tf.constant(weights, self.dtype), tf.constant(bias, self.dtype)
-        loss, dw, db = 0.0, 0.0, 0.0
+        loss, dw, db = 0.0, np.zeros_like(weights), np.zeros_like(bias)
         for x, y in self.chunks:
             terms = [t.numpy().astype(np.float64) for t in _cross_entropy(x, y, w, b)]
             loss, dw, db = loss + float(terms[0]), dw + terms[1], db + terms[2]
@@ -86,16 +100,17 @@ class Problem:
         return loss, dw / self.count + 2 * l2 * weights, db / self.count
 
     @_one_blas_thread
-    def fit(self, l2, max_iterations=800, start=None, **options):
-        """Minimise, from a Fit or from zero; returns a Fit. `options` go to SciPy, whose tolerances are the default."""
+    def fit(self, l2: float, max_iterations: int = 800, start: Optional[Fit] = None, **options: Any) -> Fit:
+        """Minimize, from a Fit or from zero; returns a Fit. `options` are SciPy's, with its default
+        tolerances."""
         apply, invert, bias_scale, mean = self._coordinates(l2)
         shape = self.dims, self.num_classes
 
-        def unpack(point):
+        def unpack(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             weights = apply(point[: -self.num_classes].reshape(shape))
             return weights, point[-self.num_classes :] * bias_scale - mean @ weights
 
-        def function(point):
+        def function(point: np.ndarray) -> tuple[float, np.ndarray]:
             weights, bias = unpack(point)
             loss, dw, db = self.objective(weights, bias, l2)
             return loss, np.concatenate([apply(dw - np.outer(mean, db)).ravel(), db * bias_scale])
@@ -106,34 +121,40 @@ class Problem:
             point = np.concatenate([invert(start.weights).ravel(), bias / bias_scale])
         # maxfun must not end the search first: one update may take several evaluations.
         options = {"maxiter": max_iterations, "maxfun": 20 * max_iterations, **options}
-        found = minimize(function, point, jac=True, method="L-BFGS-B", options=options)
+        solution = minimize(function, point, jac=True, method="L-BFGS-B", options=options)
         # Status 2: the line search can gain no more in this precision. 1 is the limit.
-        return Fit(*unpack(found.x), float(found.fun), int(found.nit), found.status != 1)
+        return Fit(*unpack(solution.x), float(solution.fun), int(solution.nit), solution.status != 1)
 
-    def _coordinates(self, l2):
-        """(P, its inverse, scale of the bias, mean); P is symmetric, a function of [D, C]; without precondition: 1."""
+    def _coordinates(
+        self, l2: float
+    ) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray], float, np.ndarray]:
+        """(P, its inverse, scale of the bias, mean); P is symmetric, a function of [D, C]; without
+        precondition: 1."""
         if not self.precondition:
             return (lambda v: v), (lambda w: w), 1.0, np.zeros(self.dims)
-        share = 1 / self.num_classes
-        curvature = share * (1 - share)  # of the softmax at W = 0
+        probability = 1 / self.num_classes
+        curvature = probability * (1 - probability)  # of the softmax at W = 0
         vectors, values, rest = self._components
-        tiny = 1e-12 * curvature * (self.variance or 1.0)  # for directions without variance, at l2 = 0
+        # for directions without variance, at l2 = 0
+        tiny = 1e-12 * curvature * (self.variance or 1.0)
         outer = math.sqrt(curvature * rest + 2 * l2 + tiny)
         inner = np.sqrt(curvature * values + 2 * l2 + tiny)
 
-        def apply(v):
+        def apply(v: np.ndarray) -> np.ndarray:
             return v / outer + vectors @ ((1 / inner - 1 / outer)[:, None] * (vectors.T @ v))
 
-        def invert(w):
+        def invert(w: np.ndarray) -> np.ndarray:
             return w * outer + vectors @ ((inner - outer)[:, None] * (vectors.T @ w))
 
         return apply, invert, curvature**-0.5, self.mean
 
     @_one_blas_thread
-    def _leading_components(self):
-        """(vectors [D, k], variances [k], mean variance of each remaining direction), by subspace iteration.
+    def _leading_components(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """(vectors [D, k], variances [k], mean variance of each remaining direction), by subspace
+        iteration.
 
-        They need not be accurate, for any invertible P leaves the objective as it is. But vectors must be orthonormal.
+        They need not be accurate, as any invertible P preserves the objective, but the vectors must
+        be orthonormal.
         """
         k = min(_COMPONENTS, self.dims, self.count)
         vectors = np.linalg.qr(np.random.default_rng(0).standard_normal((self.dims, min(k + 16, self.dims))))[0]
@@ -145,22 +166,24 @@ class Problem:
         rest = max(self.variance - values.sum(), 0) / max(self.dims - k, 1)
         return vectors, values, min(rest, values[-1])
 
-    def _covariance_times(self, vectors):
+    def _covariance_times(self, vectors: np.ndarray) -> np.ndarray:
         v = tf.constant(vectors, self.dtype)
         offset = tf.constant(self.mean @ vectors, self.dtype)
         product = sum(_gram_times(x, v, offset).numpy().astype(np.float64) for x, _ in self.chunks)
-        return product / self.count  # (x - mean) v sums to zero over the rows, so x^T of it needs no centring
+        # (x - mean) v sums to zero over the rows, so x^T of it needs no centering
+        return product / self.count
 
 
-def in_chunks(rows, dims):
-    """Row numbers cut into pieces whose features are _CHUNK_VALUES values at most."""
+def in_chunks(rows: np.ndarray, dims: int) -> list[np.ndarray]:
+    """Row numbers in chunks whose features have at most _CHUNK_VALUES values."""
     size = max(_CHUNK_VALUES // dims, 1)
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-def moments(features, rows):
-    """(mean, standard deviation) over some rows, float64 [D]; a constant feature gets standard deviation 1."""
-    total, squares = 0.0, 0.0
+def moments(features: np.ndarray, rows: np.ndarray) -> Moments:
+    """(mean, standard deviation) over some rows, float64 [D]; a constant feature gets standard
+    deviation 1."""
+    total, squares = np.zeros((2, features.shape[1]))
     for part in in_chunks(rows, features.shape[1]):
         x = features[part].astype(np.float64)
         total, squares = total + x.sum(0), squares + (x**2).sum(0)
@@ -169,13 +192,13 @@ def moments(features, rows):
     return mean, np.where(std > 1e-6 * np.abs(mean), std, 1.0)
 
 
-def _sums(x):
+def _sums(x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
     x = tf.cast(x, tf.float64)
     return tf.reduce_sum(x, 0).numpy(), tf.reduce_sum(x * x, 0).numpy()
 
 
 @tf.function(reduce_retracing=True, autograph=False)
-def _cross_entropy(x, y, w, b):
+def _cross_entropy(x: tf.Tensor, y: tf.Tensor, w: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     logits = x @ w + b  # NxC
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
     error = tf.nn.softmax(logits) - tf.one_hot(y, tf.shape(w)[1], dtype=x.dtype)  # NxC
@@ -187,5 +210,5 @@ def _cross_entropy(x, y, w, b):
 
 
 @tf.function(reduce_retracing=True, autograph=False)
-def _gram_times(x, v, offset):
+def _gram_times(x: tf.Tensor, v: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
     return tf.linalg.matmul(x, x @ v - offset, transpose_a=True)  # DxK

@@ -1,7 +1,8 @@
 """Stochastic gradient descent with momentum for small classifiers on frozen features.
 
-Several learn at once: they share the batches, which are what costs time, and nothing else. Weights are drawn from the
-seed and the endpoint's name, so that company changes no result. Everything is stateless: equal seeds, equal results.
+Several are trained at once: they share the batches, which take most of the time, and nothing else.
+Initial weights are drawn from the seed and the endpoint's name, so that the other classifiers
+change no result. All randomness is stateless.
 """
 
 import dataclasses
@@ -10,49 +11,65 @@ import itertools
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
 from tfssl.data.ops.draws import Draws
-from tfssl.downstream.solvers.lbfgs import in_chunks
-from tfssl.downstream.solvers.resume import State
+from tfssl.downstream.solvers.batch_norm import BatchNorm
+from tfssl.downstream.solvers.lbfgs import Moments, in_chunks
+from tfssl.downstream.solvers.resume import Curve, Losses, State
 from tfssl.downstream.splits import Split
 from tfssl.errors import UserError
 from tfssl.optim.schedules import schedule
 
-_RESIDENT = 2 << 30  # bytes of features to measure on that are kept as tensors; more are read anew each time
-_LINE_SECONDS = 30  # between two lines about the progress, where there is no terminal
+if TYPE_CHECKING:
+    from tfssl.downstream.features.extract import Features
+
+# bytes of evaluation features that are kept as tensors; more are read again each time
+_RESIDENT = 2 << 30
+_LINE_SECONDS = 30  # between two lines of progress, without a terminal
 
 
 class Classifier(tf.Module):
-    """From features of one endpoint to logits; what a protocol adds is `logits`, and its weights.
+    """A classifier on features of one endpoint; a subclass adds `logits`, and its weights.
 
     Args:
       endpoint: name.
       dims: D.
-      l2: penalty of l2 * ||W||^2 over all kernels (biases are free).
-      fits_all: whether it learns from all rows, or leaves out those of the validation part.
-      seed: of the weights; with the endpoint's name.
-      scale: (mean, standard deviation) [D] to standardise by; None: features as they are.
+      l2: factor of the penalty ||W||^2 over all kernels, not biases.
+      fits_all: whether it is trained on all rows, or without those of the validation part.
+      seed: of the initial weights; with the endpoint's name.
+      scale: (mean, standard deviation) [D] to standardize by; None: not standardized.
       norm: a `BatchNorm` for the features, or None.
-      init_std: deviation of the normal distribution that kernels are drawn from; 0: Glorot's uniform one.
+      init_std: standard deviation of the kernels' normal initialization; 0: Glorot's uniform one.
       dtype: of weights and computation, float32 or float64.
     """
 
     def __init__(
-        self, endpoint, dims, l2=0.0, fits_all=True, seed=0, scale=None, norm=None, init_std=0.0, dtype="float32"
-    ):
+        self,
+        endpoint: str,
+        dims: int,
+        l2: float = 0.0,
+        fits_all: bool = True,
+        seed: int = 0,
+        scale: Optional[Moments] = None,
+        norm: Optional[BatchNorm] = None,
+        init_std: float = 0.0,
+        dtype: str = "float32",
+    ) -> None:
         super().__init__()
         self.endpoint, self.l2, self.fits_all, self.dtype = endpoint, l2, fits_all, dtype
         self.norm, self.init_std = norm, init_std
-        self.kernels, self._seed = [], [seed, zlib.crc32(endpoint.encode())]
+        self.kernels: list[tf.Variable] = []
+        self._seed = [seed, zlib.crc32(endpoint.encode())]
         self._scale = None if scale is None else [tf.constant(v, dtype) for v in (scale[0], 1 / scale[1])]
         self._rows = tf.TensorSpec([None, dims], dtype)
 
-    def layer(self, inputs, outputs):
+    def layer(self, inputs: int, outputs: int) -> tuple[tf.Variable, tf.Variable]:
         """(kernel [inputs, outputs], random; bias [outputs], zero)."""
         seed = [self._seed[0], self._seed[1] + len(self.kernels)]
         limit = np.sqrt(6 / (inputs + outputs))
@@ -63,8 +80,15 @@ class Classifier(tf.Module):
         self.kernels.append(tf.Variable(kernel, name="kernel"))
         return self.kernels[-1], tf.Variable(tf.zeros([outputs], self.dtype), name="bias")
 
-    def __call__(self, features, draws=None, weight=None):
-        """Logits [B, C]; with `draws` and `weight` [B], of the rows in the loss, as in training."""
+    def logits(self, x: tf.Tensor, draws: Optional[Draws]) -> tf.Tensor:
+        """Logits [B, C] of features [B, D] of `dtype`; with `draws` in training mode."""
+        raise NotImplementedError
+
+    def __call__(
+        self, features: tf.Tensor, draws: Optional[Draws] = None, weight: Optional[tf.Tensor] = None
+    ) -> tf.Tensor:
+        """Logits [B, C]; with `draws` and `weight` [B], 1 for rows in the loss, in training
+        mode."""
         x = tf.cast(features, self.dtype)
         if self._scale is not None:
             x = (x - self._scale[0]) * self._scale[1]
@@ -73,40 +97,40 @@ class Classifier(tf.Module):
         return self.logits(x, draws)
 
     @functools.cached_property
-    def predict(self):
+    def predict(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """The graph function [B, D] of `dtype` -> the most likely class, int64 [B]."""
         # Traced by hand: TensorFlow would warn of many functions made of one piece of code.
         return tf.function(lambda x: tf.argmax(self(x), 1), autograph=False).get_concrete_function(self._rows)
 
-    def penalty(self):
+    def penalty(self) -> tf.Tensor:
         return self.l2 * tf.add_n([tf.reduce_sum(kernel**2) for kernel in self.kernels])
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How long and how fast: epochs of floor(n / batch) steps, the rate divided by ten after each of `decay_epochs`.
+    """The schedule: epochs of floor(n / batch) steps; the rate falls by ten at `decay_epochs`.
 
     Attributes:
-      epochs, decay_epochs, batch_size, learning_rate, momentum: as they say; the rate is that of the first step.
-      nesterov: look ahead: a step goes along gradient + momentum * velocity.
+      learning_rate: of the first step.
+      nesterov: Nesterov's momentum: a step along gradient + momentum * velocity.
     """
 
     epochs: int
-    decay_epochs: tuple
+    decay_epochs: tuple[float, ...]
     batch_size: int
     learning_rate: float
     momentum: float = 0.9
     nesterov: bool = False
 
-    def steps(self, count):
-        """Of an epoch of `count` rows."""
+    def steps(self, count: int) -> int:
+        """Steps of an epoch of `count` rows."""
         return max(count // self.batch_size, 1)
 
 
 def check(
     protocol: str, epochs: int, decay_epochs: Sequence[float], batch_size: int, learning_rate: float
 ) -> tuple[float, ...]:
-    """The `decay_epochs` as floats; UserError for settings that are none."""
+    """The `decay_epochs` as floats; UserError for invalid settings."""
     try:
         decay_epochs = [float(e) for e in decay_epochs]
     except (TypeError, ValueError):
@@ -121,72 +145,86 @@ def check(
 
 
 def check_epoch(epoch: str, part: Split) -> None:
-    """Raise UserError where `epoch` is "best" and there is no validation part to tell it by."""
+    """Raise UserError where `epoch` is "best" and there is no validation part."""
     if epoch == "best" and not len(part.val):
         raise UserError("epoch=best needs a validation part, and there is none: give last, or a validation split")
 
 
-def reported(curve, epoch):
-    """The part of a result that a curve [[epoch, on validation, on test], ...] gives, at its last or its best epoch."""
+def reported(curve: Curve, epoch: str) -> dict[str, Any]:
+    """Fields of a result from a curve [[epoch, on validation, on test], ...], at its last or its
+    best epoch."""
     at = max(curve, key=lambda point: point[1]) if epoch == "best" else curve[-1]
     return {"value": at[2], "val_value": at[1], "epoch": at[0], "epoch_rule": epoch, "curve": curve}
 
 
-def train(classifiers, batches, encode, labels, in_fit, plan, count, measure, seed=0, title="", state=None):
-    """Let classifiers learn, and measure them after each epoch.
+def train(
+    classifiers: Sequence[Classifier],
+    batches: Iterable[tuple[Any, tf.Tensor]],
+    encode: Callable[[Any], dict[str, tf.Tensor]],
+    labels: np.ndarray,
+    in_fit: np.ndarray,
+    plan: Plan,
+    count: int,
+    measure: Callable[[], list[Any]],
+    seed: int = 0,
+    title: str = "",
+    state: Optional[State] = None,
+) -> tuple[Curve, Losses, float]:
+    """Train classifiers, and measure them after each epoch.
 
-    The loss is a sum over classifiers of mean cross-entropy + penalty. Momentum is TensorFlow's: v = m v + gradient,
-    W = W - rate v; with Nesterov's W = W - rate (gradient + m v).
+    The loss is a sum over classifiers of mean cross-entropy + penalty. Momentum is TensorFlow's: v
+    = m v + gradient, W = W - rate v; with Nesterov's W = W - rate (gradient + m v).
 
     Args:
       classifiers: list of Classifier.
-      batches: endless iterable of (payload, row numbers int64 [B]), from the first step that `state` has not done.
+      batches: endless iterable of (payload, row numbers int64 [B]), from the first step after
+        `state`.
       encode: graph function payload -> {endpoint: [B, D]}.
       labels: int [N], the class of each row.
-      in_fit: bool [N], the rows that classifiers with fits_all=False learn from.
+      in_fit: bool [N], the training rows of classifiers with fits_all=False.
       plan: Plan.
       count: rows of an epoch, n.
       measure: function () -> list of numbers, called after each epoch.
-      seed: of the dropout's masks.
-      title: of the line that shows the progress.
-      state: a `State`, which an evaluation that was killed goes on from; None: nothing is kept.
+      seed: of the dropout masks.
+      title: of the progress bar.
+      state: a `State` to resume from and save to; None: nothing is kept.
 
     Returns:
-      (curve: list of [epoch, *what `measure` gave], mean loss of each classifier over the last epoch: list of float or
-      None where it is not finite, images a second).
+      (curve: list of [epoch, *values of `measure`], mean loss of each classifier over the last
+      epoch: list of float or None where it is not finite, images per second).
     """
     state, steps = state or State(), plan.steps(count)
     rate_at = schedule(
         "piecewise", plan.learning_rate, plan.epochs * steps, decay_steps=[round(e * steps) for e in plan.decay_epochs]
     )
     variables = [list(c.trainable_variables) for c in classifiers]
-    velocities = [[tf.Variable(tf.zeros_like(v), trainable=False) for v in mine] for mine in variables]
+    velocities = [[tf.Variable(tf.zeros_like(v), trainable=False) for v in learned] for learned in variables]
     sums = tf.Variable(tf.zeros([len(classifiers)], tf.float64), trainable=False)
-    kept = [v for c, its in zip(classifiers, velocities) for v in (*c.variables, *its)]  # noqa: B905
+    kept = [v for c, slots in zip(classifiers, velocities) for v in (*c.variables, *slots)]
     state.restore(kept)
     labels, in_fit = tf.constant(labels, tf.int32), tf.constant(in_fit)
 
     @tf.function(autograph=False)
-    def step(payload, rows, number):
+    def step(payload: Any, rows: tf.Tensor, number: tf.Tensor) -> None:
         inputs = encode(payload)
         y, held_in = tf.gather(labels, rows), tf.gather(in_fit, rows)  # B
         positions = number * plan.batch_size + tf.range(plan.batch_size, dtype=tf.int64)
         draws = Draws({"number": positions, "seed": tf.fill([plan.batch_size], tf.constant(seed, tf.int64))})
         losses = []
-        for c, mine, velocity in zip(classifiers, variables, velocities):  # noqa: B905 (Python 3.9)
+        for c, learned, velocity in zip(classifiers, variables, velocities):
             with tf.GradientTape() as tape:
                 weight = tf.ones_like(y, c.dtype) if c.fits_all else tf.cast(held_in, c.dtype)  # B
                 logits = c(inputs[c.endpoint], draws, weight)  # BxC
                 loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)  # B
                 loss = tf.math.divide_no_nan(tf.reduce_sum(weight * loss), tf.reduce_sum(weight)) + c.penalty()
-            for w, v, g in zip(mine, velocity, tape.gradient(loss, mine)):  # noqa: B905
+            for w, v, g in zip(learned, velocity, tape.gradient(loss, learned)):
                 v.assign(plan.momentum * v + g)
                 w.assign_sub(tf.cast(rate_at(number), w.dtype) * (plan.momentum * v + g if plan.nesterov else v))
             losses.append(tf.cast(loss, tf.float64))
         sums.assign_add(tf.stack(losses))
 
     curve, losses, progress, compiled = list(state.curve), state.losses, Progress(title, plan, steps, state.epoch), None
-    batches = zip(itertools.count(state.epoch * steps), batches)  # noqa: B905
+    batches = zip(itertools.count(state.epoch * steps), batches)
     for epoch in range(state.epoch + 1, plan.epochs + 1):
         sums.assign(tf.zeros_like(sums))
         for number, (payload, rows) in itertools.islice(batches, steps):
@@ -201,30 +239,34 @@ def train(classifiers, batches, encode, labels, in_fit, plan, count, measure, se
 
 
 class Progress:
-    """Images a second and the time that is left: a bar on a terminal or in a notebook, a line now and then elsewhere."""
+    """Images per second and the remaining time.
 
-    def __init__(self, title, plan, steps, epochs_done=0):
+    A bar on a terminal or in a notebook; elsewhere a line now and then.
+    """
+
+    def __init__(self, title: str, plan: Plan, steps: int, epochs_done: int = 0) -> None:
         self.title, self.plan, self.done = title, plan, 0
         self.total = (plan.epochs - epochs_done) * steps * plan.batch_size
-        self.start = self.first = self.said = time.time()
+        self.start = self.first = self.printed = time.time()
         self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.bar = tqdm(total=self.total, unit=" images", unit_scale=True, desc=title, disable=not self.live)
 
-    def step(self, epoch):
+    def step(self, epoch: int) -> None:
         if not self.done:
             self.first = time.time()  # the first step compiles
         self.done += self.plan.batch_size
         self.bar.set_postfix_str(f"epoch {epoch} of {self.plan.epochs}", refresh=False)
         self.bar.update(self.plan.batch_size)
-        if not self.live and time.time() - self.said > _LINE_SECONDS:
-            self.said = time.time()
-            left = (self.total - self.done) / max(self.rate(), 1e-9)
-            left = f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.0f} min" if left > 90 else f"{left:.0f} s"
+        if not self.live and time.time() - self.printed > _LINE_SECONDS:
+            self.printed = time.time()
+            seconds = (self.total - self.done) / max(self.rate(), 1e-9)
+            left = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+            left = f"{seconds / 3600:.1f} h" if seconds > 5400 else left
             line = f"{self.title}: epoch {epoch} of {self.plan.epochs}, {self.rate():.0f} images/s, {left} left"
             print(line, file=sys.stderr, flush=True)
 
-    def rate(self):
-        """Images a second, measuring included, since the first step ended."""
+    def rate(self) -> float:
+        """Images per second since the end of the first step, measurements included."""
         after = self.done - self.plan.batch_size
         return (
             after / max(time.time() - self.first, 1e-9)
@@ -232,12 +274,13 @@ class Progress:
             else self.done / max(time.time() - self.start, 1e-9)
         )
 
-    def close(self):
+    def close(self) -> None:
         self.bar.close()
 
 
-def shuffled(rows, batch_size, seed):
-    """Endless batches of row numbers, int64 [B]: each epoch takes all rows in another order; batches run on across its end."""
+def shuffled(rows: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
+    """Endless batches of row numbers, int64 [B]: each epoch has all rows in another order; batches
+    span epochs."""
     rest = np.zeros(0, np.int64)
     for epoch in itertools.count():
         rest = np.concatenate([rest, np.random.default_rng([seed, 3, epoch]).permutation(rows)])
@@ -246,35 +289,39 @@ def shuffled(rows, batch_size, seed):
             rest = rest[batch_size:]
 
 
-def feature_batches(features, endpoints, rows, batch_size, seed, start=0):
-    """Batches for `train` from features as they lie, in memory or on disk, from step `start`: ({endpoint: [B, D]}, rows)."""
+def feature_batches(
+    features: "Features", endpoints: Sequence[str], rows: np.ndarray, batch_size: int, seed: int, start: int = 0
+) -> Iterator[tuple[dict[str, tf.Tensor], tf.Tensor]]:
+    """Batches for `train` from features in memory or on disk, from step `start`: ({endpoint:
+    [B, D]}, rows)."""
     for chosen in itertools.islice(shuffled(rows, batch_size, seed), start, None):
         yield {name: tf.constant(features.endpoints[name][chosen]) for name in endpoints}, tf.constant(chosen)
 
 
 class Held:
-    """Rows of features that accuracies are measured on, again and again.
+    """Rows of features for repeated measurements of accuracies.
 
     Args:
-      features: `Features`; rows: int [n] of them; endpoints: names; classes: int [C], the label of each logit.
+      features: `Features`; rows: int [n] of them; endpoints: names; classes: int [C], the label of
+        each logit.
     """
 
-    def __init__(self, features, rows, endpoints, classes):
+    def __init__(self, features: "Features", rows: np.ndarray, endpoints: Sequence[str], classes: np.ndarray) -> None:
         self._features, self._rows, self._classes = features, rows, classes
         if not len(rows):
-            return  # and the features need not be there
+            return  # then endpoints may be missing
         size = sum(features.endpoints[e].dtype.itemsize * features.endpoints[e].shape[1] for e in endpoints) * len(rows)
         self._kept = {e: list(self._read(e)) for e in endpoints} if size <= _RESIDENT else {}
 
-    def _read(self, endpoint):
+    def _read(self, endpoint: str) -> Iterator[tuple[tf.Tensor, np.ndarray]]:
         values = self._features.endpoints[endpoint]
         for part in in_chunks(self._rows, values.shape[1]):
-            # Neighbouring rows are a slice, which is read without first being copied.
+            # Adjacent rows are a slice, which is read without a copy.
             chosen = slice(part[0], part[-1] + 1) if part[-1] - part[0] + 1 == len(part) else part
             yield tf.constant(values[chosen]), self._features.labels[part]
 
-    def accuracies(self, classifiers):
-        """The accuracy of each of some classifiers: list of float; None for each where there are no rows."""
+    def accuracies(self, classifiers: Sequence[Classifier]) -> list[Optional[float]]:
+        """The accuracy of each classifier: list of float; of None where there are no rows."""
         if not len(self._rows):
             return [None] * len(classifiers)
         right = dict.fromkeys(classifiers, 0)
