@@ -102,7 +102,7 @@ def test_all_images_are_seen_in_split_order(photos, tmp_path, replicas):
         rows[strategy.num_replicas_in_sync] = found
         assert list(np.flatnonzero(~seen)) == [damaged] and found.shape == (11, 3) and (found[damaged] == 0).all()
     np.testing.assert_allclose(*rows.values(), rtol=1e-5)
-    one = model.example(tf.constant(files[7].read_bytes()), None)
+    one = model.example({"image": tf.constant(files[7].read_bytes())}, None)["image"]
     np.testing.assert_allclose(rows[1][whole], one.numpy().mean((0, 1)) / 255, rtol=1e-4)
     assert len(context._traced) == 1 and next(iter(context._traced.values())).experimental_get_tracing_count() == 1
 

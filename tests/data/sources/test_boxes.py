@@ -44,9 +44,7 @@ def test_boxes_are_parts_of_the_sides(root, caplog):
     with caplog.at_level(logging.WARNING):
         source = tfssl.open_source(f"boxes:{root}", "train")
     assert source.degenerate == 1 and "left out 1 boxes without area" in caplog.text
-    assert (
-        source.class_names == ["bird", "cat", "dog"] and source.num_classes is None and source.annotations == ("boxes",)
-    )
+    assert source.class_names == ["bird", "cat", "dog"] and source.num_classes is None and source.provides == ("boxes",)
     a, b, c = list(source.records().map(source.fetch))
     np.testing.assert_allclose(a["boxes"], [[0, 0, 1, 1], [0.5, 0.5, 0.8, 0.6]], atol=1e-6)
     assert a["classes"].numpy().tolist() == [2, 1] and a["difficult"].numpy().tolist() == [False, True]
@@ -86,7 +84,7 @@ def test_what_is_not_there(root, tmp_path):
 
 def test_glyphs_have_a_box_each():
     source = tfssl.open_source("glyphs:20", "train")
-    assert "boxes" in source.annotations
+    assert "boxes" in source.provides
     for example in source.records().map(source.fetch):
         top, left, bottom, right = np.round(example["boxes"].numpy()[0] * 32).astype(int)
         rows, columns = np.nonzero(example["mask"].numpy())

@@ -73,7 +73,7 @@ def test_both_layouts(tmp_path):
         depth = (2000 / (1 + 0.01 * np.arange(16) * np.ones([12, 1]))).round().astype(np.uint16)  # 1 / z is linear
         Image.fromarray(depth).save(tmp_path / "b/traindepth" / f"{i}.png")
     source = tfssl.open_source(f"normals:{tmp_path}/a", "train")
-    assert source.annotations == ("normals",) and source.num_examples == 2
+    assert source.provides == ("normals",) and source.num_examples == 2
     for i, example in enumerate(source.records().map(source.fetch)):
         found = example["normals"].numpy()
         assert not found[:2].any()

@@ -180,7 +180,7 @@ def test_tfds(tmp_path, config):
         if config == "plain":
             marks = [1 if mark == 0 else mark for mark in marks]
         shown = [(source.class_names.index(c), its[name]) for c, its in MARKS.items() if its[name] != -1]
-        assert ("boxes" in record) == (config == "voc") == ("boxes" in source.annotations)
+        assert ("boxes" in record) == (config == "voc") == ("boxes" in source.provides)
         if config == "voc":
             number = SPLITS["trainval"].index(name)
             assert record["classes"].tolist() == [c for c, _ in shown]

@@ -16,12 +16,14 @@ def test_views_are_crops_of_one_image(source):
     """Two groups of sizes; the first two views differ; the same seed, the same views; evaluation is deterministic."""
     model = task("swav", projection_hidden=8, projection_size=4, prototypes=5, small_crops=3, small_size=8)
     record = tf.io.encode_png(tf.cast(tf.random.stateless_uniform([20, 24, 3], [0, 1], 0, 256, tf.int32), tf.uint8))
-    large, small = model.example(record, tf.constant([1, 2], tf.int64))
+    large, small = model.example({"image": record}, tf.constant([1, 2], tf.int64))["image"]
     assert large.shape == (2, 16, 16, 3) and small.shape == (3, 8, 8, 3)
     assert np.any(large[0] != large[1])
-    again = model.example(record, tf.constant([1, 2], tf.int64))[0]
+    again = model.example({"image": record}, tf.constant([1, 2], tf.int64))["image"][0]
     np.testing.assert_array_equal(large, again)
-    np.testing.assert_array_equal(model.example(record, None)[0], model.example(record, None)[0])
+    np.testing.assert_array_equal(
+        model.example({"image": record}, None)["image"][0], model.example({"image": record}, None)["image"][0]
+    )
 
 
 @pytest.mark.parametrize("policy", augmentation.POLICIES)

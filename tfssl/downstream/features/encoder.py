@@ -67,8 +67,8 @@ class Images:
           a data set of {"image": uint8 [B, S, S, 3], "index": int64 [B], ...}; see `pipeline.training_batches`.
         """
 
-        def crop(encoded, seed):
-            return CROPS[crops](encoded, seed, self.size, self.resize)
+        def crop(example, seed):
+            return {"image": CROPS[crops](example["image"], seed, self.size, self.resize)}
 
         return pipeline.training_batches(Subset(self.source, index), crop, batch_size, seed, start_step)
 

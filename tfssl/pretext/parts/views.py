@@ -13,7 +13,7 @@ from tfssl.data.ops.draws import Draws
 from tfssl.errors import check_choice
 from tfssl.losses import contrastive
 from tfssl.pretext.parts.online_probe import Probed
-from tfssl.pretext.task import Batch, Measured, image_major
+from tfssl.pretext.task import Batch, Example, Measured, image_major
 
 _Group = TypeVar("_Group")
 Crops = collections.namedtuple("Crops", ["count", "size", "area"])
@@ -75,12 +75,12 @@ class Views(Probed):
         views = sum(group.count for group in self.crops())
         return augmentation.per_view(self.augmentation, views, self.strength)
 
-    def example(self, image: tf.Tensor, seed: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
-        """-> a tuple of one uint8 [V, S, S, 3] for each group of crops."""
+    def example(self, example: Example, seed: tf.Tensor | None) -> Example:
+        """{"image": a tuple of one uint8 [V, S, S, 3] for each group of crops}"""
         training, seed = seed is not None, tf.zeros([2], tf.int64) if seed is None else seed
         numbered = self._numbered(self.crops())
         regions = [self.regions(group, first) for group, first in numbered]
-        crops = iter(augmentation.crops(image, seed, sum(regions, [])))
+        crops = iter(augmentation.crops(example["image"], seed, sum(regions, [])))
         groups = [
             self.group([next(crops) for _ in own], seed, group, first)
             for own, (group, first) in zip(regions, numbered)  # noqa: B905 (Python 3.9)
@@ -88,7 +88,7 @@ class Views(Probed):
         if training and self.augment_on == "host":
             draws = augmentation.HostDraws(seed, 1)
             groups = [to_bytes(self._policed(_to_float(x)[None], draws, n)[0]) for x, n in self._numbered(groups)]
-        return tuple(groups)
+        return {"image": tuple(groups)}
 
     def regions(self, group: Crops, first: int) -> list[augmentation.Region]:
         """What is cut from an image for a group, whose views are numbered from `first` on: list of `augmentation.Region`."""
