@@ -57,9 +57,7 @@ class Pretext(Loop):
 
     task: Optional[str] = None  # the registered name
     spans_batch = False  # whether an image's loss depends on the other images of the batch
-    needs: tuple[
-        str, ...
-    ] = ()  # what the source's examples must hold beside an image; refused before any work where they do not
+    needs: tuple[str, ...] = ()  # what the source's examples must hold beside an image, see `data.sources.require`
     num_images = 0  # of the data set, where the task keeps an entry for each
     settings: Optional[dict[str, Any]] = None  # what `pretext.build` was given: enough to build the same task again
 
