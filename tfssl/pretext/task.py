@@ -12,7 +12,7 @@ from tfssl.backbones.norm import BatchNorm, debiased
 from tfssl.data import pipeline
 from tfssl.data.ops.draws import Draws
 from tfssl.data.sources import require
-from tfssl.data.sources.base import ANNOTATIONS
+from tfssl.data.sources.base import ANNOTATIONS, Source
 from tfssl.errors import UserError, check_choice
 from tfssl.optim.groups import Group
 from tfssl.optim.groups import check as check_groups
@@ -35,6 +35,7 @@ class Pretext(Loop):
       needs                       what the source's examples must hold beside an image: "label", "mask", "boxes", "normals" ...
       example(example, seed)      an example of the source -> one of the batch, on the host, inside tf.data; seed None: deterministic.
                                   Traced without autograph: tf.cond where a tensor decides
+      order(source)               which image stands at example n, where it is not the plain shuffle
       augment(batch, draws)       batched, on the device, in training only; all chance is drawn here
       call(batch, training)       -> outputs of the network, image axis first; it uses every trainable variable
       objective(batch, outputs)   -> (loss per example [n], {metric: value per example [n], or (value, weight)}); it uses none of them
@@ -110,6 +111,14 @@ class Pretext(Loop):
           `augment` as floats in [0, 1], others as they are. "label" and "index" are the source's, unless they are among these.
         """
         raise NotImplementedError
+
+    def order(self, source: Source) -> Source:
+        """The source in the order in which a run sees its images: itself, for the plain shuffle, or one that is `Ordered` (data/sources).
+
+        It is a pure function of the run's seed, the example's number and variables that a phase wrote: the run calls this after each phase,
+        before the next step's images are read, and reads variables then. It is also called before any phase, which it has to bear.
+        """
+        return source
 
     def augment(self, batch: Batch, draws: Draws) -> Batch:
         """The training batch as `call` gets it; it may have more keys. `draws` is the one source of chance: the same for every split of the
@@ -200,7 +209,7 @@ class Pretext(Loop):
             raise UserError(
                 f"num_images={self.num_images} does not hold the {source.num_examples} images of the training split: leave it out"
             )
-        return pipeline.training_batches(source, self.example, batch_size, seed, start_step, steps, **rows)
+        return pipeline.training_batches(self.order(source), self.example, batch_size, seed, start_step, steps, **rows)
 
     def evaluation_dataset(self, source: Any, batch_size: int, **rows: Any) -> tf.data.Dataset:
         """One deterministic pass over a source, ready for `evaluate`."""
