@@ -123,6 +123,10 @@ class Source:
         """
         raise NotImplementedError
 
+    def index_of(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
+        """The "index" that the example of a record has: int64; graph code."""
+        return record["index"]
+
     def at(self, index: tf.Tensor) -> dict[str, tf.Tensor]:
         """The records of images by their indices, int64 [n], where `random_access`: a dict of tensors [n], without "number"; graph code."""
         raise NotImplementedError

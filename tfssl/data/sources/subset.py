@@ -35,6 +35,9 @@ class Derived(Source):
     def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
         return self._source.epoch_to_share(seed, epoch)
 
+    def index_of(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
+        return self._source.index_of(record)
+
     def at(self, index: tf.Tensor) -> dict[str, tf.Tensor]:
         return self._source.at(index)
 
@@ -88,25 +91,25 @@ class Subset(Derived):
         return records.map(lambda number, record: {**record, "number": number})
 
     def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
-        def numbered(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return {
-                **record,
-                "number": epoch * self.num_examples + tf.cast(tf.gather(self._place, record["index"]), tf.int64),
-            }
-
-        return self._chosen(self._source.epoch_to_share(seed, epoch)).map(numbered)
+        first = epoch * self.num_examples
+        records = self._chosen(self._source.epoch_to_share(seed, epoch))
+        return records.map(lambda record: {**record, "number": first + self._place_of(record)})
 
     def _chosen(self, records: tf.data.Dataset) -> tf.data.Dataset:
-        return sift(records, lambda record: tf.gather(self._place, record["index"]) >= 0)
+        return sift(records, lambda record: self._place_of(record) >= 0)
+
+    def _place_of(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
+        """The number of a record's image in the subset, -1 of one that is not in it."""
+        return tf.cast(tf.gather(self._place, self._source.index_of(record)), tf.int64)
+
+    def index_of(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
+        return self._place_of(record) if self._renumbered else self._source.index_of(record)
 
     def at(self, index: tf.Tensor) -> dict[str, tf.Tensor]:
         return self._source.at(tf.gather(tf.constant(self._index, tf.int64), index) if self._renumbered else index)
 
     def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        fetched = self._source.fetch(record)
-        if self._renumbered:
-            fetched["index"] = tf.cast(tf.gather(self._place, record["index"]), tf.int64)
-        return fetched
+        return {**self._source.fetch(record), "index": self.index_of(record)}
 
     def targets(self) -> np.ndarray | None:
         targets = self._source.targets()
