@@ -9,6 +9,7 @@ from PIL import Image
 
 import tfssl
 from tfssl.errors import UserError
+from tfssl.testing import check_source
 
 OBJECTS = {  # image: (class, xmin, ymin, xmax, ymax, difficult); numbers of pixels count from 1
     "a": [("dog", 1, 1, 20, 10, 0), ("cat", 11, 6, 12, 8, 1)],
@@ -56,6 +57,7 @@ def test_boxes_are_parts_of_the_sides(root, caplog):
 
 def test_splits_and_order(root):
     source = tfssl.open_source(f"boxes:{root}", "val+train[1:]")
+    check_source(source)
     assert [source.name(i)[-5] for i in range(source.num_examples)] == ["d", "b", "c"]
     shuffled = source.records(seed=0).take(6).map(source.fetch)
     counts = [len(example["boxes"]) for example in shuffled]
