@@ -91,6 +91,15 @@ def test_a_source_without_what_is_needed_is_refused(source):
         build().dataset(source, 8)
 
 
+def test_examples_without_a_static_shape_are_refused(glyphs):
+    model = build()
+    model.example = lambda example, seed: {"boxes": tf.zeros([tf.cast(example["label"], tf.int32), 4])}
+    with pytest.raises(
+        UserError, match=r"Coverage.example\(\) returns 'boxes' of \(None, 4\): give all examples one shape"
+    ):
+        model.dataset(glyphs, 8)
+
+
 def test_tasks_of_before_are_told_of_examples():
     with pytest.raises(
         UserError, match=r"Mine: example\(image, seed\) is example\(example, seed\) now.*example\[\"image\"\]"

@@ -202,14 +202,22 @@ class Pretext(Loop):
         """The training batches of a source (see `data.pipeline.training_batches`), ready for `fit`.
 
         Raises:
-          UserError: the source does not provide what the task `needs`, or the task has no entries for so many images.
+          UserError: the source does not provide what the task `needs`, the task has no entries for so many images, or examples have no
+            static shape.
         """
         require(source, self.needs, f"task {self.task or type(self).__name__!r}")
         if 0 < self.num_images < source.num_examples:
             raise UserError(
                 f"num_images={self.num_images} does not hold the {source.num_examples} images of the training split: leave it out"
             )
-        return pipeline.training_batches(self.order(source), self.example, batch_size, seed, start_step, steps, **rows)
+        data = pipeline.training_batches(self.order(source), self.example, batch_size, seed, start_step, steps, **rows)
+        for name, specs in data.element_spec.items():
+            for shape in (spec.shape[1:] for spec in tf.nest.flatten(specs)):
+                if not shape.is_fully_defined():
+                    raise UserError(
+                        f"{type(self).__name__}.example() returns {name!r} of {shape}: give all examples one shape (tf.ensure_shape)"
+                    )
+        return data
 
     def evaluation_dataset(self, source: Any, batch_size: int, **rows: Any) -> tf.data.Dataset:
         """One deterministic pass over a source, ready for `evaluate`."""
