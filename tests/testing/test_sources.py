@@ -43,7 +43,6 @@ def block(seed):
 @pytest.mark.parametrize(
     "derived",
     [
-        lambda source: Subset(source, [3, 5, 9]),
         lambda source: Subset(LabelledAt(nested(source, 10), [1]), np.arange(6), renumber=True),
         lambda source: Ordered(nested(source, 12), block, 5),
     ],
