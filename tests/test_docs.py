@@ -10,6 +10,7 @@ import tensorflow as tf
 from encoders import save_encoder
 from sklearn.neighbors import NearestCentroid
 
+import tfssl
 from tfssl import pretext
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -61,6 +62,27 @@ def test_add_a_protocol(photos, tmp_path, monkeypatch):
     for result in results:
         x, y = (np.asarray(part.endpoints[result["endpoint"]], np.float64) for part in (train, test))
         assert result["value"] == NearestCentroid().fit(x, train.labels).score(y, test.labels)
+
+
+def test_add_a_source(photos, tmp_path, monkeypatch):
+    """Its images and labels are those of the folder, in the order of the table; by the command line too."""
+    file, use = blocks("add_a_source.md")
+    (tmp_path / "csv_source.py").write_text(file, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    paths = sorted(photos.rglob("*.jpg"))
+    lines = [f"{path},{path.parent.name}" for path in paths]
+    (tmp_path / "photos.csv").write_text("\n".join(["file,class", *lines]), encoding="utf-8")
+    assert "photos.csv" in use
+    names = {}
+    exec(compile(use.replace("photos.csv", f"{tmp_path}/photos.csv"), "docs/add_a_source.md", "exec"), names)
+    source = names["source"]
+    assert source.class_names == ["cold", "warm"] and source.num_examples == 43
+    for path, record in zip(paths, source.records().take(5)):  # noqa: B905 (Python 3.9)
+        example = source.fetch(record)
+        assert example["image"].numpy() == path.read_bytes()
+        assert source.class_names[int(example["label"])] == path.parent.name
+    unlabeled = tfssl.open_source(f"csv_source:CSVSource:{tmp_path}/photos.csv")
+    assert unlabeled.num_classes is None and unlabeled.num_examples == 48
 
 
 def pages():

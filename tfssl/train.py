@@ -48,6 +48,7 @@ def main(_: Sequence[str]) -> None:
     strategy = build.start(config.optimization, accelerators, accelerators.precision, network.bn_group_size)
     source = data.open_source(images.dataset, images.train_split, **images.where())
     validation = data.open_source(images.dataset, images.val_split, **images.where()) if images.val_split else None
+    checks.images(config, *filter(None, (source, validation)))
     if validation and "num_images" not in config.task_settings:  # where each image is a class, there are no others
         overlap.check({"train": source, "val": validation})
     if images.train_subset:

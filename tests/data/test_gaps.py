@@ -19,9 +19,9 @@ from tfssl.downstream.features import maps
 from tfssl.runtime import failures
 
 
-def number(image, seed):
+def number(example, seed):
     """An image whose gray value is its number."""
-    return tf.ensure_shape(tf.io.decode_png(image, channels=3), [4, 4, 3])
+    return {"image": tf.ensure_shape(tf.io.decode_png(example["image"], channels=3), [4, 4, 3])}
 
 
 def gray(value):
@@ -75,7 +75,7 @@ def test_an_outage_that_lasts_is_one_line_that_names_a_file(kind, tmp_path, monk
 
 def all_maps(source):
     def read(example):
-        return number(example["image"], None), {"boxes": tf.range(example["index"] % 3)}
+        return number(example, None)["image"], {"boxes": tf.range(example["index"] % 3)}
 
     made = maps.Maps(None, source, ["images"], read, batch_size=8)
     return made.arrays["images"][:, 0, 0, 0].tolist(), [len(answer["boxes"]) for answer in made.answers], made.dropped
@@ -177,9 +177,9 @@ def test_where_nothing_can_be_decoded_the_run_ends(tmp_path):
         list(pipeline.training_batches(source, _fails, 8, seed=1, steps=6))
 
 
-def _fails(image, seed):
-    with tf.control_dependencies([tf.debugging.assert_equal(tf.strings.length(image), -1, "no good")]):
-        return tf.zeros([4, 4, 3], tf.uint8)
+def _fails(example, seed):
+    with tf.control_dependencies([tf.debugging.assert_equal(tf.strings.length(example["image"]), -1, "no good")]):
+        return {"image": tf.zeros([4, 4, 3], tf.uint8)}
 
 
 @pytest.fixture

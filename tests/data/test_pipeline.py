@@ -23,9 +23,9 @@ def numbered(tmp_path_factory):
     return tfssl.open_source(f"folder:{root}")
 
 
-def example(image, seed):
+def example(fetched, seed):
     del seed
-    return tf.ensure_shape(tf.io.decode_png(image, channels=3), [4, 4, 3])
+    return {"image": tf.ensure_shape(tf.io.decode_png(fetched["image"], channels=3), [4, 4, 3])}
 
 
 def batches(source, *args, **kwargs):
@@ -86,9 +86,9 @@ def test_the_first_batch_is_made_before_anyone_asks(numbered):
     """While the first step is traced."""
     made = threading.Event()
 
-    def seen(image, seed):
+    def seen(fetched, seed):
         tf.numpy_function(made.set, [], [])
-        return example(image, seed)
+        return example(fetched, seed)
 
     iterator = iter(pipeline.training_batches(numbered, seen, 16))
     assert made.wait(60)
@@ -98,8 +98,8 @@ def test_the_first_batch_is_made_before_anyone_asks(numbered):
 def test_no_first_examples_where_no_image_can_be_read(numbered):
     """And no end of trying."""
 
-    def lost(image, seed):
-        return tf.io.read_file("/no/such/file")
+    def lost(example, seed):
+        return {"image": tf.io.read_file("/no/such/file")}
 
     assert not list(pipeline.first_examples(numbered, lost, 10))
 

@@ -32,10 +32,11 @@ def address():
     del workers, dispatcher
 
 
-def example(image, seed):
+def example(fetched, seed):
     """Reads the image, and keeps what tells the draws apart."""
+    image = fetched["image"]
     image = tf.io.decode_image(image, 3, expand_animations=False) if image.dtype == tf.string else image
-    return tf.concat([tf.reshape(tf.cast(image, tf.int64), [-1])[:3], seed], 0)
+    return {"image": tf.concat([tf.reshape(tf.cast(image, tf.int64), [-1])[:3], seed], 0)}
 
 
 def as_tfrecord(photos, folder):

@@ -18,9 +18,9 @@ from tfssl.errors import UserError
 class Images(IndexedSource):
     """Two images of which only the annotations are looked at."""
 
-    def __init__(self, label=-1, annotations=(), targets=None):
+    def __init__(self, label=-1, provides=(), targets=None):
         super().__init__("images", "train", 2)
-        self.label, self.annotations, self._targets = label, annotations, targets
+        self.label, self.provides, self._targets = label, provides, targets
 
     def fetch(self, record):
         return {"label": tf.constant(self.label, tf.int64), "index": record["index"]}
@@ -34,8 +34,8 @@ class Images(IndexedSource):
     [
         (Images(), {"knn": "no labels", "svm": "no labels", "segmentation": "has no masks"}),
         (Images(label=3), {"segmentation": "has no masks"}),
-        (Images(label=3, annotations=("mask",)), {}),
-        (Images(annotations=("boxes", "mask")), {"knn": "no labels", "svm": "no labels"}),
+        (Images(label=3, provides=("mask",)), {}),
+        (Images(provides=("boxes", "mask")), {"knn": "no labels", "svm": "no labels"}),
         (Images(targets=np.ones([2, 1], np.int8)), {"knn": "several classes", "segmentation": "has no masks"}),
     ],
 )
@@ -46,14 +46,14 @@ def test_what_the_images_lack(source, refused):
 
 
 def test_each_split_must_have_what_is_needed():
-    masks, asked = Images(annotations=("mask",)), [Segmentation()]
+    masks, asked = Images(provides=("mask",)), [Segmentation()]
     assert runner.permitted(asked, [masks, masks]) == asked
     with pytest.raises(UserError, match="--protocol=segmentation: --dataset=images has no masks"):
         runner.permitted(asked, [masks, Images()])
 
 
 def test_what_was_not_asked_for_by_name_is_left_out():
-    masks, said = Images(annotations=("mask",)), []
+    masks, said = Images(provides=("mask",)), []
     knn, svm, segmentation = asked = [KNN(k=1), SVM(), Segmentation(epochs=2)]
     assert runner.permitted(asked, [masks], optional=["knn", "svm"], left_out=said.append) == [segmentation]
     (line,) = said

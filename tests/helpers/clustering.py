@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl import optim
+from tfssl.data.sources.subset import Ordered
 from tfssl.losses.kmeans import lloyd
 from tfssl.pretext.parts.inception import InceptionImages
 from tfssl.step.phases import Phase
@@ -64,6 +65,26 @@ class Clustering(InceptionImages):
 
     def chance(self):
         return {"loss": float(np.log(self.clusters)), "accuracy": 1 / self.clusters}
+
+
+class Balanced(Clustering):
+    """The same, of which each cluster is shown as often as any other, however many images it has (as DeepCluster's sampler)."""
+
+    def order(self, source):
+        labels = self.assigned.numpy()
+        clusters, counts = np.unique(labels[labels >= 0], return_counts=True)
+        if not len(clusters):
+            return source
+        members = tf.constant(np.concatenate([np.flatnonzero(labels == cluster) for cluster in clusters]))
+        begins, counts = tf.constant(np.cumsum(counts) - counts), tf.constant(counts)
+
+        def block(seed):
+            cluster, place = tf.unstack(tf.random.stateless_uniform([2, source.num_examples], seed, dtype=tf.float64))
+            cluster = tf.cast(cluster * len(clusters), tf.int64)
+            place = place * tf.cast(tf.gather(counts, cluster), tf.float64)
+            return tf.gather(members, tf.gather(begins, cluster) + tf.cast(place, tf.int64))
+
+        return Ordered(source, block)
 
 
 def register():

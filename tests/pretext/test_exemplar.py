@@ -35,7 +35,9 @@ def jpeg():
 
 
 def example_of(model):
-    return tf.function(lambda image, number: model.example(image, tf.stack([tf.constant(3, tf.int64), number])))
+    return tf.function(
+        lambda image, number: model.example({"image": image}, tf.stack([tf.constant(3, tf.int64), number]))["image"]
+    )
 
 
 def mean_loss(embeddings, labels, margin):
@@ -69,8 +71,8 @@ def test_crops_are_inception_crops_of_the_decoded_image(jpeg):
     model = exemplar(gray=0.0, flip=False)
     seed, image = tf.constant([3, 5], tf.int64), ops.decode(jpeg)
     views = [ops.random_resized_crop(image, seed + tf.constant([0, (k + 1) << 40], tf.int64), 16) for k in range(4)]
-    np.testing.assert_array_equal(model.example(jpeg, seed), views)
-    np.testing.assert_array_equal(model.example(image, seed), views)  # from pixels too
+    np.testing.assert_array_equal(model.example({"image": jpeg}, seed)["image"], views)
+    np.testing.assert_array_equal(model.example({"image": image}, seed)["image"], views)  # from pixels too
 
 
 def test_large_crops_are_reduced_before_they_are_resized():
@@ -79,7 +81,7 @@ def test_large_crops_are_reduced_before_they_are_resized():
     assert 58 < noise.std() < 62
     data = tf.io.encode_jpeg(noise, quality=95, chroma_downsampling=False)
     for image in (data, noise):
-        copies = exemplar(gray=0.0, flip=False).example(image, tf.constant([3, 5], tf.int64))
+        copies = exemplar(gray=0.0, flip=False).example({"image": image}, tf.constant([3, 5], tf.int64))["image"]
         assert max(copy.std() for copy in copies.numpy()) < 60 / 8 + 2
 
 
@@ -107,9 +109,9 @@ def test_gray_is_one_coin_per_image(jpeg):
 
 def test_evaluation_is_deterministic_and_its_copies_differ(jpeg, source):
     model = exemplar()
-    copies = model.example(jpeg, None)
+    copies = model.example({"image": jpeg}, None)["image"]
     assert len({copy.numpy().tobytes() for copy in copies}) == 4
-    np.testing.assert_array_equal(copies, exemplar(gray=1.0).example(jpeg, None))  # in colour
+    np.testing.assert_array_equal(copies, exemplar(gray=1.0).example({"image": jpeg}, None)["image"])  # in colour
     passes = [list(model.evaluation_dataset(source, 32)) for _ in range(2)]
     for a, b in zip(*passes):  # noqa: B905
         np.testing.assert_array_equal(a["image"], b["image"])

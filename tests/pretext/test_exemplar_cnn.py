@@ -39,13 +39,15 @@ def test_a_class_is_one_patch_for_ever():
     """Whatever the run, the example, and the file that the pixels come from."""
     model = build(**NO_CHANGE)
     image, other = picture(24, 31), picture(24, 31)[:, ::-1]  # of the scaled size: nothing is resized
-    patch, _ = model.example(image, None)
+    patch = model.example({"image": image}, None)["image"]
     places = [(y, x) for y, x in np.ndindex(13, 20) if np.array_equal(image[y : y + 12, x : x + 12], patch)]
     assert len(places) == 1
     for at in (seed(0), seed(5), seed(5, run=8)):
-        np.testing.assert_array_equal(model.example(image, at)[0], patch)
-    np.testing.assert_array_equal(model.example(tf.io.encode_png(image), seed(3))[0], patch)
-    assert np.any(model.example(other, None)[0][:, ::-1] != patch)  # another image has a draw of its own
+        np.testing.assert_array_equal(model.example({"image": image}, at)["image"], patch)
+    np.testing.assert_array_equal(model.example({"image": tf.io.encode_png(image)}, seed(3))["image"], patch)
+    assert np.any(
+        model.example({"image": other}, None)["image"][:, ::-1] != patch
+    )  # another image has a draw of its own
 
 
 def test_patches_of_many_images_lie_where_the_gradients_are():
@@ -54,7 +56,7 @@ def test_patches_of_many_images_lie_where_the_gradients_are():
     for i in range(100):
         image = np.full([24, 48, 3], 90, np.uint8)
         image[:, 24:] += np.random.default_rng(i).integers(0, 100, [24, 24, 3]).astype(np.uint8)
-        patch = model.example(image, None)[0].numpy()
+        patch = model.example({"image": image}, None)["image"].numpy()
         found.append((patch[:, :] != 90).any((0, 2)).sum())
     found = np.array(found)
     # Of 37 places in x, 13 see all of the noise, 12 a part that falls from 11/12 to 0; the step at its edge weighs little.
@@ -65,14 +67,14 @@ def test_patches_of_many_images_lie_where_the_gradients_are():
 def test_the_whole_image():
     image = picture(12, 12)
     model = build(scaled_size=12)
-    np.testing.assert_array_equal(model.example(image, None)[0], image)
+    np.testing.assert_array_equal(model.example({"image": image}, None)["image"], image)
     assert model.evaluation_size == (12, 12)
 
 
 def test_no_change_is_a_range_too(source):
     model = build(**NO_CHANGE)
     batch = model.to_float(next(iter(model.dataset(source, 4, seed=1))))
-    np.testing.assert_allclose(model.augment(batch, None)["image"][0], batch["image"][0], atol=1e-5)
+    np.testing.assert_allclose(model.augment(batch, None)["image"], batch["image"], atol=1e-5)
 
 
 def test_ranges_of_the_movement(monkeypatch):
@@ -86,7 +88,7 @@ def test_ranges_of_the_movement(monkeypatch):
     monkeypatch.setattr(patches, "affine_patch", watch)
     model = build()
     for number in range(300):
-        model.example(picture(24, 24), seed(number))
+        model.example({"image": picture(24, 24)}, seed(number))
     ends = np.array([0.2, 0.2, np.log(1.4), 20])
     shares = np.array(calls) / ends
     assert np.abs(shares).max() <= 1 and np.all(np.abs(shares).max(0) > 0.97)
@@ -115,11 +117,11 @@ def colours_by_the_paper(image, numbers):
 def test_colours_are_the_papers(source, float64):
     model = build()
     batch = model.to_float(next(iter(model.dataset(source, 6, seed=1))))
-    images, numbers = batch["image"]
+    images, numbers = batch["image"], batch["colors"]
     assert numbers.shape == (6, 10) and len(np.unique(numbers)) > 40
     extremes = np.stack([np.zeros(10), np.ones(10)])
     numbers = tf.concat([extremes, numbers[2:]], 0)
-    got = model.augment({**batch, "image": (images, numbers)}, None)
+    got = model.augment({**batch, "colors": numbers}, None)
     for image, alpha, new in zip(images.numpy(), numbers.numpy(), model.preview(got).numpy()):  # noqa: B905 (Python 3.9)
         np.testing.assert_allclose(new, colours_by_the_paper(image, alpha), atol=1e-7)
 
@@ -129,11 +131,13 @@ def test_fixed_samples_of_a_class():
     image = picture()
     for samples, different in ((3, 3), (0, 40)):
         model = build(samples_per_class=samples)
-        drawn = [model.example(image, seed(n)) for n in range(40)]
+        drawn = [model.example({"image": image}, seed(n)).values() for n in range(40)]
         assert len({patch.numpy().tobytes() + numbers.numpy().tobytes() for patch, numbers in drawn}) == different
         assert len({patch.numpy().tobytes() for patch, _ in drawn}) == different
     model = build(samples_per_class=3)
-    assert np.any(model.example(image, seed(0, run=8))[0] != model.example(image, seed(0))[0])
+    assert np.any(
+        model.example({"image": image}, seed(0, run=8))["image"] != model.example({"image": image}, seed(0))["image"]
+    )
 
 
 def test_tf_data_gives_what_the_function_gives(source):
@@ -141,10 +145,10 @@ def test_tf_data_gives_what_the_function_gives(source):
     batch = next(iter(model.dataset(source, 8, seed=3)))
     for row in range(8):
         record = next(iter(source.records(seed=3, start=row)))
-        patch, numbers = model.example(source.fetch(record)["image"], seed(row, run=3))
-        np.testing.assert_array_equal(batch["image"][0][row], patch)
-        np.testing.assert_array_equal(batch["image"][1][row], numbers)
-    passes = [next(iter(model.evaluation_dataset(source, 48)))["image"][0] for _ in range(2)]
+        patch, numbers = model.example(source.fetch(record), seed(row, run=3)).values()
+        np.testing.assert_array_equal(batch["image"][row], patch)
+        np.testing.assert_array_equal(batch["colors"][row], numbers)
+    passes = [next(iter(model.evaluation_dataset(source, 48)))["image"] for _ in range(2)]
     np.testing.assert_array_equal(*passes)
 
 
@@ -153,7 +157,7 @@ def test_the_loss_is_that_of_telling_the_images_apart(source, float64):
     batch = model.to_float(next(iter(model.dataset(source, 8))))
     outputs = model(batch, training=True)
     loss, metrics = model.objective(batch, outputs)
-    images = (batch["image"][0].numpy() - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    images = (batch["image"].numpy() - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     features = model.backbone(images)["pre_logits"].numpy()
     kernel, bias = (v.numpy() for v in model.head.variables)
     assert kernel.shape == (6, 48) and model.head.count_params() == 7 * 48

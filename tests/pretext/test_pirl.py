@@ -52,7 +52,7 @@ def test_pirls_photometric_step():
     model = task("pirl", augment_on="host", **policy)
     assert {policy.photometric for policy in model.policies()} == {0.66} and len(model.policies()) == 10
     image = np.random.default_rng(0).integers(60, 190, [40, 40, 3], np.uint8)
-    image, patches = model.example(tf.constant(image), tf.constant([2, 1], tf.int64))
+    image, patches = model.example({"image": tf.constant(image)}, tf.constant([2, 1], tf.int64))["image"]
     ranges = [(x.min(), x.max()) for x in (*image.numpy(), *patches.numpy())]
     assert 2 <= sum(r == (0, 255) for r in ranges) < 10  # stretched by autocontrast
     with pytest.raises(UserError, match="PIRL's photometric step .* augment_on=host"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import runs
 import tensorflow as tf
-from clustering import Clustering, register
+from clustering import Balanced, Clustering, register
 
 import tfssl
 from tfssl import backbones, optim
@@ -24,11 +24,11 @@ def source(photos):
     return tfssl.open_source(f"folder:{photos}")
 
 
-def build(strategy, images=48, **compiled):
+def build(strategy, images=48, task=Clustering, **compiled):
     tf.keras.utils.set_random_seed(1)
     with strategy.scope():
         network = tf.keras.Sequential([tf.keras.layers.Conv2D(6, 3, 2, activation="tanh", name="conv")])
-        model = Clustering(backbones.build(network), num_images=images, image_size=16, color=False, weight_decay=0.01)
+        model = task(backbones.build(network), num_images=images, image_size=16, color=False, weight_decay=0.01)
         model.compile(tf.keras.optimizers.SGD(0.5, momentum=0.9), **compiled)
         model.epoch_steps = 6
         model.prepare()
@@ -55,7 +55,9 @@ def fit(model, strategy, source, start=0, end=5):
 
 def state_of(model):
     return {
-        re.sub(r"(clustering|sequential)(_\d+)?/", "", v.name): v.numpy()  # the number is of models in this process
+        re.sub(
+            r"(clustering|balanced|sequential)(_\d+)?/", "", v.name
+        ): v.numpy()  # the number is of models in this process
         for v in [*model.variables, *model.optimizer.variables]
     }
 
@@ -102,7 +104,7 @@ def test_all_images_are_seen_in_split_order(photos, tmp_path, replicas):
         rows[strategy.num_replicas_in_sync] = found
         assert list(np.flatnonzero(~seen)) == [damaged] and found.shape == (11, 3) and (found[damaged] == 0).all()
     np.testing.assert_allclose(*rows.values(), rtol=1e-5)
-    one = model.example(tf.constant(files[7].read_bytes()), None)
+    one = model.example({"image": tf.constant(files[7].read_bytes())}, None)["image"]
     np.testing.assert_allclose(rows[1][whole], one.numpy().mean((0, 1)) / 255, rtol=1e-4)
     assert len(context._traced) == 1 and next(iter(context._traced.values())).experimental_get_tracing_count() == 1
 
@@ -146,9 +148,9 @@ def test_it_compiles(source, float64):
 
 @pytest.fixture(scope="module")
 def whole(source, tmp_path_factory):
-    """(Folder with the checkpoint at step 2, all variables at step 4) of a run that nobody killed."""
+    """(Folder with the checkpoint at step 2, all variables at step 4) of a run that nobody killed, whose order follows its clusters."""
     folder, strategy = tmp_path_factory.mktemp("whole"), tf.distribute.get_strategy()
-    model = build(strategy)
+    model = build(strategy, task=Balanced)
     fit(model, strategy, source, end=2)
     Checkpoints(model, str(folder)).save(2)
     return folder, fit(model, strategy, source, 2, 4)[1]
@@ -160,7 +162,7 @@ def test_a_killed_run_goes_on_bit_by_bit(source, whole, moment, tmp_path, monkey
     strategy, folder = tf.distribute.get_strategy(), shutil.copytree(whole[0], tmp_path / "killed")
 
     def restored():
-        model = build(strategy)
+        model = build(strategy, task=Balanced)
         saver = Checkpoints(model, str(folder))
         return model, saver, saver.restore()
 
@@ -177,6 +179,27 @@ def test_a_killed_run_goes_on_bit_by_bit(source, whole, moment, tmp_path, monkey
         model, _, step = restored()
     assert step == (3 if moment == "after" else 2)
     runs.assert_identical(whole[1], fit(model, strategy, source, step, 4)[1])
+
+
+def test_an_order_by_pseudo_labels_shows_all_clusters_alike(source, replicas):
+    """30, 12 and 6 images: a third of the examples each, and within a cluster its images alike, to four standard errors."""
+    model = build(tf.distribute.get_strategy(), task=Balanced)
+    assert model.order(source) is source  # nothing is clustered yet
+    labels = np.repeat([0, 1, 2], [30, 12, 6])[np.random.default_rng(0).permutation(48)]
+    model.assigned.assign(labels)
+    count = 100 * 48
+    records = next(iter(model.order(source).records(seed=1).take(count).batch(count)))
+    drawn = np.bincount(records["index"], minlength=48)
+    shares = 1 / 3 / np.bincount(labels)[labels]
+    for expected, found in ((shares, drawn), (np.full(3, 1 / 3), np.bincount(labels, drawn))):
+        assert np.all(np.abs(found - count * expected) < 4 * np.sqrt(count * expected * (1 - expected)))
+
+    for strategy in (tf.distribute.get_strategy(), replicas):
+        model = build(strategy, task=Balanced)
+        model.assigned.assign(labels)
+        batch = next(iter(strategies.training_data(strategy, model, source, BATCH, 1, 3, 1)))
+        rows = np.concatenate([x.numpy() for x in strategy.experimental_local_results(batch["index"])])
+        np.testing.assert_array_equal(rows, records["index"][3 * BATCH : 4 * BATCH])
 
 
 @pytest.mark.slow

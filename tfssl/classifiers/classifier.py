@@ -38,6 +38,7 @@ class Classifier(Supervised):
     """
 
     task = "classification"
+    needs = ()  # a teacher may stand in for labels
     head_initializer = "zeros"
 
     def __init__(

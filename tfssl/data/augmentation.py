@@ -70,13 +70,24 @@ def crops(image: tf.Tensor, seed: tf.Tensor, regions: Sequence[Region]) -> list[
     ]
 
 
+def crop_boxes(image: tf.Tensor, seed: tf.Tensor, regions: Sequence[Region]) -> tf.Tensor:
+    """Where `crops` with the same arguments cuts: float32 [R, 4], (ymin, xmin, ymax, xmax) of the crops' edges as fractions of the image's
+    sides. The size is read from a JPEG's header; an image in another format is decoded for it."""
+    height, width = tf.unstack(image_ops.image_size(image))
+    chosen = _choose(tf.stack([height, width, 3]), seed, regions)
+    corners = [tf.concat([begin[:2], begin[:2] + extent[:2]], 0) for begin, extent in chosen]
+    return tf.cast(tf.stack(corners), tf.float32) / tf.cast(tf.stack([height, width] * 2), tf.float32)
+
+
 def _cut(image: tf.Tensor, seed: tf.Tensor, regions: Sequence[Region]) -> list[tf.Tensor]:
     """The crops before they are resized."""
+    sizes = [(region.size, region.size) for region in regions]
+    return image_ops.cut(image, lambda shape: _choose(shape, seed, regions), sizes)
 
-    def choose(shape: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        return [region.policy.sample_crop(shape, fork(seed, region.number)) for region in regions]
 
-    return image_ops.cut(image, choose, [(region.size, region.size) for region in regions])
+def _choose(shape: tf.Tensor, seed: tf.Tensor, regions: Sequence[Region]) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """(begin, extent) of each region in an image of `shape`."""
+    return [region.policy.sample_crop(shape, fork(seed, region.number)) for region in regions]
 
 
 class Region(NamedTuple):
@@ -206,6 +217,15 @@ class Policy:
             return self._apply(images, *drawn)
         return tf.concat([self._apply(image[None], *_row(drawn, i)) for i, image in enumerate(tf.unstack(images))], 0)
 
+    def mirrors(self, draws: Draws | HostDraws, view: int = 0) -> tf.Tensor:
+        """Which images `apply` mirrors with the same draws: bool [N]."""
+        random = self._random(draws, view)[:, _COINS.index("flip")]
+        return random < tf.constant(self.flip, random.dtype)
+
+    def _random(self, draws: Draws | HostDraws, view: int) -> tf.Tensor:
+        """Uniform in [0, 1): [N, coins and amounts]."""
+        return draws.uniform(shape=[len(_COINS) + len(_AMOUNTS)], view=_VIEW + view)
+
     def _draw(self, draws: Draws | HostDraws, view: int, shape: tf.TensorShape) -> _Drawn:
         """What `_apply` wants beside the images: tensors [N, ...]."""
         if shape[-1] != 3 and (self.jitter or self.gray or self.randaugment):
@@ -216,7 +236,7 @@ class Policy:
         if (self.randaugment or self.photometric) and not isinstance(draws, HostDraws):
             name = "RandAugment" if self.randaugment else "PIRL's photometric step"
             raise UserError(f"{name} runs on the host only: take augment_on=host, or a policy without it")
-        random = draws.uniform(shape=[len(_COINS) + len(_AMOUNTS)], view=_VIEW + view)  # N x draws
+        random = self._random(draws, view)
         coins = random[:, : len(_COINS)] < tf.constant([getattr(self, name) for name in _COINS], random.dtype)
         low, high = (tf.constant(ends, random.dtype) for ends in zip(*self._ranges()))  # noqa: B905 (Python 3.9)
         amounts = low + (high - low) * random[:, len(_COINS) :]

@@ -6,7 +6,8 @@ step, and several can share a batch, without any state to save.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import tensorflow as tf
 
@@ -15,11 +16,17 @@ from tfssl.data.ops import image
 from tfssl.data.segments import SEGMENT, Segment, plain, readable, segment_of, segments
 from tfssl.data.service import examples as service_examples
 from tfssl.data.sources.base import Source
+from tfssl.errors import UserError
+
+Example = dict[
+    str, Any
+]  # tensors, and nested structures of them; a source's has "image", "label", "index" and what it provides
+MakeExample = Callable[[Example, Any], Any]  # (a source's example, seed) -> what the batch has of it
 
 
 def training_batches(
     source: Source,
-    example: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    example: MakeExample,
     batch_size: int,
     seed: int = 0,
     start_step: int = 0,
@@ -33,7 +40,8 @@ def training_batches(
 
     Args:
       source: a `tfssl.data.Source`.
-      example: function (image, seed) -> what becomes of one image; `image` is encoded (a string) or uint8 [H, W, 3], `seed` int64 [2].
+      example: function (example, seed) -> example, of one image: from what `Source.fetch` returns, whose "image" is encoded (a string) or
+        uint8 [H, W, 3], to a dict of tensors of static shapes, or nested structures of them; `seed` is int64 [2].
       batch_size: images of one global batch, B.
       seed: seed of the run: of the order and of each example's augmentation.
       start_step: the first step.
@@ -45,8 +53,9 @@ def training_batches(
         with the data epoch in which `start_step` lies.
 
     Returns:
-      A data set of {"image": [chunk, ...], "label" int64, "index" int64, "number" int64 (global example number), "seed" int64 (of the run),
-      "weight" float32 (1), "replaced" bool (an unreadable image stood here)}, each of shape [chunk].
+      A data set of what `example` returns [chunk, ...], with {"label" int64, "index" int64} of the source where it has none of its own, and
+      "number" int64 (global example number), "seed" int64 (of the run), "weight" float32 (1), "replaced" bool (an unreadable image stood
+      here), each of shape [chunk].
     """
     low, high = rows or (0, batch_size)
     chunk = chunk or high - low
@@ -105,10 +114,8 @@ def training_batches(
     return _known_to_be(endless, data).prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
-def first_examples(
-    source: Source, example: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], count: int, seed: int = 0
-) -> tf.data.Dataset:
-    """The first examples of a run that can be read, up to `count`, as one batch, to look at: "image", "label", "index", "number", "seed".
+def first_examples(source: Source, example: MakeExample, count: int, seed: int = 0) -> tf.data.Dataset:
+    """The first examples of a run that can be read, up to `count`, as one batch, to look at: what `example` returns, "number", "seed".
 
     No batch where none of the first ones can: the run itself tries again, and says why.
     """
@@ -122,23 +129,32 @@ def first_examples(
     return records.map(numbered, tf.data.AUTOTUNE).ignore_errors().take(count).batch(count)
 
 
-def _loader(
-    source: Source, example: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], seed: int
-) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
-    """A function (record) -> one training example: {"image": decoded and augmented by the seed and its number, "label", "index"}."""
+def row(example: MakeExample, fetched: Example, seed: tf.Tensor | None) -> Example:
+    """What a batch has of a source's example: what `example` makes of it, and its label and index.
+
+    Raises:
+      UserError: `example` returns no dict.
+    """
+    made = example(fetched, seed)
+    if not isinstance(made, Mapping):
+        name = getattr(example, "__qualname__", "example")
+        raise UserError(f"{name}(example, seed) returns {type(made).__name__}, not a dict, such as {{'image': ...}}")
+    return {"label": fetched["label"], "index": fetched["index"], **made}
+
+
+def _loader(source: Source, example: MakeExample, seed: int) -> Callable[[dict[str, tf.Tensor]], Example]:
+    """A function (record) -> one training example, by the seed and its number."""
 
     @plain
-    def load(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        fetched = source.fetch(record)
-        image = example(fetched["image"], tf.stack([tf.cast(seed, tf.int64), record["number"]]))
-        return {"image": image, "label": fetched["label"], "index": fetched["index"]}
+    def load(record: dict[str, tf.Tensor]) -> Example:
+        return row(example, source.fetch(record), tf.stack([tf.cast(seed, tf.int64), record["number"]]))
 
     return load
 
 
 def evaluation_batches(
     source: Source,
-    example: Callable[[tf.Tensor, None], tf.Tensor],
+    example: MakeExample,
     batch_size: int,
     rows: tuple[int, int] | None = None,
     chunk: int | None = None,
@@ -152,11 +168,9 @@ def evaluation_batches(
     chunk = chunk or high - low
 
     @plain
-    def load(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        fetched = source.fetch(record)
-        example_ = {"image": example(fetched["image"], None), "label": fetched["label"], "index": fetched["index"]}
+    def load(record: dict[str, tf.Tensor]) -> Example:
         extra = {"number": record["number"], "seed": tf.constant(0, tf.int64), "weight": 1.0, "replaced": False}
-        return {**example_, **{k: tf.convert_to_tensor(v) for k, v in extra.items()}}
+        return {**row(example, source.fetch(record), None), **{k: tf.convert_to_tensor(v) for k, v in extra.items()}}
 
     part = None if rows is None else (batch_size, low, high)
     data = readable(source, load, segment_of(chunk), part)
@@ -169,7 +183,11 @@ def evaluation_batches(
 
 def evaluation_crops(source: Source, size: int, resize: int, batch_size: int) -> tf.data.Dataset:
     """`evaluation_batches` of central crops: uint8 [B, size, size, 3] of images whose shorter side is brought to `resize`."""
-    return evaluation_batches(source, lambda encoded, _: image.resize_central_crop(encoded, size, resize), batch_size)
+
+    def crop(example: Example, _: None) -> Example:
+        return {"image": image.resize_central_crop(example["image"], size, resize)}
+
+    return evaluation_batches(source, crop, batch_size)
 
 
 def _known_to_be(endless: bool, data: tf.data.Dataset) -> tf.data.Dataset:

@@ -280,4 +280,4 @@ def lacks(need: str, source: Source) -> Optional[str]:
         several = f"an image of {source.spec} may show several classes, which only svm and low_shot take"
         return several if need == "label" else None
     annotation, sources = _ANNOTATIONS.get(need, (need, "see docs/protocols.md"))
-    return None if need in source.annotations else f"--dataset={source.spec} has no {annotation}: {sources}"
+    return None if need in source.provides else f"--dataset={source.spec} has no {annotation}: {sources}"

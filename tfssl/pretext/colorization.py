@@ -15,7 +15,7 @@ from tfssl.data.ops import lab
 from tfssl.data.ops.draws import fork
 from tfssl.errors import UserError
 from tfssl.pretext.parts import ab_bins
-from tfssl.pretext.task import Batch, Measured, Pretext
+from tfssl.pretext.task import Batch, Example, Measured, Pretext
 
 ANNEAL = 0.38  # temperature of the distribution whose mean is shown as a colour (Zhang et al.)
 
@@ -78,11 +78,11 @@ class Colorization(Pretext):
             ab_bins.of_images(source).save(path)
         return {"bins": path} if tf.io.gfile.exists(path) else {}
 
-    def example(self, image: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
+    def example(self, example: Example, seed: tf.Tensor | None) -> Example:
         if seed is None:
-            return ops.resize_central_crop(image, self.image_size, self.resize)
-        image = ops.random_crop(ops.resize_small(image, self.resize), seed, self.image_size)
-        return ops.random_flip(image, fork(seed, 0)) if self.flip else image
+            return {"image": ops.resize_central_crop(example["image"], self.image_size, self.resize)}
+        image = ops.random_crop(ops.resize_small(example["image"], self.resize), seed, self.image_size)
+        return {"image": ops.random_flip(image, fork(seed, 0)) if self.flip else image}
 
     def normalize(self, images: tf.Tensor) -> tf.Tensor:
         """RGB in [0, 1] [N, H, W, 3] -> lightness in [-1, 1] [N, H, W, 1]."""

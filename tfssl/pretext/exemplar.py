@@ -13,7 +13,7 @@ from tfssl.errors import UserError, check_choice
 from tfssl.losses import replicas
 from tfssl.losses.triplet import semihard_triplets
 from tfssl.pretext.parts.inception import InceptionImages
-from tfssl.pretext.task import Batch, Measured, image_major
+from tfssl.pretext.task import Batch, Example, Measured, image_major
 
 
 class Exemplar(InceptionImages):
@@ -62,22 +62,22 @@ class Exemplar(InceptionImages):
         self.norm_over, self.margin, self.global_triplets = norm_over, margin, global_triplets
         self.head = tf.keras.layers.Dense(embedding_size, name="head", dtype=tf.keras.backend.floatx())
 
-    def example(self, image: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
+    def example(self, example: Example, seed: tf.Tensor | None) -> Example:
         training, seed = seed is not None, tf.zeros([2], tf.int64) if seed is None else seed
         seeds = [fork(seed, view) for view in range(self.copies)]
 
         def crops(shape: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
             return [ops.sample_crop(shape, own, (self.min_area, 1.0)) for own in seeds]
 
-        parts = ops.cut(image, crops, [(self.image_size, self.image_size)] * self.copies)
+        parts = ops.cut(example["image"], crops, [(self.image_size, self.image_size)] * self.copies)
         copies = [ops.resize(part, self.image_size) for part in parts]
         if self.flip:
             copies = [ops.random_flip(copy, fork(own, self.copies)) for copy, own in zip(copies, seeds)]  # noqa: B905
         copies = tf.stack(copies)  # KxSxSx3
         if not training:
-            return copies
+            return {"image": copies}
         coin = tf.random.stateless_uniform([], seed)
-        return tf.cond(coin < self.gray, lambda: patches.gray(copies), lambda: copies)
+        return {"image": tf.cond(coin < self.gray, lambda: patches.gray(copies), lambda: copies)}
 
     def augment(self, batch: Batch, draws: Draws) -> Batch:
         if not self.color:

@@ -14,7 +14,7 @@ from tfssl.data.ops.draws import Draws, fork
 from tfssl.errors import UserError
 from tfssl.losses import contrastive
 from tfssl.pretext.parts.online_probe import Probed
-from tfssl.pretext.task import Batch, Measured, cross_entropy_chance
+from tfssl.pretext.task import Batch, Example, Measured, cross_entropy_chance
 
 GEOMETRY, COLOURS = 4, 10  # numbers that make a transformation
 
@@ -103,34 +103,33 @@ class ExemplarCNN(Probed):
         self.colours = logarithms + [max_offset] * 2 + [max_hue]
         self.head = tf.keras.layers.Dense(num_images, name="head", dtype=tf.keras.backend.floatx())
 
-    def example(self, image: tf.Tensor, seed: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        """-> (the moved patch, uint8 [S, S, 3]; the numbers of its colours, uint8 [10])."""
-        image = ops.resize_small(image, self.scaled_size)
+    def example(self, example: Example, seed: tf.Tensor | None) -> Example:
+        """{"image": the moved patch, uint8 [S, S, 3]; "colors": the numbers of its colors, uint8 [10]}"""
+        image = ops.resize_small(example["image"], self.scaled_size)
         own = tf.strings.to_hash_bucket_fast(tf.io.serialize_tensor(image), 1 << 40)
         size = self.image_size
         corner = patches.salient_corner(
             image, tf.random.stateless_uniform([], tf.stack([tf.zeros_like(own), own])), size
         )
         if seed is None:
-            return patches.cut(image, corner[None], size)[0], tf.zeros([COLOURS], tf.uint8)
+            return {"image": patches.cut(image, corner[None], size)[0], "colors": tf.zeros([COLOURS], tf.uint8)}
         if self.samples_per_class:
             sample = tf.random.stateless_uniform([], fork(seed, 0), 0, self.samples_per_class, tf.int64)
             seed = tf.stack([seed[0], own + sample * (1 << 40)])
         vector = tf.random.stateless_uniform([GEOMETRY + COLOURS], fork(seed, 1), -1, 1)
         down, right, scale, angle = tf.unstack(vector[:GEOMETRY] * self.geometry)
         patch = patches.affine_patch(image, corner, size, tf.stack([down, right]), tf.exp(scale), angle)
-        return patch, tf.cast(tf.round((vector[GEOMETRY:] + 1) * 127.5), tf.uint8)
+        return {"image": patch, "colors": tf.cast(tf.round((vector[GEOMETRY:] + 1) * 127.5), tf.uint8)}
 
     def augment(self, batch: Batch, draws: Draws) -> Batch:
-        images, numbers = batch["image"]
-        numbers = (2 * numbers - 1) * self.colours  # Nx10
+        numbers = (2 * batch["colors"] - 1) * self.colours  # Nx10
         contrast, powers, factors, offsets, hue = tf.split(numbers, [3, 2, 2, 2, 1], 1)
-        images = tf.clip_by_value(photometric.scale_components(images, tf.exp(contrast)), 0, 1)
+        images = tf.clip_by_value(photometric.scale_components(batch["image"], tf.exp(contrast)), 0, 1)
         images = photometric.adjust_hsv(images, tf.exp(powers), tf.exp(factors), offsets, hue[:, 0])
-        return {**batch, "image": (images, numbers)}
+        return {**batch, "image": images}
 
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
-        x, probe = self.features(batch["image"][0], training)
+        x, probe = self.features(batch["image"], training)
         return {"logits": self.head(x), **probe}
 
     def objective(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
@@ -143,6 +142,3 @@ class ExemplarCNN(Probed):
     @property
     def evaluation_size(self) -> tuple[int, int]:
         return self.scaled_size, self.scaled_size
-
-    def preview(self, batch: dict) -> tf.Tensor:
-        return batch["image"][0]

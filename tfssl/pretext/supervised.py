@@ -17,6 +17,7 @@ class Supervised(InceptionImages):
     """
 
     task = "supervised"
+    needs: tuple[str, ...] = ("label",)
     head_initializer = "glorot_uniform"
 
     def __init__(self, backbone: tf.keras.Model, num_classes: int = 0, **common: Any) -> None:

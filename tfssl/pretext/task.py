@@ -1,5 +1,6 @@
 """The contract of a pretext task: a Keras model that owns a backbone, a head and an objective."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Optional, Union
@@ -10,6 +11,8 @@ from tfssl import optim
 from tfssl.backbones.norm import BatchNorm, debiased
 from tfssl.data import pipeline
 from tfssl.data.ops.draws import Draws
+from tfssl.data.sources import require
+from tfssl.data.sources.base import ANNOTATIONS, Source
 from tfssl.errors import UserError, check_choice
 from tfssl.optim.groups import Group
 from tfssl.optim.groups import check as check_groups
@@ -20,6 +23,7 @@ from tfssl.step.measures import Measures
 from tfssl.step.phases import Phase
 
 Batch = dict[str, Any]  # tensors, and nested structures of them, with the image axis first
+Example = pipeline.Example  # the same of one image
 Losses = Union[tf.Tensor, dict[str, tf.Tensor]]
 Measured = dict[str, Union[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]]
 _RENAMED = {"normalise": "normalize", "views": "preview", "adjust": "groups"}
@@ -28,8 +32,10 @@ _RENAMED = {"normalise": "normalize", "views": "preview", "adjust": "groups"}
 class Pretext(Loop):
     """Base class of all tasks. A subclass adds what its paper adds:
 
-      example(image, seed)        one image -> one example, on the host, inside tf.data; seed None: deterministic. Traced without autograph:
-                                  tf.cond where a tensor decides
+      needs                       what the source's examples must hold beside an image: "label", "mask", "boxes", "normals" ...
+      example(example, seed)      an example of the source -> one of the batch, on the host, inside tf.data; seed None: deterministic.
+                                  Traced without autograph: tf.cond where a tensor decides
+      order(source)               which image stands at example n, where it is not the plain shuffle
       augment(batch, draws)       batched, on the device, in training only; all chance is drawn here
       call(batch, training)       -> outputs of the network, image axis first; it uses every trainable variable
       objective(batch, outputs)   -> (loss per example [n], {metric: value per example [n], or (value, weight)}); it uses none of them
@@ -52,6 +58,7 @@ class Pretext(Loop):
 
     task: Optional[str] = None  # the registered name
     spans_batch = False  # whether an image's loss depends on the other images of the batch
+    needs: tuple[str, ...] = ()  # what the source's examples must hold beside an image, see `data.sources.require`
     num_images = 0  # of the data set, where the task keeps an entry for each
     settings: Optional[dict[str, Any]] = None  # what `pretext.build` was given: enough to build the same task again
 
@@ -78,6 +85,11 @@ class Pretext(Loop):
         for old, new in _RENAMED.items():
             if old in vars(cls):
                 raise UserError(f"{cls.__module__}.{cls.__name__}: a task's {old}() is called {new}() now")
+        if "image" in inspect.signature(cls.example).parameters:
+            raise UserError(
+                f"{cls.__module__}.{cls.__name__}: example(image, seed) is example(example, seed) now: it takes the image from "
+                'example["image"] and returns {"image": ...}'
+            )
 
     # What a task defines.
 
@@ -87,17 +99,26 @@ class Pretext(Loop):
         were kept in the workdir. `workdir` None: a dry run, which keeps nothing."""
         return {}
 
-    def example(self, image: tf.Tensor, seed: Optional[tf.Tensor]) -> Any:
+    def example(self, example: Example, seed: Optional[tf.Tensor]) -> Example:
         """What the batch has of one image.
 
         Args:
-          image: encoded (a string scalar), or decoded: uint8 [H, W, 3].
+          example: of the source: {"image": encoded (a string scalar), or decoded: uint8 [H, W, 3]; "label"; "index"; what it provides}.
           seed: int64 [2], of this example; None: deterministic, for evaluation.
 
         Returns:
-          A tensor or nested structure of tensors; uint8 ones reach `augment` as floats in [0, 1].
+          {"image": ..., and whatever else the task wants}: tensors of static shapes, or nested structures of them. uint8 ones reach
+          `augment` as floats in [0, 1], others as they are. "label" and "index" are the source's, unless they are among these.
         """
         raise NotImplementedError
+
+    def order(self, source: Source) -> Source:
+        """The source in the order in which a run sees its images: itself, for the plain shuffle, or one that is `Ordered` (data/sources).
+
+        It is a pure function of the run's seed, the example's number and variables that a phase wrote: the run calls this after each phase,
+        before the next step's images are read, and reads variables then. It is also called before any phase, which it has to bear.
+        """
+        return source
 
     def augment(self, batch: Batch, draws: Draws) -> Batch:
         """The training batch as `call` gets it; it may have more keys. `draws` is the one source of chance: the same for every split of the
@@ -171,10 +192,9 @@ class Pretext(Loop):
         return self.backbone(self.normalize(images), training=training)
 
     def to_float(self, batch: Batch) -> Batch:
-        """The batch with its uint8 images as floats in [0, 1]: they travel to the device as bytes."""
+        """The batch with uint8 tensors as floats in [0, 1], and all others as they are: images travel to the device as bytes."""
         scale = tf.constant(1 / 255, tf.keras.backend.floatx())  # a cast would round it to float32 first
-        as_float = tf.nest.map_structure(lambda x: tf.cast(x, scale.dtype) * scale, batch["image"])
-        return {**batch, "image": as_float}
+        return tf.nest.map_structure(lambda x: tf.cast(x, scale.dtype) * scale if x.dtype == tf.uint8 else x, batch)
 
     def dataset(
         self, source: Any, batch_size: int, seed: int = 0, start_step: int = 0, steps: Optional[int] = None, **rows: Any
@@ -182,13 +202,22 @@ class Pretext(Loop):
         """The training batches of a source (see `data.pipeline.training_batches`), ready for `fit`.
 
         Raises:
-          UserError: the task has no entries for so many images.
+          UserError: the source does not provide what the task `needs`, the task has no entries for so many images, or examples have no
+            static shape.
         """
+        require(source, self.needs, f"task {self.task or type(self).__name__!r}")
         if 0 < self.num_images < source.num_examples:
             raise UserError(
                 f"num_images={self.num_images} does not hold the {source.num_examples} images of the training split: leave it out"
             )
-        return pipeline.training_batches(source, self.example, batch_size, seed, start_step, steps, **rows)
+        data = pipeline.training_batches(self.order(source), self.example, batch_size, seed, start_step, steps, **rows)
+        for name, specs in data.element_spec.items():
+            for shape in (spec.shape[1:] for spec in tf.nest.flatten(specs)):
+                if not shape.is_fully_defined():
+                    raise UserError(
+                        f"{type(self).__name__}.example() returns {name!r} of {shape}: give all examples one shape (tf.ensure_shape)"
+                    )
+        return data
 
     def evaluation_dataset(self, source: Any, batch_size: int, **rows: Any) -> tf.data.Dataset:
         """One deterministic pass over a source, ready for `evaluate`."""
@@ -216,9 +245,17 @@ class Pretext(Loop):
 
     def zero_batch(self, rows: int) -> Batch:
         """A batch of the types and shapes that `dataset` delivers, all zeros: for tracing."""
-        image = self.example(tf.zeros([self.image_size, self.image_size, 3], tf.uint8), tf.zeros([2], tf.int64))
+        example = pipeline.row(self.example, self.zero_example(), tf.zeros([2], tf.int64))
         batch = {name: tf.zeros([rows], dtype) for name, dtype in ROWS.items()}
-        return {**batch, "image": tf.nest.map_structure(lambda x: tf.zeros([rows, *x.shape], x.dtype), image)}
+        return {**batch, **tf.nest.map_structure(lambda x: tf.zeros([rows, *x.shape], x.dtype), example)}
+
+    def zero_example(self) -> Example:
+        """A source's example of a black image, for tracing: with what `needs` names, as far as our own sources know its shape; a task that
+        needs something else adds that here."""
+        side, zero = self.image_size, tf.zeros([], tf.int64)
+        specs = {name: spec for need in self.needs for name, spec in ANNOTATIONS.get(need, {}).items()}
+        annotations = {name: tf.zeros([n or side for n in spec.shape], spec.dtype) for name, spec in specs.items()}
+        return {"image": tf.zeros([side, side, 3], tf.uint8), "label": zero, "index": zero, **annotations}
 
     @property
     def metrics(self) -> list[tf.keras.metrics.Metric]:

@@ -1,8 +1,10 @@
 """Contradictions between settings, refused before any work."""
 
-from tfssl import optim
+from tfssl import optim, pretext
 from tfssl.config.configs import Config, FinetuneConfig, TrainConfig
 from tfssl.config.schema import Optimization
+from tfssl.data.sources import require
+from tfssl.data.sources.base import Source
 from tfssl.errors import UserError, check_choice
 from tfssl.runtime import strategy as strategies
 from tfssl.storage import files
@@ -27,6 +29,16 @@ def pretraining(config: TrainConfig) -> TrainConfig:
     if config.network.sync_batch_norm and config.network.bn_group_size:
         raise UserError("--sync_batch_norm and --bn_group_size contradict each other: choose one")
     return config
+
+
+def images(config: TrainConfig, *sources: Source) -> None:
+    """Refuse images that lack what the task `needs`.
+
+    Raises:
+      UserError: it names what is missing, and who has it.
+    """
+    for source in sources:
+        require(source, pretext.task_class(config.task).needs, f"--task={config.task}")
 
 
 def finetuning(config: FinetuneConfig) -> FinetuneConfig:

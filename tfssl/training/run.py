@@ -12,6 +12,7 @@ from tfssl.config.configs import Config
 from tfssl.config.plan import Plan
 from tfssl.data.sources import identity
 from tfssl.data.sources.base import Source
+from tfssl.errors import UserError
 from tfssl.pretext.task import Pretext
 from tfssl.runtime import preemption, watchdog
 from tfssl.runtime import strategy as strategies
@@ -86,6 +87,10 @@ def _train(
         say(note)
     for part in images:
         part.probe()
+    if model.order(source) is not source and config.accelerators.data_service:
+        raise UserError(
+            "--data_service delivers images in an order of its own, and this task has one too: leave it out"
+        )
     probe = KnnProbe(model, source, validation, run.knn_probe) if run.knn_probe and validation and chief else None
     check_data(config)
     workdir = run.folder()

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfssl
 from tfssl.errors import UserError
+from tfssl.testing import check_source
 
 
 @pytest.fixture
@@ -25,22 +26,8 @@ def source(request):
     return request.getfixturevalue(request.param)
 
 
-def test_without_a_seed_one_pass_in_split_order(source, order):
-    n = source.num_examples
-    assert order(source) == [(i, i) for i in range(n)]
-    assert order(source, start=n - 2) == [(n - 2, n - 2), (n - 1, n - 1)]
-    assert order(source, start=n) == []
-
-
-def test_each_epoch_visits_every_image_once_in_another_order(source, order):
-    n = source.num_examples
-    taken = order(source, 5 * n, seed=0)
-    assert [number for number, _ in taken] == list(range(5 * n))
-    epochs = [[index for _, index in taken[e * n : (e + 1) * n]] for e in range(5)]
-    assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 5
-    assert list(range(n)) not in epochs
-    assert order(source, n, seed=1) != taken[:n] and order(source, n, seed=-1) != taken[:n]
+def test_the_contract(source):
+    check_source(source)
 
 
 def test_order_depends_on_seed_and_number_alone(source, order):
@@ -82,16 +69,6 @@ def test_start_may_be_a_tensor_in_a_graph(source, order):
     numbers = [0, 5, source.num_examples + 4]
     names = [x.decode() for x in tf.data.Dataset.from_tensor_slices(numbers).map(name).as_numpy_iterator()]
     assert names == [source.name(order(source, 1, seed=3, start=number)[0][1]) for number in numbers]
-
-
-def test_fetched_index_label_and_image_belong_together(source):
-    images = {}
-    for example in source.records().map(source.fetch).as_numpy_iterator():
-        images[int(example["index"])] = example["image"]
-    assert sorted(images) == list(range(source.num_examples))
-    for example in source.records(seed=5).map(source.fetch, tf.data.AUTOTUNE).take(source.num_examples):
-        assert images[int(example["index"])] == example["image"].numpy()
-        assert example["label"].dtype == tf.int64 and example["label"].shape == ()
 
 
 def test_orders_of_epochs_and_seeds_are_not_correlated():

@@ -9,6 +9,7 @@ from PIL import Image
 
 import tfssl
 from tfssl.errors import UserError
+from tfssl.testing import check_source
 
 OBJECTS = {  # image: (class, xmin, ymin, xmax, ymax, difficult); numbers of pixels count from 1
     "a": [("dog", 1, 1, 20, 10, 0), ("cat", 11, 6, 12, 8, 1)],
@@ -44,9 +45,7 @@ def test_boxes_are_parts_of_the_sides(root, caplog):
     with caplog.at_level(logging.WARNING):
         source = tfssl.open_source(f"boxes:{root}", "train")
     assert source.degenerate == 1 and "left out 1 boxes without area" in caplog.text
-    assert (
-        source.class_names == ["bird", "cat", "dog"] and source.num_classes is None and source.annotations == ("boxes",)
-    )
+    assert source.class_names == ["bird", "cat", "dog"] and source.num_classes is None and source.provides == ("boxes",)
     a, b, c = list(source.records().map(source.fetch))
     np.testing.assert_allclose(a["boxes"], [[0, 0, 1, 1], [0.5, 0.5, 0.8, 0.6]], atol=1e-6)
     assert a["classes"].numpy().tolist() == [2, 1] and a["difficult"].numpy().tolist() == [False, True]
@@ -58,6 +57,7 @@ def test_boxes_are_parts_of_the_sides(root, caplog):
 
 def test_splits_and_order(root):
     source = tfssl.open_source(f"boxes:{root}", "val+train[1:]")
+    check_source(source)
     assert [source.name(i)[-5] for i in range(source.num_examples)] == ["d", "b", "c"]
     shuffled = source.records(seed=0).take(6).map(source.fetch)
     counts = [len(example["boxes"]) for example in shuffled]
@@ -86,7 +86,7 @@ def test_what_is_not_there(root, tmp_path):
 
 def test_glyphs_have_a_box_each():
     source = tfssl.open_source("glyphs:20", "train")
-    assert "boxes" in source.annotations
+    assert "boxes" in source.provides
     for example in source.records().map(source.fetch):
         top, left, bottom, right = np.round(example["boxes"].numpy()[0] * 32).astype(int)
         rows, columns = np.nonzero(example["mask"].numpy())

@@ -7,6 +7,7 @@ from PIL import Image
 
 import tfssl
 from tfssl.errors import UserError
+from tfssl.testing import check_source
 
 
 def camvid(root, counts=(("train", 5), ("test", 3))):
@@ -48,6 +49,8 @@ def _write(image, its_mask, i, palette=False):
 )
 def test_layouts(layout, split, numbers, tmp_path):
     source = tfssl.open_source(f"masks:{layout(tmp_path)}", split)
+    if split == "train":
+        check_source(source)
     assert source.num_examples == len(numbers) and source.num_classes is None
     for example, i in zip(source.records().map(source.fetch), numbers):  # noqa: B905 (Python 3.9)
         np.testing.assert_array_equal(example["mask"], mask(i))

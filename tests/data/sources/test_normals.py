@@ -8,6 +8,7 @@ from PIL import Image
 import tfssl
 from tfssl.data.sources import normals
 from tfssl.errors import UserError
+from tfssl.testing import check_source
 
 CAMERA = fx, fy, cx, cy = 70.0, 64.0, 39.0, 27.5
 SHAPE = 56, 80
@@ -73,7 +74,8 @@ def test_both_layouts(tmp_path):
         depth = (2000 / (1 + 0.01 * np.arange(16) * np.ones([12, 1]))).round().astype(np.uint16)  # 1 / z is linear
         Image.fromarray(depth).save(tmp_path / "b/traindepth" / f"{i}.png")
     source = tfssl.open_source(f"normals:{tmp_path}/a", "train")
-    assert source.annotations == ("normals",) and source.num_examples == 2
+    assert source.provides == ("normals",) and source.num_examples == 2
+    check_source(source)
     for i, example in enumerate(source.records().map(source.fetch)):
         found = example["normals"].numpy()
         assert not found[:2].any()

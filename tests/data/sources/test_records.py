@@ -11,6 +11,7 @@ import tfssl
 from tfssl.data.listing.checks import unlabelled
 from tfssl.data.sources.records import split_of
 from tfssl.errors import UserError
+from tfssl.testing import check_source
 
 IMAGENET = {
     "train-00000-of-00002": [1, 2, 3],
@@ -316,6 +317,7 @@ def test_tfds(prepared):
     reference = tfds.load("tfssl_tiny/labelled", split="train", data_dir=prepared, shuffle_files=False)
     assert got == [(int(e["label"]), e["image"].numpy()[0, 0, 0]) for e in reference]
     assert sorted(value for _, value in got) == list(range(12))
+    check_source(source)
 
 
 @pytest.mark.parametrize("split", ["train[25%:75%]", "test+train[:3]", "all", "train[-2:]"])

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfssl
-from tfssl.data.sources.subset import Subset, nested, spread
+from tfssl.data.sources.subset import Ordered, Subset, nested, spread
 from tfssl.errors import UserError
 
 
@@ -94,6 +94,30 @@ def test_spread(source):
     found = [index for _, index, _ in images(spread(source, 5))]
     assert found == ([0, 12, 24, 35, 47] if source.random_access else [0, 1, 2, 3, 4])
     assert spread(source, 1000).num_examples == 48
+
+
+def windows(seed):
+    """Blocks of five images that follow one another from a random one on."""
+    return (tf.random.stateless_uniform([], seed, 0, 12, tf.int64) + tf.range(5, dtype=tf.int64)) % 12
+
+
+def test_an_order_of_ones_own(source):
+    if not source.random_access:
+        with pytest.raises(UserError, match="orders the images itself, and records are read one after the other"):
+            Ordered(source, windows, 5)
+        return
+    part = nested(source, 12)
+    ordered = Ordered(part, windows, 5)
+    assert ordered.num_examples == 12 and images(ordered) == images(part)
+    whole = images(ordered, seed=3)
+    assert [number for *_, number in whole] == list(range(36))
+    expected = np.concatenate([windows(tf.constant([3, k], tf.int64)) for k in range(8)])[:36]
+    content = {index: content for content, index, _ in images(part)}
+    assert [(c, i) for c, i, _ in whole] == [(content[i], i) for i in expected]
+    assert images(ordered, seed=3, start=17)[:19] == whole[17:]
+    assert images(ordered, seed=3, rows=(4, 1, 3))[:16] == [r for r in whole if r[2] % 4 in (1, 2)][:16]
+    with pytest.raises(UserError, match="--data_service"):
+        ordered.epoch_to_share(3, tf.constant(0, tf.int64))
 
 
 def test_a_memory_bank_of_the_subset(source):

@@ -6,6 +6,7 @@ import tensorflow_datasets as tfds
 import tfssl
 from tfssl import downstream
 from tfssl.errors import UserError
+from tfssl.testing import check_source
 
 # What VOC's files say of eight images: 1 shown, -1 not, 0 difficult.
 MARKS = {
@@ -58,6 +59,8 @@ def test_images_and_targets(voc, encode, split, images):
     targets = source.targets()
     assert targets.dtype == np.int8
     assert targets.tolist() == [[MARKS[c][i] for c in ("boat", "cat", "dog")] for i in images]
+    if split == "train+val":
+        check_source(source)
     for i, record in enumerate(source.records().map(source.fetch).as_numpy_iterator()):
         assert (record["index"], record["label"], record["image"]) == (i, -1, encode(int(images[i]), ".jpg"))
         assert source.name(i) == f"{voc}/JPEGImages/{images[i]}.jpg"
@@ -180,7 +183,7 @@ def test_tfds(tmp_path, config):
         if config == "plain":
             marks = [1 if mark == 0 else mark for mark in marks]
         shown = [(source.class_names.index(c), its[name]) for c, its in MARKS.items() if its[name] != -1]
-        assert ("boxes" in record) == (config == "voc") == ("boxes" in source.annotations)
+        assert ("boxes" in record) == (config == "voc") == ("boxes" in source.provides)
         if config == "voc":
             number = SPLITS["trainval"].index(name)
             assert record["classes"].tolist() == [c for c, _ in shown]

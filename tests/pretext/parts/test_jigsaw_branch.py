@@ -25,7 +25,7 @@ def test_patches_are_those_of_one_crop_in_a_random_order(name):
     orders = []
     for number in range(60):
         seed = tf.constant([7, number], tf.int64)
-        patches = model.example(image, seed)[-1].numpy()
+        patches = model.example({"image": image}, seed)["image"][-1].numpy()
         where = {"area_range": (0.6, 1.0), "min_object_covered": policy.crop_covered, "method": policy.crop_method}
         crop = ops.random_resized_crop(image, fork(seed, FIRST[name]), 30, **where).numpy()
         order = []
@@ -48,11 +48,11 @@ def test_examples(name, source):
     views, patches = batch["image"]
     assert views.shape == (4, FIRST[name], 16, 16, 3) and patches.shape == (4, 9, 8, 8, 3) and patches.dtype == tf.uint8
     record = source.fetch(next(iter(source.records(seed=3, start=2))))["image"]
-    for got, want in zip(model.example(record, tf.constant([3, 2], tf.int64)), (views, patches)):  # noqa: B905
+    for got, want in zip(model.example({"image": record}, tf.constant([3, 2], tf.int64))["image"], (views, patches)):  # noqa: B905
         np.testing.assert_array_equal(got, want[2])
-    for a, b in zip(model.example(record, None), model.example(record, None)):  # noqa: B905 (Python 3.9)
+    for a, b in zip(model.example({"image": record}, None)["image"], model.example({"image": record}, None)["image"]):  # noqa: B905 (Python 3.9)
         np.testing.assert_array_equal(a, b)
-    assert np.any(model.example(record, None)[1] != patches[2])
+    assert np.any(model.example({"image": record}, None)["image"][1] != patches[2])
 
 
 def test_each_patch_has_colours_of_its_own(source):

@@ -54,7 +54,7 @@ def batch_of(rows, side=10, patches=9, **entries):
 
 def test_the_studys_sizes_are_the_defaults():
     model = RelativePatch(backbones.build(network()))
-    assert model.example(picture(), None).shape == (9, 64, 64, 3) and model.image_size == 255
+    assert model.example({"image": picture()}, None)["image"].shape == (9, 64, 64, 3) and model.image_size == 255
     assert model.evaluation_size == (192, 255)  # supplement, section 2
     assert model.hidden[0].units == 2 * 4096 and len(model.hidden) == 2 and model.head.units == 8
 
@@ -62,7 +62,7 @@ def test_the_studys_sizes_are_the_defaults():
 @pytest.mark.parametrize("grid,image_size", [(3, 39), (2, 39), (3, 30)])
 def test_evaluation_patches_are_central_slices(grid, image_size):
     image = picture()
-    found = build("jigsaw", grid=grid, image_size=image_size, permutations=20).example(image, None)
+    found = build("jigsaw", grid=grid, image_size=image_size, permutations=20).example({"image": image}, None)["image"]
     whole, cell = scaled(image), image_size // grid
     begin = (46 - image_size) // 2 + (cell - 10) // 2
     places = [(begin + i * cell, begin + j * cell) for i in range(grid) for j in range(grid)]
@@ -74,7 +74,7 @@ def test_training_patches_are_slices_of_their_cells():
     whole = scaled(image)
     model = build(gray=0.0)
     for number in range(20):
-        for p, patch in enumerate(model.example(image, seed(number)).numpy()):
+        for p, patch in enumerate(model.example({"image": image}, seed(number))["image"].numpy()):
             places = np.argwhere((whole[: 46 - 9, : 46 - 9] == patch[0, 0]).all(-1))
             (place,) = [tuple(at) for at in places if (whole[at[0] : at[0] + 10, at[1] : at[1] + 10] == patch).all()]
             offset = np.subtract(place, (13 * (p // 3), 13 * (p % 3)))
@@ -88,8 +88,8 @@ def test_gray_coins(per_patch):
     model = build(gray_per_patch=per_patch)
     count = []
     for number in range(200):
-        patches = model.example(image, seed(number)).numpy()
-        plain = coloured.example(image, seed(number)).numpy()
+        patches = model.example({"image": image}, seed(number))["image"].numpy()
+        plain = coloured.example({"image": image}, seed(number))["image"].numpy()
         gray = (patches == patches[..., :1]).all((1, 2, 3))
         np.testing.assert_array_equal(patches[~gray], plain[~gray])
         np.testing.assert_allclose(patches[gray], np.repeat(plain[gray].mean(-1, keepdims=True), 3, -1), atol=0.5)
@@ -98,7 +98,7 @@ def test_gray_coins(per_patch):
         assert set(count) == {0, 9}
     assert abs(np.mean(count) / 9 - 1 / 3) < (0.04 if per_patch else 0.09)  # 2.5 standard deviations
     assert (np.var(count) < 4) == per_patch  # 2 for nine coins, 18 for one
-    patches = model.example(image, None).numpy()
+    patches = model.example({"image": image}, None)["image"].numpy()
     assert (patches != patches[..., :1]).any((1, 2, 3)).all()  # evaluation is in colour
 
 
@@ -171,10 +171,10 @@ def test_images_as_goyal_et_al_prepare_them():
     assert small.shape == (40, 60, 3)
     places = [np.add(13 * np.array([i, j]), 1) for i in range(3) for j in range(3)]  # (13 - 10) // 2 within each cell
     expected = [small[y : y + 10, 10 + x : 10 + x + 10] for y, x in places]
-    np.testing.assert_array_equal(build(**common, flip=True).example(image, None), expected)
+    np.testing.assert_array_equal(build(**common, flip=True).example({"image": image}, None)["image"], expected)
     seen = set()
     for number in range(40):
-        patch = build(**common, flip=True).example(image, seed(number)).numpy()[4]
+        patch = build(**common, flip=True).example({"image": image}, seed(number))["image"].numpy()[4]
         whole = {False: small, True: small[:, ::-1]}
         found = [
             mirrored

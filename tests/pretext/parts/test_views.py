@@ -10,18 +10,21 @@ from tfssl import pretext
 from tfssl.data import augmentation
 from tfssl.data.ops.draws import Draws
 from tfssl.errors import UserError
+from tfssl.pretext.parts.views import Views, cell_centers
 
 
 def test_views_are_crops_of_one_image(source):
     """Two groups of sizes; the first two views differ; the same seed, the same views; evaluation is deterministic."""
     model = task("swav", projection_hidden=8, projection_size=4, prototypes=5, small_crops=3, small_size=8)
     record = tf.io.encode_png(tf.cast(tf.random.stateless_uniform([20, 24, 3], [0, 1], 0, 256, tf.int32), tf.uint8))
-    large, small = model.example(record, tf.constant([1, 2], tf.int64))
+    large, small = model.example({"image": record}, tf.constant([1, 2], tf.int64))["image"]
     assert large.shape == (2, 16, 16, 3) and small.shape == (3, 8, 8, 3)
     assert np.any(large[0] != large[1])
-    again = model.example(record, tf.constant([1, 2], tf.int64))[0]
+    again = model.example({"image": record}, tf.constant([1, 2], tf.int64))["image"][0]
     np.testing.assert_array_equal(large, again)
-    np.testing.assert_array_equal(model.example(record, None)[0], model.example(record, None)[0])
+    np.testing.assert_array_equal(
+        model.example({"image": record}, None)["image"][0], model.example({"image": record}, None)["image"][0]
+    )
 
 
 @pytest.mark.parametrize("policy", augmentation.POLICIES)
@@ -96,3 +99,54 @@ def test_a_model_that_cannot_be_made_twice_is_refused():
 def test_bad_settings_are_refused(name, settings, message):
     with pytest.raises(UserError, match=message):
         pretext.build(name, tiny(), **{"image_size": 16, **settings})
+
+
+class Located(Views):
+    """Nothing is learned: its views say where they lie."""
+
+    located = True
+
+    def call(self, batch, training=False):
+        return self.embed(batch["image"][0], {}, training)
+
+
+def coordinates(height, width):
+    """A picture whose red and green are y and x: uint8 [height, width, 3]."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([(y + 0.5) / height, (x + 0.5) / width, 0 * y], -1)
+
+
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_boxes_and_flips_tell_where_each_pixel_of_a_view_lies(where, tmp_path):
+    """In the mean to a third of a pixel of the smaller image; to two pixels at the edges of crops that a JPEG's decoder reduces."""
+    for i, size in enumerate([(60, 90), (200, 120)] * 4):
+        encoded = tf.io.encode_jpeg(np.round(255 * coordinates(*size)).astype(np.uint8), quality=100)
+        (tmp_path / f"{i}.jpg").write_bytes(encoded.numpy())
+    source = tfssl.open_source(f"folder:{tmp_path}")
+    model = Located(tiny(), image_size=24, augmentation="crop", augment_on=where)
+    batch = model.to_float(next(iter(model.dataset(source, 8, seed=1))))
+    tf.nest.assert_same_structure(batch, model.zero_batch(8))
+    augmented = model.augment(batch, Draws(batch))
+    seen, boxes, flipped = (augmented[name][0] for name in ("image", "crop_box", "flipped"))
+    assert 3 < flipped.numpy().sum() < 13 and boxes.shape == (8, 2, 4)
+    error = np.abs(seen[..., :2] - cell_centers(boxes, flipped, 24))
+    assert error.max() < 2 / 60 and error.mean() < 0.005, (error.max(), error.mean())
+    assert np.abs(seen[..., :2] - cell_centers(boxes, ~flipped, 24)).max() > 0.2
+
+    for rows in (slice(0, 4), slice(4, 8)):  # of two replicas
+        own = tf.nest.map_structure(lambda x: x[rows], batch)  # noqa: B023
+        other = model.augment(own, Draws(own, replicas=2))
+        for name in ("image", "crop_box", "flipped"):
+            np.testing.assert_array_equal(other[name][0], augmented[name][0][rows])
+    still = next(iter(model.evaluation_dataset(source, 8)))
+    assert not still["flipped"][0].numpy().any()
+    error = np.abs(
+        model.to_float(still)["image"][0][..., :2] - cell_centers(still["crop_box"][0], still["flipped"][0], 24)
+    )
+    assert error.max() < 2 / 60
+
+
+def test_quarter_turns_have_no_box(monkeypatch):
+    monkeypatch.setitem(augmentation.POLICIES, "turning", augmentation.Policy(rotate=0.5))
+    with pytest.raises(UserError, match="augmentation=turning turns views by quarters"):
+        Located(tiny(), image_size=16, augmentation="turning")

@@ -1,18 +1,39 @@
-"""Where images come from, one file for each kind of source; `open_source` opens any of them by name."""
+"""Where images come from, one file for each kind of source; `open_source` opens any of them by name.
+
+`SOURCES` knows where each class is. A constructor takes (spec, path, split), where `path` is what stands behind the kind's colon, and the
+kind's own settings by keyword. docs/add_a_source.md adds one.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from tfssl.errors import UserError
-
-_SCHEMES = (
-    "tfds:NAME[/CONFIG], folder:PATH, masks:PATH, boxes:PATH, normals:PATH, voc:PATH, tfrecord:GLOB, glyphs or glyphs:N"
-)
+from tfssl.registry import Registry
 
 if TYPE_CHECKING:
     from tfssl.data.sources.base import Source
+
+SOURCES = Registry(
+    "source",
+    {
+        "tfds": "tfssl.data.sources.records:TFDSSource",
+        "folder": "tfssl.data.sources.folder:FolderSource",
+        "masks": "tfssl.data.sources.masks:MaskSource",
+        "boxes": "tfssl.data.sources.boxes:BoxSource",
+        "normals": "tfssl.data.sources.normals:NormalSource",
+        "voc": "tfssl.data.sources.voc:VOCSource",
+        "tfrecord": "tfssl.data.sources.records:TFRecordSource",
+        "glyphs": "tfssl.data.sources.glyphs:GlyphSource",
+    },
+)
+_OWN = re.compile(
+    r"([A-Za-z_][\w.]*:[A-Za-z_]\w*)(?::(.*))?", re.DOTALL
+)  # mypackage.mysource:MySource, or that and :PATH
 
 
 def open_source(
@@ -20,15 +41,18 @@ def open_source(
     split: str = "train",
     data_dir: str | None = None,
     *,
-    image_key: str = "image/encoded",
-    label_key: str = "image/class/label",
-    label_offset: int = 0,
-    download: bool = False,
-    image_size: int = 32,
-    shuffle_buffer: int = 10_000,
-    skip_damaged_shards: bool = False,
+    image_key: str | None = None,
+    label_key: str | None = None,
+    label_offset: int | None = None,
+    download: bool | None = None,
+    image_size: int | None = None,
+    shuffle_buffer: int | None = None,
+    skip_damaged_shards: bool | None = None,
+    **own: Any,
 ) -> Source:
     """Opens one split of a data set.
+
+    Each kind of source takes those settings that it has; None, or none given, is its own default.
 
     Args:
       spec: one of
@@ -39,7 +63,8 @@ def open_source(
         "tfrecord:GLOB": files of tf.train.Example, or their folder; the split is in their name (train-00000-of-01024);
         "tfds:NAME[/CONFIG]": a data set that tensorflow-datasets has prepared;
         "voc:PATH": Pascal VOC's layout, such as VOCdevkit/VOC2007: several classes in an image (see Source.targets);
-        "glyphs" or "glyphs:N": letters over photographs, rendered on first use: N (6,000) to train on, 2,000 to test.
+        "glyphs" or "glyphs:N": letters over photographs, rendered on first use: N (6,000) to train on, 2,000 to test;
+        "mypackage.mysource:MySource" or "mypackage.mysource:MySource:PATH": a class of your own (see docs/add_a_source.md).
       split: TFDS's grammar, for every kind: train, train[:90%], train[100:200], train+test.
       data_dir: where TFDS's data are (its own default if None). For archives and glyphs, the folder to cache them in,
         by default TFSSL_CACHE of the environment or ~/.cache/tfssl.
@@ -50,44 +75,82 @@ def open_source(
       shuffle_buffer: how many undecoded records tfds and tfrecord hold to shuffle; folder and glyphs shuffle all.
       skip_damaged_shards: tfds and tfrecord: a file that ends early, or is damaged from some record on, does not end a pass. In training
         its readable records take the places of the others, and whatever else is read keeps its number; evaluation leaves them out.
+      **own: settings of a class of your own.
 
     Raises:
-      UserError: if there is no such thing, in one line that says what was expected.
+      UserError: if there is no such thing, or setting, in one line that says what was expected.
     """
-    scheme, _, rest = str(spec).partition(":")
-    if scheme == "folder" and rest:
-        from tfssl.data.sources.folder import FolderSource
+    kind, path = _kind(str(spec))
+    try:
+        cls: Any = SOURCES.find(kind)
+    except UserError as error:
+        raise UserError(f"{_unknown(spec)} ({error})") from error
+    takes = inspect.signature(cls).parameters
+    if not path and list(takes.values())[1].default is inspect.Parameter.empty:
+        raise UserError(_unknown(spec))
+    if not own.keys() <= takes.keys():
+        raise UserError(f"source {kind!r} has no setting {', '.join(own.keys() - takes.keys())}")
+    ours = {
+        "data_dir": data_dir,
+        "image_key": image_key,
+        "label_key": label_key,
+        "label_offset": label_offset,
+        "download": download,
+        "image_size": image_size,
+        "shuffle_buffer": shuffle_buffer,
+        "skip_damaged_shards": skip_damaged_shards,
+    }
+    settings = {name: value for name, value in ours.items() if value is not None and name in takes}
+    return cls(spec, path, split, **settings, **own)
 
-        return FolderSource(spec, rest, split, data_dir)
-    if scheme == "masks" and rest:
-        from tfssl.data.sources.masks import MaskSource
 
-        return MaskSource(spec, rest, split)
-    if scheme == "boxes" and rest:
-        from tfssl.data.sources.boxes import BoxSource
+def _kind(spec: str) -> tuple[str, str]:
+    """(name or import path of the class, what stands behind its colon) of a spec.
 
-        return BoxSource(spec, rest, split)
-    if scheme == "normals" and rest:
-        from tfssl.data.sources.normals import NormalSource
+    Raises:
+      UserError: it is neither.
+    """
+    name, _, path = spec.partition(":")
+    if name in SOURCES.names:
+        return name, path
+    own = _OWN.fullmatch(spec)
+    if not own:
+        raise UserError(_unknown(spec))
+    return own[1], own[2] or ""
 
-        return NormalSource(spec, rest, split)
-    if scheme == "tfrecord" and rest:
-        from tfssl.data.sources.records import TFRecordSource
 
-        return TFRecordSource(
-            spec, rest, split, image_key, label_key, label_offset, shuffle_buffer, skip_damaged_shards
-        )
-    if scheme == "voc" and rest:
-        from tfssl.data.sources.voc import VOCSource
+def _classes() -> list[Any]:
+    return [SOURCES.find(name) for name in SOURCES.names]
 
-        return VOCSource(spec, rest, split)
-    if scheme == "tfds" and rest:
-        from tfssl.data.sources.records import TFDSSource
 
-        return TFDSSource(spec, rest, split, data_dir, download, shuffle_buffer, skip_damaged_shards)
-    if scheme == "glyphs":
-        from tfssl.data.sources.glyphs import GlyphSource
+def _unknown(spec: str) -> str:
+    bare = ":" not in spec and os.path.exists(os.path.expanduser(spec))
+    hint = f" (did you mean 'folder:{spec}'?)" if bare else ""
+    forms = ", ".join(cls.form for cls in _classes())
+    return (
+        f"unknown data set {spec!r}{hint}: expected {forms}, or a class of your own, mypackage.mysource:MySource[:PATH]"
+    )
 
-        return GlyphSource(spec, rest, split, data_dir, image_size)
-    hint = f" (did you mean 'folder:{spec}'?)" if scheme == spec and os.path.exists(os.path.expanduser(spec)) else ""
-    raise UserError(f"unknown data set {spec!r}{hint}: expected {_SCHEMES}")
+
+def require(source: Source, needs: Iterable[str], who: str) -> None:
+    """Refuse a source that does not provide what somebody needs.
+
+    Args:
+      source: a `Source`.
+      needs: "label", or what sources `provide`: "mask", "boxes", "normals" ...
+      who: for the message: "task 'supervised'".
+
+    Raises:
+      UserError: it names what is missing, and who has it.
+    """
+    for need in needs:
+        if need == "label":
+            if not source.num_classes:
+                raise UserError(
+                    f"{who} needs labels, and {source.spec} ({source.split}) has none: {source.unlabelled_because}"
+                )
+        elif need not in source.provides:
+            having = [cls.form for cls in _classes() if need in cls.provides]
+            raise UserError(
+                f"{who} needs {need!r} of each image, and {source.spec} has none: take {' or '.join(having) or 'a source of your own'}"
+            )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,17 @@ from tfssl.data.sources.splits import Range
 from tfssl.errors import UserError, reason_of
 
 Rows = tuple[int, int, int]  # (B, low, high): of each B successive examples those from `low` on, below `high`
+
+# What sources may provide beside an image, its label and index: {name: {key of an example: its form}}. A side of None is one of the image,
+# or a number of objects.
+ANNOTATIONS: Mapping[str, Mapping[str, tf.TensorSpec]] = {
+    "mask": {"mask": tf.TensorSpec([None, None], tf.uint8)},  # a class for each pixel
+    "boxes": {  # of objects: (ymin, xmin, ymax, xmax) as fractions of the image's sides, and their classes
+        "boxes": tf.TensorSpec([None, 4], tf.float32),
+        "classes": tf.TensorSpec([None], tf.int64),
+    },
+    "normals": {"normals": tf.TensorSpec([None, None, 3], tf.float32)},  # of length 1, or 0 where not known
+}
 
 
 class Source:
@@ -39,13 +50,17 @@ class Source:
       left_out: dict of reason -> what was left out of the whole data set for it: list of str.
       remarks: list of str, on how the data set was read.
       unlabelled_because: what to do where there are no labels, in words; see `checks.unlabelled`.
-      annotations: keys that examples have beside image, label and index: tuple of "mask", "boxes", "normals".
+      provides: what examples have beside image, label and index: names in `ANNOTATIONS`, or keys of a source's own. That of the class is
+        what its sources may provide, that of a source is what it does.
+      form: of the class: how its specs are written, for messages: "folder:PATH".
       places: each image's index is below this; N, but for a part of a split.
+      block_size: examples whose order is decided at once; N, but where a task has an order of its own.
       unreadable: dict of name -> reason: the images that training has met and cannot decode, in that order.
     """
 
     random_access = splits_overlap = False
-    annotations: tuple[str, ...] = ()
+    provides: tuple[str, ...] = ()
+    form = ""
     ranges: list[Range] | None = None
     unread: Sequence[str] = ()
     unlabelled_because = "sort the images into a folder per class"
@@ -64,7 +79,7 @@ class Source:
         self.left_out: dict[str, list[str]] = {}
         self.remarks: list[str] = []
         self.unreadable: dict[str, str] = {}
-        self.places = num_examples
+        self.places = self.block_size = num_examples
 
     def __repr__(self) -> str:
         return f"<{self.spec} {self.split}: {self.num_examples} images, {self.num_classes or 'no'} classes>"
@@ -82,11 +97,11 @@ class Source:
           A data set of dicts with at least "number", int64, the example's number n; `fetch` takes them.
         """
         start = tf.cast(start, tf.int64)
-        first_epoch = start // self.num_examples
+        first_epoch = start // self.block_size
 
         @tf.autograph.experimental.do_not_convert  # has no branch on a tensor, and to look for one takes longer than tracing
         def epoch(number: tf.Tensor) -> tf.data.Dataset:
-            skip = tf.where(number == first_epoch, start % self.num_examples, 0)
+            skip = tf.where(number == first_epoch, start % self.block_size, 0)
             return self._epoch(seed, number, skip, rows)
 
         return tf.data.Dataset.range(first_epoch, tf.int64.max if seed is not None else 1).flat_map(epoch)
@@ -106,6 +121,14 @@ class Source:
           {"image": string (encoded) or uint8 [H, W, 3], "label": int64 (-1: none), "index": int64, 0..N-1 in split
           order} and what else the source has. An unreadable file raises a tf.errors.OpError.
         """
+        raise NotImplementedError
+
+    def index_of(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
+        """The "index" that the example of a record has: int64; graph code."""
+        return record["index"]
+
+    def at(self, index: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The records of images by their indices, int64 [n], where `random_access`: a dict of tensors [n], without "number"; graph code."""
         raise NotImplementedError
 
     def read_again(self, record: dict[str, tf.Tensor], stand_in: bool = False) -> dict[str, tf.Tensor]:
@@ -169,6 +192,20 @@ def kept(number: tf.Tensor, rows: Rows) -> tf.Tensor:
     return tf.logical_and(number % batch_size >= low, number % batch_size < high)
 
 
+def numbered(
+    records: dict[str, tf.Tensor], first: tf.Tensor, count: int, skip: int | tf.Tensor, rows: Rows | None
+) -> tf.data.Dataset:
+    """The records [count, ...] of a block but the first `skip`, numbered from `first` on; of those the `rows` of each global batch."""
+    records = {
+        **{key: value[skip:] for key, value in records.items()},
+        "number": first + tf.range(skip, count, dtype=tf.int64),
+    }
+    if rows is not None:  # for the whole block at once: one row in hundreds may be ours
+        mine = kept(records["number"], rows)
+        records = {key: tf.boolean_mask(value, mine) for key, value in records.items()}
+    return tf.data.Dataset.from_tensor_slices(records)
+
+
 def sift(records: tf.data.Dataset, keep: Callable[..., tf.Tensor]) -> tf.data.Dataset:
     """The records that `keep`, a function of a batch of them to bool [n], chooses.
 
@@ -204,11 +241,10 @@ class IndexedSource(Source):
     def _epoch(self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None) -> tf.data.Dataset:
         count = self.num_examples
         order = tf.range(count, dtype=tf.int64) if seed is None else _permutation(count, seed, epoch)
-        records = {"number": epoch * count + tf.range(skip, count, dtype=tf.int64), "index": order[skip:]}
-        if rows is not None:  # for the whole epoch at once: one row in hundreds may be ours
-            mine = kept(records["number"], rows)
-            records = {key: tf.boolean_mask(value, mine) for key, value in records.items()}
-        return tf.data.Dataset.from_tensor_slices(records)
+        return numbered(self.at(order), epoch * count, count, skip, rows)
+
+    def at(self, index: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"index": index}
 
 
 class StreamSource(Source):

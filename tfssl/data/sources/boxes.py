@@ -35,7 +35,8 @@ class BoxSource(IndexedSource):
     """
 
     splits_overlap = True
-    annotations = ("boxes",)
+    form = "boxes:PATH"
+    provides = ("boxes",)
 
     def __init__(self, spec: str, path: str, split: str = "train") -> None:
         root = find(path, spec)

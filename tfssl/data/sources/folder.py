@@ -114,6 +114,8 @@ class FolderSource(Files):
     and the order of the images does not change when others are added.
     """
 
+    form = "folder:PATH"
+
     def __init__(self, spec: str, path: str, split: str = "train", data_dir: str | None = None) -> None:
         root, _ = _open(path, spec, data_dir)
         found = _list(root, spec)

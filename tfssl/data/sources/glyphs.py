@@ -45,10 +45,11 @@ class GlyphSource(IndexedSource):
       "mask": uint8 [image_size, image_size], 1 on the letter, 0 elsewhere.
     """
 
-    annotations = ("mask", "boxes")
+    form = "glyphs or glyphs:N"
+    provides = ("mask", "boxes")
 
     def __init__(
-        self, spec: str, count: str, split: str = "train", data_dir: str | None = None, image_size: int = 32
+        self, spec: str, count: str = "", split: str = "train", data_dir: str | None = None, image_size: int = 32
     ) -> None:
         if count and not (count.isdecimal() and int(count) > 0):
             raise UserError(f"unknown data set {spec!r}: write glyphs, or glyphs:20000 for 20,000 training images")

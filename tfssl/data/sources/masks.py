@@ -27,7 +27,8 @@ from tfssl.storage.files import matching
 class MaskSource(IndexedSource):
     """Beside what every source has (label -1), an example has "mask": uint8 [H, W], as large as the image."""
 
-    annotations = ("mask",)
+    form = "masks:PATH"
+    provides = ("mask",)
 
     def __init__(self, spec: str, path: str, split: str = "train") -> None:
         root = (os.path.expanduser(path) if "://" not in path else path).rstrip("/")

@@ -28,7 +28,8 @@ _RESIDUAL = 0.02  # of the fitted plane, as a part of the inverse depth: more of
 class NormalSource(IndexedSource):
     """Beside what every source has (label -1), an example has "normals": float32 [H, W, 3] of length 1, or 0 where not known."""
 
-    annotations = ("normals",)
+    form = "normals:PATH"
+    provides = ("normals",)
 
     def __init__(self, spec: str, path: str, split: str = "train") -> None:
         root = (os.path.expanduser(path) if "://" not in path else path).rstrip("/")

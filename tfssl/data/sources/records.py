@@ -23,6 +23,7 @@ from tfssl.storage.files import PATTERN, errors, matching
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
+SHUFFLE_BUFFER = 10_000  # undecoded records: a gigabyte of ImageNet's
 _SPLITS = ("train", "val", "validation", "valid", "test", "dev", "trainval")
 _THREADS = 16  # files that are looked for at once: in a bucket each is a request
 _SHARD = re.compile(r"^(.*?)[-_.]?\d{5,}-of-\d{5,}")
@@ -60,20 +61,22 @@ class TFRecordSource(StreamSource):
     classes as the largest label of any split asks for.
     """
 
+    form = "tfrecord:GLOB"
+
     def __init__(
         self,
         spec: str,
         pattern: str,
-        split: str,
-        image_key: str,
-        label_key: str,
-        label_offset: int,
-        shuffle_buffer: int,
-        skip_damaged: bool = False,
+        split: str = "train",
+        image_key: str = "image/encoded",
+        label_key: str = "image/class/label",
+        label_offset: int = 0,
+        shuffle_buffer: int = SHUFFLE_BUFFER,
+        skip_damaged_shards: bool = False,
     ) -> None:
         files = _find(os.path.expanduser(pattern) if "://" not in pattern else pattern, spec)
         likely = _look_inside(files[0], image_key, label_key)
-        counts = count_records(files, label_key, skip_damaged)
+        counts = count_records(files, label_key, skip_damaged_shards)
         splits: dict[str, list[tuple[str, int]]] = {}
         for file, count in zip(files, counts):
             splits.setdefault(split_of(file), []).append((file, count["records"]))
@@ -82,7 +85,7 @@ class TFRecordSource(StreamSource):
             raise UserError(f"{spec}: {label_key!r} begins at {low}, so label_offset cannot be {label_offset}")
         shards, ranges = _shards(split, splits, spec)
         classes = high - label_offset + 1 if high >= 0 else None
-        super().__init__(spec, split, shards, shuffle_buffer, classes, skip_damaged=skip_damaged)
+        super().__init__(spec, split, shards, shuffle_buffer, classes, skip_damaged=skip_damaged_shards)
         self.ranges = ranges
         if high < 0:
             keys = f": give --label_key={likely[0]}" if likely else ""
@@ -174,15 +177,18 @@ def _look_inside(file: str, image_key: str, label_key: str) -> list[str]:
 class TFDSSource(StreamSource):
     """A data set that tensorflow-datasets has prepared, read from its own files."""
 
+    form = "tfds:NAME[/CONFIG]"
+    provides: tuple[str, ...] = ("boxes",)  # where it has "objects" with boxes and labels
+
     def __init__(
         self,
         spec: str,
         name: str,
-        split: str,
-        data_dir: str | None,
-        download: bool,
-        shuffle_buffer: int,
-        skip_damaged: bool = False,
+        split: str = "train",
+        data_dir: str | None = None,
+        download: bool = False,
+        shuffle_buffer: int = SHUFFLE_BUFFER,
+        skip_damaged_shards: bool = False,
     ) -> None:
         builder = _builder(name, data_dir, download)
         info = builder.info
@@ -211,13 +217,14 @@ class TFDSSource(StreamSource):
         named = info.features[label] if label else info.features[lists[0]].feature if lists else None
         named = info.features["objects"].feature["label"] if objects and not named else named
         names = list(named.names) if named else None
-        super().__init__(spec, split, shards, shuffle_buffer, classes, names, skip_damaged)
+        super().__init__(spec, split, shards, shuffle_buffer, classes, names, skip_damaged_shards)
         self._lists, self.ranges = lists, ranges
         self._targets: np.ndarray | None = None
         self._list_features = tfds.decode.PartialDecoding(dict.fromkeys(lists, True)).extract_features(info.features)
         wanted: dict[str, bool | set[str]] = {key: True for key in (image, label) if key}
+        self.provides = ("boxes",) if objects else ()
         if objects:
-            wanted["objects"], self.annotations = set(objects), ("boxes",)
+            wanted["objects"] = set(objects)
         partial = tfds.decode.PartialDecoding(wanted, {image: tfds.decode.SkipDecoding()})
         self._image, self._label, self._decoders = image, label, partial.decoders
         self.reading = {"image": image, "label": label}

@@ -1,20 +1,66 @@
-"""Some of a source's images, or some of its labels, as a source."""
+"""Some of a source's images, some of its labels, or its images in another order, as a source."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tfssl.data.sources.base import Rows, Source, kept, sift
+from tfssl.data.sources.base import Rows, Source, kept, numbered, sift
 from tfssl.data.sources.identity import Parts
 from tfssl.errors import UserError
 
 
-class Subset(Source):
+class Derived(Source):
+    """A source that is made of another: the same images, but for what a subclass changes.
+
+    Args:
+      source: a `Source`.
+      num_examples: how many of its images.
+    """
+
+    def __init__(self, source: Source, num_examples: int) -> None:
+        super().__init__(source.spec, source.split, num_examples, source.num_classes, source.class_names)
+        self._source, self.provides, self.places = source, source.provides, source.places
+        self.ignored, self.left_out, self.remarks = source.ignored, source.left_out, source.remarks
+        self.random_access, self.splits_overlap = source.random_access, source.splits_overlap
+
+    def records(self, seed: int | None = None, start: int | tf.Tensor = 0, rows: Rows | None = None) -> tf.data.Dataset:
+        return self._source.records(seed, start, rows)
+
+    def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
+        return self._source.epoch_to_share(seed, epoch)
+
+    def index_of(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
+        return self._source.index_of(record)
+
+    def at(self, index: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._source.at(index)
+
+    def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return self._source.fetch(record)
+
+    def read_again(self, record: dict[str, tf.Tensor], stand_in: bool = False) -> dict[str, tf.Tensor]:
+        return self._source.read_again(record, stand_in)
+
+    def targets(self) -> np.ndarray | None:
+        return self._source.targets()
+
+    def parts(self) -> Parts:
+        return self._source.parts()
+
+    def name_in_graph(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
+        return self._source.name_in_graph(record)
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)
+
+
+class Subset(Derived):
     """Those images of a source whose places in the split are `index`; in split order, or in the order of the source's epochs.
 
     Args:
@@ -24,16 +70,16 @@ class Subset(Source):
     """
 
     def __init__(self, source: Source, index: np.ndarray, renumber: bool = False) -> None:
-        super().__init__(source.spec, source.split, len(index), source.num_classes, source.class_names)
-        self._source, self.annotations = source, source.annotations
-        self.ignored, self.left_out, self.remarks = source.ignored, source.left_out, source.remarks
-        self.random_access, self.splits_overlap = source.random_access, source.splits_overlap
+        super().__init__(source, len(index))
         self.places = len(index) if renumber else source.places
         self._index, self._renumbered = np.sort(index), renumber
         place = np.full(source.places, -1, np.int32)
         place[self._index] = np.arange(len(index))
         with tf.device("CPU"):
             self._place = tf.constant(place)
+
+    def records(self, seed: int | None = None, start: int | tf.Tensor = 0, rows: Rows | None = None) -> tf.data.Dataset:
+        return Source.records(self, seed, start, rows)
 
     def _epoch(self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None) -> tf.data.Dataset:
         count = self.num_examples
@@ -45,25 +91,25 @@ class Subset(Source):
         return records.map(lambda number, record: {**record, "number": number})
 
     def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
-        def numbered(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return {
-                **record,
-                "number": epoch * self.num_examples + tf.cast(tf.gather(self._place, record["index"]), tf.int64),
-            }
-
-        return self._chosen(self._source.epoch_to_share(seed, epoch)).map(numbered)
+        first = epoch * self.num_examples
+        records = self._chosen(self._source.epoch_to_share(seed, epoch))
+        return records.map(lambda record: {**record, "number": first + self._place_of(record)})
 
     def _chosen(self, records: tf.data.Dataset) -> tf.data.Dataset:
-        return sift(records, lambda record: tf.gather(self._place, record["index"]) >= 0)
+        return sift(records, lambda record: self._place_of(record) >= 0)
+
+    def _place_of(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
+        """The number of a record's image in the subset, -1 of one that is not in it."""
+        return tf.cast(tf.gather(self._place, self._source.index_of(record)), tf.int64)
+
+    def index_of(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
+        return self._place_of(record) if self._renumbered else self._source.index_of(record)
+
+    def at(self, index: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._source.at(tf.gather(tf.constant(self._index, tf.int64), index) if self._renumbered else index)
 
     def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        fetched = self._source.fetch(record)
-        if self._renumbered:
-            fetched["index"] = tf.cast(tf.gather(self._place, record["index"]), tf.int64)
-        return fetched
-
-    def read_again(self, record: dict[str, tf.Tensor], stand_in: bool = False) -> dict[str, tf.Tensor]:
-        return self._source.read_again(record, stand_in)
+        return {**self._source.fetch(record), "index": self.index_of(record)}
 
     def targets(self) -> np.ndarray | None:
         targets = self._source.targets()
@@ -74,49 +120,70 @@ class Subset(Source):
         chosen = hashlib.sha256(self._index.astype(np.int64).tobytes()).hexdigest()
         return dataclasses.replace(parts, reading={"subset": chosen, "of": parts.reading})
 
-    def name_in_graph(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
-        return self._source.name_in_graph(record)
-
     def name(self, index: int) -> str:
         return self._source.name(int(self._index[index]) if self._renumbered else index)
 
 
-class LabelledAt(Source):
+class LabelledAt(Derived):
     """A source whose images have no labels but for those at `index`, int [n], places in its split."""
 
     def __init__(self, source: Source, index: np.ndarray) -> None:
-        super().__init__(source.spec, source.split, source.num_examples, source.num_classes, source.class_names)
-        self._source, self.random_access, self.places = source, source.random_access, source.places
-        self.ignored, self.left_out, self.remarks = source.ignored, source.left_out, source.remarks
+        super().__init__(source, source.num_examples)
         keeps = np.zeros(source.places, bool)
         keeps[index] = True
         with tf.device("CPU"):
             self._keeps = tf.constant(keeps)
-
-    def records(self, seed: int | None = None, start: int | tf.Tensor = 0, rows: Rows | None = None) -> tf.data.Dataset:
-        return self._source.records(seed, start, rows)
-
-    def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
-        return self._source.epoch_to_share(seed, epoch)
 
     def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         example = self._source.fetch(record)
         keeps = tf.gather(self._keeps, example["index"])
         return {**example, "label": tf.where(keeps, example["label"], tf.constant(-1, tf.int64))}
 
-    def read_again(self, record: dict[str, tf.Tensor], stand_in: bool = False) -> dict[str, tf.Tensor]:
-        return self._source.read_again(record, stand_in)
+    def targets(self) -> np.ndarray | None:
+        return None
 
     def parts(self) -> Parts:
         parts = self._source.parts()
         labelled = hashlib.sha256(self._keeps.numpy().tobytes()).hexdigest()
         return dataclasses.replace(parts, reading={"labelled": labelled, "of": parts.reading})
 
-    def name_in_graph(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
-        return self._source.name_in_graph(record)
 
-    def name(self, index: int) -> str:
-        return self._source.name(index)
+class Ordered(Derived):
+    """A source whose images a run sees in an order of the task's own, in which they may be repeated or left out: see `Pretext.order`.
+
+    Examples are numbered as without it, and so epochs, rates and logs mean what they did. One pass in split order is what it was.
+
+    Args:
+      source: a `Source` of random access.
+      block: graph function: int64 [2], (run seed, k) -> int64 [size], the indices of the images that are the examples k * size to
+        (k + 1) * size - 1. It is a pure function; what it reads of variables it has from their values when the source is made.
+      size: of a block; 0: the number of images.
+
+    Raises:
+      UserError: the source is read one record after the other.
+    """
+
+    def __init__(self, source: Source, block: Callable[[tf.Tensor], tf.Tensor], size: int = 0) -> None:
+        if not source.random_access:
+            raise UserError(
+                f"{source.spec}: the task orders the images itself, and records are read one after the other: take a kind of data set that "
+                "can be read in any order, such as folder:PATH"
+            )
+        super().__init__(source, source.num_examples)
+        self._block, self.block_size = block, size or source.num_examples
+        self.unreadable = source.unreadable  # of which the run tells
+
+    def records(self, seed: int | None = None, start: int | tf.Tensor = 0, rows: Rows | None = None) -> tf.data.Dataset:
+        return super().records(None, start, rows) if seed is None else Source.records(self, seed, start, rows)
+
+    def _epoch(self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None) -> tf.data.Dataset:
+        index = self._block(tf.stack([tf.cast(seed, tf.int64), epoch]))
+        return numbered(self._source.at(index), epoch * self.block_size, self.block_size, skip, rows)
+
+    def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
+        raise UserError(
+            "--data_service delivers images in an order of its own, and the task has its own too: leave it out"
+        )
 
 
 def spread(source: Source, count: int, renumber: bool = False) -> Subset:

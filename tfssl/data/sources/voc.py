@@ -28,6 +28,7 @@ _LISTS = "ImageSets/Main"
 class VOCSource(IndexedSource):
     """Images of a split in the order of their names, and classes in that of theirs, as in published evaluations."""
 
+    form = "voc:PATH"
     splits_overlap = True
 
     def __init__(self, spec: str, path: str, split: str = "train") -> None:

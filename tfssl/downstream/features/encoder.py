@@ -85,8 +85,8 @@ class Images:
           `pipeline.training_batches`.
         """
 
-        def crop(encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-            return CROPS[crops](encoded, seed, self.size, self.resize)
+        def crop(example: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"image": CROPS[crops](example["image"], seed, self.size, self.resize)}
 
         return pipeline.training_batches(Subset(self.source, index), crop, batch_size, seed, start_step)
 

@@ -138,7 +138,7 @@ def of_images(
         a, b = tf.unstack(tf.cast(tf.round(ab / grid), tf.int32) + reach, axis=-1)
         return tf.math.bincount(tf.reshape(a * (2 * reach + 1) + b, [-1]), minlength=histogram.size)
 
-    batches = pipeline.evaluation_batches(part, lambda encoded, _: image.resize(encoded, side), 16)
+    batches = pipeline.evaluation_batches(part, lambda example, _: {"image": image.resize(example["image"], side)}, 16)
     for done, batch in enumerate(batches, 1):
         real = batch["image"][: int(tf.reduce_sum(batch["weight"]))]
         histogram += cells(real).numpy().reshape(histogram.shape)

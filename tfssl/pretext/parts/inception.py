@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfssl.data.ops import image as ops
 from tfssl.data.ops import photometric
 from tfssl.data.ops.draws import Draws, fork
-from tfssl.pretext.task import Batch, Pretext
+from tfssl.pretext.task import Batch, Example, Pretext
 
 
 class InceptionImages(Pretext):
@@ -37,11 +37,11 @@ class InceptionImages(Pretext):
         self.min_area, self.flip, self.color = min_area, flip, color
         self.resize = resize or round(self.image_size / 0.875)
 
-    def example(self, image: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
+    def example(self, example: Example, seed: tf.Tensor | None) -> Example:
         if seed is None:
-            return ops.resize_central_crop(image, self.image_size, self.resize)
-        image = ops.random_resized_crop(image, seed, self.image_size, area_range=(self.min_area, 1.0))
-        return ops.random_flip(image, fork(seed, 0)) if self.flip else image
+            return {"image": ops.resize_central_crop(example["image"], self.image_size, self.resize)}
+        image = ops.random_resized_crop(example["image"], seed, self.image_size, area_range=(self.min_area, 1.0))
+        return {"image": ops.random_flip(image, fork(seed, 0)) if self.flip else image}
 
     @property
     def evaluation_size(self) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from tfssl.data.ops import image as ops
 from tfssl.data.ops import patches as patch_ops
 from tfssl.data.ops.draws import Draws, fork
 from tfssl.errors import UserError, check_choice
-from tfssl.pretext.task import Batch, Measured, Pretext, cross_entropy_chance, image_major, imagenet_normalized
+from tfssl.pretext.task import Batch, Example, Measured, Pretext, cross_entropy_chance, image_major, imagenet_normalized
 
 COMBINATIONS = ("avg", "max", "concat")
 
@@ -133,17 +133,17 @@ class Patches(Pretext):
     def _head_norm(self, name: str) -> BatchNorm:
         return self.norm(name, momentum=self.head_bn_momentum, epsilon=1e-5)
 
-    def example(self, image: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
-        image = self._scaled(image, seed)
+    def example(self, example: Example, seed: tf.Tensor | None) -> Example:
+        image = self._scaled(example["image"], seed)
         offsets = patch_ops.grid_offsets(seed, self.scaled_size, self.image_size, self.grid, self.patch_size)
         patches = patch_ops.cut(image, offsets, self.patch_size)  # 9xSxSx3
         if seed is None:
-            return patches
+            return {"image": patches}
         if self.gray_per_patch:
             coins = tf.random.stateless_uniform([self.grid**2, 1, 1, 1], fork(seed, 0))
-            return tf.where(coins < self.gray, patch_ops.gray(patches), patches)
+            return {"image": tf.where(coins < self.gray, patch_ops.gray(patches), patches)}
         coin = tf.random.stateless_uniform([], fork(seed, 0))
-        return tf.cond(coin < self.gray, lambda: patch_ops.gray(patches), lambda: patches)
+        return {"image": tf.cond(coin < self.gray, lambda: patch_ops.gray(patches), lambda: patches)}
 
     def _scaled(self, image: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
         """The square [scaled_size, scaled_size, 3] that crops are taken from."""

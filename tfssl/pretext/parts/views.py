@@ -10,10 +10,10 @@ import tensorflow as tf
 
 from tfssl.data import augmentation
 from tfssl.data.ops.draws import Draws
-from tfssl.errors import check_choice
+from tfssl.errors import UserError, check_choice
 from tfssl.losses import contrastive
 from tfssl.pretext.parts.online_probe import Probed
-from tfssl.pretext.task import Batch, Measured, image_major
+from tfssl.pretext.task import Batch, Example, Measured, image_major
 
 _Group = TypeVar("_Group")
 Crops = collections.namedtuple("Crops", ["count", "size", "area"])
@@ -42,6 +42,7 @@ class Views(Probed):
     """
 
     spans_batch = True  # if not by its loss, then by its spread, or by what it remembers
+    located = False  # whether batches hold where each view lies: "crop_box" and "flipped", see `cell_centers`
 
     def __init__(
         self,
@@ -58,7 +59,12 @@ class Views(Probed):
         check_choice("augment_on", augment_on, ("device", "host"))
         self.augmentation, self.strength, self.min_area, self.augment_on = augmentation, strength, min_area, augment_on
         self.resize = resize or round(image_size / 0.875)
-        self.policies()  # an unknown name is refused here
+        policies = self.policies()  # an unknown name is refused here
+        if self.located and any(policy.rotate for policy in policies):
+            raise UserError(
+                f"augmentation={augmentation} turns views by quarters, and this task maps the pixels of views on one another by their "
+                "boxes: take a policy with rotate=0"
+            )
 
     # What a method may define.
 
@@ -76,12 +82,13 @@ class Views(Probed):
         views = sum(group.count for group in self.crops())
         return augmentation.per_view(self.augmentation, views, self.strength)
 
-    def example(self, image: tf.Tensor, seed: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
-        """-> a tuple of one uint8 [V, S, S, 3] for each group of crops."""
+    def example(self, example: Example, seed: tf.Tensor | None) -> Example:
+        """{"image": a tuple of one uint8 [V, S, S, 3] for each group of crops}, and where `located` two more such tuples: "crop_box",
+        float32 [V, 4], (ymin, xmin, ymax, xmax) as fractions of the image's sides, and "flipped", bool [V]."""
         training, seed = seed is not None, tf.zeros([2], tf.int64) if seed is None else seed
         numbered = self._numbered(self.crops())
         regions = [self.regions(group, first) for group, first in numbered]
-        crops = iter(augmentation.crops(image, seed, sum(regions, [])))
+        crops = iter(augmentation.crops(example["image"], seed, sum(regions, [])))
         groups = [
             self.group([next(crops) for _ in own], seed, group, first)
             for own, (group, first) in zip(regions, numbered)  # noqa: B905 (Python 3.9)
@@ -89,7 +96,13 @@ class Views(Probed):
         if training and self.augment_on == "host":
             draws = augmentation.HostDraws(seed, 1)
             groups = [to_bytes(self._policed(_to_float(x)[None], draws, n)[0]) for x, n in self._numbered(groups)]
-        return tuple(groups)
+        if not self.located:
+            return {"image": tuple(groups)}
+        boxes = tuple(augmentation.crop_boxes(example["image"], seed, own) for own in regions)
+        flipped = tuple(tf.zeros([group.count], tf.bool) for group in self.crops())
+        if training and self.augment_on == "host":
+            flipped = tuple(x[0] for x in self._flipped(draws))
+        return {"image": tuple(groups), "crop_box": boxes, "flipped": flipped}
 
     def regions(self, group: Crops, first: int) -> list[augmentation.Region]:
         """What is cut from an image for a group, whose views are numbered from `first` on: list of `augmentation.Region`."""
@@ -107,7 +120,16 @@ class Views(Probed):
     def augment(self, batch: Batch, draws: Draws) -> Batch:
         if self.augment_on == "host":
             return batch
-        return {**batch, "image": tuple(self._policed(x, draws, first) for x, first in self._numbered(batch["image"]))}
+        flipped = {"flipped": self._flipped(draws)} if self.located else {}
+        images = tuple(self._policed(x, draws, first) for x, first in self._numbered(batch["image"]))
+        return {**batch, "image": images, **flipped}
+
+    def _flipped(self, draws: Draws | augmentation.HostDraws) -> tuple[tf.Tensor, ...]:
+        """Which views the policies mirror: bool [N, V] for each group."""
+        mirrored = [policy.mirrors(draws, view) for view, policy in enumerate(self.policies())]
+        return tuple(
+            tf.stack(mirrored[first : first + group.count], 1) for group, first in self._numbered(self.crops())
+        )
 
     def _policed(self, images: tf.Tensor, draws: Draws | augmentation.HostDraws, first: int) -> tf.Tensor:
         """Images [N, V, S, S, 3] after the policies of views `first`, `first` + 1, ..."""
@@ -174,6 +196,25 @@ class Views(Probed):
 
     def preview(self, batch: dict) -> tf.Tensor:
         return image_major(batch["image"][0])
+
+
+def cell_centers(crop_box: tf.Tensor, flipped: tf.Tensor, cells: int) -> tf.Tensor:
+    """Where a map of views looks at their images: the centers of its cells, in the order of the view as the network sees it.
+
+    Args:
+      crop_box: [..., 4], (ymin, xmin, ymax, xmax) as fractions of the image's sides.
+      flipped: bool [...].
+      cells: side of the map.
+
+    Returns:
+      [..., cells, cells, 2], (y, x) as fractions of the image's sides.
+    """
+    ticks = (tf.range(cells, dtype=crop_box.dtype) + 0.5) / cells
+    top, left, bottom, right = (x[..., None] for x in tf.unstack(crop_box, axis=-1))
+    y = top + ticks * (bottom - top)  # ...xS
+    x = left + tf.where(flipped[..., None], 1 - ticks, ticks) * (right - left)
+    side = [1] * len(y.shape[:-1])
+    return tf.stack([tf.tile(y[..., :, None], [*side, 1, cells]), tf.tile(x[..., None, :], [*side, cells, 1])], -1)
 
 
 def _to_float(images: tf.Tensor) -> tf.Tensor:
