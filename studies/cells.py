@@ -72,7 +72,9 @@ def expected(cells, done):
 def command(module, *flags, processes=1):
     """Run `python -m tfssl.MODULE FLAGS`, and pass on what it says of images left out; SystemExit with its last words where it fails."""
     line = [sys.executable, "-m", f"tfssl.{module}", *flags]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # what taskset leaves it
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    )  # what taskset leaves it
     threads = str(max(1, cores // processes))
     env = {**os.environ, "TF_NUM_INTRAOP_THREADS": threads, "OMP_NUM_THREADS": threads}
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=env)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -45,12 +45,15 @@ class Probed(Pretext):
 
     def features(self, images: tf.Tensor, training: bool) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Images [n, H, W, 3] -> pre-logits [n, D], and {"probe": its logits [n, C]}, where there is one."""
-        x = self.encode(images, training)["pre_logits"]
-        return x, self.probe_logits(x)
+        x = self.endpoints(images, training)["pre_logits"]
+        return x, self.probe_logits(x, lambda: self.encode(images)["pre_logits"])
 
-    def probe_logits(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Pre-logits [n, D] -> {"probe": its logits [n, C]}, where there is a probe."""
-        return {"probe": self.probe(tf.stop_gradient(x))} if self.probe else {}
+    def probe_logits(self, x: tf.Tensor, encoded: Callable[[], tf.Tensor]) -> dict[str, tf.Tensor]:
+        """{"probe": its logits [n, C]}, where there is a probe. It reads the published encoder: the backbone's pre-logits x [n, D] of this
+        step, or, where another network is published, `encoded` (), its pre-logits of the same images."""
+        if not self.probe:
+            return {}
+        return {"probe": self.probe(tf.stop_gradient(x if self.published == (self.backbone,) else encoded()))}
 
     def probed(
         self, batch: Batch, loss: tf.Tensor, metrics: Measured, logits: tf.Tensor | None

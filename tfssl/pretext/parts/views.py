@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tensorflow as tf
@@ -127,11 +127,15 @@ class Views(Probed):
         the views of all sizes at once."""
         groups = images if isinstance(images, tuple) else (images,)
         counts = [group.shape[1] for group in groups]
-        # Image by image, so that the parts of a batch are groups of successive rows for batch normalisation too.
-        x = [self.encode(tf.reshape(group, [-1, *group.shape[2:]]), training)["pre_logits"] for group in groups]
-        x = tf.concat([tf.reshape(y, [-1, count, y.shape[-1]]) for y, count in zip(x, counts)], 1)  # NxVxD  # noqa: B905
-        x = tf.reshape(x, [-1, x.shape[-1]])
-        found = self.probe_logits(x)
+
+        def rows(encode: Callable[..., dict[str, tf.Tensor]], **settings: bool) -> tf.Tensor:
+            # Image by image, so that the parts of a batch are groups of successive rows for batch normalisation too.
+            x = [encode(tf.reshape(group, [-1, *group.shape[2:]]), **settings)["pre_logits"] for group in groups]
+            x = tf.concat([tf.reshape(y, [-1, count, y.shape[-1]]) for y, count in zip(x, counts)], 1)  # NxVxD  # noqa: B905
+            return tf.reshape(x, [-1, x.shape[-1]])
+
+        x = rows(self.endpoints, training=training)
+        found = self.probe_logits(x, lambda: rows(self.encode))
         for name, head in heads.items():
             x = found[name] = head(x, training=training)
         return {name: tf.reshape(y, [-1, sum(counts), y.shape[-1]]) for name, y in found.items()}

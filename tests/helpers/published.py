@@ -1,0 +1,61 @@
+"""Small tasks whose published encoder is not their backbone: a teacher, and two halves."""
+
+import tensorflow as tf
+
+from tfssl.pretext.byol import BYOL
+from tfssl.pretext.parts.inception import InceptionImages
+
+
+class Teacher(BYOL):
+    """BYOL that publishes its target network.
+
+    Args:
+      publish: teacher, or student.
+    """
+
+    task = "teacher"
+
+    def __init__(self, backbone, publish="teacher", **common):
+        super().__init__(backbone, **common)
+        self.publish = publish
+
+    @property
+    def published(self):
+        return (self.target.backbone,) if self.publish == "teacher" else super().published
+
+
+class Halves(InceptionImages):
+    """Which of two classes an image is of, from its red channel and from the two others, by two networks that share nothing (as in a
+    split-brain autoencoder, Zhang et al., arXiv 1611.09842)."""
+
+    task = "halves"
+
+    def __init__(self, backbone, **common):
+        super().__init__(backbone, **common)
+        self.other = self.backbone.twin()
+        self.heads = [tf.keras.layers.Dense(2, name=f"head{i}", dtype=tf.keras.backend.floatx()) for i in (1, 2)]
+
+    def halves(self, images, training=False):
+        x = self.normalize(images)
+        return self.backbone(x[..., :1], training=training), self.other(x[..., 1:], training=training)
+
+    @property
+    def published(self):
+        return self.backbone, self.other
+
+    def encode(self, images, training=False):
+        first, second = self.halves(images, training)
+        return {name: tf.concat([first[name], second[name]], -1) for name in first}
+
+    def call(self, batch, training=False):
+        return [
+            head(x["pre_logits"])
+            for head, x in zip(self.heads, self.halves(batch["image"], training))  # noqa: B905
+        ]
+
+    def objective(self, batch, outputs):
+        losses = [tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits) for logits in outputs]
+        return tf.add_n(losses), {}
+
+    def chance(self):
+        return {"loss": 2 * float(tf.math.log(2.0))}
