@@ -1,5 +1,7 @@
 """Small tasks whose published encoder is not their backbone: a teacher, and two halves."""
 
+import math
+
 import tensorflow as tf
 
 from tfssl.pretext.byol import BYOL
@@ -25,15 +27,20 @@ class Teacher(BYOL):
 
 
 class Halves(InceptionImages):
-    """Which of two classes an image is of, from its red channel and from the two others, by two networks that share nothing (as in a
-    split-brain autoencoder, Zhang et al., arXiv 1611.09842)."""
+    """The class of an image, from its red channel and from the two others, by two networks that share nothing (as in a split-brain
+    autoencoder, Zhang et al., arXiv 1611.09842).
+
+    Args:
+      num_classes: how many.
+    """
 
     task = "halves"
 
-    def __init__(self, backbone, **common):
+    def __init__(self, backbone, num_classes=2, **common):
         super().__init__(backbone, **common)
-        self.other = self.backbone.twin()
-        self.heads = [tf.keras.layers.Dense(2, name=f"head{i}", dtype=tf.keras.backend.floatx()) for i in (1, 2)]
+        self.num_classes, self.other = num_classes, self.backbone.twin()
+        floatx = tf.keras.backend.floatx()
+        self.heads = [tf.keras.layers.Dense(num_classes, name=f"head{i}", dtype=floatx) for i in (1, 2)]
 
     def halves(self, images, training=False):
         x = self.normalize(images)
@@ -58,4 +65,4 @@ class Halves(InceptionImages):
         return tf.add_n(losses), {}
 
     def chance(self):
-        return {"loss": 2 * float(tf.math.log(2.0))}
+        return {"loss": 2 * math.log(self.num_classes)}
