@@ -9,5 +9,6 @@ promise which is broken.
 
 from tfssl.testing.optimizers import check_optimizer
 from tfssl.testing.protocols import check_protocol
+from tfssl.testing.tasks import check_task
 
-__all__ = ["check_optimizer", "check_protocol"]
+__all__ = ["check_optimizer", "check_protocol", "check_task"]
