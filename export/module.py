@@ -16,7 +16,7 @@ import platform
 import re
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, Any, Optional, Union
 
 import tensorflow as tf
@@ -46,7 +46,7 @@ def save(
     tarball: bool = False,
     head_endpoints: int = 0,
 ) -> str:
-    """Publish a pretext task's encoder.
+    """Publish a pretext task's encoder: the networks that it lists as `published`, each variable once, network by network.
 
     Args:
       model: a `Pretext` model whose variables exist.
@@ -66,8 +66,7 @@ def save(
     _check_head(model, head_endpoints)
     statistics.warn(model, step)
     encoder = _plain(model)
-    backbone, names = encoder.backbone, [f"head{i + 1}" for i in range(head_endpoints)]
-    layers = []
+    names, layers = [f"head{i + 1}" for i in range(head_endpoints)], []
     if head_endpoints:
         pairs = zip(encoder.projection.dense, encoder.projection.norms)  # noqa: B905 (Python 3.9)
         layers = [layer for pair in list(pairs)[:head_endpoints] for layer in pair if layer]
@@ -77,17 +76,17 @@ def save(
         outputs = encoder.projection.each(found["pre_logits"], training, head_endpoints) if names else []
         return {**found, **dict(zip(names, outputs))}  # noqa: B905
 
-    facts = _facts(encoder, backbone, [*backbone.endpoint_names, *names]) | {
+    facts = _facts(encoder, encoder.backbone) | {
         "task": pretext.name_of(type(model)),
         "class_names": class_names,
         "step": int(step),
         "random_init": random_init,
         "training_flags": training_flags or {},
     }
-    variables = [v for part in (backbone, *layers) for v in part.variables]
-    trainable = [v for part in (backbone, *layers) for v in part.trainable_variables]
+    parts = (*encoder.published, *layers)
+    variables, trainable = _once(part.variables for part in parts), _once(part.trainable_variables for part in parts)
     return write(
-        path, endpoints, variables, trainable, ["pre_logits"], facts, tarball=tarball, autograph=backbone.autograph
+        path, endpoints, variables, trainable, ["pre_logits"], facts, tarball=tarball, autograph=encoder.autograph
     )
 
 
@@ -106,8 +105,7 @@ def save_classifier(
     model.prepare()
     encoder, head = model.backbone.module, model.head
     outputs = ["logits", "probabilities"]
-    names = [name for name in model.backbone.endpoint_names if name not in outputs]
-    facts = _facts(model, model.backbone, [*names, *outputs]) | {
+    facts = _facts(model, model.backbone) | {
         "kind": KIND,
         "task": model.task,
         **{name: encoder.facts.get(name) for name in ("backbone", "width_multiplier", "stem")},
@@ -146,7 +144,7 @@ def write(
       endpoints: a function (images, training) -> {name: tensor}.
       variables, trainable: lists, of all its variables and of those that training changes.
       outputs: names of the endpoints that the signatures return; the first is the module's own result.
-      facts: for tfssl.json, which also gets "features": the size of each endpoint in facts["endpoints"].
+      facts: for tfssl.json, which also gets "endpoints", their names in the function's order, and "features", the size of each.
       assets: {name: text} of further ones.
       tarball: also write `path.tar.gz`.
       parts: loaded objects that hold what else the endpoints need.
@@ -181,7 +179,7 @@ def _write(
         )
     module, widths = _module(endpoints, variables, trainable, outputs, autograph)
     module.parts = parts
-    facts = {**facts, "features": {name: widths[name] for name in facts["endpoints"]}}
+    facts = {**facts, "endpoints": list(widths), "features": widths}
     if there:
         _check_same(path, facts)
         _write_tarball(path)
@@ -247,13 +245,16 @@ def _module(
     outputs: Sequence[str],
     autograph: bool,
 ) -> tuple[Any, dict[str, int]]:
-    """The object to save and {endpoint: size of its last axis}."""
+    """The object to save and {endpoint: size of its last axis}, in the order in which `compute` gives them."""
     graph = functools.partial(tf.function, autograph=autograph)
+    widths: dict[str, int] = {}
     images = tf.TensorSpec([None, None, None, 3], tf.float32, name="images")
 
     def endpoints(images: tf.Tensor, training: bool = False) -> Outputs:
         # The training flag is a Python value: each of its two is traced.
-        return {name: tf.cast(x, tf.float32) for name, x in compute(images, training).items()}
+        found = {name: tf.cast(x, tf.float32) for name, x in compute(images, training).items()}
+        widths.update({name: int(x.shape[-1]) for name, x in found.items()})  # here: functions give dicts back sorted
+        return found
 
     @graph
     def all_endpoints(images: tf.Tensor, training: bool = False) -> Outputs:
@@ -263,9 +264,9 @@ def _module(
     def output(images: tf.Tensor, training: bool = False) -> tf.Tensor:
         return endpoints(images, training)[outputs[0]]
 
-    traced = {training: all_endpoints.get_concrete_function(images, training=training) for training in (False, True)}
     by_signature = {}
     for training in (False, True):
+        all_endpoints.get_concrete_function(images, training=training)
         output.get_concrete_function(images, training=training)
 
         def signature(images: tf.Tensor, training: bool = training) -> Outputs:
@@ -284,7 +285,7 @@ def _module(
     module = reusable(output)
     module.endpoints = reusable(all_endpoints)
     module.signature_of = by_signature
-    return module, {name: int(spec.shape[-1]) for name, spec in traced[False].structured_outputs.items()}
+    return module, widths
 
 
 def _check_head(model: Pretext, layers: int) -> None:
@@ -313,15 +314,21 @@ def _plain(model: Pretext) -> Pretext:
         copy.prepare()
     finally:
         tf.keras.mixed_precision.set_global_policy(policy)
-    set_groups(copy.backbone, 1)  # a task may have set some of its own
-    for part in ("backbone", "projection"):
-        of_copy, of_model = (getattr(getattr(m, part, None), "variables", ()) for m in (copy, model))
-        for mine, theirs in zip(of_copy, of_model):  # noqa: B905 (Python 3.9)
-            mine.assign(theirs)
+    for network in copy.published:
+        set_groups(network, 1)  # a task may have set some of its own
+    ours, theirs = ([*m.published, *filter(None, [getattr(m, "projection", None)])] for m in (copy, model))
+    for mine, other in zip(ours, theirs):  # noqa: B905 (Python 3.9)
+        for variable, value in zip(mine.variables, other.variables):  # noqa: B905
+            variable.assign(value)
     return copy
 
 
-def _facts(model: Pretext, backbone: tf.keras.Model, endpoints: list[str]) -> dict[str, Any]:
+def _once(lists: Iterable[Sequence[tf.Variable]]) -> list[tf.Variable]:
+    """The variables of all lists, in their order, each where it is first."""
+    return list({id(v): v for variables in lists for v in variables}.values())
+
+
+def _facts(model: Pretext, backbone: tf.keras.Model) -> dict[str, Any]:
     """What holds for encoders and classifiers alike."""
     crop, resize = model.evaluation_size
     config = backbone.config() or {}
@@ -330,7 +337,6 @@ def _facts(model: Pretext, backbone: tf.keras.Model, endpoints: list[str]) -> di
         "backbone": backbone.name,
         "width_multiplier": config.get("width_multiplier"),
         "stem": config.get("stem"),
-        "endpoints": endpoints,
         "input": "float32 RGB in [0, 1], [batch, height, width, 3]",
         "image_size": model.image_size,
         "min_image_size": model.min_image_size,

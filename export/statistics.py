@@ -13,7 +13,8 @@ TOO_MUCH = 0.01  # of the initial statistics, in what is published
 
 
 def recalibrate(model: Pretext, batches: Iterable[Batch]) -> None:
-    """Let all batch normalizations begin anew and average over `batches`: the statistics are then those of the weights as they are.
+    """Let all batch normalizations begin anew and average over `batches`: the statistics are then those of the weights as they are. All
+    that `call` runs in training mode, a published target network too.
 
     It takes a forward pass. Of use where training was too short for a layer's momentum: with Keras's own layers in a user's model, and with
     runs of versions of tfssl that did not debias (see `backbones.norm.debiased`).
@@ -40,7 +41,8 @@ def recalibrate(model: Pretext, batches: Iterable[Batch]) -> None:
 def warn(model: Pretext, step: int) -> None:
     """Warn of an encoder whose statistics are not its own: Keras's layers are not debiased, and short runs keep much of the start."""
     steps = int(model.optimizer.iterations) if getattr(model, "optimizer", None) else step
-    plain = [layer for layer in _layers(model.backbone) if not isinstance(layer, BatchNorm)]
+    layers = [layer for network in model.published for layer in _layers(network)]
+    plain = [layer for layer in layers if not isinstance(layer, BatchNorm)]
     kept = max((layer.momentum**steps for layer in plain), default=0.0)
     if steps and kept > TOO_MUCH and not getattr(model, "recalibrated", False):
         warnings.warn(

@@ -24,8 +24,14 @@ import pytest  # noqa: E402
 import runs  # noqa: E402
 
 TESTS = pathlib.Path(__file__).parent
-FIRST = ("pretext/test_task.py", "test_train.py", "backbones/test_revnet.py", "test_evaluate.py")  # which take longest
-PARTS = {"pretext/test_task.py": ("train_like_one", "a_compiled_step")}  # -k of parts that run apart: they grow large
+FIRST = (  # which take longest
+    "testing/test_tasks.py",
+    "pretext/test_task.py",
+    "test_train.py",
+    "backbones/test_revnet.py",
+    "test_evaluate.py",
+)
+PARTS = {"testing/test_tasks.py": ("broken_clause",)}  # -k of parts that run apart: they grow large
 
 
 ONCE = (  # what tells nothing of TensorFlow, or nothing that other files would not

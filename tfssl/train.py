@@ -65,7 +65,7 @@ def main(_: Sequence[str]) -> None:
         model = build.build_model(config)
         build.set_up(model, config, plan, config.task_settings.get("weight_decay", 0.0))
         if network.init_module:
-            initial_weights.from_module(model.backbone, network.init_module)
+            initial_weights.from_module(model, network.init_module)
             model.start()
     million = sum(math.prod(w.shape) for w in model.trainable_variables) / 1e6
     summary = (

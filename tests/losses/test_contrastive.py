@@ -122,8 +122,12 @@ def test_cosine_distance():
 def test_spread():
     """1 for directions that fill the sphere, 0 for one direction."""
     z = np.random.default_rng(5).normal(size=(4000, 64))
-    np.testing.assert_allclose(contrastive.spread(tf.constant(z)), 1, atol=0.01)
-    assert contrastive.spread(tf.constant(np.tile(z[:1], (50, 1)))) < 1e-6
+    np.testing.assert_allclose(contrastive.spread(tf.constant(z), tf.ones([4000])), 1, atol=0.01)
+    assert contrastive.spread(tf.constant(np.tile(z[:1], (50, 1))), tf.ones([50])) < 1e-6
+    units = z[:20] / np.linalg.norm(z[:20], axis=1, keepdims=True)
+    weight = tf.cast(tf.range(30) < 20, tf.float32)  # the others are blank
+    found = contrastive.spread(tf.constant(np.concatenate([z[:20], np.zeros([10, 64])])), weight)
+    np.testing.assert_allclose(found, units.std(0).mean() * 8, rtol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16])
@@ -150,7 +154,11 @@ def test_replicas_give_the_loss_of_the_whole_batch(replicas):
             keys = tf.stack([z2, q], 1)
             found = [contrastive.nt_xent(z1, z2, 0.2, valid), contrastive.nt_xent(z1, q, 0.2, valid, keys, negatives)]
             total = tf.add_n([tf.reduce_sum(f.loss) for f in found])
-        return [f.loss for f in found] + tape.gradient(total, [z1, z2]) + [contrastive.spread(z1)[None]]
+        return (
+            [f.loss for f in found]
+            + tape.gradient(total, [z1, z2])
+            + [contrastive.spread(z1, tf.ones(z1.shape[0]))[None]]
+        )
 
     def mine(x):
         return replicas.experimental_distribute_values_from_function(

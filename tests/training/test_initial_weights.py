@@ -1,5 +1,7 @@
 """Starting from a module: all of it, what matches of it, or a clear refusal."""
 
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -23,16 +25,17 @@ def module(tmp_path_factory):
 
 def test_the_same_network_takes_every_variable(module):
     tf.keras.utils.set_random_seed(2)
-    backbone = rotation(backbones.build("resnet18_v2", 0.125, "small")).backbone
-    init.from_module(backbone, module)
-    for mine, theirs in zip(backbone.variables, tf.saved_model.load(module).variables):  # noqa: B905 (Python 3.9)
+    model = rotation(backbones.build("resnet18_v2", 0.125, "small"))
+    init.from_module(model, module)
+    for mine, theirs in zip(model.backbone.variables, tf.saved_model.load(module).variables):  # noqa: B905 (Python 3.9)
         np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
 
 
 def test_another_depth_takes_the_layers_that_match(module, capsys):
-    backbone = rotation(backbones.build("resnet34_v2", 0.125, "small")).backbone
+    model = rotation(backbones.build("resnet34_v2", 0.125, "small"))
+    backbone = model.backbone
     untouched = backbone.root_conv.kernel.numpy()
-    init.from_module(backbone, module)
+    init.from_module(model, module)
     theirs = {v.name.split("/", 1)[1]: v for v in tf.saved_model.load(module).variables}
     taken = [v for v in backbone.variables if v.name.split("/", 1)[1] in theirs]
     assert len(taken) == len(theirs) and len(theirs) < len(backbone.variables)
@@ -44,4 +47,20 @@ def test_another_depth_takes_the_layers_that_match(module, capsys):
 
 def test_nothing_in_common_is_refused(module):
     with pytest.raises(UserError, match="none of its"):
-        init.from_module(rotation(backbones.build("resnet18_v2", 0.25, "small")).backbone, module)
+        init.from_module(rotation(backbones.build("resnet18_v2", 0.25, "small")), module)
+
+
+def test_of_two_networks_each_takes_its_own(monkeypatch):
+    """By name, which is the same in both, where another layer is too much; an upper layer may have another shape."""
+
+    def network(values, extra=()):
+        shapes = {"conv/kernel": [2, 3], "head/kernel": [3, 4 + len(extra)], **dict.fromkeys(extra, [5])}
+        with tf.name_scope("net"):
+            variables = [tf.Variable(tf.fill(s, values), name=name) for name, s in shapes.items()]
+        return types.SimpleNamespace(name="net", variables=variables)
+
+    theirs, ours = [network(1.0), network(2.0)], [network(-1.0, ["more"]), network(-1.0, ["more"])]
+    module = types.SimpleNamespace(variables=[v for n in theirs for v in n.variables])
+    monkeypatch.setattr("tfssl.hub.load.load", lambda handle: module)
+    init.from_module(types.SimpleNamespace(published=tuple(ours), backbone=ours[0]), "handle")
+    assert [[float(v.numpy().max()) for v in n.variables] for n in ours] == [[1, -1, -1], [2, -1, -1]]

@@ -158,13 +158,17 @@ def cosine_distance(predictions: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     return 2 - 2 * tf.reduce_sum(normalise(predictions) * normalise(tf.stop_gradient(targets)), 1)
 
 
-def spread(z: tf.Tensor) -> tf.Tensor:
+def spread(z: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     """Standard deviation of the features of directions z [N, D] over all replicas' rows, times sqrt(D): near 1 where they are spread over
-    the sphere, 0 where they have collapsed into one point (Chen and He, arXiv 2011.10566, Section 4.1). A scalar."""
+    the sphere, 0 where they have collapsed into one point (Chen and He, arXiv 2011.10566, Section 4.1). Rows of `weight` [N] 0 are left
+    out. A scalar."""
     z = tf.stop_gradient(normalise(z))
-    mean = replicas.mean(tf.reduce_mean(z, 0))
-    variance = replicas.mean(tf.reduce_mean(tf.square(z - mean), 0))
-    return tf.reduce_mean(tf.sqrt(variance)) * z.shape[1] ** 0.5
+    weight = tf.cast(weight[:, None], z.dtype)  # Nx1
+
+    def mean(x: tf.Tensor) -> tf.Tensor:
+        return replicas.mean(tf.reduce_mean(weight * x, 0)) / replicas.mean(tf.reduce_mean(weight, 0))
+
+    return tf.reduce_mean(tf.sqrt(mean(tf.square(z - mean(z))))) * z.shape[1] ** 0.5
 
 
 def classify(logits: tf.Tensor, labels: tf.Tensor) -> Contrast:

@@ -89,7 +89,7 @@ class Colorization(Pretext):
         return lab.from_rgb(images)[..., :1] / 50 - 1
 
     def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
-        x = last_map(self.encode(batch["image"], training))  # NxhxwxD
+        x = last_map(self.endpoints(batch["image"], training))  # NxhxwxD
         if self.head_norm:
             x = tf.nn.relu(self.head_norm(x, training=training))
         return self.head(x)  # NxhxwxQ

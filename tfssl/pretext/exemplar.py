@@ -90,7 +90,7 @@ class Exemplar(InceptionImages):
         return patches.standardise(images) if self.standardize else super().normalize(images)
 
     def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
-        return self.head(self.encode(image_major(batch["image"]), training)["pre_logits"])  # NKxD, image-major
+        return self.head(self.endpoints(image_major(batch["image"]), training)["pre_logits"])  # NKxD, image-major
 
     def objective(self, batch: Batch, embeddings: tf.Tensor) -> tuple[tf.Tensor, Measured]:
         weight = tf.repeat(batch["weight"], self.copies)  # NK

@@ -23,7 +23,7 @@ class Rotation(InceptionImages):
 
     def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
         images = four_rotations(batch["image"])  # 4NxHxWx3, image-major
-        return self.head(self.encode(images, training)["pre_logits"])  # 4Nx4
+        return self.head(self.endpoints(images, training)["pre_logits"])  # 4Nx4
 
     def objective(self, batch: Batch, logits: tf.Tensor) -> tuple[tf.Tensor, Measured]:
         turns = tf.tile(tf.range(4), [batch["image"].shape[0]])  # 4N: quarter turns counter-clockwise

@@ -31,7 +31,7 @@ class Supervised(InceptionImages):
         )
 
     def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
-        return self.head(self.encode(batch["image"], training)["pre_logits"])  # NxC
+        return self.head(self.endpoints(batch["image"], training)["pre_logits"])  # NxC
 
     def objective(self, batch: Batch, logits: tf.Tensor) -> tuple[tf.Tensor, Measured]:
         labels = batch["label"]

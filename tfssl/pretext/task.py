@@ -44,6 +44,7 @@ class Pretext(Loop):
       phases()                    what happens between steps: clusterings of all images
       start()                     state that begins as a copy of other variables
       normalize(images)           [0, 1] -> what the backbone was trained on
+      published, encode(images)   the networks that are published, and the endpoints that they give
       chance()                    {"loss": ..., metric: ...}: the levels of an encoder that knows nothing; its keys name the metrics
       alarm(measured)             a warning, where the metrics call for one
       preview(batch)              what the network sees, for people
@@ -172,6 +173,24 @@ class Pretext(Loop):
         return None
 
     @property
+    def published(self) -> tuple[tf.keras.Model, ...]:
+        """The networks that `encode` runs, the online and the kNN probe measure, and export publishes: by default the backbone. A target
+        network may stand here (`MomentumNetwork.backbone`), or the parts of an encoder, each once. `encode` uses no variable but theirs."""
+        return (self.backbone,)
+
+    def encode(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """Images [N, H, W, 3] in [0, 1] -> dict of the published encoder's endpoints, in depth order; the last is pre_logits [N, D].
+
+        Raises:
+          NotImplementedError: several networks are published, and the task does not say how their endpoints become one encoder's.
+        """
+        if len(self.published) > 1:
+            raise NotImplementedError(
+                f"{type(self).__name__} publishes {len(self.published)} networks: it has to define encode()"
+            )
+        return self.published[0](self.normalize(images), training=training)
+
+    @property
     def evaluation_size(self) -> tuple[int, int]:
         """(side of the central crop, shorter side before it), in pixels: how images come to the published encoder."""
         raise NotImplementedError
@@ -187,8 +206,8 @@ class Pretext(Loop):
         """A batch normalization for the task's head, whose statistics span what the backbone's do."""
         return BatchNorm(sync=self.backbone.bn_sync, groups=self.backbone.bn_groups, name=name, **settings)
 
-    def encode(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        """Images [N, H, W, 3] in [0, 1] -> dict of endpoints. Export publishes this."""
+    def endpoints(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """Images [N, H, W, 3] in [0, 1] -> dict of the backbone's endpoints: what `call` trains, whichever network is published."""
         return self.backbone(self.normalize(images), training=training)
 
     def to_float(self, batch: Batch) -> Batch:
@@ -355,7 +374,7 @@ class Pretext(Loop):
 
     @property
     def autograph(self) -> bool:
-        return self.backbone.autograph
+        return any(network.autograph for network in (self.backbone, *self.published))
 
     def _scaled_losses(self, batch: Batch, outputs: Any, fraction: float) -> dict[str, tf.Tensor]:
         """{player: its loss}, as the gradients need it; and all that is measured is tracked."""

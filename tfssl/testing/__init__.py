@@ -10,5 +10,6 @@ promise which is broken.
 from tfssl.testing.optimizers import check_optimizer
 from tfssl.testing.protocols import check_protocol
 from tfssl.testing.sources import check_source
+from tfssl.testing.tasks import check_task
 
-__all__ = ["check_optimizer", "check_protocol", "check_source"]
+__all__ = ["check_optimizer", "check_protocol", "check_source", "check_task"]

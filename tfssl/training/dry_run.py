@@ -35,7 +35,7 @@ def describe(
     for split in filter(None, (source, validation)):
         _describe_source(split)
     say(summary)
-    for part in (model.backbone, getattr(model, "head", None)):
+    for part in (*dict.fromkeys((model.backbone, *model.published)), getattr(model, "head", None)):
         if part is not None:
             trainable = sum(math.prod(v.shape) for v in part.trainable_variables)
             say(f"  {part.name}: {trainable:,} trainable parameters")

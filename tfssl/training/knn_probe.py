@@ -37,7 +37,7 @@ class KnnProbe:
             for split in (source, validation)
         ]
         run = model.distribute_strategy.run
-        self._encode = tf.function(lambda x: run(self._features, (x,)), autograph=model.backbone.autograph)
+        self._encode = tf.function(lambda x: run(self._features, (x,)), autograph=model.autograph)
 
     def __call__(self) -> dict[str, float]:
         (bank, labels), (queries, truth) = (self._extract(part) for part in self._parts)

@@ -32,7 +32,7 @@ def pictures(model: Pretext, source: Source, count: int = 8) -> Callable[[], np.
         return None
     part = spread(source, count)
     batch = next(iter(model.evaluation_dataset(part, part.num_examples)))
-    show = tf.function(model.pictures, autograph=model.backbone.autograph)
+    show = tf.function(model.pictures, autograph=model.autograph)
     return lambda: grid(np.clip(show(batch).numpy(), 0, 1), 3)
 
 

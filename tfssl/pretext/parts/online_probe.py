@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
+from tfssl.backbones.norm import frozen_statistics
 from tfssl.errors import check_choice
 from tfssl.pretext.task import Batch, Measured, Pretext, imagenet_normalized
 
@@ -45,12 +46,18 @@ class Probed(Pretext):
 
     def features(self, images: tf.Tensor, training: bool) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Images [n, H, W, 3] -> pre-logits [n, D], and {"probe": its logits [n, C]}, where there is one."""
-        x = self.encode(images, training)["pre_logits"]
-        return x, self.probe_logits(x)
+        x = self.endpoints(images, training)["pre_logits"]
+        return x, self.probe_logits(x, lambda: self.encode(images, training)["pre_logits"])
 
-    def probe_logits(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Pre-logits [n, D] -> {"probe": its logits [n, C]}, where there is a probe."""
-        return {"probe": self.probe(tf.stop_gradient(x))} if self.probe else {}
+    def probe_logits(self, x: tf.Tensor, encoded: Callable[[], tf.Tensor]) -> dict[str, tf.Tensor]:
+        """{"probe": its logits [n, C]}, where there is a probe. It reads the published encoder: the backbone's pre-logits x [n, D] of this
+        step, or, where another network is published, `encoded` (), its pre-logits of the same images."""
+        if not self.probe:
+            return {}
+        if self.published != (self.backbone,):
+            with frozen_statistics():  # it is run for the probe alone
+                x = encoded()
+        return {"probe": self.probe(tf.stop_gradient(x))}
 
     def probed(
         self, batch: Batch, loss: tf.Tensor, metrics: Measured, logits: tf.Tensor | None

@@ -169,7 +169,7 @@ class Patches(Pretext):
 
     def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
         patches = image_major(batch["image"])  # 9NxSxSx3, image-major
-        x = self.backbone(self.normalize(patches), training=training)["pre_logits"]  # 9NxD
+        x = self.endpoints(patches, training)["pre_logits"]  # 9NxD
         x = self.embedding(x) if self.embedding else x
         x = tf.nn.relu(self.embedding_bn(x, training=training)) if self.embedding_bn else x
         x = tf.reshape(x, [batch["image"].shape[0], self.grid**2, -1])  # Nx9xD

@@ -24,6 +24,11 @@ class MomentumNetwork(tf.Module):
         self.twins = [layer.twin() for layer in layers]
 
     @property
+    def backbone(self) -> tf.keras.Model:
+        """The twin of the backbone: what a method lists as `published` whose teacher is the encoder."""
+        return self.twins[0]
+
+    @property
     def non_trainable_variables(self) -> tuple[tf.Variable, ...]:
         return tuple(v for twin in self.twins for v in twin.variables)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tensorflow as tf
@@ -150,11 +150,15 @@ class Views(Probed):
         the views of all sizes at once."""
         groups = images if isinstance(images, tuple) else (images,)
         counts = [group.shape[1] for group in groups]
-        # Image by image, so that the parts of a batch are groups of successive rows for batch normalisation too.
-        x = [self.encode(tf.reshape(group, [-1, *group.shape[2:]]), training)["pre_logits"] for group in groups]
-        x = tf.concat([tf.reshape(y, [-1, count, y.shape[-1]]) for y, count in zip(x, counts)], 1)  # NxVxD  # noqa: B905
-        x = tf.reshape(x, [-1, x.shape[-1]])
-        found = self.probe_logits(x)
+
+        def rows(encode: Callable[..., dict[str, tf.Tensor]]) -> tf.Tensor:
+            # Image by image, so that the parts of a batch are groups of successive rows for batch normalisation too.
+            x = [encode(tf.reshape(group, [-1, *group.shape[2:]]), training)["pre_logits"] for group in groups]
+            x = tf.concat([tf.reshape(y, [-1, count, y.shape[-1]]) for y, count in zip(x, counts)], 1)  # NxVxD  # noqa: B905
+            return tf.reshape(x, [-1, x.shape[-1]])
+
+        x = rows(self.endpoints)
+        found = self.probe_logits(x, lambda: rows(self.encode))
         for name, head in heads.items():
             x = found[name] = head(x, training=training)
         return {name: tf.reshape(y, [-1, sum(counts), y.shape[-1]]) for name, y in found.items()}
@@ -173,7 +177,8 @@ class Views(Probed):
     def objective(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         loss, metrics = self.contrast(batch, outputs)
         z = outputs["z"]
-        metrics["spread"] = tf.ones_like(loss) * contrastive.spread(tf.reshape(z, [-1, z.shape[-1]]))
+        weight = tf.repeat(batch["weight"], z.shape[1])
+        metrics["spread"] = tf.ones_like(loss) * contrastive.spread(tf.reshape(z, [-1, z.shape[-1]]), weight)
         return self.probed(batch, loss, metrics, outputs["probe"][:, 0] if self.probe else None)
 
     def alarm(self, measured: Mapping[str, float]) -> str | None:
