@@ -23,7 +23,7 @@ import tensorflow as tf
 
 import tfssl
 from tfssl import backbones, pretext
-from tfssl.backbones.norm import set_groups
+from tfssl.backbones.norm import set_statistics
 from tfssl.classifiers.classifier import Classifier
 from tfssl.classifiers.predictions import KIND
 from tfssl.errors import UserError
@@ -313,7 +313,7 @@ def _plain(model: Pretext) -> Pretext:
         copy.prepare()
     finally:
         tf.keras.mixed_precision.set_global_policy(policy)
-    set_groups(copy.backbone, 1)  # a task may have set some of its own
+    set_statistics(copy.backbone)  # a task may have set some of its own
     for part in ("backbone", "projection"):
         of_copy, of_model = (getattr(getattr(m, part, None), "variables", ()) for m in (copy, model))
         for mine, theirs in zip(of_copy, of_model):  # noqa: B905 (Python 3.9)
@@ -327,7 +327,7 @@ def _facts(model: Pretext, backbone: tf.keras.Model, endpoints: list[str]) -> di
     config = backbone.config() or {}
     return {
         "format": 1,
-        "backbone": backbone.name,
+        "backbone": config.get("name", backbone.name),
         "width_multiplier": config.get("width_multiplier"),
         "stem": config.get("stem"),
         "endpoints": endpoints,

@@ -118,14 +118,6 @@ def test_a_compiled_training_step(policy):
         tf.keras.mixed_precision.set_global_policy(None)
 
 
-@pytest.mark.parametrize(
-    "settings,message",
-    [
-        ({"stem": "stride16"}, "stem=stride16"),
-        ({"skip": False}, "skip=False"),
-        ({"last_relu": False}, "last_relu=False"),
-    ],
-)
-def test_settings_of_other_networks(settings, message):
-    with pytest.raises(UserError, match=message):
-        build("alexnet", **settings)
+def test_its_stems():
+    with pytest.raises(UserError, match="stem=stride16: choose one of imagenet, patch, small"):
+        build("alexnet", stem="stride16")

@@ -234,8 +234,6 @@ def test_mean_of_two_by_two(height, width, stride):
     [
         ("resnet18_v1", {"sk_ratio": 0.0625}, ["sk_ratio=0.0625", "resnet50_v1"]),
         ("resnet50_v2", {"sk_ratio": 0.0625}, ["sk_ratio=0.0625", "resnet50_v1"]),
-        ("revnet50", {"sk_ratio": 0.0625}, ["revnet50", "resnet152_v1"]),
-        ("vgg19", {"zero_init_residual": True}, ["vgg19", "resnet18_v1"]),
         ("resnet18_v2", {"zero_init_residual": True}, ["resnet18_v2", "resnet18_v1"]),
         ("resnet18_v1", {"zero_init_residual": True, "skip": False}, ["skip=True"]),
         ("resnet50_v1", {"sk_ratio": -1.0}, ["sk_ratio=-1.0", "0.0625"]),
