@@ -6,6 +6,7 @@ import tensorflow as tf
 from networks import randomise, trainable
 
 from tfssl.backbones import build
+from tfssl.errors import UserError
 
 MAPS = ("after_root", "block1", "block2", "block3", "block4")
 TINY = 1 / 16  # four channels in the root
@@ -77,7 +78,8 @@ def test_any_width(width, root):
 )
 def test_endpoints_have_the_shapes_of_the_study(name, stem, side, sides):
     model = build(name, TINY, stem)
-    endpoints = model(tf.zeros([2, side, side, 3]), False)
+    run = tf.function(lambda x: model(x, False), autograph=False)
+    endpoints = run.get_concrete_function(tf.TensorSpec([2, side, side, 3])).structured_outputs
     bottleneck = 4 if "50" in name else 1
     channels = [4, 4 * bottleneck, 8 * bottleneck, 16 * bottleneck, 32 * bottleneck]
     assert list(endpoints) == [*MAPS, "pre_logits"] == list(model.endpoint_names)
@@ -128,14 +130,14 @@ def test_any_number_of_image_channels(channels):
 # ---- arithmetic: a naive network ----
 
 
-def window(x, size, stride):
+def window(x, size, stride, dilation=1):
     """The shifted and strided copies of the zero-padded map that lie under the window's places (i, j)."""
-    p = size // 2
+    p = size // 2 * dilation
     height, width = (floor_formula(n, size, stride) for n in x.shape[1:3])
     x = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
     for i in range(size):
         for j in range(size):
-            yield i, j, x[:, i::stride, j::stride][:, :height, :width]
+            yield i, j, x[:, i * dilation :: stride, j * dilation :: stride][:, :height, :width]
 
 
 def relu(x):
@@ -149,9 +151,9 @@ class Naive:
         self.values = {v.name.split("/", 1)[1][:-2]: v.numpy() for v in model.variables}
         self.v2, self.training, self.epsilon = v2, training, epsilon
 
-    def conv(self, x, name, stride):
+    def conv(self, x, name, stride, dilation=1):
         kernel = self.values[name + "/kernel"]
-        return sum(copy @ kernel[i, j] for i, j, copy in window(x, len(kernel), stride))
+        return sum(copy @ kernel[i, j] for i, j, copy in window(x, len(kernel), stride, dilation))
 
     def norm(self, x, name):
         keys = ("gamma", "beta", "moving_mean", "moving_variance")
@@ -160,34 +162,39 @@ class Naive:
             mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
         return gamma * (x - mean) / np.sqrt(variance + self.epsilon) + beta
 
-    def unit(self, x, name, strides):
-        """`strides`: of the unit's convolutions, one after the other."""
+    def unit(self, x, name, strides, dilations):
+        """`strides`, `dilations`: of the unit's convolutions, one after the other."""
         projected = f"{name}/projection/kernel" in self.values
         y, shortcut = x, x
         if self.v2:
-            for i, stride in enumerate(strides, 1):
+            for i, (stride, dilation) in enumerate(zip(strides, dilations), 1):
                 y = relu(self.norm(y, f"{name}/bn{i}"))
                 if i == 1 and projected:
                     shortcut = self.conv(y, f"{name}/projection", max(strides))
-                y = self.conv(y, f"{name}/conv{i}", stride)
+                y = self.conv(y, f"{name}/conv{i}", stride, dilation)
             return shortcut + y
-        for i, stride in enumerate(strides, 1):
-            y = self.norm(self.conv(y, f"{name}/conv{i}", stride), f"{name}/bn{i}")
+        for i, (stride, dilation) in enumerate(zip(strides, dilations), 1):
+            y = self.norm(self.conv(y, f"{name}/conv{i}", stride, dilation), f"{name}/bn{i}")
             y = relu(y) if i < len(strides) else y
         if projected:
             shortcut = self.norm(self.conv(x, f"{name}/projection", max(strides)), f"{name}/projection_bn")
         return relu(shortcut + y)
 
-    def run(self, x, units, bottleneck, stem, last_relu):
+    def run(self, x, units, bottleneck, stem, last_relu, dilated=0):
+        """`dilated`: so many last blocks have a dilation where they would have a stride."""
         x = self.conv(x, "root_conv", 2 if stem == "imagenet" else 1)
         x = x if self.v2 else relu(self.norm(x, "root_bn"))
         if stem != "small":
             x = np.max([copy for _, _, copy in window(x, 3, 2)], axis=0)
-        endpoints = {"after_root": x}
+        endpoints, dilation = {"after_root": x}, 1
         for block, stride in enumerate((1, 2, 2, 1 if stem == "patch" else 2)):
+            before = dilation
+            if block >= 4 - dilated:
+                stride, dilation = 1, 2 * dilation
             for i in range(units[block]):
-                s = stride if i == 0 else 1
-                x = self.unit(x, f"block{block + 1}/unit{i}", (1, s, 1) if bottleneck else (s, 1))
+                s, d = (stride, before) if i == 0 else (1, dilation)
+                strides, dilations = ((1, s, 1), (1, d, 1)) if bottleneck else ((s, 1), (d, dilation))
+                x = self.unit(x, f"block{block + 1}/unit{i}", strides, dilations)
             endpoints[f"block{block + 1}"] = x
         if self.v2:
             x = self.norm(x, "last_bn")
@@ -221,6 +228,44 @@ def test_equals_a_naive_network(policy, name, units, stem, last_relu, training):
         assert endpoints[endpoint].dtype == policy
         close = (1e-10 if policy == "float64" else 1e-3) * np.abs(value).max()
         np.testing.assert_allclose(endpoints[endpoint], value, rtol=0, atol=close, err_msg=endpoint)
+
+
+@in_float64
+@pytest.mark.parametrize(
+    "name,units,output_stride,dilated",
+    [("resnet18_v1", (2, 2, 2, 2), 8, 2), ("resnet50_v2", (3, 4, 6, 3), 16, 1), ("resnet50_v1", (3, 4, 6, 3), 8, 2)],
+)
+def test_dilated_it_equals_a_naive_network_and_the_strided_one_where_that_has_values(
+    policy, name, units, output_stride, dilated
+):
+    """Atrous convolution (Chen et al., arXiv 1606.00915): the same weights, and more locations between the old ones."""
+    strided, model = build(name, TINY), build(name, TINY, output_stride=output_stride)
+    images = random_images(2, 65, 40, 3)
+    strided.build(images.shape), model.build(images.shape)
+    assert [(v.name, v.shape) for v in model.variables] == [(v.name, v.shape) for v in strided.variables]
+    assert (model.min_image_size, strided.min_image_size) == (output_stride, 32)
+    model.set_weights(randomise(strided).get_weights())
+    found, coarse = model(images, False), strided(images, False)
+    expected = Naive(model, "v2" in name, False, 1e-3).run(images, units, "50" in name, "imagenet", True, dilated)
+    for i, endpoint in enumerate(MAPS):
+        step = 2 ** max(0, i - 4 + dilated)
+        for value, other in (
+            (found[endpoint], expected[endpoint]),
+            (found[endpoint][:, ::step, ::step], coarse[endpoint]),
+        ):
+            np.testing.assert_allclose(value, other, rtol=0, atol=1e-10 * np.abs(other).max(), err_msg=endpoint)
+
+
+@pytest.mark.parametrize(
+    "settings,words",
+    [
+        ({"output_stride": 4}, "output_stride=4: choose 8, 16 or 32"),
+        ({"output_stride": 8, "sk_ratio": 0.0625}, "sk_ratio at 0"),
+    ],
+)
+def test_output_strides_that_there_are_not(settings, words):
+    with pytest.raises(UserError, match=words):
+        build("resnet50_v1", **settings)
 
 
 @in_float64
