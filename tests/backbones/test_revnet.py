@@ -422,8 +422,3 @@ def test_settings():
         build("revnet50", 0.01)
     model = build("revnet50", 0.25, remat=True, last_relu=False)
     assert "remat" not in model.config() and model.config()["last_relu"] is False
-
-
-def test_a_representation_of_another_size():
-    model = build("revnet18", TINY, "small", representation_size=24)
-    assert model(tf.zeros([2, 8, 8, 3]))["pre_logits"].shape == (2, 24)

@@ -7,7 +7,8 @@ promise which is broken.
       check_optimizer(MyOptimizer)
 """
 
+from tfssl.testing.backbones import check_backbone
 from tfssl.testing.optimizers import check_optimizer
 from tfssl.testing.protocols import check_protocol
 
-__all__ = ["check_optimizer", "check_protocol"]
+__all__ = ["check_backbone", "check_optimizer", "check_protocol"]
