@@ -49,7 +49,7 @@ def build_chain(layers: Sequence[tf.keras.layers.Layer], channels: int, rank: in
     for layer in layers:
         with tf.name_scope(layer.name):
             layer.build((None,) * (rank - 1) + (channels,))
-        channels = getattr(layer, "filters", getattr(layer, "units", channels))
+        channels = getattr(layer, "filters", None) or getattr(layer, "units", None) or channels
     return channels
 
 
