@@ -18,6 +18,7 @@ OURS = {
     "resnet50_v2": {**TINY, "stem": "imagenet", "output_stride": 8},
     "revnet18": {**TINY, "remat": True},
     "vgg11": {**TINY, "width_multiplier": 1 / 32, "remat": True},
+    "resnet18_v2 ": {**TINY, "neck": "fpn", "neck_width": 5},
     "alexnet_lrn": {**TINY, "remat": True, "jit_compile": True, "image_size": 20},
 }
 
@@ -26,7 +27,7 @@ OURS = {
 def test_ours(name, monkeypatch):
     monkeypatch.setattr(revnet, "UNITS", {18: (1, 2, 1, 1)})
     monkeypatch.setattr(resnet, "DEPTHS", {18: (1, 2, 1, 1), 50: (1, 1, 2, 1)})
-    check_backbone(name, **OURS[name])
+    check_backbone(name.strip(), **OURS[name])
 
 
 @pytest.mark.parametrize("functional", [False, True])

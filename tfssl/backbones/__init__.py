@@ -59,6 +59,8 @@ def build(
     *,
     bn_sync: bool = False,
     bn_groups: int = 1,
+    neck: str = "",
+    neck_width: int = 256,
     **settings: Any,
 ) -> Any:
     """A backbone: a `tf.keras.Model` whose `model(images, training)` is a dict of endpoints, in depth order.
@@ -81,6 +83,7 @@ def build(
       bn_sync: in training, batch statistics are those of all replicas together.
       bn_groups: in training, the batch is normalized in so many groups of successive rows. Both are the `norm_policy`
         (`tfssl.backbones.Norm`), which may be given in their place.
+      neck: "fpn" adds a feature pyramid's levels to the endpoints, of `neck_width` channels (see `necks.Necked`); "": none.
       settings: further arguments of the family's class, such as those of `resnet.ResNet` and `layers.Network`. One
         that the family has not is refused, unless it is the default of those that have it.
 
@@ -88,21 +91,29 @@ def build(
       UserError: an unknown name, a setting that it has not or that is out of range, or one given for a model that is
         already made.
     """
+    from tfssl.backbones.necks import Necked
+    from tfssl.backbones.norm import Norm
+
+    if bn_sync or bn_groups != 1:
+        settings["norm_policy"] = Norm(sync=bn_sync, groups=bn_groups)
+    trunk = _trunk(name, {"width_multiplier": width_multiplier, "stem": stem, **settings})
+    return Necked(trunk, neck, neck_width) if neck else trunk
+
+
+def _trunk(name: str | type | tf.keras.Model, settings: Mapping[str, Any]) -> Any:
+    """A backbone without a neck, or one that is made already as it is; settings of None are not given."""
     import tensorflow as tf
 
     from tfssl.backbones.layers import Network
-    from tfssl.backbones.norm import Norm
+    from tfssl.backbones.necks import Necked
     from tfssl.backbones.user_model import UserModel
 
-    given = {"width_multiplier": width_multiplier, "stem": stem, **settings}
-    given = {key: value for key, value in given.items() if value is not None}
-    if bn_sync or bn_groups != 1:
-        given["norm_policy"] = Norm(sync=bn_sync, groups=bn_groups)
+    given = {key: value for key, value in settings.items() if value is not None}
     if isinstance(name, tf.keras.Model):
         changed = _not_default(given)
         if changed:
             raise UserError(f"model {name.name!r} is already made: set {', '.join(changed)} in it, and not here")
-        return name if isinstance(name, (Network, UserModel)) else UserModel(name)
+        return name if isinstance(name, (Network, UserModel, Necked)) else UserModel(name)
     if isinstance(name, str):
         cls = BACKBONES.find(name)
     elif isinstance(name, type) and issubclass(name, tf.keras.Model) and name is not tf.keras.Model:

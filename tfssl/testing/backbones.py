@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl import backbones
+from tfssl.backbones.necks import Necked
 from tfssl.errors import one_line
 
 ROWS = 4
@@ -101,8 +102,8 @@ def _check_endpoints(network: Any, endpoints: Mapping[str, tf.Tensor]) -> None:
         assert np.isfinite(np.asarray(value, np.float64)).all(), f"{name} is not finite"
     assert endpoints["pre_logits"].dtype == tf.float64, "under floatx float64 pre_logits are float64"
     assert network.variables, "a network has variables"
-    names = [v.name for v in network.variables]
-    assert len(set(names)) == len(names), f"names of variables are unique: {_first_twice(names)} is not"
+    own = [v.name for v in network.variables]
+    assert len(set(own)) == len(own), f"names of variables are unique: {_first_twice(own)} is not"
 
 
 def _check_shapes(network: Any, images: tf.Tensor, endpoints: Mapping[str, tf.Tensor]) -> None:
@@ -145,8 +146,8 @@ def _check_copies(network: Any, images: tf.Tensor, endpoints: Mapping[str, tf.Te
 
 
 def _check_keep(network: Any, images: tf.Tensor, endpoints: Mapping[str, tf.Tensor]) -> None:
-    takes = network.endpoints if isinstance(network, backbones.Network) else network.model.call
-    if "keep" not in inspect.signature(takes).parameters:
+    takes = network.endpoints if isinstance(network, backbones.Network) else getattr(network, "model", network).call
+    if isinstance(network, Necked) or "keep" not in inspect.signature(takes).parameters:
         return
     kinds = {name: kind for name, kind in network.endpoint_kinds.items() if kind != "vector"}
     flat = {n: tf.reshape(endpoints[n], [ROWS, -1, endpoints[n].shape[-1]]) for n in kinds}

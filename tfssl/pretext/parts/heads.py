@@ -12,7 +12,7 @@ from tfssl.backbones.norm import BatchNorm, Norm, at_least_float32
 
 
 class MLP(tf.keras.layers.Layer):
-    """Dense layers with ReLUs between them: [N, D] -> [N, sizes[-1]], in float32 at least.
+    """Dense layers with ReLUs between them: [N, D] -> [N, sizes[-1]], or maps [N, h, w, D], each location by itself; in float32 at least.
 
     Args:
       name: of the layer.
@@ -56,7 +56,7 @@ class MLP(tf.keras.layers.Layer):
         for i, (size, bias, norm) in enumerate(zip(self.sizes, self.biases, self.norms), 1):  # noqa: B905 (Python 3.9)
             initial = tf.keras.initializers.RandomNormal(stddev=stddev) if stddev else "glorot_uniform"
             dense = tf.keras.layers.Dense(size or width, use_bias=bias, kernel_initializer=initial, name=f"dense{i}")
-            width = build_chain([layer for layer in (dense, norm) if layer], width, rank=2)
+            width = build_chain([layer for layer in (dense, norm) if layer], width, rank=len(shape))
             self.dense.append(dense)
         self.built = True
 
