@@ -326,7 +326,7 @@ def test_a_backbone_is_left_as_it_is():
         assert build(model) is model
 
 
-@pytest.mark.parametrize("what", [None, 50, layers.Dense(3), tf.keras.Model])
+@pytest.mark.parametrize("what", [None, 50, layers.Dense(3), tf.keras.Model, "tensorflow:zeros"])
 def test_anything_else_is_refused(what):
     assert "tf.keras.Model" in message(what)
 

@@ -115,7 +115,9 @@ def _trunk(name: str | type | tf.keras.Model, settings: Mapping[str, Any]) -> An
             raise UserError(f"model {name.name!r} is already made: set {', '.join(changed)} in it, and not here")
         return name if isinstance(name, (Network, UserModel, Necked)) else UserModel(name)
     if isinstance(name, str):
-        cls = BACKBONES.find(name)
+        cls: Any = BACKBONES.find(name)
+        if not (isinstance(cls, type) and issubclass(cls, tf.keras.Model)):
+            raise UserError(f"backbone {name!r} is no class of tf.keras.Model of Keras 2: see docs/add_a_backbone.md")
     elif isinstance(name, type) and issubclass(name, tf.keras.Model) and name is not tf.keras.Model:
         cls, name = name, BACKBONES.name_of(name)
     else:

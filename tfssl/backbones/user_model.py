@@ -30,8 +30,8 @@ class UserModel(tf.keras.Model):
     def __init__(self, model: tf.keras.Model, made_by: Mapping[str, Any] | None = None) -> None:
         super().__init__(name=model.name)
         self.model = model
-        self.norm_policy = Norm()
         self._made_by = dict(made_by) if made_by else None
+        self.norm_policy = (made_by or {}).get("norm_policy", Norm())
         self._kinds: dict[str, str] | None = None
         self.min_image_size = 1
         if model.inputs:  # a functional model knows what it takes and returns
@@ -115,7 +115,9 @@ class UserModel(tf.keras.Model):
 
     def config(self) -> dict[str, Any] | None:
         """As `layers.Network.config`; None of a model that only its author can make again."""
-        return dict(self._made_by) if self._made_by else None
+        if not self._made_by:
+            return None
+        return {name: value for name, value in self._made_by.items() if name not in layers.TRAINING_ONLY}
 
 
 def rank(value: object) -> int | None:
