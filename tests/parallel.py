@@ -28,9 +28,18 @@ FIRST = ("pretext/test_task.py", "test_train.py", "backbones/test_revnet.py", "t
 PARTS = {"pretext/test_task.py": ("train_like_one", "a_compiled_step")}  # -k of parts that run apart: they grow large
 
 
-def work():
-    """[(name, pytest's arguments)], in the order in which they begin."""
-    files = sorted(str(path.relative_to(TESTS)) for path in TESTS.rglob("test_*.py"))
+ONCE = (  # what tells nothing of TensorFlow, or nothing that other files would not
+    "config/", "data/listing/", "data/sources/test_identity.py", "downstream/metrics/", "downstream/protocols/test_svm.py",
+    "downstream/protocols/test_logistic.py", "downstream/protocols/test_knn.py", "downstream/protocols/test_few_shot.py",
+    "downstream/protocols/test_low_shot.py", "downstream/report/", "downstream/solvers/", "downstream/test_", "storage/", "test_costs.py",
+    "test_examples.py", "test_full_disk.py", "test_fuzz.py", "test_mistakes.py", "test_types.py", "testing/test_protocols.py",
+)  # fmt: skip
+
+
+def work(once=True):
+    """[(name, pytest's arguments)], in the order in which they begin; without those of ONCE, if you like."""
+    files = sorted(path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py"))
+    files = [file for file in files if once or not file.startswith(ONCE)]
     for file in sorted(files, key=lambda file: FIRST.index(file) if file in FIRST else len(FIRST)):
         parts = PARTS.get(file, ())
         for part in parts:
@@ -64,6 +73,9 @@ def _session(arguments, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument(
+        "--again", action="store_true", help="after the other stack: leave out what tells nothing of TensorFlow"
+    )
     options, others = parser.parse_known_args()
     sys.path.insert(0, str(TESTS.parent))  # this tree's tfssl, in the forked processes too
     begun, failed, rows = time.monotonic(), [], []
@@ -71,7 +83,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
         waiting = {
             pool.submit(run, name, [*arguments, *others], pathlib.Path(folder, str(i))): name
-            for i, (name, arguments) in enumerate(work())
+            for i, (name, arguments) in enumerate(work(once=not options.again))
         }
         for done in concurrent.futures.as_completed(waiting):
             name, (status, said, costs) = waiting[done], done.result()
