@@ -33,6 +33,12 @@ INITIALIZERS = {
 }
 
 
+def stem_stride(stem: str) -> int:
+    """The stride of the root and its max-pool together, before the four blocks."""
+    _, stride, max_pool, _ = STEMS[stem]
+    return stride * (2 if max_pool else 1)
+
+
 def zero_pad(x: tf.Tensor, size: int) -> tf.Tensor:
     """What makes a VALID window of an odd size symmetric: NxHxWxC -> Nx(H+size-1)x(W+size-1)xC."""
     # Not the explicit padding of tf.nn.conv2d: oneDNN leaves that alone, and in bfloat16 it takes ten times as long.

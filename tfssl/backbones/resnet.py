@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
-from tfssl.backbones.layers import STEMS, Conv, Network, build_chain, global_mean, zero_pad
+from tfssl.backbones.layers import STEMS, Conv, Network, build_chain, global_mean, stem_stride, zero_pad
 from tfssl.backbones.rematerialize import rematerialize
 from tfssl.backbones.selective_kernel import DeepRoot, SKUnit
 from tfssl.errors import UserError, check_choice
@@ -180,9 +180,8 @@ class ResNet(Network):
     @property
     def _strides(self) -> list[tuple[int, int, int]]:
         """Of each block: the stride of its first unit, the dilation of what lies before that stride, and of what lies behind."""
-        _, root_stride, max_pool, strides = STEMS[self.stem]
-        total, dilation, found = root_stride * (2 if max_pool else 1), 1, []
-        for stride in strides:
+        total, dilation, found = stem_stride(self.stem), 1, []
+        for stride in STEMS[self.stem][3]:
             before = dilation
             if self.output_stride and total * stride > self.output_stride:
                 stride, dilation = 1, dilation * stride
@@ -193,8 +192,7 @@ class ResNet(Network):
     @property
     def min_image_size(self) -> int:
         """The total stride: from this side on, each layer that halves the map still has two rows to choose from."""
-        _, root_stride, max_pool, _ = STEMS[self.stem]
-        return root_stride * (2 if max_pool else 1) * math.prod(stride for stride, _, _ in self._strides)
+        return stem_stride(self.stem) * math.prod(stride for stride, _, _ in self._strides)
 
     def build_layers(self, input_shape: tf.TensorShape) -> int:
         root = (self.deep_root, self.root_conv, self.root_norm)

@@ -8,15 +8,16 @@ by unit, and of a whole block only the outputs are kept. Blocks are joined by an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import tensorflow as tf
 
-from tfssl.backbones.layers import STEMS, Conv, Network, build_chain, global_mean, zero_pad
+from tfssl.backbones.layers import STEMS, Conv, Network, build_chain, global_mean, stem_stride, zero_pad
 from tfssl.backbones.norm import at_least_float32, frozen_statistics
 from tfssl.backbones.rematerialize import at_once
-from tfssl.backbones.resnet import UNITS, ResNet, Unit
+from tfssl.backbones.resnet import UNITS, Unit
 from tfssl.errors import check_choice
 
 # Of a block's two inputs, and of the variables.
@@ -103,7 +104,6 @@ class RevNet(Network):
     """
 
     endpoint_names = ("after_root", "block1", "block2", "block3", "block4", "pre_logits")
-    min_image_size = ResNet.min_image_size  # the same strides
     raw_maps = True
 
     def __init__(self, name: str, stem: str = "imagenet", last_relu: bool = True, **common: Any) -> None:
@@ -122,6 +122,11 @@ class RevNet(Network):
             for i in range(4)
         )
         self.last_norm = self.norm("last_bn")
+
+    @property
+    def min_image_size(self) -> int:
+        """The total stride, as of a ResNet."""
+        return stem_stride(self.stem) * math.prod(self.strides)
 
     def build_layers(self, input_shape: tf.TensorShape) -> int:
         channels = build_chain([self.root_conv], input_shape[-1])
