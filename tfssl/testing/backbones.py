@@ -28,7 +28,7 @@ def check_backbone(
 
     - Endpoints come in the order of `endpoint_names`, each of the kind that `endpoint_kinds` says; the last is `pre_logits` [N, D], in
       float32 at least. Shapes are static where the images' is; images of a size that is not known beforehand do too (unless the network
-      says `static_size`), and so does each number of `channels`.
+      says `static_size`), and so do the smallest ones and each number of `channels`.
     - Inference is pure: it changes no variable, gives the same twice, and an image's endpoints do not depend on the others in its batch.
     - `twin()` has the same variables with values of its own, and `build(**config())` makes the same network again (where `config()` is not
       None): with the same weights, the same endpoints.
@@ -64,11 +64,14 @@ def check_backbone(
         _check_endpoints(network, endpoints)
         _check_shapes(network, images, endpoints)
         for other in channels[1:]:
+            copy = make()
+            smallest = max(copy.min_image_size, 4)  # where nobody says, a convolution may want some pixels
             try:
-                of_other = make()(_images(size, other))["pre_logits"].shape
+                of_other = copy(_images(smallest, other))["pre_logits"].shape
             except (tf.errors.InvalidArgumentError, ValueError) as error:
                 of_other = one_line(error)
-            assert of_other == endpoints["pre_logits"].shape, f"images of {other} channels give {of_other}"
+            what = f"images of {other} channels and {smallest} pixels, the smallest side, give {of_other}"
+            assert of_other == endpoints["pre_logits"].shape, what
         _check_inference(network, images, endpoints)
         _check_copies(network, images, endpoints)
         _check_keep(network, images, endpoints)
