@@ -42,14 +42,14 @@ def lower(row, path):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from absl import flags
 
-    from tfssl import optim, pretext
     from tfssl.config.configs import TrainConfig
     from tfssl.config.plan import plan
     from tfssl.runtime import cli
     from tfssl.training import build, checks
+    from tfssl.training.registered import registered
     import tensorflow as tf  # isort: skip
 
-    values, registered = flags.FlagValues(), (pretext.task_flags(), optim.optimizer_flags())
+    values, registered = flags.FlagValues(), registered({})
     TrainConfig.define(*registered, values)
     given = [f"--{name}={value}" for name, value in row["flags"].items()]
     values(cli.expand_flagfiles(["tpu_compile", *given, "--workdir=unused"]))

@@ -9,17 +9,16 @@ The flags of training are taken from the run; without a run (--random_init) they
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
 from absl import flags
 
-from tfssl import optim, pretext
 from tfssl.config import configs, flagfile, schema
 from tfssl.config.configs import TrainConfig
-from tfssl.config.generated import Generated
 from tfssl.errors import UserError
 from tfssl.runtime import cli
+from tfssl.training.registered import KINDS, registered
 
 FLAGS = flags.FLAGS
 
@@ -27,8 +26,7 @@ FLAGS = flags.FLAGS
 def define_flags(argv: Sequence[str] = ()) -> None:
     """In the order of `--help`: those of the export, and all of training."""
     configs.define(schema.Export, section=cli.section)
-    task, optimizer = (cli.peek(argv, kind, TrainConfig().flags()[kind]) for kind in ("task", "optimizer"))
-    TrainConfig.define(pretext.task_flags(task), optim.optimizer_flags(optimizer), section=cli.section)
+    TrainConfig.define(*registered(cli.peek_all(argv, KINDS)), section=cli.section)
 
 
 def main(_: Sequence[str]) -> None:
@@ -79,19 +77,14 @@ def read_config(workdir: Optional[str]) -> TrainConfig:
       UserError: the folder is not that of a run, or its record cannot be read.
     """
     if not workdir:
-        return TrainConfig.from_flags(FLAGS, *_registered(FLAGS.flag_values_dict()))
+        return TrainConfig.from_flags(FLAGS, *registered(FLAGS.flag_values_dict()))
     record = os.path.join(workdir, "flags.flags")
     texts = flagfile.read(record)
-    chosen = {kind: FLAGS[kind].value for kind in ("task", "optimizer") if FLAGS[kind].present or kind not in texts}
+    chosen = {kind: FLAGS[kind].value for kind in KINDS if FLAGS[kind].present or kind not in texts}
     try:
-        tasks, optimizers = _registered({**texts, **chosen})
-        return TrainConfig.from_record(texts, tasks, optimizers, overriding=FLAGS)
+        return TrainConfig.from_record(texts, *registered({**texts, **chosen}), overriding=FLAGS)
     except flags.Error as error:
         raise UserError(f"{record}, the record of the run, cannot be taken: {error}") from error
-
-
-def _registered(names: Mapping[str, Any]) -> tuple[Generated, Generated]:
-    return pretext.task_flags(names["task"]), optim.optimizer_flags(names["optimizer"])
 
 
 def _class_names(workdir: Optional[str]) -> Optional[list[str]]:

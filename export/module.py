@@ -23,7 +23,7 @@ import tensorflow as tf
 
 import tfssl
 from tfssl import backbones, pretext
-from tfssl.backbones.norm import set_groups
+from tfssl.backbones.norm import set_statistics
 from tfssl.classifiers.classifier import Classifier
 from tfssl.classifiers.predictions import KIND
 from tfssl.errors import UserError
@@ -315,7 +315,7 @@ def _plain(model: Pretext) -> Pretext:
     finally:
         tf.keras.mixed_precision.set_global_policy(policy)
     for network in copy.published:
-        set_groups(network, 1)  # a task may have set some of its own
+        set_statistics(network)  # a task may have set some of its own
     ours, theirs = ([*m.published, *filter(None, [getattr(m, "projection", None)])] for m in (copy, model))
     for mine, other in zip(ours, theirs):  # noqa: B905 (Python 3.9)
         for variable, value in zip(mine.variables, other.variables):  # noqa: B905
@@ -334,7 +334,7 @@ def _facts(model: Pretext, backbone: tf.keras.Model) -> dict[str, Any]:
     config = backbone.config() or {}
     return {
         "format": 1,
-        "backbone": backbone.name,
+        "backbone": config.get("name", backbone.name),
         "width_multiplier": config.get("width_multiplier"),
         "stem": config.get("stem"),
         "input": "float32 RGB in [0, 1], [batch, height, width, 3]",

@@ -11,7 +11,7 @@ from typing import Any, Optional
 import numpy as np
 import tensorflow as tf
 
-from tfssl import optim, pretext
+from tfssl import backbones, pretext
 from tfssl.config import signatures
 from tfssl.config.configs import TrainConfig
 from tfssl.config.generated import as_text
@@ -19,15 +19,14 @@ from tfssl.errors import UserError, one_line
 from tfssl.export.module import save
 from tfssl.hub import load as modules
 from tfssl.pretext.task import Pretext
+from tfssl.registry import Registry
 from tfssl.training import checks
 from tfssl.training.build import build_model
+from tfssl.training.registered import registered
 
-# The flags of training that shape an untrained encoder, beside its task's own settings: what a module's tfssl.json says of others does not
-# become part of a command.
-_OF_THE_NETWORK = (
-    "task", "backbone", "width_multiplier", "stem", "bn_momentum", "bn_epsilon", "last_relu", "skip_connections",
-    "representation_size", "sk_ratio", "zero_init_residual", "initializer",
-)  # fmt: skip
+# The flags of training that shape an untrained encoder, beside the own settings of its task and its backbone: what a module's tfssl.json
+# says of others does not become part of a command.
+_OF_THE_NETWORK = ("task", "backbone")
 _FILES = ("bins", "permutations_file")  # settings that are paths, and shape heads alone
 
 
@@ -71,10 +70,9 @@ def beside(
         elif not flags:
             because = "it does not say how it was made (modules of tfssl-export do)"
             if key:
-                because = (
-                    f"its task {module.facts['training_flags']['task']!r} is a class that is not imported here: tfssl-export --random_init "
-                    "writes one, for --module"
-                )
+                training = module.facts["training_flags"]
+                own = next(f"{kind} {training[kind]!r}" for kind in _OF_THE_NETWORK if ":" in training[kind])
+                because = f"its {own} is a class that is not imported here: tfssl-export --random_init writes one, for --module"
             say(f"{name}: no untrained network beside it, for {because}")
         else:
             if tuple(flags) not in made:
@@ -95,14 +93,16 @@ def beside(
 def _flags(facts: Mapping[str, Any]) -> list[str]:
     """What shapes the untrained encoder, as flags, without the seed; [] if the facts are not those of an encoder of ours."""
     training = facts.get("training_flags") or {}
-    task = training.get("task")
-    if not isinstance(task, str) or "backbone" not in training:
+    task, backbone = training.get("task"), training.get("backbone")
+    if not isinstance(task, str) or not isinstance(backbone, str):
         return []
-    source = _source(task)
-    if source is None:
+    sources = [_source(pretext.TASKS, task, Pretext)]
+    if backbone in backbones.NAMES or ":" in backbone:  # of any other name the registry has something to say
+        sources.append(_source(backbones.BACKBONES, backbone, tf.keras.Model))
+    if None in sources:
         return []
     try:
-        settings = signatures.read(*source).values()
+        settings = [s for source in sources if source for s in signatures.read(*source).values()]
     except UserError:  # a class of a notebook, which stands in no file
         return []
     head = sum(bool(re.fullmatch(r"head\d+", name)) for name in facts.get("endpoints", []))
@@ -115,22 +115,23 @@ def _flags(facts: Mapping[str, Any]) -> list[str]:
 def _key(facts: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a module and its untrained fellow have in common, if they are ours: hashable; () of others. It imports nothing."""
     training = facts.get("training_flags") or {}
-    task = training.get("task")
-    if _flags(facts) or not isinstance(task, str) or ":" not in task or "backbone" not in training:
+    names = [training.get(kind) for kind in _OF_THE_NETWORK]
+    own = all(isinstance(name, str) for name in names) and any(":" in str(name) for name in names)
+    if _flags(facts) or not own:
         return tuple(_flags(facts))
     of_the_run = TrainConfig().flags().keys() - set(_OF_THE_NETWORK)
     shaping = {name: as_text(value) for name, value in training.items() if name not in (*of_the_run, *_FILES)}
     return (*sorted(shaping.items()), len(facts.get("endpoints", [])))
 
 
-def _source(task: str) -> Optional[tuple[str, str]]:
-    """(module, class) of a task of ours, or of a user's own that is imported already; None of others: a path in somebody's facts is not
+def _source(registry: Registry, name: str, base: type) -> Optional[tuple[str, str]]:
+    """(module, class) of one of ours, or of a user's own that is imported already; None of others: a path in somebody's facts is not
     followed."""
-    if task in pretext.NAMES:
-        return pretext.TASKS.source(task)
-    module, _, name = task.partition(":")
-    cls: Any = getattr(sys.modules.get(module), name, None)
-    return (module, name) if isinstance(cls, type) and issubclass(cls, Pretext) else None
+    if name in registry.names:
+        return registry.source(name)
+    module, _, class_name = name.partition(":")
+    cls: Any = getattr(sys.modules.get(module), class_name, None)
+    return (module, class_name) if isinstance(cls, type) and issubclass(cls, base) else None
 
 
 def _export(name: str, flags: Sequence[str], folder: str, say: Callable[[str], object]) -> Optional[modules.Module]:
@@ -140,7 +141,7 @@ def _export(name: str, flags: Sequence[str], folder: str, say: Callable[[str], o
         texts = dict(flag[2:].split("=", 1) for flag in flags)
         head_endpoints = int(texts.pop("head_endpoints"))
         try:
-            config = TrainConfig.from_record(texts, pretext.task_flags(texts["task"]), optim.optimizer_flags())
+            config = TrainConfig.from_record(texts, *registered({kind: texts[kind] for kind in _OF_THE_NETWORK}))
             export(checks.pretraining(config.replace(workdir=path)), path, head_endpoints)
         except Exception as error:  # whatever somebody's facts make of a network, the evaluation goes on without it
             say(f"{name}: no untrained network beside it: {one_line(error)}")

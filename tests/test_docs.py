@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import tensorflow as tf
 from encoders import save_encoder
+from networks import trainable
 from sklearn.neighbors import NearestCentroid
 
 import tfssl
@@ -45,6 +46,30 @@ def test_add_a_method(photos, tmp_path, monkeypatch):
     assert module(tf.zeros([2, 16, 16, 3])).shape == [2, 32]
     example = (ROOT / "examples" / "new_method.py").read_text(encoding="utf-8")
     assert method[method.index("class ") :].strip() in example
+
+
+def test_add_a_backbone(photos, tmp_path, monkeypatch):
+    """All three blocks, in small; and the published number of parameters of ConvMixer-768/32."""
+    network, use, check = blocks("add_a_backbone.md")
+    (tmp_path / "convmixer.py").write_text(network, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    small = {
+        "width_multiplier=0.5, depth=16": "width_multiplier=1 / 64, depth=2, patch=2, kernel=3",
+        "image_size=224": "image_size=16",
+        "modules/convmixer/1": f"{tmp_path}/1",
+        **{old: SMALL[old] for old in ("batch_size=256", "epochs=10, steps_per_epoch=100")},
+        "folder:photos": f"folder:{photos}",
+    }
+    for old, new in small.items():
+        assert old in use, old
+        use = use.replace(old, new)
+    exec(compile(use + check, "docs/add_a_backbone.md", "exec"), {})
+    module = tf.saved_model.load(str(tmp_path / "1"))
+    assert {name: x.shape for name, x in module.endpoints(tf.zeros([2, 16, 16, 3])).items()} == {
+        **dict.fromkeys(("embedding", "layer1", "layer2"), (2, 8, 8, 12)),
+        "pre_logits": (2, 12),
+    }
+    assert trainable("convmixer:ConvMixer", 1) + 1000 * 768 + 1000 == 21110248
 
 
 def test_add_a_protocol(photos, tmp_path, monkeypatch):

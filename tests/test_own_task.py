@@ -1,4 +1,5 @@
-"""A task from outside the package, by its import path: it trains, resumes, exports and is evaluated beside its untrained network."""
+"""A task and a backbone from outside the package, by their import paths: they train, resume, export and are evaluated beside
+their untrained network."""
 
 import functools
 import json
@@ -38,10 +39,50 @@ class Darker(Rotation):
 '''
 
 
+BACKBONE = '''
+import tensorflow as tf
+
+from tfssl.backbones import Network
+
+
+class Plain(Network):
+    """Convolutions one after the other, and their mean.
+
+    Args:
+      depth: How many.
+    """
+
+    min_image_size = 4
+
+    def __init__(self, depth=2, **common):
+        super().__init__(**common)
+        self.depth = depth
+        self.endpoint_names = (*(f"conv{i}" for i in range(depth)), "pre_logits")
+        self.convs = [tf.keras.layers.Conv2D(self.scaled(64), 3, 2, name=f"conv{i}") for i in range(depth)]
+        self.norms = [self.norm(f"norm{i}") for i in range(depth)]
+
+    def build_layers(self, shape):
+        channels = shape[-1]
+        for conv, norm in zip(self.convs, self.norms):
+            with tf.name_scope(conv.name):
+                conv.build((None, None, None, channels))
+                norm.build((None, None, None, conv.filters))
+            channels = conv.filters
+        return channels
+
+    def endpoints(self, images, training):
+        x, endpoints = images, {}
+        for conv, norm in zip(self.convs, self.norms):
+            endpoints[conv.name] = x = tf.nn.relu(norm(conv(x), training=training))
+        return {**endpoints, "pre_logits": tf.reduce_mean(tf.cast(x, tf.float32), [1, 2])}
+'''
+
+
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     folder = tmp_path_factory.mktemp("package")
     (folder / "someones_tasks.py").write_text(TASK)
+    (folder / "someones_nets.py").write_text(BACKBONE)
     return functools.partial(runs.command, first=functools.partial(runs.on_path, str(folder)))
 
 
@@ -56,9 +97,11 @@ def test_from_training_to_evaluation(command, photos, tmp_path):
         "--checkpoint_steps=4",
     )
     flags = ("--task=someones_tasks:Darker", *(f.replace("--image_size", "--own_image_size") for f in flags))
+    flags = (*(f for f in flags if not f.startswith("--stem")), "--backbone=someones_nets:Plain", "--depth=3")
     done = command("train", *flags, "--train_steps=4")
-    assert done.returncode == 0 and "someones_tasks:Darker: resnet18_v2" in done.stdout, done.stderr
+    assert done.returncode == 0 and "someones_tasks:Darker: someones_nets:Plain x0.0625" in done.stdout, done.stderr
     record = workdir / "flags.flags"
+    assert "--depth=3\n" in record.read_text() and "--stem" not in record.read_text()
     assert "--own_darkness=0.25\n" in record.read_text() and "--own_image_size=16\n" in record.read_text()
     done = command("train", f"--flagfile={record}", "--train_steps=8")
     assert done.returncode == 0 and "resuming at step 4 of 8" in done.stdout, done.stderr
@@ -70,12 +113,16 @@ def test_from_training_to_evaluation(command, photos, tmp_path):
         done = command("export", f"--workdir={workdir}", f"--export_dir={tmp_path / name}", *more)
         assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path / "own" / "assets" / "tfssl.json").read_text())
+    assert facts["backbone"] == facts["training_flags"]["backbone"] == "someones_nets:Plain"
+    assert facts["endpoints"] == ["conv0", "conv1", "conv2", "pre_logits"]
     assert facts["task"] == facts["training_flags"]["task"] == "someones_tasks:Darker" and facts["step"] == 8
-    assert "someones_tasks" not in sys.modules  # nothing here has imported it, and loading the module does not
+    assert not {"someones_tasks", "someones_nets"} & set(
+        sys.modules
+    )  # nothing here has imported it, and loading the module does not
     module = modules.load(str(tmp_path / "own"))
-    assert "someones_tasks" not in sys.modules
+    assert not {"someones_tasks", "someones_nets"} & set(sys.modules)
     images = np.random.default_rng(0).random([2, 16, 16, 3], np.float32)
-    assert module.endpoints(tf.constant(images))["pre_logits"].shape == (2, 32)
+    assert module.endpoints(tf.constant(images))["pre_logits"].shape == (2, 4)
 
     modules_of = ",".join(f"{name}={tmp_path / name}" for name in names)
     split = (f"--dataset=folder:{photos}", "--train_split=train[:70%]", "--test_split=train[70%:]")

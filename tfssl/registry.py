@@ -1,5 +1,6 @@
 """Names of what can be added: of tasks, protocols, optimizers and so on. A registry knows where each class is without importing it."""
 
+import difflib
 import importlib
 import re
 from collections.abc import Mapping
@@ -33,9 +34,11 @@ class Registry:
         """
         path = self._classes.get(name, name)
         if not _PATH.fullmatch(path):
+            close = difflib.get_close_matches(name, self.names)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
             raise UserError(
                 f"unknown {self.kind} {name!r}: choose one of {', '.join(self.names)}, or the import path of a class of your own, such as "
-                f"mypackage.my{self.kind}:MyClass"
+                f"mypackage.my{self.kind}:MyClass{hint}"
             )
         module, _, class_name = path.partition(":")
         return module, class_name

@@ -12,19 +12,17 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from tfssl import optim, pretext
-from tfssl.config import schema
+from tfssl import pretext
 from tfssl.config.configs import TrainConfig
 from tfssl.runtime import cli
+from tfssl.training.registered import KINDS, registered
 
 FLAGS = flags.FLAGS
 
 
 def define_flags(argv: Sequence[str] = ()) -> None:
-    """In the order of `--help`; among them the settings of a user's own task or optimizer, where `argv` names one."""
-    task = cli.peek(argv, "task", TrainConfig.task)
-    optimizer = cli.peek(argv, "optimizer", schema.Optimization.optimizer)
-    TrainConfig.define(pretext.task_flags(task), optim.optimizer_flags(optimizer), section=cli.section)
+    """In the order of `--help`; among them the settings of a user's own task, backbone or optimizer, where `argv` names one."""
+    TrainConfig.define(*registered(cli.peek_all(argv, KINDS)), section=cli.section)
 
 
 def main(_: Sequence[str]) -> None:
@@ -35,9 +33,7 @@ def main(_: Sequence[str]) -> None:
     from tfssl.training import build, checks, dry_run, initial_weights, workdir
     from tfssl.training import run as training
 
-    config = checks.pretraining(
-        TrainConfig.from_flags(FLAGS, pretext.task_flags(FLAGS.task), optim.optimizer_flags(FLAGS.optimizer))
-    )
+    config = checks.pretraining(TrainConfig.from_flags(FLAGS, *registered(FLAGS.flag_values_dict())))
     config = workdir.choose_precision(config)
     trying = config.run.dry_run
     if not trying:
@@ -68,8 +64,9 @@ def main(_: Sequence[str]) -> None:
             initial_weights.from_module(model, network.init_module)
             model.start()
     million = sum(math.prod(w.shape) for w in model.trainable_variables) / 1e6
+    width = config.backbone_settings.get("width_multiplier")
     summary = (
-        f"{config.task}: {network.backbone} x{network.width_multiplier:g} ({million:.2f} M parameters), "
+        f"{config.task}: {network.backbone}{'' if width is None else f' x{width:g}'} ({million:.2f} M parameters), "
         f"{source.num_examples} images of {source.spec}, {build.said(plan, config.optimization)}"
     )
 

@@ -42,13 +42,13 @@ def test_names_and_stems():
 @pytest.mark.parametrize("name", ["resnet50", "Resnet50_v2", "resnet_50_v2"])
 def test_an_unknown_name_is_told_its_neighbours(name):
     text = message(name)
-    assert repr(name) in text and "resnet50_v2" in text.split("?")[0] and "resnet152_v1" in text
+    assert repr(name) in text and "resnet50_v2" in text.split("did you mean")[1] and "resnet152_v1" in text
 
 
 @pytest.mark.parametrize(
     "settings,words",
     [
-        ({"stem": "cifar"}, ["'cifar'", "imagenet, small, patch, stride16"]),
+        ({"stem": "cifar"}, ["stem=cifar", "imagenet, small, patch, stride16"]),
         ({"width_multiplier": 0}, ["width_multiplier=0", "positive"]),
         ({"width_multiplier": -1.0}, ["width_multiplier=-1.0", "positive"]),
         ({"width_multiplier": float("nan")}, ["width_multiplier=nan", "positive"]),
@@ -62,12 +62,34 @@ def test_a_wrong_setting_is_named_with_the_remedy(settings, words):
     assert all(word in text for word in words), text
 
 
+@pytest.mark.parametrize(
+    "name,setting,whose",
+    [
+        ("vgg16", {"skip": False}, "ResNet"),
+        ("vgg16", {"last_relu": False}, "ResNet, RevNet"),
+        ("vgg19", {"zero_init_residual": True}, "ResNet"),
+        ("alexnet", {"last_relu": False}, "ResNet, RevNet"),
+        ("revnet50", {"sk_ratio": 0.0625}, "ResNet"),
+        ("revnet50", {"skip": False}, "ResNet"),
+        ("resnet50_v1", {"tokens": 3}, None),
+    ],
+)
+def test_a_setting_of_other_families_is_refused_but_at_its_default(name, setting, whose):
+    ((argument, value),) = setting.items()
+    text = message(name, **setting)
+    assert text.startswith(f"{argument}={value} is no setting of backbone {name!r}") and "width_multiplier" in text
+    assert (f" but of {whose}; its own are" in text) if whose else " but of " not in text
+    if whose:
+        default = {"skip": True, "last_relu": True, "zero_init_residual": False, "sk_ratio": 0.0}[argument]
+        assert argument not in build(name, **{argument: default}).config()
+
+
 def test_the_network_without_last_relu_is_a_v2():
     assert "resnet18_v2" in message("resnet18_v1", last_relu=False)
     assert build("resnet18_v2", last_relu=False).config()["last_relu"] is False
 
 
-def test_config_builds_the_same_network_again():
+def test_config_has_all_settings():
     settings = {
         "width_multiplier": 0.0625,
         "stem": "patch",
@@ -78,23 +100,21 @@ def test_config_builds_the_same_network_again():
         "representation_size": 24,
         "sk_ratio": 0.0,
         "zero_init_residual": False,
+        "output_stride": 0,
     }
     model = build("resnet34_v2", **settings)
-    assert model.config() == {"name": "resnet34_v2", **settings}
-    again = build(**model.config())
-    images = random_images(2, 16, 16, 3)
-    model(images), again(images)
-    assert [(v.name, v.shape) for v in again.variables] == [(v.name, v.shape) for v in model.variables]
-    again.set_weights(model.get_weights())
-    endpoints, same = model(images, True), again(images, True)
-    for name, value in endpoints.items():
-        np.testing.assert_array_equal(same[name], value)
-    np.testing.assert_array_equal(again.last_norm.moving_mean, model.last_norm.moving_mean)
+    assert model.config() == {"name": "resnet34_v2", **settings} == build(**model.config()).config()
 
 
 def test_defaults_are_those_of_the_study():
     expected = {"width_multiplier": 1.0, "stem": "imagenet", "bn_momentum": 0.99, "bn_epsilon": 1e-3, "last_relu": True}
-    expected |= {"skip": True, "representation_size": 0, "sk_ratio": 0.0, "zero_init_residual": False}
+    expected |= {
+        "skip": True,
+        "representation_size": 0,
+        "sk_ratio": 0.0,
+        "zero_init_residual": False,
+        "output_stride": 0,
+    }
     model = build("resnet50_v2")
     assert model.config() == {"name": "resnet50_v2", **expected}
     assert (model.root_conv.filters, model.last_norm.momentum, model.last_norm.epsilon) == (64, 0.99, 1e-3)
@@ -191,6 +211,56 @@ def test_training_reaches_the_users_layers(own, norm):
     assert np.abs(norm(own).moving_mean).min() > 0
 
 
+class Sized(tf.keras.Model):
+    """A model whose constructor is its settings."""
+
+    def __init__(self, channels=4):
+        super().__init__()
+        self.conv = layers.Conv2D(channels, 3, 2)
+
+    def call(self, images):
+        return {"pre_logits": self.conv(images), "tokens": tf.reshape(images, [-1, 9, 27])}
+
+
+def test_a_class_of_a_users_own(tmp_path, monkeypatch):
+    """By itself or its import path; its configuration is its settings."""
+    (tmp_path / "own_nets.py").write_text(
+        "from tfssl.backbones import Network\n\n\n"
+        "class Flat(Network):\n"
+        "    endpoint_names, min_image_size = ('pre_logits',), 1\n\n"
+        "    def __init__(self, power=1, **common):\n"
+        "        super().__init__(**common)\n"
+        "        self.power = power\n\n"
+        "    def build_layers(self, shape):\n"
+        "        return shape[-1]\n\n"
+        "    def endpoints(self, images, training):\n"
+        "        return {'pre_logits': images[:, 0, 0] ** self.power}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    images = random_images(2, 9, 9, 3)
+    for own, config in (
+        ("own_nets:Flat", {"power": 3, "width_multiplier": 0.5}),
+        (backbones.BACKBONES.find("own_nets:Flat"), {"power": 3}),
+        (Sized, {"channels": 5}),
+    ):
+        model = build(own, **config)
+        assert model.config()["name"] == (own if isinstance(own, str) else f"{own.__module__}:{own.__qualname__}")
+        assert config.items() <= model.config().items()
+        again = [model.twin()] + ([build(**model.config())] if own is not Sized else [])  # a test's module has no path
+        for network in (model, *again):
+            endpoints = network(images)
+            assert network.config() == model.config() and tuple(endpoints) == network.endpoint_names
+    assert build(Sized, channels=5).norm_policy == backbones.Norm() and model.endpoint_kinds["tokens"] == "tokens"
+    assert "channels" in message(Sized, width=2) and "norm_policy" in message(Sized, bn_sync=True)
+    np.testing.assert_allclose(build("own_nets:Flat", power=2)(images)["pre_logits"], images[:, 0, 0] ** 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name,own", [("resnet18_v1", None), ("own", Untrained(lambda x: x))])
+def test_tokens_to_keep_are_refused_where_there_are_none(name, own):
+    with pytest.raises(UserError, match="keep says which tokens"):
+        build(own or name)(random_images(1, 32, 32, 3), keep=tf.zeros([1, 2], tf.int32))
+
+
 @pytest.mark.parametrize("make", [functional, Untrained])
 def test_a_map_is_averaged(make):
     own = make(lambda x: x)
@@ -256,7 +326,7 @@ def test_a_backbone_is_left_as_it_is():
         assert build(model) is model
 
 
-@pytest.mark.parametrize("what", [None, 50, layers.Dense(3), tf.keras.Model])
+@pytest.mark.parametrize("what", [None, 50, layers.Dense(3), tf.keras.Model, "tensorflow:zeros"])
 def test_anything_else_is_refused(what):
     assert "tf.keras.Model" in message(what)
 

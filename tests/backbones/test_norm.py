@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfssl.backbones.norm import BatchNorm, debiased, frozen_statistics
+from tfssl import backbones
+from tfssl.backbones.norm import BatchNorm, LayerNorm, Norm, debiased, frozen_statistics, set_statistics
+from tfssl.errors import UserError
 
 
 def rows(*shape, mean=0.5, std=2.0, seed=0):
@@ -192,6 +194,38 @@ def test_what_a_step_keeps_grows_to_the_momentum(step, keep, float64):
 def test_groups_and_replicas_exclude_each_other():
     with pytest.raises(ValueError, match="not both"):
         BatchNorm(sync=True, groups=2)
+    with pytest.raises(UserError, match="bn_groups=2 must be .* 1 with bn_sync"):
+        Norm(sync=True, groups=2)
+
+
+def test_a_policy_makes_the_layers_of_networks_and_of_heads():
+    plain, grouped = Norm(), Norm(groups=4)
+    assert plain.plain and not grouped.plain and not Norm(sync=True).plain
+    layer = grouped.layer("bn", 0.8, 0.01)
+    assert (type(layer), layer.name, layer.momentum, layer.epsilon, layer.groups) == (BatchNorm, "bn", 0.8, 0.01, 4)
+    by_layer = Norm("layer", sync=True)
+    assert isinstance(by_layer.layer("ln"), tf.keras.layers.LayerNormalization)
+    head = by_layer.batch("bn", center=False)
+    assert isinstance(head, BatchNorm) and head.sync and not head.center
+    network = backbones.build("resnet18_v1", 1 / 16, norm_policy=grouped)
+    set_statistics(network, sync=True)
+    norms = [layer for layer in network.submodules if isinstance(layer, BatchNorm)]
+    assert len(norms) == 20 and all(layer.sync and layer.groups == 1 for layer in norms)
+    assert network.norm_policy == Norm(sync=True) == network.twin().norm_policy
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layer_normalization_of_a_large_mean(dtype):
+    """Rows far from zero keep their digits: moments are float32's, of the values as bfloat16 has them."""
+    x = tf.cast(rows(3, 4, 5, mean=100.0), dtype)
+    layer = LayerNorm(epsilon=1e-3, name="ln", dtype=None if dtype == "float32" else "mixed_bfloat16")
+    layer.build(x.shape)
+    layer.gamma.assign(np.arange(1.0, 6)), layer.beta.assign(np.arange(5.0))
+    y, exact = layer(x), x.numpy().astype(np.float64)
+    assert y.dtype == x.dtype
+    mean, variance = exact.mean(-1, keepdims=True), exact.var(-1, keepdims=True)
+    expected = (exact - mean) / np.sqrt(variance + 1e-3) * np.arange(1, 6) + np.arange(5)
+    np.testing.assert_allclose(tf.cast(y, tf.float64), expected, rtol=1e-4 if dtype == "float32" else 0.01, atol=1e-3)
 
 
 def test_an_untrainable_layer_uses_its_moving_statistics():

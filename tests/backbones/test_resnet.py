@@ -6,6 +6,7 @@ import tensorflow as tf
 from networks import randomise, trainable
 
 from tfssl.backbones import build
+from tfssl.errors import UserError
 
 MAPS = ("after_root", "block1", "block2", "block3", "block4")
 TINY = 1 / 16  # four channels in the root
@@ -77,7 +78,8 @@ def test_any_width(width, root):
 )
 def test_endpoints_have_the_shapes_of_the_study(name, stem, side, sides):
     model = build(name, TINY, stem)
-    endpoints = model(tf.zeros([2, side, side, 3]), False)
+    run = tf.function(lambda x: model(x, False), autograph=False)
+    endpoints = run.get_concrete_function(tf.TensorSpec([2, side, side, 3])).structured_outputs
     bottleneck = 4 if "50" in name else 1
     channels = [4, 4 * bottleneck, 8 * bottleneck, 16 * bottleneck, 32 * bottleneck]
     assert list(endpoints) == [*MAPS, "pre_logits"] == list(model.endpoint_names)
@@ -117,25 +119,17 @@ def test_smallest_sensible_image(stem, side):
     assert model(tf.zeros([1, side + 1, side + 1, 3]), False)["block4"].shape[1:3] == (2, 2)
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-def test_any_number_of_image_channels(channels):
-    model = build("resnet18_v1", TINY)
-    endpoints = model(tf.constant(random_images(2, 32, 32, channels), tf.float32), True)
-    assert model.root_conv.kernel.shape == (7, 7, channels, 4)
-    assert np.isfinite(endpoints["pre_logits"]).all()
-
-
 # ---- arithmetic: a naive network ----
 
 
-def window(x, size, stride):
+def window(x, size, stride, dilation=1):
     """The shifted and strided copies of the zero-padded map that lie under the window's places (i, j)."""
-    p = size // 2
+    p = size // 2 * dilation
     height, width = (floor_formula(n, size, stride) for n in x.shape[1:3])
     x = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
     for i in range(size):
         for j in range(size):
-            yield i, j, x[:, i::stride, j::stride][:, :height, :width]
+            yield i, j, x[:, i * dilation :: stride, j * dilation :: stride][:, :height, :width]
 
 
 def relu(x):
@@ -149,9 +143,9 @@ class Naive:
         self.values = {v.name.split("/", 1)[1][:-2]: v.numpy() for v in model.variables}
         self.v2, self.training, self.epsilon = v2, training, epsilon
 
-    def conv(self, x, name, stride):
+    def conv(self, x, name, stride, dilation=1):
         kernel = self.values[name + "/kernel"]
-        return sum(copy @ kernel[i, j] for i, j, copy in window(x, len(kernel), stride))
+        return sum(copy @ kernel[i, j] for i, j, copy in window(x, len(kernel), stride, dilation))
 
     def norm(self, x, name):
         keys = ("gamma", "beta", "moving_mean", "moving_variance")
@@ -160,34 +154,39 @@ class Naive:
             mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
         return gamma * (x - mean) / np.sqrt(variance + self.epsilon) + beta
 
-    def unit(self, x, name, strides):
-        """`strides`: of the unit's convolutions, one after the other."""
+    def unit(self, x, name, strides, dilations):
+        """`strides`, `dilations`: of the unit's convolutions, one after the other."""
         projected = f"{name}/projection/kernel" in self.values
         y, shortcut = x, x
         if self.v2:
-            for i, stride in enumerate(strides, 1):
+            for i, (stride, dilation) in enumerate(zip(strides, dilations), 1):
                 y = relu(self.norm(y, f"{name}/bn{i}"))
                 if i == 1 and projected:
                     shortcut = self.conv(y, f"{name}/projection", max(strides))
-                y = self.conv(y, f"{name}/conv{i}", stride)
+                y = self.conv(y, f"{name}/conv{i}", stride, dilation)
             return shortcut + y
-        for i, stride in enumerate(strides, 1):
-            y = self.norm(self.conv(y, f"{name}/conv{i}", stride), f"{name}/bn{i}")
+        for i, (stride, dilation) in enumerate(zip(strides, dilations), 1):
+            y = self.norm(self.conv(y, f"{name}/conv{i}", stride, dilation), f"{name}/bn{i}")
             y = relu(y) if i < len(strides) else y
         if projected:
             shortcut = self.norm(self.conv(x, f"{name}/projection", max(strides)), f"{name}/projection_bn")
         return relu(shortcut + y)
 
-    def run(self, x, units, bottleneck, stem, last_relu):
+    def run(self, x, units, bottleneck, stem, last_relu, dilated=0):
+        """`dilated`: so many last blocks have a dilation where they would have a stride."""
         x = self.conv(x, "root_conv", 2 if stem == "imagenet" else 1)
         x = x if self.v2 else relu(self.norm(x, "root_bn"))
         if stem != "small":
             x = np.max([copy for _, _, copy in window(x, 3, 2)], axis=0)
-        endpoints = {"after_root": x}
+        endpoints, dilation = {"after_root": x}, 1
         for block, stride in enumerate((1, 2, 2, 1 if stem == "patch" else 2)):
+            before = dilation
+            if block >= 4 - dilated:
+                stride, dilation = 1, 2 * dilation
             for i in range(units[block]):
-                s = stride if i == 0 else 1
-                x = self.unit(x, f"block{block + 1}/unit{i}", (1, s, 1) if bottleneck else (s, 1))
+                s, d = (stride, before) if i == 0 else (1, dilation)
+                strides, dilations = ((1, s, 1), (1, d, 1)) if bottleneck else ((s, 1), (d, dilation))
+                x = self.unit(x, f"block{block + 1}/unit{i}", strides, dilations)
             endpoints[f"block{block + 1}"] = x
         if self.v2:
             x = self.norm(x, "last_bn")
@@ -221,6 +220,44 @@ def test_equals_a_naive_network(policy, name, units, stem, last_relu, training):
         assert endpoints[endpoint].dtype == policy
         close = (1e-10 if policy == "float64" else 1e-3) * np.abs(value).max()
         np.testing.assert_allclose(endpoints[endpoint], value, rtol=0, atol=close, err_msg=endpoint)
+
+
+@in_float64
+@pytest.mark.parametrize(
+    "name,units,output_stride,dilated",
+    [("resnet18_v1", (2, 2, 2, 2), 8, 2), ("resnet50_v2", (3, 4, 6, 3), 16, 1), ("resnet50_v1", (3, 4, 6, 3), 8, 2)],
+)
+def test_dilated_it_equals_a_naive_network_and_the_strided_one_where_that_has_values(
+    policy, name, units, output_stride, dilated
+):
+    """Atrous convolution (Chen et al., arXiv 1606.00915): the same weights, and more locations between the old ones."""
+    strided, model = build(name, TINY), build(name, TINY, output_stride=output_stride)
+    images = random_images(2, 65, 40, 3)
+    strided.build(images.shape), model.build(images.shape)
+    assert [(v.name, v.shape) for v in model.variables] == [(v.name, v.shape) for v in strided.variables]
+    assert (model.min_image_size, strided.min_image_size) == (output_stride, 32)
+    model.set_weights(randomise(strided).get_weights())
+    found, coarse = model(images, False), strided(images, False)
+    expected = Naive(model, "v2" in name, False, 1e-3).run(images, units, "50" in name, "imagenet", True, dilated)
+    for i, endpoint in enumerate(MAPS):
+        step = 2 ** max(0, i - 4 + dilated)
+        for value, other in (
+            (found[endpoint], expected[endpoint]),
+            (found[endpoint][:, ::step, ::step], coarse[endpoint]),
+        ):
+            np.testing.assert_allclose(value, other, rtol=0, atol=1e-10 * np.abs(other).max(), err_msg=endpoint)
+
+
+@pytest.mark.parametrize(
+    "settings,words",
+    [
+        ({"output_stride": 4}, "output_stride=4: choose 8, 16 or 32"),
+        ({"output_stride": 8, "sk_ratio": 0.0625}, "sk_ratio at 0"),
+    ],
+)
+def test_output_strides_that_there_are_not(settings, words):
+    with pytest.raises(UserError, match=words):
+        build("resnet50_v1", **settings)
 
 
 @in_float64
@@ -282,45 +319,13 @@ def test_every_variable_has_a_readable_checkpoint_key_and_no_loss(name, tmp_path
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"], indirect=True)
-@pytest.mark.parametrize("name", ["resnet18_v1", "resnet50_v2"])
-def test_reduced_precision(policy, name):
-    images = tf.constant(random_images(8, 32, 32, 3), tf.float32)
-    reduced = build(name, TINY, "small")
-    endpoints = reduced(images, True)
+def test_the_mean_over_the_map_is_float32s(policy):
+    """It has none of the low precision's rounding: v1's is block4's mean."""
+    endpoints = build("resnet18_v1", TINY, "small")(tf.constant(random_images(8, 32, 32, 3), tf.float32), True)
     low = getattr(tf, policy[len("mixed_") :])
     assert [endpoints[key].dtype for key in endpoints] == [low] * 5 + [tf.float32]
-    assert all(v.dtype == tf.float32 for v in reduced.variables)
-    if name.endswith("v1"):  # here the mean is block4's: taken in float32, it has none of the low precision's rounding
-        mean = endpoints["block4"].numpy().astype(np.float64).mean((1, 2))
-        np.testing.assert_allclose(endpoints["pre_logits"], mean, rtol=1e-5, atol=1e-6)
-
-    tf.keras.mixed_precision.set_global_policy(None)
-    full = build(name, TINY, "small")
-    full.build(images.shape)
-    full.set_weights(reduced.get_weights())
-    exact, rounded = full(images, True)["pre_logits"].numpy(), endpoints["pre_logits"].numpy()
-    assert np.linalg.norm(rounded - exact) < 0.1 * np.linalg.norm(exact)
-
-
-def loss_and_gradients(model, images):
-    with tf.GradientTape() as tape:
-        endpoints = model(images, training=True)
-        loss = sum(tf.reduce_mean(tf.square(endpoint - 1)) for endpoint in endpoints.values())
-    return loss, tape.gradient(loss, model.trainable_variables)
-
-
-@in_float64
-def test_compiled_by_xla_it_computes_the_same(policy):
-    # In float64: a sum rounded the other way may flip a ReLU, and with it a per cent of a float32 gradient.
-    model = build("resnet18_v2", TINY)
-    images = tf.constant(random_images(4, 64, 64, 3))
-    model.build(images.shape)
-    loss, gradients = loss_and_gradients(model, images)
-    compiled_loss, compiled = tf.function(loss_and_gradients, jit_compile=True)(model, images)
-    assert float(compiled_loss) == pytest.approx(float(loss), rel=1e-9)
-    for v, value, expected in zip(model.trainable_variables, compiled, gradients):
-        assert np.abs(expected).max() > 0
-        np.testing.assert_allclose(value, expected, rtol=0, atol=1e-9 * np.abs(expected).max(), err_msg=v.name)
+    mean = endpoints["block4"].numpy().astype(np.float64).mean((1, 2))
+    np.testing.assert_allclose(endpoints["pre_logits"], mean, rtol=1e-5, atol=1e-6)
 
 
 @in_float64
@@ -355,21 +360,3 @@ def test_on_replicas_each_sees_its_own_batch(policy, early, replicas):
         np.testing.assert_allclose(result, alone(half, True)["pre_logits"], rtol=0, atol=1e-9)
     roots = [alone.root_conv(half).numpy().mean((0, 1, 2)) for half in halves]
     np.testing.assert_allclose(model.root_norm.moving_mean.numpy(), 0.01 * np.mean(roots, axis=0), rtol=1e-6)
-
-
-def test_inside_a_saved_model(tmp_path):
-    model = build("resnet18_v2", TINY, "small")
-    model.build((None, None, None, 3))
-    images = tf.constant(random_images(2, 13, 9, 3), tf.float32)
-    module = tf.Module()
-    module.kept = model.variables  # and not the model: Keras would store a function of every layer
-    spec = [tf.TensorSpec([None, None, None, 3])]
-    module.call = [tf.function(lambda x, training=t: model(x, training), input_signature=spec) for t in (False, True)]
-    tf.saved_model.save(module, str(tmp_path / "module"))
-    loaded = tf.saved_model.load(str(tmp_path / "module"))
-    assert {v.name: v.shape for v in loaded.kept} == {v.name: v.shape for v in model.variables}
-    for training in (False, True):
-        expected, endpoints = model(images, training), loaded.call[training](images)
-        assert set(endpoints) == set(expected)
-        for name, value in expected.items():
-            np.testing.assert_allclose(endpoints[name], value, rtol=1e-4, atol=1e-5)

@@ -416,16 +416,9 @@ def test_variables_have_readable_names_and_checkpoint_keys(tmp_path):
 
 
 def test_settings():
-    with pytest.raises(UserError, match="skip=False needs a ResNet, such as resnet50_v2"):
-        build("revnet50", skip=False)
     with pytest.raises(
         UserError, match="width_multiplier=0.01 leaves revnet50 too few channels; the smallest is 0.015625"
     ):
         build("revnet50", 0.01)
     model = build("revnet50", 0.25, remat=True, last_relu=False)
     assert "remat" not in model.config() and model.config()["last_relu"] is False
-
-
-def test_a_representation_of_another_size():
-    model = build("revnet18", TINY, "small", representation_size=24)
-    assert model(tf.zeros([2, 8, 8, 3]))["pre_logits"].shape == (2, 24)

@@ -6,13 +6,14 @@ import inspect
 import pytest
 from absl import flags
 
-from tfssl import optim, pretext
+from tfssl import pretext
 from tfssl.config import configs, flagfile, generated, schema
 from tfssl.config.configs import FinetuneConfig, TrainConfig
 from tfssl.config.signatures import argument_texts
 from tfssl.errors import UserError
+from tfssl.training.registered import registered
 
-REGISTERED = pretext.task_flags(), optim.optimizer_flags()
+REGISTERED = registered({})
 SECTIONS = [cls for cls in vars(schema).values() if dataclasses.is_dataclass(cls) and cls is not schema.Records]
 
 
@@ -45,7 +46,7 @@ def test_flags_become_a_value():
     assert config.task == "simclr" and config.task_settings["temperature"] == 0.5
     assert config.task_settings["projection_size"] == 128  # the task's own default
     assert config.optimization == schema.Optimization(decay_epochs=(3.0, 4.5))
-    assert not config.network.last_relu and config.accelerators.tpu_zone == "z"
+    assert config.backbone_settings["last_relu"] is False and config.accelerators.tpu_zone == "z"
     with pytest.raises(UserError, match="--temperature is not a setting of task 'rotation'"):
         train_config("--temperature=0.5")
     with pytest.raises(UserError, match="--decay_epochs=15,soon: give a number from 0 to 1e.06 each"):
@@ -56,14 +57,16 @@ def test_a_config_without_flags_is_that_of_no_flags():
     """In a notebook: `TrainConfig(...)`."""
     own = {
         "task_settings": REGISTERED[0].arguments("rotation", {}),
-        "optimizer_settings": REGISTERED[1].arguments("sgd", {}),
+        "backbone_settings": REGISTERED[1].arguments("resnet50_v2", {}),
+        "backbone_flags": {"skip": "skip_connections"},
+        "optimizer_settings": REGISTERED[2].arguments("sgd", {}),
     }
     assert train_config() == TrainConfig(**own)
     values = flags.FlagValues()
-    FinetuneConfig.define(REGISTERED[1], values)
+    FinetuneConfig.define(REGISTERED[2], values)
     values(["finetune"])
-    own = {"optimizer_settings": REGISTERED[1].arguments("nesterov", {})}
-    assert FinetuneConfig.from_flags(values, REGISTERED[1]) == FinetuneConfig(**own)
+    own = {"optimizer_settings": REGISTERED[2].arguments("nesterov", {})}
+    assert FinetuneConfig.from_flags(values, REGISTERED[2]) == FinetuneConfig(**own)
 
 
 def test_a_record_gives_the_same_value(tmp_path):
@@ -79,7 +82,7 @@ def test_a_record_gives_the_same_value(tmp_path):
     with pytest.raises(flags.Error, match="--epochs=-1: give a number from 0"):
         TrainConfig.from_record({"epochs": "-1"}, *REGISTERED)
     # A flagfile's name in a record is text, and opens nothing.
-    stem = TrainConfig.from_record({"stem": "small\n--flagfile=/etc/passwd"}, *REGISTERED).network.stem
+    stem = TrainConfig.from_record({"stem": "small\n--flagfile=/etc/passwd"}, *REGISTERED).backbone_settings["stem"]
     assert stem == "small\n--flagfile=/etc/passwd"
 
 
@@ -110,7 +113,7 @@ def test_a_users_task(tmp_path, monkeypatch):
         "        pass\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    values, registered = flags.FlagValues(), (pretext.task_flags("own_tasks:Mine"), REGISTERED[1])
+    values, registered = flags.FlagValues(), (pretext.task_flags("own_tasks:Mine"), *REGISTERED[1:])
     TrainConfig.define(*registered, values)
     values(["train", "--task=own_tasks:Mine", "--mine_depth=5"])
     config = TrainConfig.from_flags(values, *registered)

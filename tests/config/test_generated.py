@@ -3,10 +3,13 @@
 import pytest
 from absl import flags
 
+from tfssl.config import bounds
 from tfssl.config.generated import Generated, as_text
 from tfssl.errors import UserError
 
 ONE = '''
+from typing import Literal
+
 class A:
     """A.
 
@@ -16,6 +19,20 @@ class A:
     """
 
     def __init__(self, k=20, rates=(0.1, 0.01)):
+        pass
+
+
+class Shared:
+    """Shared.
+
+    Args:
+      stride: Pixels.
+      width: Channels.
+    """
+
+    flag_bounds = {"width": (1, 64)}
+
+    def __init__(self, stride: Literal[0, 8, 16] = 8, width=4):
         pass
 
 
@@ -53,6 +70,30 @@ def test_one_flag_for_what_several_have(sources):
         both.check("a", {"mode": "slow"})
     with pytest.raises(UserError, match="--rates=fast: give numbers"):
         both.arguments("a", {"rates": ["fast"]})
+
+
+def test_flags_that_agree_have_their_default_which_all_classes_take(sources):
+    shared = ("generated_classes", "Shared")
+    values, several = flags.FlagValues(), Generated("thing", {"s1": shared, "s2": shared, **sources}, unset=False)
+    several.define(values=values)
+    bounds.apply(values)
+    assert (several.default("stride"), several.default("k")) == (8, None)
+    with pytest.raises(flags.Error, match="one of <0|8|16>"):
+        values(["x", "--stride=9"])
+    with pytest.raises(flags.Error, match="--width=65: give an integer from 1 to 64"):
+        values(["x", "--width=65"])
+    values(["x"])
+    given = {name: values[name].value for name in several.flags}
+    assert several.arguments("s2", given) == {"stride": 8, "width": 4}
+    several.check("a", given)  # what it has not is at its default
+    with pytest.raises(UserError, match="--stride is not a setting of thing 'a'"):
+        several.check("a", {**given, "stride": "16"})
+    assert several.arguments("s1", {"stride": "16"})["stride"] == 16
+
+
+def test_names_of_one_class_are_the_classs(sources):
+    names = {"s1": ("generated_classes", "Shared"), "s2": ("generated_classes", "Shared"), **sources}
+    assert Generated("thing", names).describe("width") == "Channels. Default: 4 for Shared."
 
 
 def test_the_flags_of_one_class_have_its_defaults(sources):

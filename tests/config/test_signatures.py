@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from tfssl import pretext
+from tfssl import backbones, pretext
 from tfssl.config import signatures
 from tfssl.errors import UserError
 from tfssl.registry import Registry
@@ -106,6 +106,17 @@ def test_tasks_as_python_sees_them(task):
     settings = signatures.read(*pretext.TASKS.source(task))
     assert {name: setting.default for name, setting in settings.items()} == expected
     assert all(setting.text for setting in settings.values()), "every setting needs a line in its docstring"
+
+
+@pytest.mark.parametrize("name", ["resnet50_v2", "revnet50", "vgg11", "alexnet"])
+def test_backbones_as_python_sees_them(name):
+    """`arguments` lists what the classes take, in the order in which `read` has it; flags of the run say the rest."""
+    module, class_name = backbones.BACKBONES.source(name)
+    cls, settings = backbones.BACKBONES.find(name), signatures.read(module, class_name)
+    assert signatures.arguments(cls)[0] == "name"
+    assert [a for a in signatures.arguments(cls) if a not in ("name", "norm_policy", "remat")] == list(settings)
+    parameters = {**inspect.signature(backbones.Network).parameters, **inspect.signature(cls).parameters}
+    assert all(setting.default == parameters[a].default and setting.text for a, setting in settings.items())
 
 
 def test_a_dataclass(module):

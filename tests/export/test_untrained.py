@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfssl import optim, pretext
 from tfssl.config.configs import TrainConfig
 from tfssl.config.generated import as_text
 from tfssl.export import untrained
+from tfssl.training.registered import registered
 
 TINY = {
     "backbone": "resnet18_v2",
@@ -121,7 +121,7 @@ def test_the_same_weights_as_the_command_in_a_process_of_its_own(tmp_path, tfssl
     assert done.returncode == 0, done.stderr
     tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
-        config = TrainConfig.from_record(texts, pretext.task_flags("simclr"), optim.optimizer_flags())
+        config = TrainConfig.from_record(texts, *registered({}))
         for name in ("first", "second"):
             untrained.export(config.replace(workdir="w"), str(tmp_path / name), head_endpoints=1)
         assert tf.keras.mixed_precision.global_policy().name == "mixed_bfloat16"

@@ -6,7 +6,7 @@ import tensorflow as tf
 from joint_embedding import SMALL, normalized, task, tiny, train
 
 from tfssl import pretext
-from tfssl.backbones.norm import BatchNorm
+from tfssl.backbones.norm import BatchNorm, Norm
 from tfssl.data.ops.draws import Draws
 from tfssl.errors import UserError
 from tfssl.losses import replicas as replicas_module
@@ -83,10 +83,10 @@ def test_moco_splits_batch_normalisation_by_default():
         for network in (model.backbone, model.keys.twins[0]):
             assert [layer.groups for layer in network.submodules if isinstance(layer, BatchNorm)] == [groups]
     given = normalized()
-    given.bn_groups = 2
+    given.norm_policy = Norm(groups=2)
     model = pretext.build("moco", given, **SMALL)
     model.prepare()
-    assert model.backbone.bn_groups == 2
+    assert model.backbone.norm_policy == Norm(groups=2)
 
 
 @pytest.mark.parametrize("name", ["moco", "infomin"])
@@ -95,11 +95,11 @@ def test_mocos_synchronized_statistics_are_warned_of(name, caplog):
     settings = {k: v for k, v in settings.items() if name == "infomin" or "jigsaw" not in k}
     for sync in (False, True):
         backbone = normalized()
-        backbone.bn_sync = sync
+        backbone.norm_policy = Norm(sync=sync)
         model = pretext.build(name, backbone, **settings)
         model.compile(tf.keras.optimizers.SGD())
         warned = [r.getMessage() for r in caplog.records if f"--task={name} with --sync_batch_norm" in r.getMessage()]
-        assert len(warned) == sync and model.backbone.bn_groups == 1
+        assert len(warned) == sync and model.backbone.norm_policy.groups == 1
 
 
 def test_batches_that_moco_cannot_use_are_refused():

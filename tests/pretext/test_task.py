@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tfssl import backbones, pretext
-from tfssl.backbones.norm import BatchNorm
+from tfssl.backbones.norm import BatchNorm, Norm
 from tfssl.data.ops.draws import Draws
 from tfssl.errors import UserError
 from tfssl.optim.groups import Group, apart
@@ -42,10 +42,8 @@ def small_network():
 def build(task, backbone=None, **settings):
     network = backbone or small_network()
     backbone = backbones.build(network)
-    backbone.bn_sync, backbone.bn_groups = (
-        getattr(network, "bn_sync", False),
-        getattr(network, "bn_groups", 1),
-    )  # the head's too
+    if hasattr(network, "norm_policy"):
+        backbone.norm_policy = network.norm_policy  # the head's too
     return pretext.build(task.split()[0], backbone, **{"image_size": 16, **TASKS[task], **settings})
 
 
@@ -78,7 +76,7 @@ def network_with(sync=False, groups=1):
             ),  # or a head with a normalisation of its own would leave norm2 without a gradient
         ]
     )
-    network.bn_sync, network.bn_groups = sync, groups
+    network.norm_policy = Norm(sync=sync, groups=groups)
     return network
 
 

@@ -4,16 +4,20 @@ import types
 
 import pytest
 
-from tfssl import pretext
+from tfssl import backbones, pretext
 from tfssl.config import flagfile
 from tfssl.config.configs import FinetuneConfig, TrainConfig
 from tfssl.errors import UserError
 from tfssl.training import workdir
+from tfssl.training.registered import registered
 
 
-def config(folder, task="rotation", **settings):
+def config(folder, task="rotation", backbone="resnet50_v2", given=None, **settings):
     own = pretext.task_flags().arguments(task, {})
-    return TrainConfig(task=task, task_settings=own).replace(workdir=str(folder), **settings)
+    network = backbones.backbone_flags().arguments(backbone, given or {})
+    names = {"skip": "skip_connections"} if "skip" in network else {}
+    made = TrainConfig(task=task, task_settings=own, backbone_settings=network, backbone_flags=names)
+    return made.replace(workdir=str(folder), backbone=backbone, **settings)
 
 
 def claim(a_config, class_names=None):
@@ -44,7 +48,23 @@ def test_a_flag_that_is_younger_than_the_run_counts_as_its_default(tmp_path):
     flagfile.write(path, stored)
     workdir.check_workdir(config(tmp_path, task="simclr"))
     with pytest.raises(UserError, match="--initializer is glorot_uniform, not he_fan_out"):
-        workdir.check_workdir(config(tmp_path, task="simclr", initializer="he_fan_out"))
+        workdir.check_workdir(config(tmp_path, task="simclr", given={"initializer": "he_fan_out"}))
+
+
+def test_settings_of_other_backbones_in_older_records_are_their_defaults(tmp_path):
+    """Runs of 0.1 recorded all settings of all backbones, whatever theirs was."""
+    stored = {
+        **config(tmp_path, backbone="vgg11").flags(),
+        "skip_connections": True,
+        "sk_ratio": 0.0,
+        "last_relu": True,
+    }
+    flagfile.write(str(tmp_path / "flags.flags"), stored)
+    workdir.check_workdir(config(tmp_path, backbone="vgg11"))
+    read = TrainConfig.from_record(flagfile.read(str(tmp_path / "flags.flags")), *registered({}))
+    assert "sk_ratio" not in read.flags() and read.network.backbone == "vgg11"
+    with pytest.raises(UserError, match="its --stem is imagenet, not small"):
+        workdir.check_workdir(config(tmp_path, backbone="vgg11", given={"stem": "small"}))
 
 
 def test_a_cosine_ends_with_its_run(tmp_path):

@@ -14,9 +14,8 @@ import tensorflow as tf
 from tfssl.backbones.layers import Network, build_chain, global_mean
 from tfssl.backbones.norm import BatchNorm, at_least_float32
 from tfssl.backbones.rematerialize import rematerialize
-from tfssl.errors import UserError
+from tfssl.errors import check_choice
 
-NAMES = ["alexnet", "alexnet_lrn"]
 ROOTS = {
     "imagenet": (11, 4),
     "patch": (11, 2),
@@ -63,19 +62,18 @@ class AlexNet(Network):
 
     `conv1` to `conv5` are maps after the ReLU, in the compute dtype; `pre_logits` [N, D], D = 256 times the width, is float32 (float64
     under floatx float64). Images have 227 pixels in the papers; 67 are the least ("patch": 39, "small": 17).
+
+    Args:
+      name: alexnet or alexnet_lrn.
+      stem: stride of the first convolution: imagenet (11x11 stride 4), patch (stride 2), small (3x3 stride 1).
     """
 
     endpoint_names = ("conv1", "conv2", "conv3", "conv4", "conv5", "pre_logits")
 
-    def __init__(self, name: str, **settings: Any) -> None:
-        super().__init__(name, **settings)
-        for wanted in ("skip", "last_relu"):
-            if not getattr(self, wanted):
-                raise UserError(
-                    f"{wanted}=False is for residual networks: {name} has nothing to leave out; leave it at True"
-                )
-        if self.stem not in ROOTS:
-            raise UserError(f"stem={self.stem} is for residual networks: {name} has {', '.join(ROOTS)}")
+    def __init__(self, name: str, stem: str = "imagenet", **common: Any) -> None:
+        super().__init__(name, **common)
+        check_choice("stem", stem, ROOTS)
+        self.stem = stem
         self.lrn = name == "alexnet_lrn"
         for i, (half, size, groups) in enumerate(CONVS, 1):
             size, stride = ROOTS[self.stem] if i == 1 else (size, 0)

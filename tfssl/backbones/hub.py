@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from tfssl.backbones.layers import global_mean
+from tfssl.backbones.layers import KINDS, global_mean
+from tfssl.backbones.norm import Norm
 from tfssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ PRE_LOGITS = "pre_logits"
 class Hub(tf.keras.Model):
     """Images [N, H, W, 3] in [0, 1] -> the module's endpoints that are features: vectors [N, D] and maps [N, h, w, C].
 
-    What the module computes is fixed in its graph, in which its batch normalisations take and move statistics of what one replica computes
+    What the module computes is fixed in its graph, in which its batch normalizations take and move statistics of what one replica computes
     at once, and all is float32.
 
     Args:
@@ -29,7 +30,7 @@ class Hub(tf.keras.Model):
     """
 
     autograph = False
-    bn_sync, bn_groups = False, 1
+    norm_policy = Norm()
 
     def __init__(self, module: Module, image_size: int, trainable: bool = True) -> None:
         super().__init__(name="module", trainable=trainable)
@@ -53,7 +54,7 @@ class Hub(tf.keras.Model):
     def vector(self, endpoints: dict[str, tf.Tensor], name: str) -> tf.Tensor:
         """One endpoint as features [N, D]: of a map, its mean."""
         x = endpoints[name]
-        return global_mean(x) if x.shape.rank == 4 else x
+        return global_mean(x) if self.endpoint_kinds[name] == "map" else x
 
     def stages(self) -> list[list[tf.Variable]]:
         """The trainable variables by depth, the first stage first: those that the shallowest endpoint is computed from, then those that the
@@ -123,6 +124,12 @@ class Hub(tf.keras.Model):
     @property
     def endpoint_names(self) -> tuple[str, ...]:
         return tuple(self.shapes)
+
+    @property
+    def endpoint_kinds(self) -> dict[str, str]:
+        """{endpoint: one of `layers.KINDS`}."""
+        kinds = {axes: kind for kind, axes in KINDS.items()}
+        return {name: kinds[1 + len(shape)] for name, shape in self.shapes.items()}
 
     @property
     def min_image_size(self) -> int:

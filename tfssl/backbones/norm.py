@@ -1,16 +1,21 @@
-"""Batch normalisation whose statistics can span replicas, or groups of the batch, and are computed in float32 at least.
+"""Normalizations, and the policy that chooses among them; all compute in float32 at least.
 
-Ioffe and Szegedy, arXiv 1502.03167. At inference, and in what export publishes, this is Keras's plain layer.
+Batch normalization (Ioffe and Szegedy, arXiv 1502.03167), whose statistics can span replicas, or groups of the
+batch; at inference, and in what export publishes, it is Keras's plain layer. Layer normalization (Ba et al., arXiv
+1607.06450).
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
+
+from tfssl.errors import UserError, check_choice
 
 _local = threading.local()  # replicas are traced in threads of their own
 
@@ -21,7 +26,7 @@ def at_least_float32(x: tf.Tensor) -> tf.Tensor:
 
 @contextlib.contextmanager
 def frozen_statistics(frozen: bool = True) -> Iterator[None]:
-    """In here layers normalise as in training but leave their moving statistics alone: for a second pass over the same examples."""
+    """In here layers normalize as in training but leave their moving statistics alone: for a second pass over the same examples."""
     before = getattr(_local, "frozen", False)
     _local.frozen = frozen or before
     try:
@@ -52,13 +57,13 @@ def debiased(step: tf.Tensor | tf.Variable, parts: int = 1) -> Iterator[None]:
 
 
 class BatchNorm(tf.keras.layers.BatchNormalization):
-    """Normalises over all axes but the last, [N, ..., C]; the moving variance follows the unbiased estimate in every case.
+    """Normalizes over all axes but the last, [N, ..., C]; the moving variance follows the unbiased estimate in every case.
 
     Args:
       momentum: share of the moving statistics that a training step keeps; see `debiased` for the first ones.
       epsilon: added to the variance.
       sync: the batch is that of all replicas together.
-      groups: the batch is cut into so many groups of successive rows, each normalised by itself. They move the moving statistics one
+      groups: the batch is cut into so many groups of successive rows, each normalized by itself. They move the moving statistics one
         after the other, as that many batches would. The number of rows must be a multiple.
       **keras: what Keras's layer takes, such as center and scale: whether an offset (beta) and a factor (gamma) are learned.
     """
@@ -73,7 +78,7 @@ class BatchNorm(tf.keras.layers.BatchNormalization):
         **keras: Any,
     ) -> None:
         if sync and groups > 1:
-            raise ValueError("statistics are either synchronised over replicas or those of groups, not both")
+            raise ValueError("statistics are either synchronized over replicas or those of groups, not both")
         super().__init__(momentum=momentum, epsilon=epsilon, name=name, **keras)
         self.sync, self.groups = sync, groups
 
@@ -138,11 +143,61 @@ class BatchNorm(tf.keras.layers.BatchNormalization):
         return {**super().get_config(), "sync": self.sync, "groups": self.groups}
 
 
-def set_groups(network: tf.keras.Model, groups: int) -> None:
-    """Cuts the batch of every batch normalisation in a backbone into groups, as its setting bn_groups does when it is built."""
+class LayerNorm(tf.keras.layers.LayerNormalization):
+    """Normalizes each row over its last axis, [N, ..., C], in float32 at least; the result is in the compute dtype."""
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        wide = at_least_float32(x)
+        mean, variance = tf.nn.moments(wide, axes=[-1], keepdims=True)
+        gamma, beta = (tf.cast(v, wide.dtype) for v in (self.gamma, self.beta))
+        return tf.cast((wide - mean) * (tf.math.rsqrt(variance + self.epsilon) * gamma) + beta, x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """How a network normalizes in training: the one value by which it, and the heads on it, make their layers.
+
+    Args:
+      kind: "batch", or "layer" in a family that admits it, which then is a setting of that family. Heads have batch
+        normalization in both cases.
+      sync: batch statistics are those of all replicas together.
+      groups: the batch is normalized in so many groups of successive rows (ghost batch normalization, Hoffer et al.,
+        arXiv 1705.08741). A number and not a size: a head may have several rows for each image.
+
+    Raises:
+      UserError: an unknown kind, no group, or groups across replicas.
+    """
+
+    kind: str = "batch"
+    sync: bool = False
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        check_choice("norm kind", self.kind, ("batch", "layer"))
+        if self.groups < 1 or (self.sync and self.groups > 1):
+            raise UserError(
+                f"bn_groups={self.groups} must be at least 1, and 1 with bn_sync: groups lie within a replica"
+            )
+
+    @property
+    def plain(self) -> bool:
+        """Whether batch statistics are those of what a replica computes at once."""
+        return not self.sync and self.groups == 1
+
+    def layer(self, name: str, momentum: float = 0.99, epsilon: float = 1e-3) -> tf.keras.layers.Layer:
+        """A normalization [N, ..., C] of the network itself: of batches, or without `momentum` of layers."""
+        if self.kind == "layer":
+            return LayerNorm(epsilon=epsilon, name=name)
+        return self.batch(name, momentum, epsilon)
+
+    def batch(self, name: str, momentum: float = 0.99, epsilon: float = 1e-3, **keras: Any) -> BatchNorm:
+        """A batch normalization [N, ..., C], as of a head; `keras`: center and scale."""
+        return BatchNorm(momentum, epsilon, self.sync, self.groups, name, **keras)
+
+
+def set_statistics(network: tf.keras.Model, sync: bool = False, groups: int = 1) -> None:
+    """Compute the batch statistics of a backbone by another policy from now on; by default each replica's own."""
     for layer in network.submodules:
         if isinstance(layer, BatchNorm):
-            layer.groups = groups
-    network.bn_groups = groups
-    if getattr(network, "settings", None):
-        network.settings["bn_groups"] = groups
+            layer.sync, layer.groups = sync, groups
+    network.norm_policy = dataclasses.replace(network.norm_policy, sync=sync, groups=groups)

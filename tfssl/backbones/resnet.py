@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import tensorflow as tf
 
-from tfssl.backbones.layers import STEMS, Conv, Network, build_chain, global_mean, zero_pad
-from tfssl.backbones.norm import BatchNorm
+from tfssl.backbones.layers import STEMS, Conv, Network, build_chain, global_mean, stem_stride, zero_pad
 from tfssl.backbones.rematerialize import rematerialize
 from tfssl.backbones.selective_kernel import DeepRoot, SKUnit
-from tfssl.errors import UserError
+from tfssl.errors import UserError, check_choice
 
 UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # RevNets' too
 DEPTHS = {**UNITS, 200: (3, 24, 36, 3)}
-NAMES = [f"resnet{depth}_v{version}" for version in (1, 2) for depth in DEPTHS]
-ZERO_INIT_NAMES = [f"resnet{depth}_v1" for depth in DEPTHS]
-SK_NAMES = [f"resnet{depth}_v1" for depth in DEPTHS if depth >= 50]
 
 
 class Unit(tf.keras.layers.Layer):
@@ -38,14 +34,17 @@ class Unit(tf.keras.layers.Layer):
         stride: int,
         skip: bool,
         project: bool,
-        norm: Callable[[str], BatchNorm],
+        norm: Callable[[str], tf.keras.layers.Layer],
         name: str,
+        dilations: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__(name=name)
+        before, behind = dilations  # of what lies before the unit's stride, or where it would be, and behind it
         if bottleneck:
-            self.convs = [Conv(width, 1, 1, "conv1"), Conv(width, 3, stride, "conv2"), Conv(4 * width, 1, 1, "conv3")]
+            middle = Conv(width, 3, stride, "conv2", before)
+            self.convs = [Conv(width, 1, 1, "conv1"), middle, Conv(4 * width, 1, 1, "conv3")]
         else:
-            self.convs = [Conv(width, 3, stride, "conv1"), Conv(width, 3, 1, "conv2")]
+            self.convs = [Conv(width, 3, stride, "conv1", before), Conv(width, 3, 1, "conv2", behind)]
         self.norms = [norm(f"bn{i}") for i in range(1, len(self.convs) + 1)]
         self.filters = self.convs[-1].filters
         self.projection = Conv(self.filters, 1, stride, "projection") if project else None
@@ -88,19 +87,48 @@ class ResNet(Network):
     floatx float64), D = 512 (depths 18 and 34) or 2048, times the width. v2's blocks are the raw sums, before the BN
     and ReLU that open the next unit; after its `block4` come a last BN, a ReLU unless `last_relu` is False (the study's
     "(-)" networks) and the mean over the map. v1 goes from `block4` to the mean directly.
+
+    Args:
+      name: resnet, its depth, and _v1 or _v2.
+      stem: imagenet (7x7 stride 2, pooling), small (3x3, for 32 pixels), patch (7x7 stride 1), stride16 (imagenet's,
+        but no stride in the last block).
+      output_stride: 32, 16 or 8: blocks that would shrink the map further keep its size, and the 3x3 convolutions
+        behind their first stride see every second (or fourth) location instead (DeepLab: 16 or 8; the weights are
+        those of the same network without it). 0: the stem's own stride.
+      last_relu: A ReLU before the mean over the map; --nolast_relu: the 2019 study's (-) networks.
+      skip: ResNets with the connections that make them ResNets (2019 study: its ablation).
+      sk_ratio: Above 0: SimCLR v2's selective kernels and stem, in resnet{50..200}_v1 (0.0625).
+      zero_init_residual: Residual units of v1 networks begin as their shortcuts (SimCLR, SimSiam).
+
+    Raises:
+      UserError: a setting of another depth or version, or one that contradicts another.
     """
+
+    flag_names = {"skip": "skip_connections"}
+    flag_bounds = {"sk_ratio": (0, 1)}
 
     endpoint_names = ("after_root", "block1", "block2", "block3", "block4", "pre_logits")
 
-    def __init__(self, name: str, **settings: Any) -> None:
-        super().__init__(name, **settings)
+    def __init__(
+        self,
+        name: str,
+        stem: str = "imagenet",
+        output_stride: Literal[0, 8, 16, 32] = 0,
+        last_relu: bool = True,
+        skip: bool = True,
+        sk_ratio: float = 0.0,
+        zero_init_residual: bool = False,
+        **common: Any,
+    ) -> None:
+        super().__init__(name, **common)
+        self.stem, self.output_stride, self.last_relu, self.skip = stem, output_stride, last_relu, skip
+        self.sk_ratio, self.zero_init_residual = sk_ratio, zero_init_residual
         depth, self.version = (int(number) for number in name[len("resnet") :].split("_v"))
+        self._check(depth)
         self.raw_maps = self.version == 2
-        if self.version == 1 and not self.last_relu:
-            raise UserError(f"last_relu=False needs a v2 network, such as resnet{depth}_v2: v1's units end in a ReLU")
         channels = self.scaled(64)  # the root's; every layer has a multiple of them
 
-        size, stride, self.max_pool, strides = STEMS[self.stem]
+        size, stride, self.max_pool, _ = STEMS[stem]
         self.deep_root = None
         if self.sk_ratio and size == 7:
             self.deep_root = DeepRoot(self.scaled(32), stride, self.norm, "deep_root")
@@ -111,11 +139,15 @@ class ResNet(Network):
         for i in range(4):
             units = []
             for j in range(DEPTHS[depth][i]):
-                unit_stride = strides[i] if j == 0 else 1
+                unit_stride, before, behind = self._strides[i] if j == 0 else (1, *self._strides[i][2:] * 2)
                 fan_out = channels * 2**i * (4 if depth >= 50 else 1)
                 project = self.skip and (unit_stride > 1 or fan_in != fan_out)
-                common = (channels * 2**i, unit_stride, self.skip, project, self.norm, f"unit{j}")
-                unit = SKUnit(self.sk_ratio, *common) if self.sk_ratio else Unit(self.version, depth >= 50, *common)
+                form = (channels * 2**i, unit_stride, self.skip, project, self.norm, f"unit{j}")
+                unit = (
+                    SKUnit(self.sk_ratio, *form)
+                    if self.sk_ratio
+                    else Unit(self.version, depth >= 50, *form, dilations=(before, behind))
+                )
                 if self.zero_init_residual:
                     unit.norms[-1].gamma_initializer = tf.keras.initializers.Zeros()
                 units.append(unit)
@@ -124,11 +156,43 @@ class ResNet(Network):
         self.block1, self.block2, self.block3, self.block4 = blocks
         self.last_norm = self.norm("last_bn") if self.version == 2 else None
 
+    def _check(self, depth: int) -> None:
+        check_choice("stem", self.stem, STEMS)
+        if self.output_stride not in (0, 8, 16, 32):
+            raise UserError(f"output_stride={self.output_stride}: choose 8, 16 or 32, or 0 for the stem's own")
+        if self.version == 1 and not self.last_relu:
+            raise UserError(f"last_relu=False needs a v2 network, such as resnet{depth}_v2: v1's units end in a ReLU")
+        if not 0 <= self.sk_ratio < math.inf:
+            raise UserError(f"sk_ratio={self.sk_ratio} must be at least 0, which means none; SimCLR v2 has 0.0625")
+        for setting, least in (("sk_ratio", 50), ("zero_init_residual", 18)):
+            if getattr(self, setting) and (self.version == 2 or depth < least):
+                names = ", ".join(f"resnet{d}_v1" for d in DEPTHS if d >= least)
+                raise UserError(f"{setting}={getattr(self, setting)} is for {names}: {self.name} has no form with it")
+        if self.zero_init_residual and not self.skip:
+            raise UserError(
+                "zero_init_residual=True needs skip=True: without skip connections nothing would pass the units"
+            )
+        if self.sk_ratio and self.output_stride:
+            raise UserError(
+                f"output_stride={self.output_stride} is for plain units: selective kernels shrink maps by a mean; leave sk_ratio at 0"
+            )
+
+    @property
+    def _strides(self) -> list[tuple[int, int, int]]:
+        """Of each block: the stride of its first unit, the dilation of what lies before that stride, and of what lies behind."""
+        total, dilation, found = stem_stride(self.stem), 1, []
+        for stride in STEMS[self.stem][3]:
+            before = dilation
+            if self.output_stride and total * stride > self.output_stride:
+                stride, dilation = 1, dilation * stride
+            total *= stride
+            found.append((stride, before, dilation))
+        return found
+
     @property
     def min_image_size(self) -> int:
         """The total stride: from this side on, each layer that halves the map still has two rows to choose from."""
-        _, root_stride, max_pool, strides = STEMS[self.stem]
-        return root_stride * (2 if max_pool else 1) * math.prod(strides)
+        return stem_stride(self.stem) * math.prod(stride for stride, _, _ in self._strides)
 
     def build_layers(self, input_shape: tf.TensorShape) -> int:
         root = (self.deep_root, self.root_conv, self.root_norm)

@@ -8,18 +8,17 @@ by unit, and of a whole block only the outputs are kept. Blocks are joined by an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import tensorflow as tf
 
-from tfssl.backbones.layers import STEMS, Conv, Network, build_chain, global_mean, zero_pad
+from tfssl.backbones.layers import STEMS, Conv, Network, build_chain, global_mean, stem_stride, zero_pad
 from tfssl.backbones.norm import at_least_float32, frozen_statistics
 from tfssl.backbones.rematerialize import at_once
-from tfssl.backbones.resnet import UNITS, ResNet, Unit
-from tfssl.errors import UserError
-
-NAMES = [f"revnet{depth}" for depth in sorted(UNITS, key=lambda depth: (depth != 50, depth))]  # the study's first
+from tfssl.backbones.resnet import UNITS, Unit
+from tfssl.errors import check_choice
 
 # Of a block's two inputs, and of the variables.
 _Gradients = tuple[tuple[tf.Tensor, tf.Tensor], list[Optional[tf.Tensor]]]
@@ -96,18 +95,21 @@ class RevNet(Network):
 
     The gradients are those of ordinary back-propagation, but for rounding. There is no network without them, so `remat` changes nothing.
     The study leaves the root's kernel out of weight decay.
+
+    Args:
+      name: revnet and its depth.
+      stem: imagenet (7x7 stride 2, pooling), small (3x3, for 32 pixels), patch (7x7 stride 1), stride16 (imagenet's,
+        but no stride in the last block).
+      last_relu: A ReLU before the mean over the map; --nolast_relu: the 2019 study's (-) networks.
     """
 
     endpoint_names = ("after_root", "block1", "block2", "block3", "block4", "pre_logits")
-    min_image_size = ResNet.min_image_size  # the same strides
     raw_maps = True
 
-    def __init__(self, name: str, **settings: Any) -> None:
-        super().__init__(name, **settings)
-        if not self.skip:
-            raise UserError(
-                f"skip=False needs a ResNet, such as resnet50_v2: without skip connections {name} cannot be reversed"
-            )
+    def __init__(self, name: str, stem: str = "imagenet", last_relu: bool = True, **common: Any) -> None:
+        super().__init__(name, **common)
+        check_choice("stem", stem, STEMS)
+        self.stem, self.last_relu = stem, last_relu
         depth = int(name[len("revnet") :])
         width = self.scaled(32)  # half a ResNet's: that of one stream
         channels = 2 * width * (4 if depth >= 50 else 1)  # of both streams in the first block
@@ -120,6 +122,11 @@ class RevNet(Network):
             for i in range(4)
         )
         self.last_norm = self.norm("last_bn")
+
+    @property
+    def min_image_size(self) -> int:
+        """The total stride, as of a ResNet."""
+        return stem_stride(self.stem) * math.prod(self.strides)
 
     def build_layers(self, input_shape: tf.TensorShape) -> int:
         channels = build_chain([self.root_conv], input_shape[-1])

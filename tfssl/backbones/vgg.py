@@ -15,13 +15,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfssl.backbones.layers import Conv, Network, build_chain, global_mean
+from tfssl.backbones.layers import STEMS, Conv, Network, build_chain, global_mean
 from tfssl.backbones.norm import BatchNorm
 from tfssl.backbones.rematerialize import rematerialize
-from tfssl.errors import UserError
+from tfssl.errors import UserError, check_choice
 
 CONVS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-NAMES = [f"vgg{depth}" for depth in CONVS]
 CHANNELS = (64, 128, 256, 512, 512)
 
 
@@ -55,20 +54,19 @@ class VGG(Network):
     is called with. From then on `min_image_size` is that size. Of larger images fc6 has a position for each place of its kernel, 1x1 of
     images of the size itself.
 
-    The stems "imagenet" and "patch" are the standard network. "small" leaves out the first max-pool: 32 pixels -> a map of 2x2 for fc6.
+    Args:
+      name: vgg and its depth.
+      stem: imagenet, patch and stride16 are the standard network; small leaves out the first max-pool: 32 pixels -> a
+        map of 2x2 for fc6.
     """
 
     endpoint_names = ("block1", "block2", "block3", "block4", "block5", "fc6", "pre_logits")
     static_size = True
 
-    def __init__(self, name: str, **settings: Any) -> None:
-        super().__init__(name, **settings)
-        for wanted, remedy in (
-            ("skip", "has no skip connections to leave out"),
-            ("last_relu", "has its last ReLU in fc7"),
-        ):
-            if not getattr(self, wanted):
-                raise UserError(f"{wanted}=False is for other networks: {name} {remedy}; leave it at True")
+    def __init__(self, name: str, stem: str = "imagenet", **common: Any) -> None:
+        super().__init__(name, **common)
+        check_choice("stem", stem, STEMS)
+        self.stem = stem
         base = self.scaled(64)
         stages = []
         for i, count in enumerate(CONVS[int(name[len("vgg") :])]):

@@ -1,5 +1,5 @@
-"""What a numeric flag may be: one table for all binaries. A value outside, or none at all (nan, inf), ends before any work in one line that
-names the flag and its range."""
+"""What a numeric flag may be: one table for all binaries, to which classes add what they say of their own settings. A
+value outside, or none at all (nan, inf), ends before any work in one line that names the flag and its range."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (2, 1024, "copies"),
     (0, 16_384, "image_size resize evaluation_resize"),  # pixels
     (1, 16_384, "scaled_size patch_size jigsaw_size jigsaw_patch_size small_size"),
-    (0, 2**16, "representation_size patch_embedding_size prediction_hidden"),  # units
+    (0, 2**16, "patch_embedding_size prediction_hidden"),  # units
     (1, 2**16, "projection_size projection_hidden prediction_size embedding_size head_units mlp_hidden detection_units"),
     (1, 16, "projection_layers"),
     (0, 16, "head_layers head_endpoints detection_layers"),
@@ -46,15 +46,13 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (0, 1e9, "lr_scaling"),
     (0, RATE, "learning_rate initial_rate final_rate clipnorm global_clipnorm sgd_learning_rate mlp_learning_rate"),
     (1e-8, RATE, "dense_learning_rate"),
-    (0, 1, "bn_momentum head_bn_momentum bank_momentum key_momentum target_momentum momentum decay_factor sk_ratio min_area small_area "
+    (0, 1, "head_bn_momentum bank_momentum key_momentum target_momentum momentum decay_factor min_area small_area "
     "jigsaw_area jigsaw_weight rebalance distill_weight max_translation max_offset max_hue"),
     (0, 0.99, "mlp_dropout head_dropout"),
     (0, 0.99999, "beta_2"),
     (1e-30, 1, "optimizer_epsilon"),
     (0, 0.9, "val_fraction"),
-    (1e-12, 1, "bn_epsilon"),
     (1e-6, 1, "layer_decay"),
-    (1e-3, 64, "width_multiplier"),
     (1e-6, 1e6, "temperature knn_temperature sinkhorn_epsilon loss_factor svm_positive_weight svm_intercept_scaling"),
     (1e-3, 1e6, "distill_temperature"),
     (0, 100, "strength"),
@@ -65,7 +63,9 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (0, 180, "max_rotation"),  # degrees
     (1, 86_400, "data_service_timeout host_timeout"),  # seconds
 )  # fmt: skip
-OF_FLAG = {name: (least, greatest) for least, greatest, names in _TABLE for name in names.split()}
+OF_FLAG: dict[str, tuple[float, float]] = {
+    name: (least, greatest) for least, greatest, names in _TABLE for name in names.split()
+}
 
 
 def apply(values: flags.FlagValues = flags.FLAGS) -> None:

@@ -22,8 +22,9 @@ class TrainConfig:
     Attributes:
       task: a registered name, or the import path of a user's own class.
       task_settings: {argument of the task's constructor: value}.
+      backbone_settings: {argument of the backbone's constructor: value}.
       optimizer_settings: {argument of the optimizer's constructor: value}.
-      task_flags, optimizer_flags: {argument: its flag}, of those whose flag has another name.
+      task_flags, backbone_flags, optimizer_flags: {argument: its flag}, of those whose flag has another name.
     """
 
     data: schema.Data = schema.Data()
@@ -33,26 +34,31 @@ class TrainConfig:
     optimization: schema.Optimization = schema.Optimization()
     accelerators: schema.NetworkAccelerators = schema.NetworkAccelerators()
     run: schema.Run = schema.Run()
+    backbone_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     optimizer_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     task_flags: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    backbone_flags: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
     optimizer_flags: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
     @classmethod
     def define(
         cls,
         tasks: Generated,
+        backbones: Generated,
         optimizers: Generated,
         values: flags.FlagValues = flags.FLAGS,
         section: Callable[[str], Any] = contextlib.nullcontext,
     ) -> None:
-        """Define the flags, in the order of `--help`; `section(heading)` is entered around each section, `tasks` and `optimizers` are all
-        that there are."""
+        """Define the flags, in the order of `--help`; `section(heading)` is entered around each section, `tasks`, `backbones` and
+        `optimizers` are all that there are."""
         define(schema.Data, values, section)
         with section(schema.Network.heading):
             names = "|".join(tasks.settings)
             text = f"<{names}>, or the import path of a class of your own, mypackage.mytask:MyTask: What the network learns to predict."
             flags.DEFINE_string("task", cls.task, text, flag_values=values)
         define(schema.Network, values, section)
+        with section("Settings of the backbone"):
+            backbones.define(values=values)
         with section("Settings of the task"):
             tasks.define(values=values)
         _define_optimization(schema.Optimization, optimizers, values, section)
@@ -60,15 +66,18 @@ class TrainConfig:
             define(part, values, section)
 
     @classmethod
-    def from_flags(cls, values: flags.FlagValues, tasks: Generated, optimizers: Generated) -> "TrainConfig":
+    def from_flags(
+        cls, values: flags.FlagValues, tasks: Generated, backbones: Generated, optimizers: Generated
+    ) -> "TrainConfig":
         """What the flags say.
 
         Raises:
-          UserError: a flag is not a setting of the task, or of the optimizer.
+          UserError: a flag is not a setting of the task, of the backbone, or of the optimizer.
         """
         return cls(
             task=_given(values, "task"),
             **_own("task", tasks, values),
+            **_own("backbone", backbones, values),
             **_own("optimizer", optimizers, values),
             **_sections(cls, values),
         )
@@ -78,6 +87,7 @@ class TrainConfig:
         cls,
         texts: Mapping[str, str],
         tasks: Generated,
+        backbones: Generated,
         optimizers: Generated,
         overriding: Optional[flags.FlagValues] = None,
     ) -> "TrainConfig":
@@ -85,7 +95,7 @@ class TrainConfig:
 
         Args:
           texts: {flag: text}, of flags.flags.
-          tasks, optimizers: among which are the record's.
+          tasks, backbones, optimizers: among which are the record's.
           overriding: parsed flags; those that are present take the place of the record's.
 
         Raises:
@@ -93,7 +103,7 @@ class TrainConfig:
           UserError: a flag is not a setting of the task.
         """
         values = flags.FlagValues()
-        cls.define(tasks, optimizers, values)
+        cls.define(tasks, backbones, optimizers, values)
         bounds.apply(values)
         data_flags.expand_homes(values)
         for name, text in texts.items():
@@ -104,12 +114,12 @@ class TrainConfig:
             for name in values:
                 if name in overriding and overriding[name].present:
                     values[name].value = overriding[name].value
-        return cls.from_flags(values, tasks, optimizers)
+        return cls.from_flags(values, tasks, backbones, optimizers)
 
     def flags(self) -> dict[str, Any]:
         """{flag: value} of all that is recorded."""
         parts = (self.network, self.optimization, self.accelerators, self.run)
-        own = _flags_of(self, "optimizer"), _flags_of(self, "task")
+        own = (_flags_of(self, kind) for kind in ("backbone", "optimizer", "task"))
         return _stored(vars(self.data), {"task": self.task}, *map(vars, parts), *own)
 
     def published(self) -> dict[str, Any]:

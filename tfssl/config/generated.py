@@ -30,10 +30,14 @@ class Generated:
     def __init__(self, kind: str, sources: Mapping[str, tuple[str, str]], unset: bool = True) -> None:
         self.kind, self.unset = kind, unset
         self.settings = {name: read(*source) for name, source in sources.items()}
+        classes = list(sources.values())
+        self._titles = {n: s[1] if classes.count(s) > 1 else n for n, s in sources.items()}
         self._of_flag: dict[str, dict[str, Setting]] = collections.defaultdict(dict)
         for name, settings in self.settings.items():
             for setting in settings.values():
                 self._of_flag[setting.flag][name] = setting
+                if setting.bounds:
+                    bounds.OF_FLAG.setdefault(setting.flag, setting.bounds)
         self.flags = tuple(self._of_flag)
 
     def define(self, names: Any = None, values: flags.FlagValues = flags.FLAGS) -> None:
@@ -47,8 +51,10 @@ class Generated:
             if setting.many:
                 default = None if default is None else [as_text(item) for item in default]
                 flags.DEFINE_list(flag, default, text, flag_values=values)
-            elif setting.choices and setting.kind is str:
-                flags.DEFINE_enum(flag, default, setting.choices, text, flag_values=values)
+            elif setting.choices:
+                words = [as_text(choice) for choice in setting.choices]
+                default = None if default is None else as_text(default)
+                flags.DEFINE_enum(flag, default, words, text, flag_values=values)
             else:
                 define: dict[type, Callable[..., Any]] = {
                     bool: flags.DEFINE_boolean,
@@ -67,7 +73,7 @@ class Generated:
     def describe(self, flag: str) -> str:
         """The help of a flag: what it means, and its default; for which classes, where they differ."""
         having = self._of_flag[flag]
-        meanings = _by_value({name: setting.text for name, setting in having.items()})
+        meanings = self._by_value({name: setting.text for name, setting in having.items()})
         text = " ".join(f"{names}: {meaning}" for meaning, names in meanings.items())
         if len(meanings) == 1:
             (text,) = meanings
@@ -77,17 +83,24 @@ class Generated:
             text = text[:1].upper() + text[1:]
         if self.default(flag) is not None:
             return text
-        defaults = _by_value({name: as_text(setting.default) or "none" for name, setting in having.items()})
+        defaults = self._by_value({name: as_text(setting.default) or "none" for name, setting in having.items()})
         if len(defaults) == 1 and len(having) == len(self.settings):
             return f"{text} Default: {next(iter(defaults))}."
         return f"{text} Default: {'; '.join(f'{value} for {names}' for value, names in defaults.items())}."
+
+    def _by_value(self, of_name: Mapping[str, str]) -> dict[str, str]:
+        """{name: value} -> {value: "name, name"}; names of one class are the class's."""
+        names: dict[str, list[str]] = collections.defaultdict(list)
+        for name, value in of_name.items():
+            names[value].append(self._titles[name])
+        return {value: ", ".join(dict.fromkeys(titles)) for value, titles in names.items()}
 
     def defaults(self, name: str) -> dict[str, Any]:
         """{flag: default} of one class."""
         return {setting.flag: setting.default for setting in self.settings[name].values()}
 
     def check(self, name: str, given: Mapping[str, Any]) -> None:
-        """Refuse what is not a setting of the class.
+        """Refuse what is not a setting of the class, unless it is the default of the flag.
 
         Args:
           name: of the class.
@@ -98,7 +111,7 @@ class Generated:
         """
         own = self.defaults(name)
         for flag in self.flags:
-            if given.get(flag) is not None and flag not in own:
+            if flag not in own and as_text(given.get(flag)) not in ("", as_text(self.default(flag))):
                 raise UserError(f"--{flag} is not a setting of {self.kind} {name!r}, whose own are {', '.join(own)}")
 
     def arguments(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +159,7 @@ def _of(module: str, name: str) -> Generated:
 
 def _value(setting: Setting, value: Any) -> Any:
     if not setting.many:
-        return value
+        return setting.kind(value) if setting.choices else value
     if setting.kind is float and setting.flag in bounds.OF_FLAG:
         return tuple(bounds.numbers(setting.flag, [str(item) for item in value]))
     try:
@@ -155,14 +168,6 @@ def _value(setting: Setting, value: Any) -> Any:
         kinds = {int: "integers", float: "numbers"}
         given = ",".join(map(str, value))
         raise UserError(f"--{setting.flag}={given}: give {kinds[setting.kind]}, separated by commas") from error
-
-
-def _by_value(of_name: Mapping[str, str]) -> dict[str, str]:
-    """{name: value} -> {value: "name, name"}."""
-    names: dict[str, str] = {}
-    for name, value in of_name.items():
-        names[value] = f"{names[value]}, {name}" if value in names else name
-    return names
 
 
 def as_text(value: Any) -> str:

@@ -58,24 +58,13 @@ class Data(Records):
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The backbone, and what it begins with.
+    """The backbone, how training normalizes, and what the backbone begins with. The settings of a family of backbones
+    are its class's.
 
     Args:
       backbone: resnet{18,34,50,101,152,200}_v{1,2}, revnet{18,34,50,101,152}, vgg{11,13,16,19}, alexnet or
-        alexnet_lrn. 2019 study: resnet50_v1, resnet50_v2, revnet50, vgg19.
-      width_multiplier: Times all channels; 1 is the standard network (2019 study: 4x; its 16x is 4.0).
-      stem: imagenet (7x7 stride 2, pooling), small (3x3, for 32 pixels), patch (7x7 stride 1), stride16 (imagenet's,
-        but no stride in the last block). vgg: small leaves out the first pooling.
-      bn_momentum: Share of the moving statistics kept per step (2019 study: 0.99); at step t at most (1 + t) / (10 +
-        t).
-      bn_epsilon: Batch normalisation: added to the variance (2019 study: 0.001).
-      last_relu: A ReLU before the mean over the map; --nolast_relu: the 2019 study's (-) networks.
-      skip_connections: ResNets with the connections that make them ResNets (2019 study: its ablation).
-      representation_size: Outputs of a linear layer after the mean (2019 study: Figure 6).
-      sk_ratio: Above 0: SimCLR v2's selective kernels and stem, in resnet{50..200}_v1 (0.0625).
-      zero_init_residual: Residual units of v1 networks begin as their shortcuts (SimCLR, SimSiam).
-      initializer: Of the backbone's kernels: glorot_uniform (2019 study), he_fan_out (torchvision's ResNets),
-        lecun_normal (SimCLR), torch_uniform (PyTorch's default).
+        alexnet_lrn (2019 study: resnet50_v1, resnet50_v2, revnet50, vgg19); or the import path of a class of your own,
+        mypackage.mynets:MyNet.
       sync_batch_norm: Batch statistics of all replicas together, not of each by itself.
       bn_group_size: Images whose batch statistics are one; 0: all of a replica's.
       init_module: Start from this Hub module's weights, where names and shapes match.
@@ -84,16 +73,6 @@ class Network:
     heading = "Task and network"
 
     backbone: str = "resnet50_v2"
-    width_multiplier: float = 1.0
-    stem: str = "imagenet"
-    bn_momentum: float = 0.99
-    bn_epsilon: float = 0.001
-    last_relu: bool = True
-    skip_connections: bool = True
-    representation_size: int = 0
-    sk_ratio: float = 0.0
-    zero_init_residual: bool = False
-    initializer: str = "glorot_uniform"
     sync_batch_norm: bool = False
     bn_group_size: int = 0
     init_module: Optional[str] = None

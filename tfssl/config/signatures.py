@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import functools
 import importlib.util
+import inspect
 import os
 from typing import Any, Optional
 
@@ -27,6 +28,7 @@ class Setting:
       many: whether it is a sequence.
       choices: the values that a `Literal` annotation permits; () for any.
       flag: the name of its flag.
+      bounds: (least, greatest) number that the flag takes, both allowed; None: see `tfssl.config.bounds`.
     """
 
     name: str
@@ -36,13 +38,15 @@ class Setting:
     many: bool
     choices: tuple
     flag: str
+    bounds: Optional[tuple[float, float]] = None
 
 
 def read(module: str, class_name: str) -> dict[str, Setting]:
     """{argument: Setting} of a class's constructor, inherited ones last.
 
     A class may say how its flags are named, in two class attributes: `flag_prefix`, a str before each name; and `flag_names`, a dict of
-    argument -> flag for those that are named otherwise. An argument that maps to "" has no flag.
+    argument -> flag for those that are named otherwise. An argument that maps to "" has no flag. A third, `flag_bounds`, is a dict of
+    argument -> (least, greatest).
 
     Raises:
       UserError: there is no such module or class; or a default is no literal, so that there can be no flag.
@@ -51,10 +55,23 @@ def read(module: str, class_name: str) -> dict[str, Setting]:
     prefix, names = found.prefix or "", found.names
     flags = {name: names.get(name, prefix + name) for name in found.arguments}
     return {
-        name: Setting(name, default, text, *_kind(annotation, default), flag=flags[name])
+        name: Setting(name, default, text, *_kind(annotation, default), flags[name], found.bounds.get(name))
         for name, (default, annotation, text) in found.arguments.items()
         if flags[name]
     }
+
+
+def arguments(cls: type) -> tuple[str, ...]:
+    """Names of all arguments of a class's constructor, those that go on to base classes last: also of a class that
+    stands in no file."""
+    names: list[str] = []
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            own = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+            names += [a.name for a in own if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)]
+            if not any(a.kind is a.VAR_KEYWORD for a in own):
+                break
+    return tuple(dict.fromkeys(names))
 
 
 def summary(module: str, class_name: str) -> str:
@@ -72,11 +89,15 @@ class _Class:
     arguments: dict  # name -> (default, annotation or None, text)
     prefix: Optional[str]
     names: dict
+    bounds: dict
     open: bool  # whether further keyword arguments go on to the bases
 
 
 def _read(module: str, class_name: str, parsed: dict[str, ast.Module]) -> "_Class":
     tree = parsed[module] if module in parsed else parsed.setdefault(module, _parse(module))
+    imported = _origin(tree, module, class_name)
+    if imported and imported != (module, class_name):  # a package that passes on the class of one of its modules
+        return _read(*imported, parsed)
     node = _find(tree, module, class_name)
     own = _own(node, f"{module}:{class_name}")
     bases = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]  # Protocol[Features]
@@ -91,6 +112,7 @@ def _read(module: str, class_name: str, parsed: dict[str, ast.Module]) -> "_Clas
                 own.arguments |= {k: v for k, v in inherited.arguments.items() if k not in own.arguments}
             own.prefix = inherited.prefix if own.prefix is None else own.prefix
             own.names = {**inherited.names, **own.names}
+            own.bounds = {**inherited.bounds, **own.bounds}
     return own
 
 
@@ -128,7 +150,7 @@ def _origin(tree: ast.Module, module: str, base: str) -> Optional[tuple[str, str
     """(module, class) of a base class: in the same file, or imported by its name from a module of the same package, or of ours."""
     if any(isinstance(n, ast.ClassDef) and n.name == base for n in tree.body):
         return module, base
-    for node in tree.body:
+    for node in ast.walk(tree):  # also of what is imported late, and so for type checkers alone
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == base:
@@ -150,7 +172,9 @@ def _own(node: ast.ClassDef, name: str) -> "_Class":
         if isinstance(target, ast.Name)
     }
     prefix = ast.literal_eval(constants["flag_prefix"]) if "flag_prefix" in constants else None
-    names = ast.literal_eval(constants["flag_names"]) if "flag_names" in constants else {}
+    names, bounds = (
+        ast.literal_eval(constants[key]) if key in constants else {} for key in ("flag_names", "flag_bounds")
+    )
     init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
     if init is not None:
         positional = init.args.args[len(init.args.args) - len(init.args.defaults) :]
@@ -174,7 +198,7 @@ def _own(node: ast.ClassDef, name: str) -> "_Class":
                 f"{name}: the default of {argument} is no literal (a number, a text, True, False, None or a tuple of those), and so cannot "
                 "be a flag's"
             ) from error
-    return _Class(arguments, prefix, names, is_open)
+    return _Class(arguments, prefix, names, bounds, is_open)
 
 
 def _kind(annotation: Optional[ast.expr], default: Any) -> tuple[type, bool, tuple]:

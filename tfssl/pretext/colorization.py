@@ -89,7 +89,7 @@ class Colorization(Pretext):
         return lab.from_rgb(images)[..., :1] / 50 - 1
 
     def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
-        x = last_map(self.endpoints(batch["image"], training))  # NxhxwxD
+        x = last_map(self.backbone, self.endpoints(batch["image"], training))  # NxhxwxD
         if self.head_norm:
             x = tf.nn.relu(self.head_norm(x, training=training))
         return self.head(x)  # NxhxwxQ
@@ -129,9 +129,10 @@ class Colorization(Pretext):
         return self.image_size, self.resize
 
 
-def last_map(endpoints: dict[str, tf.Tensor]) -> tf.Tensor:
-    """The deepest endpoint that is a map of more than one place."""
-    maps = [x for x in endpoints.values() if x.shape.rank == 4 and x.shape[1] != 1]
+def last_map(backbone: tf.keras.Model, endpoints: dict[str, tf.Tensor]) -> tf.Tensor:
+    """The deepest endpoint of a backbone that is a map of more than one location."""
+    kinds = backbone.endpoint_kinds
+    maps = [x for name, x in endpoints.items() if kinds.get(name) == "map" and x.shape[1] != 1]
     if not maps:
         raise UserError(
             f"colorization needs a backbone that gives a map [N, h, w, D]; this one gives {', '.join(endpoints)}"

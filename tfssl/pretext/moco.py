@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from tfssl.backbones.norm import set_groups
+from tfssl.backbones.norm import set_statistics
 from tfssl.data.ops.draws import Draws
 from tfssl.errors import UserError
 from tfssl.losses import contrastive, replicas
@@ -37,7 +37,7 @@ class MoCo(Views):
       key_momentum: EMA decay of the momentum encoder per step (the papers: 0.999).
       symmetric: each view is query and key in turn; the papers compute one of the two.
       split_batch_norm: groups that the global batch is normalized in (the papers: 8, of 32 images each), at least one for each part that a
-        replica computes at once; not used where statistics are synchronized or grouped already (bn_sync, bn_groups).
+        replica computes at once; not used where statistics are synchronized or grouped already.
     """
 
     task = "moco"
@@ -56,8 +56,7 @@ class MoCo(Views):
         **common: Any,
     ) -> None:
         super().__init__(backbone, augmentation=augmentation, **common)
-        plain = not self.backbone.bn_sync and self.backbone.bn_groups == 1
-        self.split_batch_norm = split_batch_norm if plain else 0
+        self.split_batch_norm = split_batch_norm if self.backbone.norm_policy.plain else 0
         self.temperature, self.key_momentum, self.symmetric = temperature, key_momentum, symmetric
         self.projection = MLP("projection", [0] * (projection_layers - 1) + [projection_size])
         self.keys = MomentumNetwork(self.backbone, self.projection)
@@ -65,7 +64,7 @@ class MoCo(Views):
 
     def compile(self, *args: Any, **keras: Any) -> None:
         super().compile(*args, **keras)
-        if self.backbone.bn_sync:
+        if self.backbone.norm_policy.sync:
             logging.warning(
                 "--task=%s with --sync_batch_norm: the statistics of a batch tell its keys from the queue's, which may be all that is "
                 "learned; leave it out, and --split_batch_norm takes its place",
@@ -77,11 +76,11 @@ class MoCo(Views):
         computed_at_once = replicas.count() * self._accumulate_steps
         if self.split_batch_norm:
             for network in (self.backbone, self.keys.twins[0]):
-                set_groups(network, max(1, self.split_batch_norm // computed_at_once))
-        rows, groups = self.batch_size // computed_at_once, self.backbone.bn_groups
+                set_statistics(network, groups=max(1, self.split_batch_norm // computed_at_once))
+        rows, groups = self.batch_size // computed_at_once, self.backbone.norm_policy.groups
         if rows % groups:
             raise UserError(
-                f"the {rows} images that are computed at once cannot be normalised in {groups} equal groups: take another batch_size or "
+                f"the {rows} images that are computed at once cannot be normalized in {groups} equal groups: take another batch_size or "
                 "split_batch_norm"
             )
         if self.batch_size * (1 + self.symmetric) > self.queue.size:

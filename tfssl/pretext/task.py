@@ -204,7 +204,7 @@ class Pretext(Loop):
 
     def norm(self, name: str, **settings: Any) -> BatchNorm:
         """A batch normalization for the task's head, whose statistics span what the backbone's do."""
-        return BatchNorm(sync=self.backbone.bn_sync, groups=self.backbone.bn_groups, name=name, **settings)
+        return self.backbone.norm_policy.batch(name, **settings)
 
     def endpoints(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Images [N, H, W, 3] in [0, 1] -> dict of the backbone's endpoints: what `call` trains, whichever network is published."""
@@ -325,7 +325,7 @@ class Pretext(Loop):
           UserError: batch statistics are synchronized over replicas, which parts cannot be.
         """
         strategy = self.distribute_strategy
-        synchronized = strategy.num_replicas_in_sync > 1 and getattr(self.backbone, "bn_sync", False)
+        synchronized = strategy.num_replicas_in_sync > 1 and self.backbone.norm_policy.sync
         if accumulate_steps > 1 and synchronized and not isinstance(strategy, tf.distribute.TPUStrategy):
             raise UserError(
                 f"--accumulate_steps={accumulate_steps} and --sync_batch_norm together need a TPU: other replicas cannot meet within a "

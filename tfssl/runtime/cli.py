@@ -170,6 +170,12 @@ def peek(argv: Sequence[str], name: str, default: str | None = None) -> str | No
     return value
 
 
+def peek_all(argv: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """{name: text} of those flags that the command line gives; see `peek`."""
+    found = ((name, peek(argv, name)) for name in names)
+    return {name: text for name, text in found if text is not None}
+
+
 def expand_flagfiles(argv: Sequence[str], folder: str = "") -> list[str]:
     """The argument list with each `--flagfile=F` replaced by the flags in F.
 

@@ -7,9 +7,10 @@ promise which is broken.
       check_optimizer(MyOptimizer)
 """
 
+from tfssl.testing.backbones import check_backbone
 from tfssl.testing.optimizers import check_optimizer
 from tfssl.testing.protocols import check_protocol
 from tfssl.testing.sources import check_source
 from tfssl.testing.tasks import check_task
 
-__all__ = ["check_optimizer", "check_protocol", "check_source", "check_task"]
+__all__ = ["check_backbone", "check_optimizer", "check_protocol", "check_source", "check_task"]

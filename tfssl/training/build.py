@@ -39,23 +39,10 @@ def of_data(config: TrainConfig, source: Source) -> TrainConfig:
 
 def build_model(config: TrainConfig) -> Pretext:
     """The task's model, untrained; call it in the strategy's scope."""
-    network = config.network
-    backbone = backbones.build(
-        network.backbone,
-        network.width_multiplier,
-        network.stem,
-        bn_momentum=network.bn_momentum,
-        bn_epsilon=network.bn_epsilon,
-        last_relu=network.last_relu,
-        skip=network.skip_connections,
-        representation_size=network.representation_size,
-        sk_ratio=network.sk_ratio,
-        zero_init_residual=network.zero_init_residual,
-        initializer=network.initializer,
-        bn_sync=network.sync_batch_norm,
-        bn_groups=bn_groups(config),
-        remat=config.accelerators.rematerialize,
-    )
+    network, given = config.network, dict(config.backbone_settings)
+    if config.accelerators.rematerialize:
+        given["remat"] = True
+    backbone = backbones.build(network.backbone, **given, bn_sync=network.sync_batch_norm, bn_groups=bn_groups(config))
     own = dict(config.task_settings)
     own |= pretext.task_class(config.task).from_data(own, None, config.run.workdir)
     if optim.own_decay(config.optimization.optimizer):

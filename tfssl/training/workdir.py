@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
+from tfssl.backbones import backbone_flags
 from tfssl.config import flagfile
 from tfssl.config.configs import Config, TrainConfig
 from tfssl.config.generated import as_text
@@ -93,10 +94,13 @@ def check_workdir(config: Config) -> None:
 
 
 def _defaults(config: Config) -> dict[str, Any]:
-    """{flag: default}, of the task's settings too."""
+    """{flag: default}, of the settings of task, backbone and optimizer too."""
     own = optimizer_flags(config.optimization.optimizer).defaults(config.optimization.optimizer)
     if isinstance(config, TrainConfig):
         own |= task_flags(config.task).defaults(config.task)
+        families, name = backbone_flags(config.network.backbone), config.network.backbone
+        own |= {flag: families.default(flag) for flag in families.flags}  # runs once recorded those of other families
+        own |= families.defaults(name)
     return {**type(config)().flags(), **own}
 
 

@@ -8,20 +8,20 @@ from typing import Any
 import tensorflow as tf
 
 from tfssl.backbones.layers import build_chain
-from tfssl.backbones.norm import BatchNorm, at_least_float32
+from tfssl.backbones.norm import BatchNorm, Norm, at_least_float32
 
 
 class MLP(tf.keras.layers.Layer):
-    """Dense layers with ReLUs between them: [N, D] -> [N, sizes[-1]], in float32 at least.
+    """Dense layers with ReLUs between them: [N, D] -> [N, sizes[-1]], or maps [N, h, w, D], each location by itself; in float32 at least.
 
     Args:
       name: of the layer.
       sizes: outputs of each layer; 0 means as many as its inputs.
       bias: whether the layers have biases: one bool, or one for each.
-      norm: None, or {"sync": ..., "groups": ...}: a batch normalisation after each layer but the last.
-      last_norm: None, or what the normalisation after the last layer learns: "offset and scale", "scale", or "nothing".
+      norm: the policy of a batch normalization after each layer but the last; None: there are none.
+      last_norm: None, or what the normalization after the last layer learns: "offset and scale", "scale", or "nothing".
       stddev: of the normal distribution of the first kernels; 0 takes Glorot's uniform one.
-      bn_momentum, bn_epsilon: of the normalisations.
+      bn_momentum, bn_epsilon: of the normalizations.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class MLP(tf.keras.layers.Layer):
         name: str,
         sizes: Sequence[int],
         bias: bool | Sequence[bool] = True,
-        norm: dict[str, Any] | None = None,
+        norm: Norm | None = None,
         last_norm: str | None = None,
         stddev: float = 0.0,
         bn_momentum: float = 0.9,
@@ -48,26 +48,20 @@ class MLP(tf.keras.layers.Layer):
 
     def _norm(self, name: str, learns: str) -> BatchNorm:
         s = self.settings
-        return BatchNorm(
-            s["bn_momentum"],
-            s["bn_epsilon"],
-            name=name,
-            **(s["norm"] or {}),
-            center="offset" in learns,
-            scale="scale" in learns,
-        )
+        learned = {"center": "offset" in learns, "scale": "scale" in learns}
+        return (s["norm"] or Norm()).batch(name, s["bn_momentum"], s["bn_epsilon"], **learned)
 
     def build(self, shape: Any) -> None:
         width, stddev = shape[-1], self.settings["stddev"]
         for i, (size, bias, norm) in enumerate(zip(self.sizes, self.biases, self.norms), 1):  # noqa: B905 (Python 3.9)
             initial = tf.keras.initializers.RandomNormal(stddev=stddev) if stddev else "glorot_uniform"
             dense = tf.keras.layers.Dense(size or width, use_bias=bias, kernel_initializer=initial, name=f"dense{i}")
-            width = build_chain([layer for layer in (dense, norm) if layer], width, rank=2)
+            width = build_chain([layer for layer in (dense, norm) if layer], width, rank=len(shape))
             self.dense.append(dense)
         self.built = True
 
     def each(self, x: tf.Tensor, training: bool | None = None, count: int | None = None) -> list[tf.Tensor]:
-        """The outputs of the first `count` layers (of all): after the normalisation, and after the ReLU where another layer follows."""
+        """The outputs of the first `count` layers (of all): after the normalization, and after the ReLU where another layer follows."""
         found = []
         for i, (dense, norm) in enumerate(list(zip(self.dense, self.norms))[:count], 1):  # noqa: B905 (Python 3.9)
             x = dense(x)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import tensorflow as tf
 
+from tfssl.backbones.norm import Norm
 from tfssl.data import augmentation
 from tfssl.data.ops.draws import Draws
 from tfssl.errors import UserError, check_choice
@@ -191,9 +192,9 @@ class Views(Probed):
         return {"loss": float("nan"), "spread": 0.0, **super().chance()}
 
     @property
-    def head_norm(self) -> dict[str, Any]:
-        """The batch normalisation of heads spans what the backbone's does."""
-        return {"sync": self.backbone.bn_sync, "groups": self.backbone.bn_groups}
+    def head_norm(self) -> Norm:
+        """The batch normalization of heads spans what the backbone's does."""
+        return self.backbone.norm_policy
 
     @property
     def evaluation_size(self) -> tuple[int, int]:
