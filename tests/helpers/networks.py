@@ -15,16 +15,16 @@ def randomise(model, seed=1):
     return model
 
 
-def trainable(name, width, size=None):
+def trainable(name, width, size=None, **settings):
     """Number of trainable parameters, without the memory and the time that drawing 558 million of them would take."""
     shapes = []
 
-    def stand_in(make, **settings):
-        if settings["trainable"]:
-            shapes.append(settings["shape"])
-        return make(**{**settings, "initial_value": 0.0, "shape": ()})
+    def stand_in(make, **variable):
+        if variable["trainable"]:
+            shapes.append(variable["shape"])
+        return make(**{**variable, "initial_value": 0.0, "shape": ()})
 
-    model = build(name, width)
+    model = build(name, width, **settings)
     with tf.variable_creator_scope(stand_in):
         model.build((None, size, size, 3))
     assert len(shapes) == len(model.trainable_variables)

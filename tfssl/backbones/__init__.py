@@ -24,6 +24,7 @@ BACKBONES = Registry(
         **{f"resnet{d}_v{v}": "tfssl.backbones.resnet:ResNet" for v in (1, 2) for d in (18, 34, 50, 101, 152, 200)},
         **{f"revnet{d}": "tfssl.backbones.revnet:RevNet" for d in (50, 18, 34, 101, 152)},
         **{f"vgg{d}": "tfssl.backbones.vgg:VGG" for d in (11, 13, 16, 19)},
+        **{f"vit_{size}": "tfssl.backbones.vit:ViT" for size in ("tiny", "small", "base", "large")},
         "alexnet": "tfssl.backbones.alexnet:AlexNet",
         "alexnet_lrn": "tfssl.backbones.alexnet:AlexNet",
     },

@@ -1,0 +1,119 @@
+"""Vision transformers against published parameter counts, a naive attention in NumPy, PyTorch's interpolation, and MAE's positions."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from networks import trainable
+
+from tfssl.backbones import build, vit
+from tfssl.errors import UserError
+from tfssl.testing import check_backbone
+
+TINY = {"width_multiplier": 1 / 16, "depth": 2, "patch": 4}  # 12 channels
+
+
+# Without logits; the known counts of timm, DINO and DINOv2.
+COUNTS = {
+    ("vit_tiny", 16): 5_524_416,
+    ("vit_small", 16): 21_665_664,
+    ("vit_small", 8): 21_670_272,
+    ("vit_base", 16): 85_798_656,
+    ("vit_base", 32): 87_455_232,
+    ("vit_large", 16): 303_301_632,
+}
+
+
+def count(name, size=224, **settings):
+    return trainable(name, 1, size, **settings)
+
+
+@pytest.mark.parametrize("name,patch", COUNTS)
+def test_parameters_of_every_size(name, patch):
+    assert count(name, patch=patch) == COUNTS[name, patch]
+
+
+def test_parameters_of_its_settings():
+    assert count("vit_small", positions="fixed") == 21_590_016
+    assert count("vit_large", positions="fixed") == 303_099_904
+    of_dinov2 = {"patch": 14, "layer_scale": 1e-5}
+    mask_token = 384  # which DINOv2's has beside
+    assert count("vit_small", 518, **of_dinov2) == 22_056_576 - mask_token
+    assert count("vit_small", 518, registers=4, **of_dinov2) == 22_058_112 - mask_token
+    assert count("vit_tiny", 32, depth=6, patch=4) == 2_691_648
+
+
+@pytest.mark.parametrize("settings", [{}, {"pool": "mean", "registers": 2, "positions": "fixed", "layer_scale": 0.1}])
+def test_the_contract_of_backbones(settings):
+    check_backbone("vit_tiny", image_size=12, **TINY, **settings)
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32").astype(np.float64)
+
+
+def test_attention_is_the_formula(float64):
+    layer = vit.Attention(8, 2, {})
+    layer.build((None, None, 8))
+    qkv, out = normal(21, 8, 24) / np.sqrt(8), normal(23, 8, 8) / np.sqrt(8)
+    layer.qkv.set_weights([qkv, 0.1 * normal(22, 24)])
+    layer.out.set_weights([out, np.zeros(8)])
+    x = normal(20, 1, 5, 8)
+    weights, _ = layer.weights_and_values(tf.constant(x))
+    y = layer(tf.constant(x)).numpy()
+    np.testing.assert_allclose(y[0, 0, :4], [0.71575554, -0.20110822, 0.05388664, -1.07818011], atol=1e-7)
+    assert y.sum() == pytest.approx(-3.74536144, abs=1e-7)
+    np.testing.assert_allclose(weights[0, 0, 0], [0.115239, 0.151374, 0.105600, 0.405650, 0.222137], atol=1e-6)
+    q, k, v = np.split(x[0] @ qkv + 0.1 * normal(22, 24), 3, 1)
+    heads = []
+    for h in (slice(0, 4), slice(4, 8)):
+        scores = np.exp(q[:, h] @ k[:, h].T / 2)
+        heads.append(scores / scores.sum(1, keepdims=True) @ v[:, h])
+    np.testing.assert_allclose(y[0], np.concatenate(heads, 1) @ out, rtol=1e-10)
+
+
+def test_positions_are_interpolated_as_by_pytorch(float64):
+    """An impulse at (1, 2) of 4 x 4, resized to 6 x 6: row 1 by torch.nn.functional.interpolate."""
+    impulse = np.zeros([4, 4])
+    impulse[1, 2] = 1
+    matrix = vit.interpolation(6, 4).numpy()
+    resized = matrix @ impulse @ matrix.T
+    np.testing.assert_allclose(resized[1], [0, -0.055664, 0.095522, 0.560077, 0.352539, -0.051541], atol=1e-6)
+    np.testing.assert_allclose(vit.interpolation(4, 4), np.eye(4), atol=1e-12)
+    np.testing.assert_allclose(vit.interpolation(tf.constant(5), 14).numpy().sum(1), 1, rtol=1e-12)
+
+
+def test_fixed_positions_are_those_of_mae():
+    """Column first: read off its code."""
+    positions = vit.sinusoids(2, 3, 8).numpy()
+    np.testing.assert_allclose(positions[0, 1], [0.841471, 0.01, 0.540302, 0.99995, 0, 0, 1, 1], atol=1e-6)
+    expected = [0.909297, 0.019999, -0.416147, 0.9998, 0.841471, 0.01, 0.540302, 0.99995]
+    np.testing.assert_allclose(positions[1, 2], expected, atol=1e-6)
+
+
+def test_images_of_another_size_and_shape():
+    network = build("vit_tiny", **TINY)
+    assert network(tf.zeros([1, 16, 16, 3]))["block2"].shape == (1, 4, 4, 12)
+    endpoints = network(tf.zeros([2, 24, 12, 3]))
+    assert endpoints["block1"].shape == (2, 6, 3, 12) and endpoints["pre_logits"].shape == (2, 12)
+    assert network.config()["grid"] == 4
+
+
+def test_a_projection_of_patches_that_stays():
+    network = build("vit_tiny", train_patches=False, **TINY)
+    network(tf.zeros([1, 8, 8, 3]))
+    assert not [v.name for v in network.trainable_variables if "patch_embed" in v.name]
+    assert trainable("vit_tiny", 1 / 16, 8)  # the usual one counts it
+
+
+@pytest.mark.parametrize(
+    "settings,said",
+    [
+        ({"width_multiplier": 0.01}, "multiple of its 3 heads"),
+        ({"pool": "cls", "class_token": False}, "pool=cls needs the class token"),
+        ({"pool": "max"}, "pool"),
+        ({"bn_momentum": 0.9}, "no setting of backbone"),
+    ],
+)
+def test_settings_are_checked(settings, said):
+    with pytest.raises(UserError, match=said):
+        build("vit_tiny", **settings)
