@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfssl.losses.distillation import distillation
+from tfssl.losses.distillation import dino, distillation
 
 
 def softmax(x):
@@ -32,3 +32,35 @@ def test_half_precision_is_raised():
     x = tf.constant([[60.0, -60.0]], tf.float16)
     loss = distillation(x, -x)
     assert loss.dtype == tf.float32 and loss.numpy()[0] == pytest.approx(120.0)
+
+
+def _normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32").astype(np.float64)
+
+
+def test_dino_of_a_second_implementation():
+    """Lightly's of 1.6, in float64; and naive loops."""
+    targets = 0.5 * _normal(5, 2, 32, 64).transpose(1, 0, 2)
+    scores, center = 0.5 * _normal(6, 4, 32, 64).transpose(1, 0, 2), 0.1 * _normal(7, 64)
+    variable = tf.constant(scores)
+    with tf.GradientTape() as tape:
+        tape.watch(variable)
+        found = dino(variable, targets, center)
+        loss = tf.reduce_mean(found.loss)
+    assert float(loss) == pytest.approx(12.9289829911, abs=1e-8)
+    assert np.linalg.norm(tape.gradient(loss, variable)) == pytest.approx(0.9494725724, abs=1e-9)
+    assert float(tf.reduce_mean(found.entropy)) == pytest.approx(0.4029931757, abs=1e-7)
+    large = dino(scores[:, :2], targets, center)
+    assert float(tf.reduce_mean(large.loss)) == pytest.approx(12.7737747608, abs=1e-8)
+
+    def softmax(x):
+        e = np.exp(x - x.max())
+        return e / e.sum()
+
+    naive = [
+        -(softmax((targets[3, i] - center) / 0.04) * np.log(softmax(scores[3, j] / 0.1))).sum()
+        for i in range(2)
+        for j in range(4)
+        if i != j
+    ]
+    assert float(found.loss[3]) == pytest.approx(np.mean(naive), rel=1e-12)

@@ -363,6 +363,11 @@ POLICIES: dict[str, Policy | tuple[Policy, ...]] = {
     "moco_v2": Policy(**_MOCO, hue=0.1),  # arXiv 2003.04297, and SimSiam
     "byol": (_BYOL, dataclasses.replace(_BYOL, blur=0.1, solarize=0.2)),  # arXiv 2006.07733
     "barlow_twins": (_PAIR, dataclasses.replace(_PAIR, blur=0.1, solarize=0.2)),  # arXiv 2103.03230, VICReg and MoCo v3
+    "dino": (  # arXiv 2104.14294: two large views, and any number of small ones
+        dataclasses.replace(_PAIR, crop_area=(0.14, 1.0)),
+        dataclasses.replace(_PAIR, crop_area=(0.14, 1.0), blur=0.1, solarize=0.2),
+        *[dataclasses.replace(_PAIR, crop_area=(0.14, 1.0), blur=0.5)] * 30,
+    ),
     "lejepa": dataclasses.replace(_PAIR, crop_area=(0.3, 1.0), blur=0.5, solarize=0.2),  # arXiv 2511.08544
     "swav": Policy(**_TORCH, crop_area=(0.14, 1.0)),  # arXiv 2006.09882; the small crops take areas of 0.05 to 0.14
     "infomin": Policy(**_TORCH, crop_area=(0.2, 1.0), gray_at="last", randaugment=2),  # arXiv 2005.10243

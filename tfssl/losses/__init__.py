@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfssl.losses import contrastive, statistics
+from tfssl.losses import contrastive, distillation, statistics
 from tfssl.losses.sigreg import sigreg
 from tfssl.losses.triplet import triplet_semihard
 
-__all__ = ["barlow_twins", "dcl", "nnclr", "nt_xent", "sigreg", "sup_con", "triplet_semihard", "vicreg"]
+__all__ = ["barlow_twins", "dcl", "dino", "nnclr", "nt_xent", "sigreg", "sup_con", "triplet_semihard", "vicreg"]
 
 
 def nt_xent(z1: tf.Tensor, z2: tf.Tensor, temperature: float = 0.1) -> tf.Tensor:
@@ -50,3 +50,15 @@ def vicreg(
 ) -> tf.Tensor:
     """VICReg's loss of each image, [N], from embeddings [N, D]: `statistics.vicreg`."""
     return statistics.vicreg(z1, z2, invariance_weight, variance_weight, covariance_weight).loss
+
+
+def dino(
+    scores: tf.Tensor,
+    targets: tf.Tensor,
+    center: tf.Tensor,
+    temperature: float = 0.1,
+    teacher_temperature: float = 0.04,
+) -> tf.Tensor:
+    """DINO's loss of each image, [N], from the student's scores of all views [N, V, K], the teacher's of the large ones [N, G, K], and
+    their center [K]: `distillation.dino`."""
+    return distillation.dino(scores, targets, center, temperature, teacher_temperature).loss

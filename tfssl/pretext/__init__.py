@@ -30,6 +30,7 @@ TASKS = Registry(
         "vicreg": "tfssl.pretext.vicreg:VICReg",
         "nnclr": "tfssl.pretext.nnclr:NNCLR",
         "moco_v3": "tfssl.pretext.moco_v3:MoCoV3",
+        "dino": "tfssl.pretext.dino:DINO",
         "lejepa": "tfssl.pretext.lejepa:LeJEPA",
         "sup_con": "tfssl.pretext.sup_con:SupCon",
         "supervised": "tfssl.pretext.supervised:Supervised",

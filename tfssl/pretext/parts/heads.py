@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,12 @@ import tensorflow as tf
 from tfssl.backbones.layers import build_chain
 from tfssl.backbones.norm import BatchNorm, Norm, at_least_float32
 
+_ACTIVATIONS = {"relu": tf.nn.relu, "gelu": functools.partial(tf.nn.gelu, approximate=False)}
+
 
 class MLP(tf.keras.layers.Layer):
-    """Dense layers with ReLUs between them: [N, D] -> [N, sizes[-1]], or maps [N, h, w, D], each location by itself; in float32 at least.
+    """Dense layers with an activation between them: [N, D] -> [N, sizes[-1]], or maps [N, h, w, D], each
+    location by itself; in float32 at least.
 
     Args:
       name: of the layer.
@@ -21,6 +25,7 @@ class MLP(tf.keras.layers.Layer):
       norm: the policy of a batch normalization after each layer but the last; None: there are none.
       last_norm: None, or what the normalization after the last layer learns: "offset and scale", "scale", or "nothing".
       stddev: of the normal distribution of the first kernels; 0 takes Glorot's uniform one.
+      activation: relu, or gelu, the exact one.
       bn_momentum, bn_epsilon: of the normalizations.
     """
 
@@ -32,12 +37,13 @@ class MLP(tf.keras.layers.Layer):
         norm: Norm | None = None,
         last_norm: str | None = None,
         stddev: float = 0.0,
+        activation: str = "relu",
         bn_momentum: float = 0.9,
         bn_epsilon: float = 1e-5,
     ) -> None:
         super().__init__(name=name)
         self.settings: dict[str, Any] = {
-            "name": name, "sizes": sizes, "bias": bias, "norm": norm, "last_norm": last_norm, "stddev": stddev,
+            "name": name, "sizes": sizes, "bias": bias, "norm": norm, "last_norm": last_norm, "stddev": stddev, "activation": activation,
             "bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon,
         }  # fmt: skip
         biases = bias if isinstance(bias, (tuple, list)) else [bias] * len(sizes)
@@ -61,14 +67,15 @@ class MLP(tf.keras.layers.Layer):
         self.built = True
 
     def each(self, x: tf.Tensor, training: bool | None = None, count: int | None = None) -> list[tf.Tensor]:
-        """The outputs of the first `count` layers (of all): after the normalization, and after the ReLU where another layer follows."""
-        found = []
+        """The outputs of the first `count` layers (of all): after the normalization, and after the
+        activation where another layer follows."""
+        outputs, activation = [], _ACTIVATIONS[self.settings["activation"]]
         for i, (dense, norm) in enumerate(list(zip(self.dense, self.norms))[:count], 1):  # noqa: B905 (Python 3.9)
             x = dense(x)
             x = norm(x, training=training) if norm else x
-            x = tf.nn.relu(x) if i < len(self.dense) else x
-            found.append(x)
-        return found
+            x = activation(x) if i < len(self.dense) else x
+            outputs.append(x)
+        return outputs
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         return at_least_float32(self.each(x, training)[-1])  # NxE
@@ -76,3 +83,33 @@ class MLP(tf.keras.layers.Layer):
     def twin(self) -> MLP:
         """A head of the same form, with weights of its own."""
         return MLP(**self.settings)
+
+
+class Prototypes(tf.keras.layers.Layer):
+    """Cosines with directions that are learned, without bias: [N, E] -> [N, count], in float32 at least. As a linear layer with
+    weight normalization (Salimans and Kingma, arXiv 1602.07868) of norm 1, on embeddings of norm 1."""
+
+    def __init__(self, name: str, count: int) -> None:
+        super().__init__(name=name, autocast=False)
+        self.count = count
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(
+            "kernel",
+            [self.count, shape[-1]],
+            tf.keras.backend.floatx(),
+            "random_normal",
+            experimental_autocast=False,
+        )
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool | None = None, learns: bool | tf.Tensor = True) -> tf.Tensor:
+        """`learns`: whether gradients reach the directions."""
+        directions = tf.math.l2_normalize(self.kernel, 1)
+        if learns is not True:
+            directions = tf.where(learns, directions, tf.stop_gradient(directions))
+        return tf.matmul(tf.math.l2_normalize(at_least_float32(x), -1), directions, transpose_b=True)
+
+    def twin(self) -> Prototypes:
+        """A layer of the same form, with directions of its own."""
+        return Prototypes(self.name, self.count)

@@ -34,7 +34,10 @@ class MomentumNetwork(tf.Module):
 
     def __call__(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Normalised images [N, H, W, C] -> embeddings [N, E]."""
-        x = self.twins[0](images, training=training)["pre_logits"]
+        return self.head(self.backbone(images, training=training)["pre_logits"], training)
+
+    def head(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Features [N, D] -> embeddings [N, E]."""
         for head in self.twins[1:]:
             x = head(x, training=training)
         return tf.stop_gradient(x)
