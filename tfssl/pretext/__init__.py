@@ -31,6 +31,7 @@ TASKS = Registry(
         "nnclr": "tfssl.pretext.nnclr:NNCLR",
         "moco_v3": "tfssl.pretext.moco_v3:MoCoV3",
         "dino": "tfssl.pretext.dino:DINO",
+        "mae": "tfssl.pretext.mae:MAE",
         "lejepa": "tfssl.pretext.lejepa:LeJEPA",
         "sup_con": "tfssl.pretext.sup_con:SupCon",
         "supervised": "tfssl.pretext.supervised:Supervised",
