@@ -38,6 +38,27 @@ TASKS = {
         **EMBEDDING,
     },
     "simsiam": {"prediction_size": 6, **EMBEDDING},
+    "barlow_twins": {"projection_layers": 2, "bias_rate": 0.5, "loss_factor": 0.1, **EMBEDDING},
+    "vicreg": {
+        "projection_layers": 2,
+        "invariance_weight": 1.0,
+        "variance_weight": 1.0,
+        "covariance_weight": 0.04,
+        **EMBEDDING,
+    },
+    "nnclr": {"projection_hidden": 12, "prediction_hidden": 12, "queue_size": 32, **EMBEDDING},
+    "moco_v3": {"projection_hidden": 12, "prediction_norm": True, **EMBEDDING},
+    "dino": {
+        "projection_hidden": 12,
+        "prototypes": 6,
+        "small_crops": 2,
+        "small_size": 12,
+        "freeze_prototypes_epochs": 0.0,
+        **EMBEDDING,
+    },
+    "lejepa": {"projection_hidden": 12, "directions": 16, "small_crops": 2, "small_size": 12, **EMBEDDING},
+    "mae": {"decoder_channels": 8, "decoder_depth": 1, "decoder_heads": 2},
+    "sup_con": EMBEDDING,
     "supervised": {},
 }
 LIKE_OTHERS = ("relative_patch", "pirl", "infomin", "simclr with a memory")  # jigsaw; bank, queue and branch of others
@@ -59,8 +80,13 @@ SKIPPED = {  # what is left to `make test-slow`, since another task shows it nea
 ALL = set(PARTS)
 
 
+def transformer(sync, groups):
+    return backbones.build("vit_tiny", 1 / 16, depth=2, patch=4, grid=4, bn_sync=sync, bn_groups=groups)
+
+
 def check(task, replicas, skip=()):
-    check_task(pretext.task_class(task.split()[0]), replicas=replicas, skip=skip, **TASKS[task])
+    own = {"backbone": transformer} if task == "mae" else {}
+    check_task(pretext.task_class(task.split()[0]), replicas=replicas, skip=skip, **own, **TASKS[task])
 
 
 def test_every_task_is_tested():

@@ -49,7 +49,7 @@ class SmallNetwork(tf.keras.Model):
 def small_network(sync: bool = False, groups: int = 1) -> tf.keras.Model:
     """A `SmallNetwork` as a backbone."""
     network = backbones.build(SmallNetwork(sync, groups))
-    network.bn_sync, network.bn_groups = sync, groups
+    network.norm_policy = backbones.Norm(sync=sync, groups=groups)
     return network
 
 
