@@ -1,7 +1,11 @@
 """LeJEPA: its alarm, its levels."""
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from joint_embedding import task
+
+from tfssl.pretext.lejepa import directions
 
 SMALL = {"projection_hidden": 8, "projection_size": 4, "directions": 8, "small_crops": 2, "small_size": 8}
 
@@ -18,3 +22,14 @@ def test_levels_of_independent_views():
     chance = task("lejepa", **SMALL).chance()
     assert chance["invariance"] == pytest.approx((2 * 0.5 + 2 * 1.5) / 4)
     assert chance["loss"] == pytest.approx(0.95 * 1.0 + 0.05 * 1.053)
+
+
+def test_directions_are_of_length_one_and_anew_at_each_step():
+    first, second = directions(16, 400, 0).numpy(), directions(16, 400, tf.constant(1)).numpy()
+    np.testing.assert_allclose(np.linalg.norm(first, axis=0), 1, rtol=1e-5)
+    assert np.abs(first - second).max() > 0.1
+    np.testing.assert_array_equal(first, directions(16, 400, tf.constant(0, tf.int64)))
+    np.testing.assert_allclose(first @ first.T * 16 / 400, np.eye(16), atol=0.25)  # as likely to all sides
+    assert np.abs(first.mean(1)).max() < 0.05
+    compiled = tf.function(lambda: directions(16, 400, 0), jit_compile=True)()
+    np.testing.assert_allclose(compiled, first, atol=1e-5)

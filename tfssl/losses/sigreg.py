@@ -14,26 +14,22 @@ EXPECTED = 1.053  # of standard normal embeddings: the integral of phi - phi^3 o
 COLLAPSED = 0.402  # times N: of embeddings that are all zero, the integral of phi (1 - phi)^2 over -3 to 3
 
 
-def directions(features: int, count: int, step: int | tf.Tensor = 0) -> tf.Tensor:
-    """`count` random unit vectors, [features, count] of Keras's floatx: other ones at each step, the same on all replicas."""
-    seed = tf.stack([tf.constant(17, tf.int64), tf.cast(step, tf.int64)])
-    return tf.math.l2_normalize(tf.random.stateless_normal([features, count], seed, dtype=tf.keras.backend.floatx()), 0)
-
-
 def sigreg(z: tf.Tensor, along: tf.Tensor | None = None, weight: tf.Tensor | None = None) -> tf.Tensor:
     """The test of Epps and Pulley for a standard normal distribution, of the embeddings' projections on each direction: the mean over
     the directions. It compares the characteristic functions at 17 points of 0 to 3, by the trapezoid rule.
 
     Args:
       z: embeddings of the images, [N, D]; the batch is that of all replicas.
-      along: unit vectors, [D, M]; 256 of `directions` by default.
+      along: unit vectors, [D, M]; 256 random ones by default, always the same.
       weight: [N], 0 for rows that do not count. All count by default.
 
     Returns:
       A scalar of float32 at least: about 1.05 for standard normal embeddings, whatever N; 0.402 N for those that are all zero.
     """
     z = at_least_float32(z)
-    along = tf.cast(directions(z.shape[1], 256) if along is None else along, z.dtype)
+    if along is None:
+        along = tf.math.l2_normalize(tf.random.stateless_normal([z.shape[1], 256], [17, 0]), 0)
+    along = tf.cast(along, z.dtype)
     w = tf.ones([z.shape[0], 1], z.dtype) if weight is None else tf.cast(weight, z.dtype)[:, None]
     n = replicas.total(tf.reduce_sum(w))
     spacing = _RANGE / (_KNOTS - 1)

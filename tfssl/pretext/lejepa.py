@@ -1,11 +1,13 @@
 """LeJEPA: Balestriero and LeCun, "Provable and Scalable Self-Supervised Learning Without the Heuristics" (arXiv 2511.08544)."""
 
+import math
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import tensorflow as tf
 
-from tfssl.losses.sigreg import COLLAPSED, EXPECTED, directions, sigreg
+from tfssl.data.ops.draws import hash32
+from tfssl.losses.sigreg import COLLAPSED, EXPECTED, sigreg
 from tfssl.pretext.parts.heads import MLP
 from tfssl.pretext.parts.multi_crop import MultiCrop
 from tfssl.pretext.task import Batch, Measured
@@ -72,3 +74,13 @@ class LeJEPA(MultiCrop):
                 "healthy is about 1): a larger sigreg_weight or a smaller learning rate helps"
             )
         return super().alarm(measured)
+
+
+def directions(features: int, count: int, step: Union[int, tf.Tensor]) -> tf.Tensor:
+    """`count` random unit vectors, [features, count] of Keras's floatx: other ones at each step, and the same on every replica, with XLA
+    and without (which TensorFlow's own generators do not promise)."""
+    place = tf.range(2 * features * count, dtype=tf.int64)
+    bits = hash32(hash32(place) + hash32(tf.cast(step, tf.int64) + 17))
+    uniform = (tf.cast(bits, tf.keras.backend.floatx()) + 0.5) / 2**32
+    radius, angle = tf.unstack(tf.reshape(uniform, [2, features, count]))  # Box and Muller's normal numbers
+    return tf.math.l2_normalize(tf.sqrt(-2 * tf.math.log(radius)) * tf.cos(2 * math.pi * angle), 0)
