@@ -129,43 +129,39 @@ class TinyNet(tf.keras.Model):
         return {"channels": self.channels}
 ''',
     "outside/source.py": '''
-import numpy as np
 import tensorflow as tf
 
 from tfssl.data.sources.base import IndexedSource
+from tfssl.data.sources.splits import resolve
 
 
 class Stripes(IndexedSource):
-    """Images of stripes, upright or level.
+    """Images of stripes, upright or level: 36 to train on, 12 to test."""
 
-    Args:
-      spec, split: as of `tfssl.open_source`.
-    """
-
-    def __init__(self, spec: str = "outside.source:Stripes", split: str = "train", **settings):
-        super().__init__(spec, split, 48, 2, ["level", "upright"])
+    def __init__(self, spec, path="", split="train"):
+        self.ranges = resolve(split, {"train": [36], "test": [12]}, spec)
+        first = {"train": 0, "test": 36}
+        numbers = [first[name] + i for name, start, stop in self.ranges for i in range(start, stop)]
+        super().__init__(spec, split, len(numbers), 2, ["level", "upright"])
+        with tf.device("CPU"):
+            self._numbers = tf.constant(numbers, tf.int64)
 
     def fetch(self, record):
-        index = record["index"]
-        image = tf.cast(tf.range(20) % (2 + index // 2 % 5) * 40, tf.uint8)
-        image = tf.where(index % 2 == 0, image[:, None], image[None, :])
-        image = tf.broadcast_to(image[..., None], [20, 20, 3])
-        return {"image": image, "label": index % 2, "index": index}
+        number = tf.gather(self._numbers, record["index"])
+        stripes = tf.cast(tf.range(20, dtype=tf.int64) % (2 + number // 2 % 5) * 40, tf.uint8)
+        stripes = tf.where(number % 2 == 0, stripes[:, None], stripes[None, :])
+        image = tf.broadcast_to(stripes[..., None], [20, 20, 3])
+        return {"image": tf.ensure_shape(image, [20, 20, 3]), "label": number % 2, "index": record["index"]}
 
     def name(self, index):
-        return f"stripes {index}"
+        return f"stripes {self._numbers[index]}"
 
     def name_in_graph(self, record):
-        return tf.strings.format("stripes {}", record["index"])
+        return tf.strings.format("stripes {}", tf.gather(self._numbers, record["index"]))
 ''',
 }
-
-# The integrator switches these on: --backbone=outside.nets:TinyNet and --dataset=outside.source:Stripes, with splits of its own.
-BACKBONE = ("--backbone=resnet18_v2", "--width_multiplier=0.0625", "--stem=small")
-
-
-def dataset(photos):
-    return f"--dataset=folder:{photos}"
+BACKBONE = ("--backbone=outside.nets:TinyNet", "--channels=6")
+DATASET = "--dataset=outside.source:Stripes"
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +184,7 @@ def command(tmp_path_factory):
 @pytest.mark.costs(90, "five commands")
 def test_all_five_commands(command, photos, tmp_path):
     run, module, classifier = (str(tmp_path / name) for name in ("run", "module", "classifier"))
-    common = (dataset(photos), "--batch_size=8", "--train_steps=1", "--learning_rate=0.1")
+    common = (DATASET, "--batch_size=8", "--train_steps=1", "--learning_rate=0.1")
     flags = ("--task=outside.task:Follow", "--follow_momentum=0.5", "--follow_image_size=16", *BACKBONE)
     done = command("train", f"--workdir={run}", "--warmup_epochs=0", *common, *flags)
     assert done.returncode == 0 and "outside.task:Follow: " in done.stdout, done.stderr
@@ -196,10 +192,11 @@ def test_all_five_commands(command, photos, tmp_path):
     assert done.returncode == 0, done.stderr
     facts = json.load(open(f"{module}/assets/tfssl.json", encoding="utf-8"))
     assert facts["task"] == "outside.task:Follow" and facts["training_flags"]["follow_momentum"] == 0.5
+    assert facts["backbone"] == "outside.nets:TinyNet" and facts["training_flags"]["channels"] == 6
 
-    split = ("--train_split=train[:75%]", "--test_split=train[75%:]")
+    split = ("--train_split=train", "--test_split=test")
     protocol = ("--protocol=outside.protocol:NearestMean", "--mean_power=1", "--endpoints=pre_logits")
-    done = command("evaluate", f"--module={module}", f"--workdir={tmp_path / 'e'}", dataset(photos), *split, *protocol)
+    done = command("evaluate", f"--module={module}", f"--workdir={tmp_path / 'e'}", DATASET, *split, *protocol)
     assert done.returncode == 0, done.stderr
     (result,) = json.load(open(tmp_path / "e" / "results.json", encoding="utf-8"))["results"]
     assert result["protocol"] == "nearest_mean" and 0 <= result["value"] <= 1

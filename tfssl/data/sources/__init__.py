@@ -87,7 +87,7 @@ def open_source(
         raise UserError(f"{_unknown(spec)} ({error})") from error
     takes = inspect.signature(cls).parameters
     if not path and list(takes.values())[1].default is inspect.Parameter.empty:
-        raise UserError(_unknown(spec))
+        raise UserError(_unknown(spec) if kind in SOURCES.names else f"--dataset={spec} takes a path: {spec}:PATH")
     if not own.keys() <= takes.keys():
         raise UserError(f"source {kind!r} has no setting {', '.join(own.keys() - takes.keys())}")
     ours = {
