@@ -17,7 +17,9 @@ def read(name):
 def flag_packages():
     """Each folder below flags/ that holds flagfiles, as a package of data: tfssl.flags.<paper>."""
     folders = [
-        root for root, _, files in os.walk(os.path.join(HERE, "flags")) if any(f.endswith(".flags") for f in files)
+        root
+        for root, _, files in os.walk(os.path.join(HERE, "flags"))
+        if any(f.endswith(".flags") for f in files)
     ]
     relative = ["flags", *(os.path.relpath(folder, HERE) for folder in folders)]
     return {"tfssl." + path.replace(os.sep, "."): path for path in dict.fromkeys(relative)}

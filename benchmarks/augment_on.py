@@ -26,15 +26,25 @@ PLACES = ("device", "host")
 def measure(place, folder, args):
     """{"images/s", "waits"} of one run, medians over its log intervals."""
     recipe = [f"--flagfile={args.flagfile}"] if args.flagfile else []
-    given = [*recipe, *args.flags.split(), f"--dataset={args.data}", f"--augment_on={place}", f"--workdir={folder}"]
-    done = subprocess.run([sys.executable, "-m", "tfssl.train", *given], capture_output=True, text=True, check=False)
+    given = [
+        *recipe,
+        *args.flags.split(),
+        f"--dataset={args.data}",
+        f"--augment_on={place}",
+        f"--workdir={folder}",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "tfssl.train", *given], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(f"tfssl-train {' '.join(given)}\n{done.stderr[-2000:]}")
     with open(os.path.join(folder, "metrics.jsonl")) as f:
         lines = [line for line in map(json.loads, f) if "images_per_second" in line][1:]
     shutil.rmtree(folder)
     if not lines:
-        raise SystemExit("the run is shorter than two log intervals: more --train_steps, or fewer --log_steps")
+        raise SystemExit(
+            "the run is shorter than two log intervals: more --train_steps, or fewer --log_steps"
+        )
     return {
         "images/s": statistics.median(line["images_per_second"] for line in lines),
         "waits": statistics.median(line["input_wait"] for line in lines),
@@ -42,18 +52,26 @@ def measure(place, folder, args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="a source with a split train")
     parser.add_argument("--flagfile", default="", help="the recipe")
     parser.add_argument("--flags", default="", help="more training flags, separated by blanks")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", default="runs/augment_on", help="folder for the runs; they are removed")
+    parser.add_argument(
+        "--out", default="runs/augment_on", help="folder for the runs; they are removed"
+    )
     args = parser.parse_args()
     rounds = []
     for i in range(args.rounds):
         order = PLACES if i % 2 == 0 else PLACES[::-1]
-        rounds.append({place: measure(place, os.path.join(args.out, place), args) for place in order})
-    print("| colours on the | images/s | steps wait for input | ratio to host (range) |\n|---|---|---|---|")
+        rounds.append(
+            {place: measure(place, os.path.join(args.out, place), args) for place in order}
+        )
+    print(
+        "| colours on the | images/s | steps wait for input | ratio to host (range) |\n|---|---|---|---|"
+    )
     for place in PLACES:
         found = {key: statistics.median(r[place][key] for r in rounds) for key in rounds[0][place]}
         ratios = [r[place]["images/s"] / r["host"]["images/s"] for r in rounds]

@@ -76,7 +76,11 @@ def host(args):
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    files = sorted(path for path in pathlib.Path(args.data).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    files = sorted(
+        path
+        for path in pathlib.Path(args.data).rglob("*")
+        if path.suffix.lower() in (".jpg", ".jpeg")
+    )
     files = files[:: max(1, len(files) // args.files)][: args.files]
     encoded = [path.read_bytes() for path in files]
     policy = augmentation.Policy(crop_method=args.method, blur=0.0)
@@ -84,13 +88,19 @@ def host(args):
     size = args.image_size
 
     def bytes_only(data, seed):
-        return tf.stack(augmentation.crops(data, seed, [augmentation.Region(policy, view, size) for view in range(2)]))
+        return tf.stack(
+            augmentation.crops(
+                data, seed, [augmentation.Region(policy, view, size) for view in range(2)]
+            )
+        )
 
     ways = {
         "plain": plain_views(args.method, size, colour=True),
         "plain, crops only": plain_views(args.method, size, colour=False),
         "host": lambda data, seed: augmentation.host_views(data, seed, (policy, policy), size),
-        "host, crops only": lambda data, seed: augmentation.host_views(data, seed, (nothing, nothing), size),
+        "host, crops only": lambda data, seed: augmentation.host_views(
+            data, seed, (nothing, nothing), size
+        ),
         "host, device does the colours": bytes_only,
     }
     options = tf.data.Options()
@@ -99,8 +109,12 @@ def host(args):
     options.autotune.enabled = False
 
     def iterator(way):
-        seeds = tf.data.Dataset.counter().map(lambda number: tf.stack([tf.constant(0, tf.int64), number]))
-        data = tf.data.Dataset.zip((tf.data.Dataset.from_tensor_slices(encoded).repeat(), seeds)).map(way)
+        seeds = tf.data.Dataset.counter().map(
+            lambda number: tf.stack([tf.constant(0, tf.int64), number])
+        )
+        data = tf.data.Dataset.zip(
+            (tf.data.Dataset.from_tensor_slices(encoded).repeat(), seeds)
+        ).map(way)
         return iter(data.with_options(options))
 
     iterators = {name: iterator(way) for name, way in ways.items()}
@@ -117,7 +131,10 @@ def host(args):
     for name, values in speeds.items():
         ratios = [ours / theirs for ours, theirs in zip(values, speeds["plain"])]
         spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"{name:32} {statistics.median(values):8.0f}   {statistics.median(ratios):5.2f} {spread}", flush=True)
+        print(
+            f"{name:32} {statistics.median(values):8.0f}   {statistics.median(ratios):5.2f} {spread}",
+            flush=True,
+        )
 
 
 def device(args):
@@ -136,7 +153,9 @@ def device(args):
     sigma = 0.1 + 1.9 * u[:, 2]
 
     def jitter(x):
-        return photometric.color_jitter(x, factor, factor[::-1], 0.2 + 1.6 * u[:, 3], shift, u[:, 4:])
+        return photometric.color_jitter(
+            x, factor, factor[::-1], 0.2 + 1.6 * u[:, 3], shift, u[:, 4:]
+        )
 
     def plain_jitter(x):
         x = tf.clip_by_value(x * factor[0], 0, 1)
@@ -154,15 +173,24 @@ def device(args):
             lambda x: photometric.adjust_saturation(x, factor),
             lambda x: tf.image.adjust_saturation(x, factor[0]),
         ),
-        "hue": (lambda x: photometric.adjust_hue(x, shift), lambda x: tf.image.adjust_hue(x, shift[0])),
+        "hue": (
+            lambda x: photometric.adjust_hue(x, shift),
+            lambda x: tf.image.adjust_hue(x, shift[0]),
+        ),
         "jitter, any order": (jitter, plain_jitter),
-        "gray": (photometric.drop_color, lambda x: tf.tile(tf.image.rgb_to_grayscale(x), [1, 1, 3])),
+        "gray": (
+            photometric.drop_color,
+            lambda x: tf.tile(tf.image.rgb_to_grayscale(x), [1, 1, 3]),
+        ),
         "blur": (lambda x: photometric.gaussian_blur(x, sigma), None),
         "solarize": (lambda x: photometric.solarize(x, u[:, 0]), None),
         "noise": (lambda x: photometric.gaussian_noise(x, u[:, 0], u[:, 1]), None),
         "sobel": (photometric.sobel, None),
         "cutout": (lambda x: photometric.cutout(x, u[:, :2], size // 2), None),
-        "quarter turns": (lambda x: photometric.quarter_turns(x, tf.cast(4 * u[:, 0], tf.int32)), None),
+        "quarter turns": (
+            lambda x: photometric.quarter_turns(x, tf.cast(4 * u[:, 0], tf.int32)),
+            None,
+        ),
     }
 
     def milliseconds(function):
@@ -178,21 +206,31 @@ def device(args):
 
     print(f"\n{f'batch of {rows}, ms per image':32} batched   with XLA   tf.image, one by one")
     for name, (op, one) in ops.items():
-        times = [milliseconds(tf.function(op)), milliseconds(tf.function(op, autograph=False, jit_compile=True))]
+        times = [
+            milliseconds(tf.function(op)),
+            milliseconds(tf.function(op, autograph=False, jit_compile=True)),
+        ]
         if one:
-            times.append(milliseconds(tf.function(lambda x, one=one: tf.map_fn(one, x), autograph=False)))
+            times.append(
+                milliseconds(tf.function(lambda x, one=one: tf.map_fn(one, x), autograph=False))
+            )
         print(
-            f"{name:32} {times[0]:7.2f} {times[1]:10.2f}   " + (f"{times[2]:20.2f}" if one else f"{'-':>20}"),
+            f"{name:32} {times[0]:7.2f} {times[1]:10.2f}   "
+            + (f"{times[2]:20.2f}" if one else f"{'-':>20}"),
             flush=True,
         )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", help="a folder of JPEGs; without it, only the second table")
     parser.add_argument("--files", type=int, default=256, help="so many of them")
     parser.add_argument("--image_size", type=int, default=224, help="side of the views, in pixels")
-    parser.add_argument("--method", default="bicubic", help="of tf.image.resize, in all rows; SimCLR's is bicubic")
+    parser.add_argument(
+        "--method", default="bicubic", help="of tf.image.resize, in all rows; SimCLR's is bicubic"
+    )
     parser.add_argument("--images", type=int, default=192, help="images of a turn")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each contender")
     parser.add_argument("--batch", type=int, default=16, help="images of the second table, even")

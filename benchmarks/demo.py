@@ -51,16 +51,26 @@ def measure(command, program, *arguments):
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     begun = time.time()
     print("| command | seconds | CPU seconds | of these by the clock |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         module = f"{folder}/module"
-        measure("train", "tfssl-train", "--flagfile=tfssl:glyphs/rotation.flags", f"--workdir={folder}")
+        measure(
+            "train", "tfssl-train", "--flagfile=tfssl:glyphs/rotation.flags", f"--workdir={folder}"
+        )
         measure("export", "tfssl-export", f"--workdir={folder}", f"--export_dir={module}/rotation")
         measure("export, untrained", "tfssl-export", f"--workdir={folder}", "--random_init")
         modules = f"--module=rotation={module}/rotation,random={module}/random"
-        measure("evaluate", "tfssl-eval", modules, "--flagfile=tfssl:glyphs/eval.flags", f"--workdir={folder}/eval")
+        measure(
+            "evaluate",
+            "tfssl-eval",
+            modules,
+            "--flagfile=tfssl:glyphs/eval.flags",
+            f"--workdir={folder}/eval",
+        )
     print(f"| all | {time.time() - begun:.1f} | | |")
 
 

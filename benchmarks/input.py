@@ -55,7 +55,11 @@ def plain_pipeline(files, batch, size, colour):
         seed = tf.stack([tf.constant(0, tf.int64), number])
         image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
         begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
-            tf.shape(image), tf.zeros([0, 0, 4]), seed, min_object_covered=0.1, use_image_if_no_bounding_boxes=True
+            tf.shape(image),
+            tf.zeros([0, 0, 4]),
+            seed,
+            min_object_covered=0.1,
+            use_image_if_no_bounding_boxes=True,
         )
         image = tf.reshape(tf.slice(image, begin, extent), [extent[0], extent[1], 3])
         image = tf.image.resize(image, [size, size]) / 255.0
@@ -67,13 +71,19 @@ def plain_pipeline(files, batch, size, colour):
         return tf.stack([tf.image.rot90(image, k) for k in range(4)]), tf.range(4)
 
     data = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files)).repeat().enumerate()
-    return data.map(example, tf.data.AUTOTUNE).batch(batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    return (
+        data.map(example, tf.data.AUTOTUNE)
+        .batch(batch, drop_remainder=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
 
 
 def rotation_task(backbone, size, colour):
     import tfssl
 
-    return tfssl.pretext.build("rotation", tfssl.backbones.build(backbone), image_size=size, color=colour)
+    return tfssl.pretext.build(
+        "rotation", tfssl.backbones.build(backbone), image_size=size, color=colour
+    )
 
 
 def patch_network(size, channels):
@@ -81,7 +91,9 @@ def patch_network(size, channels):
     from tensorflow.keras import Sequential, layers
 
     patch = size // 14
-    convolution = layers.Conv2D(channels, patch, patch, activation="relu", input_shape=[size, size, 3])
+    convolution = layers.Conv2D(
+        channels, patch, patch, activation="relu", input_shape=[size, size, 3]
+    )
     return Sequential([convolution, layers.GlobalAveragePooling2D()], name=f"patches_{channels}")
 
 
@@ -97,7 +109,10 @@ def per_core(args):
     contenders = {}
     for colour in (False, True):
         suffix = ", with colour" if colour else ""
-        contenders["plain" + suffix] = (plain_pipeline(files, args.batch, args.image_size, colour), None)
+        contenders["plain" + suffix] = (
+            plain_pipeline(files, args.batch, args.image_size, colour),
+            None,
+        )
         task = rotation_task(patch_network(args.image_size, 8), args.image_size, colour)
         data = task.dataset(source, args.batch)
         if not colour:
@@ -132,7 +147,10 @@ def per_core(args):
         plain = speeds["plain, with colour" if name.endswith("colour") else "plain"]
         ratios = [ours / theirs for ours, theirs in zip(values, plain)]
         spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"{name:50} {statistics.median(values):8.0f}   {statistics.median(ratios):5.2f} {spread}", flush=True)
+        print(
+            f"{name:50} {statistics.median(values):8.0f}   {statistics.median(ratios):5.2f} {spread}",
+            flush=True,
+        )
 
 
 def end_to_end(args):
@@ -188,7 +206,10 @@ def end_to_end(args):
         return task, data, resident
 
     networks = ["resnet152_v2", "resnet50_v2", "resnet18_v2"] if gpu else []  # the heaviest first
-    networks += [patch_network(args.fit_image_size, channels) for channels in (512, 256, 192, 128, 96, 64, 32, 16)]
+    networks += [
+        patch_network(args.fit_image_size, channels)
+        for channels in (512, 256, 192, 128, 96, 64, 32, 16)
+    ]
     for network in [args.network] if args.network else networks:
         task, data, resident = compiled(network)
         if fit_speed(task, resident)[0] > 0.6 * input_speed(data):
@@ -207,7 +228,9 @@ def end_to_end(args):
         f"{statistics.median(kept):.2f} ({min(kept):.2f} to {max(kept):.2f})"
     )
     if not 0.5 < step / alone < 1:
-        print("step/pipeline is not between 0.5 and 1, so this says little: see --network, --fit_image_size and --data")
+        print(
+            "step/pipeline is not between 0.5 and 1, so this says little: see --network, --fit_image_size and --data"
+        )
 
 
 def in_a_process(function, *args):
@@ -220,15 +243,23 @@ def in_a_process(function, *args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="a folder of JPEGs; without it, a temporary folder of the script's own")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", help="a folder of JPEGs; without it, a temporary folder of the script's own"
+    )
     parser.add_argument("--batch", type=int, default=64, help="images per batch")
     parser.add_argument("--image_size", type=int, default=224, help="side of the crops, in pixels")
-    parser.add_argument("--fit_image_size", type=int, default=98, help="end to end: side of the crops, in pixels")
+    parser.add_argument(
+        "--fit_image_size", type=int, default=98, help="end to end: side of the crops, in pixels"
+    )
     parser.add_argument("--batches", type=int, default=8, help="batches of a turn")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each contender")
     parser.add_argument("--network", default="", help="end to end: one of tfssl.backbones.NAMES")
-    parser.add_argument("--colour", action="store_true", help="end to end: with the colour part in the step")
+    parser.add_argument(
+        "--colour", action="store_true", help="end to end: with the colour part in the step"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if not args.data:

@@ -43,7 +43,9 @@ def write_jpegs(folder, width, height, count):
         x, y = random.integers(0, photo.width - w + 1), random.integers(0, photo.height - h + 1)
         photo = photo.crop((x, y, x + w, y + h)).resize((width, height), Image.BICUBIC)
         levels = np.asarray(photo, np.float32) + random.normal(0, 4, [height, width, 1])
-        Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8)).save(f"{folder}/{i:03}.jpg", quality=90)
+        Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8)).save(
+            f"{folder}/{i:03}.jpg", quality=90
+        )
 
 
 def lightly_ways():
@@ -77,8 +79,12 @@ def tfssl_ways():
 
     def way(function):
         def start(encoded):
-            seeds = tf.data.Dataset.counter().map(lambda number: tf.stack([tf.constant(0, tf.int64), number]))
-            data = tf.data.Dataset.zip((tf.data.Dataset.from_tensor_slices(encoded).repeat(), seeds)).map(function)
+            seeds = tf.data.Dataset.counter().map(
+                lambda number: tf.stack([tf.constant(0, tf.int64), number])
+            )
+            data = tf.data.Dataset.zip(
+                (tf.data.Dataset.from_tensor_slices(encoded).repeat(), seeds)
+            ).map(function)
             images = iter(data.with_options(options))
             return lambda: next(images)
 
@@ -100,7 +106,10 @@ def tfssl_ways():
 def serve(side, folder):
     """For each line "row count" that comes in, the CPU seconds of so many images."""
     encoded = [path.read_bytes() for path in jpegs(folder)]
-    ways = {row: start(encoded) for row, start in (tfssl_ways() if side == "tfssl" else lightly_ways()).items()}
+    ways = {
+        row: start(encoded)
+        for row, start in (tfssl_ways() if side == "tfssl" else lightly_ways()).items()
+    }
     print("\t".join(ways), flush=True)
     for line in sys.stdin:
         row, count = line.rstrip("\n").split("\t")
@@ -111,7 +120,9 @@ def serve(side, folder):
 
 
 def jpegs(folder):
-    return sorted(path for path in pathlib.Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    return sorted(
+        path for path in pathlib.Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")
+    )
 
 
 def compare(name, folder, args):
@@ -149,14 +160,21 @@ def compare(name, folder, args):
     for row, values in speeds.items():
         ratios = [ours / theirs for ours, theirs in zip(values, speeds["lightly"])]
         spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"{row:36} {statistics.median(values):8.1f}   {statistics.median(ratios):5.2f} {spread}", flush=True)
+        print(
+            f"{row:36} {statistics.median(values):8.1f}   {statistics.median(ratios):5.2f} {spread}",
+            flush=True,
+        )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--lightly", help="the interpreter that has lightly")
     parser.add_argument("--data", help="a folder of JPEGs; without it, images of the script's own")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each row, of all files once")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="turns of each row, of all files once"
+    )
     parser.add_argument("--serve", choices=["lightly", "tfssl"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:

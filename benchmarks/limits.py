@@ -74,9 +74,15 @@ def host(task, settings, root):
     import tfssl
 
     network = tfssl.backbones.build(
-        "resnet18_v1", width_multiplier=0.25, stem="stride16" if task == "colorization" else "imagenet"
+        "resnet18_v1",
+        width_multiplier=0.25,
+        stem="stride16" if task == "colorization" else "imagenet",
     )
-    data = iter(tfssl.pretext.build(task, network, **settings).dataset(tfssl.open_source(f"folder:{root}"), 64))
+    data = iter(
+        tfssl.pretext.build(task, network, **settings).dataset(
+            tfssl.open_source(f"folder:{root}"), 64
+        )
+    )
     speeds = []
     for _ in range(5):
         for batch in range(7):
@@ -84,7 +90,10 @@ def host(task, settings, root):
                 start = time.process_time()
             next(data)
         speeds.append(5 * 64 / (time.process_time() - start))
-    print(f"{task:14} {statistics.median(speeds):8.0f} images/s ({min(speeds):.0f} to {max(speeds):.0f})", flush=True)
+    print(
+        f"{task:14} {statistics.median(speeds):8.0f} images/s ({min(speeds):.0f} to {max(speeds):.0f})",
+        flush=True,
+    )
 
 
 def stream(root):
@@ -95,7 +104,11 @@ def stream(root):
     ways = {"skipped": {"start": count - 10}, "sifted": {"rows": (4096, 0, 256)}}
     for name, settings in ways.items():
         clock = time.process_time()
-        for _ in source.records(seed=0, **settings).take(count // 16 - 100 if name == "sifted" else 5).batch(100):
+        for _ in (
+            source.records(seed=0, **settings)
+            .take(count // 16 - 100 if name == "sifted" else 5)
+            .batch(100)
+        ):
             pass
         print(f"{name:14} {count / (time.process_time() - clock):8.0f} records/s", flush=True)
 
@@ -112,14 +125,20 @@ def write(root):
     sizes = []
     for i in range(128):
         y, x = random.integers(0, [photos[0].shape[0] - 374, photos[0].shape[1] - 499])
-        pixels = tf.image.resize(tf.cast(photos[i % 2][y : y + 375, x : x + 500], tf.float32), [256, 341], "area")
+        pixels = tf.image.resize(
+            tf.cast(photos[i % 2][y : y + 375, x : x + 500], tf.float32), [256, 341], "area"
+        )
         jpeg = tf.io.encode_jpeg(tf.cast(tf.round(pixels), tf.uint8), quality=90).numpy()
         sizes.append(len(jpeg))
         with open(f"{root}/photos/{i:03}.jpg", "wb") as f:
             f.write(jpeg)
     print(f"JPEGs of 341 x 256: {np.mean(sizes):.0f} bytes in the mean", flush=True)
-    image = tf.train.Feature(bytes_list=tf.train.BytesList(value=[jpeg + random.bytes(max(25_000 - len(jpeg), 0))]))
-    record = tf.train.Example(features=tf.train.Features(feature={"image/encoded": image})).SerializeToString()
+    image = tf.train.Feature(
+        bytes_list=tf.train.BytesList(value=[jpeg + random.bytes(max(25_000 - len(jpeg), 0))])
+    )
+    record = tf.train.Example(
+        features=tf.train.Features(feature={"image/encoded": image})
+    ).SerializeToString()
     for i in range(16):
         with tf.io.TFRecordWriter(f"{root}/records/train-{i:05}-of-00016") as writer:
             for _ in range(5000):
@@ -127,7 +146,9 @@ def write(root):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", default="1e6,1e7,1e8")
     args = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

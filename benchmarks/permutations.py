@@ -16,7 +16,9 @@ import time
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--counts", default="100,1000,10000", help="sizes of the sets")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -31,7 +33,9 @@ def main():
             seconds = time.perf_counter() - start
             apart = permutations.distances(table)
             bound = 9 - max(count - 9, 0) / max(count - 1, 1)
-            print(f"{count:6}  {criterion:9}  {seconds:7.2f}  {apart.min():3}  {apart.mean():6.3f}  {bound:6.3f}")
+            print(
+                f"{count:6}  {criterion:9}  {seconds:7.2f}  {apart.min():3}  {apart.mean():6.3f}  {bound:6.3f}"
+            )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,9 @@ def make_step(name, mode, args, **compiled):
 
     from tfssl.backbones import revnet
 
-    revnet.reversible = revnet.forward if mode == "ordinary" else REVERSIBLE.setdefault("", revnet.reversible)
+    revnet.reversible = (
+        revnet.forward if mode == "ordinary" else REVERSIBLE.setdefault("", revnet.reversible)
+    )
     model = tfssl.backbones.build(name, args.width, args.stem)
     images = tf.random.stateless_uniform([args.batch, args.image_size, args.image_size, 3], [0, 0])
     model.build(images.shape)
@@ -51,7 +53,9 @@ def make_step(name, mode, args, **compiled):
     def step():
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(model(images, training=True)["pre_logits"] - 1))
-        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))  # noqa: B905
+        optimizer.apply_gradients(
+            zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        )  # noqa: B905
         return loss
 
     step.get_concrete_function()  # traced while `revnet.reversible` is what it should be
@@ -79,7 +83,9 @@ def plan(name, mode, args):
                 mode,
                 *map(str, sizes(args)),
             ]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=False
+            )
             if done.returncode == 0:
                 found = json.loads(done.stdout.splitlines()[-1])
                 largest = [
@@ -87,20 +93,37 @@ def plan(name, mode, args):
                     for end in ("-buffer-assignment", "")
                 ]
                 assignment, program = (open(path, encoding="utf-8").read() for path in largest)
-                found["temporaries"] = sum(map(int, re.findall(r"size (\d+), preallocated-temp", assignment)))
+                found["temporaries"] = sum(
+                    map(int, re.findall(r"size (\d+), preallocated-temp", assignment))
+                )
                 found["products"] = len(
-                    re.findall(r"= \S+ (?:convolution|dot)\(|custom_call_target=\"[^\"]*(?:onv|atMul)", program)
+                    re.findall(
+                        r"= \S+ (?:convolution|dot)\(|custom_call_target=\"[^\"]*(?:onv|atMul)",
+                        program,
+                    )
                 )
                 return found
     raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
 
 
 def sizes(args):
-    return ["--width", args.width, "--batch", args.batch, "--image_size", args.image_size, "--stem", args.stem]
+    return [
+        "--width",
+        args.width,
+        "--batch",
+        args.batch,
+        "--image_size",
+        args.image_size,
+        "--stem",
+        args.stem,
+    ]
 
 
 def show_memory(args):
-    print("backbone       back-propagation   parameters   temporaries MiB   growth   products", flush=True)
+    print(
+        "backbone       back-propagation   parameters   temporaries MiB   growth   products",
+        flush=True,
+    )
     backbones = args.backbone.split(",")
     of_resnet = [f"{name.replace('revnet', 'resnet')}_v2" for name in backbones]
     rows = [(backbones, "reversible"), (backbones, "ordinary"), (of_resnet, "ordinary")]
@@ -130,20 +153,36 @@ def show_time(args):
             rounds.append(taken)
         rounds = rounds[args.warmup :]
         seconds = [statistics.median(taken[who] for taken in rounds) for who in (0, 1)]
-        low, middle, high = statistics.quantiles((a / b for a, b in rounds), n=4, method="inclusive")
-        print(f"{name:14} {seconds[0]:12.3f} {seconds[1]:12.3f}   {middle:.2f} ({low:.2f} to {high:.2f})", flush=True)
+        low, middle, high = statistics.quantiles(
+            (a / b for a, b in rounds), n=4, method="inclusive"
+        )
+        print(
+            f"{name:14} {seconds[0]:12.3f} {seconds[1]:12.3f}   {middle:.2f} ({low:.2f} to {high:.2f})",
+            flush=True,
+        )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--backbone", default="revnet50,revnet101,revnet152", help="comma list of RevNets, the shallowest first"
+        "--backbone",
+        default="revnet50,revnet101,revnet152",
+        help="comma list of RevNets, the shallowest first",
     )
     parser.add_argument("--width", type=float, default=0.25, help="width multiplier")
     parser.add_argument("--batch", type=int, default=16, help="images per step")
-    parser.add_argument("--image_size", type=int, default=32, help="side of the square images, in pixels")
+    parser.add_argument(
+        "--image_size", type=int, default=32, help="side of the square images, in pixels"
+    )
     parser.add_argument("--stem", default="small", help="see tfssl.backbones.build")
-    parser.add_argument("--rounds", type=int, default=12, help="timed steps of each kind (2 or more); 0: memory alone")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=12,
+        help="timed steps of each kind (2 or more); 0: memory alone",
+    )
     parser.add_argument("--warmup", type=int, default=2, help="steps of each before those")
     parser.add_argument("--plan", help=argparse.SUPPRESS)
     parser.add_argument("--mode", help=argparse.SUPPRESS)
@@ -151,7 +190,11 @@ def main():
     if args.plan:
         model, step = make_step(args.plan, args.mode, args, jit_compile=True)
         step.experimental_get_compiler_ir()(stage="optimized_hlo")
-        return print(json.dumps({"parameters": sum(v.shape.num_elements() for v in model.trainable_variables)}))
+        return print(
+            json.dumps(
+                {"parameters": sum(v.shape.num_elements() for v in model.trainable_variables)}
+            )
+        )
     print(f"batch {args.batch}, {args.image_size} pixels, width {args.width}, stem {args.stem}")
     show_memory(args)
     if args.rounds:

@@ -24,7 +24,14 @@ import tempfile
 import time
 
 WHOLE, VIEWS = "to the end of the first step", "write the first views"
-HEAVY = ("tensorflow_datasets", "tensorflow_hub", "tensorflow_addons", "matplotlib", "sklearn", "pandas")
+HEAVY = (
+    "tensorflow_datasets",
+    "tensorflow_hub",
+    "tensorflow_addons",
+    "matplotlib",
+    "sklearn",
+    "pandas",
+)
 
 
 def instrumented(begun):
@@ -34,7 +41,9 @@ def instrumented(begun):
     def lap(name):
         nonlocal last
         now = time.time(), time.process_time()
-        laps[name] = [sum(pair) for pair in zip(laps.get(name, (0, 0)), (a - b for a, b in zip(now, last)))]
+        laps[name] = [
+            sum(pair) for pair in zip(laps.get(name, (0, 0)), (a - b for a, b in zip(now, last)))
+        ]
         last = now
 
     def finish():
@@ -113,7 +122,9 @@ def measure(flags, tree):
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, __file__, *flags, f"--workdir={workdir}/run"]
         environment = {**os.environ, **path, "STARTED": repr(time.time())}
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, env=environment, check=False
+        )
     if done.returncode:
         sys.exit(done.returncode)
     laps, heavy = json.loads(done.stdout.splitlines()[-1])
@@ -129,7 +140,9 @@ def floor():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3, help="processes of each checkout")
     parser.add_argument("--tree", help="another checkout of tfssl to measure beside this one")
     args, flags = parser.parse_known_args()
@@ -148,9 +161,16 @@ def main():
     )
     names = dict.fromkeys(name for runs in measured.values() for name in runs[-1][0])
     for name in names:
-        times = [zip(*(laps.get(name, (math.nan, math.nan)) for laps, _ in runs[1:])) for runs in measured.values()]
-        print(f"| {name} | {' | '.join(f'{statistics.median(column):.2f}' for pair in times for column in pair)} |")
-    print(f"| heavy modules | {' | '.join((', '.join(runs[-1][1]) or 'none') + ' |' for runs in measured.values())}")
+        times = [
+            zip(*(laps.get(name, (math.nan, math.nan)) for laps, _ in runs[1:]))
+            for runs in measured.values()
+        ]
+        print(
+            f"| {name} | {' | '.join(f'{statistics.median(column):.2f}' for pair in times for column in pair)} |"
+        )
+    print(
+        f"| heavy modules | {' | '.join((', '.join(runs[-1][1]) or 'none') + ' |' for runs in measured.values())}"
+    )
 
 
 if __name__ == "__main__":

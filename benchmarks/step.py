@@ -44,7 +44,13 @@ def plain_resnet(name, image_size, width=1.0, small=False):
     from tensorflow.keras import layers
 
     depth, version = (int(number) for number in name[len("resnet") :].split("_v"))
-    units = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}[depth]
+    units = {
+        18: (2, 2, 2, 2),
+        34: (3, 4, 6, 3),
+        50: (3, 4, 6, 3),
+        101: (3, 4, 23, 3),
+        152: (3, 8, 36, 3),
+    }[depth]
 
     def conv(x, channels, size, stride=1):
         if size > 1:
@@ -92,7 +98,9 @@ def plain_resnet(name, image_size, width=1.0, small=False):
     x = x if small else layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(x))
     for block in range(4):
         for i in range(units[block]):
-            x = (unit_v1 if version == 1 else unit_v2)(x, root * 2**block, 2 if i == 0 and block > 0 else 1)
+            x = (unit_v1 if version == 1 else unit_v2)(
+                x, root * 2**block, 2 if i == 0 and block > 0 else 1
+            )
     if version == 2:
         x = norm(x)
     return tf.keras.Model(images, layers.GlobalAveragePooling2D(dtype="float32")(x))
@@ -123,7 +131,9 @@ def supervised(make, name, batch, image_size, width):
     def step():
         with tf.GradientTape() as tape:
             loss = loss_function(labels, model(images, training=True))
-        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+        optimizer.apply_gradients(
+            zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        )
         return loss
 
     return lambda: step().numpy(), model.trainable_variables
@@ -134,7 +144,9 @@ def our_supervised(*settings):
 
 
 def plain_supervised(name, batch, image_size, width):
-    return supervised(lambda *args: plain_resnet(*args, small=image_size <= 64), name, batch, image_size, width)
+    return supervised(
+        lambda *args: plain_resnet(*args, small=image_size <= 64), name, batch, image_size, width
+    )
 
 
 def our_task(task, name, batch, image_size, width, images, **settings):
@@ -159,7 +171,9 @@ def our_simclr(name, batch, image_size, width):
 
 
 def our_rotation(name, batch, image_size, width):
-    return our_task("rotation", name, batch, image_size, width, random_bytes([batch, image_size, image_size, 3]))
+    return our_task(
+        "rotation", name, batch, image_size, width, random_bytes([batch, image_size, image_size, 3])
+    )
 
 
 def plain_rotation(name, batch, image_size, width):
@@ -178,8 +192,12 @@ def plain_rotation(name, batch, image_size, width):
         images = tf.concat([tf.image.rot90(images, turn) for turn in range(4)], 0)
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(turns, logits)) + decay(model)
-        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+            loss = tf.reduce_mean(
+                tf.nn.sparse_softmax_cross_entropy_with_logits(turns, logits)
+            ) + decay(model)
+        optimizer.apply_gradients(
+            zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        )
         return loss
 
     return lambda: step().numpy(), model.trainable_variables
@@ -188,7 +206,9 @@ def plain_rotation(name, batch, image_size, width):
 def decay(model):
     import tensorflow as tf
 
-    return 1e-4 * tf.add_n([tf.nn.l2_loss(v) for v in model.trainable_variables if "kernel" in v.name])
+    return 1e-4 * tf.add_n(
+        [tf.nn.l2_loss(v) for v in model.trainable_variables if "kernel" in v.name]
+    )
 
 
 def plain_simclr(name, batch, image_size, width):
@@ -208,7 +228,9 @@ def plain_simclr(name, batch, image_size, width):
     )
     model = tf.keras.Sequential([model, head])
     optimizer = tf.keras.optimizers.SGD(0.01, momentum=0.9)
-    batches = iter(tf.data.Dataset.from_tensors(random_bytes([batch, 2, image_size, image_size, 3])).repeat())
+    batches = iter(
+        tf.data.Dataset.from_tensors(random_bytes([batch, 2, image_size, image_size, 3])).repeat()
+    )
     labels = tf.concat([tf.range(batch, 2 * batch), tf.range(batch)], 0)
 
     @tf.function
@@ -218,8 +240,12 @@ def plain_simclr(name, batch, image_size, width):
         with tf.GradientTape() as tape:
             z = tf.math.l2_normalize(model(views, training=True), 1)
             logits = tf.matmul(z, z, transpose_b=True) / 0.5 - 1e9 * tf.eye(2 * batch)
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)) + decay(model)
-        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+            loss = tf.reduce_mean(
+                tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            ) + decay(model)
+        optimizer.apply_gradients(
+            zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        )
         return loss
 
     return lambda: step().numpy(), model.trainable_variables
@@ -228,7 +254,9 @@ def plain_simclr(name, batch, image_size, width):
 def random_bytes(shape):
     import tensorflow as tf
 
-    return tf.cast(tf.random.stateless_uniform(shape, seed=[0, 0], maxval=256, dtype=tf.int32), tf.uint8)
+    return tf.cast(
+        tf.random.stateless_uniform(shape, seed=[0, 0], maxval=256, dtype=tf.int32), tf.uint8
+    )
 
 
 def with_rows(images, batch):
@@ -237,7 +265,12 @@ def with_rows(images, batch):
 
     index = tf.range(batch, dtype=tf.int64)
     rows = {name: index for name in ("label", "index", "number", "seed")}
-    return {"image": images, **rows, "weight": tf.ones([batch]), "replaced": tf.zeros([batch], bool)}
+    return {
+        "image": images,
+        **rows,
+        "weight": tf.ones([batch]),
+        "replaced": tf.zeros([batch], bool),
+    }
 
 
 METHODS = {
@@ -253,7 +286,9 @@ def work(method, who, precision, *network):
     import tfssl  # noqa: F401 - before TensorFlow: it chooses Keras 2 behind tf.keras, and oneDNN
     import tensorflow as tf  # isort: skip
 
-    tf.keras.mixed_precision.set_global_policy("float32" if precision == "float32" else f"mixed_{precision}")
+    tf.keras.mixed_precision.set_global_policy(
+        "float32" if precision == "float32" else f"mixed_{precision}"
+    )
     step, variables = METHODS[method][who](*network)
     take_turns(step, sum(v.shape.num_elements() for v in variables))
 
@@ -265,7 +300,10 @@ def take_turns(step, parameters):
         wall, cpu = time.perf_counter(), time.process_time()
         step()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        print(json.dumps([wall, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]), flush=True)
+        print(
+            json.dumps([wall, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]),
+            flush=True,
+        )
 
 
 class Contender:
@@ -303,7 +341,9 @@ def tensorflows_default():
     """Whether TensorFlow uses oneDNN on this processor by itself: "0" or "1"."""
     program = "from tensorflow.python.util._pywrap_util_port import IsMklEnabled; print(int(IsMklEnabled()))"
     environment = {k: v for k, v in os.environ.items() if k != "TF_ENABLE_ONEDNN_OPTS"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
@@ -312,7 +352,9 @@ def compare(name, precision, args):
     names = ["ours", *args.contenders.split(",")]
     contenders = [Contender(who, name, precision, args) for who in names]
     sizes = dict(zip(names, (contender.parameters for contender in contenders)))
-    assert len(set(sizes.values())) == 1, f"{name}: not the same networks, but of so many parameters: {sizes}"
+    assert len(set(sizes.values())) == 1, (
+        f"{name}: not the same networks, but of so many parameters: {sizes}"
+    )
 
     rounds = []  # of [wall, cpu, memory] of each
     for number in range(args.warmup + args.rounds):
@@ -326,8 +368,16 @@ def compare(name, precision, args):
     rounds = rounds[args.warmup :]
     for i, who in enumerate(names):
         speed = args.batch / statistics.median(taken[i][0] for taken in rounds)
-        ratios = [quartiles([taken[i][clock] / taken[0][clock] for taken in rounds]) if i else "" for clock in (0, 1)]
-        print("|", " | ".join([name, precision, who, f"{speed:.2f}", *ratios, f"{memory[i]:.2f}"]), "|", flush=True)
+        ratios = [
+            quartiles([taken[i][clock] / taken[0][clock] for taken in rounds]) if i else ""
+            for clock in (0, 1)
+        ]
+        print(
+            "|",
+            " | ".join([name, precision, who, f"{speed:.2f}", *ratios, f"{memory[i]:.2f}"]),
+            "|",
+            flush=True,
+        )
 
 
 def quartiles(values):
@@ -336,26 +386,43 @@ def quartiles(values):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--method", default="supervised", choices=METHODS)
-    parser.add_argument("--backbone", default="resnet50_v1,resnet50_v2", help="comma list of tfssl.backbones.NAMES")
-    parser.add_argument("--precision", default="float32,bfloat16", help="comma list of float32, bfloat16, float16")
+    parser.add_argument(
+        "--backbone", default="resnet50_v1,resnet50_v2", help="comma list of tfssl.backbones.NAMES"
+    )
+    parser.add_argument(
+        "--precision", default="float32,bfloat16", help="comma list of float32, bfloat16, float16"
+    )
     parser.add_argument("--batch", type=int, default=16, help="images per step")
     parser.add_argument(
-        "--image_size", type=int, default=224, help="side of the square images, in pixels; up to 64: the stem for CIFAR"
+        "--image_size",
+        type=int,
+        default=224,
+        help="side of the square images, in pixels; up to 64: the stem for CIFAR",
     )
     parser.add_argument("--width", type=float, default=1.0, help="times all channels")
     parser.add_argument(
-        "--contenders", default="plain", help=f"comma list of {', '.join(CONTENDERS)}; plain and torch: ResNets only"
+        "--contenders",
+        default="plain",
+        help=f"comma list of {', '.join(CONTENDERS)}; plain and torch: ResNets only",
     )
-    parser.add_argument("--torch", default=sys.executable, help="interpreter of the contenders in PyTorch")
+    parser.add_argument(
+        "--torch", default=sys.executable, help="interpreter of the contenders in PyTorch"
+    )
     parser.add_argument(
         "--isa",
         default="",
         help="newest instruction set to use, as AVX2; default is then as where oneDNN is off by itself",
     )
-    parser.add_argument("--rounds", type=int, default=12, help="timed steps of each contender (2 or more)")
-    parser.add_argument("--warmup", type=int, default=2, help="steps of each before those, the first being traced")
+    parser.add_argument(
+        "--rounds", type=int, default=12, help="timed steps of each contender (2 or more)"
+    )
+    parser.add_argument(
+        "--warmup", type=int, default=2, help="steps of each before those, the first being traced"
+    )
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:

@@ -58,7 +58,13 @@ class ResNet(nn.Module):
     def __init__(self, name, small, width):
         super().__init__()
         depth, version = (int(number) for number in name[len("resnet") :].split("_v"))
-        units = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}[depth]
+        units = {
+            18: (2, 2, 2, 2),
+            34: (3, 4, 6, 3),
+            50: (3, 4, 6, 3),
+            101: (3, 4, 23, 3),
+            152: (3, 8, 36, 3),
+        }[depth]
         root = int(64 * width + 0.5)
         layers = [conv(3, root, 3) if small else conv(3, root, 7, 2)]
         if version == 1:
@@ -68,7 +74,15 @@ class ResNet(nn.Module):
         fan_in = root
         for block in range(4):
             for i in range(units[block]):
-                layers.append(Unit(version, depth >= 50, fan_in, root * 2**block, 2 if i == 0 and block > 0 else 1))
+                layers.append(
+                    Unit(
+                        version,
+                        depth >= 50,
+                        fan_in,
+                        root * 2**block,
+                        2 if i == 0 and block > 0 else 1,
+                    )
+                )
                 fan_in = root * 2**block * (4 if depth >= 50 else 1)
         if version == 2:
             layers += [norm(fan_in), nn.ReLU(inplace=True)]
@@ -107,7 +121,11 @@ def simclr(network, batch, image_size):
     width = network.channels
     last = nn.BatchNorm1d(128, eps=1e-3, momentum=0.01)
     last.bias = None  # a scale alone
-    head = [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width, eps=1e-3, momentum=0.01), nn.ReLU()]
+    head = [
+        nn.Linear(width, width, bias=False),
+        nn.BatchNorm1d(width, eps=1e-3, momentum=0.01),
+        nn.ReLU(),
+    ]
     model = nn.Sequential(network, *head, nn.Linear(width, 128, bias=False), last)
     views = torch.randint(256, (2 * batch, 3, image_size, image_size), dtype=torch.uint8)
     labels = torch.cat([torch.arange(batch, 2 * batch), torch.arange(batch)])

@@ -31,7 +31,9 @@ def make(rows, dims, classes, seed):
 
     rng = np.random.default_rng(seed)
     hidden = rng.standard_normal((rows, 48)) * np.arange(1, 49) ** -0.3
-    features = hidden @ rng.standard_normal((48, dims)) / 4 + rng.standard_normal((rows, dims)) + 0.3
+    features = (
+        hidden @ rng.standard_normal((48, dims)) / 4 + rng.standard_normal((rows, dims)) + 0.3
+    )
     mixed = hidden @ rng.standard_normal((48, classes)) + 0.5 * rng.standard_normal((rows, classes))
     shares = np.geomspace(0.03, 0.3, classes)
     bars = [np.quantile(mixed[:, c], 1 - share) for c, share in enumerate(shares)]
@@ -45,7 +47,9 @@ def objective(x, y, c, w, b):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--dims", type=int, default=9216)
     parser.add_argument("--classes", type=int, default=20)
@@ -72,7 +76,9 @@ def main():
     weights, costs, cores = np.where(y > 0, 2.0, 1.0), list(svm.COSTS["vissl"]), os.cpu_count()
     masks, classes = svm.fold_masks(y, 3), y.shape[1]
     x = svm.unit(features)
-    print(f"{len(x)} x {x.shape[1]} features, {classes} classes, {len(costs)} costs, 3 folds, {cores} cores")
+    print(
+        f"{len(x)} x {x.shape[1]} features, {classes} classes, {len(costs)} costs, 3 folds, {cores} cores"
+    )
 
     class Recorded(Rows):
         """Keeps its fits: those of three folds with all costs, and the last."""
@@ -96,7 +102,11 @@ def main():
     )
 
     rng = np.random.default_rng(args.seed)
-    tried = [(i, int(rng.integers(classes)), int(rng.integers(3))) for i in range(len(costs)) for _ in range(args.fits)]
+    tried = [
+        (i, int(rng.integers(classes)), int(rng.integers(3)))
+        for i in range(len(costs))
+        for _ in range(args.fits)
+    ]
 
     def reference(i, c, fold):
         used = ~masks[fold][:, c]
@@ -105,7 +115,11 @@ def main():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             model = LinearSVC(
-                C=costs[i], class_weight={1: 2, -1: 1}, dual=False, tol=args.tolerance, max_iter=100_000
+                C=costs[i],
+                class_weight={1: 2, -1: 1},
+                dual=False,
+                tol=args.tolerance,
+                max_iter=100_000,
             ).fit(a, b)
         seconds = time.perf_counter() - start[0], time.thread_time() - start[1]
         return model.coef_[0], model.intercept_[0], seconds
@@ -119,7 +133,10 @@ def main():
         held, one = masks[fold][:, c], rows.fits[fold * len(costs) + i]
         our_w, our_b = rows.weights(one)
         cost = costs[i] * np.where(held, 0, weights[:, c])
-        excess = objective(x, y[:, c], cost, our_w[:, c], our_b[c]) / objective(x, y[:, c], cost, w, b) - 1
+        excess = (
+            objective(x, y[:, c], cost, our_w[:, c], our_b[c]) / objective(x, y[:, c], cost, w, b)
+            - 1
+        )
         relevant = y[held, c] > 0
         theirs = average_precision(relevant, x[held] @ w + b, "raw")
         precision = average_precision(relevant, one.decision[held, c], "raw") - theirs
@@ -133,7 +150,9 @@ def main():
     print(
         f"LinearSVC, {fits} fits: {total[0] / cores:.0f} s on {cores} cores, {total[1]:.0f} CPU s (from {len(found)} fits)"
     )
-    print(f"LinearSVC / ours: {total[0] / cores / ours[0]:.1f} in time, {total[1] / ours[1]:.1f} in CPU time")
+    print(
+        f"LinearSVC / ours: {total[0] / cores / ours[0]:.1f} in time, {total[1] / ours[1]:.1f} in CPU time"
+    )
     print(f"objective: larger by at most {worst[0]:.1e}; AP: {worst[1]:.5f} apart at most")
 
 

@@ -55,7 +55,9 @@ def lower(row, path):
     values(cli.expand_flagfiles(["tpu_compile", *given, "--workdir=unused"]))
     config = checks.pretraining(TrainConfig.from_flags(values, *registered))
     if config.task_settings.get("num_classes") == 0:
-        config = dataclasses.replace(config, task_settings={**config.task_settings, "num_classes": 1000})
+        config = dataclasses.replace(
+            config, task_settings={**config.task_settings, "num_classes": 1000}
+        )
     tf.keras.mixed_precision.set_global_policy(config.accelerators.precision)
     model = build.build_model(config)
     decay = config.task_settings["weight_decay"]
@@ -95,7 +97,9 @@ def compile_ahead(path, kind):
         program = device.client.compile(module, xla_client.DeviceList((device,)), options)
     except Exception as e:  # noqa: BLE001 (whatever the compiler has against it is the answer)
         used = re.search(r"Used ([\d.]+)([GM]) of ([\d.]+)([GM]) hbm", str(e))
-        return {"error": "out of memory: " + used.group(0) if used else str(e).splitlines()[0][:300]}
+        return {
+            "error": "out of memory: " + used.group(0) if used else str(e).splitlines()[0][:300]
+        }
     memory, cost = program.get_compiled_memory_stats(), program.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
@@ -115,7 +119,9 @@ def measure(row, kinds, compiler):
         path = os.path.join(folder, "step.hlo")
         child([sys.executable, __file__, "--lower", path, "--row", json.dumps(row)])
         return {
-            kind: json.loads(child([compiler, __file__, "--ahead", path, "--kind", kind]).splitlines()[-1])
+            kind: json.loads(
+                child([compiler, __file__, "--ahead", path, "--kind", kind]).splitlines()[-1]
+            )
             for kind in kinds
         }
 
@@ -134,11 +140,26 @@ def line(row, kind, found):
         for name in ("rematerialize", "accumulate_steps", "loss_batch_size")
         if str(f.get(name, "1")).lower() not in ("1", "false")
     ]
-    cells = [f["task"], f["backbone"], f["width_multiplier"], f["batch_size"], f["precision"].replace("mixed_", "")]
+    cells = [
+        f["task"],
+        f["backbone"],
+        f["width_multiplier"],
+        f["batch_size"],
+        f["precision"].replace("mixed_", ""),
+    ]
     cells += [", ".join(levers) or "none", kind]
     if "error" in found:
         fits = "out of memory" in found["error"]
-        return [*cells, "yes" if fits else "NO", "", "", "", "", "no: " + found["error"] if fits else "", ""]
+        return [
+            *cells,
+            "yes" if fits else "NO",
+            "",
+            "",
+            "",
+            "",
+            "no: " + found["error"] if fits else "",
+            "",
+        ]
     _, peak_flops, bandwidth, _ = KINDS[kind]
     milliseconds = 1000 * max(found["flops"] / peak_flops, found["bytes"] / bandwidth)
     gib = [f"{found[key] / GIB:.2f}" for key in ("arguments", "temporaries", "peak")]
@@ -177,8 +198,12 @@ def largest(row, kind, compiler, unit=16):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compiler", default="tpu-compiler/bin/python", help="the Python that has jax and libtpu")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--compiler", default="tpu-compiler/bin/python", help="the Python that has jax and libtpu"
+    )
     parser.add_argument("--flagfile", help="of training, below all that is said here")
     parser.add_argument("--task", default="rotation", help="comma list; also of the next four")
     parser.add_argument("--backbone", default="resnet50_v2")
@@ -187,8 +212,12 @@ def main():
     parser.add_argument("--precision", default="mixed_bfloat16")
     parser.add_argument("--rematerialize", default="false", help="false, true, or both")
     parser.add_argument("--kind", default="v4,v5e,v6e", help=f"comma list of {', '.join(KINDS)}")
-    parser.add_argument("--flags", default="", help="more training flags, as name=value, separated by blanks")
-    parser.add_argument("--largest", action="store_true", help="find the largest batch of each row that fits")
+    parser.add_argument(
+        "--flags", default="", help="more training flags, as name=value, separated by blanks"
+    )
+    parser.add_argument(
+        "--largest", action="store_true", help="find the largest batch of each row that fits"
+    )
     parser.add_argument("--lower", help=argparse.SUPPRESS)
     parser.add_argument("--ahead", help=argparse.SUPPRESS)
     parser.add_argument("--row", help=argparse.SUPPRESS)
@@ -207,7 +236,10 @@ def main():
         row = {"flags": first | dict(zip(names, cell)) | more}  # noqa: B905 (Python 3.9)
         if args.largest:
             for kind in args.kind.split(","):
-                print(f"\n{kind}: at most {largest(row, kind, args.compiler)} images per core\n", flush=True)
+                print(
+                    f"\n{kind}: at most {largest(row, kind, args.compiler)} images per core\n",
+                    flush=True,
+                )
             continue
         for kind, found in measure(row, args.kind.split(","), args.compiler).items():
             show(line(row, kind, found))

@@ -43,7 +43,9 @@ def measure(who, batch, size, rounds, jit, pipe):
         import tensorflow_addons as tfa
 
         def loss_of(labels, embeddings):
-            return tfa.losses.triplet_semihard_loss(labels, embeddings, 0.5, distance_metric="squared-L2")
+            return tfa.losses.triplet_semihard_loss(
+                labels, embeddings, 0.5, distance_metric="squared-L2"
+            )
     else:
         loss_of = triplet_semihard
 
@@ -74,7 +76,11 @@ def measure(who, batch, size, rounds, jit, pipe):
     else:
         pairs = [(seconds(ours), seconds(floor)) for _ in range(rounds)]
     pipe.send(
-        {"ms": 1e3 * statistics.median(a for a, _ in pairs), "ratios": [a / b for a, b in pairs], "growth": growth}
+        {
+            "ms": 1e3 * statistics.median(a for a, _ in pairs),
+            "ratios": [a / b for a, b in pairs],
+            "growth": growth,
+        }
     )
 
 
@@ -82,7 +88,9 @@ def row(who, batch, jit, args):
     """Measures in a process of its own, prints the table's line, returns what was measured."""
     context = multiprocessing.get_context("spawn")
     pipe, end = context.Pipe()
-    process = context.Process(target=measure, args=(who, batch, args.size, args.rounds, jit, end), daemon=True)
+    process = context.Process(
+        target=measure, args=(who, batch, args.size, args.rounds, jit, end), daemon=True
+    )
     process.start()
     end.close()
     found = pipe.recv()
@@ -92,15 +100,22 @@ def row(who, batch, jit, args):
         low, _, high = statistics.quantiles(found["ratios"], n=4, method="inclusive")
         ratio += f" ({low:.2f} to {high:.2f})"
     mode = "XLA" if jit else "graph"
-    print(f"{batch:5} {who:8} {mode:6} {found['ms']:9.1f}   {ratio:24} {found['growth']:7.3f}", flush=True)
+    print(
+        f"{batch:5} {who:8} {mode:6} {found['ms']:9.1f}   {ratio:24} {found['growth']:7.3f}",
+        flush=True,
+    )
     return found
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", default="1024,4096", help="comma list of batch sizes")
     parser.add_argument(
-        "--reference", default="1024", help="those at which Addons' loss is measured too; memory is cubic"
+        "--reference",
+        default="1024",
+        help="those at which Addons' loss is measured too; memory is cubic",
     )
     parser.add_argument("--size", type=int, default=1000, help="of an embedding")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls (2 or more)")

@@ -30,7 +30,9 @@ COMMANDS = {"help": ["-m", "tfssl.train", "--help"], "import": ["-c", "import tf
 
 def checkout(revision, folder):
     """The files of a commit, in a new folder: its path."""
-    archive = subprocess.run(["git", "archive", revision], cwd=ROOT, check=True, capture_output=True).stdout
+    archive = subprocess.run(
+        ["git", "archive", revision], cwd=ROOT, check=True, capture_output=True
+    ).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(folder)
     return folder
@@ -57,7 +59,11 @@ def measure(row, tree, steps):
     """(wall seconds, CPU seconds) of one row on one tree."""
     if row in COMMANDS:
         return run(tree, COMMANDS[row])[:2]
-    return json.loads(run(tree, [os.path.abspath(__file__), f"--task={row}", f"--steps={steps}"])[2].splitlines()[-1])
+    return json.loads(
+        run(tree, [os.path.abspath(__file__), f"--task={row}", f"--steps={steps}"])[2].splitlines()[
+            -1
+        ]
+    )
 
 
 def time_steps(task, steps):
@@ -66,7 +72,9 @@ def time_steps(task, steps):
 
     import tfssl
 
-    assert os.path.dirname(os.path.dirname(tfssl.__file__)) == os.getcwd(), f"another tfssl: {tfssl.__file__}"
+    assert os.path.dirname(os.path.dirname(tfssl.__file__)) == os.getcwd(), (
+        f"another tfssl: {tfssl.__file__}"
+    )
     backbone = tfssl.backbones.build("resnet18_v2", width_multiplier=0.25, stem="small")
     model = tfssl.pretext.build(task, backbone, image_size=32)
     model.compile(optimizer=tf.keras.optimizers.SGD(0.1, momentum=0.9))
@@ -81,16 +89,24 @@ def time_steps(task, steps):
             self.laps.append((time.perf_counter(), time.process_time()))
 
     model.fit(data, steps_per_epoch=steps + 1, verbose=0, callbacks=[Clock()])
-    each = [[b - a for a, b in zip(before, after)] for before, after in zip(Clock.laps, Clock.laps[1:])]
+    each = [
+        [b - a for a, b in zip(before, after)] for before, after in zip(Clock.laps, Clock.laps[1:])
+    ]
     print(json.dumps([statistics.median(values) for values in zip(*each)]), flush=True)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--old", help="the earlier commit")
-    parser.add_argument("--rows", default=",".join((*COMMANDS, *TASKS)), help="help, import, and names of tasks")
+    parser.add_argument(
+        "--rows", default=",".join((*COMMANDS, *TASKS)), help="help, import, and names of tasks"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="that are timed, of each task in each round")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="that are timed, of each task in each round"
+    )
     parser.add_argument("--task", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.task:
@@ -103,7 +119,10 @@ def main():
             for turn in range(args.rounds):
                 for name in sorted(trees, reverse=bool(turn % 2)):
                     taken[name].append(measure(row, trees[name], args.steps))
-            wall, cpu = ([[times[kind] for times in taken[name]] for name in ("old", "new")] for kind in range(2))
+            wall, cpu = (
+                [[times[kind] for times in taken[name]] for name in ("old", "new")]
+                for kind in range(2)
+            )
             medians = [f"{statistics.median(times):9.3f}s" for times in wall]
             print(f"{row:12}{''.join(medians)}  {ratio(*wall)}  {ratio(*cpu)}", flush=True)
 

@@ -15,7 +15,9 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tests"))
+sys.path.insert(
+    0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tests")
+)
 sys.path.insert(0, os.path.join(sys.path[0], "helpers"))
 import test_workers as workers  # noqa: E402
 
@@ -27,11 +29,15 @@ FLAGS = (
 
 
 def metrics(folder):
-    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="a folder with splits train and test")
     args = parser.parse_args()
     workers.FLAGS = FLAGS
@@ -50,12 +56,19 @@ def main():
         )
         ended = workers.wait(workers.start(killed, data), killed, 900)
         print(
-            "restarted:", [status for status, _, _ in ended], *(t for t in ended[0][1].splitlines() if "resuming" in t)
+            "restarted:",
+            [status for status, _, _ in ended],
+            *(t for t in ended[0][1].splitlines() if "resuming" in t),
         )
         for name in ("loss", "accuracy", "validation_loss", "validation_accuracy"):
-            a, b = ([line[name] for line in metrics(folder) if name in line] for folder in (killed, whole))
+            a, b = (
+                [line[name] for line in metrics(folder) if name in line]
+                for folder in (killed, whole)
+            )
             largest = max(abs(x - y) for x, y in zip(a, b))  # noqa: B905 (Python 3.9)
-            print(f"{name}: {a[-1]:.6f} and {b[-1]:.6f}; largest difference of {len(b)}: {largest:.2g}")
+            print(
+                f"{name}: {a[-1]:.6f} and {b[-1]:.6f}; largest difference of {len(b)}: {largest:.2g}"
+            )
 
 
 if __name__ == "__main__":

@@ -48,15 +48,30 @@ napoleon_use_param = False
 napoleon_use_rtype = False
 napoleon_preprocess_types = False
 
-COMMANDS = {"train": "train", "export": "export", "eval": "evaluate", "finetune": "finetune", "predict": "predict"}
+COMMANDS = {
+    "train": "train",
+    "export": "export",
+    "eval": "evaluate",
+    "finetune": "finetune",
+    "predict": "predict",
+}
 SECTIONS = ("Args:", "Returns:", "Yields:", "Raises:", "Attributes:")
 
 
 def write_sources(_app, _config):
     """docs/generated: the index of the API, a line for each room; what each command answers to --help; the pages of the root folder."""
     rooms = sorted(path.parent.name for path in ROOT.glob("tfssl/*/__init__.py"))
-    names = sorted([*(f"tfssl.{room}" for room in rooms), "tfssl.export", "tfssl.errors", "tfssl.registry"])
-    lines = ["API", "===", "", "Every room of the package, from its docstrings.", "", ".. autosummary::"]
+    names = sorted(
+        [*(f"tfssl.{room}" for room in rooms), "tfssl.export", "tfssl.errors", "tfssl.registry"]
+    )
+    lines = [
+        "API",
+        "===",
+        "",
+        "Every room of the package, from its docstrings.",
+        "",
+        ".. autosummary::",
+    ]
     lines += ["   :toctree: .", "   :recursive:", "", *(f"   {name}" for name in names), ""]
     _write("api/index.rst", "\n".join(lines))
     for page in GENERATED.glob("api/tfssl.*.rst"):  # of modules that have gone since the last build
@@ -65,15 +80,23 @@ def write_sources(_app, _config):
             page.unlink()
     for command, module in COMMANDS.items():
         line = [sys.executable, "-m", f"tfssl.{module}", "--help"]
-        _write(f"help/{command}.txt", subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+        _write(
+            f"help/{command}.txt",
+            subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT).stdout,
+        )
     for path in ROOT.glob("*.md"):
-        _write(path.name.lower(), _relinked(path.read_text(encoding="utf-8"), path, GENERATED / path.name.lower()))
+        _write(
+            path.name.lower(),
+            _relinked(path.read_text(encoding="utf-8"), path, GENERATED / path.name.lower()),
+        )
 
 
 def _write(name, text):
     path = GENERATED / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:  # an unchanged file is not read again
+    if (
+        not path.exists() or path.read_text(encoding="utf-8") != text
+    ):  # an unchanged file is not read again
         path.write_text(text, encoding="utf-8")
 
 
@@ -151,7 +174,9 @@ def _escaped(text):
     for i, part in enumerate(parts):
         if i % 2:
             before = "\\ " if parts[i - 1][-1:].isalnum() else ""
-            after = "\\ " if parts[i + 1][:1].isalnum() else ""  # a letter right after it, as in `Source`s
+            after = (
+                "\\ " if parts[i + 1][:1].isalnum() else ""
+            )  # a letter right after it, as in `Source`s
             parts[i] = f"{before}``{part}``{after}"
         else:
             parts[i] = re.sub(r"([\\*|_])", r"\\\1", part)
@@ -177,4 +202,6 @@ def setup(app):
     app.connect("config-inited", write_sources)  # before the sources are looked for
     app.connect("source-read", relink)
     app.connect("autodoc-process-signature", constructor)
-    app.connect("autodoc-process-docstring", to_restructured_text, priority=100)  # before napoleon reads the sections
+    app.connect(
+        "autodoc-process-docstring", to_restructured_text, priority=100
+    )  # before napoleon reads the sections

@@ -22,19 +22,30 @@ PROTOCOLS = ("knn", "logistic")
 
 def best(protocol: str, train: Features, test: Features, labels: str) -> dict:
     """The result of the endpoint that is best on the validation part of the training images."""
-    return max(tfssl.downstream.run(protocol, train, test, train_labels=labels), key=lambda result: result["val_value"])
+    return max(
+        tfssl.downstream.run(protocol, train, test, train_labels=labels),
+        key=lambda result: result["val_value"],
+    )
 
 
 def main(argv: Optional[Sequence[str]] = None) -> dict[tuple[str, str], dict]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modules", nargs="+", metavar="NAME=MODULE", help="a folder, a .tar.gz, or an https handle")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "modules", nargs="+", metavar="NAME=MODULE", help="a folder, a .tar.gz, or an https handle"
+    )
     parser.add_argument("--dataset", default="glyphs", help="labeled images")
     parser.add_argument("--train_split", default="train")
     parser.add_argument("--test_split", default="test")
-    parser.add_argument("--labels", default="all", help="labels to learn from: all, 1%%, or a number")
+    parser.add_argument(
+        "--labels", default="all", help="labels to learn from: all, 1%%, or a number"
+    )
     args = parser.parse_args(argv)
 
-    sources = [tfssl.open_source(args.dataset, split) for split in (args.train_split, args.test_split)]
+    sources = [
+        tfssl.open_source(args.dataset, split) for split in (args.train_split, args.test_split)
+    ]
     results = {}
     for given in args.modules:
         name, _, module = given.partition("=")
@@ -44,7 +55,9 @@ def main(argv: Optional[Sequence[str]] = None) -> dict[tuple[str, str], dict]:
         for protocol in PROTOCOLS:
             results[name, protocol] = best(protocol, train, test, args.labels)
     # The images themselves, as the last module sees them: cropped to its size, and averaged to at most 54 pixels a side.
-    train, test = (tfssl.downstream.extract(module, source, endpoints=["pixels"]) for source in sources)
+    train, test = (
+        tfssl.downstream.extract(module, source, endpoints=["pixels"]) for source in sources
+    )
     for protocol in PROTOCOLS:
         results["raw pixels", protocol] = best(protocol, train, test, args.labels)
 

@@ -31,20 +31,34 @@ def classify(classifier: str, image_file: str) -> str:
     with open(os.path.join(classifier, "assets", "labels.txt"), encoding="utf-8") as f:
         names = f.read().splitlines()
     image = tf.io.decode_image(tf.io.read_file(image_file), channels=3, expand_animations=False)
-    image = tf.cast(image, tf.float32)[None] / 255  # [1, H, W, 3] in [0, 1]; `tfssl-predict` also resizes and crops
+    image = (
+        tf.cast(image, tf.float32)[None] / 255
+    )  # [1, H, W, 3] in [0, 1]; `tfssl-predict` also resizes and crops
     return names[int(tf.argmax(model(image)[0]))]
 
 
 def main(argv: Optional[Sequence[str]] = None) -> list[dict[str, str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("module", help="the encoder")
-    parser.add_argument("labeled", help="photographs by class; a fifth of them tests the classifier")
+    parser.add_argument(
+        "labeled", help="photographs by class; a fifth of them tests the classifier"
+    )
     parser.add_argument("new_photos", help="photographs to classify")
-    parser.add_argument("--out", default="runs/classifier", help="folder of the run; the same command again resumes it")
-    parser.add_argument("--labels", default="all", help="labels to learn from: all, 10%%, or a number")
+    parser.add_argument(
+        "--out",
+        default="runs/classifier",
+        help="folder of the run; the same command again resumes it",
+    )
+    parser.add_argument(
+        "--labels", default="all", help="labels to learn from: all, 10%%, or a number"
+    )
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--learning_rate", type=float, default=0.0125, help="peak rate of a cosine schedule")
+    parser.add_argument(
+        "--learning_rate", type=float, default=0.0125, help="peak rate of a cosine schedule"
+    )
     args = parser.parse_args(argv)
 
     command(

@@ -50,7 +50,9 @@ class AlignmentUniformity(Views):
     def contrast(self, batch: dict, outputs: dict) -> tuple[tf.Tensor, dict]:
         z = tf.math.l2_normalize(outputs["z"], -1)  # Nx2xE
         alignment = tf.reduce_sum(tf.square(z[:, 0] - z[:, 1]), -1)  # N
-        valid = tf.cast(batch["weight"] > 0, z.dtype)  # N: the last batch of an evaluation may have empty rows
+        valid = tf.cast(
+            batch["weight"] > 0, z.dtype
+        )  # N: the last batch of an evaluation may have empty rows
         uniformity = (self.uniformity(z[:, 0], valid) + self.uniformity(z[:, 1], valid)) / 2
         uniformity *= tf.ones_like(alignment)  # N: a loss for each image
         loss = alignment + self.uniformity_weight * uniformity
@@ -61,7 +63,9 @@ class AlignmentUniformity(Views):
         z, valid = replicas.gather(z), replicas.gather(valid)  # MxE, M
         squared = 2 - 2 * tf.matmul(z, z, transpose_b=True)  # MxM
         pairs = valid[:, None] * valid[None, :] * (1 - tf.eye(z.shape[0], dtype=z.dtype))
-        mean = tf.reduce_sum(pairs * tf.exp(-self.potential * squared)) / tf.maximum(tf.reduce_sum(pairs), 1)
+        mean = tf.reduce_sum(pairs * tf.exp(-self.potential * squared)) / tf.maximum(
+            tf.reduce_sum(pairs), 1
+        )
         return tf.math.log(tf.maximum(mean, 1e-30))
 
     def chance(self) -> dict[str, float]:
@@ -75,22 +79,35 @@ class AlignmentUniformity(Views):
 def measure(task: tf.keras.Model, folder: str, dataset: str, splits: Sequence[str]) -> dict:
     """Publish the encoder, and classify by nearest neighbors: the result of the endpoint that is best on held-out training images."""
     module = tfssl.export.save(task, folder)
-    train, test = (tfssl.downstream.extract(module, tfssl.open_source(dataset, split)) for split in splits)
+    train, test = (
+        tfssl.downstream.extract(module, tfssl.open_source(dataset, split)) for split in splits
+    )
     return max(tfssl.downstream.run("knn", train, test), key=lambda result: result["val_value"])
 
 
 def main(argv: Optional[Sequence[str]] = None) -> dict[str, dict]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--dataset", default="glyphs", help="labeled images, to measure with; training ignores the labels"
+        "--dataset",
+        default="glyphs",
+        help="labeled images, to measure with; training ignores the labels",
     )
     parser.add_argument("--train_split", default="train")
     parser.add_argument("--test_split", default="test")
     parser.add_argument("--image_size", type=int, default=24)
     parser.add_argument(
-        "--min_area", type=float, default=0.5, help="smallest area of a crop: letters are small already"
+        "--min_area",
+        type=float,
+        default=0.5,
+        help="smallest area of a crop: letters are small already",
     )
-    parser.add_argument("--stem", default="small", help="small for images of about 32 pixels, imagenet for larger ones")
+    parser.add_argument(
+        "--stem",
+        default="small",
+        help="small for images of about 32 pixels, imagenet for larger ones",
+    )
     parser.add_argument("--width", type=float, default=0.125, help="times ResNet-18's channels")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=300)

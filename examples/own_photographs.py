@@ -17,7 +17,9 @@ import tensorflow as tf
 import tfssl
 
 
-def pretrain(photos: str, image_size: int, batch_size: int, steps: int, width: float) -> tf.keras.Model:
+def pretrain(
+    photos: str, image_size: int, batch_size: int, steps: int, width: float
+) -> tf.keras.Model:
     """SimCLR on the photographs: two augmented crops of one image are told from those of all others."""
     source = tfssl.open_source(f"folder:{photos}")
     backbone = tfssl.backbones.build("resnet18_v2", width_multiplier=width, bn_momentum=0.9)
@@ -37,16 +39,22 @@ def neighbors(features: np.ndarray, rows: Sequence[int], count: int) -> np.ndarr
 
 
 def main(argv: Optional[Sequence[str]] = None) -> dict[str, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("photos", help="a folder of images, or an archive of one")
     parser.add_argument(
-        "--out", default="runs/photos/module", help="folder of the published module; it must not exist yet"
+        "--out",
+        default="runs/photos/module",
+        help="folder of the published module; it must not exist yet",
     )
     parser.add_argument("--image_size", type=int, default=96)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--width", type=float, default=0.5, help="times ResNet-18's channels")
-    parser.add_argument("--queries", type=int, default=5, help="photographs whose neighbors are printed")
+    parser.add_argument(
+        "--queries", type=int, default=5, help="photographs whose neighbors are printed"
+    )
     args = parser.parse_args(argv)
     if os.path.exists(args.out):
         parser.error(f"{args.out} exists: published modules never change; give another --out")
@@ -57,7 +65,9 @@ def main(argv: Optional[Sequence[str]] = None) -> dict[str, list[str]]:
 
     source = tfssl.open_source(f"folder:{args.photos}")
     features = tfssl.downstream.extract(module, source)
-    names = [source.name(index) for index in features.index]  # without images that could not be read
+    names = [
+        source.name(index) for index in features.index
+    ]  # without images that could not be read
     queries = np.random.default_rng(0).permutation(len(names))[: args.queries]
     nearest = neighbors(features.endpoints["pre_logits"], queries, count=3)
     similar = {names[query]: [names[row] for row in rows] for query, rows in zip(queries, nearest)}  # noqa: B905

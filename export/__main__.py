@@ -33,7 +33,8 @@ def main(_: Sequence[str]) -> None:
     export, workdir = configs.read(schema.Export, FLAGS), FLAGS.workdir
     if not workdir and not (export.random_init and export.export_dir):
         raise UserError(
-            "--workdir is missing: name the folder of a run (or --random_init, --export_dir and the flags of training)"
+            "--workdir is missing: name the folder of a run (or --random_init, --export_dir and "
+            "the flags of training)"
         )
     config = read_config(workdir).replace(workdir=workdir or export.export_dir)
 
@@ -48,10 +49,15 @@ def main(_: Sequence[str]) -> None:
     config = checks.pretraining(config)
     path, step = None, 0
     if not export.random_init:
-        path, step = _checkpoint(checkpoints.saved(os.path.join(workdir, "checkpoints")), export.step, workdir)
-    where = export.export_dir or os.path.join(workdir, "module", "random" if export.random_init else str(step))
+        path, step = _checkpoint(
+            checkpoints.saved(os.path.join(workdir, "checkpoints")), export.step, workdir
+        )
+    where = export.export_dir or os.path.join(
+        workdir, "module", "random" if export.random_init else str(step)
+    )
     files.check_writable(
-        os.path.dirname(where.rstrip("/")) or ".", "--export_dir" if export.export_dir else "--workdir"
+        os.path.dirname(where.rstrip("/")) or ".",
+        "--export_dir" if export.export_dir else "--workdir",
     )
     strategies.start(config.optimization.seed)  # float32, whatever the training's precision was
     model = build_model(config)
@@ -59,7 +65,9 @@ def main(_: Sequence[str]) -> None:
     if path:
         reason = checkpoints.load(path, tf.train.Checkpoint(model=model))
         if reason:
-            raise UserError(f"checkpoint {path} is damaged ({reason}): choose an older one with --step")
+            raise UserError(
+                f"checkpoint {path} is damaged ({reason}): choose an older one with --step"
+            )
     if export.recalibrate:
         recalibrate(model, _training_batches(model, config, export.recalibrate))
     save(
@@ -67,11 +75,15 @@ def main(_: Sequence[str]) -> None:
         export.head_endpoints,
     )  # fmt: skip
     print(f"module: {where}" + (f" and {where}.tar.gz" if export.tarball else ""))
-    print(f"next: tfssl-eval --module={where} --dataset={config.data.dataset} --train_split=... --test_split=...")
+    print(
+        f"next: tfssl-eval --module={where} --dataset={config.data.dataset} --train_split=... "
+        "--test_split=..."
+    )
 
 
 def read_config(workdir: Optional[str]) -> TrainConfig:
-    """What the command line says, and of the rest the record of the run in a workdir, if there is one.
+    """What the command line says, and of the rest the record of the run in a workdir, if there is
+    one.
 
     Raises:
       UserError: the folder is not that of a run, or its record cannot be read.
@@ -91,11 +103,16 @@ def _class_names(workdir: Optional[str]) -> Optional[list[str]]:
     import tensorflow as tf
 
     path = os.path.join(workdir or "", "classes.txt")
-    return tf.io.gfile.GFile(path).read().splitlines() if workdir and tf.io.gfile.exists(path) else None
+    return (
+        tf.io.gfile.GFile(path).read().splitlines()
+        if workdir and tf.io.gfile.exists(path)
+        else None
+    )
 
 
 def _training_batches(model: Any, config: TrainConfig, images: int) -> Iterable:
-    """Of the run's training split: `images`, or some more, in batches of what was computed at once."""
+    """Of the run's training split: `images`, or some more, in batches of what was computed at
+    once."""
     from tfssl import data
     from tfssl.data.sources.subset import nested
 
@@ -107,11 +124,15 @@ def _training_batches(model: Any, config: TrainConfig, images: int) -> Iterable:
     return model.dataset(source, rows, config.optimization.seed, steps=math.ceil(images / rows))
 
 
-def _checkpoint(found: Sequence[tuple[int, str]], step: Optional[int], workdir: str) -> tuple[str, int]:
+def _checkpoint(
+    found: Sequence[tuple[int, str]], step: Optional[int], workdir: str
+) -> tuple[str, int]:
     """(path, step) of the checkpoint of a step; of the newest for None."""
     steps = dict(found)
     if not found:
-        raise UserError(f"{workdir!r} has no checkpoint yet: tfssl-train --workdir={workdir} writes them")
+        raise UserError(
+            f"{workdir!r} has no checkpoint yet: tfssl-train --workdir={workdir} writes them"
+        )
     if step is not None and step not in steps:
         raise UserError(f"--step={step}: {workdir!r} has checkpoints {', '.join(map(str, steps))}")
     step = found[-1][0] if step is None else step
@@ -120,7 +141,12 @@ def _checkpoint(found: Sequence[tuple[int, str]], step: Optional[int], workdir: 
 
 def run() -> None:
     """Entry point of `tfssl-export`."""
-    cli.run(main, "tfssl-export", define_flags, goes_on="nothing is published; the same command begins again")
+    cli.run(
+        main,
+        "tfssl-export",
+        define_flags,
+        goes_on="nothing is published; the same command begins again",
+    )
 
 
 if __name__ == "__main__":

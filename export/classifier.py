@@ -24,7 +24,9 @@ from tfssl.training import checkpoints
 from tfssl.training.callbacks import say
 
 
-def finish(config: FinetuneConfig, images: Images, start: float, check: Callable[[], None] = lambda: None) -> None:
+def finish(
+    config: FinetuneConfig, images: Images, start: float, check: Callable[[], None] = lambda: None
+) -> None:
     """Publish the newest checkpoint and measure it, as far as that is not done.
 
     Args:
@@ -44,7 +46,10 @@ def finish(config: FinetuneConfig, images: Images, start: float, check: Callable
     record = os.path.join(workdir, "results.json")
     if images.test is None:
         return
-    data = {part: identity.described(source) for part, source in (("train", images.train), ("test", images.test))}
+    data = {
+        part: identity.described(source)
+        for part, source in (("train", images.train), ("test", images.test))
+    }
     *of, digest = measured(record) or (None, None)
     if of == [where, test_split]:
         if digest in (None, data["test"]["digest"]):  # None: written before there was one
@@ -90,7 +95,8 @@ def finish(config: FinetuneConfig, images: Images, start: float, check: Callable
 
 
 def publish(config: FinetuneConfig, images: Images, checkpoint: str, step: int, where: str) -> None:
-    """Write the classifier of a checkpoint, in float32 and on one device, whatever it was trained on.
+    """Write the classifier of a checkpoint, in float32 and on one device, whatever it was trained
+    on.
 
     Raises:
       UserError: the checkpoint is damaged.
@@ -101,13 +107,15 @@ def publish(config: FinetuneConfig, images: Images, checkpoint: str, step: int, 
     reason = checkpoints.load(checkpoint, tf.train.Checkpoint(model=model))
     if reason:
         raise UserError(
-            f"checkpoint {checkpoint} is damaged ({reason}): the same command again goes on from the one before, or trains anew"
+            f"checkpoint {checkpoint} is damaged ({reason}): the same command again goes on from "
+            "the one before, or trains anew"
         )
     save_classifier(model, where, step, images.class_names, config.published())
 
 
 def measured(record: str) -> Optional[tuple[Optional[str], Optional[str], Optional[str]]]:
-    """(classifier, test split, digest of its images) that results.json is about; None where there is none, or half of one."""
+    """(classifier, test split, digest of its images) that results.json is about; None where there
+    is none, or half of one."""
     if not tf.io.gfile.exists(record):
         return None
     try:
@@ -132,7 +140,10 @@ def measure(config: FinetuneConfig, test: Source, where: str) -> dict[str, Any]:
         "test_seconds": time.time() - begun,
         "endpoint": module.facts["endpoint"],
         "modules": {
-            "encoder": {"handle": config.classifier.module, "identity": module.facts["encoder"]["identity"]},
+            "encoder": {
+                "handle": config.classifier.module,
+                "identity": module.facts["encoder"]["identity"],
+            },
             "classifier": {"handle": where, "identity": module.identity},
         },
     }

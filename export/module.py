@@ -3,9 +3,10 @@
     module(images, training=False)            -> pre_logits [N, D] float32
     module.endpoints(images, training=False)  -> {name: tensor}
 
-both with variables, trainable_variables and regularization_losses; images are float32 RGB in [0, 1], [N, H, W, 3], and normalisation is
-inside. Signatures `serving_default` and `training` do the same for loaders
-that know signatures only (Keras 3's TFSMLayer). See https://www.tensorflow.org/hub/reusable_saved_models.
+both with variables, trainable_variables and regularization_losses; images are float32 RGB in
+[0, 1], [N, H, W, 3], and normalisation is inside. Signatures `serving_default` and `training` do
+the same for loaders that know signatures only (Keras 3's TFSMLayer). See
+https://www.tensorflow.org/hub/reusable_saved_models.
 """
 
 import contextlib
@@ -46,15 +47,19 @@ def save(
     tarball: bool = False,
     head_endpoints: int = 0,
 ) -> str:
-    """Publish a pretext task's encoder: the networks that it lists as `published`, each variable once, network by network.
+    """Publish a pretext task's encoder: the networks that it lists as `published`, each variable
+    once, network by network.
 
     Args:
       model: a `Pretext` model whose variables exist.
-      path: the folder to write, such as modules/photos/1. Published versions are immutable: it must not exist.
-      step: the training step, for the record; also `class_names`, `training_flags` ({flag: value}) and `random_init`.
+      path: the folder to write, such as modules/photos/1. Published versions are immutable: it must
+        not exist.
+      step: the training step, for the record; also `class_names`, `training_flags` ({flag: value})
+        and `random_init`.
       tarball: also write `path.tar.gz`, whose root is the module: a handle too.
-      head_endpoints: so many first layers of the task's projection head become endpoints too: `head1`, ..., each after normalisation and
-        ReLU (the head's last layer: as it is). SimCLR v2 fine-tunes from `head1` (arXiv 2006.10029, Section 2.2).
+      head_endpoints: so many first layers of the task's projection head become endpoints too:
+        `head1`, ..., each after normalisation and ReLU (the head's last layer: as it is). SimCLR v2
+        fine-tunes from `head1` (arXiv 2006.10029, Section 2.2).
 
     Returns:
       `path`.
@@ -68,13 +73,15 @@ def save(
     encoder = _plain(model)
     names, layers = [f"head{i + 1}" for i in range(head_endpoints)], []
     if head_endpoints:
-        pairs = zip(encoder.projection.dense, encoder.projection.norms)  # noqa: B905 (Python 3.9)
+        pairs = zip(encoder.projection.dense, encoder.projection.norms)
         layers = [layer for pair in list(pairs)[:head_endpoints] for layer in pair if layer]
 
     def endpoints(images: tf.Tensor, training: bool) -> Outputs:
         found = encoder.encode(images, training=training)
-        outputs = encoder.projection.each(found["pre_logits"], training, head_endpoints) if names else []
-        return {**found, **dict(zip(names, outputs))}  # noqa: B905
+        outputs = (
+            encoder.projection.each(found["pre_logits"], training, head_endpoints) if names else []
+        )
+        return {**found, **dict(zip(names, outputs))}
 
     facts = _facts(encoder, encoder.backbone) | {
         "task": pretext.name_of(type(model)),
@@ -84,9 +91,19 @@ def save(
         "training_flags": training_flags or {},
     }
     parts = (*encoder.published, *layers)
-    variables, trainable = _once(part.variables for part in parts), _once(part.trainable_variables for part in parts)
+    variables, trainable = (
+        _once(part.variables for part in parts),
+        _once(part.trainable_variables for part in parts),
+    )
     return write(
-        path, endpoints, variables, trainable, ["pre_logits"], facts, tarball=tarball, autograph=encoder.autograph
+        path,
+        endpoints,
+        variables,
+        trainable,
+        ["pre_logits"],
+        facts,
+        tarball=tarball,
+        autograph=encoder.autograph,
     )
 
 
@@ -98,9 +115,9 @@ def save_classifier(
     training_flags: Optional[Mapping[str, Any]] = None,
     tarball: bool = False,
 ) -> str:
-    """Publish a `pretext.classifier.Classifier`: `module(images)` is the logits [N, C], and its endpoints are the encoder's, `logits` and
-    `probabilities`. Arguments, result and errors as of `save`; `class_names` become labels.txt too, a line each (numbers, where there are
-    none).
+    """Publish a `pretext.classifier.Classifier`: `module(images)` is the logits [N, C], and its
+    endpoints are the encoder's, `logits` and `probabilities`. Arguments, result and errors as of
+    `save`; `class_names` become labels.txt too, a line each (numbers, where there are none).
     """
     model.prepare()
     encoder, head = model.backbone.module, model.head
@@ -112,7 +129,11 @@ def save_classifier(
         "endpoint": model.endpoint,
         "num_classes": model.num_classes,
         "class_names": class_names,
-        "encoder": {"handle": encoder.handle, "identity": encoder.identity, "task": encoder.facts.get("task")},
+        "encoder": {
+            "handle": encoder.handle,
+            "identity": encoder.identity,
+            "task": encoder.facts.get("task"),
+        },
         "step": int(step),
         "training_flags": training_flags or {},
     }
@@ -137,23 +158,43 @@ def write(
     parts: Optional[list[Any]] = None,
     autograph: bool = False,
 ) -> str:
-    """Write a reusable SavedModel, which is complete or absent under its name, and holds nothing of an earlier try.
+    """Write a reusable SavedModel, which is complete or absent under its name, and holds nothing of
+    an earlier try.
 
     Args:
-      path: the folder, which must not exist yet; or, with `tarball`, the same module, which then is packed.
+      path: the folder, which must not exist yet; or, with `tarball`, the same module, which then is
+        packed.
       endpoints: a function (images, training) -> {name: tensor}.
       variables, trainable: lists, of all its variables and of those that training changes.
-      outputs: names of the endpoints that the signatures return; the first is the module's own result.
-      facts: for tfssl.json, which also gets "endpoints", their names in the function's order, and "features", the size of each.
+      outputs: names of the endpoints that the signatures return; the first is the module's own
+        result.
+      facts: for tfssl.json, which also gets "endpoints", their names in the function's order, and
+        "features", the size of each.
       assets: {name: text} of further ones.
       tarball: also write `path.tar.gz`.
       parts: loaded objects that hold what else the endpoints need.
-      autograph: whether they may hold Python branches on tensors; without, they are traced in half the time.
+      autograph: whether they may hold Python branches on tensors; without, they are traced in half
+        the time.
     """
     path = str(path).rstrip("/")
     lock = path + ".lock"
-    with locks.hold(lock, path, f"wait for it, choose another folder, or remove {lock} if there is no such process"):
-        _write(path, endpoints, variables, trainable, outputs, facts, assets or {}, tarball, parts or [], autograph)
+    with locks.hold(
+        lock,
+        path,
+        f"wait for it, choose another folder, or remove {lock} if there is no such process",
+    ):
+        _write(
+            path,
+            endpoints,
+            variables,
+            trainable,
+            outputs,
+            facts,
+            assets or {},
+            tarball,
+            parts or [],
+            autograph,
+        )
     return path
 
 
@@ -169,13 +210,15 @@ def _write(
     parts: list[Any],
     autograph: bool,
 ) -> None:
-    """Under the lock of `path`: what unfinished things there are, are those of processes that are gone."""
+    """Under the lock of `path`: what unfinished things there are, are those of processes that are
+    gone."""
     _remove_unfinished(path)
     there = tf.io.gfile.exists(path)
     packed = tarball and tf.io.gfile.exists(path + ".tar.gz")
     if packed or (there and not tarball):
         raise UserError(
-            f"{path + '.tar.gz' if packed else path} exists, and published versions never change: choose another folder"
+            f"{path + '.tar.gz' if packed else path} exists, and published versions never change: "
+            "choose another folder"
         )
     module, widths = _module(endpoints, variables, trainable, outputs, autograph)
     module.parts = parts
@@ -184,7 +227,8 @@ def _write(
         _check_same(path, facts)
         _write_tarball(path)
         return
-    # Renamed when complete. Where that would be a copy, file by file, saved_model.pb, which TensorFlow writes after the rest, is the mark.
+    # Renamed when complete. Where that would be a copy, file by file, saved_model.pb, which
+    # TensorFlow writes after the rest, is the mark.
     local = files.is_local(path)
     unfinished = f"{path}.{files.unique()}.unfinished" if local else path
     with tempfile.TemporaryDirectory() as folder:
@@ -193,7 +237,10 @@ def _write(
             with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
                 f.write(text)
             module.assets.append(tf.saved_model.Asset(f.name))
-        signatures = {"serving_default": module.signature_of[False], "training": module.signature_of[True]}
+        signatures = {
+            "serving_default": module.signature_of[False],
+            "training": module.signature_of[True],
+        }
         del module.signature_of
         try:
             tf.saved_model.save(module, unfinished, signatures=signatures)
@@ -210,14 +257,19 @@ def _write(
 
 
 def _remove_unfinished(path: str) -> None:
-    """Remove what an export left that did not come to its end: folders beside `path`; or, in an object store, its parts in that place."""
+    """Remove what an export left that did not come to its end: folders beside `path`; or, in an
+    object store, its parts in that place."""
     parent, name = os.path.split(path)
     own, packed = re.escape(name), re.escape(f"{name}.tar.gz")
     for leftover in files.matching(
         parent, rf"{own}(\.\d+-[0-9a-f]{{8}})?\.unfinished|{packed}\.\d+-[0-9a-f]{{8}}\.tmp"
     ):
         files.remove(leftover)
-    if not files.is_local(path) and tf.io.gfile.isdir(path) and set(files.listdir(path)) <= {"assets", "variables"}:
+    if (
+        not files.is_local(path)
+        and tf.io.gfile.isdir(path)
+        and set(files.listdir(path)) <= {"assets", "variables"}
+    ):
         files.remove(path)
 
 
@@ -234,7 +286,8 @@ def _check_same(path: str, facts: Mapping[str, Any]) -> None:
     ]  # what a run may change without becoming another one
     if not isinstance(published, dict) or any(published.get(key) != expected[key] for key in told):
         raise UserError(
-            f"{path} exists and is another module, and published versions never change: choose another folder"
+            f"{path} exists and is another module, and published versions never change: choose "
+            "another folder"
         )
 
 
@@ -245,7 +298,8 @@ def _module(
     outputs: Sequence[str],
     autograph: bool,
 ) -> tuple[Any, dict[str, int]]:
-    """The object to save and {endpoint: size of its last axis}, in the order in which `compute` gives them."""
+    """The object to save and {endpoint: size of its last axis}, in the order in which `compute`
+    gives them."""
     graph = functools.partial(tf.function, autograph=autograph)
     widths: dict[str, int] = {}
     images = tf.TensorSpec([None, None, None, 3], tf.float32, name="images")
@@ -253,7 +307,9 @@ def _module(
     def endpoints(images: tf.Tensor, training: bool = False) -> Outputs:
         # The training flag is a Python value: each of its two is traced.
         found = {name: tf.cast(x, tf.float32) for name, x in compute(images, training).items()}
-        widths.update({name: int(x.shape[-1]) for name, x in found.items()})  # here: functions give dicts back sorted
+        widths.update(
+            {name: int(x.shape[-1]) for name, x in found.items()}
+        )  # here: functions give dicts back sorted
         return found
 
     @graph
@@ -294,21 +350,27 @@ def _check_head(model: Pretext, layers: int) -> None:
     head = getattr(model, "projection", None)
     if head is None:
         raise UserError(
-            f"head_endpoints={layers}: task {model.task!r} has no projection head; simclr, moco, byol, swav, simsiam and "
+            f"head_endpoints={layers}: task {model.task!r} has no projection head; simclr, moco, "
+            "byol, swav, simsiam and "
             "instance_discrimination have one"
         )
     if layers > len(head.sizes):
-        raise UserError(f"head_endpoints={layers}: the projection head of this run has {len(head.sizes)}")
+        raise UserError(
+            f"head_endpoints={layers}: the projection head of this run has {len(head.sizes)}"
+        )
 
 
 def _plain(model: Pretext) -> Pretext:
-    """A copy that computes in float32, and as its paper says: without what only training needs. Over a user's own backbone, and where
-    `pretext.build` has not made the model, it stays itself."""
+    """A copy that computes in float32, and as its paper says: without what only training needs.
+    Over a user's own backbone, and where `pretext.build` has not made the model, it stays
+    itself."""
     policy = tf.keras.mixed_precision.global_policy()
     config = model.backbone.config()
     if config is None or model.settings is None:
         return model
-    tf.keras.mixed_precision.set_global_policy("float32" if policy.compute_dtype != policy.variable_dtype else policy)
+    tf.keras.mixed_precision.set_global_policy(
+        "float32" if policy.compute_dtype != policy.variable_dtype else policy
+    )
     try:
         copy = pretext.build(type(model), backbones.build(**config), **model.settings)
         copy.prepare()
@@ -316,9 +378,11 @@ def _plain(model: Pretext) -> Pretext:
         tf.keras.mixed_precision.set_global_policy(policy)
     for network in copy.published:
         set_statistics(network)  # a task may have set some of its own
-    ours, theirs = ([*m.published, *filter(None, [getattr(m, "projection", None)])] for m in (copy, model))
-    for mine, other in zip(ours, theirs):  # noqa: B905 (Python 3.9)
-        for variable, value in zip(mine.variables, other.variables):  # noqa: B905
+    ours, theirs = (
+        [*m.published, *filter(None, [getattr(m, "projection", None)])] for m in (copy, model)
+    )
+    for mine, other in zip(ours, theirs):
+        for variable, value in zip(mine.variables, other.variables):
             variable.assign(value)
     return copy
 
@@ -343,7 +407,11 @@ def _facts(model: Pretext, backbone: tf.keras.Model) -> dict[str, Any]:
         "resize": resize,
         "crop": crop,
         "weight_decay": model.weight_decay,
-        "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "tfssl": tfssl.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "tfssl": tfssl.__version__,
+        },
     }
 
 

@@ -1,4 +1,5 @@
-"""Untrained networks for an evaluation: beside each module that tfssl-export wrote, the same network as it began."""
+"""Untrained networks for an evaluation: beside each module that tfssl-export wrote, the same
+network as it began."""
 
 import gc
 import hashlib
@@ -24,8 +25,8 @@ from tfssl.training import checks
 from tfssl.training.build import build_model
 from tfssl.training.registered import registered
 
-# The flags of training that shape an untrained encoder, beside the own settings of its task and its backbone: what a module's tfssl.json
-# says of others does not become part of a command.
+# The flags of training that shape an untrained encoder, beside the own settings of its task and its
+# backbone: what a module's tfssl.json says of others does not become part of a command.
 _OF_THE_NETWORK = ("task", "backbone")
 _FILES = ("bins", "permutations_file")  # settings that are paths, and shape heads alone
 
@@ -40,8 +41,8 @@ def beside(
 ) -> dict[str, tuple[modules.Module, list[str]]]:
     """Export the untrained network of each module, by the flags of training in its tfssl.json.
 
-    Modules whose untrained networks are one, share it. There is none beside a module that is not ours, and none beside an untrained one,
-    which also stands for its trained fellows.
+    Modules whose untrained networks are one, share it. There is none beside a module that is not
+    ours, and none beside an untrained one, which also stands for its trained fellows.
 
     Args:
       opened: {name: `modules.Module`}.
@@ -51,11 +52,13 @@ def beside(
       say: told, in one line each, what is made and what not.
 
     Returns:
-      {name: (`modules.Module`, names of the modules whose network it is)}: "random", or "random-NAME" where there are several; and the
-      untrained modules among those given.
+      {name: (`modules.Module`, names of the modules whose network it is)}: "random", or
+      "random-NAME" where there are several; and the untrained modules among those given.
     """
     given: dict[str, tuple[modules.Module, list[str]]]
-    given = {name: (module, []) for name, module in opened.items() if module.facts.get("random_init")}
+    given = {
+        name: (module, []) for name, module in opened.items() if module.facts.get("random_init")
+    }
     given_of_key = {key: name for name, (module, _) in given.items() if (key := _key(module.facts))}
     made: dict[tuple[str, ...], Optional[modules.Module]] = {}  # by flags
     networks: list[tuple[modules.Module, list[str]]] = []  # and whose they are
@@ -71,8 +74,15 @@ def beside(
             because = "it does not say how it was made (modules of tfssl-export do)"
             if key:
                 training = module.facts["training_flags"]
-                own = next(f"{kind} {training[kind]!r}" for kind in _OF_THE_NETWORK if ":" in training[kind])
-                because = f"its {own} is a class that is not imported here: tfssl-export --random_init writes one, for --module"
+                own = next(
+                    f"{kind} {training[kind]!r}"
+                    for kind in _OF_THE_NETWORK
+                    if ":" in training[kind]
+                )
+                because = (
+                    f"its {own} is a class that is not imported here: tfssl-export --random_init "
+                    "writes one, for --module"
+                )
             say(f"{name}: no untrained network beside it, for {because}")
         else:
             if tuple(flags) not in made:
@@ -87,17 +97,26 @@ def beside(
             else:
                 names.append(name)
     alone = len(networks) == 1 and "random" not in opened
-    return {**given, **{"random" if alone else f"random-{names[0]}": (module, names) for module, names in networks}}
+    return {
+        **given,
+        **{
+            "random" if alone else f"random-{names[0]}": (module, names)
+            for module, names in networks
+        },
+    }
 
 
 def _flags(facts: Mapping[str, Any]) -> list[str]:
-    """What shapes the untrained encoder, as flags, without the seed; [] if the facts are not those of an encoder of ours."""
+    """What shapes the untrained encoder, as flags, without the seed; [] if the facts are not those
+    of an encoder of ours."""
     training = facts.get("training_flags") or {}
     task, backbone = training.get("task"), training.get("backbone")
     if not isinstance(task, str) or not isinstance(backbone, str):
         return []
     sources = [_source(pretext.TASKS, task, Pretext)]
-    if backbone in backbones.NAMES or ":" in backbone:  # of any other name the registry has something to say
+    if (
+        backbone in backbones.NAMES or ":" in backbone
+    ):  # of any other name the registry has something to say
         sources.append(_source(backbones.BACKBONES, backbone, tf.keras.Model))
     if None in sources:
         return []
@@ -113,20 +132,25 @@ def _flags(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _key(facts: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a module and its untrained fellow have in common, if they are ours: hashable; () of others. It imports nothing."""
+    """What a module and its untrained fellow have in common, if they are ours: hashable; () of
+    others. It imports nothing."""
     training = facts.get("training_flags") or {}
     names = [training.get(kind) for kind in _OF_THE_NETWORK]
     own = all(isinstance(name, str) for name in names) and any(":" in str(name) for name in names)
     if _flags(facts) or not own:
         return tuple(_flags(facts))
     of_the_run = TrainConfig().flags().keys() - set(_OF_THE_NETWORK)
-    shaping = {name: as_text(value) for name, value in training.items() if name not in (*of_the_run, *_FILES)}
+    shaping = {
+        name: as_text(value)
+        for name, value in training.items()
+        if name not in (*of_the_run, *_FILES)
+    }
     return (*sorted(shaping.items()), len(facts.get("endpoints", [])))
 
 
 def _source(registry: Registry, name: str, base: type) -> Optional[tuple[str, str]]:
-    """(module, class) of one of ours, or of a user's own that is imported already; None of others: a path in somebody's facts is not
-    followed."""
+    """(module, class) of one of ours, or of a user's own that is imported already; None of others:
+    a path in somebody's facts is not followed."""
     if name in registry.names:
         return registry.source(name)
     module, _, class_name = name.partition(":")
@@ -134,14 +158,18 @@ def _source(registry: Registry, name: str, base: type) -> Optional[tuple[str, st
     return (module, class_name) if isinstance(cls, type) and issubclass(cls, base) else None
 
 
-def _export(name: str, flags: Sequence[str], folder: str, say: Callable[[str], object]) -> Optional[modules.Module]:
+def _export(
+    name: str, flags: Sequence[str], folder: str, say: Callable[[str], object]
+) -> Optional[modules.Module]:
     """The untrained module of these flags; None where they contradict each other."""
     path = os.path.join(folder, hashlib.sha256("\n".join(flags).encode()).hexdigest()[:12])
     if not os.path.exists(path):
         texts = dict(flag[2:].split("=", 1) for flag in flags)
         head_endpoints = int(texts.pop("head_endpoints"))
         try:
-            config = TrainConfig.from_record(texts, *registered({kind: texts[kind] for kind in _OF_THE_NETWORK}))
+            config = TrainConfig.from_record(
+                texts, *registered({kind: texts[kind] for kind in _OF_THE_NETWORK})
+            )
             export(checks.pretraining(config.replace(workdir=path)), path, head_endpoints)
         except Exception as error:  # whatever somebody's facts make of a network, the evaluation goes on without it
             say(f"{name}: no untrained network beside it: {one_line(error)}")
@@ -150,7 +178,8 @@ def _export(name: str, flags: Sequence[str], folder: str, say: Callable[[str], o
 
 
 def export(config: TrainConfig, path: str, head_endpoints: int = 0) -> None:
-    """Write the module of an untrained network: what `tfssl-export --random_init` writes, in the midst of something else.
+    """Write the module of an untrained network: what `tfssl-export --random_init` writes, in the
+    midst of something else.
 
     It is built on the CPU, for an accelerator's memory may be taken, and leaves no memory behind.
 
@@ -168,14 +197,24 @@ def export(config: TrainConfig, path: str, head_endpoints: int = 0) -> None:
     try:
         with tf.device("CPU:0"):
             model = build_model(config)
-            save(model, path, 0, None, config.published(), random_init=True, head_endpoints=head_endpoints)
+            save(
+                model,
+                path,
+                0,
+                None,
+                config.published(),
+                random_init=True,
+                head_endpoints=head_endpoints,
+            )
     finally:
         tf.keras.mixed_precision.set_global_policy(policy)
         model = None
         gc.collect()
 
 
-def _same(one: modules.Module, other: modules.Module, image_size: Optional[int], resize: Optional[int]) -> bool:
+def _same(
+    one: modules.Module, other: modules.Module, image_size: Optional[int], resize: Optional[int]
+) -> bool:
     """Whether two modules do the same with the same images."""
     size, scaled = one.sizes(image_size, resize)
     if other.sizes(image_size, resize) != (size, scaled):
@@ -183,5 +222,6 @@ def _same(one: modules.Module, other: modules.Module, image_size: Optional[int],
     images = np.random.default_rng(0).random([2, size, size, 3], np.float32)
     ours, theirs = (module.endpoints(tf.constant(images)) for module in (one, other))
     return list(ours) == list(theirs) and all(
-        ours[key].shape == theirs[key].shape and np.allclose(ours[key], theirs[key], 1e-3, 1e-5) for key in ours
+        ours[key].shape == theirs[key].shape and np.allclose(ours[key], theirs[key], 1e-3, 1e-5)
+        for key in ours
     )

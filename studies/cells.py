@@ -51,7 +51,9 @@ def run(cells, measure, out, hours=None, processes=1):
             done.append(result)
             waiting.remove(cell)
             name = " ".join(str(value) for value in cell.values())
-            rest = f"{len(waiting)} left, about {expected(waiting, done) / 60 / processes:.1f} hours"
+            rest = (
+                f"{len(waiting)} left, about {expected(waiting, done) / 60 / processes:.1f} hours"
+            )
             print(f"{name}: {result['minutes']:.1f} min ({rest})", flush=True)
 
     shared = iter(list(waiting))  # the interpreter's lock makes taking the next cell safe
@@ -66,7 +68,10 @@ def expected(cells, done):
     def mean(found):
         return sum(line["minutes"] for line in found) / len(found)
 
-    return sum(mean([line for line in done if line.get("task") == cell.get("task")] or done) for cell in cells)
+    return sum(
+        mean([line for line in done if line.get("task") == cell.get("task")] or done)
+        for cell in cells
+    )
 
 
 def command(module, *flags, processes=1):
@@ -101,4 +106,6 @@ def spread(values):
 
 def table(head, lines):
     """Markdown: `head` is a list of titles, `lines` lists of cells."""
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in [head, ["---"] * len(head), *lines])
+    return "\n".join(
+        f"| {' | '.join(map(str, line))} |" for line in [head, ["---"] * len(head), *lines]
+    )

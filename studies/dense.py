@@ -45,15 +45,19 @@ TASKS = {
     "moco": "--task=moco --queue_size=2048 --temperature=0.1",
     "byol": "--task=byol",
 }
-TRAINING = (
-    "--batch_size=64 --lr_scaling=64 --schedule=cosine --warmup_epochs=1 --weight_decay=1e-4 --precision=mixed_bfloat16"
-)
+TRAINING = "--batch_size=64 --lr_scaling=64 --schedule=cosine --warmup_epochs=1 --weight_decay=1e-4 --precision=mixed_bfloat16"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bccd", default="", help="its source, such as boxes:bccd; empty: without it")
-    parser.add_argument("--camvid", default="", help="its source, such as masks:camvid; empty: without it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--bccd", default="", help="its source, such as boxes:bccd; empty: without it"
+    )
+    parser.add_argument(
+        "--camvid", default="", help="its source, such as masks:camvid; empty: without it"
+    )
     parser.add_argument("--glyphs", default="glyphs", help="empty: without it")
     parser.add_argument("--out", default="runs/dense")
     parser.add_argument("--tasks", default="random,simclr")
@@ -74,7 +78,13 @@ def main():
         folder = os.path.join(args.out, "-".join(map(str, cell.values())))
         protocols, images, evaluation = DATA[cell["data"]]
         source = f"--dataset={sources[cell['data']]}"
-        flags = [source, f"--seed={cell['seed']}", *NETWORK.split(), *images.split(), *TASKS[cell["task"]].split()]
+        flags = [
+            source,
+            f"--seed={cell['seed']}",
+            *NETWORK.split(),
+            *images.split(),
+            *TASKS[cell["task"]].split(),
+        ]
         if cell["task"] == "random":
             call("export", "--random_init", *flags, f"--export_dir={folder}/module")
         else:
@@ -114,7 +124,15 @@ def table(rows):
                     v for k, v in of["values"].items() if k != "pixels"
                 )
             lines.append(
-                [row["data"], protocol, row["task"], row["seed"], of["chosen"], f"{value:.1f}", f"{pixels:.1f}"]
+                [
+                    row["data"],
+                    protocol,
+                    row["task"],
+                    row["seed"],
+                    of["chosen"],
+                    f"{value:.1f}",
+                    f"{pixels:.1f}",
+                ]
             )
 
     means, margins = [], []
@@ -136,8 +154,12 @@ def table(rows):
                         margins.append(
                             f"{data}, {protocol}, {encoder}: at least {min(gains):+.1f} above {above} ({len(gains)} seeds)."
                         )
-    means = cells.table(["data", "protocol", "encoder", "seeds", "mean", "smallest", "largest"], means)
-    lines = cells.table(["data", "protocol", "task", "seed", "chosen endpoint", "value", "raw pixels"], lines)
+    means = cells.table(
+        ["data", "protocol", "encoder", "seeds", "mean", "smallest", "largest"], means
+    )
+    lines = cells.table(
+        ["data", "protocol", "task", "seed", "chosen endpoint", "value", "raw pixels"], lines
+    )
     return "\n\n".join([means, "\n".join(margins), lines])
 
 

@@ -36,25 +36,43 @@ SHORT = "--train_steps=600 --batch_size=128 --precision=float32"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="tfds:cifar10", help="a source with splits train and test")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", default="tfds:cifar10", help="a source with splits train and test"
+    )
     parser.add_argument("--out", default="runs/methods", help="folder for runs and results")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--labels", type=int, default=10000, help="training images of the evaluation")
-    parser.add_argument("--short", action="store_true", help=f"train with {SHORT}, after each method's own flags")
+    parser.add_argument(
+        "--labels", type=int, default=10000, help="training images of the evaluation"
+    )
+    parser.add_argument(
+        "--short", action="store_true", help=f"train with {SHORT}, after each method's own flags"
+    )
     parser.add_argument("--extra", default="", help="more training flags, separated by blanks")
     parser.add_argument("--hours", type=float, help="begin no cell that would end after so long")
     parser.add_argument("--processes", type=int, default=1, help="cells side by side")
-    parser.add_argument("--plot", help="draw OUT/results.jsonl into this SVG file, and do nothing else")
+    parser.add_argument(
+        "--plot", help="draw OUT/results.jsonl into this SVG file, and do nothing else"
+    )
     args = parser.parse_args()
     if args.plot:
         return plot(cells.read(args.out), args.plot)
     args.extra = " ".join(filter(None, [SHORT if args.short else "", args.extra]))
     todo = [
-        {"method": method, "seed": int(seed)} for seed in args.seeds.split(",") for method in args.methods.split(",")
+        {"method": method, "seed": int(seed)}
+        for seed in args.seeds.split(",")
+        for method in args.methods.split(",")
     ]
-    cells.run(todo, lambda cell, call: measure(**cell, args=args, call=call), args.out, args.hours, args.processes)
+    cells.run(
+        todo,
+        lambda cell, call: measure(**cell, args=args, call=call),
+        args.out,
+        args.hours,
+        args.processes,
+    )
     print(table(cells.read(args.out)))
 
 
@@ -62,7 +80,12 @@ def measure(method, seed, args, call):
     """One encoder: what its line says. The folder of its run is removed at the end."""
     run = os.path.join(args.out, f"{method}-{seed}")
     flagfile = os.path.join(FLAGS, OWN.get(method, f"{method}/cifar10_cpu.flags"))
-    given = [f"--flagfile={flagfile}", f"--dataset={args.data}", f"--seed={seed}", *args.extra.split()]
+    given = [
+        f"--flagfile={flagfile}",
+        f"--dataset={args.data}",
+        f"--seed={seed}",
+        *args.extra.split(),
+    ]
     begun, minutes = time.perf_counter(), None
     if method == "random":
         call("export", "--random_init", *given, f"--export_dir={run}/module")
@@ -100,23 +123,48 @@ def table(rows):
             for protocol in PROTOCOLS
             if method != "random" and r["seed"] in random
         ]
-        means.append([method, len(mine), *shown, f"{100 * min(above):+.1f}" if above else "", took(mine)])
+        means.append(
+            [method, len(mine), *shown, f"{100 * min(above):+.1f}" if above else "", took(mine)]
+        )
     if random:
-        pixels = [cells.spread([100 * r[protocol]["pixels"] for r in random.values()]) for protocol in PROTOCOLS]
+        pixels = [
+            cells.spread([100 * r[protocol]["pixels"] for r in random.values()])
+            for protocol in PROTOCOLS
+        ]
         means.append(["raw pixels", len(random), *pixels, "", ""])
     lines = []
     for r in rows:
         shown = []
         for protocol in PROTOCOLS:
-            shown += [f"{r[protocol]['pre_logits']:.1%}", f"{best(r, protocol):.1%} ({r[f'{protocol}_best']})"]
+            shown += [
+                f"{r[protocol]['pre_logits']:.1%}",
+                f"{best(r, protocol):.1%} ({r[f'{protocol}_best']})",
+            ]
         lines.append([r["method"], r["seed"], *shown, took([r])])
     return "\n\n".join(
         [
             cells.table(
-                ["method", "seeds", "logistic, best", "kNN, best", "above both baselines, at least", "training"], means
+                [
+                    "method",
+                    "seeds",
+                    "logistic, best",
+                    "kNN, best",
+                    "above both baselines, at least",
+                    "training",
+                ],
+                means,
             ),
             cells.table(
-                ["method", "seed", "logistic, pre_logits", "best", "kNN, pre_logits", "best", "training"], lines
+                [
+                    "method",
+                    "seed",
+                    "logistic, pre_logits",
+                    "best",
+                    "kNN, pre_logits",
+                    "best",
+                    "training",
+                ],
+                lines,
             ),
         ]
     )
@@ -129,7 +177,14 @@ def plot(rows, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "tfssl", "font.size": 9, "font.family": "sans-serif"})
+    plt.rcParams.update(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "tfssl",
+            "font.size": 9,
+            "font.family": "sans-serif",
+        }
+    )
     values = {}
     for row in rows:
         values.setdefault(row["method"], []).append(100 * best(row, "logistic"))
@@ -139,10 +194,25 @@ def plot(rows, path):
     figure, axes = plt.subplots(figsize=(6.4, 2.9), layout="constrained")
     for height, method in enumerate(methods):
         color = "#888888" if method == "supervised" else "#1f77b4"
-        axes.plot(values[method], [height] * len(values[method]), "o", color=color, markersize=5, alpha=0.8)
+        axes.plot(
+            values[method],
+            [height] * len(values[method]),
+            "o",
+            color=color,
+            markersize=5,
+            alpha=0.8,
+        )
     for name, level in (("raw pixels", pixels), ("untrained network", untrained)):
         axes.axvline(sum(level) / len(level), color="#444444", linewidth=0.8, linestyle="--")
-        axes.text(sum(level) / len(level) - 0.4, len(methods) - 1, name, rotation=90, ha="right", va="top", fontsize=8)
+        axes.text(
+            sum(level) / len(level) - 0.4,
+            len(methods) - 1,
+            name,
+            rotation=90,
+            ha="right",
+            va="top",
+            fontsize=8,
+        )
     axes.set_yticks(range(len(methods)), methods)
     axes.set_xlabel("test accuracy, %, of logistic regression on frozen features")
     axes.grid(axis="y", linewidth=0.3)

@@ -38,7 +38,14 @@ OWN = {
     "exemplar": "--embedding_size=256",
 }
 TRAINING = "--lr_scaling=0 --schedule=cosine --warmup_epochs=0.5 --bn_momentum=0.9 --log_steps=100"
-RATES = {"rotation": 0.1, "exemplar": 0.05, "jigsaw": 0.05, "relative_patch": 0.02, "supervised": 0.1, "random": 0.1}
+RATES = {
+    "rotation": 0.1,
+    "exemplar": 0.05,
+    "jigsaw": 0.05,
+    "relative_patch": 0.02,
+    "supervised": 0.1,
+    "random": 0.1,
+}
 # Of those tried, what the task's own validation prefers: VGG-11 tells 66 % of the turns after 0.02 and 58 % after 0.1, networks with skip
 # connections 61 % and 62 %. It was asked after one of VGG-11's three seeds had come out below its untrained network at 0.1 (47.1 to 48.7).
 RATES_OF = {("rotation", "vgg11"): 0.02}
@@ -61,30 +68,63 @@ def wanted(args):
         patches = task in (*PATCHES, "random_patches")
         if data == "cifar10" and patches:
             continue  # nine patches of 32 pixels show nothing
-        cell = {"seed": int(seed), "width": float(width), "data": data, "task": task, "backbone": backbone}
+        cell = {
+            "seed": int(seed),
+            "width": float(width),
+            "data": data,
+            "task": task,
+            "backbone": backbone,
+        }
         found.append((s + w + 2 * (data == "imagenette" and not patches), len(found), cell))
     return [cell for *_, cell in sorted(found, key=lambda f: f[:2])]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar10", default="", help="its source, with splits train and test; empty: without it")
-    parser.add_argument("--imagenette", default="", help="its source, with splits train and val; empty: without it")
-    parser.add_argument("--out", default="runs/revisiting")
-    parser.add_argument("--hours", type=float, default=1.0, help="begin no cell that would end after so long")
-    parser.add_argument("--processes", type=int, default=1, help="cells side by side; small networks leave cores idle")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--steps", type=int, default=2500, help="training steps of each cell (relative patch: twice as many)"
+        "--cifar10", default="", help="its source, with splits train and test; empty: without it"
+    )
+    parser.add_argument(
+        "--imagenette", default="", help="its source, with splits train and val; empty: without it"
+    )
+    parser.add_argument("--out", default="runs/revisiting")
+    parser.add_argument(
+        "--hours", type=float, default=1.0, help="begin no cell that would end after so long"
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="cells side by side; small networks leave cores idle",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=2500,
+        help="training steps of each cell (relative patch: twice as many)",
     )
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--widths", default="0.25,0.125")
-    parser.add_argument("--tasks", default="rotation,exemplar,jigsaw,relative_patch,supervised,random,random_patches")
+    parser.add_argument(
+        "--tasks",
+        default="rotation,exemplar,jigsaw,relative_patch,supervised,random,random_patches",
+    )
     parser.add_argument("--backbones", default=",".join(BACKBONES))
     parser.add_argument(
-        "--precision", default="mixed_bfloat16", help="of the pretraining; float32 where the processor has no bfloat16"
+        "--precision",
+        default="mixed_bfloat16",
+        help="of the pretraining; float32 where the processor has no bfloat16",
     )
     args = parser.parse_args()
-    cells.run(wanted(args), lambda cell, call: measure(cell, call, args), args.out, args.hours, args.processes)
+    cells.run(
+        wanted(args),
+        lambda cell, call: measure(cell, call, args),
+        args.out,
+        args.hours,
+        args.processes,
+    )
 
 
 def measure(cell, call, args):
@@ -120,7 +160,9 @@ def measure(cell, call, args):
     labels = sorted({r["train_labels"] for r in results})
     accuracy = {}
     for r in results:
-        accuracy.setdefault(r["endpoint"], {})["all" if r["train_labels"] == labels[-1] else "few"] = r["value"]
+        accuracy.setdefault(r["endpoint"], {})[
+            "all" if r["train_labels"] == labels[-1] else "few"
+        ] = r["value"]
     own = [r for r in results if r["endpoint"] != "pixels" and r["train_labels"] == labels[-1]]
     shutil.rmtree(folder)
     return {
@@ -128,7 +170,9 @@ def measure(cell, call, args):
         "chosen": max(own, key=lambda r: r["val_value"])["endpoint"],
         "labels": labels,
         "steps": steps,
-        "pretext": {k: last[k] for k in last if k in ("loss", "accuracy") or k.startswith("validation_")},
+        "pretext": {
+            k: last[k] for k in last if k in ("loss", "accuracy") or k.startswith("validation_")
+        },
         "images_per_second": last.get("images_per_second"),
     }
 

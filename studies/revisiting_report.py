@@ -24,7 +24,10 @@ from scipy import stats
 SELF_SUPERVISED = ("rotation", "exemplar", "jigsaw", "relative_patch")
 DATA = {"cifar10": "CIFAR-10", "imagenette": "Imagenette"}
 COLORS = dict(
-    zip(("resnet18_v2", "resnet18_v1", "revnet18", "vgg11"), ("tab:blue", "tab:cyan", "tab:green", "tab:red"))
+    zip(
+        ("resnet18_v2", "resnet18_v1", "revnet18", "vgg11"),
+        ("tab:blue", "tab:cyan", "tab:green", "tab:red"),
+    )
 )  # noqa: B905
 
 
@@ -63,7 +66,10 @@ class Results:
     def accuracy(self, endpoint="best", amount="all"):
         """Of each row, in percent."""
         return np.array(
-            [100 * r["accuracy"][r["chosen"] if endpoint == "best" else endpoint][amount] for r in self.rows]
+            [
+                100 * r["accuracy"][r["chosen"] if endpoint == "best" else endpoint][amount]
+                for r in self.rows
+            ]
         )
 
     def mean(self, endpoint="best", amount="all"):
@@ -71,7 +77,11 @@ class Results:
 
     def tasks(self):
         present = set(self.values("task"))
-        return [task for task in (*SELF_SUPERVISED, "supervised", "random", "random_patches") if task in present]
+        return [
+            task
+            for task in (*SELF_SUPERVISED, "supervised", "random", "random_patches")
+            if task in present
+        ]
 
     def at_all_widths(self):
         """Rows of the seeds that every width has."""
@@ -80,7 +90,9 @@ class Results:
 
     def baseline(self, task):
         """Of the same input: untrained networks see whole images or patches, as the task does."""
-        return self.where(task="random_patches" if task in ("jigsaw", "relative_patch") else "random")
+        return self.where(
+            task="random_patches" if task in ("jigsaw", "relative_patch") else "random"
+        )
 
     def per_network(self, *score):
         """{(backbone, width): mean over seeds}."""
@@ -95,9 +107,14 @@ def table(results):
     lines = []
     for task in results.tasks():
         for endpoint in ("pre_logits", "best"):
-            found = [results.where(task=task, backbone=b, width=w).accuracy(endpoint) for b, w in networks]
+            found = [
+                results.where(task=task, backbone=b, width=w).accuracy(endpoint)
+                for b, w in networks
+            ]
             lines.append([f"{task}, {endpoint}", *map(cells.spread, found)])
-    lines.append(["raw pixels", cells.spread(results.accuracy("pixels")), *[""] * (len(networks) - 1)])
+    lines.append(
+        ["raw pixels", cells.spread(results.accuracy("pixels")), *[""] * (len(networks) - 1)]
+    )
     return cells.table(["task", *(f"{b} x{w:g}" for b, w in networks)], lines)
 
 
@@ -109,7 +126,9 @@ def summary(results):
     for data, title in DATA.items():
         of_data = results.where(data=data)
         for task in of_data.tasks():
-            found = [cells.spread(of_data.where(task=task, backbone=b).accuracy()) for b in backbones]
+            found = [
+                cells.spread(of_data.where(task=task, backbone=b).accuracy()) for b in backbones
+            ]
             lines.append([title, task, *found])
         if of_data.rows:
             pixels = cells.spread(of_data.accuracy("pixels"))
@@ -132,7 +151,10 @@ def better_than_baselines(results):
             margin = Results([row]).mean() - max(random.mean(), Results([row]).mean("pixels"))
             margins.append(margin)
             wins, cells = wins + (margin > 0), cells + 1
-    return wins == cells, f"{wins} of {cells} cells, smallest margin {min(margins):+.1f} points" if cells else None
+    return (
+        wins == cells,
+        f"{wins} of {cells} cells, smallest margin {min(margins):+.1f} points" if cells else None,
+    )
 
 
 def no_architecture_is_best_for_all(results):
@@ -144,9 +166,9 @@ def no_architecture_is_best_for_all(results):
         if task in SELF_SUPERVISED and len(scores) > 1:
             best[task] = max(scores, key=scores.get)[0]
             lead[task] = np.diff(sorted(scores.values())[-2:])[0]
-    return len(set(best.values())) > 1, ", ".join(f"{t}: {b} by {lead[t]:.1f}" for t, b in best.items()) if len(
-        best
-    ) > 1 else None
+    return len(set(best.values())) > 1, ", ".join(
+        f"{t}: {b} by {lead[t]:.1f}" for t, b in best.items()
+    ) if len(best) > 1 else None
 
 
 def wider_is_better(results):
@@ -155,7 +177,9 @@ def wider_is_better(results):
     gains = {}
     for task in results.tasks():
         scores = results.where(task=task).at_all_widths().per_network("pre_logits")
-        pairs = [scores[b, high] - scores[b, low] for b, w in scores if w == low and (b, high) in scores]
+        pairs = [
+            scores[b, high] - scores[b, low] for b, w in scores if w == low and (b, high) in scores
+        ]
         if task in SELF_SUPERVISED and pairs and low < high:
             gains[task] = np.mean(pairs)
     return all(g > 0 for g in gains.values()), ", ".join(f"{t} {g:+.1f}" for t, g in gains.items())
@@ -171,7 +195,9 @@ def skip_connections_keep_quality(results):
     means = {backbone: np.mean(values) for backbone, values in drops.items()}
     vgg = [v for b, v in means.items() if b.startswith("vgg")]
     others = [v for b, v in means.items() if not b.startswith("vgg")]
-    return bool(vgg and others) and min(vgg) > max(others), ", ".join(f"{b} {v:+.1f}" for b, v in means.items())
+    return bool(vgg and others) and min(vgg) > max(others), ", ".join(
+        f"{b} {v:+.1f}" for b, v in means.items()
+    )
 
 
 def pretext_accuracy_tells_little(results):
@@ -190,10 +216,14 @@ def ranking_holds_with_few_labels(results):
     largest width (pre_logits)"""
     found, results = {}, results.where(width=max(results.values("width")))
     for task in results.tasks():
-        few, every = (results.where(task=task).per_network("pre_logits", amount) for amount in ("few", "all"))
+        few, every = (
+            results.where(task=task).per_network("pre_logits", amount) for amount in ("few", "all")
+        )
         if task in SELF_SUPERVISED and len(few) > 3:
             found[task] = stats.spearmanr(list(few.values()), list(every.values()))[0]
-    return all(c >= 0.7 for c in found.values()), ", ".join(f"{t} {c:.2f}" for t, c in found.items())
+    return all(c >= 0.7 for c in found.values()), ", ".join(
+        f"{t} {c:.2f}" for t, c in found.items()
+    )
 
 
 CLAIMS = (
@@ -210,7 +240,9 @@ def claims(results):
     lines = []
     for claim in CLAIMS:
         verdict, figures = claim(results)
-        verdict = "not testable yet" if not figures else "reproduced" if verdict else "not reproduced"
+        verdict = (
+            "not testable yet" if not figures else "reproduced" if verdict else "not reproduced"
+        )
         lines.append([" ".join(claim.__doc__.split()), verdict, figures or ""])
     return cells.table(["claim, and when it counts as reproduced", "verdict", "figures"], lines)
 
@@ -222,7 +254,12 @@ def plot(results, title, path):
     """By task: endpoints, width, pretext accuracy, labels; a row of panels each."""
     tasks = results.tasks()
     figure, axes = plt.subplots(
-        4, len(tasks), figsize=(3.1 * len(tasks), 11.5), sharey="row", squeeze=False, layout="constrained"
+        4,
+        len(tasks),
+        figsize=(3.1 * len(tasks), 11.5),
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
     )
     widest = max(results.values("width"))
     for column, task in enumerate(tasks):
@@ -233,10 +270,16 @@ def plot(results, title, path):
             wide = mine.where(width=max(mine.values("width")))
             names = [e for e in wide.rows[0]["accuracy"] if e != "pixels"]
             depth = np.linspace(0, 1, len(names))
-            axes[0, column].plot(depth, [wide.mean(e) for e in names], "o-", ms=3, color=color, label=backbone)
+            axes[0, column].plot(
+                depth, [wide.mean(e) for e in names], "o-", ms=3, color=color, label=backbone
+            )
             widths, same = mine.values("width"), mine.at_all_widths()
             axes[1, column].plot(
-                widths, [same.where(width=w).mean("pre_logits") for w in widths], "o-", ms=3, color=color
+                widths,
+                [same.where(width=w).mean("pre_logits") for w in widths],
+                "o-",
+                ms=3,
+                color=color,
             )
             known = [r for r in mine.rows if "validation_accuracy" in r["pretext"]]
             axes[2, column].scatter(
@@ -250,12 +293,18 @@ def plot(results, title, path):
                 [wide.mean("pre_logits", "few"), wide.mean("pre_logits")],
                 "o-", ms=3, color=color,
             )  # fmt: skip
-        axes[2, column].set_visible(any("validation_accuracy" in r["pretext"] for r in of_task.rows))
-        axes[0, column].axhline(of_task.mean("pixels"), color="gray", ls="--", lw=0.8, label="raw pixels")
+        axes[2, column].set_visible(
+            any("validation_accuracy" in r["pretext"] for r in of_task.rows)
+        )
+        axes[0, column].axhline(
+            of_task.mean("pixels"), color="gray", ls="--", lw=0.8, label="raw pixels"
+        )
         axes[0, column].set_xticks((0, 1), ("first endpoint", "pre_logits"))
         axes[3, column].set_xticks((0, 1), of_task.rows[0]["labels"])
         axes[1, column].set_xticks(of_task.values("width"))
-        for row, label in enumerate((f"depth (x{widest:g})", "width", "pretext accuracy, %", "labels")):
+        for row, label in enumerate(
+            (f"depth (x{widest:g})", "width", "pretext accuracy, %", "labels")
+        ):
             axes[row, column].set_xlabel(label, fontsize=8)
     for row, label in enumerate(("by endpoint", "pre_logits", "pre_logits", "pre_logits")):
         axes[row, 0].set_ylabel(f"accuracy, % ({label})", fontsize=8)
@@ -266,20 +315,30 @@ def plot(results, title, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", default="runs/revisiting/results.jsonl")
-    parser.add_argument("--docs", default="docs/revisiting", help="folder for study.md and the plots")
+    parser.add_argument(
+        "--docs", default="docs/revisiting", help="folder for study.md and the plots"
+    )
     args = parser.parse_args()
     with open(args.results) as f:
         everything = Results([json.loads(line) for line in f])
     os.makedirs(args.docs, exist_ok=True)
-    text = [HEADER.format(cells=len(everything.rows), hours=sum(r["minutes"] for r in everything.rows) / 60)]
+    text = [
+        HEADER.format(
+            cells=len(everything.rows), hours=sum(r["minutes"] for r in everything.rows) / 60
+        )
+    ]
     text.append(f"\n### Best endpoints, widest networks\n\n{summary(everything)}")
     for data, title in DATA.items():
         results = everything.where(data=data)
         if results.rows:
             plot(results, title, os.path.join(args.docs, f"{data}.png"))
-            text += [f"\n### {title}\n\n{table(results)}\n\n![{title}]({data}.png)\n\n{claims(results)}"]
+            text += [
+                f"\n### {title}\n\n{table(results)}\n\n![{title}]({data}.png)\n\n{claims(results)}"
+            ]
     with open(os.path.join(args.docs, "study.md"), "w") as f:
         f.write("\n".join(text) + "\n")
     print("\n".join(text))

@@ -32,10 +32,16 @@ import cells
 import numpy as np
 
 NETWORKS = "resnet18_v2:0.25,alexnet:0.5,resnet18_v2:0.5"
-LEVELS = {"jigsaw": (100, 701, 2000, 5000, 10000), "colorization": (2, 5, 10, 20, 40, 80, 160)}  # and all bins
+LEVELS = {
+    "jigsaw": (100, 701, 2000, 5000, 10000),
+    "colorization": (2, 5, 10, 20, 40, 80, 160),
+}  # and all bins
 DEFAULTS = {"jigsaw": 100, "colorization": 10}
 SUBSETS = (8, 4, 2)  # parts of the images
-PRETEXT = {"random": "colorization", "random_patches": "jigsaw"}  # an untrained network sees what those do
+PRETEXT = {
+    "random": "colorization",
+    "random_patches": "jigsaw",
+}  # an untrained network sees what those do
 TASKS = {
     "jigsaw": "--batch_size=16 --learning_rate=0.05 --image_size=128 --scaled_size=146 --patch_size=32 --keep_aspect --flip "
     "--permutations_per_image=8 --head_layers=1 --head_units=512 --head_bn_momentum=0.9",
@@ -50,7 +56,10 @@ ENDPOINTS = {
     "resnet18_v2": "after_root,block1,block2,block3,block4,pre_logits", "alexnet": "conv1,conv2,conv3,conv4,conv5,pre_logits",
 }  # fmt: skip
 TRAINING = "--lr_scaling=0 --schedule=cosine --bn_momentum=0.9 --log_steps=100"
-STEPS = {"jigsaw": 2, "colorization": 1}  # times --steps: the jigsaw learns more slowly, and its steps are shorter
+STEPS = {
+    "jigsaw": 2,
+    "colorization": 1,
+}  # times --steps: the jigsaw learns more slowly, and its steps are shorter
 WARMUP = 32  # steps
 EVALUATION = "--train_split=train[:3000] --val_split=train[3000:4000] --test_split=val --protocol=svm,logistic --pool=adaptive_avg"
 COSTS = "--svm_costs=0.1,1,10,100"
@@ -72,7 +81,13 @@ def wanted(args, images, bins):
                 for size in sizes:
                     for task in tasks:
                         for level in levels_of(task):
-                            cell = {"seed": seed, "task": task, "level": level, "network": network, "images": size}
+                            cell = {
+                                "seed": seed,
+                                "task": task,
+                                "level": level,
+                                "network": network,
+                                "images": size,
+                            }
                             found.setdefault(tuple(cell.values()), cell)
 
     add("base", seeds, (*TASKS, *PRETEXT), networks[:1], [images])
@@ -84,27 +99,53 @@ def wanted(args, images, bins):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--imagenette", default="", help="its source, with splits train (4,000 images or more) and val")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--imagenette",
+        default="",
+        help="its source, with splits train (4,000 images or more) and val",
+    )
     parser.add_argument("--out", default="runs/scaling")
     parser.add_argument(
-        "--report", default="", help="run nothing: write study.md and plots of OUT's results to this folder"
+        "--report",
+        default="",
+        help="run nothing: write study.md and plots of OUT's results to this folder",
     )
-    parser.add_argument("--hours", type=float, default=6.0, help="begin no cell that would end after so long")
-    parser.add_argument("--processes", type=int, default=1, help="cells side by side; small networks leave cores idle")
     parser.add_argument(
-        "--steps", type=int, default=1500, help="training steps of colorization; the jigsaw takes twice as many"
+        "--hours", type=float, default=6.0, help="begin no cell that would end after so long"
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="cells side by side; small networks leave cores idle",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=1500,
+        help="training steps of colorization; the jigsaw takes twice as many",
     )
     parser.add_argument("--axes", default="base,complexity,data,capacity")
     parser.add_argument("--seeds", default="0,1,2", help="of the base")
     parser.add_argument("--sweep_seeds", default="0", help="of the other axes")
     parser.add_argument(
-        "--networks", default=NETWORKS, help="backbone:width; the first is that of base, complexity and data"
+        "--networks",
+        default=NETWORKS,
+        help="backbone:width; the first is that of base, complexity and data",
     )
     parser.add_argument(
-        "--precision", default="mixed_bfloat16", help="of the pretraining; float32 where the processor has no bfloat16"
+        "--precision",
+        default="mixed_bfloat16",
+        help="of the pretraining; float32 where the processor has no bfloat16",
     )
-    parser.add_argument("--evaluation", default="", help="more flags of tfssl-eval, such as fewer images, for a trial")
+    parser.add_argument(
+        "--evaluation",
+        default="",
+        help="more flags of tfssl-eval, such as fewer images, for a trial",
+    )
     args = parser.parse_args()
     if args.report:
         from scaling_report import report
@@ -119,7 +160,9 @@ def main():
     if not os.path.exists(args.bins):
         cells.command("ab_bins", f"--dataset={args.imagenette}", f"--output={args.bins}")
     todo = wanted(args, images, len(np.load(args.bins)["points"]))
-    cells.run(todo, lambda cell, call: measure(cell, call, args), args.out, args.hours, args.processes)
+    cells.run(
+        todo, lambda cell, call: measure(cell, call, args), args.out, args.hours, args.processes
+    )
 
 
 def measure(cell, call, args):
@@ -143,7 +186,11 @@ def measure(cell, call, args):
         call("export", f"--workdir={folder}", f"--export_dir={folder}/module")
         with open(os.path.join(folder, "metrics.jsonl")) as f:
             last = {k: v for line in f for k, v in json.loads(line).items()}
-    pixels = ",pixels" if cell["task"] == "random" and cell["network"] == args.networks.split(",")[0] else ""
+    pixels = (
+        ",pixels"
+        if cell["task"] == "random" and cell["network"] == args.networks.split(",")[0]
+        else ""
+    )
     call(
         "evaluate", f"--module={folder}/module", f"--dataset={args.imagenette}", *EVALUATION.split(), COSTS,
         f"--endpoints={ENDPOINTS[backbone]}{pixels}", f"--seed={cell['seed']}", f"--workdir={folder}/eval", "--cache=false",
@@ -157,10 +204,14 @@ def measure(cell, call, args):
     return {
         "value": value,
         "chosen": {r["protocol"]: r["endpoint"] for r in results if r["chosen"]},
-        "costs": sorted({c for r in results if r["protocol"] == "svm" for c in r["costs"].values()}),
+        "costs": sorted(
+            {c for r in results if r["protocol"] == "svm" for c in r["costs"].values()}
+        ),
         "steps": steps,
         "labels": results[0]["train_labels"],
-        "pretext": {k: last[k] for k in last if k in ("loss", "accuracy") or k.startswith("validation_")},
+        "pretext": {
+            k: last[k] for k in last if k in ("loss", "accuracy") or k.startswith("validation_")
+        },
         "images_per_second": last.get("images_per_second"),
     }
 

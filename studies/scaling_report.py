@@ -63,9 +63,15 @@ def report(rows, folder):
     }
     text = [HEAD.format(**facts), "\n## The base: all images\n", base(rows), "", *margins(rows)]
     for network in networks(rows):
-        text += [f"\nBy layer, {network}, mean over the seeds (svm / logistic):\n", layers(rows, network)]
+        text += [
+            f"\nBy layer, {network}, mean over the seeds (svm / logistic):\n",
+            layers(rows, network),
+        ]
     for task in LEVEL:
-        tables = (sweep(rows, task, "level", LEVEL[task].replace("|", "\\|")), sweep(rows, task, "images", "images"))
+        tables = (
+            sweep(rows, task, "level", LEVEL[task].replace("|", "\\|")),
+            sweep(rows, task, "images", "images"),
+        )
         text += [f"\n## {task}\n", "\n\n".join(filter(None, tables))]
     text += ["\n## Which way the axes point\n", directions(rows)]
     for metric, title in METRICS.items():
@@ -82,7 +88,13 @@ def where(rows, **fields):
 
 def at_default(rows, task, network):
     """On all images, at the task's default level."""
-    return where(rows, task=task, network=network, level=DEFAULT.get(task, 0), images=max(r["images"] for r in rows))
+    return where(
+        rows,
+        task=task,
+        network=network,
+        level=DEFAULT.get(task, 0),
+        images=max(r["images"] for r in rows),
+    )
 
 
 def networks(rows):
@@ -96,7 +108,9 @@ def values(rows, metric):
 
 def curve(rows, task, axis, network):
     """{place on the axis: rows} where all else is at its default: all images, the default level."""
-    fixed = {"level": DEFAULT[task]} if axis == "images" else {"images": max(r["images"] for r in rows)}
+    fixed = (
+        {"level": DEFAULT[task]} if axis == "images" else {"images": max(r["images"] for r in rows)}
+    )
     mine = where(rows, task=task, network=network, **fixed)
     return {place: where(mine, **{axis: place}) for place in sorted({r[axis] for r in mine})}
 
@@ -110,12 +124,28 @@ def base(rows):
             if found:
                 untrained = at_default(rows, UNTRAINED.get(task), network)
                 shown = [spread(values(found, metric)) for metric in METRICS]
-                above = [f"{values(found, m).mean() - values(untrained, m).mean():+.1f}" for m in METRICS if untrained]
+                above = [
+                    f"{values(found, m).mean() - values(untrained, m).mean():+.1f}"
+                    for m in METRICS
+                    if untrained
+                ]
                 lines.append([network, task, len(found), *shown, " / ".join(above)])
     pixels = [r["value"]["pixels"] for r in rows if "pixels" in r["value"]]
     if pixels:
-        lines.append(["", "pixels", "", *(f"{100 * pixels[0][metric]:.1f}" for metric in METRICS), ""])
-    return table(["network", "task", "seeds", "svm, mAP", "logistic, accuracy", "above its untrained network"], lines)
+        lines.append(
+            ["", "pixels", "", *(f"{100 * pixels[0][metric]:.1f}" for metric in METRICS), ""]
+        )
+    return table(
+        [
+            "network",
+            "task",
+            "seeds",
+            "svm, mAP",
+            "logistic, accuracy",
+            "above its untrained network",
+        ],
+        lines,
+    )
 
 
 def margins(rows):
@@ -126,7 +156,9 @@ def margins(rows):
             found = []
             for row in at_default(rows, task, network):
                 for other in where(at_default(rows, untrained, network), seed=row["seed"]):
-                    found += [values([row], m) - max(values([other], m), 100 * pixels[m]) for m in METRICS]
+                    found += [
+                        values([row], m) - max(values([other], m), 100 * pixels[m]) for m in METRICS
+                    ]
             if found:
                 seeds = len(found) // len(METRICS)
                 seeds = f"{seeds} seed{'s' * (seeds > 1)}"
@@ -141,7 +173,10 @@ def layers(rows, network):
     tasks = {task: at_default(rows, task, network) for pair in UNTRAINED.items() for task in pair}
     tasks, lines = {task: found for task, found in tasks.items() if found}, []
     for endpoint in [e for e in next(iter(tasks.values()))[0]["value"] if e != "pixels"]:
-        means = [[np.mean([100 * r["value"][endpoint][m] for r in found]) for m in METRICS] for found in tasks.values()]
+        means = [
+            [np.mean([100 * r["value"][endpoint][m] for r in found]) for m in METRICS]
+            for found in tasks.values()
+        ]
         lines.append([endpoint, *(" / ".join(f"{mean:.1f}" for mean in pair) for pair in means)])
     return table(["endpoint", *tasks], lines)
 
@@ -154,9 +189,14 @@ def target_beyond(nearest):
     levels = np.arange(0, 256, 15) / 255
     colors = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3)
     bins = ab_bins.of_gamut()
-    _, weights = ab_bins.soft_targets(lab.from_rgb(colors).numpy()[:, 1:], bins.points, len(bins.points))
+    _, weights = ab_bins.soft_targets(
+        lab.from_rgb(colors).numpy()[:, 1:], bins.points, len(bins.points)
+    )
     shares = [weights[:, k:].sum(1).max() for k in nearest]
-    return {"nearest": ", ".join(map(str, nearest)), "beyond": ", ".join(f"{share:.0e}" for share in shares)}
+    return {
+        "nearest": ", ".join(map(str, nearest)),
+        "beyond": ", ".join(f"{share:.0e}" for share in shares),
+    }
 
 
 def sweep(rows, task, axis, title):
@@ -173,8 +213,16 @@ def sweep(rows, task, axis, title):
             spread(np.array([100 * r["pretext"]["validation_accuracy"] for r in found])),
         ]
 
-    lines = [[p, *(text for its in curves.values() for text in shown(its.get(p, [])))] for p in places]
-    return table([title, *(f"{network}, {what}" for network in curves for what in (*METRICS, "own accuracy"))], lines)
+    lines = [
+        [p, *(text for its in curves.values() for text in shown(its.get(p, [])))] for p in places
+    ]
+    return table(
+        [
+            title,
+            *(f"{network}, {what}" for network in curves for what in (*METRICS, "own accuracy")),
+        ],
+        lines,
+    )
 
 
 def directions(rows):
@@ -194,14 +242,30 @@ def directions(rows):
                 found = at_default(rows, what, network)
                 if found:
                     of = "" if what == task else ", both untrained"
-                    pairs.append((network, f"capacity: {first} to this{of}", at_default(rows, what, first), found))
+                    pairs.append(
+                        (
+                            network,
+                            f"capacity: {first} to this{of}",
+                            at_default(rows, what, first),
+                            found,
+                        )
+                    )
         noise = np.ptp(values(defaults, "svm")) if len(defaults) > 1 else np.nan
         yardstick = "" if np.isnan(noise) else f"{noise:.1f}"
         for network, axis, few, many in pairs:
             gain = np.mean(values(many, "svm")) - np.mean(values(few, "svm"))
-            verdict = "no yardstick" if np.isnan(noise) else "beyond it" if abs(gain) > noise else "within it"
+            verdict = (
+                "no yardstick"
+                if np.isnan(noise)
+                else "beyond it"
+                if abs(gain) > noise
+                else "within it"
+            )
             lines.append([task, network, axis, f"{gain:+.1f}", yardstick, verdict])
-    return table(["task", "network", "axis", "gain, mAP", "range of the seeds at the default", "which is"], lines)
+    return table(
+        ["task", "network", "axis", "gain, mAP", "range of the seeds at the default", "which is"],
+        lines,
+    )
 
 
 def plot(rows, metric, path):
@@ -209,7 +273,9 @@ def plot(rows, metric, path):
     two places to show."""
     titles = {"images": dict.fromkeys(LEVEL, "images (the same number of steps)"), "level": LEVEL}
     first = networks(rows)[0]
-    measured = [axis for axis in titles if any(len(curve(rows, task, axis, first)) > 1 for task in LEVEL)]
+    measured = [
+        axis for axis in titles if any(len(curve(rows, task, axis, first)) > 1 for task in LEVEL)
+    ]
     if not measured:
         return False
     size = (9, 1 + 3 * len(measured))
@@ -225,16 +291,32 @@ def plot(rows, metric, path):
                 if axis == "level" and len(its) < 2:
                     continue
                 found = [values(of_place, metric) for of_place in its.values()]
-                panel.plot(list(its), [v.mean() for v in found], "o-", ms=4, color=color, label=network)
-                panel.vlines(list(its), [v.min() for v in found], [v.max() for v in found], color=color, alpha=0.5)
+                panel.plot(
+                    list(its), [v.mean() for v in found], "o-", ms=4, color=color, label=network
+                )
+                panel.vlines(
+                    list(its),
+                    [v.min() for v in found],
+                    [v.max() for v in found],
+                    color=color,
+                    alpha=0.5,
+                )
                 untrained = values(where(rows, task=UNTRAINED[task], network=network), metric)
                 if len(untrained):
-                    panel.axhline(untrained.mean(), color=color, ls="--", lw=0.9, label=f"{network}, untrained")
+                    panel.axhline(
+                        untrained.mean(),
+                        color=color,
+                        ls="--",
+                        lw=0.9,
+                        label=f"{network}, untrained",
+                    )
             pixels = [100 * r["value"]["pixels"][metric] for r in rows if "pixels" in r["value"]]
             if pixels:
                 panel.axhline(pixels[0], color="gray", ls=":", lw=1.2, label="pixels")
             panel.set_xscale("log")
-            ticks = sorted({place for network in networks(rows) for place in curve(rows, task, axis, network)})
+            ticks = sorted(
+                {place for network in networks(rows) for place in curve(rows, task, axis, network)}
+            )
             panel.set_xticks(ticks, ticks, fontsize=8)
             panel.minorticks_off()
             panel.set_xlabel(title, fontsize=9)
@@ -245,7 +327,9 @@ def plot(rows, metric, path):
     handles = {}
     for panel in axes.flat:
         handles.update(dict(zip(*reversed(panel.get_legend_handles_labels()))))  # noqa: B905
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(
+        handles.values(), handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return True

@@ -9,7 +9,9 @@ import tempfile
 from multiprocessing.util import Finalize
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # the tests compile much and run little
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0"
+)  # the tests compile much and run little
 
 import tfssl  # noqa: E402, F401, I001 (before TensorFlow: it chooses Keras 2)
 import numpy as np  # noqa: E402
@@ -72,7 +74,9 @@ def _tidy_after_a_test():
 def _forget_graphs(kept=()):
     """TensorFlow registers the gradient function of each traced `tf.custom_gradient` for the life of the process, and through it keeps
     the graph, its model and its data set: 10 to 80 MB for each test that trains. Its global graph keeps the functions of data sets."""
-    for name in {name for name in gradient_registry.list() if name.startswith("CustomGradient-")}.difference(kept):
+    for name in {
+        name for name in gradient_registry.list() if name.startswith("CustomGradient-")
+    }.difference(kept):
         del gradient_registry._registry[name]
     tf.compat.v1.reset_default_graph()
 
@@ -93,7 +97,9 @@ def _seeded():
 def oriented_picture(rng, size=40):
     """A random uint8 picture whose rotation can be told: bright at the top, dark at the bottom, with noise."""
     ramp = np.linspace(220, 30, size)[:, None, None]
-    return np.clip(ramp + rng.normal(0, 12, [size, size, 3]) + rng.uniform(-25, 25, [1, 1, 3]), 0, 255).astype(np.uint8)
+    return np.clip(
+        ramp + rng.normal(0, 12, [size, size, 3]) + rng.uniform(-25, 25, [1, 1, 3]), 0, 255
+    ).astype(np.uint8)
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +113,9 @@ def photos(tmp_path_factory):
         picture[..., 0 if i % 2 else 2] += 25
         path = root / name / f"{i:03}.jpg"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(tf.io.encode_jpeg(np.clip(picture, 0, 255).astype(np.uint8), quality=95).numpy())
+        path.write_bytes(
+            tf.io.encode_jpeg(np.clip(picture, 0, 255).astype(np.uint8), quality=95).numpy()
+        )
     return root
 
 

@@ -53,7 +53,9 @@ def train(workdir, steps, flags=(), different=None):
     arguments = (*FLAGS, f"--train_steps={steps}", f"--workdir={workdir}", *flags)
     if isinstance(different, dict):
         line = [sys.executable, "-m", "tfssl.train", *arguments]
-        return subprocess.run(line, env={**os.environ, **different}, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            line, env={**os.environ, **different}, capture_output=True, text=True, check=False
+        )
     return command("train", *arguments, first=different)
 
 
@@ -64,7 +66,9 @@ def differing(one, other):
 
 def main():
     chosen = sys.argv[1:] or VARIANTS
-    print("| different | tensors that differ, run through | resumed with it | said |\n|---|---|---|---|")
+    print(
+        "| different | tensors that differ, run through | resumed with it | said |\n|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         done = train(folder / "whole", STEPS)
@@ -75,16 +79,24 @@ def main():
                 continue
             through, resumed = folder / f"{i}", folder / f"{i}-resumed"
             done = train(through, STEPS, flags, different)
-            ran = differing(weights(through, STEPS), whole) if done.returncode == 0 else done.stderr.splitlines()[-1]
+            ran = (
+                differing(weights(through, STEPS), whole)
+                if done.returncode == 0
+                else done.stderr.splitlines()[-1]
+            )
             train(resumed, HALF)
             done = train(resumed, STEPS, flags, different)
-            went_on = differing(weights(resumed, STEPS), whole) if done.returncode == 0 else "refused"
+            went_on = (
+                differing(weights(resumed, STEPS), whole) if done.returncode == 0 else "refused"
+            )
             lines = (done.stdout + done.stderr).splitlines()
             said = (
                 lines[-1:]
                 if done.returncode
                 else [
-                    line for line in (done.stdout + done.stderr).splitlines() if "differ" in line or "WARNING" in line
+                    line
+                    for line in (done.stdout + done.stderr).splitlines()
+                    if "differ" in line or "WARNING" in line
                 ]
             )
             print(f"| {name} | {ran} | {went_on} | {' '.join(said[:2])[:300]} |", flush=True)

@@ -60,14 +60,22 @@ class Moment:
 
 MOMENTS = {
     "claim": Moment("train", "tfssl.config.flagfile:write"),
-    "unpack": Moment("train", "tfssl.storage.archive:Extraction.write", call=20, data="photos.tar", reads=True),
-    "count": Moment("train", "tfssl.data.listing.counts:_counter", data="photos.tfrecord", reads=True),
+    "unpack": Moment(
+        "train", "tfssl.storage.archive:Extraction.write", call=20, data="photos.tar", reads=True
+    ),
+    "count": Moment(
+        "train", "tfssl.data.listing.counts:_counter", data="photos.tfrecord", reads=True
+    ),
     "first batch": Moment("train", "tfssl.training.callbacks:Log.on_epoch_begin", reads=True),
-    "interval": Moment("train", "tfssl.training.callbacks:Log.on_train_batch_end", call=6, reads=True),
+    "interval": Moment(
+        "train", "tfssl.training.callbacks:Log.on_train_batch_end", call=6, reads=True
+    ),
     "checkpoint": Moment("train", "tensorflow:train.Checkpoint.write", call=2, after=True),
     "prune": Moment("train", "tfssl.training.checkpoints:_delete"),
     "metrics line": Moment("train", "tfssl.training.callbacks:Log._append", call=7),
-    "validation": Moment("train", "tfssl.runtime.preemption:Preemption.on_test_batch_end", reads=True),
+    "validation": Moment(
+        "train", "tfssl.runtime.preemption:Preemption.on_test_batch_end", reads=True
+    ),
     "export": Moment("export", "tensorflow:saved_model.save", after=True),
     "features": Moment("evaluate", "tfssl.downstream.features.cache:FeatureCache.commit"),
     "report": Moment("evaluate", "tfssl.downstream.report.save:save"),
@@ -193,7 +201,11 @@ class Bench:
         if moment.command == "train":
             return (dataset, f"--workdir={room}/disk/out", *TRAIN)
         if moment.command == "export":
-            return (f"--workdir={self.trained()}", f"--export_dir={room}/disk/out/module", "--tarball")
+            return (
+                f"--workdir={self.trained()}",
+                f"--export_dir={room}/disk/out/module",
+                "--tarball",
+            )
         return (dataset, f"--workdir={room}/disk/out", f"--module={self.module()}", *EVAL)
 
     def undisturbed(self, moment):
@@ -229,7 +241,11 @@ class Bench:
         second = None
         if kind == "second process":
             begun = time.monotonic()
-            while not (room / "met").exists() and process.process.is_alive() and time.monotonic() - begun < LIMIT:
+            while (
+                not (room / "met").exists()
+                and process.process.is_alive()
+                and time.monotonic() - begun < LIMIT
+            ):
                 time.sleep(0.02)
             second = self._start(moment, room)
             second.process.join(10)  # it may wait for what the first one unpacks
@@ -244,13 +260,20 @@ class Bench:
         wrong = judge(done, kind)
         if kind == "TERM" and not wrong:
             seconds, left = time.time() - (room / "met").stat().st_mtime, _unfinished(room / "disk")
-            wrong = f"ended {seconds:.0f} s after SIGTERM" if seconds > 10 else left and f"left behind: {left}"
+            wrong = (
+                f"ended {seconds:.0f} s after SIGTERM"
+                if seconds > 10
+                else left and f"left behind: {left}"
+            )
         if second:
             second = second.finished(LIMIT)
         if not wrong and second:
             said = (second.stderr.strip().splitlines() or [""])[-1]
             wrong = judge(second, kind)
-            if second.returncode == done.returncode == 0 and "finished" not in second.stdout + done.stdout:
+            if (
+                second.returncode == done.returncode == 0
+                and "finished" not in second.stdout + done.stdout
+            ):
                 wrong = wrong or "a second process was let in"
         if wrong:
             return wrong, said
@@ -259,11 +282,22 @@ class Bench:
             wrong = self._changed(moment, room)
             if wrong is not False:
                 return wrong, said
-        damaged = damage(room / "disk", kind == "torn file") if kind in ("torn file", "bit flip") else None
-        if moment.command == "export" and done.returncode == 0:  # again it is refused: what is published never changes
+        damaged = (
+            damage(room / "disk", kind == "torn file")
+            if kind in ("torn file", "bit flip")
+            else None
+        )
+        if (
+            moment.command == "export" and done.returncode == 0
+        ):  # again it is refused: what is published never changes
             return difference(result(moment, room), wanted), said
         again = self._run(moment, room)
-        if damaged and again.returncode == 1 and str(damaged) in again.stderr and "remove it" in again.stderr:
+        if (
+            damaged
+            and again.returncode == 1
+            and str(damaged) in again.stderr
+            and "remove it" in again.stderr
+        ):
             said = again.stderr.strip().splitlines()[-1]
             damaged.unlink()
             again = self._run(moment, room)
@@ -273,7 +307,9 @@ class Bench:
         found = result(moment, room)
         if damaged and damaged.name == "metrics.jsonl":  # what was torn off it is gone
             wanted = {**wanted, "lines": found["lines"], "validations": found["validations"]}
-        if kind == "TERM" and moment is MOMENTS["validation"]:  # the figures of that pass are missing, as documented
+        if (
+            kind == "TERM" and moment is MOMENTS["validation"]
+        ):  # the figures of that pass are missing, as documented
             wanted = {**wanted, "validations": found["validations"]}
         return difference(found, wanted), said
 
@@ -295,7 +331,9 @@ class Bench:
             time.sleep(0.05)
         end, done = time.time(), process.finished(LIMIT)
         begun = (room / "met").stat().st_mtime
-        lasted = f"status {done.returncode} after {end - begun:.0f} s" if done.returncode else "went on"
+        lasted = (
+            f"status {done.returncode} after {end - begun:.0f} s" if done.returncode else "went on"
+        )
         if done.returncode:
             wrong = judge(done, "data gone")
             assert not wrong, wrong
@@ -303,13 +341,24 @@ class Bench:
             done = self._start_outage(room, steps).finished(LIMIT * 4)
             assert done.returncode == 0, done.stderr
         rows = [line["replaced_images"] for line in logged(room / "disk" / "out") if "loss" in line]
-        same = difference(weights(room / "disk" / "out", steps), self.known["outage"]) or "equal, bit for bit"
-        when = "not met: what was loaded sufficed" if said is None else f"{max(0, said - begun):.1f} s"
+        same = (
+            difference(weights(room / "disk" / "out", steps), self.known["outage"])
+            or "equal, bit for bit"
+        )
+        when = (
+            "not met: what was loaded sufficed" if said is None else f"{max(0, said - begun):.1f} s"
+        )
         shutil.rmtree(room)
         return f"| {seconds:g} s | {when} | {lasted} | {max(rows)} of {8 * steps} | {same} |"
 
     def _start_outage(self, room, steps, first=None):
-        flags = (*TINY, f"--train_steps={steps}", "--checkpoint_steps=50", "--log_steps=1", "--learning_rate=0.05")
+        flags = (
+            *TINY,
+            f"--train_steps={steps}",
+            "--checkpoint_steps=50",
+            "--log_steps=1",
+            "--learning_rate=0.05",
+        )
         dataset, workdir = f"--dataset=folder:{room}/data/photos", f"--workdir={room}/disk/out"
         return Forked("train", dataset, workdir, *flags, first=first)
 
@@ -341,7 +390,11 @@ class Bench:
         shutil.rmtree(other / "data")
         shutil.copytree(room / "data", other / "data")
         fresh = self._run(moment, other)
-        wrong = difference(result(moment, room), result(moment, other)) if fresh.returncode == 0 else fresh.stderr
+        wrong = (
+            difference(result(moment, room), result(moment, other))
+            if fresh.returncode == 0
+            else fresh.stderr
+        )
         shutil.rmtree(other)
         return wrong
 
@@ -371,7 +424,11 @@ def _prepare(cache, disturbance):
 
 def _unfinished(disk):
     """Names of what an error has to take along."""
-    return [p.name for p in disk.rglob("*") if p.name == "lock" or p.suffix in (".tmp", ".partial", ".unfinished")]
+    return [
+        p.name
+        for p in disk.rglob("*")
+        if p.name == "lock" or p.suffix in (".tmp", ".partial", ".unfinished")
+    ]
 
 
 def judge(done, kind):
@@ -386,7 +443,11 @@ def judge(done, kind):
         return f"died of signal {-done.returncode}"
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:]
-        return None if last and last[0].startswith("tfssl-") else f"status {done.returncode} without a line: {last}"
+        return (
+            None
+            if last and last[0].startswith("tfssl-")
+            else f"status {done.returncode} without a line: {last}"
+        )
     return None
 
 
@@ -394,8 +455,14 @@ def result(moment, room):
     """What a command has made, to be compared."""
     out = room / "disk" / "out"
     if moment.command == "train":
-        lines = [{k: v for k, v in line.items() if "per_second" not in k and k != "input_wait"} for line in logged(out)]
-        parts = {"lines": [x for x in lines if "loss" in x], "validations": [x for x in lines if "loss" not in x]}
+        lines = [
+            {k: v for k, v in line.items() if "per_second" not in k and k != "input_wait"}
+            for line in logged(out)
+        ]
+        parts = {
+            "lines": [x for x in lines if "loss" in x],
+            "validations": [x for x in lines if "loss" not in x],
+        }
         return {**parts, **weights(out, STEPS)}
     if moment.command == "export":
         module = out / "module"
@@ -405,11 +472,16 @@ def result(moment, room):
             packed = sorted(tar.getnames())
         beside = sorted(os.listdir(out))
         tensors = {
-            n: reader.get_tensor(n) for n in reader.get_variable_to_shape_map() if n != "_CHECKPOINTABLE_OBJECT_GRAPH"
+            n: reader.get_tensor(n)
+            for n in reader.get_variable_to_shape_map()
+            if n != "_CHECKPOINTABLE_OBJECT_GRAPH"
         }
         return {"names": names, "packed": packed, "beside": beside, **tensors}
     results = json.loads((out / "results.json").read_text().replace(str(room), ""))["results"]
-    return {str(i): {k: v for k, v in row.items() if "seconds" not in k} for i, row in enumerate(results)}
+    return {
+        str(i): {k: v for k, v in row.items() if "seconds" not in k}
+        for i, row in enumerate(results)
+    }
 
 
 def difference(found, wanted):
@@ -417,7 +489,11 @@ def difference(found, wanted):
     if found.keys() != wanted.keys():
         return f"other things came of it: {sorted(found.keys() ^ wanted.keys())[:3]}"
     other = [n for n in wanted if not np.array_equal(found[n], wanted[n])]
-    return f"{len(other)} of {len(wanted)} differ, {other[0]!r} first: {str(found[other[0]])[:200]}" if other else None
+    return (
+        f"{len(other)} of {len(wanted)} differ, {other[0]!r} first: {str(found[other[0]])[:200]}"
+        if other
+        else None
+    )
 
 
 def damage(disk, torn):
@@ -458,7 +534,11 @@ def permitted():
     """Whether this process may mount."""
     with tempfile.TemporaryDirectory() as folder:
         line = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder]
-        if sys.platform != "linux" or os.geteuid() or subprocess.run(line, capture_output=True).returncode:
+        if (
+            sys.platform != "linux"
+            or os.geteuid()
+            or subprocess.run(line, capture_output=True).returncode
+        ):
             return False
         subprocess.run(["umount", folder], check=True)
     return True
@@ -470,9 +550,9 @@ def _write_data(folder, more=0):
     (folder / "photos").mkdir(parents=True)
     with tf.io.TFRecordWriter(str(folder / "photos.tfrecord")) as records:
         for i in range(32 + more):
-            picture = np.clip(np.linspace(220, 30, 24)[:, None, None] + rng.normal(0, 20, [24, 24, 3]), 0, 255).astype(
-                np.uint8
-            )
+            picture = np.clip(
+                np.linspace(220, 30, 24)[:, None, None] + rng.normal(0, 20, [24, 24, 3]), 0, 255
+            ).astype(np.uint8)
             picture[..., i % 2] //= 2
             content = tf.io.encode_jpeg(picture).numpy()
             path = folder / "photos" / ("warm" if i % 2 else "cold") / f"{i:03}.jpg"
@@ -482,7 +562,9 @@ def _write_data(folder, more=0):
                 "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[content])),
                 "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[i % 2])),
             }
-            records.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+            records.write(
+                tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+            )
     with tarfile.open(folder / "photos.tar", "w") as tar:
         tar.add(folder / "photos", "photos")
 
@@ -493,12 +575,20 @@ def page(cells, seconds):
     rows = [["", *KINDS], ["---"] * (len(KINDS) + 1)]
     for name in MOMENTS:
         rows.append(
-            [name, *(marks.get(cells[name, kind][0], "**no**") if (name, kind) in cells else "" for kind in KINDS)]
+            [
+                name,
+                *(
+                    marks.get(cells[name, kind][0], "**no**") if (name, kind) in cells else ""
+                    for kind in KINDS
+                ),
+            ]
         )
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     red = [f"- {name}, {kind}: {wrong}" for (name, kind), (wrong, _) in cells.items() if wrong]
     said = [
-        f"| {name} | {kind} | {line.replace('|', ' ')[:220]} |" for (name, kind), (_, line) in cells.items() if line
+        f"| {name} | {kind} | {line.replace('|', ' ')[:220]} |"
+        for (name, kind), (_, line) in cells.items()
+        if line
     ]
     green = sum(wrong is None for wrong, _ in cells.values())
     return (
@@ -511,20 +601,26 @@ def page(cells, seconds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--out", help="a Markdown page, whose part between the two marks `<!-- faults -->` is written anew"
+        "--out",
+        help="a Markdown page, whose part between the two marks `<!-- faults -->` is written anew",
     )
     parser.add_argument("--moments", default=",".join(MOMENTS))
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument(
-        "--outages", help="comma list of seconds: how a training bears that its images are away so long, and no matrix"
+        "--outages",
+        help="comma list of seconds: how a training bears that its images are away so long, and no matrix",
     )
     args = parser.parse_args()
     if args.outages:
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(folder)
-            print("| images away for | said after | what came of it | copies | at the end |\n|---|---|---|---|---|")
+            print(
+                "| images away for | said after | what came of it | copies | at the end |\n|---|---|---|---|---|"
+            )
             for seconds in map(float, args.outages.split(",")):
                 print(bench.outage(seconds), flush=True)
         return
@@ -533,7 +629,9 @@ def main():
         bench = Bench(folder)
         for name in args.moments.split(","):
             for kind in args.kinds.split(","):
-                cells[name, kind] = (False, "") if kind in MOUNTED and not permitted() else bench.cell(name, kind)
+                cells[name, kind] = (
+                    (False, "") if kind in MOUNTED and not permitted() else bench.cell(name, kind)
+                )
                 print(f"{name}, {kind}: {cells[name, kind][0] or 'green'}", flush=True)
     text = page(cells, time.monotonic() - begun)
     print(text)

@@ -42,7 +42,9 @@ def mutate(content, rng):
     content = bytearray(content)
     for _ in range(rng.integers(1, 5)):
         # Headers, where the numbers are, get their share.
-        at = int(rng.integers(0, max(1, len(content) if rng.random() < 0.7 else min(64, len(content)))))
+        at = int(
+            rng.integers(0, max(1, len(content) if rng.random() < 0.7 else min(64, len(content))))
+        )
         kind, few = rng.integers(0, 6), int(rng.integers(1, 64))
         if kind == 0 and content:
             content[at] ^= 1 << int(rng.integers(0, 8))
@@ -102,9 +104,17 @@ class Archives:
 
     def __init__(self, folder):
         rng = np.random.default_rng(0)
-        files = {f"photos/{'ab'[i % 2]}/{i}.png": rng.integers(0, 256, 300, np.uint8).tobytes() for i in range(6)}
+        files = {
+            f"photos/{'ab'[i % 2]}/{i}.png": rng.integers(0, 256, 300, np.uint8).tobytes()
+            for i in range(6)
+        }
         self.sound = {}
-        for ending, mode in ((".tar", "w"), (".tar.gz", "w:gz"), (".tar.bz2", "w:bz2"), (".tar.xz", "w:xz")):
+        for ending, mode in (
+            (".tar", "w"),
+            (".tar.gz", "w:gz"),
+            (".tar.bz2", "w:bz2"),
+            (".tar.xz", "w:xz"),
+        ):
             whole = io.BytesIO()
             with tarfile.open(fileobj=whole, mode=mode) as tar:
                 for name, content in files.items():
@@ -142,10 +152,18 @@ class Records:
         with tf.io.TFRecordWriter(str(path)) as records:
             for i in range(6):
                 feature = {
-                    "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[picture])),
-                    "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[i % 2])),
+                    "image/encoded": tf.train.Feature(
+                        bytes_list=tf.train.BytesList(value=[picture])
+                    ),
+                    "image/class/label": tf.train.Feature(
+                        int64_list=tf.train.Int64List(value=[i % 2])
+                    ),
                 }
-                records.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+                records.write(
+                    tf.train.Example(
+                        features=tf.train.Features(feature=feature)
+                    ).SerializeToString()
+                )
         self.sound = path.read_bytes()
 
     def case(self, number, rng, folder):
@@ -168,8 +186,14 @@ class States:
         cache = folder / "features"
         _commit(cache, rows)
         self.readers = {
-            "flags.flags": (b"--task=rotation\n--epochs=3.0\n--nodeterministic\n--seed=0\n", _read_flags),
-            "metrics.jsonl": (b'{"step": 1, "loss": 1.5}\n{"step": 2, "loss": null}\n{"step": 3}\n', _read_metrics),
+            "flags.flags": (
+                b"--task=rotation\n--epochs=3.0\n--nodeterministic\n--seed=0\n",
+                _read_flags,
+            ),
+            "metrics.jsonl": (
+                b'{"step": 1, "loss": 1.5}\n{"step": 2, "loss": null}\n{"step": 3}\n',
+                _read_metrics,
+            ),
             "tfssl.json": (
                 b'{"crop": 224, "resize": 256, "endpoints": ["a"], "features": {"a": 8}, "format": 1}',
                 _read_facts,
@@ -179,7 +203,10 @@ class States:
                 b'{"format": 1, "files": {"a-train label": {"stamp": [9, 9], "count": {"records": 6, "low": 0, "high": 1}}}}',
                 _read_counts,
             ),
-            "results.json": (b'{"classifier": "w/classifier/8", "test_split": "test", "results": []}', _read_results),
+            "results.json": (
+                b'{"classifier": "w/classifier/8", "test_split": "test", "results": []}',
+                _read_results,
+            ),
             "lock": (b'{"host": "h", "boot": "b", "pid": 7, "start": 5, "nonce": "n"}', _read_lock),
             "features.rows": (next(cache.glob("*/rows.npz")).read_bytes(), _read_features),
             "features.npy": (next(cache.glob("*/*.npy")).read_bytes(), _read_features),
@@ -237,9 +264,22 @@ class Deadly(Broken):
 
 
 def _provenance():
-    data = {"num_examples": 4, "class_names": ["a", "b"], "num_classes": 2, "folder": "f", "times": "t"}
+    data = {
+        "num_examples": 4,
+        "class_names": ["a", "b"],
+        "num_classes": 2,
+        "folder": "f",
+        "times": "t",
+    }
     data |= {part: "0123" for part in ("names", "contents", "labels", "reading")}
-    entry = {"step": 0, "date": "d", "dataset": "folder:f", "split": "train", "data": data, "machine": {"threads": 2}}
+    entry = {
+        "step": 0,
+        "date": "d",
+        "dataset": "folder:f",
+        "split": "train",
+        "data": data,
+        "machine": {"threads": 2},
+    }
     return json.dumps({"format": 1, "starts": [entry]}).encode()
 
 
@@ -315,7 +355,9 @@ def _work(kind, numbers, report):
         for done, number in enumerate(numbers):
             report.write_text(json.dumps([done, failures, runs.peak_gigabytes()]))
             try:
-                reader.case(number, np.random.default_rng([number, list(_MADE).index(kind)]), folder)
+                reader.case(
+                    number, np.random.default_rng([number, list(_MADE).index(kind)]), folder
+                )
             except Exception as e:
                 failures.append([number, f"{type(e).__name__}: {str(e)[:200]}"])
         report.write_text(json.dumps([len(numbers), failures, runs.peak_gigabytes()]))
@@ -341,18 +383,29 @@ def run(kind, first, cases, limit=600):
             peak, number = max(peak, held), number + done
             if done < len(numbers):
                 failures.append(
-                    (number, f"hung for {limit} s" if hung else f"the process died, status {process.exitcode}")
+                    (
+                        number,
+                        f"hung for {limit} s"
+                        if hung
+                        else f"the process died, status {process.exitcode}",
+                    )
                 )
                 number += 1
     return failures, peak
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kinds", default=",".join(KINDS), help="comma list")
-    parser.add_argument("--first", type=int, default=0, help="number of the first case; it is its seed")
     parser.add_argument(
-        "--cases", type=int, help=f"how many; {', '.join(f'{n} {kind}' for kind, n in CASES.items())} by default"
+        "--first", type=int, default=0, help="number of the first case; it is its seed"
+    )
+    parser.add_argument(
+        "--cases",
+        type=int,
+        help=f"how many; {', '.join(f'{n} {kind}' for kind, n in CASES.items())} by default",
     )
     args = parser.parse_args()
     failed = False
@@ -360,7 +413,10 @@ def main():
     for kind in args.kinds.split(","):
         begun, cases = time.monotonic(), args.cases or CASES[kind]
         failures, peak = run(kind, args.first, cases)
-        print(f"| {kind} | {cases} | {len(failures)} | {peak:.2f} | {time.monotonic() - begun:.0f} |", flush=True)
+        print(
+            f"| {kind} | {cases} | {len(failures)} | {peak:.2f} | {time.monotonic() - begun:.0f} |",
+            flush=True,
+        )
         for number, what in failures[:20]:
             print(f"  {kind} {number}: {what}", file=sys.stderr)
         failed = failed or failures

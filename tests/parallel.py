@@ -50,19 +50,31 @@ def work(once=True):
         parts = PARTS.get(file, ())
         for part in parts:
             yield f"{file} -k {part}", [str(TESTS / file), "-k", part]
-        yield file, [str(TESTS / file), *(("-k", " and ".join(f"not {part}" for part in parts)) if parts else ())]
+        yield (
+            file,
+            [
+                str(TESTS / file),
+                *(("-k", " and ".join(f"not {part}" for part in parts)) if parts else ()),
+            ],
+        )
 
 
 def run(name, arguments, folder):
     """(exit status, what it printed, what it cost) of a forked pytest."""
     folder.mkdir()
-    process = runs.PROCESSES.Process(target=_session, args=([*arguments, f"--costs={folder}/costs.json"], folder))
+    process = runs.PROCESSES.Process(
+        target=_session, args=([*arguments, f"--costs={folder}/costs.json"], folder)
+    )
     process.start()
     process.join()
     with contextlib.suppress(ProcessLookupError):  # what a test that was timed out had started
         os.killpg(process.pid, signal.SIGKILL)
     costs = folder / "costs.json"
-    return process.exitcode, (folder / "out").read_text(), json.loads(costs.read_text()) if costs.exists() else None
+    return (
+        process.exitcode,
+        (folder / "out").read_text(),
+        json.loads(costs.read_text()) if costs.exists() else None,
+    )
 
 
 def _session(arguments, folder):
@@ -71,7 +83,9 @@ def _session(arguments, folder):
     for number in (1, 2):
         os.dup2(out, number)
     status = int(pytest.main(arguments))
-    for child in multiprocessing.active_children():  # what a test that failed has left would be waited for
+    for (
+        child
+    ) in multiprocessing.active_children():  # what a test that failed has left would be waited for
         child.kill()
     sys.exit(status)
 
@@ -80,20 +94,28 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(
-        "--again", action="store_true", help="after the other stack: leave out what tells nothing of TensorFlow"
+        "--again",
+        action="store_true",
+        help="after the other stack: leave out what tells nothing of TensorFlow",
     )
     options, others = parser.parse_known_args()
     sys.path.insert(0, str(TESTS.parent))  # this tree's tfssl, in the forked processes too
     begun, failed, rows = time.monotonic(), [], []
     outcomes = collections.Counter()
-    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        concurrent.futures.ThreadPoolExecutor(options.processes) as pool,
+    ):
         waiting = {
             pool.submit(run, name, [*arguments, *others], pathlib.Path(folder, str(i))): name
             for i, (name, arguments) in enumerate(work(once=not options.again))
         }
         for done in concurrent.futures.as_completed(waiting):
             name, (status, said, costs) = waiting[done], done.result()
-            if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) or costs is None:
+            if (
+                status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+                or costs is None
+            ):
                 failed.append(name)
                 print(said, flush=True)
             if costs and costs["tests"]:
@@ -105,7 +127,10 @@ def main():
         print("{:7.1f} {:6.2f}  {}".format(*row))
     print(f"{sum(row[0] for row in rows):7.1f} {max(row[1] for row in rows):6.2f}  in all")
     seconds = round(time.monotonic() - begun)
-    print(", ".join(f"{n} {what}" for what, n in outcomes.items()), f"in {seconds // 60} min {seconds % 60} s")
+    print(
+        ", ".join(f"{n} {what}" for what, n in outcomes.items()),
+        f"in {seconds // 60} min {seconds % 60} s",
+    )
     for name in failed:
         print("FAILED", name)
     sys.exit(bool(failed))

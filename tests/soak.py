@@ -61,11 +61,19 @@ def watch(run, workdir, stop_after=None):
     rows, process = [], f"/proc/{run.process.pid}"
     while run.process.is_alive():
         with_lines = workdir / "metrics.jsonl"
-        done = sum('"validation_' in line for line in with_lines.open()) if with_lines.exists() else 0
+        done = (
+            sum('"validation_' in line for line in with_lines.open()) if with_lines.exists() else 0
+        )
         if not rows or done > rows[-1][0]:
             try:
                 pages = int(pathlib.Path(process, "statm").read_text().split()[1])
-                rows.append((done, pages * os.sysconf("SC_PAGE_SIZE") / 1e6, len(os.listdir(f"{process}/fd"))))
+                rows.append(
+                    (
+                        done,
+                        pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
+                        len(os.listdir(f"{process}/fd")),
+                    )
+                )
             except (FileNotFoundError, ProcessLookupError):
                 break
         if stop_after is not None and done >= stop_after:
@@ -78,7 +86,9 @@ def watch(run, workdir, stop_after=None):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--intervals", type=int, default=500)
     parser.add_argument("--restarts", type=int, default=20)
     args = parser.parse_args()
@@ -120,7 +130,8 @@ def main():
 def _values(workdir):
     """What was logged, without times."""
     lines = [
-        {k: v for k, v in line.items() if k not in ("images_per_second", "input_wait")} for line in logged(workdir)
+        {k: v for k, v in line.items() if k not in ("images_per_second", "input_wait")}
+        for line in logged(workdir)
     ]
     return json.dumps(lines)
 

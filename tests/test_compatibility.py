@@ -32,9 +32,15 @@ def old(tmp_path_factory):
     for i in range(16):
         path = folder / "data" / ("dark" if i % 2 else "light") / f"{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 128 if i % 2 else 256, [20, 20, 3], dtype=np.uint8)).save(path)
+        Image.fromarray(rng.integers(0, 128 if i % 2 else 256, [20, 20, 3], dtype=np.uint8)).save(
+            path
+        )
     flags = folder / "29fa314" / "run" / "flags.flags"
-    flags.write_text(flags.read_text().replace("DATA", str(folder / "data")).replace("WORKDIR", str(flags.parent)))
+    flags.write_text(
+        flags.read_text()
+        .replace("DATA", str(folder / "data"))
+        .replace("WORKDIR", str(flags.parent))
+    )
     return folder
 
 
@@ -51,7 +57,9 @@ def test_a_run_goes_on_as_its_own_version_would_have(old, tmp_path):
     assert before.get_variable_to_shape_map() == reached.get_variable_to_shape_map()
     with np.load(old / "29fa314" / "end.npz") as end:
         for name in end:
-            np.testing.assert_allclose(reached.get_tensor(name.replace("|", "/")), end[name], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                reached.get_tensor(name.replace("|", "/")), end[name], rtol=1e-4, atol=1e-5
+            )
 
 
 def test_a_module_is_what_it_was(old, tmp_path):
@@ -64,6 +72,8 @@ def test_a_module_is_what_it_was(old, tmp_path):
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
     source = tfssl.open_source(f"folder:{old / 'data'}")
     features = tfssl.downstream.extract(str(old / "29fa314" / "module"), source)
-    assert module.facts["training_flags"]["task"] == "rotation" and "pre_logits" in features.endpoints
+    assert (
+        module.facts["training_flags"]["task"] == "rotation" and "pre_logits" in features.endpoints
+    )
     (result,) = tfssl.downstream.run("knn", features, features, endpoints=["pre_logits"], k=1)
     assert result["value"] == 1.0 and os.path.exists(old / "29fa314" / "module" / "saved_model.pb")

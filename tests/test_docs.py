@@ -27,7 +27,9 @@ SMALL = {
 
 def blocks(page):
     """The Python of a page, a text for each block."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+    return re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL
+    )
 
 
 def test_add_a_method(photos, tmp_path, monkeypatch):
@@ -77,7 +79,10 @@ def test_add_a_protocol(photos, tmp_path, monkeypatch):
     protocol, use = blocks("add_a_protocol.md")
     (tmp_path / "nearest_mean.py").write_text(protocol, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    for old, new in {"folder:photos": f"folder:{photos}", "modules/photos/1": save_encoder(tmp_path / "1")}.items():
+    for old, new in {
+        "folder:photos": f"folder:{photos}",
+        "modules/photos/1": save_encoder(tmp_path / "1"),
+    }.items():
         assert old in use, old
         use = use.replace(old, new)
     names = {}
@@ -85,7 +90,9 @@ def test_add_a_protocol(photos, tmp_path, monkeypatch):
     train, test, results = (names[name] for name in ("train", "test", "results"))
     assert [result["endpoint"] for result in results] == list(train.endpoints)
     for result in results:
-        x, y = (np.asarray(part.endpoints[result["endpoint"]], np.float64) for part in (train, test))
+        x, y = (
+            np.asarray(part.endpoints[result["endpoint"]], np.float64) for part in (train, test)
+        )
         assert result["value"] == NearestCentroid().fit(x, train.labels).score(y, test.labels)
 
 
@@ -99,7 +106,12 @@ def test_add_a_source(photos, tmp_path, monkeypatch):
     (tmp_path / "photos.csv").write_text("\n".join(["file,class", *lines]), encoding="utf-8")
     assert "photos.csv" in use
     names = {}
-    exec(compile(use.replace("photos.csv", f"{tmp_path}/photos.csv"), "docs/add_a_source.md", "exec"), names)
+    exec(
+        compile(
+            use.replace("photos.csv", f"{tmp_path}/photos.csv"), "docs/add_a_source.md", "exec"
+        ),
+        names,
+    )
     source = names["source"]
     assert source.class_names == ["cold", "warm"] and source.num_examples == 43
     for path, record in zip(paths, source.records().take(5)):  # noqa: B905 (Python 3.9)
@@ -127,7 +139,9 @@ def test_pages_link_to_what_is_there():
 def test_commands_of_the_pages_name_files_that_are_there():
     """`python benchmarks/step.py`, --flagfile=tfssl:goyal/jigsaw.flags."""
     for path, text in pages():
-        text = text.replace("benchmarks/rotation_cifar10.py", "")  # of an earlier commit, as the page says
+        text = text.replace(
+            "benchmarks/rotation_cifar10.py", ""
+        )  # of an earlier commit, as the page says
         files = re.findall(r"\b(?:benchmarks|studies|examples|tests)/\w+\.py\b", text)
         files += [f"flags/{name}" for name in re.findall(r"\btfssl:([a-z0-9_/]+\.flags)", text)]
         for file in files:

@@ -49,7 +49,9 @@ def images(tmp_path_factory):
             for i in range(per_class):
                 path = folder / split / name / f"{i:02}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                pixels = np.clip(rng.normal((200, 60, 120)[c], 40, [20, 20, 3]) + rng.normal(0, 30), 0, 255)
+                pixels = np.clip(
+                    rng.normal((200, 60, 120)[c], 40, [20, 20, 3]) + rng.normal(0, 30), 0, 255
+                )
                 path.write_bytes(tf.io.encode_png(pixels.astype(np.uint8)).numpy())
     (folder / "train" / "dim" / "07.png").write_bytes(b"\x89PNG damaged")
     return folder
@@ -74,16 +76,30 @@ def test_table_names_all_rows_and_columns(evaluation, images):
     _, _, process = evaluation
     assert process.returncode == 0, process.stderr
     table = process.stdout[process.stdout.index("module  ") :].splitlines()
-    assert table[0].split() == ["module", "endpoint", "logistic@12", "logistic@59", "knn@12", "knn@59"]
-    assert table[-2] == f"chosen on val_fraction 0.2 of folder:{images} train; reported on folder:{images} test"
-    rows = [line[: line.index(".")].split()[:-1] for line in table[2:-3] if re.search(r"\d\.\d", line)]
+    assert table[0].split() == [
+        "module",
+        "endpoint",
+        "logistic@12",
+        "logistic@59",
+        "knn@12",
+        "knn@59",
+    ]
+    assert (
+        table[-2]
+        == f"chosen on val_fraction 0.2 of folder:{images} train; reported on folder:{images} test"
+    )
+    rows = [
+        line[: line.index(".")].split()[:-1] for line in table[2:-3] if re.search(r"\d\.\d", line)
+    ]
     assert rows == [
         ["ours", "stem"], ["block"], ["pre_logits"], ["other", "default"], ["net/block"], ["pixels"], ["chance"], ["majority", "class"],
     ]  # fmt: skip
     assert table.count("") == 2
     chance = next(line for line in table if line.startswith("chance"))
     assert chance.split()[1:] == ["33.3"] * 4
-    assert sum(line.count("*") for line in table[2:-3]) == 2 * 4  # a chosen endpoint per module and column
+    assert (
+        sum(line.count("*") for line in table[2:-3]) == 2 * 4
+    )  # a chosen endpoint per module and column
 
 
 def test_damaged_image_is_named(evaluation):
@@ -100,7 +116,11 @@ def test_results_say_of_which_images_they_are_and_none_of_earlier_ones_stay(
     tfssl_command, modules_dir, images, tmp_path
 ):
     """The second evaluation, after test images were written anew, is that of an empty folder, and says what it replaces."""
-    photos, out, module = shutil.copytree(images, tmp_path / "photos"), tmp_path / "out", f"{modules_dir}/ours/1"
+    photos, out, module = (
+        shutil.copytree(images, tmp_path / "photos"),
+        tmp_path / "out",
+        f"{modules_dir}/ours/1",
+    )
     flags = (
         f"--module={module}",
         f"--dataset=folder:{photos}",
@@ -116,21 +136,35 @@ def test_results_say_of_which_images_they_are_and_none_of_earlier_ones_stay(
 
     before, said = evaluated()
     assert "is about other images" not in said
-    sizes = {part: (its["num_examples"], its["num_classes"]) for part, its in before["data"].items()}
+    sizes = {
+        part: (its["num_examples"], its["num_classes"]) for part, its in before["data"].items()
+    }
     assert sizes == {"train": (60, 3), "test": (30, 3)}
-    assert all(its["digest"] in (out / "report.html").read_text() for its in before["data"].values())
+    assert all(
+        its["digest"] in (out / "report.html").read_text() for its in before["data"].values()
+    )
     for name in ("dark", "dim"):
         for path in (photos / "test" / name).iterdir():
             shutil.copyfile(photos / "test" / "bright" / path.name, path)
     after, said = evaluated()
     assert after["data"]["train"] == before["data"]["train"]
     assert after["data"]["test"]["digest"] != before["data"]["test"]["digest"]
-    parts = [downstream.extract(module, tfssl.open_source(f"folder:{photos}", split), ["stem"]) for split in sizes]
+    parts = [
+        downstream.extract(module, tfssl.open_source(f"folder:{photos}", split), ["stem"])
+        for split in sizes
+    ]
     (fresh,) = downstream.run("knn", *parts, val_fraction=0)
     assert [r["value"] for r in after["results"]] == pytest.approx([fresh["value"]])
-    assert fresh["value"] <= 0.4 < before["results"][0]["value"]  # all are bright now, whatever their labels
+    assert (
+        fresh["value"] <= 0.4 < before["results"][0]["value"]
+    )  # all are bright now, whatever their labels
     (line,) = [line for line in said.splitlines() if "is about other images" in line]
-    assert "(test)" in line and "is replaced" in line and "results.png" in line and "report.html" in line
+    assert (
+        "(test)" in line
+        and "is replaced" in line
+        and "results.png" in line
+        and "report.html" in line
+    )
 
 
 def test_results_are_those_of_the_library(evaluation, modules_dir, images):
@@ -138,7 +172,9 @@ def test_results_are_those_of_the_library(evaluation, modules_dir, images):
     record = json.loads((workdir / "results.json").read_text())
     train, test = (
         downstream.extract(
-            str(modules_dir / "ours" / "1"), tfssl.open_source(f"folder:{images}", split), ["block", "pixels"]
+            str(modules_dir / "ours" / "1"),
+            tfssl.open_source(f"folder:{images}", split),
+            ["block", "pixels"],
         )
         for split in ("train", "test")
     )
@@ -149,14 +185,21 @@ def test_results_are_those_of_the_library(evaluation, modules_dir, images):
                 if (r["module"], r["protocol"], r["endpoint"], r["train_labels"]) == ("ours", protocol, expected["endpoint"], 12)
             ]  # fmt: skip
             assert found["value"] == pytest.approx(expected["value"], abs=0.04)
-            assert found["val_value"] == pytest.approx(expected["val_value"], abs=0.34)  # of three images
+            assert found["val_value"] == pytest.approx(
+                expected["val_value"], abs=0.34
+            )  # of three images
             assert {"metric", "features", "seconds"} <= set(found)
     assert record["command"][1:] == arguments
     assert record["flags"]["knn_k"] == 5 and record["versions"]["tensorflow"] == tf.__version__
-    assert record["baselines"] == {"chance": pytest.approx(1 / 3), "majority class": pytest.approx(1 / 3)}
+    assert record["baselines"] == {
+        "chance": pytest.approx(1 / 3),
+        "majority class": pytest.approx(1 / 3),
+    }
     assert record["modules"]["other"]["image_size"] == 16
     # Brightness is easy: whoever sees it is far above chance.
-    best = max(r["value"] for r in record["results"] if r["module"] == "ours" and r["train_labels"] == 59)
+    best = max(
+        r["value"] for r in record["results"] if r["module"] == "ours" and r["train_labels"] == 59
+    )
     assert best > 0.6
 
 
@@ -184,9 +227,15 @@ def test_classifiers_that_learn_by_sgd(tfssl_command, modules_dir, images, tmp_p
         f"--workdir={tmp_path}",
     )
     assert process.returncode == 0, process.stderr
-    assert f"chosen on folder:{images} train[70%:]; reported on folder:{images} test" in process.stdout.splitlines()
+    assert (
+        f"chosen on folder:{images} train[70%:]; reported on folder:{images} test"
+        in process.stdout.splitlines()
+    )
     record = json.loads((tmp_path / "results.json").read_text())
-    assert (record["chosen_on"], record["reported_on"]) == (f"folder:{images} train[70%:]", f"folder:{images} test")
+    assert (record["chosen_on"], record["reported_on"]) == (
+        f"folder:{images} train[70%:]",
+        f"folder:{images} test",
+    )
     found = {(r["protocol"], r["endpoint"]): r for r in record["results"]}
     assert len(found) == len(record["results"]) == 6
     for (protocol, _), r in found.items():
@@ -194,9 +243,15 @@ def test_classifiers_that_learn_by_sgd(tfssl_command, modules_dir, images, tmp_p
             assert [point[0] for point in r["curve"]] == list(range(1, r["epochs"] + 1))
             best = max(point[1] for point in r["curve"])
             assert r["val_value"] == best and [r["epoch"], best, r["value"]] in r["curve"]
-    assert found["linear_sgd", "pixels"]["augment"] and found["linear_sgd", "pixels"]["batch_size"] == 16
+    assert (
+        found["linear_sgd", "pixels"]["augment"]
+        and found["linear_sgd", "pixels"]["batch_size"] == 16
+    )
     assert tf.io.decode_png((tmp_path / "results_curve.png").read_bytes()).shape[0] > 400
-    written = [f"{tmp_path}/{name}" for name in ("results.json", "results.png", "results_curve.png", "report.html")]
+    written = [
+        f"{tmp_path}/{name}"
+        for name in ("results.json", "results.png", "results_curve.png", "report.html")
+    ]
     assert f"written: {', '.join(written)}" in process.stdout.splitlines()
 
 
@@ -218,7 +273,11 @@ def test_linear_classifiers_of_goyal_et_al(tfssl_command, modules_dir, images, t
             "nesterov": True,
             "weight_decay": 1e-4,
         }
-        assert {key: r[key] for key in settings} == settings and r["val_value"] is None and len(r["curve"]) == 3
+        assert (
+            {key: r[key] for key in settings} == settings
+            and r["val_value"] is None
+            and len(r["curve"]) == 3
+        )
     (tmp_path / "results.json").unlink()
     (state,) = (tmp_path / "heads").iterdir()
     written = state.stat().st_mtime_ns
@@ -244,20 +303,37 @@ def test_svms_and_few_images(tfssl_command, modules_dir, images, tmp_path):
     )
     assert process.returncode == 0, process.stderr
     table = process.stdout[process.stdout.index("module  ") :].splitlines()
-    assert table[0].split()[2:] == ["svm@59", "low_shot@k=1", "low_shot@k=4", "few_shot@k=5", "knn@59"]
+    assert table[0].split()[2:] == [
+        "svm@59",
+        "low_shot@k=1",
+        "low_shot@k=4",
+        "few_shot@k=5",
+        "knn@59",
+    ]
     (chance,) = (line for line in table if line.startswith("chance"))
     assert chance.split()[1:] == ["33.3"] * 5
     (majority,) = (line for line in table if line.startswith("majority"))
-    assert majority.split() == ["majority", "class", "33.3"]  # of accuracies among all classes alone
+    assert majority.split() == [
+        "majority",
+        "class",
+        "33.3",
+    ]  # of accuracies among all classes alone
     assert any("(svm, low_shot: mean average precision) in %" in line for line in table)
     record = json.loads((tmp_path / "results.json").read_text())
     found = {(r["protocol"], r.get("shots"), r["endpoint"]): r for r in record["results"]}
     assert len(found) == len(record["results"]) == 10
     svm, low, few = (
-        found[key] for key in (("svm", None, "pre_logits"), ("low_shot", 4, "pre_logits"), ("few_shot", 5, "pixels"))
+        found[key]
+        for key in (
+            ("svm", None, "pre_logits"),
+            ("low_shot", 4, "pre_logits"),
+            ("few_shot", 5, "pixels"),
+        )
     )
     assert svm["chosen_on"] == f"3 folds of folder:{images} train" and svm["accuracy"] > 0.5
-    assert low["chosen_on"] == f"folder:{images} train outside of each sample" and low["samples"] == 2
+    assert (
+        low["chosen_on"] == f"folder:{images} train outside of each sample" and low["samples"] == 2
+    )
     assert (few["ways"], few["episodes"]) == (3, 12)
     assert tf.io.decode_png((tmp_path / "results.png").read_bytes()).shape[0] > 1000
 
@@ -270,7 +346,10 @@ def voc(tmp_path_factory):
     lists.mkdir(parents=True)
     (folder / "JPEGImages").mkdir()
     for split, count in (("trainval", 60), ("test", 40)):
-        names, marks = [f"{split}{i:03}" for i in range(count)], rng.choice([-1, 1, 1, 0], [count, 2])
+        names, marks = (
+            [f"{split}{i:03}" for i in range(count)],
+            rng.choice([-1, 1, 1, 0], [count, 2]),
+        )
         for name, (bright, red) in zip(names, marks):  # noqa: B905 (Python 3.9)
             pixels = rng.normal(90, 30, [20, 20, 3]) + 70 * (bright == 1) + [60 * (red == 1), 0, 0]
             encoded = tf.io.encode_jpeg(np.clip(pixels, 0, 255).astype(np.uint8)).numpy()
@@ -298,7 +377,11 @@ def test_images_of_several_classes(tfssl_command, modules_dir, voc, tmp_path):
     svm, *low = record["results"]
     assert sorted(svm["per_class"]) == ["bright", "red"] and svm["value"] > svm["chance"] + 0.2
     assert [r["chosen_on"] for r in low] == [f"voc:{voc} test (optimistic)"] * 2
-    assert record["baselines"] == {} and "chance" in process.stdout and "majority" not in process.stdout
+    assert (
+        record["baselines"] == {}
+        and "chance" in process.stdout
+        and "majority" not in process.stdout
+    )
 
 
 def test_own_splits_of_records_do_not_overlap(tmp_path):
@@ -334,9 +417,12 @@ def test_again_from_the_cache(evaluation, tfssl_command, tmp_path):
         and process.stdout.count("from the cache") == 0
     )
     old, new = (
-        json.loads((folder / "results.json").read_text())["results"] for folder in (workdir, tmp_path / "again")
+        json.loads((folder / "results.json").read_text())["results"]
+        for folder in (workdir, tmp_path / "again")
     )
-    assert [{**r, "seconds": 0} for r in new] == [{**r, "seconds": 0} for r in old if r["protocol"] == "knn"]
+    assert [{**r, "seconds": 0} for r in new] == [
+        {**r, "seconds": 0} for r in old if r["protocol"] == "knn"
+    ]
 
 
 def mount(folder, size):
@@ -354,7 +440,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(modules_dir, images, tmp_pat
     """A real one: a file system of 256 kB, of which the features of one endpoint take half."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
         pytest.skip("file systems of one's own are not permitted here (unshare -m)")
-    flags = (f"--module={modules_dir}/ours/1", f"--dataset=folder:{images}", "--protocol=knn", f"--workdir={tmp_path}")
+    flags = (
+        f"--module={modules_dir}/ours/1",
+        f"--dataset=folder:{images}",
+        "--protocol=knn",
+        f"--workdir={tmp_path}",
+    )
 
     done = runs.command("evaluate", *flags, first=functools.partial(mount, tmp_path, "256k"))
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
@@ -384,7 +475,9 @@ def test_help_is_quick_and_complete():
     ):
         assert f"--{flag}" in process.stdout
     assert "2019 study: 800" in process.stdout and "100 / (features * classes)" in process.stdout
-    script = "import sys, tfssl.evaluate as e; e.define_flags(); sys.exit('tensorflow' in sys.modules)"
+    script = (
+        "import sys, tfssl.evaluate as e; e.define_flags(); sys.exit('tensorflow' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
@@ -397,12 +490,18 @@ def test_help_is_quick_and_complete():
             ["--module=m", "--protocol=svc"],
             "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, segmentation, detection, surface_normals",
         ),
-        (["--module=m", "--protocol=nowhere.mine:Mine"], "no module 'nowhere.mine': is it installed"),
+        (
+            ["--module=m", "--protocol=nowhere.mine:Mine"],
+            "no module 'nowhere.mine': is it installed",
+        ),
         (["--module=m", "--protocol=features"], "--workdir is missing"),
         (["--module=m", "--test_split="], "--test_split is empty"),
         (["--module=m", "--pool=min"], "--pool=min.*adaptive_max"),
         (["--module=m", "--knn_k=0"], "--knn_k=0"),
-        (["--module=m", "--protocol=knn", "--budget_minutes=3"], "--budget_minutes=3 is of --protocol=all"),
+        (
+            ["--module=m", "--protocol=knn", "--budget_minutes=3"],
+            "--budget_minutes=3 is of --protocol=all",
+        ),
         (["--module=m", "--epoch=first"], "--epoch=first.*best"),
         (["--module=m", "--cache=often"], "--cache=often: choose one of true, false, verify"),
         (["--prune"], "--prune removes features from a local --workdir"),
@@ -442,19 +541,32 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
     unlabelled = tmp_path / "flat"
     unlabelled.mkdir()
     for name in ("a", "b"):
-        (unlabelled / f"{name}.png").write_bytes(tf.io.encode_png(np.zeros([20, 20, 3], np.uint8)).numpy())
+        (unlabelled / f"{name}.png").write_bytes(
+            tf.io.encode_png(np.zeros([20, 20, 3], np.uint8)).numpy()
+        )
     ours, data = f"--module={modules_dir}/ours/1", f"--dataset=folder:{images}"
     cases = [
-        ([ours, data, "--endpoints=block9"], ["no endpoint block9", "stem, block, pre_logits, pixels"]),
+        (
+            [ours, data, "--endpoints=block9"],
+            ["no endpoint block9", "stem, block, pre_logits, pixels"],
+        ),
         ([ours, data, "--test_split=tset"], ["'tset'", "train"]),
         ([ours, "--dataset=imagenet"], ["'imagenet'", "tfds:"]),
         (
-            [ours, f"--dataset=folder:{unlabelled}", "--train_split=train[:1]", "--test_split=train[1:]"],
+            [
+                ours,
+                f"--dataset=folder:{unlabelled}",
+                "--train_split=train[:1]",
+                "--test_split=train[1:]",
+            ],
             ["train[:1]) has no labels"],
         ),
         ([ours, data, "--test_split=train"], ["both train"]),
         ([ours, data, "--val_split=test"], ["--test_split and --val_split are both test"]),
-        ([ours, data, "--val_split=train[50%:]"], ["--train_split and --val_split share images (train, train[50%:])"]),
+        (
+            [ours, data, "--val_split=train[50%:]"],
+            ["--train_split and --val_split share images (train, train[50%:])"],
+        ),
         (
             [ours, "--train_split=train[:60%]", "--test_split=train[50%:]"],
             ["--train_split and --test_split share images"],
@@ -462,9 +574,15 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
         ([ours, data, "--val_split=val"], ["no split 'val'"]),
         ([ours, data, "--train_split=train[:1shard]"], ["shards are the record files"]),
         ([ours, data, "--l2=strong"], ["l2='strong'", "published"]),
-        ([ours, data, "--val_fraction=0"], ["--l2=select and --val_fraction=0: nothing to choose on"]),
+        (
+            [ours, data, "--val_fraction=0"],
+            ["--l2=select and --val_fraction=0: nothing to choose on"],
+        ),
         ([ours, data, "--protocol=svm", "--svm_costs=cheap"], ["costs='cheap'", "vissl, goyal"]),
-        ([ours, data, "--protocol=low_shot", "--low_shot_k=one"], ["--low_shot_k=one: give integers"]),
+        (
+            [ours, data, "--protocol=low_shot", "--low_shot_k=one"],
+            ["--low_shot_k=one: give integers"],
+        ),
         ([ours, data, "--protocol=few_shot", "--few_shot_ways=1"], ["ways=1"]),
         (
             [ours, data, "--protocol=few_shot", "--val_fraction=0"],
@@ -473,36 +591,70 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
         # What the labels do not permit is refused before images pass through the module.
         (
             [ours, data, "--protocol=knn,logistic,few_shot", "--few_shot_k=5,19"],
-            ["--protocol=few_shot: shots=5,19: class bright has 16 images to learn from in folder:"],
+            [
+                "--protocol=few_shot: shots=5,19: class bright has 16 images to learn from in folder:"
+            ],
         ),
         (
             [ours, data, "--protocol=knn,low_shot", "--low_shot_k=1,21"],
             ["--protocol=low_shot: shots=1,21: class bright has 20 images"],
         ),
-        ([ours, data, "--protocol=few_shot", "--few_shot_k=5", "--train_labels=12"], ["class bright has 3 images"]),
+        (
+            [ours, data, "--protocol=few_shot", "--few_shot_k=5", "--train_labels=12"],
+            ["class bright has 3 images"],
+        ),
         (
             [ours, "--dataset=glyphs", "--train_split=train[:1]", "--protocol=knn"],
-            ["--protocol=knn: glyphs train[:1]: all 1 images to learn from are of one class, A: nothing to tell apart"],
+            [
+                "--protocol=knn: glyphs train[:1]: all 1 images to learn from are of one class, A: nothing to tell apart"
+            ],
         ),
-        ([ours, data, "--protocol=mlp", "--mlp_decay_epochs=60,200"], ["mlp: decay_epochs=60,200", "within the 180"]),
-        ([ours, data, "--protocol=linear_sgd", "--sgd_decay_epochs=a"], ["--sgd_decay_epochs=a: give numbers"]),
+        (
+            [ours, data, "--protocol=mlp", "--mlp_decay_epochs=60,200"],
+            ["mlp: decay_epochs=60,200", "within the 180"],
+        ),
+        (
+            [ours, data, "--protocol=linear_sgd", "--sgd_decay_epochs=a"],
+            ["--sgd_decay_epochs=a: give numbers"],
+        ),
         ([ours, data, "--train_labels=1000"], ["train_labels=1000", "60"]),
         ([ours, data, "--train_labels=2"], ["2 labels", "3 classes"]),
-        ([ours, data, "--protocol=knn,segmentation"], ["--protocol=segmentation: --dataset=folder:", "has no masks"]),
+        (
+            [ours, data, "--protocol=knn,segmentation"],
+            ["--protocol=segmentation: --dataset=folder:", "has no masks"],
+        ),
         ([ours, data, "--image_size=32", "--resize=20"], ["resize=20", "image_size=32"]),
-        ([f"--module={modules_dir}/theirs.tar.gz", data, "--image_size=32"], ["does not take 32x32"]),
+        (
+            [f"--module={modules_dir}/theirs.tar.gz", data, "--image_size=32"],
+            ["does not take 32x32"],
+        ),
         ([f"--module={modules_dir}/ours", data], ["no saved_model.pb", "ours/1"]),
         (
             [ours, f"--dataset=voc:{voc}", "--train_split=trainval", "--protocol=svm,knn"],
             ["--protocol=knn: an image of voc:", "only svm and low_shot take"],
         ),
         (
-            [ours, f"--dataset=voc:{voc}", "--train_split=trainval", "--test_split=trainval[50%:]", "--protocol=svm"],
+            [
+                ours,
+                f"--dataset=voc:{voc}",
+                "--train_split=trainval",
+                "--test_split=trainval[50%:]",
+                "--protocol=svm",
+            ],
             ["--train_split and --test_split share images"],
         ),
-        ([ours, "--flagfile=tfssl:goyal/eval_svm.flags"], ["voc:VOCdevkit/VOC2007: no folder ImageSets/Main"]),
-        ([ours, "--flagfile=tfssl:goyal/eval_low_shot.flags"], ["voc:VOCdevkit/VOC2007: no folder ImageSets/Main"]),
-        ([ours, "--flagfile=tfssl:goyal/eval_linear_sgd.flags"], ["tfrecord:imagenet/*-of-*: no TFRecord files"]),
+        (
+            [ours, "--flagfile=tfssl:goyal/eval_svm.flags"],
+            ["voc:VOCdevkit/VOC2007: no folder ImageSets/Main"],
+        ),
+        (
+            [ours, "--flagfile=tfssl:goyal/eval_low_shot.flags"],
+            ["voc:VOCdevkit/VOC2007: no folder ImageSets/Main"],
+        ),
+        (
+            [ours, "--flagfile=tfssl:goyal/eval_linear_sgd.flags"],
+            ["tfrecord:imagenet/*-of-*: no TFRecord files"],
+        ),
         (
             [ours, "--flagfile=tfssl:goyal/eval_linear_sgd_places205.flags"],
             ["tfrecord:places205/*-of-*: no TFRecord files"],
@@ -514,14 +666,25 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
                 ["tfrecord:imagenet/*-of-*: no TFRecord files"],
             )
             for file in sorted(
-                glob.glob(os.path.join(os.path.dirname(__file__), "..", "flags", "revisiting", "eval_*.flags"))
+                glob.glob(
+                    os.path.join(
+                        os.path.dirname(__file__), "..", "flags", "revisiting", "eval_*.flags"
+                    )
+                )
             )
         ),
     ]
     assert len(cases) > 20
     # A workdir that cannot be written is found before the module is looked for; one that is in use, before images pass through it.
-    cases.append((["--module=nowhere", "--workdir=/proc/no/such"], ["--workdir=/proc/no/such cannot be written"]))
-    cases.append(([ours, data, f"--workdir={tmp_path}/busy"], ["busy' is in use by process", "--steal_lock"]))
+    cases.append(
+        (
+            ["--module=nowhere", "--workdir=/proc/no/such"],
+            ["--workdir=/proc/no/such cannot be written"],
+        )
+    )
+    cases.append(
+        ([ours, data, f"--workdir={tmp_path}/busy"], ["busy' is in use by process", "--steal_lock"])
+    )
     lines = "\n".join("\t".join(arguments) for arguments, _ in cases)
     with locks.workdir_lock(str(tmp_path / "busy")):
         process = subprocess.run(
@@ -529,7 +692,9 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
         )
     assert os.listdir(tmp_path / "busy") == []
     errors = process.stdout.splitlines()
-    assert len(errors) == len(cases), process.stdout + process.stderr  # and nothing was begun: no other line
+    assert len(errors) == len(cases), (
+        process.stdout + process.stderr
+    )  # and nothing was begun: no other line
     for error, (_, parts) in zip(errors, cases):  # noqa: B905 (Python 3.9)
         assert all(part in error for part in parts), error
 
@@ -555,7 +720,10 @@ def test_names_of_modules(values, expected):
     [
         ("lr=0.1/module/4", {"lr=0.1": "lr=0.1/module/4"}),  # hydra's habit
         ("lr=0.1,wd=0/module/4", {"lr=0.1,wd=0": "lr=0.1,wd=0/module/4"}),
-        ("mine=lr=0.1,wd=0/module/4,lr=0.1/module/4", {"mine": "lr=0.1,wd=0/module/4", "lr=0.1": "lr=0.1/module/4"}),
+        (
+            "mine=lr=0.1,wd=0/module/4,lr=0.1/module/4",
+            {"mine": "lr=0.1,wd=0/module/4", "lr=0.1": "lr=0.1/module/4"},
+        ),
         ("lr=0.1/module/4,x=a,b,a", {"lr=0.1": "lr=0.1/module/4", "x": "a,b", "a": "a"}),
         ('"x=a,b",a', {"x": "a,b", "a": "a"}),
         ("a,b", {"a,b": "a,b"}),  # what exists as a whole goes first
@@ -566,7 +734,11 @@ def test_folders_named_by_their_settings(tmp_path, monkeypatch, text, expected):
     for folder in ("lr=0.1/module/4", "lr=0.1,wd=0/module/4", "a", "b", "a,b"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    values = flags.DEFINE_list("module", None, "", flags.FlagValues())._flagvalues["module"].parser.parse(text)
+    values = (
+        flags.DEFINE_list("module", None, "", flags.FlagValues())
+        ._flagvalues["module"]
+        .parser.parse(text)
+    )
     assert handles.named(values) == expected
 
 
@@ -586,16 +758,22 @@ def test_features_and_neighbours(tfssl_command, modules_dir, images, tmp_path):
         "evaluate", module, workdir, f"--dataset=folder:{tmp_path}/unlabelled", "--train_split=all", "--test_split=",
         "--protocol=features", "--endpoints=pre_logits",
     )  # fmt: skip
-    assert run.returncode == 0 and f"written: {tmp_path}/out/a_train.npz" in run.stdout, run.stdout + run.stderr
+    assert run.returncode == 0 and f"written: {tmp_path}/out/a_train.npz" in run.stdout, (
+        run.stdout + run.stderr
+    )
     with np.load(tmp_path / "out" / "a_train.npz") as saved:
         assert saved["pre_logits"].shape == (5, 16) and list(saved["labels"]) == [-1] * 5
-        assert sorted(name.split("/")[-1] for name in saved["names"]) == [f"{i}.png" for i in range(5)]
+        assert sorted(name.split("/")[-1] for name in saved["names"]) == [
+            f"{i}.png" for i in range(5)
+        ]
     run = tfssl_command(
         "evaluate", module, workdir, f"--dataset=folder:{images}", "--protocol=knn,features", "--endpoints=pre_logits",
         "--neighbors=4",
     )  # fmt: skip
     assert run.returncode == 0 and "knn@59" in run.stdout, run.stdout + run.stderr
-    assert {"a_train.npz", "a_test.npz", "a_neighbors.png", "results.json"} <= set(os.listdir(tmp_path / "out"))
+    assert {"a_train.npz", "a_test.npz", "a_neighbors.png", "results.json"} <= set(
+        os.listdir(tmp_path / "out")
+    )
 
 
 def test_segmentation(tfssl_command, modules_dir, tmp_path):
@@ -604,19 +782,41 @@ def test_segmentation(tfssl_command, modules_dir, tmp_path):
     for split, count in (("train", 8), ("test", 4)):
         for i in range(count):
             mask = np.repeat(np.repeat(rng.integers(0, 2, [4, 5]), 8, 0), 8, 1).astype(np.uint8)
-            pixels = np.clip(70 + 100 * mask[..., None] + rng.normal(0, 10, [32, 40, 3]), 0, 255).astype(np.uint8)
+            pixels = np.clip(
+                70 + 100 * mask[..., None] + rng.normal(0, 10, [32, 40, 3]), 0, 255
+            ).astype(np.uint8)
             for folder, picture in ((split, pixels), (f"{split}annot", mask[..., None])):
                 (tmp_path / "images" / folder).mkdir(parents=True, exist_ok=True)
-                (tmp_path / "images" / folder / f"{i}.png").write_bytes(tf.io.encode_png(picture).numpy())
+                (tmp_path / "images" / folder / f"{i}.png").write_bytes(
+                    tf.io.encode_png(picture).numpy()
+                )
     module = f"--module=a={modules_dir}/ours/1,b={modules_dir}/ours/1"
-    flags = (module, f"--dataset=masks:{tmp_path}/images", "--protocol=segmentation", "--dense_epochs=20")
+    flags = (
+        module,
+        f"--dataset=masks:{tmp_path}/images",
+        "--protocol=segmentation",
+        "--dense_epochs=20",
+    )
     run = tfssl_command("evaluate", *flags, f"--workdir={tmp_path}/out", "--endpoints=stem,pixels")
-    assert run.returncode == 0 and "segmentation: mean intersection over union" in run.stdout, run.stdout + run.stderr
+    assert run.returncode == 0 and "segmentation: mean intersection over union" in run.stdout, (
+        run.stdout + run.stderr
+    )
     with open(tmp_path / "out" / "results.json") as f:
         results = json.load(f)["results"]
-    assert [(r["module"], r["endpoint"]) for r in results] == [("a", "stem"), ("a", "pixels"), ("b", "stem")]
-    assert results[0]["value"] > 0.6 and results[0]["chosen"] and os.path.exists(tmp_path / "out" / "results.png")
-    assert "data:image/png" in (tmp_path / "out" / "report.html").read_text() and "picture" not in results[0]
+    assert [(r["module"], r["endpoint"]) for r in results] == [
+        ("a", "stem"),
+        ("a", "pixels"),
+        ("b", "stem"),
+    ]
+    assert (
+        results[0]["value"] > 0.6
+        and results[0]["chosen"]
+        and os.path.exists(tmp_path / "out" / "results.png")
+    )
+    assert (
+        "data:image/png" in (tmp_path / "out" / "report.html").read_text()
+        and "picture" not in results[0]
+    )
     run = tfssl_command("evaluate", *flags, "--protocol=segmentation,knn")
     assert run.returncode == 1 and "has no labels" in run.stderr
     run = tfssl_command("evaluate", *flags, "--dense_size=12")
@@ -633,7 +833,9 @@ def test_labels_and_masks_of_one_data_set(tfssl_command, modules_dir, tmp_path):
         f"--workdir={tmp_path}",
     )
     module = f"--module=a={modules_dir}/ours/1,b={modules_dir}/ours/1"
-    run = tfssl_command("evaluate", module, "--dataset=glyphs", "--protocol=segmentation,detection,knn", *flags)
+    run = tfssl_command(
+        "evaluate", module, "--dataset=glyphs", "--protocol=segmentation,detection,knn", *flags
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     record = json.loads((tmp_path / "results.json").read_text())
     found = [(r["module"], r["protocol"], r["endpoint"]) for r in record["results"]]
@@ -646,7 +848,11 @@ def test_labels_and_masks_of_one_data_set(tfssl_command, modules_dir, tmp_path):
         *(("b", "segmentation", endpoint) for endpoint in maps),
         *(("b", "detection", endpoint) for endpoint in maps),
     ]
-    assert (record["train_examples"], record["test_examples"], record["num_classes"]) == (60, 30, 10)
+    assert (record["train_examples"], record["test_examples"], record["num_classes"]) == (
+        60,
+        30,
+        10,
+    )
     (chance,) = (line for line in run.stdout.splitlines() if line.startswith("chance"))
     assert chance.split() == ["chance", "10.0"]  # of accuracy alone
 
@@ -665,7 +871,9 @@ def half_broken(tmp_path_factory):
     return folder / "m"
 
 
-def test_what_is_refused_takes_nothing_along(tfssl_command, modules_dir, half_broken, images, tmp_path):
+def test_what_is_refused_takes_nothing_along(
+    tfssl_command, modules_dir, half_broken, images, tmp_path
+):
     """A module's endpoint that is no number is refused where it is met; all else is measured, written and in the table."""
     process = tfssl_command(
         "evaluate", f"--module=broken={half_broken},ours={modules_dir}/ours/1", f"--dataset=folder:{images}",
@@ -673,20 +881,29 @@ def test_what_is_refused_takes_nothing_along(tfssl_command, modules_dir, half_br
     )  # fmt: skip
     assert process.returncode == 1 and "Traceback" not in process.stderr
     *_, line = process.stderr.splitlines()
-    what = "module '.*/m': endpoint odd is infinite or not a number for [0-9]+ of 59 images of folder:"
+    what = (
+        "module '.*/m': endpoint odd is infinite or not a number for [0-9]+ of 59 images of folder:"
+    )
     assert re.match(f"tfssl-eval: the other results stand; knn: {what}", line)
     record = json.loads((tmp_path / "results.json").read_text())
     found = {(r["module"], r["protocol"], r["endpoint"]) for r in record["results"]}
     ours = {("ours", p, e) for p in ("knn", "few_shot") for e in ("stem", "block", "pre_logits")}
-    assert found == ours | {("broken", p, e) for p in ("knn", "few_shot") for e in ("good", "pixels")}
+    assert found == ours | {
+        ("broken", p, e) for p in ("knn", "few_shot") for e in ("good", "pixels")
+    }
     assert record["finished"] and re.match(f"knn: {what}", record["refused"][0])
-    assert re.search(r"\n  +pre_logits +\d", process.stdout) and "odd" in (tmp_path / "report.html").read_text()
+    assert (
+        re.search(r"\n  +pre_logits +\d", process.stdout)
+        and "odd" in (tmp_path / "report.html").read_text()
+    )
 
 
 def test_results_are_written_as_they_come(tmp_path):
     """A process that is killed leaves what it has measured."""
     said = []
-    record = Record(str(tmp_path), ["logistic", "knn"], said.append, baselines={"chance": 0.5}, command=["c"])
+    record = Record(
+        str(tmp_path), ["logistic", "knn"], said.append, baselines={"chance": 0.5}, command=["c"]
+    )
     record.modules |= {"a": {}, "b": {}}
     written = []
 
@@ -696,8 +913,13 @@ def test_results_are_written_as_they_come(tmp_path):
             written.append(json.loads((tmp_path / "results.json").read_text()))
 
     record.add("a", results())
-    assert [len(w["results"]) for w in written] == [1, 2] and not any(w["finished"] for w in written)
-    assert [r["protocol"] for r in written[1]["results"]] == ["logistic", "knn"]  # in the order of the table
+    assert [len(w["results"]) for w in written] == [1, 2] and not any(
+        w["finished"] for w in written
+    )
+    assert [r["protocol"] for r in written[1]["results"]] == [
+        "logistic",
+        "knn",
+    ]  # in the order of the table
     assert all(r["chosen"] and r["module"] == "a" for r in written[1]["results"]) and len(said) == 2
 
 
@@ -724,11 +946,20 @@ def test_who_lost_the_workdir_writes_no_more_and_ends(tmp_path):
 def everything(tfssl_command, images, tmp_path_factory):
     """--protocol=all of a module that says how it was trained: (workdir, finished process)."""
     folder = tmp_path_factory.mktemp("all")
-    network = ("--backbone=resnet18_v2", "--width_multiplier=0.0625", "--stem=small", "--image_size=16")
-    made = tfssl_command("export", "--random_init", *network, "--seed=1", f"--export_dir={folder}/made")
+    network = (
+        "--backbone=resnet18_v2",
+        "--width_multiplier=0.0625",
+        "--stem=small",
+        "--image_size=16",
+    )
+    made = tfssl_command(
+        "export", "--random_init", *network, "--seed=1", f"--export_dir={folder}/made"
+    )
     assert made.returncode == 0, made.stderr
     facts = json.loads((folder / "made" / "assets" / "tfssl.json").read_text())
-    (folder / "made" / "assets" / "tfssl.json").write_text(json.dumps({**facts, "random_init": False}))  # as if trained
+    (folder / "made" / "assets" / "tfssl.json").write_text(
+        json.dumps({**facts, "random_init": False})
+    )  # as if trained
     process = tfssl_command(
         "evaluate", f"--module=made={folder}/made", f"--dataset=folder:{images}", "--endpoints=block4,pre_logits,pixels",
         "--protocol=all", "--train_labels=20", "--low_shot_k=1,4,16", "--low_shot_samples=1", "--few_shot_k=1", "--few_shot_ways=2",
@@ -750,10 +981,14 @@ def test_all_protocols_beside_an_untrained_network(everything):
     measured = {(r["module"], r["protocol"]) for r in record["results"]}
     of_labels = {"logistic", "knn", "mlp", "svm", "low_shot", "few_shot"}
     assert measured == {(m, p) for m in modules for p in of_labels}
-    shots = {(r["train_labels"], r["shots"]) for r in record["results"] if r["protocol"] == "low_shot"}
+    shots = {
+        (r["train_labels"], r["shots"]) for r in record["results"] if r["protocol"] == "low_shot"
+    }
     assert shots == {(20, 1), (20, 4)}
     assert all("could not be read" in line for line in process.stderr.splitlines()), process.stderr
-    assert record["notes"] == [line for line in process.stdout.splitlines() if line in record["notes"]]
+    assert record["notes"] == [
+        line for line in process.stdout.splitlines() if line in record["notes"]
+    ]
     expected = (
         "has no masks",
         "has no objects in boxes",
@@ -767,7 +1002,10 @@ def test_all_protocols_beside_an_untrained_network(everything):
     for name in modules:
         png = (workdir / f"{name}_neighbors.png").read_bytes()
         assert base64.b64encode(png).decode() in text
-    assert "points below the same network untrained" in text or "points above the same network untrained" in text
+    assert (
+        "points below the same network untrained" in text
+        or "points above the same network untrained" in text
+    )
     for result in record["results"]:  # each in its place is test_page's affair
         assert f">{100 * result['value']:.1f}" in text
 
@@ -817,14 +1055,23 @@ def test_a_protocol_of_ones_own(modules_dir, images, tmp_path):
     """A class outside of the package: its own flags, its own place in table and report; no other file is touched."""
     (tmp_path / "mine.py").write_text(MINE)
     run = functools.partial(runs.anew, "evaluate", cwd=tmp_path)
-    common = (f"--module={modules_dir}/ours/1", f"--dataset=folder:{images}", "--endpoints=block,pixels")
+    common = (
+        f"--module={modules_dir}/ours/1",
+        f"--dataset=folder:{images}",
+        "--endpoints=block,pixels",
+    )
     (tmp_path / "own.flags").write_text("--protocol=knn,mine:NearestMean\n--mean_power=2\n")
     done = run(*common, "--flagfile=own.flags", f"--workdir={tmp_path}/out")
     assert done.returncode == 0, done.stderr
-    assert "nearest_mean@59" in done.stdout and "(nearest_mean: balanced accuracy in mine) in %" in done.stdout
+    assert (
+        "nearest_mean@59" in done.stdout
+        and "(nearest_mean: balanced accuracy in mine) in %" in done.stdout
+    )
     record = json.loads((tmp_path / "out" / "results.json").read_text())
     found = [r for r in record["results"] if r["protocol"] == "nearest_mean"]
-    assert [r["endpoint"] for r in found] == ["block", "pixels"] and all(r["power"] == 2 for r in found)
+    assert [r["endpoint"] for r in found] == ["block", "pixels"] and all(
+        r["power"] == 2 for r in found
+    )
     assert found[0]["value"] > 0.5 and record["flags"]["mean_power"] == 2
     assert "<b>nearest_mean</b>" in (tmp_path / "out" / "report.html").read_text()
     text = run("--protocol=mine:NearestMean", "--help").stdout
@@ -833,6 +1080,12 @@ def test_a_protocol_of_ones_own(modules_dir, images, tmp_path):
         in text
     )
     refused = run(*common, "--protocol=mine:NearestMean", "--mean_power=0")
-    assert refused.returncode == 1 and "tfssl-eval: --mean_power=0.0: give a number above 0" in refused.stderr
+    assert (
+        refused.returncode == 1
+        and "tfssl-eval: --mean_power=0.0: give a number above 0" in refused.stderr
+    )
     refused = run(*common, "--protocol=mine:Greedy")
-    assert refused.returncode == 1 and "--seed is a flag of tfssl-eval already: give mine:Greedy" in refused.stderr
+    assert (
+        refused.returncode == 1
+        and "--seed is a flag of tfssl-eval already: give mine:Greedy" in refused.stderr
+    )

@@ -44,7 +44,9 @@ def test_own_photographs(photos, tmp_path, capsys):
     similar = script("own_photographs")["main"](given)
     assert len(similar) == 3 and f"published: {module}" in capsys.readouterr().out
     for name, others in similar.items():
-        assert len({name, *others}) == 4 and all((flat / other).exists() for other in [name, *others])
+        assert len({name, *others}) == 4 and all(
+            (flat / other).exists() for other in [name, *others]
+        )
         assert "broken.jpg" not in [name, *others]
     assert tf.saved_model.load(str(module))(tf.zeros([1, 32, 32, 3])).shape[0] == 1
 
@@ -61,8 +63,12 @@ def test_compare_encoders(encoder, photos, capsys):
     splits = ["--train_split=train[:75%]", "--test_split=train[75%:]"]
     given = [f"one={encoder}", encoder, f"--dataset=folder:{photos}", *splits]
     results = script("compare_encoders")["main"](given)
-    assert set(results) == {(name, p) for name in ("one", encoder, "raw pixels") for p in ("knn", "logistic")}
-    one, again = ([results[name, p]["value"] for p in ("knn", "logistic")] for name in ("one", encoder))
+    assert set(results) == {
+        (name, p) for name in ("one", encoder, "raw pixels") for p in ("knn", "logistic")
+    }
+    one, again = (
+        [results[name, p]["value"] for p in ("knn", "logistic")] for name in ("one", encoder)
+    )
     assert one == again and results["raw pixels", "knn"]["endpoint"] == "pixels"
     printed = capsys.readouterr().out
     assert f"{results['one', 'knn']['value']:.1%}" in printed and "12 images" not in printed
@@ -82,13 +88,18 @@ def test_finetune_and_predict(encoder, photos, tmp_path, capsys):
     rows = example["main"](given)
     assert sorted(row["name"] for row in rows) == sorted(map(str, (photos / "warm").iterdir()))
     assert all(
-        row["class"] in ("cold", "warm") and math.isclose(sum(float(row[c]) for c in ("cold", "warm")), 1, abs_tol=1e-4)
+        row["class"] in ("cold", "warm")
+        and math.isclose(sum(float(row[c]) for c in ("cold", "warm")), 1, abs_tol=1e-4)
         for row in rows
     )
-    assert sum(row["class"] == "warm" for row in rows) > len(rows) / 2  # a fifth of them it has not seen
+    assert (
+        sum(row["class"] == "warm" for row in rows) > len(rows) / 2
+    )  # a fifth of them it has not seen
     assert "from Python: " in capsys.readouterr().out
     with pytest.raises(SystemExit) as end:
-        example["command"]("predict", "--module=nowhere", "--images=nowhere", f"--output={tmp_path / 'x.csv'}")
+        example["command"](
+            "predict", "--module=nowhere", "--images=nowhere", f"--output={tmp_path / 'x.csv'}"
+        )
     assert end.value.code == 1
 
 
@@ -101,7 +112,9 @@ def new_method(monkeypatch):
 def test_new_method(new_method):
     tiny = "--image_size=16 --width=0.0625 --batch_size=16 --steps=2 --train_split=train[:48] --test_split=test[:32]"
     results = new_method.main(["--dataset=glyphs:60", *tiny.split()])
-    assert set(results) == {"untrained", "trained"} and all(0 <= result["value"] <= 1 for result in results.values())
+    assert set(results) == {"untrained", "trained"} and all(
+        0 <= result["value"] <= 1 for result in results.values()
+    )
 
 
 def test_the_new_method_is_its_papers(new_method, float64):
@@ -114,7 +127,9 @@ def test_the_new_method_is_its_papers(new_method, float64):
     loss, metrics = task.contrast({"weight": tf.constant(weight)}, {"z": tf.constant(z)})
     unit = z / np.linalg.norm(z, axis=-1, keepdims=True)
     alignment = ((unit[:, 0] - unit[:, 1]) ** 2).sum(-1)
-    uniformity = np.mean([np.log(np.exp(-3 * distance.pdist(unit[:5, v], "sqeuclidean")).mean()) for v in (0, 1)])
+    uniformity = np.mean(
+        [np.log(np.exp(-3 * distance.pdist(unit[:5, v], "sqeuclidean")).mean()) for v in (0, 1)]
+    )
     np.testing.assert_allclose(metrics["alignment"], alignment, rtol=1e-12)
     np.testing.assert_allclose(loss, alignment + 0.5 * uniformity, rtol=1e-12)
 
@@ -146,9 +161,13 @@ def test_the_new_method_on_replicas(new_method, replicas, float64):
     def together():
         def step():
             first = tf.distribute.get_replica_context().replica_id_in_sync_group * rows
-            return losses_and_gradients(tf.ensure_shape(z[first : first + rows], [rows, 2, 8]), 6 // rows)
+            return losses_and_gradients(
+                tf.ensure_shape(z[first : first + rows], [rows, 2, 8]), 6 // rows
+            )
 
-        return [tf.concat(replicas.experimental_local_results(part), 0) for part in replicas.run(step)]
+        return [
+            tf.concat(replicas.experimental_local_results(part), 0) for part in replicas.run(step)
+        ]
 
     for one, several in zip(alone, together()):  # noqa: B905 (Python 3.9)
         np.testing.assert_allclose(several, one, rtol=1e-9, atol=1e-12)
@@ -156,4 +175,7 @@ def test_the_new_method_on_replicas(new_method, replicas, float64):
 
 def test_every_example_is_tested():
     tests = pathlib.Path(__file__).read_text()
-    assert all(f'"{path.stem}"' in tests for path in EXAMPLES.glob("*.py")) and len(os.listdir(EXAMPLES)) >= 4
+    assert (
+        all(f'"{path.stem}"' in tests for path in EXAMPLES.glob("*.py"))
+        and len(os.listdir(EXAMPLES)) >= 4
+    )

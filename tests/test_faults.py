@@ -12,7 +12,16 @@ import sys
 
 import faults
 import pytest
-from runs import TINY, assert_identical, command, kill_when, logged, logged_steps, two_devices, weights
+from runs import (
+    TINY,
+    assert_identical,
+    command,
+    kill_when,
+    logged,
+    logged_steps,
+    two_devices,
+    weights,
+)
 
 MINE = 6 if sys.version_info >= (3, 12) else 0
 CELLS = [
@@ -46,10 +55,16 @@ def test_a_cell_of_the_matrix(moment, kind, bench):
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [2, 30, 300])
 def test_an_outage_is_told_within_a_minute_and_trains_on_no_copies(seconds, bench):
-    _, away, said, ended, copies, end, _ = (cell.strip() for cell in bench.outage(seconds).split("|"))
+    _, away, said, ended, copies, end, _ = (
+        cell.strip() for cell in bench.outage(seconds).split("|")
+    )
     assert (seconds == 2 and said.startswith("not met")) or float(said.removesuffix(" s")) < 60
     assert copies == "0 of 1200" and end == "equal, bit for bit"
-    assert ended == "went on" if seconds < 40 else 39 <= float(ended.split()[3]) - float(said.removesuffix(" s")) < 60
+    assert (
+        ended == "went on"
+        if seconds < 40
+        else 39 <= float(ended.split()[3]) - float(said.removesuffix(" s")) < 60
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +74,9 @@ def damaged(photos, tmp_path_factory):
     shutil.copytree(photos, folder)
     files = sorted(folder.rglob("*.jpg"))
     content = files[3].read_bytes()
-    for path, broken in zip(files[3::10], [content[:200], b"", b"no image", content[:2], b"\x89PNG\r\n" + content]):  # noqa: B905
+    for path, broken in zip(
+        files[3::10], [content[:200], b"", b"no image", content[:2], b"\x89PNG\r\n" + content]
+    ):  # noqa: B905
         path.write_bytes(broken)
     return folder
 
@@ -85,20 +102,35 @@ def test_twenty_kills_and_a_tenth_of_the_files_broken(damaged, tmp_path):
     assert_identical(weights(killed, STEPS), weights(whole, STEPS))
     assert logged_steps(killed) == list(range(1, STEPS + 1))
     for mine, other in zip(logged(killed), logged(whole)):  # noqa: B905 (Python 3.9)
-        assert (mine["step"], mine["loss"], mine["accuracy"]) == (other["step"], other["loss"], other["accuracy"])
+        assert (mine["step"], mine["loss"], mine["accuracy"]) == (
+            other["step"],
+            other["loss"],
+            other["accuracy"],
+        )
 
 
 @pytest.mark.slow
 def test_a_run_moves_between_one_replica_and_two(photos, tmp_path):
-    arguments = (f"--dataset=folder:{photos}", *FLAGS[:-3], "--train_steps=24", "--log_steps=1", "--sync_batch_norm")
+    arguments = (
+        f"--dataset=folder:{photos}",
+        *FLAGS[:-3],
+        "--train_steps=24",
+        "--log_steps=1",
+        "--sync_batch_norm",
+    )
     arguments += (
         "--learning_rate=0.002",
     )  # each step's loss tells its images; large steps would blow rounding errors up
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert train(f"--workdir={whole}", *arguments)[0] == 0
     arguments += (f"--workdir={moved}",)
-    for awaited, first, strategy in (("step 6/", two_devices, "mirrored"), ("step 14/", None, "default")):
-        status, said = kill_when([*arguments, f"--strategy={strategy}"], awaited, signal.SIGTERM, first=first)
+    for awaited, first, strategy in (
+        ("step 6/", two_devices, "mirrored"),
+        ("step 14/", None, "default"),
+    ):
+        status, said = kill_when(
+            [*arguments, f"--strategy={strategy}"], awaited, signal.SIGTERM, first=first
+        )
         assert status == 75, said
     status, out, err = train(*arguments, "--strategy=mirrored", first=two_devices)
     assert status == 0 and re.search(r"resuming at step 1[4-9] of 24", out), err
@@ -117,7 +149,10 @@ def test_nan_on_two_replicas(photos, tmp_path):
     record.write_text(record.read_text().replace("--learning_rate=0.5", "--learning_rate=1e+30"))
     status, _, err = train(*arguments, "--learning_rate=1e30", first=two_devices)
     assert status == 1 and "Traceback" not in err
-    assert re.search(r"(at|after) step 1[5-9]", err.splitlines()[-1]) and "last good checkpoint is step 14" in err
+    assert (
+        re.search(r"(at|after) step 1[5-9]", err.splitlines()[-1])
+        and "last good checkpoint is step 14" in err
+    )
     record.write_text(record.read_text().replace("--learning_rate=1e+30", "--learning_rate=0.5"))
     status, out, err = train(*arguments, "--train_steps=20", first=two_devices)
     assert status == 0 and "resuming at step 14" in out, err

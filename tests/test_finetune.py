@@ -43,7 +43,12 @@ def encoder(tmp_path_factory):
 def run(encoder, photos, tmp_path_factory, tfssl_command):
     """One uninterrupted run from head1 on: (workdir, its process)."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    flags = (f"--module={encoder}", f"--dataset=folder:{photos}", f"--workdir={workdir}", "--endpoint=head1")
+    flags = (
+        f"--module={encoder}",
+        f"--dataset=folder:{photos}",
+        f"--workdir={workdir}",
+        "--endpoint=head1",
+    )
     done = tfssl_command("finetune", *flags, "--val_split=train[75%:]", *FLAGS)
     assert done.returncode == 1 and "--val_split and --test_split" in done.stderr  # the same images
     done = tfssl_command("finetune", *flags, "--train_labels=24", *FLAGS)
@@ -65,7 +70,11 @@ def accuracies(classifier, source):
 
 def test_a_run_ends_with_a_measured_classifier(run, photos, encoder):
     workdir, done = run
-    assert "24 labels, 24 images" in done.stdout and "step 16/16" in done.stdout and "ETA" in done.stdout
+    assert (
+        "24 labels, 24 images" in done.stdout
+        and "step 16/16" in done.stdout
+        and "ETA" in done.stdout
+    )
     assert f"next: tfssl-predict --module={workdir}/classifier/16" in done.stdout
     record = json.loads((workdir / "results.json").read_text())
     test = tfssl.open_source(f"folder:{photos}", "train[75%:]")
@@ -73,14 +82,29 @@ def test_a_run_ends_with_a_measured_classifier(run, photos, encoder):
     assert record["accuracy"] > 0.8  # warm and cold colours are easy
     assert record["top5_accuracy"] == 1.0 and record["test_examples"] == 12
     assert record["train_labels"] == 24 and record["command"][0] == "tfssl-finetune"
-    assert record["flags"]["endpoint"] == "head1" and record["versions"]["tensorflow"] == tf.__version__
+    assert (
+        record["flags"]["endpoint"] == "head1"
+        and record["versions"]["tensorflow"] == tf.__version__
+    )
     assert re.search(rf"simclr +head1 +{100 * record['accuracy']:.1f}", done.stdout)
     facts = json.loads((workdir / "classifier" / "16" / "assets" / "tfssl.json").read_text())
-    assert facts["kind"] == "classifier" and facts["class_names"] == ["cold", "warm"] and facts["num_classes"] == 2
-    assert (facts["crop"], facts["resize"], facts["endpoint"], facts["step"]) == (16, 18, "head1", 16)
+    assert (
+        facts["kind"] == "classifier"
+        and facts["class_names"] == ["cold", "warm"]
+        and facts["num_classes"] == 2
+    )
+    assert (facts["crop"], facts["resize"], facts["endpoint"], facts["step"]) == (
+        16,
+        18,
+        "head1",
+        16,
+    )
     assert facts["encoder"]["handle"] == encoder and facts["encoder"]["task"] == "simclr"
     assert record["modules"]["encoder"]["identity"] == facts["encoder"]["identity"]
-    assert (workdir / "classifier" / "16" / "assets" / "labels.txt").read_text().split() == ["cold", "warm"]
+    assert (workdir / "classifier" / "16" / "assets" / "labels.txt").read_text().split() == [
+        "cold",
+        "warm",
+    ]
     losses = [line["loss"] for line in logged(workdir)]
     assert losses[-1] < losses[0]
 
@@ -107,12 +131,19 @@ def test_the_classifier_is_a_reusable_saved_model(run, encoder):
     assert all(np.any(a.numpy() != b.numpy()) for a, b in zip(module.variables, theirs.variables))  # noqa: B905
     layer = hub.KerasLayer(path, trainable=True)
     model = tf.keras.Sequential([tf.keras.Input([20, 20, 3]), layer])
-    model.compile(tf.keras.optimizers.SGD(0.01), tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(
+        tf.keras.optimizers.SGD(0.01),
+        tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
     losses = model.fit(x, logits.argmin(1), batch_size=6, epochs=6, verbose=0).history["loss"]
-    assert losses[-1] < losses[0] and len(model.trainable_variables) == len(module.trainable_variables)
+    assert losses[-1] < losses[0] and len(model.trainable_variables) == len(
+        module.trainable_variables
+    )
 
 
-def test_a_stopped_run_resumes_to_identical_weights_and_a_finished_one_says_so(run, photos, tmp_path, tfssl_command):
+def test_a_stopped_run_resumes_to_identical_weights_and_a_finished_one_says_so(
+    run, photos, tmp_path, tfssl_command
+):
     whole, _ = run
     workdir = tmp_path / "stopped"
     command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--log_steps=1"]
@@ -122,14 +153,18 @@ def test_a_stopped_run_resumes_to_identical_weights_and_a_finished_one_says_so(r
     done = tfssl_command("finetune", *command, f"--dataset=folder:{moved}")
     assert done.returncode == 0 and "resuming at step 1" in done.stdout, done.stderr
     assert_identical(weights(workdir, 16, 20), weights(whole, 16, 20))
-    one, two = (tf.saved_model.load(str(folder / "classifier" / "16")) for folder in (workdir, whole))
+    one, two = (
+        tf.saved_model.load(str(folder / "classifier" / "16")) for folder in (workdir, whole)
+    )
     for mine, other in zip(one.variables, two.variables):  # noqa: B905 (Python 3.9)
         np.testing.assert_array_equal(mine, other)
     # As if killed between the last checkpoint and the end: the rest is done, and not done twice.
     content = (workdir / "results.json").read_text()
     (workdir / "results.json").write_text(content[: len(content) // 2])
     again = tfssl_command("finetune", *command)
-    assert again.returncode == 0 and "finished" in again.stdout and "written:" in again.stdout, again
+    assert again.returncode == 0 and "finished" in again.stdout and "written:" in again.stdout, (
+        again
+    )
     assert (
         "results.json is damaged" in again.stdout
         and json.loads((workdir / "results.json").read_text())["accuracy"] > 0.8
@@ -138,7 +173,10 @@ def test_a_stopped_run_resumes_to_identical_weights_and_a_finished_one_says_so(r
     assert other.returncode == 1 and "--head_rate is 1, not 3" in other.stderr
     (moved / "warm" / "001.jpg").rename(moved / "warm" / "one.jpg")
     other = tfssl_command("finetune", *command, f"--dataset=folder:{moved}")
-    assert other.returncode == 1 and "other files: some were renamed, moved or replaced" in other.stderr, other.stderr
+    assert (
+        other.returncode == 1
+        and "other files: some were renamed, moved or replaced" in other.stderr
+    ), other.stderr
 
 
 def test_two_devices_and_the_head_alone(encoder, photos, tmp_path, tfssl_command):
@@ -193,7 +231,9 @@ def test_a_student_learns_from_a_teacher_without_labels(run, photos, tmp_path, t
 def three(encoder, tmp_path_factory):
     """A classifier of three classes."""
     model = Classifier(Hub(modules.load(encoder), 16), 3, image_size=16)
-    return save_classifier(model, tmp_path_factory.mktemp("modules") / "three", class_names=["cold", "mild", "warm"])
+    return save_classifier(
+        model, tmp_path_factory.mktemp("modules") / "three", class_names=["cold", "mild", "warm"]
+    )
 
 
 BAD = {
@@ -230,10 +270,17 @@ def test_bad_input_ends_in_one_clear_line(case, encoder, three, photos, tmp_path
         flags.append("--test_split=")
     workdir = tmp_path / "run"
     done = tfssl_command(
-        "finetune", f"--module={encoder}", f"--dataset=folder:{photos}", f"--workdir={workdir}", *FLAGS, *flags
+        "finetune",
+        f"--module={encoder}",
+        f"--dataset=folder:{photos}",
+        f"--workdir={workdir}",
+        *FLAGS,
+        *flags,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("tfssl-finetune: ") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("tfssl-finetune: ") and len(done.stderr.splitlines()) == 1, (
+        done.stderr
+    )
     assert expected in done.stderr
     assert not os.path.exists(workdir / "checkpoints")
 
@@ -274,7 +321,13 @@ def test_recipes():
 
 
 def test_dry_run(encoder, photos, tmp_path, tfssl_command):
-    flags = (f"--module={encoder}", f"--dataset=folder:{photos}", "--dry_run", "--train_labels=50%", *FLAGS)
+    flags = (
+        f"--module={encoder}",
+        f"--dataset=folder:{photos}",
+        "--dry_run",
+        "--train_labels=50%",
+        *FLAGS,
+    )
     done = tfssl_command("finetune", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for part in ("18 images", "18 labels", "trainable parameters", "estimated time"):
@@ -288,22 +341,38 @@ def test_a_frozen_encoder_without_variables_is_published(tfssl_command, photos, 
     pooled = lambda x: tf.reshape(tf.nn.avg_pool2d(x, 4, 4, "VALID"), [-1, 48])  # noqa: E731
     graph.__call__ = tf.function(pooled, input_signature=[tf.TensorSpec([None, 16, 16, 3])])
     tf.saved_model.save(graph, str(tmp_path / "m"), signatures={})
-    flags = (f"--module={tmp_path}/m", "--endpoint=output", f"--dataset=folder:{photos}", *FLAGS, "--train_steps=8")
+    flags = (
+        f"--module={tmp_path}/m",
+        "--endpoint=output",
+        f"--dataset=folder:{photos}",
+        *FLAGS,
+        "--train_steps=8",
+    )
     done = tfssl_command("finetune", *flags, f"--workdir={tmp_path}/run", "--freeze")
     assert done.returncode == 0, done.stderr
     classifier = tf.saved_model.load(str(tmp_path / "run" / "classifier" / "8"))
-    assert classifier(tf.zeros([2, 16, 16, 3])).shape[0] == 2 and len(classifier.trainable_variables) == 2
+    assert (
+        classifier(tf.zeros([2, 16, 16, 3])).shape[0] == 2
+        and len(classifier.trainable_variables) == 2
+    )
     refused = tfssl_command("finetune", *flags, f"--workdir={tmp_path}/other")
     assert refused.returncode == 1 and "no variable that training could change" in refused.stderr
     assert not (tmp_path / "other").exists()
 
 
 def test_one_class_is_refused(tfssl_command, encoder, tmp_path):
-    flags = (f"--module={encoder}", "--dataset=glyphs", *FLAGS, "--train_split=train[:1]", "--test_split=test[:9]")
+    flags = (
+        f"--module={encoder}",
+        "--dataset=glyphs",
+        *FLAGS,
+        "--train_split=train[:1]",
+        "--test_split=test[:9]",
+    )
     done = tfssl_command("finetune", *flags, f"--workdir={tmp_path}/run")
     assert done.returncode == 1 and not (tmp_path / "run").exists()
     assert re.search(
-        r"glyphs train\[:1\]: all 1 images to learn from are of one class, A: nothing to tell", done.stderr
+        r"glyphs train\[:1\]: all 1 images to learn from are of one class, A: nothing to tell",
+        done.stderr,
     )
 
 
@@ -314,9 +383,15 @@ def test_half_a_classifier_in_an_object_store_is_published_anew(tmp_path, monkey
     (tmp_path / "checkpoints" / "ckpt-3.index").touch()
     (tmp_path / "classifier" / "3" / "variables").mkdir(parents=True)
     monkeypatch.setattr(classifier, "publish", lambda *arguments: published.append(arguments[-1]))
-    run = FinetuneConfig().replace(workdir=workdir, test_split=""), types.SimpleNamespace(test=None), 0.0
+    run = (
+        FinetuneConfig().replace(workdir=workdir, test_split=""),
+        types.SimpleNamespace(test=None),
+        0.0,
+    )
     with pytest.raises(OSError, match="lost"):
-        classifier.finish(*run, lambda: (_ for _ in ()).throw(OSError("lost")))  # somebody else has the workdir's lock
+        classifier.finish(
+            *run, lambda: (_ for _ in ()).throw(OSError("lost"))
+        )  # somebody else has the workdir's lock
     assert not published
     for _ in range(2):
         classifier.finish(*run)
@@ -334,7 +409,9 @@ def test_a_damaged_checkpoint_is_not_published(tmp_path, monkeypatch):
     assert not (tmp_path / "3").exists()
 
 
-def test_a_finished_run_measures_test_images_again_that_were_written_anew(photos, tmp_path, monkeypatch):
+def test_a_finished_run_measures_test_images_again_that_were_written_anew(
+    photos, tmp_path, monkeypatch
+):
     """Before, the same command said the accuracy of the images that had been there."""
     folder, calls = shutil.copytree(photos, tmp_path / "photos"), []
     for name in ("checkpoints/ckpt-4.index", "classifier/4/saved_model.pb"):
@@ -349,7 +426,9 @@ def test_a_finished_run_measures_test_images_again_that_were_written_anew(photos
     config = FinetuneConfig().replace(workdir=str(tmp_path), test_split="train[50%:]", module="m")
 
     def finish():
-        train, test = (tfssl.open_source(f"folder:{folder}", split) for split in ("train[:50%]", "train[50%:]"))
+        train, test = (
+            tfssl.open_source(f"folder:{folder}", split) for split in ("train[:50%]", "train[50%:]")
+        )
         classifier.finish(config, Images(train, None, test, labels=24), 0.0)
         return json.loads((tmp_path / "results.json").read_text())["data"]
 
@@ -362,8 +441,12 @@ def test_a_finished_run_measures_test_images_again_that_were_written_anew(photos
         f.write(content)
     second = finish()
     assert (
-        calls == [24, 24] and second["train"] == first["train"] and second["test"]["digest"] != first["test"]["digest"]
+        calls == [24, 24]
+        and second["train"] == first["train"]
+        and second["test"]["digest"] != first["test"]["digest"]
     )
     record = json.loads((tmp_path / "results.json").read_text())
-    (tmp_path / "results.json").write_text(json.dumps({k: v for k, v in record.items() if k != "data"}))
+    (tmp_path / "results.json").write_text(
+        json.dumps({k: v for k, v in record.items() if k != "data"})
+    )
     assert classifier.measured(str(tmp_path / "results.json"))[2] is None

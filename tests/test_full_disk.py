@@ -33,7 +33,9 @@ class Disk:
         self._ballast.unlink(missing_ok=True)
 
     def content(self):
-        found = [path for path in self.folder.rglob("*") if path.is_file() and path != self._ballast]
+        found = [
+            path for path in self.folder.rglob("*") if path.is_file() and path != self._ballast
+        ]
         return {str(path.relative_to(self.folder)): path.stat().st_size for path in found}
 
 
@@ -42,7 +44,10 @@ def disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
@@ -72,7 +77,9 @@ def test_evaluation(disk, module, photos):
     disk.fill(12_000)  # for the lock and the first results, but not for the report
     refused("evaluate", *arguments, *cached)
     left = disk.content()
-    assert not [name for name in left if name.endswith((".tmp", ".partial", "lock", ".png", ".html"))], left
+    assert not [
+        name for name in left if name.endswith((".tmp", ".partial", "lock", ".png", ".html"))
+    ], left
     if "eval/results.json" in left:
         assert json.loads((workdir / "results.json").read_text())["finished"] is False
     disk.fill()
@@ -100,9 +107,9 @@ def test_fine_tuning_and_prediction(disk, module, photos):
     shutil.rmtree(classifier.parent)
     disk.fill(size // 2)
     refused("finetune", *arguments, "--test_split=train[75%:]")
-    assert not [name for name in disk.content() if "classifier" in name or name.endswith((".tmp", "lock"))], (
-        disk.content()
-    )
+    assert not [
+        name for name in disk.content() if "classifier" in name or name.endswith((".tmp", "lock"))
+    ], disk.content()
     disk.empty()
     done = command("finetune", *arguments)
     assert done.returncode == 0 and "finished" in done.stdout, done.stderr
@@ -112,9 +119,13 @@ def test_fine_tuning_and_prediction(disk, module, photos):
     table.write_text("of before")
     disk.fill()
     refused("predict", *predict)
-    assert table.read_text() == "of before" and not [n for n in disk.content() if n.endswith((".tmp", ".unfinished"))]
+    assert table.read_text() == "of before" and not [
+        n for n in disk.content() if n.endswith((".tmp", ".unfinished"))
+    ]
     disk.empty()
-    assert command("predict", *predict).returncode == 0 and len(table.read_text().splitlines()) == 49
+    assert (
+        command("predict", *predict).returncode == 0 and len(table.read_text().splitlines()) == 49
+    )
 
 
 def test_export(disk):
@@ -142,7 +153,9 @@ def test_unpacking(disk, tmp_path):
     (tmp_path / "photos").mkdir()
     for i in range(6):
         noise = np.random.default_rng(i).integers(0, 256, [600, 600, 3], np.uint8)
-        (tmp_path / "photos" / f"{i}.png").write_bytes(tf.io.encode_png(noise).numpy())  # 1.1 MB each
+        (tmp_path / "photos" / f"{i}.png").write_bytes(
+            tf.io.encode_png(noise).numpy()
+        )  # 1.1 MB each
     (tmp_path / "photos" / "6.bmp").write_bytes(bytes(1 << 20))
     for ending, form in ((".tar", "tar"), (".tar.gz", "gztar"), (".zip", "zip")):
         shutil.make_archive(str(tmp_path / "p"), form, tmp_path, "photos")
@@ -157,4 +170,11 @@ def test_unpacking(disk, tmp_path):
         archive.unpack(str(tmp_path / "p.tar.gz"), str(disk.folder))
     assert disk.content() == {}
     disk.empty()
-    assert len(os.listdir(os.path.join(archive.unpack(str(tmp_path / "p.tar.gz"), str(disk.folder)), "photos"))) == 3
+    assert (
+        len(
+            os.listdir(
+                os.path.join(archive.unpack(str(tmp_path / "p.tar.gz"), str(disk.folder)), "photos")
+            )
+        )
+        == 3
+    )

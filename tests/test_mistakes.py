@@ -192,7 +192,9 @@ def places(photos, tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     given = [flag.format(encoder=encoder, photos=photos, here=there) for flag in GIVEN["finetune"]]
-    done = command("finetune", *given, f"--workdir={there / 'fine'}", "--checkpoint_steps=2", "--test_split=")
+    done = command(
+        "finetune", *given, f"--workdir={there / 'fine'}", "--checkpoint_steps=2", "--test_split="
+    )
     assert done.returncode == 0, done.stderr
     return {
         "photos": photos,
@@ -244,9 +246,15 @@ def test_a_mistake_ends_in_one_line(case, places, tmp_path, monkeypatch):
         arguments = [flag.format(**words) for flag in (*GIVEN[binary], *given.split())]
         done = command(binary, *arguments, cwd=tmp_path, timeout=60)
     # What is begun may be told before: "unpacking ...", or that a module is somebody else's.
-    said = [line for line in done.stderr.splitlines() if not re.match(r"W\d{4} .*unpacking|module ", line)]
+    said = [
+        line
+        for line in done.stderr.splitlines()
+        if not re.match(r"W\d{4} .*unpacking|module ", line)
+    ]
     assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
-    assert len(said) == 1 and "Traceback" not in done.stderr and "the traceback is in" not in said[0], done.stderr
+    assert (
+        len(said) == 1 and "Traceback" not in done.stderr and "the traceback is in" not in said[0]
+    ), done.stderr
     assert named.format(**words) in said[0]
 
 

@@ -174,7 +174,10 @@ def command(tmp_path_factory):
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     offline = ("--no-deps", "--no-index", "--no-build-isolation")
     done = subprocess.run(
-        [*pip, *offline, "--target", str(installed), str(project)], capture_output=True, text=True, check=False
+        [*pip, *offline, "--target", str(installed), str(project)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert {"outside", "outside-1.0.dist-info"} <= set(os.listdir(installed))
@@ -185,23 +188,43 @@ def command(tmp_path_factory):
 def test_all_five_commands(command, photos, tmp_path):
     run, module, classifier = (str(tmp_path / name) for name in ("run", "module", "classifier"))
     common = (DATASET, "--batch_size=8", "--train_steps=1", "--learning_rate=0.1")
-    flags = ("--task=outside.task:Follow", "--follow_momentum=0.5", "--follow_image_size=16", *BACKBONE)
+    flags = (
+        "--task=outside.task:Follow",
+        "--follow_momentum=0.5",
+        "--follow_image_size=16",
+        *BACKBONE,
+    )
     done = command("train", f"--workdir={run}", "--warmup_epochs=0", *common, *flags)
     assert done.returncode == 0 and "outside.task:Follow: " in done.stdout, done.stderr
     done = command("export", f"--workdir={run}", f"--export_dir={module}")
     assert done.returncode == 0, done.stderr
     facts = json.load(open(f"{module}/assets/tfssl.json", encoding="utf-8"))
-    assert facts["task"] == "outside.task:Follow" and facts["training_flags"]["follow_momentum"] == 0.5
+    assert (
+        facts["task"] == "outside.task:Follow" and facts["training_flags"]["follow_momentum"] == 0.5
+    )
     assert facts["backbone"] == "outside.nets:TinyNet" and facts["training_flags"]["channels"] == 6
 
     split = ("--train_split=train", "--test_split=test")
-    protocol = ("--protocol=outside.protocol:NearestMean", "--mean_power=1", "--endpoints=pre_logits")
-    done = command("evaluate", f"--module={module}", f"--workdir={tmp_path / 'e'}", DATASET, *split, *protocol)
+    protocol = (
+        "--protocol=outside.protocol:NearestMean",
+        "--mean_power=1",
+        "--endpoints=pre_logits",
+    )
+    done = command(
+        "evaluate", f"--module={module}", f"--workdir={tmp_path / 'e'}", DATASET, *split, *protocol
+    )
     assert done.returncode == 0, done.stderr
     (result,) = json.load(open(tmp_path / "e" / "results.json", encoding="utf-8"))["results"]
     assert result["protocol"] == "nearest_mean" and 0 <= result["value"] <= 1
 
-    done = command("finetune", f"--module={module}", f"--workdir={classifier}", *common, *split, "--lr_scaling=0")
+    done = command(
+        "finetune",
+        f"--module={module}",
+        f"--workdir={classifier}",
+        *common,
+        *split,
+        "--lr_scaling=0",
+    )
     assert done.returncode == 0, done.stderr
     path = next(p for p, _, names in os.walk(classifier) if "saved_model.pb" in names)
     table = tmp_path / "table.csv"

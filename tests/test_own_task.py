@@ -96,17 +96,31 @@ def test_from_training_to_evaluation(command, photos, tmp_path):
         "--own_darkness=0.25",
         "--checkpoint_steps=4",
     )
-    flags = ("--task=someones_tasks:Darker", *(f.replace("--image_size", "--own_image_size") for f in flags))
-    flags = (*(f for f in flags if not f.startswith("--stem")), "--backbone=someones_nets:Plain", "--depth=3")
+    flags = (
+        "--task=someones_tasks:Darker",
+        *(f.replace("--image_size", "--own_image_size") for f in flags),
+    )
+    flags = (
+        *(f for f in flags if not f.startswith("--stem")),
+        "--backbone=someones_nets:Plain",
+        "--depth=3",
+    )
     done = command("train", *flags, "--train_steps=4")
-    assert done.returncode == 0 and "someones_tasks:Darker: someones_nets:Plain x0.0625" in done.stdout, done.stderr
+    assert (
+        done.returncode == 0 and "someones_tasks:Darker: someones_nets:Plain x0.0625" in done.stdout
+    ), done.stderr
     record = workdir / "flags.flags"
     assert "--depth=3\n" in record.read_text() and "--stem" not in record.read_text()
-    assert "--own_darkness=0.25\n" in record.read_text() and "--own_image_size=16\n" in record.read_text()
+    assert (
+        "--own_darkness=0.25\n" in record.read_text()
+        and "--own_image_size=16\n" in record.read_text()
+    )
     done = command("train", f"--flagfile={record}", "--train_steps=8")
     assert done.returncode == 0 and "resuming at step 4 of 8" in done.stdout, done.stderr
     other = command("train", f"--flagfile={record}", "--own_darkness=0.5")
-    assert other.returncode == 1 and "its --own_darkness is 0.25, not 0.5" in other.stderr, other.stderr
+    assert other.returncode == 1 and "its --own_darkness is 0.25, not 0.5" in other.stderr, (
+        other.stderr
+    )
 
     names = {"own": (), "start": ("--random_init",)}
     for name, more in names.items():
@@ -115,7 +129,10 @@ def test_from_training_to_evaluation(command, photos, tmp_path):
     facts = json.loads((tmp_path / "own" / "assets" / "tfssl.json").read_text())
     assert facts["backbone"] == facts["training_flags"]["backbone"] == "someones_nets:Plain"
     assert facts["endpoints"] == ["conv0", "conv1", "conv2", "pre_logits"]
-    assert facts["task"] == facts["training_flags"]["task"] == "someones_tasks:Darker" and facts["step"] == 8
+    assert (
+        facts["task"] == facts["training_flags"]["task"] == "someones_tasks:Darker"
+        and facts["step"] == 8
+    )
     assert not {"someones_tasks", "someones_nets"} & set(
         sys.modules
     )  # nothing here has imported it, and loading the module does not
@@ -126,9 +143,19 @@ def test_from_training_to_evaluation(command, photos, tmp_path):
 
     modules_of = ",".join(f"{name}={tmp_path / name}" for name in names)
     split = (f"--dataset=folder:{photos}", "--train_split=train[:70%]", "--test_split=train[70%:]")
-    evaluation = (f"--module={modules_of}", *split, "--protocol=knn", "--endpoints=pre_logits", "--random_init")
-    done = runs.command("evaluate", *evaluation, f"--workdir={tmp_path / 'evaluation'}")  # without the package
-    assert done.returncode == 0 and "own: its network untrained is start" in done.stdout, done.stdout + done.stderr
+    evaluation = (
+        f"--module={modules_of}",
+        *split,
+        "--protocol=knn",
+        "--endpoints=pre_logits",
+        "--random_init",
+    )
+    done = runs.command(
+        "evaluate", *evaluation, f"--workdir={tmp_path / 'evaluation'}"
+    )  # without the package
+    assert done.returncode == 0 and "own: its network untrained is start" in done.stdout, (
+        done.stdout + done.stderr
+    )
     record = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     assert record["modules"]["start"]["untrained_of"] == ["own"]
 

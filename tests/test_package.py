@@ -39,7 +39,9 @@ def test_commands_answer_from_the_root_and_from_elsewhere(command, tmp_path):
 def test_one_version_everywhere():
     import tfssl
 
-    citation, changelog = ((ROOT / name).read_text(encoding="utf-8") for name in ("CITATION.cff", "CHANGELOG.md"))
+    citation, changelog = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("CITATION.cff", "CHANGELOG.md")
+    )
     assert f"\nversion: {tfssl.__version__}\n" in citation
     assert re.search(r"^## (\S+)", changelog, re.MULTILINE)[1] == tfssl.__version__
 
@@ -52,11 +54,13 @@ def test_every_dependency_imports_and_works():
     import tensorflow_datasets as tfds
     import tensorflow_hub as hub
 
-    assert tfds.core.Version("1.0.0") < tfds.core.Version("2.0.0") and tfds.features.FeaturesDict({"label": tf.int64})
+    assert tfds.core.Version("1.0.0") < tfds.core.Version("2.0.0") and tfds.features.FeaturesDict(
+        {"label": tf.int64}
+    )
     assert hub.KerasLayer(lambda x: x + 1)(1) == 2
-    assert matplotlib.__version__ and sklearn.linear_model.LogisticRegression().fit([[0], [1]], [0, 1]).predict(
-        [[1]]
-    ) == [1]
+    assert matplotlib.__version__ and sklearn.linear_model.LogisticRegression().fit(
+        [[0], [1]], [0, 1]
+    ).predict([[1]]) == [1]
     assert getattr(tf.keras, "__version__", "2").startswith("2")
     if sys.version_info < (3, 12):
         import tensorflow_addons as tfa
@@ -111,14 +115,16 @@ def test_training_imports_no_more_than_it_uses(photos, tmp_path, monkeypatch):
             f"--workdir={tmp_path / dataset[:6]}",
         ]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
-        assert "at step 1" in done.stdout and done.stderr.split()[-1:] in (["None"], ["0"]), done.stderr
+        assert "at step 1" in done.stdout and done.stderr.split()[-1:] in (["None"], ["0"]), (
+            done.stderr
+        )
 
 
 def test_keras3_first_is_refused_in_one_line():
-    program = (
-        "import os; os.environ.pop('TF_USE_LEGACY_KERAS', None); import tensorflow as tf; tf.keras.layers; import tfssl"
+    program = "import os; os.environ.pop('TF_USE_LEGACY_KERAS', None); import tensorflow as tf; tf.keras.layers; import tfssl"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     if sys.version_info < (3, 12):
         assert done.returncode == 0, done.stderr
     else:

@@ -37,10 +37,21 @@ def test_homes(monkeypatch):
     flags.DEFINE_integer("images", 3, "", flag_values=values)  # a path in another command
     data_flags.expand_homes(values)
     data_flags.expand_homes(values)
-    for given, expected in {"~/runs/a": "/home/someone/runs/a", "runs/~": "runs/~", "gs://b/~": "gs://b/~"}.items():
+    for given, expected in {
+        "~/runs/a": "/home/someone/runs/a",
+        "runs/~": "runs/~",
+        "gs://b/~": "gs://b/~",
+    }.items():
         values(["prog", f"--workdir={given}", "--teacher", given])
         assert values.workdir == values.teacher == expected
-    values(["prog", "--module=~/a,b=~/c,runs/lr=~,https://a/b=~/c", "--images=5", "--dataset=folder:~/x"])
+    values(
+        [
+            "prog",
+            "--module=~/a,b=~/c,runs/lr=~,https://a/b=~/c",
+            "--images=5",
+            "--dataset=folder:~/x",
+        ]
+    )
     home = "/home/someone"
     assert values.module == [f"{home}/a", f"b={home}/c", "runs/lr=~", "https://a/b=~/c"]
     assert values.images == 5 and values.dataset == "folder:~/x"  # open_source's own affair
@@ -75,8 +86,12 @@ def test_every_kind_of_source(home, monkeypatch):
         tar.add(home / "photos", arcname="photos")
     for name in ("train-00000-of-00002", "train-00001-of-00002", "odd[2].tfrecord"):
         with tf.io.TFRecordWriter(str(home / name)) as writer:
-            feature = {"image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded(0)]))}
-            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+            feature = {
+                "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded(0)]))
+            }
+            writer.write(
+                tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+            )
     # Where a folder's name is a pattern, TensorFlow's own glob finds nothing.
     assert tf.io.gfile.glob(f"{home}/train-*") == []
     for spec, count in {
@@ -91,10 +106,15 @@ def test_every_kind_of_source(home, monkeypatch):
 def test_every_command(home, tmp_path, photos):
     (home / "photos").symlink_to(photos)
     data = ("--dataset=folder:~/photos", "--data_dir=~/data")
-    tiny = [flag for flag in TINY if "_steps" not in flag] + ["--train_steps=2", "--checkpoint_steps=2"]
+    tiny = [flag for flag in TINY if "_steps" not in flag] + [
+        "--train_steps=2",
+        "--checkpoint_steps=2",
+    ]
     halves = ("--train_split=train[:50%]", "--test_split=train[50%:]")
     ab_bins.of_gamut().save(str(home / "bins.npz"))
-    write(home / "list.txt", "".join(f"{path.name}\n" for path in sorted(photos.rglob("*.jpg"))[:16]))
+    write(
+        home / "list.txt", "".join(f"{path.name}\n" for path in sorted(photos.rglob("*.jpg"))[:16])
+    )
     module, classifier = "~/run/module/2", "~/ft/classifier/1"
     commands = [
         ("train", *data, *tiny, "--workdir=~/run", "--task=colorization", "--bins=~/bins.npz"),

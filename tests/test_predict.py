@@ -30,13 +30,17 @@ def classifier(encoder, tmp_path_factory):
     model.prepare()
     model.head.kernel.assign(np.random.default_rng(0).normal(size=model.head.kernel.shape) * 20)
     names = ["ant", "bee, honey", "cat", "dog", "elk", "fox", "gnu"]
-    return save_classifier(model, tmp_path_factory.mktemp("modules") / "classifier", class_names=names)
+    return save_classifier(
+        model, tmp_path_factory.mktemp("modules") / "classifier", class_names=names
+    )
 
 
 def probabilities(classifier, path):
     """One image, by itself."""
     pixels = image.resize_central_crop(tf.io.read_file(str(path)), 16, 18)
-    return tf.nn.softmax(tf.saved_model.load(classifier)(tf.cast(pixels, tf.float32)[None] / 255))[0].numpy()
+    return tf.nn.softmax(tf.saved_model.load(classifier)(tf.cast(pixels, tf.float32)[None] / 255))[
+        0
+    ].numpy()
 
 
 def table(path):
@@ -56,11 +60,17 @@ def test_a_folders_numbers_are_the_classifiers(classifier, photos, tmp_path, tfs
     flags = (f"--module={classifier}", f"--images={folder}", "--batch_size=4")
     done = tfssl_command("predict", *flags, f"--output={tmp_path / 'out.csv'}")
     assert done.returncode == 0, done.stderr
-    assert "10 images; 2 could not be read" in done.stdout and f"not readable: {folder}/1/broken.jpg: " in done.stdout
+    assert (
+        "10 images; 2 could not be read" in done.stdout
+        and f"not readable: {folder}/1/broken.jpg: " in done.stdout
+    )
     assert "left out: 1 .webp (formats that are not read" in done.stdout
     header, *rows, broken, unread = table(tmp_path / "out.csv")
     assert [broken[0], unread[0]] == [f"{folder}/1/broken.jpg", f"{folder}/0/new.webp"]
-    assert broken[-1].startswith("Unknown image file format") and unread[-1] == ".webp is a format that is not read"
+    assert (
+        broken[-1].startswith("Unknown image file format")
+        and unread[-1] == ".webp is a format that is not read"
+    )
     assert not any(broken[1:-1] + unread[1:-1]) and not any(row[-1] for row in rows)
     names = ["ant", "bee, honey", "cat", "dog", "elk", "fox", "gnu"]
     assert header == ["name", "class", "probability", *names, "error"]
@@ -74,11 +84,25 @@ def test_a_folders_numbers_are_the_classifiers(classifier, photos, tmp_path, tfs
 
 def test_one_image_and_the_likeliest_classes(classifier, photos, tmp_path, tfssl_command):
     path = sorted(photos.rglob("*.jpg"))[0]
-    flags = (f"--module={classifier}", f"--images={path}", "--top=3", f"--output={tmp_path / 'out.csv'}")
+    flags = (
+        f"--module={classifier}",
+        f"--images={path}",
+        "--top=3",
+        f"--output={tmp_path / 'out.csv'}",
+    )
     done = tfssl_command("predict", *flags)
     assert done.returncode == 0, done.stderr
     header, row = table(tmp_path / "out.csv")
-    assert header == ["name", "class1", "probability1", "class2", "probability2", "class3", "probability3", "error"]
+    assert header == [
+        "name",
+        "class1",
+        "probability1",
+        "class2",
+        "probability2",
+        "class3",
+        "probability3",
+        "error",
+    ]
     names = ["ant", "bee, honey", "cat", "dog", "elk", "fox", "gnu"]
     p = probabilities(classifier, path)
     assert row[0] == str(path) and row[1:-1:2] == [names[i] for i in np.argsort(-p)[:3]]
@@ -86,18 +110,26 @@ def test_one_image_and_the_likeliest_classes(classifier, photos, tmp_path, tfssl
 
 
 def test_a_data_set(classifier, photos, tmp_path, tfssl_command):
-    flags = (f"--dataset=folder:{photos}", "--split=train[:25%]", f"--output={tmp_path / 'out.csv'}")
+    flags = (
+        f"--dataset=folder:{photos}",
+        "--split=train[:25%]",
+        f"--output={tmp_path / 'out.csv'}",
+    )
     done = tfssl_command("predict", f"--module={classifier}", *flags)
     assert done.returncode == 0, done.stderr
     source = tfssl.open_source(f"folder:{photos}", "train[:25%]")
-    assert [row[0] for row in table(tmp_path / "out.csv")[1:]] == [source.name(i) for i in range(12)]
+    assert [row[0] for row in table(tmp_path / "out.csv")[1:]] == [
+        source.name(i) for i in range(12)
+    ]
 
 
 def test_accuracy_by_numpy(classifier, photos):
     source = tfssl.open_source(f"folder:{photos}")
     module = modules.load(classifier)
     found = list(classify.predictions(module, source, batch_size=7))
-    logits, labels = (np.concatenate([batch[name] for batch in found]) for name in ("logits", "label"))
+    logits, labels = (
+        np.concatenate([batch[name] for batch in found]) for name in ("logits", "label")
+    )
     assert len(labels) == 48 and set(labels) == {0, 1}
     rank = (logits > logits[np.arange(48), labels][:, None]).sum(1)
     expected = {"accuracy": np.mean(rank == 0), "top5_accuracy": np.mean(rank < 5), "images": 48}
@@ -115,13 +147,22 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_ends_in_one_clear_line(case, encoder, classifier, photos, tmp_path, tfssl_command):
+def test_bad_input_ends_in_one_clear_line(
+    case, encoder, classifier, photos, tmp_path, tfssl_command
+):
     (tmp_path / "broken.png").write_bytes(b"no image")
-    places = {"encoder": encoder, "classifier": classifier, "photos": photos, "broken": tmp_path / "broken.png"}
+    places = {
+        "encoder": encoder,
+        "classifier": classifier,
+        "photos": photos,
+        "broken": tmp_path / "broken.png",
+    }
     flags, expected = BAD[case]
     done = tfssl_command("predict", *[flag.format(**places) for flag in flags], cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("tfssl-predict: ") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("tfssl-predict: ") and len(done.stderr.splitlines()) == 1, (
+        done.stderr
+    )
     assert expected in done.stderr and not (tmp_path / "predictions.csv").exists()
 
 
@@ -145,7 +186,11 @@ def test_no_cell_is_a_formula_and_names_come_back(tmp_path, monkeypatch):
     cells = table(tmp_path / "out.csv")
     assert not any(cell.startswith(tuple("=+-@\t\r\n")) for row in cells for cell in row)
     assert cells[0][-1] == "error" and len(set(cells[0])) == len(cells[0]) == 3 + 9 + 1
-    assert cells[1][:3] == ["'=HYPERLINK(1).jpg", "'-x", "1"] and cells[2][1] == "error" and cells[0][8] == "plain"
+    assert (
+        cells[1][:3] == ["'=HYPERLINK(1).jpg", "'-x", "1"]
+        and cells[2][1] == "error"
+        and cells[0][8] == "plain"
+    )
     back = predict.read(tmp_path / "out.csv")
     assert [row["name"] for row in back] == ["=HYPERLINK(1).jpg", "'=quoted.jpg", "\t-x.webp"]
     assert [row["class"] for row in back] == ["-x", "error", ""] and back[1]["error (class)"] == "1"
@@ -159,6 +204,11 @@ def test_no_cell_is_a_formula_and_names_come_back(tmp_path, monkeypatch):
 def test_an_output_that_cannot_be_written_is_found_before_any_work(output, tmp_path, tfssl_command):
     """Neither the module nor the images are looked at."""
     (tmp_path / "file").touch()
-    done = tfssl_command("predict", "--module=absent", "--images=absent", f"--output={output}", cwd=tmp_path)
+    done = tfssl_command(
+        "predict", "--module=absent", "--images=absent", f"--output={output}", cwd=tmp_path
+    )
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert f"--output={output}" in done.stderr or f"--output, in={output.rpartition('/')[0]} cannot" in done.stderr
+    assert (
+        f"--output={output}" in done.stderr
+        or f"--output, in={output.rpartition('/')[0]} cannot" in done.stderr
+    )

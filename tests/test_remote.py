@@ -24,7 +24,9 @@ def test_data_workdir_and_modules_are_urls(photos, tmp_path, tfssl_command):
         done = tfssl_command(command, *flags, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert not list(tmp_path.glob("file:*"))  # nothing was taken for a local name
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines] == [3, 6]
     results = json.loads((tmp_path / "eval" / "results.json").read_text())["results"]
     values = {r["module"]: r["value"] for r in results if r["endpoint"] == "pre_logits"}

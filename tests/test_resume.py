@@ -30,9 +30,15 @@ def as_tfrecord(photos, tmp_path):
             for data, label in examples[shard::3]:
                 features = {
                     "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data])),
-                    "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+                    "image/class/label": tf.train.Feature(
+                        int64_list=tf.train.Int64List(value=[label])
+                    ),
                 }
-                writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+                writer.write(
+                    tf.train.Example(
+                        features=tf.train.Features(feature=features)
+                    ).SerializeToString()
+                )
     return f"tfrecord:{tmp_path}/train-*"
 
 
@@ -99,10 +105,14 @@ def test_kills_spread_over_a_run(kind, steps_per_execution, photos, tmp_path):
     folder, log = killed / "checkpoints", killed / "metrics.jsonl"
 
     def logged(step):
-        return lambda: log.exists() and any(f'"step": {s},' in log.read_text() for s in range(step, step + 4))
+        return lambda: (
+            log.exists() and any(f'"step": {s},' in log.read_text() for s in range(step, step + 4))
+        )
 
     def saving():
-        return folder.exists() and any("_temp" in name or ".tempstate" in name for name in os.listdir(folder))
+        return folder.exists() and any(
+            "_temp" in name or ".tempstate" in name for name in os.listdir(folder)
+        )
 
     moments = {
         "before the first checkpoint": logged(4),
@@ -119,7 +129,11 @@ def test_kills_spread_over_a_run(kind, steps_per_execution, photos, tmp_path):
         assert process.wait() == -signal.SIGKILL
         if moment == "before the first checkpoint":
             assert not list(folder.glob("*.index"))
-    done = subprocess.run([*command, f"--workdir={killed}"], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, f"--workdir={killed}"], check=True, capture_output=True, text=True
+    )
     assert "resuming at step" in done.stdout
-    assert not [name for name in os.listdir(folder) if "temp" in name], "what the killed writer left is still there"
+    assert not [name for name in os.listdir(folder) if "temp" in name], (
+        "what the killed writer left is still there"
+    )
     assert_identical(weights(killed, 40), weights(whole, 40))

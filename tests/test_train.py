@@ -27,7 +27,14 @@ def run(photos, tmp_path_factory, tfssl_command):
     """One uninterrupted run with validation: (workdir, its process)."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     splits = ("--train_split=train[:80%]", "--val_split=train[80%:]")
-    done = tfssl_command("train", f"--dataset=folder:{photos}", f"--workdir={workdir}", "--knn_probe=6", *splits, *TINY)
+    done = tfssl_command(
+        "train",
+        f"--dataset=folder:{photos}",
+        f"--workdir={workdir}",
+        "--knn_probe=6",
+        *splits,
+        *TINY,
+    )
     assert done.returncode == 0, done.stderr
     return workdir, done
 
@@ -44,11 +51,16 @@ def test_a_run_tells_how_it_goes(run):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "loss" in line]
     assert [line["step"] for line in logged] == [4, 8, 12, 16, 20, 24]
-    assert {"accuracy", "learning_rate", "images_per_second", "input_wait", "epoch"} <= set(logged[0])
+    assert {"accuracy", "learning_rate", "images_per_second", "input_wait", "epoch"} <= set(
+        logged[0]
+    )
     assert all(0 <= line["input_wait"] <= 1 for line in logged)
     validated = [line for line in lines if "validation_loss" in line]
     assert [line["step"] for line in validated] == [8, 16, 24]
-    assert all(0 <= line["validation_knn_accuracy"] <= 1 for line in validated) and "(chance 0.5)" in done.stdout
+    assert (
+        all(0 <= line["validation_knn_accuracy"] <= 1 for line in validated)
+        and "(chance 0.5)" in done.stdout
+    )
     flags = (workdir / "flags.flags").read_text()
     assert "--min_area=0.05" in flags and "--batch_size=8" in flags  # the task's own defaults too
     assert (workdir / "classes.txt").read_text().split() == ["cold", "warm"]
@@ -61,11 +73,21 @@ def test_tensorboard_has_curves_chance_levels_views_and_flags(run):
         for path in (run[0] / name).glob("events*"):
             for event in tf.compat.v1.train.summary_iterator(str(path)):
                 tags[name] |= {value.tag for value in event.summary.value}
-    assert {"loss", "accuracy", "learning_rate", "images_per_second", "input_wait", "views", "flags"} <= tags["train"]
+    assert {
+        "loss",
+        "accuracy",
+        "learning_rate",
+        "images_per_second",
+        "input_wait",
+        "views",
+        "flags",
+    } <= tags["train"]
     assert {"loss", "accuracy"} <= tags["validation"] and {"loss", "accuracy"} <= tags["chance"]
 
 
-def test_only_the_newest_checkpoints_are_kept_and_a_finished_run_says_so(run, photos, tfssl_command):
+def test_only_the_newest_checkpoints_are_kept_and_a_finished_run_says_so(
+    run, photos, tfssl_command
+):
     workdir, _ = run
     assert sorted(p.name for p in (workdir / "checkpoints").glob("*.index")) == [
         "ckpt-16.index",
@@ -73,7 +95,11 @@ def test_only_the_newest_checkpoints_are_kept_and_a_finished_run_says_so(run, ph
         "ckpt-8.index",
     ]
     flags = workdir / "flags.flags"
-    older = [line for line in flags.read_text().splitlines() if not line.startswith(("--initializer", "--decay="))]
+    older = [
+        line
+        for line in flags.read_text().splitlines()
+        if not line.startswith(("--initializer", "--decay="))
+    ]
     flags.write_text(
         "\n".join(older)
     )  # the record of a run from before these settings, a flag and a task's, were there
@@ -88,7 +114,9 @@ def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
     workdir = tmp_path / "lr=[0.1]"
     command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--steps_per_execution=3"]
     for awaited in ("step 6/", "step 14/"):
-        assert kill_when(command, awaited)[0] == -signal.SIGKILL, f"the run ended before it printed {awaited!r}"
+        assert kill_when(command, awaited)[0] == -signal.SIGKILL, (
+            f"the run ended before it printed {awaited!r}"
+        )
     assert (workdir / "checkpoints" / "ckpt-8.index").exists() and (workdir / "lock").exists()
     done = tfssl_command("train", *command)
     assert done.returncode == 0, done.stderr
@@ -97,7 +125,9 @@ def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
     steps = logged_steps(workdir)
     assert steps == sorted(set(steps)), "steps logged by the killed run were logged twice"
     exported = tfssl_command("export", f"--workdir={workdir}", "--step=16")
-    assert exported.returncode == 0 and (workdir / "module" / "16" / "saved_model.pb").exists(), exported.stderr
+    assert exported.returncode == 0 and (workdir / "module" / "16" / "saved_model.pb").exists(), (
+        exported.stderr
+    )
     assert not (workdir / "lock").exists()
 
 
@@ -106,13 +136,17 @@ def test_one_process_uses_a_workdir_and_its_screen_may_go(run, tmp_path, tfssl_c
     whole, _ = run
     workdir = tmp_path / "shared"
     command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--log_steps=1"]
-    first = subprocess.Popen([*TRAIN, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        [*TRAIN, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while "step 2/" not in first.stdout.readline():
         assert first.poll() is None
     first.send_signal(signal.SIGSTOP)
     before = sorted(workdir.rglob("*"))
     second = tfssl_command("train", *command)
-    assert second.returncode == 1 and f"is in use by process {first.pid} on" in second.stderr, second.stderr
+    assert second.returncode == 1 and f"is in use by process {first.pid} on" in second.stderr, (
+        second.stderr
+    )
     assert len(second.stderr.splitlines()) == 1 and sorted(workdir.rglob("*")) == before
     first.stdout.close()
     first.send_signal(signal.SIGCONT)
@@ -144,12 +178,19 @@ def test_a_run_that_is_told_to_stop_saves_and_says_so(run, photos, tmp_path, tfs
     assert logged_steps(workdir, "validation_loss") == [8, 16, 24]
 
 
-def test_other_data_under_the_same_path_are_refused_before_any_work(run, photos, tmp_path, tfssl_command):
+def test_other_data_under_the_same_path_are_refused_before_any_work(
+    run, photos, tmp_path, tfssl_command
+):
     """Renamed, the classes would change places; accepted, the record tells from which step on."""
     whole, _ = run
     (entry,) = json.loads((whole / "provenance.json").read_text())["starts"]
-    assert entry["step"] == 0 and entry["data"]["num_examples"] == 38  # of the 48, 80 % are to train on
-    workdir, changed = shutil.copytree(whole, tmp_path / "run"), shutil.copytree(photos, tmp_path / "photos")
+    assert (
+        entry["step"] == 0 and entry["data"]["num_examples"] == 38
+    )  # of the 48, 80 % are to train on
+    workdir, changed = (
+        shutil.copytree(whole, tmp_path / "run"),
+        shutil.copytree(photos, tmp_path / "photos"),
+    )
     (changed / "cold").rename(changed / "zold")
     command = (
         f"--flagfile={workdir}/flags.flags",
@@ -160,7 +201,10 @@ def test_other_data_under_the_same_path_are_refused_before_any_work(run, photos,
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     done = tfssl_command("train", *command)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert "other classes (gone: cold; new: zold)" in done.stderr and "--accept_changed_data" in done.stderr
+    assert (
+        "other classes (gone: cold; new: zold)" in done.stderr
+        and "--accept_changed_data" in done.stderr
+    )
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
     done = tfssl_command("train", *command, "--accept_changed_data")
     assert done.returncode == 0 and "label 0 was cold and is warm" in done.stdout, done.stderr
@@ -177,7 +221,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path, tfssl_command)
         path.unlink()
     size = (workdir / "checkpoints" / "ckpt-16.data-00000-of-00001").stat().st_size
     limited = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size // 2, size // 2))
-    done = tfssl_command("train", f"--flagfile={workdir}/flags.flags", f"--workdir={workdir}", first=limited)
+    done = tfssl_command(
+        "train", f"--flagfile={workdir}/flags.flags", f"--workdir={workdir}", first=limited
+    )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "cannot save step 24" in done.stderr and "last good checkpoint is step 16" in done.stderr
@@ -206,10 +252,18 @@ def test_a_folder_with_broken_files_trains_and_reports_them(photos, tmp_path, tf
     files[5].write_bytes(files[5].read_bytes()[:300])  # truncated
     files[30].write_bytes(b"not an image at all")
     done = tfssl_command(
-        "train", f"--dataset=folder:{folder}", f"--workdir={tmp_path / 'run'}", *TINY, "--train_steps=12"
+        "train",
+        f"--dataset=folder:{folder}",
+        f"--workdir={tmp_path / 'run'}",
+        *TINY,
+        "--train_steps=12",
     )
     assert done.returncode == 0, done.stderr
-    assert files[5].name in done.stderr and files[30].name in done.stderr and "skipped unreadable" in done.stderr
+    assert (
+        files[5].name in done.stderr
+        and files[30].name in done.stderr
+        and "skipped unreadable" in done.stderr
+    )
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["replaced_images"] >= 2
 
@@ -258,7 +312,10 @@ BAD = {
     "no number": (["--epochs=nan", "--train_steps=0"], "--epochs=nan"),
     "replicas": (["--strategy=multi_worker"], "TF_CONFIG"),
     "no TPU": (["--strategy=tpu", "--tpu=local"], "TPU"),
-    "a workdir that cannot be made": (["--workdir=/proc/no/such"], "--workdir=/proc/no/such cannot be written"),
+    "a workdir that cannot be made": (
+        ["--workdir=/proc/no/such"],
+        "--workdir=/proc/no/such cannot be written",
+    ),
     "unreadable module": (["--init_module=/no/such/module"], "/no/such/module"),
 }
 
@@ -266,9 +323,13 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_ends_in_one_clear_line(case, photos, tmp_path, tfssl_command):
     flags, expected = BAD[case]
-    done = tfssl_command("train", f"--dataset=folder:{photos}", f"--workdir={tmp_path / 'run'}", *TINY, *flags)
+    done = tfssl_command(
+        "train", f"--dataset=folder:{photos}", f"--workdir={tmp_path / 'run'}", *TINY, *flags
+    )
     assert done.returncode == 1
-    assert done.stderr.startswith("tfssl-train: ") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("tfssl-train: ") and len(done.stderr.splitlines()) == 1, (
+        done.stderr
+    )
     assert expected in done.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -286,7 +347,9 @@ def test_validation_needs_a_readable_image(photos, tmp_path, tfssl_command):
     done = tfssl_command("train", *flags, *TINY)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert (
-        "none of the first 2 images" in done.stderr and "valid/" in done.stderr and "validation at" not in done.stdout
+        "none of the first 2 images" in done.stderr
+        and "valid/" in done.stderr
+        and "validation at" not in done.stdout
     )
     assert "left out: folders that are no split: notes/ (1 images)" in done.stdout
 
@@ -296,7 +359,9 @@ def test_records_with_other_keys(photos, tmp_path, tfssl_command):
     with tf.io.TFRecordWriter(str(tmp_path / "train.tfrecord")) as writer:
         for path in sorted(photos.rglob("*.jpg"))[::4]:
             encoded = tf.train.Feature(bytes_list=tf.train.BytesList(value=[path.read_bytes()]))
-            label = tf.train.Feature(int64_list=tf.train.Int64List(value=[int(path.parent.name == "warm")]))
+            label = tf.train.Feature(
+                int64_list=tf.train.Int64List(value=[int(path.parent.name == "warm")])
+            )
             features = tf.train.Features(feature={"image": encoded, "label": label})
             writer.write(tf.train.Example(features=features).SerializeToString())
     flags = (f"--dataset=tfrecord:{tmp_path}", "--dry_run", *TINY)
@@ -309,12 +374,18 @@ def test_records_with_other_keys(photos, tmp_path, tfssl_command):
 def test_a_workdir_of_another_run_is_refused_by_name(run, tfssl_command):
     workdir, _ = run
     done = tfssl_command("train", f"--flagfile={workdir}/flags.flags", "--batch_size=16")
-    assert done.returncode == 1 and "--batch_size is 8, not 16" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert (
+        done.returncode == 1
+        and "--batch_size is 8, not 16" in done.stderr
+        and len(done.stderr.splitlines()) == 1
+    )
 
 
 def test_nan_stops_with_the_step_and_the_last_good_checkpoint(photos, tmp_path, tfssl_command):
     flags = ("--learning_rate=1e20", "--lr_scaling=0", "--log_steps=1", "--checkpoint_steps=1")
-    done = tfssl_command("train", f"--dataset=folder:{photos}", f"--workdir={tmp_path / 'run'}", *TINY, *flags)
+    done = tfssl_command(
+        "train", f"--dataset=folder:{photos}", f"--workdir={tmp_path / 'run'}", *TINY, *flags
+    )
     assert done.returncode == 1
     message = done.stderr.splitlines()[-1]
     assert "at step" in message or "after step" in message
@@ -348,17 +419,25 @@ def test_export_then_evaluate_the_run(run, tmp_path, tfssl_command):
         done = tfssl_command("export", f"--workdir={workdir}", *flags)
         assert done.returncode == 0, done.stderr
     facts = json.loads((module / "assets" / "tfssl.json").read_text())
-    assert facts["step"] == 24 and facts["class_names"] == ["cold", "warm"] and not facts["random_init"]
+    assert (
+        facts["step"] == 24
+        and facts["class_names"] == ["cold", "warm"]
+        and not facts["random_init"]
+    )
     assert (tmp_path / "module.tar.gz").exists()
     again = tfssl_command("export", f"--workdir={workdir}", f"--export_dir={module}")
     assert again.returncode == 1 and "never change" in again.stderr
     missing = tfssl_command("export", f"--workdir={workdir}", "--step=5")
     assert missing.returncode == 1 and "8, 16, 24" in missing.stderr
     trained, untrained = (tf.saved_model.load(str(m)) for m in (module, random))
-    changed = [np.any(a.numpy() != b.numpy()) for a, b in zip(trained.variables, untrained.variables)]  # noqa: B905
+    changed = [
+        np.any(a.numpy() != b.numpy()) for a, b in zip(trained.variables, untrained.variables)
+    ]  # noqa: B905
     assert all(changed)
     means = [v.numpy() for v in untrained.variables if "moving_mean" in v.name]
-    assert means and all(np.any(mean != 0) for mean in means)  # of the run's images; untrained networks begin at 0
+    assert means and all(
+        np.any(mean != 0) for mean in means
+    )  # of the run's images; untrained networks begin at 0
 
 
 def test_supervised_takes_its_classes_from_the_data_and_resumes(photos, tmp_path, tfssl_command):
@@ -372,7 +451,10 @@ def test_supervised_takes_its_classes_from_the_data_and_resumes(photos, tmp_path
     )
     done = tfssl_command("train", *command, "--train_steps=8")
     assert done.returncode == 0, done.stderr
-    assert "--num_classes=2" in (tmp_path / "run" / "flags.flags").read_text() and "top5_accuracy" in done.stdout
+    assert (
+        "--num_classes=2" in (tmp_path / "run" / "flags.flags").read_text()
+        and "top5_accuracy" in done.stdout
+    )
     refused = tfssl_command("train", *command)
     assert refused.returncode == 1 and "--extend_schedule" in refused.stderr
     record = (tmp_path / "run" / "flags.flags").read_bytes()
@@ -396,14 +478,21 @@ def test_auto_precision_is_chosen_once(tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.setattr(processor, "bfloat16_here", lambda: False)
     assert workdir.choose_precision(config) == first
     (warning,) = caplog.messages
-    assert warning.startswith("--precision=mixed_bfloat16 is emulated on this processor") and "\n" not in warning
+    assert (
+        warning.startswith("--precision=mixed_bfloat16 is emulated on this processor")
+        and "\n" not in warning
+    )
     elsewhere = workdir.choose_precision(config.replace(workdir=str(tmp_path / "another")))
     assert elsewhere.accelerators.precision == "float32"
 
 
 def test_recipes_for_processors_take_what_the_processor_has():
-    recipes = sorted((pathlib.Path(train.__file__).parents[1] / "flags").glob("*/cifar10_cpu.flags"))
+    recipes = sorted(
+        (pathlib.Path(train.__file__).parents[1] / "flags").glob("*/cifar10_cpu.flags")
+    )
     assert len(recipes) > 5
     for recipe in recipes:
-        chosen = [a for a in cli.expand_flagfiles([f"--flagfile={recipe}"]) if a.startswith("--precision")]
+        chosen = [
+            a for a in cli.expand_flagfiles([f"--flagfile={recipe}"]) if a.startswith("--precision")
+        ]
         assert chosen == ["--precision=auto"], recipe

@@ -12,7 +12,9 @@ def public_functions(node):
     for child in node.body:
         if isinstance(child, ast.ClassDef):
             yield from public_functions(child)
-        elif isinstance(child, ast.FunctionDef) and (child.name == "__init__" or not child.name.startswith("_")):
+        elif isinstance(child, ast.FunctionDef) and (
+            child.name == "__init__" or not child.name.startswith("_")
+        ):
             yield child
 
 
@@ -20,16 +22,23 @@ def is_typed(function):
     """Whether the return value and all parameters have annotations."""
     a = function.args
     parameters = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
-    return function.returns is not None and all(p.annotation or p.arg in ("self", "cls") for p in parameters)
+    return function.returns is not None and all(
+        p.annotation or p.arg in ("self", "cls") for p in parameters
+    )
 
 
 def count():
     """{room or module of tfssl, or export: (public functions with types, public functions)}."""
     counts = collections.defaultdict(lambda: (0, 0))
-    for file in sorted(file for package in ("export", "tfssl") for file in (ROOT / package).rglob("*.py")):
+    for file in sorted(
+        file for package in ("export", "tfssl") for file in (ROOT / package).rglob("*.py")
+    ):
         parts = file.relative_to(ROOT).with_suffix("").parts
         room = ".".join(parts[:2]) if parts[0] == "tfssl" else parts[0]
-        typed = [is_typed(function) for function in public_functions(ast.parse(file.read_text(encoding="utf-8")))]
+        typed = [
+            is_typed(function)
+            for function in public_functions(ast.parse(file.read_text(encoding="utf-8")))
+        ]
         counts[room] = counts[room][0] + sum(typed), counts[room][1] + len(typed)
     return dict(counts)
 
@@ -50,11 +59,18 @@ class Class:
 """
     found = {f.name: is_typed(f) for f in public_functions(ast.parse(module))}
     assert [name for name, typed in found.items() if typed] == ["whole", "__init__", "make"]
-    assert [name for name, typed in found.items() if not typed] == ["no_return", "no_parameter", "no_rest", "method"]
+    assert [name for name, typed in found.items() if not typed] == [
+        "no_return",
+        "no_parameter",
+        "no_rest",
+        "method",
+    ]
 
 
 def test_every_public_function_has_types():
-    lacking = {room: functions - typed for room, (typed, functions) in count().items() if typed < functions}
+    lacking = {
+        room: functions - typed for room, (typed, functions) in count().items() if typed < functions
+    }
     assert not lacking
 
 

@@ -31,7 +31,9 @@ def start(folder, photos, *flags, second=None, count=2):
         s.close()
     processes = []
     for index in range(count):
-        config = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
+        config = json.dumps(
+            {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        )
         its = (second or photos) if index else photos
         command = [
             sys.executable,
@@ -43,7 +45,11 @@ def start(folder, photos, *flags, second=None, count=2):
             *flags,
         ]
         with open(folder / f"{index}.out", "w") as out, open(folder / f"{index}.err", "w") as err:
-            processes.append(subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, "TF_CONFIG": config}))
+            processes.append(
+                subprocess.Popen(
+                    command, stdout=out, stderr=err, env={**os.environ, "TF_CONFIG": config}
+                )
+            )
     return processes
 
 
@@ -54,7 +60,10 @@ def wait(processes, folder, timeout=180):
     finally:
         for p in processes:
             p.kill()
-    return [(s, (folder / f"{i}.out").read_text(), (folder / f"{i}.err").read_text()) for i, s in enumerate(statuses)]
+    return [
+        (s, (folder / f"{i}.out").read_text(), (folder / f"{i}.err").read_text())
+        for i, s in enumerate(statuses)
+    ]
 
 
 def when(processes, folder, text, timeout=180):
@@ -67,7 +76,9 @@ def when(processes, folder, text, timeout=180):
 
 
 def last_metrics(folder):
-    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == list(range(1, 41))
     return next(line for line in reversed(lines) if "loss" in line), next(
@@ -101,7 +112,9 @@ def test_hosts_that_differ_or_do_not_come_are_named(photos, tmp_path):
     assert not (tmp_path / "run").exists()
     ((status, _, err),) = wait(start(tmp_path, photos, "--host_timeout=3", count=1), tmp_path)
     assert status == 1
-    assert re.fullmatch(r"tfssl-train: worker 1 \(localhost:\d+\): not there after 3 s .*\n", err), err
+    assert re.fullmatch(
+        r"tfssl-train: worker 1 \(localhost:\d+\): not there after 3 s .*\n", err
+    ), err
 
 
 @pytest.mark.slow
@@ -117,7 +130,10 @@ def test_workers_survive_a_death(photos, tmp_path):
     status, _, err = wait(processes, folder)[0]
     assert time.monotonic() - begun < 120
     assert status == 1 and "Traceback" not in err, err
-    assert "another worker has ended" in err.splitlines()[-1] and "start all workers again" in err.splitlines()[-1]
+    assert (
+        "another worker has ended" in err.splitlines()[-1]
+        and "start all workers again" in err.splitlines()[-1]
+    )
 
     ended = wait(start(folder, photos), folder)
     assert "resuming at step 20 of 40" in ended[0][1]
@@ -125,6 +141,9 @@ def test_workers_survive_a_death(photos, tmp_path):
     for mine, other in zip(last_metrics(folder), last_metrics(tmp_path / "whole")):  # noqa: B905 (Python 3.9)
         for name in {"loss", "accuracy", "validation_loss", "validation_accuracy"} & set(other):
             assert mine[name] == pytest.approx(other[name], rel=1e-4), name
-    final = [tf.train.load_checkpoint(str(f / "run" / "checkpoints" / "ckpt-40")) for f in (folder, tmp_path / "whole")]
+    final = [
+        tf.train.load_checkpoint(str(f / "run" / "checkpoints" / "ckpt-40"))
+        for f in (folder, tmp_path / "whole")
+    ]
     name = "model/backbone/root_conv/kernel/.ATTRIBUTES/VARIABLE_VALUE"
     assert final[0].get_tensor(name) == pytest.approx(final[1].get_tensor(name), abs=1e-4)

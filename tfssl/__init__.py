@@ -8,17 +8,33 @@ from typing import Any
 from tfssl.runtime import processor
 from tfssl.version import __version__ as __version__
 
-# Keras 2 semantics on every TensorFlow: this has to be in the environment before TensorFlow is imported.
+# Keras 2 semantics on every TensorFlow: this has to be in the environment before TensorFlow is
+# imported.
 if os.environ.setdefault("TF_USE_LEGACY_KERAS", "1") not in ("1", "True", "true"):
-    raise ImportError("tfssl needs Keras 2 behind tf.keras: unset TF_USE_LEGACY_KERAS, or set it to 1")
-_tensorflow = sys.modules.get("tensorflow")
-if _tensorflow is not None and getattr(getattr(_tensorflow, "keras", None), "__version__", "2").startswith("3"):
     raise ImportError(
-        "TensorFlow was imported before tfssl and chose Keras 3: import tfssl first, or set TF_USE_LEGACY_KERAS=1"
+        "tfssl needs Keras 2 behind tf.keras: unset TF_USE_LEGACY_KERAS, or set it to 1"
+    )
+_tensorflow = sys.modules.get("tensorflow")
+if _tensorflow is not None and getattr(
+    getattr(_tensorflow, "keras", None), "__version__", "2"
+).startswith("3"):
+    raise ImportError(
+        "TensorFlow was imported before tfssl and chose Keras 3: import tfssl first, or set "
+        "TF_USE_LEGACY_KERAS=1"
     )
 processor.switch_on_onednn()
 
-_MODULES = ("backbones", "data", "downstream", "errors", "export", "hub", "losses", "optim", "pretext")
+_MODULES = (
+    "backbones",
+    "data",
+    "downstream",
+    "errors",
+    "export",
+    "hub",
+    "losses",
+    "optim",
+    "pretext",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,5 @@
-"""The one exception that users are meant to read, checks that raise it, and what is known of the exceptions of others."""
+"""The one exception that users are meant to read, checks that raise it, and what is known of the
+exceptions of others."""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ from typing import Any
 class UserError(ValueError):
     """Something the user can mend: one line that names the cause and the remedy.
 
-    The binaries print the line and exit with `status`, without a traceback; in a notebook it is a ValueError.
+    The binaries print the line and exit with `status`, without a traceback; in a notebook it is a
+    ValueError.
     """
 
     status = 1
-    lasting = False  # whether nothing else can succeed either, so that it ends what goes on after other errors
+    # whether nothing else can succeed either, so that it ends what goes on after other errors
+    lasting = False
 
 
 def one_line(error: object, length: int = 200) -> str:
@@ -31,11 +34,15 @@ def check_choice(setting: str, value: object, allowed: Collection[str]) -> None:
         raise UserError(f"{setting}={value}: choose one of {', '.join(allowed)}")
 
 
-# Troubles of disks, file servers and rights, which are no property of what is read or written: errno -> (what is wrong, what to do).
+# Troubles of disks, file servers and rights, which are no property of what is read or written:
+# errno -> (what is wrong, what to do).
 TROUBLES = {
     errno.ENOSPC: ("the disk is full", "make room"),
     errno.EDQUOT: ("the disk quota is used up", "make room"),
-    errno.EFBIG: ("the disk is full, or takes no file of that size", "make room, or raise the limit (ulimit -f)"),
+    errno.EFBIG: (
+        "the disk is full, or takes no file of that size",
+        "make room, or raise the limit (ulimit -f)",
+    ),
     errno.EIO: ("the disk or its server has failed", "see that it is sound and connected"),
     errno.EROFS: ("the disk takes no writing", "mount it for writing"),
     errno.EACCES: ("this user has no right to it", "change its owner or its mode"),
@@ -53,19 +60,23 @@ TROUBLES = {
 
 
 def trouble(error: BaseException) -> tuple[int, str | None] | None:
-    """(errno, the path or None) where an exception, an OSError or one of TensorFlow's, is one of TROUBLES; else None."""
+    """(errno, the path or None) where an exception, an OSError or one of TensorFlow's, is one of
+    TROUBLES; else None."""
     if isinstance(error, OSError) and error.errno in TROUBLES:
         return error.errno, error.filename
     text = reason_of(error) if hasattr(error, "message") else str(error)
     for number in TROUBLES:
         before, found, _ = text.partition(os.strerror(number))
         if found:
-            path = re.search(r"(?:^|[\s:])((?:/|[a-z0-9]+://)[^;]*|[^\s;]+); $", before)  # as TensorFlow has it
+            path = re.search(
+                r"(?:^|[\s:])((?:/|[a-z0-9]+://)[^;]*|[^\s;]+); $", before
+            )  # as TensorFlow has it
             return number, path and path[1]
     return None
 
 
-# What TensorFlow puts before a reason: where in the user's code its graph was made, and what it was a part of.
+# What TensorFlow puts before a reason: where in the user's code its graph was made, and what it was
+# a part of.
 _BEFORE = re.compile(
     r"\A\s*(Graph execution error:\s+Detected at node.*\n(\s*File \".*\n)*\s*(Node: .*\n)?|"
     r"(\{\{.*?\}\}\s*)?Error in user-defined function passed to.*? iterator: \S*: )"
@@ -73,7 +84,8 @@ _BEFORE = re.compile(
 
 
 def reason_of(error: Any) -> str:
-    """The reason of a `tf.errors.OpError` in one line, without the names of graph nodes around it."""
+    """The reason of a `tf.errors.OpError` in one line, without the names of graph nodes around
+    it."""
     message = _BEFORE.sub("", error.message or "").strip().partition("\n")[0]
     message = re.sub(r"\{\{.*?\}\}|\[\[.*|\[Op:.*", "", message).strip()
     if message.startswith("assertion failed: ["):

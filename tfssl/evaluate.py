@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 SECTIONS = [
-    Generated("section", {cls.__name__: (cls.__module__, cls.__name__)}) for cls in reversed(Evaluation.__bases__)
+    Generated("section", {cls.__name__: (cls.__module__, cls.__name__)})
+    for cls in reversed(Evaluation.__bases__)
 ]
 
 
@@ -61,15 +62,21 @@ def define_flags(argv: Sequence[str] = ()) -> None:
     with cli.section("Features"):
         features.define()
         cli.define_switch(
-            "cache", True, ("verify",), signatures.argument_texts(inspect.getdoc(evaluation.Features) or "")["cache"]
+            "cache",
+            True,
+            ("verify",),
+            signatures.argument_texts(inspect.getdoc(evaluation.Features) or "")["cache"],
         )
     with cli.section("Protocols"):
         flags.DEFINE_list(
             "protocol",
             ["logistic"],
-            f"A comma list of: {', '.join(NAMES)}; or the import path of a class of your own, mypackage.mine:Mine; all: those that the "
-            "images permit, as far as --budget_minutes go, but not linear_sgd, which is a slower form of logistic; features "
-            "writes WORKDIR/MODULE_PART.npz of each split, for programs of your own (no labels needed; alone, --test_split may be empty).",
+            f"A comma list of: {', '.join(NAMES)}; or the import path of a class of your own, "
+            "mypackage.mine:Mine; all: those that the "
+            "images permit, as far as --budget_minutes go, but not linear_sgd, which is a slower "
+            "form of logistic; features "
+            "writes WORKDIR/MODULE_PART.npz of each split, for programs of your own (no labels "
+            "needed; alone, --test_split may be empty).",
         )
         protocols.define()
     own = own_of((cli.peek(argv, "protocol") or "").split(","))
@@ -77,7 +84,8 @@ def define_flags(argv: Sequence[str] = ()) -> None:
     for name in own:
         for flag in taken & set(protocol_flags(own).defaults(name)):
             raise UserError(
-                f"--{flag} is a flag of tfssl-eval already: give {name} a flag_prefix, or another name in flag_names"
+                f"--{flag} is a flag of tfssl-eval already: give {name} a flag_prefix, or another "
+                "name in flag_names"
             )
     for name in (*NAMES, *own):
         with cli.section(f"{name}: {signatures.summary(*PROTOCOLS.source(name))}"):
@@ -99,7 +107,11 @@ def read_flags() -> Request:
     """The evaluation that the flags describe; `UserError` where flags contradict each other, or a
     protocol rejects its own."""
     values = FLAGS.flag_values_dict()
-    arguments = {"protocol": FLAGS.protocol, "cache": FLAGS.cache, "where": data_flags.where(values)}
+    arguments = {
+        "protocol": FLAGS.protocol,
+        "cache": FLAGS.cache,
+        "where": data_flags.where(values),
+    }
     for section in SECTIONS:
         (name,) = section.settings
         arguments |= section.arguments(name, values)
@@ -108,7 +120,10 @@ def read_flags() -> Request:
     for name in named:
         if name not in NAMES and ":" not in name:
             known = ", ".join((*NAMES, *NOT_PROTOCOLS))
-            raise UserError(f"--protocol={name}: there is {known}, or an import path such as mypackage.mine:Mine")
+            raise UserError(
+                f"--protocol={name}: there is {known}, or an import path such as "
+                "mypackage.mine:Mine"
+            )
     generated = protocol_flags(own_of(named))
     others = [name for name in NAMES if settings.all_protocols and name not in named]
     added = [name for name in others if PROTOCOLS.find(name).expense is not None]
@@ -117,15 +132,27 @@ def read_flags() -> Request:
     kept: list[str] = []
     for name in (*named, *added):
         protocol = generated.make(name, PROTOCOLS.find(name), values)
-        of_argument = {argument: setting.flag for argument, setting in generated.settings[name].items()}
-        for flag in () if settings.held_out else (of_argument[argument] for argument in protocol.chooses()):
-            raise UserError(f"--{flag}={as_text(values[flag])} and --val_fraction=0: nothing to choose on")
+        of_argument = {
+            argument: setting.flag for argument, setting in generated.settings[name].items()
+        }
+        for flag in (
+            () if settings.held_out else (of_argument[argument] for argument in protocol.chooses())
+        ):
+            raise UserError(
+                f"--{flag}={as_text(values[flag])} and --val_fraction=0: nothing to choose on"
+            )
         protocols.append(protocol)
         optional += [protocol.name] if name in added else []
-        kept += [protocol.name] if any(FLAGS[f].present for a, f in of_argument.items() if a in protocol.quick) else []
+        kept += (
+            [protocol.name]
+            if any(FLAGS[f].present for a, f in of_argument.items() if a in protocol.quick)
+            else []
+        )
     recorded = {name: FLAGS[name].value for name in cli.defined_flags()}
     recorded |= {"neighbors": settings.neighbor_count, "random_init": settings.beside_untrained}
-    return Request(settings, sorted(protocols, key=lambda p: p.reads == "maps"), optional, kept, recorded)
+    return Request(
+        settings, sorted(protocols, key=lambda p: p.reads == "maps"), optional, kept, recorded
+    )
 
 
 def main(_: list[str]) -> None:
@@ -154,21 +181,30 @@ def evaluate(request: Request, held: contextlib.ExitStack) -> None:
         files.check_writable(settings.workdir, "--workdir")
     opened = {name: modules.load(handle) for name, handle in named.items()}
     sources = {
-        part: open_source(settings.dataset, split, **(settings.where or {})) for part, split in settings.splits.items()
+        part: open_source(settings.dataset, split, **(settings.where or {}))
+        for part, split in settings.splits.items()
     }
     if settings.prune:
         say("\n".join(of_module.prune(settings, sources)))
     if request.protocols:
         overlap.check(sources)
     left_out = list(dict.fromkeys(note for source in sources.values() for note in source.notes()))
-    protocols = runner.permitted(request.protocols, sources.values(), request.optional, left_out.append)
+    protocols = runner.permitted(
+        request.protocols, sources.values(), request.optional, left_out.append
+    )
     if settings.minutes:  # the cheapest first
-        protocols.sort(key=lambda protocol: (protocol.expense or 0) if protocol.name in request.optional else 0)
-    of_features, of_maps = ([p for p in protocols if p.reads == kind] for kind in ("features", "maps"))
+        protocols.sort(
+            key=lambda protocol: (protocol.expense or 0) if protocol.name in request.optional else 0
+        )
+    of_features, of_maps = (
+        [p for p in protocols if p.reads == kind] for kind in ("features", "maps")
+    )
     choice: dict[str, Any] = {"val_fraction": settings.val_fraction, "seed": settings.seed}
     if of_features:
         for amount in settings.train_labels:
-            splits.label_count(amount, sources["train"].num_examples, sources["train"].num_classes or 1)
+            splits.label_count(
+                amount, sources["train"].num_examples, sources["train"].num_classes or 1
+            )
         by_name = [protocol for protocol in of_features if protocol.name not in request.optional]
         runner.check_labels(by_name, sources, settings.train_labels, **choice)
     names = None if list(settings.endpoints) == ["all"] else settings.endpoints
@@ -176,9 +212,15 @@ def evaluate(request: Request, held: contextlib.ExitStack) -> None:
     runner.endpoints(opened, names, *settings.sizes) if extracting else {}
 
     # The workdir, the record, and untrained modules.
-    check = claim_workdir(settings.workdir, settings.steal_lock, held) if settings.workdir else lambda: None
+    check = (
+        claim_workdir(settings.workdir, settings.steal_lock, held)
+        if settings.workdir
+        else lambda: None
+    )
     purpose = {"train": "images to learn from", "val": "to choose on", "test": "to test on"}
-    counts = [f"{sources[part].num_examples} {purpose[part]}" for part in purpose if part in sources]
+    counts = [
+        f"{sources[part].num_examples} {purpose[part]}" for part in purpose if part in sources
+    ]
     say(f"{settings.dataset}: {', '.join(counts)}")
     data = {part: identity.described(source) for part, source in sources.items()}
     if settings.workdir:
@@ -204,7 +246,11 @@ def evaluate(request: Request, held: contextlib.ExitStack) -> None:
         may = [protocol for protocol in protocols if protocol.name in request.optional]
         budget = Budget(settings.minutes, len(opened), may, request.kept, say, record.note)
     measure = functools.partial(
-        runner.measure, optional=request.optional, left_out=record.note, refused=record.refuse, budget=budget
+        runner.measure,
+        optional=request.optional,
+        left_out=record.note,
+        refused=record.refuse,
+        budget=budget,
     )
 
     # The work: module by module.
@@ -214,12 +260,18 @@ def evaluate(request: Request, held: contextlib.ExitStack) -> None:
             record.modules[name]["untrained_of"] = untrained[name][1]
         try:
             if name in wanted:
-                features = of_module.extract(settings, name, module, sources, wanted[name], of_features, record)
+                features = of_module.extract(
+                    settings, name, module, sources, wanted[name], of_features, record
+                )
                 if of_features:
-                    state_dir = settings.file("heads") if settings.workdir and settings.cache else None
+                    state_dir = (
+                        settings.file("heads") if settings.workdir and settings.cache else None
+                    )
                     train, test, val = features["train"], features["test"], features.get("val")
                     frozen = Data(train, test, val, **choice, state_dir=state_dir)
-                    record.add(name, measure(of_features, frozen, wanted[name], settings.train_labels))
+                    record.add(
+                        name, measure(of_features, frozen, wanted[name], settings.train_labels)
+                    )
                 if settings.writes_features:
                     of_module.write_features(settings, name, features, record)
                 if settings.neighbor_count:
@@ -229,7 +281,9 @@ def evaluate(request: Request, held: contextlib.ExitStack) -> None:
         try:
             pixels_of = [result.protocol for result in record.results if result.of_pixels]
             if of_maps:
-                whole = Data(sources["train"], sources["test"], sources.get("val"), module, **choice)
+                whole = Data(
+                    sources["train"], sources["test"], sources.get("val"), module, **choice
+                )
                 record.add(name, measure(of_maps, whole, names, pixels_of=pixels_of))
         except UserError as error:
             record.refuse(error, name)
@@ -259,14 +313,27 @@ def tell_of_other_data(workdir: str, data: dict[str, dict[str, Any]]) -> None:
         with open(path, encoding="utf-8") as f:
             record = json.load(f)
         recorded, date = record.get("data") or {}, record.get("date")
-        other = [part for part in data if part in recorded and recorded[part]["digest"] != data[part]["digest"]]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # none, a remote one, or a damaged one
+        other = [
+            part
+            for part in data
+            if part in recorded and recorded[part]["digest"] != data[part]["digest"]
+        ]
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        KeyError,
+        TypeError,
+    ):  # none, a remote one, or a damaged one
         return
     if other:
-        beside = [name for name in files.listdir(workdir) if name.endswith((".png", ".html", ".npz"))]
+        beside = [
+            name for name in files.listdir(workdir) if name.endswith((".png", ".html", ".npz"))
+        ]
         kept = f"; until they are written anew, so are {', '.join(beside)}" if beside else ""
         say(
-            f"{path}, of {date}, is about other images ({', '.join(other)}) than this evaluation, and is replaced{kept}"
+            f"{path}, of {date}, is about other images ({', '.join(other)}) than this evaluation, "
+            f"and is replaced{kept}"
         )
 
 
@@ -288,7 +355,12 @@ def say(text: str) -> None:
 
 def run() -> None:
     """Entry point of `tfssl-eval`."""
-    cli.run(main, "tfssl-eval", define_flags, goes_on="the same command goes on from what --workdir has cached")
+    cli.run(
+        main,
+        "tfssl-eval",
+        define_flags,
+        goes_on="the same command goes on from what --workdir has cached",
+    )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ def main(_: Sequence[str]) -> None:
     from tfssl.training import build, checks, dry_run, workdir
     from tfssl.training import run as training
 
-    config = checks.finetuning(FinetuneConfig.from_flags(FLAGS, optim.optimizer_flags(FLAGS.optimizer)))
+    config = checks.finetuning(
+        FinetuneConfig.from_flags(FLAGS, optim.optimizer_flags(FLAGS.optimizer))
+    )
     optimization, run = config.optimization, config.run
     if not run.dry_run:
         workdir.check_workdir(config)
@@ -53,7 +55,11 @@ def main(_: Sequence[str]) -> None:
     # Devices and images.
     strategy = build.start(optimization, config.accelerators)
     images = open_images(config.data, config.labels, config.distillation, optimization.seed)
-    provenance = None if run.dry_run else training.know_data(config, strategy, images.train, images.validation)
+    provenance = (
+        None
+        if run.dry_run
+        else training.know_data(config, strategy, images.train, images.validation)
+    )
 
     # The model.
     plan = make_plan(optimization, images.train.num_examples)
@@ -62,14 +68,30 @@ def main(_: Sequence[str]) -> None:
         build.set_up(model, config, plan, optimization.weight_decay)
     million = sum(w.shape.num_elements() for w in model.trainable_variables) / 1e6
     summary = (
-        f"{config.classifier.module}, {model.endpoint}: {million:.2f} M parameters learn, {images.labels} labels, "
-        f"{images.train.num_examples} images of {images.train.spec}, {build.said(plan, optimization)}"
+        f"{config.classifier.module}, {model.endpoint}: {million:.2f} M parameters learn, "
+        f"{images.labels} labels, "
+        f"{images.train.num_examples} images of {images.train.spec}, "
+        f"{build.said(plan, optimization)}"
     )
 
     if provenance is None:  # a dry run
-        return dry_run.describe(model, strategy, images.train, images.validation, plan, config, summary)
-    following = f"tfssl-predict --module={run.workdir}/classifier/{plan.total_steps} --images=FOLDER"
-    parts = model, strategy, images.train, images.validation, plan, config, provenance, summary, following
+        return dry_run.describe(
+            model, strategy, images.train, images.validation, plan, config, summary
+        )
+    following = (
+        f"tfssl-predict --module={run.workdir}/classifier/{plan.total_steps} --images=FOLDER"
+    )
+    parts = (
+        model,
+        strategy,
+        images.train,
+        images.validation,
+        plan,
+        config,
+        provenance,
+        summary,
+        following,
+    )
     if not strategies.is_chief(strategy):
         return training.train(*parts)
     with locks.workdir_lock(run.folder(), run.steal_lock) as check:  # the one that training takes

@@ -39,34 +39,59 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     with cli.section("Classifier and images"):
         flags.DEFINE_string(
-            "module", None, "Required. A classifier that tfssl-finetune wrote: a folder (local or gs://), or a .tar.gz."
+            "module",
+            None,
+            "Required. A classifier that tfssl-finetune wrote: a folder (local or gs://), or a "
+            ".tar.gz.",
         )
         flags.DEFINE_string(
             "images",
             None,
-            "An image file, or a folder: all images in it, and in the folders below; or an archive of one.",
+            "An image file, or a folder: all images in it, and in the folders below; or an archive "
+            "of one.",
         )
         flags.DEFINE_string(
-            "dataset", None, "In place of --images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, or glyphs."
+            "dataset",
+            None,
+            "In place of --images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, or glyphs.",
         )
-        flags.DEFINE_string("split", "test", "Of --dataset, in TFDS's grammar: test, train[:90%], train+test.")
         flags.DEFINE_string(
-            "data_dir", None, "Where TensorFlow Datasets are, and archives are unpacked. Default: their own folders."
+            "split", "test", "Of --dataset, in TFDS's grammar: test, train[:90%], train+test."
+        )
+        flags.DEFINE_string(
+            "data_dir",
+            None,
+            "Where TensorFlow Datasets are, and archives are unpacked. Default: their own folders.",
         )
         data_flags.define_record_keys()
-        flags.DEFINE_integer("image_size", 0, "Side of the central crop, in pixels; 0: the classifier's own.")
-        flags.DEFINE_integer("resize", 0, "Shorter side before the crop, in pixels; 0: the classifier's own.")
-        flags.DEFINE_integer("batch_size", 64, "Images at a time; it changes speed and memory only.")
-    with cli.section("Table"):
-        flags.DEFINE_string("output", "predictions.csv", "The CSV file, in UTF-8; one that is there is written anew.")
         flags.DEFINE_integer(
-            "top", 0, "Columns class1, probability1, ... of so many likeliest classes; 0: a column for each class."
+            "image_size", 0, "Side of the central crop, in pixels; 0: the classifier's own."
+        )
+        flags.DEFINE_integer(
+            "resize", 0, "Shorter side before the crop, in pixels; 0: the classifier's own."
+        )
+        flags.DEFINE_integer(
+            "batch_size", 64, "Images at a time; it changes speed and memory only."
+        )
+    with cli.section("Table"):
+        flags.DEFINE_string(
+            "output",
+            "predictions.csv",
+            "The CSV file, in UTF-8; one that is there is written anew.",
+        )
+        flags.DEFINE_integer(
+            "top",
+            0,
+            "Columns class1, probability1, ... of so many likeliest classes; 0: a column for each "
+            "class.",
         )
 
 
 def main(_: Sequence[str]) -> None:
     if not FLAGS.module:
-        raise UserError("--module is missing: name a classifier, a folder that tfssl-finetune wrote")
+        raise UserError(
+            "--module is missing: name a classifier, a folder that tfssl-finetune wrote"
+        )
     if bool(FLAGS.images) == bool(FLAGS.dataset):
         raise UserError("give one of --images (a file or a folder) and --dataset")
     from tfssl.storage import files
@@ -83,28 +108,43 @@ def main(_: Sequence[str]) -> None:
         raise UserError(f"--top={FLAGS.top}: the classifier tells {classes} classes apart")
     names = module.facts.get("class_names") or [str(label) for label in range(classes)]
     if len(names) != classes:
-        raise UserError(f"module {FLAGS.module!r} is damaged: it names {len(names)} classes and tells {classes} apart")
+        raise UserError(
+            f"module {FLAGS.module!r} is damaged: it names {len(names)} classes and tells "
+            f"{classes} apart"
+        )
     if FLAGS.images:
         source: Source = folder.unlabelled(FLAGS.images, FLAGS.data_dir)
     else:
-        source = open_source(FLAGS.dataset, FLAGS.split, **data_flags.where(FLAGS.flag_values_dict()))
+        source = open_source(
+            FLAGS.dataset, FLAGS.split, **data_flags.where(FLAGS.flag_values_dict())
+        )
     for note in source.notes():
         print(note, flush=True)
     sizes = FLAGS.image_size or None, FLAGS.resize or None
-    batches = classify.predictions(module, source, *sizes, batch_size=min(FLAGS.batch_size, source.num_examples))
+    batches = classify.predictions(
+        module, source, *sizes, batch_size=min(FLAGS.batch_size, source.num_examples)
+    )
     unreadable = write(FLAGS.output, batches, source, names, FLAGS.top)
     for name, reason in unreadable[:20]:
         print(f"not readable: {name}: {reason}")
     summary = (
-        f"; {len(unreadable)} could not be read" + (", of which 20 are named" if len(unreadable) > 20 else "")
+        f"; {len(unreadable)} could not be read"
+        + (", of which 20 are named" if len(unreadable) > 20 else "")
         if unreadable
         else ""
     )
-    print(f"written: {FLAGS.output}: {source.num_examples + len(source.unread) - len(unreadable)} images{summary}")
+    print(
+        f"written: {FLAGS.output}: {source.num_examples + len(source.unread) - len(unreadable)} "
+        f"images{summary}"
+    )
 
 
 def write(
-    path: str, batches: Iterable[Mapping[str, Any]], source: "Source", names: Sequence[str], top: int = 0
+    path: str,
+    batches: Iterable[Mapping[str, Any]],
+    source: "Source",
+    names: Sequence[str],
+    top: int = 0,
 ) -> list[tuple[str, str]]:
     """Write the CSV file, row by row; returns (name, reason) of the images that could not be read,
     its last rows.
@@ -134,11 +174,16 @@ def write(
             for index, row in zip(batch["index"], batch["probabilities"]):
                 seen[index] = True
                 order = np.argsort(-row, kind="stable")[: top or 1]
-                likeliest = [cell for label in order for cell in (names[label], f"{row[label]:.6g}")]
+                likeliest = [
+                    cell for label in order for cell in (names[label], f"{row[label]:.6g}")
+                ]
                 all_of_them = [] if top else [f"{p:.6g}" for p in row]
                 table.writerow(map(safe, [source.name(int(index)), *likeliest, *all_of_them, ""]))
         unreadable.extend(checks.reasons(source, ~seen))
-        unreadable.extend((name, f"{os.path.splitext(name)[1]} is a format that is not read") for name in source.unread)
+        unreadable.extend(
+            (name, f"{os.path.splitext(name)[1]} is a format that is not read")
+            for name in source.unread
+        )
         for name, reason in unreadable:
             table.writerow(map(safe, [name, *[""] * (len(header(names, top)) - 2), reason]))
 
@@ -149,7 +194,11 @@ def write(
 def header(names: Sequence[str], top: int = 0) -> list[str]:
     """Unique names of the columns: a class with the name of another column is "error (class)"."""
     if top:
-        return ["name", *(f"{what}{i + 1}" for i in range(top) for what in ("class", "probability")), "error"]
+        return [
+            "name",
+            *(f"{what}{i + 1}" for i in range(top) for what in ("class", "probability")),
+            "error",
+        ]
     columns = ["name", "class", "probability", "error"]
     for name in names:
         name = safe(name)

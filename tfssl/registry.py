@@ -1,4 +1,5 @@
-"""Names of what can be added: of tasks, protocols, optimizers and so on. A registry knows where each class is without importing it."""
+"""Names of what can be added: of tasks, protocols, optimizers and so on. A registry knows where
+each class is without importing it."""
 
 import difflib
 import importlib
@@ -37,7 +38,8 @@ class Registry:
             close = difflib.get_close_matches(name, self.names)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
             raise UserError(
-                f"unknown {self.kind} {name!r}: choose one of {', '.join(self.names)}, or the import path of a class of your own, such as "
+                f"unknown {self.kind} {name!r}: choose one of {', '.join(self.names)}, or the "
+                "import path of a class of your own, such as "
                 f"mypackage.my{self.kind}:MyClass{hint}"
             )
         module, _, class_name = path.partition(":")
@@ -56,10 +58,13 @@ class Registry:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise  # found, but something that it imports is not there
             raise UserError(
-                f"{self.kind} {name!r}: no module {error.name!r}; is it installed, or its folder in PYTHONPATH?"
+                f"{self.kind} {name!r}: no module {error.name!r}; is it installed, or its folder "
+                "in PYTHONPATH?"
             ) from error
         except AttributeError as error:
-            raise UserError(f"{self.kind} {name!r}: module {module!r} has no class {class_name!r}") from error
+            raise UserError(
+                f"{self.kind} {name!r}: module {module!r} has no class {class_name!r}"
+            ) from error
 
     def name_of(self, cls: type) -> str:
         """The name by which `find` gives this class again: the short one, if it has one."""

@@ -21,7 +21,8 @@ FLAGS = flags.FLAGS
 
 
 def define_flags(argv: Sequence[str] = ()) -> None:
-    """In the order of `--help`; among them the settings of a user's own task, backbone or optimizer, where `argv` names one."""
+    """In the order of `--help`; among them the settings of a user's own task, backbone or
+    optimizer, where `argv` names one."""
     TrainConfig.define(*registered(cli.peek_all(argv, KINDS)), section=cli.section)
 
 
@@ -33,7 +34,9 @@ def main(_: Sequence[str]) -> None:
     from tfssl.training import build, checks, dry_run, initial_weights, workdir
     from tfssl.training import run as training
 
-    config = checks.pretraining(TrainConfig.from_flags(FLAGS, *registered(FLAGS.flag_values_dict())))
+    config = checks.pretraining(
+        TrainConfig.from_flags(FLAGS, *registered(FLAGS.flag_values_dict()))
+    )
     config = workdir.choose_precision(config)
     trying = config.run.dry_run
     if not trying:
@@ -41,11 +44,19 @@ def main(_: Sequence[str]) -> None:
 
     # Where it computes, and on which images.
     network, accelerators, images = config.network, config.accelerators, config.data
-    strategy = build.start(config.optimization, accelerators, accelerators.precision, network.bn_group_size)
+    strategy = build.start(
+        config.optimization, accelerators, accelerators.precision, network.bn_group_size
+    )
     source = data.open_source(images.dataset, images.train_split, **images.where())
-    validation = data.open_source(images.dataset, images.val_split, **images.where()) if images.val_split else None
+    validation = (
+        data.open_source(images.dataset, images.val_split, **images.where())
+        if images.val_split
+        else None
+    )
     checks.images(config, *filter(None, (source, validation)))
-    if validation and "num_images" not in config.task_settings:  # where each image is a class, there are no others
+    if (
+        validation and "num_images" not in config.task_settings
+    ):  # where each image is a class, there are no others
         overlap.check({"train": source, "val": validation})
     if images.train_subset:
         source = nested(source, images.train_subset, images.subset_seed)
@@ -66,14 +77,17 @@ def main(_: Sequence[str]) -> None:
     million = sum(math.prod(w.shape) for w in model.trainable_variables) / 1e6
     width = config.backbone_settings.get("width_multiplier")
     summary = (
-        f"{config.task}: {network.backbone}{'' if width is None else f' x{width:g}'} ({million:.2f} M parameters), "
+        f"{config.task}: {network.backbone}{'' if width is None else f' x{width:g}'} "
+        f"({million:.2f} M parameters), "
         f"{source.num_examples} images of {source.spec}, {build.said(plan, config.optimization)}"
     )
 
     if provenance is None:  # a dry run
         return dry_run.describe(model, strategy, source, validation, plan, config, summary)
     following = f"tfssl-export --workdir={config.run.workdir}"
-    training.train(model, strategy, source, validation, plan, config, provenance, summary, following)
+    training.train(
+        model, strategy, source, validation, plan, config, provenance, summary, following
+    )
 
 
 def run() -> None:

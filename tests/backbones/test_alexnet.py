@@ -26,7 +26,11 @@ def test_parameters(channels):
 
 @pytest.mark.parametrize(
     "stem,size,sides",
-    [("imagenet", 227, [55, 27, 13, 13, 13]), ("patch", 227, [109, 54, 26, 26, 26]), ("small", 32, [30, 14, 6, 6, 6])],
+    [
+        ("imagenet", 227, [55, 27, 13, 13, 13]),
+        ("patch", 227, [109, 54, 26, 26, 26]),
+        ("small", 32, [30, 14, 6, 6, 6]),
+    ],
 )
 def test_endpoints_have_the_published_shapes(stem, size, sides):
     model = build("alexnet_lrn", 1 / 8, stem)
@@ -50,13 +54,17 @@ def conv(x, kernel, stride, padded):
     if padded:
         x = np.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
     rows, columns = range(0, x.shape[1] - size + 1, stride), range(0, x.shape[2] - size + 1, stride)
-    patches = np.stack([np.stack([x[:, i : i + size, j : j + size] for j in columns], 1) for i in rows], 1)
+    patches = np.stack(
+        [np.stack([x[:, i : i + size, j : j + size] for j in columns], 1) for i in rows], 1
+    )
     return np.tensordot(patches, kernel, 3)
 
 
 def pool(x):
     rows, columns = range(0, x.shape[1] - 2, 2), range(0, x.shape[2] - 2, 2)
-    return np.stack([np.stack([x[:, i : i + 3, j : j + 3].max((1, 2)) for j in columns], 1) for i in rows], 1)
+    return np.stack(
+        [np.stack([x[:, i : i + 3, j : j + 3].max((1, 2)) for j in columns], 1) for i in rows], 1
+    )
 
 
 def naive(model, x, training, stride):
@@ -73,7 +81,8 @@ def naive(model, x, training, stride):
         x = np.concatenate(outputs, -1)
         if f"conv{i}/bn/gamma" in values:
             gamma, beta, mean, variance = (
-                values[f"conv{i}/bn/{key}"] for key in "gamma beta moving_mean moving_variance".split()
+                values[f"conv{i}/bn/{key}"]
+                for key in "gamma beta moving_mean moving_variance".split()
             )
             if training:
                 mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
@@ -82,12 +91,16 @@ def naive(model, x, training, stride):
         if i in (1, 2, 5):
             x = pool(x)
         if i < 3 and model.name == "alexnet_lrn":
-            x = tf.nn.local_response_normalization(x.astype(np.float32), 2, 1.0, 1e-4 / 5, 0.75).numpy()
+            x = tf.nn.local_response_normalization(
+                x.astype(np.float32), 2, 1.0, 1e-4 / 5, 0.75
+            ).numpy()
     return {**endpoints, "pre_logits": x.mean((1, 2))}
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name,stem,size", [("alexnet", "imagenet", (71, 90)), ("alexnet_lrn", "patch", (40, 47))])
+@pytest.mark.parametrize(
+    "name,stem,size", [("alexnet", "imagenet", (71, 90)), ("alexnet_lrn", "patch", (40, 47))]
+)
 def test_equals_a_naive_network(float64, name, stem, size, training):
     model = build(name, 1 / 16, stem, bn_epsilon=0.01)
     images = np.random.default_rng(0).uniform(-1, 1, [3, *size, 3])
@@ -96,7 +109,9 @@ def test_equals_a_naive_network(float64, name, stem, size, training):
     found = model(tf.constant(images), training)
     expected = naive(model, images, training, {"imagenet": 4, "patch": 2}[stem])
     for endpoint in ENDPOINTS:
-        np.testing.assert_allclose(found[endpoint], expected[endpoint], rtol=1e-5, atol=1e-5, err_msg=endpoint)
+        np.testing.assert_allclose(
+            found[endpoint], expected[endpoint], rtol=1e-5, atol=1e-5, err_msg=endpoint
+        )
 
 
 def test_its_stems():

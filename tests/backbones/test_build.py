@@ -42,7 +42,11 @@ def test_names_and_stems():
 @pytest.mark.parametrize("name", ["resnet50", "Resnet50_v2", "resnet_50_v2"])
 def test_an_unknown_name_is_told_its_neighbours(name):
     text = message(name)
-    assert repr(name) in text and "resnet50_v2" in text.split("did you mean")[1] and "resnet152_v1" in text
+    assert (
+        repr(name) in text
+        and "resnet50_v2" in text.split("did you mean")[1]
+        and "resnet152_v1" in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,10 +81,15 @@ def test_a_wrong_setting_is_named_with_the_remedy(settings, words):
 def test_a_setting_of_other_families_is_refused_but_at_its_default(name, setting, whose):
     ((argument, value),) = setting.items()
     text = message(name, **setting)
-    assert text.startswith(f"{argument}={value} is no setting of backbone {name!r}") and "width_multiplier" in text
+    assert (
+        text.startswith(f"{argument}={value} is no setting of backbone {name!r}")
+        and "width_multiplier" in text
+    )
     assert (f" but of {whose}; its own are" in text) if whose else " but of " not in text
     if whose:
-        default = {"skip": True, "last_relu": True, "zero_init_residual": False, "sk_ratio": 0.0}[argument]
+        default = {"skip": True, "last_relu": True, "zero_init_residual": False, "sk_ratio": 0.0}[
+            argument
+        ]
         assert argument not in build(name, **{argument: default}).config()
 
 
@@ -107,7 +116,13 @@ def test_config_has_all_settings():
 
 
 def test_defaults_are_those_of_the_study():
-    expected = {"width_multiplier": 1.0, "stem": "imagenet", "bn_momentum": 0.99, "bn_epsilon": 1e-3, "last_relu": True}
+    expected = {
+        "width_multiplier": 1.0,
+        "stem": "imagenet",
+        "bn_momentum": 0.99,
+        "bn_epsilon": 1e-3,
+        "last_relu": True,
+    }
     expected |= {
         "skip": True,
         "representation_size": 0,
@@ -117,10 +132,19 @@ def test_defaults_are_those_of_the_study():
     }
     model = build("resnet50_v2")
     assert model.config() == {"name": "resnet50_v2", **expected}
-    assert (model.root_conv.filters, model.last_norm.momentum, model.last_norm.epsilon) == (64, 0.99, 1e-3)
+    assert (model.root_conv.filters, model.last_norm.momentum, model.last_norm.epsilon) == (
+        64,
+        0.99,
+        1e-3,
+    )
 
 
-FAN = {"glorot_uniform": (2, 1, 1), "he_fan_out": (2, 0, 1), "lecun_normal": (1, 1, 0), "torch_uniform": (1 / 3, 1, 0)}
+FAN = {
+    "glorot_uniform": (2, 1, 1),
+    "he_fan_out": (2, 0, 1),
+    "lecun_normal": (1, 1, 0),
+    "torch_uniform": (1 / 3, 1, 0),
+}
 
 
 @pytest.mark.parametrize(
@@ -139,7 +163,9 @@ def test_kernels_begin_with_the_published_variance(name, initializer, settings):
     scaled = []
     for variable in (v for v in model.trainable_variables if v.shape.rank == 4):
         height, width, fan_in, fan_out = variable.shape
-        kernel = variable.numpy() * np.sqrt((of_in * fan_in + of_out * fan_out) * height * width / scale)
+        kernel = variable.numpy() * np.sqrt(
+            (of_in * fan_in + of_out * fan_out) * height * width / scale
+        )
         if kernel.size > 3000:
             assert abs(np.mean(kernel**2) - 1) < 0.15, variable.name
         scaled.append(kernel.ravel())
@@ -148,7 +174,9 @@ def test_kernels_begin_with_the_published_variance(name, initializer, settings):
     farthest = np.abs(scaled).max()
     if "uniform" in initializer:
         assert 0.99 * np.sqrt(3) < farthest <= np.sqrt(3) * 1.001
-    elif initializer == "lecun_normal":  # cut at two standard deviations of the normal, whose own is 0.88 of that
+    elif (
+        initializer == "lecun_normal"
+    ):  # cut at two standard deviations of the normal, whose own is 0.88 of that
         assert 2.2 < farthest <= 2 / 0.8796 * 1.001
     else:
         assert farthest > 4
@@ -159,7 +187,9 @@ def test_kernels_begin_with_the_published_variance(name, initializer, settings):
 
 
 def vector_model():
-    return tf.keras.Sequential([layers.Conv2D(5, 3, 2), layers.BatchNormalization(), layers.GlobalMaxPooling2D()])
+    return tf.keras.Sequential(
+        [layers.Conv2D(5, 3, 2), layers.BatchNormalization(), layers.GlobalMaxPooling2D()]
+    )
 
 
 def functional(output, shape=(None, None, 3)):
@@ -187,7 +217,9 @@ def test_features_become_the_pre_logits():
     np.testing.assert_array_equal(endpoints["pre_logits"], own(images, training=False))
     assert list(endpoints) == ["pre_logits"] == list(model.endpoint_names)
     assert model.name == own.name and model.config() is None
-    assert [v is w for v, w in zip(model.trainable_variables, own.trainable_variables)] == [True] * 4
+    assert [v is w for v, w in zip(model.trainable_variables, own.trainable_variables)] == [
+        True
+    ] * 4
 
 
 class Trained(tf.keras.Model):
@@ -201,7 +233,9 @@ class Trained(tf.keras.Model):
         return tf.reduce_mean(self.norm(images, training=training), [1, 2])
 
 
-@pytest.mark.parametrize("own,norm", [(vector_model(), lambda own: own.layers[1]), (Trained(), lambda own: own.norm)])
+@pytest.mark.parametrize(
+    "own,norm", [(vector_model(), lambda own: own.layers[1]), (Trained(), lambda own: own.norm)]
+)
 def test_training_reaches_the_users_layers(own, norm):
     model = build(own)
     images = random_images(4, 9, 9, 3)
@@ -244,15 +278,24 @@ def test_a_class_of_a_users_own(tmp_path, monkeypatch):
         (Sized, {"channels": 5}),
     ):
         model = build(own, **config)
-        assert model.config()["name"] == (own if isinstance(own, str) else f"{own.__module__}:{own.__qualname__}")
+        assert model.config()["name"] == (
+            own if isinstance(own, str) else f"{own.__module__}:{own.__qualname__}"
+        )
         assert config.items() <= model.config().items()
-        again = [model.twin()] + ([build(**model.config())] if own is not Sized else [])  # a test's module has no path
+        again = [model.twin()] + (
+            [build(**model.config())] if own is not Sized else []
+        )  # a test's module has no path
         for network in (model, *again):
             endpoints = network(images)
             assert network.config() == model.config() and tuple(endpoints) == network.endpoint_names
-    assert build(Sized, channels=5).norm_policy == backbones.Norm() and model.endpoint_kinds["tokens"] == "tokens"
+    assert (
+        build(Sized, channels=5).norm_policy == backbones.Norm()
+        and model.endpoint_kinds["tokens"] == "tokens"
+    )
     assert "channels" in message(Sized, width=2) and "norm_policy" in message(Sized, bn_sync=True)
-    np.testing.assert_allclose(build("own_nets:Flat", power=2)(images)["pre_logits"], images[:, 0, 0] ** 2, rtol=1e-6)
+    np.testing.assert_allclose(
+        build("own_nets:Flat", power=2)(images)["pre_logits"], images[:, 0, 0] ** 2, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name,own", [("resnet18_v1", None), ("own", Untrained(lambda x: x))])
@@ -269,7 +312,9 @@ def test_a_map_is_averaged(make):
     endpoints = model(images, True)
     assert list(endpoints) == ["features", "pre_logits"] == list(model.endpoint_names)
     np.testing.assert_array_equal(endpoints["features"], own(images))
-    np.testing.assert_allclose(endpoints["pre_logits"], own(images).numpy().mean((1, 2)), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        endpoints["pre_logits"], own(images).numpy().mean((1, 2)), rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("make", [functional, Untrained])
@@ -292,13 +337,17 @@ def test_a_functional_models_endpoints_are_known_at_once_and_a_subclassed_ones_a
     assert model.endpoint_names == ("features", "pre_logits")
 
 
-@pytest.mark.parametrize("output", [lambda x: [x, x], lambda x: {"late": x}, lambda x: tf.reshape(x, [-1])])
+@pytest.mark.parametrize(
+    "output", [lambda x: [x, x], lambda x: {"late": x}, lambda x: tf.reshape(x, [-1])]
+)
 def test_other_outputs_are_refused(output):
     assert "'mine'" in message(functional(output))
     model = build(Untrained(output))
     with pytest.raises(UserError, match="model 'mine' returns .*; it should return"):
         model(random_images(2, 9, 9, 3))
-    with pytest.raises(Exception, match="UserError: model 'mine' returns"):  # as AutoGraph reports it
+    with pytest.raises(
+        Exception, match="UserError: model 'mine' returns"
+    ):  # as AutoGraph reports it
         tf.function(model)(random_images(2, 9, 9, 3))
 
 
@@ -341,7 +390,9 @@ def test_pre_logits_are_float32_in_reduced_precision():
 
 
 def test_a_network_of_keras_applications_trains():
-    own = tf.keras.applications.MobileNetV2(weights=None, include_top=False, input_shape=(None, None, 3), alpha=0.35)
+    own = tf.keras.applications.MobileNetV2(
+        weights=None, include_top=False, input_shape=(None, None, 3), alpha=0.35
+    )
     model = build(own)
     images = random_images(4, 32, 32, 3)
 
@@ -353,6 +404,9 @@ def test_a_network_of_keras_applications_trains():
         return endpoints, tape.gradient(loss, model.trainable_variables)
 
     endpoints, gradients = step()
-    assert endpoints["features"].shape == (4, 1, 1, 1280) and endpoints["pre_logits"].shape == (4, 1280)
+    assert endpoints["features"].shape == (4, 1, 1, 1280) and endpoints["pre_logits"].shape == (
+        4,
+        1280,
+    )
     assert len(model.trainable_variables) == len(own.trainable_variables) > 100
     assert all(gradient is not None for gradient in gradients)

@@ -20,7 +20,11 @@ def test_parameters_and_sizes_of_the_levels_on_a_resnet50():
     sides = {name: endpoints[name].shape[1:] for name in ("p3", "p4", "p5", "p6")}
     assert sides == {f"p{i}": (side, side, 256) for i, side in ((3, 28), (4, 14), (5, 7), (6, 4))}
     trunk = build("resnet50_v1")
-    assert list(endpoints) == [*trunk.endpoint_names[:-1], *sides, "pre_logits"] == list(model.endpoint_names)
+    assert (
+        list(endpoints)
+        == [*trunk.endpoint_names[:-1], *sides, "pre_logits"]
+        == list(model.endpoint_names)
+    )
     assert endpoints["pre_logits"].shape == (2, 2048) and model.endpoint_kinds["p6"] == "map"
     assert model.config() == {**trunk.config(), "neck": "fpn", "neck_width": 256}
 
@@ -31,7 +35,9 @@ def conv(x, kernel, stride=1):
     padded = np.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
     rows, columns = (range(0, n, stride) for n in x.shape[1:3])
     patches = [[padded[:, i : i + size, j : j + size] for j in columns] for i in rows]
-    return np.moveaxis(np.array([[np.tensordot(p, kernel, 3) for p in row] for row in patches]), 2, 0)
+    return np.moveaxis(
+        np.array([[np.tensordot(p, kernel, 3) for p in row] for row in patches]), 2, 0
+    )
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -45,7 +51,9 @@ def test_equals_a_naive_pyramid(float64, name, training):
     values = {v.name.split("/fpn/")[1][:-2]: v.numpy() for v in model.fpn.variables}
 
     def norm(x, name):
-        gamma, beta, mean, var = (values[f"{name}/{k}"] for k in ("gamma", "beta", "moving_mean", "moving_variance"))
+        gamma, beta, mean, var = (
+            values[f"{name}/{k}"] for k in ("gamma", "beta", "moving_mean", "moving_variance")
+        )
         if training:
             mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
         return gamma * (x - mean) / np.sqrt(var + 0.01) + beta
@@ -63,7 +71,9 @@ def test_equals_a_naive_pyramid(float64, name, training):
         x = endpoints["p3"] if x is None else x
         level = norm(conv(x, values[f"output{i}/kernel"], 2 if i == 3 else 1), f"output_bn{i}")
         largest = np.abs(level).max()
-        np.testing.assert_allclose(endpoints[f"p{i + 1}"], level, rtol=0, atol=1e-10 * largest, err_msg=f"p{i + 1}")
+        np.testing.assert_allclose(
+            endpoints[f"p{i + 1}"], level, rtol=0, atol=1e-10 * largest, err_msg=f"p{i + 1}"
+        )
 
 
 def test_the_trunk_is_itself_and_its_statistics_are_the_necks():
@@ -72,7 +82,9 @@ def test_the_trunk_is_itself_and_its_statistics_are_the_necks():
         build("resnet18_v1", 1 / 16, "small", neck="fpn", neck_width=4),
     )
     trunk.build((None, 16, 16, 3)), model.build((None, 16, 16, 3))
-    assert [v.name for v in model.variables][: len(trunk.variables)] == [v.name for v in trunk.variables]
+    assert [v.name for v in model.variables][: len(trunk.variables)] == [
+        v.name for v in trunk.variables
+    ]
     set_statistics(model, groups=2)
     norms = [layer for layer in model.submodules if isinstance(layer, BatchNorm)]
     assert len(norms) == 20 + 3 + 4 and {layer.groups for layer in norms} == {2}
@@ -95,4 +107,6 @@ def test_what_a_neck_refuses():
     with pytest.raises(UserError, match="needs maps whose sides halve"):
         build(vectors, neck="fpn").build(tf.TensorShape([None, 16, 16, 3]))
     with pytest.raises(UserError, match="keep says"):
-        build("resnet18_v1", 1 / 16, "small", neck="fpn")(tf.zeros([1, 16, 16, 3]), keep=tf.zeros([1, 2], tf.int32))
+        build("resnet18_v1", 1 / 16, "small", neck="fpn")(
+            tf.zeros([1, 16, 16, 3]), keep=tf.zeros([1, 2], tf.int32)
+        )

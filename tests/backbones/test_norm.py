@@ -7,7 +7,14 @@ import pytest
 import tensorflow as tf
 
 from tfssl import backbones
-from tfssl.backbones.norm import BatchNorm, LayerNorm, Norm, debiased, frozen_statistics, set_statistics
+from tfssl.backbones.norm import (
+    BatchNorm,
+    LayerNorm,
+    Norm,
+    debiased,
+    frozen_statistics,
+    set_statistics,
+)
 from tfssl.errors import UserError
 
 
@@ -53,8 +60,12 @@ def test_equals_kerass_layer(shape, training):
     ):
         if len(shape) == 2 and name == "variance" and training:
             # Keras leaves out the factor n / (n - 1) for features, and applies it for maps. Ours is the unbiased one for both.
-            other = (other - 0.8 * made(2).moving_variance) * (8 / 7) + 0.8 * made(2).moving_variance
-        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-4 * np.abs(other).max(), err_msg=name)
+            other = (other - 0.8 * made(2).moving_variance) * (8 / 7) + 0.8 * made(
+                2
+            ).moving_variance
+        np.testing.assert_allclose(
+            mine, other, rtol=1e-4, atol=1e-4 * np.abs(other).max(), err_msg=name
+        )
 
 
 @pytest.mark.parametrize("settings", [{}, {"sync": True}, {"groups": 1}])
@@ -66,7 +77,9 @@ def test_equals_a_naive_one_in_float64(float64, settings):
     expected = (x - mean) / np.sqrt(variance + 1e-3) * layer.gamma.numpy() + layer.beta.numpy()
     np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(layer.moving_mean, 0.8 * start_mean + 0.2 * mean, rtol=1e-12)
-    np.testing.assert_allclose(layer.moving_variance, 0.8 * start_variance + 0.2 * variance * 72 / 71, rtol=1e-12)
+    np.testing.assert_allclose(
+        layer.moving_variance, 0.8 * start_variance + 0.2 * variance * 72 / 71, rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 3, 5), (12, 5)])
@@ -117,7 +130,9 @@ def test_synchronised_replicas_are_one_batch(float64, replicas):
 
     def shared(values):
         parts = tf.split(values, count)
-        return replicas.experimental_distribute_values_from_function(lambda c: parts[c.replica_id_in_sync_group])
+        return replicas.experimental_distribute_values_from_function(
+            lambda c: parts[c.replica_id_in_sync_group]
+        )
 
     found = [replicas.experimental_local_results(r) for r in run(shared(x), shared(weights))]
     alone = with_gradients(made(), x)
@@ -176,10 +191,14 @@ def test_the_initial_statistics_are_forgotten_in_a_few_steps(groups, parts, floa
                 layer(x, training=True)
     kept = 1 / math.comb(19, 9)
     np.testing.assert_allclose(layer.moving_mean, (1 - kept) * x[:12].mean(0), rtol=1e-12)
-    np.testing.assert_allclose(layer.moving_variance, (1 - kept) * x[:12].var(0, ddof=1) + kept, rtol=1e-12)
+    np.testing.assert_allclose(
+        layer.moving_variance, (1 - kept) * x[:12].var(0, ddof=1) + kept, rtol=1e-12
+    )
 
 
-@pytest.mark.parametrize("step,keep", [(0, 0.1), (1, 2 / 11), (40, 41 / 50), (890, 0.99), (10**7, 0.99)])
+@pytest.mark.parametrize(
+    "step,keep", [(0, 0.1), (1, 2 / 11), (40, 41 / 50), (890, 0.99), (10**7, 0.99)]
+)
 def test_what_a_step_keeps_grows_to_the_momentum(step, keep, float64):
     layer, x = BatchNorm(0.99), rows(12, 5)
     layer.build((None, 5))
@@ -188,7 +207,9 @@ def test_what_a_step_keeps_grows_to_the_momentum(step, keep, float64):
         layer(x, training=True)
     np.testing.assert_allclose(layer.moving_mean, keep + (1 - keep) * x.mean(0), rtol=1e-12)
     layer(x, training=True)  # outside, as in a published module, it is the layer's own
-    np.testing.assert_allclose(layer.moving_mean, 0.99 * keep + (1 - 0.99 * keep) * x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(
+        layer.moving_mean, 0.99 * keep + (1 - 0.99 * keep) * x.mean(0), rtol=1e-12
+    )
 
 
 def test_groups_and_replicas_exclude_each_other():
@@ -202,7 +223,13 @@ def test_a_policy_makes_the_layers_of_networks_and_of_heads():
     plain, grouped = Norm(), Norm(groups=4)
     assert plain.plain and not grouped.plain and not Norm(sync=True).plain
     layer = grouped.layer("bn", 0.8, 0.01)
-    assert (type(layer), layer.name, layer.momentum, layer.epsilon, layer.groups) == (BatchNorm, "bn", 0.8, 0.01, 4)
+    assert (type(layer), layer.name, layer.momentum, layer.epsilon, layer.groups) == (
+        BatchNorm,
+        "bn",
+        0.8,
+        0.01,
+        4,
+    )
     by_layer = Norm("layer", sync=True)
     assert isinstance(by_layer.layer("ln"), tf.keras.layers.LayerNormalization)
     head = by_layer.batch("bn", center=False)
@@ -218,14 +245,18 @@ def test_a_policy_makes_the_layers_of_networks_and_of_heads():
 def test_layer_normalization_of_a_large_mean(dtype):
     """Rows far from zero keep their digits: moments are float32's, of the values as bfloat16 has them."""
     x = tf.cast(rows(3, 4, 5, mean=100.0), dtype)
-    layer = LayerNorm(epsilon=1e-3, name="ln", dtype=None if dtype == "float32" else "mixed_bfloat16")
+    layer = LayerNorm(
+        epsilon=1e-3, name="ln", dtype=None if dtype == "float32" else "mixed_bfloat16"
+    )
     layer.build(x.shape)
     layer.gamma.assign(np.arange(1.0, 6)), layer.beta.assign(np.arange(5.0))
     y, exact = layer(x), x.numpy().astype(np.float64)
     assert y.dtype == x.dtype
     mean, variance = exact.mean(-1, keepdims=True), exact.var(-1, keepdims=True)
     expected = (exact - mean) / np.sqrt(variance + 1e-3) * np.arange(1, 6) + np.arange(5)
-    np.testing.assert_allclose(tf.cast(y, tf.float64), expected, rtol=1e-4 if dtype == "float32" else 0.01, atol=1e-3)
+    np.testing.assert_allclose(
+        tf.cast(y, tf.float64), expected, rtol=1e-4 if dtype == "float32" else 0.01, atol=1e-3
+    )
 
 
 def test_an_untrainable_layer_uses_its_moving_statistics():

@@ -19,8 +19,12 @@ def convolutions(remat):
             loss = tf.reduce_sum(model(images, training=True)["pre_logits"] ** 2)
         return tape.gradient(loss, model.trainable_variables)
 
-    given, optimized = (gradients.experimental_get_compiler_ir(images)(stage=s) for s in ("hlo", "optimized_hlo"))
-    found = len(re.findall(r"= \S+ convolution\(|__onednn\$convolution|__eigen\$convolution", optimized))
+    given, optimized = (
+        gradients.experimental_get_compiler_ir(images)(stage=s) for s in ("hlo", "optimized_hlo")
+    )
+    found = len(
+        re.findall(r"= \S+ convolution\(|__onednn\$convolution|__eigen\$convolution", optimized)
+    )
     return found, given.count(" opt-barrier(")
 
 

@@ -31,8 +31,22 @@ def random_images(*shape, seed=0):
 
 # The study's networks without logits, computed from its code; its k is four times our width.
 STUDY = {
-    "resnet50_v1": {0.25: 1480976, 0.5: 5892640, 1: 23508032, 2: 93907072, 3: 211197120, 4: 375378176},
-    "resnet50_v2": {0.25: 1479056, 0.5: 5888800, 1: 23500352, 2: 93891712, 3: 211174080, 4: 375347456},
+    "resnet50_v1": {
+        0.25: 1480976,
+        0.5: 5892640,
+        1: 23508032,
+        2: 93907072,
+        3: 211197120,
+        4: 375378176,
+    },
+    "resnet50_v2": {
+        0.25: 1479056,
+        0.5: 5888800,
+        1: 23500352,
+        2: 93891712,
+        3: 211174080,
+        4: 375347456,
+    },
 }
 
 
@@ -96,7 +110,9 @@ def floor_formula(n, size, stride):
 @pytest.mark.parametrize("stem", ["imagenet", "small", "patch"])
 def test_odd_sizes_known_and_unknown_beforehand(stem):
     model = build("resnet18_v2", TINY, stem)
-    run = tf.function(lambda x: model(x, False), input_signature=[tf.TensorSpec([None, None, None, 3])])
+    run = tf.function(
+        lambda x: model(x, False), input_signature=[tf.TensorSpec([None, None, None, 3])]
+    )
     for height, width in ((33, 97), (50, 31)):
         images = tf.constant(random_images(2, height, width, 3), tf.float32)
         known, unknown = model(images, False), run(images)
@@ -169,7 +185,9 @@ class Naive:
             y = self.norm(self.conv(y, f"{name}/conv{i}", stride, dilation), f"{name}/bn{i}")
             y = relu(y) if i < len(strides) else y
         if projected:
-            shortcut = self.norm(self.conv(x, f"{name}/projection", max(strides)), f"{name}/projection_bn")
+            shortcut = self.norm(
+                self.conv(x, f"{name}/projection", max(strides)), f"{name}/projection_bn"
+            )
         return relu(shortcut + y)
 
     def run(self, x, units, bottleneck, stem, last_relu, dilated=0):
@@ -185,7 +203,9 @@ class Naive:
                 stride, dilation = 1, 2 * dilation
             for i in range(units[block]):
                 s, d = (stride, before) if i == 0 else (1, dilation)
-                strides, dilations = ((1, s, 1), (1, d, 1)) if bottleneck else ((s, 1), (d, dilation))
+                strides, dilations = (
+                    ((1, s, 1), (1, d, 1)) if bottleneck else ((s, 1), (d, dilation))
+                )
                 x = self.unit(x, f"block{block + 1}/unit{i}", strides, dilations)
             endpoints[f"block{block + 1}"] = x
         if self.v2:
@@ -195,7 +215,9 @@ class Naive:
         return endpoints
 
 
-@pytest.mark.parametrize("policy", ["float64", "float32"], indirect=True)  # float32 has another BN kernel, and oneDNN
+@pytest.mark.parametrize(
+    "policy", ["float64", "float32"], indirect=True
+)  # float32 has another BN kernel, and oneDNN
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(
     "name,units,stem,last_relu",
@@ -212,7 +234,9 @@ def test_equals_a_naive_network(policy, name, units, stem, last_relu, training):
     images = random_images(3, 65 if stem == "imagenet" else 17, 40 if stem == "imagenet" else 22, 3)
     model.build(images.shape)
     randomise(model)
-    naive = Naive(model, "v2" in name, training, 0.01)  # reads the variables before a training call moves the averages
+    naive = Naive(
+        model, "v2" in name, training, 0.01
+    )  # reads the variables before a training call moves the averages
     expected = naive.run(images, units, "50" in name, stem, last_relu)
     endpoints = model(tf.constant(images, policy), training)
     assert list(endpoints) == list(expected)
@@ -225,7 +249,11 @@ def test_equals_a_naive_network(policy, name, units, stem, last_relu, training):
 @in_float64
 @pytest.mark.parametrize(
     "name,units,output_stride,dilated",
-    [("resnet18_v1", (2, 2, 2, 2), 8, 2), ("resnet50_v2", (3, 4, 6, 3), 16, 1), ("resnet50_v1", (3, 4, 6, 3), 8, 2)],
+    [
+        ("resnet18_v1", (2, 2, 2, 2), 8, 2),
+        ("resnet50_v2", (3, 4, 6, 3), 16, 1),
+        ("resnet50_v1", (3, 4, 6, 3), 8, 2),
+    ],
 )
 def test_dilated_it_equals_a_naive_network_and_the_strided_one_where_that_has_values(
     policy, name, units, output_stride, dilated
@@ -234,18 +262,24 @@ def test_dilated_it_equals_a_naive_network_and_the_strided_one_where_that_has_va
     strided, model = build(name, TINY), build(name, TINY, output_stride=output_stride)
     images = random_images(2, 65, 40, 3)
     strided.build(images.shape), model.build(images.shape)
-    assert [(v.name, v.shape) for v in model.variables] == [(v.name, v.shape) for v in strided.variables]
+    assert [(v.name, v.shape) for v in model.variables] == [
+        (v.name, v.shape) for v in strided.variables
+    ]
     assert (model.min_image_size, strided.min_image_size) == (output_stride, 32)
     model.set_weights(randomise(strided).get_weights())
     found, coarse = model(images, False), strided(images, False)
-    expected = Naive(model, "v2" in name, False, 1e-3).run(images, units, "50" in name, "imagenet", True, dilated)
+    expected = Naive(model, "v2" in name, False, 1e-3).run(
+        images, units, "50" in name, "imagenet", True, dilated
+    )
     for i, endpoint in enumerate(MAPS):
         step = 2 ** max(0, i - 4 + dilated)
         for value, other in (
             (found[endpoint], expected[endpoint]),
             (found[endpoint][:, ::step, ::step], coarse[endpoint]),
         ):
-            np.testing.assert_allclose(value, other, rtol=0, atol=1e-10 * np.abs(other).max(), err_msg=endpoint)
+            np.testing.assert_allclose(
+                value, other, rtol=0, atol=1e-10 * np.abs(other).max(), err_msg=endpoint
+            )
 
 
 @pytest.mark.parametrize(
@@ -269,7 +303,9 @@ def test_moving_averages_keep_the_given_share(policy):
     model(images, True)
     root = model.root_conv(images).numpy()
     np.testing.assert_allclose(model.root_norm.moving_mean, 0.25 * root.mean((0, 1, 2)), rtol=1e-9)
-    np.testing.assert_allclose(model.root_norm.moving_variance, 0.75 + 0.25 * root.var((0, 1, 2), ddof=1), rtol=1e-9)
+    np.testing.assert_allclose(
+        model.root_norm.moving_variance, 0.75 + 0.25 * root.var((0, 1, 2), ddof=1), rtol=1e-9
+    )
 
 
 def test_kernels_are_glorot_uniform():
@@ -277,7 +313,9 @@ def test_kernels_are_glorot_uniform():
     model.build((None, None, None, 3))
     kernel = model.block3[0].convs[1].kernel.numpy()  # 3x3, 128 to 128
     limit = np.sqrt(6 / (9 * 128 + 9 * 128))
-    assert np.abs(kernel).max() <= limit * (1 + 1e-6)  # the bound itself, rounded to float32, may be drawn
+    assert np.abs(kernel).max() <= limit * (
+        1 + 1e-6
+    )  # the bound itself, rounded to float32, may be drawn
     assert np.std(kernel) == pytest.approx(limit / np.sqrt(3), rel=0.01)
 
 
@@ -321,7 +359,9 @@ def test_every_variable_has_a_readable_checkpoint_key_and_no_loss(name, tmp_path
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"], indirect=True)
 def test_the_mean_over_the_map_is_float32s(policy):
     """It has none of the low precision's rounding: v1's is block4's mean."""
-    endpoints = build("resnet18_v1", TINY, "small")(tf.constant(random_images(8, 32, 32, 3), tf.float32), True)
+    endpoints = build("resnet18_v1", TINY, "small")(
+        tf.constant(random_images(8, 32, 32, 3), tf.float32), True
+    )
     low = getattr(tf, policy[len("mixed_") :])
     assert [endpoints[key].dtype for key in endpoints] == [low] * 5 + [tf.float32]
     mean = endpoints["block4"].numpy().astype(np.float64).mean((1, 2))
@@ -359,4 +399,6 @@ def test_on_replicas_each_sees_its_own_batch(policy, early, replicas):
     for half, result in zip(halves, results):
         np.testing.assert_allclose(result, alone(half, True)["pre_logits"], rtol=0, atol=1e-9)
     roots = [alone.root_conv(half).numpy().mean((0, 1, 2)) for half in halves]
-    np.testing.assert_allclose(model.root_norm.moving_mean.numpy(), 0.01 * np.mean(roots, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(
+        model.root_norm.moving_mean.numpy(), 0.01 * np.mean(roots, axis=0), rtol=1e-6
+    )

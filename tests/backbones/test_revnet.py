@@ -135,7 +135,10 @@ class Naive:
                 x1, x2 = np.split(x, 2, 3)
                 y = x2
                 for k in range(1, convs + 1):
-                    y = self.conv(relu(self.norm(y, f"block{i + 1}/unit{j}/bn{k}")), f"block{i + 1}/unit{j}/conv{k}")
+                    y = self.conv(
+                        relu(self.norm(y, f"block{i + 1}/unit{j}/bn{k}")),
+                        f"block{i + 1}/unit{j}/conv{k}",
+                    )
                 x = np.concatenate([x2, x1 + y], 3)
             endpoints[f"block{i + 1}"] = x
         x = self.norm(x, "last_bn")
@@ -145,12 +148,15 @@ class Naive:
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(
-    "name,stem,last_relu", [("revnet18", "small", True), ("revnet34", "patch", False), ("revnet50", "imagenet", True)]
+    "name,stem,last_relu",
+    [("revnet18", "small", True), ("revnet34", "patch", False), ("revnet50", "imagenet", True)],
 )
 def test_equals_a_naive_network(float64, name, stem, last_relu, training):
     model = randomised(name, TINY, stem, bn_epsilon=0.01, last_relu=last_relu)
     images = random_images(3, 65, 40, 3) if stem == "imagenet" else random_images(3, 17, 22, 3)
-    expected = Naive(model, training).run(images, UNITS[name], 3 if "50" in name else 2, stem, last_relu)
+    expected = Naive(model, training).run(
+        images, UNITS[name], 3 if "50" in name else 2, stem, last_relu
+    )
     endpoints = tf.function(model, autograph=False)(images, training=training)
     assert set(endpoints) == set(expected)
     for endpoint, value in expected.items():
@@ -169,9 +175,12 @@ def loss_and_gradients(model, images, training=True, of=None):
         endpoints = model(images, training=training)
         float_type = endpoints["pre_logits"].dtype
         loss = sum(
-            tf.reduce_mean(tf.sin(tf.cast(endpoints[name], float_type) + 1)) for name in ([of] if of else endpoints)
+            tf.reduce_mean(tf.sin(tf.cast(endpoints[name], float_type) + 1))
+            for name in ([of] if of else endpoints)
         )
-    return loss, tape.gradient(loss, [images, *model.trainable_variables], unconnected_gradients="zero")
+    return loss, tape.gradient(
+        loss, [images, *model.trainable_variables], unconnected_gradients="zero"
+    )
 
 
 def both_ways(monkeypatch, run):
@@ -192,7 +201,10 @@ def assert_close(found, expected, tolerance):
 @pytest.mark.parametrize("training", [True, False])
 def test_gradients_are_those_of_ordinary_back_propagation(float64, monkeypatch, training):
     """With moving statistics too, as in fine-tuning; of what lies in the middle too; and the statistics move once."""
-    model, images = randomised("revnet18", TINY, "small", bn_momentum=0.8), tf.constant(random_images(3, 16, 16, 3))
+    model, images = (
+        randomised("revnet18", TINY, "small", bn_momentum=0.8),
+        tf.constant(random_images(3, 16, 16, 3)),
+    )
     start = model.get_weights()
 
     def run():
@@ -205,7 +217,9 @@ def test_gradients_are_those_of_ordinary_back_propagation(float64, monkeypatch, 
     assert np.mean([np.abs(g).max() > 0 for g in expected[1]]) > 0.9
     for mine, other in zip(found[2], expected[2]):
         np.testing.assert_allclose(mine, other, rtol=1e-12)
-    moved = [v.name for v, a, b in zip(model.variables, start, found[2]) if not np.array_equal(a, b)]
+    moved = [
+        v.name for v, a, b in zip(model.variables, start, found[2]) if not np.array_equal(a, b)
+    ]
     assert moved == ([v.name for v in model.variables if "moving" in v.name] if training else [])
 
 
@@ -215,13 +229,20 @@ def test_a_loss_in_the_middle(float64, monkeypatch, endpoint):
     model, images = randomised("revnet18", TINY, "small"), tf.constant(random_images(3, 16, 16, 3))
     found, expected = both_ways(monkeypatch, lambda: loss_and_gradients(model, images, of=endpoint))
     assert_close(found, expected, 1e-9)
-    reached = {v.name.split("/")[1] for v, g in zip(model.trainable_variables, found[1][1:]) if np.abs(g).max() > 0}
+    reached = {
+        v.name.split("/")[1]
+        for v, g in zip(model.trainable_variables, found[1][1:])
+        if np.abs(g).max() > 0
+    }
     assert reached == {"root_conv", *MAPS[1 : MAPS.index(endpoint) + 1]}
 
 
 def test_gradients_in_float32(monkeypatch):
     """At random weights no ReLU sits at its corner, so a float32 gradient is as close as its rounding allows."""
-    model, images = randomised("revnet50", TINY, "small"), tf.constant(random_images(8, 16, 16, 3), tf.float32)
+    model, images = (
+        randomised("revnet50", TINY, "small"),
+        tf.constant(random_images(8, 16, 16, 3), tf.float32),
+    )
     step = tf.function(lambda x: loss_and_gradients(model, x), autograph=False)
     plain = tf.function(lambda x: loss_and_gradients(model, x), autograph=False)
     found, expected = both_ways(
@@ -241,7 +262,10 @@ def test_frozen_layers_and_two_passes(float64, monkeypatch):
     @tf.function(autograph=False)
     def step():
         with tf.GradientTape() as tape:
-            loss = sum(tf.reduce_mean(tf.sin(model(x, training=True)["pre_logits"])) for x in (first, second))
+            loss = sum(
+                tf.reduce_mean(tf.sin(model(x, training=True)["pre_logits"]))
+                for x in (first, second)
+            )
         return loss, tape.gradient(loss, model.trainable_variables)
 
     def run():
@@ -265,7 +289,11 @@ def test_compiled_by_xla_it_computes_the_same_and_twice(float64, monkeypatch):
     step = tf.function(lambda x: loss_and_gradients(model, x), jit_compile=True, autograph=False)
     assert_close(step(images), expected, 1e-9)
     optimised = step.experimental_get_compiler_ir(images)(stage="optimized_hlo")
-    products = len(re.findall(r"= \S+ (?:convolution|dot)\(|custom_call_target=\"[^\"]*(?:onv|atMul)", optimised))
+    products = len(
+        re.findall(
+            r"= \S+ (?:convolution|dot)\(|custom_call_target=\"[^\"]*(?:onv|atMul)", optimised
+        )
+    )
     # 13 convolutions, forward and backward by what they take and by their kernel, and 12 a second time: less the last one of each
     # block's first two units, with which the block's inputs would come back, and nobody needs these.
     assert products == 13 * 3 + 12 - (1 + 2 + 1 + 1)
@@ -287,10 +315,15 @@ def test_bfloat16_streams_come_back(low_precision, monkeypatch):
     full.build(images.shape)
     full.set_weights(model.get_weights())
     exact = loss_and_gradients(full, images)
-    ours, ordinary = (np.concatenate([np.ravel(a - b) for a, b in zip(g[1], exact[1])]) for g in (found, expected))
+    ours, ordinary = (
+        np.concatenate([np.ravel(a - b) for a, b in zip(g[1], exact[1])]) for g in (found, expected)
+    )
     size = np.linalg.norm(np.concatenate([np.ravel(g) for g in exact[1]]))
     # bfloat16 has errors of its own, which ordinary back-propagation has too; reversing adds little to them.
-    assert np.linalg.norm(ours - ordinary) < 0.25 * np.linalg.norm(ordinary) and np.linalg.norm(ordinary) < 0.3 * size
+    assert (
+        np.linalg.norm(ours - ordinary) < 0.25 * np.linalg.norm(ordinary)
+        and np.linalg.norm(ordinary) < 0.3 * size
+    )
 
 
 # ---- in a training step ----
@@ -317,19 +350,26 @@ def trained(source, strategy=None, steps=2, compiled=None, **settings):
         model.compile(tf.keras.optimizers.SGD(0.5, momentum=0.9), **(compiled or {}))
     batches = strategies.training_data(strategy, model, source, 8, 2, 0, steps)
     loss = model.fit(batches, steps_per_epoch=steps, verbose=0).history["loss"]
-    return {"loss": np.array(loss), **{v.name: v.numpy() for v in [*model.variables, *model.optimizer.variables]}}
+    return {
+        "loss": np.array(loss),
+        **{v.name: v.numpy() for v in [*model.variables, *model.optimizer.variables]},
+    }
 
 
 def assert_same_training(a, b, tolerance, without=()):
     assert len(a) == len(b)
     for (name, x), y in zip(a.items(), b.values()):
         if not any(word in name for word in without):
-            np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(x).max() + 1e-300, err_msg=name)
+            np.testing.assert_allclose(
+                x, y, rtol=0, atol=tolerance * np.abs(x).max() + 1e-300, err_msg=name
+            )
 
 
 def test_synchronised_replicas_train_like_one(source, replicas, float64, shorter):
     """Replicas meet in the backward pass too, where batch statistics are summed a second time."""
-    alone, together = (trained(source, strategy, steps=1, bn_sync=True) for strategy in (None, replicas))
+    alone, together = (
+        trained(source, strategy, steps=1, bn_sync=True) for strategy in (None, replicas)
+    )
     assert_same_training(alone, together, 1e-9)
 
 
@@ -356,7 +396,9 @@ def published(tmp_path_factory):
     """A task's model with values of its own in its normalisations, and the folder of its module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(revnet, "UNITS", {18: (1, 3, 1, 1)})
-        model = pretext.build("rotation", build("revnet18", TINY, "small", bn_momentum=0.8), image_size=16)
+        model = pretext.build(
+            "rotation", build("revnet18", TINY, "small", bn_momentum=0.8), image_size=16
+        )
         model.prepare()
         rng = np.random.default_rng(1)
         for v in model.backbone.variables:
@@ -393,7 +435,10 @@ def test_a_module_fine_tunes_in_a_keras_layer(published):
     layer = hub.KerasLayer(published[1], trainable=True)
     before = [v.numpy() for v in layer.trainable_variables]
     classifier = tf.keras.Sequential([tf.keras.Input([16, 16, 3]), layer, tf.keras.layers.Dense(2)])
-    classifier.compile(tf.keras.optimizers.SGD(0.5), tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    classifier.compile(
+        tf.keras.optimizers.SGD(0.5),
+        tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
     images = random_images(8, 16, 16, 3).astype("float32")
     history = classifier.fit(images, np.arange(8) % 2, batch_size=4, verbose=0).history
     assert np.isfinite(history["loss"]).all() and len(before) == 1 + 12 * 3 + 2
@@ -408,7 +453,10 @@ def test_variables_have_readable_names_and_checkpoint_keys(tmp_path):
     model(tf.zeros([1, 32, 32, 3]))
     names = [v.name for v in model.variables]
     assert len(set(names)) == len(names) and names[0] == "revnet50/root_conv/kernel:0"
-    assert "revnet50/block2/unit3/conv3/kernel:0" in names and "revnet50/last_bn/moving_variance:0" in names
+    assert (
+        "revnet50/block2/unit3/conv3/kernel:0" in names
+        and "revnet50/last_bn/moving_variance:0" in names
+    )
     path = tf.train.Checkpoint(backbone=model).write(str(tmp_path / "checkpoint"))
     keys = [key for key, _ in tf.train.list_variables(path) if key.startswith("backbone/")]
     assert len(keys) == len(names) and model.losses == []
@@ -417,7 +465,8 @@ def test_variables_have_readable_names_and_checkpoint_keys(tmp_path):
 
 def test_settings():
     with pytest.raises(
-        UserError, match="width_multiplier=0.01 leaves revnet50 too few channels; the smallest is 0.015625"
+        UserError,
+        match="width_multiplier=0.01 leaves revnet50 too few channels; the smallest is 0.015625",
     ):
         build("revnet50", 0.01)
     model = build("revnet50", 0.25, remat=True, last_relu=False)

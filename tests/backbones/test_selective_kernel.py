@@ -93,7 +93,8 @@ def test_published_parameters():
 
 
 @pytest.mark.parametrize(
-    "depth,width,ratio", [(50, 1, 0), (50, 4, 0), (50, 1, 0.0625), (50, 2, 0.0625), (50, 1, 0.5), (152, 3, 0.0625)]
+    "depth,width,ratio",
+    [(50, 1, 0), (50, 4, 0), (50, 1, 0.0625), (50, 2, 0.0625), (50, 1, 0.5), (152, 3, 0.0625)],
 )
 def test_parameters(depth, width, ratio):
     assert counted(f"resnet{depth}_v1", width, sk_ratio=ratio) == by_arithmetic(depth, width, ratio)
@@ -174,14 +175,20 @@ class Naive:
         y = self.select(y, f"{name}/conv2", stride)
         y = self.norm(self.conv(y, f"{name}/conv3"), f"{name}/bn3")
         if name.endswith("unit0"):
-            x = self.norm(self.conv(mean_of_four(x, stride), f"{name}/projection"), f"{name}/projection_bn")
+            x = self.norm(
+                self.conv(mean_of_four(x, stride), f"{name}/projection"), f"{name}/projection_bn"
+            )
         return relu(x + y)
 
     def run(self, x, units, stem):
         if stem == "small":
             x = self.conv(x, "root_conv")
         else:
-            x = relu(self.norm(self.conv(x, "deep_root/conv1", 2 if stem == "imagenet" else 1), "deep_root/bn1"))
+            x = relu(
+                self.norm(
+                    self.conv(x, "deep_root/conv1", 2 if stem == "imagenet" else 1), "deep_root/bn1"
+                )
+            )
             x = relu(self.norm(self.conv(x, "deep_root/conv2"), "deep_root/bn2"))
             x = self.conv(x, "root_conv")
         x = relu(self.norm(x, "root_bn"))
@@ -200,7 +207,9 @@ class Naive:
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("stem,size", [("imagenet", (65, 40)), ("small", (9, 14)), ("patch", (17, 22))])
+@pytest.mark.parametrize(
+    "stem,size", [("imagenet", (65, 40)), ("small", (9, 14)), ("patch", (17, 22))]
+)
 def test_equals_a_naive_network(stem, size, training, shallow, float64):
     model = build("resnet50_v1", TINY, stem, bn_epsilon=0.01, sk_ratio=0.0625)
     images = random_images(3, *size, 3)
@@ -220,7 +229,9 @@ def test_equals_a_naive_network(stem, size, training, shallow, float64):
 def test_mean_of_two_by_two(height, width, stride):
     x = random_images(2, height, width, 3)
     expected = mean_of_four(x, stride)
-    np.testing.assert_allclose(two_by_two_mean(tf.constant(x), stride), expected, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(
+        two_by_two_mean(tf.constant(x), stride), expected, rtol=1e-12, atol=1e-15
+    )
     images = tf.TensorSpec([None, None, None, 3], tf.float64)
     unknown = tf.function(lambda x: two_by_two_mean(x, stride), input_signature=[images])
     np.testing.assert_allclose(unknown(tf.constant(x)), expected, rtol=1e-12, atol=1e-15)
@@ -246,7 +257,9 @@ def test_a_setting_that_a_network_has_not_is_refused(name, settings, words):
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name,ratio", [("resnet18_v1", 0.0), ("resnet50_v1", 0.0), ("resnet50_v1", 0.0625)])
+@pytest.mark.parametrize(
+    "name,ratio", [("resnet18_v1", 0.0), ("resnet50_v1", 0.0), ("resnet50_v1", 0.0625)]
+)
 def test_with_residuals_at_zero_a_unit_is_its_shortcut(name, ratio, shallow):
     """Nothing between the projections then: each block is its first unit's shortcut, through ReLU."""
     model = build(name, TINY, "small", sk_ratio=ratio, zero_init_residual=True)
@@ -261,7 +274,10 @@ def test_with_residuals_at_zero_a_unit_is_its_shortcut(name, ratio, shallow):
         x = endpoints[block]
     plain = build(name, TINY, "small", sk_ratio=ratio)
     plain.build((None, 16, 16, 3))
-    zeros = [sum(bool((v.numpy() == 0).all()) for v in m.variables if "gamma" in v.name) for m in (model, plain)]
+    zeros = [
+        sum(bool((v.numpy() == 0).all()) for v in m.variables if "gamma" in v.name)
+        for m in (model, plain)
+    ]
     units = sum(len(getattr(model, block)) for block in MAPS[1:])
     assert zeros == [units, 0]
 
@@ -271,15 +287,23 @@ def test_with_residuals_at_zero_a_unit_is_its_shortcut(name, ratio, shallow):
 
 def loss_and_gradients(model, images):
     with tf.GradientTape() as tape:
-        loss = sum(tf.reduce_mean(tf.square(endpoint - 1)) for endpoint in model(images, training=True).values())
+        loss = sum(
+            tf.reduce_mean(tf.square(endpoint - 1))
+            for endpoint in model(images, training=True).values()
+        )
     return loss, tape.gradient(loss, model.trainable_variables)
 
 
-@pytest.mark.parametrize("jit,remat", [pytest.param(True, False, marks=pytest.mark.slow), (False, True)])
+@pytest.mark.parametrize(
+    "jit,remat", [pytest.param(True, False, marks=pytest.mark.slow), (False, True)]
+)
 def test_xla_and_recomputation_change_nothing(jit, remat, shallow, float64):
     images = tf.constant(random_images(4, 33, 32, 3))
     settings = {"sk_ratio": 0.0625, "bn_momentum": 0.8}
-    plain, other = build("resnet50_v1", TINY, **settings), build("resnet50_v1", TINY, remat=remat, **settings)
+    plain, other = (
+        build("resnet50_v1", TINY, **settings),
+        build("resnet50_v1", TINY, remat=remat, **settings),
+    )
     plain.build(images.shape), other.build(images.shape)
     randomise(plain)
     other.set_weights(plain.get_weights())
@@ -303,23 +327,37 @@ def test_statistics_span_replicas(replicas, shallow, float64):
     values = replicas.experimental_distribute_values_from_function(
         lambda context: tf.constant(halves[context.replica_id_in_sync_group])
     )
-    run = tf.function(lambda x: replicas.run(lambda images: model(images, True)["pre_logits"], args=(x,)))
+    run = tf.function(
+        lambda x: replicas.run(lambda images: model(images, True)["pre_logits"], args=(x,))
+    )
     together = np.concatenate(replicas.experimental_local_results(run(values)))
     alone = build("resnet50_v1", TINY, "small", sk_ratio=0.0625)
     alone.build((None, 8, 8, 3))
     for v, mirrored in zip(alone.trainable_variables, model.trainable_variables):  # noqa: B905 (Python 3.9)
         v.assign(mirrored.numpy())
-    np.testing.assert_allclose(together, alone(np.concatenate(halves), True)["pre_logits"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        together, alone(np.concatenate(halves), True)["pre_logits"], rtol=0, atol=1e-9
+    )
 
 
 def test_published_as_a_module(shallow, tmp_path):
     """Export makes the network again from its configuration, without what only training needs."""
-    backbone = build("resnet50_v1", TINY, "small", sk_ratio=0.0625, zero_init_residual=True, bn_sync=True, remat=True)
+    backbone = build(
+        "resnet50_v1",
+        TINY,
+        "small",
+        sk_ratio=0.0625,
+        zero_init_residual=True,
+        bn_sync=True,
+        remat=True,
+    )
     model = tfssl.pretext.build("rotation", backbone, image_size=16)
     model.prepare()
     randomise(backbone)
     tfssl.export.save(model, str(tmp_path / "module"))
     images = tf.constant(random_images(2, 16, 16, 3) / 2 + 0.5, tf.float32)
     module = tf.saved_model.load(str(tmp_path / "module"))
-    np.testing.assert_allclose(module(images), model.encode(images)["pre_logits"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        module(images), model.encode(images)["pre_logits"], rtol=1e-4, atol=1e-5
+    )
     assert set(module.endpoints(images)) == set(backbone.endpoint_names)

@@ -15,7 +15,12 @@ from tfssl.errors import UserError
 from tfssl.runtime import strategy as strategies
 
 TINY = 1 / 32  # two channels in the first stage, 128 in the fully connected layers
-CONVS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+CONVS = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
 ENDPOINTS = ["block1", "block2", "block3", "block4", "block5", "fc6", "pre_logits"]
 
 
@@ -47,9 +52,14 @@ TORCHVISION = {"vgg11": 132868840, "vgg13": 133053736, "vgg16": 138365992, "vgg1
 
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_parameters_of_every_depth(name):
-    conv_biases = sum(count * channels for count, channels in zip(CONVS[name], (64, 128, 256, 512, 512)))
+    conv_biases = sum(
+        count * channels for count, channels in zip(CONVS[name], (64, 128, 256, 512, 512))
+    )
     norms_of_fc = 2 * 2 * 4096  # there its fully connected layers have a bias each, and no BN
-    assert trainable(name, 1, 224) - norms_of_fc == TORCHVISION[name] - 1000 * 4097 - conv_biases - 2 * 4096
+    assert (
+        trainable(name, 1, 224) - norms_of_fc
+        == TORCHVISION[name] - 1000 * 4097 - conv_biases - 2 * 4096
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +107,11 @@ def naive(model, x, training, pooled):
             kernel = values[f"block{i + 1}/conv{j}/kernel"]
             padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             height, width = x.shape[1:3]
-            x = sum(padded[:, a : a + height, b : b + width] @ kernel[a, b] for a in range(3) for b in range(3))
+            x = sum(
+                padded[:, a : a + height, b : b + width] @ kernel[a, b]
+                for a in range(3)
+                for b in range(3)
+            )
             x = relu(norm(x, f"block{i + 1}/bn{j}"))
         endpoints[f"block{i + 1}"] = x
         if i + 1 in pooled:
@@ -115,7 +129,9 @@ def naive(model, x, training, pooled):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name,stem,size", [("vgg19", "imagenet", (64, 33)), ("vgg11", "small", (25, 34))])
+@pytest.mark.parametrize(
+    "name,stem,size", [("vgg19", "imagenet", (64, 33)), ("vgg11", "small", (25, 34))]
+)
 def test_equals_a_naive_network(float64, name, stem, size, training):
     model = build(name, TINY, stem, bn_epsilon=0.01)
     images = random_images(3, *size, 3)
@@ -126,7 +142,9 @@ def test_equals_a_naive_network(float64, name, stem, size, training):
     assert set(endpoints) == set(expected)
     for endpoint, value in expected.items():
         found = np.reshape(endpoints[endpoint], value.shape)
-        np.testing.assert_allclose(found, value, rtol=0, atol=1e-10 * np.abs(value).max(), err_msg=endpoint)
+        np.testing.assert_allclose(
+            found, value, rtol=0, atol=1e-10 * np.abs(value).max(), err_msg=endpoint
+        )
 
 
 def test_a_larger_image_is_the_mean_over_its_positions(float64):
@@ -187,18 +205,25 @@ def trained(source, strategy=None, steps=1, compiled=None, **settings):
     strategy = strategy or tf.distribute.get_strategy()
     tf.keras.utils.set_random_seed(1)
     with strategy.scope():
-        model = pretext.build("rotation", build("vgg11", TINY, "small", bn_momentum=0.8, **settings), image_size=24)
+        model = pretext.build(
+            "rotation", build("vgg11", TINY, "small", bn_momentum=0.8, **settings), image_size=24
+        )
         model.compile(tf.keras.optimizers.SGD(0.1, momentum=0.9), **(compiled or {}))
     batches = strategies.training_data(strategy, model, source, 8, 2, 0, steps)
     loss = model.fit(batches, steps_per_epoch=steps, verbose=0).history["loss"]
-    state = {"loss": np.array(loss), **{v.name: v.numpy() for v in [*model.variables, *model.optimizer.variables]}}
+    state = {
+        "loss": np.array(loss),
+        **{v.name: v.numpy() for v in [*model.variables, *model.optimizer.variables]},
+    }
     return model, state
 
 
 def assert_same(a, b, tolerance):
     assert len(a) == len(b)
     for (name, x), y in zip(a.items(), b.values()):
-        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(x).max() + 1e-300, err_msg=name)
+        np.testing.assert_allclose(
+            x, y, rtol=0, atol=tolerance * np.abs(x).max() + 1e-300, err_msg=name
+        )
 
 
 @pytest.mark.slow
@@ -211,7 +236,9 @@ def test_synchronised_replicas_and_stages_computed_again_train_alike(source, rep
 def test_a_compiled_step_of_24_pixel_images_in_bfloat16(source):
     tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
-        model, state = trained(source, compiled={"jit_compile": True, "accumulate_steps": 2}, remat=True)
+        model, state = trained(
+            source, compiled={"jit_compile": True, "accumulate_steps": 2}, remat=True
+        )
         endpoints = model.encode(tf.zeros([2, 24, 24, 3]))
     finally:
         tf.keras.mixed_precision.set_global_policy(None)
@@ -224,11 +251,17 @@ def test_config_builds_it_again_and_a_module_of_it_works(source, tmp_path):
     model = trained(source)[0]
     again = build(**model.backbone.config())
     again.build((None, 24, 24, 3))
-    assert [(v.name, v.shape) for v in again.variables] == [(v.name, v.shape) for v in model.backbone.variables]
+    assert [(v.name, v.shape) for v in again.variables] == [
+        (v.name, v.shape) for v in model.backbone.variables
+    ]
 
     path = export.save(model, tmp_path / "module")
     facts = json.load(open(os.path.join(path, "assets", "tfssl.json"), encoding="utf-8"))
-    assert facts["endpoints"] == ENDPOINTS and facts["min_image_size"] == 24 and facts["features"]["pre_logits"] == 128
+    assert (
+        facts["endpoints"] == ENDPOINTS
+        and facts["min_image_size"] == 24
+        and facts["features"]["pre_logits"] == 128
+    )
     module = tf.saved_model.load(path)
     for size in (24, 64):  # fc6 sees the map of 64 pixels, 4x4, at 16 positions
         images = tf.constant(random_images(3, size, size, 3) / 2 + 0.5, tf.float32)
@@ -246,7 +279,11 @@ def test_names_and_checkpoint_keys(tmp_path):
     model(tf.zeros([1, 32, 32, 3]))
     names = [v.name for v in model.variables]
     assert len(set(names)) == len(names) == 18 * 5 and names[0] == "vgg19/block1/conv1/kernel:0"
-    assert {"vgg19/block5/bn4/moving_variance:0", "vgg19/fc6/conv1/kernel:0", "vgg19/fc7/bn1/gamma:0"} < set(names)
+    assert {
+        "vgg19/block5/bn4/moving_variance:0",
+        "vgg19/fc6/conv1/kernel:0",
+        "vgg19/fc7/bn1/gamma:0",
+    } < set(names)
     path = tf.train.Checkpoint(backbone=model).write(str(tmp_path / "checkpoint"))
     keys = [key for key, _ in tf.train.list_variables(path) if key.startswith("backbone/")]
     assert len(keys) == len(names) and model.losses == []

@@ -42,7 +42,9 @@ def test_parameters_of_its_settings():
     assert count("vit_tiny", 32, depth=6, patch=4) == 2_691_648
 
 
-@pytest.mark.parametrize("settings", [{}, {"pool": "mean", "registers": 2, "positions": "fixed", "layer_scale": 0.1}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"pool": "mean", "registers": 2, "positions": "fixed", "layer_scale": 0.1}]
+)
 def test_the_contract_of_backbones(settings):
     check_backbone("vit_tiny", image_size=12, **TINY, **settings)
 
@@ -60,9 +62,13 @@ def test_attention_is_the_formula(float64):
     x = normal(20, 1, 5, 8)
     weights, _ = layer.weights_and_values(tf.constant(x))
     y = layer(tf.constant(x)).numpy()
-    np.testing.assert_allclose(y[0, 0, :4], [0.71575554, -0.20110822, 0.05388664, -1.07818011], atol=1e-7)
+    np.testing.assert_allclose(
+        y[0, 0, :4], [0.71575554, -0.20110822, 0.05388664, -1.07818011], atol=1e-7
+    )
     assert y.sum() == pytest.approx(-3.74536144, abs=1e-7)
-    np.testing.assert_allclose(weights[0, 0, 0], [0.115239, 0.151374, 0.105600, 0.405650, 0.222137], atol=1e-6)
+    np.testing.assert_allclose(
+        weights[0, 0, 0], [0.115239, 0.151374, 0.105600, 0.405650, 0.222137], atol=1e-6
+    )
     q, k, v = np.split(x[0] @ qkv + 0.1 * normal(22, 24), 3, 1)
     heads = []
     for h in (slice(0, 4), slice(4, 8)):
@@ -77,7 +83,9 @@ def test_positions_are_interpolated_as_by_pytorch(float64):
     impulse[1, 2] = 1
     matrix = vit.interpolation(6, 4).numpy()
     resized = matrix @ impulse @ matrix.T
-    np.testing.assert_allclose(resized[1], [0, -0.055664, 0.095522, 0.560077, 0.352539, -0.051541], atol=1e-6)
+    np.testing.assert_allclose(
+        resized[1], [0, -0.055664, 0.095522, 0.560077, 0.352539, -0.051541], atol=1e-6
+    )
     np.testing.assert_allclose(vit.interpolation(4, 4), np.eye(4), atol=1e-12)
     np.testing.assert_allclose(vit.interpolation(tf.constant(5), 14).numpy().sum(1), 1, rtol=1e-12)
 
@@ -85,7 +93,9 @@ def test_positions_are_interpolated_as_by_pytorch(float64):
 def test_fixed_positions_are_those_of_mae():
     """Column first: read off its code."""
     positions = vit.sinusoids(2, 3, 8).numpy()
-    np.testing.assert_allclose(positions[0, 1], [0.841471, 0.01, 0.540302, 0.99995, 0, 0, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(
+        positions[0, 1], [0.841471, 0.01, 0.540302, 0.99995, 0, 0, 1, 1], atol=1e-6
+    )
     expected = [0.909297, 0.019999, -0.416147, 0.9998, 0.841471, 0.01, 0.540302, 0.99995]
     np.testing.assert_allclose(positions[1, 2], expected, atol=1e-6)
 

@@ -24,7 +24,9 @@ def encoder(tmp_path_factory):
 def build(handle, freeze=False, classes=2, **settings):
     module = modules.load(handle)
     backbone = Hub(module, 16, trainable=not freeze)
-    return Classifier(backbone, classes, backbone.choose(""), **{"image_size": 16, "flip": False, **settings})
+    return Classifier(
+        backbone, classes, backbone.choose(""), **{"image_size": 16, "flip": False, **settings}
+    )
 
 
 def batch_of(rows=8, labels=None, seed=0):
@@ -49,7 +51,9 @@ def test_a_frozen_encoder_is_not_on_the_gradient_tape(encoder):
     batch = model.augment(model.to_float(batch_of()), None)
     with tf.GradientTape() as tape:
         logits = model(batch, training=True)
-    assert {id(v) for v in tape.watched_variables()} == {id(v) for v in model.head.trainable_variables}
+    assert {id(v) for v in tape.watched_variables()} == {
+        id(v) for v in model.head.trainable_variables
+    }
     np.testing.assert_array_equal(logits, model({"image": batch["image"]}))  # as in evaluation
 
 
@@ -65,7 +69,11 @@ def first_step(encoder, optimizer, rows=8, **settings):
     model.prepare()
     batch = batch_of(rows)
     model.train_step(batch)
-    features = modules.load(encoder).endpoints(tf.cast(batch["image"], tf.float32) / 255)["pre_logits"].numpy()
+    features = (
+        modules.load(encoder)
+        .endpoints(tf.cast(batch["image"], tf.float32) / 255)["pre_logits"]
+        .numpy()
+    )
     return model, features, np.eye(2)[batch["label"].numpy()]
 
 
@@ -73,10 +81,16 @@ def first_step(encoder, optimizer, rows=8, **settings):
 @pytest.mark.parametrize("head_rate", [1.0, 20.0])
 def test_the_linear_layers_first_step_by_hand(encoder, name, head_rate):
     """From zero weights all probabilities are 1 / 2; the factor is one on the rate; LARS leaves this layer to plain momentum."""
-    model, features, labels = first_step(encoder, optim.build(name, 0.1, momentum=0.9), head_rate=head_rate)
+    model, features, labels = first_step(
+        encoder, optim.build(name, 0.1, momentum=0.9), head_rate=head_rate
+    )
     step = 0.1 * head_rate * (1.9 if name == "nesterov" else 1.0)
-    np.testing.assert_allclose(model.head.kernel, -step * features.T @ (0.5 - labels) / 8, rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(model.head.bias, -step * (0.5 - labels).mean(0), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(
+        model.head.kernel, -step * features.T @ (0.5 - labels) / 8, rtol=1e-4, atol=1e-7
+    )
+    np.testing.assert_allclose(
+        model.head.bias, -step * (0.5 - labels).mean(0), rtol=1e-4, atol=1e-7
+    )
 
 
 def test_adamw_decays_the_linear_layer_and_lamb_leaves_it_to_adam(encoder):
@@ -105,7 +119,10 @@ def test_lars_does_not_scale_the_linear_layers_steps_later_either(encoder):
     fresh.head.kernel.assign(start)
     fresh.train_step(batch)
     np.testing.assert_allclose(moved, fresh.head.kernel.numpy() - start, rtol=1e-3, atol=1e-6)
-    conv = [next(v for v in m.backbone.learned if "conv" in v.name and "kernel" in v.name) for m in (model, fresh)]
+    conv = [
+        next(v for v in m.backbone.learned if "conv" in v.name and "kernel" in v.name)
+        for m in (model, fresh)
+    ]
     assert not np.allclose(*conv, rtol=1e-6, atol=0)  # the encoder's kernels are scaled
 
 
@@ -117,7 +134,9 @@ def test_stages_by_layer_decay(tmp_path):
     backbone = Hub(module, 16)
     backbone.learned, backbone.others = list(module.variables), []
     assert [[v.shape[-1] for v in stage] for stage in backbone.stages()] == [[8], [16]]
-    model = Classifier(backbone, 2, "pre_logits", image_size=16, flip=False, layer_decay=0.25, head_rate=2.0)
+    model = Classifier(
+        backbone, 2, "pre_logits", image_size=16, flip=False, layer_decay=0.25, head_rate=2.0
+    )
     model.compile(optim.build("adam", 0.01))
     model.prepare()
     model.head.kernel.assign(np.random.default_rng(0).normal(size=model.head.kernel.shape))
@@ -130,7 +149,9 @@ def test_stages_by_layer_decay(tmp_path):
 def test_an_encoder_of_one_stage_has_no_layer_decay(encoder):
     model = build(encoder, layer_decay=0.5)
     model.compile(tf.keras.optimizers.SGD(0.1))
-    with pytest.raises(UserError, match="--layer_decay: .* does not tell which of its variables are deep"):
+    with pytest.raises(
+        UserError, match="--layer_decay: .* does not tell which of its variables are deep"
+    ):
         model.prepare()
 
 
@@ -148,7 +169,14 @@ def test_loss_of_teacher_and_labels_together_by_numpy(encoder):
     logits, taught = rng.normal(size=[2, 8, 3])
     labels = np.array([0, 1, 2, 0, -1, -1, -1, -1])
     t, weight = 2.0, 0.7
-    model = build(encoder, classes=3, teacher=lambda x: None, temperature=t, distill_weight=weight, scale_by_t2=True)
+    model = build(
+        encoder,
+        classes=3,
+        teacher=lambda x: None,
+        temperature=t,
+        distill_weight=weight,
+        scale_by_t2=True,
+    )
     batch = {"label": tf.constant(labels), "taught": tf.constant(taught)}
     loss, measured = model.objective(batch, tf.constant(logits))
     p = softmax(logits)
@@ -215,7 +243,9 @@ def test_replicas_share_the_batch(encoder, replicas, photos):
                 model.prepare()
             data = strategies.training_data(strategy, model, source, 8, 0, 0, 2)
             model.fit(data, steps_per_epoch=2, verbose=0)
-            (heads if freeze else means).append((model.head.kernel if freeze else moving_mean(model)).numpy())
+            (heads if freeze else means).append(
+                (model.head.kernel if freeze else moving_mean(model)).numpy()
+            )
     np.testing.assert_allclose(heads[1], heads[0], rtol=1e-4, atol=1e-6)
     expected = 0.8 * 0.2 * images[0] + 0.2 * images[1]
     for found in means:
@@ -304,8 +334,12 @@ def test_foreign_modules_learn_and_are_published(kind, photos, tmp_path):
     changed = [not np.array_equal(v, b) for v, b in zip(backbone.variables, before)]  # noqa: B905 (Python 3.9)
     assert len(changed) == (6 if moves else 2) and all(changed)
     x = np.random.default_rng(0).random([3, 16, 16, 3], np.float32)
-    published = tf.saved_model.load(save_classifier(model, tmp_path / "mine", class_names=["cold", "warm"]))
-    np.testing.assert_allclose(published(x), model.classify(tf.constant(x))["logits"], rtol=1e-4, atol=1e-5)
+    published = tf.saved_model.load(
+        save_classifier(model, tmp_path / "mine", class_names=["cold", "warm"])
+    )
+    np.testing.assert_allclose(
+        published(x), model.classify(tf.constant(x))["logits"], rtol=1e-4, atol=1e-5
+    )
     assert len(published.trainable_variables) == len(backbone.learned) + 2
 
 
@@ -318,7 +352,9 @@ def test_an_endpoint_has_to_be_named_where_there_are_several(tmp_path, modules_w
         backbone.choose("blok")
     images = tf.random.stateless_uniform([2, 16, 16, 3], [1, 2])
     endpoints = backbone(images)
-    np.testing.assert_allclose(backbone.vector(endpoints, "block"), endpoints["pre_logits"], rtol=1e-5)  # its mean
+    np.testing.assert_allclose(
+        backbone.vector(endpoints, "block"), endpoints["pre_logits"], rtol=1e-5
+    )  # its mean
 
 
 @pytest.fixture

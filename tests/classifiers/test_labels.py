@@ -57,7 +57,9 @@ def test_names_that_match_nothing_are_counted(source, tmp_path, caplog):
     assert len(labels.choose(source, train_list=str(path))) == 1
     assert "2 of its 3 names" in caplog.text and "n01440764_10026.JPEG" in caplog.text
     path.write_text("n01440764_10026.JPEG\n")
-    with pytest.raises(UserError, match="none of its 1 names .* for example 'n01440764_10026.JPEG'"):
+    with pytest.raises(
+        UserError, match="none of its 1 names .* for example 'n01440764_10026.JPEG'"
+    ):
         labels.choose(source, train_list=str(path))
     with pytest.raises(UserError, match="cannot be read"):
         labels.choose(source, train_list=str(tmp_path / "missing.txt"))
@@ -88,6 +90,11 @@ def test_marked_sources_can_be_scanned(source):
     index = np.array([0, 3, 40, 47])
     per_class = np.bincount(labels_at(source, index), minlength=2)
     some, hidden = Subset(source, index).scan(), LabelledAt(source, index).scan()
-    assert some.images == 4 and sum(some.sizes.values()) == 4 and some.unlabelled == 0 and not some.unreadable
+    assert (
+        some.images == 4
+        and sum(some.sizes.values()) == 4
+        and some.unlabelled == 0
+        and not some.unreadable
+    )
     assert hidden.images == 48 and sum(hidden.sizes.values()) == 48 and hidden.unlabelled == 44
     assert some.per_class == hidden.per_class == dict(zip(("cold", "warm"), per_class))  # noqa: B905 (Python 3.9)

@@ -15,7 +15,15 @@ from tfssl import pretext
 from tfssl.config import bounds, signatures
 from tfssl.errors import UserError
 
-BINARIES = ("train", "evaluate", "finetune", "predict", "export.__main__", "data_service", "ab_bins")
+BINARIES = (
+    "train",
+    "evaluate",
+    "finetune",
+    "predict",
+    "export.__main__",
+    "data_service",
+    "ab_bins",
+)
 
 
 def outside(kind, least, greatest):
@@ -49,7 +57,12 @@ def _walk(binary, path):
             except SystemExit as e:
                 status = e.code
             said[text] = status, heard.getvalue()
-        numeric[name] = {"kind": kind, "bounds": (least, greatest), "default": flag.default, "said": said}
+        numeric[name] = {
+            "kind": kind,
+            "bounds": (least, greatest),
+            "default": flag.default,
+            "said": said,
+        }
     path.write_text(json.dumps(numeric))
 
 
@@ -68,13 +81,23 @@ def test_every_numeric_flag_has_bounds_which_its_binary_names(binary, tmp_path):
         assert math.isfinite(least) and math.isfinite(greatest) and least < greatest
         assert flag["default"] is None or least <= flag["default"] <= greatest, name
         for text, (status, heard) in flag["said"].items():
-            assert status == 1 and len(heard.splitlines()) == 1 and "Traceback" not in heard, (name, text, heard)
+            assert status == 1 and len(heard.splitlines()) == 1 and "Traceback" not in heard, (
+                name,
+                text,
+                heard,
+            )
             assert f"--{name}={text}: give" in heard and " from " in heard, heard
-            assert all(float(end) in _numbers(heard.partition(": give")[2]) for end in (least, greatest)), heard
+            assert all(
+                float(end) in _numbers(heard.partition(": give")[2]) for end in (least, greatest)
+            ), heard
 
 
 def _numbers(text):
-    return [float(word) for word in text.replace(",", " ").split() if word[:1].isdigit() or word[:1] == "-"]
+    return [
+        float(word)
+        for word in text.replace(",", " ").split()
+        if word[:1].isdigit() or word[:1] == "-"
+    ]
 
 
 def test_settings_of_tasks_lie_within_their_bounds():
@@ -99,12 +122,16 @@ def test_both_ends_are_values():
     np.random.RandomState(values.seed)
     with pytest.raises(ValueError):
         np.random.RandomState(values.seed + 1)
-    with pytest.raises(flags.IllegalFlagValueError, match="--seed=4294967296: give an integer from 0 to 4294967295"):
+    with pytest.raises(
+        flags.IllegalFlagValueError, match="--seed=4294967296: give an integer from 0 to 4294967295"
+    ):
         values(["a program", "--seed=4294967296"])
 
 
 def test_lists_of_numbers():
     assert bounds.numbers("decay_epochs", ["15", "25.5", ""]) == [15.0, 25.5]
     for text in ("nan", "-1", "inf", "soon"):
-        with pytest.raises(UserError, match=f"--decay_epochs=15,{text}: give a number from 0 to 1e.06 each"):
+        with pytest.raises(
+            UserError, match=f"--decay_epochs=15,{text}: give a number from 0 to 1e.06 each"
+        ):
             bounds.numbers("decay_epochs", ["15", text])

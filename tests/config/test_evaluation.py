@@ -17,7 +17,10 @@ from tfssl.errors import UserError
         ({"protocol": ()}, "--protocol, --endpoints and --train_labels each need a value"),
         ({"endpoints": ()}, "each need a value"),
         ({"test_split": ""}, "--test_split is empty"),
-        ({"test_split": "", "protocol": ("features", "knn"), "workdir": "w"}, "--test_split is empty"),
+        (
+            {"test_split": "", "protocol": ("features", "knn"), "workdir": "w"},
+            "--test_split is empty",
+        ),
         ({"protocol": ("features",)}, "--workdir is missing"),
         ({"neighbors": 3}, "--workdir is missing"),
     ],
@@ -32,7 +35,12 @@ def test_what_follows_from_all():
         Evaluation(protocol=("knn", "knn", "features"), workdir="w"),
         Evaluation(protocol=("knn", "all"), workdir="w"),
     )
-    assert (one.named_protocols, one.minutes, one.beside_untrained, one.neighbor_count) == (["knn"], None, False, 0)
+    assert (one.named_protocols, one.minutes, one.beside_untrained, one.neighbor_count) == (
+        ["knn"],
+        None,
+        False,
+        0,
+    )
     assert (every.named_protocols, every.minutes, every.beside_untrained, every.neighbor_count) == (
         ["knn"],
         5.0,
@@ -48,8 +56,14 @@ def test_folders_and_splits():
     local = Evaluation(workdir="w", val_split="v")
     assert local.file("a/b.npz") == "w/a_b.npz" and local.features_folder == "w/features"
     assert local.splits == {"train": "train", "test": "test", "val": "v"} and local.held_out
-    assert Evaluation(workdir="gs://w").features_folder is None and Evaluation().features_folder is None
-    assert Evaluation(val_fraction=0.0).held_out is False and Evaluation(image_size=32).sizes == (32, None)
+    assert (
+        Evaluation(workdir="gs://w").features_folder is None
+        and Evaluation().features_folder is None
+    )
+    assert Evaluation(val_fraction=0.0).held_out is False and Evaluation(image_size=32).sizes == (
+        32,
+        None,
+    )
     features = Evaluation(test_split="", protocol=("features",), workdir="w")
     assert features.splits == {"train": "train"} and features.named_protocols == []
 

@@ -8,12 +8,27 @@ from tfssl.errors import UserError
 
 def test_flags_file_round_trip(tmp_path):
     path = str(tmp_path / "run" / "flags.flags")
-    values = {"lr": 0.1, "flip": True, "steps": [15.0, 25.0], "name": "a=b", "unset": None, "small": 1e-4}
+    values = {
+        "lr": 0.1,
+        "flip": True,
+        "steps": [15.0, 25.0],
+        "name": "a=b",
+        "unset": None,
+        "small": 1e-4,
+    }
     flagfile.write(path, values)
     stored = flagfile.read(path)
-    assert stored == {"lr": "0.1", "flip": "true", "steps": "15,25", "name": "a=b", "small": "0.0001"}
+    assert stored == {
+        "lr": "0.1",
+        "flip": "true",
+        "steps": "15,25",
+        "name": "a=b",
+        "small": "0.0001",
+    }
     assert flagfile.differences(stored, values) == []
-    assert flagfile.differences(stored, {**values, "lr": 0.2, "flip": False}, free=("flip",)) == [("lr", "0.1", "0.2")]
+    assert flagfile.differences(stored, {**values, "lr": 0.2, "flip": False}, free=("flip",)) == [
+        ("lr", "0.1", "0.2")
+    ]
     assert flagfile.differences(stored, {**values, "unset": 1}) == [("unset", "unset", "1")]
 
 

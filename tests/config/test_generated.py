@@ -66,7 +66,9 @@ def test_one_flag_for_what_several_have(sources):
     assert values["k"].help == "a: Neighbors. b: Images. Default: 20 for a; 5 for b."
     assert values["mode"].help == "How. Default: fast for b."
     both.check("a", {"k": 3, "mode": None})
-    with pytest.raises(UserError, match="--mode is not a setting of thing 'a', whose own are k, rates"):
+    with pytest.raises(
+        UserError, match="--mode is not a setting of thing 'a', whose own are k, rates"
+    ):
         both.check("a", {"mode": "slow"})
     with pytest.raises(UserError, match="--rates=fast: give numbers"):
         both.arguments("a", {"rates": ["fast"]})
@@ -74,7 +76,10 @@ def test_one_flag_for_what_several_have(sources):
 
 def test_flags_that_agree_have_their_default_which_all_classes_take(sources):
     shared = ("generated_classes", "Shared")
-    values, several = flags.FlagValues(), Generated("thing", {"s1": shared, "s2": shared, **sources}, unset=False)
+    values, several = (
+        flags.FlagValues(),
+        Generated("thing", {"s1": shared, "s2": shared, **sources}, unset=False),
+    )
     several.define(values=values)
     bounds.apply(values)
     assert (several.default("stride"), several.default("k")) == (8, None)
@@ -92,7 +97,11 @@ def test_flags_that_agree_have_their_default_which_all_classes_take(sources):
 
 
 def test_names_of_one_class_are_the_classs(sources):
-    names = {"s1": ("generated_classes", "Shared"), "s2": ("generated_classes", "Shared"), **sources}
+    names = {
+        "s1": ("generated_classes", "Shared"),
+        "s2": ("generated_classes", "Shared"),
+        **sources,
+    }
     assert Generated("thing", names).describe("width") == "Channels. Default: 4 for Shared."
 
 
@@ -106,9 +115,13 @@ def test_the_flags_of_one_class_have_its_defaults(sources):
 
 def test_a_help_of_one_class_stands_as_it_is_written(tmp_path, monkeypatch):
     """It may begin with a value, which a capital letter would change."""
-    (tmp_path / "values_first.py").write_text(ONE.replace("k: Neighbors.", "k: tfds:NAME, or a number."))
+    (tmp_path / "values_first.py").write_text(
+        ONE.replace("k: Neighbors.", "k: tfds:NAME, or a number.")
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert Generated("thing", {"a": ("values_first", "A")}).describe("k") == "tfds:NAME, or a number."
+    assert (
+        Generated("thing", {"a": ("values_first", "A")}).describe("k") == "tfds:NAME, or a number."
+    )
 
 
 def test_lists_of_numbers_are_bounded_as_numbers_are(tmp_path, monkeypatch):
@@ -126,7 +139,9 @@ def test_defaults_that_agree_may_be_the_flags(sources):
     both.define(values=values)
     values(["x"])
     assert (values.k, values.mode, values.rates) == (None, "fast", ["0.1", "0.01"])
-    assert values["k"].help.endswith("Default: 20 for a; 5 for b.") and values["mode"].help == "How."
+    assert (
+        values["k"].help.endswith("Default: 20 for a; 5 for b.") and values["mode"].help == "How."
+    )
     assert both.arguments("b", values.flag_values_dict()) == {"k": 5, "mode": "fast"}
 
 
@@ -143,7 +158,14 @@ def test_errors_of_constructors_name_the_flag(sources):
 
 
 @pytest.mark.parametrize(
-    "value, text", [(True, "true"), (0.1, "0.1"), (1 / 3, "0.3333333333333333"), ((15.0, 25), "15,25"), (None, "")]
+    "value, text",
+    [
+        (True, "true"),
+        (0.1, "0.1"),
+        (1 / 3, "0.3333333333333333"),
+        ((15.0, 25), "15,25"),
+        (None, ""),
+    ],
 )
 def test_values_as_text(value, text):
     assert as_text(value) == text

@@ -90,7 +90,9 @@ def module(tmp_path, monkeypatch):
     package = tmp_path / "someones"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "things.py").write_text(textwrap.dedent(MODULE) + "\nraise RuntimeError('imported')\n")
+    (package / "things.py").write_text(
+        textwrap.dedent(MODULE) + "\nraise RuntimeError('imported')\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield "someones.things"
     assert "someones.things" not in sys.modules
@@ -105,7 +107,9 @@ def test_tasks_as_python_sees_them(task):
             expected |= {p.name: p.default for p in parameters if p.default is not p.empty}
     settings = signatures.read(*pretext.TASKS.source(task))
     assert {name: setting.default for name, setting in settings.items()} == expected
-    assert all(setting.text for setting in settings.values()), "every setting needs a line in its docstring"
+    assert all(setting.text for setting in settings.values()), (
+        "every setting needs a line in its docstring"
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet50_v2", "revnet50", "vgg11", "alexnet"])
@@ -114,9 +118,16 @@ def test_backbones_as_python_sees_them(name):
     module, class_name = backbones.BACKBONES.source(name)
     cls, settings = backbones.BACKBONES.find(name), signatures.read(module, class_name)
     assert signatures.arguments(cls)[0] == "name"
-    assert [a for a in signatures.arguments(cls) if a not in ("name", "norm_policy", "remat")] == list(settings)
-    parameters = {**inspect.signature(backbones.Network).parameters, **inspect.signature(cls).parameters}
-    assert all(setting.default == parameters[a].default and setting.text for a, setting in settings.items())
+    assert [
+        a for a in signatures.arguments(cls) if a not in ("name", "norm_policy", "remat")
+    ] == list(settings)
+    parameters = {
+        **inspect.signature(backbones.Network).parameters,
+        **inspect.signature(cls).parameters,
+    }
+    assert all(
+        setting.default == parameters[a].default and setting.text for a, setting in settings.items()
+    )
 
 
 def test_a_dataclass(module):
@@ -134,8 +145,15 @@ def test_a_dataclass(module):
 def test_a_dataclass_that_changes_defaults_keeps_the_texts(module):
     settings, base = signatures.read(module, "Shorter"), signatures.read(module, "Optimization")
     assert settings.keys() == base.keys()
-    assert [settings[name].default for name in ("rate", "optimizer", "decay_epochs")] == [0.5, "adam", (5,)]
-    assert settings["optimizer"].text == "One of the registry." and settings["decay_epochs"].text == "Sooner."
+    assert [settings[name].default for name in ("rate", "optimizer", "decay_epochs")] == [
+        0.5,
+        "adam",
+        (5,),
+    ]
+    assert (
+        settings["optimizer"].text == "One of the registry."
+        and settings["decay_epochs"].text == "Sooner."
+    )
     assert settings["nesterov"] == base["nesterov"]
 
 

@@ -32,7 +32,10 @@ def photographs():
 def batch_draws(rows, seed=0, step=0, global_rows=None, first=0):
     number = step * (global_rows or rows) + first + np.arange(rows)
     return Draws(
-        {"seed": tf.fill([rows], tf.constant(seed, tf.int64)), "number": tf.constant(number, tf.int64)},
+        {
+            "seed": tf.fill([rows], tf.constant(seed, tf.int64)),
+            "number": tf.constant(number, tf.int64),
+        },
         (global_rows or rows) // rows,
     )
 
@@ -70,8 +73,17 @@ def test_policies_are_the_published():
         views = augmentation.per_view(name, 2)
         for i, view in enumerate(views):
             assert (view.brightness, view.contrast, view.saturation, view.hue) == jitter, name
-            assert (view.jitter, view.gray, view.crop_area, view.flip) == (probability, gray, area, 0.5), name
-            assert (view.blur, view.solarize, view.blur_sigma) == (blur[i], solarize[i], (0.1, 2.0)), name
+            assert (view.jitter, view.gray, view.crop_area, view.flip) == (
+                probability,
+                gray,
+                area,
+                0.5,
+            ), name
+            assert (view.blur, view.solarize, view.blur_sigma) == (
+                blur[i],
+                solarize[i],
+                (0.1, 2.0),
+            ), name
             assert (view.additive, view.solarize_threshold) == (name == "byol", 0.5)
             assert view.gray_at == {"moco_v1": "before", "infomin": "last"}.get(name, "after")
             randaugment = (view.randaugment, view.randaugment_magnitude, view.randaugment_deviation)
@@ -81,7 +93,9 @@ def test_policies_are_the_published():
             tensorflow = ("byol" if name == "byol" else "tf", "bicubic", 0, "zero")
             torch = ("torch", "pillow", 13, "reflect")
             crop = (view.crop_sampler, view.crop_method, view.blur_taps, view.blur_edges)
-            assert crop == (tensorflow if name in ("simclr", "byol", "crop", "cifar") else torch), name
+            assert crop == (tensorflow if name in ("simclr", "byol", "crop", "cifar") else torch), (
+                name
+            )
 
 
 def test_per_view_repeats_and_scales():
@@ -136,8 +150,12 @@ def statistics(images):
     """[n, k]: what the colours change: channel means, spreads and corners, and how colourful a picture is."""
     quantiles = np.quantile(images, [0.1, 0.5, 0.9], axis=(1, 2, 3)).T
     colourful = (images.max(-1) - images.min(-1)).mean((1, 2))
-    found = np.concatenate([images.mean((1, 2)), images.std((1, 2)), images[:, 0, 0], quantiles, colourful[:, None]], 1)
-    return np.round(found, 4)  # an image that no coin changed is a point mass, which rounding errors must not split
+    found = np.concatenate(
+        [images.mean((1, 2)), images.std((1, 2)), images[:, 0, 0], quantiles, colourful[:, None]], 1
+    )
+    return np.round(
+        found, 4
+    )  # an image that no coin changed is a point mass, which rounding errors must not split
 
 
 @pytest.mark.parametrize("additive", [False, True])
@@ -153,7 +171,9 @@ def test_host_and_device_have_the_distribution_of_plain_tf_image(photographs, ad
     for got in (host, device):
         for ours, theirs in zip(got.T, want.T):
             assert scipy.stats.ks_2samp(ours, theirs).pvalue > 1e-4
-            np.testing.assert_allclose([ours.mean(), ours.std()], [theirs.mean(), theirs.std()], rtol=0.15, atol=0.01)
+            np.testing.assert_allclose(
+                [ours.mean(), ours.std()], [theirs.mean(), theirs.std()], rtol=0.15, atol=0.01
+            )
 
 
 def test_orders_are_equally_likely(monkeypatch):
@@ -169,7 +189,9 @@ def test_orders_are_equally_likely(monkeypatch):
     counts = [orders.count(order) for order in itertools.permutations(range(4))]
     assert sum(counts) == 4800 and scipy.stats.chisquare(counts).pvalue > 1e-3
     seen.clear()
-    on_device(dataclasses.replace(OFF, jitter=1.0, random_order=False), np.zeros([9, 1, 1, 3], np.float32))
+    on_device(
+        dataclasses.replace(OFF, jitter=1.0, random_order=False), np.zeros([9, 1, 1, 3], np.float32)
+    )
     np.testing.assert_array_equal(np.argsort(seen[0], axis=1), [[0, 1, 2, 3]] * 9)
 
 
@@ -178,9 +200,12 @@ TELLS = {
     "flip": lambda new, old: np.isclose(new, old[:, :, ::-1]).all((1, 2, 3)),
     "gray": lambda new, old: np.ptp(new, axis=-1).max((1, 2)) < 1e-6,
     "solarize": lambda new, old: np.isclose(new, np.where(old < 0.5, old, 1 - old)).all((1, 2, 3)),
-    "rotate": lambda new, old: np.any([np.isclose(new, np.rot90(old, k, (1, 2))).all((1, 2, 3)) for k in (1, 2, 3)], 0),
+    "rotate": lambda new, old: np.any(
+        [np.isclose(new, np.rot90(old, k, (1, 2))).all((1, 2, 3)) for k in (1, 2, 3)], 0
+    ),
     "cutout": lambda new, old: (
-        ((new == 0.5).all(-1).sum((1, 2)) >= 25) & (np.isclose(new, old) | (new == 0.5)).all((1, 2, 3))
+        ((new == 0.5).all(-1).sum((1, 2)) >= 25)
+        & (np.isclose(new, old) | (new == 0.5)).all((1, 2, 3))
     ),
     "noise": lambda new, old: (new != old).any((1, 2, 3)),
     "sobel": lambda new, old: np.isclose(new, photometric.sobel(tf.constant(old))).all((1, 2, 3)),
@@ -226,7 +251,10 @@ def test_replicas_see_what_one_device_sees(photographs):
     policy = dataclasses.replace(POLICIES["byol"][1], noise=0.5, cutout=0.5)
     whole = policy.apply(tf.constant(photographs), batch_draws(8, step=5))
     halves = [
-        policy.apply(tf.constant(photographs[first : first + 4]), batch_draws(4, step=5, global_rows=8, first=first))
+        policy.apply(
+            tf.constant(photographs[first : first + 4]),
+            batch_draws(4, step=5, global_rows=8, first=first),
+        )
         for first in (0, 4)
     ]
     np.testing.assert_allclose(np.concatenate(halves), whole, atol=1e-6)
@@ -247,7 +275,9 @@ def test_compiled_is_plain(photographs):
     np.testing.assert_allclose(alone, together, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float32, tf.float64], ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize(
+    "dtype", [tf.float16, tf.bfloat16, tf.float32, tf.float64], ids=lambda dtype: dtype.name
+)
 def test_dtypes_are_kept(dtype, photographs):
     policy = Policy(rotate=0.5, sobel=0.5, cutout=0.5, noise=0.5, solarize=0.5)
     images = tf.cast(photographs, dtype)
@@ -259,19 +289,26 @@ def test_dtypes_are_kept(dtype, photographs):
 
 
 def test_floatx_float64(float64, photographs):
-    assert POLICIES["simclr"].apply(tf.constant(photographs, tf.float64), batch_draws(8)).dtype == tf.float64
+    assert (
+        POLICIES["simclr"].apply(tf.constant(photographs, tf.float64), batch_draws(8)).dtype
+        == tf.float64
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_without_colours_any_number_of_channels(channels):
     images = np.random.default_rng(0).uniform(size=[4, 12, 12, channels]).astype(np.float32)
-    policy = dataclasses.replace(OFF, flip=0.5, blur=0.5, solarize=0.5, rotate=0.5, sobel=0.5, cutout=0.5, noise=0.5)
+    policy = dataclasses.replace(
+        OFF, flip=0.5, blur=0.5, solarize=0.5, rotate=0.5, sobel=0.5, cutout=0.5, noise=0.5
+    )
     assert on_device(policy, images).shape == images.shape
     for name in ("jitter", "gray"):
         with pytest.raises(UserError, match=f"with {channels} channels"):
             on_device(dataclasses.replace(policy, **{name: 0.5}), images)
         with pytest.raises(UserError, match=f"with {channels} channels"):
-            dataclasses.replace(policy, **{name: 0.5}).apply(images, HostDraws(tf.constant([0, 1], tf.int64), 4))
+            dataclasses.replace(policy, **{name: 0.5}).apply(
+                images, HostDraws(tf.constant([0, 1], tf.int64), 4)
+            )
 
 
 @pytest.mark.parametrize("name", ["infomin", "pirl_photometric"])
@@ -299,7 +336,11 @@ def test_host_views_are_crops_and_colours(photographs):
     """Of an encoded image: with nothing but crops, those of `crop` before it rounds; in the order of the policies."""
     image = (255 * photographs[0]).astype(np.uint8)
     seed = tf.constant([3, 9], tf.int64)
-    policies = (OFF, dataclasses.replace(OFF, crop_area=(0.3, 0.5)), dataclasses.replace(OFF, gray=1.0))
+    policies = (
+        OFF,
+        dataclasses.replace(OFF, crop_area=(0.3, 0.5)),
+        dataclasses.replace(OFF, gray=1.0),
+    )
     views = augmentation.host_views(tf.io.encode_png(image), seed, policies, 16)
     assert views.shape == (3, 16, 16, 3) and views.dtype == tf.float32
     for view in (0, 1):
@@ -314,7 +355,9 @@ def test_crops_have_the_areas_of_the_policy():
     ramp = np.arange(size, dtype=np.uint8)
     image = np.stack([*np.meshgrid(ramp, ramp), np.zeros([size, size], np.uint8)], -1)
     policy = dataclasses.replace(POLICIES["swav"], crop_area=(0.05, 0.14))
-    crops = tf.data.Dataset.range(300).map(lambda i: policy.crop(image, tf.stack([tf.constant(0, tf.int64), i]), 50))
+    crops = tf.data.Dataset.range(300).map(
+        lambda i: policy.crop(image, tf.stack([tf.constant(0, tf.int64), i]), 50)
+    )
     crops = np.stack(list(crops.as_numpy_iterator())).astype(float)
     assert crops.shape == (300, 50, 50, 3)
     width = (crops[:, 25, -1, 0] - crops[:, 25, 0, 0]) * 50 / 49
@@ -327,7 +370,9 @@ def test_crops_have_the_areas_of_the_policy():
 @pytest.mark.parametrize("size", [96, 32])
 def test_the_blur_of_torchs_policies_is_as_wide_as_pillows(size):
     """The standard deviation of a point under sigma = 2: Pillow's is 1.996; SimCLR's window leaves 1.85 at 96 and 0.8 at 32."""
-    policy = dataclasses.replace(POLICIES["swav"], flip=0.0, jitter=0.0, gray=0.0, blur=1.0, blur_sigma=(2.0, 2.0))
+    policy = dataclasses.replace(
+        POLICIES["swav"], flip=0.0, jitter=0.0, gray=0.0, blur=1.0, blur_sigma=(2.0, 2.0)
+    )
     point = np.zeros([1, size, size, 3], np.float32)
     point[0, size // 2, size // 2] = 1
     profile = on_device(policy, point)[0, :, :, 0].sum(1)

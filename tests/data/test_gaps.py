@@ -43,7 +43,9 @@ def values(batches):
 def test_an_outage_that_passes_changes_nothing(tmp_path, capfd):
     """Before 0.2 about 40 steps followed on copies of the first image that came back."""
     source = folder(tmp_path / "photos")
-    expected = values(pipeline.training_batches(source, number, 8, seed=1, steps=300).as_numpy_iterator())
+    expected = values(
+        pipeline.training_batches(source, number, 8, seed=1, steps=300).as_numpy_iterator()
+    )
     batches = pipeline.training_batches(source, number, 8, seed=1, steps=300).as_numpy_iterator()
     seen = [next(batches) for _ in range(3)]
     os.rename(tmp_path / "photos", tmp_path / "gone")
@@ -69,7 +71,11 @@ def test_an_outage_that_lasts_is_one_line_that_names_a_file(kind, tmp_path, monk
         next(batches.as_numpy_iterator())
     assert time.monotonic() - begun < 5
     line = failures.explain(caught.value)
-    assert f"{tmp_path}/photos/" in line and "No such file or directory" in line and "same command again" in line
+    assert (
+        f"{tmp_path}/photos/" in line
+        and "No such file or directory" in line
+        and "same command again" in line
+    )
     assert "\n" not in line and "Traceback" not in line
 
 
@@ -78,7 +84,11 @@ def all_maps(source):
         return number(example, None)["image"], {"boxes": tf.range(example["index"] % 3)}
 
     made = maps.Maps(None, source, ["images"], read, batch_size=8)
-    return made.arrays["images"][:, 0, 0, 0].tolist(), [len(answer["boxes"]) for answer in made.answers], made.dropped
+    return (
+        made.arrays["images"][:, 0, 0, 0].tolist(),
+        [len(answer["boxes"]) for answer in made.answers],
+        made.dropped,
+    )
 
 
 PASSES = {
@@ -109,9 +119,15 @@ def test_a_pass_that_reaches_nothing_any_more_ends_by_name(kind, shards, monkeyp
     with pytest.raises((tfssl.errors.UserError, tf.errors.OpError)) as caught:
         PASSES[kind](source)
     assert time.monotonic() - begun < 20
-    line = str(caught.value) if isinstance(caught.value, tfssl.errors.UserError) else failures.explain(caught.value)
+    line = (
+        str(caught.value)
+        if isinstance(caught.value, tfssl.errors.UserError)
+        else failures.explain(caught.value)
+    )
     assert (
-        f"{shards}/train-00000-of-00003" in line and "it was tried for 0.3 s" in line and "same command again" in line
+        f"{shards}/train-00000-of-00003" in line
+        and "it was tried for 0.3 s" in line
+        and "same command again" in line
     )
 
 
@@ -134,7 +150,8 @@ def test_counting_waits_for_files_that_are_away(shards, monkeypatch):
     os.rename(shards, f"{shards}.gone")
     monkeypatch.setattr(gaps, "PATIENCE", 0.3)
     with pytest.raises(
-        tfssl.errors.UserError, match="train-00000-of-00003 cannot be read: No such file or directory; it was tried"
+        tfssl.errors.UserError,
+        match="train-00000-of-00003 cannot be read: No such file or directory; it was tried",
     ):
         count(paths[0])
 
@@ -142,9 +159,15 @@ def test_counting_waits_for_files_that_are_away(shards, monkeypatch):
 @pytest.mark.parametrize("number", errors.TROUBLES)
 def test_a_disk_in_trouble_says_nothing_about_the_image(number):
     """TensorFlow makes a FailedPreconditionError of ENOTCONN, as of a folder that is called like an image."""
-    for kind in (tf.errors.FailedPreconditionError, tf.errors.OutOfRangeError, tf.errors.UnknownError):
+    for kind in (
+        tf.errors.FailedPreconditionError,
+        tf.errors.OutOfRangeError,
+        tf.errors.UnknownError,
+    ):
         assert not gaps.is_of_content(kind(None, None, f"/mnt/a.jpg; {os.strerror(number)}"))
-    assert gaps.is_of_content(tf.errors.FailedPreconditionError(None, None, "/mnt/a.jpg; Is a directory"))
+    assert gaps.is_of_content(
+        tf.errors.FailedPreconditionError(None, None, "/mnt/a.jpg; Is a directory")
+    )
 
 
 def test_unreadable_images_are_named_once_with_the_reason(tmp_path, capfd):
@@ -153,7 +176,10 @@ def test_unreadable_images_are_named_once_with_the_reason(tmp_path, capfd):
         list(pipeline.training_batches(source, number, 8, seed=1, steps=20))
     lines = sorted(capfd.readouterr().err.splitlines())
     assert [line.split(": ")[1][-6:] for line in lines] == ["03.png", "17.png"]
-    assert all(line.startswith("skipped unreadable image: ") and "image" in line.split(": ")[2] for line in lines)
+    assert all(
+        line.startswith("skipped unreadable image: ") and "image" in line.split(": ")[2]
+        for line in lines
+    )
     assert list(source.unreadable) and all(source.unreadable.values())
 
 
@@ -161,14 +187,18 @@ def test_a_gap_longer_than_a_batch_ends_the_run(tmp_path):
     """The order of seed 1 is known, so exactly the images of its places 20 to 28 can be broken: a batch is 8."""
     source = folder(tmp_path / "whole")
     order = [int(source.name(int(r["index"]))[-6:-4]) for r in source.records(seed=1).take(48)]
-    batches = pipeline.training_batches(folder(tmp_path / "borne", order[20:28]), number, 8, seed=1, steps=6)
+    batches = pipeline.training_batches(
+        folder(tmp_path / "borne", order[20:28]), number, 8, seed=1, steps=6
+    )
     seen = np.concatenate(values(batches.as_numpy_iterator()))
     np.testing.assert_array_equal(seen[20:29], order[28])
     source = folder(tmp_path / "not borne", order[20:29])
     with pytest.raises(tf.errors.OpError) as caught:
         list(pipeline.training_batches(source, number, 8, seed=1, steps=6))
     line = failures.explain(caught.value)
-    assert "9 images in a row cannot be decoded" in line and any(f"/{i:02}.png: " in line for i in order[20:29])
+    assert "9 images in a row cannot be decoded" in line and any(
+        f"/{i:02}.png: " in line for i in order[20:29]
+    )
 
 
 def test_where_nothing_can_be_decoded_the_run_ends(tmp_path):
@@ -178,7 +208,9 @@ def test_where_nothing_can_be_decoded_the_run_ends(tmp_path):
 
 
 def _fails(example, seed):
-    with tf.control_dependencies([tf.debugging.assert_equal(tf.strings.length(example["image"]), -1, "no good")]):
+    with tf.control_dependencies(
+        [tf.debugging.assert_equal(tf.strings.length(example["image"]), -1, "no good")]
+    ):
         return {"image": tf.zeros([4, 4, 3], tf.uint8)}
 
 
@@ -189,10 +221,18 @@ def shards(tmp_path):
         with tf.io.TFRecordWriter(f"{tmp_path}/train-{shard:05}-of-00003") as writer:
             for i in range(20):
                 content = {
-                    "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[gray(20 * shard + i)])),
-                    "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[i % 2])),
+                    "image/encoded": tf.train.Feature(
+                        bytes_list=tf.train.BytesList(value=[gray(20 * shard + i)])
+                    ),
+                    "image/class/label": tf.train.Feature(
+                        int64_list=tf.train.Int64List(value=[i % 2])
+                    ),
                 }
-                writer.write(tf.train.Example(features=tf.train.Features(feature=content)).SerializeToString())
+                writer.write(
+                    tf.train.Example(
+                        features=tf.train.Features(feature=content)
+                    ).SerializeToString()
+                )
     tfssl.open_source(f"tfrecord:{tmp_path}")
     return tmp_path
 
@@ -215,7 +255,9 @@ def damage(file, how):
 @pytest.mark.parametrize("how", ["flip", "truncate"])
 def test_a_damaged_shard_ends_the_run_or_keeps_all_numbers(how, shards):
     def run(source, start=0, steps=18):
-        return list(pipeline.training_batches(source, number, 10, 3, start, steps).as_numpy_iterator())
+        return list(
+            pipeline.training_batches(source, number, 10, 3, start, steps).as_numpy_iterator()
+        )
 
     source = tfssl.open_source(f"tfrecord:{shards}")
     whole = run(source)
@@ -224,7 +266,10 @@ def test_a_damaged_shard_ends_the_run_or_keeps_all_numbers(how, shards):
         with pytest.raises(tf.errors.OpError) as caught:
             passes(source)
         line = failures.explain(caught.value)
-        assert f"'{shards}/train-00001-of-00003' is damaged" in line and "--skip_damaged_shards" in line
+        assert (
+            f"'{shards}/train-00001-of-00003' is damaged" in line
+            and "--skip_damaged_shards" in line
+        )
         assert f"after {first} records (at byte {offset})" in line
 
     source = tfssl.open_source(f"tfrecord:{shards}", skip_damaged_shards=True)
@@ -234,19 +279,29 @@ def test_a_damaged_shard_ends_the_run_or_keeps_all_numbers(how, shards):
     for was, is_ in zip(whole, borne):  # noqa: B905 (Python 3.9)
         np.testing.assert_array_equal(is_["number"], was["number"])
         np.testing.assert_array_equal(is_["replaced"], np.isin(was["index"], lost))
-        np.testing.assert_array_equal(is_["index"][~is_["replaced"]], was["index"][~is_["replaced"]])
+        np.testing.assert_array_equal(
+            is_["index"][~is_["replaced"]], was["index"][~is_["replaced"]]
+        )
         np.testing.assert_array_equal(is_["image"][:, 0, 0, 0], is_["index"])
         assert all(20 <= i < 20 + first for i in is_["index"][is_["replaced"]])
     for start in (4, 9):
         for a, b in zip(borne[start:], run(source, start, 18 - start)):  # noqa: B905 (Python 3.9)
             np.testing.assert_array_equal(a["image"], b["image"])
-    seen = [b["index"][b["weight"] > 0] for b in pipeline.evaluation_batches(source, number, 10).as_numpy_iterator()]
+    seen = [
+        b["index"][b["weight"] > 0]
+        for b in pipeline.evaluation_batches(source, number, 10).as_numpy_iterator()
+    ]
     np.testing.assert_array_equal(np.concatenate(seen), np.setdiff1d(np.arange(60), lost))
 
 
 def test_a_shard_that_cannot_be_reached_for_a_while(shards):
     source = tfssl.open_source(f"tfrecord:{shards}")
-    expected = values(pipeline.training_batches(source, number, 10, 3, steps=30).as_numpy_iterator())
+    expected = values(
+        pipeline.training_batches(source, number, 10, 3, steps=30).as_numpy_iterator()
+    )
     os.rename(shards, f"{shards}.gone")
     threading.Timer(1.0, os.rename, (f"{shards}.gone", shards)).start()
-    assert values(pipeline.training_batches(source, number, 10, 3, steps=30).as_numpy_iterator()) == expected
+    assert (
+        values(pipeline.training_batches(source, number, 10, 3, steps=30).as_numpy_iterator())
+        == expected
+    )

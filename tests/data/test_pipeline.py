@@ -18,7 +18,11 @@ def numbered(tmp_path_factory):
     """50 PNGs whose grey value is their number; four of them are not images."""
     root = tmp_path_factory.mktemp("numbered")
     for i in range(50):
-        data = b"no image" if i in BROKEN else tf.io.encode_png(np.full([4, 4, 3], i, np.uint8)).numpy()
+        data = (
+            b"no image"
+            if i in BROKEN
+            else tf.io.encode_png(np.full([4, 4, 3], i, np.uint8)).numpy()
+        )
         (root / f"{i:02}.png").write_bytes(data)
     return tfssl.open_source(f"folder:{root}")
 
@@ -43,7 +47,9 @@ def test_rows_follow_the_order_and_replace_what_is_broken(numbered):
         np.testing.assert_array_equal(batch["number"], np.arange(16) + 16 * step)
         for row in range(16):
             here = step * 16 + row
-            readable = next(i for i in order[here:] if i not in BROKEN)  # itself, or the next readable one
+            readable = next(
+                i for i in order[here:] if i not in BROKEN
+            )  # itself, or the next readable one
             assert batch["image"][row, 0, 0, 0] == readable
             assert number_in(numbered, int(batch["index"][row])) == readable
             assert batch["replaced"][row] == (order[here] in BROKEN)
@@ -71,11 +77,15 @@ def test_starting_at_a_step_equals_getting_there(numbered, start):
 
 def test_two_input_pipelines_deliver_the_rows_of_one(numbered, tmp_path):
     for i in range(20):
-        (tmp_path / f"{i:02}.png").write_bytes(tf.io.encode_png(np.full([4, 4, 3], i, np.uint8)).numpy())
+        (tmp_path / f"{i:02}.png").write_bytes(
+            tf.io.encode_png(np.full([4, 4, 3], i, np.uint8)).numpy()
+        )
     whole_source = tfssl.open_source(f"folder:{tmp_path}")
     one = batches(whole_source, 12, seed=5, steps=6)
     first = batches(whole_source, 12, seed=5, steps=6, rows=(0, 6))
-    second = batches(whole_source, 12, seed=5, steps=6, rows=(6, 12), chunk=3)  # two replicas behind this one
+    second = batches(
+        whole_source, 12, seed=5, steps=6, rows=(6, 12), chunk=3
+    )  # two replicas behind this one
     for step in range(6):
         for key in one[step]:
             parts = [first[step][key], second[2 * step][key], second[2 * step + 1][key]]
@@ -121,7 +131,10 @@ def test_evaluation_sees_every_readable_image_once(numbered):
 
 
 def test_shapes_are_static(numbered):
-    for data in (pipeline.training_batches(numbered, example, 16), pipeline.evaluation_batches(numbered, example, 16)):
+    for data in (
+        pipeline.training_batches(numbered, example, 16),
+        pipeline.evaluation_batches(numbered, example, 16),
+    ):
         shapes = tf.nest.map_structure(lambda spec: spec.shape.as_list(), data.element_spec)
         assert shapes.pop("image") == [16, 4, 4, 3]
         assert set(map(tuple, shapes.values())) == {(16,)}
@@ -132,12 +145,18 @@ def test_draws_do_not_depend_on_how_the_batch_is_shared():
     seed = np.full([12], 7)
     whole = Draws({"number": tf.constant(rows), "seed": tf.constant(seed)}).uniform(shape=[2])
     halves = [
-        Draws({"number": tf.constant(rows[part]), "seed": tf.constant(seed[part])}, replicas=2).uniform(shape=[2])
+        Draws(
+            {"number": tf.constant(rows[part]), "seed": tf.constant(seed[part])}, replicas=2
+        ).uniform(shape=[2])
         for part in (slice(0, 6), slice(6, 12))
     ]
     np.testing.assert_array_equal(whole, tf.concat(halves, 0))
-    other_view = Draws({"number": tf.constant(rows), "seed": tf.constant(seed)}).uniform(shape=[2], view=1)
-    next_step = Draws({"number": tf.constant(rows + 12), "seed": tf.constant(seed)}).uniform(shape=[2])
+    other_view = Draws({"number": tf.constant(rows), "seed": tf.constant(seed)}).uniform(
+        shape=[2], view=1
+    )
+    next_step = Draws({"number": tf.constant(rows + 12), "seed": tf.constant(seed)}).uniform(
+        shape=[2]
+    )
     assert not np.allclose(whole, other_view) and not np.allclose(whole, next_step)
     assert len(np.unique(whole)) == 24
 
@@ -146,14 +165,24 @@ def test_dropout_masks_are_a_fair_coin_per_element_and_do_not_depend_on_how_the_
     rows, seed = np.arange(64, 128), np.full([64], 3)
 
     def masks(part, replicas=1, view=0, step=0):
-        draws = Draws({"number": tf.constant(rows[part] + 64 * step), "seed": tf.constant(seed[part])}, replicas)
+        draws = Draws(
+            {"number": tf.constant(rows[part] + 64 * step), "seed": tf.constant(seed[part])},
+            replicas,
+        )
         return draws.keep(0.3, [8, 512], view).numpy().reshape(-1, 4096)
 
     whole = masks(slice(None))
-    np.testing.assert_array_equal(whole, np.concatenate([masks(slice(0, 32), 2), masks(slice(32, 64), 2)]))
+    np.testing.assert_array_equal(
+        whole, np.concatenate([masks(slice(0, 32), 2), masks(slice(32, 64), 2)])
+    )
     assert whole.mean() == pytest.approx(0.3, abs=0.005)
     # Rows, columns and masks are as far from one another as independent draws are: correlations within five standard deviations.
-    for others in (np.roll(whole, 1, 0), np.roll(whole, 1, 1), masks(slice(None), view=1), masks(slice(None), step=1)):
+    for others in (
+        np.roll(whole, 1, 0),
+        np.roll(whole, 1, 1),
+        masks(slice(None), view=1),
+        masks(slice(None), step=1),
+    ):
         assert abs(np.corrcoef(whole.ravel(), others.ravel())[0, 1]) < 5 / np.sqrt(whole.size)
     centred = (whole - 0.3) / np.sqrt(0.21)
     assert (centred.mean(0) * 8).std() == pytest.approx(1, abs=0.1)

@@ -25,7 +25,9 @@ service = tf.data.experimental.service
 def address():
     dispatcher = service.DispatchServer()
     workers = [
-        service.WorkerServer(service.WorkerConfig(dispatcher.target.split("://")[1], heartbeat_interval_ms=100))
+        service.WorkerServer(
+            service.WorkerConfig(dispatcher.target.split("://")[1], heartbeat_interval_ms=100)
+        )
         for _ in range(2)
     ]
     yield dispatcher.target
@@ -35,7 +37,9 @@ def address():
 def example(fetched, seed):
     """Reads the image, and keeps what tells the draws apart."""
     image = fetched["image"]
-    image = tf.io.decode_image(image, 3, expand_animations=False) if image.dtype == tf.string else image
+    image = (
+        tf.io.decode_image(image, 3, expand_animations=False) if image.dtype == tf.string else image
+    )
     return {"image": tf.concat([tf.reshape(tf.cast(image, tf.int64), [-1])[:3], seed], 0)}
 
 
@@ -45,7 +49,9 @@ def as_tfrecord(photos, folder):
             for path in sorted(photos.rglob("*.jpg"))[shard::3]:
                 data = tf.train.Feature(bytes_list=tf.train.BytesList(value=[path.read_bytes()]))
                 writer.write(
-                    tf.train.Example(features=tf.train.Features(feature={"image/encoded": data})).SerializeToString()
+                    tf.train.Example(
+                        features=tf.train.Features(feature={"image/encoded": data})
+                    ).SerializeToString()
                 )
     return f"tfrecord:{folder}/train-*"
 
@@ -53,16 +59,25 @@ def as_tfrecord(photos, folder):
 @pytest.mark.parametrize("kind", ["folder", "tfrecord"])
 def test_epochs_are_those_of_a_plain_run(kind, address, photos, tmp_path):
     """48 images in batches of 16: two epochs from step 3 on, each image once in each, never twice with one seed."""
-    source = tfssl.open_source(f"folder:{photos}" if kind == "folder" else as_tfrecord(photos, tmp_path))
+    source = tfssl.open_source(
+        f"folder:{photos}" if kind == "folder" else as_tfrecord(photos, tmp_path)
+    )
     plain, served = (
         list(
-            pipeline.training_batches(source, example, 16, seed=5, start_step=3, steps=6, service=s).as_numpy_iterator()
+            pipeline.training_batches(
+                source, example, 16, seed=5, start_step=3, steps=6, service=s
+            ).as_numpy_iterator()
         )
         for s in (None, (address, None))
     )
-    assert [b["number"].tolist() for b in plain] == [b["number"].tolist() for b in served]  # places in the order
+    assert [b["number"].tolist() for b in plain] == [
+        b["number"].tolist() for b in served
+    ]  # places in the order
     for epoch in (slice(0, 3), slice(3, 6)):
-        seen = [collections.Counter(np.concatenate([b["index"] for b in run[epoch]])) for run in (plain, served)]
+        seen = [
+            collections.Counter(np.concatenate([b["index"] for b in run[epoch]]))
+            for run in (plain, served)
+        ]
         assert seen[0] == seen[1] == collections.Counter(range(48))
         rows = [{tuple(row) for b in run[epoch] for row in b["image"]} for run in (plain, served)]
         assert len(rows[1]) == 48
@@ -74,7 +89,11 @@ def test_two_consumers_share_the_epochs(address, photos):
     """Two hosts of one run: together they see every image once in each of two epochs, whoever is faster."""
     source = tfssl.open_source(f"folder:{photos}")
     hosts = [
-        iter(examples(source, lambda record: record["number"], 0, 3, 2, address, job="a run").as_numpy_iterator())
+        iter(
+            examples(
+                source, lambda record: record["number"], 0, 3, 2, address, job="a run"
+            ).as_numpy_iterator()
+        )
         for _ in range(2)
     ]
     seen = [[], []]
@@ -110,7 +129,8 @@ def test_a_service_answers(address):
 
 
 @pytest.mark.parametrize(
-    "address", ["localhost:1", "grpc://", "grpc://localhost", "http://localhost:1", "grpc://a:123456"]
+    "address",
+    ["localhost:1", "grpc://", "grpc://localhost", "http://localhost:1", "grpc://a:123456"],
 )
 def test_what_is_no_address(address):
     with pytest.raises(UserError, match="give grpc://HOST:PORT"):
@@ -122,7 +142,11 @@ def _ask_those_who_do_not_answer(path):
     alone = service.DispatchServer()
     said = []
     with socket.create_server(("localhost", 0)) as silent:
-        for address in ("grpc://localhost:1", alone.target, f"grpc://localhost:{silent.getsockname()[1]}"):
+        for address in (
+            "grpc://localhost:1",
+            alone.target,
+            f"grpc://localhost:{silent.getsockname()[1]}",
+        ):
             begun = time.monotonic()
             try:
                 check(address, 1.5)
@@ -182,7 +206,10 @@ def test_a_service_listens_to_its_own_machine_unless_told(capfd):
     del worker
     with pytest.raises(UserError, match="--host=here.*--listen=all"):
         data_service.start(host="here", dispatcher=confined.target)
-    with socket.create_server(("", 0)) as busy, pytest.raises(UserError, match="cannot serve on port"):
+    with (
+        socket.create_server(("", 0)) as busy,
+        pytest.raises(UserError, match="cannot serve on port"),
+    ):
         data_service.start(busy.getsockname()[1])
 
 
@@ -212,6 +239,10 @@ def test_a_run_fed_by_the_binaries(photos, tmp_path, tfssl_command):
 
 def test_a_run_with_a_service_is_not_deterministic(photos, tmp_path, tfssl_command):
     done = tfssl_command(
-        "train", f"--dataset=folder:{photos}", f"--workdir={tmp_path}", "--data_service=grpc://x:1", "--deterministic"
+        "train",
+        f"--dataset=folder:{photos}",
+        f"--workdir={tmp_path}",
+        "--data_service=grpc://x:1",
+        "--deterministic",
     )
     assert done.returncode == 1 and "contradicts --deterministic" in done.stderr

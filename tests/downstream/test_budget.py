@@ -25,14 +25,20 @@ def test_passes():
     assert MLP(l2=0.1, epochs=10, decay_epochs=()).passes() == 20
     assert SVM(costs="1,2", folds=5).passes() == 10
     assert LowShot(shots=(1, 2, 4), samples=2, costs="vissl").passes() == 66
-    assert FewShot(episodes=30).passes() == 60 and KNN().passes() == 1 and Segmentation().passes() == 60
+    assert (
+        FewShot(episodes=30).passes() == 60
+        and KNN().passes() == 1
+        and Segmentation().passes() == 60
+    )
 
 
 def test_prices_are_those_that_were_paid():
     """A protocol that sleeps: 20 ms for an endpoint, 0.1 ms for a row, 0.02 ms for a row in an epoch."""
 
     def run(rows):
-        return lambda protocol: time.sleep(0.02 + 1e-4 * rows + 2e-5 * rows * protocol.passes()), rows
+        return lambda protocol: time.sleep(
+            0.02 + 1e-4 * rows + 2e-5 * rows * protocol.passes()
+        ), rows
 
     price = budget.measured(MLP(), [run(100), run(200)])
     assert price.once == pytest.approx(0.02, abs=0.015)
@@ -69,7 +75,9 @@ def test_what_is_decided(clock, monkeypatch):
         clock.now += lasts
         return plan
 
-    assert permit("logistic", 1e9, 1e9, 1000).protocol is asked["logistic"]  # named: never cut, and not counted
+    assert (
+        permit("logistic", 1e9, 1e9, 1000).protocol is asked["logistic"]
+    )  # named: never cut, and not counted
     # It fits into a fourth of ten minutes: 2 modules of a minute are then gone.
     assert permit("knn", 100, 100, 60) == budget.Plan(asked["knn"])
     svm = permit("svm", 500, 100, 120)  # more than a third of what is left
@@ -77,14 +85,23 @@ def test_what_is_decided(clock, monkeypatch):
     assert (svm.labels, svm.quick) == (1000, SVM.quick)
     assert permit("few_shot", 400, 1, 0) is None  # the user's own settings: as they are, or not
     assert permit("mlp", 1000, 250, 0) is None  # four minutes are left
-    assert [note.partition(": ")[0] for note in notes] == ["quick settings", *["left out for lack of time"] * 2]
+    assert [note.partition(": ")[0] for note in notes] == [
+        "quick settings",
+        *["left out for lack of time"] * 2,
+    ]
     assert (
         "svm: train_labels=1000" in notes[0]
-        and "about 8.3 min in full, 1.7 min with quick settings; 8.0 min of --budget_minutes=10" in notes[0]
+        and "about 8.3 min in full, 1.7 min with quick settings; 8.0 min of --budget_minutes=10"
+        in notes[0]
     )
-    assert said == ["knn: 1.7 min estimated (full settings)", "svm: 1.7 min estimated (quick settings)"]
+    assert said == [
+        "knn: 1.7 min estimated (full settings)",
+        "svm: 1.7 min estimated (quick settings)",
+    ]
     # The second module: what was decided on the first.
-    assert of.permit(asked["svm"], None, ["x"]) is svm and of.permit(asked["mlp"], None, ["x"]) is None
+    assert (
+        of.permit(asked["svm"], None, ["x"]) is svm and of.permit(asked["mlp"], None, ["x"]) is None
+    )
 
 
 def test_quick_settings_that_were_asked_for_are_not_told():
@@ -100,7 +117,12 @@ def test_protocols_in_a_budget_say_how_they_were_shortened(monkeypatch):
 
     def features(n, seed):
         y = np.arange(n) % 3
-        return Features({"x": rng.normal(size=[n, 4]).astype(np.float32) + y[:, None]}, y, np.arange(n), num_classes=3)
+        return Features(
+            {"x": rng.normal(size=[n, 4]).astype(np.float32) + y[:, None]},
+            y,
+            np.arange(n),
+            num_classes=3,
+        )
 
     notes = []
     mlp, knn = MLP(epochs=400, decay_epochs=(200,), hidden=8, batch_size=64), KNN(k=3)
@@ -124,7 +146,12 @@ def test_estimates_are_made_by_trials_on_samples(tmp_path, monkeypatch):
 
     def features(n):
         y = np.arange(n) % 3
-        return Features({"x": rng.normal(size=[n, 4]).astype(np.float32) + y[:, None]}, y, np.arange(n), num_classes=3)
+        return Features(
+            {"x": rng.normal(size=[n, 4]).astype(np.float32) + y[:, None]},
+            y,
+            np.arange(n),
+            num_classes=3,
+        )
 
     measure = Protocol.measure
     record = lambda self, data, *names: seen.append(data.train) or measure(self, data, *names)  # noqa: E731

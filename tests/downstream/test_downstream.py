@@ -22,7 +22,9 @@ def blobs(seed, change=lambda x: x):
     """60 points of three clouds that are 4 deviations apart."""
     y = np.arange(60) % 3
     x = np.random.default_rng(seed).normal(size=[60, 6]) + 4 * np.eye(3, 6)[y]
-    return Features({"x": change(x.astype(np.float32))}, y, np.arange(60), num_classes=3, source=f"set {seed}")
+    return Features(
+        {"x": change(x.astype(np.float32))}, y, np.arange(60), num_classes=3, source=f"set {seed}"
+    )
 
 
 def measured(protocol, change):
@@ -56,7 +58,8 @@ def test_rows_that_are_no_numbers_are_counted(protocol, bad):
         return x
 
     with pytest.raises(
-        UserError, match=r"endpoint x is infinite or not a number for 3 of 60 images of set 0 \(the first: row 3\)"
+        UserError,
+        match=r"endpoint x is infinite or not a number for 3 of 60 images of set 0 \(the first: row 3\)",
     ):
         measured(protocol, change)
 
@@ -78,12 +81,15 @@ def test_results_are_complete():
 
 def test_features_and_sources_are_not_mistaken():
     source = tfssl.open_source("glyphs", "train[:4]")
-    with pytest.raises(UserError, match="knn reads features: give those that tfssl.downstream.extract makes"):
+    with pytest.raises(
+        UserError, match="knn reads features: give those that tfssl.downstream.extract makes"
+    ):
         downstream.run("knn", source, source)
     for parts, more in (((blobs(0), blobs(1)), {"module": object()}), ((source, source), {})):
         with pytest.raises(UserError, match="segmentation reads whole images"):
             downstream.run("segmentation", *parts, **more)
     with pytest.raises(
-        UserError, match="protocol knn has no setting neighbors; it has: k, temperature, endpoints, val"
+        UserError,
+        match="protocol knn has no setting neighbors; it has: k, temperature, endpoints, val",
     ):
         downstream.run("knn", blobs(0), blobs(1), neighbors=3)

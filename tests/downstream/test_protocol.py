@@ -36,7 +36,10 @@ class Images(IndexedSource):
         (Images(label=3), {"segmentation": "has no masks"}),
         (Images(label=3, provides=("mask",)), {}),
         (Images(provides=("boxes", "mask")), {"knn": "no labels", "svm": "no labels"}),
-        (Images(targets=np.ones([2, 1], np.int8)), {"knn": "several classes", "segmentation": "has no masks"}),
+        (
+            Images(targets=np.ones([2, 1], np.int8)),
+            {"knn": "several classes", "segmentation": "has no masks"},
+        ),
     ],
 )
 def test_what_the_images_lack(source, refused):
@@ -55,13 +58,19 @@ def test_each_split_must_have_what_is_needed():
 def test_what_was_not_asked_for_by_name_is_left_out():
     masks, said = Images(provides=("mask",)), []
     knn, svm, segmentation = asked = [KNN(k=1), SVM(), Segmentation(epochs=2)]
-    assert runner.permitted(asked, [masks], optional=["knn", "svm"], left_out=said.append) == [segmentation]
+    assert runner.permitted(asked, [masks], optional=["knn", "svm"], left_out=said.append) == [
+        segmentation
+    ]
     (line,) = said
     assert line.startswith("left out: knn, svm: --dataset=images (train) has no labels")
     with pytest.raises(UserError, match="--protocol=svm: --dataset=images .train. has no labels"):
         runner.permitted(asked, [masks], optional=["knn"], left_out=said.append)
-    with pytest.raises(UserError, match="--protocol=all: .*no labels.*; --dataset=images has no masks"):
-        runner.permitted(asked, [Images()], optional=["knn", "svm", "segmentation"], left_out=said.append)
+    with pytest.raises(
+        UserError, match="--protocol=all: .*no labels.*; --dataset=images has no masks"
+    ):
+        runner.permitted(
+            asked, [Images()], optional=["knn", "svm", "segmentation"], left_out=said.append
+        )
     assert runner.permitted([], [Images()]) == []
 
 
@@ -78,7 +87,11 @@ def test_settings_are_the_constructors_arguments(name):
 
 def test_further_arguments_go_on_to_the_base():
     protocol = Segmentation(ignore=0, epochs=3, size=(8, 16))
-    assert (protocol.settings["ignore"], protocol.settings["epochs"], protocol.settings["size"]) == (0, 3, (8, 16))
+    assert (
+        protocol.settings["ignore"],
+        protocol.settings["epochs"],
+        protocol.settings["size"],
+    ) == (0, 3, (8, 16))
     assert protocol.replace(epochs=4).settings == {**protocol.settings, "epochs": 4}
     with pytest.raises(UserError, match="size=12: give HEIGHT,WIDTH in pixels"):
         Segmentation(size=(12,))
@@ -92,7 +105,10 @@ def test_flags_are_read_from_the_class(name):
     hidden = {"linear_sgd": {"lr_scaling"}, "detection": {"jittered_views"}}.get(name, set())
     assert {*settings, *hidden} == set(found.setting_names()) and not hidden & set(settings)
     assert all(setting.text for setting in settings.values())
-    assert found(**{argument: setting.default for argument, setting in settings.items()}).settings == found().settings
+    assert (
+        found(**{argument: setting.default for argument, setting in settings.items()}).settings
+        == found().settings
+    )
     assert signatures.summary(*PROTOCOLS.source(name)) == found.__doc__.splitlines()[0].rstrip(".")
 
 
@@ -108,5 +124,10 @@ def test_flags_of_all_protocols():
         "dense_size", "dense_trunk", "dense_trunk_rate", "dense_epochs", "dense_learning_rate", "dense_batch_size", "dense_mirrored",
         "dense_head", "ignore_class", "detection_layers", "detection_units", "detection_jitter", "normals_clusters",
     }  # fmt: skip
-    assert flags.default("dense_epochs") is None and flags.default("knn_k") == 20  # where classes differ, it is unset
-    assert (flags.defaults("detection")["dense_epochs"], flags.defaults("segmentation")["dense_epochs"]) == (40, 60)
+    assert (
+        flags.default("dense_epochs") is None and flags.default("knn_k") == 20
+    )  # where classes differ, it is unset
+    assert (
+        flags.defaults("detection")["dense_epochs"],
+        flags.defaults("segmentation")["dense_epochs"],
+    ) == (40, 60)

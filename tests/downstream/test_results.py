@@ -56,6 +56,15 @@ def test_validation_chooses_and_not_test():
         ("pixels", 0.9, 0.99),
         ("x", 0.9, None),
     ]
-    results = [Result("knn", e, "accuracy", value, val_value, 10, module="m") for e, value, val_value in values]
-    assert [r.chosen for r in mark_chosen(results)] == [False, False, True, False, False]  # among equals the deeper
+    results = [
+        Result("knn", e, "accuracy", value, val_value, 10, module="m")
+        for e, value, val_value in values
+    ]
+    assert [r.chosen for r in mark_chosen(results)] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]  # among equals the deeper
     assert not any(r.chosen for r in results)  # they are as they were

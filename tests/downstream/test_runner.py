@@ -17,14 +17,20 @@ def features(per_class, seed):
     labels = np.repeat([0, 1, 2], per_class)
     points = rng.normal(size=[len(labels), 4]).astype(np.float32) + labels[:, None]
     return Features(
-        {"a": points, "b": points[:, :2]}, labels, np.arange(len(labels)), num_classes=3, source=f"set {seed}"
+        {"a": points, "b": points[:, :2]},
+        labels,
+        np.arange(len(labels)),
+        num_classes=3,
+        source=f"set {seed}",
     )
 
 
 def test_numbers_of_images_that_are_too_large_are_left_out():
     protocols = [LowShot(shots="1,4,64,2", costs="1", samples=2), FewShot(shots=["20"]), KNN(k=3)]
     data, said = Data(features(8, 0), features(5, 1), val_fraction=0.25), []
-    results = list(runner.measure(protocols, data, optional=["low_shot", "few_shot"], left_out=said.append))
+    results = list(
+        runner.measure(protocols, data, optional=["low_shot", "few_shot"], left_out=said.append)
+    )
     measured = [(r.protocol, r.endpoint, r.shots) for r in results]
     low = [("low_shot", endpoint, k) for endpoint in "ab" for k in (1, 2, 4)]
     assert measured == [*low, ("knn", "a", None), ("knn", "b", None)]

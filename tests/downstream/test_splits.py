@@ -12,10 +12,17 @@ INDEX = np.arange(1000)
 
 
 def features(labels, **kwargs):
-    return Features({"x": np.zeros([len(labels), 2], np.float32)}, np.array(labels), np.arange(len(labels)), **kwargs)
+    return Features(
+        {"x": np.zeros([len(labels), 2], np.float32)},
+        np.array(labels),
+        np.arange(len(labels)),
+        **kwargs,
+    )
 
 
-@pytest.mark.parametrize("text, count", [("all", 1000), ("1%", 10), ("2.5%", 25), ("100%", 1000), ("200", 200), (7, 7)])
+@pytest.mark.parametrize(
+    "text, count", [("all", 1000), ("1%", 10), ("2.5%", 25), ("100%", 1000), ("200", 200), (7, 7)]
+)
 def test_label_count(text, count):
     assert label_count(text, 1000) == count
 
@@ -78,7 +85,11 @@ def test_split_stays_within_the_labels_used():
 
 def test_nothing_is_held_out():
     part = split(features(LABELS), features(LABELS), val_fraction=0)
-    assert part.fits_all and list(part.fit) == list(part.rows) == list(range(1000)) and not len(part.val)
+    assert (
+        part.fits_all
+        and list(part.fit) == list(part.rows) == list(range(1000))
+        and not len(part.val)
+    )
 
 
 def test_a_validation_split_of_its_own():
@@ -106,7 +117,9 @@ def test_unlabelled_and_unlike_sources_are_refused():
 def test_one_class_is_nothing_to_tell_apart():
     one, two, third = features([0, 0, 0, 0]), features([0, 1, 0, 1]), features([2, 2, 2, 2])
     for divide in (splits.split, splits.one_vs_rest):
-        with pytest.raises(UserError, match="all 4 images to learn from are of one class, 0: nothing to tell apart"):
+        with pytest.raises(
+            UserError, match="all 4 images to learn from are of one class, 0: nothing to tell apart"
+        ):
             divide(one, two)
     with pytest.raises(UserError, match="no image is of a class"):
         splits.split(two, two, val=third)

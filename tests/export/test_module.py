@@ -31,7 +31,9 @@ def model(photos):
 @pytest.fixture(scope="module")
 def path(model, tmp_path_factory):
     where = tmp_path_factory.mktemp("modules") / "photos" / "1"
-    return export.save(model, where, step=4, class_names=["cold", "warm"], training_flags={"seed": 0}, tarball=True)
+    return export.save(
+        model, where, step=4, class_names=["cold", "warm"], training_flags={"seed": 0}, tarball=True
+    )
 
 
 def images(n=2, size=64, seed=0):
@@ -63,7 +65,9 @@ def test_the_reusable_interface(model, path):
         assert {v.name for v in obj.trainable_variables} < names
     assert set(module.signatures) == {"serving_default", "training"}
     x = tf.constant(images())
-    np.testing.assert_allclose(module.signatures["serving_default"](x)["pre_logits"], module(x), rtol=1e-6)
+    np.testing.assert_allclose(
+        module.signatures["serving_default"](x)["pre_logits"], module(x), rtol=1e-6
+    )
 
 
 def test_training_mode_uses_and_updates_batch_statistics(path):
@@ -85,14 +89,18 @@ def assert_fine_tunes(forward, variables, trainable):
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(forward(tf.constant(images(4))) ** 2)
     gradients = tape.gradient(loss, trainable)
-    assert len(trainable) > 50 and all(g is not None and np.isfinite(g.numpy()).all() for g in gradients)
+    assert len(trainable) > 50 and all(
+        g is not None and np.isfinite(g.numpy()).all() for g in gradients
+    )
     tf.keras.optimizers.SGD(1.0).apply_gradients(zip(gradients, trainable))  # noqa: B905
     assert not np.array_equal(first.numpy(), before)
 
 
 def test_fine_tuning_through_saved_model_load(path):
     module = tf.saved_model.load(path)
-    assert_fine_tunes(lambda x: module(x, training=True), module.variables, list(module.trainable_variables))
+    assert_fine_tunes(
+        lambda x: module(x, training=True), module.variables, list(module.trainable_variables)
+    )
 
 
 def test_fine_tuning_through_keras_layer(path):
@@ -102,7 +110,10 @@ def test_fine_tuning_through_keras_layer(path):
     loaded = layer.resolved_object
     first = next(v for v in loaded.variables if "root_conv" in v.name)
     before = first.numpy()
-    classifier.compile(tf.keras.optimizers.SGD(0.5), tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    classifier.compile(
+        tf.keras.optimizers.SGD(0.5),
+        tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
     history = classifier.fit(images(8), np.arange(8) % 2, batch_size=8, verbose=0).history
     assert np.isfinite(history["loss"]).all() and not np.array_equal(first.numpy(), before)
     assert len(layer.trainable_variables) == len(loaded.trainable_variables)
@@ -112,7 +123,9 @@ def test_keras_layer_of_the_endpoints(path):
     hub = pytest.importorskip("tensorflow_hub")
     layer = hub.KerasLayer(tf.saved_model.load(path).endpoints, trainable=True)
     assert layer(images())["block4"].shape == (2, 2, 2, 64)
-    assert_fine_tunes(lambda x: layer(x, training=True)["pre_logits"], layer.variables, layer.trainable_variables)
+    assert_fine_tunes(
+        lambda x: layer(x, training=True)["pre_logits"], layer.variables, layer.trainable_variables
+    )
 
 
 def test_keras_layer_from_a_tarball(path, model):
@@ -123,14 +136,29 @@ def test_keras_layer_from_a_tarball(path, model):
     x = images()
     from tfssl.hub.load import load
 
-    np.testing.assert_allclose(load(path + ".tar.gz").endpoints(x)["pre_logits"], hub.load(path)(x), rtol=1e-5)
+    np.testing.assert_allclose(
+        load(path + ".tar.gz").endpoints(x)["pre_logits"], hub.load(path)(x), rtol=1e-5
+    )
 
 
 def test_facts(path, model):
     facts = json.load(open(os.path.join(path, "assets", "tfssl.json"), encoding="utf-8"))
-    assert facts["endpoints"] == ["after_root", "block1", "block2", "block3", "block4", "pre_logits"]
+    assert facts["endpoints"] == [
+        "after_root",
+        "block1",
+        "block2",
+        "block3",
+        "block4",
+        "pre_logits",
+    ]
     assert facts["features"]["pre_logits"] == 64 and facts["features"]["block1"] == 8
-    assert (facts["task"], facts["backbone"], facts["stem"], facts["image_size"], facts["crop"]) == (
+    assert (
+        facts["task"],
+        facts["backbone"],
+        facts["stem"],
+        facts["image_size"],
+        facts["crop"],
+    ) == (
         "rotation",
         "resnet18_v2",
         "imagenet",
@@ -199,7 +227,9 @@ def test_an_export_that_fails_leaves_nothing_and_can_be_had_again(own, tmp_path,
     module = [f"m/{name}" for name in MODULE]
     assert names_in(tmp_path) == module
     published = {name: (tmp_path / name).read_bytes() for name in module}
-    export.save(own, tmp_path / "m", tarball=True)  # the tarball that is missing, of the module that is there
+    export.save(
+        own, tmp_path / "m", tarball=True
+    )  # the tarball that is missing, of the module that is there
     assert names_in(tmp_path) == ["m.tar.gz", *module]
     assert {name: (tmp_path / name).read_bytes() for name in module} == published
     with tarfile.open(tmp_path / "m.tar.gz") as tar:
@@ -224,7 +254,9 @@ def test_a_folder_of_somebody_else_is_not_taken_for_a_leftover(own, tmp_path):
 def test_a_model_of_lower_precision_is_published_in_float32(photos, tmp_path):
     tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
-        model = pretext.build("rotation", backbones.build("resnet18_v1", 0.125, "small"), image_size=16)
+        model = pretext.build(
+            "rotation", backbones.build("resnet18_v1", 0.125, "small"), image_size=16
+        )
         model.prepare()
         path = export.save(model, tmp_path / "m")
     finally:
@@ -240,12 +272,15 @@ def test_a_model_of_lower_precision_is_published_in_float32(photos, tmp_path):
 
 def test_a_users_own_model_is_published(tmp_path):
     own = tf.keras.Sequential(
-        [tf.keras.layers.Conv2D(5, 3, name="c"), tf.keras.layers.BatchNormalization(name="b")], name="own"
+        [tf.keras.layers.Conv2D(5, 3, name="c"), tf.keras.layers.BatchNormalization(name="b")],
+        name="own",
     )
     model = pretext.build("rotation", backbones.build(own), image_size=16)
     model.prepare()
     module = tf.saved_model.load(export.save(model, tmp_path / "m"))
-    np.testing.assert_allclose(module(images(3, 16)), model.encode(images(3, 16))["pre_logits"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        module(images(3, 16)), model.encode(images(3, 16))["pre_logits"], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_statistics_of_a_short_run_are_warned_of_and_computed_anew(photos, tmp_path):
@@ -255,14 +290,22 @@ def test_statistics_of_a_short_run_are_warned_of_and_computed_anew(photos, tmp_p
     model.compile(tf.keras.optimizers.SGD(0.01))
     source = tfssl.open_source(f"folder:{photos}")
     model.fit(model.dataset(source, 8), steps_per_epoch=3, verbose=0)
-    with pytest.warns(UserWarning, match=r"after 3 steps 97 % .* of 1 batch normalizations .*recalibrate"):
+    with pytest.warns(
+        UserWarning, match=r"after 3 steps 97 % .* of 1 batch normalizations .*recalibrate"
+    ):
         export.save(model, tmp_path / "short")
     batches = list(model.dataset(source, 8, steps=6))
     export.recalibrate(model, batches)
-    pixels = model.normalize(tf.concat([batch["image"] for batch in batches], 0) / 255).numpy().reshape(-1, 3)
+    pixels = (
+        model.normalize(tf.concat([batch["image"] for batch in batches], 0) / 255)
+        .numpy()
+        .reshape(-1, 3)
+    )
     norm = model.backbone.model.layers[0]
     np.testing.assert_allclose(norm.moving_mean, pixels.mean(0), rtol=1e-4)
-    np.testing.assert_allclose(norm.moving_variance, pixels.var(0), rtol=0.1)  # the mean of the batches' own
+    np.testing.assert_allclose(
+        norm.moving_variance, pixels.var(0), rtol=0.1
+    )  # the mean of the batches' own
     assert norm.momentum == 0.99
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -285,8 +328,12 @@ def head_by_numpy(model, x, layers):
     for i, (dense, norm) in enumerate(zip(head.dense, head.norms), 1):  # noqa: B905 (Python 3.9)
         x = x @ dense.kernel.numpy() + (dense.bias.numpy() if dense.use_bias else 0)
         if norm:
-            x = (x - norm.moving_mean.numpy()) / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)
-            x = x * (norm.gamma.numpy() if norm.scale else 1) + (norm.beta.numpy() if norm.center else 0)
+            x = (x - norm.moving_mean.numpy()) / np.sqrt(
+                norm.moving_variance.numpy() + norm.epsilon
+            )
+            x = x * (norm.gamma.numpy() if norm.scale else 1) + (
+                norm.beta.numpy() if norm.center else 0
+            )
         x = np.maximum(x, 0) if i < len(head.dense) else x
         found.append(x)
     return found[:layers]
@@ -296,32 +343,49 @@ def head_by_numpy(model, x, layers):
     "task",
     [
         *("simclr", "swav", "instance_discrimination"),
-        *(pytest.param(task, marks=pytest.mark.slow) for task in ("byol", "simsiam", "moco")),  # alike
+        *(
+            pytest.param(task, marks=pytest.mark.slow) for task in ("byol", "simsiam", "moco")
+        ),  # alike
     ],
 )
 def test_layers_of_the_head_are_endpoints(task, tmp_path):
     """And the module trains, whatever groups the task normalises its batches in."""
     layers, settings = HEADS[task]
-    model = pretext.build(task, backbones.build("resnet18_v1", 0.0625, "small"), image_size=16, **settings)
+    model = pretext.build(
+        task, backbones.build("resnet18_v1", 0.0625, "small"), image_size=16, **settings
+    )
     model.prepare()
     rng = np.random.default_rng(0)
     for v in model.projection.variables:
         v.assign(rng.uniform(0.5, 1.5, v.shape) if v.shape.rank == 1 else rng.normal(size=v.shape))
     for count in (1, layers) if task == "simclr" else (layers,):
-        module = tf.saved_model.load(export.save(model, tmp_path / str(count), head_endpoints=count))
+        module = tf.saved_model.load(
+            export.save(model, tmp_path / str(count), head_endpoints=count)
+        )
         x = images(5, 16)
         endpoints = module.endpoints(x)
         expected = head_by_numpy(model, endpoints["pre_logits"].numpy(), count)
         for i, values in enumerate(expected, 1):
-            np.testing.assert_allclose(endpoints[f"head{i}"], values, rtol=1e-3, atol=1e-4, err_msg=f"head{i}")
+            np.testing.assert_allclose(
+                endpoints[f"head{i}"], values, rtol=1e-3, atol=1e-4, err_msg=f"head{i}"
+            )
         assert f"head{count + 1}" not in endpoints
         np.testing.assert_array_equal(module(x), endpoints["pre_logits"])
-        head = [d for d in model.projection.dense[:count]] + [n for n in model.projection.norms[:count] if n]
-        assert len(module.variables) == len(model.backbone.variables) + sum(len(part.variables) for part in head)
-        mine = len(model.backbone.trainable_variables) + sum(len(part.trainable_variables) for part in head)
+        head = [d for d in model.projection.dense[:count]] + [
+            n for n in model.projection.norms[:count] if n
+        ]
+        assert len(module.variables) == len(model.backbone.variables) + sum(
+            len(part.variables) for part in head
+        )
+        mine = len(model.backbone.trainable_variables) + sum(
+            len(part.trainable_variables) for part in head
+        )
         assert len(module.trainable_variables) == mine
         facts = json.load(open(tmp_path / str(count) / "assets" / "tfssl.json", encoding="utf-8"))
-        assert facts["endpoints"][-count - 1 :] == ["pre_logits", *(f"head{i + 1}" for i in range(count))]
+        assert facts["endpoints"][-count - 1 :] == [
+            "pre_logits",
+            *(f"head{i + 1}" for i in range(count)),
+        ]
         assert facts["features"]["head1"] == expected[0].shape[1]
         assert np.isfinite(module(x, training=True)).all()
 
@@ -335,7 +399,9 @@ def test_heads_that_are_not_there(model, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="Keras 3 comes with the newest TensorFlow only")
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="Keras 3 comes with the newest TensorFlow only"
+)
 def test_keras3_tfsm_layer_runs_and_fine_tunes(path):
     """In a process of its own: this one runs Keras 2."""
     program = f"""
@@ -363,7 +429,11 @@ def test_keras3_tfsm_layer_runs_and_fine_tunes(path):
     """
     environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert done.returncode == 0 and "fine" in done.stdout, done.stderr[-2000:]
 
@@ -371,11 +441,15 @@ def test_keras3_tfsm_layer_runs_and_fine_tunes(path):
 OTHER = os.environ.get("TFSSL_OTHER_PYTHON")
 
 
-@pytest.mark.skipif(not OTHER, reason="TFSSL_OTHER_PYTHON names no interpreter with the other TensorFlow stack")
+@pytest.mark.skipif(
+    not OTHER, reason="TFSSL_OTHER_PYTHON names no interpreter with the other TensorFlow stack"
+)
 def test_the_other_stack_computes_the_same(path, tmp_path):
     x = images(3, 96)
     np.save(tmp_path / "x.npy", x)
     program = "import sys, numpy as np, tfssl, tensorflow as tf; m, x, y = sys.argv[1:]; np.save(y, tf.saved_model.load(m)(np.load(x)))"
     where = [str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
     subprocess.run([OTHER, "-c", program, path, *where], check=True)
-    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), tf.saved_model.load(path)(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "y.npy"), tf.saved_model.load(path)(x), rtol=1e-5, atol=1e-5
+    )

@@ -32,7 +32,11 @@ TEACHER = {
 
 def build(task, backbone=None, seed=0, **settings):
     tf.keras.utils.set_random_seed(seed)
-    layers = [tf.keras.layers.Conv2D(6, 3, 2, name="conv"), BatchNorm(0.8, name="norm"), tf.keras.layers.ReLU()]
+    layers = [
+        tf.keras.layers.Conv2D(6, 3, 2, name="conv"),
+        BatchNorm(0.8, name="norm"),
+        tf.keras.layers.ReLU(),
+    ]
     network = backbone or tf.keras.Sequential(layers, name="own")
     model = pretext.build(task, network, **{**(TEACHER if task is Teacher else SMALL), **settings})
     model.compile(tf.keras.optimizers.SGD(0.5, momentum=0.9))
@@ -73,9 +77,17 @@ def by_numpy(network, x):
     kernel = conv.kernel.numpy()  # 3x3xCx6
     height, width = ((side - 3) // 2 + 1 for side in x.shape[1:3])
     windows = np.stack(
-        [x[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2] for i in range(3) for j in range(3)], 3
+        [
+            x[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2]
+            for i in range(3)
+            for j in range(3)
+        ],
+        3,
     )
-    y = windows.reshape(len(x), height, width, -1) @ kernel.reshape(-1, kernel.shape[-1]) + conv.bias.numpy()
+    y = (
+        windows.reshape(len(x), height, width, -1) @ kernel.reshape(-1, kernel.shape[-1])
+        + conv.bias.numpy()
+    )
     y = (y - norm.moving_mean.numpy()) / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)
     return np.maximum(y * norm.gamma.numpy() + norm.beta.numpy(), 0).mean((1, 2))
 
@@ -93,8 +105,12 @@ def assert_holds(module, networks):
 def test_a_teacher_is_what_its_module_computes_and_holds(trained, paths):
     model, module = trained[Teacher], tf.saved_model.load(paths[Teacher])
     x = (images() - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
-    np.testing.assert_allclose(module(images()), by_numpy(model.target.twins[0], x), rtol=1e-4, atol=1e-5)
-    assert np.abs(module(images()) - by_numpy(model.backbone, x)).max() > 1e-3  # the student has gone on
+    np.testing.assert_allclose(
+        module(images()), by_numpy(model.target.twins[0], x), rtol=1e-4, atol=1e-5
+    )
+    assert (
+        np.abs(module(images()) - by_numpy(model.backbone, x)).max() > 1e-3
+    )  # the student has gone on
     assert_holds(module, [model.target.twins[0]])
 
 
@@ -106,7 +122,10 @@ def test_two_halves_are_one_encoder(trained, paths):
     assert_holds(module, [model.backbone, model.other])
     assert [v.shape[2] for v in module.variables if v.shape.rank == 4] == [1, 2]  # input channels
     facts = json.load(open(f"{paths[Halves]}/assets/tfssl.json", encoding="utf-8"))
-    assert facts["endpoints"] == ["features", "pre_logits"] and facts["features"] == {"features": 12, "pre_logits": 12}
+    assert facts["endpoints"] == ["features", "pre_logits"] and facts["features"] == {
+        "features": 12,
+        "pre_logits": 12,
+    }
 
 
 @pytest.mark.parametrize("task", [Teacher, Halves])
@@ -121,7 +140,9 @@ def test_a_module_fine_tunes(task, paths):
     for v, old, gradient in zip(module.trainable_variables, before, gradients):  # noqa: B905 (Python 3.9)
         assert np.isfinite(gradient).all()
         v.assign_sub(10.0 * gradient)
-        assert "bias" in v.name or (v.numpy() != old).any(), v.name  # a bias before a normalization does nothing
+        assert "bias" in v.name or (v.numpy() != old).any(), (
+            v.name
+        )  # a bias before a normalization does nothing
     assert all((v.numpy() != old).any() for v, old in zip(moving, kept))  # noqa: B905
 
 
@@ -133,7 +154,9 @@ def test_a_resumed_run_publishes_the_same(task, batches, trained, tmp_path):
     Checkpoints(begun, str(tmp_path)).save(2)
     assert Checkpoints(resumed, str(tmp_path)).restore() == 2
     resumed.train_step(batches[task][2])
-    assert_holds(tf.saved_model.load(export.save(resumed, tmp_path / "module")), trained[task].published)
+    assert_holds(
+        tf.saved_model.load(export.save(resumed, tmp_path / "module")), trained[task].published
+    )
 
 
 @pytest.mark.parametrize("task", [Teacher, Halves])
@@ -148,7 +171,9 @@ def test_the_online_probe_reads_the_teacher(trained, paths, batches):
     model = trained[Teacher]
     batch = model.to_float(batches[Teacher][0])
     batch = model.augment(batch, Draws(batch))
-    features = tf.saved_model.load(paths[Teacher])(tf.cast(batch["image"][0][:, 0], tf.float32)).numpy()
+    features = tf.saved_model.load(paths[Teacher])(
+        tf.cast(batch["image"][0][:, 0], tf.float32)
+    ).numpy()
     expected = features @ model.probe.kernel.numpy() + model.probe.bias.numpy()
     moving = [v.numpy() for v in model.target.backbone.variables if "moving" in v.name]
     np.testing.assert_allclose(model(batch)["probe"][:, 0], expected, rtol=1e-4, atol=1e-5)
@@ -180,7 +205,9 @@ def test_a_run_starts_from_a_module(task, trained, paths, capsys):
     if task is Teacher:
         assert_holds(tf.saved_model.load(paths[task]), [model.backbone])
     said = capsys.readouterr().out
-    assert "initialised 12 of 12" in said if task is Halves else said.count("initialised 6 of 6") == 2
+    assert (
+        "initialised 12 of 12" in said if task is Halves else said.count("initialised 6 of 6") == 2
+    )
 
 
 def vgg():
@@ -202,21 +229,36 @@ def test_named_networks_of_lower_precision_are_published_in_float32(tmp_path):
 def test_the_untrained_network_is_that_of_the_setting(tmp_path):
     """By the task's flags, as `tfssl-export --random_init` and an evaluation make it; a teacher begins as its student."""
     settings = {**TEACHER, "image_size": 32}
-    flags = {**settings, "publish": "teacher", "task": "published:Teacher", "backbone": "vgg11", "stem": "small"}
-    texts = {name: as_text(value) for name, value in {**flags, "width_multiplier": 1 / 16, "seed": 4}.items()}
-    config = TrainConfig.from_record(texts, pretext.task_flags("published:Teacher"), optim.optimizer_flags())
+    flags = {
+        **settings,
+        "publish": "teacher",
+        "task": "published:Teacher",
+        "backbone": "vgg11",
+        "stem": "small",
+    }
+    texts = {
+        name: as_text(value)
+        for name, value in {**flags, "width_multiplier": 1 / 16, "seed": 4}.items()
+    }
+    config = TrainConfig.from_record(
+        texts, pretext.task_flags("published:Teacher"), optim.optimizer_flags()
+    )
     untrained.export(config.replace(workdir="w"), str(tmp_path / "m"))
     tf.keras.utils.set_random_seed(4)
     model = pretext.build(Teacher, vgg(), **settings)
     model.prepare()
     assert_holds(tf.saved_model.load(str(tmp_path / "m")), [model.backbone])
     facts = json.loads((tmp_path / "m" / "assets" / "tfssl.json").read_text())
-    assert facts["training_flags"]["publish"] == "teacher" and "--publish=teacher" in untrained._flags(facts)
+    assert facts["training_flags"][
+        "publish"
+    ] == "teacher" and "--publish=teacher" in untrained._flags(facts)
 
 
 def test_several_networks_without_an_encode_are_refused():
     class Forgotten(Halves):
         encode = tfssl.pretext.task.Pretext.encode
 
-    with pytest.raises(NotImplementedError, match="Forgotten publishes 2 networks: it has to define encode"):
+    with pytest.raises(
+        NotImplementedError, match="Forgotten publishes 2 networks: it has to define encode"
+    ):
         build(Forgotten).encode(images())

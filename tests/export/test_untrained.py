@@ -41,7 +41,9 @@ def test_equal_networks_share_one(tmp_path):
         "odd": module(backbone="resnet19"),
     }
     said = []
-    found = untrained.beside(opened, str(tmp_path / "untrained"), seed=5, image_size=16, resize=18, say=said.append)
+    found = untrained.beside(
+        opened, str(tmp_path / "untrained"), seed=5, image_size=16, resize=18, say=said.append
+    )
     assert {name: names for name, (_, names) in found.items()} == {
         "random-rotation": ["rotation", "supervised"],
         "random-wide": ["wide"],
@@ -55,10 +57,15 @@ def test_equal_networks_share_one(tmp_path):
     folders = sorted(tmp_path.glob("untrained/*"))
     stamps = [folder.stat().st_mtime_ns for folder in folders]
     only = {"rotation": opened["rotation"]}
-    (again,) = untrained.beside(only, str(tmp_path / "untrained"), seed=5, image_size=16, resize=18).items()
+    (again,) = untrained.beside(
+        only, str(tmp_path / "untrained"), seed=5, image_size=16, resize=18
+    ).items()
     assert again[0] == "random" and [folder.stat().st_mtime_ns for folder in folders] == stamps
     images = tf.constant(np.random.default_rng(0).random([1, 16, 16, 3], np.float32))
-    one, other = (m.endpoints(images)["pre_logits"].numpy() for m in (again[1][0], found["random-rotation"][0]))
+    one, other = (
+        m.endpoints(images)["pre_logits"].numpy()
+        for m in (again[1][0], found["random-rotation"][0])
+    )
     assert one == pytest.approx(other)
 
 
@@ -98,7 +105,9 @@ def test_facts_of_a_module_are_no_command_line():
         "--flagfile": "x",
         "stem": "small\n--flagfile=/etc/passwd",
     }
-    flags = untrained._flags({"training_flags": hostile, "endpoints": ["head1", "head1=--flagfile"]})
+    flags = untrained._flags(
+        {"training_flags": hostile, "endpoints": ["head1", "head1=--flagfile"]}
+    )
     expected = [
         "--backbone=resnet18_v2",
         "--head_endpoints=1",
@@ -108,7 +117,12 @@ def test_facts_of_a_module_are_no_command_line():
     assert flags == [*expected, "--task=simclr", "--temperature=0.5"]
     for task in ({"a": 1}, ["rotation"], None, 5):
         assert untrained._flags({"training_flags": {"task": task, "backbone": "vgg11"}}) == []
-    jigsaw = {"task": "jigsaw", "backbone": "vgg11", "permutations_file": "gs://elsewhere/p", "permutations": 10}
+    jigsaw = {
+        "task": "jigsaw",
+        "backbone": "vgg11",
+        "permutations_file": "gs://elsewhere/p",
+        "permutations": 10,
+    }
     assert "gs://" not in str(untrained._flags({"training_flags": jigsaw}))
 
 
@@ -117,7 +131,13 @@ def test_the_same_weights_as_the_command_in_a_process_of_its_own(tmp_path, tfssl
     flags = {**TINY, "task": "simclr", "seed": 7, "projection_size": 8}
     texts = {name: as_text(value) for name, value in flags.items()}
     line = [f"--{name}={text}" for name, text in texts.items()]
-    done = tfssl_command("export", "--random_init", f"--export_dir={tmp_path / 'command'}", "--head_endpoints=1", *line)
+    done = tfssl_command(
+        "export",
+        "--random_init",
+        f"--export_dir={tmp_path / 'command'}",
+        "--head_endpoints=1",
+        *line,
+    )
     assert done.returncode == 0, done.stderr
     tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
@@ -131,10 +151,15 @@ def test_the_same_weights_as_the_command_in_a_process_of_its_own(tmp_path, tfssl
     assert len(expected.variables) > 50
     for name in ("first", "second"):
         made = tf.saved_model.load(str(tmp_path / name))
-        assert list(made.endpoints(tf.zeros([1, 16, 16, 3]))) == list(expected.endpoints(tf.zeros([1, 16, 16, 3])))
+        assert list(made.endpoints(tf.zeros([1, 16, 16, 3]))) == list(
+            expected.endpoints(tf.zeros([1, 16, 16, 3]))
+        )
         for one, other in zip(made.variables, expected.variables):  # noqa: B905 (Python 3.9)
             np.testing.assert_array_equal(one, other)
-    one, other = (json.loads((tmp_path / n / "assets" / "tfssl.json").read_text()) for n in ("command", "first"))
+    one, other = (
+        json.loads((tmp_path / n / "assets" / "tfssl.json").read_text())
+        for n in ("command", "first")
+    )
     assert one == other
 
 
@@ -153,4 +178,6 @@ def test_a_task_of_somebodys_own_is_not_imported(tmp_path, monkeypatch):
     found = untrained.beside(opened, str(tmp_path / "made"), say=said.append)
     assert {name: names for name, (_, names) in found.items()} == {"untrained": ["trained"]}
     assert "strangers" not in sys.modules and not (tmp_path / "made").exists()
-    assert all("is a class that is not imported here" in line for line in said[2:]) and len(said) == 4
+    assert (
+        all("is a class that is not imported here" in line for line in said[2:]) and len(said) == 4
+    )

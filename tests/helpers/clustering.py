@@ -40,7 +40,9 @@ class Clustering(InceptionImages):
         known = tf.cast(labels >= 0, logits.dtype)
         labels = tf.maximum(labels, 0)
         loss = known * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-        return loss, {"accuracy": (tf.keras.metrics.sparse_categorical_accuracy(labels, logits), known)}
+        return loss, {
+            "accuracy": (tf.keras.metrics.sparse_categorical_accuracy(labels, logits), known)
+        }
 
     def phases(self):
         return [Phase(self.every, self.cluster)]
@@ -75,11 +77,15 @@ class Balanced(Clustering):
         clusters, counts = np.unique(labels[labels >= 0], return_counts=True)
         if not len(clusters):
             return source
-        members = tf.constant(np.concatenate([np.flatnonzero(labels == cluster) for cluster in clusters]))
+        members = tf.constant(
+            np.concatenate([np.flatnonzero(labels == cluster) for cluster in clusters])
+        )
         begins, counts = tf.constant(np.cumsum(counts) - counts), tf.constant(counts)
 
         def block(seed):
-            cluster, place = tf.unstack(tf.random.stateless_uniform([2, source.num_examples], seed, dtype=tf.float64))
+            cluster, place = tf.unstack(
+                tf.random.stateless_uniform([2, source.num_examples], seed, dtype=tf.float64)
+            )
             cluster = tf.cast(cluster * len(clusters), tf.int64)
             place = place * tf.cast(tf.gather(counts, cluster), tf.float64)
             return tf.gather(members, tf.gather(begins, cluster) + tf.cast(place, tf.int64))

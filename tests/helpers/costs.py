@@ -42,12 +42,14 @@ def pytest_runtest_makereport(item, call):
     if call.when == "call" and report.passed:
         if spent > seconds and not item.get_closest_marker("slow"):
             report.outcome = "failed"
-            report.longrepr = (
-                f"took {spent:.0f} s of processor time; a test may take {seconds} (tests/helpers/costs.py)"
-            )
-        elif peak > GIGABYTES >= peak_before:  # the tests after it in the same process are not to blame
+            report.longrepr = f"took {spent:.0f} s of processor time; a test may take {seconds} (tests/helpers/costs.py)"
+        elif (
+            peak > GIGABYTES >= peak_before
+        ):  # the tests after it in the same process are not to blame
             report.outcome = "failed"
-            report.longrepr = f"a process grew to {peak:.1f} GB; it may to {GIGABYTES} (tests/helpers/costs.py)"
+            report.longrepr = (
+                f"a process grew to {peak:.1f} GB; it may to {GIGABYTES} (tests/helpers/costs.py)"
+            )
 
 
 class Table:
@@ -65,20 +67,31 @@ class Table:
     def pytest_terminal_summary(self, terminalreporter):
         seconds = sum(costs["seconds"] for costs in self.tests.values())
         gigabytes = max((costs["gigabytes"] for costs in self.tests.values()), default=0)
-        terminalreporter.section(f"{seconds:.1f} s of processor time, {gigabytes:.2f} GB; the longest")
+        terminalreporter.section(
+            f"{seconds:.1f} s of processor time, {gigabytes:.2f} GB; the longest"
+        )
         for test, costs in sorted(self.tests.items(), key=lambda item: -item[1]["seconds"])[:5]:
             terminalreporter.write_line(f"{costs['seconds']:7.1f}  {test}")
         if self.path:
             outcomes = collections.Counter(self.outcomes.values())
-            costs = {"seconds": seconds, "gigabytes": gigabytes, "outcomes": outcomes, "tests": self.tests}
+            costs = {
+                "seconds": seconds,
+                "gigabytes": gigabytes,
+                "outcomes": outcomes,
+                "tests": self.tests,
+            }
             with open(self.path, "w", encoding="utf-8") as f:
                 json.dump(costs, f, indent=1)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--costs", metavar="FILE.json", help="write the table of the tests' costs there too")
+    parser.addoption(
+        "--costs", metavar="FILE.json", help="write the table of the tests' costs there too"
+    )
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", f"costs(seconds, reason): grants a test more than {SECONDS} s of processor time")
+    config.addinivalue_line(
+        "markers", f"costs(seconds, reason): grants a test more than {SECONDS} s of processor time"
+    )
     config.pluginmanager.register(Table(config.getoption("costs")))

@@ -13,7 +13,9 @@ def encoder(channels=6):
         tf.keras.layers.Conv2D(channels, 3, activation="relu", name="conv"),
         tf.keras.layers.BatchNormalization(momentum=0.8, name="second"),
     ]
-    task = pretext.build("simclr", backbones.build(tf.keras.Sequential(layers, name="own")), image_size=16)
+    task = pretext.build(
+        "simclr", backbones.build(tf.keras.Sequential(layers, name="own")), image_size=16
+    )
     task.prepare()
     return task
 

@@ -7,7 +7,12 @@ def result(module, endpoint, value, val_value, protocol="knn", train_labels=100,
     """A `Result`, with further fields and details."""
     return Result.of(
         {
-            **{"module": module, "endpoint": endpoint, "protocol": protocol, "train_labels": train_labels},
+            **{
+                "module": module,
+                "endpoint": endpoint,
+                "protocol": protocol,
+                "train_labels": train_labels,
+            },
             **{"metric": "accuracy", "value": value, "val_value": val_value},
             **more,
         }

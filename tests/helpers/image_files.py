@@ -47,9 +47,15 @@ def write_records(tmp_path, encode):
         for name, labels in files.items():
             with tf.io.TFRecordWriter(str(tmp_path / root / name)) as writer:
                 for label in labels:
-                    feature = {image_key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[encode(number)]))}
+                    feature = {
+                        image_key: tf.train.Feature(
+                            bytes_list=tf.train.BytesList(value=[encode(number)])
+                        )
+                    }
                     if label is not None:
-                        feature[label_key] = tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))
+                        feature[label_key] = tf.train.Feature(
+                            int64_list=tf.train.Int64List(value=[label])
+                        )
                     example = tf.train.Example(features=tf.train.Features(feature=feature))
                     writer.write(example.SerializeToString())
                     number += 1

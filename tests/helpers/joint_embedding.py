@@ -22,7 +22,9 @@ def tiny(channels=6):
 
 def normalized():
     """A batch normalization and a mean."""
-    network = tf.keras.Sequential([BatchNorm(name="norm"), tf.keras.layers.GlobalAveragePooling2D(name="pool")])
+    network = tf.keras.Sequential(
+        [BatchNorm(name="norm"), tf.keras.layers.GlobalAveragePooling2D(name="pool")]
+    )
     return backbones.build(network)
 
 
@@ -34,7 +36,9 @@ def task(name, **settings):
 
 
 def train(model, source, steps, batch_size=8):
-    return model.fit(model.dataset(source, batch_size, steps=steps), steps_per_epoch=steps, verbose=0).history
+    return model.fit(
+        model.dataset(source, batch_size, steps=steps), steps_per_epoch=steps, verbose=0
+    ).history
 
 
 def head_parameters(name, width=2048, **settings):

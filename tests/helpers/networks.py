@@ -11,7 +11,11 @@ def randomise(model, seed=1):
     rng = np.random.default_rng(seed)
     for v in model.variables:
         kernel = len(v.shape) == 4
-        v.assign(rng.normal(0, np.prod(v.shape[:3]) ** -0.5, v.shape) if kernel else rng.uniform(0.5, 1.5, v.shape))
+        v.assign(
+            rng.normal(0, np.prod(v.shape[:3]) ** -0.5, v.shape)
+            if kernel
+            else rng.uniform(0.5, 1.5, v.shape)
+        )
     return model
 
 

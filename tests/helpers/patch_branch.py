@@ -6,10 +6,19 @@ import tensorflow as tf
 from tfssl import backbones, pretext
 from tfssl.data.ops.draws import Draws
 
-SMALL = {"image_size": 16, "jigsaw_size": 30, "jigsaw_patch_size": 8, "projection_size": 4, "augmentation": "crop"}
+SMALL = {
+    "image_size": 16,
+    "jigsaw_size": 30,
+    "jigsaw_patch_size": 8,
+    "projection_size": 4,
+    "augmentation": "crop",
+}
 
 
-OWN = {"pirl": {"num_images": 48, "negatives": 6}, "infomin": {"queue_size": 16, "split_batch_norm": 1}}
+OWN = {
+    "pirl": {"num_images": 48, "negatives": 6},
+    "infomin": {"queue_size": 16, "split_batch_norm": 1},
+}
 
 
 def task(name, width=5, **settings):

@@ -16,7 +16,9 @@ def photographs(n, seed, dims=30, several=True):
     if not several:
         return Features({"x": x}, hidden[:, :4].argmax(1), np.arange(n), 4, NAMES, f"set {seed}")
     targets = np.where(hidden[:, :4] > 0.9, 1, np.where(hidden[:, :4] > 0.7, 0, -1)).astype(np.int8)
-    return Features({"x": x}, np.full(n, -1), np.arange(n), None, NAMES, f"set {seed}", targets=targets)
+    return Features(
+        {"x": x}, np.full(n, -1), np.arange(n), None, NAMES, f"set {seed}", targets=targets
+    )
 
 
 def normed(x):

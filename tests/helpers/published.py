@@ -40,11 +40,15 @@ class Halves(InceptionImages):
         super().__init__(backbone, **common)
         self.num_classes, self.other = num_classes, self.backbone.twin()
         floatx = tf.keras.backend.floatx()
-        self.heads = [tf.keras.layers.Dense(num_classes, name=f"head{i}", dtype=floatx) for i in (1, 2)]
+        self.heads = [
+            tf.keras.layers.Dense(num_classes, name=f"head{i}", dtype=floatx) for i in (1, 2)
+        ]
 
     def halves(self, images, training=False):
         x = self.normalize(images)
-        return self.backbone(x[..., :1], training=training), self.other(x[..., 1:], training=training)
+        return self.backbone(x[..., :1], training=training), self.other(
+            x[..., 1:], training=training
+        )
 
     @property
     def published(self):
@@ -61,7 +65,10 @@ class Halves(InceptionImages):
         ]
 
     def objective(self, batch, outputs):
-        losses = [tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits) for logits in outputs]
+        losses = [
+            tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)
+            for logits in outputs
+        ]
         return tf.add_n(losses), {}
 
     def chance(self):

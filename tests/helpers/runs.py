@@ -81,7 +81,10 @@ class Forked:
         return done
 
     def _said(self):
-        return [path.read_text() if path.is_file() else "" for path in (self.folder / "stdout", self.folder / "stderr")]
+        return [
+            path.read_text() if path.is_file() else ""
+            for path in (self.folder / "stdout", self.folder / "stderr")
+        ]
 
 
 def command(name, *args, cwd=None, timeout=240, first=None):
@@ -98,7 +101,9 @@ def anew(name, *args, cwd=None):
 def two_devices():
     """Over which --strategy=mirrored shares the batch."""
     device = tf.config.LogicalDeviceConfiguration()
-    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [device] * 2)
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [device] * 2
+    )
 
 
 def on_path(folder):
@@ -109,7 +114,9 @@ def on_path(folder):
 def _main(argv, folder, cwd, environment, first):
     """The forked process, from here on as if it had been started by that command."""
     gc.freeze()
-    gc.set_threshold(100_000, 50, 50)  # tracing makes millions of objects, and the process ends soon
+    gc.set_threshold(
+        100_000, 50, 50
+    )  # tracing makes millions of objects, and the process ends soon
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
@@ -128,7 +135,13 @@ def _main(argv, folder, cwd, environment, first):
 def peak_gigabytes():
     """The most memory that this process, or a child of it that has ended, has held."""
     unit = 1e9 if sys.platform == "darwin" else 1e6
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
+    return (
+        max(
+            resource.getrusage(who).ru_maxrss
+            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        / unit
+    )
 
 
 def weights(workdir, step=24, least=50):
@@ -150,7 +163,9 @@ def assert_identical(one, two):
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
-def kill_when(arguments, awaited, number=signal.SIGKILL, timeout=240, delay=0.0, name="train", first=None):
+def kill_when(
+    arguments, awaited, number=signal.SIGKILL, timeout=240, delay=0.0, name="train", first=None
+):
     """Start a training run and send it a signal `delay` seconds after it printed `awaited`: (exit status, what it said on stderr)."""
     run = Forked(name, *arguments, first=first, piped=True)
     begun = time.monotonic()

@@ -27,6 +27,10 @@ def pictures(tmp_path_factory):
     for i in range(11):
         path = folder / ("dark" if i % 2 else "light") / f"{i:02}.png"
         path.parent.mkdir(exist_ok=True)
-        pixels[str(path)] = np.random.default_rng(i).integers(0, 128 if i % 2 else 256, [20, 20, 3]).astype(np.uint8)
+        pixels[str(path)] = (
+            np.random.default_rng(i)
+            .integers(0, 128 if i % 2 else 256, [20, 20, 3])
+            .astype(np.uint8)
+        )
         path.write_bytes(tf.io.encode_png(pixels[str(path)]).numpy())
     return folder, pixels

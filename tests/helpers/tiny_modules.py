@@ -6,7 +6,11 @@ import tarfile
 
 import tensorflow as tf
 
-DEPTH = ["stem", "block", "pre_logits"]  # not the alphabetical order, in which SavedModel returns them
+DEPTH = [
+    "stem",
+    "block",
+    "pre_logits",
+]  # not the alphabetical order, in which SavedModel returns them
 _IMAGES = tf.TensorSpec([None, None, None, 3], tf.float32)
 
 
@@ -40,7 +44,11 @@ def save_ours(folder, image_size=16, resize=20, seed=0):
     def reusable(function):
         obj = tf.train.Checkpoint()
         obj.__call__ = function
-        obj.variables, obj.trainable_variables, obj.regularization_losses = list(encoder.variables), [], []
+        obj.variables, obj.trainable_variables, obj.regularization_losses = (
+            list(encoder.variables),
+            [],
+            [],
+        )
         for training in (False, True):
             function.get_concrete_function(_IMAGES, training=training)
         return obj
@@ -87,7 +95,9 @@ def save_signature(folder, name="serving_default", size=16):
         maps = encoder.maps(images)
         return {"default": maps["pre_logits"], "net/block": maps["block"]}
 
-    tf.saved_model.save(tf.train.Checkpoint(encoder=encoder), str(folder), signatures={name: function})
+    tf.saved_model.save(
+        tf.train.Checkpoint(encoder=encoder), str(folder), signatures={name: function}
+    )
     return str(folder)
 
 

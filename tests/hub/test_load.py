@@ -20,13 +20,19 @@ def images(size=16):
 
 
 def expected(size=16, seed=0):
-    return {name: value.numpy() for name, value in tiny_modules.Encoder(seed).maps(images(size)).items()}
+    return {
+        name: value.numpy() for name, value in tiny_modules.Encoder(seed).maps(images(size)).items()
+    }
 
 
 def test_ours(modules_dir):
     module = modules.load(modules_dir / "ours" / "1")
     features = module.endpoints(images())
-    assert list(features) == ["stem", "block", "pre_logits"]  # tfssl.json's order, not the alphabet's
+    assert list(features) == [
+        "stem",
+        "block",
+        "pre_logits",
+    ]  # tfssl.json's order, not the alphabet's
     for name, value in expected().items():
         np.testing.assert_allclose(features[name], value, rtol=1e-5, atol=1e-5)
     assert module.shapes(16) == {"stem": (16, 16, 8), "block": (8, 8, 16), "pre_logits": (16,)}
@@ -72,7 +78,11 @@ def test_a_module_of_tf1(tmp_path):
             x = v1.placeholder(tf.float32, [None, 8, 8, 3])
             scale = v1.get_variable("scale", initializer=2.0)
             features = scale * tf.reduce_mean(x, [1, 2]) + (100.0 if tags else 0.0)
-            signatures = {"default": v1.saved_model.predict_signature_def({"images": x}, {"default": features})}
+            signatures = {
+                "default": v1.saved_model.predict_signature_def(
+                    {"images": x}, {"default": features}
+                )
+            }
             session.run(v1.global_variables_initializer())
             if tags:
                 builder.add_meta_graph(tags, signatures)
@@ -81,16 +91,22 @@ def test_a_module_of_tf1(tmp_path):
     builder.save()
     (tmp_path / "m" / "tfhub_module.pb").write_bytes(b"\x08\x03")
     module = modules.load(tmp_path / "m")
-    np.testing.assert_allclose(module.endpoints(images(8))["default"], 2 * np.mean(images(8), (1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(
+        module.endpoints(images(8))["default"], 2 * np.mean(images(8), (1, 2)), rtol=1e-5
+    )
     assert module.sizes()[0] == 8
 
 
 def test_a_keras_model_with_dropout(tmp_path):
     """Keras saves a call with a `training` argument: it has to be False."""
-    model = tf.keras.Sequential([tf.keras.layers.Flatten(input_shape=(8, 8, 3)), tf.keras.layers.Dropout(0.9)])
+    model = tf.keras.Sequential(
+        [tf.keras.layers.Flatten(input_shape=(8, 8, 3)), tf.keras.layers.Dropout(0.9)]
+    )
     model.save(str(tmp_path / "keras"), save_format="tf")
     module = modules.load(tmp_path / "keras")
-    np.testing.assert_array_equal(module.endpoints(images(8))["output"], np.reshape(images(8), [3, 192]))
+    np.testing.assert_array_equal(
+        module.endpoints(images(8))["output"], np.reshape(images(8), [3, 192])
+    )
     assert module.sizes()[0] == 8
 
 
@@ -115,12 +131,16 @@ def test_tarball(modules_dir, tmp_path, prefix, ending):
     module = modules.load(path)
     assert module.facts["endpoints"] == tiny_modules.DEPTH
     assert module.identity == modules.load(modules_dir / "ours" / "1").identity
-    np.testing.assert_allclose(module.endpoints(images())["block"], expected()["block"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        module.endpoints(images())["block"], expected()["block"], rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["outside", "absolute", "link"])
 def test_tarball_that_leads_out(tmp_path, kind):
-    member = tarfile.TarInfo({"outside": "../evil", "absolute": str(tmp_path / "evil"), "link": "inside"}[kind])
+    member = tarfile.TarInfo(
+        {"outside": "../evil", "absolute": str(tmp_path / "evil"), "link": "inside"}[kind]
+    )
     if kind == "link":
         member.type, member.linkname = tarfile.SYMTYPE, str(tmp_path)
     else:
@@ -139,7 +159,9 @@ def test_identity_is_of_the_content(modules_dir, tmp_path):
     (tmp_path / "other").mkdir()
     other = tiny_modules.save_ours(tmp_path / "other", seed=1)
     shutil.rmtree(tmp_path / "copy" / "variables")
-    shutil.copytree(os.path.join(other, "variables"), tmp_path / "copy" / "variables")  # the same graph, other weights
+    shutil.copytree(
+        os.path.join(other, "variables"), tmp_path / "copy" / "variables"
+    )  # the same graph, other weights
     assert modules.load(tmp_path / "copy").identity != original
 
 
@@ -187,7 +209,9 @@ def mean(x):
 @pytest.mark.parametrize("batch", [1, 8])
 def test_a_batch_that_is_fixed(tmp_path, batch):
     """Images go through B by B: the answers are NumPy's, of as many images as there are, known or not while it is traced."""
-    module = save_function(tmp_path / "m", lambda x: {"vector": mean(x), "map": x[:, ::2]}, [batch, 16, 16, 3])
+    module = save_function(
+        tmp_path / "m", lambda x: {"vector": mean(x), "map": x[:, ::2]}, [batch, 16, 16, 3]
+    )
     assert module.sizes()[0] == 16 and module.shapes(16) == {"map": (8, 16, 3), "vector": (3,)}
     of_any = tf.function(module.endpoints, input_signature=[tf.TensorSpec([None, 16, 16, 3])])
     for run in (module.endpoints, of_any):
@@ -200,24 +224,36 @@ def test_a_tuple_of_outputs(tmp_path):
     one = save_function(tmp_path / "one", lambda x: {"a": (mean(x),)}, [None, 16, 16, 3])
     np.testing.assert_allclose(one.endpoints(images())["a"], np.mean(images(), (1, 2)), rtol=1e-5)
     two = save_function(tmp_path / "two", lambda x: (mean(x), x), [None, 16, 16, 3])
-    with pytest.raises(UserError, match=r"returns 2 tensors without names \(\[2, 3\], \[2, 16, 16, 3\]\).*dict"):
+    with pytest.raises(
+        UserError, match=r"returns 2 tensors without names \(\[2, 3\], \[2, 16, 16, 3\]\).*dict"
+    ):
         two.shapes(16)
 
 
 def test_what_a_module_takes_instead_is_said(tmp_path):
-    first = save_function(tmp_path / "first", lambda x: tf.reduce_mean(x, [2, 3]), [None, 3, 16, 16])
-    with pytest.raises(UserError, match=r"takes float32 \[N, 3, 16, 16\].*tf.transpose\(images, \[0, 3, 1, 2\]\)"):
+    first = save_function(
+        tmp_path / "first", lambda x: tf.reduce_mean(x, [2, 3]), [None, 3, 16, 16]
+    )
+    with pytest.raises(
+        UserError, match=r"takes float32 \[N, 3, 16, 16\].*tf.transpose\(images, \[0, 3, 1, 2\]\)"
+    ):
         first.shapes(16)
     with pytest.raises(UserError, match=r"\[N, 3, 16, 16\], channels first"):
         first.sizes()
-    numbers = save_function(tmp_path / "bytes", lambda x: mean(tf.cast(x, tf.float32)), [None, 16, 16, 3], tf.uint8)
-    with pytest.raises(UserError, match=r"\[N, 16, 16, 3\] in \[0, 1\]: it takes uint8 \[N, 16, 16, 3\]"):
+    numbers = save_function(
+        tmp_path / "bytes", lambda x: mean(tf.cast(x, tf.float32)), [None, 16, 16, 3], tf.uint8
+    )
+    with pytest.raises(
+        UserError, match=r"\[N, 16, 16, 3\] in \[0, 1\]: it takes uint8 \[N, 16, 16, 3\]"
+    ):
         numbers.shapes(16)
 
 
 def test_a_complaint_is_whole(tmp_path):
     """What a module says itself comes last in what TensorFlow says, and may be long."""
-    why = "this encoder was trained on " + "very " * 60 + "bright images, and has seen none of these"
+    why = (
+        "this encoder was trained on " + "very " * 60 + "bright images, and has seen none of these"
+    )
 
     def picky(x):
         tf.debugging.assert_greater(tf.reduce_max(x), 2.0, message=why)
@@ -238,9 +274,13 @@ def test_a_complaint_is_whole(tmp_path):
 def test_the_way_from_a_file_of_keras(tmp_path, ending, monkeypatch):
     """The command that the message names makes a module of the same function."""
     path = tmp_path / f"it's mine.{ending}"
-    model = tf.keras.Sequential([tf.keras.layers.Conv2D(2, 3, input_shape=(16, 16, 3)), tf.keras.layers.Flatten()])
+    model = tf.keras.Sequential(
+        [tf.keras.layers.Conv2D(2, 3, input_shape=(16, 16, 3)), tf.keras.layers.Flatten()]
+    )
     model.save(str(path))
-    with pytest.raises(UserError, match="is a file, not a SavedModel's folder: python -c") as raised:
+    with pytest.raises(
+        UserError, match="is a file, not a SavedModel's folder: python -c"
+    ) as raised:
         modules.load(path)
     script = re.search(r'python -c "(.*)" writes', str(raised.value)).group(1)
     exec(
@@ -248,7 +288,10 @@ def test_the_way_from_a_file_of_keras(tmp_path, ending, monkeypatch):
     )  # as the stack of this test has saved it
     found = modules.load(path.with_suffix("")).endpoints(images())
     np.testing.assert_allclose(
-        found["output"] if "output" in found else found["output_0"], model(images()), rtol=1e-4, atol=1e-5
+        found["output"] if "output" in found else found["output_0"],
+        model(images()),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -280,7 +323,9 @@ def test_damaged_facts(facts, modules_dir, tmp_path):
 
 def test_facts_that_are_no_classifier(modules_dir, tmp_path):
     shutil.copytree(modules_dir / "ours" / "1", tmp_path / "m")
-    (tmp_path / "m" / "assets" / "tfssl.json").write_text(json.dumps({"crop": 16, "resize": 18, "kind": "classifier"}))
+    (tmp_path / "m" / "assets" / "tfssl.json").write_text(
+        json.dumps({"crop": 16, "resize": 18, "kind": "classifier"})
+    )
     with pytest.raises(UserError, match="no classifier of tfssl"):
         classify.num_classes(modules.load(tmp_path / "m"))
 
@@ -291,7 +336,9 @@ def test_a_module_of_somebody_else_is_announced_once_before_it_runs(tmp_path, ca
     (tmp_path / "secret").write_text("a token")
 
     def program(x):
-        with tf.control_dependencies([tf.io.write_file(str(written), tf.io.read_file(str(tmp_path / "secret")))]):
+        with tf.control_dependencies(
+            [tf.io.write_file(str(written), tf.io.read_file(str(tmp_path / "secret")))]
+        ):
             return mean(x)
 
     save_function(tmp_path / "foreign", program, [None, 16, 16, 3])
@@ -299,11 +346,19 @@ def test_a_module_of_somebody_else_is_announced_once_before_it_runs(tmp_path, ca
     modules._announced.clear()
     load = tf.saved_model.load
     heard = []
-    monkeypatch.setattr(tf.saved_model, "load", lambda *a, **k: heard.append(capfd.readouterr().err) or load(*a, **k))
+    monkeypatch.setattr(
+        tf.saved_model,
+        "load",
+        lambda *a, **k: heard.append(capfd.readouterr().err) or load(*a, **k),
+    )
     modules.load(tmp_path / "foreign").shapes(16)
     assert written.read_text() == "a token"
     modules.load(tmp_path / "foreign")
-    assert "is a program, which now runs with your rights" in heard[0] and heard[0].count("\n") == 1 and heard[1] == ""
+    assert (
+        "is a program, which now runs with your rights" in heard[0]
+        and heard[0].count("\n") == 1
+        and heard[1] == ""
+    )
 
 
 def test_ours_are_announced_where_they_come_from_elsewhere(modules_dir, capfd):

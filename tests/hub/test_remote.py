@@ -26,10 +26,12 @@ def server(modules_dir, tmp_path_factory):
     if not shutil.which("openssl"):
         pytest.skip("no openssl, which makes the server's certificate")
     folder, keys = tmp_path_factory.mktemp("served"), tmp_path_factory.mktemp("keys")
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    subprocess.run(
+        [*command.split(), "-keyout", keys / "key", "-out", keys / "cert"],
+        check=True,
+        capture_output=True,
     )
-    subprocess.run([*command.split(), "-keyout", keys / "key", "-out", keys / "cert"], check=True, capture_output=True)
     asked = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -46,7 +48,9 @@ def server(modules_dir, tmp_path_factory):
                 self.wfile.write(b"x" * 10)
                 self.close_connection = True
             elif self.path.startswith("/hub/1"):  # TensorFlow Hub's protocol
-                self.path = "/module.tar.gz" if "tf-hub-format=compressed" in self.path else "/page.html"
+                self.path = (
+                    "/module.tar.gz" if "tf-hub-format=compressed" in self.path else "/page.html"
+                )
                 super().do_GET()
             else:
                 super().do_GET()
@@ -58,7 +62,9 @@ def server(modules_dir, tmp_path_factory):
     (folder / "page.tar.gz").write_text("<html>sign in</html>")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(keys / "cert", keys / "key")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))) as https:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))
+    ) as https:
         https.socket = context.wrap_socket(https.socket, server_side=True)
         threading.Thread(target=https.serve_forever, daemon=True).start()
         yield f"https://localhost:{https.server_address[1]}", folder, asked, keys / "cert"
@@ -89,7 +95,10 @@ def test_an_archive_is_fetched_once_and_kept_in_private(site):
     assert stat.S_IMODE(kept.stat().st_mode) == 0o700
     (file,) = kept.iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert file.name.endswith(f"-{digest_of(folder / 'module.tar.gz')}.tgz") and digest_of(file) in file.name
+    assert (
+        file.name.endswith(f"-{digest_of(folder / 'module.tar.gz')}.tgz")
+        and digest_of(file) in file.name
+    )
     # Damaged, it is fetched again; what a killed process left goes after a day.
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     (kept / "old.part").touch()
@@ -131,13 +140,19 @@ def test_what_is_not_encrypted_is_refused_with_a_remedy(site):
 
 @pytest.mark.parametrize(
     "path, reason",
-    [("absent.tar.gz", "404"), ("page.tar.gz", "is no archive"), ("short.tar.gz", "ended after 10 of 1000 bytes")],
+    [
+        ("absent.tar.gz", "404"),
+        ("page.tar.gz", "is no archive"),
+        ("short.tar.gz", "ended after 10 of 1000 bytes"),
+    ],
 )
 def test_what_does_not_come_whole(site, path, reason):
     address, _, _, kept = site
     with pytest.raises(UserError, match=reason) as raised:
         modules.load(f"{address}/{path}")
-    assert address in str(raised.value) and "\n" not in str(raised.value) and not list(kept.iterdir())
+    assert (
+        address in str(raised.value) and "\n" not in str(raised.value) and not list(kept.iterdir())
+    )
 
 
 def test_a_stranger_certificate_and_a_bad_address(site, monkeypatch):

@@ -30,7 +30,9 @@ def test_nt_xent_is_the_formula(n, d, temperature):
     z1, z2 = rng.normal(size=(2, n, d))
     found = contrastive.nt_xent(tf.constant(z1), tf.constant(z2), temperature)
     np.testing.assert_allclose(found.loss, naive_nt_xent(z1, z2, temperature), rtol=1e-10)
-    np.testing.assert_allclose(contrastive.nt_xent(tf.constant(3 * z1), tf.constant(z2), temperature).loss, found.loss)
+    np.testing.assert_allclose(
+        contrastive.nt_xent(tf.constant(3 * z1), tf.constant(z2), temperature).loss, found.loss
+    )
 
 
 @pytest.mark.parametrize("n", [2, 7])
@@ -41,7 +43,9 @@ def test_nt_xent_of_orthogonal_images(n):
     np.testing.assert_allclose(found.loss, math.log(1 + (2 * n - 2) * math.exp(-2)), rtol=1e-12)
     np.testing.assert_allclose(found.accuracy, 1)
     point = tf.ones([n, 3], tf.float64)
-    np.testing.assert_allclose(contrastive.nt_xent(point, point, 0.5).loss, math.log(2 * n - 1), rtol=1e-12)
+    np.testing.assert_allclose(
+        contrastive.nt_xent(point, point, 0.5).loss, math.log(2 * n - 1), rtol=1e-12
+    )
 
 
 def test_nt_xent_gradient():
@@ -56,7 +60,9 @@ def test_nt_xent_gradient():
     for at in np.ndindex(*z1.shape):
         step = np.zeros_like(z1)
         step[at] = 1e-6
-        slope = (naive_nt_xent(z1 + step, z2, 0.2).mean() - naive_nt_xent(z1 - step, z2, 0.2).mean()) / 2e-6
+        slope = (
+            naive_nt_xent(z1 + step, z2, 0.2).mean() - naive_nt_xent(z1 - step, z2, 0.2).mean()
+        ) / 2e-6
         np.testing.assert_allclose(found[at], slope, atol=1e-7)
 
 
@@ -70,26 +76,42 @@ def test_nt_xent_leaves_blank_rows_out():
 
 def test_info_nce():
     rng = np.random.default_rng(2)
-    q, k, negatives = rng.normal(size=(5, 4)), rng.normal(size=(5, 4)), unit(rng.normal(size=(9, 4)))
+    q, k, negatives = (
+        rng.normal(size=(5, 4)),
+        rng.normal(size=(5, 4)),
+        unit(rng.normal(size=(9, 4))),
+    )
     found = contrastive.info_nce(tf.constant(q), tf.constant(k), tf.constant(negatives), 0.2)
     for i, loss in enumerate(found.loss.numpy()):
         own = math.exp(unit(q[i]) @ unit(k[i]) / 0.2)
         others = sum(math.exp(unit(q[i]) @ n / 0.2) for n in negatives)
         np.testing.assert_allclose(loss, -math.log(own / (own + others)), rtol=1e-10)
-        assert bool(found.accuracy[i]) == (own > max(math.exp(unit(q[i]) @ n / 0.2) for n in negatives))
+        assert bool(found.accuracy[i]) == (
+            own > max(math.exp(unit(q[i]) @ n / 0.2) for n in negatives)
+        )
 
 
 def test_nt_xent_with_memory():
     """Queries of one network, keys of another, and a queue: the candidates one by one."""
     rng = np.random.default_rng(3)
-    z, keys, queue = rng.normal(size=(2, 5, 4)), rng.normal(size=(2, 5, 4)), unit(rng.normal(size=(3, 4)))
-    found = contrastive.nt_xent(*map(tf.constant, z), 0.5, None, tf.constant(keys.swapaxes(0, 1)), tf.constant(queue))
+    z, keys, queue = (
+        rng.normal(size=(2, 5, 4)),
+        rng.normal(size=(2, 5, 4)),
+        unit(rng.normal(size=(3, 4))),
+    )
+    found = contrastive.nt_xent(
+        *map(tf.constant, z), 0.5, None, tf.constant(keys.swapaxes(0, 1)), tf.constant(queue)
+    )
     for i in range(5):
         losses = []
         for view in (0, 1):
-            candidates = {(v, j): unit(keys[v, j]) for v in (0, 1) for j in range(5) if (v, j) != (view, i)}
+            candidates = {
+                (v, j): unit(keys[v, j]) for v in (0, 1) for j in range(5) if (v, j) != (view, i)
+            }
             candidates |= {("queue", k): queue[k] for k in range(3)}
-            scores = {name: math.exp(unit(z[view, i]) @ key / 0.5) for name, key in candidates.items()}
+            scores = {
+                name: math.exp(unit(z[view, i]) @ key / 0.5) for name, key in candidates.items()
+            }
             losses.append(-math.log(scores[1 - view, i] / sum(scores.values())))
         np.testing.assert_allclose(found.loss[i], np.mean(losses), rtol=1e-10)
 
@@ -98,19 +120,26 @@ def test_nce():
     """Equations 4 to 7 of the instance discrimination paper, as products of probabilities."""
     rng = np.random.default_rng(4)
     positive, negative, images, constant = rng.normal(size=3), rng.normal(size=(3, 5)), 40, 17.0
-    found = contrastive.nce(tf.constant(positive), tf.constant(negative), 5 / images, constant).loss.numpy()
+    found = contrastive.nce(
+        tf.constant(positive), tf.constant(negative), 5 / images, constant
+    ).loss.numpy()
 
     def from_data(score):
         p = math.exp(score) / constant
         return p / (p + 5 / images)
 
     for i in range(3):
-        expected = -math.log(from_data(positive[i])) - sum(math.log(1 - from_data(n)) for n in negative[i])
+        expected = -math.log(from_data(positive[i])) - sum(
+            math.log(1 - from_data(n)) for n in negative[i]
+        )
         np.testing.assert_allclose(found[i], expected, rtol=1e-10)
 
 
 def test_cosine_distance():
-    p, z = tf.constant([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), tf.constant([[1.0, 0.0], [0.0, -3.0], [0.0, 1.0]])
+    p, z = (
+        tf.constant([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]]),
+        tf.constant([[1.0, 0.0], [0.0, -3.0], [0.0, 1.0]]),
+    )
     with tf.GradientTape() as tape:
         tape.watch([p, z])
         distance = contrastive.cosine_distance(p, z)
@@ -137,7 +166,9 @@ def test_half_precision_computes_in_float32(dtype):
     found = contrastive.nt_xent(z1, z2, 0.1).loss
     assert found.dtype == tf.float32
     np.testing.assert_allclose(
-        found, naive_nt_xent(tf.cast(z1, tf.float64).numpy(), tf.cast(z2, tf.float64).numpy(), 0.1), rtol=1e-4
+        found,
+        naive_nt_xent(tf.cast(z1, tf.float64).numpy(), tf.cast(z2, tf.float64).numpy(), 0.1),
+        rtol=1e-4,
     )
 
 
@@ -152,7 +183,10 @@ def test_replicas_give_the_loss_of_the_whole_batch(replicas):
         with tf.GradientTape() as tape:
             tape.watch([z1, z2])
             keys = tf.stack([z2, q], 1)
-            found = [contrastive.nt_xent(z1, z2, 0.2, valid), contrastive.nt_xent(z1, q, 0.2, valid, keys, negatives)]
+            found = [
+                contrastive.nt_xent(z1, z2, 0.2, valid),
+                contrastive.nt_xent(z1, q, 0.2, valid, keys, negatives),
+            ]
             total = tf.add_n([tf.reduce_sum(f.loss) for f in found])
         return (
             [f.loss for f in found]
@@ -169,7 +203,9 @@ def test_replicas_give_the_loss_of_the_whole_batch(replicas):
     def together(*parts):
         return replicas.run(losses, parts)
 
-    parts = [replicas.experimental_local_results(x) for x in together(*map(mine, (z1, z2, q, valid)))]
+    parts = [
+        replicas.experimental_local_results(x) for x in together(*map(mine, (z1, z2, q, valid)))
+    ]
     for whole, split in zip(losses(z1, z2, q, valid), parts):  # noqa: B905 (Python 3.9)
         joined = split[0] if whole.shape[0] == 1 else tf.concat(split, 0)
         np.testing.assert_allclose(joined, whole, rtol=1e-10, atol=1e-12)
@@ -177,12 +213,20 @@ def test_replicas_give_the_loss_of_the_whole_batch(replicas):
 
 def test_compiles():
     z = tf.random.stateless_normal([4, 3], [1, 2])
-    for loss in (lambda: contrastive.nt_xent(z, z[::-1]).loss, lambda: contrastive.info_nce(z, z[::-1], z).loss):
+    for loss in (
+        lambda: contrastive.nt_xent(z, z[::-1]).loss,
+        lambda: contrastive.info_nce(z, z[::-1], z).loss,
+    ):
         np.testing.assert_allclose(tf.function(loss, jit_compile=True)(), loss(), rtol=1e-5)
 
 
 def _normal(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape or (32, 64)).astype("float32").astype(np.float64)
+    return (
+        np.random.default_rng(seed)
+        .normal(size=shape or (32, 64))
+        .astype("float32")
+        .astype(np.float64)
+    )
 
 
 _X, _Y = _normal(0), 0.8 * _normal(0) + 0.6 * _normal(1)
@@ -190,7 +234,11 @@ _X, _Y = _normal(0), 0.8 * _normal(0) + 0.6 * _normal(1)
 
 @pytest.mark.parametrize(
     "temperature,decoupled,value",
-    [(0.1, True, -3.1622361210), (0.5, True, 2.5586777296), (0.1, False, 0.0476563458)],  # the first: lightly 1.6
+    [
+        (0.1, True, -3.1622361210),
+        (0.5, True, 2.5586777296),
+        (0.1, False, 0.0476563458),
+    ],  # the first: lightly 1.6
 )
 def test_decoupled_losses_of_a_second_implementation(temperature, decoupled, value):
     found = contrastive.nt_xent(_X, _Y, temperature, decoupled=decoupled)
@@ -203,13 +251,19 @@ def test_nearest_neighbors_as_positives():
     for z, indices in zip(near, ([41, 26, 75, 120, 21], [50, 65, 58, 80, 94])):
         np.testing.assert_array_equal(z[:5], tf.gather(queue, indices))
     for temperature, value in ((0.1, 3.9522127694), (0.5, 3.4522228814)):
-        losses = [contrastive.in_batch(z, _normal(seed), temperature).loss for z, seed in zip(near, (4, 3))]
+        losses = [
+            contrastive.in_batch(z, _normal(seed), temperature).loss
+            for z, seed in zip(near, (4, 3))
+        ]
         assert np.mean(losses) == pytest.approx(value, abs=1e-9)
 
 
 def test_keys_of_the_other_view_among_those_of_the_batch():
     for temperature, value in ((0.2, 2.9015319468), (1.0, 13.8712595317)):  # MoCo v3
-        losses = [contrastive.in_batch(_normal(seed), k, temperature).loss for seed, k in ((3, _Y), (4, _X))]
+        losses = [
+            contrastive.in_batch(_normal(seed), k, temperature).loss
+            for seed, k in ((3, _Y), (4, _X))
+        ]
         assert 2 * temperature * np.sum(np.mean(losses, 1)) == pytest.approx(value, abs=1e-9)
 
 
@@ -221,11 +275,15 @@ def test_positives_of_the_same_label_against_naive_loops():
     for i in range(16):
         others = [j for j in range(16) if j != i]
         label = labels[i // 2]
-        positives = [j for j in others if j // 2 == i // 2 or (label >= 0 and labels[j // 2] == label)]
+        positives = [
+            j for j in others if j // 2 == i // 2 or (label >= 0 and labels[j // 2] == label)
+        ]
         total = np.log(np.exp(logits[i, others]).sum())
         losses.append(-np.mean([logits[i, p] - total for p in positives]))
     found = contrastive.nt_xent(_X[:8], _Y[:8], 0.1, labels=labels)
     np.testing.assert_allclose(found.loss, np.reshape(losses, [8, 2]).mean(1), rtol=1e-12)
     alone = contrastive.nt_xent(_X[:8], _Y[:8], 0.1, labels=np.arange(8))
-    np.testing.assert_allclose(alone.loss, contrastive.nt_xent(_X[:8], _Y[:8], 0.1).loss, rtol=1e-12)
+    np.testing.assert_allclose(
+        alone.loss, contrastive.nt_xent(_X[:8], _Y[:8], 0.1).loss, rtol=1e-12
+    )
     np.testing.assert_array_equal(alone.accuracy, contrastive.nt_xent(_X[:8], _Y[:8], 0.1).accuracy)

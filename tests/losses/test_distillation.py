@@ -24,7 +24,9 @@ def test_loss_and_gradient_by_numpy(temperature, scale):
         loss = distillation(x, t, temperature, scale)
     np.testing.assert_allclose(loss, -factor * (taught * np.log(guessed)).sum(1), rtol=1e-10)
     by_student, by_teacher = tape.gradient(loss, [x, t])
-    np.testing.assert_allclose(by_student, factor * (guessed - taught) / temperature, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(
+        by_student, factor * (guessed - taught) / temperature, rtol=1e-8, atol=1e-12
+    )
     assert by_teacher is None
 
 

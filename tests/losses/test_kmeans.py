@@ -10,7 +10,9 @@ from tfssl.losses.kmeans import lloyd, split_empty, whitening
 
 def blobs(count=90, clusters=4, seed=0):
     rng = np.random.default_rng(seed)
-    return rng.normal(size=[clusters, 5])[rng.integers(0, clusters, count)] * 2 + rng.normal(size=[count, 5])
+    return rng.normal(size=[clusters, 5])[rng.integers(0, clusters, count)] * 2 + rng.normal(
+        size=[count, 5]
+    )
 
 
 def naive(rows, centroids, iterations, spherical=False):
@@ -23,7 +25,12 @@ def naive(rows, centroids, iterations, spherical=False):
 
     for _ in range(iterations):
         labels = nearest()
-        centroids = np.stack([rows[labels == k].mean(0) if (labels == k).any() else c for k, c in enumerate(centroids)])
+        centroids = np.stack(
+            [
+                rows[labels == k].mean(0) if (labels == k).any() else c
+                for k, c in enumerate(centroids)
+            ]
+        )
         if spherical:
             centroids = centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
     labels = nearest()
@@ -40,7 +47,10 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("chunk", [7, 4096])
 def test_lloyd_is_the_naive_algorithm(spherical, chunk):
     rows = blobs()
-    assert_same(lloyd(rows, rows[:6], 5, spherical, split=False, chunk=chunk), naive(rows, rows[:6], 5, spherical))
+    assert_same(
+        lloyd(rows, rows[:6], 5, spherical, split=False, chunk=chunk),
+        naive(rows, rows[:6], 5, spherical),
+    )
 
 
 def test_lloyd_is_scikit_learns():
@@ -55,7 +65,10 @@ def test_lloyd_is_scikit_learns():
 def test_the_objective_never_rises():
     rows = blobs(200)
     found = [float(lloyd(rows, rows[:12], i, split=False).objective) for i in range(8)]
-    assert all(later <= earlier + 1e-9 for earlier, later in zip(found, found[1:])) and found[-1] < found[0]  # noqa: B905
+    assert (
+        all(later <= earlier + 1e-9 for earlier, later in zip(found, found[1:]))
+        and found[-1] < found[0]
+    )  # noqa: B905
 
 
 def test_rows_without_weight_are_not_there():
@@ -118,9 +131,13 @@ def test_whitened_rows_have_the_identity_as_covariance():
     matrix = whitening(np.cov(rows.T), 5)
     white = (rows - rows.mean(0)) @ matrix
     np.testing.assert_allclose(np.cov(white.T), np.eye(5), atol=1e-8)
-    np.testing.assert_allclose(np.abs(white), np.abs(PCA(5, whiten=True).fit_transform(rows)), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(
+        np.abs(white), np.abs(PCA(5, whiten=True).fit_transform(rows)), rtol=1e-6, atol=1e-8
+    )
     assert (matrix[np.abs(matrix).argmax(0), range(5)] > 0).all()
     flat = rows.copy()
     flat[:, 0] = 1.0
-    with pytest.raises(UserError, match="8 whitened features are asked for, and the rows vary in 7 dimensions"):
+    with pytest.raises(
+        UserError, match="8 whitened features are asked for, and the rows vary in 7 dimensions"
+    ):
         whitening(np.cov(flat.T), 8)

@@ -12,7 +12,9 @@ from tfssl.losses import replicas as across
 def on_each(strategy, function, values):
     """function(rows) on every replica, which holds its share of `values`: a list of results by replica."""
     parts = tf.split(values, strategy.num_replicas_in_sync)
-    shared = strategy.experimental_distribute_values_from_function(lambda c: parts[c.replica_id_in_sync_group])
+    shared = strategy.experimental_distribute_values_from_function(
+        lambda c: parts[c.replica_id_in_sync_group]
+    )
     run = tf.function(lambda x: strategy.run(function, args=(x,)))
     return strategy.experimental_local_results(run(shared))
 
@@ -44,7 +46,9 @@ def test_bytes_arrive_as_they_are(replicas, shape):
         assert gathered.dtype == tf.uint8 and gathered.shape == values.shape
         np.testing.assert_array_equal(gathered, values)
     for compiled in (False, True):
-        np.testing.assert_array_equal(tf.function(across.gather_bytes, jit_compile=compiled)(values), values)
+        np.testing.assert_array_equal(
+            tf.function(across.gather_bytes, jit_compile=compiled)(values), values
+        )
 
 
 def test_gradients_of_replicas_are_those_of_one_batch(replicas, float64):
@@ -55,7 +59,9 @@ def test_gradients_of_replicas_are_those_of_one_batch(replicas, float64):
     def loss_of(mine, everyone, first):
         scores = tf.matmul(mine, everyone, transpose_b=True)
         own = tf.range(tf.shape(mine)[0]) + first
-        return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(own, scores)) / (3 * count)
+        return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(own, scores)) / (
+            3 * count
+        )
 
     def gradient(x):
         with tf.GradientTape() as tape:

@@ -8,7 +8,12 @@ from tfssl.losses.sigreg import COLLAPSED, EXPECTED, sigreg
 
 
 def normal(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape or (32, 64)).astype("float32").astype(np.float64)
+    return (
+        np.random.default_rng(seed)
+        .normal(size=shape or (32, 64))
+        .astype("float32")
+        .astype(np.float64)
+    )
 
 
 X, Y = normal(0), 0.8 * normal(0) + 0.6 * normal(1)
@@ -19,7 +24,9 @@ def test_values_of_a_second_implementation():
     assert float(sigreg(X, ALONG)) == pytest.approx(1.0884132001, abs=1e-9)
     assert float(sigreg(3 * X, ALONG)) == pytest.approx(17.5023638903, abs=1e-9)
     assert float(sigreg(0 * X, ALONG)) == pytest.approx(12.8655225514, abs=1e-9)
-    assert np.mean([sigreg(z, ALONG) for z in (X, Y, normal(9))]) == pytest.approx(1.0684370133, abs=1e-9)
+    assert np.mean([sigreg(z, ALONG) for z in (X, Y, normal(9))]) == pytest.approx(
+        1.0684370133, abs=1e-9
+    )
     z = tf.constant(X)
     with tf.GradientTape() as tape:
         tape.watch(z)

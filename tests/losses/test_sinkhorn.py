@@ -55,5 +55,7 @@ def test_replicas_assign_together(replicas):
     parts = replicas.experimental_distribute_values_from_function(
         lambda context: scores[4 * context.replica_id_in_sync_group :][:4]
     )
-    found = replicas.experimental_local_results(tf.function(lambda x: replicas.run(sinkhorn, (x,)))(parts))
+    found = replicas.experimental_local_results(
+        tf.function(lambda x: replicas.run(sinkhorn, (x,)))(parts)
+    )
     np.testing.assert_allclose(tf.concat(found, 0), published(scores.numpy(), 0.05, 3), rtol=1e-9)

@@ -8,7 +8,12 @@ from tfssl.losses.statistics import barlow_twins, vicreg
 
 
 def normal(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape or (32, 64)).astype("float32").astype(np.float64)
+    return (
+        np.random.default_rng(seed)
+        .normal(size=shape or (32, 64))
+        .astype("float32")
+        .astype(np.float64)
+    )
 
 
 X, Y = normal(0), 0.8 * normal(0) + 0.6 * normal(1)
@@ -46,11 +51,15 @@ def test_vicreg_of_a_second_implementation():
     found = vicreg(X, Y)
     assert float(tf.reduce_mean(found.loss)) == pytest.approx(15.554419687, abs=1e-9)
     assert float(tf.reduce_mean(found.invariance)) == pytest.approx(0.4070583344, abs=1e-9)
-    assert (float(found.variance), float(found.covariance)) == pytest.approx((0.0546951404, 4.0105828168), abs=1e-9)
+    assert (float(found.variance), float(found.covariance)) == pytest.approx(
+        (0.0546951404, 4.0105828168), abs=1e-9
+    )
     half = vicreg(X / 2, Y / 2)
     assert float(tf.reduce_mean(half.loss)) == pytest.approx(15.3534037422, abs=1e-9)
     by_x, by_y = gradients(lambda *z: vicreg(*z).loss, X, Y)
-    assert (np.linalg.norm(by_x), np.linalg.norm(by_y)) == pytest.approx((0.7433434863, 0.7542006671), abs=1e-9)
+    assert (np.linalg.norm(by_x), np.linalg.norm(by_y)) == pytest.approx(
+        (0.7433434863, 0.7542006671), abs=1e-9
+    )
     np.testing.assert_allclose(by_x[0, :2], [-0.00752495842, -0.01468327966], atol=1e-10)
 
 
@@ -71,4 +80,6 @@ def test_half_precision_is_computed_in_single():
     for loss in (barlow_twins, vicreg):
         found = loss(tf.cast(X, tf.float16), tf.cast(Y, tf.float16)).loss
         assert found.dtype == tf.float32
-        np.testing.assert_allclose(tf.reduce_mean(found), tf.reduce_mean(loss(X, Y).loss), rtol=2e-3)
+        np.testing.assert_allclose(
+            tf.reduce_mean(found), tf.reduce_mean(loss(X, Y).loss), rtol=2e-3
+        )

@@ -28,14 +28,20 @@ def naive(labels, embeddings, margin=0.5, anchors=None, valid=None):
             farther = [n for n in negatives if distances[a, n] > distances[a, p]]
             in_order.append(len(farther) / len(negatives))
             without += not farther
-            n = min(farther, key=distances[a].item) if farther else max(negatives, key=distances[a].item)
+            n = (
+                min(farther, key=distances[a].item)
+                if farther
+                else max(negatives, key=distances[a].item)
+            )
             term = margin + distances[a, p] - distances[a, n]
             if term > 0:
                 loss, losing = loss + term, losing + 1
                 gradient[a] += 2 * (apart[a, p] - apart[a, n])
                 gradient[p] -= 2 * apart[a, p]
                 gradient[n] += 2 * apart[a, n]
-        results.append((loss, len(positives), losing, without, np.mean(in_order) if in_order else 0))
+        results.append(
+            (loss, len(positives), losing, without, np.mean(in_order) if in_order else 0)
+        )
     results = np.array(results, float).T
     return results, gradient / max(results[1].sum(), 1)
 
@@ -98,7 +104,9 @@ def test_random_layouts(mode):
                 tf.constant(single),
             )
             np.testing.assert_allclose(loss, reference[0], rtol=1e-5)
-            np.testing.assert_allclose(gradient, reference[1], rtol=1e-5, atol=1e-5 * np.abs(want).max())
+            np.testing.assert_allclose(
+                gradient, reference[1], rtol=1e-5, atol=1e-5 * np.abs(want).max()
+            )
     assert 6 < without_semihard < 20  # both kinds occur
 
 
@@ -124,7 +132,10 @@ def test_half_precision_is_computed_in_single(dtype):
 @pytest.mark.parametrize("mode", MODES)
 def test_at_equal_distance_a_negative_is_not_semihard(mode):
     """On a line, from the anchor 0: the positive 2; negatives -2 (no farther than it), 3 (the one), 5."""
-    labels, line = np.array([0, 0, 1, 2, 3]), np.array([[0.0], [2.0], [-2.0], [3.0], [5.0]], np.float32)
+    labels, line = (
+        np.array([0, 0, 1, 2, 3]),
+        np.array([[0.0], [2.0], [-2.0], [3.0], [5.0]], np.float32),
+    )
     loss, _ = ours(mode, labels, line / 4)  # margin 0.5 = 8/16
     # From 0: 8 + 4 - 9 = 3; from 2: the positive at distance 4, negatives at 16 (-2), 1 (3) and 9 (5): 8 + 4 - 9 = 3.
     np.testing.assert_allclose(loss, 3 / 16, rtol=1e-6)
@@ -166,7 +177,11 @@ def test_each_anchor_by_itself():
         valid = rng.random(len(labels)) < 0.7
         anchors = rng.choice(np.flatnonzero(valid), 3)
         got = semihard_triplets(
-            tf.constant(labels), tf.constant(embeddings), 0.5, tf.constant(anchors, tf.int32), tf.constant(valid)
+            tf.constant(labels),
+            tf.constant(embeddings),
+            0.5,
+            tf.constant(anchors, tf.int32),
+            tf.constant(valid),
         )
         (loss, pairs, losing, _, in_order), _ = naive(labels, embeddings, 0.5, anchors, valid)
         np.testing.assert_allclose(got.loss, loss, atol=1e-12)

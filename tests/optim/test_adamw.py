@@ -35,7 +35,9 @@ def test_an_epsilon_of_weight(float64):
 @pytest.mark.parametrize("kernel", [True, False])
 def test_keras_has_the_same_but_for_its_epsilon(kernel):
     gradients = np.random.default_rng(0).normal(size=(5, 2))
-    theirs = tf.keras.optimizers.AdamW(0.01, weight_decay=0.05 if kernel else 0.0, beta_2=0.95, epsilon=1e-12)
+    theirs = tf.keras.optimizers.AdamW(
+        0.01, weight_decay=0.05 if kernel else 0.0, beta_2=0.95, epsilon=1e-12
+    )
     variable = tf.Variable([1.0, -2.0], dtype=tf.float64)
     for g in gradients:
         theirs.apply_gradients([(tf.constant(g), variable)])
@@ -59,4 +61,9 @@ def test_weight_decay_follows_its_schedule(name, float64):
         setattr(constant, attribute, float(decay(step)))
         constant.apply_gradients([(tf.constant(g), variable)])
         np.testing.assert_allclose(values[step], variable, rtol=1e-7)
-    assert np.abs(values[-1] - trained(optim.build(name, 0.1, 0.0, 0.04, **settings), gradients)[-1]).max() > 1e-4
+    assert (
+        np.abs(
+            values[-1] - trained(optim.build(name, 0.1, 0.0, 0.04, **settings), gradients)[-1]
+        ).max()
+        > 1e-4
+    )

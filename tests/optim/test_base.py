@@ -21,7 +21,9 @@ def task(**settings):
         tf.keras.layers.Conv2D(8, 3, 2, name="conv2"),
     ]
     network = tf.keras.Sequential([*convolutions, tf.keras.layers.LayerNormalization(name="norm")])
-    return pretext.build("rotation", backbones.build(network), image_size=16, color=False, **settings)
+    return pretext.build(
+        "rotation", backbones.build(network), image_size=16, color=False, **settings
+    )
 
 
 def trained(source, name, strategy=None, accumulate=1, **settings):
@@ -78,7 +80,10 @@ def test_decay_acts_on_kernels_or_on_all(name):
         model.prepare()
         decayed = {v.name for v in model.optimizer.kernels()}
         every = {v.name for v in model.trainable_variables}
-        assert decayed == (every if decay == "all" else {n for n in every if "kernel" in n}) and len(every) > 6
+        assert (
+            decayed == (every if decay == "all" else {n for n in every if "kernel" in n})
+            and len(every) > 6
+        )
 
 
 def test_where_nobody_tells_kernels_they_are_seen_by_shape():

@@ -8,15 +8,22 @@ from tfssl import optim
 from tfssl.errors import UserError
 from tfssl.optim.groups import Group, apart, at_peak, check, use
 
-GRADIENTS = np.random.default_rng(0).normal(size=[5, 2, 3, 4]).astype(np.float32)  # steps, variables, a matrix
+GRADIENTS = (
+    np.random.default_rng(0).normal(size=[5, 2, 3, 4]).astype(np.float32)
+)  # steps, variables, a matrix
 
 
 def variables():
-    return [tf.Variable(np.full([3, 4], value, np.float32), name=f"kernel{value}") for value in (1.0, 2.0)]
+    return [
+        tf.Variable(np.full([3, 4], value, np.float32), name=f"kernel{value}")
+        for value in (1.0, 2.0)
+    ]
 
 
 def build(name, rate, own):
-    optimizer = optim.build(name, rate, momentum=0.9, weight_decay=0.01 if name.startswith("lar") else 0.0)
+    optimizer = optim.build(
+        name, rate, momentum=0.9, weight_decay=0.01 if name.startswith("lar") else 0.0
+    )
     optim.tell_kernels(optimizer, lambda: own, lambda: own)
     return optimizer
 
@@ -48,7 +55,9 @@ def test_a_groups_rate_is_that_of_an_optimizer_of_its_own(name):
     for optimizer, variable in zip(apart_, alone):  # noqa: B905
         optimizer.build([variable])
     np.testing.assert_array_equal(trained([together] * 2, own), trained(apart_, alone))
-    assert float(together.learning_rate) == float(apart_[0].learning_rate)  # outside of a step, and in the log
+    assert float(together.learning_rate) == float(
+        apart_[0].learning_rate
+    )  # outside of a step, and in the log
     assert (
         len(together.variables) == len(apart_[0].variables) + len(apart_[1].variables) - 1
     )  # one counter of steps, and nothing is added
@@ -72,7 +81,11 @@ def test_a_groups_schedule_takes_the_place_of_the_runs(name, scaled):
 
     together = trained([outer] * 2, own, lambda _, pairs: step(*(g for g, _ in pairs)))
     expected = trained(
-        [build(name, optim.schedule("cosine", 0.3, 6, warmup_steps=2), alone), build(name, 0.3, alone)], alone
+        [
+            build(name, optim.schedule("cosine", 0.3, 6, warmup_steps=2), alone),
+            build(name, 0.3, alone),
+        ],
+        alone,
     )
     np.testing.assert_allclose(together, expected, rtol=1e-6)
     np.testing.assert_array_equal(together[0, 0], 1.0)
@@ -91,7 +104,9 @@ def test_groups_on_replicas(replicas):
         replicas.run(lambda: optimizer.apply_gradients([(tf.ones([3, 4]), v) for v in own]))
 
     step()
-    np.testing.assert_allclose([v.numpy()[0, 0] for v in own], [0.9, 1.8], rtol=1e-5)  # Adam's first step is the rate
+    np.testing.assert_allclose(
+        [v.numpy()[0, 0] for v in own], [0.9, 1.8], rtol=1e-5
+    )  # Adam's first step is the rate
 
 
 def test_groups_can_be_taken_back():
@@ -116,10 +131,15 @@ def test_a_learning_rate_can_be_set():
 def test_partition():
     a, b = variables()
     groups = apart([Group([a, b])], Group([b], rate=2.0))
-    assert [[v.name for v in g.variables] for g in groups] == [[a.name], [b.name]] and groups[1].rate == 2
+    assert [[v.name for v in g.variables] for g in groups] == [[a.name], [b.name]] and groups[
+        1
+    ].rate == 2
     assert len(apart([Group([a])], Group([]))) == 1
     check(groups, [a, b])
-    for wrong, message in (([Group([a])], "in no group"), ([Group([a, b]), Group([b])], "in two groups")):
+    for wrong, message in (
+        ([Group([a])], "in no group"),
+        ([Group([a, b]), Group([b])], "in two groups"),
+    ):
         with pytest.raises(UserError, match=message):
             check(wrong, [a, b])
     with pytest.raises(UserError, match="not trainable"):
@@ -138,7 +158,10 @@ def test_what_an_optimizer_cannot_do_is_refused():
 def test_forgotten_momentum_is_none():
     """v <- m 0 - r g: plain gradient descent, of the variables that are named."""
     own, plain = variables(), variables()
-    with_momentum, without = tf.keras.optimizers.SGD(0.1, momentum=0.9), tf.keras.optimizers.SGD(0.1)
+    with_momentum, without = (
+        tf.keras.optimizers.SGD(0.1, momentum=0.9),
+        tf.keras.optimizers.SGD(0.1),
+    )
     with_momentum.build(own)
     for gradients in GRADIENTS:
         for optimizer, group in ((with_momentum, own), (without, plain)):

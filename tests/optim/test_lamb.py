@@ -11,12 +11,20 @@ from tfssl.errors import UserError
 from tfssl.optim.lamb import LAMB
 from tfssl.training import checkpoints
 
-SHAPES = {"conv/kernel": (3, 3, 4, 8), "conv/bias": (8,), "norm/gamma": (8,), "dense/kernel": (8, 5)}
+SHAPES = {
+    "conv/kernel": (3, 3, 4, 8),
+    "conv/bias": (8,),
+    "norm/gamma": (8,),
+    "dense/kernel": (8, 5),
+}
 
 
 def variables(dtype="float32"):
     rng = np.random.default_rng(0)
-    return [tf.Variable(rng.normal(size=shape).astype(dtype), name=name) for name, shape in SHAPES.items()]
+    return [
+        tf.Variable(rng.normal(size=shape).astype(dtype), name=name)
+        for name, shape in SHAPES.items()
+    ]
 
 
 def gradients(first, last):
@@ -63,13 +71,17 @@ def test_zero_weights_take_adams_step():
     np.testing.assert_allclose(weights[0], np.full((2, 3), -0.1), rtol=1e-5)
 
 
-addons = pytest.mark.skipif(sys.version_info >= (3, 12), reason="tensorflow-addons cannot be installed there")
+addons = pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="tensorflow-addons cannot be installed there"
+)
 
 
 def of_addons():
     import tensorflow_addons as tfa
 
-    return tfa.optimizers.LAMB(rate(), 0.9, weight_decay=0.01, exclude_from_weight_decay=["bias", "beta", "gamma"])
+    return tfa.optimizers.LAMB(
+        rate(), 0.9, weight_decay=0.01, exclude_from_weight_decay=["bias", "beta", "gamma"]
+    )
 
 
 @addons

@@ -26,10 +26,14 @@ def values(steps=5, seed=0):
     """Initial weights, and the gradients of each step."""
     rng = np.random.default_rng(seed)
     weights = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
-    return weights, [{name: rng.normal(size=shape) for name, shape in SHAPES.items()} for _ in range(steps)]
+    return weights, [
+        {name: rng.normal(size=shape) for name, shape in SHAPES.items()} for _ in range(steps)
+    ]
 
 
-def by_hand(form, weights, gradients, momentum=0.9, decay=0.05, eeta=0.02, nesterov=False, rates=RATES):
+def by_hand(
+    form, weights, gradients, momentum=0.9, decay=0.05, eeta=0.02, nesterov=False, rates=RATES
+):
     """The published updates, one variable after the other."""
     result = {}
     for name, w in weights.items():
@@ -70,7 +74,9 @@ def run(form, weights, gradients, dtype="float64", rate=None, jit=False, **setti
 
 def assert_close(found, expected, tolerance):
     for name in expected:
-        np.testing.assert_allclose(found[name], expected[name], rtol=tolerance, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(
+            found[name], expected[name], rtol=tolerance, atol=tolerance, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -87,7 +93,9 @@ def test_steps_that_keras_compiles_one_by_one(form, float64, monkeypatch):
     """As it does on GPUs, where it compiles each variable's update by itself."""
     build = LARS.build
     monkeypatch.setattr(
-        LARS, "build", lambda self, variables: (setattr(self, "jit_compile", True), build(self, variables))
+        LARS,
+        "build",
+        lambda self, variables: (setattr(self, "jit_compile", True), build(self, variables)),
     )
     weights, gradients = values()
     assert_close(run(form, weights, gradients), by_hand(form, weights, gradients), 1e-12)
@@ -97,7 +105,10 @@ def test_the_orderings_differ_where_the_rate_does():
     """A rate that falls to 0: SimCLR's weights go on by m v, BYOL's stand still."""
     gradient = {"kernel": np.full((3, 4), 0.5), "bias": np.ones(4)}
     weights, _ = values(0)
-    moved = {form: by_hand(form, weights, [gradient] * 2, rates=(1.0, 0.0)) for form in ("simclr", "byol")}
+    moved = {
+        form: by_hand(form, weights, [gradient] * 2, rates=(1.0, 0.0))
+        for form in ("simclr", "byol")
+    }
     once = {form: by_hand(form, weights, [gradient], rates=(1.0,)) for form in ("simclr", "byol")}
     np.testing.assert_allclose(once["simclr"]["kernel"], once["byol"]["kernel"])
     np.testing.assert_array_equal(moved["byol"]["kernel"], once["byol"]["kernel"])
@@ -113,7 +124,9 @@ def test_the_first_step_of_a_kernel_has_the_length_of_its_weights(form):
         scaled = {name: g * scale for name, g in gradient.items()}
         found = run(form, weights, [scaled], "float32", rate=0.5)
         length = np.linalg.norm(found["kernel"] - weights["kernel"])
-        np.testing.assert_allclose(length, 0.5 * 0.02 * np.linalg.norm(weights["kernel"]), rtol=1e-3)
+        np.testing.assert_allclose(
+            length, 0.5 * 0.02 * np.linalg.norm(weights["kernel"]), rtol=1e-3
+        )
         np.testing.assert_allclose(found["bias"], weights["bias"] - 0.5 * scaled["bias"], rtol=1e-5)
 
 
@@ -122,7 +135,9 @@ def test_larc_takes_every_variable():
     found = run("larc", weights, [gradient], rate=0.5)
     for name, w in weights.items():
         decayed = gradient[name] + 0.05 * w
-        trust = 0.02 * np.linalg.norm(w) / (np.linalg.norm(gradient[name]) + 0.05 * np.linalg.norm(w))
+        trust = (
+            0.02 * np.linalg.norm(w) / (np.linalg.norm(gradient[name]) + 0.05 * np.linalg.norm(w))
+        )
         np.testing.assert_allclose(found[name], w - 0.5 * trust * decayed, rtol=1e-6)
 
 
@@ -131,7 +146,11 @@ def test_zero_weights_take_the_plain_step(form):
     """Where there is no length to compare with, the trust is 1: a network of zeros can begin."""
     _, (gradient,) = values(1)
     zeros = {name: np.zeros(shape) for name, shape in SHAPES.items()}
-    assert_close(run(form, zeros, [gradient], rate=0.5), {name: -0.5 * g for name, g in gradient.items()}, 1e-12)
+    assert_close(
+        run(form, zeros, [gradient], rate=0.5),
+        {name: -0.5 * g for name, g in gradient.items()},
+        1e-12,
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -175,7 +194,13 @@ def test_by_name_and_from_its_configuration():
     optimizer = LARS(0.3, 0.8, 1e-6, 0.002, "byol", True, global_clipnorm=2.0)
     config = LARS.from_config(optimizer.get_config()).get_config()
     assert config == optimizer.get_config()
-    chosen = {"momentum": 0.8, "weight_decay": 1e-6, "eeta": 0.002, "form": "byol", "nesterov": True}
+    chosen = {
+        "momentum": 0.8,
+        "weight_decay": 1e-6,
+        "eeta": 0.002,
+        "form": "byol",
+        "nesterov": True,
+    }
     assert {**config, **chosen, "global_clipnorm": 2.0} == config
 
 
@@ -197,7 +222,9 @@ def task(optimizer, **compiled):
             tf.keras.layers.Conv2D(8, 3, name="conv2"),
         ]
     )
-    model = pretext.build("rotation", backbones.build(network), image_size=16, weight_decay=0.0, color=False)
+    model = pretext.build(
+        "rotation", backbones.build(network), image_size=16, weight_decay=0.0, color=False
+    )
     model.compile(optimizer, **compiled)
     return model
 
@@ -255,7 +282,9 @@ def test_kernels_are_chosen_by_their_layers(source):
     """Of a whole task: convolutions, the depthwise one too, and the dense layer, and of these the kernels alone."""
     model, _ = trained(source, "lars", steps=1)
     optimizer = model.optimizer
-    adapted = {v.name for v in model.trainable_variables if optimizer._var_key(v) in optimizer._adapted}
+    adapted = {
+        v.name for v in model.trainable_variables if optimizer._var_key(v) in optimizer._adapted
+    }
     assert adapted == {v.name for v in model.trainable_variables if v.shape.rank > 1}
     assert 0 < len(adapted) < len(model.trainable_variables)
 

@@ -41,7 +41,9 @@ def test_those_of_keras_step_and_store_as_keras_does(name, tmp_path):
             optimizer.apply_gradients([(tf.fill(v.shape, 0.3 - 0.1 * step), v) for v in own])
     for x, y in zip(*variables):
         np.testing.assert_array_equal(x, y)
-    path = tf.train.Checkpoint(optimizer=theirs, variables=variables[1]).save(str(tmp_path / "ckpt"))
+    path = tf.train.Checkpoint(optimizer=theirs, variables=variables[1]).save(
+        str(tmp_path / "ckpt")
+    )
     restored = tf.train.Checkpoint(optimizer=ours, variables=variables[0])
     restored.restore(path).assert_existing_objects_matched().assert_consumed()
 
@@ -50,13 +52,25 @@ def test_those_of_keras_step_and_store_as_keras_does(name, tmp_path):
 def test_a_configuration_makes_the_same_optimizer(name):
     settings = {"weight_decay": 0.05} if optim.own_decay(name) else {}
     config = optim.build(name, 0.5, 0.8, global_clipnorm=2.0, **settings).get_config()
-    assert {**config, "momentum": 0.8, "learning_rate": 0.5, "global_clipnorm": 2.0, **settings} == config
+    assert {
+        **config,
+        "momentum": 0.8,
+        "learning_rate": 0.5,
+        "global_clipnorm": 2.0,
+        **settings,
+    } == config
     assert optim.OPTIMIZERS.find(name).from_config(dict(config)).get_config() == config
 
 
 def test_each_setting_is_a_flag_with_bounds():
     flags = optim.optimizer_flags()
-    assert set(flags.flags) == {"momentum", "clipnorm", "global_clipnorm", "beta_2", "optimizer_epsilon"}
+    assert set(flags.flags) == {
+        "momentum",
+        "clipnorm",
+        "global_clipnorm",
+        "beta_2",
+        "optimizer_epsilon",
+    }
     assert set(flags.flags) <= set(bounds.OF_FLAG)
     assert flags.defaults("sgd") == {"momentum": 0.9, "clipnorm": 0.0, "global_clipnorm": 0.0}
     assert flags.defaults("lars_byol") == flags.defaults("sgd")

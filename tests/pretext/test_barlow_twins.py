@@ -23,7 +23,9 @@ def test_biases_and_normalizations_have_a_rate_of_their_own():
     for old, v in zip(before, model.trainable_variables):  # noqa: B905 (Python 3.9)
         rate = 0.1 if optim.is_kernel(v) else 0.025
         assert (old - v.numpy()).mean() == pytest.approx(rate, rel=1e-3), v.name
-    assert {v.name for v in model.decaying()} == {v.name for v in model.trainable_variables if optim.is_kernel(v)}
+    assert {v.name for v in model.decaying()} == {
+        v.name for v in model.trainable_variables if optim.is_kernel(v)
+    }
 
 
 def test_levels_of_views_that_have_nothing_in_common():

@@ -13,7 +13,9 @@ from tfssl.pretext.parts import ab_bins
 
 def build(backbone=None, **settings):
     network = backbone or backbones.build("resnet18_v2", 1 / 16, "small")
-    model = pretext.build("colorization", network, **{"image_size": 16, "resize": 18, "bins": "gamut", **settings})
+    model = pretext.build(
+        "colorization", network, **{"image_size": 16, "resize": 18, "bins": "gamut", **settings}
+    )
     model.compile(tf.keras.optimizers.SGD(0.1, momentum=0.9))
     model.prepare()
     return model
@@ -27,7 +29,10 @@ def test_the_network_sees_lightness_alone():
     )
     lightness = np.zeros([2, 16, 16, 3])
     lightness[..., 0] = color.rgb2lab(rgb)[..., 0]
-    ours, gray = (model.encode(tf.constant(x, tf.float32))["pre_logits"] for x in (rgb, color.lab2rgb(lightness)))
+    ours, gray = (
+        model.encode(tf.constant(x, tf.float32))["pre_logits"]
+        for x in (rgb, color.lab2rgb(lightness))
+    )
     np.testing.assert_allclose(ours, gray, atol=1e-3)
     assert model.backbone.root_conv.kernel.shape[2] == 1
 
@@ -94,17 +99,31 @@ def test_mean_pool(sides):
     def integral(y, x):
         y0, x0 = int(min(y, big - 1)), int(min(x, big - 1))
         fy, fx = y - y0, x - x0
-        corners = total[:, y0, x0], total[:, y0, x0 + 1], total[:, y0 + 1, x0], total[:, y0 + 1, x0 + 1]
-        return (1 - fy) * ((1 - fx) * corners[0] + fx * corners[1]) + fy * ((1 - fx) * corners[2] + fx * corners[3])
+        corners = (
+            total[:, y0, x0],
+            total[:, y0, x0 + 1],
+            total[:, y0 + 1, x0],
+            total[:, y0 + 1, x0 + 1],
+        )
+        return (1 - fy) * ((1 - fx) * corners[0] + fx * corners[1]) + fy * (
+            (1 - fx) * corners[2] + fx * corners[3]
+        )
 
     found = mean_pool(tf.constant(x), (small, small)).numpy()
     for i, j in np.ndindex(small, small):
         (top, bottom), (left, right) = edges[i : i + 2], edges[j : j + 2]
-        area = integral(bottom, right) - integral(top, right) - integral(bottom, left) + integral(top, left)
+        area = (
+            integral(bottom, right)
+            - integral(top, right)
+            - integral(bottom, left)
+            + integral(top, left)
+        )
         np.testing.assert_allclose(found[:, i, j], area / (big / small) ** 2, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name,stem", [("resnet18_v1", "stride16"), ("revnet18", "small"), ("vgg11", "small")])
+@pytest.mark.parametrize(
+    "name,stem", [("resnet18_v1", "stride16"), ("revnet18", "small"), ("vgg11", "small")]
+)
 def test_every_family_has_a_map_to_colour(name, stem, source):
     model = build(backbones.build(name, 1 / 16, stem), image_size=32, resize=36)
     history = model.fit(model.dataset(source, 4, steps=2), steps_per_epoch=2, verbose=0).history
@@ -135,7 +154,10 @@ def test_bins_are_measured_once_and_kept(photos, tmp_path, tfssl_command):
         done = tfssl_command("train", *flags, f"--train_steps={steps}", f"--workdir={tmp_path}/run")
         assert done.returncode == 0, done.stderr
         saved = (tmp_path / "run" / "ab_bins.npz").stat().st_mtime_ns
-    assert "resuming at step 4 of 8" in done.stdout and "--bins=data" in (tmp_path / "run" / "flags.flags").read_text()
+    assert (
+        "resuming at step 4 of 8" in done.stdout
+        and "--bins=data" in (tmp_path / "run" / "flags.flags").read_text()
+    )
     assert (tmp_path / "run" / "ab_bins.npz").stat().st_mtime_ns == saved
     tags = set()
     for path in (tmp_path / "run" / "validation").glob("events*"):
@@ -164,6 +186,8 @@ def test_bad_settings(settings, message):
 
 
 def test_a_backbone_without_a_map():
-    flat = tf.keras.Sequential([tf.keras.layers.Conv2D(4, 3), tf.keras.layers.GlobalAveragePooling2D()])
+    flat = tf.keras.Sequential(
+        [tf.keras.layers.Conv2D(4, 3), tf.keras.layers.GlobalAveragePooling2D()]
+    )
     with pytest.raises(UserError, match="colorization needs a backbone that gives a map"):
         build(flat)

@@ -42,7 +42,9 @@ def test_prototypes_stay_before_their_epoch(source):
     assert np.abs(directions() - before).max() > 1e-4
 
 
-@pytest.mark.parametrize("entropy,said", [(np.log(6), "all prototypes alike"), (0.0, "one prototype"), (1.0, None)])
+@pytest.mark.parametrize(
+    "entropy,said", [(np.log(6), "all prototypes alike"), (0.0, "one prototype"), (1.0, None)]
+)
 def test_a_collapse_raises_the_alarm(entropy, said):
     found = task("dino", **SMALL).alarm({"spread": 1.0, "entropy": entropy})
     assert said in found if said else found is None

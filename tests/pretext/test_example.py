@@ -61,13 +61,22 @@ def test_all_of_an_example_is_in_the_batch_and_bytes_alone_are_scaled(glyphs):
         np.testing.assert_array_equal(floats["mask"][row, ..., 0], fetched["mask"])
         np.testing.assert_array_equal(floats["box"]["corners"][row], fetched["boxes"][0])
         assert floats["box"]["class"][row] == floats["label"][row] == fetched["label"]
-    dtypes = [floats["image"].dtype, floats["mask"].dtype, floats["box"]["corners"].dtype, floats["label"].dtype]
+    dtypes = [
+        floats["image"].dtype,
+        floats["mask"].dtype,
+        floats["box"]["corners"].dtype,
+        floats["label"].dtype,
+    ]
     assert dtypes == [tf.float32, tf.int32, tf.float32, tf.int64]
 
 
 def test_replicas_and_parts_train_like_one(glyphs, replicas, float64):
     results = []
-    for strategy, parts in ((tf.distribute.get_strategy(), 1), (replicas, 1), (tf.distribute.get_strategy(), 2)):
+    for strategy, parts in (
+        (tf.distribute.get_strategy(), 1),
+        (replicas, 1),
+        (tf.distribute.get_strategy(), 2),
+    ):
         tf.keras.utils.set_random_seed(1)
         with strategy.scope():
             model = build(accumulate_steps=parts)
@@ -86,23 +95,28 @@ def test_evaluation_has_it_too(glyphs):
 
 def test_a_source_without_what_is_needed_is_refused(source):
     with pytest.raises(
-        UserError, match="task 'coverage' needs 'mask' .* has none: take masks:PATH or glyphs or glyphs:N"
+        UserError,
+        match="task 'coverage' needs 'mask' .* has none: take masks:PATH or glyphs or glyphs:N",
     ):
         build().dataset(source, 8)
 
 
 def test_examples_without_a_static_shape_are_refused(glyphs):
     model = build()
-    model.example = lambda example, seed: {"boxes": tf.zeros([tf.cast(example["label"], tf.int32), 4])}
+    model.example = lambda example, seed: {
+        "boxes": tf.zeros([tf.cast(example["label"], tf.int32), 4])
+    }
     with pytest.raises(
-        UserError, match=r"Coverage.example\(\) returns 'boxes' of \(None, 4\): give all examples one shape"
+        UserError,
+        match=r"Coverage.example\(\) returns 'boxes' of \(None, 4\): give all examples one shape",
     ):
         model.dataset(glyphs, 8)
 
 
 def test_tasks_of_before_are_told_of_examples():
     with pytest.raises(
-        UserError, match=r"Mine: example\(image, seed\) is example\(example, seed\) now.*example\[\"image\"\]"
+        UserError,
+        match=r"Mine: example\(image, seed\) is example\(example, seed\) now.*example\[\"image\"\]",
     ):
         type("Mine", (Pretext,), {"example": lambda self, image, seed: image})
     mine = type("Mine", (Coverage,), {"example": lambda self, example, seed: example["image"]})

@@ -36,7 +36,9 @@ def jpeg():
 
 def example_of(model):
     return tf.function(
-        lambda image, number: model.example({"image": image}, tf.stack([tf.constant(3, tf.int64), number]))["image"]
+        lambda image, number: model.example(
+            {"image": image}, tf.stack([tf.constant(3, tf.int64), number])
+        )["image"]
     )
 
 
@@ -70,18 +72,27 @@ def test_crops_are_inception_crops_of_the_decoded_image(jpeg):
     """Without flips, each copy is what `random_resized_crop` cuts from the image, decoded once, with some seed of its own."""
     model = exemplar(gray=0.0, flip=False)
     seed, image = tf.constant([3, 5], tf.int64), ops.decode(jpeg)
-    views = [ops.random_resized_crop(image, seed + tf.constant([0, (k + 1) << 40], tf.int64), 16) for k in range(4)]
+    views = [
+        ops.random_resized_crop(image, seed + tf.constant([0, (k + 1) << 40], tf.int64), 16)
+        for k in range(4)
+    ]
     np.testing.assert_array_equal(model.example({"image": jpeg}, seed)["image"], views)
-    np.testing.assert_array_equal(model.example({"image": image}, seed)["image"], views)  # from pixels too
+    np.testing.assert_array_equal(
+        model.example({"image": image}, seed)["image"], views
+    )  # from pixels too
 
 
 def test_large_crops_are_reduced_before_they_are_resized():
     """Of white noise of 60 levels, means over 8 x 8 pixels keep 7.5; interpolation between neighbors alone keeps two thirds or so, 40."""
-    noise = np.clip(np.random.default_rng(0).normal(128, 64, [512, 512, 3]), 0, 255).astype(np.uint8)
+    noise = np.clip(np.random.default_rng(0).normal(128, 64, [512, 512, 3]), 0, 255).astype(
+        np.uint8
+    )
     assert 58 < noise.std() < 62
     data = tf.io.encode_jpeg(noise, quality=95, chroma_downsampling=False)
     for image in (data, noise):
-        copies = exemplar(gray=0.0, flip=False).example({"image": image}, tf.constant([3, 5], tf.int64))["image"]
+        copies = exemplar(gray=0.0, flip=False).example(
+            {"image": image}, tf.constant([3, 5], tf.int64)
+        )["image"]
         assert max(copy.std() for copy in copies.numpy()) < 60 / 8 + 2
 
 
@@ -111,7 +122,9 @@ def test_evaluation_is_deterministic_and_its_copies_differ(jpeg, source):
     model = exemplar()
     copies = model.example({"image": jpeg}, None)["image"]
     assert len({copy.numpy().tobytes() for copy in copies}) == 4
-    np.testing.assert_array_equal(copies, exemplar(gray=1.0).example({"image": jpeg}, None)["image"])  # in colour
+    np.testing.assert_array_equal(
+        copies, exemplar(gray=1.0).example({"image": jpeg}, None)["image"]
+    )  # in colour
     passes = [list(model.evaluation_dataset(source, 32)) for _ in range(2)]
     for a, b in zip(*passes):  # noqa: B905
         np.testing.assert_array_equal(a["image"], b["image"])
@@ -138,9 +151,13 @@ def test_standardisation_is_tf_images(dtype):
     got = exemplar().normalize(tf.constant(images, dtype))
     assert got.dtype == dtype
     want = tf.image.per_image_standardization(255 * tf.constant(images))
-    np.testing.assert_allclose(got, want, atol=2e-3)  # the faint image has few digits in single precision
+    np.testing.assert_allclose(
+        got, want, atol=2e-3
+    )  # the faint image has few digits in single precision
     np.testing.assert_allclose(got[:1], want[:1], atol=1e-5)
-    np.testing.assert_allclose(exemplar(standardize=False).normalize(tf.constant(images)), 2 * images - 1)
+    np.testing.assert_allclose(
+        exemplar(standardize=False).normalize(tf.constant(images)), 2 * images - 1
+    )
 
 
 def test_the_published_encoder_standardises():
@@ -162,10 +179,15 @@ def test_loss_by_hand_through_the_task(norm_over, source, float64):
     assert losses.shape == (20,) and {"loss", *measured} == set(model.chance())
     x = outputs.numpy()
     x = x / np.linalg.norm(x, axis=1 if norm_over == "features" else 0, keepdims=True)
-    np.testing.assert_allclose(tf.reduce_mean(losses), mean_loss(x, np.repeat(np.arange(5), 4), 0.3), rtol=1e-9)
+    np.testing.assert_allclose(
+        tf.reduce_mean(losses), mean_loss(x, np.repeat(np.arange(5), 4), 0.3), rtol=1e-9
+    )
     # The network saw each image's copies in order.
     pictures = batch["image"].numpy().reshape(20, 16, 16, 3)
-    seen = [model.head(model.encode(tf.constant(picture[None]))["pre_logits"])[0] for picture in pictures]
+    seen = [
+        model.head(model.encode(tf.constant(picture[None]))["pre_logits"])[0]
+        for picture in pictures
+    ]
     np.testing.assert_allclose(outputs, seen, atol=1e-12)
 
 
@@ -173,11 +195,16 @@ def test_ignorance_and_knowledge():
     model = exemplar(copies=3)
     batch = {"weight": tf.ones([4])}
     rng = np.random.default_rng(0)
-    losses, measured = model.objective(batch, tf.constant(np.repeat(rng.normal(size=[1, 12]), 12, 0)))  # one point
+    losses, measured = model.objective(
+        batch, tf.constant(np.repeat(rng.normal(size=[1, 12]), 12, 0))
+    )  # one point
     assert model.chance()["loss"] == model.margin
     np.testing.assert_allclose(losses, [0.5] * 12, atol=1e-9)
     np.testing.assert_array_equal(measured["losing"], np.ones(12))
-    random = [model.objective({"weight": tf.ones([40])}, tf.constant(rng.normal(size=[120, 12])))[1] for _ in range(8)]
+    random = [
+        model.objective({"weight": tf.ones([40])}, tf.constant(rng.normal(size=[120, 12])))[1]
+        for _ in range(8)
+    ]
     assert abs(np.mean([m["nearer"] for m in random]) - model.chance()["nearer"]) < 0.03
     known = tf.constant(np.repeat(np.eye(4, 12), 3, 0))
     losses, measured = model.objective(batch, known)
@@ -193,7 +220,9 @@ def test_blank_rows_take_no_part(norm_over, float64):
     alone = model.objective({"weight": tf.ones([3])}, tf.constant(embeddings[:12]))
     embeddings[12:] *= 100
     embeddings[-1] = np.nan
-    padded = model.objective({"weight": tf.constant([1.0, 1.0, 1.0, 0.0, 0.0])}, tf.constant(embeddings))
+    padded = model.objective(
+        {"weight": tf.constant([1.0, 1.0, 1.0, 0.0, 0.0])}, tf.constant(embeddings)
+    )
     np.testing.assert_allclose(padded[0][:12], alone[0], rtol=1e-12)
     for name in alone[1]:
         np.testing.assert_allclose(padded[1][name][:12], alone[1][name], rtol=1e-12)
@@ -204,10 +233,14 @@ def on_each(strategy, function, *values):
     count = strategy.num_replicas_in_sync
     parts = [np.split(value, count) for value in values]
     shared = [
-        strategy.experimental_distribute_values_from_function(lambda c, p=p: tf.constant(p[c.replica_id_in_sync_group]))
+        strategy.experimental_distribute_values_from_function(
+            lambda c, p=p: tf.constant(p[c.replica_id_in_sync_group])
+        )
         for p in parts
     ]
-    results = tf.function(lambda args: strategy.run(function, args=args), autograph=False)(tuple(shared))
+    results = tf.function(lambda args: strategy.run(function, args=args), autograph=False)(
+        tuple(shared)
+    )
     return list(zip(*(strategy.experimental_local_results(r) for r in results)))  # noqa: B905 (Python 3.9)
 
 
@@ -243,10 +276,14 @@ def test_global_triplets_of_replicas_are_those_of_one(norm_over, replicas, float
 def test_triplets_of_a_replica_are_its_own_by_default(replicas, float64):
     images = 3 * replicas.num_replicas_in_sync
     embeddings = np.random.default_rng(0).normal(size=[4 * images, 12])
-    shares = on_each(replicas, loss_and_gradient(exemplar()), embeddings, np.ones(images, np.float32))
+    shares = on_each(
+        replicas, loss_and_gradient(exemplar()), embeddings, np.ones(images, np.float32)
+    )
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     for share, (losses, *_) in zip(np.split(embeddings, len(shares)), shares):  # noqa: B905
-        np.testing.assert_allclose(np.mean(losses), mean_loss(share, np.arange(12) // 4, 0.5), rtol=1e-12)
+        np.testing.assert_allclose(
+            np.mean(losses), mean_loss(share, np.arange(12) // 4, 0.5), rtol=1e-12
+        )
 
 
 def trained(source, **compiled):
@@ -259,7 +296,10 @@ def trained(source, **compiled):
 
 
 def test_xla_equals_plain(source, float64):
-    (loss, weights), (compiled_loss, compiled_weights) = trained(source), trained(source, jit_compile=True)
+    (loss, weights), (compiled_loss, compiled_weights) = (
+        trained(source),
+        trained(source, jit_compile=True),
+    )
     np.testing.assert_allclose(compiled_loss, loss, rtol=1e-9)
     for a, b in zip(compiled_weights, weights):  # noqa: B905
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * np.abs(b).max())
@@ -285,7 +325,9 @@ def test_it_learns(source):
     before = model.evaluate(data, verbose=0, return_dict=True)
     model.fit(model.dataset(source, 8), epochs=1, steps_per_epoch=80, verbose=0)
     after = model.evaluate(data, verbose=0, return_dict=True)
-    assert after["loss"] < min(0.46, before["loss"]) and after["nearer"] > max(0.99, before["nearer"]), (before, after)
+    assert after["loss"] < min(0.46, before["loss"]) and after["nearer"] > max(
+        0.99, before["nearer"]
+    ), (before, after)
 
 
 def test_settings_out_of_range_are_refused():

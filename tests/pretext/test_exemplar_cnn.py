@@ -38,13 +38,22 @@ def seed(number, run=7):
 def test_a_class_is_one_patch_for_ever():
     """Whatever the run, the example, and the file that the pixels come from."""
     model = build(**NO_CHANGE)
-    image, other = picture(24, 31), picture(24, 31)[:, ::-1]  # of the scaled size: nothing is resized
+    image, other = (
+        picture(24, 31),
+        picture(24, 31)[:, ::-1],
+    )  # of the scaled size: nothing is resized
     patch = model.example({"image": image}, None)["image"]
-    places = [(y, x) for y, x in np.ndindex(13, 20) if np.array_equal(image[y : y + 12, x : x + 12], patch)]
+    places = [
+        (y, x)
+        for y, x in np.ndindex(13, 20)
+        if np.array_equal(image[y : y + 12, x : x + 12], patch)
+    ]
     assert len(places) == 1
     for at in (seed(0), seed(5), seed(5, run=8)):
         np.testing.assert_array_equal(model.example({"image": image}, at)["image"], patch)
-    np.testing.assert_array_equal(model.example({"image": tf.io.encode_png(image)}, seed(3))["image"], patch)
+    np.testing.assert_array_equal(
+        model.example({"image": tf.io.encode_png(image)}, seed(3))["image"], patch
+    )
     assert np.any(
         model.example({"image": other}, None)["image"][:, ::-1] != patch
     )  # another image has a draw of its own
@@ -61,7 +70,9 @@ def test_patches_of_many_images_lie_where_the_gradients_are():
     found = np.array(found)
     # Of 37 places in x, 13 see all of the noise, 12 a part that falls from 11/12 to 0; the step at its edge weighs little.
     share = 13 / (13 + sum(range(12)) / 12)
-    assert abs(np.mean(found == 12) - share) < 3.2 * np.sqrt(share * (1 - share) / 100) and np.all(found > 0)
+    assert abs(np.mean(found == 12) - share) < 3.2 * np.sqrt(share * (1 - share) / 100) and np.all(
+        found > 0
+    )
 
 
 def test_the_whole_image():
@@ -106,11 +117,17 @@ def colours_by_the_paper(image, numbers):
     pixels = image.reshape(-1, 3)
     mean = pixels.mean(0)
     axes = np.linalg.svd(pixels - mean, full_matrices=False)[2]
-    pixels = mean + sum(f * np.outer((pixels - mean) @ axis, axis) for f, axis in zip(contrast[::-1], axes))  # noqa: B905
+    pixels = mean + sum(
+        f * np.outer((pixels - mean) @ axis, axis) for f, axis in zip(contrast[::-1], axes)
+    )  # noqa: B905
     out = []
     for pixel in np.clip(pixels, 0, 1):
         h, *sv = colorsys.rgb_to_hsv(*pixel)
-        out.append(colorsys.hsv_to_rgb((h + hue) % 1, *np.clip(np.array(sv) ** power * factor + offset, 0, 1)))
+        out.append(
+            colorsys.hsv_to_rgb(
+                (h + hue) % 1, *np.clip(np.array(sv) ** power * factor + offset, 0, 1)
+            )
+        )
     return np.reshape(out, image.shape)
 
 
@@ -132,11 +149,15 @@ def test_fixed_samples_of_a_class():
     for samples, different in ((3, 3), (0, 40)):
         model = build(samples_per_class=samples)
         drawn = [model.example({"image": image}, seed(n)).values() for n in range(40)]
-        assert len({patch.numpy().tobytes() + numbers.numpy().tobytes() for patch, numbers in drawn}) == different
+        assert (
+            len({patch.numpy().tobytes() + numbers.numpy().tobytes() for patch, numbers in drawn})
+            == different
+        )
         assert len({patch.numpy().tobytes() for patch, _ in drawn}) == different
     model = build(samples_per_class=3)
     assert np.any(
-        model.example({"image": image}, seed(0, run=8))["image"] != model.example({"image": image}, seed(0))["image"]
+        model.example({"image": image}, seed(0, run=8))["image"]
+        != model.example({"image": image}, seed(0))["image"]
     )
 
 
@@ -167,7 +188,9 @@ def test_the_loss_is_that_of_telling_the_images_apart(source, float64):
     probe = features @ model.probe.kernel.numpy() + model.probe.bias.numpy()
     of_probe = np.log(np.exp(probe).sum(1)) - probe[np.arange(8), batch["label"]]
     np.testing.assert_allclose(loss, own + of_probe, rtol=1e-9)
-    assert model.chance() == pytest.approx({"loss": np.log(48), "accuracy": 1 / 48, "probe_accuracy": 0.5})
+    assert model.chance() == pytest.approx(
+        {"loss": np.log(48), "accuracy": 1 / 48, "probe_accuracy": 0.5}
+    )
 
 
 def test_training_on_more_images_than_classes_is_refused_and_validation_is_not(source):

@@ -11,7 +11,9 @@ def test_negatives_reach_every_image_of_a_large_bank():
     model = task("instance_discrimination", num_images=4, negatives=1000)
     model.num_images = 2**25
     batch = {"number": tf.range(8, dtype=tf.int64), "seed": tf.zeros([8], tf.int64)}
-    drawn = model.augment({**batch, "image": (tf.zeros([8, 1, 16, 16, 3]),)}, Draws(batch))["negatives"].numpy()
+    drawn = model.augment({**batch, "image": (tf.zeros([8, 1, 16, 16, 3]),)}, Draws(batch))[
+        "negatives"
+    ].numpy()
     assert drawn.shape == (8, 1000) and drawn.min() >= 0 and 0.99 * 2**25 < drawn.max() < 2**25
     beyond = drawn[drawn >= 2**24]
     assert abs(len(beyond) / drawn.size - 0.5) < 0.03 and abs((beyond % 2).mean() - 0.5) < 0.03

@@ -12,15 +12,27 @@ from tfssl.pretext.parts import permutations
 
 
 def build(**settings):
-    network = tf.keras.Sequential([tf.keras.layers.Conv2D(16, 3, 2, name="conv"), tf.keras.layers.ReLU(name="relu")])
-    sizes = {"image_size": 30, "scaled_size": 33, "patch_size": 8, "head_units": 64, "head_bn_momentum": 0.8}
+    network = tf.keras.Sequential(
+        [tf.keras.layers.Conv2D(16, 3, 2, name="conv"), tf.keras.layers.ReLU(name="relu")]
+    )
+    sizes = {
+        "image_size": 30,
+        "scaled_size": 33,
+        "patch_size": 8,
+        "head_units": 64,
+        "head_bn_momentum": 0.8,
+    }
     return Jigsaw(backbones.build(network), **{**sizes, **settings})
 
 
 def orders(model, step=0, rows=32, batch=32):
     """What is drawn for the first rows of a batch."""
     numbers = tf.range(rows, dtype=tf.int64) + step * batch
-    part = {"image": tf.zeros([rows, 9, 8, 8, 3]), "number": numbers, "seed": tf.zeros([rows], tf.int64)}
+    part = {
+        "image": tf.zeros([rows, 9, 8, 8, 3]),
+        "number": numbers,
+        "seed": tf.zeros([rows], tf.int64),
+    }
     return model.augment(part, Draws(part, batch // rows))["orders"].numpy()
 
 
@@ -33,7 +45,9 @@ def test_each_image_has_its_own_sixteen_orders():
     assert (drawn != orders(model, 1)).any()
     np.testing.assert_array_equal(drawn, orders(model))
     many = np.concatenate([orders(model, step) for step in range(40)])
-    counts = np.bincount(many.ravel(), minlength=100)  # each expected 205 times, with a deviation of 13
+    counts = np.bincount(
+        many.ravel(), minlength=100
+    )  # each expected 205 times, with a deviation of 13
     assert counts.min() > 150 and counts.max() < 260
 
 
@@ -41,7 +55,9 @@ def test_one_choice_for_the_whole_batch():
     model = build(share_permutations=True, permutations_per_image=8)
     drawn = orders(model)
     assert (drawn == drawn[0]).all() and len(set(drawn[0])) == 8
-    np.testing.assert_array_equal(drawn[:16], orders(model, rows=16))  # on each of two replicas the same
+    np.testing.assert_array_equal(
+        drawn[:16], orders(model, rows=16)
+    )  # on each of two replicas the same
     assert (drawn[0] != orders(model, 1)[0]).any()
 
 
@@ -67,7 +83,9 @@ def test_labels_are_the_orders_numbers():
 
 def test_the_set_is_the_flags_or_the_files(tmp_path):
     np.testing.assert_array_equal(build(permutation_seed=3).table, permutations.greedy(100, seed=3))
-    np.testing.assert_array_equal(build(permutation_criterion="min").table, permutations.greedy(100, criterion="min"))
+    np.testing.assert_array_equal(
+        build(permutation_criterion="min").table, permutations.greedy(100, criterion="min")
+    )
     path = str(tmp_path / "set.bin")
     table = permutations.greedy(40, seed=5)
     permutations.write(path, table)

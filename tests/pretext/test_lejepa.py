@@ -7,7 +7,13 @@ from joint_embedding import task
 
 from tfssl.pretext.lejepa import directions
 
-SMALL = {"projection_hidden": 8, "projection_size": 4, "directions": 8, "small_crops": 2, "small_size": 8}
+SMALL = {
+    "projection_hidden": 8,
+    "projection_size": 4,
+    "directions": 8,
+    "small_crops": 2,
+    "small_size": 8,
+}
 
 
 def test_a_collapse_raises_the_alarm():
@@ -29,7 +35,9 @@ def test_directions_are_of_length_one_and_anew_at_each_step():
     np.testing.assert_allclose(np.linalg.norm(first, axis=0), 1, rtol=1e-5)
     assert np.abs(first - second).max() > 0.1
     np.testing.assert_array_equal(first, directions(16, 400, tf.constant(0, tf.int64)))
-    np.testing.assert_allclose(first @ first.T * 16 / 400, np.eye(16), atol=0.25)  # as likely to all sides
+    np.testing.assert_allclose(
+        first @ first.T * 16 / 400, np.eye(16), atol=0.25
+    )  # as likely to all sides
     assert np.abs(first.mean(1)).max() < 0.05
     compiled = tf.function(lambda: directions(16, 400, 0), jit_compile=True)()
     np.testing.assert_allclose(compiled, first, atol=1e-5)

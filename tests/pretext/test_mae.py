@@ -16,7 +16,9 @@ def normal(seed, *shape):
 def mae(size=8, **settings):
     backbone = backbones.build("vit_tiny", 1 / 16, depth=2, patch=4)
     decoder = {"decoder_channels": 8, "decoder_depth": 1, "decoder_heads": 2}
-    return pretext.build("mae", backbone, image_size=size, normalization="none", **decoder, **settings)
+    return pretext.build(
+        "mae", backbone, image_size=size, normalization="none", **decoder, **settings
+    )
 
 
 @pytest.mark.parametrize("norm_pix,value", [(True, 2.2997097543), (False, 2.3190479132)])
@@ -49,7 +51,9 @@ def test_hidden_patches_are_not_seen():
     visible[:, :4, 12:] = 0  # patch 3
     np.testing.assert_array_equal(told(hidden), before)
     assert np.abs(told(visible) - before).max() > 1e-5
-    assert np.abs(before[0, 1] - before[0, 2]).max() > 1e-5, "hidden patches are told apart by their positions"
+    assert np.abs(before[0, 1] - before[0, 2]).max() > 1e-5, (
+        "hidden patches are told apart by their positions"
+    )
 
 
 def test_masks_are_drawn_anew_for_each_image():
@@ -60,7 +64,11 @@ def test_masks_are_drawn_anew_for_each_image():
         "seed": tf.zeros([64], tf.int64),
     }
     keep = model.augment(batch, Draws(batch))["keep"].numpy()
-    assert keep.shape == (64, 4) and all(len(set(row)) == 4 for row in keep) and len({tuple(row) for row in keep}) > 50
+    assert (
+        keep.shape == (64, 4)
+        and all(len(set(row)) == 4 for row in keep)
+        and len({tuple(row) for row in keep}) > 50
+    )
     counts = np.bincount(keep.reshape(-1), minlength=16)
     assert counts.min() > 4 and counts.max() < 32  # 16 expected of each place
     fixed = model.visible({"image": batch["image"]}).numpy()

@@ -22,13 +22,17 @@ def test_moco_fills_its_queue_with_keys_and_follows(source):
     np.testing.assert_allclose(np.linalg.norm(rows[:8], axis=1), 1, rtol=1e-5)
     pairs = zip(model.keys.twins[1].trainable_variables, model.projection.trainable_variables)  # noqa: B905
     assert all(np.any(k.numpy() != q.numpy()) for k, q in pairs)
-    assert not {id(v) for v in model.keys.non_trainable_variables} & {id(v) for v in model.trainable_variables}
+    assert not {id(v) for v in model.keys.non_trainable_variables} & {
+        id(v) for v in model.trainable_variables
+    }
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_keys_do_not_depend_on_the_order_they_are_computed_in(symmetric, source):
     """Where nothing is normalized over the batch, a query's key is that of its image's other view, as the policy makes it."""
-    model = task("moco", queue_size=16, projection_size=4, symmetric=symmetric, augmentation="moco_v2")
+    model = task(
+        "moco", queue_size=16, projection_size=4, symmetric=symmetric, augmentation="moco_v2"
+    )
     batch = model.to_float(next(iter(model.dataset(source, 8))))
     views = Views.augment(model, batch, Draws(batch))["image"][0]
     shuffled = model.augment(batch, Draws(batch))
@@ -45,9 +49,14 @@ def test_a_querys_key_is_normalized_with_other_images(count, monkeypatch):
     """Means of a query's group and of its key's group, of features whose two views correlate by 0.8: the correlation is 0.8 times the share
     of images that the groups have in common, 0.12 in the published code (256 images in 8 groups, in a random order of all)."""
     rows, groups = 256, []
-    images = np.zeros([rows, 2, 2, 2, 3], np.uint8) + np.arange(rows, dtype=np.uint8)[:, None, None, None, None]
+    images = (
+        np.zeros([rows, 2, 2, 2, 3], np.uint8)
+        + np.arange(rows, dtype=np.uint8)[:, None, None, None, None]
+    )
     monkeypatch.setattr(replicas_module, "count", lambda: count)
-    monkeypatch.setattr(replicas_module, "gather_bytes", lambda x: tf.constant(images[:, 1:]), raising=False)
+    monkeypatch.setattr(
+        replicas_module, "gather_bytes", lambda x: tf.constant(images[:, 1:]), raising=False
+    )
 
     def record(layer, x, training=None):
         if training:
@@ -64,14 +73,20 @@ def test_a_querys_key_is_normalized_with_other_images(count, monkeypatch):
         of_query, of_key, per_replica = {}, {}, rows // count
         for first in range(0, rows, per_replica):
             numbers = tf.constant(step * rows + first + np.arange(per_replica), tf.int64)
-            batch = {"image": (tf.constant(images[first : first + per_replica]),), "number": numbers}
+            batch = {
+                "image": (tf.constant(images[first : first + per_replica]),),
+                "number": numbers,
+            }
             batch = model.to_float({**batch, "seed": tf.zeros_like(numbers)})
             groups.clear()
             model(model.augment(batch, Draws(batch, count)), training=True)
             for where, cut in zip((of_query, of_key), groups):
                 where.update({row: set(group) for group in cut for row in group})
         assert sorted(of_query) == sorted(of_key) == list(range(rows))
-        shares += [len(of_query[i] & of_key[i]) / np.sqrt(len(of_query[i]) * len(of_key[i])) for i in range(rows)]
+        shares += [
+            len(of_query[i] & of_key[i]) / np.sqrt(len(of_query[i]) * len(of_key[i]))
+            for i in range(rows)
+        ]
     assert 0.8 * np.mean(shares) < 0.15
 
 
@@ -81,7 +96,9 @@ def test_moco_splits_batch_normalisation_by_default():
         model.compile(tf.keras.optimizers.SGD(), accumulate_steps=parts)
         model.prepare()
         for network in (model.backbone, model.keys.twins[0]):
-            assert [layer.groups for layer in network.submodules if isinstance(layer, BatchNorm)] == [groups]
+            assert [
+                layer.groups for layer in network.submodules if isinstance(layer, BatchNorm)
+            ] == [groups]
     given = normalized()
     given.norm_policy = Norm(groups=2)
     model = pretext.build("moco", given, **SMALL)
@@ -98,7 +115,11 @@ def test_mocos_synchronized_statistics_are_warned_of(name, caplog):
         backbone.norm_policy = Norm(sync=sync)
         model = pretext.build(name, backbone, **settings)
         model.compile(tf.keras.optimizers.SGD())
-        warned = [r.getMessage() for r in caplog.records if f"--task={name} with --sync_batch_norm" in r.getMessage()]
+        warned = [
+            r.getMessage()
+            for r in caplog.records
+            if f"--task={name} with --sync_batch_norm" in r.getMessage()
+        ]
         assert len(warned) == sync and model.backbone.norm_policy.groups == 1
 
 

@@ -11,7 +11,9 @@ from joint_embedding import dense, head_parameters, task
 )
 def test_the_heads_have_the_published_size(settings, layers, last):
     """Layers of 4096 to 256 without biases; batch normalization after the hidden ones has parameters, after the last ones none."""
-    expected = dense(2048, 4096, False) + (layers - 1) * dense(4096, 4096, False) + dense(4096, 256, False)
+    expected = (
+        dense(2048, 4096, False) + (layers - 1) * dense(4096, 4096, False) + dense(4096, 256, False)
+    )
     expected += dense(256, 4096, False) + dense(4096, 256, False) + 2 * 4096 * (layers + 1)
     assert head_parameters("moco_v3", **settings) == expected
 

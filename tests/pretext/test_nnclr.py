@@ -11,7 +11,9 @@ def test_the_heads_have_the_published_size():
 
 
 def test_the_memory_holds_the_first_views_of_earlier_steps(source):
-    model = task("nnclr", projection_hidden=8, projection_size=4, prediction_hidden=8, queue_size=24)
+    model = task(
+        "nnclr", projection_hidden=8, projection_size=4, prediction_hidden=8, queue_size=24
+    )
     before = model.queue.rows.numpy()
     train(model, source, 1)
     after = model.queue.rows.numpy()

@@ -22,11 +22,17 @@ def test_pirls_loss(form, negatives, source, float64):
             return -log_softmax(scores)[np.arange(6), index], None
         drawn = np.take_along_axis(scores, batch["negatives"].numpy(), 1)
         if form == "cross_entropy":
-            return -log_softmax(np.concatenate([scores[np.arange(6), index][:, None], drawn], 1))[:, 0], None
+            return -log_softmax(np.concatenate([scores[np.arange(6), index][:, None], drawn], 1))[
+                :, 0
+            ], None
         constant = constant or np.exp(drawn).mean() * 48  # of the first branch, kept
         noise = 6 / 48
-        of_positive, of_negative = (np.exp(s) / constant for s in (scores[np.arange(6), index], drawn))
-        found = -np.log(of_positive / (of_positive + noise)) - np.log(noise / (of_negative + noise)).sum(1)
+        of_positive, of_negative = (
+            np.exp(s) / constant for s in (scores[np.arange(6), index], drawn)
+        )
+        found = -np.log(of_positive / (of_positive + noise)) - np.log(
+            noise / (of_negative + noise)
+        ).sum(1)
         return found, constant
 
     image, constant = by_hand(outputs["z"][:, 0])
@@ -43,16 +49,22 @@ def test_pirls_bank_holds_the_images_own_embeddings(source, float64):
     index = batch["index"].numpy()
     want = unit(0.5 * before[index] + 0.5 * unit(outputs["z"][:, 0].numpy()))
     np.testing.assert_allclose(model.bank.entries.numpy()[index], want, rtol=1e-9)
-    np.testing.assert_array_equal(np.delete(model.bank.entries, index, 0), np.delete(before, index, 0))
+    np.testing.assert_array_equal(
+        np.delete(model.bank.entries, index, 0), np.delete(before, index, 0)
+    )
 
 
 def test_pirls_photometric_step():
     """The published code's two thirds of images and patches, each with draws of its own, on the host alone."""
     policy = {"augmentation": "pirl_photometric", "jigsaw_augmentation": "pirl_photometric"}
     model = task("pirl", augment_on="host", **policy)
-    assert {policy.photometric for policy in model.policies()} == {0.66} and len(model.policies()) == 10
+    assert {policy.photometric for policy in model.policies()} == {0.66} and len(
+        model.policies()
+    ) == 10
     image = np.random.default_rng(0).integers(60, 190, [40, 40, 3], np.uint8)
-    image, patches = model.example({"image": tf.constant(image)}, tf.constant([2, 1], tf.int64))["image"]
+    image, patches = model.example({"image": tf.constant(image)}, tf.constant([2, 1], tf.int64))[
+        "image"
+    ]
     ranges = [(x.min(), x.max()) for x in (*image.numpy(), *patches.numpy())]
     assert 2 <= sum(r == (0, 255) for r in ranges) < 10  # stretched by autocontrast
     with pytest.raises(UserError, match="PIRL's photometric step .* augment_on=host"):

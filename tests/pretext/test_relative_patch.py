@@ -10,8 +10,16 @@ from tfssl.pretext.relative_patch import RelativePatch
 
 
 def build(**settings):
-    network = tf.keras.Sequential([tf.keras.layers.Conv2D(16, 3, 2, name="conv"), tf.keras.layers.ReLU(name="relu")])
-    sizes = {"image_size": 30, "scaled_size": 33, "patch_size": 8, "head_units": 64, "head_bn_momentum": 0.8}
+    network = tf.keras.Sequential(
+        [tf.keras.layers.Conv2D(16, 3, 2, name="conv"), tf.keras.layers.ReLU(name="relu")]
+    )
+    sizes = {
+        "image_size": 30,
+        "scaled_size": 33,
+        "patch_size": 8,
+        "head_units": 64,
+        "head_bn_momentum": 0.8,
+    }
     return RelativePatch(backbones.build(network), **{**sizes, **settings})
 
 

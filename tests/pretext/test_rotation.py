@@ -29,7 +29,9 @@ def test_chance_is_what_an_ignorant_network_reaches():
     perfect = tf.tile(tf.eye(4) * 50, [2, 1])
     losses, measured = model.objective(batch, perfect)
     assert float(tf.reduce_max(losses)) < 1e-6 and float(tf.reduce_min(measured["accuracy"])) == 1.0
-    assert float(tf.reduce_mean(model.objective(batch, tf.roll(perfect, 1, 0))[1]["accuracy"])) == 0.0
+    assert (
+        float(tf.reduce_mean(model.objective(batch, tf.roll(perfect, 1, 0))[1]["accuracy"])) == 0.0
+    )
 
 
 def test_it_learns(photos):

@@ -14,7 +14,9 @@ def test_simsiams_prediction_keeps_the_peak_rate(policy, name, fixed):
     tf.keras.mixed_precision.set_global_policy(policy)
     try:
         model = task("simsiam", projection_size=8, prediction_size=4, fixed_prediction_rate=fixed)
-        model.compile(tfssl.optim.build(name, tfssl.optim.schedule("cosine", 0.4, 10), momentum=0.5))
+        model.compile(
+            tfssl.optim.build(name, tfssl.optim.schedule("cosine", 0.4, 10), momentum=0.5)
+        )
         model.prepare()
         model.optimizer.iterations.assign(5)
         before = [v.numpy() for v in model.trainable_variables]

@@ -6,7 +6,14 @@ from joint_embedding import task, train
 
 
 def test_swavs_prototypes_are_directions_that_wait(source):
-    model = task("swav", projection_hidden=8, projection_size=4, prototypes=5, small_crops=0, freeze_prototypes_steps=2)
+    model = task(
+        "swav",
+        projection_hidden=8,
+        projection_size=4,
+        prototypes=5,
+        small_crops=0,
+        freeze_prototypes_steps=2,
+    )
     before = model.prototypes.numpy()
     np.testing.assert_allclose(np.linalg.norm(before, axis=1), 1, rtol=1e-6)
     train(model, source, 2)
@@ -23,7 +30,9 @@ def test_swavs_head_normalizes_crops_of_all_sizes_together(source, float64):
     batch = model.to_float(next(iter(model.dataset(source, 6))))
     scores = model(batch, training=True)["scores"].numpy()  # NxVxK
     features = [
-        model.encode(tf.reshape(x, [-1, *x.shape[2:]]))["pre_logits"].numpy().reshape([6, x.shape[1], -1])
+        model.encode(tf.reshape(x, [-1, *x.shape[2:]]))["pre_logits"]
+        .numpy()
+        .reshape([6, x.shape[1], -1])
         for x in batch["image"]
     ]
     x = np.concatenate(features, 1)  # NxVxD

@@ -18,9 +18,21 @@ from tfssl.runtime import strategy as strategies
 
 TASKS = {  # the contract of all: testing/test_tasks.py
     "rotation": {},
-    "moco": {"queue_size": 32, "num_classes": 2, "split_batch_norm": 1, "projection_size": 8, "augmentation": "crop"},
+    "moco": {
+        "queue_size": 32,
+        "num_classes": 2,
+        "split_batch_norm": 1,
+        "projection_size": 8,
+        "augmentation": "crop",
+    },
     "infomin": {
-        **{"queue_size": 32, "num_classes": 2, "split_batch_norm": 1, "projection_size": 8, "augmentation": "crop"},
+        **{
+            "queue_size": 32,
+            "num_classes": 2,
+            "split_batch_norm": 1,
+            "projection_size": 8,
+            "augmentation": "crop",
+        },
         **{"jigsaw_size": 24, "jigsaw_patch_size": 7, "jigsaw_augmentation": "crop"},
     },
     "simclr": {"num_classes": 2, "projection_size": 8},
@@ -102,11 +114,15 @@ def assert_equal(a, b, tolerance):
         np.testing.assert_allclose(history_a[name], history_b[name], rtol=tolerance, err_msg=name)
     assert len(state_a) == len(state_b)
     for (name, x), y in zip(state_a.items(), state_b.values()):  # noqa: B905 (Python 3.9)
-        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(x).max() + 1e-14, err_msg=name)
+        np.testing.assert_allclose(
+            x, y, rtol=0, atol=tolerance * np.abs(x).max() + 1e-14, err_msg=name
+        )
 
 
 def test_a_synchronised_resnet_on_replicas(source, replicas, float64):
-    alone, together = (trained("rotation", lambda: resnet(bn_sync=True), source, s, 1) for s in (None, replicas))
+    alone, together = (
+        trained("rotation", lambda: resnet(bn_sync=True), source, s, 1) for s in (None, replicas)
+    )
     assert_equal(alone, together, 1e-9)
 
 
@@ -114,7 +130,12 @@ def test_a_synchronised_resnet_on_replicas(source, replicas, float64):
 def test_split_groups_train_like_one(task, source, replicas, float64, monkeypatch):
     """Four groups of the global batch, in whose random order the keys are computed: on one device, and on several that share the groups
     and exchange the keys' images. The colors are drawn on the device. Moving statistics move in another order."""
-    settings = {"split_batch_norm": 4, "augmentation": "moco_v2", "augment_on": "device", "symmetric": True}
+    settings = {
+        "split_batch_norm": 4,
+        "augmentation": "moco_v2",
+        "augment_on": "device",
+        "symmetric": True,
+    }
     monkeypatch.setitem(TASKS, task, {**TASKS[task], **settings})
     alone, together = (trained(task, network_with, source, s) for s in (None, replicas))
     for result in (alone, together):
@@ -127,9 +148,7 @@ def test_split_groups_train_like_one(task, source, replicas, float64, monkeypatc
 def test_four_replicas():
     """The same test with four devices, in a process that has them."""
     files = ("pretext/test_task.py", "losses/test_replicas.py", "testing/test_tasks.py")
-    chosen = (
-        "(split_groups and moco) or rows_in_order or bytes_arrive or one_batch or (contract and exemplar and not cnn)"
-    )
+    chosen = "(split_groups and moco) or rows_in_order or bytes_arrive or one_batch or (contract and exemplar and not cnn)"
     tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", *(f"tests/{file}" for file in files), "-k", chosen],
@@ -165,7 +184,12 @@ def test_accumulation_and_rematerialisation_compile(source):
     tf.keras.mixed_precision.set_global_policy("mixed_float16")  # whose loss is scaled besides
     try:
         history, state = trained(
-            "rotation", lambda: resnet(remat=True), source, steps=2, accumulate_steps=2, jit_compile=True
+            "rotation",
+            lambda: resnet(remat=True),
+            source,
+            steps=2,
+            accumulate_steps=2,
+            jit_compile=True,
         )
         assert np.isfinite(history["loss"][0])
     finally:
@@ -196,7 +220,9 @@ def test_loss_gradient_and_weight_decay_by_hand(source, float64):
     model.prepare()
     batch = next(iter(model.dataset(source, 4, seed=0)))
     before = [v.numpy() for v in model.trainable_variables]
-    images = np.stack([np.rot90(x, k) for x in batch["image"].numpy() / 255.0 for k in range(4)]) * 2 - 1
+    images = (
+        np.stack([np.rot90(x, k) for x in batch["image"].numpy() / 255.0 for k in range(4)]) * 2 - 1
+    )
     labels = np.tile(np.arange(4), 4)
 
     def loss_of(weights):
@@ -204,7 +230,9 @@ def test_loss_gradient_and_weight_decay_by_hand(source, float64):
             variable.assign(value)
         logits = model.head(model.backbone(images, training=True)["pre_logits"]).numpy()
         shifted = logits - logits.max(1, keepdims=True)
-        return -np.mean((shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))[np.arange(16), labels])
+        return -np.mean(
+            (shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))[np.arange(16), labels]
+        )
 
     expected = []
     for i, variable in enumerate(model.trainable_variables):
@@ -222,7 +250,9 @@ def test_loss_gradient_and_weight_decay_by_hand(source, float64):
     model.train_step(batch)
     for variable, value in zip(model.trainable_variables, expected):  # noqa: B905
         np.testing.assert_allclose(variable.numpy(), value, atol=1e-8, err_msg=variable.name)
-    np.testing.assert_allclose(float(model.metrics[0].result()), reported, rtol=1e-9)  # the task's loss alone
+    np.testing.assert_allclose(
+        float(model.metrics[0].result()), reported, rtol=1e-9
+    )  # the task's loss alone
 
 
 @pytest.mark.parametrize(
@@ -230,7 +260,11 @@ def test_loss_gradient_and_weight_decay_by_hand(source, float64):
     [
         *(("rotation", policy) for policy in ("float32", "mixed_float16")),
         *((task, "mixed_bfloat16") for task in ("simclr", "byol")),
-        *(slow(task, policy) for task in ("moco", "infomin") for policy in ("float32", "mixed_bfloat16")),
+        *(
+            slow(task, policy)
+            for task in ("moco", "infomin")
+            for policy in ("float32", "mixed_bfloat16")
+        ),
     ],
 )
 def test_a_compiled_step(task, policy, source):
@@ -245,7 +279,9 @@ def test_a_compiled_step(task, policy, source):
         assert np.isfinite(history["loss"][0]) and history["loss"][0] != 0
         assert all(v.dtype == tf.float32 for v in model.trainable_variables)
         moved = [np.any(v.numpy() != b) for v, b in zip(model.trainable_variables, before)]  # noqa: B905
-        assert all(moved) or policy == "mixed_float16"  # a first float16 step may be skipped by loss scaling
+        assert (
+            all(moved) or policy == "mixed_float16"
+        )  # a first float16 step may be skipped by loss scaling
     finally:
         tf.keras.mixed_precision.set_global_policy(None)
 
@@ -258,7 +294,9 @@ def test_steps_per_execution_change_nothing(source):
         model.compile(tf.keras.optimizers.SGD(0.1), steps_per_execution=steps)
         data = model.dataset(source, 8, steps=6)
         graph = model.make_train_function().get_concrete_function(iter(data)).graph
-        assert any("While" in op.type for op in graph.get_operations()) == (steps > 1)  # a single step is no loop
+        assert any("While" in op.type for op in graph.get_operations()) == (
+            steps > 1
+        )  # a single step is no loop
         model.fit(data, steps_per_epoch=6, verbose=0)
         results.append([v.numpy() for v in model.trainable_variables])
     for a, b in zip(*results):  # noqa: B905
@@ -269,7 +307,10 @@ def test_evaluation_weighs_every_image_once(source):
     """Batches of 7 over 48 images: the blank rows of the last batch change nothing."""
     model = build("supervised")
     model.compile(tf.keras.optimizers.SGD(0.1))
-    results = [model.evaluate(model.evaluation_dataset(source, size), verbose=0, return_dict=True) for size in (48, 7)]
+    results = [
+        model.evaluate(model.evaluation_dataset(source, size), verbose=0, return_dict=True)
+        for size in (48, 7)
+    ]
     for name in results[0]:
         np.testing.assert_allclose(results[0][name], results[1][name], rtol=1e-5)
 
@@ -286,9 +327,13 @@ def test_waiting_for_input_is_measured(source):
 
     data = model.dataset(source, 8, steps=6).map(delayed)
     seconds = []
-    watch = tf.keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: seconds.append(logs["input_seconds"]))
+    watch = tf.keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda _, logs: seconds.append(logs["input_seconds"])
+    )
     model.fit(data, steps_per_epoch=6, verbose=0, callbacks=[watch])
-    assert len(seconds) == 3 and 0.3 < seconds[-1] < 2.0  # two steps of 0.2 s each, less what the step itself took
+    assert (
+        len(seconds) == 3 and 0.3 < seconds[-1] < 2.0
+    )  # two steps of 0.2 s each, less what the step itself took
 
 
 def test_nonfinite_steps_are_counted(source):
@@ -302,7 +347,9 @@ def test_preparing_traces_the_network_once_and_draws_what_an_eager_call_draws():
     made = []
     for prepare in (True, False):
         tf.keras.utils.set_random_seed(3)
-        model = pretext.build("rotation", backbones.build("resnet18_v2", 1 / 16, "small"), image_size=16)
+        model = pretext.build(
+            "rotation", backbones.build("resnet18_v2", 1 / 16, "small"), image_size=16
+        )
         model.compile(optimizer="sgd")
         calls, call = [], model.call
         model.call = lambda batch, training=False: calls.append(batch) or call(batch, training)  # noqa: B023
@@ -340,7 +387,12 @@ def test_kernels_of_a_mobile_network_are_all_of_its_convolutions():
     network.build((None, 16, 16, 3))
     model = build("simclr", network)
     model.prepare()
-    assert [tuple(v.shape) for v in model.kernels()][:4] == [(3, 3, 3, 6), (3, 3, 6, 1), (3, 3, 6, 1), (1, 1, 6, 8)]
+    assert [tuple(v.shape) for v in model.kernels()][:4] == [
+        (3, 3, 3, 6),
+        (3, 3, 6, 1),
+        (3, 3, 6, 1),
+        (1, 1, 6, 8),
+    ]
     assert len(model.kernels()) == 4 + 2  # and the projection's
     model = build("byol", network, num_classes=2)
     model.prepare()
@@ -351,7 +403,11 @@ def test_kernels_of_a_mobile_network_are_all_of_its_convolutions():
 def test_decay_of_all_parameters_is_pytorchs(float64):
     """SGD in PyTorch: g <- g + w d for every parameter; here on the loss, where the difference to a run without decay has to be r w d."""
     models = []
-    for settings in ({"weight_decay": 0.0}, {"weight_decay": 0.01, "decay": "all"}, {"weight_decay": 0.01}):
+    for settings in (
+        {"weight_decay": 0.0},
+        {"weight_decay": 0.01, "decay": "all"},
+        {"weight_decay": 0.01},
+    ):
         tf.keras.utils.set_random_seed(0)
         model = build("simclr", normalised_network(), **settings)
         model.compile(tf.keras.optimizers.SGD(0.5))
@@ -366,7 +422,9 @@ def test_decay_of_all_parameters_is_pytorchs(float64):
     for name, w, without, everything, kernels in zip(names, start, *models):  # noqa: B905 (Python 3.9)
         decayed = 0.5 * 0.01 * w if "probe" not in name else 0.0
         np.testing.assert_allclose(without - everything, decayed, atol=1e-12, err_msg=name)
-        np.testing.assert_allclose(without - kernels, decayed if "kernel" in name else 0.0, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(
+            without - kernels, decayed if "kernel" in name else 0.0, atol=1e-12, err_msg=name
+        )
     assert {name.split("/")[-1] for name in names} == {"kernel:0", "bias:0", "gamma:0", "beta:0"}
 
 
@@ -383,7 +441,11 @@ def test_a_short_runs_statistics_are_those_of_its_images(task, source, float64):
     for _ in range(10):
         model.train_step(batch)
     augmented = model.augment(model.to_float(batch), Draws(batch))
-    seen = [model.preview(augmented)] if task == "rotation" else [view[:, 0] for view in model.each(augmented)]
+    seen = (
+        [model.preview(augmented)]
+        if task == "rotation"
+        else [view[:, 0] for view in model.each(augmented)]
+    )
     pixels = [model.normalize(images).numpy().reshape(-1, 3) for images in seen]
     mean, variance = np.zeros(3), np.ones(3)
     for t in range(10):
@@ -392,12 +454,16 @@ def test_a_short_runs_statistics_are_those_of_its_images(task, source, float64):
             mean = keep * mean + (1 - keep) * x.mean(0)
             variance = keep * variance + (1 - keep) * x.var(0, ddof=1)
     assert np.all(np.abs(mean - np.concatenate(pixels).mean(0)) < 0.05)
-    for norm in [network.layers[0]] + ([model.target.twins[0].model.layers[0]] if task == "byol" else []):
+    for norm in [network.layers[0]] + (
+        [model.target.twins[0].model.layers[0]] if task == "byol" else []
+    ):
         np.testing.assert_allclose(norm.moving_mean, mean, rtol=1e-9, err_msg=norm.name)
         np.testing.assert_allclose(norm.moving_variance, variance, rtol=1e-9, err_msg=norm.name)
 
 
-@pytest.mark.parametrize("old,new", [("normalise", "normalize"), ("views", "preview"), ("adjust", "groups")])
+@pytest.mark.parametrize(
+    "old,new", [("normalise", "normalize"), ("views", "preview"), ("adjust", "groups")]
+)
 def test_a_users_task_with_an_older_hook_is_told_its_name(old, new):
     with pytest.raises(UserError, match=f"Mine: a task's {old}.* is called {new}"):
         type("Mine", (pretext.task_class("rotation"),), {old: lambda self, batch: batch})
@@ -415,7 +481,10 @@ def test_weight_decay_by_groups():
     model.prepare()
     halves = {v.name: 0.05 * float(tf.reduce_sum(v**2)) for v in model.kernels()}
     expected = sum(half * (0.5 if "head" in name else 1) for name, half in halves.items())
-    assert float(model._scaled_decays(1.0)[""]) == pytest.approx(expected, rel=1e-5) and len(halves) == 2
+    assert (
+        float(model._scaled_decays(1.0)[""]) == pytest.approx(expected, rel=1e-5)
+        and len(halves) == 2
+    )
 
 
 def test_weight_decay_leaves_a_revnets_root_alone():
@@ -423,5 +492,7 @@ def test_weight_decay_leaves_a_revnets_root_alone():
     model = build("rotation", backbones.build("revnet18", 0.125, "small"))
     model.prepare()
     kernels = {id(v) for v in model.kernels()}
-    others = [v.name for v in model.trainable_variables if "kernel" in v.name and id(v) not in kernels]
+    others = [
+        v.name for v in model.trainable_variables if "kernel" in v.name and id(v) not in kernels
+    ]
     assert others == ["revnet18/root_conv/kernel:0"]

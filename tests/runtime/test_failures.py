@@ -24,7 +24,10 @@ def test_troubles_of_the_disk_name_cause_path_and_remedy(number, tmp_path, monke
     for error, path in (
         (OSError(number, text), None),
         (OSError(number, text, "/mnt/run/metrics.jsonl"), "/mnt/run/metrics.jsonl"),
-        (tf.errors.UnknownError(None, None, f"/mnt/my run/metrics.jsonl; {text}"), "/mnt/my run/metrics.jsonl"),
+        (
+            tf.errors.UnknownError(None, None, f"/mnt/my run/metrics.jsonl; {text}"),
+            "/mnt/my run/metrics.jsonl",
+        ),
         (
             tf.errors.PermissionDeniedError(
                 None,
@@ -36,7 +39,12 @@ def test_troubles_of_the_disk_name_cause_path_and_remedy(number, tmp_path, monke
         ),
     ):
         line = failures.explain(error)
-        assert cause in line and remedy in line and text in line and line.endswith("nothing complete was lost")
+        assert (
+            cause in line
+            and remedy in line
+            and text in line
+            and line.endswith("nothing complete was lost")
+        )
         assert path is None or line.startswith(f"{path}: {cause}")
         assert "unexpected" not in line and "\n" not in line
     assert list(tmp_path.iterdir()) == []
@@ -44,13 +52,20 @@ def test_troubles_of_the_disk_name_cause_path_and_remedy(number, tmp_path, monke
 
 def test_a_full_disk_as_tensorflow_and_python_find_it():
     """/dev/full is always full."""
-    with pytest.raises(tf.errors.OpError) as of_tensorflow, tf.io.gfile.GFile("/dev/full", "w") as file:
+    with (
+        pytest.raises(tf.errors.OpError) as of_tensorflow,
+        tf.io.gfile.GFile("/dev/full", "w") as file,
+    ):
         file.write("x")
         file.flush()
     with pytest.raises(OSError) as of_python, open("/dev/full", "w") as file:
         file.write("x")
-    assert failures.explain(of_tensorflow.value).startswith("/dev/full: the disk is full (No space left on device)")
-    assert failures.explain(of_python.value).startswith("the disk is full ([Errno 28] No space left on device")
+    assert failures.explain(of_tensorflow.value).startswith(
+        "/dev/full: the disk is full (No space left on device)"
+    )
+    assert failures.explain(of_python.value).startswith(
+        "the disk is full ([Errno 28] No space left on device"
+    )
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
@@ -69,7 +84,9 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 
 def test_an_object_store_that_refuses():
-    error = tf.errors.PermissionDeniedError(None, None, "Error executing an HTTP request: HTTP response code 403")
+    error = tf.errors.PermissionDeniedError(
+        None, None, "Error executing an HTTP request: HTTP response code 403"
+    )
     assert "has no right" in failures.explain(error) and "403" in failures.explain(error)
 
 
@@ -106,4 +123,8 @@ def test_what_nobody_foresaw_is_one_line_and_a_file(folder, tmp_path, monkeypatc
     (kept,) = (tmp_path / where).iterdir()
     assert line == f"unexpected KeyError: 'caf\u00e9'; the traceback is in {kept}"
     text = kept.read_text(encoding="utf-8")
-    assert text.startswith("Traceback") and __file__ in text and text.endswith("KeyError: 'caf\u00e9'\n")
+    assert (
+        text.startswith("Traceback")
+        and __file__ in text
+        and text.endswith("KeyError: 'caf\u00e9'\n")
+    )

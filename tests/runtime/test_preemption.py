@@ -13,7 +13,9 @@ from tfssl.runtime.preemption import STATUS, Preempted, Preemption
 
 def stopped_by(number, when, photos):
     """The exception that ends a fit to which the signal is sent `when` a Keras event comes, and the saves it led to."""
-    network = tf.keras.Sequential([tf.keras.layers.Conv2D(3, 3, 2), tf.keras.layers.GlobalAveragePooling2D()])
+    network = tf.keras.Sequential(
+        [tf.keras.layers.Conv2D(3, 3, 2), tf.keras.layers.GlobalAveragePooling2D()]
+    )
     model = pretext.build("rotation", network, image_size=16)
     model.compile(tf.keras.optimizers.SGD(0.1))
     source = tfssl.open_source(f"folder:{photos}")

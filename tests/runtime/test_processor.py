@@ -24,7 +24,11 @@ PROCESSORS = {  # name -> (flags, oneDNN is faster, bfloat16 in hardware)
     "Cascade Lake (2019)": (f"{AVX512} avx512_vnni", True, False),
     "Cooper Lake (2020)": (f"{AVX512} avx512_vnni avx512_bf16", True, True),
     "Alder Lake (2021)": (f"{AVX2} avx_vnni vaes", True, False),
-    "Sapphire Rapids (2023)": (f"{AVX512} avx_vnni avx512_bf16 avx512_fp16 amx_bf16 amx_tile amx_int8", True, True),
+    "Sapphire Rapids (2023)": (
+        f"{AVX512} avx_vnni avx512_bf16 avx512_fp16 amx_bf16 amx_tile amx_int8",
+        True,
+        True,
+    ),
     "Neoverse N1 (2019)": ("fp asimd evtstrm aes crc32 atomics fphp asimdhp asimddp", False, False),
     "Neoverse V1 (2020)": ("fp asimd sve i8mm bf16 svebf16", False, False),
     "not Linux": ("", False, False),
@@ -36,7 +40,9 @@ def test_processors(name, tmp_path):
     flags, onednn, bfloat16 = PROCESSORS[name]
     cpuinfo = tmp_path / "cpuinfo"
     label = "Features" if name.startswith("Neoverse") else "flags"
-    cpuinfo.write_text(f"processor\t: 0\nvmx flags\t: avx amx_bf16 vnmi\n{label}\t\t: {flags}\nbugs\t\t: spectre_v1\n")
+    cpuinfo.write_text(
+        f"processor\t: 0\nvmx flags\t: avx amx_bf16 vnmi\n{label}\t\t: {flags}\nbugs\t\t: spectre_v1\n"
+    )
     found = processor.features(cpuinfo)
     assert found == set(flags.split())
     assert processor.gains_from_onednn(found) == onednn
@@ -71,7 +77,10 @@ SHOW = "; import os; from tfssl.runtime import processor; print(os.environ.get(p
 def test_onednn_is_on_unless_the_user_says_otherwise():
     """TensorFlow is asked, not the environment: it reads that once, when it loads."""
     assert fresh("import tfssl, tensorflow" + SHOW).stdout.split() == ["1", "True"]
-    assert fresh("import tfssl, tensorflow" + SHOW, TF_ENABLE_ONEDNN_OPTS="0").stdout.split() == ["0", "False"]
+    assert fresh("import tfssl, tensorflow" + SHOW, TF_ENABLE_ONEDNN_OPTS="0").stdout.split() == [
+        "0",
+        "False",
+    ]
 
 
 def test_tensorflow_imported_first_without_onednn_is_told(monkeypatch, recwarn):
@@ -81,12 +90,16 @@ def test_tensorflow_imported_first_without_onednn_is_told(monkeypatch, recwarn):
     monkeypatch.setattr(processor, "onednn_is_on", lambda: False)
     processor.switch_on_onednn()
     (told,) = recwarn
-    assert "imported before tfssl, without oneDNN" in str(told.message) and "\n" not in str(told.message)
+    assert "imported before tfssl, without oneDNN" in str(told.message) and "\n" not in str(
+        told.message
+    )
     assert processor.ONEDNN not in os.environ
     monkeypatch.setattr(processor, "features", lambda: set(SSE.split()))  # where it would not help
     processor.switch_on_onednn()
     monkeypatch.setattr(processor, "features", lambda: set(AVX2.split()))
-    monkeypatch.setattr(processor, "onednn_is_on", lambda: True)  # where TensorFlow uses it by itself
+    monkeypatch.setattr(
+        processor, "onednn_is_on", lambda: True
+    )  # where TensorFlow uses it by itself
     processor.switch_on_onednn()
     monkeypatch.setattr(processor, "onednn_is_on", lambda: False)
     monkeypatch.setenv(processor.ONEDNN, "0")  # where the user wants it off

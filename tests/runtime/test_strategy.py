@@ -15,7 +15,9 @@ from tfssl.runtime import strategy as strategies
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(replicas):
     strategies.check_batch(replicas, 8)
-    with pytest.raises(UserError, match="--batch_size=9 does not divide over 2 replicas: use 8 or 10"):
+    with pytest.raises(
+        UserError, match="--batch_size=9 does not divide over 2 replicas: use 8 or 10"
+    ):
         strategies.check_batch(replicas, 9)
     with pytest.raises(UserError, match="use 2$"):
         strategies.check_batch(replicas, 1)
@@ -24,7 +26,11 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(replic
 def test_names():
     assert strategies.build("default").num_replicas_in_sync == 1
     assert strategies.build("auto").num_replicas_in_sync == 1  # no GPU here: one device
-    assert strategies.build("mirrored").num_replicas_in_sync == len(tf.config.list_logical_devices("CPU")) == 2
+    assert (
+        strategies.build("mirrored").num_replicas_in_sync
+        == len(tf.config.list_logical_devices("CPU"))
+        == 2
+    )
     with pytest.raises(UserError, match="auto, default, mirrored, multi_worker, tpu"):
         strategies.build("miror")
 
@@ -51,15 +57,22 @@ def test_multi_worker_needs_its_environment(monkeypatch):
 )
 def test_a_tf_config_that_does_not_say_who_is_who(config, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", config)
-    with pytest.raises(UserError, match='TF_CONFIG does not .*"task": {"type": "worker", "index": 0}'):
+    with pytest.raises(
+        UserError, match='TF_CONFIG does not .*"task": {"type": "worker", "index": 0}'
+    ):
         strategies.build("multi_worker")
 
 
 def test_a_strategy_that_does_not_use_tf_config_says_so(monkeypatch, capfd):
-    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}')
+    monkeypatch.setenv(
+        "TF_CONFIG",
+        '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}',
+    )
     strategies.build("default")
     (line,) = capfd.readouterr().err.splitlines()
-    assert "TF_CONFIG" in line and "--strategy=default" in line and "--strategy=multi_worker" in line
+    assert (
+        "TF_CONFIG" in line and "--strategy=default" in line and "--strategy=multi_worker" in line
+    )
     monkeypatch.delenv("TF_CONFIG")
     strategies.build("default")
     assert capfd.readouterr().err == ""
@@ -77,9 +90,13 @@ def test_a_strategy_that_does_not_use_tf_config_says_so(monkeypatch, capfd):
         ("auto", [], False, "float32"),
     ],
 )
-def test_auto_precision_is_what_the_device_computes_in(strategy, capabilities, bfloat16, expected, monkeypatch):
+def test_auto_precision_is_what_the_device_computes_in(
+    strategy, capabilities, bfloat16, expected, monkeypatch
+):
     """NVIDIA's CUDA programming guide: bfloat16 from compute capability 8.0 on."""
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: capabilities if kind == "GPU" else [])
+    monkeypatch.setattr(
+        tf.config, "list_physical_devices", lambda kind: capabilities if kind == "GPU" else []
+    )
     monkeypatch.setattr(strategies, "_compute_capability", lambda gpu: gpu)
     monkeypatch.setattr(strategies.processor, "bfloat16_here", lambda: bfloat16)
     precision, why = strategies.auto_precision(strategy)
@@ -147,7 +164,9 @@ def test_one_process_hears_at_once():
 )
 def test_a_bad_tf_config_is_one_line(monkeypatch, config):
     monkeypatch.setenv("TF_CONFIG", config)
-    with pytest.raises(UserError, match="TF_CONFIG does not say which of which hosts this is.*it has the form"):
+    with pytest.raises(
+        UserError, match="TF_CONFIG does not say which of which hosts this is.*it has the form"
+    ):
         strategies.build("multi_worker")
 
 
@@ -155,17 +174,24 @@ def test_missing_hosts_are_named_and_given_up_and_busy_ports_told(monkeypatch, c
     """The second of three answers; the third is named while it does not."""
     servers = [socket.create_server(("localhost", 0)) for _ in range(3)]
     ports = [server.getsockname()[1] for server in servers]
-    config = {"cluster": {"worker": [f"localhost:{port}" for port in ports]}, "task": {"type": "worker", "index": 0}}
+    config = {
+        "cluster": {"worker": [f"localhost:{port}" for port in ports]},
+        "task": {"type": "worker", "index": 0},
+    }
     monkeypatch.setenv("TF_CONFIG", json.dumps(config))
     monkeypatch.setattr(strategies, "REMIND", 0.2)
     with pytest.raises(UserError, match=rf"port {ports[0]} of worker 0 .*in use"):
         strategies._wait_for_hosts(1)
     servers[0].close()
     servers[2].close()
-    with pytest.raises(UserError, match=rf"^worker 2 \(localhost:{ports[2]}\): not there after 1 s"):
+    with pytest.raises(
+        UserError, match=rf"^worker 2 \(localhost:{ports[2]}\): not there after 1 s"
+    ):
         strategies._wait_for_hosts(1)
     lines = capsys.readouterr().out.splitlines()
-    assert lines and all(f"s for worker 2 (localhost:{ports[2]}); it ends after 1 s" in line for line in lines)
+    assert lines and all(
+        f"s for worker 2 (localhost:{ports[2]}); it ends after 1 s" in line for line in lines
+    )
     with socket.create_server(("localhost", ports[2])):
         strategies._wait_for_hosts(1)
     servers[1].close()

@@ -34,7 +34,9 @@ def stand_still():
 def await_line(run, awaited):
     begun = time.monotonic()
     while awaited not in (run.folder / "stdout").read_text() + (run.folder / "stderr").read_text():
-        assert run.process.is_alive() and time.monotonic() - begun < 60, (run.folder / "stderr").read_text()
+        assert run.process.is_alive() and time.monotonic() - begun < 60, (
+            run.folder / "stderr"
+        ).read_text()
         time.sleep(0.05)
 
 
@@ -53,7 +55,10 @@ def test_a_standstill_is_told_and_ends_by_a_signal(tmp_path):
     assert status == 75 and 1.5 < seconds < 9
     told, ended = said.splitlines()
     assert re.search(r"no progress for [1-3] s, waiting for a training step or its images$", told)
-    assert "SIGTERM: ended without another save, waiting for a training step or its images; step 7 is saved" in ended
+    assert (
+        "SIGTERM: ended without another save, waiting for a training step or its images; step 7 is saved"
+        in ended
+    )
 
 
 @pytest.mark.parametrize("split, number", [("train", signal.SIGTERM), ("test", signal.SIGINT)])
@@ -63,7 +68,11 @@ def test_a_run_whose_images_do_not_come_any_more_ends(split, number, photos, tmp
         shutil.copytree(photos, tmp_path / "data" / part)
     flags = (*TINY, "--train_steps=100000", "--checkpoint_steps=4", "--val_split=test")
     run = Forked(
-        "train", f"--dataset=folder:{tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}", *flags, first=quickly
+        "train",
+        f"--dataset=folder:{tmp_path / 'data'}",
+        f"--workdir={tmp_path / 'run'}",
+        *flags,
+        first=quickly,
     )
     await_line(run, "validation at step 4 ")
     image = next((tmp_path / "data" / split / "cold").iterdir())
@@ -74,7 +83,11 @@ def test_a_run_whose_images_do_not_come_any_more_ends(split, number, photos, tmp
     assert status == 75 and seconds < 10, said
     (line,) = said.splitlines()
     what = "training step" if split == "train" else "validation step"
-    assert f": {number.name}: ended without another save, " in line and what in line and "its images; step " in line
+    assert (
+        f": {number.name}: ended without another save, " in line
+        and what in line
+        and "its images; step " in line
+    )
     assert line.endswith(" is saved, and the same command goes on from there")
 
 
@@ -100,13 +113,25 @@ def strikes_at(place, number):
         ("train", "tfssl.data.listing.checks:probe", signal.SIGTERM, ()),
         ("train", "tfssl.pretext:build", signal.SIGTERM, ()),
         ("train", "tfssl.training.summaries:write_start", signal.SIGTERM, ()),
-        ("finetune", "tfssl.data.overlap:check", signal.SIGTERM, ("--module=none", "--test_split=")),
+        (
+            "finetune",
+            "tfssl.data.overlap:check",
+            signal.SIGTERM,
+            ("--module=none", "--test_split="),
+        ),
         ("evaluate", "tfssl.hub.load:load", signal.SIGHUP, ("--module=none",)),
         ("predict", "tfssl.hub.load:load", signal.SIGTERM, ("--module=none",)),
-        ("export.__main__", "tfssl.export:save", signal.SIGTERM, ("--random_init", "--export_dir=m")),
+        (
+            "export.__main__",
+            "tfssl.export:save",
+            signal.SIGTERM,
+            ("--random_init", "--export_dir=m"),
+        ),
     ],
 )
-def test_a_signal_outside_of_the_training_steps_is_one_line(binary, place, number, flags, photos, tmp_path):
+def test_a_signal_outside_of_the_training_steps_is_one_line(
+    binary, place, number, flags, photos, tmp_path
+):
     """Before, the process was killed, by the default action, and what it had begun to write stayed."""
     flags = (f"--dataset=folder:{photos}", *flags)
     if binary in ("train", "export.__main__"):
@@ -138,7 +163,10 @@ def test_a_command_that_waits_for_an_image_ends(tmp_path):
     time.sleep(1)
     status, said, seconds = told_to_stop(run, signal.SIGTERM)
     assert (
-        status == 75 and seconds < 10 and "train: SIGTERM: stopped; the same command" in said and said.count("\n") == 1
+        status == 75
+        and seconds < 10
+        and "train: SIGTERM: stopped; the same command" in said
+        and said.count("\n") == 1
     )
 
 

@@ -24,7 +24,9 @@ class Reversal(InceptionImages):
     """The labels, from features that do not tell how bright an image is: the critic's gradient is reversed where it reaches them."""
 
     def __init__(self, backbone, **common):
-        super().__init__(backbone, weight_decay=0.01, color=False, **common)  # XLA draws other colors
+        super().__init__(
+            backbone, weight_decay=0.01, color=False, **common
+        )  # XLA draws other colors
         self.head = tf.keras.layers.Dense(2, name="head")
         self.critic = tf.keras.layers.Dense(2, name="critic")
 
@@ -71,7 +73,9 @@ def trained(task, photos, strategy=None, spans_batch=False, **compiled):
     tf.keras.utils.set_random_seed(1)
     source = tfssl.open_source(f"folder:{photos}")
     with strategy.scope():
-        network = tf.keras.Sequential([tf.keras.layers.Conv2D(6, 3, 2, activation="tanh", name="conv")])
+        network = tf.keras.Sequential(
+            [tf.keras.layers.Conv2D(6, 3, 2, activation="tanh", name="conv")]
+        )
         model = task(backbones.build(network), image_size=16)
         model.spans_batch = spans_batch
         model.compile(tf.keras.optimizers.SGD(0.5, momentum=0.9), **compiled)
@@ -89,7 +93,12 @@ def reference(photos):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"accumulate_steps": 2}, {"accumulate_steps": 2, "spans_batch": True}, {"jit_compile": True}],
+    [
+        {},
+        {"accumulate_steps": 2},
+        {"accumulate_steps": 2, "spans_batch": True},
+        {"jit_compile": True},
+    ],
     ids=["plain", "accumulated", "cached", "compiled"],
 )
 def test_each_player_learns_from_its_own_loss(settings, reference, photos, float64):

@@ -27,8 +27,16 @@ def source(photos):
 def build(strategy, images=48, task=Clustering, **compiled):
     tf.keras.utils.set_random_seed(1)
     with strategy.scope():
-        network = tf.keras.Sequential([tf.keras.layers.Conv2D(6, 3, 2, activation="tanh", name="conv")])
-        model = task(backbones.build(network), num_images=images, image_size=16, color=False, weight_decay=0.01)
+        network = tf.keras.Sequential(
+            [tf.keras.layers.Conv2D(6, 3, 2, activation="tanh", name="conv")]
+        )
+        model = task(
+            backbones.build(network),
+            num_images=images,
+            image_size=16,
+            color=False,
+            weight_decay=0.01,
+        )
         model.compile(tf.keras.optimizers.SGD(0.5, momentum=0.9), **compiled)
         model.epoch_steps = 6
         model.prepare()
@@ -72,7 +80,9 @@ def assert_close(one, other, tolerance):
         np.testing.assert_allclose(one[0][name], other[0][name], rtol=tolerance, err_msg=name)
     assert len(one[1]) == len(other[1])
     for (name, x), y in zip(one[1].items(), other[1].values()):  # noqa: B905 (Python 3.9)
-        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(x).max() + 1e-14, err_msg=name)
+        np.testing.assert_allclose(
+            x, y, rtol=0, atol=tolerance * np.abs(x).max() + 1e-14, err_msg=name
+        )
 
 
 def test_when():
@@ -80,7 +90,10 @@ def test_when():
     assert [phases.next_due(steps, step, 10) for step in (0, 3, 4, 5, 6, 8)] == [4, 4, 6, 6, 8, 10]
     assert phases.next_due([], 3, 10) == 10
     ran = []
-    steps = [phases.Phase(every, lambda context, n=every: ran.append((context.step, n))) for every in (2, 3)]
+    steps = [
+        phases.Phase(every, lambda context, n=every: ran.append((context.step, n)))
+        for every in (2, 3)
+    ]
     for step in range(7):
         phases.run_due(steps, phases.Context(None, tuple, 0), step)
     assert ran == [(0, 2), (0, 3), (2, 2), (3, 3), (4, 2), (6, 2), (6, 3)]
@@ -102,11 +115,18 @@ def test_all_images_are_seen_in_split_order(photos, tmp_path, replicas):
         for _ in range(2):  # traced once
             found, seen = context.embed(mean_color)
         rows[strategy.num_replicas_in_sync] = found
-        assert list(np.flatnonzero(~seen)) == [damaged] and found.shape == (11, 3) and (found[damaged] == 0).all()
+        assert (
+            list(np.flatnonzero(~seen)) == [damaged]
+            and found.shape == (11, 3)
+            and (found[damaged] == 0).all()
+        )
     np.testing.assert_allclose(*rows.values(), rtol=1e-5)
     one = model.example({"image": tf.constant(files[7].read_bytes())}, None)["image"]
     np.testing.assert_allclose(rows[1][whole], one.numpy().mean((0, 1)) / 255, rtol=1e-4)
-    assert len(context._traced) == 1 and next(iter(context._traced.values())).experimental_get_tracing_count() == 1
+    assert (
+        len(context._traced) == 1
+        and next(iter(context._traced.values())).experimental_get_tracing_count() == 1
+    )
 
 
 def mean_color(batch):
@@ -192,13 +212,17 @@ def test_an_order_by_pseudo_labels_shows_all_clusters_alike(source, replicas):
     drawn = np.bincount(records["index"], minlength=48)
     shares = 1 / 3 / np.bincount(labels)[labels]
     for expected, found in ((shares, drawn), (np.full(3, 1 / 3), np.bincount(labels, drawn))):
-        assert np.all(np.abs(found - count * expected) < 4 * np.sqrt(count * expected * (1 - expected)))
+        assert np.all(
+            np.abs(found - count * expected) < 4 * np.sqrt(count * expected * (1 - expected))
+        )
 
     for strategy in (tf.distribute.get_strategy(), replicas):
         model = build(strategy, task=Balanced)
         model.assigned.assign(labels)
         batch = next(iter(strategies.training_data(strategy, model, source, BATCH, 1, 3, 1)))
-        rows = np.concatenate([x.numpy() for x in strategy.experimental_local_results(batch["index"])])
+        rows = np.concatenate(
+            [x.numpy() for x in strategy.experimental_local_results(batch["index"])]
+        )
         np.testing.assert_array_equal(rows, records["index"][3 * BATCH : 4 * BATCH])
 
 

@@ -82,7 +82,9 @@ def test_nothing_half_unpacked_is_used(pack, tmp_path, cache):
 
 
 @pytest.mark.parametrize("name", ["evil.tar", "evil.zip"])
-@pytest.mark.parametrize("member", ["../../outside.jpg", "/tmp/tfssl-outside.jpg", "a/../../outside.jpg"])
+@pytest.mark.parametrize(
+    "member", ["../../outside.jpg", "/tmp/tfssl-outside.jpg", "a/../../outside.jpg"]
+)
 def test_paths_that_lead_outside_are_refused(pack, encode, tmp_path, cache, name, member):
     path = pack(name, {"good.jpg": encode(0, ".jpg"), member: encode(1, ".jpg")})
     with pytest.raises(UserError, match="not safe to unpack"):
@@ -139,7 +141,9 @@ def sparse_tar(path):
     with open(hole, "wb") as f:
         f.truncate(64 << 20)
     done = subprocess.run(
-        ["tar", "--sparse", "-cf", path, "-C", path.parent, "hole.jpg"], check=False, stderr=subprocess.PIPE
+        ["tar", "--sparse", "-cf", path, "-C", path.parent, "hole.jpg"],
+        check=False,
+        stderr=subprocess.PIPE,
     )
     hole.unlink()
     if done.returncode:
@@ -163,7 +167,11 @@ def latin_tar(path):
 
 @pytest.mark.parametrize(
     "write, told",
-    [(sparse_tar, "sparse"), (pax_tar("a\0b.jpg"), "not text in UTF-8"), (latin_tar, "not text in UTF-8")],
+    [
+        (sparse_tar, "sparse"),
+        (pax_tar("a\0b.jpg"), "not text in UTF-8"),
+        (latin_tar, "not text in UTF-8"),
+    ],
     ids=["sparse", "NUL", "Latin-1"],
 )
 def test_what_no_archive_of_images_holds_is_refused_in_one_line(write, told, tmp_path, cache):
@@ -171,11 +179,17 @@ def test_what_no_archive_of_images_holds_is_refused_in_one_line(write, told, tmp
     write(path)
     with pytest.raises(UserError, match=told) as error:
         tfssl.open_source(f"folder:{path}")
-    assert "\n" not in str(error.value) and "p.tar" in str(error.value) and os.listdir(cache / "archives") == []
+    assert (
+        "\n" not in str(error.value)
+        and "p.tar" in str(error.value)
+        and os.listdir(cache / "archives") == []
+    )
 
 
 @pytest.mark.parametrize("name", ["bomb.zip", "bomb.tar.gz"])
-def test_what_grows_beyond_measure_is_refused_before_the_disk_is_full(name, pack, cache, monkeypatch):
+def test_what_grows_beyond_measure_is_refused_before_the_disk_is_full(
+    name, pack, cache, monkeypatch
+):
     """Deflate packs zeros at 1 : 1000; a limit of 1 MB stands for the 1 GB of the product."""
     bomb = pack(name, {"a.jpg": bytes(5 << 20)})
     if name.endswith("zip"):  # `pack` only stores
@@ -204,7 +218,9 @@ def _unpack_for_ever(path, data_dir):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(number, pack, tmp_path, caplog):
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(
+    number, pack, tmp_path, caplog
+):
     folder, path = tmp_path / "mine" / "archives", pack("p.tar")
     other = runs.PROCESSES.Process(target=_unpack_for_ever, args=(path, str(tmp_path / "mine")))
     other.start()
@@ -220,7 +236,9 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(numb
         other.join(60)
     archive.unpack(str(tmp_path / "q.tar"), str(tmp_path / "mine"))
     assert not [path for path in folder.iterdir() if path.suffix in (".tmp", ".lock")]
-    assert sorted(p.name for p in pathlib.Path(archive.unpack(path, str(tmp_path / "mine"))).rglob("*.jpg")) == [
+    assert sorted(
+        p.name for p in pathlib.Path(archive.unpack(path, str(tmp_path / "mine"))).rglob("*.jpg")
+    ) == [
         "1.jpg",
         "2.jpg",
         "3.jpg",
@@ -238,4 +256,8 @@ def test_who_comes_second_waits_for_the_first(pack, tmp_path, monkeypatch, caplo
         return real(*arguments)
 
     monkeypatch.setattr(locks, "hold", busy_once)
-    assert os.path.isdir(archive.unpack(path, str(tmp_path))) and len(asked) == 2 and "by process 1" in caplog.text
+    assert (
+        os.path.isdir(archive.unpack(path, str(tmp_path)))
+        and len(asked) == 2
+        and "by process 1" in caplog.text
+    )

@@ -52,7 +52,9 @@ def test_an_object_store_gets_the_whole_under_its_name(tmp_path, monkeypatch):
 def test_content_is_on_the_disk_before_its_name_and_the_name_at_the_end(tmp_path, monkeypatch):
     done = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+    )
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append((a, b)), replace(a, b)))
     path = str(tmp_path / "a")
     files.write_file(path, b"1")
@@ -83,7 +85,12 @@ def test_the_leftovers_of_killed_writers_are_swept(tmp_path):
 
 def test_places_that_cannot_be_written_are_found_and_no_folder_is_made(tmp_path):
     (tmp_path / "file").touch()
-    for folder in (tmp_path / "file", tmp_path / "file" / "run", "/proc/no/such", f"file://{tmp_path}/file/run"):
+    for folder in (
+        tmp_path / "file",
+        tmp_path / "file" / "run",
+        "/proc/no/such",
+        f"file://{tmp_path}/file/run",
+    ):
         with pytest.raises(UserError, match="--workdir=.* cannot be written"):
             files.check_writable(str(folder), "--workdir")
     files.check_writable(str(tmp_path / "a" / "b"), "--workdir")
@@ -92,15 +99,28 @@ def test_places_that_cannot_be_written_are_found_and_no_folder_is_made(tmp_path)
 
 def test_files_that_cannot_be_written_are_found_too(tmp_path):
     (tmp_path / "file").touch()
-    for path in ("", f"{tmp_path}/", str(tmp_path), f"{tmp_path}/file/table.csv", "/proc/no/such/table.csv"):
+    for path in (
+        "",
+        f"{tmp_path}/",
+        str(tmp_path),
+        f"{tmp_path}/file/table.csv",
+        "/proc/no/such/table.csv",
+    ):
         with pytest.raises(UserError, match="--output"):
             files.check_file(path, "--output")
-    young, old, other = (tmp_path / f"{name}.12-0123abcd.tmp" for name in ("file", "table.csv", "other"))
+    young, old, other = (
+        tmp_path / f"{name}.12-0123abcd.tmp" for name in ("file", "table.csv", "other")
+    )
     for path in (young, old, other):
         path.touch()
     os.utime(old, (1, 1))
     os.utime(other, (1, 1))
-    for path in (f"{tmp_path}/file", f"{tmp_path}/table.csv", f"{tmp_path}/new/table.csv", "/dev/null"):
+    for path in (
+        f"{tmp_path}/file",
+        f"{tmp_path}/table.csv",
+        f"{tmp_path}/new/table.csv",
+        "/dev/null",
+    ):
         files.check_file(path, "--output")
     assert sorted(os.listdir(tmp_path)) == ["file", young.name, other.name]
 
@@ -112,7 +132,11 @@ def test_scratch_folders_of_killed_processes_go(tmp_path, monkeypatch):
     line = [sys.executable, "-c", code, os.path.dirname(os.path.dirname(tfssl.__file__))]
     others = [
         subprocess.Popen(
-            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+            line,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
         )
         for _ in range(3)
     ]
@@ -140,7 +164,10 @@ WRITERS = {
     ("tfssl/data/sources/glyphs.py", "_drawn"): "into memory",
     ("tfssl/storage/npz.py", "fill"): "into the file that write_file gives it",
     ("tfssl/hub/remote.py", None): "a download, renamed when its digest is right",
-    ("tfssl/downstream/features/cache.py", None): "memory maps, which count when they are committed",
+    (
+        "tfssl/downstream/features/cache.py",
+        None,
+    ): "memory maps, which count when they are committed",
     ("tfssl/downstream/features/maps.py", None): "a file without a name",
     ("tfssl/downstream/report/plots.py", "_png"): "into memory",
     ("tfssl/downstream/report/neighbors.py", "plot"): "into memory",
@@ -165,7 +192,11 @@ def writes(call):
     owner = function.value if isinstance(function, ast.Attribute) else None
     owner = getattr(owner, "attr", getattr(owner, "id", None))
     if name in OPENERS:
-        values = [a.value for a in [*call.args[1:], *(k.value for k in call.keywords)] if isinstance(a, ast.Constant)]
+        values = [
+            a.value
+            for a in [*call.args[1:], *(k.value for k in call.keywords)]
+            if isinstance(a, ast.Constant)
+        ]
         return any(isinstance(v, str) and (v[0] in "wax" or "+" in v) for v in values if v)
     if name == "write_file":  # ours, but TensorFlow's is none
         return owner == "io"
@@ -189,7 +220,9 @@ def test_nobody_writes_past_write_file():
                     key = (name, within.get(id(node)))
                     if key not in WRITERS and (name, None) not in WRITERS:
                         found[key] = f"{path}:{node.lineno}: {ast.unparse(node)[:80]}"
-    assert not found, "\n".join(["to be written by tfssl.storage.files.write_file:", *found.values()])
+    assert not found, "\n".join(
+        ["to be written by tfssl.storage.files.write_file:", *found.values()]
+    )
 
 
 def test_room_is_claimed_and_contents_stay(tmp_path, monkeypatch):

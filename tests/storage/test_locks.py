@@ -118,7 +118,10 @@ def test_a_reboot_of_this_machine_frees_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize("owner", [{"host": "elsewhere"}, {"namespace": "pid:[1]", "pid": 1}, None])
 def test_what_cannot_be_known_from_here_is_refused_while_it_gives_signs_of_life(owner, tmp_path):
     """Another machine, another container, a lock that says nothing."""
-    for silent, text in ((100, r"last sign of life was 1\d\d s ago.*--steal_lock"), (locks.EXPIRES + 1, None)):
+    for silent, text in (
+        (100, r"last sign of life was 1\d\d s ago.*--steal_lock"),
+        (locks.EXPIRES + 1, None),
+    ):
         lock(tmp_path, **(owner or {}))
         if owner is None:
             (tmp_path / "lock").write_text("")
@@ -169,7 +172,9 @@ def test_it_is_released_after_errors_and_one_process_may_take_it_twice(tmp_path)
 
 
 def test_file_systems_without_hard_links(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
+    monkeypatch.setattr(
+        os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted"))
+    )
     with workdir_lock(str(tmp_path)):
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
     lock(tmp_path, pid=1 << 22)

@@ -33,7 +33,9 @@ def test_ours(name, monkeypatch):
 @pytest.mark.parametrize("functional", [False, True])
 def test_a_model_of_keras(functional):
     known = {"input_shape": (None, None, 3)} if functional else {}
-    check_backbone(lambda: tf.keras.Sequential([tf.keras.layers.Conv2D(5, 3, 2, **known)]), 8, channels=[3])
+    check_backbone(
+        lambda: tf.keras.Sequential([tf.keras.layers.Conv2D(5, 3, 2, **known)]), 8, channels=[3]
+    )
 
 
 class Tokens(Network):
@@ -50,7 +52,11 @@ class Tokens(Network):
         self.norm1, self.dense = self.norm("norm"), tf.keras.layers.Dense(hidden, name="dense")
 
     def build_layers(self, shape):
-        for layer, channels in ((self.embed, shape[-1]), (self.norm1, self.hidden), (self.dense, self.hidden)):
+        for layer, channels in (
+            (self.embed, shape[-1]),
+            (self.norm1, self.hidden),
+            (self.dense, self.hidden),
+        ):
             with tf.name_scope(layer.name):
                 layer.build((None, None, None, channels))
         return self.hidden
@@ -95,13 +101,17 @@ class RoundedFeatures(Tokens):
 
 class ThreeChannels(Tokens):
     def endpoints(self, images, training, keep=None):
-        return super().endpoints(images * tf.constant([1.0, 2.0, 3.0], images.dtype), training, keep)
+        return super().endpoints(
+            images * tf.constant([1.0, 2.0, 3.0], images.dtype), training, keep
+        )
 
 
 class DynamicShape(Tokens):
     def endpoints(self, images, training, keep=None):
         endpoints = super().endpoints(images, training, keep)
-        chosen = tf.boolean_mask(endpoints["tokens"], tf.ones(tf.shape(endpoints["tokens"])[1]) > 0, axis=1)
+        chosen = tf.boolean_mask(
+            endpoints["tokens"], tf.ones(tf.shape(endpoints["tokens"])[1]) > 0, axis=1
+        )
         return {**endpoints, "tokens": chosen}
 
 

@@ -20,7 +20,10 @@ SHORT = {"epochs": 3, "decay_epochs": (2,), "batch_size": 32}
 OF_FEATURES = {  # name: (settings, settings that are refused)
     "logistic": ({"max_iterations": 50}, [{"l2": "strong"}, {"l2": -1}]),
     "knn": ({"k": 5}, [{"k": 0}, {"temperature": 0.0}]),
-    "linear_sgd": ({"augment": False, **SHORT}, [{"crops": "all"}, {"epoch": "first"}, {"decay_epochs": (9,)}]),
+    "linear_sgd": (
+        {"augment": False, **SHORT},
+        [{"crops": "all"}, {"epoch": "first"}, {"decay_epochs": (9,)}],
+    ),
     "mlp": (
         {"hidden": 8, "learning_rate": 0.3, **SHORT},
         [{"hidden": 0}, {"dropout": 1.0}, {"l2": "strong"}, {"learning_rate": 0}],
@@ -34,7 +37,10 @@ OF_FEATURES = {  # name: (settings, settings that are refused)
 }
 OF_MAPS = {
     "segmentation": ({"epochs": 1}, [{"head": "conv"}, {"size": (8,)}]),
-    "detection": ({"epochs": 1, "layers": 0, "units": 8}, [{"trunk": "thawed"}, {"jitter": (2, 1)}]),
+    "detection": (
+        {"epochs": 1, "layers": 0, "units": 8},
+        [{"trunk": "thawed"}, {"jitter": (2, 1)}],
+    ),
     "surface_normals": ({"epochs": 1, "clusters": 2}, [{"head": "conv"}]),
 }
 
@@ -68,9 +74,13 @@ def normals(tmp_path_factory):
     for folder in ("train", "trainnormals"):
         (root / folder).mkdir()
     for i in range(8):
-        facing = np.repeat(rng.permutation([[0.6, 0, 0.8], [-0.6, 0, 0.8]])[None], 16, 0).repeat(8, 1)
+        facing = np.repeat(rng.permutation([[0.6, 0, 0.8], [-0.6, 0, 0.8]])[None], 16, 0).repeat(
+            8, 1
+        )
         Image.fromarray(np.uint8(120 + 100 * facing)).save(root / "train" / f"{i}.png")
-        Image.fromarray(np.uint8(np.round((facing + 1) * 127.5))).save(root / "trainnormals" / f"{i}.png")
+        Image.fromarray(np.uint8(np.round((facing + 1) * 127.5))).save(
+            root / "trainnormals" / f"{i}.png"
+        )
     return f"normals:{root}"
 
 
@@ -80,7 +90,10 @@ def test_protocols_of_maps(name, module, normals):
     if name == "surface_normals":
         train, test = (tfssl.open_source(normals, split) for split in ("train[:5]", "train[5:]"))
     else:
-        train, test = tfssl.open_source("glyphs", "train[:6]"), tfssl.open_source("glyphs", "test[:4]")
+        train, test = (
+            tfssl.open_source("glyphs", "train[:6]"),
+            tfssl.open_source("glyphs", "test[:4]"),
+        )
     check_protocol(PROTOCOLS.find(name), Data(train, test, module=module), refused, **settings)
 
 
@@ -119,7 +132,10 @@ class Nearest(Protocol):
 def test_a_protocol_of_ones_own():
     results = check_protocol(Nearest, refused=[{"power": 0.0}], power=2.0)
     assert [r.endpoint for r in results] == ["a", "b"] and results[1].value > 0.7
-    assert results[0].chosen_on == "val_fraction 0.2 of cloud 0" and results[0].reported_on == "cloud 1"
+    assert (
+        results[0].chosen_on == "val_fraction 0.2 of cloud 0"
+        and results[0].reported_on == "cloud 1"
+    )
 
 
 class Forgetful(Nearest):
@@ -188,5 +204,7 @@ def test_broken_protocols(broken, message):
 
 
 def test_settings_that_ought_to_be_refused():
-    with pytest.raises(AssertionError, match=r"nearest_mean: the constructor takes \{'power': 3.0\}"):
+    with pytest.raises(
+        AssertionError, match=r"nearest_mean: the constructor takes \{'power': 3.0\}"
+    ):
         check_protocol(Nearest, refused=[{"power": 3.0}])

@@ -22,7 +22,13 @@ class Squares(IndexedSource):
         index = record["index"]
         image = tf.fill([4, 4, 3], tf.cast(index, tf.uint8))
         boxes, classes = tf.constant([[0.0, 0.25, 0.5, 1.0]]), tf.constant([2], tf.int64)
-        return {"image": image, "label": index % 3, "index": index, "boxes": boxes, "classes": classes}
+        return {
+            "image": image,
+            "label": index % 3,
+            "index": index,
+            "boxes": boxes,
+            "classes": classes,
+        }
 
     def name_in_graph(self, record):
         return tf.strings.as_string(record["index"])
@@ -54,7 +60,10 @@ def test_what_is_made_of_sources_keeps_the_contract(derived, glyphs):
 class AnotherOrder(Squares):
     def _epoch(self, seed, epoch, skip, rows):
         return super()._epoch(
-            None if seed is None else int(np.random.default_rng().integers(1 << 30)), epoch, skip, rows
+            None if seed is None else int(np.random.default_rng().integers(1 << 30)),
+            epoch,
+            skip,
+            rows,
         )
 
 
@@ -94,7 +103,10 @@ class Changed(Squares):
 
 class Unstable(Squares):
     def fetch(self, record):
-        return {**super().fetch(record), "image": tf.cast(tf.random.uniform([4, 4, 3], 0, 256, tf.int32), tf.uint8)}
+        return {
+            **super().fetch(record),
+            "image": tf.cast(tf.random.uniform([4, 4, 3], 0, 256, tf.int32), tf.uint8),
+        }
 
 
 class OneName(Squares):

@@ -11,7 +11,13 @@ from tfssl.pretext.rotation import Rotation
 from tfssl.testing import check_task
 from tfssl.testing.tasks import PARTS
 
-PATCHES = {"image_size": 24, "scaled_size": 28, "patch_size": 7, "patch_embedding_size": 8, "head_units": 16}
+PATCHES = {
+    "image_size": 24,
+    "scaled_size": 28,
+    "patch_size": 7,
+    "patch_embedding_size": 8,
+    "head_units": 16,
+}
 PUZZLES = {"jigsaw_size": 24, "jigsaw_patch_size": 7, "jigsaw_augmentation": "crop"}
 EMBEDDING = {"projection_size": 8, "augmentation": "crop"}
 TASKS = {
@@ -56,12 +62,23 @@ TASKS = {
         "freeze_prototypes_epochs": 0.0,
         **EMBEDDING,
     },
-    "lejepa": {"projection_hidden": 12, "directions": 16, "small_crops": 2, "small_size": 12, **EMBEDDING},
+    "lejepa": {
+        "projection_hidden": 12,
+        "directions": 16,
+        "small_crops": 2,
+        "small_size": 12,
+        **EMBEDDING,
+    },
     "mae": {"decoder_channels": 8, "decoder_depth": 1, "decoder_heads": 2},
     "sup_con": EMBEDDING,
     "supervised": {},
 }
-LIKE_OTHERS = ("relative_patch", "pirl", "infomin", "simclr with a memory")  # jigsaw; bank, queue and branch of others
+LIKE_OTHERS = (
+    "relative_patch",
+    "pirl",
+    "infomin",
+    "simclr with a memory",
+)  # jigsaw; bank, queue and branch of others
 IN_PARTS = (
     "rotation",
     "exemplar",
@@ -71,7 +88,9 @@ IN_PARTS = (
     "moco",
 )  # what others' losses do likewise
 SKIPPED = {  # what is left to `make test-slow`, since another task shows it nearly as well
-    task: ("resume", "replicas", "accumulation", "export") if task in LIKE_OTHERS else ("accumulation",)
+    task: ("resume", "replicas", "accumulation", "export")
+    if task in LIKE_OTHERS
+    else ("accumulation",)
     for task in TASKS
     if task not in IN_PARTS
 }
@@ -81,12 +100,16 @@ ALL = set(PARTS)
 
 
 def transformer(sync, groups):
-    return backbones.build("vit_tiny", 1 / 16, depth=2, patch=4, grid=4, bn_sync=sync, bn_groups=groups)
+    return backbones.build(
+        "vit_tiny", 1 / 16, depth=2, patch=4, grid=4, bn_sync=sync, bn_groups=groups
+    )
 
 
 def check(task, replicas, skip=()):
     own = {"backbone": transformer} if task == "mae" else {}
-    check_task(pretext.task_class(task.split()[0]), replicas=replicas, skip=skip, **own, **TASKS[task])
+    check_task(
+        pretext.task_class(task.split()[0]), replicas=replicas, skip=skip, **own, **TASKS[task]
+    )
 
 
 def test_every_task_is_tested():
@@ -156,13 +179,18 @@ class Transposed(Rotation):
 
 class Noisy(Rotation):
     def augment(self, batch, draws):
-        return {**batch, "image": batch["image"] * tf.random.uniform([], dtype=batch["image"].dtype)}
+        return {
+            **batch,
+            "image": batch["image"] * tf.random.uniform([], dtype=batch["image"].dtype),
+        }
 
 
 class NoisyImages(Rotation):
     def example(self, *arguments):
         image = super().example(*arguments)
-        return tf.nest.map_structure(lambda x: x // tf.cast(tf.random.uniform([], 1, 99, tf.int32), x.dtype), image)
+        return tf.nest.map_structure(
+            lambda x: x // tf.cast(tf.random.uniform([], 1, 99, tf.int32), x.dtype), image
+        )
 
 
 class Blank(Rotation):
@@ -259,22 +287,42 @@ class Last(Rotation):
 @pytest.mark.parametrize(
     "task,clause,part",
     [
-        (Chance, "chance.. has the level of each metric; it names loss, and the metrics are accuracy, loss", None),
+        (
+            Chance,
+            "chance.. has the level of each metric; it names loss, and the metrics are accuracy, loss",
+            None,
+        ),
         (Scalar, r"objective..: the loss has a value for each image, \[n\]", None),
-        (Unused, "call.. uses every trainable variable; its outputs do not depend on .*spare", None),
+        (
+            Unused,
+            "call.. uses every trainable variable; its outputs do not depend on .*spare",
+            None,
+        ),
         (LateHead, "all variables exist before the first step", None),
         (Both, "objective.. sends no gradient to a variable, but to .*head/kernel", None),
         (Transposed, "call.. returns tensors whose first axis is that of the images", None),
         (Noisy, "augment.. draws from `draws` alone; image differs", None),
         (NoisyImages, "example.. is a function of image and seed; image differs", None),
         (Blank, "objective..: rows of weight 0 count for nothing; they change loss", None),
-        (Hidden, "encode.. uses the variables of the published networks alone, and not .*after/kernel", None),
+        (
+            Hidden,
+            "encode.. uses the variables of the published networks alone, and not .*after/kernel",
+            None,
+        ),
         (Last, "encode.. ends in pre_logits", None),
         (Frozen, "published: .* can be fine-tuned", None),
-        (OwnRows, "augment.. gives the same rows however many replicas share the batch, here 2; image", "replicas"),
+        (
+            OwnRows,
+            "augment.. gives the same rows however many replicas share the batch, here 2; image",
+            "replicas",
+        ),
         (OwnMean, "2 replicas learn what one does.*; .* differs by", "replicas"),
         (Forgets, "a resumed run is the uninterrupted one.*; .*head/bias.* differs by", "resume"),
-        (NotAMean, "accumulation: a batch in parts is the whole batch; .* differs by", "accumulation"),
+        (
+            NotAMean,
+            "accumulation: a batch in parts is the whole batch; .* differs by",
+            "accumulation",
+        ),
         (Python, "a step that XLA compiled is the step; ", "xla"),
     ],
 )
@@ -288,9 +336,13 @@ def test_a_function_that_makes_a_task():
 
     def network(sync, groups):
         norm = BatchNorm(0.5, sync=sync, groups=groups, name="norm")
-        return backbones.build(tf.keras.Sequential([tf.keras.layers.Conv2D(3, 3, 4, use_bias=False), norm]))
+        return backbones.build(
+            tf.keras.Sequential([tf.keras.layers.Conv2D(3, 3, 4, use_bias=False), norm])
+        )
 
-    check_task(lambda backbone: Rotation(backbone, image_size=16), skip=ALL - {"export"}, backbone=network)
+    check_task(
+        lambda backbone: Rotation(backbone, image_size=16), skip=ALL - {"export"}, backbone=network
+    )
 
 
 def test_what_is_no_part_is_refused():
@@ -301,6 +353,7 @@ def test_what_is_no_part_is_refused():
 def test_too_few_devices_are_told(monkeypatch):
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["CPU:0"])
     with pytest.raises(
-        UserError, match=r"needs 2, 4 or 8 .* and there are 1: .*set_logical_device.*skip=\[\"replicas\"\]"
+        UserError,
+        match=r"needs 2, 4 or 8 .* and there are 1: .*set_logical_device.*skip=\[\"replicas\"\]",
     ):
         check_task(Rotation)

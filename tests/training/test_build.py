@@ -9,7 +9,13 @@ from tfssl.training import build
 
 def optimizer_of(weight_decay=0.04, own=(), **settings):
     """Of a run of 40 steps of 512 images, with 4 of warm-up."""
-    given = {"optimizer": "adamw", "batch_size": 512, "train_steps": 40, "schedule": "cosine", "warmup_epochs": 1.0}
+    given = {
+        "optimizer": "adamw",
+        "batch_size": 512,
+        "train_steps": 40,
+        "schedule": "cosine",
+        "warmup_epochs": 1.0,
+    }
     config = TrainConfig(optimizer_settings=dict(own)).replace(**{**given, **settings})
     return build.build_optimizer(config, plan(config.optimization, 2048), weight_decay)
 
@@ -21,11 +27,20 @@ def test_rates_of_a_run_are_scaled_together():
     np.testing.assert_allclose(rates, [0.04, 0.2, 0.101, 0.002], rtol=1e-5)
     assert optimizer.decoupled_decay == 0.04
     decay = optimizer_of(final_weight_decay=0.4).decoupled_decay
-    np.testing.assert_allclose([float(decay(step)) for step in (0, 20, 40)], [0.04, 0.22, 0.4], rtol=1e-5)
+    np.testing.assert_allclose(
+        [float(decay(step)) for step in (0, 20, 40)], [0.04, 0.22, 0.4], rtol=1e-5
+    )
 
 
 def test_settings_reach_the_optimizer():
-    optimizer = optimizer_of(own={"beta_2": 0.95, "epsilon": 1e-3, "momentum": 0.5, "clipnorm": 3.0})
-    assert (optimizer.beta_2, optimizer.epsilon, optimizer.momentum, optimizer.clipnorm) == (0.95, 1e-3, 0.5, 3.0)
+    optimizer = optimizer_of(
+        own={"beta_2": 0.95, "epsilon": 1e-3, "momentum": 0.5, "clipnorm": 3.0}
+    )
+    assert (optimizer.beta_2, optimizer.epsilon, optimizer.momentum, optimizer.clipnorm) == (
+        0.95,
+        1e-3,
+        0.5,
+        3.0,
+    )
     optimizer = optimizer_of(optimizer="nesterov")  # the loss has the weight decay
     assert optimizer.nesterov and optimizer.momentum == 0.9 and optimizer.weight_decay is None

@@ -19,7 +19,9 @@ class Model:
     def __init__(self, variables=(), chance=None):
         self.trainable_variables = [tf.Variable(v) for v in variables]
         self.levels = chance or {"loss": math.log(4), "accuracy": 0.25}
-        self._measures = type("Measures", (), {"means": {n: tf.keras.metrics.Mean(n) for n in self.levels}})()
+        self._measures = type(
+            "Measures", (), {"means": {n: tf.keras.metrics.Mean(n) for n in self.levels}}
+        )()
 
     def chance(self):
         return self.levels
@@ -60,7 +62,9 @@ def test_ordinary_runs_give_no_alarm():
     memorized = [1.0, 0.5, 0.1, *[0.0] * 20]  # fine-tuning on few images ends at 0
     assert told(Model(WEIGHTS), memorized, descend) == []
     assert told(Model(WEIGHTS), [2.0] * 3, descend) == []  # too few lines to tell
-    assert told(Model(WEIGHTS), [2.0] * 30, rate=0.0) == []  # nor is anything expected while the rate is 0
+    assert (
+        told(Model(WEIGHTS), [2.0] * 30, rate=0.0) == []
+    )  # nor is anything expected while the rate is 0
 
 
 @pytest.mark.parametrize("change", [lambda variables, line: None, decay])
@@ -98,18 +102,29 @@ def test_where_chance_is_always_right_nothing_is_begun(tmp_path):
             log_of(model, tmp_path)
 
 
-@pytest.mark.parametrize("replaced, ends", [(0, False), (100, False), (128, False), (129, True), (1000, True)])
+@pytest.mark.parametrize(
+    "replaced, ends", [(0, False), (100, False), (128, False), (129, True), (1000, True)]
+)
 def test_more_than_a_tenth_replaced_ends_the_run(replaced, ends, tmp_path):
     """Of 1,000 images; by chance 100 become 128, three standard deviations more, in one interval of 700."""
     log = callbacks.Log(
-        Model(WEIGHTS), str(tmp_path), 0, 1000, 10, 5.0, 100, lambda: "step 0", unreadable={"a.jpg": "no image"}
+        Model(WEIGHTS),
+        str(tmp_path),
+        0,
+        1000,
+        10,
+        5.0,
+        100,
+        lambda: "step 0",
+        unreadable={"a.jpg": "no image"},
     )
     log.on_epoch_begin(0)
     log.step, log.replaced = 100, replaced
     if not ends:
         return log.on_epoch_end(0)
     with pytest.raises(
-        UserError, match=f"^{replaced} of the 1000 images of steps 1 to 100, .* a.jpg: no image; .* step 0"
+        UserError,
+        match=f"^{replaced} of the 1000 images of steps 1 to 100, .* a.jpg: no image; .* step 0",
     ):
         log.on_epoch_end(0)
 
@@ -121,16 +136,24 @@ def test_the_mean_of_no_image_is_no_0(tmp_path, capsys):
     log.step = 5
     task = pretext.build("rotation", build_backbone("resnet18_v2", 0.0625, "small"), image_size=16)
     task.prepare()
-    log.on_epoch_end(0, {"loss": 1.0, **{f"val_{name}": float(value) for name, value in task.results().items()}})
+    log.on_epoch_end(
+        0, {"loss": 1.0, **{f"val_{name}": float(value) for name, value in task.results().items()}}
+    )
     said = capsys.readouterr().out
-    assert "WARNING: the validation has measured nothing" in said and "loss nan" in said and "accuracy nan" in said
+    assert (
+        "WARNING: the validation has measured nothing" in said
+        and "loss nan" in said
+        and "accuracy nan" in said
+    )
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
         "step": 5,
         "validation_loss": None,
         "validation_accuracy": None,
     }
     task._measures.means["loss"].update_state(0.5)  # images without labels: a loss, and no accuracy
-    log.on_epoch_end(0, {"loss": 1.0, **{f"val_{name}": float(value) for name, value in task.results().items()}})
+    log.on_epoch_end(
+        0, {"loss": 1.0, **{f"val_{name}": float(value) for name, value in task.results().items()}}
+    )
     said = capsys.readouterr().out
     assert "WARNING" not in said and "loss 0.5" in said and "accuracy nan" in said
 

@@ -15,7 +15,9 @@ from tfssl.training.checkpoints import Checkpoints, saved
 
 
 def compiled(value=1.0):
-    model = tf.keras.Sequential([tf.keras.layers.Dense(2, kernel_initializer=tf.keras.initializers.Constant(value))])
+    model = tf.keras.Sequential(
+        [tf.keras.layers.Dense(2, kernel_initializer=tf.keras.initializers.Constant(value))]
+    )
     model.build([None, 3])
     model.compile(tf.keras.optimizers.SGD(0.1, momentum=0.9))
     model.optimizer.build(model.trainable_variables)
@@ -40,7 +42,10 @@ def test_restore_brings_back_weights_and_slots(tmp_path):
     Checkpoints(model, str(tmp_path)).save(1)
     other = compiled(5.0)
     assert Checkpoints(other, str(tmp_path)).restore() == 1
-    for a, b in zip([*model.variables, *model.optimizer.variables], [*other.variables, *other.optimizer.variables]):  # noqa: B905
+    for a, b in zip(
+        [*model.variables, *model.optimizer.variables],
+        [*other.variables, *other.optimizer.variables],
+    ):  # noqa: B905
         np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
@@ -89,7 +94,9 @@ def test_states_that_are_not_finite_are_not_saved(tmp_path):
     checkpoints = Checkpoints(model, str(tmp_path))
     checkpoints.save(1)
     model.layers[0].bias.assign([1.0, np.nan])
-    with pytest.raises(UserError, match="bias.*not finite after step 2; the last good checkpoint is step 1"):
+    with pytest.raises(
+        UserError, match="bias.*not finite after step 2; the last good checkpoint is step 1"
+    ):
         checkpoints.save(2)
     assert steps(tmp_path) == [1]
 
@@ -108,7 +115,9 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
 
 
 def content_of(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def failing(checkpoints, error, times):
@@ -144,7 +153,9 @@ def test_what_cannot_be_read_is_tried_again_and_never_touched(error, tmp_path, m
 
     lasting = Checkpoints(compiled(5.0), str(tmp_path))
     failing(lasting, error, -1)
-    with pytest.raises(UserError, match="ckpt-3 cannot be read .*nothing was changed.*same command again") as told:
+    with pytest.raises(
+        UserError, match="ckpt-3 cannot be read .*nothing was changed.*same command again"
+    ) as told:
         lasting.restore(lambda _: None)
     assert "\n" not in str(told.value) and content_of(tmp_path) == before
 
@@ -166,7 +177,9 @@ def test_a_checkpoint_that_cannot_be_looked_at_is_not_called_damaged(tmp_path, m
 
 
 def network(units=2, optimizer=None, layers=1):
-    model = tf.keras.Sequential([tf.keras.layers.Dense(units, name=name) for name in ("head", "more")[:layers]])
+    model = tf.keras.Sequential(
+        [tf.keras.layers.Dense(units, name=name) for name in ("head", "more")[:layers]]
+    )
     model.build([None, 3])
     model.compile(optimizer or tf.keras.optimizers.SGD(0.1, momentum=0.9))
     model.optimizer.build(model.trainable_variables)
@@ -199,10 +212,15 @@ def test_characters_of_patterns_are_characters(name, tmp_path):
         checkpoints.save(step)
     other = compiled(5.0)
     assert Checkpoints(other, str(folder)).restore() == 3 and other.layers[0].bias[0] == 3
-    assert steps(folder) == [2, 3] and len(list(folder.iterdir())) == 5  # two files each, and TensorFlow's note
+    assert (
+        steps(folder) == [2, 3] and len(list(folder.iterdir())) == 5
+    )  # two files each, and TensorFlow's note
     data = folder / "ckpt-3.data-00000-of-00001"
     data.write_bytes(data.read_bytes()[:-1])
-    assert Checkpoints(other, str(folder)).restore(lambda _: None) == 2 and other.layers[0].bias[0] == 2
+    assert (
+        Checkpoints(other, str(folder)).restore(lambda _: None) == 2
+        and other.layers[0].bias[0] == 2
+    )
     assert [p.read_bytes() for p in tmp_path.glob("*/ckpt-9.index")] == [b"decoy"] * 4
 
 
@@ -211,7 +229,9 @@ def test_a_checkpoint_is_on_the_disk_before_its_index_has_its_name(tmp_path, mon
     checkpoints = Checkpoints(compiled(), str(tmp_path))
     checkpoints.save(1)
     done, fsync, replace = [], os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+    )
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append(b), replace(a, b)))
     checkpoints.save(2)
     data, index = str(tmp_path / "ckpt-2.data-00000-of-00001"), str(tmp_path / "ckpt-2.index")
@@ -254,7 +274,10 @@ def test_checkpoints_of_tensorflows_own_manager_are_read(tmp_path):
     other = compiled(5.0)
     checkpoints = Checkpoints(other, str(tmp_path))
     assert checkpoints.restore() == 7
-    for a, b in zip([*model.variables, *model.optimizer.variables], [*other.variables, *other.optimizer.variables]):  # noqa: B905
+    for a, b in zip(
+        [*model.variables, *model.optimizer.variables],
+        [*other.variables, *other.optimizer.variables],
+    ):  # noqa: B905
         np.testing.assert_array_equal(a.numpy(), b.numpy())
     checkpoints.save(8)  # and what is written now, they read
     again = compiled(5.0)
@@ -265,7 +288,9 @@ def test_checkpoints_of_tensorflows_own_manager_are_read(tmp_path):
 
 def test_a_kill_while_an_old_one_is_removed_leaves_no_damage(tmp_path, monkeypatch):
     Checkpoints(compiled(), str(tmp_path)).save(1)
-    monkeypatch.setattr(module.files, "remove", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        module.files, "remove", lambda path: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         module._delete(str(tmp_path / "ckpt-1"))
     monkeypatch.undo()
@@ -288,7 +313,10 @@ def full_disk(*_):
 
 def test_of_several_workers_one_writes(tmp_path):
     """The others go through the same save, elsewhere: nothing of theirs is left, and nothing of the writer's is touched."""
-    writer, other = Checkpoints(compiled(), str(tmp_path)), Checkpoints(compiled(2.0), str(tmp_path), writes=False)
+    writer, other = (
+        Checkpoints(compiled(), str(tmp_path)),
+        Checkpoints(compiled(2.0), str(tmp_path), writes=False),
+    )
     writer.save(1)
     other.save(2)
     assert [step for step, _ in saved(str(tmp_path))] == [1]

@@ -8,8 +8,14 @@ from tfssl.training import checks
 
 
 def test_a_batch_of_the_loss_is_a_batch_in_parts():
-    config = checks.pretraining(TrainConfig().replace(workdir="w", batch_size=8, loss_batch_size=32))
-    found = config.optimization.batch_size, config.accelerators.accumulate_steps, config.accelerators.loss_batch_size
+    config = checks.pretraining(
+        TrainConfig().replace(workdir="w", batch_size=8, loss_batch_size=32)
+    )
+    found = (
+        config.optimization.batch_size,
+        config.accelerators.accumulate_steps,
+        config.accelerators.loss_batch_size,
+    )
     assert found == (32, 4, 0)
     assert checks.pretraining(config) == config  # as its record says it
 
@@ -17,8 +23,14 @@ def test_a_batch_of_the_loss_is_a_batch_in_parts():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"loss_batch_size": 12, "batch_size": 8}, "--loss_batch_size=12 must be a multiple of --batch_size=8"),
-        ({"loss_batch_size": 16, "batch_size": 8, "accumulate_steps": 2}, "stands in for --accumulate_steps"),
+        (
+            {"loss_batch_size": 12, "batch_size": 8},
+            "--loss_batch_size=12 must be a multiple of --batch_size=8",
+        ),
+        (
+            {"loss_batch_size": 16, "batch_size": 8, "accumulate_steps": 2},
+            "stands in for --accumulate_steps",
+        ),
         ({"sync_batch_norm": True, "bn_group_size": 2}, "--sync_batch_norm and --bn_group_size"),
         ({"optimizer": "sdg"}, "unknown optimizer 'sdg': choose one of sgd"),
         ({"precision": "half"}, "--precision=half: choose one of auto"),
@@ -26,8 +38,14 @@ def test_a_batch_of_the_loss_is_a_batch_in_parts():
         ({"epochs": 0.0}, "--epochs=0: a run has a length above 0"),
         ({"workdir": None}, "--workdir is missing"),
         ({"knn_probe": 5}, "--knn_probe=5 needs images"),
-        ({"validation_steps": 1500}, "--validation_steps=1500 is not a multiple of --checkpoint_steps=1000"),
-        ({"final_weight_decay": 0.4}, "--final_weight_decay=0.4 needs an optimizer that carries weight decay itself"),
+        (
+            {"validation_steps": 1500},
+            "--validation_steps=1500 is not a multiple of --checkpoint_steps=1000",
+        ),
+        (
+            {"final_weight_decay": 0.4},
+            "--final_weight_decay=0.4 needs an optimizer that carries weight decay itself",
+        ),
         ({"final_rate": 0.1}, "--final_rate=0.1 is where a cosine ends, and --schedule=piecewise"),
         ({"initial_rate": 0.1, "warmup_epochs": 0.0}, "--initial_rate=0.1 is where warm-up begins"),
     ],

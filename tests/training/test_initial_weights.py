@@ -20,7 +20,9 @@ def rotation(backbone):
 @pytest.fixture(scope="module")
 def module(tmp_path_factory):
     tf.keras.utils.set_random_seed(1)
-    return export.save(rotation(backbones.build("resnet18_v2", 0.125, "small")), tmp_path_factory.mktemp("m") / "1")
+    return export.save(
+        rotation(backbones.build("resnet18_v2", 0.125, "small")), tmp_path_factory.mktemp("m") / "1"
+    )
 
 
 def test_the_same_network_takes_every_variable(module):
@@ -40,7 +42,9 @@ def test_another_depth_takes_the_layers_that_match(module, capsys):
     taken = [v for v in backbone.variables if v.name.split("/", 1)[1] in theirs]
     assert len(taken) == len(theirs) and len(theirs) < len(backbone.variables)
     for variable in taken:
-        np.testing.assert_array_equal(variable.numpy(), theirs[variable.name.split("/", 1)[1]].numpy())
+        np.testing.assert_array_equal(
+            variable.numpy(), theirs[variable.name.split("/", 1)[1]].numpy()
+        )
     assert not np.array_equal(untouched, backbone.root_conv.kernel)
     assert f"initialised {len(theirs)} of {len(backbone.variables)}" in capsys.readouterr().out
 
@@ -54,7 +58,11 @@ def test_of_two_networks_each_takes_its_own(monkeypatch):
     """By name, which is the same in both, where another layer is too much; an upper layer may have another shape."""
 
     def network(values, extra=()):
-        shapes = {"conv/kernel": [2, 3], "head/kernel": [3, 4 + len(extra)], **dict.fromkeys(extra, [5])}
+        shapes = {
+            "conv/kernel": [2, 3],
+            "head/kernel": [3, 4 + len(extra)],
+            **dict.fromkeys(extra, [5]),
+        }
         with tf.name_scope("net"):
             variables = [tf.Variable(tf.fill(s, values), name=name) for name, s in shapes.items()]
         return types.SimpleNamespace(name="net", variables=variables)
@@ -63,4 +71,7 @@ def test_of_two_networks_each_takes_its_own(monkeypatch):
     module = types.SimpleNamespace(variables=[v for n in theirs for v in n.variables])
     monkeypatch.setattr("tfssl.hub.load.load", lambda handle: module)
     init.from_module(types.SimpleNamespace(published=tuple(ours), backbone=ours[0]), "handle")
-    assert [[float(v.numpy().max()) for v in n.variables] for n in ours] == [[1, -1, -1], [2, -1, -1]]
+    assert [[float(v.numpy().max()) for v in n.variables] for n in ours] == [
+        [1, -1, -1],
+        [2, -1, -1],
+    ]

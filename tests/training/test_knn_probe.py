@@ -15,13 +15,17 @@ def model(strategy=None):
     strategy = strategy or tf.distribute.get_strategy()
     tf.keras.utils.set_random_seed(0)
     with strategy.scope():
-        made = pretext.build("rotation", backbones.build("resnet18_v2", 1 / 16, "small"), image_size=16, resize=18)
+        made = pretext.build(
+            "rotation", backbones.build("resnet18_v2", 1 / 16, "small"), image_size=16, resize=18
+        )
         made.prepare()
     return made
 
 
 def test_it_is_what_the_evaluation_says(photos, tmp_path):
-    sources = [tfssl.open_source(f"folder:{photos}", split) for split in ("train[:50%]", "train[50%:]")]
+    sources = [
+        tfssl.open_source(f"folder:{photos}", split) for split in ("train[:50%]", "train[50%:]")
+    ]
     untrained = model()
     module = save(untrained, tmp_path / "module")
     train, test = (downstream.extract(module, source, ["pre_logits"], 16, 18) for source in sources)
@@ -34,8 +38,12 @@ def test_it_is_what_the_evaluation_says(photos, tmp_path):
 
 
 def test_on_replicas(photos, replicas):
-    sources = [tfssl.open_source(f"folder:{photos}", split) for split in ("train[:50%]", "train[50%:]")]
-    assert KnnProbe(model(), *sources, images=16)() == KnnProbe(model(replicas), *sources, images=16)()
+    sources = [
+        tfssl.open_source(f"folder:{photos}", split) for split in ("train[:50%]", "train[50%:]")
+    ]
+    assert (
+        KnnProbe(model(), *sources, images=16)() == KnnProbe(model(replicas), *sources, images=16)()
+    )
 
 
 def test_without_labels(photos, tmp_path):

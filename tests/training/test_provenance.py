@@ -26,9 +26,14 @@ def copy(photos, tmp_path):
 def test_the_record_tells_data_versions_and_machine(photos, tmp_path):
     begin(tmp_path, photos)
     (entry,) = json.loads((tmp_path / "provenance.json").read_text())["starts"]
-    assert entry["step"] == 0 and entry["dataset"] == f"folder:{photos}" and entry["split"] == "train"
+    assert (
+        entry["step"] == 0 and entry["dataset"] == f"folder:{photos}" and entry["split"] == "train"
+    )
     assert entry["data"]["num_examples"] == 48 and entry["data"]["class_names"] == ["cold", "warm"]
-    assert entry["machine"]["tensorflow"] == tf.__version__ and entry["machine"]["tfssl"] == tfssl.__version__
+    assert (
+        entry["machine"]["tensorflow"] == tf.__version__
+        and entry["machine"]["tfssl"] == tfssl.__version__
+    )
     assert entry["machine"]["threads"] >= 1 and isinstance(entry["machine"]["onednn"], bool)
 
 
@@ -44,12 +49,18 @@ def test_other_data_are_refused_by_name_or_accepted_and_noted(photos, copy, tmp_
     begin(tmp_path, photos)
     (copy / "cold").rename(copy / "zold")
     changed = Provenance(str(tmp_path), tfssl.open_source(f"folder:{copy}"))
-    with pytest.raises(UserError, match=r"other classes \(gone: cold; new: zold\).*--accept_changed_data") as refusal:
+    with pytest.raises(
+        UserError, match=r"other classes \(gone: cold; new: zold\).*--accept_changed_data"
+    ) as refusal:
         changed.check()
     assert str(photos) in str(refusal.value) and str(copy) in str(refusal.value)
     changed.check(accept=True)
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 3 and "label 0 was cold and is warm" in said[1] and "label 1 was warm and is zold" in said[2]
+    assert (
+        len(said) == 3
+        and "label 0 was cold and is warm" in said[1]
+        and "label 1 was warm and is zold" in said[2]
+    )
     changed.write(8)
     steps = [entry["step"] for entry in provenance.read(str(tmp_path / "provenance.json"))]
     assert steps == [0, 8]
@@ -78,14 +89,23 @@ def test_files_that_were_written_again_are_told(photos, copy, tmp_path, capsys):
 
 def test_a_deterministic_run_tells_of_another_machine(photos, tmp_path, monkeypatch, capsys):
     made = begin(tmp_path, photos)
-    here = {**made.machine, "threads": 64, "onednn": not made.machine["onednn"], "processor": ["sse2", "unheard_of"]}
+    here = {
+        **made.machine,
+        "threads": 64,
+        "onednn": not made.machine["onednn"],
+        "processor": ["sse2", "unheard_of"],
+    }
     monkeypatch.setattr(provenance, "machine", lambda: here)
     other = Provenance(str(tmp_path), tfssl.open_source(f"folder:{photos}"))
     other.check()
     assert capsys.readouterr().out == ""
     other.check(deterministic=True)
     (line,) = capsys.readouterr().out.splitlines()
-    assert f"threads 64, not {made.machine['threads']}" in line and "with unheard_of" in line and "oneDNN o" in line
+    assert (
+        f"threads 64, not {made.machine['threads']}" in line
+        and "with unheard_of" in line
+        and "oneDNN o" in line
+    )
 
 
 def test_files_of_the_same_size_with_other_contents_are_refused(photos, copy, tmp_path, capsys):
@@ -96,7 +116,10 @@ def test_files_of_the_same_size_with_other_contents_are_refused(photos, copy, tm
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     changed = Provenance(str(tmp_path), tfssl.open_source(f"folder:{copy}"))
-    with pytest.raises(UserError, match=r"same names and sizes, but some have other contents.*--accept_changed_data"):
+    with pytest.raises(
+        UserError,
+        match=r"same names and sizes, but some have other contents.*--accept_changed_data",
+    ):
         changed.check()
     changed.check(accept=True)
     changed.write(8)
@@ -114,7 +137,9 @@ def test_a_record_from_before_contents_were_compared_is_no_refusal(photos, tmp_p
     Provenance(str(tmp_path), tfssl.open_source(f"folder:{photos}")).check()
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"format": 1, "starts": [{}]}', '{"format": 2, "starts": []}', "\0\0"])
+@pytest.mark.parametrize(
+    "content", ["", "[1]", '{"format": 1, "starts": [{}]}', '{"format": 2, "starts": []}', "\0\0"]
+)
 def test_a_damaged_record_is_one_line(photos, tmp_path, content):
     (tmp_path / "provenance.json").write_text(content)
     with pytest.raises(UserError, match="provenance.json cannot be read.*remove it if you know"):

@@ -16,7 +16,9 @@ def config(folder, task="rotation", backbone="resnet50_v2", given=None, **settin
     own = pretext.task_flags().arguments(task, {})
     network = backbones.backbone_flags().arguments(backbone, given or {})
     names = {"skip": "skip_connections"} if "skip" in network else {}
-    made = TrainConfig(task=task, task_settings=own, backbone_settings=network, backbone_flags=names)
+    made = TrainConfig(
+        task=task, task_settings=own, backbone_settings=network, backbone_flags=names
+    )
     return made.replace(workdir=str(folder), backbone=backbone, **settings)
 
 
@@ -31,19 +33,27 @@ def test_a_run_goes_on_as_it_was(tmp_path, make):
     workdir.check_workdir(make(tmp_path))  # nobody's yet
     claim(make(tmp_path, train_steps=9), ["a", "b"])
     assert (tmp_path / "classes.txt").read_text() == "a\nb\n"
-    workdir.check_workdir(make(tmp_path, train_steps=9, log_steps=3, strategy="mirrored", data_dir="/elsewhere"))
-    with pytest.raises(UserError, match="holds another run: its --learning_rate is 0.[01]5?, not 0.3"):
+    workdir.check_workdir(
+        make(tmp_path, train_steps=9, log_steps=3, strategy="mirrored", data_dir="/elsewhere")
+    )
+    with pytest.raises(
+        UserError, match="holds another run: its --learning_rate is 0.[01]5?, not 0.3"
+    ):
         workdir.check_workdir(make(tmp_path, train_steps=9, learning_rate=0.3))
     # Its data are not on record, so that another place may be other data.
     with pytest.raises(UserError, match="--dataset is glyphs, not folder:x.*--accept_changed_data"):
         workdir.check_workdir(make(tmp_path, train_steps=9, dataset="folder:x"))
-    workdir.check_workdir(make(tmp_path, train_steps=9, dataset="folder:x", accept_changed_data=True))
+    workdir.check_workdir(
+        make(tmp_path, train_steps=9, dataset="folder:x", accept_changed_data=True)
+    )
 
 
 def test_a_flag_that_is_younger_than_the_run_counts_as_its_default(tmp_path):
     path = str(tmp_path / "flags.flags")
     stored = {
-        n: v for n, v in config(tmp_path, task="simclr").flags().items() if n not in ("initializer", "temperature")
+        n: v
+        for n, v in config(tmp_path, task="simclr").flags().items()
+        if n not in ("initializer", "temperature")
     }
     flagfile.write(path, stored)
     workdir.check_workdir(config(tmp_path, task="simclr"))
@@ -83,10 +93,14 @@ def test_checkpoints_without_a_record_are_somebodys(tmp_path):
 
 def test_classes_are_those_that_the_run_began_with(tmp_path):
     ours = config(tmp_path, task="supervised")
-    begun = TrainConfig(task="supervised", task_settings={**ours.task_settings, "num_classes": 5}, run=ours.run)
+    begun = TrainConfig(
+        task="supervised", task_settings={**ours.task_settings, "num_classes": 5}, run=ours.run
+    )
     claim(begun)
     workdir.check_workdir(ours)  # 0: the data set's, which is not open yet
     workdir.check_data(begun)
-    other = TrainConfig(task="supervised", task_settings={**ours.task_settings, "num_classes": 6}, run=ours.run)
+    other = TrainConfig(
+        task="supervised", task_settings={**ours.task_settings, "num_classes": 6}, run=ours.run
+    )
     with pytest.raises(UserError, match="--num_classes=5, and --dataset=glyphs .train. has 6"):
         workdir.check_data(other)

@@ -1,8 +1,10 @@
-"""AlexNet (Krizhevsky, Sutskever and Hinton, NeurIPS 2012) up to its last convolution, in the two forms of Goyal et al. (arXiv 1905.01235).
+"""AlexNet (Krizhevsky, Sutskever and Hinton, NeurIPS 2012) up to its last convolution, in the two
+forms of Goyal et al. (arXiv 1905.01235).
 
-`alexnet`, their colorization's, has batch normalisation after each convolution. `alexnet_lrn`, their jigsaw's, has it after the last three,
-and local response normalisation behind the first two pools; there the first convolution has stride 2: the stem "patch".
-Its fully connected layers belonged to the pretext tasks; `pre_logits` is the mean over the last pool's map.
+`alexnet`, their colorization's, has batch normalisation after each convolution. `alexnet_lrn`,
+their jigsaw's, has it after the last three, and local response normalisation behind the first two
+pools; there the first convolution has stride 2: the stem "patch". Its fully connected layers
+belonged to the pretext tasks; `pre_logits` is the mean over the last pool's map.
 """
 
 from __future__ import annotations
@@ -21,14 +23,23 @@ ROOTS = {
     "patch": (11, 2),
     "small": (3, 1),
 }  # size and stride of the first convolution; 227 -> 55 and 109
-CONVS = ((48, 0, 1), (128, 5, 2), (192, 3, 1), (192, 3, 2), (128, 3, 2))  # half the channels, size, groups
+CONVS = (
+    (48, 0, 1),
+    (128, 5, 2),
+    (192, 3, 1),
+    (192, 3, 2),
+    (128, 3, 2),
+)  # half the channels, size, groups
 POOLED = ("conv1", "conv2", "conv5")  # by windows of 3 with stride 2
 
 
 class Stage(tf.keras.layers.Layer):
-    """Convolution in groups, with BN or else a bias, and a ReLU: NxHxWxC -> NxhxwxF. Without zeros around it where the stride is given."""
+    """Convolution in groups, with BN or else a bias, and a ReLU: NxHxWxC -> NxhxwxF. Without zeros
+    around it where the stride is given."""
 
-    def __init__(self, channels: int, size: int, stride: int, groups: int, norm: BatchNorm | None, name: str) -> None:
+    def __init__(
+        self, channels: int, size: int, stride: int, groups: int, norm: BatchNorm | None, name: str
+    ) -> None:
         super().__init__(name=name)
         self.filters, self.norm = channels, norm
         # Not Keras's groups, whose gradients have no kernel on CPUs.
@@ -53,19 +64,22 @@ class Stage(tf.keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         parts = tf.split(x, len(self.convs), -1)
-        x = tf.concat([conv(part) for conv, part in zip(self.convs, parts)], -1)  # noqa: B905 (Python 3.9)
+        x = tf.concat([conv(part) for conv, part in zip(self.convs, parts)], -1)
         return tf.nn.relu(self.norm(x, training=training) if self.norm else x)
 
 
 class AlexNet(Network):
-    """Images [N, H, W, C] with any number of channels to a dict of endpoints; made by `tfssl.backbones.build`.
+    """Images [N, H, W, C] with any number of channels to a dict of endpoints; made by
+    `tfssl.backbones.build`.
 
-    `conv1` to `conv5` are maps after the ReLU, in the compute dtype; `pre_logits` [N, D], D = 256 times the width, is float32 (float64
-    under floatx float64). Images have 227 pixels in the papers; 67 are the least ("patch": 39, "small": 17).
+    `conv1` to `conv5` are maps after the ReLU, in the compute dtype; `pre_logits` [N, D], D = 256
+    times the width, is float32 (float64 under floatx float64). Images have 227 pixels in the
+    papers; 67 are the least ("patch": 39, "small": 17).
 
     Args:
       name: alexnet or alexnet_lrn.
-      stem: stride of the first convolution: imagenet (11x11 stride 4), patch (stride 2), small (3x3 stride 1).
+      stem: stride of the first convolution: imagenet (11x11 stride 4), patch (stride 2), small (3x3
+        stride 1).
     """
 
     endpoint_names = ("conv1", "conv2", "conv3", "conv4", "conv5", "pre_logits")
@@ -78,7 +92,11 @@ class AlexNet(Network):
         for i, (half, size, groups) in enumerate(CONVS, 1):
             size, stride = ROOTS[self.stem] if i == 1 else (size, 0)
             norm = None if self.lrn and i < 3 else self.norm("bn")
-            setattr(self, f"conv{i}", Stage(2 * self.scaled(half), size, stride, groups, norm, f"conv{i}"))
+            setattr(
+                self,
+                f"conv{i}",
+                Stage(2 * self.scaled(half), size, stride, groups, norm, f"conv{i}"),
+            )
 
     @property
     def min_image_size(self) -> int:
@@ -87,7 +105,9 @@ class AlexNet(Network):
         return 14 * stride + size
 
     def build_layers(self, input_shape: tf.TensorShape) -> int:
-        return build_chain([getattr(self, name) for name in self.endpoint_names[:5]], input_shape[-1])
+        return build_chain(
+            [getattr(self, name) for name in self.endpoint_names[:5]], input_shape[-1]
+        )
 
     def endpoints(self, images: tf.Tensor, training: bool | None) -> dict[str, tf.Tensor]:
         endpoints, x = {}, images
@@ -104,8 +124,10 @@ class AlexNet(Network):
 
 
 def response_normalised(x: tf.Tensor) -> tf.Tensor:
-    """x / (1 + 1e-4 * mean of squares over 5 neighbouring channels) ** 0.75, zeros beyond the first and the last: NxHxWxC -> the same."""
-    # As a product with a band of ones, which every accelerator computes, in any precision; TensorFlow's own op knows float32 only.
+    """x / (1 + 1e-4 * mean of squares over 5 neighbouring channels) ** 0.75, zeros beyond the first
+    and the last: NxHxWxC -> the same."""
+    # As a product with a band of ones, which every accelerator computes, in any precision;
+    # TensorFlow's own op knows float32 only.
     wide = at_least_float32(x)
     band = tf.linalg.band_part(tf.ones([x.shape[-1]] * 2, wide.dtype), 2, 2)
     return tf.cast(wide * (1 + 1e-4 / 5 * tf.tensordot(wide**2, band, 1)) ** -0.75, x.dtype)

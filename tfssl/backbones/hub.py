@@ -18,10 +18,11 @@ PRE_LOGITS = "pre_logits"
 
 
 class Hub(tf.keras.Model):
-    """Images [N, H, W, 3] in [0, 1] -> the module's endpoints that are features: vectors [N, D] and maps [N, h, w, C].
+    """Images [N, H, W, 3] in [0, 1] -> the module's endpoints that are features: vectors [N, D] and
+    maps [N, h, w, C].
 
-    What the module computes is fixed in its graph, in which its batch normalizations take and move statistics of what one replica computes
-    at once, and all is float32.
+    What the module computes is fixed in its graph, in which its batch normalizations take and move
+    statistics of what one replica computes at once, and all is float32.
 
     Args:
       module: a loaded `tfssl.hub.load.Module`; under a strategy, loaded in its scope.
@@ -35,7 +36,8 @@ class Hub(tf.keras.Model):
     def __init__(self, module: Module, image_size: int, trainable: bool = True) -> None:
         super().__init__(name="module", trainable=trainable)
         self._autocast = False
-        self.module = module  # a plain object: checkpoints hold the two lists of variables, in the module's own order
+        # a plain object: checkpoints hold the two lists of variables, in the module's own order
+        self.module = module
         self._image_size = image_size
         self._stages: np.ndarray | None = None
         self.shapes = module.shapes(image_size)
@@ -45,7 +47,9 @@ class Hub(tf.keras.Model):
 
     def call(self, images: tf.Tensor, training: bool | None = None) -> dict[str, tf.Tensor]:
         endpoints = self.module.endpoints(images, training=bool(training) and self.trainable)
-        return {name: self._known(endpoints[name], shape, images) for name, shape in self.shapes.items()}
+        return {
+            name: self._known(endpoints[name], shape, images) for name, shape in self.shapes.items()
+        }
 
     def _known(self, x: tf.Tensor, shape: tuple[int | None, ...], images: tf.Tensor) -> tf.Tensor:
         """With the static shape, which a loaded function does not know."""
@@ -57,11 +61,12 @@ class Hub(tf.keras.Model):
         return global_mean(x) if self.endpoint_kinds[name] == "map" else x
 
     def stages(self) -> list[list[tf.Variable]]:
-        """The trainable variables by depth, the first stage first: those that the shallowest endpoint is computed from, then those that the
-        next one takes beside these, and so on. A variable that no endpoint depends on is in the last.
+        """The trainable variables by depth, the first stage first: those that the shallowest
+        endpoint is computed from, then those that the next one takes beside these, and so on. A
+        variable that no endpoint depends on is in the last.
 
-        A saved module does not say which layer a variable is of. So it is asked: which variables an endpoint has a gradient by, on images
-        of noise.
+        A saved module does not say which layer a variable is of. So it is asked: which variables an
+        endpoint has a gradient by, on images of noise.
 
         Raises:
           UserError: all endpoints depend on the same variables, or there is one endpoint alone.
@@ -69,7 +74,7 @@ class Hub(tf.keras.Model):
         if self._stages is None:
             self._stages = self._told_stages()
         return [
-            [v for v, stage in zip(self.learned, self._stages) if stage == i]  # noqa: B905 (Python 3.9)
+            [v for v, stage in zip(self.learned, self._stages) if stage == i]
             for i in range(max(self._stages) + 1)
         ]
 
@@ -80,20 +85,30 @@ class Hub(tf.keras.Model):
             images = tf.random.stateless_uniform([2, self._image_size, self._image_size, 3], [0, 0])
             with tf.GradientTape(persistent=True) as tape:
                 endpoints = self.module.endpoints(images, training=False)
-            some = {name: tf.random.stateless_normal(tf.shape(endpoints[name]), [0, 1]) for name in self.shapes}
-            by = [tape.gradient(endpoints[name], self.learned, some[name], "zero") for name in self.shapes]
-            return tf.stack([tf.stack([tf.reduce_any(g != 0) for g in gradients]) for gradients in by])
+            some = {
+                name: tf.random.stateless_normal(tf.shape(endpoints[name]), [0, 1])
+                for name in self.shapes
+            }
+            by = [
+                tape.gradient(endpoints[name], self.learned, some[name], "zero")
+                for name in self.shapes
+            ]
+            return tf.stack(
+                [tf.stack([tf.reduce_any(g != 0) for g in gradients]) for gradients in by]
+            )
 
         strategy = tf.distribute.get_strategy()
         run = tf.function(lambda: strategy.run(reached), autograph=False)
         depends = strategy.experimental_local_results(run())[0].numpy()
-        # An endpoint does not say how deep it is, either: the more variables it depends on, the deeper.
+        # An endpoint does not say how deep it is, either: the more variables it depends on, the
+        # deeper.
         depends = depends[np.argsort(depends.sum(1), kind="stable")]
         depends[-1] = True  # and what none depends on is in the last
         stages = np.unique(depends.argmax(0), return_inverse=True)[1].reshape(-1)
         if stages.max() == 0:
             raise UserError(
-                f"--layer_decay: module {self.module.handle!r} does not tell which of its variables are deep, for its endpoints "
+                f"--layer_decay: module {self.module.handle!r} does not tell which of its "
+                "variables are deep, for its endpoints "
                 f"({', '.join(self.shapes)}) all depend on the same ones: leave it out"
             )
         return stages  # an array: Keras would make a tuple a part of checkpoints
@@ -105,10 +120,18 @@ class Hub(tf.keras.Model):
           UserError: there is none, or more than one to choose from.
         """
         vectors = [n for n, shape in self.shapes.items() if len(shape) == 1]
-        found = name or (PRE_LOGITS if PRE_LOGITS in self.shapes else vectors[0] if len(vectors) == 1 else "")
+        found = name or (
+            PRE_LOGITS if PRE_LOGITS in self.shapes else vectors[0] if len(vectors) == 1 else ""
+        )
         if found not in self.shapes:
-            what = f"has no endpoint {name!r}" if name else f"has no endpoint {PRE_LOGITS!r}, so name one"
-            raise UserError(f"module {self.module.handle!r} {what}: --endpoint={', '.join(self.shapes)}")
+            what = (
+                f"has no endpoint {name!r}"
+                if name
+                else f"has no endpoint {PRE_LOGITS!r}, so name one"
+            )
+            raise UserError(
+                f"module {self.module.handle!r} {what}: --endpoint={', '.join(self.shapes)}"
+            )
         return found
 
     # Keras would go by what each variable says of itself; the module's own lists count.

@@ -1,4 +1,5 @@
-"""Necks: what makes further endpoints of a backbone's, so that a pretext task can train the layers that a detector adds."""
+"""Necks: what makes further endpoints of a backbone's, so that a pretext task can train the layers
+that a detector adds."""
 
 from __future__ import annotations
 
@@ -16,11 +17,12 @@ Endpoints = dict[str, tf.Tensor]
 
 
 class FPN(tf.keras.layers.Layer):
-    """Feature pyramid: Lin et al., CVPR 2017 (arXiv 1612.03144). Maps whose sides halve, the finest first -> as many of one width, and one
-    more, of half the coarsest one's side.
+    """Feature pyramid: Lin et al., CVPR 2017 (arXiv 1612.03144). Maps whose sides halve, the finest
+    first -> as many of one width, and one more, of half the coarsest one's side.
 
-    Each map is projected, the next coarser sum is added to it (each location four times), and a 3x3 convolution follows; a normalization
-    follows each convolution. The last level is a 3x3 convolution of stride 2 of the one before (FCOS, arXiv 1904.01355).
+    Each map is projected, the next coarser sum is added to it (each location four times), and a 3x3
+    convolution follows; a normalization follows each convolution. The last level is a 3x3
+    convolution of stride 2 of the one before (FCOS, arXiv 1904.01355).
 
     Args:
       width: channels of all levels (the paper: 256).
@@ -29,7 +31,9 @@ class FPN(tf.keras.layers.Layer):
       norm: makes a normalization by its name.
     """
 
-    def __init__(self, width: int, maps: int, raw: bool, norm: Callable[[str], tf.keras.layers.Layer]) -> None:
+    def __init__(
+        self, width: int, maps: int, raw: bool, norm: Callable[[str], tf.keras.layers.Layer]
+    ) -> None:
         super().__init__(name="fpn")
         self.openings = [norm(f"opening_bn{i}") for i in range(maps)] if raw else []
         self.laterals = [Conv(width, 1, 1, f"lateral{i}") for i in range(maps)]
@@ -47,33 +51,38 @@ class FPN(tf.keras.layers.Layer):
 
     def call(self, maps: list[tf.Tensor], training: bool | None = None) -> list[tf.Tensor]:
         if self.openings:
-            pairs = zip(self.openings, maps)  # noqa: B905 (Python 3.9)
+            pairs = zip(self.openings, maps)
             maps = [tf.nn.relu(norm(x, training=training)) for norm, x in pairs]
         sums: list[tf.Tensor] = []
-        for conv, norm, x in reversed(list(zip(self.laterals, self.lateral_norms, maps))):  # noqa: B905
+        for conv, norm, x in reversed(list(zip(self.laterals, self.lateral_norms, maps))):
             lateral = norm(conv(x), training=training)  # NxhxwxD
             sums.insert(0, lateral + twice(sums[0], lateral) if sums else lateral)
         levels = [
             norm(conv(x), training=training)
-            for conv, norm, x in zip(self.outputs, self.output_norms, sums)  # noqa: B905
+            for conv, norm, x in zip(self.outputs, self.output_norms, sums)
         ]
         return [*levels, self.output_norms[-1](self.outputs[-1](levels[-1]), training=training)]
 
 
 def twice(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Each location of a map four times, cut to the sides of another: NxhxwxC -> NxHxWxC, h = ceil(H / 2)."""
+    """Each location of a map four times, cut to the sides of another: NxhxwxC -> NxHxWxC, h =
+    ceil(H / 2)."""
     n, h, w, c = (d if d is not None else tf.shape(x)[i] for i, d in enumerate(x.shape))
     x = tf.broadcast_to(x[:, :, None, :, None], [n, h, 2, w, 2, c])
     x = tf.reshape(x, [n, 2 * h, 2 * w, c])
-    height, width = (d if d is not None else tf.shape(like)[i] for i, d in enumerate(like.shape[1:3], 1))
+    height, width = (
+        d if d is not None else tf.shape(like)[i] for i, d in enumerate(like.shape[1:3], 1)
+    )
     return x[:, :height, :width]
 
 
 class Necked(tf.keras.Model):
-    """A backbone and its neck: the backbone's endpoints, the neck's levels `p...`, and the backbone's `pre_logits`.
+    """A backbone and its neck: the backbone's endpoints, the neck's levels `p...`, and the
+    backbone's `pre_logits`.
 
-    The number of a level is the binary logarithm of its stride: of a ResNet with its standard stem p3 to p6. They are made of the deepest
-    map of each size, the three coarsest of them. A task that reads `pre_logits` alone does not train the neck.
+    The number of a level is the binary logarithm of its stride: of a ResNet with its standard stem
+    p3 to p6. They are made of the deepest map of each size, the three coarsest of them. A task that
+    reads `pre_logits` alone does not train the neck.
 
     Args:
       trunk: a backbone with maps.
@@ -81,7 +90,8 @@ class Necked(tf.keras.Model):
       width: channels of the levels.
 
     Raises:
-      UserError: there is no such neck, or the backbone has not two maps of which one has half the other's side.
+      UserError: there is no such neck, or the backbone has not two maps of which one has half the
+        other's side.
     """
 
     raw_maps = False  # the deepest one is a level
@@ -100,15 +110,25 @@ class Necked(tf.keras.Model):
         channels = input_shape[-1]
         side = max(128, self.trunk.min_image_size)
         sides = [n or side for n in input_shape[1:3]]
-        with tf.__internal__.FuncGraph("shapes").as_default():  # which nobody runs: what the maps' sizes are
-            endpoints = self.trunk(tf.zeros([1, *sides, channels], tf.keras.backend.floatx()), training=False)
+        with tf.__internal__.FuncGraph(
+            "shapes"
+        ).as_default():  # which nobody runs: what the maps' sizes are
+            endpoints = self.trunk(
+                tf.zeros([1, *sides, channels], tf.keras.backend.floatx()), training=False
+            )
         kinds = self.trunk.endpoint_kinds
-        deepest = {tuple(x.shape[1:3]): name for name, x in endpoints.items() if kinds[name] == "map"}
+        deepest = {
+            tuple(x.shape[1:3]): name for name, x in endpoints.items() if kinds[name] == "map"
+        }
         maps = list(deepest.items())[-3:]
-        halved = [tuple(math.ceil(n / 2) for n in one) == other for (one, _), (other, _) in zip(maps, maps[1:])]  # noqa: B905
+        halved = [
+            tuple(math.ceil(n / 2) for n in one) == other
+            for (one, _), (other, _) in zip(maps, maps[1:])
+        ]
         if not halved or not all(halved):
             raise UserError(
-                f"neck={self.neck} needs maps whose sides halve, and {self.name} has {', '.join(f'{n} {s}' for s, n in maps)}"
+                f"neck={self.neck} needs maps whose sides halve, and {self.name} has "
+                f"{', '.join(f'{n} {s}' for s, n in maps)}"
             )
         raw = bool(getattr(self.trunk, "raw_maps", False))
         norm = getattr(self.trunk, "norm", self.norm_policy.layer)
@@ -126,12 +146,13 @@ class Necked(tf.keras.Model):
         """The endpoints; see `layers.Network.call`."""
         if keep is not None:
             raise UserError(
-                f"keep says which tokens a network computes with, and a {self.neck} needs maps: leave it out"
+                f"keep says which tokens a network computes with, and a {self.neck} needs maps: "
+                "leave it out"
             )
         endpoints = dict(self.trunk(images, training=training))
         levels = self.fpn([endpoints[name] for name in self._maps], training=training)
         last = endpoints.pop("pre_logits")
-        return {**endpoints, **dict(zip(self._levels, levels)), "pre_logits": last}  # noqa: B905
+        return {**endpoints, **dict(zip(self._levels, levels)), "pre_logits": last}
 
     @property
     def endpoint_kinds(self) -> dict[str, str]:

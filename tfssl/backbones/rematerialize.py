@@ -1,4 +1,5 @@
-"""Activations that are computed again in the backward pass instead of being kept: Chen et al., arXiv 1604.06174."""
+"""Activations that are computed again in the backward pass instead of being kept: Chen et al.,
+arXiv 1604.06174."""
 
 from __future__ import annotations
 
@@ -14,12 +15,15 @@ from tfssl.backbones.norm import frozen_statistics
 def rematerialize(layer: tf.keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
     """`layer(x, training=True)`, of whose activations only the input is kept for the backward pass.
 
-    There the layer runs a second time, on the same examples: its batch normalisations then leave their moving statistics alone.
-    (`tf.recompute_grad` is no help: its second pass is the first one to XLA, which merges the two, and keeps everything.)
+    There the layer runs a second time, on the same examples: its batch normalisations then leave
+    their moving statistics alone. (`tf.recompute_grad` is no help: its second pass is the first one
+    to XLA, which merges the two, and keeps everything.)
     """
 
     @tf.custom_gradient
-    def run(x: tf.Tensor) -> tuple[tf.Tensor, Callable[..., tuple[tf.Tensor, list[tf.Tensor | None]]]]:
+    def run(
+        x: tf.Tensor,
+    ) -> tuple[tf.Tensor, Callable[..., tuple[tf.Tensor, list[tf.Tensor | None]]]]:
         def backward(
             gradient: tf.Tensor, variables: Sequence[tf.Variable] = ()
         ) -> tuple[tf.Tensor, list[tf.Tensor | None]]:
@@ -27,7 +31,9 @@ def rematerialize(layer: tf.keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
             with frozen_statistics(), tf.GradientTape() as tape:
                 tape.watch(again)
                 y = layer(again, training=True)
-            of_input, *of_variables = tape.gradient(y, [again, *variables], output_gradients=gradient)
+            of_input, *of_variables = tape.gradient(
+                y, [again, *variables], output_gradients=gradient
+            )
             return of_input, of_variables
 
         return layer(x, training=True), backward
@@ -38,8 +44,8 @@ def rematerialize(layer: tf.keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
 def at_once(tensors: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
     """The same tensors, none of which is there before all of them are.
 
-    XLA takes no notice of control dependencies, so there it is a barrier of its own, through which it sees no two computations
-    as one.
+    XLA takes no notice of control dependencies, so there it is a barrier of its own, through which
+    it sees no two computations as one.
     """
     if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
         return xla.optimization_barrier(*tensors)

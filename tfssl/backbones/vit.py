@@ -1,8 +1,9 @@
-"""Vision transformers: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021 (arXiv 2010.11929).
+"""Vision transformers: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021 (arXiv
+2010.11929).
 
-The network is that of DINO's, MAE's and timm's code: pre-norm blocks, one linear layer for queries, keys and values, an exact
-GELU, layer normalization with epsilon 1e-6. Registers: Darcet et al. (arXiv 2309.16588). Layer scale: Touvron et al. (arXiv
-2103.17239).
+The network is that of DINO's, MAE's and timm's code: pre-norm blocks, one linear layer for queries,
+keys and values, an exact GELU, layer normalization with epsilon 1e-6. Registers: Darcet et al.
+(arXiv 2309.16588). Layer scale: Touvron et al. (arXiv 2103.17239).
 """
 
 from __future__ import annotations
@@ -19,14 +20,22 @@ from tfssl.backbones.rematerialize import rematerialize
 from tfssl.errors import UserError, check_choice
 
 # channels, blocks, heads
-SIZES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12), "vit_large": (1024, 24, 16)}
+SIZES = {
+    "vit_tiny": (192, 12, 3),
+    "vit_small": (384, 12, 6),
+    "vit_base": (768, 12, 12),
+    "vit_large": (1024, 24, 16),
+}
 EPSILON = 1e-6
 
 
 class Attention(tf.keras.layers.Layer):
-    """Multi-head self-attention over the tokens: [N, L, D] -> [N, L, D]; the softmax is in float32 at least."""
+    """Multi-head self-attention over the tokens: [N, L, D] -> [N, L, D]; the softmax is in float32
+    at least."""
 
-    def __init__(self, channels: int, heads: int, dense: dict[str, Any], name: str = "attn") -> None:
+    def __init__(
+        self, channels: int, heads: int, dense: dict[str, Any], name: str = "attn"
+    ) -> None:
         super().__init__(name=name)
         self.heads, self.size = heads, channels // heads
         self.qkv = tf.keras.layers.Dense(3 * channels, name="qkv", **dense)
@@ -38,7 +47,8 @@ class Attention(tf.keras.layers.Layer):
         self.built = True
 
     def weights_and_values(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """What each token attends to, [N, heads, L, L], and the values of the tokens, [N, heads, L, D / heads]."""
+        """What each token attends to, [N, heads, L, L], and the values of the tokens,
+        [N, heads, L, D / heads]."""
         length = tf.shape(x)[1] if x.shape[1] is None else x.shape[1]
         qkv = tf.reshape(self.qkv(x), [-1, length, 3, self.heads, self.size])
         q, k, v = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]), axis=0)  # N x heads x L x d
@@ -52,9 +62,12 @@ class Attention(tf.keras.layers.Layer):
 
 
 class Block(tf.keras.layers.Layer):
-    """Attention, and two linear layers with a GELU between them, each added to what it is given: [N, L, D] -> [N, L, D]."""
+    """Attention, and two linear layers with a GELU between them, each added to what it is given:
+    [N, L, D] -> [N, L, D]."""
 
-    def __init__(self, channels: int, heads: int, layer_scale: float, dense: dict[str, Any], name: str) -> None:
+    def __init__(
+        self, channels: int, heads: int, layer_scale: float, dense: dict[str, Any], name: str
+    ) -> None:
         super().__init__(name=name)
         self.norm1, self.norm2 = (LayerNorm(epsilon=EPSILON, name=f"norm{i}") for i in (1, 2))
         self.attn = Attention(channels, heads, dense)
@@ -68,7 +81,9 @@ class Block(tf.keras.layers.Layer):
             build_chain([self.fc1, self.fc2], shape[-1], rank=3)
         self.scales = [
             self.add_weight(
-                f"scale{i}/gamma", [shape[-1]], initializer=tf.keras.initializers.Constant(self.layer_scale)
+                f"scale{i}/gamma",
+                [shape[-1]],
+                initializer=tf.keras.initializers.Constant(self.layer_scale),
             )
             for i in (1, 2)
             if self.layer_scale
@@ -84,25 +99,29 @@ class Block(tf.keras.layers.Layer):
 
 
 class ViT(Network):
-    """Images [N, H, W, C] with any number of channels to a dict of endpoints; made by `tfssl.backbones.build`.
+    """Images [N, H, W, C] with any number of channels to a dict of endpoints; made by
+    `tfssl.backbones.build`.
 
-    `block1` and so on are the patches' tokens after each block as maps [N, H / patch, W / patch, D], those of the last
-    block after the last layer normalization; `cls` [N, D] is the class token after it, `pre_logits` the class token or
-    the mean of the patches. With `keep` [N, K] the blocks see those patches alone (and class token and registers), and
-    their endpoints are tokens [N, K, D]. Rows and columns of pixels beyond a multiple of the patch are not seen.
+    `block1` and so on are the patches' tokens after each block as maps [N, H / patch, W / patch,
+    D], those of the last block after the last layer normalization; `cls` [N, D] is the class token
+    after it, `pre_logits` the class token or the mean of the patches. With `keep` [N, K] the blocks
+    see those patches alone (and class token and registers), and their endpoints are tokens
+    [N, K, D]. Rows and columns of pixels beyond a multiple of the patch are not seen.
 
     Args:
       name: vit_tiny, vit_small, vit_base or vit_large.
       width_multiplier: Times all channels, but not the heads, of which they have to be a multiple.
       depth: Blocks of a ViT; 0: as many as its name says.
       patch: Side of a ViT's patches, in pixels.
-      pool: ViT: what pre_logits are: cls, the class token (DINO, MoCo v3), or mean, of the patches (LeJEPA).
+      pool: ViT: what pre_logits are: cls, the class token (DINO, MoCo v3), or mean, of the patches
+        (LeJEPA).
       class_token: ViT: whether there is one.
       registers: ViT: tokens beside class token and patches (DINOv2 with registers: 4).
       positions: ViT: of the patches: learned, or fixed, sines and cosines (MAE, MoCo v3).
-      grid: ViT: side of the square grid of learned positions, in patches; other images have them interpolated. 0: that of the
-        first images.
-      layer_scale: ViT: of each block's two terms, a factor for each channel that begins with this (DINOv2: 1e-5); 0: none.
+      grid: ViT: side of the square grid of learned positions, in patches; other images have them
+        interpolated. 0: that of the first images.
+      layer_scale: ViT: of each block's two terms, a factor for each channel that begins with this
+        (DINOv2: 1e-5); 0: none.
       train_patches: ViT: no: the projection of the patches stays as it began (MoCo v3).
       representation_size: see `Network`.
       initializer: of the kernels: normal, of deviation 0.02 (DINO), or glorot_uniform (MAE).
@@ -111,7 +130,13 @@ class ViT(Network):
     """
 
     flag_names = {"grid": "position_grid"}
-    flag_bounds = {"patch": (1, 64), "depth": (0, 100), "registers": (0, 64), "grid": (0, 512)}
+    flag_bounds = {
+        "patch": (1, 64),
+        "depth": (0, 100),
+        "registers": (0, 64),
+        "layer_scale": (0, 1e6),
+        "grid": (0, 512),
+    }
 
     def __init__(
         self,
@@ -145,21 +170,34 @@ class ViT(Network):
         self.channels, self.depth = self.scaled(channels), depth or blocks
         if self.channels % self.heads or (positions == "fixed" and self.channels % 4):
             raise UserError(
-                f"width_multiplier={width_multiplier} gives {name} {self.channels} channels, which are not a multiple of its {self.heads} "
+                f"width_multiplier={width_multiplier} gives {name} {self.channels} channels, which "
+                f"are not a multiple of its {self.heads} "
                 "heads" + (", and of 4 for fixed positions" if positions == "fixed" else "")
             )
         if pool == "cls" and not class_token:
-            raise UserError("pool=cls needs the class token: take pool=mean, or leave class_token on")
-        self.initializer, self.patch, self.pool, self.class_token = initializer, patch, pool, class_token
+            raise UserError(
+                "pool=cls needs the class token: take pool=mean, or leave class_token on"
+            )
+        self.initializer, self.patch, self.pool, self.class_token = (
+            initializer,
+            patch,
+            pool,
+            class_token,
+        )
         self.registers, self.positions, self.grid = registers, positions, grid
         self.layer_scale, self.train_patches = layer_scale, train_patches
-        kernel = tf.keras.initializers.RandomNormal(stddev=0.02) if initializer == "normal" else initializer
+        kernel = (
+            tf.keras.initializers.RandomNormal(stddev=0.02)
+            if initializer == "normal"
+            else initializer
+        )
         dense = {"kernel_initializer": kernel}
         self.patch_embed = tf.keras.layers.Conv2D(
             self.channels, patch, patch, name="patch_embed", trainable=train_patches
         )
         self.blocks = [
-            Block(self.channels, self.heads, layer_scale, dense, f"block{i}") for i in range(1, self.depth + 1)
+            Block(self.channels, self.heads, layer_scale, dense, f"block{i}")
+            for i in range(1, self.depth + 1)
         ]
         self.last_norm = LayerNorm(epsilon=EPSILON, name="norm")
         self.min_image_size = patch
@@ -171,14 +209,21 @@ class ViT(Network):
 
     @property
     def endpoint_kinds(self) -> dict[str, str]:
-        return {name: "map" if name.startswith("block") else "vector" for name in self.endpoint_names}
+        return {
+            name: "map" if name.startswith("block") else "vector" for name in self.endpoint_names
+        }
 
     def set_initializers(self) -> None:
-        """PyTorch's default for the patches' kernel, or Xavier's of [patch * patch * C, D]: see `build_layers`, which knows C."""
+        """PyTorch's default for the patches' kernel, or Xavier's of [patch * patch * C, D]: see
+        `build_layers`, which knows C."""
 
     def build_layers(self, input_shape: tf.TensorShape) -> int:
         inputs = self.patch**2 * input_shape[-1]
-        bound = inputs**-0.5 if self.initializer == "normal" else math.sqrt(6 / (inputs + self.channels))
+        bound = (
+            inputs**-0.5
+            if self.initializer == "normal"
+            else math.sqrt(6 / (inputs + self.channels))
+        )
         self.patch_embed.kernel_initializer = tf.keras.initializers.RandomUniform(-bound, bound)
         build_chain([self.patch_embed], input_shape[-1])
         normal = tf.keras.initializers.RandomNormal(stddev=0.02)
@@ -186,12 +231,15 @@ class ViT(Network):
             self.cls_token = self.add_weight("cls", [1, 1, self.channels], initializer=normal)
         if self.registers:
             tiny = tf.keras.initializers.RandomNormal(stddev=1e-6)
-            self.register_tokens = self.add_weight("registers", [1, self.registers, self.channels], initializer=tiny)
+            self.register_tokens = self.add_weight(
+                "registers", [1, self.registers, self.channels], initializer=tiny
+            )
         if self.positions == "learned":
             if not self.grid:
                 if None in input_shape[1:3]:
                     raise UserError(
-                        f"{self.name} learns a position for each place of its images: set grid, or call it first with images of a "
+                        f"{self.name} learns a position for each place of its images: set grid, or "
+                        "call it first with images of a "
                         "known height and width"
                     )
                 self.grid = max(1, max(input_shape[1:3]) // self.patch)
@@ -199,11 +247,14 @@ class ViT(Network):
                 "positions", [self.grid, self.grid, self.channels], initializer=normal
             )
             if self.class_token:
-                self.cls_position = self.add_weight("cls_position", [1, 1, self.channels], initializer=normal)
+                self.cls_position = self.add_weight(
+                    "cls_position", [1, 1, self.channels], initializer=normal
+                )
         return build_chain([*self.blocks, self.last_norm], self.channels, rank=3)
 
     def tokens(self, images: tf.Tensor) -> tuple[tf.Tensor, tuple[Any, Any]]:
-        """Images [N, H, W, C] -> the embedded patches with their positions, [N, h * w, D], in raster order, and (h, w)."""
+        """Images [N, H, W, C] -> the embedded patches with their positions, [N, h * w, D], in
+        raster order, and (h, w)."""
         x = self.patch_embed(images)
         height, width = (x.shape[i] or tf.shape(x)[i] for i in (1, 2))
         if self.positions == "learned":
@@ -216,17 +267,25 @@ class ViT(Network):
         x += tf.cast(positions, x.dtype)
         return tf.reshape(x, [-1, height * width, self.channels]), (height, width)
 
-    def transform(self, tokens: tf.Tensor, training: bool | None = None) -> tuple[list[tf.Tensor], tf.Tensor | None]:
-        """Patches' tokens [N, K, D] through the blocks -> those after each block [N, K, D], and the class token [N, D], or None; the last
-        two after the last normalization."""
+    def transform(
+        self, tokens: tf.Tensor, training: bool | None = None
+    ) -> tuple[list[tf.Tensor], tf.Tensor | None]:
+        """Patches' tokens [N, K, D] through the blocks -> those after each block [N, K, D], and the
+        class token [N, D], or None; the last two after the last normalization."""
         count = tf.shape(tokens)[0] if tokens.shape[0] is None else tokens.shape[0]
         front = []
         if self.class_token:
-            cls = self.cls_token + self.cls_position if self.positions == "learned" else self.cls_token
+            cls = (
+                self.cls_token + self.cls_position
+                if self.positions == "learned"
+                else self.cls_token
+            )
             front.append(cls)
         if self.registers:
             front.append(self.register_tokens)
-        x = tf.concat([*(tf.tile(tf.cast(token, tokens.dtype), [count, 1, 1]) for token in front), tokens], 1)
+        x = tf.concat(
+            [*(tf.tile(tf.cast(token, tokens.dtype), [count, 1, 1]) for token in front), tokens], 1
+        )
         before, after = int(self.class_token) + self.registers, []
         for block in self.blocks:
             x = rematerialize(block, x) if self.remat and training else block(x, training=training)
@@ -245,7 +304,7 @@ class ViT(Network):
         mean = tf.reduce_mean(at_least_float32(after[-1]), 1)
         if keep is None:
             after = [tf.reshape(x, [-1, height, width, self.channels]) for x in after]
-        endpoints = {block.name: x for block, x in zip(self.blocks, after)}  # noqa: B905 (Python 3.9)
+        endpoints = {block.name: x for block, x in zip(self.blocks, after)}
         if "cls" in self.endpoint_names:
             endpoints["cls"] = at_least_float32(cls)
         endpoints["pre_logits"] = mean if self.pool == "mean" else at_least_float32(cls)
@@ -253,8 +312,9 @@ class ViT(Network):
 
 
 def interpolation(size: int | tf.Tensor, grid: int) -> tf.Tensor:
-    """The matrix that resizes `grid` positions to `size` by PyTorch's bicubic interpolation (a = -0.75, edges repeated, not
-    antialiased): [size, grid] of Keras's floatx. (tf.image's has other weights, and does not compile with XLA in TensorFlow 2.15.)"""
+    """The matrix that resizes `grid` positions to `size` by PyTorch's bicubic interpolation (a =
+    -0.75, edges repeated, not antialiased): [size, grid] of Keras's floatx. (tf.image's has other
+    weights, and does not compile with XLA in TensorFlow 2.15.)"""
     floatx = tf.keras.backend.floatx()
     at = (tf.cast(tf.range(size), "float64") + 0.5) * grid / tf.cast(size, "float64") - 0.5
     first = tf.floor(at)
@@ -270,8 +330,9 @@ def interpolation(size: int | tf.Tensor, grid: int) -> tf.Tensor:
 
 
 def sinusoids(height: int | tf.Tensor, width: int | tf.Tensor, channels: int) -> tf.Tensor:
-    """Fixed positions as MAE's code has them, [height, width, channels] of Keras's floatx: sines and cosines of the column, then of
-    the row, with D / 4 frequencies from 1 down to nearly 1 / 10,000."""
+    """Fixed positions as MAE's code has them, [height, width, channels] of Keras's floatx: sines
+    and cosines of the column, then of the row, with D / 4 frequencies from 1 down to nearly 1 /
+    10,000."""
     quarter = channels // 4
     frequencies = tf.constant(10000.0 ** -(np.arange(quarter) / quarter))
 

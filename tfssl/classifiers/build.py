@@ -16,7 +16,9 @@ from tfssl.errors import UserError
 from tfssl.hub import load as modules
 
 
-def build_model(config: FinetuneConfig, images: Images, teacher: Optional[Callable] = None) -> Classifier:
+def build_model(
+    config: FinetuneConfig, images: Images, teacher: Optional[Callable] = None
+) -> Classifier:
     """The classifier before training; to be called in the strategy's scope.
 
     Args:
@@ -31,7 +33,8 @@ def build_model(config: FinetuneConfig, images: Images, teacher: Optional[Callab
     backbone = Hub(module, size, trainable=not settings.freeze)
     if not settings.freeze and not backbone.learned:
         raise UserError(
-            f"module {module.handle!r} has no variable that training could change: --freeze takes it as it is"
+            f"module {module.handle!r} has no variable that training could change: --freeze takes "
+            "it as it is"
         )
     return Classifier(
         backbone,
@@ -48,11 +51,15 @@ def build_model(config: FinetuneConfig, images: Images, teacher: Optional[Callab
         resize=resize,
         min_area=settings.min_area,
         flip=settings.flip,
-        weight_decay=0.0 if optim.own_decay(config.optimization.optimizer) else config.optimization.weight_decay,
+        weight_decay=0.0
+        if optim.own_decay(config.optimization.optimizer)
+        else config.optimization.weight_decay,
     )
 
 
-def load_teacher(config: FinetuneConfig, images: Images) -> Optional[Callable[[tf.Tensor], tf.Tensor]]:
+def load_teacher(
+    config: FinetuneConfig, images: Images
+) -> Optional[Callable[[tf.Tensor], tf.Tensor]]:
     """The teacher, a function images -> logits, or None; to be called in the strategy's scope.
     Images without classes get its.
 
@@ -68,11 +75,13 @@ def load_teacher(config: FinetuneConfig, images: Images) -> Optional[Callable[[t
         images.num_classes, images.class_names = classes, names
     if classes != images.num_classes:
         raise UserError(
-            f"--teacher={handle} tells {classes} classes apart, and --dataset={dataset} has {images.num_classes}"
+            f"--teacher={handle} tells {classes} classes apart, and --dataset={dataset} has "
+            f"{images.num_classes}"
         )
     if names and images.class_names and list(names) != list(images.class_names):
         odd = sorted(set(names) ^ set(images.class_names))[:5]
         raise UserError(
-            f"--teacher={handle} and --dataset={dataset} have different classes: {', '.join(odd) or 'in another order'}"
+            f"--teacher={handle} and --dataset={dataset} have different classes: "
+            f"{', '.join(odd) or 'in another order'}"
         )
     return lambda crops: module.endpoints(crops)["logits"]

@@ -58,7 +58,14 @@ class Classifier(Supervised):
         weight_decay: float = 0.0,
         **common: Any,
     ) -> None:
-        super().__init__(backbone, num_classes, min_area=min_area, color=color, weight_decay=weight_decay, **common)
+        super().__init__(
+            backbone,
+            num_classes,
+            min_area=min_area,
+            color=color,
+            weight_decay=weight_decay,
+            **common,
+        )
         self.endpoint, self.labeled = endpoint, labeled
         self.head_rate, self.layer_decay = head_rate, layer_decay
         self.teacher, self.temperature, self.scale_by_t2 = teacher, temperature, scale_by_t2
@@ -97,10 +104,14 @@ class Classifier(Supervised):
         labels, known = tf.maximum(batch["label"], 0), tf.cast(batch["label"] >= 0, logits.dtype)
         loss, measured = super().objective({"label": labels}, logits)
         loss = (1 - self.distill_weight) * known * loss
-        measured = {name: (values, known) for name, values in measured.items()} if self.labeled else {}
+        measured = (
+            {name: (values, known) for name, values in measured.items()} if self.labeled else {}
+        )
         if self.teacher:
             taught = batch["taught"] if "taught" in batch else self.teacher(batch["image"])
-            loss += self.distill_weight * distillation(logits, taught, self.temperature, self.scale_by_t2)
+            loss += self.distill_weight * distillation(
+                logits, taught, self.temperature, self.scale_by_t2
+            )
             agree = tf.equal(tf.argmax(logits, 1), tf.argmax(taught, 1))
             measured["agreement"] = tf.cast(agree, logits.dtype)
         return loss, measured

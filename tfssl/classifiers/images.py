@@ -28,12 +28,18 @@ class Images:
     labels: int
 
     def __post_init__(self) -> None:
-        labeled = [source for source in (self.train, self.validation, self.test) if source and source.num_classes]
+        labeled = [
+            source
+            for source in (self.train, self.validation, self.test)
+            if source and source.num_classes
+        ]
         self.num_classes = labeled[0].num_classes if labeled else None
         self.class_names = labeled[0].class_names if labeled else None
 
 
-def open_images(images: schema.Data, labels: schema.Labels, distillation: schema.Distillation, seed: int) -> Images:
+def open_images(
+    images: schema.Data, labels: schema.Labels, distillation: schema.Distillation, seed: int
+) -> Images:
     """The images of a run.
 
     Args:
@@ -45,7 +51,9 @@ def open_images(images: schema.Data, labels: schema.Labels, distillation: schema
     """
     parts = {"train": images.train_split, "val": images.val_split, "test": labels.test_split}
     sources = {
-        part: data.open_source(images.dataset, split, **images.where()) for part, split in parts.items() if split
+        part: data.open_source(images.dataset, split, **images.where())
+        for part, split in parts.items()
+        if split
     }
     overlap.check(sources)
     for part in ("val", "test"):
@@ -58,13 +66,16 @@ def open_images(images: schema.Data, labels: schema.Labels, distillation: schema
     others = sources.get("val"), sources.get("test")
     if checks.unlabelled(source):
         given = [
-            n for n, default in vars(schema.Labels()).items() if n != "test_split" and getattr(labels, n) != default
+            n
+            for n, default in vars(schema.Labels()).items()
+            if n != "test_split" and getattr(labels, n) != default
         ]
         if not distillation.teacher or distillation.distill_weight < 1 or given:
             because = "--distill_weight below 1" if distillation.teacher else "fine-tuning"
             because = f"--{given[0]}" if given else because
             raise UserError(
-                f"--dataset={source.spec} ({source.split}) has no labels, and {because} needs them: {source.unlabelled_because}, or "
+                f"--dataset={source.spec} ({source.split}) has no labels, and {because} needs "
+                f"them: {source.unlabelled_because}, or "
                 "learn from a classifier alone (--teacher, --distill_weight=1)"
             )
         return Images(source, *others, labels=0)
@@ -75,5 +86,7 @@ def open_images(images: schema.Data, labels: schema.Labels, distillation: schema
     chosen = choose(source, labels.train_labels, labels.train_list, seed)
     if chosen is None:
         return Images(source, *others, labels=source.num_examples)
-    some = subset.LabelledAt(source, chosen) if distillation.teacher else subset.Subset(source, chosen)
+    some = (
+        subset.LabelledAt(source, chosen) if distillation.teacher else subset.Subset(source, chosen)
+    )
     return Images(some, *others, labels=len(chosen))

@@ -15,7 +15,9 @@ from tfssl.downstream.splits import balanced, label_count
 from tfssl.errors import UserError, one_line
 
 
-def choose(source: Source, train_labels: str | int = "all", train_list: str = "", seed: int = 0) -> np.ndarray | None:
+def choose(
+    source: Source, train_labels: str | int = "all", train_list: str = "", seed: int = 0
+) -> np.ndarray | None:
     """The images of a source whose labels are used in training.
 
     Args:
@@ -48,8 +50,15 @@ def _of_list(source: Source, path: str) -> np.ndarray:
     rows, unknown = listed(source.names(), lines)
     images = f"{source.spec} ({source.split})"
     if not len(rows):
-        example = f"for example {lines[0]!r}, and an image there is {source.name(0)}" if lines else "it is empty"
-        raise UserError(f"--train_list={path}: none of its {len(lines)} names is an image of {images}: {example}")
+        example = (
+            f"for example {lines[0]!r}, and an image there is {source.name(0)}"
+            if lines
+            else "it is empty"
+        )
+        raise UserError(
+            f"--train_list={path}: none of its {len(lines)} names is an image of {images}: "
+            f"{example}"
+        )
     if unknown:
         logging.warning(
             "--train_list=%s: %d of its %d names are no images of %s: for example %r",
@@ -85,11 +94,14 @@ def listed(names: Sequence[str], lines: Iterable[str]) -> tuple[np.ndarray, list
             end = "/".join(_without_ending(name).split("/")[-depth:])
             if end in line_of and end in row_of:
                 raise UserError(
-                    f"{line_of[end]!r} is the name of {names[row_of[end]]} and of {name}: write its folder too, as CLASS/NAME"
+                    f"{line_of[end]!r} is the name of {names[row_of[end]]} and of {name}: write "
+                    "its folder too, as CLASS/NAME"
                 )
             if end in line_of:
                 row_of[end] = row
-    return np.array(sorted(set(row_of.values())), int), [line for end, line in line_of.items() if end not in row_of]
+    return np.array(sorted(set(row_of.values())), int), [
+        line for end, line in line_of.items() if end not in row_of
+    ]
 
 
 def _without_ending(name: str) -> str:

@@ -21,7 +21,8 @@ def check(module: Module) -> None:
     sizes = module.facts.get("features") or {}
     if module.facts.get("kind") != KIND or not isinstance(sizes.get("logits"), int):
         raise UserError(
-            f"module {module.handle!r} is no classifier of tfssl, whose classes are known: tfssl-finetune "
+            f"module {module.handle!r} is no classifier of tfssl, whose classes are known: "
+            "tfssl-finetune "
             f"--module={module.handle} makes one from labeled images"
         )
 
@@ -33,7 +34,11 @@ def num_classes(module: Module) -> int:
 
 
 def predictions(
-    module: Module, source: Source, image_size: int | None = None, resize: int | None = None, batch_size: int = 64
+    module: Module,
+    source: Source,
+    image_size: int | None = None,
+    resize: int | None = None,
+    batch_size: int = 64,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Predictions for all readable images, batch by batch in the order of the split; memory: one
     batch.
@@ -74,7 +79,9 @@ def accuracy(module: Module, source: Source, **settings: Any) -> dict[str, float
         order = np.argsort(-batch["logits"][known], axis=1, kind="stable")[:, :5]
         hits.append(order == batch["label"][known, None])
     if not sum(map(len, hits)):
-        raise UserError(f"{source.spec} {source.split}: no image with a label could be read: nothing to measure")
+        raise UserError(
+            f"{source.spec} {source.split}: no image with a label could be read: nothing to measure"
+        )
     ranks = np.concatenate(hits)
     return {
         "accuracy": float(ranks[:, 0].mean()),

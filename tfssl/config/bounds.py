@@ -1,5 +1,6 @@
-"""What a numeric flag may be: one table for all binaries, to which classes add what they say of their own settings. A
-value outside, or none at all (nan, inf), ends before any work in one line that names the flag and its range."""
+"""What a numeric flag may be: one table for all binaries, to which classes add what they say of
+their own settings. A value outside, or none at all (nan, inf), ends before any work in one line
+that names the flag and its range."""
 
 import math
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (1, 16_384, "scaled_size patch_size jigsaw_size jigsaw_patch_size small_size"),
     (0, 2**16, "patch_embedding_size prediction_hidden"),  # units
     (1, 2**16, "projection_size projection_hidden prediction_size embedding_size head_units mlp_hidden detection_units"),
+    (1, 2**16, "decoder_channels directions"),
+    (1, 128, "decoder_depth decoder_heads"),
     (1, 16, "projection_layers"),
     (0, 16, "head_layers head_endpoints detection_layers"),
     (0, 64, "small_crops"),
@@ -42,18 +45,23 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (0, 65_535, "port"),
     (0, 1e6, "epochs warmup_epochs decay_epochs queue_start_epoch budget_minutes weight_decay"
     " final_weight_decay sgd_weight_decay"),
-    (0, 1e6, "head_rate dense_trunk_rate margin"),
+    (0, 1e6, "head_rate dense_trunk_rate margin bias_rate teacher_warmup_epochs"),
+    (0, 1e6, "freeze_prototypes_epochs redundancy_weight invariance_weight variance_weight"),
+    (0, 1e6, "covariance_weight"),
     (0, 1e9, "lr_scaling"),
     (0, RATE, "learning_rate initial_rate final_rate clipnorm global_clipnorm sgd_learning_rate mlp_learning_rate"),
     (1e-8, RATE, "dense_learning_rate"),
     (0, 1, "head_bn_momentum bank_momentum key_momentum target_momentum momentum decay_factor min_area small_area "
     "jigsaw_area jigsaw_weight rebalance distill_weight max_translation max_offset max_hue"),
+    (0, 1, "center_momentum sigreg_weight"),
+    (0.001, 0.999, "mask_ratio"),
     (0, 0.99, "mlp_dropout head_dropout"),
     (0, 0.99999, "beta_2"),
     (1e-30, 1, "optimizer_epsilon"),
     (0, 0.9, "val_fraction"),
     (1e-6, 1, "layer_decay"),
     (1e-6, 1e6, "temperature knn_temperature sinkhorn_epsilon loss_factor svm_positive_weight svm_intercept_scaling"),
+    (1e-6, 1e6, "teacher_temperature warmup_teacher_temperature"),
     (1e-3, 1e6, "distill_temperature"),
     (0, 100, "strength"),
     (0, 128, "gray"),  # a probability, or a distance in ab: each task refuses what is not its own

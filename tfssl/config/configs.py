@@ -1,4 +1,5 @@
-"""One value per run: all of its settings, read once of the command line, or of the record of a run."""
+"""One value per run: all of its settings, read once of the command line, or of the record of a
+run."""
 
 import contextlib
 import dataclasses
@@ -10,7 +11,12 @@ from absl import flags
 from tfssl.config import bounds, data_flags, generated, schema
 from tfssl.config.generated import Generated
 
-NOT_STORED = ("extend_schedule", "dry_run", "steal_lock", "accept_changed_data")  # asked of one start of a run alone
+NOT_STORED = (
+    "extend_schedule",
+    "dry_run",
+    "steal_lock",
+    "accept_changed_data",
+)  # asked of one start of a run alone
 
 _Section = TypeVar("_Section")
 
@@ -24,7 +30,8 @@ class TrainConfig:
       task_settings: {argument of the task's constructor: value}.
       backbone_settings: {argument of the backbone's constructor: value}.
       optimizer_settings: {argument of the optimizer's constructor: value}.
-      task_flags, backbone_flags, optimizer_flags: {argument: its flag}, of those whose flag has another name.
+      task_flags, backbone_flags, optimizer_flags: {argument: its flag}, of those whose flag has
+        another name.
     """
 
     data: schema.Data = schema.Data()
@@ -49,12 +56,15 @@ class TrainConfig:
         values: flags.FlagValues = flags.FLAGS,
         section: Callable[[str], Any] = contextlib.nullcontext,
     ) -> None:
-        """Define the flags, in the order of `--help`; `section(heading)` is entered around each section, `tasks`, `backbones` and
-        `optimizers` are all that there are."""
+        """Define the flags, in the order of `--help`; `section(heading)` is entered around each
+        section, `tasks`, `backbones` and `optimizers` are all that there are."""
         define(schema.Data, values, section)
         with section(schema.Network.heading):
             names = "|".join(tasks.settings)
-            text = f"<{names}>, or the import path of a class of your own, mypackage.mytask:MyTask: What the network learns to predict."
+            text = (
+                f"<{names}>, or the import path of a class of your own, mypackage.mytask:MyTask: "
+                "What the network learns to predict."
+            )
             flags.DEFINE_string("task", cls.task, text, flag_values=values)
         define(schema.Network, values, section)
         with section("Settings of the backbone"):
@@ -123,11 +133,13 @@ class TrainConfig:
         return _stored(vars(self.data), {"task": self.task}, *map(vars, parts), *own)
 
     def published(self) -> dict[str, Any]:
-        """{flag: value} of what a module's tfssl.json says of its training: those that are set, and not where."""
+        """{flag: value} of what a module's tfssl.json says of its training: those that are set, and
+        not where."""
         return _published(self.flags())
 
     def replace(self, **settings: Any) -> "TrainConfig":
-        """The same with other settings, each by its name, of whichever section; those of the task stay."""
+        """The same with other settings, each by its name, of whichever section; those of the task
+        stay."""
         return _replace(self, settings)
 
 
@@ -157,7 +169,8 @@ class FinetuneConfig:
         values: flags.FlagValues = flags.FLAGS,
         section: Callable[[str], Any] = contextlib.nullcontext,
     ) -> None:
-        """Define the flags, in the order of `--help`; `section(heading)` is entered around each section."""
+        """Define the flags, in the order of `--help`; `section(heading)` is entered around each
+        section."""
         for part in _parts(cls).values():
             if part is schema.FinetuneOptimization:
                 _define_optimization(part, optimizers, values, section)
@@ -175,10 +188,14 @@ class FinetuneConfig:
 
     def flags(self) -> dict[str, Any]:
         """{flag: value} of all that is recorded."""
-        return _stored(*(vars(getattr(self, name)) for name in _parts(type(self))), _flags_of(self, "optimizer"))
+        return _stored(
+            *(vars(getattr(self, name)) for name in _parts(type(self))),
+            _flags_of(self, "optimizer"),
+        )
 
     def published(self) -> dict[str, Any]:
-        """{flag: value} of what a module's tfssl.json says of its training: those that are set, and not where."""
+        """{flag: value} of what a module's tfssl.json says of its training: those that are set, and
+        not where."""
         return _published(self.flags())
 
     def replace(self, **settings: Any) -> "FinetuneConfig":
@@ -204,12 +221,17 @@ def read(section_class: type[_Section], values: flags.FlagValues) -> _Section:
     """One section, as the flags say."""
     settings = generated.of(section_class)
     return section_class(
-        **settings.arguments(section_class.__name__, {name: values[name].value for name in settings.flags})
+        **settings.arguments(
+            section_class.__name__, {name: values[name].value for name in settings.flags}
+        )
     )
 
 
 def _define_optimization(
-    part: type[schema.Optimization], optimizers: Generated, values: flags.FlagValues, section: Callable[[str], Any]
+    part: type[schema.Optimization],
+    optimizers: Generated,
+    values: flags.FlagValues,
+    section: Callable[[str], Any],
 ) -> None:
     define(part, values, section)
     with section(part.heading):
@@ -243,7 +265,10 @@ def _own(kind: str, generated_flags: Generated, values: flags.FlagValues) -> dic
 
 def _flags_of(config: Config, kind: str) -> dict[str, Any]:
     names = getattr(config, f"{kind}_flags")
-    return {names.get(argument, argument): value for argument, value in getattr(config, f"{kind}_settings").items()}
+    return {
+        names.get(argument, argument): value
+        for argument, value in getattr(config, f"{kind}_settings").items()
+    }
 
 
 def _stored(*parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Flags that several commands have: of record files, what `open_source` gets of such flags; and those that are paths."""
+"""Flags that several commands have: of record files, what `open_source` gets of such flags; and
+those that are paths."""
 
 import os
 from collections.abc import Mapping
@@ -10,7 +11,8 @@ from tfssl.config.generated import Generated
 
 
 def define_record_keys() -> None:
-    """`--image_key`, `--label_key`, `--skip_damaged_shards`; without them `open_source`'s own defaults hold."""
+    """`--image_key`, `--label_key`, `--skip_damaged_shards`; without them `open_source`'s own
+    defaults hold."""
     Generated("records", {"Records": ("tfssl.config.schema", "Records")}).define()
 
 
@@ -26,7 +28,8 @@ PATHS = (
 
 
 def at_home(name: str, value: Any) -> Any:
-    """The value of a flag, text, a list of texts or None, with the user's home for ~ where it is a path (of --module: in NAME=PATH, too).
+    """The value of a flag, text, a list of texts or None, with the user's home for ~ where it is a
+    path (of --module: in NAME=PATH, too).
 
     Data sets, folder:~/photos, are left to `open_source`.
     """

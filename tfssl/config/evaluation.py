@@ -19,19 +19,27 @@ class Images:
     """Modules and images.
 
     Args:
-      module: Required. A comma list of Hub modules: folders (local or gs://), .tar.gz, https handles; or NAME=HANDLE each. What exists goes
-        first: lr=0.1,wd=0/module/4 is that folder if there is one; else quote a handle that holds a comma: '"a,b",c'.
-      dataset: Labelled images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, voc:PATH (several classes in an image), masks:PATH,
-        boxes:PATH, normals:PATH, glyphs (the embedded letters), or a class of your own, mypackage.mysource:MySource[:PATH].
-      data_dir: Where TensorFlow Datasets are, and where archives are unpacked. Default: each library's own folder.
-      train_split: Images that classifiers learn from, in TFDS's grammar: train, train[:90%], train+validation (2019 study: ImageNet's
-        train).
-      test_split: Images that accuracy is measured on; nothing is chosen on them (2019 study: ImageNet's validation).
-      val_split: Images that l2, the starred endpoint and the epoch are chosen on (2019 study: train[984shard:], the last 40 of ImageNet's
-        1024 training files, beside --train_split=train[:984shard]). Default: see --val_fraction.
-      label_offset: Subtracted from the labels of tfrecord:GLOB; 1 for ImageNet's records, whose labels are 1 to 1000.
-      image_size: Side of the central crop, in pixels; 0: the module's own (2019 study: 224, patch tasks 192).
-      resize: Shorter side before the crop, in pixels; 0: the module's own, or image_size * 256 / 224 (2019 study: 256, patch tasks 224).
+      module: Required. A comma list of Hub modules: folders (local or gs://), .tar.gz, https
+        handles; or NAME=HANDLE each. What exists goes first: lr=0.1,wd=0/module/4 is that folder if
+        there is one; else quote a handle that holds a comma: '"a,b",c'.
+      dataset: Labelled images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, voc:PATH (several
+        classes in an image), masks:PATH, boxes:PATH, normals:PATH, glyphs (the embedded letters),
+        or a class of your own, mypackage.mysource:MySource[:PATH].
+      data_dir: Where TensorFlow Datasets are, and where archives are unpacked. Default: each
+        library's own folder.
+      train_split: Images that classifiers learn from, in TFDS's grammar: train, train[:90%],
+        train+validation (2019 study: ImageNet's train).
+      test_split: Images that accuracy is measured on; nothing is chosen on them (2019 study:
+        ImageNet's validation).
+      val_split: Images that l2, the starred endpoint and the epoch are chosen on (2019 study:
+        train[984shard:], the last 40 of ImageNet's 1024 training files, beside
+        --train_split=train[:984shard]). Default: see --val_fraction.
+      label_offset: Subtracted from the labels of tfrecord:GLOB; 1 for ImageNet's records, whose
+        labels are 1 to 1000.
+      image_size: Side of the central crop, in pixels; 0: the module's own (2019 study: 224, patch
+        tasks 192).
+      resize: Shorter side before the crop, in pixels; 0: the module's own, or image_size * 256 /
+        224 (2019 study: 256, patch tasks 224).
       where: other arguments of `open_source`.
     """
 
@@ -54,14 +62,17 @@ class Features:
     """Features.
 
     Args:
-      endpoints: A comma list of names, or all: the module's, and pixels, the images themselves (2019 study: the module's).
+      endpoints: A comma list of names, or all: the module's, and pixels, the images themselves
+        (2019 study: the module's).
       pool: How maps of more than 9000 values are pooled (2019 study: max).
       feature_dtype: How features are kept; float16 takes half the memory and disk.
       batch_size: Images at a time through the module; it changes speed and memory only.
-      cache: Keep features in --workdir, and what linear_sgd has reached; and use those there of the same module, data and settings whose
-        checksums are right. --cache=verify: compute 64 images of each again, and all where these differ. --nocache: neither.
-      prune: First remove the features in --workdir that nobody can use any more: of other versions, of data that have changed, not
-        finished. Without --module that is all. (What killed processes left goes at any start.)
+      cache: Keep features in --workdir, and what linear_sgd has reached; and use those there of the
+        same module, data and settings whose checksums are right. --cache=verify: compute 64 images
+        of each again, and all where these differ. --nocache: neither.
+      prune: First remove the features in --workdir that nobody can use any more: of other versions,
+        of data that have changed, not finished. Without --module that is all. (What killed
+        processes left goes at any start.)
     """
 
     flag_names = {"cache": ""}
@@ -80,17 +91,21 @@ class Protocols:
 
     Args:
       protocol: names.
-      budget_minutes: With --protocol=all: minutes for the protocols that it adds, of all modules together, beside the passes of the images
-        through the modules. Each is estimated by trials before it starts, the cheapest first; where the time is short it runs with quick
-        settings, or is left out, and that is told. Protocols that are named are never cut. 0: no limit. Default: 5.
-      random_init: Measure the same network untrained beside each module of tfssl-export's; equal networks once. Default: with
-        --protocol=all.
-      train_labels: How many training labels are used, a comma list with a column of the table each: all (2019 study), a percentage such as
-        1%, or a number of images. Class-balanced; the 1% lie within the 10%.
-      val_fraction: Without --val_split: the fraction of the training labels that l2, the starred endpoint and the epoch are chosen on; what
-        is reported then learns from all of them. 0: nothing is chosen.
-      seed: Of the subset of labels and the validation part; linear_sgd, mlp: and of weights, order, crops and dropout; low_shot, few_shot:
-        and of samples and episodes.
+      budget_minutes: With --protocol=all: minutes for the protocols that it adds, of all modules
+        together, beside the passes of the images through the modules. Each is estimated by trials
+        before it starts, the cheapest first; where the time is short it runs with quick settings,
+        or is left out, and that is told. Protocols that are named are never cut. 0: no limit.
+        Default: 5.
+      random_init: Measure the same network untrained beside each module of tfssl-export's; equal
+        networks once. Default: with --protocol=all.
+      train_labels: How many training labels are used, a comma list with a column of the table each:
+        all (2019 study), a percentage such as 1%, or a number of images. Class-balanced; the 1% lie
+        within the 10%.
+      val_fraction: Without --val_split: the fraction of the training labels that l2, the starred
+        endpoint and the epoch are chosen on; what is reported then learns from all of them. 0:
+        nothing is chosen.
+      seed: Of the subset of labels and the validation part; linear_sgd, mlp: and of weights, order,
+        crops and dropout; low_shot, few_shot: and of samples and episodes.
     """
 
     flag_names = {"protocol": ""}
@@ -108,11 +123,13 @@ class Run:
     """The run.
 
     Args:
-      workdir: Folder for report.html, results.json, results.png, results_curve.png (accuracy over epochs) and cached features. Default:
-        nothing is written.
-      neighbors: Above 0: WORKDIR/MODULE_neighbors.png shows so many nearest training images of ten test images, by the starred endpoint (of
-        the first protocol), or the last. Default: 5 with --protocol=all and --workdir, else 0.
-      steal_lock: Take over a --workdir that another process uses; it ends before it writes there again.
+      workdir: Folder for report.html, results.json, results.png, results_curve.png (accuracy over
+        epochs) and cached features. Default: nothing is written.
+      neighbors: Above 0: WORKDIR/MODULE_neighbors.png shows so many nearest training images of ten
+        test images, by the starred endpoint (of the first protocol), or the last. Default: 5 with
+        --protocol=all and --workdir, else 0.
+      steal_lock: Take over a --workdir that another process uses; it ends before it writes there
+        again.
     """
 
     workdir: Optional[str] = None
@@ -131,14 +148,19 @@ class Evaluation(Run, Protocols, Features, Images):
     def __post_init__(self) -> None:
         if self.budget_minutes and not self.all_protocols:
             raise UserError(
-                f"--budget_minutes={self.budget_minutes:g} is of --protocol=all: a protocol that is named is never cut"
+                f"--budget_minutes={self.budget_minutes:g} is of --protocol=all: a protocol that "
+                "is named is never cut"
             )
         if not self.protocol or not self.endpoints or not self.train_labels:
             raise UserError("--protocol, --endpoints and --train_labels each need a value")
         if not self.test_split and (self.neighbor_count or list(self.protocol) != ["features"]):
-            raise UserError("--test_split is empty, which only --protocol=features alone can do without")
+            raise UserError(
+                "--test_split is empty, which only --protocol=features alone can do without"
+            )
         if not self.workdir and (self.writes_features or self.neighbor_count):
-            raise UserError("--workdir is missing: name a folder for the features, or the picture of neighbors")
+            raise UserError(
+                "--workdir is missing: name a folder for the features, or the picture of neighbors"
+            )
 
     @property
     def all_protocols(self) -> bool:
@@ -183,7 +205,8 @@ class Evaluation(Run, Protocols, Features, Images):
 
     @property
     def sizes(self) -> tuple[Optional[int], Optional[int]]:
-        """(side of the crop, shorter side before it), in pixels; None where the module's own is meant."""
+        """(side of the crop, shorter side before it), in pixels; None where the module's own is
+        meant."""
         return self.image_size or None, self.resize or None
 
     @property
@@ -200,4 +223,8 @@ class Evaluation(Run, Protocols, Features, Images):
     @property
     def features_folder(self) -> Optional[str]:
         """Where extracted features are kept, memory-mapped; None without a local --workdir."""
-        return os.path.join(os.path.expanduser(self.workdir), "features") if self.workdir and self.local else None
+        return (
+            os.path.join(os.path.expanduser(self.workdir), "features")
+            if self.workdir and self.local
+            else None
+        )

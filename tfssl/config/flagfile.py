@@ -25,7 +25,10 @@ def read(path: str) -> dict[str, str]:
     import tensorflow as tf
 
     if not tf.io.gfile.exists(path):
-        raise UserError(f"{os.path.dirname(path)!r} is not the workdir of a run: it has no {os.path.basename(path)}")
+        raise UserError(
+            f"{os.path.dirname(path)!r} is not the workdir of a run: it has no "
+            f"{os.path.basename(path)}"
+        )
     try:
         with tf.io.gfile.GFile(path) as f:
             pairs = [line.strip()[2:].partition("=") for line in f if line.startswith("--")]
@@ -39,7 +42,10 @@ def read(path: str) -> dict[str, str]:
 def differences(
     stored: Mapping[str, str], values: Mapping[str, Any], free: Collection[str] = ()
 ) -> list[tuple[str, str, str]]:
-    """The flags, by name, whose stored text is not that of `values`: [(name, stored text, new text)]."""
+    """The flags, by name, whose stored text is not that of `values`: [(name, stored text, new
+    text)]."""
     new = {name: as_text(value) for name, value in values.items() if value is not None}
-    names = [n for n in dict.fromkeys([*stored, *new]) if n not in free and stored.get(n) != new.get(n)]
+    names = [
+        n for n in dict.fromkeys([*stored, *new]) if n not in free and stored.get(n) != new.get(n)
+    ]
     return [(n, stored.get(n, "unset"), new.get(n, "unset")) for n in names]

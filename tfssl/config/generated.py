@@ -1,4 +1,5 @@
-"""Flags made from the settings of classes: one place for a setting's name, default and help, its constructor."""
+"""Flags made from the settings of classes: one place for a setting's name, default and help, its
+constructor."""
 
 import collections
 import functools
@@ -14,20 +15,24 @@ from tfssl.registry import Registry
 
 
 class Generated:
-    """The flags of the classes of one kind, such as all tasks. A flag that several have is one flag.
+    """The flags of the classes of one kind, such as all tasks. A flag that several have is one
+    flag.
 
     Args:
       kind: what they are, for messages: "task".
       sources: {name: (module, class)}.
-      unset: where there are several classes, leave all flags unset, so that `check` can refuse a given one that the chosen class has not.
-        False: a flag whose classes agree on its default has this default.
+      unset: where there are several classes, leave all flags unset, so that `check` can refuse a
+        given one that the chosen class has not. False: a flag whose classes agree on its default
+        has this default.
 
     Attributes:
       settings: {name: {argument: `Setting`}}.
       flags: names of all flags, in the order of the classes.
     """
 
-    def __init__(self, kind: str, sources: Mapping[str, tuple[str, str]], unset: bool = True) -> None:
+    def __init__(
+        self, kind: str, sources: Mapping[str, tuple[str, str]], unset: bool = True
+    ) -> None:
         self.kind, self.unset = kind, unset
         self.settings = {name: read(*source) for name, source in sources.items()}
         classes = list(sources.values())
@@ -41,7 +46,8 @@ class Generated:
         self.flags = tuple(self._of_flag)
 
     def define(self, names: Any = None, values: flags.FlagValues = flags.FLAGS) -> None:
-        """Define the flags, or those of some `names` of classes. The help of one that is unset says whose default is what."""
+        """Define the flags, or those of some `names` of classes. The help of one that is unset says
+        whose default is what."""
         for flag in self.flags:
             having = self._of_flag[flag]
             if flag in values or (names is not None and not set(names) & set(having)):
@@ -61,7 +67,9 @@ class Generated:
                     int: flags.DEFINE_integer,
                     float: flags.DEFINE_float,
                 }
-                define.get(setting.kind, flags.DEFINE_string)(flag, default, text, flag_values=values)
+                define.get(setting.kind, flags.DEFINE_string)(
+                    flag, default, text, flag_values=values
+                )
 
     def default(self, flag: str) -> Any:
         """The default of the flag itself, None where it is unset; see `unset`."""
@@ -71,7 +79,8 @@ class Generated:
         return next(iter(having.values())).default if shown else None
 
     def describe(self, flag: str) -> str:
-        """The help of a flag: what it means, and its default; for which classes, where they differ."""
+        """The help of a flag: what it means, and its default; for which classes, where they
+        differ."""
         having = self._of_flag[flag]
         meanings = self._by_value({name: setting.text for name, setting in having.items()})
         text = " ".join(f"{names}: {meaning}" for meaning, names in meanings.items())
@@ -83,10 +92,15 @@ class Generated:
             text = text[:1].upper() + text[1:]
         if self.default(flag) is not None:
             return text
-        defaults = self._by_value({name: as_text(setting.default) or "none" for name, setting in having.items()})
+        defaults = self._by_value(
+            {name: as_text(setting.default) or "none" for name, setting in having.items()}
+        )
         if len(defaults) == 1 and len(having) == len(self.settings):
             return f"{text} Default: {next(iter(defaults))}."
-        return f"{text} Default: {'; '.join(f'{value} for {names}' for value, names in defaults.items())}."
+        return (
+            f"{text} Default: "
+            f"{'; '.join(f'{value} for {names}' for value, names in defaults.items())}."
+        )
 
     def _by_value(self, of_name: Mapping[str, str]) -> dict[str, str]:
         """{name: value} -> {value: "name, name"}; names of one class are the class's."""
@@ -111,13 +125,22 @@ class Generated:
         """
         own = self.defaults(name)
         for flag in self.flags:
-            if flag not in own and as_text(given.get(flag)) not in ("", as_text(self.default(flag))):
-                raise UserError(f"--{flag} is not a setting of {self.kind} {name!r}, whose own are {', '.join(own)}")
+            if flag not in own and as_text(given.get(flag)) not in (
+                "",
+                as_text(self.default(flag)),
+            ):
+                raise UserError(
+                    f"--{flag} is not a setting of {self.kind} {name!r}, whose own are "
+                    f"{', '.join(own)}"
+                )
 
     def arguments(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The constructor's arguments: {argument: value}, with the default for whatever is not `given` as {flag: value}."""
+        """The constructor's arguments: {argument: value}, with the default for whatever is not
+        `given` as {flag: value}."""
         return {
-            argument: setting.default if given.get(setting.flag) is None else _value(setting, given[setting.flag])
+            argument: setting.default
+            if given.get(setting.flag) is None
+            else _value(setting, given[setting.flag])
             for argument, setting in self.settings[name].items()
         }
 
@@ -125,7 +148,8 @@ class Generated:
         """An instance of a class by its flags; see `arguments`.
 
         Raises:
-          UserError: the constructor's own; where that begins with ARGUMENT=, it begins with --FLAG= instead.
+          UserError: the constructor's own; where that begins with ARGUMENT=, it begins with --FLAG=
+            instead.
         """
         try:
             return cls(**self.arguments(name, given))
@@ -144,12 +168,15 @@ def of(cls: type) -> Generated:
 
 @functools.cache
 def of_registry(registry: Registry, *own: str, unset: bool = True) -> Generated:
-    """The flags of all classes of a registry; `own`: further names, such as import paths of a user's own classes.
+    """The flags of all classes of a registry; `own`: further names, such as import paths of a
+    user's own classes.
 
     Raises:
       UserError: there is no such class.
     """
-    return Generated(registry.kind, {name: registry.source(name) for name in (*registry.names, *own)}, unset)
+    return Generated(
+        registry.kind, {name: registry.source(name) for name in (*registry.names, *own)}, unset
+    )
 
 
 @functools.cache
@@ -167,7 +194,9 @@ def _value(setting: Setting, value: Any) -> Any:
     except ValueError as error:
         kinds = {int: "integers", float: "numbers"}
         given = ",".join(map(str, value))
-        raise UserError(f"--{setting.flag}={given}: give {kinds[setting.kind]}, separated by commas") from error
+        raise UserError(
+            f"--{setting.flag}={given}: give {kinds[setting.kind]}, separated by commas"
+        ) from error
 
 
 def as_text(value: Any) -> str:

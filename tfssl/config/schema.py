@@ -1,6 +1,8 @@
-"""The settings of the commands that train, section by section as `--help` shows them: what a field is here is a flag there.
+"""The settings of the commands that train, section by section as `--help` shows them: what a field
+is here is a flag there.
 
-Name, default and meaning of each flag are those of its field; `tfssl.config.generated` makes the one of the other.
+Name, default and meaning of each flag are those of its field; `tfssl.config.generated` makes the
+one of the other.
 """
 
 import dataclasses
@@ -17,8 +19,9 @@ class Records:
     Args:
       image_key: tfrecord: the feature that holds the encoded image. Default: image/encoded.
       label_key: tfrecord: the feature that holds the label, one int64. Default: image/class/label.
-      skip_damaged_shards: tfrecord, tfds: go on where a file is damaged or ends early. In training its readable
-        records take the places of the lost ones; all else keeps its order. Evaluation leaves them out.
+      skip_damaged_shards: tfrecord, tfds: go on where a file is damaged or ends early. In training
+        its readable records take the places of the lost ones; all else keeps its order. Evaluation
+        leaves them out.
     """
 
     image_key: Optional[str] = None
@@ -31,14 +34,16 @@ class Data(Records):
     """Which images.
 
     Args:
-      dataset: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, glyphs (the embedded letters), or a class of your own,
-        mypackage.mysource:MySource[:PATH].
+      dataset: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, glyphs (the embedded letters), or a
+        class of your own, mypackage.mysource:MySource[:PATH].
       data_dir: Where TensorFlow Datasets are, and archives are unpacked. Default: their own places.
       train_split: Images to train on, in TFDS's grammar: train, train[:90%], train+validation.
       val_split: Images to validate on; none if empty. 2019 study: the last 40 of 1024 train shards.
-      train_subset: Train on so many images, drawn by --subset_seed; smaller ones lie within larger ones. 0: all.
+      train_subset: Train on so many images, drawn by --subset_seed; smaller ones lie within larger
+        ones. 0: all.
       subset_seed: Of the choice of --train_subset.
-      label_offset: tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are 1 to 1000.
+      label_offset: tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are
+        1 to 1000.
     """
 
     heading = "Data"  # of the section in `--help`
@@ -62,9 +67,9 @@ class Network:
     are its class's.
 
     Args:
-      backbone: resnet{18,34,50,101,152,200}_v{1,2}, revnet{18,34,50,101,152}, vgg{11,13,16,19}, alexnet,
-        alexnet_lrn, vit_{tiny,small,base,large} (2019 study: resnet50_v1, resnet50_v2, revnet50, vgg19); or the import
-        path of a class of your own, mypackage.mynets:MyNet.
+      backbone: resnet{18,34,50,101,152,200}_v{1,2}, revnet{18,34,50,101,152}, vgg{11,13,16,19},
+        alexnet, alexnet_lrn, vit_{tiny,small,base,large} (2019 study: resnet50_v1, resnet50_v2,
+        revnet50, vgg19); or the import path of a class of your own, mypackage.mynets:MyNet.
       sync_batch_norm: Batch statistics of all replicas together, not of each by itself.
       bn_group_size: Images whose batch statistics are one; 0: all of a replica's.
       init_module: Start from this Hub module's weights, where names and shapes match.
@@ -86,8 +91,9 @@ class Optimization:
       batch_size: Images per step over all replicas, before rotations (2019 study: 1024).
       epochs: Passes over the images (2019 study: 35).
       train_steps: Length in steps; overrides --epochs where it is not 0.
-      optimizer: sgd, nesterov, adam, adamw, lamb, lars, lars_byol, larc (2019 study: sgd; SimCLR: lars; BYOL: lars_byol;
-        SwAV: larc), or the import path of a class of your own, mypackage.myoptimizer:MyOptimizer.
+      optimizer: sgd, nesterov, adam, adamw, lamb, lars, lars_byol, larc (2019 study: sgd; SimCLR:
+        lars; BYOL: lars_byol; SwAV: larc), or the import path of a class of your own,
+        mypackage.myoptimizer:MyOptimizer.
       learning_rate: Peak rate at a batch of --lr_scaling images (2019 study: 0.1).
       lr_scaling: Peak rate = learning_rate * batch_size / this (2019 study: 256); 0: unscaled.
       schedule: piecewise (2019 study), cosine or constant; each after a linear warm-up.
@@ -95,9 +101,11 @@ class Optimization:
       decay_factor: piecewise: see --decay_epochs (2019 study: 0.1).
       warmup_epochs: The rate rises linearly from --initial_rate over these epochs (2019 study: 5).
       initial_rate: Learning rate at step 0, where there is a warm-up; scaled as --learning_rate is.
-      final_rate: cosine: learning rate at the end; scaled as --learning_rate is (Barlow Twins: 0.001 times the peak).
-      final_weight_decay: Weight decay at the end of the run, along half a cosine from --weight_decay (DINO: 0.4 from
-        0.04); with optimizers that carry it themselves, such as adamw. Default: it stays.
+      final_rate: cosine: learning rate at the end; scaled as --learning_rate is (Barlow Twins:
+        0.001 times the peak).
+      final_weight_decay: Weight decay at the end of the run, along half a cosine from
+        --weight_decay (DINO: 0.4 from 0.04); with optimizers that carry it themselves, such as
+        adamw. Default: it stays.
       seed: Of initial weights, order and augmentation: the same seed, the same run.
     """
 
@@ -132,11 +140,12 @@ class Accelerators:
       jit_compile: Compile the step with XLA. A TPU always does; on CPUs it is slower.
       steps_per_execution: Steps per call from Python; 100 helps TPUs and small networks.
       accumulate_steps: Compute a batch in so many parts, one after the other: less memory.
-      data_service: grpc://HOST:PORT of a tf.data service whose workers prepare the images (see docs).
+      data_service: grpc://HOST:PORT of a tf.data service whose workers prepare the images (see
+        docs).
       data_service_timeout: Seconds that the service may take to answer, before a run begins.
-      deterministic: Bit-identical results from run to run on the same kind of processor or GPU, with as many threads
-        (by default, cores that the process may use), and the same oneDNN setting, TensorFlow and tfssl; elsewhere a
-        resumed run says so. Costs speed on GPUs.
+      deterministic: Bit-identical results from run to run on the same kind of processor or GPU,
+        with as many threads (by default, cores that the process may use), and the same oneDNN
+        setting, TensorFlow and tfssl; elsewhere a resumed run says so. Costs speed on GPUs.
     """
 
     heading = "Accelerators"
@@ -159,11 +168,13 @@ class NetworkAccelerators(Accelerators):
     """Where and how the steps are computed of a network that is built here, and so can be in another way.
 
     Args:
-      precision: float32, mixed_bfloat16 (TPUs, new GPUs and CPUs), mixed_float16 (GPUs; with loss scaling), or auto:
-        mixed_bfloat16 where the device computes in it, else float32; a resumed run keeps its own.
-      loss_batch_size: Images that one loss compares and one step learns from, computed in parts of --batch_size: more
-        than fit in memory (by gradient caching; 0: --batch_size).
-      rematerialize: Compute activations again in the backward pass: less memory, a third more computation.
+      precision: float32, mixed_bfloat16 (TPUs, new GPUs and CPUs), mixed_float16 (GPUs; with loss
+        scaling), or auto: mixed_bfloat16 where the device computes in it, else float32; a resumed
+        run keeps its own.
+      loss_batch_size: Images that one loss compares and one step learns from, computed in parts of
+        --batch_size: more than fit in memory (by gradient caching; 0: --batch_size).
+      rematerialize: Compute activations again in the backward pass: less memory, a third more
+        computation.
     """
 
     precision: str = "float32"
@@ -181,10 +192,12 @@ class Run:
       keep_checkpoints: How many of the newest checkpoints to keep.
       keep_every: Keep each checkpoint whose step is a multiple of this for ever; 0: none.
       validation_steps: Between validations, a multiple of --checkpoint_steps; 0: those.
-      knn_probe: At each validation, accuracy of nearest neighbours among so many labelled images; 0: none.
+      knn_probe: At each validation, accuracy of nearest neighbours among so many labelled images;
+        0: none.
       log_steps: Steps between lines of the log.
       extend_schedule: Permit a resumed cosine run to change its length: its rate then jumps.
-      accept_changed_data: Go on with other data than the run in --workdir began with; provenance.json tells.
+      accept_changed_data: Go on with other data than the run in --workdir began with;
+        provenance.json tells.
       steal_lock: Take over a --workdir that another process uses; it ends at its next checkpoint.
       dry_run: Read all images, show the first batch, estimate the time; train nothing.
     """
@@ -210,7 +223,10 @@ class Run:
           UserError: it is missing.
         """
         if not self.workdir:
-            raise UserError("--workdir is missing: name a folder for the run's checkpoints and logs (or try --dry_run)")
+            raise UserError(
+                "--workdir is missing: name a folder for the run's checkpoints and logs (or try "
+                "--dry_run)"
+            )
         return self.workdir
 
 
@@ -219,17 +235,19 @@ class Classifier:
     """The encoder, the linear classifier on it, and their images.
 
     Args:
-      module: Required. The encoder: a Hub module's folder (local or gs://), .tar.gz or https handle.
-      endpoint: What the linear classifier sits on. Default: pre_logits. SimCLR v2 fine-tunes from head1, of a module
-        that tfssl-export wrote with --head_endpoints=1.
-      freeze: The encoder stays as it is, its batch statistics too; the linear classifier alone learns.
-      head_rate: The classifier learns at so many times the rate of the encoder (SwAV: 250 with 1% of the labels, 20
-        with 10%).
-      layer_decay: Each stage of the encoder, from one endpoint to the next, learns at so many times the rate of the
-        stage after it (MAE: 0.75 for each layer of a ViT-B); 1: all learn alike.
+      module: Required. The encoder: a Hub module's folder (local or gs://), .tar.gz or https
+        handle.
+      endpoint: What the linear classifier sits on. Default: pre_logits. SimCLR v2 fine-tunes from
+        head1, of a module that tfssl-export wrote with --head_endpoints=1.
+      freeze: The encoder stays as it is, its batch statistics too; the linear classifier alone
+        learns.
+      head_rate: The classifier learns at so many times the rate of the encoder (SwAV: 250 with 1%
+        of the labels, 20 with 10%).
+      layer_decay: Each stage of the encoder, from one endpoint to the next, learns at so many times
+        the rate of the stage after it (MAE: 0.75 for each layer of a ViT-B); 1: all learn alike.
       image_size: Side of the crops, in pixels; 0: the module's own (SimCLR, SwAV: 224).
-      resize: Shorter side of an evaluation image before its central crop, in pixels; 0: the module's own, or
-        image_size * 256 / 224.
+      resize: Shorter side of an evaluation image before its central crop, in pixels; 0: the
+        module's own, or image_size * 256 / 224.
       min_area: Smallest area of a training crop, as a share of the image (SimCLR, SwAV: 0.08).
       flip: Flip half of the training images left to right. Colours stay as they are.
     """
@@ -254,7 +272,8 @@ class Classifier:
         """
         if not self.module:
             raise UserError(
-                "--module is missing: name the encoder, a folder that tfssl-export wrote or any Hub module of images"
+                "--module is missing: name the encoder, a folder that tfssl-export wrote or any "
+                "Hub module of images"
             )
         return self.module
 
@@ -264,11 +283,11 @@ class Labels:
     """How many labels a classifier learns from, and what it is measured on.
 
     Args:
-      train_labels: How many training labels are used: all, a percentage such as 1%, or a number of images.
-        Class-balanced, and tfssl-eval's own of that --seed; the 1% lie within the 10%. Other images are left out
-        (with --teacher: stay, without their labels).
-      train_list: In place of --train_labels: a file with the name of an image on each line, as the published
-        imagenet_subsets/1percent.txt.
+      train_labels: How many training labels are used: all, a percentage such as 1%, or a number of
+        images. Class-balanced, and tfssl-eval's own of that --seed; the 1% lie within the 10%.
+        Other images are left out (with --teacher: stay, without their labels).
+      train_list: In place of --train_labels: a file with the name of an image on each line, as the
+        published imagenet_subsets/1percent.txt.
       test_split: Images that the finished classifier is measured on; empty: it is not.
     """
 
@@ -284,11 +303,14 @@ class Distillation:
     """What a teacher adds.
 
     Args:
-      teacher: A classifier that tfssl-finetune wrote. It infers, on the same crops, and does not learn.
-      distill_temperature: What the logits of both are divided by (SimCLR v2: 1; self-distillation 0.1).
-      distill_weight: Share of the teacher in the loss; the rest is cross-entropy, where there is a label (SimCLR v2:
-        1).
-      distill_scale_by_t2: Times the temperature's square: gradients of one size (SimCLR v2's notebook).
+      teacher: A classifier that tfssl-finetune wrote. It infers, on the same crops, and does not
+        learn.
+      distill_temperature: What the logits of both are divided by (SimCLR v2: 1; self-distillation
+        0.1).
+      distill_weight: Share of the teacher in the loss; the rest is cross-entropy, where there is a
+        label (SimCLR v2: 1).
+      distill_scale_by_t2: Times the temperature's square: gradients of one size (SimCLR v2's
+        notebook).
     """
 
     heading = "Distillation: a teacher's probabilities in place of labels, or beside them"
@@ -305,18 +327,20 @@ class FinetuneOptimization(Optimization):
 
     Args:
       batch_size: Images per step over all replicas (SimCLR: 4096; v2: 1024; SwAV: 256).
-      epochs: Passes over the images that are used (SimCLR: 60 with 1% of the labels, 30 with 10%; SwAV: 20).
-      optimizer: sgd, nesterov, adam, adamw, lamb, lars, lars_byol, larc (SimCLR: nesterov; v2: lars), or the import path
-        of a class of your own. LARS and LAMB treat the linear classifier as plain momentum and Adam would, but for
-        larc, which adapts all.
+      epochs: Passes over the images that are used (SimCLR: 60 with 1% of the labels, 30 with 10%;
+        SwAV: 20).
+      optimizer: sgd, nesterov, adam, adamw, lamb, lars, lars_byol, larc (SimCLR: nesterov; v2:
+        lars), or the import path of a class of your own. LARS and LAMB treat the linear classifier
+        as plain momentum and Adam would, but for larc, which adapts all.
       learning_rate: Peak rate at a batch of --lr_scaling images (SimCLR: 0.05).
       lr_scaling: Peak rate = learning_rate * batch_size / this (SimCLR: 256); 0: unscaled.
       schedule: cosine (SimCLR), piecewise (SwAV) or constant; each after a linear warm-up.
       decay_epochs: piecewise: --decay_factor applies after these (SwAV: 12,16).
       decay_factor: piecewise: see --decay_epochs (SwAV: 0.2).
-      warmup_epochs: The rate rises linearly from --initial_rate over these epochs (SimCLR, SwAV: 0).
-      weight_decay: Factor w of 0.5 * w * sum ||kernel||^2 in the loss (SimCLR, SwAV: 0), or the decay that an optimizer
-        such as adamw carries itself.
+      warmup_epochs: The rate rises linearly from --initial_rate over these epochs (SimCLR, SwAV:
+        0).
+      weight_decay: Factor w of 0.5 * w * sum ||kernel||^2 in the loss (SimCLR, SwAV: 0), or the
+        decay that an optimizer such as adamw carries itself.
       seed: Of the labels' choice, order and augmentation: the same seed, the same run.
     """
 
@@ -342,10 +366,10 @@ class Export:
       export_dir: Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP.
       random_init: Publish the untrained encoder, the baseline that evaluation needs.
       tarball: Also write EXPORT_DIR.tar.gz, which serves as a handle too.
-      head_endpoints: So many first layers of the projection head become endpoints too: head1, ... (SimCLR v2 fine-tunes
-        from head1).
-      recalibrate: Compute the moving statistics of batch normalization anew, over so many of the run's training images;
-        0: as they are.
+      head_endpoints: So many first layers of the projection head become endpoints too: head1, ...
+        (SimCLR v2 fine-tunes from head1).
+      recalibrate: Compute the moving statistics of batch normalization anew, over so many of the
+        run's training images; 0: as they are.
     """
 
     heading = "Export"

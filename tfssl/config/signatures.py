@@ -1,4 +1,5 @@
-"""The settings of a class, read from the text of its constructor (or of its fields, if it is a dataclass) and docstring.
+"""The settings of a class, read from the text of its constructor (or of its fields, if it is a
+dataclass) and docstring.
 
 The file is read, and the class not imported: `--help` answers without waiting for TensorFlow.
 """
@@ -28,7 +29,8 @@ class Setting:
       many: whether it is a sequence.
       choices: the values that a `Literal` annotation permits; () for any.
       flag: the name of its flag.
-      bounds: (least, greatest) number that the flag takes, both allowed; None: see `tfssl.config.bounds`.
+      bounds: (least, greatest) number that the flag takes, both allowed; None: see
+        `tfssl.config.bounds`.
     """
 
     name: str
@@ -44,26 +46,30 @@ class Setting:
 def read(module: str, class_name: str) -> dict[str, Setting]:
     """{argument: Setting} of a class's constructor, inherited ones last.
 
-    A class may say how its flags are named, in two class attributes: `flag_prefix`, a str before each name; and `flag_names`, a dict of
-    argument -> flag for those that are named otherwise. An argument that maps to "" has no flag. A third, `flag_bounds`, is a dict of
-    argument -> (least, greatest).
+    A class may say how its flags are named, in two class attributes: `flag_prefix`, a str before
+    each name; and `flag_names`, a dict of argument -> flag for those that are named otherwise. An
+    argument that maps to "" has no flag. A third, `flag_bounds`, is a dict of argument -> (least,
+    greatest).
 
     Raises:
-      UserError: there is no such module or class; or a default is no literal, so that there can be no flag.
+      UserError: there is no such module or class; or a default is no literal, so that there can be
+        no flag.
     """
     found = _read(module, class_name, {})
     prefix, names = found.prefix or "", found.names
     flags = {name: names.get(name, prefix + name) for name in found.arguments}
     return {
-        name: Setting(name, default, text, *_kind(annotation, default), flags[name], found.bounds.get(name))
+        name: Setting(
+            name, default, text, *_kind(annotation, default), flags[name], found.bounds.get(name)
+        )
         for name, (default, annotation, text) in found.arguments.items()
         if flags[name]
     }
 
 
 def arguments(cls: type) -> tuple[str, ...]:
-    """Names of all arguments of a class's constructor, those that go on to base classes last: also of a class that
-    stands in no file."""
+    """Names of all arguments of a class's constructor, those that go on to base classes last: also
+    of a class that stands in no file."""
     names: list[str] = []
     for base in cls.__mro__:
         if "__init__" in vars(base):
@@ -75,13 +81,14 @@ def arguments(cls: type) -> tuple[str, ...]:
 
 
 def summary(module: str, class_name: str) -> str:
-    """The first line of a class's docstring, without its period; "" where it has none.
+    """The first sentence of a class's docstring, without its period; "" where it has none.
 
     Raises:
       UserError: there is no such module or class.
     """
     node = _find(_parse(module), module, class_name)
-    return (ast.get_docstring(node) or "").partition("\n")[0].rstrip(".")
+    paragraph = " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
+    return paragraph.partition(". ")[0].rstrip(".")
 
 
 @dataclasses.dataclass
@@ -96,11 +103,16 @@ class _Class:
 def _read(module: str, class_name: str, parsed: dict[str, ast.Module]) -> "_Class":
     tree = parsed[module] if module in parsed else parsed.setdefault(module, _parse(module))
     imported = _origin(tree, module, class_name)
-    if imported and imported != (module, class_name):  # a package that passes on the class of one of its modules
+    if imported and imported != (
+        module,
+        class_name,
+    ):  # a package that passes on the class of one of its modules
         return _read(*imported, parsed)
     node = _find(tree, module, class_name)
     own = _own(node, f"{module}:{class_name}")
-    bases = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]  # Protocol[Features]
+    bases = [
+        base.value if isinstance(base, ast.Subscript) else base for base in node.bases
+    ]  # Protocol[Features]
     for base in (b.id for b in bases if isinstance(b, ast.Name)):
         origin = _origin(tree, module, base)
         if origin:
@@ -109,7 +121,9 @@ def _read(module: str, class_name: str, parsed: dict[str, ast.Module]) -> "_Clas
                 if not text and name in inherited.arguments:  # another default of the same setting
                     own.arguments[name] = default, annotation, inherited.arguments[name][2]
             if own.open:
-                own.arguments |= {k: v for k, v in inherited.arguments.items() if k not in own.arguments}
+                own.arguments |= {
+                    k: v for k, v in inherited.arguments.items() if k not in own.arguments
+                }
             own.prefix = inherited.prefix if own.prefix is None else own.prefix
             own.names = {**inherited.names, **own.names}
             own.bounds = {**inherited.bounds, **own.bounds}
@@ -117,7 +131,9 @@ def _read(module: str, class_name: str, parsed: dict[str, ast.Module]) -> "_Clas
 
 
 def _find(tree: ast.Module, module: str, class_name: str) -> ast.ClassDef:
-    node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
+    node = next(
+        (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name), None
+    )
     if node is None:
         raise UserError(f"{module}:{class_name}: module {module!r} defines no class {class_name!r}")
     return node
@@ -141,13 +157,15 @@ def _parse(module: str) -> ast.Module:
 
 @functools.cache
 def _tree(path: str, changed: int) -> ast.Module:
-    """The syntax tree of a file as it was when it was last changed: bases are read once for all classes."""
+    """The syntax tree of a file as it was when it was last changed: bases are read once for all
+    classes."""
     with open(path, encoding="utf-8") as f:
         return ast.parse(f.read(), path)
 
 
 def _origin(tree: ast.Module, module: str, base: str) -> Optional[tuple[str, str]]:
-    """(module, class) of a base class: in the same file, or imported by its name from a module of the same package, or of ours."""
+    """(module, class) of a base class: in the same file, or imported by its name from a module of
+    the same package, or of ours."""
     if any(isinstance(n, ast.ClassDef) and n.name == base for n in tree.body):
         return module, base
     for node in ast.walk(tree):  # also of what is imported late, and so for type checkers alone
@@ -156,7 +174,9 @@ def _origin(tree: ast.Module, module: str, base: str) -> Optional[tuple[str, str
                 if (alias.asname or alias.name) == base:
                     origin = node.module or ""
                     if node.level:
-                        origin = ".".join([*module.split(".")[: -node.level], *filter(None, [origin])])
+                        origin = ".".join(
+                            [*module.split(".")[: -node.level], *filter(None, [origin])]
+                        )
                     known = origin.split(".")[0] in ("tfssl", module.split(".")[0])
                     return (origin, alias.name) if known else None
     return None
@@ -173,20 +193,30 @@ def _own(node: ast.ClassDef, name: str) -> "_Class":
     }
     prefix = ast.literal_eval(constants["flag_prefix"]) if "flag_prefix" in constants else None
     names, bounds = (
-        ast.literal_eval(constants[key]) if key in constants else {} for key in ("flag_names", "flag_bounds")
+        ast.literal_eval(constants[key]) if key in constants else {}
+        for key in ("flag_names", "flag_bounds")
     )
-    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    init = next(
+        (n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None
+    )
     if init is not None:
         positional = init.args.args[len(init.args.args) - len(init.args.defaults) :]
-        pairs = [*zip(positional, init.args.defaults), *zip(init.args.kwonlyargs, init.args.kw_defaults)]  # noqa: B905
+        pairs = [
+            *zip(positional, init.args.defaults),
+            *zip(init.args.kwonlyargs, init.args.kw_defaults),
+        ]
         given = [(a.arg, a.annotation, d) for a, d in pairs if d is not None]
         is_open = init.args.kwarg is not None
     else:
-        fields = node.body if any("dataclass" in ast.unparse(d) for d in node.decorator_list) else ()
+        fields = (
+            node.body if any("dataclass" in ast.unparse(d) for d in node.decorator_list) else ()
+        )
         given = [
             (n.target.id, n.annotation, n.value)
             for n in fields
-            if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name) and n.value is not None
+            if isinstance(n, ast.AnnAssign)
+            and isinstance(n.target, ast.Name)
+            and n.value is not None
         ]
         is_open = True
     arguments = {}
@@ -195,7 +225,8 @@ def _own(node: ast.ClassDef, name: str) -> "_Class":
             arguments[argument] = (ast.literal_eval(default), annotation, texts.get(argument, ""))
         except ValueError as error:
             raise UserError(
-                f"{name}: the default of {argument} is no literal (a number, a text, True, False, None or a tuple of those), and so cannot "
+                f"{name}: the default of {argument} is no literal (a number, a text, True, False, "
+                "None or a tuple of those), and so cannot "
                 "be a flag's"
             ) from error
     return _Class(arguments, prefix, names, bounds, is_open)
@@ -219,7 +250,11 @@ def _annotated(node: Optional[ast.AST]) -> tuple[Optional[type], bool, tuple]:
     if isinstance(node, ast.BinOp):  # X | None
         return _annotated(node.left)
     if isinstance(node, ast.Subscript):
-        outer = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+        outer = (
+            node.value.attr
+            if isinstance(node.value, ast.Attribute)
+            else getattr(node.value, "id", "")
+        )
         inner = node.slice
         if outer == "Optional":
             return _annotated(inner)

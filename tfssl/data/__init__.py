@@ -1,4 +1,5 @@
-"""Where images come from: sources, and the operations on single images and batches that follow them."""
+"""Where images come from: sources, and the operations on single images and batches that follow
+them."""
 
 from __future__ import annotations
 

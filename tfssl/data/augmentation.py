@@ -1,7 +1,9 @@
-"""What a view of an image goes through, as data: the published augmentation policies, on the device over a batch or on the host.
+"""What a view of an image goes through, as data: the published augmentation policies, on the device
+over a batch or on the host.
 
-A policy is applied with an object that draws: `tfssl.data.ops.draws.Draws` for a batch on the device, `HostDraws` inside tf.data for the
-views of one image. The ops and the distribution are the same. On the host, what a coin does not ask for is not computed.
+A policy is applied with an object that draws: `tfssl.data.ops.draws.Draws` for a batch on the
+device, `HostDraws` inside tf.data for the views of one image. The ops and the distribution are the
+same. On the host, what a coin does not ask for is not computed.
 """
 
 from __future__ import annotations
@@ -18,21 +20,27 @@ from tfssl.data.ops.draws import Draws, fork
 from tfssl.data.ops.photometric import Jitter
 from tfssl.errors import UserError, check_choice
 
-# What is drawn for images beside their crops: coins, amounts, the plan of the jitter, layers of RandAugment, the photometric step.
+# What is drawn for images beside their crops: coins, amounts, the plan of the jitter, layers of
+# RandAugment, the photometric step.
 _Drawn = tuple[tf.Tensor, tf.Tensor, Jitter, tf.Tensor, tf.Tensor]
 _LAYERS = 0x1000  # RandAugment's
 _ENHANCE = 0x2000  # the photometric step's: coin, and three amounts
-_VIEW = 0x100  # the draws of views 0, 1, ... are numbered from here on: below are those of the crops and of a task
+# the draws of views 0, 1, ... are numbered from here on: below are those of the crops and of a task
+_VIEW = 0x100
 
 # What is drawn for every image, in one go: coins, and amounts in the ranges of the policy.
 _COINS = "flip jitter gray blur solarize rotate sobel cutout noise".split()
 _AMOUNTS = (
-    "brightness contrast saturation hue brightness_at contrast_at saturation_at hue_at sigma turns center_y center_x noise_scale noise_key"
+    "brightness contrast saturation hue brightness_at contrast_at saturation_at hue_at sigma turns "
+    "center_y center_x noise_scale noise_key"
 ).split()
 
 
-def host_views(image: tf.Tensor, seed: tf.Tensor, policies: Sequence[Policy], size: int) -> tf.Tensor:
-    """The views of one image, made on the host from beginning to end: decoded once, and nothing is rounded to 8 bits in between.
+def host_views(
+    image: tf.Tensor, seed: tf.Tensor, policies: Sequence[Policy], size: int
+) -> tf.Tensor:
+    """The views of one image, made on the host from beginning to end: decoded once, and nothing is
+    rounded to 8 bits in between.
 
     Args:
       image: encoded, or uint8 [H, W, C].
@@ -45,18 +53,28 @@ def host_views(image: tf.Tensor, seed: tf.Tensor, policies: Sequence[Policy], si
     """
     regions = [Region(policy, view, size) for view, policy in enumerate(policies)]
     crops = []
-    for region, part in zip(regions, _cut(image, seed, regions)):  # noqa: B905 (Python 3.9)
-        crop = tf.cast(image_ops.resize_levels(part, size, region.policy.crop_method), tf.keras.backend.floatx())
-        crops.append(tf.reshape(photometric.clip(crop * (1 / 255)), [1, size, size, 3]))  # cubic kernels overshoot
+    for region, part in zip(regions, _cut(image, seed, regions)):
+        crop = tf.cast(
+            image_ops.resize_levels(part, size, region.policy.crop_method),
+            tf.keras.backend.floatx(),
+        )
+        crops.append(
+            tf.reshape(photometric.clip(crop * (1 / 255)), [1, size, size, 3])
+        )  # cubic kernels overshoot
     draws = HostDraws(seed, len(crops))
     drawn = {policy: policy._draw(draws, 0, crops[0].shape) for policy in set(policies)}
     return tf.concat(
-        [policy._apply(crop, *_row(drawn[policy], view)) for view, (policy, crop) in enumerate(zip(policies, crops))], 0
-    )  # noqa: B905
+        [
+            policy._apply(crop, *_row(drawn[policy], view))
+            for view, (policy, crop) in enumerate(zip(policies, crops))
+        ],
+        0,
+    )
 
 
 def crops(image: tf.Tensor, seed: tf.Tensor, regions: Sequence[Region]) -> list[tf.Tensor]:
-    """Random resized crops of one image, decoded once: list of uint8 [size, size, 3], one for each `Region`.
+    """Random resized crops of one image, decoded once: list of uint8 [size, size, 3], one for each
+    `Region`.
 
     Args:
       image: encoded, or uint8 [H, W, C].
@@ -66,17 +84,20 @@ def crops(image: tf.Tensor, seed: tf.Tensor, regions: Sequence[Region]) -> list[
     parts = _cut(image, seed, regions)
     return [
         image_ops.resize(part, region.size, region.policy.crop_method)
-        for part, region in zip(parts, regions)  # noqa: B905
+        for part, region in zip(parts, regions)
     ]
 
 
 def crop_boxes(image: tf.Tensor, seed: tf.Tensor, regions: Sequence[Region]) -> tf.Tensor:
-    """Where `crops` with the same arguments cuts: float32 [R, 4], (ymin, xmin, ymax, xmax) of the crops' edges as fractions of the image's
-    sides. The size is read from a JPEG's header; an image in another format is decoded for it."""
+    """Where `crops` with the same arguments cuts: float32 [R, 4], (ymin, xmin, ymax, xmax) of the
+    crops' edges as fractions of the image's sides. The size is read from a JPEG's header; an image
+    in another format is decoded for it."""
     height, width = tf.unstack(image_ops.image_size(image))
     chosen = _choose(tf.stack([height, width, 3]), seed, regions)
     corners = [tf.concat([begin[:2], begin[:2] + extent[:2]], 0) for begin, extent in chosen]
-    return tf.cast(tf.stack(corners), tf.float32) / tf.cast(tf.stack([height, width] * 2), tf.float32)
+    return tf.cast(tf.stack(corners), tf.float32) / tf.cast(
+        tf.stack([height, width] * 2), tf.float32
+    )
 
 
 def _cut(image: tf.Tensor, seed: tf.Tensor, regions: Sequence[Region]) -> list[tf.Tensor]:
@@ -85,7 +106,9 @@ def _cut(image: tf.Tensor, seed: tf.Tensor, regions: Sequence[Region]) -> list[t
     return image_ops.cut(image, lambda shape: _choose(shape, seed, regions), sizes)
 
 
-def _choose(shape: tf.Tensor, seed: tf.Tensor, regions: Sequence[Region]) -> list[tuple[tf.Tensor, tf.Tensor]]:
+def _choose(
+    shape: tf.Tensor, seed: tf.Tensor, regions: Sequence[Region]
+) -> list[tuple[tf.Tensor, tf.Tensor]]:
     """(begin, extent) of each region in an image of `shape`."""
     return [region.policy.sample_crop(shape, fork(seed, region.number)) for region in regions]
 
@@ -100,16 +123,19 @@ class Region(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """How one view of an image is made. Its fields are probabilities and ranges; `dataclasses.replace` makes variants.
+    """How one view of an image is made. Its fields are probabilities and ranges;
+    `dataclasses.replace` makes variants.
 
-    Order: crop, flip, gray ("before"), jitter, photometric step, gray ("after"), blur, solarize, RandAugment, gray ("last"), rotate, sobel,
-    cutout, noise.
-    Colours (jitter, gray) need three channels; all others take any number.
+    Order: crop, flip, gray ("before"), jitter, photometric step, gray ("after"), blur, solarize,
+    RandAugment, gray ("last"), rotate, sobel, cutout, noise. Colours (jitter, gray) need three
+    channels; all others take any number.
 
     Args:
       crop_area: least and largest area of the crop, as shares of the image's.
-      crop_sampler: how area, aspect and place are drawn: "tf", "torch" or "byol", see `image.sample_crop`.
-      crop_covered: of the sampler "tf": crops of a smaller share of the image are drawn again (its `min_object_covered`).
+      crop_sampler: how area, aspect and place are drawn: "tf", "torch" or "byol", see
+        `image.sample_crop`.
+      crop_covered: of the sampler "tf": crops of a smaller share of the image are drawn again (its
+        `min_object_covered`).
       crop_method: of `image.resize`.
       flip: probability of mirroring left and right.
       jitter: probability of the colour jitter.
@@ -119,13 +145,15 @@ class Policy:
       hue: shifts in -h to h, in turns of the colour circle.
       additive: brightness is added and not multiplied.
       random_order: the four ops of the jitter come in a random order, or else in this one.
-      photometric: probability of PIRL's photometric step, on the host only: see `randaugment.enhance`.
+      photometric: probability of PIRL's photometric step, on the host only: see
+        `randaugment.enhance`.
       gray: probability of dropping the colours.
       gray_at: "before" the jitter, "after" it, or "last".
       blur: probability of the Gaussian blur.
       blur_sigma: the range of its sigma, in pixels.
       blur_edges: "zero" or "reflect", see `photometric.gaussian_blur`.
-      blur_taps: width of its window, in pixels; 0: SimCLR's for the size of the view, `photometric.blur_taps`.
+      blur_taps: width of its window, in pixels; 0: SimCLR's for the size of the view,
+        `photometric.blur_taps`.
       solarize: probability of solarizing.
       solarize_threshold: values from here on are inverted.
       randaugment: how many ops of RandAugment follow one another, on the host only; 0 is none.
@@ -176,33 +204,50 @@ class Policy:
         check_choice("crop_sampler", self.crop_sampler, image_ops.SAMPLERS)
         for name in (*_COINS, "photometric"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"a policy with {name}={getattr(self, name)}: it is a probability, from 0 to 1")
+                raise UserError(
+                    f"a policy with {name}={getattr(self, name)}: it is a probability, from 0 to 1"
+                )
 
     def scaled(self, strength: float) -> Policy:
-        """The same policy with the ranges of the jitter times `strength` (SimCLR's s: 1 for ImageNet, 0.5 for CIFAR)."""
-        ranges = {name: strength * getattr(self, name) for name in ("brightness", "contrast", "saturation", "hue")}
+        """The same policy with the ranges of the jitter times `strength` (SimCLR's s: 1 for
+        ImageNet, 0.5 for CIFAR)."""
+        ranges = {
+            name: strength * getattr(self, name)
+            for name in ("brightness", "contrast", "saturation", "hue")
+        }
         return dataclasses.replace(self, **ranges)
 
     def with_area(self, low: float, high: float) -> Policy:
-        """The same policy with crops of these areas, all of them: what the policy wants covered gives way."""
-        return dataclasses.replace(self, crop_area=(low, high), crop_covered=min(self.crop_covered, low))
+        """The same policy with crops of these areas, all of them: what the policy wants covered
+        gives way."""
+        return dataclasses.replace(
+            self, crop_area=(low, high), crop_covered=min(self.crop_covered, low)
+        )
 
     def sample_crop(self, shape: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Where a crop lies in an image of `shape` int32 [3]: (begin, extent), int32 [3] both."""
         return image_ops.sample_crop(
-            shape, seed, self.crop_area, min_object_covered=self.crop_covered, sampler=self.crop_sampler
+            shape,
+            seed,
+            self.crop_area,
+            min_object_covered=self.crop_covered,
+            sampler=self.crop_sampler,
         )
 
     def crop(self, image: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
-        """The random resized crop of one image (encoded or uint8), on the host: uint8 [size, size, 3]."""
-        part = image_ops.cut(image, lambda shape: [self.sample_crop(shape, seed)], [(size, size)])[0]
+        """The random resized crop of one image (encoded or uint8), on the host: uint8
+        [size, size, 3]."""
+        part = image_ops.cut(image, lambda shape: [self.sample_crop(shape, seed)], [(size, size)])[
+            0
+        ]
         return image_ops.resize(part, size, self.crop_method)
 
     def apply(self, images: tf.Tensor, draws: Draws | HostDraws, view: int = 0) -> tf.Tensor:
         """All but the crop.
 
         Args:
-          images: float [N, H, W, C] in [0, 1]; with `HostDraws` the N views of one image, and N is static.
+          images: float [N, H, W, C] in [0, 1]; with `HostDraws` the N views of one image, and N is
+            static.
           draws: a `Draws` of these images, or `HostDraws`.
           view: tells apart the views of the same images, where each is a batch of its own.
 
@@ -215,7 +260,13 @@ class Policy:
         drawn = self._draw(draws, view, images.shape)
         if not isinstance(draws, HostDraws):
             return self._apply(images, *drawn)
-        return tf.concat([self._apply(image[None], *_row(drawn, i)) for i, image in enumerate(tf.unstack(images))], 0)
+        return tf.concat(
+            [
+                self._apply(image[None], *_row(drawn, i))
+                for i, image in enumerate(tf.unstack(images))
+            ],
+            0,
+        )
 
     def mirrors(self, draws: Draws | HostDraws, view: int = 0) -> tf.Tensor:
         """Which images `apply` mirrors with the same draws: bool [N]."""
@@ -230,20 +281,29 @@ class Policy:
         """What `_apply` wants beside the images: tensors [N, ...]."""
         if shape[-1] != 3 and (self.jitter or self.gray or self.randaugment):
             raise UserError(
-                f"colour jitter, gray and RandAugment of images with {shape[-1]} channels: colours need 3 (RGB); take a policy "
+                f"colour jitter, gray and RandAugment of images with {shape[-1]} channels: colours "
+                "need 3 (RGB); take a policy "
                 "with jitter=0, gray=0 and randaugment=0"
             )
         if (self.randaugment or self.photometric) and not isinstance(draws, HostDraws):
             name = "RandAugment" if self.randaugment else "PIRL's photometric step"
-            raise UserError(f"{name} runs on the host only: take augment_on=host, or a policy without it")
+            raise UserError(
+                f"{name} runs on the host only: take augment_on=host, or a policy without it"
+            )
         random = self._random(draws, view)
-        coins = random[:, : len(_COINS)] < tf.constant([getattr(self, name) for name in _COINS], random.dtype)
-        low, high = (tf.constant(ends, random.dtype) for ends in zip(*self._ranges()))  # noqa: B905 (Python 3.9)
+        coins = random[:, : len(_COINS)] < tf.constant(
+            [getattr(self, name) for name in _COINS], random.dtype
+        )
+        low, high = (tf.constant(ends, random.dtype) for ends in zip(*self._ranges()))
         amounts = low + (high - low) * random[:, len(_COINS) :]
         brightness, contrast, saturation, hue = tf.unstack(amounts[:, :4], 4, axis=1)
-        plan = photometric.plan_jitter(brightness, contrast, saturation, hue, amounts[:, 4:8], self.additive)
+        plan = photometric.plan_jitter(
+            brightness, contrast, saturation, hue, amounts[:, 4:8], self.additive
+        )
         layers = (
-            draws.uniform(shape=[self.randaugment, randaugment.DRAWS], view=_LAYERS + view) if self.randaugment else ()
+            draws.uniform(shape=[self.randaugment, randaugment.DRAWS], view=_LAYERS + view)
+            if self.randaugment
+            else ()
         )
         enhance = draws.uniform(shape=[4], view=_ENHANCE + view) if self.photometric else ()
         return coins, amounts, plan, layers, enhance
@@ -257,8 +317,15 @@ class Policy:
         if self.additive:
             ranges["brightness"] = (-self.brightness, self.brightness)
         if not self.random_order:
-            ranges.update(brightness_at=(0, 0), contrast_at=(1, 1), saturation_at=(2, 2), hue_at=(3, 3))
-        ranges.update(hue=(-self.hue, self.hue), sigma=self.blur_sigma, turns=(1, 4), noise_scale=(0, self.noise_scale))
+            ranges.update(
+                brightness_at=(0, 0), contrast_at=(1, 1), saturation_at=(2, 2), hue_at=(3, 3)
+            )
+        ranges.update(
+            hue=(-self.hue, self.hue),
+            sigma=self.blur_sigma,
+            turns=(1, 4),
+            noise_scale=(0, self.noise_scale),
+        )
         return [ranges.get(name, (0, 1)) for name in _AMOUNTS]
 
     def _apply(
@@ -271,30 +338,52 @@ class Policy:
         enhance: tf.Tensor,
     ) -> tf.Tensor:
         """With N = 1, what the coins do not ask for is not computed."""
-        coins = dict(zip(_COINS, tf.unstack(coins, axis=1)))  # noqa: B905
-        drawn = dict(zip(_AMOUNTS, tf.unstack(amounts, axis=1)))  # noqa: B905
-        threshold = tf.fill(tf.shape(drawn["sigma"]), tf.cast(self.solarize_threshold, amounts.dtype))
+        coins = dict(zip(_COINS, tf.unstack(coins, axis=1)))
+        drawn = dict(zip(_AMOUNTS, tf.unstack(amounts, axis=1)))
+        threshold = tf.fill(
+            tf.shape(drawn["sigma"]), tf.cast(self.solarize_threshold, amounts.dtype)
+        )
         layer_settings = self.randaugment_magnitude, self.randaugment_deviation
         center = tf.stack([drawn["center_y"], drawn["center_x"]], 1)
         ops = [
             ("flip", photometric.mirror),
             ("jitter", lambda x: photometric.run_jitter(x, plan, self.additive)),
-            ("blur", lambda x: photometric.gaussian_blur(x, drawn["sigma"], self.blur_taps, self.blur_edges)),
+            (
+                "blur",
+                lambda x: photometric.gaussian_blur(
+                    x, drawn["sigma"], self.blur_taps, self.blur_edges
+                ),
+            ),
             ("solarize", lambda x: photometric.solarize(x, threshold)),
             ("rotate", lambda x: photometric.quarter_turns(x, tf.cast(drawn["turns"], tf.int32))),
             ("sobel", photometric.sobel),
-            ("cutout", lambda x: photometric.cutout(x, center, round(self.cutout_side * x.shape[1]))),
-            ("noise", lambda x: photometric.gaussian_noise(x, drawn["noise_scale"], drawn["noise_key"])),
+            (
+                "cutout",
+                lambda x: photometric.cutout(x, center, round(self.cutout_side * x.shape[1])),
+            ),
+            (
+                "noise",
+                lambda x: photometric.gaussian_noise(x, drawn["noise_scale"], drawn["noise_key"]),
+            ),
         ]
         if self.randaugment:  # one image
-            ops.insert(4, ("randaugment", lambda x: randaugment.rand_augment(x[0], layers[0], *layer_settings)[None]))
+            ops.insert(
+                4,
+                (
+                    "randaugment",
+                    lambda x: randaugment.rand_augment(x[0], layers[0], *layer_settings)[None],
+                ),
+            )
         ops.insert(
             {"before": 1, "after": 2, "last": 4 + bool(self.randaugment)}[self.gray_at],
             ("gray", photometric.drop_color),
         )
         if self.photometric:  # one image
             after_jitter = [name for name, _ in ops].index("jitter") + 1
-            ops.insert(after_jitter, ("photometric", lambda x: randaugment.enhance(x[0], enhance[0, 1:])[None]))
+            ops.insert(
+                after_jitter,
+                ("photometric", lambda x: randaugment.enhance(x[0], enhance[0, 1:])[None]),
+            )
             coins["photometric"] = enhance[:, 0] < self.photometric
         for name, op in ops:
             if name == "randaugment":
@@ -315,14 +404,19 @@ class HostDraws:
     def __init__(self, seed: tf.Tensor, views: int) -> None:
         self.seed, self.views = seed, views
 
-    def uniform(self, low: float = 0.0, high: float = 1.0, shape: Sequence[int] = (), view: int = 0) -> tf.Tensor:
-        """[views, *shape] of Keras's floatx in [low, high); `view` tells apart independent draws for one image."""
+    def uniform(
+        self, low: float = 0.0, high: float = 1.0, shape: Sequence[int] = (), view: int = 0
+    ) -> tf.Tensor:
+        """[views, *shape] of Keras's floatx in [low, high); `view` tells apart independent draws
+        for one image."""
         drawn = tf.random.stateless_uniform([self.views, *shape], fork(self.seed, view), low, high)
         return tf.cast(drawn, tf.keras.backend.floatx())
 
     def keep(self, probability: float, shape: Sequence[int] = (), view: int = 0) -> tf.Tensor:
         """bool [views, *shape], each true with a probability."""
-        return tf.random.stateless_uniform([self.views, *shape], fork(self.seed, view)) < probability
+        return (
+            tf.random.stateless_uniform([self.views, *shape], fork(self.seed, view)) < probability
+        )
 
 
 def _row(drawn: _Drawn, i: int) -> _Drawn:
@@ -330,7 +424,9 @@ def _row(drawn: _Drawn, i: int) -> _Drawn:
     return tf.nest.map_structure(lambda x: x[i : i + 1], drawn)
 
 
-def _some(mask: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor) -> tf.Tensor:
+def _some(
+    mask: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor
+) -> tf.Tensor:
     """function(images) where mask [N] is true. Of one image alone it is not computed otherwise."""
     if images.shape[0] == 1:
         return tf.cond(mask[0], lambda: function(images), lambda: images)
@@ -338,7 +434,15 @@ def _some(mask: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor], images: t
 
 
 _SIMCLR = Policy()
-_BYOL = Policy(crop_sampler="byol", brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, additive=True, blur=1.0)
+_BYOL = Policy(
+    crop_sampler="byol",
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.2,
+    hue=0.1,
+    additive=True,
+    blur=1.0,
+)
 # Pillow's blur has no window, but is as good as none beyond three standard deviations.
 _TORCH: dict[str, Any] = {
     "crop_sampler": "torch",
@@ -346,8 +450,21 @@ _TORCH: dict[str, Any] = {
     "blur_edges": "reflect",
     "blur_taps": 2 * 3 * 2 + 1,
 }
-_MOCO: dict[str, Any] = {**_TORCH, "crop_area": (0.2, 1.0), "brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
-_PAIR = Policy(**{**_TORCH, "crop_method": "bicubic"}, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
+_MOCO: dict[str, Any] = {
+    **_TORCH,
+    "crop_area": (0.2, 1.0),
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.4,
+}
+_PAIR = Policy(
+    **{**_TORCH, "crop_method": "bicubic"},
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.2,
+    hue=0.1,
+    blur=1.0,
+)
 _PIRL = Policy(**{**_MOCO, "crop_area": (0.08, 1.0)}, hue=0.2, jitter=1.0, blur=0.0)
 
 # A policy for all views, or a tuple of one for each view.
@@ -356,30 +473,44 @@ POLICIES: dict[str, Policy | tuple[Policy, ...]] = {
         jitter=0.0, gray=0.0, blur=0.0
     ),  # crop and flip alone, which SimCLR's ablation finds not to be enough
     "simclr": _SIMCLR,  # arXiv 2002.05709, and the brightness of its second code
-    "moco_v1": Policy(**_MOCO, hue=0.4, jitter=1.0, gray_at="before", blur=0.0),  # arXiv 1911.05722, as InstDisc
+    "moco_v1": Policy(
+        **_MOCO, hue=0.4, jitter=1.0, gray_at="before", blur=0.0
+    ),  # arXiv 1911.05722, as InstDisc
     # arXiv 1912.01991, for images and for patches, without its code's photometric step; and with it
     "pirl": _PIRL,
     "pirl_photometric": dataclasses.replace(_PIRL, photometric=0.66),
     "moco_v2": Policy(**_MOCO, hue=0.1),  # arXiv 2003.04297, and SimSiam
     "byol": (_BYOL, dataclasses.replace(_BYOL, blur=0.1, solarize=0.2)),  # arXiv 2006.07733
-    "barlow_twins": (_PAIR, dataclasses.replace(_PAIR, blur=0.1, solarize=0.2)),  # arXiv 2103.03230, VICReg and MoCo v3
+    "barlow_twins": (
+        _PAIR,
+        dataclasses.replace(_PAIR, blur=0.1, solarize=0.2),
+    ),  # arXiv 2103.03230, VICReg and MoCo v3
     "dino": (  # arXiv 2104.14294: two large views, and any number of small ones
         dataclasses.replace(_PAIR, crop_area=(0.14, 1.0)),
         dataclasses.replace(_PAIR, crop_area=(0.14, 1.0), blur=0.1, solarize=0.2),
         *[dataclasses.replace(_PAIR, crop_area=(0.14, 1.0), blur=0.5)] * 30,
     ),
-    "lejepa": dataclasses.replace(_PAIR, crop_area=(0.3, 1.0), blur=0.5, solarize=0.2),  # arXiv 2511.08544
-    "swav": Policy(**_TORCH, crop_area=(0.14, 1.0)),  # arXiv 2006.09882; the small crops take areas of 0.05 to 0.14
-    "infomin": Policy(**_TORCH, crop_area=(0.2, 1.0), gray_at="last", randaugment=2),  # arXiv 2005.10243
+    "lejepa": dataclasses.replace(
+        _PAIR, crop_area=(0.3, 1.0), blur=0.5, solarize=0.2
+    ),  # arXiv 2511.08544
+    "swav": Policy(
+        **_TORCH, crop_area=(0.14, 1.0)
+    ),  # arXiv 2006.09882; the small crops take areas of 0.05 to 0.14
+    "infomin": Policy(
+        **_TORCH, crop_area=(0.2, 1.0), gray_at="last", randaugment=2
+    ),  # arXiv 2005.10243
     "cifar": dataclasses.replace(_SIMCLR.scaled(0.5), blur=0.0),  # SimCLR's for 32 pixels
 }
 
 
-def per_view(policy: str | Policy | Sequence[Policy], views: int, strength: float = 1.0) -> tuple[Policy, ...]:
+def per_view(
+    policy: str | Policy | Sequence[Policy], views: int, strength: float = 1.0
+) -> tuple[Policy, ...]:
     """One policy for each view.
 
     Args:
-      policy: a name in `POLICIES`, a `Policy`, or a tuple of them; a tuple is repeated where there are more views.
+      policy: a name in `POLICIES`, a `Policy`, or a tuple of them; a tuple is repeated where there
+        are more views.
       views: how many views.
       strength: scales the ranges of the colour jitter.
 
@@ -391,7 +522,9 @@ def per_view(policy: str | Policy | Sequence[Policy], views: int, strength: floa
     """
     if isinstance(policy, str):
         if policy not in POLICIES:
-            raise UserError(f"no augmentation policy {policy!r}: choose one of {', '.join(POLICIES)}")
+            raise UserError(
+                f"no augmentation policy {policy!r}: choose one of {', '.join(POLICIES)}"
+            )
         policy = POLICIES[policy]
     policies = (policy,) if isinstance(policy, Policy) else tuple(policy)
     return tuple(policies[i % len(policies)].scaled(strength) for i in range(views))

@@ -1,8 +1,10 @@
-"""What becomes of images that an input pipeline could not load: they are read again, replaced, or the run ends and says why.
+"""What becomes of images that an input pipeline could not load: they are read again, replaced, or
+the run ends and says why.
 
-What cannot be reached (a disk, a server, a folder that is gone) is no property of the image: it is tried again, and an outage that passes
-changes nothing. What cannot be decoded never can be, and gives way to another image, within bounds. All of this runs in Python, and only
-where something is missing.
+What cannot be reached (a disk, a server, a folder that is gone) is no property of the image: it is
+tried again, and an outage that passes changes nothing. What cannot be decoded never can be, and
+gives way to another image, within bounds. All of this runs in Python, and only where something is
+missing.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ _OF_CONTENT = (
 
 
 class Patience:
-    """Waits while something cannot be reached, for PATIENCE seconds in all; several threads may share it."""
+    """Waits while something cannot be reached, for PATIENCE seconds in all; several threads may
+    share it."""
 
     def __init__(self) -> None:
         self._since: float | None = None  # when the present outage began
@@ -59,17 +62,26 @@ class Patience:
           UserError: the patience has run out.
         """
         with self._lock:
-            since, now = self._since, time.monotonic()  # once, for another thread may set it meanwhile
+            since, now = (
+                self._since,
+                time.monotonic(),
+            )  # once, for another thread may set it meanwhile
             begun = since is None
             self._since = now if since is None else since
             left = self._since + PATIENCE - now
-        reason = (error.strerror or one_line(error)) if isinstance(error, OSError) else reason_of(error)
-        what = f"{name} cannot be read: {reason[len(name) + 2 :] if reason.startswith(name) else reason}"
+        reason = (
+            (error.strerror or one_line(error)) if isinstance(error, OSError) else reason_of(error)
+        )
+        what = (
+            f"{name} cannot be read: "
+            f"{reason[len(name) + 2 :] if reason.startswith(name) else reason}"
+        )
         if begun and now - self._over > _LONGEST_PAUSE:  # else another thread's try of before
             print(f"{what}; trying again for {PATIENCE} s", file=sys.stderr, flush=True)
         if left <= 0:
             lasting = UserError(
-                f"{what}; it was tried for {PATIENCE} s. Once it can be read again, use the same command again: it goes on from what is "
+                f"{what}; it was tried for {PATIENCE} s. Once it can be read again, use the same "
+                "command again: it goes on from what is "
                 "saved"
             )
             lasting.lasting = True
@@ -83,7 +95,8 @@ class Gaps:
     Args:
       source: a `tfssl.data.Source`.
       load: graph code: a record -> the row that becomes of it.
-      in_a_row: in training, undecodable images in a row that are borne; None: any number, and nothing stands in for them.
+      in_a_row: in training, undecodable images in a row that are borne; None: any number, and
+        nothing stands in for them.
     """
 
     def __init__(self, source: Source, load: Load, in_a_row: int | None = None) -> None:
@@ -94,7 +107,8 @@ class Gaps:
         self._patience, self._lock = Patience(), threading.Lock()
 
     def read(self, record: dict[str, tf.Tensor]) -> tuple[Any, str | None]:
-        """(what `load` makes of a record, None); or (None, why it cannot be decoded). Of eager tensors, one at a time.
+        """(what `load` makes of a record, None); or (None, why it cannot be decoded). Of eager
+        tensors, one at a time.
 
         Raises:
           UserError: it cannot be reached.
@@ -109,7 +123,8 @@ class Gaps:
         missing: dict[str, tf.Tensor],
         row_spec: dict[str, tf.TensorSpec],
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]:
-        """Graph code: (positions int64 [k], rows of them [k, ...], whether another image stands in, bool [k]) of what can be loaded now.
+        """Graph code: (positions int64 [k], rows of them [k, ...], whether another image stands in,
+        bool [k]) of what can be loaded now.
 
         Args:
           last: int64; positions up to here are done with.
@@ -119,25 +134,31 @@ class Gaps:
         """
         specs, records = tf.nest.flatten(row_spec), tf.nest.flatten(missing)
 
-        def again(last: tf.Tensor, first: tf.Tensor, count: tf.Tensor, *flat: tf.Tensor) -> list[tf.Tensor]:
+        def again(
+            last: tf.Tensor, first: tf.Tensor, count: tf.Tensor, *flat: tf.Tensor
+        ) -> list[tf.Tensor]:
             records = tf.nest.pack_sequence_as(missing, flat)
             if self._load is None:  # here, once, and not by all threads
                 one = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), records)
                 self._load = self._graph.get_concrete_function(one)
-            loaded = self._load_all([_row(records, i) for i in range(len(records["position"]))], self._load)
+            loaded = self._load_all(
+                [_row(records, i) for i in range(len(records["position"]))], self._load
+            )
             positions = np.array([position for position, _, _ in loaded], np.int64)
             lost = np.setdiff1d(records["position"].numpy(), positions)
             self._check(int(last), int(first), int(count), lost)
             rows = [tf.nest.flatten(row) for _, row, _ in loaded]
             columns = [
-                tf.stack(column) if rows else tf.zeros([0, *(side or 0 for side in spec.shape)], spec.dtype)
-                for spec, column in zip(specs, zip(*rows) if rows else [()] * len(specs))  # noqa: B905 (Python 3.9)
+                tf.stack(column)
+                if rows
+                else tf.zeros([0, *(side or 0 for side in spec.shape)], spec.dtype)
+                for spec, column in zip(specs, zip(*rows) if rows else [()] * len(specs))
             ]
             return [positions, np.array([other for _, _, other in loaded], bool), *columns]
 
         types = [tf.int64, tf.bool, *(spec.dtype for spec in specs)]
         positions, others, *columns = tf.py_function(again, [last, *segment, *records], types)
-        for tensor, spec in zip((positions, others, *columns), (None, None, *specs)):  # noqa: B905
+        for tensor, spec in zip((positions, others, *columns), (None, None, *specs)):
             tensor.set_shape([None, *(spec.shape if spec is not None else ())])
         return positions, tf.nest.pack_sequence_as(row_spec, columns), others
 
@@ -173,8 +194,11 @@ class Gaps:
         return None
 
     def _note(self, record: dict[str, tf.Tensor], index: int, error: Exception) -> None:
-        """Remember, and name on stderr, an image that cannot be decoded; once for all pipelines of the source."""
-        reason = reason_of(error) if isinstance(error, tf.errors.OpError) else "not a tf.train.Example"
+        """Remember, and name on stderr, an image that cannot be decoded; once for all pipelines of
+        the source."""
+        reason = (
+            reason_of(error) if isinstance(error, tf.errors.OpError) else "not a tf.train.Example"
+        )
         with self._lock:
             self._undecodable[index] = reason
             name = self._name(record)
@@ -184,13 +208,16 @@ class Gaps:
             number = len(self._source.unreadable)
             if number <= _NAMED:
                 more = " (further ones are counted, not named)" if number == _NAMED else ""
-                print(f"skipped unreadable image: {name}: {reason}{more}", file=sys.stderr, flush=True)
+                print(
+                    f"skipped unreadable image: {name}: {reason}{more}", file=sys.stderr, flush=True
+                )
 
     def _name(self, record: dict[str, tf.Tensor]) -> str:
         return self._source.name_in_graph(record).numpy().decode(errors="replace")
 
     def _check(self, last: int, first: int, count: int, lost: np.ndarray) -> None:
-        """Refuse a gap of more than a batch; positions last + 1 .. first - 1, and `lost`, stay without an image of their own."""
+        """Refuse a gap of more than a batch; positions last + 1 .. first - 1, and `lost`, stay
+        without an image of their own."""
         if self._most is None:
             return
         there = np.setdiff1d(np.arange(first, first + count), lost)
@@ -198,8 +225,10 @@ class Gaps:
         if longest > self._most and self._undecodable:
             name, reason = next(reversed(self._source.unreadable.items()))
             raise UserError(
-                f"{longest} images in a row cannot be decoded, more than a batch; the last of them is {name}: {reason}; repair them, "
-                "or take them out (--dry_run lists all): the same command then goes on from the last checkpoint"
+                f"{longest} images in a row cannot be decoded, more than a batch; the last of them "
+                f"is {name}: {reason}; repair them, "
+                "or take them out (--dry_run lists all): the same command then goes on from the "
+                "last checkpoint"
             )
 
 
@@ -208,13 +237,16 @@ def _row(records: dict[str, tf.Tensor], i: int) -> dict[str, tf.Tensor]:
 
 
 def is_of_content(error: BaseException) -> bool:
-    """Whether an exception of reading says something about the content, and not about the way to it."""
+    """Whether an exception of reading says something about the content, and not about the way to
+    it."""
     if isinstance(error, UnicodeDecodeError):
         return True
     if trouble(error):
         return False
-    if isinstance(error, tf.errors.UnknownError):  # also of an I/O error; and of what a source's own Python code raises
-        return "Traceback (most recent call last)" in str(error) and "tensorflow.python.framework.errors" not in str(
+    if isinstance(
+        error, tf.errors.UnknownError
+    ):  # also of an I/O error; and of what a source's own Python code raises
+        return "Traceback (most recent call last)" in str(
             error
-        )
+        ) and "tensorflow.python.framework.errors" not in str(error)
     return isinstance(error, _OF_CONTENT)

@@ -15,9 +15,14 @@ def check(sources: Mapping[str, Source]) -> None:
     for one, other in itertools.combinations(sources, 2):
         if overlap(sources[one], sources[other]):
             splits = sources[one].split, sources[other].split
-            what = f"are both {splits[0]}" if splits[0] == splits[1] else f"share images ({splits[0]}, {splits[1]})"
+            what = (
+                f"are both {splits[0]}"
+                if splits[0] == splits[1]
+                else f"share images ({splits[0]}, {splits[1]})"
+            )
             raise UserError(
-                f"--{one}_split and --{other}_split {what}: what was seen before would be measured; {remedy}"
+                f"--{one}_split and --{other}_split {what}: what was seen before would be "
+                f"measured; {remedy}"
             )
 
 

@@ -1,4 +1,5 @@
-"""From a source to batches: parallel decoding in a fixed order, bad images replaced in place, static shapes.
+"""From a source to batches: parallel decoding in a fixed order, bad images replaced in place,
+static shapes.
 
 Row r of global batch s is example number n = s * batch_size + r, and it is a pure function of (seed, n). So a pipeline can begin at any
 step, and several can share a batch, without any state to save.
@@ -21,7 +22,9 @@ from tfssl.errors import UserError
 Example = dict[
     str, Any
 ]  # tensors, and nested structures of them; a source's has "image", "label", "index" and what it provides
-MakeExample = Callable[[Example, Any], Any]  # (a source's example, seed) -> what the batch has of it
+MakeExample = Callable[
+    [Example, Any], Any
+]  # (a source's example, seed) -> what the batch has of it
 
 
 def training_batches(
@@ -63,20 +66,26 @@ def training_batches(
     load = _loader(source, example, seed)
 
     @plain
-    def numbered(position: tf.Tensor, replaced: tf.Tensor, rows: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def numbered(
+        position: tf.Tensor, replaced: tf.Tensor, rows: dict[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
         return {
             **rows,
             "replaced": replaced,
-            "number": (start_step + position // (high - low)) * batch_size + low + position % (high - low),
+            "number": (start_step + position // (high - low)) * batch_size
+            + low
+            + position % (high - low),
             "seed": tf.fill(tf.shape(position), tf.cast(seed, tf.int64)),
             "weight": tf.ones_like(position, tf.float32),
         }
 
     @plain
     def fill(
-        last: tf.Tensor, loaded: tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]
+        last: tf.Tensor,
+        loaded: tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor, tf.Tensor, dict[str, tf.Tensor]],
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """Each position without an image gets that of the next one that has any: those up to `last` have been filled before."""
+        """Each position without an image gets that of the next one that has any: those up to `last`
+        have been filled before."""
         segment = Segment(gaps, *loaded)
 
         def filled_up() -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
@@ -94,7 +103,9 @@ def training_batches(
 
     if service is None:
         records = source.records(
-            seed=seed, start=start_step * batch_size, rows=None if rows is None else (batch_size, low, high)
+            seed=seed,
+            start=start_step * batch_size,
+            rows=None if rows is None else (batch_size, low, high),
         )
         gaps = Gaps(source, load, in_a_row=batch_size)
         data = segments(records, load, segment_of(chunk)).scan(tf.constant(-1, tf.int64), fill)
@@ -102,11 +113,17 @@ def training_batches(
     else:
         first = start_step * batch_size // source.num_examples
         # One more than the steps take: unreadable images are missing, and one of several consumers may be ahead of the others.
-        epochs = 1 if steps is None else -(-(start_step + steps) * batch_size // source.num_examples) - first + 1
+        epochs = (
+            1
+            if steps is None
+            else -(-(start_step + steps) * batch_size // source.num_examples) - first + 1
+        )
         made = service_examples(source, load, seed, first, epochs, *service).repeat()
         none = tf.zeros([chunk], tf.bool)
         data = made.batch(chunk, drop_remainder=True).enumerate()
-        data = data.map(plain(lambda i, rows: numbered(i * chunk + tf.range(chunk, dtype=tf.int64), none, rows)))
+        data = data.map(
+            plain(lambda i, rows: numbered(i * chunk + tf.range(chunk, dtype=tf.int64), none, rows))
+        )
     if steps is not None and not endless:
         data = data.take(steps * ((high - low) // chunk))
     options = tf.data.Options()
@@ -114,8 +131,11 @@ def training_batches(
     return _known_to_be(endless, data).prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
-def first_examples(source: Source, example: MakeExample, count: int, seed: int = 0) -> tf.data.Dataset:
-    """The first examples of a run that can be read, up to `count`, as one batch, to look at: what `example` returns, "number", "seed".
+def first_examples(
+    source: Source, example: MakeExample, count: int, seed: int = 0
+) -> tf.data.Dataset:
+    """The first examples of a run that can be read, up to `count`, as one batch, to look at: what
+    `example` returns, "number", "seed".
 
     No batch where none of the first ones can: the run itself tries again, and says why.
     """
@@ -138,16 +158,22 @@ def row(example: MakeExample, fetched: Example, seed: tf.Tensor | None) -> Examp
     made = example(fetched, seed)
     if not isinstance(made, Mapping):
         name = getattr(example, "__qualname__", "example")
-        raise UserError(f"{name}(example, seed) returns {type(made).__name__}, not a dict, such as {{'image': ...}}")
+        raise UserError(
+            f"{name}(example, seed) returns {type(made).__name__}, not a dict, such as {{'image': ...}}"
+        )
     return {"label": fetched["label"], "index": fetched["index"], **made}
 
 
-def _loader(source: Source, example: MakeExample, seed: int) -> Callable[[dict[str, tf.Tensor]], Example]:
+def _loader(
+    source: Source, example: MakeExample, seed: int
+) -> Callable[[dict[str, tf.Tensor]], Example]:
     """A function (record) -> one training example, by the seed and its number."""
 
     @plain
     def load(record: dict[str, tf.Tensor]) -> Example:
-        return row(example, source.fetch(record), tf.stack([tf.cast(seed, tf.int64), record["number"]]))
+        return row(
+            example, source.fetch(record), tf.stack([tf.cast(seed, tf.int64), record["number"]])
+        )
 
     return load
 
@@ -160,7 +186,8 @@ def evaluation_batches(
     chunk: int | None = None,
     endless: bool = False,
 ) -> tf.data.Dataset:
-    """One pass over a source in split order, without randomness; images that cannot be decoded are left out.
+    """One pass over a source in split order, without randomness; images that cannot be decoded are
+    left out.
 
     The last batch is filled with blank rows of weight 0, so that all batches have one static shape. `example` is called with seed None.
     """
@@ -169,20 +196,33 @@ def evaluation_batches(
 
     @plain
     def load(record: dict[str, tf.Tensor]) -> Example:
-        extra = {"number": record["number"], "seed": tf.constant(0, tf.int64), "weight": 1.0, "replaced": False}
-        return {**row(example, source.fetch(record), None), **{k: tf.convert_to_tensor(v) for k, v in extra.items()}}
+        extra = {
+            "number": record["number"],
+            "seed": tf.constant(0, tf.int64),
+            "weight": 1.0,
+            "replaced": False,
+        }
+        return {
+            **row(example, source.fetch(record), None),
+            **{k: tf.convert_to_tensor(v) for k, v in extra.items()},
+        }
 
     part = None if rows is None else (batch_size, low, high)
     data = readable(source, load, segment_of(chunk), part)
-    blank = tf.nest.map_structure(lambda spec: tf.zeros([chunk, *spec.shape[1:]], spec.dtype), data.element_spec)
-    data = data.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).rebatch(chunk, drop_remainder=True)
+    blank = tf.nest.map_structure(
+        lambda spec: tf.zeros([chunk, *spec.shape[1:]], spec.dtype), data.element_spec
+    )
+    data = data.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).rebatch(
+        chunk, drop_remainder=True
+    )
     if not endless:
         data = data.take(-(-source.num_examples // batch_size) * ((high - low) // chunk))
     return _known_to_be(endless, data).prefetch(tf.data.AUTOTUNE)
 
 
 def evaluation_crops(source: Source, size: int, resize: int, batch_size: int) -> tf.data.Dataset:
-    """`evaluation_batches` of central crops: uint8 [B, size, size, 3] of images whose shorter side is brought to `resize`."""
+    """`evaluation_batches` of central crops: uint8 [B, size, size, 3] of images whose shorter side
+    is brought to `resize`."""
 
     def crop(example: Example, _: None) -> Example:
         return {"image": image.resize_central_crop(example["image"], size, resize)}
@@ -191,4 +231,8 @@ def evaluation_crops(source: Source, size: int, resize: int, batch_size: int) ->
 
 
 def _known_to_be(endless: bool, data: tf.data.Dataset) -> tf.data.Dataset:
-    return data.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)) if endless else data
+    return (
+        data.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+        if endless
+        else data
+    )

@@ -1,4 +1,5 @@
-"""Records loaded in parallel, segment by segment, in a fixed order; those that fail are seen at once, and closed by `gaps`."""
+"""Records loaded in parallel, segment by segment, in a fixed order; those that fail are seen at
+once, and closed by `gaps`."""
 
 from __future__ import annotations
 
@@ -11,15 +12,18 @@ from tfssl.data.gaps import Gaps, Load
 if TYPE_CHECKING:
     from tfssl.data.sources.base import Rows, Source
 
-SEGMENT = 64  # images at least that are loaded together: to begin with that takes a tenth of a millisecond
+# images at least that are loaded together: to begin with that takes a tenth of a millisecond
+SEGMENT = 64
 _AT_ONCE = 2  # segments: while the last images of one are loaded, the first of the next
 
-# What examples are made by has no Python branch on a tensor: to look for one would take longer than tracing does.
+# What examples are made by has no Python branch on a tensor: to look for one would take longer than
+# tracing does.
 plain = tf.autograph.experimental.do_not_convert
 
 
 def readable(source: Source, load: Load, size: int, rows: Rows | None = None) -> tf.data.Dataset:
-    """One pass over a source in split order; images that cannot be decoded are left out, and such as cannot be reached are awaited.
+    """One pass over a source in split order; images that cannot be decoded are left out, and such
+    as cannot be reached are awaited.
 
     Args:
       source: a `tfssl.data.Source`.
@@ -35,7 +39,9 @@ def readable(source: Source, load: Load, size: int, rows: Rows | None = None) ->
     @plain
     def close(*parts: Any) -> Any:
         segment = Segment(gaps, *parts)
-        return tf.cond(segment.is_whole, lambda: segment.rows, lambda: segment.closed(segment.first - 1)[1])
+        return tf.cond(
+            segment.is_whole, lambda: segment.rows, lambda: segment.closed(segment.first - 1)[1]
+        )
 
     return segments(source.records(rows=rows), load, size).map(close)
 
@@ -48,8 +54,8 @@ def segment_of(chunk: int) -> int:
 def segments(records: tf.data.Dataset, load: Load, size: int) -> tf.data.Dataset:
     """What becomes of records, in segments of `size`: a data set of what `Segment` takes.
 
-    Within a segment images are loaded in parallel, and those that fail are left out. However many fail, a segment comes to its end, so that
-    who reads it sees at once what is missing.
+    Within a segment images are loaded in parallel, and those that fail are left out. However many
+    fail, a segment comes to its end, so that who reads it sees at once what is missing.
     """
 
     @plain
@@ -58,13 +64,23 @@ def segments(records: tf.data.Dataset, load: Load, size: int) -> tf.data.Dataset
     ) -> tuple[tf.Tensor, Any, tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
         records = {**records, "position": position}
         rows = tf.data.Dataset.from_tensor_slices(records)
-        rows = rows.map(lambda record: (record["position"], load(record)), tf.data.AUTOTUNE, deterministic=True)
+        rows = rows.map(
+            lambda record: (record["position"], load(record)), tf.data.AUTOTUNE, deterministic=True
+        )
         rows = rows.ignore_errors().batch(size)
         none = tf.nest.map_structure(
-            lambda spec: tf.zeros([0, *(side or 0 for side in spec.shape[1:])], spec.dtype), rows.element_spec
+            lambda spec: tf.zeros([0, *(side or 0 for side in spec.shape[1:])], spec.dtype),
+            rows.element_spec,
         )
-        loaded, rows = rows.concatenate(tf.data.Dataset.from_tensors(none)).take(1).get_single_element()
-        there = tf.scatter_nd((loaded - position[0])[:, None], tf.ones_like(loaded), tf.shape(position, tf.int64)) > 0
+        loaded, rows = (
+            rows.concatenate(tf.data.Dataset.from_tensors(none)).take(1).get_single_element()
+        )
+        there = (
+            tf.scatter_nd(
+                (loaded - position[0])[:, None], tf.ones_like(loaded), tf.shape(position, tf.int64)
+            )
+            > 0
+        )
         missing = tf.nest.map_structure(lambda x: tf.boolean_mask(x, ~there), records)
         return loaded, rows, position[0], tf.size(position, tf.int64), missing
 
@@ -96,11 +112,16 @@ class Segment:
         self.is_whole = tf.size(position, tf.int64) == count
 
     def closed(self, last: tf.Tensor) -> tuple[tf.Tensor, Any, tf.Tensor]:
-        """(positions, rows, whether another image stands in) of all that can be loaded after all; see `Gaps.close`."""
+        """(positions, rows, whether another image stands in) of all that can be loaded after all;
+        see `Gaps.close`."""
         specs = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), self.rows)
-        again, rows, others = self._gaps.close(last, (self.first, self._count), self._missing, specs)
+        again, rows, others = self._gaps.close(
+            last, (self.first, self._count), self._missing, specs
+        )
         positions = tf.concat([self._position, again], 0)
         others = tf.concat([tf.zeros_like(self._position, tf.bool), others], 0)
         order = tf.argsort(positions)
-        rows = tf.nest.map_structure(lambda a, b: tf.gather(tf.concat([a, b], 0), order), self.rows, rows)
+        rows = tf.nest.map_structure(
+            lambda a, b: tf.gather(tf.concat([a, b], 0), order), self.rows, rows
+        )
         return tf.gather(positions, order), rows, tf.gather(others, order)

@@ -61,12 +61,22 @@ class Plan:
         settings = dict(protocol.quick)
         labels = settings.pop("train_labels", None)
         quick = protocol.replace(**settings)
-        changed = {name: settings[name] for name in settings if quick.settings[name] != protocol.settings[name]}
-        return cls(quick, labels, {**({} if labels is None else {"train_labels": labels}), **changed})
+        changed = {
+            name: settings[name]
+            for name in settings
+            if quick.settings[name] != protocol.settings[name]
+        }
+        return cls(
+            quick, labels, {**({} if labels is None else {"train_labels": labels}), **changed}
+        )
 
     def limited(self, count: int, train: Features) -> int:
         """The number of training labels, where `count` are requested."""
-        return count if self.labels is None else min(count, max(self.labels, 5 * len(np.unique(train.labels))))
+        return (
+            count
+            if self.labels is None
+            else min(count, max(self.labels, 5 * len(np.unique(train.labels))))
+        )
 
 
 def measured(protocol: Protocol, trials: Iterable[Trial]) -> Price:
@@ -140,14 +150,24 @@ class Budget:
         tell: Callable[[str], None] = print,
         note: Callable[[str], None] = print,
     ) -> None:
-        self.minutes, self.modules, self.kept, self.tell, self.note = minutes, modules, set(kept), tell, note
+        self.minutes, self.modules, self.kept, self.tell, self.note = (
+            minutes,
+            modules,
+            set(kept),
+            tell,
+            note,
+        )
         self.waiting = {protocol.name for protocol in protocols}
         self.left = 60.0 * minutes
         self.decided: dict[str, Optional[Plan]] = {}
         self._running: Optional[float] = None
 
     def permit(
-        self, protocol: Protocol, data: Data, endpoints: Sequence[str], train_labels: Sequence[splits.Labels] = ("all",)
+        self,
+        protocol: Protocol,
+        data: Data,
+        endpoints: Sequence[str],
+        train_labels: Sequence[splits.Labels] = ("all",),
     ) -> Optional[Plan]:
         """The plan of a protocol on all modules; None: it is skipped. Arguments as of
         `runner.measure`."""
@@ -162,7 +182,8 @@ class Budget:
             self.waiting.remove(name)
             self.decided[name] = None
             self.note(
-                f"left out for lack of time: {name}: nothing of --budget_minutes={self.minutes:g} is left; --protocol={name} or "
+                f"left out for lack of time: {name}: nothing of --budget_minutes={self.minutes:g} "
+                f"is left; --protocol={name} or "
                 "--budget_minutes=0 measures it"
             )
             return None
@@ -174,7 +195,11 @@ class Budget:
         self.waiting.remove(name)
         remedy = f"--protocol={name} or --budget_minutes=0 measures it in full"
         if seconds > fair:
-            quick = Plan(protocol) if name in self.kept or not protocol.quick else Plan.quickly(protocol)
+            quick = (
+                Plan(protocol)
+                if name in self.kept or not protocol.quick
+                else Plan.quickly(protocol)
+            )
             quickly = estimate(quick)
             lasts = f"about {_clock(seconds)} in full" + (
                 f", {_clock(quickly)} with quick settings" if quick.quick else ""
@@ -196,7 +221,11 @@ class Budget:
         return chosen
 
     def estimate(
-        self, protocol: Protocol, data: Data, endpoints: Sequence[str], train_labels: Sequence[splits.Labels]
+        self,
+        protocol: Protocol,
+        data: Data,
+        endpoints: Sequence[str],
+        train_labels: Sequence[splits.Labels],
     ) -> Callable[[Plan], float]:
         """A function plan -> estimated seconds on all endpoints of all modules, for all numbers of
         labels."""
@@ -248,7 +277,10 @@ class Trials(NamedTuple):
 
 
 def _of_features(
-    protocol: Protocol, data: Data[Features], endpoints: Sequence[str], train_labels: Sequence[splits.Labels]
+    protocol: Protocol,
+    data: Data[Features],
+    endpoints: Sequence[str],
+    train_labels: Sequence[splits.Labels],
 ) -> Trials:
     train, test = data.train, data.test
     dims = {name: train.endpoints[name].shape[1] for name in endpoints}
@@ -282,7 +314,9 @@ def _of_maps(protocol: Protocol, data: Data[Source], endpoints: Sequence[str]) -
         work = protocol.work(parts[0].num_examples, parts[1].num_examples, dims[largest])
         runs.append((functools.partial(_measure, data=of, endpoints=[largest]), work))
     count = data.train.num_examples
-    return Trials(runs, lambda plan: [min(count, plan.labels or count)], data.test.num_examples, dims)
+    return Trials(
+        runs, lambda plan: [min(count, plan.labels or count)], data.test.num_examples, dims
+    )
 
 
 def _measure(protocol: Protocol, data: Data, endpoints: Optional[Sequence[str]] = None) -> None:
@@ -294,4 +328,10 @@ def _shown(value: object) -> str:
 
 
 def _clock(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s" if seconds >= 1 else "less than 1 s"
+    return (
+        f"{seconds / 60:.1f} min"
+        if seconds >= 90
+        else f"{seconds:.0f} s"
+        if seconds >= 1
+        else "less than 1 s"
+    )

@@ -50,9 +50,16 @@ def extract(
     took = sum(of_part.seconds for of_part in features.values())
     verified = ", verified" if settings.cache == "verify" else ""
     how = f"extracted in {took:.1f} s" if took else f"from the cache{verified}"
-    record.say(f"{name}: {', '.join(endpoints)}: {how}; the module gets {size}x{size} RGB images in [0, 1]")
+    record.say(
+        f"{name}: {', '.join(endpoints)}: {how}; the module gets {size}x{size} RGB images in [0, 1]"
+    )
     unreadable = {part: of_part.dropped for part, of_part in features.items()}
-    facts = {"image_size": size, "resize": resize, "extraction_seconds": took, "unreadable": unreadable}
+    facts = {
+        "image_size": size,
+        "resize": resize,
+        "extraction_seconds": took,
+        "unreadable": unreadable,
+    }
     record.modules[name] |= facts
     if protocols:
         record.facts |= {
@@ -63,14 +70,20 @@ def extract(
     return features
 
 
-def write_features(settings: Evaluation, name: str, features: Mapping[str, Features], record: Record) -> None:
+def write_features(
+    settings: Evaluation, name: str, features: Mapping[str, Features], record: Record
+) -> None:
     """Write WORKDIR/MODULE_PART.npz of each part."""
     for part, of_part in features.items():
         record.say(f"written: {of_part.save(settings.file(f'{name}_{part}.npz'))}")
 
 
 def write_neighbors(
-    settings: Evaluation, name: str, features: Mapping[str, Features], endpoints: Sequence[str], record: Record
+    settings: Evaluation,
+    name: str,
+    features: Mapping[str, Features],
+    endpoints: Sequence[str],
+    record: Record,
 ) -> None:
     """Write WORKDIR/MODULE_neighbors.png, by the endpoint that validation chose, or else the
     module's last one."""
@@ -79,7 +92,9 @@ def write_neighbors(
     train, test = features["train"], features["test"]
     for of_part in (train, test):
         of_part.check([endpoint])
-    png = neighbors.plot(train, test, endpoint, settings.neighbor_count, settings.seed, f"{name}, {endpoint}")
+    png = neighbors.plot(
+        train, test, endpoint, settings.neighbor_count, settings.seed, f"{name}, {endpoint}"
+    )
     record.check()
     path = settings.file(f"{name}_neighbors.png")
     files.write_file(path, png)

@@ -15,7 +15,9 @@ def colors(count: int) -> np.ndarray:
     # golden-ratio steps: adjacent classes differ
     hue, light = i * 0.618034 % 1, 0.55 + 0.35 * (i % 3) / 2
     wheel = np.clip(np.abs((hue[:, None] * 6 + [0, 4, 2]) % 6 - 3) - 1, 0, 1)
-    return np.concatenate([255 * (1 - (1 - wheel) * 0.7) * light[:, None], [[128, 128, 128]]]).astype(np.uint8)
+    return np.concatenate(
+        [255 * (1 - (1 - wheel) * 0.7) * light[:, None], [[128, 128, 128]]]
+    ).astype(np.uint8)
 
 
 def grid(
@@ -53,7 +55,9 @@ def grid(
     return buffer.getvalue()
 
 
-def boxed(image: np.ndarray, boxes: np.ndarray, of_class: np.ndarray, palette: np.ndarray) -> np.ndarray:
+def boxed(
+    image: np.ndarray, boxes: np.ndarray, of_class: np.ndarray, palette: np.ndarray
+) -> np.ndarray:
     """A copy of an image uint8 [H, W, 3] with boxes (ymin, xmin, ymax, xmax) in pixels, framed in
     the color of their class."""
     picture = Image.fromarray(image)

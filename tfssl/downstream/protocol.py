@@ -60,7 +60,11 @@ class Data(Generic[Part]):
     @property
     def named_parts(self) -> dict[str, Part]:
         """{"train", "test" and, where there is one, "val": the part}."""
-        return {"train": self.train, "test": self.test, **({} if self.val is None else {"val": self.val})}
+        return {
+            "train": self.train,
+            "test": self.test,
+            **({} if self.val is None else {"val": self.val}),
+        }
 
     @property
     def parts(self) -> list[Part]:
@@ -83,7 +87,9 @@ class Data(Generic[Part]):
     def split(self: "Data[Features]") -> splits.Split:
         """Training and validation rows, where each image has one label; UserError where it has
         none."""
-        return splits.split(self.train, self.test, self.train_labels, self.val_fraction, self.seed, self.val)
+        return splits.split(
+            self.train, self.test, self.train_labels, self.val_fraction, self.seed, self.val
+        )
 
     def one_vs_rest(self: "Data[Features]") -> splits.Targets:
         """Rows and targets of one binary classifier for each class; see `splits.one_vs_rest`."""
@@ -98,7 +104,9 @@ def has_features(data: Data[Any]) -> "TypeGuard[Data[Features]]":
     return all(isinstance(part, Features) for part in data.parts)
 
 
-DATA_SETTINGS = tuple(field.name for field in dataclasses.fields(Data) if field.name not in ("train", "test"))
+DATA_SETTINGS = tuple(
+    field.name for field in dataclasses.fields(Data) if field.name not in ("train", "test")
+)
 
 
 class Protocol(Generic[Part]):
@@ -164,7 +172,9 @@ class Protocol(Generic[Part]):
         if has_features(data):
             data.split() if "label" in self.needs else data.one_vs_rest()
 
-    def endpoints(self, data: Data[Part], names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
+    def endpoints(
+        self, data: Data[Part], names: Optional[Sequence[str]] = None, pixels: bool = True
+    ) -> list[str]:
         """The endpoints to measure: those of `names` that it can read, or all. `pixels` False: not
         "pixels", unless named."""
         return splits.endpoints([part for part in data.parts if isinstance(part, Features)], names)
@@ -192,7 +202,9 @@ class Protocol(Generic[Part]):
         for base in cls.__mro__:
             if "__init__" in vars(base):
                 arguments = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
-                names += [a.name for a in arguments if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)]
+                names += [
+                    a.name for a in arguments if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)
+                ]
                 if not any(a.kind is a.VAR_KEYWORD for a in arguments):
                     break
         return tuple(dict.fromkeys(names))
@@ -218,7 +230,9 @@ class Protocol(Generic[Part]):
         """
         self._check_kind(data)
         names = self.endpoints(data, endpoints)
-        features = {name: part for name, part in data.named_parts.items() if isinstance(part, Features)}
+        features = {
+            name: part for name, part in data.named_parts.items() if isinstance(part, Features)
+        }
         for part in features.values():
             part.check(set(part.endpoints) & set(names))
         scales = self._scales(list(features.values()), names)
@@ -234,22 +248,32 @@ class Protocol(Generic[Part]):
 
     def _check_kind(self, data: Data[Part]) -> None:
         if self.reads == "maps" and (data.module is None or isinstance(data.train, Features)):
-            raise UserError(f"{self.name} reads whole images: give sources as train and test, and a loaded module")
+            raise UserError(
+                f"{self.name} reads whole images: give sources as train and test, and a loaded "
+                "module"
+            )
         if self.reads == "features" and not has_features(data):
-            raise UserError(f"{self.name} reads features: give those that tfssl.downstream.extract makes of a source")
+            raise UserError(
+                f"{self.name} reads features: give those that tfssl.downstream.extract makes of a "
+                "source"
+            )
 
     def _completed(self, result: Result, data: Data[Part], scales: Mapping[str, float]) -> Result:
         chosen_on = result.chosen_on or (data.chosen_on if result.val_value is not None else None)
         scale = {"scale": scales[result.endpoint]} if result.endpoint in scales else {}
         reported_on = splits.described(data.test)
-        return result.replace(chosen_on=chosen_on, reported_on=reported_on, details={**result.details, **scale})
+        return result.replace(
+            chosen_on=chosen_on, reported_on=reported_on, details={**result.details, **scale}
+        )
 
     def _scales(self, parts: Sequence[Features], names: Sequence[str]) -> dict[str, float]:
         """{endpoint: the power of two by which its largest value is in [4, 8), about that of
         standardized features}."""
         scales = {}
         for name in names:
-            largest = max((part.largest(name) for part in parts if name in part.endpoints), default=0)
+            largest = max(
+                (part.largest(name) for part in parts if name in part.endpoints), default=0
+            )
             least, greatest = self.magnitudes
             if 0 < largest < least or largest > greatest:
                 scales[name] = 2.0 ** (3 - math.frexp(largest)[1])
@@ -277,7 +301,13 @@ def lacks(need: str, source: Source) -> Optional[str]:
     if need in ("label", "labels"):
         if source.targets() is None:
             return checks.unlabelled(source)
-        several = f"an image of {source.spec} may show several classes, which only svm and low_shot take"
+        several = (
+            f"an image of {source.spec} may show several classes, which only svm and low_shot take"
+        )
         return several if need == "label" else None
     annotation, sources = _ANNOTATIONS.get(need, (need, "see docs/protocols.md"))
-    return None if need in source.provides else f"--dataset={source.spec} has no {annotation}: {sources}"
+    return (
+        None
+        if need in source.provides
+        else f"--dataset={source.spec} has no {annotation}: {sources}"
+    )

@@ -57,7 +57,9 @@ class Result(Mapping):
         if isinstance(record, cls):
             return record
         known = {name: record[name] for name in _FIELDS if name in record}
-        return cls(**known, details={name: value for name, value in record.items() if name not in _FIELDS})
+        return cls(
+            **known, details={name: value for name, value in record.items() if name not in _FIELDS}
+        )
 
     @property
     def column(self) -> Column:
@@ -72,7 +74,9 @@ class Result(Mapping):
 
     def _record(self) -> dict[str, Any]:
         unset = {name for name, empty in _UNSET.items() if getattr(self, name) == empty}
-        fields = {name: getattr(self, name) for name in _FIELDS if name != "picture" and name not in unset}
+        fields = {
+            name: getattr(self, name) for name in _FIELDS if name != "picture" and name not in unset
+        }
         return {**fields, **self.details}
 
     def __getitem__(self, key: str) -> Any:

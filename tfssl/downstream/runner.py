@@ -36,15 +36,22 @@ def endpoints(
     endpoints_of: dict[str, list[str]] = {}
     for name, module in opened.items():
         size, _ = module.sizes(image_size, resize)
-        of_module = features.check_endpoints(module, size, names) + ([PIXELS] if names is None else [])
-        of_module = [endpoint for endpoint in of_module if not (endpoints_of and endpoint == PIXELS)]
+        of_module = features.check_endpoints(module, size, names) + (
+            [PIXELS] if names is None else []
+        )
+        of_module = [
+            endpoint for endpoint in of_module if not (endpoints_of and endpoint == PIXELS)
+        ]
         if of_module:
             endpoints_of[name] = of_module
     return endpoints_of
 
 
 def permitted(
-    protocols: Sequence[Protocol], sources: Iterable[Source], optional: Sequence[str] = (), left_out: Tell = print
+    protocols: Sequence[Protocol],
+    sources: Iterable[Source],
+    optional: Sequence[str] = (),
+    left_out: Tell = print,
 ) -> list[Protocol]:
     """The protocols whose requirements the images meet.
 
@@ -59,7 +66,10 @@ def permitted(
     """
     refused: dict[str, str] = {}
     for source in sources:
-        reasons = {need: lacks(need, source) for need in dict.fromkeys(n for p in protocols for n in p.needs)}
+        reasons = {
+            need: lacks(need, source)
+            for need in dict.fromkeys(n for p in protocols for n in p.needs)
+        }
         for protocol in protocols:
             reason = next((reasons[need] for need in protocol.needs if reasons[need]), None)
             if reason:
@@ -147,10 +157,18 @@ def measure(
     for protocol in protocols:
         try:
             names = protocol.endpoints(data, endpoints, pixels=protocol.name not in pixels_of)
-            plan = budget.permit(protocol, data, names, train_labels) if budget else times.Plan(protocol)
+            plan = (
+                budget.permit(protocol, data, names, train_labels)
+                if budget
+                else times.Plan(protocol)
+            )
             if plan is None or not names:
                 continue
-            parts = [(part, group) for part in _amounts(plan, data, train_labels) for group in _groups(protocol, names)]
+            parts = [
+                (part, group)
+                for part in _amounts(plan, data, train_labels)
+                for group in _groups(protocol, names)
+            ]
         except UserError as error:
             _refuse(error, protocol.name, protocol.name in optional, left_out, refused)
             continue
@@ -169,7 +187,11 @@ def measure(
 
 
 def _refuse(
-    error: UserError, name: str, optional: bool, left_out: Tell, refused: Optional[Callable[[UserError, str], None]]
+    error: UserError,
+    name: str,
+    optional: bool,
+    left_out: Tell,
+    refused: Optional[Callable[[UserError, str], None]],
 ) -> None:
     if optional:
         left_out(f"left out: {name}: {error}")
@@ -194,9 +216,15 @@ def _amounts(plan: times.Plan, data: Data, train_labels: Sequence[splits.Labels]
     return [data.replace(train=spread(data.train, plan.labels, renumber=True))]
 
 
-def _as_far_as_it_goes(protocol: Protocol, data: Data, names: list[str], left_out: Tell) -> list[Result]:
+def _as_far_as_it_goes(
+    protocol: Protocol, data: Data, names: list[str], left_out: Tell
+) -> list[Result]:
     """The results of a protocol; where it raises a UserError, those of fewer "shots", or none."""
-    what = protocol.name if protocol.reads == "maps" else f"{protocol.name} on {data.train_labels} labels"
+    what = (
+        protocol.name
+        if protocol.reads == "maps"
+        else f"{protocol.name} on {data.train_labels} labels"
+    )
     shots: list[int] = list(protocol.settings.get("shots", ()))
     dropped: list[int] = []
     reason = ""

@@ -53,7 +53,10 @@ def split(
         check_labels(train, val)
         held = np.flatnonzero(np.isin(val.labels, train.labels[rows]))
         if not len(held):
-            raise UserError(f"{val.source}: no image is of a class that {train.source} shows: nothing to choose on")
+            raise UserError(
+                f"{val.source}: no image is of a class that {train.source} shows: nothing to "
+                "choose on"
+            )
         return Split(rows, rows, held, val)
     fit, held = stratified(train.labels[rows], train.index[rows], val_fraction, seed)
     return Split(rows, rows[fit], rows[held], train)
@@ -93,7 +96,10 @@ def one_vs_rest(
         classes = max(max(part.num_classes or 0, int(part.labels.max()) + 1) for part in parts)
         rows = balanced(train.labels, train.index, count, seed)
         check_classes(train.labels[rows], train)
-        targets = [np.where(part.labels[:, None] == np.arange(classes), 1, -1).astype(np.int8) for part in parts]
+        targets = [
+            np.where(part.labels[:, None] == np.arange(classes), 1, -1).astype(np.int8)
+            for part in parts
+        ]
     else:
         targets = [check_targets(train, part)[1] for part in parts]
         count = label_count(train_labels, len(train.labels))
@@ -110,10 +116,12 @@ def nothing_to_choose_on(part: Split, val_fraction: float) -> None:
     """Raise UserError: `l2` cannot be selected."""
     if not val_fraction:
         raise UserError(
-            "l2=select needs labels to choose on, and val_fraction=0 leaves none: give a number, or published"
+            "l2=select needs labels to choose on, and val_fraction=0 leaves none: give a number, "
+            "or published"
         )
     raise UserError(
-        f"l2=select needs two labels of some class to choose on: {len(part.rows)} labels are too few; give a number"
+        f"l2=select needs two labels of some class to choose on: {len(part.rows)} labels are too "
+        "few; give a number"
     )
 
 
@@ -124,14 +132,17 @@ def check_labels(train: "Features", test: "Features") -> None:
             raise UserError(f"{features.source}: no image to evaluate on")
         if features.targets is not None:
             raise UserError(
-                f"{features.source}: an image may show several classes, and this protocol needs one label for each; "
+                f"{features.source}: an image may show several classes, and this protocol needs "
+                "one label for each; "
                 "svm and low_shot take such data"
             )
         if (features.labels < 0).any():
             unlabeled = int((features.labels < 0).sum())
             raise UserError(
-                f"{features.source}: {unlabeled} of {len(features.labels)} images have no label, and this protocol "
-                "needs one for each; sort the images into a folder per class, or evaluate on another data set"
+                f"{features.source}: {unlabeled} of {len(features.labels)} images have no label, "
+                "and this protocol "
+                "needs one for each; sort the images into a folder per class, or evaluate on "
+                "another data set"
             )
     _check_class_names(train, test)
 
@@ -143,7 +154,8 @@ def check_classes(labels: np.ndarray, features: Union["Features", "Source"]) -> 
         label = int(labels[0])
         name = features.class_names[label] if features.class_names else label
         raise UserError(
-            f"{described(features)}: all {len(labels)} images to learn from are of one class, {name}: nothing to tell apart; files that "
+            f"{described(features)}: all {len(labels)} images to learn from are of one class, "
+            f"{name}: nothing to tell apart; files that "
             "hold class after class need shuffling"
         )
 
@@ -155,7 +167,9 @@ def check_targets(train: "Features", test: "Features") -> tuple[np.ndarray, np.n
         if not len(features.labels):
             raise UserError(f"{features.source}: no image to evaluate on")
         if features.targets is None:
-            raise UserError(f"{features.source}: images have one label each, and in the other part several")
+            raise UserError(
+                f"{features.source}: images have one label each, and in the other part several"
+            )
         targets.append(features.targets)
     counts = [part.shape[1] for part in targets]
     if counts[0] != counts[1]:
@@ -168,7 +182,8 @@ def _check_class_names(train: "Features", test: "Features") -> None:
     if train.class_names and test.class_names and list(train.class_names) != list(test.class_names):
         odd = sorted(set(train.class_names) ^ set(test.class_names))[:5]
         raise UserError(
-            f"{train.source} and {test.source} have different classes: {', '.join(odd) or 'in another order'}"
+            f"{train.source} and {test.source} have different classes: "
+            f"{', '.join(odd) or 'in another order'}"
         )
 
 
@@ -182,13 +197,17 @@ def label_count(train_labels: Labels, available: int, num_classes: int = 1) -> i
         count = round(float(text[:-1]) / 100 * available) if text.endswith("%") else int(text)
     except ValueError:
         raise UserError(
-            f"train_labels={text!r}: give all, a percentage such as 10%, or a number of images such as 200"
+            f"train_labels={text!r}: give all, a percentage such as 10%, or a number of images "
+            "such as 200"
         ) from None
     if not 1 <= count <= available:
-        raise UserError(f"train_labels={text}: that is {count} images, and the training split has {available}")
+        raise UserError(
+            f"train_labels={text}: that is {count} images, and the training split has {available}"
+        )
     if count < num_classes:
         raise UserError(
-            f"train_labels={text}: {count} labels are fewer than the {num_classes} classes of the training split"
+            f"train_labels={text}: {count} labels are fewer than the {num_classes} classes of the "
+            "training split"
         )
     return count
 
@@ -217,7 +236,9 @@ def balanced(labels: np.ndarray, index: np.ndarray, count: int, seed: int) -> np
     return np.sort(np.lexsort((order, turn))[:count])
 
 
-def stratified(labels: np.ndarray, index: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified(
+    labels: np.ndarray, index: np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Split rows into (fit, val): `fraction` of each class, rounded, goes to val; at least one
     image of each class stays in fit. A fraction of 0 leaves val empty.
 
@@ -226,10 +247,15 @@ def stratified(labels: np.ndarray, index: np.ndarray, fraction: float, seed: int
     """
     if not 0 <= fraction < 1:
         raise UserError(
-            f"val_fraction={fraction}: give the part of the training labels that choices are made on, between 0 and 1"
+            f"val_fraction={fraction}: give the part of the training labels that choices are made "
+            "on, between 0 and 1"
         )
     sizes = np.bincount(labels)
-    held_out = np.minimum(np.maximum(np.round(sizes * fraction), 1), sizes - 1) if fraction else np.zeros(len(sizes))
+    held_out = (
+        np.minimum(np.maximum(np.round(sizes * fraction), 1), sizes - 1)
+        if fraction
+        else np.zeros(len(sizes))
+    )
     val = rank_within_class(labels, draws(index, seed, 2)) < held_out[labels]
     return np.flatnonzero(~val), np.flatnonzero(val)
 
@@ -250,7 +276,9 @@ def rank_within_class(labels: np.ndarray, draws: np.ndarray) -> np.ndarray:
     return rank
 
 
-def endpoints(parts: Sequence[Optional["Features"]], names: Optional[Sequence[str]] = None) -> list[str]:
+def endpoints(
+    parts: Sequence[Optional["Features"]], names: Optional[Sequence[str]] = None
+) -> list[str]:
     """Names of the endpoints to evaluate, by default all of the first part's; UserError if one is
     missing in any part.
 

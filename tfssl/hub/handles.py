@@ -17,17 +17,22 @@ def named(values: Iterable[str]) -> dict[str, str]:
     """
     if not values:
         raise UserError(
-            "--module is missing: name a folder that tfssl-export wrote, a .tar.gz of it, or an https handle"
+            "--module is missing: name a folder that tfssl-export wrote, a .tar.gz of it, or an "
+            "https handle"
         )
     names, handles = [], []
     values = list(values)
     while values:
-        count = next((n for n in range(len(values), 1, -1) if _exists_in_part(",".join(values[:n]))), 1)
+        count = next(
+            (n for n in range(len(values), 1, -1) if _exists_in_part(",".join(values[:n]))), 1
+        )
         name, handle = _parted(",".join(values[:count]))
         names.append(name)
         handles.append(handle)
         values = values[count:]
-    given = ",".join(handle if name is None else f"{name}={handle}" for name, handle in zip(names, handles))
+    given = ",".join(
+        handle if name is None else f"{name}={handle}" for name, handle in zip(names, handles)
+    )
     short = [name or short_name(handle) for name, handle in zip(names, handles)]
     shown = [names[i] or (s if short.count(s) == 1 else handles[i]) for i, s in enumerate(short)]
     if not all(handles):
@@ -70,4 +75,6 @@ def short_name(handle: str) -> str:
     parts = [part for part in handle.split("/") if part]
     names = [part for part in parts if not part.isdigit() and part != "module"]
     name = (names or parts or [handle])[-1]
-    return next((name[: -len(end)] for end in (".tar.gz", ".tgz", ".tar") if name.endswith(end)), name)
+    return next(
+        (name[: -len(end)] for end in (".tar.gz", ".tgz", ".tar") if name.endswith(end)), name
+    )

@@ -79,10 +79,14 @@ class Module:
         _announce(handle, self.facts)
         try:
             # TF1's Hub modules hold several graphs; the one without tags is for inference.
-            tags: list[str] | None = [] if tf.io.gfile.exists(os.path.join(folder, "tfhub_module.pb")) else None
+            tags: list[str] | None = (
+                [] if tf.io.gfile.exists(os.path.join(folder, "tfhub_module.pb")) else None
+            )
             self.model = tf.saved_model.load(_plain(folder), tags=tags)
         except Exception as e:  # parsers of damaged files raise many kinds
-            raise UserError(f"module {handle!r}: this SavedModel cannot be read: {_complaint(e)}") from e
+            raise UserError(
+                f"module {handle!r}: this SavedModel cannot be read: {_complaint(e)}"
+            ) from e
         self._function = self._find_function()
         self._batch = self._fixed_batch()
 
@@ -96,9 +100,17 @@ class Module:
         images = tf.pad(images, [[0, -rows % size], [0, 0], [0, 0], [0, 0]])
         images = tf.reshape(images, [-1, size, *images.shape[1:]])
         one = tf.TensorSpec(images.shape[1:], images.dtype)
-        known = tf.function(self._function, autograph=False).get_concrete_function(one, training).structured_outputs
+        known = (
+            tf.function(self._function, autograph=False)
+            .get_concrete_function(one, training)
+            .structured_outputs
+        )
         specs = {name: tf.TensorSpec(x.shape, x.dtype) for name, x in self._named(known).items()}
-        outputs = tf.map_fn(lambda part: self._named(self._function(part, training)), images, fn_output_signature=specs)
+        outputs = tf.map_fn(
+            lambda part: self._named(self._function(part, training)),
+            images,
+            fn_output_signature=specs,
+        )
         return {name: tf.reshape(x, [-1, *x.shape[2:]])[:rows] for name, x in outputs.items()}
 
     def _named(self, outputs: Any) -> dict[str, tf.Tensor]:
@@ -112,13 +124,17 @@ class Module:
             if len(held) > 1:
                 shapes = ", ".join(str(list(x.shape)) for x in held)
                 raise UserError(
-                    f"module {self.handle!r} returns {len(held)} tensors without names ({shapes}) where one is expected: wrap it in "
+                    f"module {self.handle!r} returns {len(held)} tensors without names ({shapes}) "
+                    "where one is expected: wrap it in "
                     "a function that returns one of them, or a dict {name: tensor}, and save that"
                 )
             if held:
                 tensors[str(name)] = held[0]
         if not tensors:
-            raise UserError(f"module {self.handle!r} returns no tensor, but {type(outputs).__name__}: {outputs!r:.200}")
+            raise UserError(
+                f"module {self.handle!r} returns no tensor, but {type(outputs).__name__}: "
+                f"{outputs!r:.200}"
+            )
         return {name: tensors[name] for name in self._ordered(tensors)}
 
     @property
@@ -147,10 +163,16 @@ class Module:
                 # its input's shape. By the strategy, whose replicas share the variables of a module
                 # that was loaded in its scope.
                 strategy = tf.distribute.get_strategy()
-                run = tf.function(lambda images: strategy.run(self.endpoints, [images]), autograph=False)
+                run = tf.function(
+                    lambda images: strategy.run(self.endpoints, [images]), autograph=False
+                )
                 # Traced by hand: TensorFlow would warn of many functions made of one piece of code.
-                outputs = run.get_concrete_function(tf.TensorSpec([2, *size, 3]))(tf.zeros([2, *size, 3]))
-                outputs = {name: strategy.experimental_local_results(x)[0] for name, x in outputs.items()}
+                outputs = run.get_concrete_function(tf.TensorSpec([2, *size, 3]))(
+                    tf.zeros([2, *size, 3])
+                )
+                outputs = {
+                    name: strategy.experimental_local_results(x)[0] for name, x in outputs.items()
+                }
             except UserError:
                 raise
             except (tf.errors.OpError, ValueError, TypeError) as e:
@@ -160,19 +182,28 @@ class Module:
                 takes = [spec for spec in self._specs() if not spec.is_compatible_with(given)]
                 if takes and len(takes) == len(self._specs()):
                     forms = " or ".join(dict.fromkeys(map(_spelled, takes)))
-                    why = f"it takes {forms}{hint}{_REMEDIES['channels' if ' 3, ' in forms else 'other']}"
+                    why = (
+                        "it takes "
+                        f"{forms}{hint}{_REMEDIES['channels' if ' 3, ' in forms else 'other']}"
+                    )
                 else:
                     why = f"{_complaint(e)}{hint}"
-                what = f"{size[0]}x{size[1]} float32 RGB images, [N, {size[0]}, {size[1]}, 3] in [0, 1]"
+                what = (
+                    f"{size[0]}x{size[1]} float32 RGB images, [N, {size[0]}, {size[1]}, 3] in [0, "
+                    "1]"
+                )
                 raise UserError(f"module {self.handle!r} does not take {what}: {why}") from e
             usable = {
                 name: tuple(outputs[name].shape[1:])
                 for name in self._ordered(outputs)
-                if outputs[name].dtype.is_floating and outputs[name].shape.rank in (2, 4) and len(outputs[name]) == 2
+                if outputs[name].dtype.is_floating
+                and outputs[name].shape.rank in (2, 4)
+                and len(outputs[name]) == 2
             }
             if not usable:
                 raise UserError(
-                    f"module {self.handle!r} returns no float features [N, D] or [N, H, W, C], but {sorted(outputs)}"
+                    f"module {self.handle!r} returns no float features [N, D] or [N, H, W, C], but "
+                    f"{sorted(outputs)}"
                 )
             self._shapes[size] = usable
         return self._shapes[size]
@@ -184,21 +215,31 @@ class Module:
         size = image_size or self.facts.get("crop") or self._static_size()
         if not size:
             channels_first = [
-                spec for spec in self._specs() if spec.shape.rank == 4 and spec.shape[1] == 3 != spec.shape[3]
+                spec
+                for spec in self._specs()
+                if spec.shape.rank == 4 and spec.shape[1] == 3 != spec.shape[3]
             ]
             if channels_first:
                 raise UserError(
-                    f"module {self.handle!r} takes {_spelled(channels_first[0])}, channels first{_REMEDIES['channels']}"
+                    f"module {self.handle!r} takes {_spelled(channels_first[0])}, channels "
+                    f"first{_REMEDIES['channels']}"
                 )
-            raise UserError(f"module {self.handle!r} does not say which image size it takes; give image_size in pixels")
+            raise UserError(
+                f"module {self.handle!r} does not say which image size it takes; give image_size "
+                "in pixels"
+            )
         resize = resize or round(size * ratio)
         if resize < size:
-            raise UserError(f"resize={resize} is smaller than image_size={size}: the crop would leave the image")
+            raise UserError(
+                f"resize={resize} is smaller than image_size={size}: the crop would leave the image"
+            )
         return size, resize
 
     def _ordered(self, names: Iterable[str]) -> list[str]:
         depth = self.facts.get("endpoints") or []
-        return sorted(names, key=lambda name: (depth.index(name) if name in depth else len(depth), name))
+        return sorted(
+            names, key=lambda name: (depth.index(name) if name in depth else len(depth), name)
+        )
 
     def _find_function(self) -> Callable[[tf.Tensor, bool], Any]:
         endpoints = getattr(self.model, "endpoints", None)
@@ -214,7 +255,8 @@ class Module:
                 (key,) = inputs
                 return lambda images, training: signatures[name](**{key: images})
         raise UserError(
-            f"module {self.handle!r} has no function of images alone; its signatures are: {', '.join(names) or 'none'}"
+            f"module {self.handle!r} has no function of images alone; its signatures are: "
+            f"{', '.join(names) or 'none'}"
         )
 
     def _call(self, images: tf.Tensor, training: bool) -> Any:
@@ -243,14 +285,21 @@ class Module:
         above 1."""
         images = []
         for function in self._traced():
-            specs = [s for s in tf.nest.flatten(function.structured_input_signature) if isinstance(s, tf.TensorSpec)]
+            specs = [
+                s
+                for s in tf.nest.flatten(function.structured_input_signature)
+                if isinstance(s, tf.TensorSpec)
+            ]
             images += [s for s in specs if s.shape.rank is None or s.shape.rank > 1][:1]
         return images
 
     def _traced(self) -> list[tf.types.experimental.GenericFunction]:
         """Its concrete functions, each for one input specification."""
         call = self.model.__call__ if callable(self.model) else None
-        return [*getattr(call, "concrete_functions", []), *getattr(self.model, "signatures", {}).values()]
+        return [
+            *getattr(call, "concrete_functions", []),
+            *getattr(self.model, "signatures", {}).values(),
+        ]
 
 
 def _resolve(handle: str) -> str:
@@ -276,13 +325,17 @@ def _resolve(handle: str) -> str:
         raise UserError(f"module {handle!r} cannot be opened: {_complaint(e)}") from e
     if inside:
         raise UserError(
-            f"module {handle!r} has no saved_model.pb, but these folders in it have: {', '.join(sorted(inside)[:5])}"
+            f"module {handle!r} has no saved_model.pb, but these folders in it have: "
+            f"{', '.join(sorted(inside)[:5])}"
         )
     if is_there and not tf.io.gfile.isdir(folder):
-        raise UserError(f"module {handle!r} is a file, not a SavedModel's folder: {_way_from(handle)}")
+        raise UserError(
+            f"module {handle!r} is a file, not a SavedModel's folder: {_way_from(handle)}"
+        )
     what = "has no saved_model.pb" if is_there else "does not exist"
     raise UserError(
-        f"module {handle!r} {what}; give the folder of a SavedModel (tfssl-export makes one), a .tar.gz of it, or a URL"
+        f"module {handle!r} {what}; give the folder of a SavedModel (tfssl-export makes one), a "
+        ".tar.gz of it, or a URL"
     )
 
 
@@ -307,7 +360,10 @@ def _unpack(path: str) -> str:
         with tf.io.gfile.GFile(path, "rb") as f, tarfile.open(fileobj=f, mode="r|*") as tar:
             for member in tar:
                 if not (member.isfile() or member.isdir()):
-                    raise UserError(f"module {path!r}: the archive holds {member.name!r}, which is a link or a device")
+                    raise UserError(
+                        f"module {path!r}: the archive holds {member.name!r}, which is a link or a "
+                        "device"
+                    )
                 if member.isfile():
                     extraction.member(tar, member)
     except UserError:
@@ -317,7 +373,8 @@ def _unpack(path: str) -> str:
     roots = [root for root, _, names in os.walk(folder) if "saved_model.pb" in names]
     if len(roots) != 1:
         raise UserError(
-            f"module {path!r}: expected one SavedModel in the archive, found {len(roots)} files saved_model.pb"
+            f"module {path!r}: expected one SavedModel in the archive, found {len(roots)} files "
+            "saved_model.pb"
         )
     return roots[0]
 
@@ -390,14 +447,18 @@ def _announce(handle: str, facts: Facts) -> None:
     _announced.add(handle)
     origin = "comes from another machine" if elsewhere else "was not made by tfssl-export"
     print(
-        f"module {handle!r} {origin}; it is a program, which now runs with your rights: open what you trust (SECURITY.md)",
+        f"module {handle!r} {origin}; it is a program, which now runs with your rights: open what "
+        "you trust (SECURITY.md)",
         file=sys.stderr,
         flush=True,
     )
 
 
 _REMEDIES = {
-    "channels": (": wrap it in a function that calls it with tf.transpose(images, [0, 3, 1, 2]), and save that"),
+    "channels": (
+        ": wrap it in a function that calls it with tf.transpose(images, [0, 3, 1, 2]), and save "
+        "that"
+    ),
     "other": ": another --image_size, or a function around it that converts, helps",
 }
 
@@ -416,13 +477,17 @@ def _dims(shape: tf.TensorShape) -> str:
 def _complaint(error: object, length: int = 1000) -> str:
     """The message of an exception on one line, without TensorFlow's traceback of the graph and
     names of nodes."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
+        type(error).__name__
+    ]
     begins = [i for i, line in enumerate(lines) if re.match(r"[\w.]*Error: ", line)]
     if begins:
         lines = [lines[begins[0]].partition(": ")[2], *lines[begins[0] + 1 :]]
     text = " ".join(lines).split(" Received args")[0]
     text = re.sub(
-        r"\{\{node (\S+)\}\}", r"\1", re.sub(r"\{\{function_node .*?\}\} ?|\[\[.*?\]\]|\[Op:[^\]]*\]", "", text)
+        r"\{\{node (\S+)\}\}",
+        r"\1",
+        re.sub(r"\{\{function_node .*?\}\} ?|\[\[.*?\]\]|\[Op:[^\]]*\]", "", text),
     )
     text = re.sub(r" = \w+\[[^\]]*(?:\[[^\]]*\][^\]]*)*\]\([^)]*\)", "", text).strip()
     return text if len(text) <= length else f"{text[:length]} ..."

@@ -42,11 +42,14 @@ def fetch(handle: str) -> str:
     address, _, fragment = handle.partition("#")
     digest = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
     if fragment and not digest:
-        raise UserError(f"module {handle!r}: after # there may stand sha256= and 64 hexadecimal digits")
+        raise UserError(
+            f"module {handle!r}: after # there may stand sha256= and 64 hexadecimal digits"
+        )
     sha256 = digest[1].lower() if digest else None
     if not address.startswith("https://"):
         raise UserError(
-            f"module {handle!r}: http:// is not encrypted: anybody on the way can put another program in its place. Use https://, or "
+            f"module {handle!r}: http:// is not encrypted: anybody on the way can put another "
+            "program in its place. Use https://, or "
             "download it yourself, check it, and give the file"
         )
     try:
@@ -56,7 +59,9 @@ def fetch(handle: str) -> str:
     except (OSError, http.client.HTTPException, ValueError) as e:
         if isinstance(e, UserError):
             raise
-        raise UserError(f"module {handle!r} cannot be downloaded: {one_line(e) or type(e).__name__}") from e
+        raise UserError(
+            f"module {handle!r} cannot be downloaded: {one_line(e) or type(e).__name__}"
+        ) from e
 
 
 def _private_folder() -> str:
@@ -64,7 +69,8 @@ def _private_folder() -> str:
     os.makedirs(folder, mode=0o700, exist_ok=True)
     if hasattr(os, "getuid") and os.stat(folder).st_uid != os.getuid():
         raise UserError(
-            f"{folder} belongs to another user, who could put programs there: set TFSSL_CACHE to a folder of your own"
+            f"{folder} belongs to another user, who could put programs there: set TFSSL_CACHE to a "
+            "folder of your own"
         )
     os.chmod(folder, 0o700)
     return folder
@@ -108,14 +114,19 @@ def _download(handle: str, address: str, sha256: str | None, folder: str) -> str
             f.flush()
             os.fsync(f.fileno())
         if announced and int(announced) != size:
-            raise UserError(f"module {handle!r}: the download ended after {size} of {announced} bytes; try again")
+            raise UserError(
+                f"module {handle!r}: the download ended after {size} of {announced} bytes; try "
+                "again"
+            )
         if sha256 and sha256 != digest:
             raise UserError(
-                f"module {handle!r}: what came has another digest, sha256={digest}: it was changed, or damaged on the way"
+                f"module {handle!r}: what came has another digest, sha256={digest}: it was "
+                "changed, or damaged on the way"
             )
         if not tarfile.is_tarfile(unfinished):
             raise UserError(
-                f"module {handle!r}: what came is no archive (.tar.gz, .tgz, .tar), but a file of {size} bytes"
+                f"module {handle!r}: what came is no archive (.tar.gz, .tgz, .tar), but a file of "
+                f"{size} bytes"
             )
         path = os.path.join(folder, f"{_key(address)}-{digest}.tgz")
         os.replace(unfinished, path)
@@ -142,7 +153,9 @@ class _EncryptedOnly(urllib.request.HTTPRedirectHandler):
         address: str,
     ) -> urllib.request.Request | None:
         if not address.startswith("https://"):
-            raise urllib.error.URLError(f"the server redirects to {address}, which is not encrypted")
+            raise urllib.error.URLError(
+                f"the server redirects to {address}, which is not encrypted"
+            )
         return super().redirect_request(request, response, code, message, headers, address)
 
 

@@ -1,5 +1,6 @@
-"""Losses: plain functions of tensors, without state. Those named here take embeddings of two views, and give one value: of the batch, or of
-each image. The modules beside this one have the same with all that a task measures."""
+"""Losses: plain functions of tensors, without state. Those named here take embeddings of two views,
+and give one value: of the batch, or of each image. The modules beside this one have the same with
+all that a task measures."""
 
 from __future__ import annotations
 
@@ -9,7 +10,17 @@ from tfssl.losses import contrastive, distillation, statistics
 from tfssl.losses.sigreg import sigreg
 from tfssl.losses.triplet import triplet_semihard
 
-__all__ = ["barlow_twins", "dcl", "dino", "nnclr", "nt_xent", "sigreg", "sup_con", "triplet_semihard", "vicreg"]
+__all__ = [
+    "barlow_twins",
+    "dcl",
+    "dino",
+    "nnclr",
+    "nt_xent",
+    "sigreg",
+    "sup_con",
+    "triplet_semihard",
+    "vicreg",
+]
 
 
 def nt_xent(z1: tf.Tensor, z2: tf.Tensor, temperature: float = 0.1) -> tf.Tensor:
@@ -18,22 +29,36 @@ def nt_xent(z1: tf.Tensor, z2: tf.Tensor, temperature: float = 0.1) -> tf.Tensor
 
 
 def dcl(z1: tf.Tensor, z2: tf.Tensor, temperature: float = 0.1) -> tf.Tensor:
-    """The decoupled contrastive loss of each image, [N], from embeddings [N, D] (Yeh et al., arXiv 2110.06848)."""
+    """The decoupled contrastive loss of each image, [N], from embeddings [N, D] (Yeh et al., arXiv
+    2110.06848)."""
     return contrastive.nt_xent(z1, z2, temperature, decoupled=True).loss
 
 
 def sup_con(z1: tf.Tensor, z2: tf.Tensor, labels: tf.Tensor, temperature: float = 0.1) -> tf.Tensor:
-    """The supervised contrastive loss of each image, [N], from embeddings [N, D] and labels [N] (Khosla et al., arXiv 2004.11362)."""
+    """The supervised contrastive loss of each image, [N], from embeddings [N, D] and labels [N]
+    (Khosla et al., arXiv 2004.11362)."""
     return contrastive.nt_xent(z1, z2, temperature, labels=labels).loss
 
 
 def nnclr(
-    z1: tf.Tensor, z2: tf.Tensor, p1: tf.Tensor, p2: tf.Tensor, queue: tf.Tensor, temperature: float = 0.1
+    z1: tf.Tensor,
+    z2: tf.Tensor,
+    p1: tf.Tensor,
+    p2: tf.Tensor,
+    queue: tf.Tensor,
+    temperature: float = 0.1,
 ) -> tf.Tensor:
-    """NNCLR's loss of each image, [N] (Dwibedi et al., arXiv 2104.14548): the nearest neighbor of each view's projection, in a queue of
-    earlier ones [K, D] of norm 1, is told the other view's prediction [N, D] among those of the batch."""
+    """NNCLR's loss of each image, [N] (Dwibedi et al., arXiv 2104.14548): the nearest neighbor of
+    each view's projection, in a queue of earlier ones [K, D] of norm 1, is told the other view's
+    prediction [N, D] among those of the batch."""
     pairs = ((z1, p2), (z2, p1))
-    return sum(contrastive.in_batch(contrastive.nearest(z, queue), p, temperature).loss for z, p in pairs) / 2
+    return (
+        sum(
+            contrastive.in_batch(contrastive.nearest(z, queue), p, temperature).loss
+            for z, p in pairs
+        )
+        / 2
+    )
 
 
 def barlow_twins(z1: tf.Tensor, z2: tf.Tensor, redundancy_weight: float = 0.0051) -> tf.Tensor:
@@ -59,6 +84,6 @@ def dino(
     temperature: float = 0.1,
     teacher_temperature: float = 0.04,
 ) -> tf.Tensor:
-    """DINO's loss of each image, [N], from the student's scores of all views [N, V, K], the teacher's of the large ones [N, G, K], and
-    their center [K]: `distillation.dino`."""
+    """DINO's loss of each image, [N], from the student's scores of all views [N, V, K], the
+    teacher's of the large ones [N, G, K], and their center [K]: `distillation.dino`."""
     return distillation.dino(scores, targets, center, temperature, teacher_temperature).loss

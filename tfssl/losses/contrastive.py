@@ -1,6 +1,8 @@
-"""Losses that tell an image's own embedding from those of others. All compute in float32 at least, and give one value per row.
+"""Losses that tell an image's own embedding from those of others. All compute in float32 at least,
+and give one value per row.
 
-Embeddings need not be normalised, for directions are compared; negatives of earlier steps are expected to be, for they are many.
+Embeddings need not be normalised, for directions are compared; negatives of earlier steps are
+expected to be, for they are many.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from tfssl.losses.precision import at_least_float32
 
 
 class Contrast(NamedTuple):
-    """Per row: the cross-entropy of telling the positive among all candidates, and whether it scored highest (0 or 1)."""
+    """Per row: the cross-entropy of telling the positive among all candidates, and whether it
+    scored highest (0 or 1)."""
 
     loss: tf.Tensor
     accuracy: tf.Tensor
@@ -38,26 +41,33 @@ def nt_xent(
     decoupled: bool = False,
     labels: tf.Tensor | None = None,
 ) -> Contrast:
-    """Normalized temperature-scaled cross-entropy, among the views of all replicas (Chen et al., arXiv 2002.05709, Equation 1).
+    """Normalized temperature-scaled cross-entropy, among the views of all replicas (Chen et al.,
+    arXiv 2002.05709, Equation 1).
 
     Args:
-      z1, z2: embeddings of two views of the same N images, [N, D]; each view's candidates are the 2 * N * replicas - 1 others.
+      z1, z2: embeddings of two views of the same N images, [N, D]; each view's candidates are the 2
+        * N * replicas - 1 others.
       temperature: what cosines are divided by.
       valid: bool [N]; rows that are False are nobody's candidates. All by default.
-      keys: the views as candidates, [N, 2, D]: projections of the target network. z1 and z2 themselves by default.
+      keys: the views as candidates, [N, 2, D]: projections of the target network. z1 and z2
+        themselves by default.
       negatives: [K, D] further candidates, of norm 1, such as a queue of earlier keys.
-      decoupled: the positive is no part of the sum that it is compared with (Yeh et al., arXiv 2110.06848, Equation 6): the loss may be
-        negative, and small batches learn more.
-      labels: int [N]; the positives are all views of images with the same label, and the loss is the mean over them (Khosla et al., arXiv
-        2004.11362, Equation 2). An image whose label is negative has its own other view alone.
+      decoupled: the positive is no part of the sum that it is compared with (Yeh et al., arXiv
+        2110.06848, Equation 6): the loss may be negative, and small batches learn more.
+      labels: int [N]; the positives are all views of images with the same label, and the loss is
+        the mean over them (Khosla et al., arXiv 2004.11362, Equation 2). An image whose label is
+        negative has its own other view alone.
 
     Returns:
-      `Contrast`, each [N]: the mean over an image's two views. The paper's loss is the mean over the images.
+      `Contrast`, each [N]: the mean over an image's two views. The paper's loss is the mean over
+      the images.
     """
     rows = z1.shape[0]
     local = tf.stack([normalise(z1), normalise(z2)], 1)  # Nx2xD
     everyone = replicas.gather(local if keys is None else normalise(keys))
-    everyone = tf.reshape(everyone, [-1, local.shape[-1]])  # 2RNxD, the two views of an image side by side
+    everyone = tf.reshape(
+        everyone, [-1, local.shape[-1]]
+    )  # 2RNxD, the two views of an image side by side
     local = tf.reshape(local, [2 * rows, -1])
     logits = tf.matmul(local, everyone, transpose_b=True)  # 2Nx2RN
     me = 2 * replicas.first_row(rows) + tf.range(2 * rows)
@@ -68,7 +78,9 @@ def nt_xent(
         excluded |= tf.repeat(replicas.gather(tf.cast(valid, tf.int32)), 2) == 0
     logits = tf.where(excluded, tf.cast(NEVER, logits.dtype), logits / temperature)
     if negatives is not None:
-        logits = tf.concat([logits, tf.matmul(local, negatives, transpose_b=True) / temperature], 1)  # 2Nx(2RN+K)
+        logits = tf.concat(
+            [logits, tf.matmul(local, negatives, transpose_b=True) / temperature], 1
+        )  # 2Nx(2RN+K)
     if labels is None and not decoupled:
         found = classify(logits, other)
     else:
@@ -83,7 +95,8 @@ def nt_xent(
 
 
 def _among(logits: tf.Tensor, positive: tf.Tensor, decoupled: bool) -> Contrast:
-    """`Contrast` of logits [N, K] with the positives, bool [N, K], at least one in each row: the mean of their cross-entropies."""
+    """`Contrast` of logits [N, K] with the positives, bool [N, K], at least one in each row: the
+    mean of their cross-entropies."""
     others = tf.where(positive, tf.cast(NEVER, logits.dtype), logits) if decoupled else logits
     share = tf.cast(positive, logits.dtype)
     share /= tf.reduce_sum(share, 1, keepdims=True)
@@ -92,7 +105,9 @@ def _among(logits: tf.Tensor, positive: tf.Tensor, decoupled: bool) -> Contrast:
     return Contrast(loss, tf.cast(right, logits.dtype))
 
 
-def in_batch(queries: tf.Tensor, keys: tf.Tensor, temperature: float = 0.1, valid: tf.Tensor | None = None) -> Contrast:
+def in_batch(
+    queries: tf.Tensor, keys: tf.Tensor, temperature: float = 0.1, valid: tf.Tensor | None = None
+) -> Contrast:
     """Each query's own key among the keys of all replicas' images (NNCLR, MoCo v3).
 
     Args:
@@ -104,7 +119,10 @@ def in_batch(queries: tf.Tensor, keys: tf.Tensor, temperature: float = 0.1, vali
       `Contrast`, each [N].
     """
     rows = queries.shape[0]
-    logits = tf.matmul(normalise(queries), replicas.gather(normalise(keys)), transpose_b=True) / temperature  # NxRN
+    logits = (
+        tf.matmul(normalise(queries), replicas.gather(normalise(keys)), transpose_b=True)
+        / temperature
+    )  # NxRN
     if valid is not None:
         candidate = replicas.gather(tf.cast(valid, tf.int32)) > 0
         logits = tf.where(candidate, logits, tf.cast(NEVER, logits.dtype))
@@ -112,13 +130,17 @@ def in_batch(queries: tf.Tensor, keys: tf.Tensor, temperature: float = 0.1, vali
 
 
 def nearest(z: tf.Tensor, memory: tf.Tensor) -> tf.Tensor:
-    """The rows of `memory` [K, D], of norm 1, that have the largest cosines with the rows of z [N, D]: [N, D], without gradient."""
+    """The rows of `memory` [K, D], of norm 1, that have the largest cosines with the rows of z
+    [N, D]: [N, D], without gradient."""
     similarity = tf.matmul(normalise(z), memory, transpose_b=True)
     return tf.stop_gradient(tf.gather(memory, tf.argmax(similarity, 1)))
 
 
-def info_nce(queries: tf.Tensor, keys: tf.Tensor, negatives: tf.Tensor, temperature: float = 0.07) -> Contrast:
-    """Each query's own key among negatives that all share (van den Oord et al., arXiv 1807.03748; He et al., arXiv 1911.05722).
+def info_nce(
+    queries: tf.Tensor, keys: tf.Tensor, negatives: tf.Tensor, temperature: float = 0.07
+) -> Contrast:
+    """Each query's own key among negatives that all share (van den Oord et al., arXiv 1807.03748;
+    He et al., arXiv 1911.05722).
 
     Args:
       queries, keys: [N, D]; row i of one belongs to row i of the other.
@@ -130,12 +152,17 @@ def info_nce(queries: tf.Tensor, keys: tf.Tensor, negatives: tf.Tensor, temperat
     """
     queries, keys = normalise(queries), normalise(keys)
     own = tf.reduce_sum(queries * keys, 1, keepdims=True)  # Nx1
-    logits = tf.concat([own, tf.matmul(queries, negatives, transpose_b=True)], 1) / temperature  # Nx(1+K)
+    logits = (
+        tf.concat([own, tf.matmul(queries, negatives, transpose_b=True)], 1) / temperature
+    )  # Nx(1+K)
     return classify(logits, tf.zeros([logits.shape[0]], tf.int32))
 
 
-def nce(positive: tf.Tensor, negative: tf.Tensor, noise: tf.Tensor | float, constant: tf.Tensor | float) -> Contrast:
-    """Noise-contrastive estimation with uniform noise (Gutmann and Hyvarinen; Wu et al., arXiv 1805.01978, Equations 4 to 7).
+def nce(
+    positive: tf.Tensor, negative: tf.Tensor, noise: tf.Tensor | float, constant: tf.Tensor | float
+) -> Contrast:
+    """Noise-contrastive estimation with uniform noise (Gutmann and Hyvarinen; Wu et al., arXiv
+    1805.01978, Equations 4 to 7).
 
     Args:
       positive: [N] scores (cosine / temperature) of each row's own entry.
@@ -144,29 +171,35 @@ def nce(positive: tf.Tensor, negative: tf.Tensor, noise: tf.Tensor | float, cons
       constant: the normalisation Z, an estimate of the sum of exp(score) over all entries.
 
     Returns:
-      `Contrast`, each [N]: the loss of N * (1 + K) two-way decisions, summed over the 1 + K of a row.
+      `Contrast`, each [N]: the loss of N * (1 + K) two-way decisions, summed over the 1 + K of a
+      row.
     """
     log_noise = tf.math.log(tf.cast(noise * constant, positive.dtype))
-    loss = tf.nn.softplus(log_noise - positive) + tf.reduce_sum(tf.nn.softplus(negative - log_noise), 1)
+    loss = tf.nn.softplus(log_noise - positive) + tf.reduce_sum(
+        tf.nn.softplus(negative - log_noise), 1
+    )
     highest = tf.reduce_max(negative, 1) - 1e-6  # the noise may have drawn the positive itself
     return Contrast(loss, tf.cast(positive >= highest, loss.dtype))
 
 
 def cosine_distance(predictions: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-    """Squared distance of the directions, 2 - 2 cos, of rows [N, D]: [N], from 0 to 4; no gradient flows to `targets`
-    (Grill et al., arXiv 2006.07733, Equation 2)."""
+    """Squared distance of the directions, 2 - 2 cos, of rows [N, D]: [N], from 0 to 4; no gradient
+    flows to `targets` (Grill et al., arXiv 2006.07733, Equation 2)."""
     return 2 - 2 * tf.reduce_sum(normalise(predictions) * normalise(tf.stop_gradient(targets)), 1)
 
 
 def spread(z: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-    """Standard deviation of the features of directions z [N, D] over all replicas' rows, times sqrt(D): near 1 where they are spread over
-    the sphere, 0 where they have collapsed into one point (Chen and He, arXiv 2011.10566, Section 4.1). Rows of `weight` [N] 0 are left
-    out. A scalar."""
+    """Standard deviation of the features of directions z [N, D] over all replicas' rows, times
+    sqrt(D): near 1 where they are spread over the sphere, 0 where they have collapsed into one
+    point (Chen and He, arXiv 2011.10566, Section 4.1). Rows of `weight` [N] 0 are left out. A
+    scalar."""
     z = tf.stop_gradient(normalise(z))
     weight = tf.cast(weight[:, None], z.dtype)  # Nx1
 
     def mean(x: tf.Tensor) -> tf.Tensor:
-        return replicas.mean(tf.reduce_mean(weight * x, 0)) / replicas.mean(tf.reduce_mean(weight, 0))
+        return replicas.mean(tf.reduce_mean(weight * x, 0)) / replicas.mean(
+            tf.reduce_mean(weight, 0)
+        )
 
     return tf.reduce_mean(tf.sqrt(mean(tf.square(z - mean(z))))) * z.shape[1] ** 0.5
 

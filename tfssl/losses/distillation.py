@@ -1,5 +1,6 @@
-"""Learning from a teacher's probabilities: Hinton et al., arXiv 1503.02531; Chen et al., arXiv 2006.10029, Section 2.3; and from
-a teacher of one's own, Caron et al., "DINO" (arXiv 2104.14294)."""
+"""Learning from a teacher's probabilities: Hinton et al., arXiv 1503.02531; Chen et al., arXiv
+2006.10029, Section 2.3; and from a teacher of one's own, Caron et al., "DINO" (arXiv
+2104.14294)."""
 
 from __future__ import annotations
 
@@ -11,16 +12,20 @@ from tfssl.losses.precision import at_least_float32
 
 
 def distillation(
-    logits: tf.Tensor, teacher_logits: tf.Tensor, temperature: float = 1.0, scale_by_t2: bool = False
+    logits: tf.Tensor,
+    teacher_logits: tf.Tensor,
+    temperature: float = 1.0,
+    scale_by_t2: bool = False,
 ) -> tf.Tensor:
     """-sum_y P_T(y | x; t) log P_S(y | x; t), in float32 at least.
 
     Args:
       logits: the student's, [N, C].
       teacher_logits: [N, C]; no gradient flows into them.
-      temperature: t, what both are divided by before the softmax: below 1 the teacher's first choice counts more.
-      scale_by_t2: times t^2, so that gradients are of one size for all temperatures. SimCLR v2's notebook does that, its paper's equation
-        does not.
+      temperature: t, what both are divided by before the softmax: below 1 the teacher's first
+        choice counts more.
+      scale_by_t2: times t^2, so that gradients are of one size for all temperatures. SimCLR v2's
+        notebook does that, its paper's equation does not.
 
     Returns:
       [N].
@@ -44,8 +49,9 @@ def dino(
     temperature: float = 0.1,
     teacher_temperature: float | tf.Tensor = 0.04,
 ) -> Dino:
-    """Each view's probabilities are to be those that the teacher gives to the other large views of the image: less their center,
-    against one class for all, and sharp, against all classes alike (arXiv 2104.14294, Section 3.1).
+    """Each view's probabilities are to be those that the teacher gives to the other large views of
+    the image: less their center, against one class for all, and sharp, against all classes alike
+    (arXiv 2104.14294, Section 3.1).
 
     Args:
       scores: the student's of V views, [N, V, K], the G large ones first.
@@ -58,7 +64,9 @@ def dino(
       `Dino`, of float32 at least: means over the pairs of a large view and another view.
     """
     scores, targets = at_least_float32(scores), at_least_float32(targets)
-    sharp = (tf.stop_gradient(targets) - center) / tf.cast(teacher_temperature, targets.dtype)  # NxGxK
+    sharp = (tf.stop_gradient(targets) - center) / tf.cast(
+        teacher_temperature, targets.dtype
+    )  # NxGxK
     taught, guesses = tf.nn.softmax(sharp), tf.nn.log_softmax(scores / temperature)  # NxGxK, NxVxK
     large, views = targets.shape[1], scores.shape[1]
     # Summed over all pairs, less those of a view with itself.

@@ -1,4 +1,5 @@
-"""k-means by Lloyd's algorithm, in static shapes and deterministic, on one device or shared by replicas; and whitening before it."""
+"""k-means by Lloyd's algorithm, in static shapes and deterministic, on one device or shared by
+replicas; and whitening before it."""
 
 from typing import NamedTuple, Optional
 
@@ -31,18 +32,22 @@ def lloyd(
     split: bool = True,
     chunk: int = 4096,
 ) -> Clusters:
-    """Lloyd's algorithm: so many times, rows go to their nearest centroids, and each centroid to the mean of its rows.
+    """Lloyd's algorithm: so many times, rows go to their nearest centroids, and each centroid to
+    the mean of its rows.
 
-    Called on each replica of a strategy, with the same arguments, the replicas share the rows. A row as near to several centroids is the
-    first one's. Without `split`, an empty cluster keeps its centroid.
+    Called on each replica of a strategy, with the same arguments, the replicas share the rows. A
+    row as near to several centroids is the first one's. Without `split`, an empty cluster keeps its
+    centroid.
 
     Args:
       rows: [N, D], N static and at least K.
       centroids: [K, D], where to start.
       iterations: a Python int.
-      spherical: rows and centroids are brought to norm 1, so that the largest cosine decides (faiss: spherical).
+      spherical: rows and centroids are brought to norm 1, so that the largest cosine decides
+        (faiss: spherical).
       weights: [N], 0 for rows that are not there. Default: 1.
-      split: before each of the following iterations an empty cluster takes half of a large one: see `split_empty`.
+      split: before each of the following iterations an empty cluster takes half of a large one: see
+        `split_empty`.
       chunk: rows that are compared with all centroids at once: memory for [chunk, K].
 
     Raises:
@@ -50,8 +55,14 @@ def lloyd(
     """
     count, clusters = rows.shape[0], centroids.shape[0]
     if count < clusters:
-        raise UserError(f"{clusters} clusters need as many images at least, and there are {count}: take fewer clusters")
-    rows, centroids = at_least_float32(tf.convert_to_tensor(rows)), at_least_float32(tf.convert_to_tensor(centroids))
+        raise UserError(
+            f"{clusters} clusters need as many images at least, and there are {count}: take fewer "
+            "clusters"
+        )
+    rows, centroids = (
+        at_least_float32(tf.convert_to_tensor(rows)),
+        at_least_float32(tf.convert_to_tensor(centroids)),
+    )
     weights = tf.ones([count], rows.dtype) if weights is None else tf.cast(weights, rows.dtype)
     if spherical:
         rows, centroids = tf.math.l2_normalize(rows, 1), tf.math.l2_normalize(centroids, 1)
@@ -69,7 +80,10 @@ def lloyd(
         if spherical:
             centroids = tf.math.l2_normalize(centroids, 1)
     labels, distances = tf.map_fn(
-        lambda x: _nearest(x, centroids), own_rows, fn_output_signature=(tf.int32, rows.dtype), parallel_iterations=1
+        lambda x: _nearest(x, centroids),
+        own_rows,
+        fn_output_signature=(tf.int32, rows.dtype),
+        parallel_iterations=1,
     )
     objective = _total(tf.reduce_sum(own_weights * distances))
     labels = tf.where(own_weights > 0, labels, -1)
@@ -78,7 +92,9 @@ def lloyd(
 
 def _nearest(x: tf.Tensor, centroids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(Nearest centroid int32 [C], squared distance to it [C]) of rows [C, D]."""
-    distances = tf.reduce_sum(centroids**2, 1) - 2 * tf.matmul(x, centroids, transpose_b=True)  # CxK, less |x|^2
+    distances = tf.reduce_sum(centroids**2, 1) - 2 * tf.matmul(
+        x, centroids, transpose_b=True
+    )  # CxK, less |x|^2
     nearest = tf.argmin(distances, 1, output_type=tf.int32)
     return nearest, tf.maximum(tf.reduce_min(distances, 1) + tf.reduce_sum(x**2, 1), 0)
 
@@ -87,13 +103,21 @@ def _sums(rows: tf.Tensor, weights: tf.Tensor, centroids: tf.Tensor) -> tuple[tf
     """(Sum of the rows of each cluster [K, D], sum of their weights [K]), over all replicas."""
     clusters, features = centroids.shape
 
-    def add(i: tf.Tensor, sums: tf.Tensor, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def add(
+        i: tf.Tensor, sums: tf.Tensor, counts: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         nearest, _ = _nearest(rows[i], centroids)
         members = tf.one_hot(nearest, clusters, dtype=rows.dtype) * weights[i][:, None]  # CxK
-        return i + 1, sums + tf.matmul(members, rows[i], transpose_a=True), counts + tf.reduce_sum(members, 0)
+        return (
+            i + 1,
+            sums + tf.matmul(members, rows[i], transpose_a=True),
+            counts + tf.reduce_sum(members, 0),
+        )
 
     start = (0, tf.zeros([clusters, features], rows.dtype), tf.zeros([clusters], rows.dtype))
-    _, sums, counts = tf.while_loop(lambda i, *_: i < rows.shape[0], add, start, parallel_iterations=1)
+    _, sums, counts = tf.while_loop(
+        lambda i, *_: i < rows.shape[0], add, start, parallel_iterations=1
+    )
     return _total(sums), _total(counts)
 
 
@@ -101,11 +125,15 @@ def _total(x: tf.Tensor) -> tf.Tensor:
     return x if replicas.count() == 1 else tf.distribute.get_replica_context().all_reduce("SUM", x)
 
 
-def split_empty(centroids: tf.Tensor, counts: tf.Tensor, epsilon: float = 1 / 1024) -> tuple[tf.Tensor, tf.Tensor]:
-    """Give each empty cluster half of the largest one: of a centroid become two, times 1 + epsilon and 1 - epsilon on alternating features.
+def split_empty(
+    centroids: tf.Tensor, counts: tf.Tensor, epsilon: float = 1 / 1024
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Give each empty cluster half of the largest one: of a centroid become two, times 1 + epsilon
+    and 1 - epsilon on alternating features.
 
-    One after the other, each half counting half. As faiss does, which draws the one that is split, with chances that grow with its size
-    (`ClusteringHelpers.cpp`): here nothing is drawn. Clusters of fewer than two rows are not split.
+    One after the other, each half counting half. As faiss does, which draws the one that is split,
+    with chances that grow with its size (`ClusteringHelpers.cpp`): here nothing is drawn. Clusters
+    of fewer than two rows are not split.
 
     Args:
       centroids: [K, D].
@@ -117,7 +145,10 @@ def split_empty(centroids: tf.Tensor, counts: tf.Tensor, epsilon: float = 1 / 10
     away = epsilon * tf.cast(1 - 2 * (tf.range(centroids.shape[1]) % 2), centroids.dtype)
 
     def split(centroids: tf.Tensor, counts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        empty, donor = tf.argmin(counts, output_type=tf.int32), tf.argmax(counts, output_type=tf.int32)
+        empty, donor = (
+            tf.argmin(counts, output_type=tf.int32),
+            tf.argmax(counts, output_type=tf.int32),
+        )
         pair, whole = tf.stack([empty, donor])[:, None], centroids[donor]
         halves = tf.stack([whole * (1 + away), whole * (1 - away)])
         return (
@@ -132,13 +163,15 @@ def split_empty(centroids: tf.Tensor, counts: tf.Tensor, epsilon: float = 1 / 10
 
 
 def whitening(covariance: np.ndarray, dims: int) -> np.ndarray:
-    """A matrix [D, dims] that takes rows less their mean to `dims` uncorrelated ones of variance 1, of the largest variance first.
+    """A matrix [D, dims] that takes rows less their mean to `dims` uncorrelated ones of variance 1,
+    of the largest variance first.
 
     Args:
       covariance: [D, D] of the rows.
       dims: at most D, and of no feature without variance.
 
-    Computed in float64; an eigenvector's largest component is positive, so that the matrix does not depend on the library.
+    Computed in float64; an eigenvector's largest component is positive, so that the matrix does not
+    depend on the library.
 
     Raises:
       UserError: the rows do not vary in so many dimensions.
@@ -148,7 +181,8 @@ def whitening(covariance: np.ndarray, dims: int) -> np.ndarray:
     if len(values) < dims or values[-1] <= 1e-12 * values[0]:
         varying = int((values > 1e-12 * values[0]).sum())
         raise UserError(
-            f"{dims} whitened features are asked for, and the rows vary in {varying} dimensions: take fewer"
+            f"{dims} whitened features are asked for, and the rows vary in {varying} dimensions: "
+            "take fewer"
         )
     largest = np.abs(vectors).argmax(0)
     return vectors * np.sign(vectors[largest, np.arange(dims)]) / np.sqrt(values)

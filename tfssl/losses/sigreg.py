@@ -1,4 +1,5 @@
-"""SIGReg, a distance of embeddings from an isotropic Gaussian: Balestriero and LeCun, "LeJEPA" (arXiv 2511.08544)."""
+"""SIGReg, a distance of embeddings from an isotropic Gaussian: Balestriero and LeCun, "LeJEPA"
+(arXiv 2511.08544)."""
 
 from __future__ import annotations
 
@@ -10,13 +11,19 @@ from tfssl.losses import replicas
 from tfssl.losses.precision import at_least_float32
 
 _KNOTS, _RANGE = 17, 3.0  # where the characteristic functions are compared: 0 to 3
-EXPECTED = 1.053  # of standard normal embeddings: the integral of phi - phi^3 over -3 to 3, phi = exp(-t^2 / 2)
-COLLAPSED = 0.402  # times N: of embeddings that are all zero, the integral of phi (1 - phi)^2 over -3 to 3
+# of standard normal embeddings: the integral of phi - phi^3 over -3 to 3, phi = exp(-t^2 / 2)
+EXPECTED = 1.053
+COLLAPSED = (
+    0.402  # times N: of embeddings that are all zero, the integral of phi (1 - phi)^2 over -3 to 3
+)
 
 
-def sigreg(z: tf.Tensor, along: tf.Tensor | None = None, weight: tf.Tensor | None = None) -> tf.Tensor:
-    """The test of Epps and Pulley for a standard normal distribution, of the embeddings' projections on each direction: the mean over
-    the directions. It compares the characteristic functions at 17 points of 0 to 3, by the trapezoid rule.
+def sigreg(
+    z: tf.Tensor, along: tf.Tensor | None = None, weight: tf.Tensor | None = None
+) -> tf.Tensor:
+    """The test of Epps and Pulley for a standard normal distribution, of the embeddings'
+    projections on each direction: the mean over the directions. It compares the characteristic
+    functions at 17 points of 0 to 3, by the trapezoid rule.
 
     Args:
       z: embeddings of the images, [N, D]; the batch is that of all replicas.
@@ -24,7 +31,8 @@ def sigreg(z: tf.Tensor, along: tf.Tensor | None = None, weight: tf.Tensor | Non
       weight: [N], 0 for rows that do not count. All count by default.
 
     Returns:
-      A scalar of float32 at least: about 1.05 for standard normal embeddings, whatever N; 0.402 N for those that are all zero.
+      A scalar of float32 at least: about 1.05 for standard normal embeddings, whatever N; 0.402 N
+      for those that are all zero.
     """
     z = at_least_float32(z)
     if along is None:
@@ -40,7 +48,9 @@ def sigreg(z: tf.Tensor, along: tf.Tensor | None = None, weight: tf.Tensor | Non
         means += [tf.reduce_sum(w * cos, 0), tf.reduce_sum(w * sin, 0)]
         if k + 1 < _KNOTS:  # the angle's next multiple, without another cosine
             cos, sin = cos * first[0] - sin * first[1], sin * first[0] + cos * first[1]
-    real, imaginary = tf.unstack(tf.reshape(replicas.total(tf.stack(means)) / n, [_KNOTS - 1, 2, -1]), axis=1)  # KxM
+    real, imaginary = tf.unstack(
+        tf.reshape(replicas.total(tf.stack(means)) / n, [_KNOTS - 1, 2, -1]), axis=1
+    )  # KxM
     phi = [math.exp(-((spacing * k) ** 2) / 2) for k in range(1, _KNOTS)]
     share = [
         phi[k - 1] * spacing * (1 if k == _KNOTS - 1 else 2) for k in range(1, _KNOTS)

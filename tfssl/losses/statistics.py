@@ -1,7 +1,8 @@
-"""Losses on the statistics of a batch's embeddings, over all replicas: Barlow Twins and VICReg. In float32 at least.
+"""Losses on the statistics of a batch's embeddings, over all replicas: Barlow Twins and VICReg. In
+float32 at least.
 
-Sums of features travel between replicas, [D] or [D, D], not rows. Every replica computes one and the same loss from them, and the gradients
-of all replicas together are those of that loss.
+Sums of features travel between replicas, [D] or [D, D], not rows. Every replica computes one and
+the same loss from them, and the gradients of all replicas together are those of that loss.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from tfssl.losses.precision import at_least_float32
 
 
 class BarlowTwins(NamedTuple):
-    """Scalars: the loss; the mean of the cross-correlation's diagonal, 1 where views agree; the mean square of its other entries."""
+    """Scalars: the loss; the mean of the cross-correlation's diagonal, 1 where views agree; the
+    mean square of its other entries."""
 
     loss: tf.Tensor
     agreement: tf.Tensor
@@ -25,7 +27,8 @@ class BarlowTwins(NamedTuple):
 def barlow_twins(
     z1: tf.Tensor, z2: tf.Tensor, redundancy_weight: float = 0.0051, weight: tf.Tensor | None = None
 ) -> BarlowTwins:
-    """The cross-correlation of two views' features, over the batch, is to be the identity (Zbontar et al., arXiv 2103.03230, Equation 1).
+    """The cross-correlation of two views' features, over the batch, is to be the identity (Zbontar
+    et al., arXiv 2103.03230, Equation 1).
 
     Args:
       z1, z2: embeddings of two views of the same N images, [N, D].
@@ -60,11 +63,13 @@ def vicreg(
     covariance_weight: float = 1.0,
     weight: tf.Tensor | None = None,
 ) -> VICReg:
-    """Views are to be near each other, each feature is to vary by 1 or more, and features are not to covary (Bardes et al., arXiv
-    2105.04906, Equations 1 to 6; the variance term is the mean over the two views, as in the published code, where the paper has the sum).
+    """Views are to be near each other, each feature is to vary by 1 or more, and features are not
+    to covary (Bardes et al., arXiv 2105.04906, Equations 1 to 6; the variance term is the mean over
+    the two views, as in the published code, where the paper has the sum).
 
     Args:
-      z1, z2: embeddings of two views of the same N images, [N, D]; not normalized: their scale is part of the loss.
+      z1, z2: embeddings of two views of the same N images, [N, D]; not normalized: their scale is
+        part of the loss.
       invariance_weight, variance_weight, covariance_weight: of the three terms: lambda, mu, nu.
       weight: [N], 0 for rows that do not count. All count by default.
     """
@@ -79,7 +84,9 @@ def vicreg(
         variance += tf.reduce_mean(tf.nn.relu(1 - tf.sqrt(diagonal + 1e-4))) / 2
         off = tf.reduce_sum(tf.square(matrix)) - tf.reduce_sum(tf.square(diagonal))
         covariance += off / matrix.shape[0]
-    loss = invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
+    loss = (
+        invariance_weight * invariance + variance_weight * variance + covariance_weight * covariance
+    )
     return VICReg(loss, invariance, variance, covariance)
 
 
@@ -91,7 +98,8 @@ def _weights(z: tf.Tensor, weight: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tens
 
 
 def _centered(z: tf.Tensor, w: tf.Tensor, n: tf.Tensor) -> tf.Tensor:
-    """Less the mean over all rows. Second moments are taken after it: a difference of large sums would lose the digits."""
+    """Less the mean over all rows. Second moments are taken after it: a difference of large sums
+    would lose the digits."""
     return z - replicas.total(tf.reduce_sum(w * z, 0)) / n
 
 

@@ -1,4 +1,5 @@
-"""Optimizers, one class in one file; `build` makes one by name. And the schedules of their rates."""
+"""Optimizers, one class in one file; `build` makes one by name. And the schedules of their
+rates."""
 
 import importlib
 from typing import TYPE_CHECKING, Any, Callable, Optional
@@ -34,7 +35,8 @@ NAMES = OPTIMIZERS.names
 
 
 def optimizer_flags(optimizer: str = NAMES[0]) -> Generated:
-    """The flags of the settings of all optimizers: ours, and `optimizer`, which may be the import path of a user's own class.
+    """The flags of the settings of all optimizers: ours, and `optimizer`, which may be the import
+    path of a user's own class.
 
     Raises:
       UserError: there is no such optimizer.
@@ -61,16 +63,21 @@ def __getattr__(name: str) -> Any:
 
 
 def build(
-    name: str, learning_rate: "Rate", momentum: Optional[float] = None, weight_decay: "Rate" = 0.0, **settings: Any
+    name: str,
+    learning_rate: "Rate",
+    momentum: Optional[float] = None,
+    weight_decay: "Rate" = 0.0,
+    **settings: Any,
 ) -> "tf.keras.optimizers.Optimizer":
     """An optimizer.
 
     Args:
-      name: one of NAMES, or the import path of a class of your own, "mypackage.mymodule:MyOptimizer".
+      name: one of NAMES, or the import path of a class of your own,
+        "mypackage.mymodule:MyOptimizer".
       learning_rate: a number, or a schedule.
       momentum: of Adam's kind it is beta_1. Default: the class's own, 0.9 in all of NAMES.
-      weight_decay: of those that carry it themselves (`own_decay`), a number or a schedule; the others leave weight decay to the loss, and
-        refuse it here.
+      weight_decay: of those that carry it themselves (`own_decay`), a number or a schedule; the
+        others leave weight decay to the loss, and refuse it here.
       settings: further arguments of the class.
 
     Raises:
@@ -81,7 +88,9 @@ def build(
     if own_decay(name):
         settings["weight_decay"] = weight_decay
     elif weight_decay:
-        raise UserError(f"optimizer {name!r} takes no weight decay of its own: it is part of the task's loss")
+        raise UserError(
+            f"optimizer {name!r} takes no weight decay of its own: it is part of the task's loss"
+        )
     try:
         return OPTIMIZERS.find(name)(learning_rate, **settings)
     except TypeError as e:
@@ -91,7 +100,8 @@ def build(
 
 
 def own_decay(name: str) -> tuple[str, ...]:
-    """Which kinds of weight decay, "kernels" or "all", the optimizer of this name carries out itself; the loss has none then."""
+    """Which kinds of weight decay, "kernels" or "all", the optimizer of this name carries out
+    itself; the loss has none then."""
     return getattr(OPTIMIZERS.find(name), "own_decay", ())
 
 
@@ -100,11 +110,13 @@ def tell_kernels(
     decayed: "Callable[[], Sequence[tf.Variable]]",
     adapted: "Callable[[], Sequence[tf.Variable]]",
 ) -> None:
-    """Tell an optimizer that treats kernels in a way of its own which variables they are; the others do not need to know.
+    """Tell an optimizer that treats kernels in a way of its own which variables they are; the
+    others do not need to know.
 
     Args:
       optimizer: before its first step; also within loss scaling.
-      decayed: a function that lists the variables on which weight decay acts; it is called once the variables exist.
+      decayed: a function that lists the variables on which weight decay acts; it is called once the
+        variables exist.
       adapted: as `decayed`, of optimizers whose steps a variable's norm scales: both acts on these.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
@@ -112,7 +124,9 @@ def tell_kernels(
         optimizer.kernels = adapted if optimizer.adapts else decayed
 
 
-def create_slots(optimizer: "tf.keras.optimizers.Optimizer", variables: "Sequence[tf.Variable]") -> None:
+def create_slots(
+    optimizer: "tf.keras.optimizers.Optimizer", variables: "Sequence[tf.Variable]"
+) -> None:
     """Create the optimizer's state now, so that a checkpoint restores into it at once.
 
     Optimizers of Keras's older type (`tf.keras.optimizers.legacy`) have no `build`.

@@ -17,13 +17,14 @@ class AdamW(Optimizer):
       u = m / (1 - beta_1^k) / (sqrt(v / (1 - beta_2^k)) + epsilon)
       w <- w - r (u + d w)
 
-    Decay d acts on kernels: not on biases and normalizations, nor on what is no layer's kernel, such as class
-    tokens and positions, which the repositories of DINO, MAE and I-JEPA decay.
+    Decay d acts on kernels: not on biases and normalizations, nor on what is no layer's kernel,
+    such as class tokens and positions, which the repositories of DINO, MAE and I-JEPA decay.
 
     Args:
       learning_rate: r, a number or a schedule.
       momentum: beta_1, the decay of the first moment per step.
-      weight_decay: d, a number or a schedule (MAE 0.05; DINO from 0.04 to 0.4). It replaces the loss's.
+      weight_decay: d, a number or a schedule (MAE 0.05; DINO from 0.04 to 0.4). It replaces the
+        loss's.
       beta_2: the decay of the second moment per step (PyTorch, DINO: 0.999; MAE: 0.95).
       epsilon: added to the root of the second moment once its bias is corrected (PyTorch: 1e-8).
 
@@ -46,8 +47,12 @@ class AdamW(Optimizer):
     ) -> None:
         for flag, beta in (("momentum", momentum), ("beta_2", beta_2)):
             if not 0 <= beta < 1:
-                raise UserError(f"{flag}={beta:g} is the decay of a moment in {name}: at least 0 and below 1")
-        super().__init__(name=name, weight_decay=None, **common)  # Keras's would act on all variables, or by name
+                raise UserError(
+                    f"{flag}={beta:g} is the decay of a moment in {name}: at least 0 and below 1"
+                )
+        super().__init__(
+            name=name, weight_decay=None, **common
+        )  # Keras's would act on all variables, or by name
         self._learning_rate = self._build_learning_rate(learning_rate)
         self.momentum, self.decoupled_decay = momentum, weight_decay
         self.beta_2, self.epsilon = beta_2, epsilon
@@ -68,7 +73,9 @@ class AdamW(Optimizer):
         w, g = tf.convert_to_tensor(variable), tf.convert_to_tensor(gradient)
         b1, b2 = tf.constant(self.momentum, w.dtype), tf.constant(self.beta_2, w.dtype)
         k = tf.cast(self.iterations + 1, w.dtype)
-        momentum, velocity = (slots[self._index_dict[key]] for slots in (self.momentums, self.velocities))
+        momentum, velocity = (
+            slots[self._index_dict[key]] for slots in (self.momentums, self.velocities)
+        )
         m, v = momentum * b1 + g * (1 - b1), velocity * b2 + g * g * (1 - b2)
         momentum.assign(m)
         velocity.assign(v)

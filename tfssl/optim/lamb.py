@@ -12,8 +12,9 @@ class LAMB(AdamW):
     """You et al., ICLR 2020 (arXiv 1904.00962), Algorithm 2: AdamW's update u + d w of a kernel, times
     |w| / |u + d w|.
 
-    Norms are those of one variable; where one of them is 0 the factor is 1. What is no kernel has neither that
-    factor nor decay: it takes Adam's step. The arithmetic is that of tensorflow-addons' LAMB, to the bit.
+    Norms are those of one variable; where one of them is 0 the factor is 1. What is no kernel has
+    neither that factor nor decay: it takes Adam's step. The arithmetic is that of
+    tensorflow-addons' LAMB, to the bit.
 
     Args:
       learning_rate: a number or a schedule.
@@ -41,7 +42,8 @@ class LAMB(AdamW):
         of_w, of_update = tf.norm(w), tf.norm(update)
         return tf.where((of_w > 0) & (of_update > 0), of_w / of_update, tf.ones_like(of_w))
 
-    # Runs began with tensorflow-addons' LAMB: two names and the slots of its checkpoints restore into ours.
+    # Runs began with tensorflow-addons' LAMB: two names and the slots of its checkpoints restore
+    # into ours.
 
     def _lookup_dependency(self, name: str, *cached: Any) -> Any:
         """Any scalar will do for the current rate, which each step computes."""

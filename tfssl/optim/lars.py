@@ -1,6 +1,7 @@
 """LARS: every layer's step is as long as its weights say, whatever the length of its gradient.
 
-You, Gitman and Ginsburg, arXiv 1708.03888, in the three forms in which contrastive methods published it.
+You, Gitman and Ginsburg, arXiv 1708.03888, in the three forms in which contrastive methods
+published it.
 """
 
 from collections.abc import Sequence
@@ -22,21 +23,26 @@ class LARS(Optimizer):
       byol      g' = g + d w    trust = eeta |w| / |g'|               v <- m v + trust g'      w <- w - r v
       larc      g' = g + d w    trust = eeta |w| / (|g| + d |w|)      v <- m v + trust g'      w <- w - r v
 
-    They differ where the rate changes: simclr's momentum still moves at the rates of the steps that it is made of. Norms are those of one
-    variable, in float32 at least. Where one of them is 0 the trust is 1 (and larc leaves d out, so that no gradient means no step).
+    They differ where the rate changes: simclr's momentum still moves at the rates of the steps that
+    it is made of. Norms are those of one variable, in float32 at least. Where one of them is 0 the
+    trust is 1 (and larc leaves d out, so that no gradient means no step).
 
-    simclr and byol do that for kernels; what is no kernel (biases, normalizations) has neither weight decay nor trust: g' = g, trust = 1.
-    larc does it for all variables. Variables do not know which layer they belong to, and their names do not tell, so `kernels` has to be
-    set before the first step; `tfssl.pretext.Pretext.compile` does.
+    simclr and byol do that for kernels; what is no kernel (biases, normalizations) has neither
+    weight decay nor trust: g' = g, trust = 1. larc does it for all variables. Variables do not know
+    which layer they belong to, and their names do not tell, so `kernels` has to be set before the
+    first step; `tfssl.pretext.Pretext.compile` does.
 
     Args:
-      learning_rate: a number or a schedule. Much larger than SGD's, as eeta scales it: SimCLR has 0.3, SwAV 0.3, BYOL 0.2 for 256 images.
-      momentum: m, the fraction of the last step that the next one keeps (2019 study, SimCLR, SwAV: 0.9).
+      learning_rate: a number or a schedule. Much larger than SGD's, as eeta scales it: SimCLR has
+        0.3, SwAV 0.3, BYOL 0.2 for 256 images.
+      momentum: m, the fraction of the last step that the next one keeps (2019 study, SimCLR, SwAV:
+        0.9).
       weight_decay: d above, a number or a schedule. It takes the place of the one in a task's loss.
       eeta: the trust coefficient.
-      form: one of FORMS: Chen et al., arXiv 2002.05709; Grill et al., arXiv 2006.07733; NVIDIA apex without clipping, as in SwAV, Caron et
-        al., arXiv 2006.09882.
-      nesterov: the weights move by m v + r trust g', or r (m v + trust g'), with the v just computed.
+      form: one of FORMS: Chen et al., arXiv 2002.05709; Grill et al., arXiv 2006.07733; NVIDIA apex
+        without clipping, as in SwAV, Caron et al., arXiv 2006.09882.
+      nesterov: the weights move by m v + r trust g', or r (m v + trust g'), with the v just
+        computed.
       common: what all optimizers take, such as `global_clipnorm`.
 
     Raises:
@@ -64,7 +70,9 @@ class LARS(Optimizer):
     ) -> None:
         if form not in FORMS:
             raise UserError(f"unknown form of LARS {form!r}: choose one of {', '.join(FORMS)}")
-        super().__init__(name=name, weight_decay=None, **common)  # Keras's is decoupled from the gradient
+        super().__init__(
+            name=name, weight_decay=None, **common
+        )  # Keras's is decoupled from the gradient
         self._learning_rate = self._build_learning_rate(learning_rate)
         self.momentum, self.folded_decay, self.eeta = momentum, weight_decay, eeta
         self.form, self.nesterov = form, nesterov
@@ -76,7 +84,8 @@ class LARS(Optimizer):
             return
         if self.form != "larc" and self.kernels is None:
             raise UserError(
-                f"LARS as in {self.form} treats kernels in another way than the rest: set optimizer.kernels to a function that lists them, "
+                f"LARS as in {self.form} treats kernels in another way than the rest: set "
+                "optimizer.kernels to a function that lists them, "
                 "or take form='larc', which treats all variables alike"
             )
         everything = frozenset(self._var_key(variable) for variable in var_list)
@@ -120,7 +129,9 @@ class LARS(Optimizer):
             of_g = norm(g)
             both = (of_w > 0) & (of_g > 0)
             g = g + tf.where(both, decay, 0.0) * w if self.folded_decay else g
-            return g, tf.where(both, self.eeta * of_w / (of_g + tf.cast(decay, of_w.dtype) * of_w + EPSILON), 1.0)
+            return g, tf.where(
+                both, self.eeta * of_w / (of_g + tf.cast(decay, of_w.dtype) * of_w + EPSILON), 1.0
+            )
         g = g + decay * w if self.folded_decay else g
         of_g = norm(g)
         return g, tf.where((of_w > 0) & (of_g > 0), self.eeta * of_w / of_g, 1.0)

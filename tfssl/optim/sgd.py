@@ -12,7 +12,8 @@ class SGD(Optimizer, tf.keras.optimizers.SGD):
 
     Args:
       learning_rate: a number or a schedule.
-      momentum: m, the fraction of the last step that the next one keeps (2019 study, SimCLR, SwAV: 0.9).
+      momentum: m, the fraction of the last step that the next one keeps (2019 study, SimCLR, SwAV:
+        0.9).
     """
 
     def __init__(self, learning_rate: Rate, momentum: float = 0.9, **common: Any) -> None:

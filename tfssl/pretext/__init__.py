@@ -41,7 +41,8 @@ NAMES = TASKS.names
 
 
 def task_flags(task: str = NAMES[0]) -> Generated:
-    """The flags of the settings of all tasks: ours, and `task`, which may be the import path of a user's own class.
+    """The flags of the settings of all tasks: ours, and `task`, which may be the import path of a
+    user's own class.
 
     Raises:
       UserError: there is no such task.
@@ -74,7 +75,8 @@ def build(task: "str | type", backbone: Any, **settings: Any) -> Any:
 
 
 def task_class(name: str) -> "type[Pretext]":
-    """The class of a task: one of NAMES, or the import path of a user's own, "mypackage.mymodule:MyTask"."""
+    """The class of a task: one of NAMES, or the import path of a user's own,
+    "mypackage.mymodule:MyTask"."""
     return TASKS.find(name)
 
 

@@ -1,4 +1,5 @@
-"""Barlow Twins: Zbontar et al., "Self-Supervised Learning via Redundancy Reduction", ICML 2021 (arXiv 2103.03230)."""
+"""Barlow Twins: Zbontar et al., "Self-Supervised Learning via Redundancy Reduction", ICML 2021
+(arXiv 2103.03230)."""
 
 import math
 from typing import Any
@@ -23,8 +24,9 @@ class BarlowTwins(Views):
       projection_size: outputs of each of them (the paper: 8192).
       redundancy_weight: of the squares off the diagonal (the paper: 0.0051).
       loss_factor: times the loss, for optimizers without a trust ratio: 0.1 with SGD.
-      bias_rate: factor on the learning rate of biases and batch normalizations. The published rates, 0.0048 and 0.2 for kernels, belong to
-        gradients that are divided by the number of GPUs: with exact ones, for 16 GPUs, 0.0015.
+      bias_rate: factor on the learning rate of biases and batch normalizations. The published
+        rates, 0.0048 and 0.2 for kernels, belong to gradients that are divided by the number of
+        GPUs: with exact ones, for 16 GPUs, 0.0015.
     """
 
     task = "barlow_twins"
@@ -41,8 +43,14 @@ class BarlowTwins(Views):
         **common: Any,
     ) -> None:
         super().__init__(backbone, augmentation=augmentation, **common)
-        self.redundancy_weight, self.loss_factor, self.bias_rate = redundancy_weight, loss_factor, bias_rate
-        self.projection = MLP("projection", [projection_size] * projection_layers, bias=False, norm=self.head_norm)
+        self.redundancy_weight, self.loss_factor, self.bias_rate = (
+            redundancy_weight,
+            loss_factor,
+            bias_rate,
+        )
+        self.projection = MLP(
+            "projection", [projection_size] * projection_layers, bias=False, norm=self.head_norm
+        )
 
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         return self.embed_each(batch, {"z": self.projection}, training)  # Nx2xE

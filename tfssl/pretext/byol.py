@@ -14,14 +14,17 @@ from tfssl.pretext.task import Batch, Measured
 
 
 class BYOL(Views):
-    """The predictor's output for one view regresses the target (EMA) network's projection of the other view.
+    """The predictor's output for one view regresses the target (EMA) network's projection of the
+    other view.
 
     Args:
       augmentation: policy of the views (the paper: byol, in which the two differ).
       projection_hidden: hidden units of the projection (the paper: 4096).
       projection_size: its outputs (the paper: 256).
-      prediction_hidden: hidden units of the prediction; 0 takes those of the projection, as in the paper.
-      target_momentum: EMA decay of the target network per step, at the start (the paper: 0.996 for 1000 epochs, 0.99 for 300).
+      prediction_hidden: hidden units of the prediction; 0 takes those of the projection, as in the
+        paper.
+      target_momentum: EMA decay of the target network per step, at the start (the paper: 0.996 for
+        1000 epochs, 0.99 for 300).
       momentum_schedule: cosine, up to 1 at the end of the run, as in the paper; or constant.
     """
 
@@ -45,7 +48,9 @@ class BYOL(Views):
         self.projection, self.prediction = self.heads(*hidden, projection_size)
         self.target = MomentumNetwork(self.backbone, self.projection)
 
-    def heads(self, projection_hidden: int, prediction_hidden: int, projection_size: int) -> tuple[MLP, MLP]:
+    def heads(
+        self, projection_hidden: int, prediction_hidden: int, projection_size: int
+    ) -> tuple[MLP, MLP]:
         """Projection and prediction, from hidden units of the two and outputs of either."""
         settings: dict[str, Any] = {"bias": (True, False), "norm": self.head_norm}
         projection = MLP("projection", [projection_hidden, projection_size], **settings)
@@ -55,7 +60,9 @@ class BYOL(Views):
         self.target.copy()
 
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
-        outputs = self.embed_each(batch, {"z": self.projection, "p": self.prediction}, training)  # Nx2xE both
+        outputs = self.embed_each(
+            batch, {"z": self.projection, "p": self.prediction}, training
+        )  # Nx2xE both
         targets = [self.target(self.normalize(view[:, 0]), training) for view in self.each(batch)]
         return {**outputs, "targets": tf.stack(targets, 1)}  # Nx2xE
 

@@ -1,5 +1,5 @@
-"""Colorization: Zhang, Isola and Efros, "Colorful Image Colorization", ECCV 2016 (arXiv 1603.08511), as Goyal et al. scale it
-(arXiv 1905.01235)."""
+"""Colorization: Zhang, Isola and Efros, "Colorful Image Colorization", ECCV 2016 (arXiv
+1603.08511), as Goyal et al. scale it (arXiv 1905.01235)."""
 
 from __future__ import annotations
 
@@ -21,23 +21,30 @@ ANNEAL = 0.38  # temperature of the distribution whose mean is shown as a colour
 
 
 class Colorization(Pretext):
-    """The network sees the lightness of an image, and each place of its last map tells the colour there: one of Q bins of the ab plane.
+    """The network sees the lightness of an image, and each place of its last map tells the colour
+    there: one of Q bins of the ab plane.
 
-    Neither paper's code trains it in this form, so what the papers leave open is a choice of ours: the colour of a place is the mean ab
-    of its pixels, and lightness comes to the network as L / 50 - 1. Images without colour count for nothing in the loss.
+    Neither paper's code trains it in this form, so what the papers leave open is a choice of ours:
+    the colour of a place is the mean ab of its pixels, and lightness comes to the network as L / 50
+    - 1. Images without colour count for nothing in the loss.
 
     The published encoder takes RGB images like every other, and keeps their lightness only.
 
     Args:
       image_size: side, in pixels, of the crops that the network sees.
-      resize: shorter side, in pixels, to which an image is scaled before the crop (Goyal et al.: 256).
+      resize: shorter side, in pixels, to which an image is scaled before the crop (Goyal et al.:
+        256).
       flip: flip half of the training images left to right.
-      bins: "data": those of the training images, counted when a run begins; "gamut": all 261 that sRGB reaches, without a prior and so
-        without rebalancing; or a file (see tfssl/pretext/parts/ab_bins.py). Outside a run "data" is "gamut".
-      nearest: K, bins that share in the target of a colour (Goyal et al.: 10, and 2 to 313); 1 is hard labels.
+      bins: "data": those of the training images, counted when a run begins; "gamut": all 261 that
+        sRGB reaches, without a prior and so without rebalancing; or a file (see
+        tfssl/pretext/parts/ab_bins.py). Outside a run "data" is "gamut".
+      nearest: K, bins that share in the target of a colour (Goyal et al.: 10, and 2 to 313); 1 is
+        hard labels.
       sigma: deviation of the Gaussian that weighs them, in units of ab (5).
-      rebalance: share of the uniform distribution in what rare colours are weighed by (0.5); 1 is no rebalancing.
-      gray: images in which neither a nor b goes beyond this count as gray, and are left out of the loss (5).
+      rebalance: share of the uniform distribution in what rare colours are weighed by (0.5); 1 is
+        no rebalancing.
+      gray: images in which neither a nor b goes beyond this count as gray, and are left out of the
+        loss (5).
     """
 
     task = "colorization"
@@ -58,18 +65,23 @@ class Colorization(Pretext):
         super().__init__(backbone, image_size=image_size, **common)
         self._autocast = False  # half precision has too few levels for colours
         if resize < image_size:
-            raise UserError(f"resize={resize} must be at least image_size={image_size}, which is cut out of it")
+            raise UserError(
+                f"resize={resize} must be at least image_size={image_size}, which is cut out of it"
+            )
         if not 0 <= rebalance <= 1:
             raise UserError(f"rebalance={rebalance} is a share: 0 to 1")
         self.resize, self.flip, self.rebalance, self.gray = resize, flip, rebalance, gray
         self.bins = ab_bins.of_gamut() if bins in ("data", "gamut") else ab_bins.read(bins)
         self.targets, self.shares = self.bins.table(nearest, sigma)
         self.head_norm = self.norm("head_bn") if getattr(backbone, "raw_maps", False) else None
-        self.head = tf.keras.layers.Conv2D(len(self.bins.points), 1, name="head", dtype=tf.keras.backend.floatx())
+        self.head = tf.keras.layers.Conv2D(
+            len(self.bins.points), 1, name="head", dtype=tf.keras.backend.floatx()
+        )
 
     @staticmethod
     def from_data(settings: Mapping[str, Any], source: Any, workdir: str | None) -> dict[str, Any]:
-        """{"bins": file} where the settings ask for those of the data: measured once, and kept in the workdir."""
+        """{"bins": file} where the settings ask for those of the data: measured once, and kept in
+        the workdir."""
         if settings["bins"] != "data" or not workdir:
             return {}
         path = os.path.join(workdir, "ab_bins.npz")
@@ -80,8 +92,12 @@ class Colorization(Pretext):
 
     def example(self, example: Example, seed: tf.Tensor | None) -> Example:
         if seed is None:
-            return {"image": ops.resize_central_crop(example["image"], self.image_size, self.resize)}
-        image = ops.random_crop(ops.resize_small(example["image"], self.resize), seed, self.image_size)
+            return {
+                "image": ops.resize_central_crop(example["image"], self.image_size, self.resize)
+            }
+        image = ops.random_crop(
+            ops.resize_small(example["image"], self.resize), seed, self.image_size
+        )
         return {"image": ops.random_flip(image, fork(seed, 0)) if self.flip else image}
 
     def normalize(self, images: tf.Tensor) -> tf.Tensor:
@@ -97,14 +113,23 @@ class Colorization(Pretext):
     def objective(self, batch: Batch, logits: tf.Tensor) -> tuple[tf.Tensor, Measured]:
         ab = lab.from_rgb(batch["image"])[..., 1:]  # NxHxWx2
         colored = tf.reduce_max(tf.abs(ab), [1, 2, 3]) > self.gray  # N
-        a, b = tf.unstack(tf.cast(tf.round(mean_pool(ab, logits.shape[1:3])), tf.int32) - ab_bins.LOW, axis=-1)
+        a, b = tf.unstack(
+            tf.cast(tf.round(mean_pool(ab, logits.shape[1:3])), tf.int32) - ab_bins.LOW, axis=-1
+        )
         row = a * (ab_bins.HIGH - ab_bins.LOW) + b  # Nxhxw
-        bins, shares = tf.gather(self.targets, row), tf.cast(tf.gather(self.shares, row), logits.dtype)  # NxhxwxK
+        bins, shares = (
+            tf.gather(self.targets, row),
+            tf.cast(tf.gather(self.shares, row), logits.dtype),
+        )  # NxhxwxK
         guesses = tf.gather(tf.nn.log_softmax(logits), bins, batch_dims=3)  # NxhxwxK
-        weights = tf.cast(tf.gather(self.bins.weights(self.rebalance), bins[..., 0]), logits.dtype)  # Nxhxw
+        weights = tf.cast(
+            tf.gather(self.bins.weights(self.rebalance), bins[..., 0]), logits.dtype
+        )  # Nxhxw
         loss = -tf.reduce_mean(weights * tf.reduce_sum(shares * guesses, -1), [1, 2])
         right = tf.cast(tf.equal(tf.argmax(logits, -1, tf.int32), bins[..., 0]), logits.dtype)
-        return tf.where(colored, loss, tf.zeros_like(loss)), {"accuracy": tf.reduce_mean(right, [1, 2])}
+        return tf.where(colored, loss, tf.zeros_like(loss)), {
+            "accuracy": tf.reduce_mean(right, [1, 2])
+        }
 
     def chance(self) -> dict[str, float]:
         """The best guess that knows only how often colours occur, of hard labels."""
@@ -115,13 +140,16 @@ class Colorization(Pretext):
         return {"loss": float(-np.sum(weighted * np.log(weighted))), "accuracy": float(prior.max())}
 
     def pictures(self, batch: Batch) -> tf.Tensor | None:
-        """[3 n, H, W, 3] in [0, 1]: for each image itself, its lightness, and its lightness with the colours that the network gives it."""
+        """[3 n, H, W, 3] in [0, 1]: for each image itself, its lightness, and its lightness with
+        the colours that the network gives it."""
         images = self.to_float(batch)["image"]
         chances = tf.nn.softmax(self({**batch, "image": images}) / ANNEAL)  # NxhxwxQ
         ab = tf.tensordot(chances, tf.cast(self.bins.points, chances.dtype), 1)
         ab = tf.image.resize(ab, images.shape[1:3])
         lightness = lab.from_rgb(images)[..., :1]
-        rows = [images] + [lab.to_rgb(tf.concat([lightness, x], -1)) for x in (tf.zeros_like(ab), ab)]
+        rows = [images] + [
+            lab.to_rgb(tf.concat([lightness, x], -1)) for x in (tf.zeros_like(ab), ab)
+        ]
         return tf.reshape(tf.stack(rows, 1), [-1, *images.shape[1:]])
 
     @property
@@ -135,19 +163,25 @@ def last_map(backbone: tf.keras.Model, endpoints: dict[str, tf.Tensor]) -> tf.Te
     maps = [x for name, x in endpoints.items() if kinds.get(name) == "map" and x.shape[1] != 1]
     if not maps:
         raise UserError(
-            f"colorization needs a backbone that gives a map [N, h, w, D]; this one gives {', '.join(endpoints)}"
+            "colorization needs a backbone that gives a map [N, h, w, D]; this one gives "
+            f"{', '.join(endpoints)}"
         )
     return maps[-1]
 
 
 def mean_pool(images: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     """[N, H, W, C] -> [N, h, w, C]: the mean over the area behind each place, for any sizes."""
-    rows, columns = (tf.constant(_shares(n, int(m)), images.dtype) for n, m in zip(size, images.shape[1:3]))  # noqa: B905
+    rows, columns = (
+        tf.constant(_shares(n, int(m)), images.dtype) for n, m in zip(size, images.shape[1:3])
+    )
     return tf.einsum("hH,nHWc,wW->nhwc", rows, images, columns)
 
 
 def _shares(places: int, pixels: int) -> np.ndarray:
     """float [places, pixels]: how much of each pixel is in each place; rows sum to 1."""
     edges = np.arange(places + 1) * pixels / places
-    low, high = np.maximum(edges[:-1, None], np.arange(pixels)), np.minimum(edges[1:, None], np.arange(1, pixels + 1))
+    low, high = (
+        np.maximum(edges[:-1, None], np.arange(pixels)),
+        np.minimum(edges[1:, None], np.arange(1, pixels + 1)),
+    )
     return np.maximum(high - low, 0) * places / pixels

@@ -1,4 +1,5 @@
-"""DINO: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021 (arXiv 2104.14294)."""
+"""DINO: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021
+(arXiv 2104.14294)."""
 
 import math
 from collections.abc import Mapping
@@ -16,9 +17,10 @@ from tfssl.pretext.task import Batch, Measured, image_major
 
 
 class DINO(MultiCrop):
-    """The student is to give each view of an image the probabilities over prototypes that the teacher
-    gives to another large view of it. The teacher is the student's moving average; its scores are
-    centered and sharpened, or all images would get the same. It is the teacher that is published.
+    """The student is to give each view of an image the probabilities over prototypes that the
+    teacher gives to another large view of it. The teacher is the student's moving average; its
+    scores are centered and sharpened, or all images would get the same. It is the teacher that is
+    published.
 
     Args:
       augmentation: policy of the views.
@@ -31,7 +33,8 @@ class DINO(MultiCrop):
       projection_norm: batch normalization in the projection (the paper: none).
       prototypes: how many (the paper: 65536; fewer for small data sets).
       freeze_prototypes_epochs: the prototypes do not learn before this epoch (the paper: 1).
-      target_momentum: EMA decay of the teacher per step, at the start; it rises to 1 (the paper: 0.996 for batches of 1024).
+      target_momentum: EMA decay of the teacher per step, at the start; it rises to 1 (the paper:
+        0.996 for batches of 1024).
       momentum_schedule: cosine, as in the paper, or constant.
       center_momentum: EMA decay of the center of the teacher's scores per step (the paper: 0.9).
       small_crops: small views of each image beside the two large ones (the paper: 8).
@@ -62,7 +65,10 @@ class DINO(MultiCrop):
         check_choice("momentum_schedule", momentum_schedule, ("cosine", "constant"))
         self.temperature, self.teacher_temperature = temperature, teacher_temperature
         self.warmup_teacher_temperature = warmup_teacher_temperature
-        self.teacher_warmup_epochs, self.freeze_prototypes_epochs = teacher_warmup_epochs, freeze_prototypes_epochs
+        self.teacher_warmup_epochs, self.freeze_prototypes_epochs = (
+            teacher_warmup_epochs,
+            freeze_prototypes_epochs,
+        )
         self.target_momentum, self.momentum_schedule = target_momentum, momentum_schedule
         self.center_momentum = center_momentum
         sizes = [projection_hidden, projection_hidden, projection_size]
@@ -71,7 +77,11 @@ class DINO(MultiCrop):
         self.prototypes = Prototypes("prototypes", prototypes)
         self.teacher = MomentumNetwork(self.backbone, self.projection, self.prototypes)
         self.center = self.add_weight(
-            "center", [prototypes], initializer="zeros", trainable=False, experimental_autocast=False
+            "center",
+            [prototypes],
+            initializer="zeros",
+            trainable=False,
+            experimental_autocast=False,
         )
 
     @property
@@ -95,18 +105,29 @@ class DINO(MultiCrop):
         learns = self.epoch() >= self.freeze_prototypes_epochs
         scores = self.prototypes(outputs["z"], learns=learns)  # NxVxK
         large = batch["image"][0]  # Nx2xSxSx3
-        features = self.teacher.backbone(self.normalize(image_major(large)), training=training)["pre_logits"]
+        features = self.teacher.backbone(self.normalize(image_major(large)), training=training)[
+            "pre_logits"
+        ]
         found = {"targets": self.teacher.head(features, training)}
         if self.probe:
             found["probe"] = self.probe(tf.stop_gradient(features))
-        found = {name: tf.reshape(x, [-1, large.shape[1], x.shape[-1]]) for name, x in found.items()}
+        found = {
+            name: tf.reshape(x, [-1, large.shape[1], x.shape[-1]]) for name, x in found.items()
+        }
         return {**found, "z": outputs["z"][:, :2], "scores": scores}
 
     def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         done = tf.minimum(self.epoch() / max(self.teacher_warmup_epochs, 1e-6), 1.0)
-        first, last = min(self.warmup_teacher_temperature, self.teacher_temperature), self.teacher_temperature
+        first, last = (
+            min(self.warmup_teacher_temperature, self.teacher_temperature),
+            self.teacher_temperature,
+        )
         found = dino(
-            outputs["scores"], outputs["targets"], self.center, self.temperature, first + (last - first) * done
+            outputs["scores"],
+            outputs["targets"],
+            self.center,
+            self.temperature,
+            first + (last - first) * done,
         )
         return found.loss, {"entropy": found.entropy, "divergence": found.loss - found.entropy}
 
@@ -114,7 +135,9 @@ class DINO(MultiCrop):
         mean = replicas.mean(tf.reduce_mean(tf.stop_gradient(outputs["targets"]), [0, 1]))
         self.center.assign(self.center_momentum * self.center + (1 - self.center_momentum) * mean)
         length = self.total_steps if self.momentum_schedule == "cosine" else 0
-        self.teacher.follow(cosine_momentum(self.target_momentum, self.optimizer.iterations, length))
+        self.teacher.follow(
+            cosine_momentum(self.target_momentum, self.optimizer.iterations, length)
+        )
 
     def chance(self) -> dict[str, float]:
         """Of prototypes that are all as likely."""
@@ -124,6 +147,11 @@ class DINO(MultiCrop):
     def alarm(self, measured: Mapping[str, float]) -> Optional[str]:
         share = measured["entropy"] / math.log(self.prototypes.count)
         if not 0.001 < share < 0.999:
-            how, remedy = ("all prototypes alike", "lower") if share > 0.5 else ("one prototype", "raise")
-            return f"the teacher has collapsed onto {how} (entropy {measured['entropy']:.3g}): {remedy} teacher_temperature"
+            how, remedy = (
+                ("all prototypes alike", "lower") if share > 0.5 else ("one prototype", "raise")
+            )
+            return (
+                f"the teacher has collapsed onto {how} (entropy {measured['entropy']:.3g}): "
+                f"{remedy} teacher_temperature"
+            )
         return super().alarm(measured)

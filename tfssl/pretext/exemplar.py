@@ -1,4 +1,5 @@
-"""Exemplar: Dosovitskiy et al. (NIPS 2014), with the triplet loss that lets Kolesnikov et al. (CVPR 2019) train on any number of images."""
+"""Exemplar: Dosovitskiy et al. (NIPS 2014), with the triplet loss that lets Kolesnikov et al. (CVPR
+2019) train on any number of images."""
 
 from __future__ import annotations
 
@@ -17,23 +18,28 @@ from tfssl.pretext.task import Batch, Example, Measured, image_major
 
 
 class Exemplar(InceptionImages):
-    """Each image stands in the batch several times, each time cropped, mirrored and coloured anew; copies of one image are to lie nearer to
-    one another, by a margin, than to copies of any other.
+    """Each image stands in the batch several times, each time cropped, mirrored and coloured anew;
+    copies of one image are to lie nearer to one another, by a margin, than to copies of any other.
 
-    The 2019 study trains with 512 images, each eight times, and compares the copies that one TPU core holds. Its text leaves open gray
-    images and standardisation, which here are as in its code, and the normalisation of the embeddings. (The code divides by norms over the
-    batch, `norm_over=batch`, where the loss asks for embeddings of norm 1.)
+    The 2019 study trains with 512 images, each eight times, and compares the copies that one TPU
+    core holds. Its text leaves open gray images and standardisation, which here are as in its code,
+    and the normalisation of the embeddings. (The code divides by norms over the batch,
+    `norm_over=batch`, where the loss asks for embeddings of norm 1.)
 
-    In validation all images are in colour, and their crops are drawn from one fixed seed: copies without differences would measure nothing.
+    In validation all images are in colour, and their crops are drawn from one fixed seed: copies
+    without differences would measure nothing.
 
     Args:
       copies: how many times an image stands in the batch (the study: 8).
-      gray: probability that a training image becomes gray, all its copies alike: the mean of its channels (the study's code: 0.66).
+      gray: probability that a training image becomes gray, all its copies alike: the mean of its
+        channels (the study's code: 0.66).
       standardize: bring each image the network sees to mean 0 and variance 1; otherwise to [-1, 1].
       embedding_size: outputs of the linear layer whose distances are compared (the study: 1000).
-      norm_over: "features" scales each embedding to L2 norm 1; "batch" scales each feature so, over the batch, as the study's code does.
+      norm_over: "features" scales each embedding to L2 norm 1; "batch" scales each feature so, over
+        the batch, as the study's code does.
       margin: by how much nearer, in squared distance (the study: 0.5).
-      global_triplets: compare the images of all replicas; otherwise, as published, each replica compares its own.
+      global_triplets: compare the images of all replicas; otherwise, as published, each replica
+        compares its own.
     """
 
     task = "exemplar"
@@ -52,15 +58,20 @@ class Exemplar(InceptionImages):
         **common: Any,
     ) -> None:
         super().__init__(backbone, **common)
-        self._autocast = False  # images reach `normalize` as they are: half precision has no more than 256 levels
+        # images reach `normalize` as they are: half precision has no more than 256 levels
+        self._autocast = False
         if copies < 2:
-            raise UserError(f"copies={copies}: an image is compared with itself, so it takes 2 copies at least")
+            raise UserError(
+                f"copies={copies}: an image is compared with itself, so it takes 2 copies at least"
+            )
         check_choice("norm_over", norm_over, ("features", "batch"))
         if not 0 <= gray <= 1:
             raise UserError(f"gray={gray} is a probability: 0 to 1")
         self.copies, self.gray, self.standardize = copies, gray, standardize
         self.norm_over, self.margin, self.global_triplets = norm_over, margin, global_triplets
-        self.head = tf.keras.layers.Dense(embedding_size, name="head", dtype=tf.keras.backend.floatx())
+        self.head = tf.keras.layers.Dense(
+            embedding_size, name="head", dtype=tf.keras.backend.floatx()
+        )
 
     def example(self, example: Example, seed: tf.Tensor | None) -> Example:
         training, seed = seed is not None, tf.zeros([2], tf.int64) if seed is None else seed
@@ -72,7 +83,9 @@ class Exemplar(InceptionImages):
         parts = ops.cut(example["image"], crops, [(self.image_size, self.image_size)] * self.copies)
         copies = [ops.resize(part, self.image_size) for part in parts]
         if self.flip:
-            copies = [ops.random_flip(copy, fork(own, self.copies)) for copy, own in zip(copies, seeds)]  # noqa: B905
+            copies = [
+                ops.random_flip(copy, fork(own, self.copies)) for copy, own in zip(copies, seeds)
+            ]
         copies = tf.stack(copies)  # KxSxSx3
         if not training:
             return {"image": copies}
@@ -90,7 +103,9 @@ class Exemplar(InceptionImages):
         return patches.standardise(images) if self.standardize else super().normalize(images)
 
     def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
-        return self.head(self.endpoints(image_major(batch["image"]), training)["pre_logits"])  # NKxD, image-major
+        return self.head(
+            self.endpoints(image_major(batch["image"]), training)["pre_logits"]
+        )  # NKxD, image-major
 
     def objective(self, batch: Batch, embeddings: tf.Tensor) -> tuple[tf.Tensor, Measured]:
         weight = tf.repeat(batch["weight"], self.copies)  # NK
@@ -100,10 +115,13 @@ class Exemplar(InceptionImages):
             embeddings, weight = replicas.gather(embeddings), replicas.gather(weight)  # RNKxD, RNK
         if embeddings.shape[0] == self.copies:
             raise UserError(
-                "a replica that holds one image has none to compare it with: take a larger batch_size, or global_triplets"
+                "a replica that holds one image has none to compare it with: take a larger "
+                "batch_size, or global_triplets"
             )
         image = tf.range(embeddings.shape[0]) // self.copies
-        valid = weight > 0  # not so the blank rows of an evaluation, which count in norms over the batch too
+        valid = (
+            weight > 0
+        )  # not so the blank rows of an evaluation, which count in norms over the batch too
         embeddings = tf.where(valid[:, None], embeddings, tf.zeros_like(embeddings))
         embeddings = tf.math.l2_normalize(embeddings, 1 if self.norm_over == "features" else 0)
         triplets = semihard_triplets(image, embeddings, self.margin, anchors, valid)
@@ -111,8 +129,9 @@ class Exemplar(InceptionImages):
         return triplets.loss / pairs, {"losing": triplets.losing / pairs, "nearer": triplets.auc}
 
     def chance(self) -> dict[str, float]:
-        """`losing`: share of the positive pairs that do not keep the margin; all of them, each at the cost of the margin, if all embeddings
-        are one point. `nearer`: share of (copy of the same image, copy of another) in which the former is nearer."""
+        """`losing`: share of the positive pairs that do not keep the margin; all of them, each at
+        the cost of the margin, if all embeddings are one point. `nearer`: share of (copy of the
+        same image, copy of another) in which the former is nearer."""
         return {"loss": self.margin, "losing": 1.0, "nearer": 0.5}
 
     def preview(self, batch: dict) -> tf.Tensor:

@@ -1,4 +1,5 @@
-"""InfoMin: Tian et al., "What Makes for Good Views for Contrastive Learning?", NeurIPS 2020 (arXiv 2005.10243)."""
+"""InfoMin: Tian et al., "What Makes for Good Views for Contrastive Learning?", NeurIPS 2020 (arXiv
+2005.10243)."""
 
 from typing import Any
 
@@ -10,14 +11,15 @@ from tfssl.pretext.task import Batch, Measured
 
 
 class InfoMin(JigsawBranch, MoCo):
-    """MoCo with views that share as little as they may beside what matters: stronger colours, RandAugment, and PIRL's puzzles. A puzzle
-    is a query too, whose positive is its own image's key.
+    """MoCo with views that share as little as they may beside what matters: stronger colours,
+    RandAugment, and PIRL's puzzles. A puzzle is a query too, whose positive is its own image's key.
 
     Patches are mirrored each by itself; in the published code, the nine of an image together.
 
     Args:
       augmentation: policy of the views; RandAugment is a part of infomin.
-      augment_on: where the policies act: host (each image in the input pipeline), which RandAugment needs, or device.
+      augment_on: where the policies act: host (each image in the input pipeline), which RandAugment
+        needs, or device.
       temperature: what cosines are divided by (the paper: 0.15).
     """
 
@@ -31,10 +33,19 @@ class InfoMin(JigsawBranch, MoCo):
         temperature: float = 0.15,
         **common: Any,
     ) -> None:
-        super().__init__(backbone, augmentation=augmentation, augment_on=augment_on, temperature=temperature, **common)
+        super().__init__(
+            backbone,
+            augmentation=augmentation,
+            augment_on=augment_on,
+            temperature=temperature,
+            **common,
+        )
 
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
-        return {**super().call(batch, training), "jigsaw": self.embed_patches(batch, training)}  # NxPxE each, NxE
+        return {
+            **super().call(batch, training),
+            "jigsaw": self.embed_patches(batch, training),
+        }  # NxPxE each, NxE
 
     def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         keys = self.own_keys(batch, outputs)

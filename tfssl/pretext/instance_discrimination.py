@@ -1,5 +1,5 @@
-"""Instance discrimination: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018
-(arXiv 1805.01978)."""
+"""Instance discrimination: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance
+Discrimination", CVPR 2018 (arXiv 1805.01978)."""
 
 import math
 from typing import Any
@@ -16,15 +16,18 @@ from tfssl.pretext.task import Batch, Measured
 
 
 class InstanceDiscrimination(Views):
-    """Each image is a class of its own, whose weights are what the network last made of it: a memory bank with one direction for each.
+    """Each image is a class of its own, whose weights are what the network last made of it: a
+    memory bank with one direction for each.
 
     Args:
       num_images: images of the data set; 0 takes its number.
       augmentation: policy of the view (the paper's is moco_v1).
       temperature: what cosines are divided by (the paper: 0.07; for CIFAR-10 0.1).
       projection_size: outputs of the linear projection (the paper: 128).
-      form: nce, the paper's noise-contrastive estimation; or cross_entropy over the image and its negatives, as in later code.
-      negatives: entries of the bank that are drawn for each image (nce: 4096; cross_entropy: 65536); 0: all, with cross_entropy.
+      form: nce, the paper's noise-contrastive estimation; or cross_entropy over the image and its
+        negatives, as in later code.
+      negatives: entries of the bank that are drawn for each image (nce: 4096; cross_entropy:
+        65536); 0: all, with cross_entropy.
       bank_momentum: share of its entry that an update keeps (the code: 0.5).
     """
 
@@ -45,15 +48,29 @@ class InstanceDiscrimination(Views):
         super().__init__(backbone, augmentation=augmentation, **common)
         check_choice("form", form, ("nce", "cross_entropy"))
         if form == "nce" and not negatives:
-            raise UserError("negatives=0 stands for all, which form=nce estimates the loss of: take form=cross_entropy")
+            raise UserError(
+                "negatives=0 stands for all, which form=nce estimates the loss of: take "
+                "form=cross_entropy"
+            )
         if num_images < 1:
-            raise UserError("num_images is missing: the memory bank needs to know how many images there are")
-        self.temperature, self.form, self.negatives, self.num_images = temperature, form, negatives, num_images
+            raise UserError(
+                "num_images is missing: the memory bank needs to know how many images there are"
+            )
+        self.temperature, self.form, self.negatives, self.num_images = (
+            temperature,
+            form,
+            negatives,
+            num_images,
+        )
         self.projection = MLP("projection", [projection_size])
         self.bank = Bank(num_images, projection_size, bank_momentum)
         # The normalisation Z of nce, estimated in the first step and kept.
         self.constant = self.add_weight(
-            "constant", [], initializer="zeros", trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
+            "constant",
+            [],
+            initializer="zeros",
+            trainable=False,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
 
     def crops(self) -> list[Crops]:
@@ -63,7 +80,10 @@ class InstanceDiscrimination(Views):
         batch = super().augment(batch, draws)
         if not self.negatives:
             return batch
-        return {**batch, "negatives": draws.integers(self.num_images, shape=[self.negatives], view=1)}
+        return {
+            **batch,
+            "negatives": draws.integers(self.num_images, shape=[self.negatives], view=1),
+        }
 
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         return self.embed(batch["image"][0], {"z": self.projection}, training)  # Nx1xE
@@ -75,23 +95,32 @@ class InstanceDiscrimination(Views):
     def discriminate(self, batch: Batch, z: tf.Tensor) -> contrastive.Contrast:
         """`Contrast` of embeddings [N, E]: each image's own entry of the bank among the others."""
         v = contrastive.normalise(z)
-        # Other images than the bank's, in validation on another split, are given some entry: what is measured of them is chance.
+        # Other images than the bank's, in validation on another split, are given some entry: what
+        # is measured of them is chance.
         index = batch["index"] % self.num_images
         if not self.negatives:
-            logits = tf.matmul(v, self.bank.entries, transpose_b=True) / self.temperature  # Nximages
+            logits = (
+                tf.matmul(v, self.bank.entries, transpose_b=True) / self.temperature
+            )  # Nximages
             return contrastive.classify(logits, tf.cast(index, tf.int32))
         # Validation has no draws: it takes one fixed set.
         spaced = tf.range(self.negatives, dtype=tf.int64) * self.num_images // self.negatives
         drawn = batch.get("negatives", tf.tile(spaced[None], [v.shape[0], 1]))  # NxK
         positive = tf.reduce_sum(v * tf.gather(self.bank.entries, index), 1) / self.temperature  # N
-        negative = tf.einsum("nd,nkd->nk", v, tf.gather(self.bank.entries, drawn)) / self.temperature  # NxK
+        negative = (
+            tf.einsum("nd,nkd->nk", v, tf.gather(self.bank.entries, drawn)) / self.temperature
+        )  # NxK
         if self.form == "nce":
-            return contrastive.nce(positive, negative, self.negatives / self.num_images, self._constant(negative))
+            return contrastive.nce(
+                positive, negative, self.negatives / self.num_images, self._constant(negative)
+            )
         logits = tf.concat([positive[:, None], negative], 1)
         return contrastive.classify(logits, tf.zeros([v.shape[0]], tf.int32))
 
     def _constant(self, negative: tf.Tensor) -> tf.Tensor:
-        estimate = replicas.mean(tf.reduce_mean(tf.exp(tf.stop_gradient(negative)))) * self.num_images
+        estimate = (
+            replicas.mean(tf.reduce_mean(tf.exp(tf.stop_gradient(negative)))) * self.num_images
+        )
         estimate = tf.where(self.constant > 0, tf.cast(self.constant, estimate.dtype), estimate)
         self.constant.assign(estimate)
         return estimate

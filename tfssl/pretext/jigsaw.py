@@ -1,4 +1,5 @@
-"""Jigsaw puzzles: Noroozi and Favaro, "Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles", ECCV 2016."""
+"""Jigsaw puzzles: Noroozi and Favaro, "Unsupervised Learning of Visual Representations by Solving
+Jigsaw Puzzles", ECCV 2016."""
 
 from typing import Any
 
@@ -15,19 +16,24 @@ ASKED_IN_EVALUATION = 100
 
 
 class Jigsaw(Patches):
-    """The patches of an image in an order out of a fixed set: which order is it? As in Kolesnikov et al. (2019).
+    """The patches of an image in an order out of a fixed set: which order is it? As in Kolesnikov
+    et al. (2019).
 
-    Evaluation asks for all orders of the set, or for 100 of them where there are more, the same of every image.
+    Evaluation asks for all orders of the set, or for 100 of them where there are more, the same of
+    every image.
 
     Args:
       permutations: size of the set: the number of classes.
-      permutation_criterion: the set is chosen one by one, each with the largest "mean" (Noroozi and Favaro) or the largest smallest ("min")
-        Hamming distance to those before it.
+      permutation_criterion: the set is chosen one by one, each with the largest "mean" (Noroozi and
+        Favaro) or the largest smallest ("min") Hamming distance to those before it.
       permutation_seed: seed of that choice; the set is always made anew from it.
-      permutations_file: a file to read the set from instead: little-endian int32 count and length, then values from 1, as Noroozi published
-        (permutations_100_max.bin). Of more than `permutations`, the first are taken. The run depends on what the file holds: keep it.
-      permutations_per_image: how many orders, all different, each training image is shown in (supplement: 16; code: 8).
-      share_permutations: draw them once for the whole batch instead of for each image (the study's code).
+      permutations_file: a file to read the set from instead: little-endian int32 count and length,
+        then values from 1, as Noroozi published (permutations_100_max.bin). Of more than
+        `permutations`, the first are taken. The run depends on what the file holds: keep it.
+      permutations_per_image: how many orders, all different, each training image is shown in
+        (supplement: 16; code: 8).
+      share_permutations: draw them once for the whole batch instead of for each image (the study's
+        code).
     """
 
     task = "jigsaw"
@@ -44,19 +50,28 @@ class Jigsaw(Patches):
         **common: Any,
     ) -> None:
         super().__init__(backbone, **common)
-        self.permutations_per_image, self.share_permutations = permutations_per_image, share_permutations
+        self.permutations_per_image, self.share_permutations = (
+            permutations_per_image,
+            share_permutations,
+        )
         if not 1 <= permutations_per_image <= permutations:
-            raise UserError(f"permutations_per_image={permutations_per_image} must be 1 to permutations={permutations}")
+            raise UserError(
+                f"permutations_per_image={permutations_per_image} must be 1 to "
+                f"permutations={permutations}"
+            )
         if permutations_file:
             table = sets.read(permutations_file, self.grid**2)
             if len(table) < permutations:
                 raise UserError(
-                    f"{permutations_file!r} holds {len(table)} permutations, and permutations={permutations}"
+                    f"{permutations_file!r} holds {len(table)} permutations, and "
+                    f"permutations={permutations}"
                 )
         else:
             table = sets.greedy(permutations, self.grid**2, permutation_criterion, permutation_seed)
         self.build_head(table[:permutations])
-        asked = np.random.RandomState(permutation_seed).permutation(permutations)[:ASKED_IN_EVALUATION]
+        asked = np.random.RandomState(permutation_seed).permutation(permutations)[
+            :ASKED_IN_EVALUATION
+        ]
         self.asked_in_evaluation = np.sort(asked).astype(np.int32)
 
     def augment(self, batch: Batch, draws: Draws) -> Batch:

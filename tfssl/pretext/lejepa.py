@@ -1,4 +1,5 @@
-"""LeJEPA: Balestriero and LeCun, "Provable and Scalable Self-Supervised Learning Without the Heuristics" (arXiv 2511.08544)."""
+"""LeJEPA: Balestriero and LeCun, "Provable and Scalable Self-Supervised Learning Without the
+Heuristics" (arXiv 2511.08544)."""
 
 import math
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ class LeJEPA(MultiCrop):
       augmentation: policy of the views.
       projection_hidden: hidden units of the projection, in two layers (published code: 2048).
       projection_size: its outputs (published code: 16 to 512).
-      sigreg_weight: lambda: of SIGReg, and 1 - lambda of the invariance (published code: 0.02 to 0.05).
+      sigreg_weight: lambda: of SIGReg, and 1 - lambda of the invariance (published code: 0.02 to
+        0.05).
       directions: how many random directions a step has (published code: 256 to 1024).
       small_size: side of the small views, in pixels (98 is a multiple of a ViT's patches of 14).
     """
@@ -43,7 +45,9 @@ class LeJEPA(MultiCrop):
         super().__init__(backbone, augmentation=augmentation, small_size=small_size, **common)
         self.sigreg_weight, self.directions = sigreg_weight, directions
         self.projection = MLP(
-            "projection", [projection_hidden, projection_hidden, projection_size], norm=self.head_norm
+            "projection",
+            [projection_hidden, projection_hidden, projection_size],
+            norm=self.head_norm,
         )
 
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
@@ -77,10 +81,13 @@ class LeJEPA(MultiCrop):
 
 
 def directions(features: int, count: int, step: Union[int, tf.Tensor]) -> tf.Tensor:
-    """`count` random unit vectors, [features, count] of Keras's floatx: other ones at each step, and the same on every replica, with XLA
-    and without (which TensorFlow's own generators do not promise)."""
+    """`count` random unit vectors, [features, count] of Keras's floatx: other ones at each step,
+    and the same on every replica, with XLA and without (which TensorFlow's own generators do not
+    promise)."""
     place = tf.range(2 * features * count, dtype=tf.int64)
     bits = hash32(hash32(place) + hash32(tf.cast(step, tf.int64) + 17))
     uniform = (tf.cast(bits, tf.keras.backend.floatx()) + 0.5) / 2**32
-    radius, angle = tf.unstack(tf.reshape(uniform, [2, features, count]))  # Box and Muller's normal numbers
+    radius, angle = tf.unstack(
+        tf.reshape(uniform, [2, features, count])
+    )  # Box and Muller's normal numbers
     return tf.math.l2_normalize(tf.sqrt(-2 * tf.math.log(radius)) * tf.cos(2 * math.pi * angle), 0)

@@ -39,20 +39,30 @@ class NNCLR(Views):
         super().__init__(backbone, **common)
         self.temperature = temperature
         sizes = [projection_hidden, projection_hidden, projection_size]
-        self.projection = MLP("projection", sizes, norm=self.head_norm, last_norm="offset and scale")
-        self.prediction = MLP("prediction", [prediction_hidden, projection_size], norm=self.head_norm)
+        self.projection = MLP(
+            "projection", sizes, norm=self.head_norm, last_norm="offset and scale"
+        )
+        self.prediction = MLP(
+            "prediction", [prediction_hidden, projection_size], norm=self.head_norm
+        )
         self.queue = Queue(queue_size, projection_size)
 
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
-        return self.embed_each(batch, {"z": self.projection, "p": self.prediction}, training)  # Nx2xE both
+        return self.embed_each(
+            batch, {"z": self.projection, "p": self.prediction}, training
+        )  # Nx2xE both
 
     def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         z, p, valid = outputs["z"], outputs["p"], batch["weight"] > 0
         found = [
-            contrastive.in_batch(contrastive.nearest(z[:, i], self.queue.rows), p[:, 1 - i], self.temperature, valid)
+            contrastive.in_batch(
+                contrastive.nearest(z[:, i], self.queue.rows), p[:, 1 - i], self.temperature, valid
+            )
             for i in (0, 1)
         ]
-        return (found[0].loss + found[1].loss) / 2, {"accuracy": (found[0].accuracy + found[1].accuracy) / 2}
+        return (found[0].loss + found[1].loss) / 2, {
+            "accuracy": (found[0].accuracy + found[1].accuracy) / 2
+        }
 
     def after_step(self, batch: Batch, outputs: dict[str, Any]) -> None:
         self.queue.push(contrastive.normalise(outputs["z"][:, 0]))

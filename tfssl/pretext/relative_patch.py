@@ -1,4 +1,5 @@
-"""Relative patch location: Doersch et al., "Unsupervised Visual Representation Learning by Context Prediction", ICCV 2015."""
+"""Relative patch location: Doersch et al., "Unsupervised Visual Representation Learning by Context
+Prediction", ICCV 2015."""
 
 from typing import Any
 
@@ -10,7 +11,8 @@ from tfssl.pretext.parts.patches import Patches
 
 
 class RelativePatch(Patches):
-    """A patch beside the central one: on which of the eight sides? All eight pairs of every image are asked.
+    """A patch beside the central one: on which of the eight sides? All eight pairs of every image
+    are asked.
 
     As in Kolesnikov et al. (2019), which differs from the original in preprocessing and head.
     """
@@ -20,6 +22,10 @@ class RelativePatch(Patches):
     def __init__(self, backbone: tf.keras.Model, **common: Any) -> None:
         super().__init__(backbone, **common)
         if self.grid % 2 == 0:
-            raise UserError(f"grid={self.grid} has no central cell: relative_patch needs an odd one")
+            raise UserError(
+                f"grid={self.grid} has no central cell: relative_patch needs an odd one"
+            )
         centre = self.grid**2 // 2
-        self.build_head(np.array([(i, centre) for i in range(self.grid**2) if i != centre], np.int32))
+        self.build_head(
+            np.array([(i, centre) for i in range(self.grid**2) if i != centre], np.int32)
+        )

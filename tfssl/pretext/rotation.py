@@ -1,4 +1,5 @@
-"""Rotation prediction: Gidaris et al., "Unsupervised Representation Learning by Predicting Image Rotations", ICLR 2018."""
+"""Rotation prediction: Gidaris et al., "Unsupervised Representation Learning by Predicting Image
+Rotations", ICLR 2018."""
 
 from typing import Any
 
@@ -10,9 +11,11 @@ from tfssl.pretext.task import Batch, Measured, cross_entropy_chance
 
 
 class Rotation(InceptionImages):
-    """Each image stands in the batch four times, turned by 0, 90, 180 and 270 degrees; the network tells the four apart.
+    """Each image stands in the batch four times, turned by 0, 90, 180 and 270 degrees; the network
+    tells the four apart.
 
-    All four copies share one crop and one colour draw. Kolesnikov et al. (2019), section 3.2, trains with 1024 images, each four times.
+    All four copies share one crop and one colour draw. Kolesnikov et al. (2019), section 3.2,
+    trains with 1024 images, each four times.
     """
 
     task = "rotation"
@@ -26,7 +29,9 @@ class Rotation(InceptionImages):
         return self.head(self.endpoints(images, training)["pre_logits"])  # 4Nx4
 
     def objective(self, batch: Batch, logits: tf.Tensor) -> tuple[tf.Tensor, Measured]:
-        turns = tf.tile(tf.range(4), [batch["image"].shape[0]])  # 4N: quarter turns counter-clockwise
+        turns = tf.tile(
+            tf.range(4), [batch["image"].shape[0]]
+        )  # 4N: quarter turns counter-clockwise
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(turns, logits)
         return loss, {"accuracy": tf.keras.metrics.sparse_categorical_accuracy(turns, logits)}
 

@@ -1,4 +1,5 @@
-"""SimCLR: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020 (arXiv 2002.05709)."""
+"""SimCLR: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations",
+ICML 2020 (arXiv 2002.05709)."""
 
 import math
 from typing import Any
@@ -15,12 +16,15 @@ from tfssl.pretext.task import Batch, Measured, image_major
 
 
 class SimCLR(Views):
-    """Identify, for each view, the other view of the same image by cosine similarity of the projections, among all views of the batch.
+    """Identify, for each view, the other view of the same image by cosine similarity of the
+    projections, among all views of the batch.
 
-    The projection is that of the published code: layers without biases, each with batch normalisation, the last one's without an offset.
+    The projection is that of the published code: layers without biases, each with batch
+    normalisation, the last one's without an offset.
 
-    With a memory, as SimCLR v2 may have (Chen et al., NeurIPS 2020, arXiv 2006.10029), the other views are embedded by a
-    momentum encoder, and those of earlier steps are among them. Its code was never published; here both views of an image enter the queue.
+    With a memory, as SimCLR v2 may have (Chen et al., NeurIPS 2020, arXiv 2006.10029), the other
+    views are embedded by a momentum encoder, and those of earlier steps are among them. Its code
+    was never published; here both views of an image enter the queue.
 
     Args:
       temperature: softmax temperature (the paper: 0.1; 0.5 for CIFAR-10).
@@ -28,9 +32,11 @@ class SimCLR(Views):
       projection_size: outputs of its last layer; the others have as many as the features.
       queue_size: how many views of earlier steps are kept; 0 is no memory (SimCLR v2: 65536).
       key_momentum: EMA decay of the momentum encoder per step (SimCLR v2: 0.999).
-      loss_factor: times the loss, which is the paper's mean over all views; the published code sums the means of first and second views: 2.
-        LARS's trust ratio cancels it for kernels, not for batch normalization and biases.
-      decoupled: the positive is no part of the sum that it is compared with (DCL: Yeh et al., arXiv 2110.06848), which helps small batches.
+      loss_factor: times the loss, which is the paper's mean over all views; the published code sums
+        the means of first and second views: 2. LARS's trust ratio cancels it for kernels, not for
+        batch normalization and biases.
+      decoupled: the positive is no part of the sum that it is compared with (DCL: Yeh et al., arXiv
+        2110.06848), which helps small batches.
       normalization: the published code shows the network images in [0, 1] as they are.
     """
 
@@ -53,7 +59,9 @@ class SimCLR(Views):
         self.temperature, self.key_momentum = temperature, key_momentum
         self.loss_factor, self.decoupled = loss_factor, decoupled
         sizes = [0] * (projection_layers - 1) + [projection_size]
-        self.projection = MLP("projection", sizes, bias=False, norm=self.head_norm, last_norm="scale", stddev=0.01)
+        self.projection = MLP(
+            "projection", sizes, bias=False, norm=self.head_norm, last_norm="scale", stddev=0.01
+        )
         self.queue = Queue(queue_size, projection_size) if queue_size else None
         self.keys = MomentumNetwork(self.backbone, self.projection) if queue_size else None
 
@@ -62,7 +70,10 @@ class SimCLR(Views):
             return
         self.keys.copy()
         if 2 * self.batch_size > self.queue.size:
-            raise UserError(f"queue_size={self.queue.size} does not hold the {2 * self.batch_size} views of one step")
+            raise UserError(
+                f"queue_size={self.queue.size} does not hold the {2 * self.batch_size} views of "
+                "one step"
+            )
 
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         outputs = self.embed(batch["image"][0], {"z": self.projection}, training)  # Nx2xE
@@ -74,7 +85,13 @@ class SimCLR(Views):
     def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         z, queue = outputs["z"], self.queue.rows if self.queue else None
         found = contrastive.nt_xent(
-            z[:, 0], z[:, 1], self.temperature, batch["weight"] > 0, outputs.get("keys"), queue, self.decoupled
+            z[:, 0],
+            z[:, 1],
+            self.temperature,
+            batch["weight"] > 0,
+            outputs.get("keys"),
+            queue,
+            self.decoupled,
         )
         return self.loss_factor * found.loss, {"accuracy": found.accuracy}
 
@@ -84,6 +101,10 @@ class SimCLR(Views):
             self.keys.follow(self.key_momentum)
 
     def chance(self) -> dict[str, float]:
-        others = 2 * self.batch_size - 1 + (self.queue.size if self.queue else 0) if self.batch_size else math.nan
+        others = (
+            2 * self.batch_size - 1 + (self.queue.size if self.queue else 0)
+            if self.batch_size
+            else math.nan
+        )
         loss = self.loss_factor * math.log(others - self.decoupled)
         return {**super().chance(), "loss": loss, "accuracy": 1 / others}

@@ -12,18 +12,24 @@ from tfssl.pretext.task import Batch, Measured
 
 
 class SupCon(Views):
-    """Identify, for each view, the views of all images with the same label among those of the batch. An image without a label has its own
-    other view alone, as in SimCLR: so a few labels can be used along with many images.
+    """Identify, for each view, the views of all images with the same label among those of the
+    batch. An image without a label has its own other view alone, as in SimCLR: so a few labels can
+    be used along with many images.
 
     Args:
       temperature: softmax temperature (the paper: 0.1; 0.5 for CIFAR-10).
-      projection_size: outputs of the projection (the paper: 128); its hidden layer has as many as the features.
+      projection_size: outputs of the projection (the paper: 128); its hidden layer has as many as
+        the features.
     """
 
     task = "sup_con"
 
     def __init__(
-        self, backbone: tf.keras.Model, temperature: float = 0.1, projection_size: int = 128, **common: Any
+        self,
+        backbone: tf.keras.Model,
+        temperature: float = 0.1,
+        projection_size: int = 128,
+        **common: Any,
     ) -> None:
         super().__init__(backbone, **common)
         self.temperature = temperature
@@ -34,11 +40,14 @@ class SupCon(Views):
 
     def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         z, valid = outputs["z"], batch["weight"] > 0
-        found = contrastive.nt_xent(z[:, 0], z[:, 1], self.temperature, valid, labels=batch["label"])
+        found = contrastive.nt_xent(
+            z[:, 0], z[:, 1], self.temperature, valid, labels=batch["label"]
+        )
         return found.loss, {"accuracy": found.accuracy}
 
     def chance(self) -> dict[str, float]:
-        """Of directions that have nothing in common: any of the batch's views is as near, and one class in C is right."""
+        """Of directions that have nothing in common: any of the batch's views is as near, and one
+        class in C is right."""
         others = 2 * self.batch_size - 1 if self.batch_size else math.nan
         right = 1 / self.probe.units if self.probe else 1 / others
         return {**super().chance(), "loss": math.log(others), "accuracy": right}

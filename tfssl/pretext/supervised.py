@@ -23,7 +23,10 @@ class Supervised(InceptionImages):
     def __init__(self, backbone: tf.keras.Model, num_classes: int = 0, **common: Any) -> None:
         super().__init__(backbone, **common)
         if num_classes < 1:
-            raise UserError("task 'supervised' needs labels: the data set has no classes, and num_classes is not set")
+            raise UserError(
+                "task 'supervised' needs labels: the data set has no classes, and num_classes is "
+                "not set"
+            )
         self.num_classes = num_classes
         floatx = tf.keras.backend.floatx()
         self.head = tf.keras.layers.Dense(
@@ -43,4 +46,7 @@ class Supervised(InceptionImages):
         }
 
     def chance(self) -> dict[str, float]:
-        return {**cross_entropy_chance(self.num_classes), "top5_accuracy": min(1.0, 5 / self.num_classes)}
+        return {
+            **cross_entropy_chance(self.num_classes),
+            "top5_accuracy": min(1.0, 5 / self.num_classes),
+        }

@@ -1,4 +1,5 @@
-"""SwAV: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", NeurIPS 2020 (arXiv 2006.09882)."""
+"""SwAV: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster
+Assignments", NeurIPS 2020 (arXiv 2006.09882)."""
 
 import math
 from typing import Any
@@ -14,8 +15,9 @@ from tfssl.pretext.task import Batch, Measured
 
 
 class SwAV(MultiCrop):
-    """Each view is to predict, from its similarity to a set of prototypes, the code of another view of the image. Codes are assigned to a
-    batch at once, such that all prototypes are used alike. Two large views have codes; all views, the small ones too, predict them.
+    """Each view is to predict, from its similarity to a set of prototypes, the code of another view
+    of the image. Codes are assigned to a batch at once, such that all prototypes are used alike.
+    Two large views have codes; all views, the small ones too, predict them.
 
     Args:
       temperature: what similarities are divided by to predict a code (the paper: 0.1).
@@ -24,9 +26,11 @@ class SwAV(MultiCrop):
       prototypes: how many (the paper: 3000).
       sinkhorn_epsilon: smoothness of the codes (the paper: 0.05; 0.03 where they collapse).
       sinkhorn_iterations: of their assignment (the paper: 3).
-      queue_size: embeddings of earlier steps, of each large view, that codes are assigned along with: 0, or 3840 for batches of 256.
+      queue_size: embeddings of earlier steps, of each large view, that codes are assigned along
+        with: 0, or 3840 for batches of 256.
       queue_start_epoch: the queue is used from this epoch on (the paper: 15).
-      freeze_prototypes_steps: the prototypes do not learn before this step (the paper: 313, its first epoch; 5005 for batches of 256).
+      freeze_prototypes_steps: the prototypes do not learn before this step (the paper: 313, its
+        first epoch; 5005 for batches of 256).
     """
 
     task = "swav"
@@ -49,11 +53,20 @@ class SwAV(MultiCrop):
         self.temperature, self.queue_start_epoch = temperature, queue_start_epoch
         self.sinkhorn_epsilon, self.sinkhorn_iterations = sinkhorn_epsilon, sinkhorn_iterations
         self.freeze_prototypes_steps = freeze_prototypes_steps
-        self.projection = MLP("projection", [projection_hidden, projection_size], norm=self.head_norm)
-        self.prototypes = self.add_weight(
-            "prototypes", [prototypes, projection_size], initializer="random_normal", experimental_autocast=False
+        self.projection = MLP(
+            "projection", [projection_hidden, projection_size], norm=self.head_norm
         )
-        self.queues = [Queue(queue_size, projection_size, filled=False) for _ in range(2)] if queue_size else []
+        self.prototypes = self.add_weight(
+            "prototypes",
+            [prototypes, projection_size],
+            initializer="random_normal",
+            experimental_autocast=False,
+        )
+        self.queues = (
+            [Queue(queue_size, projection_size, filled=False) for _ in range(2)]
+            if queue_size
+            else []
+        )
 
     def start(self) -> None:
         self._normalize_prototypes()
@@ -84,16 +97,20 @@ class SwAV(MultiCrop):
         return tf.add_n(losses) / 2, {"accuracy": accuracy}
 
     def _codes(self, batch: Batch, z: tf.Tensor, scores: tf.Tensor, large: int) -> tf.Tensor:
-        """The codes of this replica's views, assigned along with the other replicas' and the queue's."""
+        """The codes of this replica's views, assigned along with the other replicas' and the
+        queue's."""
         active = batch["weight"] > 0
         if self.queues:
             queue = self.queues[large]
-            # One compiled step for all epochs: a queue that is not used yet, or not full, takes no part.
+            # One compiled step for all epochs: a queue that is not used yet, or not full, takes no
+            # part.
             rows = replicas.share(queue.rows)
             used = tf.fill([rows.shape[0]], (queue.count >= queue.size) & self._queue_is_on())
             scores = tf.concat([scores, tf.matmul(rows, self.prototypes, transpose_b=True)], 0)
             active = tf.concat([active, used], 0)
-        return sinkhorn(scores, self.sinkhorn_epsilon, self.sinkhorn_iterations, active, own=z.shape[0])
+        return sinkhorn(
+            scores, self.sinkhorn_epsilon, self.sinkhorn_iterations, active, own=z.shape[0]
+        )
 
     def _queue_is_on(self) -> tf.Tensor:
         step = self.optimizer.iterations if getattr(self, "optimizer", None) else 0
@@ -105,6 +122,7 @@ class SwAV(MultiCrop):
         self._normalize_prototypes()
 
     def chance(self) -> dict[str, float]:
-        """A loss that stays at that of a uniform guess is the known way in which this method fails."""
+        """A loss that stays at that of a uniform guess is the known way in which this method
+        fails."""
         count = self.prototypes.shape[0]
         return {**super().chance(), "loss": math.log(count), "accuracy": 1 / count}

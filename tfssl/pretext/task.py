@@ -52,30 +52,41 @@ class Pretext(Loop):
     Args:
       backbone: a `tf.keras.Model` from `tfssl.backbones.build`: images -> endpoints.
       image_size: side of the square images that the backbone sees, in pixels.
-      weight_decay: factor w of 0.5 * w * sum ||kernel||^2 over the kernels of convolutions and dense layers, added to the loss (the
-        2019 study: 1e-4). The reported loss leaves it out.
-      decay: kernels, or all: weight decay acts on biases and normalizations too, as PyTorch's optimizers have it for all parameters.
+      weight_decay: factor w of 0.5 * w * sum ||kernel||^2 over the kernels of convolutions and
+        dense layers, added to the loss (the 2019 study: 1e-4). The reported loss leaves it out.
+      decay: kernels, or all: weight decay acts on biases and normalizations too, as PyTorch's
+        optimizers have it for all parameters.
     """
 
     task: Optional[str] = None  # the registered name
     spans_batch = False  # whether an image's loss depends on the other images of the batch
-    needs: tuple[str, ...] = ()  # what the source's examples must hold beside an image, see `data.sources.require`
+    needs: tuple[
+        str, ...
+    ] = ()  # what the source's examples must hold beside an image, see `data.sources.require`
     num_images = 0  # of the data set, where the task keeps an entry for each
-    settings: Optional[dict[str, Any]] = None  # what `pretext.build` was given: enough to build the same task again
+    settings: Optional[dict[str, Any]] = (
+        None  # what `pretext.build` was given: enough to build the same task again
+    )
 
     def __init__(
-        self, backbone: tf.keras.Model, image_size: int = 224, weight_decay: float = 1e-4, decay: str = "kernels"
+        self,
+        backbone: tf.keras.Model,
+        image_size: int = 224,
+        weight_decay: float = 1e-4,
+        decay: str = "kernels",
     ) -> None:
         super().__init__()
         self.backbone = backbone
         if image_size < 1:
             raise UserError(
-                f"image_size={image_size} is the side of the images that the network sees: at least 1 pixel"
+                f"image_size={image_size} is the side of the images that the network sees: at "
+                "least 1 pixel"
             )
         self.image_size = image_size
         check_choice("decay", decay, ("kernels", "all"))
         self.weight_decay, self.decay = weight_decay, decay
-        # What a run tells its task: images of a global batch, steps of an epoch (of the data), steps in all. 0: nobody has.
+        # What a run tells its task: images of a global batch, steps of an epoch (of the data),
+        # steps in all. 0: nobody has.
         self.batch_size, self.total_steps = 0, 0
         self.epoch_steps: float = 0
         self._measures: Optional[Measures] = None
@@ -85,68 +96,86 @@ class Pretext(Loop):
         super().__init_subclass__(**keywords)
         for old, new in _RENAMED.items():
             if old in vars(cls):
-                raise UserError(f"{cls.__module__}.{cls.__name__}: a task's {old}() is called {new}() now")
+                raise UserError(
+                    f"{cls.__module__}.{cls.__name__}: a task's {old}() is called {new}() now"
+                )
         if "image" in inspect.signature(cls.example).parameters:
             raise UserError(
-                f"{cls.__module__}.{cls.__name__}: example(image, seed) is example(example, seed) now: it takes the image from "
+                f"{cls.__module__}.{cls.__name__}: example(image, seed) is example(example, seed) "
+                "now: it takes the image from "
                 'example["image"] and returns {"image": ...}'
             )
 
     # What a task defines.
 
     @staticmethod
-    def from_data(settings: Mapping[str, Any], source: Any, workdir: Optional[str]) -> dict[str, Any]:
-        """Settings that a run measures on its images: {name: value} to take the place of those given. `source` None: read back those that
-        were kept in the workdir. `workdir` None: a dry run, which keeps nothing."""
+    def from_data(
+        settings: Mapping[str, Any], source: Any, workdir: Optional[str]
+    ) -> dict[str, Any]:
+        """Settings that a run measures on its images: {name: value} to take the place of those
+        given. `source` None: read back those that were kept in the workdir. `workdir` None: a dry
+        run, which keeps nothing."""
         return {}
 
     def example(self, example: Example, seed: Optional[tf.Tensor]) -> Example:
         """What the batch has of one image.
 
         Args:
-          example: of the source: {"image": encoded (a string scalar), or decoded: uint8 [H, W, 3]; "label"; "index"; what it provides}.
+          example: of the source: {"image": encoded (a string scalar), or decoded: uint8 [H, W, 3];
+            "label"; "index"; what it provides}.
           seed: int64 [2], of this example; None: deterministic, for evaluation.
 
         Returns:
-          {"image": ..., and whatever else the task wants}: tensors of static shapes, or nested structures of them. uint8 ones reach
-          `augment` as floats in [0, 1], others as they are. "label" and "index" are the source's, unless they are among these.
+          {"image": ..., and whatever else the task wants}: tensors of static shapes, or nested
+          structures of them. uint8 ones reach `augment` as floats in [0, 1], others as they are.
+          "label" and "index" are the source's, unless they are among these.
         """
         raise NotImplementedError
 
     def order(self, source: Source) -> Source:
-        """The source in the order in which a run sees its images: itself, for the plain shuffle, or one that is `Ordered` (data/sources).
+        """The source in the order in which a run sees its images: itself, for the plain shuffle, or
+        one that is `Ordered` (data/sources).
 
-        It is a pure function of the run's seed, the example's number and variables that a phase wrote: the run calls this after each phase,
-        before the next step's images are read, and reads variables then. It is also called before any phase, which it has to bear.
+        It is a pure function of the run's seed, the example's number and variables that a phase
+        wrote: the run calls this after each phase, before the next step's images are read, and
+        reads variables then. It is also called before any phase, which it has to bear.
         """
         return source
 
     def augment(self, batch: Batch, draws: Draws) -> Batch:
-        """The training batch as `call` gets it; it may have more keys. `draws` is the one source of chance: the same for every split of the
-        batch over replicas and parts."""
+        """The training batch as `call` gets it; it may have more keys. `draws` is the one source of
+        chance: the same for every split of the batch over replicas and parts."""
         return batch
 
     def objective(self, batch: Batch, outputs: Any) -> tuple[Losses, Measured]:
         """(Loss of each example [n], {metric: [n], or ([n], weights [n])}).
 
-        A metric "loss" is reported in place of the loss. With several players (see `groups`) the loss is {player: [n]}.
+        A metric "loss" is reported in place of the loss. With several players (see `groups`) the
+        loss is {player: [n]}.
         """
         raise NotImplementedError
 
     def groups(self) -> list[Group]:
-        """The trainable variables, each in one `Group`. By default all learn alike, and weight decay leaves out the layers whose attribute
-        `decayed` is False, and the task's own variables (SwAV's prototypes are directions). `optim.groups.apart` adds another group."""
-        exempt = {id(v) for m in self.submodules for v in (m.variables if not getattr(m, "decayed", True) else ())}
+        """The trainable variables, each in one `Group`. By default all learn alike, and weight
+        decay leaves out the layers whose attribute `decayed` is False, and the task's own variables
+        (SwAV's prototypes are directions). `optim.groups.apart` adds another group."""
+        exempt = {
+            id(v)
+            for m in self.submodules
+            for v in (m.variables if not getattr(m, "decayed", True) else ())
+        }
         exempt |= {id(v) for v in self._trainable_weights}
         kept = [v for v in self.trainable_variables if id(v) not in exempt]
         spared = [v for v in self.trainable_variables if id(v) in exempt]
         return [Group(kept), *([Group(spared, decay=0.0)] if spared else [])]
 
     def after_step(self, batch: Batch, outputs: Any) -> None:
-        """Called after each training step, on each replica; `outputs` is None where the step was computed in parts that are independent."""
+        """Called after each training step, on each replica; `outputs` is None where the step was
+        computed in parts that are independent."""
 
     def phases(self) -> Sequence[Phase]:
-        """What happens between steps: see `tfssl.step.phases`. Called once the variables exist, and `epoch_steps` is known."""
+        """What happens between steps: see `tfssl.step.phases`. Called once the variables exist, and
+        `epoch_steps` is known."""
         return ()
 
     def start(self) -> None:
@@ -165,34 +194,42 @@ class Pretext(Loop):
         return None
 
     def preview(self, batch: Batch) -> tf.Tensor:
-        """The images that the network sees for an (augmented) batch: [n, H, W, 3] in [0, 1], for people to look at."""
+        """The images that the network sees for an (augmented) batch: [n, H, W, 3] in [0, 1], for
+        people to look at."""
         return batch["image"]
 
     def pictures(self, batch: Batch) -> Optional[tf.Tensor]:
-        """[n, H, W, 3] in [0, 1] that show, for an evaluation batch, what the task has learned; None where there is nothing to see."""
+        """[n, H, W, 3] in [0, 1] that show, for an evaluation batch, what the task has learned;
+        None where there is nothing to see."""
         return None
 
     @property
     def published(self) -> tuple[tf.keras.Model, ...]:
-        """The networks that `encode` runs, the online and the kNN probe measure, and export publishes: by default the backbone. A target
-        network may stand here (`MomentumNetwork.backbone`), or the parts of an encoder, each once. `encode` uses no variable but theirs."""
+        """The networks that `encode` runs, the online and the kNN probe measure, and export
+        publishes: by default the backbone. A target network may stand here
+        (`MomentumNetwork.backbone`), or the parts of an encoder, each once. `encode` uses no
+        variable but theirs."""
         return (self.backbone,)
 
     def encode(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        """Images [N, H, W, 3] in [0, 1] -> dict of the published encoder's endpoints, in depth order; the last is pre_logits [N, D].
+        """Images [N, H, W, 3] in [0, 1] -> dict of the published encoder's endpoints, in depth
+        order; the last is pre_logits [N, D].
 
         Raises:
-          NotImplementedError: several networks are published, and the task does not say how their endpoints become one encoder's.
+          NotImplementedError: several networks are published, and the task does not say how their
+            endpoints become one encoder's.
         """
         if len(self.published) > 1:
             raise NotImplementedError(
-                f"{type(self).__name__} publishes {len(self.published)} networks: it has to define encode()"
+                f"{type(self).__name__} publishes {len(self.published)} networks: it has to define "
+                "encode()"
             )
         return self.published[0](self.normalize(images), training=training)
 
     @property
     def evaluation_size(self) -> tuple[int, int]:
-        """(side of the central crop, shorter side before it), in pixels: how images come to the published encoder."""
+        """(side of the central crop, shorter side before it), in pixels: how images come to the
+        published encoder."""
         raise NotImplementedError
 
     @property
@@ -203,38 +240,55 @@ class Pretext(Loop):
     # What all tasks share.
 
     def norm(self, name: str, **settings: Any) -> BatchNorm:
-        """A batch normalization for the task's head, whose statistics span what the backbone's do."""
+        """A batch normalization for the task's head, whose statistics span what the backbone's
+        do."""
         return self.backbone.norm_policy.batch(name, **settings)
 
     def endpoints(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        """Images [N, H, W, 3] in [0, 1] -> dict of the backbone's endpoints: what `call` trains, whichever network is published."""
+        """Images [N, H, W, 3] in [0, 1] -> dict of the backbone's endpoints: what `call` trains,
+        whichever network is published."""
         return self.backbone(self.normalize(images), training=training)
 
     def to_float(self, batch: Batch) -> Batch:
-        """The batch with uint8 tensors as floats in [0, 1], and all others as they are: images travel to the device as bytes."""
-        scale = tf.constant(1 / 255, tf.keras.backend.floatx())  # a cast would round it to float32 first
-        return tf.nest.map_structure(lambda x: tf.cast(x, scale.dtype) * scale if x.dtype == tf.uint8 else x, batch)
+        """The batch with uint8 tensors as floats in [0, 1], and all others as they are: images
+        travel to the device as bytes."""
+        scale = tf.constant(
+            1 / 255, tf.keras.backend.floatx()
+        )  # a cast would round it to float32 first
+        return tf.nest.map_structure(
+            lambda x: tf.cast(x, scale.dtype) * scale if x.dtype == tf.uint8 else x, batch
+        )
 
     def dataset(
-        self, source: Any, batch_size: int, seed: int = 0, start_step: int = 0, steps: Optional[int] = None, **rows: Any
+        self,
+        source: Any,
+        batch_size: int,
+        seed: int = 0,
+        start_step: int = 0,
+        steps: Optional[int] = None,
+        **rows: Any,
     ) -> tf.data.Dataset:
         """The training batches of a source (see `data.pipeline.training_batches`), ready for `fit`.
 
         Raises:
-          UserError: the source does not provide what the task `needs`, the task has no entries for so many images, or examples have no
-            static shape.
+          UserError: the source does not provide what the task `needs`, the task has no entries for
+            so many images, or examples have no static shape.
         """
         require(source, self.needs, f"task {self.task or type(self).__name__!r}")
         if 0 < self.num_images < source.num_examples:
             raise UserError(
-                f"num_images={self.num_images} does not hold the {source.num_examples} images of the training split: leave it out"
+                f"num_images={self.num_images} does not hold the {source.num_examples} images of "
+                "the training split: leave it out"
             )
-        data = pipeline.training_batches(self.order(source), self.example, batch_size, seed, start_step, steps, **rows)
+        data = pipeline.training_batches(
+            self.order(source), self.example, batch_size, seed, start_step, steps, **rows
+        )
         for name, specs in data.element_spec.items():
             for shape in (spec.shape[1:] for spec in tf.nest.flatten(specs)):
                 if not shape.is_fully_defined():
                     raise UserError(
-                        f"{type(self).__name__}.example() returns {name!r} of {shape}: give all examples one shape (tf.ensure_shape)"
+                        f"{type(self).__name__}.example() returns {name!r} of {shape}: give all "
+                        "examples one shape (tf.ensure_shape)"
                     )
         return data
 
@@ -243,13 +297,15 @@ class Pretext(Loop):
         return pipeline.evaluation_batches(source, self.example, batch_size, **rows)
 
     def prepare(self) -> None:
-        """Create all variables, the optimizer's too where the model is compiled, by tracing one step: nothing is computed."""
+        """Create all variables, the optimizer's too where the model is compiled, by tracing one
+        step: nothing is computed."""
         if self._measures is not None:
             return
         batch = self.zero_batch(2)
         with self.distribute_strategy.scope():
             self._measures = Measures(self.chance())
-            # In a graph that nobody runs: tf.function would trace a second time, once the variables are there.
+            # In a graph that nobody runs: tf.function would trace a second time, once the variables
+            # are there.
             with tf.__internal__.FuncGraph("prepare").as_default():
                 self._plain(lambda: self(self.augment(self.to_float(batch), Draws(batch))))()
             self.start()
@@ -266,15 +322,28 @@ class Pretext(Loop):
         """A batch of the types and shapes that `dataset` delivers, all zeros: for tracing."""
         example = pipeline.row(self.example, self.zero_example(), tf.zeros([2], tf.int64))
         batch = {name: tf.zeros([rows], dtype) for name, dtype in ROWS.items()}
-        return {**batch, **tf.nest.map_structure(lambda x: tf.zeros([rows, *x.shape], x.dtype), example)}
+        return {
+            **batch,
+            **tf.nest.map_structure(lambda x: tf.zeros([rows, *x.shape], x.dtype), example),
+        }
 
     def zero_example(self) -> Example:
-        """A source's example of a black image, for tracing: with what `needs` names, as far as our own sources know its shape; a task that
-        needs something else adds that here."""
+        """A source's example of a black image, for tracing: with what `needs` names, as far as our
+        own sources know its shape; a task that needs something else adds that here."""
         side, zero = self.image_size, tf.zeros([], tf.int64)
-        specs = {name: spec for need in self.needs for name, spec in ANNOTATIONS.get(need, {}).items()}
-        annotations = {name: tf.zeros([n or side for n in spec.shape], spec.dtype) for name, spec in specs.items()}
-        return {"image": tf.zeros([side, side, 3], tf.uint8), "label": zero, "index": zero, **annotations}
+        specs = {
+            name: spec for need in self.needs for name, spec in ANNOTATIONS.get(need, {}).items()
+        }
+        annotations = {
+            name: tf.zeros([n or side for n in spec.shape], spec.dtype)
+            for name, spec in specs.items()
+        }
+        return {
+            "image": tf.zeros([side, side, 3], tf.uint8),
+            "label": zero,
+            "index": zero,
+            **annotations,
+        }
 
     @property
     def metrics(self) -> list[tf.keras.metrics.Metric]:
@@ -282,7 +351,8 @@ class Pretext(Loop):
 
     @property
     def counters(self) -> dict[str, float]:
-        """{"replaced": unreadable images, "nonfinite_steps": steps whose loss was NaN or infinite}, since metrics were last reset."""
+        """{"replaced": unreadable images, "nonfinite_steps": steps whose loss was NaN or infinite},
+        since metrics were last reset."""
         return {name: float(metric.result()) for name, metric in self._prepared().counters.items()}
 
     def _prepared(self) -> Measures:
@@ -304,7 +374,8 @@ class Pretext(Loop):
         return self.kernels() if self.decay == "kernels" else self.decayable()
 
     def adapted(self) -> list[tf.Variable]:
-        """The variables whose steps LARS and LAMB scale, and whose weight decay they carry, likewise."""
+        """The variables whose steps LARS and LAMB scale, and whose weight decay they carry,
+        likewise."""
         adapted = self._of_groups(lambda group: group.adapts)
         return [v for v in adapted if self.decay == "all" or optim.is_kernel(v)]
 
@@ -312,23 +383,32 @@ class Pretext(Loop):
         ids = {id(v) for group in self.groups() if chosen(group) for v in group.variables}
         return [variable for variable in self.trainable_variables if id(variable) in ids]
 
-    def compile(self, optimizer: tf.keras.optimizers.Optimizer, accumulate_steps: int = 1, **keras: Any) -> None:
+    def compile(
+        self, optimizer: tf.keras.optimizers.Optimizer, accumulate_steps: int = 1, **keras: Any
+    ) -> None:
         """As in Keras; the loss and the metrics are the task's own.
 
         Args:
-          accumulate_steps: each replica's part of a batch is computed in so many equal parts, one after the other, whose gradients are
-            summed: less memory, and the same result, but for batch normalization, which sees each part by itself. Where the loss compares
-            the images of a batch, the parts' outputs are computed first, then the loss of all, and each part again for its gradients
-            (gradient caching, Gao et al., arXiv 2101.06983): a third more computation.
+          accumulate_steps: each replica's part of a batch is computed in so many equal parts, one
+            after the other, whose gradients are summed: less memory, and the same result, but for
+            batch normalization, which sees each part by itself. Where the loss compares the images
+            of a batch, the parts' outputs are computed first, then the loss of all, and each part
+            again for its gradients (gradient caching, Gao et al., arXiv 2101.06983): a third more
+            computation.
 
         Raises:
           UserError: batch statistics are synchronized over replicas, which parts cannot be.
         """
         strategy = self.distribute_strategy
         synchronized = strategy.num_replicas_in_sync > 1 and self.backbone.norm_policy.sync
-        if accumulate_steps > 1 and synchronized and not isinstance(strategy, tf.distribute.TPUStrategy):
+        if (
+            accumulate_steps > 1
+            and synchronized
+            and not isinstance(strategy, tf.distribute.TPUStrategy)
+        ):
             raise UserError(
-                f"--accumulate_steps={accumulate_steps} and --sync_batch_norm together need a TPU: other replicas cannot meet within a "
+                f"--accumulate_steps={accumulate_steps} and --sync_batch_norm together need a TPU: "
+                "other replicas cannot meet within a "
                 "loop; leave one of them out"
             )
         super().compile(optimizer=optimizer, **keras)
@@ -356,9 +436,12 @@ class Pretext(Loop):
             elif self.spans_batch:
                 scaled, outputs = gradients.cached(step, batch, parts, fraction)
             else:
-                scaled, outputs = gradients.accumulated(step, batch, parts, 1 / (parts * replicas)), None
+                scaled, outputs = (
+                    gradients.accumulated(step, batch, parts, 1 / (parts * replicas)),
+                    None,
+                )
         unscaled = self._loss_scaling("get_unscaled_gradients", scaled)
-        self.optimizer.apply_gradients(zip(unscaled, self.trainable_variables))  # noqa: B905 (Python 3.9)
+        self.optimizer.apply_gradients(zip(unscaled, self.trainable_variables))
         self.after_step(batch, outputs)
         self._prepared().count("replaced", tf.cast(batch["replaced"], tf.float32))
         return {}
@@ -383,11 +466,14 @@ class Pretext(Loop):
         self._prepared().track(batch["weight"], measured)
         # Without an online probe's, which is in the losses but not in what is reported.
         reported = tf.add_n([tf.reduce_mean(measured[name]) for name in _reported(losses)])
-        self._prepared().count("nonfinite_steps", tf.cast(~tf.math.is_finite(reported), tf.float32) * fraction)
+        self._prepared().count(
+            "nonfinite_steps", tf.cast(~tf.math.is_finite(reported), tf.float32) * fraction
+        )
         losses = losses if isinstance(losses, dict) else {"": losses}
         if losses.keys() != self._players().keys():
             raise UserError(
-                f"objective() has losses of {_names(losses)}, and groups() players {_names(self._players())}"
+                f"objective() has losses of {_names(losses)}, and groups() players "
+                f"{_names(self._players())}"
             )
         return {
             player: self._loss_scaling("get_scaled_loss", tf.reduce_mean(loss) * fraction)
@@ -403,12 +489,19 @@ class Pretext(Loop):
         decayed = {id(v) for v in self.decaying()}
         decays = {}
         for player, positions in self._players().items():
-            own = [self.trainable_variables[i] for i in positions if id(self.trainable_variables[i]) in decayed]
+            own = [
+                self.trainable_variables[i]
+                for i in positions
+                if id(self.trainable_variables[i]) in decayed
+            ]
             halves = [(factors[id(v)], tf.nn.l2_loss(tf.cast(v, floatx))) for v in own]
             total = tf.add_n(
-                [half if factor == 1 else factor * half for factor, half in halves] or [tf.zeros([], floatx)]
+                [half if factor == 1 else factor * half for factor, half in halves]
+                or [tf.zeros([], floatx)]
             )
-            decays[player] = self._loss_scaling("get_scaled_loss", self.weight_decay * total * fraction)
+            decays[player] = self._loss_scaling(
+                "get_scaled_loss", self.weight_decay * total * fraction
+            )
         return decays
 
     def _players(self) -> dict[str, list[int]]:
@@ -416,7 +509,8 @@ class Pretext(Loop):
         of = {id(v): group.player for group in self.groups() for v in group.variables}
         players = dict.fromkeys(of.values())
         return {
-            player: [i for i, v in enumerate(self.trainable_variables) if of[id(v)] == player] for player in players
+            player: [i for i, v in enumerate(self.trainable_variables) if of[id(v)] == player]
+            for player in players
         }
 
     def _loss_scaling(self, step: str, values: Any) -> Any:
@@ -425,10 +519,14 @@ class Pretext(Loop):
 
 
 def _reported(losses: Losses) -> dict[str, tf.Tensor]:
-    """{metric: loss per image}: "loss", or of several players "<player>_loss" for each; "loss" is then their sum."""
+    """{metric: loss per image}: "loss", or of several players "<player>_loss" for each; "loss" is
+    then their sum."""
     if not isinstance(losses, dict):
         return {"loss": losses}
-    return {"loss": tf.add_n(list(losses.values())), **{f"{player}_loss": loss for player, loss in losses.items()}}
+    return {
+        "loss": tf.add_n(list(losses.values())),
+        **{f"{player}_loss": loss for player, loss in losses.items()},
+    }
 
 
 def _names(players: Iterable[str]) -> str:
@@ -450,7 +548,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def imagenet_normalized(images: tf.Tensor) -> tf.Tensor:
     """Images in [0, 1] less ImageNet's mean, by its deviation."""
-    return (images - tf.constant(IMAGENET_MEAN, images.dtype)) / tf.constant(IMAGENET_STD, images.dtype)
+    return (images - tf.constant(IMAGENET_MEAN, images.dtype)) / tf.constant(
+        IMAGENET_STD, images.dtype
+    )
 
 
 def image_major(images: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,5 @@
-"""VICReg: Bardes et al., "Variance-Invariance-Covariance Regularization", ICLR 2022 (arXiv 2105.04906)."""
+"""VICReg: Bardes et al., "Variance-Invariance-Covariance Regularization", ICLR 2022 (arXiv
+2105.04906)."""
 
 import math
 from collections.abc import Mapping
@@ -13,13 +14,16 @@ from tfssl.pretext.task import Batch, Measured
 
 
 class VICReg(Views):
-    """Embeddings of two views are to be near each other; each of their features is to vary over the batch, and no two are to covary.
+    """Embeddings of two views are to be near each other; each of their features is to vary over the
+    batch, and no two are to covary.
 
     Args:
       augmentation: policy of the views (the paper: barlow_twins, in which the two differ).
       projection_layers: layers of the expander (the paper: 3).
       projection_size: outputs of each of them (the paper: 8192).
-      invariance_weight, variance_weight, covariance_weight: of the three terms of the loss (the paper: 25, 25, 1).
+      invariance_weight: of the distance between views (the paper: 25).
+      variance_weight: of what features lack of a deviation of 1 (the paper: 25).
+      covariance_weight: of the squared covariances between features (the paper: 1).
     """
 
     task = "vicreg"
@@ -38,7 +42,9 @@ class VICReg(Views):
         super().__init__(backbone, augmentation=augmentation, **common)
         self.weights_of_terms = invariance_weight, variance_weight, covariance_weight
         bias = [True] * (projection_layers - 1) + [False]
-        self.projection = MLP("projection", [projection_size] * projection_layers, bias=bias, norm=self.head_norm)
+        self.projection = MLP(
+            "projection", [projection_size] * projection_layers, bias=bias, norm=self.head_norm
+        )
 
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         return self.embed_each(batch, {"z": self.projection}, training)  # Nx2xE

@@ -24,7 +24,9 @@ from tfssl.runtime import console
 from tfssl.runtime.watchdog import STATUS, WATCHDOG, Stopped
 from tfssl.storage import files
 
-_SECTIONS: dict[str, list[str]] = {}  # name of a section -> names of its flags, in the order of definition
+_SECTIONS: dict[
+    str, list[str]
+] = {}  # name of a section -> names of its flags, in the order of definition
 
 
 def run(
@@ -33,19 +35,22 @@ def run(
     define: Callable[[Sequence[str]], None] | None = None,
     goes_on: str | None = None,
 ) -> None:
-    """Parse the command line, call `main(argv)`, and turn user errors into `name: cause and remedy`, exit status 1.
+    """Parse the command line, call `main(argv)`, and turn user errors into `name: cause and
+    remedy`, exit status 1.
 
     Args:
       main: what the command does.
       name: of the command.
-      define: called with the command line to define its flags, which may depend on it (see `peek`); None: they are there.
-      goes_on: what the same command does after SIGTERM or SIGHUP, for the user; these then end the process by a line, with status 75. None:
-        they kill it.
+      define: called with the command line to define its flags, which may depend on it (see `peek`);
+        None: they are there.
+      goes_on: what the same command does after SIGTERM or SIGHUP, for the user; these then end the
+        process by a line, with status 75. None: they kill it.
     """
     console.outlive()
     if goes_on:
         WATCHDOG.heed(name, goes_on)
-    # Level 3 hides what TensorFlow prints about absent CUDA libraries; set the variable to 0 to see everything.
+    # Level 3 hides what TensorFlow prints about absent CUDA libraries; set the variable to 0 to see
+    # everything.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.WARNING)
     for logger in (logging.get_absl_logger(), std_logging.getLogger("tensorflow")):
@@ -63,7 +68,8 @@ def run(
         positional = flags.FLAGS(expand_flagfiles(argv))
         if len(positional) > 1:
             raise UserError(
-                f"unexpected argument {positional[1]!r}: every setting is a flag, --name=value (see --help)"
+                f"unexpected argument {positional[1]!r}: every setting is a flag, --name=value "
+                "(see --help)"
             )
         return positional
 
@@ -98,14 +104,20 @@ def run(
 
 
 def _is_for_users(record: std_logging.LogRecord) -> bool:
-    """Not so Keras's lines about a function of its own that needs no AutoGraph, and about callbacks that take longer than a short step."""
+    """Not so Keras's lines about a function of its own that needs no AutoGraph, and about callbacks
+    that take longer than a short step."""
     text = record.getMessage()
-    return "create_autocast_variable" not in text and "is slow compared to the batch time" not in text
+    return (
+        "create_autocast_variable" not in text and "is slow compared to the batch time" not in text
+    )
 
 
 def _import_tensorflow() -> None:
-    """Import TensorFlow without the lines that newer ones print at import, whatever the log level is."""
-    gc.disable()  # A million objects, all of which stay: looking through them again and again takes a tenth of the import,
+    """Import TensorFlow without the lines that newer ones print at import, whatever the log level
+    is."""
+    # A million objects, all of which stay: looking through them again and again takes a tenth of
+    # the import,
+    gc.disable()
     try:
         with _routine_hidden():
             import tensorflow  # noqa: F401
@@ -116,7 +128,8 @@ def _import_tensorflow() -> None:
 
 @contextlib.contextmanager
 def _routine_hidden() -> Iterator[None]:
-    """Keep from stderr the lines that TensorFlow's library logs, unless TF_CPP_MIN_LOG_LEVEL asks for them."""
+    """Keep from stderr the lines that TensorFlow's library logs, unless TF_CPP_MIN_LOG_LEVEL asks
+    for them."""
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] < "2":
         yield
         return
@@ -129,7 +142,9 @@ def _routine_hidden() -> Iterator[None]:
             os.dup2(stderr, 2)
             os.close(stderr)
             caught.seek(0)
-            routine = re.compile(r"[IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] |WARNING: All log messages before")
+            routine = re.compile(
+                r"[IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] |WARNING: All log messages before"
+            )
             for line in caught.read().decode(errors="replace").splitlines():
                 if not routine.match(line):
                     print(line, file=sys.stderr)
@@ -153,9 +168,11 @@ def peek(argv: Sequence[str], name: str, default: None = None) -> str | None: ..
 
 
 def peek(argv: Sequence[str], name: str, default: str | None = None) -> str | None:
-    """The text that a command line gives a flag, before any flag is defined; flagfiles are looked into, and the last one counts.
+    """The text that a command line gives a flag, before any flag is defined; flagfiles are looked
+    into, and the last one counts.
 
-    A class of the user's own, such as --task=mypackage.mytask:MyTask, has flags that cannot be defined before its name is known.
+    A class of the user's own, such as --task=mypackage.mytask:MyTask, has flags that cannot be
+    defined before its name is known.
 
     Raises:
       UserError: a flagfile cannot be read.
@@ -179,8 +196,9 @@ def peek_all(argv: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 def expand_flagfiles(argv: Sequence[str], folder: str = "") -> list[str]:
     """The argument list with each `--flagfile=F` replaced by the flags in F.
 
-    F is a path (a nested one is looked up beside the file that includes it) or `tfssl:PAPER/NAME.flags`, one of those that are installed
-    with tfssl. Later flags override earlier ones; lines that begin with # are comments.
+    F is a path (a nested one is looked up beside the file that includes it) or
+    `tfssl:PAPER/NAME.flags`, one of those that are installed with tfssl. Later flags override
+    earlier ones; lines that begin with # are comments.
     """
     expanded = _expand(list(argv), folder, ())
     for arg in expanded:
@@ -221,13 +239,21 @@ def _read(path: str) -> str:
                 content = f.read()
         return content.decode("utf-8-sig")  # some editors begin a file with a mark
     except UnicodeDecodeError as e:
-        raise UserError(f"flagfile {path} is not text in UTF-8: save it as UTF-8, or as ASCII") from e
+        raise UserError(
+            f"flagfile {path} is not text in UTF-8: save it as UTF-8, or as ASCII"
+        ) from e
     except files.errors() as e:
         raise UserError(f"flagfile {path} cannot be read: {one_line(e)}") from e
 
 
 def _find_flagfile(value: str, folder: str) -> str:
-    remote = value if "://" in value else f"{folder}/{value}" if "://" in folder and not os.path.isabs(value) else None
+    remote = (
+        value
+        if "://" in value
+        else f"{folder}/{value}"
+        if "://" in folder and not os.path.isabs(value)
+        else None
+    )
     if remote and not value.startswith("tfssl:"):
         import tensorflow as tf
 
@@ -276,7 +302,8 @@ class _Switch(flags.BooleanParser):
 
 
 class section(contextlib.ContextDecorator):
-    """`with section("Data"): flags.DEFINE_...` puts the flags under one heading of `--help`; `@section("Data")` those of a function."""
+    """`with section("Data"): flags.DEFINE_...` puts the flags under one heading of `--help`;
+    `@section("Data")` those of a function."""
 
     def __init__(self, heading: str) -> None:
         self.heading = heading
@@ -295,7 +322,8 @@ def defined_flags() -> list[str]:
 
 
 def usage(name: str, description: str | None) -> str:
-    """The text of `--help`: the binary's docstring, then its flags by section, each with its default."""
+    """The text of `--help`: the binary's docstring, then its flags by section, each with its
+    default."""
     lines = [
         (description or "").strip(),
         "",
@@ -310,7 +338,11 @@ def usage(name: str, description: str | None) -> str:
                 default = f"={str(flag.default).lower()}"
             lines.append(f"  --{flag.name}{default}")
             lines += textwrap.wrap(
-                flag.help, 110, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+                flag.help,
+                110,
+                initial_indent=" " * 6,
+                subsequent_indent=" " * 6,
+                break_on_hyphens=False,
             )
         lines.append("")
     return "\n".join(lines)

@@ -1,4 +1,5 @@
-"""The screen that a process writes to can go away before the process does: `| head`, a closed terminal, an ended ssh session."""
+"""The screen that a process writes to can go away before the process does: `| head`, a closed
+terminal, an ended ssh session."""
 
 from __future__ import annotations
 

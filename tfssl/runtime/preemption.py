@@ -1,5 +1,5 @@
-"""SIGTERM, which spot machines and schedulers send before they take a machine away, and SIGHUP, which a closed terminal sends: save, and
-leave with a status of its own."""
+"""SIGTERM, which spot machines and schedulers send before they take a machine away, and SIGHUP,
+which a closed terminal sends: save, and leave with a status of its own."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ class Preempted(UserError):
 
 
 class Preemption(tf.keras.callbacks.Callback):
-    """At SIGTERM, SIGHUP or Ctrl-C: a checkpoint after the steps under way, then `Preempted`. A second Ctrl-C ends at once.
+    """At SIGTERM, SIGHUP or Ctrl-C: a checkpoint after the steps under way, then `Preempted`. A
+    second Ctrl-C ends at once.
 
-    Where no step comes to its end, the process ends without a save: see `tfssl.runtime.watchdog`, which is told here of the run's progress.
+    Where no step comes to its end, the process ends without a save: see `tfssl.runtime.watchdog`,
+    which is told here of the run's progress.
 
-    With several workers all of them save and stop at the same step, whichever of them was told: they agree every few executions (see
-    `strategies.Agreement`).
+    With several workers all of them save and stop at the same step, whichever of them was told:
+    they agree every few executions (see `strategies.Agreement`).
 
     Args:
       save: function () that saves the state.
@@ -36,7 +38,9 @@ class Preemption(tf.keras.callbacks.Callback):
 
     _supports_tf_logs = True
 
-    def __init__(self, save: Callable[[], object], step: Callable[[], int], strategy: tf.distribute.Strategy) -> None:
+    def __init__(
+        self, save: Callable[[], object], step: Callable[[], int], strategy: tf.distribute.Strategy
+    ) -> None:
         super().__init__()
         self.save, self.step = save, step
         self.told: int | None = None
@@ -68,7 +72,8 @@ class Preemption(tf.keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Mapping[str, tf.Tensor] | None = None) -> None:
         self._look(TRAINING)
 
-    # In validation too, though its figures are then missing: the grace before a machine goes can be shorter than a pass.
+    # In validation too, though its figures are then missing: the grace before a machine goes can be
+    # shorter than a pass.
     def on_test_batch_end(self, batch: int, logs: Mapping[str, tf.Tensor] | None = None) -> None:
         self._look("waiting for a validation step or its images")
 
@@ -93,5 +98,6 @@ class Preemption(tf.keras.callbacks.Callback):
             self._give_back()
             cause = signal.Signals(self.told).name if self.told else "a signal to another worker"
             raise Preempted(
-                f"{cause}: stopped after step {self.step()}, which is saved; the same command goes on from there"
+                f"{cause}: stopped after step {self.step()}, which is saved; the same command goes "
+                "on from there"
             )

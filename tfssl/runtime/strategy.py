@@ -33,10 +33,18 @@ class Batches(Protocol[_Source]):
     """What makes batches of a source, a task; its arguments are those of `data.pipeline`."""
 
     def dataset(
-        self, source: _Source, batch_size: int, seed: int, start_step: int, steps: int | None, **pipeline: Any
+        self,
+        source: _Source,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        steps: int | None,
+        **pipeline: Any,
     ) -> tf.data.Dataset: ...
 
-    def evaluation_dataset(self, source: _Source, batch_size: int, **pipeline: Any) -> tf.data.Dataset: ...
+    def evaluation_dataset(
+        self, source: _Source, batch_size: int, **pipeline: Any
+    ) -> tf.data.Dataset: ...
 
 
 def start(seed: int = 0, precision: str = "float32", deterministic: bool = False) -> None:
@@ -44,7 +52,8 @@ def start(seed: int = 0, precision: str = "float32", deterministic: bool = False
 
     Args:
       seed: of weight initialisation.
-      precision: Keras's policy, one of PRECISIONS; variables, losses and normalisations stay float32.
+      precision: Keras's policy, one of PRECISIONS; variables, losses and normalisations stay
+        float32.
       deterministic: every op gives the same bits in every run on the same hardware.
     """
     for gpu in tf.config.list_physical_devices("GPU"):
@@ -56,10 +65,12 @@ def start(seed: int = 0, precision: str = "float32", deterministic: bool = False
 
 
 def auto_precision(strategy: str = "auto") -> tuple[str, str]:
-    """The fastest of PRECISIONS that needs no loss scaling, on the devices of a strategy: (precision, why).
+    """The fastest of PRECISIONS that needs no loss scaling, on the devices of a strategy:
+    (precision, why).
 
-    mixed_bfloat16 on TPUs, on GPUs of compute capability 8 and more, and on processors that multiply it in hardware; else float32. GPUs of
-    capability 7 have float16 alone, which can overflow: it is for the user to ask for.
+    mixed_bfloat16 on TPUs, on GPUs of compute capability 8 and more, and on processors that
+    multiply it in hardware; else float32. GPUs of capability 7 have float16 alone, which can
+    overflow: it is for the user to ask for.
     """
     if strategy == "tpu":
         return "mixed_bfloat16", "a TPU"
@@ -74,13 +85,15 @@ def auto_precision(strategy: str = "auto") -> tuple[str, str]:
 
 
 def emulated(precision: str, strategy: str = "auto") -> str | None:
-    """One line on what a precision costs that the processor has to emulate, or None where it does not."""
+    """One line on what a precision costs that the processor has to emulate, or None where it does
+    not."""
     if precision == "float32" or strategy == "tpu" or tf.config.list_physical_devices("GPU"):
         return None
     if precision == "mixed_bfloat16" and processor.bfloat16_here():
         return None
     return (
-        f"--precision={precision} is emulated on this processor, up to 16 times slower than float32 (1.7 images/s for 27: rotation, a "
+        f"--precision={precision} is emulated on this processor, up to 16 times slower than "
+        "float32 (1.7 images/s for 27: rotation, a "
         "quarter-width ResNet-18); --precision=auto takes what is fast"
     )
 
@@ -99,20 +112,22 @@ def build(
     """A `tf.distribute.Strategy`.
 
     Args:
-      name: "auto": all GPUs, else the one device; "default": one device; "mirrored": all GPUs of this host; "multi_worker": the hosts of
-        TF_CONFIG; "tpu": a TPU.
+      name: "auto": all GPUs, else the one device; "default": one device; "mirrored": all GPUs of
+        this host; "multi_worker": the hosts of TF_CONFIG; "tpu": a TPU.
       tpu: the TPU's name or address; "local" on a TPU VM, also the default.
       tpu_zone, gcp_project: where a TPU of that name is, if not where this machine is.
       host_timeout: seconds to wait for the other hosts of TF_CONFIG; they are named every 30 s.
 
     Raises:
-      UserError: unknown name, no TPU found, no TF_CONFIG or none with a place for this process, a port in use, hosts that do not come.
+      UserError: unknown name, no TPU found, no TF_CONFIG or none with a place for this process, a
+        port in use, hosts that do not come.
     """
     # First of all: once TensorFlow has looked at its devices, it can join no other workers.
     if name == "multi_worker":
         if "TF_CONFIG" not in os.environ:
             raise UserError(
-                "--strategy=multi_worker needs the environment variable TF_CONFIG, which names the hosts and this one's index"
+                "--strategy=multi_worker needs the environment variable TF_CONFIG, which names the "
+                "hosts and this one's index"
             )
         address = _own_address(os.environ["TF_CONFIG"])
         _wait_for_hosts(host_timeout)
@@ -122,7 +137,8 @@ def build(
             raise UserError(f"the worker {address} of TF_CONFIG cannot start: {one_line(e)}") from e
     if os.environ.get("TF_CONFIG"):
         print(
-            f"TF_CONFIG is set, and --strategy={name} does not use it: this process trains by itself (--strategy=multi_worker trains with "
+            f"TF_CONFIG is set, and --strategy={name} does not use it: this process trains by "
+            "itself (--strategy=multi_worker trains with "
             "the hosts that it names)",
             file=sys.stderr,
             flush=True,
@@ -133,15 +149,21 @@ def build(
     if name == "auto":
         return tf.distribute.MirroredStrategy()
     if name == "mirrored":
-        return tf.distribute.MirroredStrategy(None if gpus else [d.name for d in tf.config.list_logical_devices("CPU")])
+        return tf.distribute.MirroredStrategy(
+            None if gpus else [d.name for d in tf.config.list_logical_devices("CPU")]
+        )
     if name == "tpu":
         try:
-            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu or "local", tpu_zone, gcp_project)
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
+                tpu or "local", tpu_zone, gcp_project
+            )
             tf.config.experimental_connect_to_cluster(resolver)
             tf.tpu.experimental.initialize_tpu_system(resolver)
             return tf.distribute.TPUStrategy(resolver)
         except (ValueError, tf.errors.OpError) as e:
-            raise UserError(f"no TPU answers at --tpu={tpu or 'local'}: {str(e).splitlines()[0]}") from e
+            raise UserError(
+                f"no TPU answers at --tpu={tpu or 'local'}: {str(e).splitlines()[0]}"
+            ) from e
     raise UserError(f"unknown strategy {name!r}: choose one of {', '.join(NAMES)}")
 
 
@@ -161,15 +183,17 @@ def _own_address(config: str) -> str:
     except (ValueError, KeyError, IndexError, TypeError) as e:
         form = '{"cluster": {"worker": ["HOST:PORT", "HOST:PORT"]}, "task": {"type": "worker", "index": 0}}'
         raise UserError(
-            f"TF_CONFIG does not say which of which hosts this is ({type(e).__name__}: {one_line(e)}): it has the form {form}"
+            f"TF_CONFIG does not say which of which hosts this is ({type(e).__name__}: "
+            f"{one_line(e)}): it has the form {form}"
         ) from e
 
 
 def _wait_for_hosts(timeout: float) -> None:
     """Return once all hosts of TF_CONFIG answer at their ports, this one among them.
 
-    TensorFlow would wait for ever, in silence, and where neither a signal nor another thread is heard. A host that has seen all others goes
-    on, and answers from then on by TensorFlow's own server, which the slower ones see.
+    TensorFlow would wait for ever, in silence, and where neither a signal nor another thread is
+    heard. A host that has seen all others goes on, and answers from then on by TensorFlow's own
+    server, which the slower ones see.
     """
     hosts, me = _hosts()
     missing = {i: address for i, (_, address) in enumerate(hosts) if i != me}
@@ -179,32 +203,41 @@ def _wait_for_hosts(timeout: float) -> None:
         server = socket.create_server(("", int(port)), backlog=len(hosts) + 128)
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(
-            f"port {port} of {hosts[me][0]}, which TF_CONFIG gives this process, is in use, or not for it ({one_line(error)}): "
+            f"port {port} of {hosts[me][0]}, which TF_CONFIG gives this process, is in use, or not "
+            f"for it ({one_line(error)}): "
             "end the other process, or take another port on all hosts"
         ) from error
     with server, concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         while True:
-            answers = dict(zip(missing, pool.map(_answers, missing.values())))  # noqa: B905 (Python 3.9)
+            answers = dict(zip(missing, pool.map(_answers, missing.values())))
             missing = {i: address for i, address in missing.items() if not answers[i]}
             waited, who = time.monotonic() - begun, ", ".join(hosts[i][0] for i in missing)
             if not missing:
                 return
             if waited >= timeout:
                 raise UserError(
-                    f"{who}: not there after {waited:.0f} s (--host_timeout); start the same command on each host of TF_CONFIG"
+                    f"{who}: not there after {waited:.0f} s (--host_timeout); start the same "
+                    "command on each host of TF_CONFIG"
                 )
             if waited >= REMIND * (reminded + 1):
                 reminded = waited // REMIND
-                print(f"waiting since {waited:.0f} s for {who}; it ends after {timeout} s (--host_timeout)", flush=True)
+                print(
+                    f"waiting since {waited:.0f} s for {who}; it ends after {timeout} s "
+                    "(--host_timeout)",
+                    flush=True,
+                )
             time.sleep(0.5)
 
 
 def _hosts() -> tuple[list[tuple[str, str]], int]:
-    """([(what a person would call it, address)] of TF_CONFIG's processes, the number of this one)."""
+    """([(what a person would call it, address)] of TF_CONFIG's processes, the number of this
+    one)."""
     config = json.loads(os.environ["TF_CONFIG"])
     jobs = [job for job in ("chief", "worker") if job in config["cluster"]]
     hosts = [(job, i, address) for job in jobs for i, address in enumerate(config["cluster"][job])]
-    me = [(job, i) for job, i, _ in hosts].index((config["task"]["type"], int(config["task"]["index"])))
+    me = [(job, i) for job, i, _ in hosts].index(
+        (config["task"]["type"], int(config["task"]["index"]))
+    )
     return [(f"{job} {i} ({address})", address) for job, i, address in hosts], me
 
 
@@ -218,7 +251,8 @@ def _answers(address: str) -> bool:
 
 
 def compare_hosts(strategy: tf.distribute.Strategy, facts: Mapping[str, str], here: str) -> None:
-    """Refuse to go on unless all hosts have the same facts; all of them have to call it, with facts of the same names.
+    """Refuse to go on unless all hosts have the same facts; all of them have to call it, with facts
+    of the same names.
 
     Args:
       facts: {what: text}.
@@ -237,29 +271,42 @@ def compare_hosts(strategy: tf.distribute.Strategy, facts: Mapping[str, str], he
     others = (everywhere != everywhere[:1]).any(2)
     if others.any():
         what = [
-            f"{host}: {', '.join(name for name, differs in zip(facts, row) if differs)}"  # noqa: B905 (Python 3.9)
-            for (host, _), row in zip(hosts, others)  # noqa: B905
+            f"{host}: {', '.join(name for name, differs in zip(facts, row) if differs)}"
+            for (host, _), row in zip(hosts, others)
             if row.any()
         ]
         raise UserError(
-            f"the hosts of this run differ from the first, {hosts[0][0]}, in what has to be the same: {'; '.join(what)}. Here, on "
+            f"the hosts of this run differ from the first, {hosts[0][0]}, in what has to be the "
+            f"same: {'; '.join(what)}. Here, on "
             f"{hosts[me][0]}: {here}"
         )
 
 
 def check_batch(
-    strategy: tf.distribute.Strategy, batch_size: int, accumulate_steps: int = 1, bn_group_size: int = 0
+    strategy: tf.distribute.Strategy,
+    batch_size: int,
+    accumulate_steps: int = 1,
+    bn_group_size: int = 0,
 ) -> None:
-    """Raise a UserError unless `batch_size` divides over the replicas, their parts and the groups of batch statistics."""
+    """Raise a UserError unless `batch_size` divides over the replicas, their parts and the groups
+    of batch statistics."""
     replicas = strategy.num_replicas_in_sync
-    parts = {f"{replicas} replicas": replicas, f"--accumulate_steps={accumulate_steps}": accumulate_steps}
+    parts = {
+        f"{replicas} replicas": replicas,
+        f"--accumulate_steps={accumulate_steps}": accumulate_steps,
+    }
     if bn_group_size:
         parts[f"groups of --bn_group_size={bn_group_size}"] = bn_group_size
     unit = math.prod(parts.values())
     if batch_size % unit:
-        near = dict.fromkeys(b for b in (batch_size // unit * unit, -(-batch_size // unit) * unit) if b)
+        near = dict.fromkeys(
+            b for b in (batch_size // unit * unit, -(-batch_size // unit) * unit) if b
+        )
         over = " and ".join(text for text, n in parts.items() if n > 1)
-        raise UserError(f"--batch_size={batch_size} does not divide over {over}: use {' or '.join(map(str, near))}")
+        raise UserError(
+            f"--batch_size={batch_size} does not divide over {over}: use "
+            f"{' or '.join(map(str, near))}"
+        )
 
 
 def training_data(
@@ -272,17 +319,21 @@ def training_data(
     steps: int,
     data_service: str = "",
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """The model's training batches, each replica's share its own element; `data_service` is the address of one that makes the examples."""
+    """The model's training batches, each replica's share its own element; `data_service` is the
+    address of one that makes the examples."""
     service = (data_service, _job(strategy)) if data_service else None
     return _distribute(
         strategy,
         batch_size,
-        lambda **rows: model.dataset(source, batch_size, seed, start_step, steps, service=service, **rows),
+        lambda **rows: model.dataset(
+            source, batch_size, seed, start_step, steps, service=service, **rows
+        ),
     )
 
 
 def _job(strategy: tf.distribute.Strategy) -> str | None:
-    """A name, of this start of this run, under which several input pipelines share a data service's examples; None where there is one."""
+    """A name, of this start of this run, under which several input pipelines share a data service's
+    examples; None where there is one."""
     if not several_workers(strategy) and not isinstance(strategy, tf.distribute.TPUStrategy):
         return None
     number = int.from_bytes(os.urandom(2), "big")
@@ -300,18 +351,24 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     resolver = strategy.cluster_resolver if several_workers(strategy) else None
     if resolver is None or resolver.task_type == "chief":
         return True
-    return resolver.task_type == "worker" and resolver.task_id == 0 and "chief" not in resolver.cluster_spec().jobs
+    return (
+        resolver.task_type == "worker"
+        and resolver.task_id == 0
+        and "chief" not in resolver.cluster_spec().jobs
+    )
 
 
 def sum_over_workers(strategy: tf.distribute.Strategy) -> Callable[[npt.ArrayLike], np.ndarray]:
-    """A function: numbers (of any shape) -> their sums over the worker processes (float32 array), which all have to call it at the same
-    point; with one process, the numbers."""
+    """A function: numbers (of any shape) -> their sums over the worker processes (float32 array),
+    which all have to call it at the same point; with one process, the numbers."""
     if not several_workers(strategy):
         return lambda value: np.asarray(value, np.float32)
 
     @tf.function
     def total(value: tf.Tensor) -> tf.Tensor:
-        each = strategy.run(lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.identity(value)))
+        each = strategy.run(
+            lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.identity(value))
+        )
         return strategy.reduce("MEAN", each, axis=None) / (strategy.num_replicas_in_sync / workers)
 
     workers = strategy.extended._num_workers
@@ -319,15 +376,19 @@ def sum_over_workers(strategy: tf.distribute.Strategy) -> Callable[[npt.ArrayLik
 
 
 class Agreement:
-    """Whether any worker process was told something: a function (0 or 1) -> 0 or more, which all call after each step.
+    """Whether any worker process was told something: a function (0 or 1) -> 0 or more, which all
+    call after each step.
 
-    They exchange it only every so many steps, between which it is 0: so many that the exchange takes a two-hundredth of the time, but no
-    more than LONGEST seconds. How many, they agree on in the same exchange: so all of them learn of it after the same step.
+    They exchange it only every so many steps, between which it is 0: so many that the exchange
+    takes a two-hundredth of the time, but no more than LONGEST seconds. How many, they agree on in
+    the same exchange: so all of them learn of it after the same step.
     """
 
     SHARE, LONGEST = 0.005, 5.0
 
-    def __init__(self, strategy: tf.distribute.Strategy, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, strategy: tf.distribute.Strategy, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._workers = strategy.extended._num_workers if several_workers(strategy) else 1
         self._sum, self._clock = sum_over_workers(strategy), clock
         self._steps = self._left = 1
@@ -356,9 +417,12 @@ class Agreement:
 def evaluation_data(
     strategy: tf.distribute.Strategy, model: Batches[_Source], source: _Source, batch_size: int
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """One pass over `source`, likewise; `batch_size` is rounded up to a multiple of the replicas."""
+    """One pass over `source`, likewise; `batch_size` is rounded up to a multiple of the
+    replicas."""
     batch_size += -batch_size % strategy.num_replicas_in_sync
-    return _distribute(strategy, batch_size, lambda **rows: model.evaluation_dataset(source, batch_size, **rows))
+    return _distribute(
+        strategy, batch_size, lambda **rows: model.evaluation_dataset(source, batch_size, **rows)
+    )
 
 
 def _distribute(

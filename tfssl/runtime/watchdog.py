@@ -1,9 +1,11 @@
-"""A thread that sees to it that a process says when it stands still, and ends when it is told to, whatever it is doing.
+"""A thread that sees to it that a process says when it stands still, and ends when it is told to,
+whatever it is doing.
 
-SIGTERM and SIGHUP raise `Stopped` in the main thread, so that what is unfinished is removed on the way out, as after any error; while a
-model is fitted, `tfssl.runtime.preemption` saves first. Python's handlers of signals run between two instructions of the main thread. They
-wait as long as that thread waits within TensorFlow: for an image that does not come, for other hosts, for a disk. The thread of this module
-is told by the C library.
+SIGTERM and SIGHUP raise `Stopped` in the main thread, so that what is unfinished is removed on the
+way out, as after any error; while a model is fitted, `tfssl.runtime.preemption` saves first.
+Python's handlers of signals run between two instructions of the main thread. They wait as long as
+that thread waits within TensorFlow: for an image that does not come, for other hosts, for a disk.
+The thread of this module is told by the C library.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ GRACE = 8  # seconds to end in, after a signal that Python has a handler for
 
 
 class Stopped(BaseException):
-    """A signal told this process to stop. Not an `Exception`: nothing that handles errors keeps it."""
+    """A signal told this process to stop. Not an `Exception`: nothing that handles errors keeps
+    it."""
 
 
 def heard() -> list[signal.Signals]:
@@ -49,7 +52,8 @@ class Watchdog:
         self._said = False  # why the process ends
 
     def heed(self, name: str, goes_on: str) -> None:
-        """SIGTERM and SIGHUP raise `Stopped` in the main thread from now on, the first one, until `disarm`; and the watch begins.
+        """SIGTERM and SIGHUP raise `Stopped` in the main thread from now on, the first one, until
+        `disarm`; and the watch begins.
 
         Args:
           name: of the binary.
@@ -59,7 +63,10 @@ class Watchdog:
             return
         self._name, self._goes_on, self._armed, self.stopped = name, goes_on, True, None
         for number in heard():
-            if signal.getsignal(number) in (signal.SIG_DFL, self._stop):  # Ctrl-C raises KeyboardInterrupt
+            if signal.getsignal(number) in (
+                signal.SIG_DFL,
+                self._stop,
+            ):  # Ctrl-C raises KeyboardInterrupt
                 signal.signal(number, self._stop)
         self.start()
 
@@ -73,18 +80,22 @@ class Watchdog:
         return f"{self.stopped}: stopped; {self._goes_on}"
 
     def disarm(self) -> None:
-        """The process is about to end, and says or has said why: signals end it later, if it does not."""
+        """The process is about to end, and says or has said why: signals end it later, if it does
+        not."""
         self._armed, self._said = False, True
 
     def start(self) -> None:
-        """Begin to watch; of several calls the first counts. From now on a signal that has a handler in Python ends the process, at the
-        latest `GRACE` seconds later, or where the steps and saves of a run take long, twice what they take."""
+        """Begin to watch; of several calls the first counts. From now on a signal that has a
+        handler in Python ends the process, at the latest `GRACE` seconds later, or where the steps
+        and saves of a run take long, twice what they take."""
         if self._thread is not None or threading.current_thread() is not threading.main_thread():
             return
         read, write = os.pipe()
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        self._thread = threading.Thread(target=self._watch, args=(read,), name="watchdog", daemon=True)
+        self._thread = threading.Thread(
+            target=self._watch, args=(read,), name="watchdog", daemon=True
+        )
         self._thread.start()
 
     def progress(self, doing: str | None) -> None:
@@ -107,10 +118,13 @@ class Watchdog:
             self.progress(before)
 
     def _took(self, doing: str | None, seconds: float) -> None:
-        self._usual[doing] = min(seconds, 2 * self._usual.get(doing, seconds))  # a standstill is not usual
+        self._usual[doing] = min(
+            seconds, 2 * self._usual.get(doing, seconds)
+        )  # a standstill is not usual
 
     def saved(self, step: int, stopping: bool = False) -> None:
-        """The state after `step` is on the disk; `stopping`: because of a signal, and the process is about to end."""
+        """The state after `step` is on the disk; `stopping`: because of a signal, and the process
+        is about to end."""
         self._saved, self._said = step, stopping
 
     def _watch(self, pipe: int) -> None:
@@ -122,7 +136,8 @@ class Watchdog:
                         self._told.append(number)
                         now = time.monotonic()
                         deadline = min(
-                            deadline or now + self._grace(), now + (1 if self._told.count(number) > 1 else 1e9)
+                            deadline or now + self._grace(),
+                            now + (1 if self._told.count(number) > 1 else 1e9),
                         )
             now = time.monotonic()
             if deadline and now > deadline:
@@ -136,7 +151,9 @@ class Watchdog:
                 self._say(f"no progress for {now - self._since:.0f} s, {self._doing}")
 
     def _grace(self) -> float:
-        usual = sum(seconds for doing, seconds in self._usual.items() if doing in (TRAINING, SAVING))
+        usual = sum(
+            seconds for doing, seconds in self._usual.items() if doing in (TRAINING, SAVING)
+        )
         return max(GRACE, 2 * usual)
 
     def _end(self) -> None:
@@ -150,7 +167,9 @@ class Watchdog:
                 if self._saved
                 else "nothing was saved before"
             )
-            self._say(f"{name}: ended without another save, {self._doing or 'after training'}; {kept}")
+            self._say(
+                f"{name}: ended without another save, {self._doing or 'after training'}; {kept}"
+            )
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         os._exit(130 if self._told[0] == signal.SIGINT and self._saved is None else STATUS)

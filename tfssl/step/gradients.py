@@ -18,12 +18,13 @@ Scaled = Mapping[str, Union[float, tf.Tensor]]
 class Step(NamedTuple):
     """What gradients are taken of.
 
-    Several players (the two of an adversary) share the forward pass: each variable is one player's, and gets the gradient of that player's
-    loss. Otherwise there is one player, "".
+    Several players (the two of an adversary) share the forward pass: each variable is one player's,
+    and gets the gradient of that player's loss. Otherwise there is one player, "".
 
     Attributes:
       forward: batch -> outputs; it uses every variable.
-      losses: (batch, outputs, fraction) -> {player: scalar}, the mean over the images times `fraction`, which is that of the global batch.
+      losses: (batch, outputs, fraction) -> {player: scalar}, the mean over the images times
+        `fraction`, which is that of the global batch.
       decays: fraction -> {player: scalar}, the weight decay likewise; {} where there is none.
       variables: of all players, in the optimizer's order.
       players: {player: positions of its variables}.
@@ -50,7 +51,7 @@ class Step(NamedTuple):
                 output_gradients=cotangents.get(player),
                 unconnected_gradients="zero",
             )
-            ordered.update(zip(positions, own))  # noqa: B905 (Python 3.9)
+            ordered.update(zip(positions, own))
         return [ordered[i] for i in range(len(self.variables))]
 
 
@@ -64,21 +65,29 @@ def plain(step: Step, batch: Batch, fraction: float) -> tuple[list[tf.Tensor], A
 
 
 def accumulated(step: Step, batch: Batch, parts: int, fraction: float) -> list[tf.Tensor]:
-    """Gradients of the parts of a batch, one after the other, each with a loss of its own; `fraction` is that of a part."""
+    """Gradients of the parts of a batch, one after the other, each with a loss of its own;
+    `fraction` is that of a part."""
     part = _cut(batch, parts)
     return _sum_over(step, parts, lambda i: plain(step, part(i), fraction)[0])
 
 
 def cached(step: Step, batch: Batch, parts: int, fraction: float) -> tuple[list[tf.Tensor], Any]:
-    """(Gradients, outputs) where the loss compares the images of a batch: Gao et al., arXiv 2101.06983.
+    """(Gradients, outputs) where the loss compares the images of a batch: Gao et al., arXiv
+    2101.06983.
 
-    The outputs of all parts first; then the loss of all, and its gradients by the outputs; then each part again, for its variables'.
+    The outputs of all parts first; then the loss of all, and its gradients by the outputs; then
+    each part again, for its variables'.
     """
     part = _cut(batch, parts)
     with frozen_statistics():  # the second pass moves them
-        shapes = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), step.forward(part(0)))
+        shapes = tf.nest.map_structure(
+            lambda x: tf.TensorSpec(x.shape, x.dtype), step.forward(part(0))
+        )
         outputs = tf.map_fn(
-            lambda i: step.forward(part(i)), tf.range(parts), fn_output_signature=shapes, parallel_iterations=1
+            lambda i: step.forward(part(i)),
+            tf.range(parts),
+            fn_output_signature=shapes,
+            parallel_iterations=1,
         )
     outputs = tf.nest.map_structure(lambda x: tf.reshape(x, [-1, *x.shape[2:]]), outputs)
     with step.tape() as tape:
@@ -94,14 +103,17 @@ def cached(step: Step, batch: Batch, parts: int, fraction: float) -> tuple[list[
     def gradients(i: tf.Tensor) -> list[tf.Tensor]:
         with step.tape() as tape:
             again = step.forward(part(i))
-        own = {player: tf.nest.map_structure(lambda g: g[i], whole) for player, whole in by_output.items()}
+        own = {
+            player: tf.nest.map_structure(lambda g: g[i], whole)
+            for player, whole in by_output.items()
+        }
         return step.gradients(tape, dict.fromkeys(own, again), own)
 
     with step.tape() as tape:
         decays = step.decays(fraction)
     sums = _sum_over(step, parts, gradients)
     if decays:
-        sums = [s + d for s, d in zip(sums, step.gradients(tape, decays))]  # noqa: B905 (Python 3.9)
+        sums = [s + d for s, d in zip(sums, step.gradients(tape, decays))]
     return sums, outputs
 
 
@@ -109,14 +121,20 @@ def _cut(batch: Batch, parts: int) -> Callable[[Any], Batch]:
     """A function i -> the i-th part of this replica's batch."""
     rows = tf.nest.flatten(batch)[0].shape[0]
     if rows % parts:
-        raise UserError(f"--accumulate_steps={parts} does not divide the {rows} images of a replica")
-    cut = tf.nest.map_structure(lambda x: tf.reshape(x, [parts, rows // parts, *x.shape[1:]]), batch)
+        raise UserError(
+            f"--accumulate_steps={parts} does not divide the {rows} images of a replica"
+        )
+    cut = tf.nest.map_structure(
+        lambda x: tf.reshape(x, [parts, rows // parts, *x.shape[1:]]), batch
+    )
     return lambda i: tf.nest.map_structure(lambda x: x[i], cut)
 
 
-def _sum_over(step: Step, parts: int, gradients: Callable[[tf.Tensor], list[tf.Tensor]]) -> list[tf.Tensor]:
+def _sum_over(
+    step: Step, parts: int, gradients: Callable[[tf.Tensor], list[tf.Tensor]]
+) -> list[tf.Tensor]:
     def add(i: tf.Tensor, sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        return i + 1, [s + g for s, g in zip(sums, gradients(i))]  # noqa: B905 (Python 3.9)
+        return i + 1, [s + g for s, g in zip(sums, gradients(i))]
 
     zeros = [tf.zeros(v.shape, v.dtype) for v in step.variables]
     # Exactly one part at a time: their activations are what there is no room for.

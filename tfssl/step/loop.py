@@ -10,7 +10,8 @@ Function = Callable[[Iterator[Any]], dict[str, tf.Tensor]]  # batches -> {metric
 
 
 class Loop(tf.keras.Model):
-    """A Keras model whose `fit` and `evaluate` return `results`, and `fit` the time that it waited for input.
+    """A Keras model whose `fit` and `evaluate` return `results`, and `fit` the time that it waited
+    for input.
 
     A subclass has `train_step` and `test_step`, which return nothing of interest.
     """
@@ -31,7 +32,8 @@ class Loop(tf.keras.Model):
         raise NotImplementedError
 
     def make_train_function(self, force: bool = False) -> Function:
-        """Keras's training loop, which also measures, inside the compiled function, how long it waits for input."""
+        """Keras's training loop, which also measures, inside the compiled function, how long it
+        waits for input."""
         if self.train_function is not None and not force:
             return self.train_function
         run_step = self._compiled(self.train_step, self._train_counter)
@@ -48,7 +50,9 @@ class Loop(tf.keras.Model):
         def train_function(iterator: Iterator[Any]) -> dict[str, tf.Tensor]:
             def step(waited: tf.Tensor) -> tf.Tensor:
                 batch, seconds = timed_next(iterator)
-                with tf.control_dependencies([seconds]):  # or one core may look at the clock after the step
+                with tf.control_dependencies(
+                    [seconds]
+                ):  # or one core may look at the clock after the step
                     self.distribute_strategy.run(run_step, args=(batch,))
                 return waited + seconds
 
@@ -76,7 +80,9 @@ class Loop(tf.keras.Model):
         self.test_function = self._as_graph(test_function)
         return self.test_function
 
-    def _compiled(self, step: Callable[[Any], object], counter: tf.Variable) -> Callable[[Any], None]:
+    def _compiled(
+        self, step: Callable[[Any], object], counter: tf.Variable
+    ) -> Callable[[Any], None]:
         self.prepare()
         step = self._plain(step)
         if self._jit_compile:
@@ -94,14 +100,21 @@ class Loop(tf.keras.Model):
 
     def _repeats(self) -> Callable[[Callable[[tf.Tensor], tf.Tensor], tf.Tensor], tf.Tensor]:
         """A function (step, value) -> the value after `steps_per_execution` calls of `step`."""
-        if int(self._steps_per_execution.numpy()) == 1:  # A loop would be traced, optimized and started for nothing.
+        if (
+            int(self._steps_per_execution.numpy()) == 1
+        ):  # A loop would be traced, optimized and started for nothing.
             return lambda step, value: step(value)
 
         def repeated(step: Callable[[tf.Tensor], tf.Tensor], value: tf.Tensor) -> tf.Tensor:
-            # Spelled out: a quarter of the time of tracing went into AutoGraph's conversions of what is around the step.
-            count = tf.convert_to_tensor(self._steps_per_execution)  # Keras lowers it for what is left over at the end
+            # Spelled out: a quarter of the time of tracing went into AutoGraph's conversions of
+            # what is around the step.
+            count = tf.convert_to_tensor(
+                self._steps_per_execution
+            )  # Keras lowers it for what is left over at the end
             return tf.while_loop(
-                lambda i, _: i < count, lambda i, value: (i + 1, step(value)), (tf.zeros_like(count), value)
+                lambda i, _: i < count,
+                lambda i, value: (i + 1, step(value)),
+                (tf.zeros_like(count), value),
             )[1]
 
         return repeated
@@ -111,7 +124,8 @@ class Loop(tf.keras.Model):
 
 
 def _clock() -> Callable[[], tf.Tensor]:
-    """A function that gives the time inside a graph. TensorFlow's own refuses to run under op determinism."""
+    """A function that gives the time inside a graph. TensorFlow's own refuses to run under op
+    determinism."""
     try:
         with tf.init_scope():
             tf.timestamp()

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 
 class Measures:
-    """The running metrics; a plain object, so that Keras keeps them out of the model's weights and checkpoints.
+    """The running metrics; a plain object, so that Keras keeps them out of the model's weights and
+    checkpoints.
 
     Args:
       names: of the metrics.
@@ -16,7 +17,9 @@ class Measures:
 
     def __init__(self, names: Iterable[str]) -> None:
         self.means = {name: tf.keras.metrics.Mean(name) for name in names}
-        self.counters = {name: tf.keras.metrics.Sum(name) for name in ("replaced", "nonfinite_steps")}
+        self.counters = {
+            name: tf.keras.metrics.Sum(name) for name in ("replaced", "nonfinite_steps")
+        }
         self.all = [*self.means.values(), *self.counters.values()]
 
     def track(self, weight: tf.Tensor, measured: Mapping[str, Any]) -> None:
@@ -24,7 +27,8 @@ class Measures:
 
         Args:
           weight: [n], 0 for the blank rows of an evaluation.
-          measured: {metric: values, or (values, weights)}, each [n * m] for the m examples that became of each image.
+          measured: {metric: values, or (values, weights)}, each [n * m] for the m examples that
+            became of each image.
         """
         for name, values in measured.items():
             values, own = values if isinstance(values, tuple) else (values, 1.0)
@@ -34,9 +38,13 @@ class Measures:
             self.means[name].update_state(values, rows * tf.cast(own, rows.dtype))
 
     def count(self, name: str, value: tf.Tensor) -> None:
-        """Add to the counter "replaced" (unreadable images) or "nonfinite_steps" (steps whose loss was NaN or infinite)."""
+        """Add to the counter "replaced" (unreadable images) or "nonfinite_steps" (steps whose loss
+        was NaN or infinite)."""
         self.counters[name].update_state(value)
 
     def results(self) -> dict[str, tf.Tensor]:
         """{metric: its mean since metrics were last reset}; NaN of no image."""
-        return {name: tf.where(mean.count > 0, mean.result(), math.nan) for name, mean in self.means.items()}
+        return {
+            name: tf.where(mean.count > 0, mean.result(), math.nan)
+            for name, mean in self.means.items()
+        }

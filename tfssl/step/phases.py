@@ -1,12 +1,17 @@
-"""Phases: what happens between steps, looks at all images or at a bank, and writes variables, such as the pseudo-labels of a clustering.
+"""Phases: what happens between steps, looks at all images or at a bank, and writes variables, such
+as the pseudo-labels of a clustering.
 
-A task's `phases()` lists them. The run calls each before step 0 and before every further `every`-th step, outside of the step. A phase
+A task's `phases()` lists them. The run calls each before step 0 and before every further `every`-th
+step, outside of the step. A phase
 
-  - writes what it decides to variables of the model, or forgets the optimizer's state of some (`optim.forget`); nothing else knows of it;
-  - is a function of (variables, seed, step, images) alone, and idempotent: called again at the same step, it leaves every variable as the
-    first call did. So k-means starts from rows that `context.seed` and `context.step` choose, not from the last centroids.
+  - writes what it decides to variables of the model, or forgets the optimizer's state of some
+    (`optim.forget`); nothing else knows of it;
+  - is a function of (variables, seed, step, images) alone, and idempotent: called again at the same
+    step, it leaves every variable as the first call did. So k-means starts from rows that
+    `context.seed` and `context.step` choose, not from the last centroids.
 
-Then resuming is exact without any further state: a checkpoint at a phase's step holds the state before it, and the phase is done again.
+Then resuming is exact without any further state: a checkpoint at a phase's step holds the state
+before it, and the phase is done again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +24,8 @@ from tfssl.losses import replicas
 
 
 class Phase(NamedTuple):
-    """`run` is called before each step that is a multiple of `every`. It may return {name: value}, for the log."""
+    """`run` is called before each step that is a multiple of `every`. It may return {name: value},
+    for the log."""
 
     every: int
     run: Callable[["Context"], Optional[Mapping[str, float]]]
@@ -28,12 +34,13 @@ class Phase(NamedTuple):
 class Context:
     """What a phase gets: the step, the seed, and all training images.
 
-    Functions that are given to it are traced once and kept, so give it functions that stay, such as methods of the task: not a new lambda
-    each time.
+    Functions that are given to it are traced once and kept, so give it functions that stay, such as
+    methods of the task: not a new lambda each time.
 
     Args:
       strategy: the run's `tf.distribute.Strategy`.
-      batches: function () -> the training images' evaluation batches, as `runtime.strategy.evaluation_data` makes them.
+      batches: function () -> the training images' evaluation batches, as
+        `runtime.strategy.evaluation_data` makes them.
       images: exclusive upper bound of the batches' "index".
       seed: of the run.
       prepare: what is done to a batch before a function gets it, such as `to_float`.
@@ -59,20 +66,26 @@ class Context:
         """[seed, step]: of `tf.random.stateless_*` and `np.random.default_rng`."""
         return [self.seed, self.step]
 
-    def embed(self, function: Callable[[dict[str, Any]], tf.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    def embed(
+        self, function: Callable[[dict[str, Any]], tf.Tensor]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """One pass over the training images, without randomness, each replica with its own batches.
 
         Args:
-          function: batch, as `call` gets it in evaluation -> [n, ...], a row for each image. It is called on each replica.
+          function: batch, as `call` gets it in evaluation -> [n, ...], a row for each image. It is
+            called on each replica.
 
         Returns:
-          (Rows [images, ...] in split order, whether there is one [images]): an image that cannot be read has a row of zeros.
+          (Rows [images, ...] in split order, whether there is one [images]): an image that cannot
+          be read has a row of zeros.
         """
         rows: Optional[np.ndarray] = None
         seen = np.zeros(self.images, bool)
         batches = iter(self._batches())
         step = self._kept(
-            "embed", function, lambda batches: self._strategy.run(self._gathered(function), [next(batches)])
+            "embed",
+            function,
+            lambda batches: self._strategy.run(self._gathered(function), [next(batches)]),
         )
         while not seen.all():
             try:
@@ -88,12 +101,18 @@ class Context:
         return np.zeros([self.images, 0]) if rows is None else rows, seen
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function returns that is called on each replica with the same arguments: the first replica's result."""
+        """What a function returns that is called on each replica with the same arguments: the first
+        replica's result."""
         on_replica = tf.autograph.experimental.do_not_convert(function)
-        return self._kept("run", function, lambda *rows: self._strategy.run(on_replica, rows))(*arguments)
+        return self._kept("run", function, lambda *rows: self._strategy.run(on_replica, rows))(
+            *arguments
+        )
 
-    def _kept(self, name: str, function: Callable[..., Any], everywhere: Callable[..., Any]) -> Callable[..., Any]:
-        """`everywhere` in a graph of its own, made once for each function: its results on the first replica."""
+    def _kept(
+        self, name: str, function: Callable[..., Any], everywhere: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """`everywhere` in a graph of its own, made once for each function: its results on the first
+        replica."""
         if (name, function) not in self._traced:
 
             def first(*arguments: Any) -> Any:

@@ -1,1 +1,2 @@
-"""Files on disk: atomic writes, locks, the cache folder, arrays with checksums, archives of strangers."""
+"""Files on disk: atomic writes, locks, the cache folder, arrays with checksums, archives of
+strangers."""

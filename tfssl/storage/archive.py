@@ -41,13 +41,15 @@ ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tar.xz")
 
 
 def unpack(path: str, data_dir: str | None = None) -> str:
-    """The folder that holds the files of an archive; unpacked on first use, and again if the archive has changed.
+    """The folder that holds the files of an archive; unpacked on first use, and again if the
+    archive has changed.
 
-    Only plain files are written, each below the folder. One process unpacks, and others that need the same wait for it; what a killed one
-    left goes at the next call.
+    Only plain files are written, each below the folder. One process unpacks, and others that need
+    the same wait for it; what a killed one left goes at the next call.
 
     Raises:
-      UserError: the archive is broken, or there is no room for it; or it holds what `Extraction` refuses.
+      UserError: the archive is broken, or there is no room for it; or it holds what `Extraction`
+        refuses.
     """
     try:
         size, changed, *_ = stamp(path)
@@ -56,14 +58,19 @@ def unpack(path: str, data_dir: str | None = None) -> str:
     path = path if "://" in path else os.path.abspath(path)
     key = hashlib.blake2b(f"{path} {size} {changed}".encode(), digest_size=8).hexdigest()
     where = os.path.join(cache_dir(data_dir), "archives")
-    target, unfinished = os.path.join(where, f"{os.path.basename(path)}-{key}"), os.path.join(where, f"{key}.tmp")
+    target, unfinished = (
+        os.path.join(where, f"{os.path.basename(path)}-{key}"),
+        os.path.join(where, f"{key}.tmp"),
+    )
     _sweep(where)
     told = False
     while not os.path.isdir(target):
         try:
             os.makedirs(where, exist_ok=True)
             with locks.hold(
-                _lock_of(unfinished), f"the unpacking of {path} (into --data_dir, or TFSSL_CACHE)", "it is waited for"
+                _lock_of(unfinished),
+                f"the unpacking of {path} (into --data_dir, or TFSSL_CACHE)",
+                "it is waited for",
             ):
                 if os.path.isdir(target):
                     break
@@ -71,7 +78,9 @@ def unpack(path: str, data_dir: str | None = None) -> str:
                 files.remove(unfinished)
                 try:
                     os.makedirs(unfinished)
-                    with tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb") as file:
+                    with (
+                        tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb") as file
+                    ):
                         extract = _unzip if path.lower().endswith(".zip") else _untar
                         extract(file, Extraction(path, size, unfinished))
                     os.rename(unfinished, target)
@@ -103,9 +112,12 @@ def _sweep(where: str) -> None:
     except OSError:
         return
     for leftover in leftovers:
-        with contextlib.suppress(UserError, OSError):  # somebody is at work there, or it is not ours
+        with contextlib.suppress(
+            UserError, OSError
+        ):  # somebody is at work there, or it is not ours
             with locks.hold(_lock_of(leftover), leftover, ""):
-                # Older versions hold no lock, and write other names: what changed today may be theirs.
+                # Older versions hold no lock, and write other names: what changed today may be
+                # theirs.
                 if (
                     re.fullmatch(r"[0-9a-f]{16}\.tmp", os.path.basename(leftover))
                     or time.time() - os.path.getmtime(leftover) > 86_400
@@ -117,8 +129,9 @@ def _sweep(where: str) -> None:
 class Extraction:
     """The files of one archive, on their way into a folder.
 
-    Refused with a `UserError`: a name that would lead elsewhere ("../x", "/etc/x"), or that no file can have; more than there is room for;
-    and more than LIMIT bytes if that is more than RATIO times the archive, which no images are.
+    Refused with a `UserError`: a name that would lead elsewhere ("../x", "/etc/x"), or that no file
+    can have; more than there is room for; and more than LIMIT bytes if that is more than RATIO
+    times the archive, which no images are.
 
     Args:
       path: the archive, for messages.
@@ -135,14 +148,18 @@ class Extraction:
         free = shutil.disk_usage(self.folder).free
         if size > free:
             raise UserError(
-                f"cannot unpack {self.path!r} into {self.folder!r}: No space left on device for {size / 1e6:.1f} MB, "
-                f"{free / 1e6:.1f} MB are free; make room, or name another place: TFSSL_CACHE, TMPDIR"
+                f"cannot unpack {self.path!r} into {self.folder!r}: No space left on device for "
+                f"{size / 1e6:.1f} MB, "
+                f"{free / 1e6:.1f} MB are free; make room, or name another place: TFSSL_CACHE, "
+                "TMPDIR"
             )
         total = self.written + size
         if total > max(LIMIT, RATIO * self.size):
             raise UserError(
-                f"{self.path!r} is not unpacked: its {self.size:,} bytes become {total:,} or more, over {RATIO} times as many, "
-                "which neither images nor weights do; if you trust it, unpack it yourself and give the folder"
+                f"{self.path!r} is not unpacked: its {self.size:,} bytes become {total:,} or more, "
+                f"over {RATIO} times as many, "
+                "which neither images nor weights do; if you trust it, unpack it yourself and give "
+                "the folder"
             )
 
     def write(self, content: IO[bytes], name: str) -> None:
@@ -154,11 +171,14 @@ class Extraction:
             odd = True
         if odd:
             raise UserError(
-                f"{self.path!r} is not unpacked: it holds {name!r}, a name that is not text in UTF-8: rename that file"
+                f"{self.path!r} is not unpacked: it holds {name!r}, a name that is not text in "
+                "UTF-8: rename that file"
             )
         target = os.path.abspath(os.path.join(self.folder, name.replace("\\", "/")))
         if not target.startswith(self.folder + os.sep):
-            raise UserError(f"{self.path!r} is not safe to unpack: it holds {name!r}, which lies outside of it")
+            raise UserError(
+                f"{self.path!r} is not safe to unpack: it holds {name!r}, which lies outside of it"
+            )
         os.makedirs(os.path.dirname(target), exist_ok=True)
         with content, open(target, "wb") as file:
             while block := content.read(1 << 20):
@@ -170,19 +190,25 @@ class Extraction:
         """Write a regular file, or a hard link, of a `tarfile`."""
         if member.issparse():
             raise UserError(
-                f"{self.path!r} is not unpacked: it holds {member.name!r}, a sparse file: pack it again without --sparse"
+                f"{self.path!r} is not unpacked: it holds {member.name!r}, a sparse file: pack it "
+                "again without --sparse"
             )
         self.expect(member.size)
         content = archive.extractfile(member)
         if content is None:
-            raise UserError(f"{self.path!r} is not unpacked: it holds {member.name!r}, a link to what is no file")
+            raise UserError(
+                f"{self.path!r} is not unpacked: it holds {member.name!r}, a link to what is no "
+                "file"
+            )
         self.write(content, member.name)
 
 
 def _untar(file: IO[bytes], extraction: Extraction) -> None:
     with tarfile.open(fileobj=file, mode="r:*") as archive:
         for member in archive:
-            if member.isreg() or member.islnk():  # a hard link is one more file; symbolic links are left out
+            if (
+                member.isreg() or member.islnk()
+            ):  # a hard link is one more file; symbolic links are left out
                 extraction.member(archive, member)
 
 

@@ -10,7 +10,8 @@ from tfssl.storage.files import Content, write_file
 
 
 def cache_dir(data_dir: str | None = None) -> str:
-    """The local folder for such things: `data_dir`, else the environment's TFSSL_CACHE, else ~/.cache/tfssl.
+    """The local folder for such things: `data_dir`, else the environment's TFSSL_CACHE, else
+    ~/.cache/tfssl.
 
     A remote `data_dir` (gs://...) is passed over: unpacked files are read one by one.
     """
@@ -20,8 +21,9 @@ def cache_dir(data_dir: str | None = None) -> str:
 
 
 def stamp(path: str) -> list[int]:
-    """[size, time of the last change in ns] of a file: what tells one version of it from the next; of local ones, and as a third the
-    time of the last change of its entry (its owner, name or contents), which no program can set.
+    """[size, time of the last change in ns] of a file: what tells one version of it from the next;
+    of local ones, and as a third the time of the last change of its entry (its owner, name or
+    contents), which no program can set.
 
     Raises:
       tf.errors.OpError, OSError: if there is no such file.

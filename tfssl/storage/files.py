@@ -1,4 +1,5 @@
-"""Files that are complete or absent, and stay so when the power goes: written beside their place, synced, renamed.
+"""Files that are complete or absent, and stay so when the power goes: written beside their place,
+synced, renamed.
 
 Local paths need no TensorFlow here; paths with a scheme (gs://...) go through `tf.io.gfile`.
 """
@@ -23,7 +24,9 @@ from tfssl.errors import UserError, one_line
 # An object appears there whole when its upload ends, and a rename is a copy.
 OBJECT_STORES = ("gs://", "s3://", "s3a://", "az://", "abfs://")
 
-Content = Union[bytes, str, Callable[[BinaryIO], object]]  # of a file: bytes, text, or what writes it
+Content = Union[
+    bytes, str, Callable[[BinaryIO], object]
+]  # of a file: bytes, text, or what writes it
 
 PATTERN = re.compile(r"[\[\]*?{}\\]")  # what TensorFlow takes for a pattern
 
@@ -33,19 +36,22 @@ def is_local(path: str) -> bool:
 
 
 def errors() -> tuple[type[Exception], ...]:
-    """What a file system's refusals are, for `except`: OSError, and TensorFlow's errors where it is loaded."""
+    """What a file system's refusals are, for `except`: OSError, and TensorFlow's errors where it is
+    loaded."""
     tf = sys.modules.get("tensorflow")
     return (OSError, tf.errors.OpError) if tf else (OSError,)
 
 
 def write_file(path: str | os.PathLike[str], content: Content) -> None:
-    """Write a file so that no reader, and no later start, ever sees half of it; one of that name stays until the new one is complete.
+    """Write a file so that no reader, and no later start, ever sees half of it; one of that name
+    stays until the new one is complete.
 
     Folders are made as needed; links are followed; a pipe or a device is written as it is.
 
     Args:
       path: local, or any that TensorFlow knows.
-      content: bytes, text (written in UTF-8), or a function (binary file) that writes it, from start to end.
+      content: bytes, text (written in UTF-8), or a function (binary file) that writes it, from
+        start to end.
 
     Raises:
       OSError, tf.errors.OpError: it cannot be written; nothing is left of it.
@@ -116,15 +122,18 @@ def unique() -> str:
 
 
 def sweep(folder: str) -> None:
-    """Remove what killed processes left of `write_file` in a folder; call it where no other process writes, under a lock."""
+    """Remove what killed processes left of `write_file` in a folder; call it where no other process
+    writes, under a lock."""
     for leftover in matching(folder, ".*" + _TEMPORARY):
         remove(leftover)
 
 
 def scratch(prefix: str) -> str:
-    """A new folder among the temporary files, which goes when this process ends; what processes left that were killed, goes now.
+    """A new folder among the temporary files, which goes when this process ends; what processes
+    left that were killed, goes now.
 
-    Each holds its folders by a lock on a file in them, which the system takes away with the process.
+    Each holds its folders by a lock on a file in them, which the system takes away with the
+    process.
     """
     for leftover in matching(tempfile.gettempdir(), re.escape(prefix) + ".*"):
         with contextlib.suppress(OSError, ImportError):  # somebody holds it, or it is not ours
@@ -200,8 +209,11 @@ def listdir(folder: str) -> list[str]:
 
 
 def matching(folder: str, pattern: str) -> list[str]:
-    """The paths in a folder whose names match a regular expression, sorted. Unlike in a glob, the folder's own name is no pattern."""
-    return [os.path.join(folder, name) for name in listdir(folder or ".") if re.fullmatch(pattern, name)]
+    """The paths in a folder whose names match a regular expression, sorted. Unlike in a glob, the
+    folder's own name is no pattern."""
+    return [
+        os.path.join(folder, name) for name in listdir(folder or ".") if re.fullmatch(pattern, name)
+    ]
 
 
 def remove(path: str) -> None:
@@ -246,21 +258,29 @@ def check_writable(folder: str, setting: str) -> None:
         there = os.path.abspath(folder)
         while not os.path.lexists(there):
             there = os.path.dirname(there)
-        # In the deepest folder that there is: what cannot be written there can be made no further down.
+        # In the deepest folder that there is: what cannot be written there can be made no further
+        # down.
         with tempfile.TemporaryDirectory(dir=there, prefix=".tfssl-"):
             pass
     except errors() as e:
-        raise UserError(f"{setting}={folder} cannot be written ({one_line(e)}): choose another folder") from e
+        raise UserError(
+            f"{setting}={folder} cannot be written ({one_line(e)}): choose another folder"
+        ) from e
 
 
 def check_file(path: str, setting: str) -> None:
-    """The same for a file, which need not be there yet: its folder has to take it. What killed processes left of it goes, after a day."""
+    """The same for a file, which need not be there yet: its folder has to take it. What killed
+    processes left of it goes, after a day."""
     if not path or path.endswith("/") or (is_local(path) and os.path.isdir(path)):
         raise UserError(f"{setting}={path} names a folder: give the name of a file")
-    if not is_local(path) or os.path.isfile(path) or not os.path.exists(path):  # others are pipes and devices
+    if (
+        not is_local(path) or os.path.isfile(path) or not os.path.exists(path)
+    ):  # others are pipes and devices
         folder, name = os.path.split(path)
         check_writable(folder or ".", f"{setting}, in")
-        for leftover in matching(folder, re.escape(name[:40]) + _TEMPORARY) if is_local(path) else ():
+        for leftover in (
+            matching(folder, re.escape(name[:40]) + _TEMPORARY) if is_local(path) else ()
+        ):
             with contextlib.suppress(OSError):
                 if time.time() - os.path.getmtime(leftover) > 86_400:
                     remove(leftover)
@@ -268,8 +288,9 @@ def check_file(path: str, setting: str) -> None:
 
 @contextlib.contextmanager
 def plain(path: str) -> Iterator[str]:
-    """Another name of a path for as long as the context lasts, for readers that would take `[`, `*`, `?` or `{` in it for a pattern:
-    TensorFlow's ops that restore variables. A path without them stays itself."""
+    """Another name of a path for as long as the context lasts, for readers that would take `[`,
+    `*`, `?` or `{` in it for a pattern: TensorFlow's ops that restore variables. A path without
+    them stays itself."""
     folder, name = os.path.split(os.path.abspath(path)) if is_local(path) else (path, "")
     if not PATTERN.search(folder) or not is_local(path):
         yield path
@@ -281,8 +302,8 @@ def plain(path: str) -> Iterator[str]:
 
 
 def claim(file: IO[bytes]) -> None:
-    """Have the disk set all bytes of a local file, open for reading and writing, aside: to write to its memory map cannot fail then, which
-    would kill the process.
+    """Have the disk set all bytes of a local file, open for reading and writing, aside: to write to
+    its memory map cannot fail then, which would kill the process.
 
     Raises:
       OSError: there is no room.
@@ -292,7 +313,9 @@ def claim(file: IO[bytes]) -> None:
         os.posix_fallocate(file.fileno(), 0, size)
     except AttributeError:  # macOS: write what is there
         for begin in range(0, size, 1 << 24):
-            os.pwrite(file.fileno(), os.pread(file.fileno(), min(1 << 24, size - begin), begin), begin)
+            os.pwrite(
+                file.fileno(), os.pread(file.fileno(), min(1 << 24, size - begin), begin), begin
+            )
     except OSError as e:
         if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot promise it
             raise

@@ -1,4 +1,5 @@
-"""One process, one folder: a lock file that says who is at work, and that nobody is once its process is gone."""
+"""One process, one folder: a lock file that says who is at work, and that nobody is once its
+process is gone."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ _held: dict[str, tuple[int, _Lock]] = {}  # lock file -> (process number, Lock),
 
 
 class _Owner(TypedDict, total=False):
-    """What a lock file says of the process that holds it; anything may be missing from what another version wrote."""
+    """What a lock file says of the process that holds it; anything may be missing from what another
+    version wrote."""
 
     host: str
     machine: str
@@ -45,23 +47,28 @@ class Busy(UserError):
 
 @contextlib.contextmanager
 def workdir_lock(workdir: str, steal: bool = False) -> Iterator[Callable[[], None]]:
-    """Nobody else writes into a run's folder while the context lasts: `with workdir_lock(path, FLAGS.steal_lock) as check:`.
+    """Nobody else writes into a run's folder while the context lasts: `with workdir_lock(path,
+    FLAGS.steal_lock) as check:`.
 
-    Taken twice by one process it is one lock. A lock whose process is gone is taken over: on this machine by the process's number and
-    start time, on another one after EXPIRES seconds without a sign of life.
+    Taken twice by one process it is one lock. A lock whose process is gone is taken over: on this
+    machine by the process's number and start time, on another one after EXPIRES seconds without a
+    sign of life.
 
     Args:
       workdir: the folder, local or remote; made where there is none.
       steal: take the lock over whoever holds it.
 
     Yields:
-      A function (): raises a `UserError` if another process has taken the lock over. Call it before something is written that must not
-      be written twice.
+      A function (): raises a `UserError` if another process has taken the lock over. Call it before
+      something is written that must not be written twice.
 
     Raises:
       UserError: another process is at work there, or may be; or no lock can be written.
     """
-    remedy = "use another --workdir, or let --steal_lock take it over: its process then ends before it writes again"
+    remedy = (
+        "use another --workdir, or let --steal_lock take it over: its process then ends before it "
+        "writes again"
+    )
     with hold(os.path.join(workdir, "lock"), repr(str(workdir)), remedy, steal) as check:
         files.sweep(workdir)
         yield check
@@ -69,7 +76,8 @@ def workdir_lock(workdir: str, steal: bool = False) -> Iterator[Callable[[], Non
 
 @contextlib.contextmanager
 def hold(path: str, name: str, remedy: str, steal: bool = False) -> Iterator[Callable[[], None]]:
-    """The same for any lock file: `name` is what it stands for and `remedy` what else can be done, for the message."""
+    """The same for any lock file: `name` is what it stands for and `remedy` what else can be done,
+    for the message."""
     key = os.path.realpath(path) if files.is_local(path) else path
     held = _held.get(key)
     if held and held[0] == os.getpid():
@@ -140,14 +148,18 @@ class _Lock:
         except files.errors():
             return  # gone, or not to be read just now: nobody has taken it over
         if owner.get("nonce", self.me["nonce"]) != self.me["nonce"]:
-            raise UserError(f"{self.name} was taken over by {_describe(owner)}: this process ends and writes no more")
+            raise UserError(
+                f"{self.name} was taken over by {_describe(owner)}: this process ends and writes "
+                "no more"
+            )
 
     def judge(self, owner: _Owner, silent: float) -> None:
         """Refuse unless the owner is gone; `silent`: seconds since its last sign of life."""
         alive = _alive(owner, self.me)
         if alive or (alive is None and silent < EXPIRES):
             unsure = (
-                f", whose last sign of life was {max(0, silent):.0f} s ago (after {EXPIRES} s it counts as gone)"
+                f", whose last sign of life was {max(0, silent):.0f} s ago (after {EXPIRES} s it "
+                "counts as gone)"
                 if alive is None
                 else ""
             )
@@ -161,7 +173,8 @@ class _Local(_Lock):
 
     def take(self, steal: bool) -> None:
         os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
-        # No name that `files.sweep` removes: whoever gets the lock sweeps while others still ask for it.
+        # No name that `files.sweep` removes: whoever gets the lock sweeps while others still ask
+        # for it.
         mine = f"{self.path}.{files.unique()}.new"
         try:
             with open(mine, "xb") as f:
@@ -189,7 +202,8 @@ class _Local(_Lock):
             return True
 
     def _replace(self, mine: str, steal: bool) -> bool:
-        """Whether the lock of a process that is gone became ours; False: it vanished or changed, so try anew."""
+        """Whether the lock of a process that is gone became ours; False: it vanished or changed, so
+        try anew."""
         with self._guarded() as f:
             if f is None:
                 return False
@@ -201,7 +215,8 @@ class _Local(_Lock):
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[IO[bytes] | None]:
-        """The lock file, open, while no other process replaces or removes it; None where it is not there."""
+        """The lock file, open, while no other process replaces or removes it; None where it is not
+        there."""
         try:
             f = open(self.path, "rb")
         except FileNotFoundError:
@@ -232,7 +247,8 @@ class _Local(_Lock):
 
 
 class _Remote(_Lock):
-    """Where nothing is created if and only if it is absent: written, and read again after a while."""
+    """Where nothing is created if and only if it is absent: written, and read again after a
+    while."""
 
     def owner(self) -> _Owner:
         import tensorflow as tf
@@ -282,7 +298,8 @@ def _alive(owner: _Owner, me: _Owner) -> bool | None:
 
 
 def _start(pid: int) -> int | None:
-    """When a process started, in the kernel's ticks; None if there is no such process, or it has ended."""
+    """When a process started, in the kernel's ticks; None if there is no such process, or it has
+    ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as f:
             state, *fields = f.read().rpartition(b")")[2].split()
@@ -294,7 +311,10 @@ def _start(pid: int) -> int | None:
 def _describe(owner: _Owner) -> str:
     if "pid" not in owner:
         return "a process that did not say which it is"
-    return f"process {owner['pid']} on {owner.get('host')} since {owner.get('since')} ({owner.get('command')})"
+    return (
+        f"process {owner['pid']} on {owner.get('host')} since {owner.get('since')} "
+        f"({owner.get('command')})"
+    )
 
 
 def _parse(content: bytes) -> _Owner:

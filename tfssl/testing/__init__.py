@@ -1,5 +1,5 @@
-"""Checks that hold a class of your own to what the library relies on, as it holds its own: each raises an AssertionError that names the
-promise which is broken.
+"""Checks that hold a class of your own to what the library relies on, as it holds its own: each
+raises an AssertionError that names the promise which is broken.
 
   from tfssl.testing import check_optimizer
 

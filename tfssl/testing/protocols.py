@@ -14,7 +14,8 @@ from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.results import Result, mark_chosen
 from tfssl.errors import UserError
 
-# Details of results that are measured on test, or are times: a choice may not depend on the first, nothing can repeat the second.
+# Details of results that are measured on test, or are times: a choice may not depend on the first,
+# nothing can repeat the second.
 OF_TEST = (
     "accuracy", "std", "min", "max", "interval", "per_class", "curve", "coco_ap", "mean_angle", "median_angle", "within", "unreadable",
 )  # fmt: skip
@@ -30,18 +31,21 @@ def check_protocol(
 ) -> list[Result]:
     """Check that a class of protocols keeps the promises of `Protocol`.
 
-    - The constructor keeps each argument under its name, takes what it has kept, and refuses each of `refused`.
-    - There are results of all endpoints, complete: names, a value in [0, 1], what it was chosen and reported on; JSON can hold them, and
-      reading that gives them back.
-    - Equal seeds give equal results, whether an endpoint is measured alone or with others; and the data are left as they were.
-    - No choice is made on test: with other test images `val_value`, the chosen endpoint and all details but those `of_test` are the same.
-    - Of features: float16 will do; and where the class says `order_independent`, another order of the training rows changes no value by
-      more than rounding does, 0.02.
+    - The constructor keeps each argument under its name, takes what it has kept, and refuses each
+    of `refused`.
+    - There are results of all endpoints, complete: names, a value in [0, 1], what it was chosen and
+      reported on; JSON can hold them, and reading that gives them back.
+    - Equal seeds give equal results, whether an endpoint is measured alone or with others; and the
+    data are left as they were.
+    - No choice is made on test: with other test images `val_value`, the chosen endpoint and all
+    details but those `of_test` are the same.
+    - Of features: float16 will do; and where the class says `order_independent`, another order of
+      the training rows changes no value by more than rounding does, 0.02.
 
     Args:
       protocol: the class.
-      data: to run it on; by default features of three overlapping clouds of points, in two endpoints. Of protocols that read maps: sources
-        with what they need, and a module.
+      data: to run it on; by default features of three overlapping clouds of points, in two
+        endpoints. Of protocols that read maps: sources with what they need, and a module.
       refused: settings that the constructor is to refuse with a `UserError`, such as [{"k": 0}].
       of_test: names of the details that are measured on test.
       **settings: of the protocol, small ones, so that it takes seconds.
@@ -55,7 +59,9 @@ def check_protocol(
     name = getattr(protocol, "name", None)
     assert isinstance(name, str) and name, f"{protocol.__qualname__} has no name"
     made = protocol(**settings)
-    assert protocol(**made.settings).settings == made.settings, f"{name}: the constructor does not take what it keeps"
+    assert protocol(**made.settings).settings == made.settings, (
+        f"{name}: the constructor does not take what it keeps"
+    )
     for bad in refused:
         _assert_refused(protocol, {**settings, **bad})
 
@@ -64,9 +70,11 @@ def check_protocol(
     made.check(data)
     before = [_copied(part) for part in data.parts] if of_features else []
     results = made.measure(data)
-    for part, (endpoints, labels) in zip(data.parts, before):  # noqa: B905 (Python 3.9)
+    for part, (endpoints, labels) in zip(data.parts, before):
         same = all(np.array_equal(part.endpoints[e], endpoints[e]) for e in endpoints)
-        assert same and np.array_equal(part.labels, labels), f"{name}: changes the features that it reads"
+        assert same and np.array_equal(part.labels, labels), (
+            f"{name}: changes the features that it reads"
+        )
     _assert_complete(made, data, results)
 
     alone = made.measure(data, [results[-1].endpoint])
@@ -74,18 +82,26 @@ def check_protocol(
     _assert_equal(f"{name}: the same twice, alone and with other endpoints", alone, last, ())
 
     others = made.measure(data.replace(test=_other_test(data.test, of_features)))
-    _assert_equal(f"{name}: a choice depends on test", others, results, ("value", "chance", "reported_on", *of_test))
+    _assert_equal(
+        f"{name}: a choice depends on test",
+        others,
+        results,
+        ("value", "chance", "reported_on", *of_test),
+    )
     chosen = [[r.chosen for r in mark_chosen(each)] for each in (others, results)]
     assert chosen[0] == chosen[1], f"{name}: the chosen endpoint depends on test"
 
     if of_features:
-        half = made.measure(data.replace(**{part: _half(getattr(data, part)) for part in ("train", "test")}))
+        half = made.measure(
+            data.replace(**{part: _half(getattr(data, part)) for part in ("train", "test")})
+        )
         assert all(math.isfinite(r.value) for r in half), f"{name}: float16 features give no number"
     if isinstance(data.train, Features) and made.order_independent:
         moved = made.measure(data.replace(train=_reordered(data.train, np.s_[::-1])))
-        for one, other in zip(results, moved):  # noqa: B905
+        for one, other in zip(results, moved):
             assert abs(one.value - other.value) <= 0.02, (
-                f"{name} {one.endpoint}: {one.value:.3f}, and {other.value:.3f} with the training rows in another order; set "
+                f"{name} {one.endpoint}: {one.value:.3f}, and {other.value:.3f} with the training "
+                "rows in another order; set "
                 "order_independent = False if it has to be so"
             )
     return results
@@ -112,26 +128,36 @@ def _assert_complete(made: Protocol, data: Data, results: Sequence[Any]) -> None
         assert (r.protocol, r.metric) == (made.name, made.metric), (
             f"{what}: protocol and metric are {r.protocol}, {r.metric}"
         )
-        assert isinstance(r.value, float) and 0 <= r.value <= 1, f"{what}: value={r.value!r} is no float in [0, 1]"
+        assert isinstance(r.value, float) and 0 <= r.value <= 1, (
+            f"{what}: value={r.value!r} is no float in [0, 1]"
+        )
         known = r.val_value is None or (isinstance(r.val_value, float) and 0 <= r.val_value <= 1)
         assert known, f"{what}: val_value={r.val_value!r} is neither None nor a float in [0, 1]"
         assert r.reported_on, f"{what}: reported_on is not known"
         assert r.chosen_on or r.val_value is None, f"{what}: chosen_on is not known"
-        assert r.train_labels > 0 and r.seconds >= 0, f"{what}: train_labels={r.train_labels}, seconds={r.seconds}"
+        assert r.train_labels > 0 and r.seconds >= 0, (
+            f"{what}: train_labels={r.train_labels}, seconds={r.seconds}"
+        )
         try:
             record = json.loads(json.dumps(dict(r)))
         except TypeError as error:
             raise AssertionError(f"{what}: results.json cannot hold it: {error}") from error
-        assert dict(Result.of(record)) == record, f"{what}: the record of results.json does not read back"
+        assert dict(Result.of(record)) == record, (
+            f"{what}: the record of results.json does not read back"
+        )
 
 
-def _assert_equal(message: str, some: Sequence[Result], others: Sequence[Result], left_out: Sequence[str]) -> None:
+def _assert_equal(
+    message: str, some: Sequence[Result], others: Sequence[Result], left_out: Sequence[str]
+) -> None:
     """Two lists of results say the same, but for some keys of their records."""
     assert [r.column for r in some] == [r.column for r in others], f"{message}: other columns"
-    for one, other in zip(some, others):  # noqa: B905 (Python 3.9)
+    for one, other in zip(some, others):
         for key in {*one, *other} - {*left_out, *OF_TIME}:
             same = json.dumps(one.get(key)) == json.dumps(other.get(key))
-            assert same, f"{message}: {key} of {one.endpoint} is {one.get(key)} and {other.get(key)}"
+            assert same, (
+                f"{message}: {key} of {one.endpoint} is {one.get(key)} and {other.get(key)}"
+            )
 
 
 def _clouds() -> Data:
@@ -145,7 +171,9 @@ def _clouds() -> Data:
 
 
 def _copied(part: Features) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    return {name: np.array(values) for name, values in part.endpoints.items()}, np.array(part.labels)
+    return {name: np.array(values) for name, values in part.endpoints.items()}, np.array(
+        part.labels
+    )
 
 
 def _reordered(part: Features, order: slice) -> Features:
@@ -153,7 +181,11 @@ def _reordered(part: Features, order: slice) -> Features:
     endpoints = {name: values[order] for name, values in part.endpoints.items()}
     targets = None if part.targets is None else part.targets[order]
     return dataclasses.replace(
-        part, endpoints=endpoints, labels=part.labels[order], index=part.index[order], targets=targets
+        part,
+        endpoints=endpoints,
+        labels=part.labels[order],
+        index=part.index[order],
+        targets=targets,
     )
 
 

@@ -23,8 +23,8 @@ class SmallNetwork(tf.keras.Model):
     """Two convolutions and two batch normalizations: images [N, H, W, C] -> [N, h, w, 8].
 
     Args:
-      sync, groups: of the normalizations, and of those of a task's head: their statistics are those of all replicas together, or of groups
-        of the batch.
+      sync, groups: of the normalizations, and of those of a task's head: their statistics are those
+        of all replicas together, or of groups of the batch.
     """
 
     def __init__(self, sync: bool = False, groups: int = 1) -> None:
@@ -38,7 +38,7 @@ class SmallNetwork(tf.keras.Model):
 
     def call(self, images: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         x = images
-        for convolution, norm in zip(self.convolutions, self.norms):  # noqa: B905 (Python 3.9)
+        for convolution, norm in zip(self.convolutions, self.norms):
             x = tf.nn.relu(norm(convolution(x), training=training))
         return x
 
@@ -67,7 +67,9 @@ class Subject:
         self._task, self._backbone, self._settings = task, backbone, dict(settings)
         if isinstance(task, type):
             known = {"num_classes": source.num_classes or 0, "num_images": source.num_examples}
-            taken = {k: v for k, v in known.items() if any(k in _arguments(c) for c in task.__mro__)}
+            taken = {
+                k: v for k, v in known.items() if any(k in _arguments(c) for c in task.__mro__)
+            }
             self._settings = {"image_size": 16, **taken, **settings}
 
     def build(
@@ -86,8 +88,12 @@ class Subject:
                 model = pretext.build(self._task, backbone, **self._settings)
             else:
                 model = self._task(backbone, **self._settings)
-            assert isinstance(model, Pretext), f"{self.name}: a task is a tfssl.pretext.task.Pretext"
-            model.compile(tf.keras.optimizers.SGD(0.5, momentum=0.9), accumulate_steps=accumulate_steps)
+            assert isinstance(model, Pretext), (
+                f"{self.name}: a task is a tfssl.pretext.task.Pretext"
+            )
+            model.compile(
+                tf.keras.optimizers.SGD(0.5, momentum=0.9), accumulate_steps=accumulate_steps
+            )
             model.batch_size, model.total_steps = ROWS, 100
             model.epoch_steps = self.source.num_examples / ROWS
             model.prepare()
@@ -100,13 +106,15 @@ class Subject:
     def expect_equal(self, ours: State, expected: State, tolerance: float, clause: str) -> None:
         """Of every variable, relative to its own largest value."""
         self.expect(
-            [x.shape for _, x in ours] == [x.shape for _, x in expected], f"{clause}; there are other variables"
+            [x.shape for _, x in ours] == [x.shape for _, x in expected],
+            f"{clause}; there are other variables",
         )
-        for (_, x), (name, y) in zip(ours, expected):  # noqa: B905 (Python 3.9)
+        for (_, x), (name, y) in zip(ours, expected):
             if y.dtype.kind == "f":
                 apart = np.abs(x - y).max(initial=0.0) if np.isfinite(x).all() else np.inf
                 self.expect(
-                    apart <= tolerance * np.abs(y).max(initial=0.0) + 1e-14, f"{clause}; {name} differs by {apart:.2g}"
+                    apart <= tolerance * np.abs(y).max(initial=0.0) + 1e-14,
+                    f"{clause}; {name} differs by {apart:.2g}",
                 )
             else:
                 self.expect(np.array_equal(x, y), f"{clause}; {name} differs")
@@ -124,14 +132,22 @@ def state_of(model: Pretext, moving: bool = True) -> State:
         if isinstance(layer, tf.keras.layers.BatchNormalization)
         for v in (layer.moving_mean, layer.moving_variance)
     }
-    variables = [v for v in [*model.variables, *model.optimizer.variables] if moving or id(v) not in statistics]
+    variables = [
+        v
+        for v in [*model.variables, *model.optimizer.variables]
+        if moving or id(v) not in statistics
+    ]
     metrics = [(f"metric {name!r}", value.numpy()) for name, value in model.results().items()]
     return [*((v.name, v.numpy()) for v in variables), *metrics]
 
 
 def leaves_of(batch: Batch) -> State:
     """[(entry, value)] of all its tensors."""
-    return [(name, np.asarray(x)) for name, value in sorted(batch.items()) for x in tf.nest.flatten(value)]
+    return [
+        (name, np.asarray(x))
+        for name, value in sorted(batch.items())
+        for x in tf.nest.flatten(value)
+    ]
 
 
 @contextlib.contextmanager
@@ -156,10 +172,13 @@ def all_processors() -> tf.distribute.Strategy:
     devices = tf.config.list_logical_devices("CPU")
     if len(devices) < 2 or ROWS % len(devices):
         raise UserError(
-            f"check_task needs 2, 4 or 8 logical CPUs for its replicas, and there are {len(devices)}: say, before TensorFlow starts, "
+            "check_task needs 2, 4 or 8 logical CPUs for its replicas, and there are "
+            f"{len(devices)}: say, before TensorFlow starts, "
             'tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], '
             '[tf.config.LogicalDeviceConfiguration()] * 2), or skip=["replicas"]'
         )
     if not _strategies:
-        _strategies.append(tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(len(devices))]))
+        _strategies.append(
+            tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(len(devices))])
+        )
     return _strategies[0]

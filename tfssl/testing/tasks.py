@@ -14,7 +14,16 @@ from tfssl import data, export
 from tfssl.data.ops.draws import Draws
 from tfssl.errors import UserError
 from tfssl.pretext.task import Batch, Pretext
-from tfssl.testing.subject import ROWS, State, Subject, all_processors, computing_in, leaves_of, small_network, state_of
+from tfssl.testing.subject import (
+    ROWS,
+    State,
+    Subject,
+    all_processors,
+    computing_in,
+    leaves_of,
+    small_network,
+    state_of,
+)
 from tfssl.training.checkpoints import Checkpoints
 
 PARTS = ("resume", "replicas", "accumulation", "xla", "precision", "export")
@@ -29,12 +38,15 @@ def check_task(
     backbone: Callable[..., tf.keras.Model] = small_network,
     **settings: Any,
 ) -> None:
-    """Hold a task to the contract of `Pretext`, by a few steps of a tiny network: about ten seconds.
+    """Hold a task to the contract of `Pretext`, by a few steps of a tiny network: about ten
+    seconds.
 
-    Always: batches have static shapes and are the same each time; `augment` is, too; `call` uses every trainable variable and `objective`
-    none; losses and metrics are values of each image, named as in `chance`; blank rows of an evaluation count for nothing; all variables
-    exist before the first step, which changes all that are trainable; `encode` uses the published networks alone. In double precision, to
-    1e-9 of each variable's largest value, and to be left out by name in `skip`:
+    Always: batches have static shapes and are the same each time; `augment` is, too; `call` uses
+    every trainable variable and `objective` none; losses and metrics are values of each image,
+    named as in `chance`; blank rows of an evaluation count for nothing; all variables exist before
+    the first step, which changes all that are trainable; `encode` uses the published networks
+    alone. In double precision, to 1e-9 of each variable's largest value, and to be left out by name
+    in `skip`:
 
       resume        a run that was stopped and goes on in another process is the uninterrupted one; on `replicas`, too
       replicas      several replicas that share the batch draw, measure and learn what one does
@@ -50,16 +62,19 @@ def check_task(
         before it starts:  tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * 2).
       skip: parts to be left out.
-      backbone: function (sync, groups) -> a backbone whose batch normalizations are synchronized over replicas, or act in groups of the
-        batch.
-      **settings: of the task, small ones. A class gets image_size=16, and the source's num_classes and num_images, unless they are given.
+      backbone: function (sync, groups) -> a backbone whose batch normalizations are synchronized
+        over replicas, or act in groups of the batch.
+      **settings: of the task, small ones. A class gets image_size=16, and the source's num_classes
+        and num_images, unless they are given.
 
     Raises:
       AssertionError: a clause of the contract is broken.
       UserError: there is no such part, or there are too few devices.
     """
     if unknown := set(skip) - set(PARTS):
-        raise UserError(f"skip={', '.join(sorted(unknown))}: the parts of check_task are {', '.join(PARTS)}")
+        raise UserError(
+            f"skip={', '.join(sorted(unknown))}: the parts of check_task are {', '.join(PARTS)}"
+        )
     if replicas is None and "replicas" not in skip:
         replicas = all_processors()
     source = data.open_source("glyphs:48") if source is None else source
@@ -70,7 +85,8 @@ def check_task(
         start = [(v, v.numpy()) for v in model.variables]
         _check_one_step(subject, model, batches[0])
         subject.expect(
-            len(model.variables) == len(start), "all variables exist before the first step: prepare() makes them"
+            len(model.variables) == len(start),
+            "all variables exist before the first step: prepare() makes them",
         )
         _check_evaluation(subject, model)
         _check_published(subject, model)
@@ -96,7 +112,9 @@ def _batches(subject: Subject, model: Pretext) -> list[Batch]:
         f"example(): every tensor has a static shape; these are {', '.join(map(str, shapes))}",
     )
     batches, again = list(dataset), next(iter(dataset))
-    subject.expect_equal(leaves_of(again), leaves_of(batches[0]), 0, "example() is a function of image and seed")
+    subject.expect_equal(
+        leaves_of(again), leaves_of(batches[0]), 0, "example() is a function of image and seed"
+    )
     return batches
 
 
@@ -107,9 +125,12 @@ def _augmented(model: Pretext, batch: Batch) -> Batch:
 def _check_one_step(subject: Subject, model: Pretext, batch: Batch) -> None:
     """What is called in a step, one by one."""
     augmented, again = _augmented(model, batch), _augmented(model, batch)
-    subject.expect_equal(leaves_of(again), leaves_of(augmented), 0, "augment() draws from `draws` alone")
+    subject.expect_equal(
+        leaves_of(again), leaves_of(augmented), 0, "augment() draws from `draws` alone"
+    )
     subject.expect(
-        "weight" in augmented and "replaced" in augmented, "augment() keeps the entries that it does not change"
+        "weight" in augmented and "replaced" in augmented,
+        "augment() keeps the entries that it does not change",
     )
 
     trainable = model.trainable_variables
@@ -118,9 +139,10 @@ def _check_one_step(subject: Subject, model: Pretext, batch: Batch) -> None:
         values = [x for x in tf.nest.flatten(outputs) if x.dtype.is_floating]
         total = tf.add_n([tf.reduce_sum(tf.cast(x, tf.float64)) for x in values])
     gradients = tape.gradient(total, trainable)
-    unused = [v.name for v, gradient in zip(trainable, gradients) if gradient is None]  # noqa: B905 (Python 3.9)
+    unused = [v.name for v, gradient in zip(trainable, gradients) if gradient is None]
     subject.expect(
-        not unused, f"call() uses every trainable variable; its outputs do not depend on {', '.join(unused)}"
+        not unused,
+        f"call() uses every trainable variable; its outputs do not depend on {', '.join(unused)}",
     )
     first = all(x.shape.rank and x.shape[0] % ROWS == 0 for x in tf.nest.flatten(outputs))
     subject.expect(first, "call() returns tensors whose first axis is that of the images")
@@ -130,28 +152,45 @@ def _check_one_step(subject: Subject, model: Pretext, batch: Batch) -> None:
         players = losses if isinstance(losses, dict) else {"": losses}
         total = tf.add_n([tf.reduce_sum(loss) for loss in players.values()])
     gradients = tape.gradient(total, trainable)
-    used = [v.name for v, gradient in zip(trainable, gradients) if gradient is not None]  # noqa: B905
+    used = [v.name for v, gradient in zip(trainable, gradients) if gradient is not None]
     subject.expect(
-        not used, f"objective() sends no gradient to a variable, but to {', '.join(used)}: that is for call()"
+        not used,
+        f"objective() sends no gradient to a variable, but to {', '.join(used)}: that is for "
+        "call()",
     )
-    named = {f"the loss of player {name!r}" if name else "the loss": loss for name, loss in players.items()}
-    for name, value in {**named, **{f"metric {name!r}": value for name, value in measured.items()}}.items():
+    named = {
+        f"the loss of player {name!r}" if name else "the loss": loss
+        for name, loss in players.items()
+    }
+    for name, value in {
+        **named,
+        **{f"metric {name!r}": value for name, value in measured.items()},
+    }.items():
         for part in value if isinstance(value, tuple) else (value,):
             shape = tf.convert_to_tensor(part).shape
             each = shape.rank == 1 and shape[0] % ROWS == 0 and shape[0] > 0
-            subject.expect(each, f"objective(): {name} has a value for each image, [n]; it is {shape} of {ROWS} images")
+            subject.expect(
+                each,
+                f"objective(): {name} has a value for each image, [n]; it is {shape} of {ROWS} "
+                "images",
+            )
     for name, loss in named.items():
         subject.expect(np.isfinite(loss).all(), f"objective(): {name} is finite at the start")
     reported = {"loss", *measured, *(f"{player}_loss" for player in players if player)}
     levels = model.chance()
     subject.expect(
         set(levels) == reported,
-        f"chance() has the level of each metric; it names {', '.join(sorted(levels))}, and the metrics are "
+        f"chance() has the level of each metric; it names {', '.join(sorted(levels))}, and the "
+        "metrics are "
         f"{', '.join(sorted(reported))}",
     )
-    subject.expect(all(isinstance(float(level), float) for level in levels.values()), "chance() gives numbers")
+    subject.expect(
+        all(isinstance(float(level), float) for level in levels.values()), "chance() gives numbers"
+    )
     looked_at = model.preview(augmented)
-    fit_to_see = looked_at.shape.rank == 4 and looked_at.shape[-1] == 3 and looked_at.dtype.is_floating
+    fit_to_see = (
+        looked_at.shape.rank == 4 and looked_at.shape[-1] == 3 and looked_at.dtype.is_floating
+    )
     in_range = fit_to_see and np.min(looked_at) >= -1e-6 and np.max(looked_at) <= 1 + 1e-6
     subject.expect(in_range, "preview() is images [n, H, W, 3] in [0, 1]")
 
@@ -159,7 +198,9 @@ def _check_one_step(subject: Subject, model: Pretext, batch: Batch) -> None:
 def _check_evaluation(subject: Subject, model: Pretext) -> None:
     dataset = model.evaluation_dataset(subject.source, ROWS).take(1)
     (batch,), (again,) = list(dataset), list(dataset)
-    subject.expect_equal(leaves_of(again), leaves_of(batch), 0, "example() with seed None is deterministic")
+    subject.expect_equal(
+        leaves_of(again), leaves_of(batch), 0, "example() with seed None is deterministic"
+    )
     kept = tf.range(ROWS) < ROWS - 2
     weight = tf.where(kept, batch["weight"], 0.0)
     blank = {
@@ -172,8 +213,15 @@ def _check_evaluation(subject: Subject, model: Pretext) -> None:
         model.test_step({**rows, "weight": weight})
         found.append([(name, value.numpy()) for name, value in model.results().items()])
     model.reset_metrics()
-    names = [name for (name, one), (_, other) in zip(*found) if not np.allclose(one, other, 1e-9, equal_nan=True)]  # noqa: B905
-    subject.expect(not names, f"objective(): rows of weight 0 count for nothing; they change {', '.join(names)}")
+    names = [
+        name
+        for (name, one), (_, other) in zip(*found)
+        if not np.allclose(one, other, 1e-9, equal_nan=True)
+    ]
+    subject.expect(
+        not names,
+        f"objective(): rows of weight 0 count for nothing; they change {', '.join(names)}",
+    )
 
 
 def _as_rows(kept: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -185,7 +233,8 @@ def _check_published(subject: Subject, model: Pretext) -> None:
     subject.expect(isinstance(networks, tuple) and networks, "published is a tuple of networks")
     for network in networks:
         subject.expect(
-            network.trainable_variables, f"published: {network.name} can be fine-tuned: it has trainable variables"
+            network.trainable_variables,
+            f"published: {network.name} can be fine-tuned: it has trainable variables",
         )
     size, _ = model.evaluation_size
     images = tf.TensorSpec([2, size, size, 3], tf.float32)
@@ -197,11 +246,14 @@ def _check_published(subject: Subject, model: Pretext) -> None:
     graph = tf.function(encode, autograph=model.autograph).get_concrete_function(images).graph
     name, last = endpoints[-1]
     vector = name == "pre_logits" and last.shape.rank == 2 and last.shape[0] == 2
-    subject.expect(vector, f"encode() ends in pre_logits [N, D]; it ends in {name} {last.shape} of 2 images")
+    subject.expect(
+        vector, f"encode() ends in pre_logits [N, D]; it ends in {name} {last.shape} of 2 images"
+    )
     theirs = {id(v) for network in networks for v in network.variables}
     others = [v.name for v in graph.variables if id(v) not in theirs]
     subject.expect(
-        not others, f"encode() uses the variables of the published networks alone, and not {', '.join(others)}"
+        not others,
+        f"encode() uses the variables of the published networks alone, and not {', '.join(others)}",
     )
 
 
@@ -223,39 +275,53 @@ def _check_training(
         states.append(state_of(model))
         if step == 1:
             Checkpoints(model, folder).save(step)
-    subject.expect(len(states[-1]) == count, "all variables exist before the first step: prepare() makes them")
-    still = [v.name for v, old in zip(model.trainable_variables, begun) if np.array_equal(v, old)]  # noqa: B905
     subject.expect(
-        not still, f"the loss depends on every trainable variable; two steps do not change {', '.join(still)}"
+        len(states[-1]) == count, "all variables exist before the first step: prepare() makes them"
+    )
+    still = [v.name for v, old in zip(model.trainable_variables, begun) if np.array_equal(v, old)]
+    subject.expect(
+        not still,
+        f"the loss depends on every trainable variable; two steps do not change {', '.join(still)}",
     )
     if "resume" not in skip:
         other = subject.build(seed=7, sync=True)
         Checkpoints(other, folder).restore()
         other.train_step(batches[1])
-        clause = "a resumed run is the uninterrupted one: what a step needs of earlier ones is in variables"
+        clause = (
+            "a resumed run is the uninterrupted one: what a step needs of earlier ones is in "
+            "variables"
+        )
         subject.expect_equal(state_of(other), states[1], 1e-12, clause)
     if replicas is None or "replicas" in skip:
         return
     together = subject.build(strategy=replicas, sync=True)
     step_on, count = _on_replicas(together, replicas), replicas.num_replicas_in_sync
-    for number, (batch, state) in enumerate(zip(batches, states)):  # noqa: B905 (Python 3.9)
+    for number, (batch, state) in enumerate(zip(batches, states)):
         together.reset_metrics()
         drawn = step_on(batch)
         if number == 0:
-            clause = f"augment() gives the same rows however many replicas share the batch, here {count}"
+            clause = (
+                f"augment() gives the same rows however many replicas share the batch, here {count}"
+            )
             subject.expect_equal(leaves_of(drawn), leaves_of(augmented), 1e-9, clause)
         subject.expect_equal(
-            state_of(together), state, 1e-9, f"{count} replicas learn what one does: sums and rows are of all replicas"
+            state_of(together),
+            state,
+            1e-9,
+            f"{count} replicas learn what one does: sums and rows are of all replicas",
         )
     if "resume" not in skip:
         Checkpoints(together, folder).restore()
         together.reset_metrics()
         step_on(batches[1])
-        subject.expect_equal(state_of(together), states[1], 1e-9, f"a run of one replica goes on alike on {count}")
+        subject.expect_equal(
+            state_of(together), states[1], 1e-9, f"a run of one replica goes on alike on {count}"
+        )
 
 
 def _on_replicas(model: Any, strategy: tf.distribute.Strategy) -> Callable[[Batch], Batch]:
-    """A function: one training step on a global batch -> the augmented batch, put together from the replicas'."""
+    """A function: one training step on a global batch -> the augmented batch, put together from the
+    replicas'."""
     count, augment = strategy.num_replicas_in_sync, model.augment
     own, structures = threading.local(), []  # replicas are traced in threads of their own
 
@@ -279,14 +345,18 @@ def _on_replicas(model: Any, strategy: tf.distribute.Strategy) -> Callable[[Batc
             return tf.nest.map_structure(lambda x: x[first : first + share], batch)
 
         found = run(strategy.experimental_distribute_values_from_function(part))
-        rows = [np.concatenate([np.asarray(x) for x in strategy.experimental_local_results(leaf)]) for leaf in found]
+        rows = [
+            np.concatenate([np.asarray(x) for x in strategy.experimental_local_results(leaf)])
+            for leaf in found
+        ]
         return tf.nest.pack_sequence_as(structures[0], rows)
 
     return on_replicas
 
 
 def _check_compiled(subject: Subject, batch: Batch, skip: Collection[str]) -> None:
-    """A step in parts under XLA, in one compilation; which of the two is to blame is found out if it is not the step."""
+    """A step in parts under XLA, in one compilation; which of the two is to blame is found out if
+    it is not the step."""
     parts = 1 if "accumulation" in skip else 2
     model = subject.build(groups=parts)
     augmented = _augmented(model, batch)
@@ -332,16 +402,19 @@ def _broken(subject: Subject, clause: str, error: Exception) -> AssertionError:
 
 def _check_precision(subject: Subject, batch: Batch) -> None:
     model = subject.build()
-    batch = tf.nest.map_structure(lambda x: tf.cast(x, tf.float32) if x.dtype == tf.float64 else x, batch)
+    batch = tf.nest.map_structure(
+        lambda x: tf.cast(x, tf.float32) if x.dtype == tf.float64 else x, batch
+    )
     begun = [v.numpy() for v in model.trainable_variables]
     model.train_step(batch)
     subject.expect(np.isfinite(model.results()["loss"]), "in mixed bfloat16 the loss is finite")
     low = [v.name for v in model.trainable_variables if v.dtype != tf.float32]
     subject.expect(not low, f"in mixed bfloat16 variables are float32, and not {', '.join(low)}")
-    moved = zip(model.trainable_variables, begun)  # noqa: B905 (Python 3.9)
+    moved = zip(model.trainable_variables, begun)
     still = [v.name for v, old in moved if not np.isfinite(v).all() or np.array_equal(v, old)]
     subject.expect(
-        not still, f"in mixed bfloat16 a step changes all weights; {', '.join(still)} stays or is not finite"
+        not still,
+        f"in mixed bfloat16 a step changes all weights; {', '.join(still)} stays or is not finite",
     )
 
 
@@ -353,8 +426,12 @@ def _check_export(subject: Subject, model: Pretext, folder: str) -> None:
         [(name, np.asarray(x, np.float32)) for name, x in sorted(endpoints.items())]
         for endpoints in (module.endpoints(images), model.encode(tf.constant(images)))
     )
-    subject.expect([n for n, _ in ours] == [n for n, _ in theirs], "the module has the endpoints of encode()")
+    subject.expect(
+        [n for n, _ in ours] == [n for n, _ in theirs], "the module has the endpoints of encode()"
+    )
     subject.expect_equal(ours, theirs, 1e-5, "the module computes what encode() does")
     variables = [(v.name, v.numpy()) for network in model.published for v in network.variables]
     held = [(v.name, v.numpy()) for v in module.variables]
-    subject.expect_equal(held, variables, 0, "the module holds the published networks' variables, and no others")
+    subject.expect_equal(
+        held, variables, 0, "the module holds the published networks' variables, and no others"
+    )

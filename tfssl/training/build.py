@@ -15,12 +15,16 @@ from tfssl.runtime import strategy as strategies
 
 
 def start(
-    optimization: Optimization, accelerators: Accelerators, precision: str = "float32", bn_group_size: int = 0
+    optimization: Optimization,
+    accelerators: Accelerators,
+    precision: str = "float32",
+    bn_group_size: int = 0,
 ) -> tf.distribute.Strategy:
     """Set up the process, and where it computes; nothing of TensorFlow may exist before.
 
     Raises:
-      UserError: there are no such accelerators, they cannot share the batch, or the data service does not answer.
+      UserError: there are no such accelerators, they cannot share the batch, or the data service
+        does not answer.
     """
     a, batch = accelerators, optimization.batch_size
     strategies.start(optimization.seed, precision, a.deterministic)
@@ -31,7 +35,8 @@ def start(
 
 
 def of_data(config: TrainConfig, source: Source) -> TrainConfig:
-    """The config with what the task takes from the data: numbers of classes and images where they are 0."""
+    """The config with what the task takes from the data: numbers of classes and images where they
+    are 0."""
     known = {"num_classes": source.num_classes or 0, "num_images": source.num_examples}
     found = {name: value for name, value in known.items() if config.task_settings.get(name) == 0}
     return dataclasses.replace(config, task_settings={**config.task_settings, **found})
@@ -42,7 +47,9 @@ def build_model(config: TrainConfig) -> Pretext:
     network, given = config.network, dict(config.backbone_settings)
     if config.accelerators.rematerialize:
         given["remat"] = True
-    backbone = backbones.build(network.backbone, **given, bn_sync=network.sync_batch_norm, bn_groups=bn_groups(config))
+    backbone = backbones.build(
+        network.backbone, **given, bn_sync=network.sync_batch_norm, bn_groups=bn_groups(config)
+    )
     own = dict(config.task_settings)
     own |= pretext.task_class(config.task).from_data(own, None, config.run.workdir)
     if optim.own_decay(config.optimization.optimizer):
@@ -57,11 +64,20 @@ def bn_groups(config: TrainConfig) -> int:
     return at_once // (config.network.bn_group_size or at_once)
 
 
-def build_optimizer(config: Config, plan: Plan, weight_decay: float) -> tf.keras.optimizers.Optimizer:
+def build_optimizer(
+    config: Config, plan: Plan, weight_decay: float
+) -> tf.keras.optimizers.Optimizer:
     """The optimizer with its schedules; `weight_decay` is its own only where it carries some."""
     o, steps = config.optimization, list(plan.decay_steps)
     rate = optim.schedule(
-        o.schedule, plan.peak, plan.total_steps, plan.warmup_steps, steps, o.decay_factor, plan.start, plan.end
+        o.schedule,
+        plan.peak,
+        plan.total_steps,
+        plan.warmup_steps,
+        steps,
+        o.decay_factor,
+        plan.start,
+        plan.end,
     )
     decay = weight_decay if optim.own_decay(o.optimizer) else 0.0  # else the loss has it
     if decay and o.final_weight_decay is not None:
@@ -73,7 +89,8 @@ def said(plan: Plan, optimization: Optimization) -> str:
     """Length and rates, for people to read."""
     epochs = plan.total_steps / plan.epoch_steps
     return (
-        f"{plan.total_steps} steps of {optimization.batch_size} images ({epochs:.1f} epochs), {optimization.optimizer}, "
+        f"{plan.total_steps} steps of {optimization.batch_size} images ({epochs:.1f} epochs), "
+        f"{optimization.optimizer}, "
         f"peak rate {plan.peak:.3g}, {optimization.schedule}"
     )
 

@@ -33,28 +33,33 @@ class Probe(Protocol):
 
 
 class Log(tf.keras.callbacks.Callback):
-    """Every `every` steps: a line on the screen with the time left, a line of metrics.jsonl, TensorBoard scalars; and the checks for NaN
-    and for a run that learns nothing (see `alarms`).
+    """Every `every` steps: a line on the screen with the time left, a line of metrics.jsonl,
+    TensorBoard scalars; and the checks for NaN and for a run that learns nothing (see `alarms`).
 
-    Logged values are means over the steps since the last log; of no image at all they are NaN (null in metrics.jsonl), never 0.
-    TensorBoard gets runs `train` and `validation`, and `chance`, a level line at what an encoder that knows nothing would reach.
+    Logged values are means over the steps since the last log; of no image at all they are NaN (null
+    in metrics.jsonl), never 0. TensorBoard gets runs `train` and `validation`, and `chance`, a
+    level line at what an encoder that knows nothing would reach.
 
     Args:
       model: the pretext model.
-      workdir: the run's folder; None: be silent and write nothing, as workers other than the first do.
+      workdir: the run's folder; None: be silent and write nothing, as workers other than the first
+        do.
       step: the step that the run begins or goes on at.
       total_steps: length of the whole run.
       batch_size: images per step.
       epoch_steps: steps of one pass over the data; may be fractional.
       every: steps between logs.
       last_good: function () -> where the run can go on from, for the NaN message.
-      probe: function () -> {metric: value} of each validation, with `chance`, {metric: level}; or None.
-      pictures: function () -> a picture for TensorBoard at each validation, uint8 [H, W, 3]; or None.
+      probe: function () -> {metric: value} of each validation, with `chance`, {metric: level}; or
+        None.
+      pictures: function () -> a picture for TensorBoard at each validation, uint8 [H, W, 3]; or
+        None.
       unreadable: `Source.unreadable` of the training images.
 
     Raises:
-      UserError: there is nothing to learn: chance alone is always right. At the end of a fit epoch: more than `REPLACED` of its images
-        were unreadable, by more than chance makes of such a fraction.
+      UserError: there is nothing to learn: chance alone is always right. At the end of a fit epoch:
+        more than `REPLACED` of its images were unreadable, by more than chance makes of such a
+        fraction.
     """
 
     REPLACED = 0.1
@@ -76,16 +81,27 @@ class Log(tf.keras.callbacks.Callback):
         unreadable: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self.workdir, self.every, self.last_good, self.probe, self.pictures = workdir, every, last_good, probe, pictures
+        self.workdir, self.every, self.last_good, self.probe, self.pictures = (
+            workdir,
+            every,
+            last_good,
+            probe,
+            pictures,
+        )
         self.total_steps, self.batch_size, self.epoch_steps = total_steps, batch_size, epoch_steps
         self.step = self.logged = self.begun = step
         self.pace = Pace()
-        self.replaced, self.replaced_before, self.unreadable = 0, 0, {} if unreadable is None else unreadable
+        self.replaced, self.replaced_before, self.unreadable = (
+            0,
+            0,
+            {} if unreadable is None else unreadable,
+        )
         self.writers: dict[str, tf.summary.SummaryWriter] = {}
         self.live = sys.stdout.isatty() and workdir is not None
         if model.chance().get("accuracy", 0.0) >= 1:
             raise UserError(
-                "there is nothing to learn: one answer alone is possible, so that chance is always right; a larger --batch_size (where "
+                "there is nothing to learn: one answer alone is possible, so that chance is always "
+                "right; a larger --batch_size (where "
                 "the images of a batch are told apart), or images of two classes or more, helps"
             )
         if workdir is None:
@@ -115,7 +131,8 @@ class Log(tf.keras.callbacks.Callback):
             rate = (step - self.logged) / (self.shown - self.since)
             left = _clock((self.total_steps - step) / rate)
             print(
-                f"\rstep {step}/{self.total_steps}  {rate * self.batch_size:.0f} images/s  ETA {left} ",
+                f"\rstep {step}/{self.total_steps}  {rate * self.batch_size:.0f} images/s  ETA "
+                f"{left} ",
                 end="",
                 flush=True,
             )
@@ -130,7 +147,8 @@ class Log(tf.keras.callbacks.Callback):
         bad = round(counters["nonfinite_steps"] + 0.499)
         if bad:
             raise UserError(
-                f"the loss became NaN or infinite at step {self.step - bad + 1}; {self.last_good()}: the same command goes on from there; "
+                f"the loss became NaN or infinite at step {self.step - bad + 1}; "
+                f"{self.last_good()}: the same command goes on from there; "
                 "a lower --learning_rate, a longer --warmup_epochs or --precision=float32 may help"
             )
         self.pace.add(steps, elapsed)
@@ -152,12 +170,22 @@ class Log(tf.keras.callbacks.Callback):
     def _append(self, line: Mapping[str, float]) -> None:
         assert self.workdir is not None
         with tf.io.gfile.GFile(os.path.join(self.workdir, "metrics.jsonl"), "a") as f:
-            f.write(json.dumps({name: None if value != value else value for name, value in line.items()}) + "\n")
+            f.write(
+                json.dumps(
+                    {name: None if value != value else value for name, value in line.items()}
+                )
+                + "\n"
+            )
 
     def _print(self, values: Mapping[str, float]) -> None:
         chance = self.model.chance()
-        parts = [f"step {self.step}/{self.total_steps}", f"epoch {self.step / self.epoch_steps:.2f}"]
-        parts += [f"{name} {values[name]:.4g} (chance {level:.3g})" for name, level in chance.items()]
+        parts = [
+            f"step {self.step}/{self.total_steps}",
+            f"epoch {self.step / self.epoch_steps:.2f}",
+        ]
+        parts += [
+            f"{name} {values[name]:.4g} (chance {level:.3g})" for name, level in chance.items()
+        ]
         parts += [
             f"lr {values['learning_rate']:.3g}",
             f"{values['images_per_second']:.0f} images/s",
@@ -175,33 +203,51 @@ class Log(tf.keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: _Logs = None) -> None:
         self._check_replaced()
         validation = {
-            name[len("val_") :]: float(value) for name, value in (logs or {}).items() if name.startswith("val_")
+            name[len("val_") :]: float(value)
+            for name, value in (logs or {}).items()
+            if name.startswith("val_")
         }
         if not validation or self.workdir is None:
             return
         if all(value != value for value in validation.values()):
             say(
-                "WARNING: the validation has measured nothing: no image of --val_split could be read, or none has a label"
+                "WARNING: the validation has measured nothing: no image of --val_split could be "
+                "read, or none has a label"
             )
         validation |= self.probe() if self.probe else {}
-        self._append({"step": self.step, **{f"validation_{name}": value for name, value in validation.items()}})
+        self._append(
+            {
+                "step": self.step,
+                **{f"validation_{name}": value for name, value in validation.items()},
+            }
+        )
         for name, value in validation.items():
             self._scalar("validation", name, value, self.step)
         if self.pictures:
             with self.writer("validation").as_default():
                 tf.summary.image("pictures", self.pictures()[None], self.step)
-        values = "  ".join(f"{name} {value:.4g} (chance {self.chance[name]:.3g})" for name, value in validation.items())
+        values = "  ".join(
+            f"{name} {value:.4g} (chance {self.chance[name]:.3g})"
+            for name, value in validation.items()
+        )
         say(f"validation at step {self.step}  {values}")
 
     def _check_replaced(self) -> None:
-        images, replaced = (self.step - self.begun) * self.batch_size, self.replaced - self.replaced_before
-        chance = 3 * (images * self.REPLACED * (1 - self.REPLACED)) ** 0.5  # three standard deviations
+        images, replaced = (
+            (self.step - self.begun) * self.batch_size,
+            self.replaced - self.replaced_before,
+        )
+        chance = (
+            3 * (images * self.REPLACED * (1 - self.REPLACED)) ** 0.5
+        )  # three standard deviations
         if replaced > self.REPLACED * images + chance:
             last = next(reversed(self.unreadable.items()), None)
             named = f"; the last of them is {last[0]}: {last[1]}" if last else ""
             raise UserError(
-                f"{replaced} of the {images} images of steps {self.begun + 1} to {self.step}, more than a tenth, cannot be decoded and "
-                f"were replaced{named}; repair them, or take them out (--dry_run lists all); {self.last_good()}, and the same "
+                f"{replaced} of the {images} images of steps {self.begun + 1} to {self.step}, more "
+                "than a tenth, cannot be decoded and "
+                f"were replaced{named}; repair them, or take them out (--dry_run lists all); "
+                f"{self.last_good()}, and the same "
                 "command goes on"
             )
 
@@ -250,7 +296,9 @@ class Watch:
         self.given: set[str] = set()
         self.began: list[np.ndarray] | None = [v.numpy() for v in model.trainable_variables]
 
-    def alarms(self, values: Mapping[str, float], chance: Mapping[str, float], rate: float, done: float) -> list[str]:
+    def alarms(
+        self, values: Mapping[str, float], chance: Mapping[str, float], rate: float, done: float
+    ) -> list[str]:
         """Lines, mostly none, about a log.
 
         Args:
@@ -265,11 +313,14 @@ class Watch:
         if self.began is not None and rate > 0 and (enough or done >= 1):
             if all(map(_parallel, self.began, (v.numpy() for v in self.model.trainable_variables))):
                 found.append(
-                    "no gradient reaches the network: its weights are what they were at the start, but for their decay"
+                    "no gradient reaches the network: its weights are what they were at the start, "
+                    "but for their decay"
                 )
             self.began = None
         if enough and max(self.losses) - min(self.losses) <= 1e-6 * max(abs(self.losses[0]), 1e-6):
-            found.append(f"the loss stands still at {self.losses[0]:.4g} from the first line of the log on")
+            found.append(
+                f"the loss stands still at {self.losses[0]:.4g} from the first line of the log on"
+            )
         level = chance.get("loss", float("nan"))
         if (
             done > 0.5
@@ -280,13 +331,15 @@ class Watch:
         new = [text for text in found if text[:12] not in self.given]
         self.given |= {text[:12] for text in new}
         return [
-            f"nothing is learned: {text}; look at the images (--dry_run shows a batch), the learning rate and the batch size"
+            f"nothing is learned: {text}; look at the images (--dry_run shows a batch), the "
+            "learning rate and the batch size"
             for text in new
         ]
 
 
 def _parallel(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether a variable is what it was, but for a factor: weight decay shrinks it, and no gradient is like that by chance."""
+    """Whether a variable is what it was, but for a factor: weight decay shrinks it, and no gradient
+    is like that by chance."""
     if one.size < 2:
         return True  # no direction
     one, other = one.astype("float64").ravel(), other.astype("float64").ravel()
@@ -296,7 +349,8 @@ def _parallel(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 class Pace:
-    """Seconds per step: a running mean that forgets, so that the first steps (tracing, warming up) do not spoil the estimate."""
+    """Seconds per step: a running mean that forgets, so that the first steps (tracing, warming up)
+    do not spoil the estimate."""
 
     def __init__(self, memory: float = 0.8) -> None:
         self.memory, self.steps, self.time = memory, 0.0, 0.0
@@ -326,7 +380,8 @@ def _clock(seconds: float) -> str:
 
 
 def _drop_later_lines(path: str, step: int) -> None:
-    """Keep the lines up to `step`: those that a killed run wrote after its last checkpoint will be written again."""
+    """Keep the lines up to `step`: those that a killed run wrote after its last checkpoint will be
+    written again."""
     if not tf.io.gfile.exists(path):
         return
     with tf.io.gfile.GFile(path, "rb") as f:

@@ -1,7 +1,8 @@
-"""Checkpoints that survive: complete and on the disk or absent, finite states only, and a damaged one gives way to the one before.
+"""Checkpoints that survive: complete and on the disk or absent, finite states only, and a damaged
+one gives way to the one before.
 
-Damaged means that the checkpoint's own checksums or its own list of parts say so. Such a one is set aside, in `damaged/`, and nothing else
-is ever touched because it could not be read.
+Damaged means that the checkpoint's own checksums or its own list of parts say so. Such a one is set
+aside, in `damaged/`, and nothing else is ever touched because it could not be read.
 """
 
 import contextlib
@@ -33,12 +34,14 @@ class Checkpoints:
     """The checkpoints of one run, `directory/ckpt-STEP`.
 
     Args:
-      model: a compiled model whose variables, and whose optimizer's, exist already: values are read when `restore` says so.
+      model: a compiled model whose variables, and whose optimizer's, exist already: values are read
+        when `restore` says so.
       directory: the folder; made at the first save.
       keep: how many of the newest to keep.
       keep_every: keep those whose step is a multiple of this for ever, too; 0: none of them.
-      writes: whether this process writes into the folder. Of several workers the first does; the others have to take part in a save, since
-        some variables are the mean of all workers' copies, and write theirs to a temporary place.
+      writes: whether this process writes into the folder. Of several workers the first does; the
+        others have to take part in a save, since some variables are the mean of all workers'
+        copies, and write theirs to a temporary place.
       guard: function () called before each save; it may refuse with a `UserError`.
     """
 
@@ -60,11 +63,12 @@ class Checkpoints:
             _tidy(directory)
 
     def restore(self, say: Callable[[str], object] = print) -> int:
-        """Restore the newest checkpoint that is not damaged; returns its step, 0 where there is none.
+        """Restore the newest checkpoint that is not damaged; returns its step, 0 where there is
+        none.
 
         Raises:
-          UserError: all are damaged; or one is whole and of another network; or one cannot be read, after several tries. Nothing was
-            changed then.
+          UserError: all are damaged; or one is whole and of another network; or one cannot be read,
+            after several tries. Nothing was changed then.
         """
         found = saved(self.directory)
         damaged: list[str] = []
@@ -79,7 +83,8 @@ class Checkpoints:
             damaged.append(path)
         if found:
             raise UserError(
-                f"none of the {len(found)} checkpoints in {self.directory!r} can be read, they are damaged: start anew in another --workdir"
+                f"none of the {len(found)} checkpoints in {self.directory!r} can be read, they are "
+                "damaged: start anew in another --workdir"
             )
         return 0
 
@@ -87,7 +92,8 @@ class Checkpoints:
         """Save the state after `step` steps.
 
         Raises:
-          UserError: a variable is NaN or infinite, or the file system refuses; what was saved before stays.
+          UserError: a variable is NaN or infinite, or the file system refuses; what was saved
+            before stays.
         """
         self.guard()
         bad = self.first_nonfinite()
@@ -105,12 +111,15 @@ class Checkpoints:
         except files.errors() as e:
             with contextlib.suppress(*files.errors()):
                 _tidy(self.directory)
-            raise UserError(f"cannot save step {step} in {self.directory!r} ({one_line(e)}); {self.last_good()}") from e
+            raise UserError(
+                f"cannot save step {step} in {self.directory!r} ({one_line(e)}); {self.last_good()}"
+            ) from e
         for s in old:
             _delete(os.path.join(self.directory, f"ckpt-{s}"))
 
     def _write(self, directory: str, step: int) -> None:
-        """Write `ckpt-STEP`: its data first, and the index, which makes it a checkpoint, when they are on the disk."""
+        """Write `ckpt-STEP`: its data first, and the index, which makes it a checkpoint, when they
+        are on the disk."""
         self.checkpoint.save_counter.assign_add(1)
         name = f"ckpt-{step}"
         if not files.is_local(directory):
@@ -140,12 +149,17 @@ class Checkpoints:
 
     def last_good(self) -> str:
         steps = [step for step, _ in saved(self.directory)]
-        return f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+        return (
+            f"the last good checkpoint is step {steps[-1]}"
+            if steps
+            else "there is no checkpoint yet"
+        )
 
     def first_nonfinite(self) -> str | None:
-        """The name of a variable with a NaN or an infinity in it, or None. An online probe's may be so: nothing else depends on them."""
+        """The name of a variable with a NaN or an infinity in it, or None. An online probe's may be
+        so: nothing else depends on them."""
         good = self._finite().numpy()
-        return next((v.name for v, ok in zip(self._floats, good) if not ok), None)  # noqa: B905
+        return next((v.name for v, ok in zip(self._floats, good) if not ok), None)
 
     @functools.cached_property
     def _floats(self) -> list[tf.Variable]:
@@ -157,15 +171,20 @@ class Checkpoints:
 
     @functools.cached_property
     def _finite(self) -> Callable[[], tf.Tensor]:
-        """() -> bool, of each of `_floats`. One tensor, where operation by operation would be three of each: on Python 3.11 TensorFlow 2.15
-        leaves 48 bytes behind for every eager tensor (its issue 62551)."""
+        """() -> bool, of each of `_floats`. One tensor, where operation by operation would be three
+        of each: on Python 3.11 TensorFlow 2.15 leaves 48 bytes behind for every eager tensor (its
+        issue 62551)."""
         return tf.function(
-            lambda: tf.stack([tf.reduce_all(tf.math.is_finite(v)) for v in self._floats]), autograph=False
+            lambda: tf.stack([tf.reduce_all(tf.math.is_finite(v)) for v in self._floats]),
+            autograph=False,
         )
 
 
-def load(path: str, checkpoint: tf.train.Checkpoint, say: Callable[[str], object] = print) -> str | None:
-    """Restore a `tf.train.Checkpoint` from `path`: all of its objects, and it may hold more. A read that fails is tried again.
+def load(
+    path: str, checkpoint: tf.train.Checkpoint, say: Callable[[str], object] = print
+) -> str | None:
+    """Restore a `tf.train.Checkpoint` from `path`: all of its objects, and it may hold more. A read
+    that fails is tried again.
 
     Returns:
       None; or, of a damaged checkpoint, what is wrong with it.
@@ -178,9 +197,7 @@ def load(path: str, checkpoint: tf.train.Checkpoint, say: Callable[[str], object
             with files.plain(path) as plain:
                 checkpoint.restore(plain).assert_existing_objects_matched().expect_partial()
             return None
-        except (
-            Exception
-        ) as e:  # TensorFlow reports one and the same trouble in many ways: the checkpoint itself has to tell
+        except Exception as e:  # TensorFlow reports one and the same trouble in many ways: the checkpoint itself has to tell
             error = e
         try:
             reason = damage(path)
@@ -190,18 +207,25 @@ def load(path: str, checkpoint: tf.train.Checkpoint, say: Callable[[str], object
             if reason:
                 return reason
             if isinstance(error, (AssertionError, ValueError)):
-                raise UserError(f"checkpoint {path} is of another network: {_difference(error)}") from error
+                raise UserError(
+                    f"checkpoint {path} is of another network: {_difference(error)}"
+                ) from error
         if pause is not None:
-            say(f"checkpoint {path} cannot be read just now ({_inner(error)}): once more in {pause} s")
+            say(
+                f"checkpoint {path} cannot be read just now ({_inner(error)}): once more in "
+                f"{pause} s"
+            )
             time.sleep(pause)
     raise UserError(
-        f"checkpoint {path} cannot be read ({_inner(error)}); it is not damaged as far as can be seen, and nothing was changed: when "
+        f"checkpoint {path} cannot be read ({_inner(error)}); it is not damaged as far as can be "
+        "seen, and nothing was changed: when "
         "its file system answers again, use the same command again"
     ) from error
 
 
 def damage(path: str) -> str | None:
-    """What is wrong with a checkpoint, by its own checksums and its own list of parts; None if it is whole.
+    """What is wrong with a checkpoint, by its own checksums and its own list of parts; None if it
+    is whole.
 
     Raises:
       OSError, tf.errors.OpError: it cannot be read, which says nothing about that.
@@ -210,7 +234,9 @@ def damage(path: str) -> str | None:
 
         def read(name: str, dtype: tf.DType) -> None:
             # The op itself: TensorFlow's Python readers lose the kind of an error.
-            tf.raw_ops.RestoreV2(prefix=plain, tensor_names=[name], shape_and_slices=[""], dtypes=[dtype])
+            tf.raw_ops.RestoreV2(
+                prefix=plain, tensor_names=[name], shape_and_slices=[""], dtypes=[dtype]
+            )
 
         try:
             read(_GRAPH, tf.string)
@@ -242,14 +268,19 @@ def _inner(error: object) -> str:
 
 
 def _difference(error: BaseException) -> str:
-    """How a network differs from a whole checkpoint, by the exception that said so; and the flags that it usually comes from."""
+    """How a network differs from a whole checkpoint, by the exception that said so; and the flags
+    that it usually comes from."""
     text = " ".join(str(error).split())
     if "a legacy TF-Keras optimizer" in text or "a legacy Keras optimizer" in text:
         return (
-            "its optimizer is tensorflow-addons' LAMB under loss scaling, whose state cannot be taken over (without loss scaling it can): "
+            "its optimizer is tensorflow-addons' LAMB under loss scaling, whose state cannot be "
+            "taken over (without loss scaling it can): "
             "start anew in another --workdir"
         )
-    shapes = re.search(r"tensor with shape (\(.*?\)) .* variable with shape (\(.*?\)) and name (\S+?)(:\d+)?\.?$", text)
+    shapes = re.search(
+        r"tensor with shape (\(.*?\)) .* variable with shape (\(.*?\)) and name (\S+?)(:\d+)?\.?$",
+        text,
+    )
     absent = re.search(r"Found (\d+) Python objects .*?<tf\.Variable '([^']+?)(?::\d+)?'", text)
     if shapes:
         theirs, ours, name, _ = shapes.groups()
@@ -259,21 +290,28 @@ def _difference(error: BaseException) -> str:
         what = f"{count} variables of this network are not in it, {name} for one"
     else:
         return one_line(text)
-    return f"{what}; what differs is probably {next(flags for part, flags in _FLAGS_OF if re.search(part, name))}"
+    return (
+        f"{what}; what differs is probably "
+        f"{next(flags for part, flags in _FLAGS_OF if re.search(part, name))}"
+    )
 
 
 def saved(directory: str) -> list[tuple[int, str]]:
     """[(step, path)] of the complete checkpoints in a folder, oldest first.
 
-    A checkpoint's index is written last: where it is, the rest is. So this also finds one whose writer was killed before it could note it
-    down in the folder's `checkpoint` file.
+    A checkpoint's index is written last: where it is, the rest is. So this also finds one whose
+    writer was killed before it could note it down in the folder's `checkpoint` file.
     """
     indices = [re.fullmatch(r"ckpt-(\d+)\.index", name) for name in files.listdir(directory)]
-    return [(step, os.path.join(directory, f"ckpt-{step}")) for step in sorted(int(m[1]) for m in indices if m)]
+    return [
+        (step, os.path.join(directory, f"ckpt-{step}"))
+        for step in sorted(int(m[1]) for m in indices if m)
+    ]
 
 
 def _tidy(directory: str) -> None:
-    """Remove what a killed writer left; data without an index, of which more may have been there, are set aside."""
+    """Remove what a killed writer left; data without an index, of which more may have been there,
+    are set aside."""
     complete = {os.path.basename(path) for _, path in saved(directory)}
     for name in files.listdir(directory):
         match = re.match(r"(ckpt-\d+)(_temp|\.(?:data|index).*\.tempstate|\.data-)", name)
@@ -293,7 +331,9 @@ def _set_aside(path: str) -> str:
     """Move a checkpoint out of the way, to a folder of its own, which is returned."""
     folder, name = os.path.split(path)
     taken = files.listdir(os.path.join(folder, "damaged"))
-    free = next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+    free = next(
+        n for n in (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3))) if n not in taken
+    )
     target = os.path.join(folder, "damaged", free)
     tf.io.gfile.makedirs(target)
     for part in _parts(path):
@@ -302,7 +342,8 @@ def _set_aside(path: str) -> str:
 
 
 def _delete(path: str) -> None:
-    """Remove a checkpoint, its index first: what a kill leaves is no checkpoint, and `_tidy` sees that it was on its way out."""
+    """Remove a checkpoint, its index first: what a kill leaves is no checkpoint, and `_tidy` sees
+    that it was on its way out."""
     folder, name = os.path.split(path)
     bin_ = os.path.join(folder, f"{name}_temp-{files.unique()}")
     parts = sorted(_parts(path), key=lambda part: not part.endswith(".index"))

@@ -11,7 +11,8 @@ from tfssl.storage import files
 
 
 def pretraining(config: TrainConfig) -> TrainConfig:
-    """The config without contradictions: what --loss_batch_size stands for, the batch and its parts, are in its place.
+    """The config without contradictions: what --loss_batch_size stands for, the batch and its
+    parts, are in its place.
 
     Raises:
       UserError: there are some.
@@ -23,9 +24,12 @@ def pretraining(config: TrainConfig) -> TrainConfig:
     if compared:
         if compared % batch or parts > 1:
             raise UserError(
-                f"--loss_batch_size={compared} must be a multiple of --batch_size={batch}, and stands in for --accumulate_steps"
+                f"--loss_batch_size={compared} must be a multiple of --batch_size={batch}, and "
+                "stands in for --accumulate_steps"
             )
-        config = config.replace(batch_size=compared, accumulate_steps=compared // batch, loss_batch_size=0)
+        config = config.replace(
+            batch_size=compared, accumulate_steps=compared // batch, loss_batch_size=0
+        )
     if config.network.sync_batch_norm and config.network.bn_group_size:
         raise UserError("--sync_batch_norm and --bn_group_size contradict each other: choose one")
     return config
@@ -52,7 +56,8 @@ def finetuning(config: FinetuneConfig) -> FinetuneConfig:
     classifier.handle()  # refuses to be without
     if classifier.layer_decay != 1 and classifier.freeze:
         raise UserError(
-            f"--layer_decay={classifier.layer_decay:g} and --freeze contradict each other: one is of the encoder's rates, and the other "
+            f"--layer_decay={classifier.layer_decay:g} and --freeze contradict each other: one is "
+            "of the encoder's rates, and the other "
             "keeps it as it is"
         )
     if labels.train_list and labels.train_labels != "all":
@@ -67,10 +72,13 @@ def _optimization_and_run(config: Config, decay: str = "kernels") -> None:
     _decay_and_rates(o, decay)
     if a.data_service and a.deterministic:
         raise UserError(
-            "--data_service delivers images in an order of its own: it contradicts --deterministic; choose one"
+            "--data_service delivers images in an order of its own: it contradicts "
+            "--deterministic; choose one"
         )
     if not o.train_steps and not o.epochs:
-        raise UserError(f"--epochs={o.epochs:g}: a run has a length above 0; --dry_run tells what would be done")
+        raise UserError(
+            f"--epochs={o.epochs:g}: a run has a length above 0; --dry_run tells what would be done"
+        )
     if run.dry_run:
         files.check_writable(".", "--dry_run writes a picture into the current folder, which")
     else:
@@ -79,7 +87,8 @@ def _optimization_and_run(config: Config, decay: str = "kernels") -> None:
         raise UserError(f"--knn_probe={run.knn_probe} needs images to measure on: give --val_split")
     if run.validation_steps % run.checkpoint_steps:
         raise UserError(
-            f"--validation_steps={run.validation_steps} is not a multiple of --checkpoint_steps={run.checkpoint_steps}: "
+            f"--validation_steps={run.validation_steps} is not a multiple of "
+            f"--checkpoint_steps={run.checkpoint_steps}: "
             "validation runs between checkpoint intervals"
         )
 
@@ -88,18 +97,22 @@ def _decay_and_rates(o: Optimization, decay: str) -> None:
     own_decay = optim.own_decay(o.optimizer)
     if decay == "all" and own_decay == ("kernels",):
         raise UserError(
-            f"--decay=all: --optimizer={o.optimizer} decays kernels alone; leave --decay out, or take another"
+            f"--decay=all: --optimizer={o.optimizer} decays kernels alone; leave --decay out, or "
+            "take another"
         )
     if o.final_weight_decay is not None and not own_decay:
         raise UserError(
-            f"--final_weight_decay={o.final_weight_decay:g} needs an optimizer that carries weight decay itself, and "
+            f"--final_weight_decay={o.final_weight_decay:g} needs an optimizer that carries weight "
+            "decay itself, and "
             f"--optimizer={o.optimizer} leaves it to the loss: choose adamw, lamb or a form of LARS"
         )
     if o.final_rate and o.schedule != "cosine":
         raise UserError(
-            f"--final_rate={o.final_rate:g} is where a cosine ends, and --schedule={o.schedule} has none: leave one out"
+            f"--final_rate={o.final_rate:g} is where a cosine ends, and --schedule={o.schedule} "
+            "has none: leave one out"
         )
     if o.initial_rate and not o.warmup_epochs:
         raise UserError(
-            f"--initial_rate={o.initial_rate:g} is where warm-up begins: give --warmup_epochs, or leave it out"
+            f"--initial_rate={o.initial_rate:g} is where warm-up begins: give --warmup_epochs, or "
+            "leave it out"
         )

@@ -30,8 +30,8 @@ def describe(
     picture: str = "dry_run.png",
     timed_steps: int = 3,
 ) -> None:
-    """Print the images by split and class, the unreadable ones and the duplicates, the network, the plan and an estimate of its time;
-    write the first views to `picture`."""
+    """Print the images by split and class, the unreadable ones and the duplicates, the network, the
+    plan and an estimate of its time; write the first views to `picture`."""
     for split in filter(None, (source, validation)):
         _describe_source(split)
     say(summary)
@@ -40,7 +40,9 @@ def describe(
             trainable = sum(math.prod(v.shape) for v in part.trainable_variables)
             say(f"  {part.name}: {trainable:,} trainable parameters")
     source.probe()
-    views = summaries.first_views(model, source, config.optimization.batch_size, config.optimization.seed)
+    views = summaries.first_views(
+        model, source, config.optimization.batch_size, config.optimization.seed
+    )
     if views is not None:
         write_file(picture, tf.io.encode_png(summaries.grid(views)).numpy())
         say(f"first images as the network sees them: {picture}")
@@ -56,7 +58,7 @@ def _describe_source(source: Source) -> None:
     for name, count in found.per_class.items():
         say(f"  {name}: {count:,}")
     if found.sizes:
-        heights, widths = zip(*found.sizes)  # noqa: B905 (Python 3.9)
+        heights, widths = zip(*found.sizes)
         say(f"  sizes: {min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide")
     for reason, names in source.left_out.items():
         _list(f"left out: {reason}", names)
@@ -65,17 +67,27 @@ def _describe_source(source: Source) -> None:
     if found.ignored:
         say(
             "  other files, ignored: "
-            + ", ".join(f"{count} {ending or 'without ending'}" for ending, count in found.ignored.items())
+            + ", ".join(
+                f"{count} {ending or 'without ending'}" for ending, count in found.ignored.items()
+            )
         )
-    _list("unreadable, would be skipped", [f"{name}: {reason}" for name, reason in found.unreadable])
+    _list(
+        "unreadable, would be skipped", [f"{name}: {reason}" for name, reason in found.unreadable]
+    )
     copies = sum(len(group) - 1 for group in found.duplicates)
-    _list(f"images whose content occurs before: {copies}, in groups", [" = ".join(group) for group in found.duplicates])
+    _list(
+        f"images whose content occurs before: {copies}, in groups",
+        [" = ".join(group) for group in found.duplicates],
+    )
 
 
 def _list(heading: str, lines: Sequence[str], shown: int = 20) -> None:
     if lines:
         say(f"  {heading}: {len(lines)}")
-        for line in [*lines[:shown], *([f"and {len(lines) - shown} more"] if len(lines) > shown else [])]:
+        for line in [
+            *lines[:shown],
+            *([f"and {len(lines) - shown} more"] if len(lines) > shown else []),
+        ]:
             say(f"    {line}")
 
 
@@ -84,12 +96,23 @@ def _show_progress(done: int, total: int) -> None:
 
 
 def _estimate(
-    model: Pretext, strategy: tf.distribute.Strategy, source: Source, plan: Plan, config: Config, steps: int
+    model: Pretext,
+    strategy: tf.distribute.Strategy,
+    source: Source,
+    plan: Plan,
+    config: Config,
+    steps: int,
 ) -> None:
     executions, batch_size = config.accelerators.steps_per_execution, config.optimization.batch_size
     data = iter(
         strategies.training_data(
-            strategy, model, source, batch_size, config.optimization.seed, 0, (steps + 1) * executions
+            strategy,
+            model,
+            source,
+            batch_size,
+            config.optimization.seed,
+            0,
+            (steps + 1) * executions,
         )
     )
     step = model.make_train_function()
@@ -102,5 +125,6 @@ def _estimate(
     rate = batch_size / seconds
     total = _clock(seconds * plan.total_steps)
     say(
-        f"estimated time: {total} for {plan.total_steps} steps at {rate:.0f} images/s, measured over {steps * executions} steps"
+        f"estimated time: {total} for {plan.total_steps} steps at {rate:.0f} images/s, measured "
+        f"over {steps * executions} steps"
     )

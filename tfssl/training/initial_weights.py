@@ -13,11 +13,11 @@ from tfssl.training.callbacks import say
 
 
 def from_module(model: Pretext, handle: str) -> None:
-    """Assign the variables of a Hub module to the networks that `model` publishes, and to its backbone, which may be another: those that
-    match by name within the network and shape.
+    """Assign the variables of a Hub module to the networks that `model` publishes, and to its
+    backbone, which may be another: those that match by name within the network and shape.
 
-    A module whose variables have the networks' shapes in their order matches whole, whatever its names. Of several networks the first is
-    matched with the first that the module holds, and so on.
+    A module whose variables have the networks' shapes in their order matches whole, whatever its
+    names. Of several networks the first is matched with the first that the module holds, and so on.
 
     Raises:
       UserError: the module cannot be read, or nothing matches.
@@ -28,7 +28,7 @@ def from_module(model: Pretext, handle: str) -> None:
     backbone = () if model.backbone in model.published else (model.backbone,)
     for networks in filter(None, (model.published, backbone)):
         ours = [v for network in networks for v in network.variables]
-        pairs = list(zip(ours, theirs))  # noqa: B905 (Python 3.9)
+        pairs = list(zip(ours, theirs))
         if [v.shape for v in theirs] != [v.shape for v in ours]:
             named = _by_name(theirs)
             pairs = [(v, named[name]) for name, v in _by_name(ours).items() if name in named]
@@ -36,7 +36,8 @@ def from_module(model: Pretext, handle: str) -> None:
         names = " and ".join(network.name for network in networks)
         if not pairs:
             raise UserError(
-                f"--init_module={handle}: none of its {len(theirs)} variables matches one of {names} by name and shape"
+                f"--init_module={handle}: none of its {len(theirs)} variables matches one of "
+                f"{names} by name and shape"
             )
         for variable, value in pairs:
             variable.assign(tf.cast(value, variable.dtype))
@@ -44,8 +45,8 @@ def from_module(model: Pretext, handle: str) -> None:
 
 
 def _by_name(variables: Iterable[tf.Variable]) -> dict[tuple[str, int], tf.Variable]:
-    """{(name, which of those of this name): variable}. The name is without the network's own, which differs between a backbone and a copy
-    of it: block1/unit0/conv1/kernel."""
+    """{(name, which of those of this name): variable}. The name is without the network's own, which
+    differs between a backbone and a copy of it: block1/unit0/conv1/kernel."""
     named: dict[tuple[str, int], tf.Variable] = {}
     seen: collections.Counter[str] = collections.Counter()
     for variable in variables:

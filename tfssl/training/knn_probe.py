@@ -1,4 +1,5 @@
-"""How good is the encoder so far? Nearest neighbours among labelled images, at each validation, without training anything."""
+"""How good is the encoder so far? Nearest neighbours among labelled images, at each validation,
+without training anything."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from tfssl.pretext.task import Pretext
 
 
 class KnnProbe:
-    """Called, it gives {"knn_accuracy": accuracy}: 20 nearest training images, by cosine of the pre-logits, tell the classes of others.
+    """Called, it gives {"knn_accuracy": accuracy}: 20 nearest training images, by cosine of the
+    pre-logits, tell the classes of others.
 
     Args:
       model: the pretext model.
@@ -26,14 +28,20 @@ class KnnProbe:
       UserError: there are no labels.
     """
 
-    def __init__(self, model: Pretext, source: Source, validation: Source, images: int, batch_size: int = 64) -> None:
+    def __init__(
+        self, model: Pretext, source: Source, validation: Source, images: int, batch_size: int = 64
+    ) -> None:
         if not source.num_classes:
-            raise UserError(f"--knn_probe={images}: {source.spec} has no labels to vote with; leave it out")
+            raise UserError(
+                f"--knn_probe={images}: {source.spec} has no labels to vote with; leave it out"
+            )
         self.model = model
         self.chance = {"knn_accuracy": 1 / source.num_classes}
         # Once: each data set that is made leaves two megabytes of graphs to the process.
         self._parts = [
-            pipeline.evaluation_crops(spread(split, images), *model.evaluation_size, min(batch_size, images))
+            pipeline.evaluation_crops(
+                spread(split, images), *model.evaluation_size, min(batch_size, images)
+            )
             for split in (source, validation)
         ]
         run = model.distribute_strategy.run
@@ -43,7 +51,9 @@ class KnnProbe:
         (bank, labels), (queries, truth) = (self._extract(part) for part in self._parts)
         if not len(labels) or not len(truth):
             return {"knn_accuracy": float("nan")}  # of no image
-        predicted = nearest.vote(bank, labels, np.arange(len(bank)), queries, min(20, len(bank)), 0.07)
+        predicted = nearest.vote(
+            bank, labels, np.arange(len(bank)), queries, min(20, len(bank)), 0.07
+        )
         return {"knn_accuracy": float(np.mean(predicted == truth))}
 
     def _features(self, images: tf.Tensor) -> tf.Tensor:
@@ -53,7 +63,11 @@ class KnnProbe:
         features, labels = [], []
         for batch in batches:
             real = (batch["weight"].numpy() > 0) & (batch["label"].numpy() >= 0)
-            found = self.model.distribute_strategy.experimental_local_results(self._encode(batch["image"]))[0]
+            found = self.model.distribute_strategy.experimental_local_results(
+                self._encode(batch["image"])
+            )[0]
             features.append(found.numpy()[real])
             labels.append(batch["label"].numpy()[real])
-        return np.concatenate(features or [np.zeros([0, 1])]), np.concatenate(labels or [np.zeros(0, int)])
+        return np.concatenate(features or [np.zeros([0, 1])]), np.concatenate(
+            labels or [np.zeros(0, int)]
+        )

@@ -1,9 +1,12 @@
-"""What a run is trained on, written down once: WORKDIR/provenance.json, by which a later start knows its data again.
+"""What a run is trained on, written down once: WORKDIR/provenance.json, by which a later start
+knows its data again.
 
-{"format": 1, "starts": [{"step": 0, "date": ..., "dataset": ..., "split": ..., "data": ..., "machine": ...}]}
+{"format": 1, "starts": [{"step": 0, "date": ..., "dataset": ..., "split": ..., "data": ...,
+"machine": ...}]}
 
-"data" is the identity of the training images (`tfssl.data.sources.identity`), "machine" what the bits of the results depend on beside
-them. There is one entry, and another for each time that changed data were accepted.
+"data" is the identity of the training images (`tfssl.data.sources.identity`), "machine" what the
+bits of the results depend on beside them. There is one entry, and another for each time that
+changed data were accepted.
 """
 
 from __future__ import annotations
@@ -56,12 +59,18 @@ class Provenance:
         self._starts = read(self.path)
         self.recorded = self._starts[-1] if self._starts else None
 
-    def check(self, accept: bool = False, deterministic: bool = False, say: Callable[[str], object] = print) -> None:
+    def check(
+        self,
+        accept: bool = False,
+        deterministic: bool = False,
+        say: Callable[[str], object] = print,
+    ) -> None:
         """Refuse other data than the run's own, by name.
 
         Args:
           accept: go on with them; what that means is said.
-          deterministic: the run is to have the same bits everywhere: where this machine may give others, that is said.
+          deterministic: the run is to have the same bits everywhere: where this machine may give
+            others, that is said.
 
         Raises:
           UserError: the data are others.
@@ -72,26 +81,34 @@ class Provenance:
         changed = identity.differences(then["data"], self.data)
         if changed and not accept:
             raise UserError(
-                f"{os.path.dirname(self.path)!r} holds a run on other data than {now}: {'; '.join(changed)}. Give it the data that it "
-                f"began with ({then['dataset']}), use another --workdir, or go on with these by --accept_changed_data"
+                f"{os.path.dirname(self.path)!r} holds a run on other data than {now}: "
+                f"{'; '.join(changed)}. Give it the data that it "
+                f"began with ({then['dataset']}), use another --workdir, or go on with these by "
+                "--accept_changed_data"
             )
         if changed:
             say(
-                f"WARNING: the data are not those that the run began with: {'; '.join(changed)}; accepted, and noted in {self.path}"
+                f"WARNING: the data are not those that the run began with: {'; '.join(changed)}; "
+                f"accepted, and noted in {self.path}"
             )
             for number, before, after in identity.renumbered(then["data"], self.data):
                 say(f"WARNING: label {number} was {before} and is {after}")
         elif identity.same_place_other_times(then["data"], self.data):
             say(
-                f"{now}: files bear other times than when the run began (written again, or touched); their names and sizes are the same, "
+                f"{now}: files bear other times than when the run began (written again, or "
+                "touched); their names and sizes are the same, "
                 f"and the contents of those that were compared ({identity.SAMPLE} at most)"
             )
         others = differences(then["machine"], self.machine)
         if deterministic and others:
-            say(f"--deterministic: the bits may differ from those of one machine's run, for here: {'; '.join(others)}")
+            say(
+                "--deterministic: the bits may differ from those of one machine's run, for here: "
+                f"{'; '.join(others)}"
+            )
 
     def write(self, step: int) -> None:
-        """Note the data down, unless they are already: of a new run, of one from before there was such a file, and of changed ones."""
+        """Note the data down, unless they are already: of a new run, of one from before there was
+        such a file, and of changed ones."""
         if self.recorded and not identity.differences(self.recorded["data"], self.data):
             return
         entry: Entry = {
@@ -102,7 +119,9 @@ class Provenance:
             "data": self.data,
             "machine": self.machine,
         }
-        files.write_file(self.path, json.dumps({"format": 1, "starts": [*self._starts, entry]}, indent=1) + "\n")
+        files.write_file(
+            self.path, json.dumps({"format": 1, "starts": [*self._starts, entry]}, indent=1) + "\n"
+        )
         self._starts, self.recorded = [*self._starts, entry], entry
 
     def digests(self) -> dict[str, str]:
@@ -130,7 +149,8 @@ def read(path: str) -> list[Entry]:
         return []
     except (tf.errors.OpError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} cannot be read ({one_line(error)}): it says which data the run began with; remove it if you know that they are these"
+            f"{path} cannot be read ({one_line(error)}): it says which data the run began with; "
+            "remove it if you know that they are these"
         ) from error
 
 
@@ -140,10 +160,16 @@ def known(workdir: str) -> bool:
 
 
 def machine() -> dict[str, Any]:
-    """What the bits of a result depend on beside data and flags: versions, processor features, threads, oneDNN and accelerators."""
-    here = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    """What the bits of a result depend on beside data and flags: versions, processor features,
+    threads, oneDNN and accelerators."""
+    here = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
     threads = tf.config.threading.get_intra_op_parallelism_threads()
-    gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    gpus = [
+        tf.config.experimental.get_device_details(gpu)
+        for gpu in tf.config.list_physical_devices("GPU")
+    ]
     return {
         **identity.versions(),
         "threads": threads or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0) or len(here),
@@ -170,7 +196,11 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     before, here = set(then.get("processor", ())), set(now["processor"])
     lost, new = sorted(before - here), sorted(here - before)
     if lost or new:
-        parts = [f"{word} {', '.join(some[:3])}" for word, some in (("without", lost), ("with", new)) if some]
+        parts = [
+            f"{word} {', '.join(some[:3])}"
+            for word, some in (("without", lost), ("with", new))
+            if some
+        ]
         found.append(f"another processor ({'; '.join(parts)})")
     return found
 

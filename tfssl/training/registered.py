@@ -1,4 +1,5 @@
-"""The flags of what a pretraining can be made of. Imports no TensorFlow, so that `--help` is answered at once."""
+"""The flags of what a pretraining can be made of. Imports no TensorFlow, so that `--help` is
+answered at once."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,8 @@ def registered(names: Mapping[str, Any]) -> tuple[Generated, Generated, Generate
     """The flags of all tasks, backbones and optimizers, as `TrainConfig` takes them.
 
     Args:
-      names: {kind: name}, of those of KINDS that are not the default; it may be the import path of a user's own class.
+      names: {kind: name}, of those of KINDS that are not the default; it may be the import path of
+        a user's own class.
 
     Raises:
       UserError: there is no such class.

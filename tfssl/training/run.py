@@ -1,4 +1,5 @@
-"""A run between its first and its last step: restored, fitted over whole checkpoint intervals, saved."""
+"""A run between its first and its last step: restored, fitted over whole checkpoint intervals,
+saved."""
 
 import math
 import os
@@ -27,16 +28,21 @@ from tfssl.training.workdir import OF_HOST, check_data, claim_workdir
 def know_data(
     config: Config, strategy: tf.distribute.Strategy, source: Source, validation: Optional[Source]
 ) -> Provenance:
-    """The `Provenance` of a run, once its data are known to be its own, and the same on all hosts."""
+    """The `Provenance` of a run, once its data are known to be its own, and the same on all
+    hosts."""
     provenance = Provenance(config.run.folder(), source)
     if strategies.several_workers(strategy):
         facts = provenance.digests()
-        here = f"{source.num_examples} images of {source.spec} ({source.split}), {facts['versions']}"
+        here = (
+            f"{source.num_examples} images of {source.spec} ({source.split}), {facts['versions']}"
+        )
         strategies.compare_hosts(
             strategy, {"versions": facts.pop("versions")}, here
         )  # what flags there are depends on them
         facts |= {
-            f"--{name}": generated.as_text(value) for name, value in config.flags().items() if name not in OF_HOST
+            f"--{name}": generated.as_text(value)
+            for name, value in config.flags().items()
+            if name not in OF_HOST
         }
         facts["validation data"] = identity.text(identity.of(validation)) if validation else ""
         strategies.compare_hosts(strategy, facts, here)
@@ -56,8 +62,8 @@ def train(
     summary: str,
     following: str,
 ) -> None:
-    """Restore, then fit to the end, while no other process uses the workdir. What is told the user: the `summary` of a new run, and
-    `following`, the command that comes next."""
+    """Restore, then fit to the end, while no other process uses the workdir. What is told the user:
+    the `summary` of a new run, and `following`, the command that comes next."""
     run = model, strategy, source, validation, plan, config, provenance, summary, following
     if not strategies.is_chief(strategy):
         return _train(*run)
@@ -77,7 +83,8 @@ def _train(
     following: str,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Once over the whole checkpoint intervals, and once over the rest, where there is one. `check` refuses when the lock is lost."""
+    """Once over the whole checkpoint intervals, and once over the rest, where there is one. `check`
+    refuses when the lock is lost."""
     run, batch_size, seed = config.run, config.optimization.batch_size, config.optimization.seed
     watchdog.WATCHDOG.start()
     chief = strategies.is_chief(strategy)
@@ -89,9 +96,14 @@ def _train(
         part.probe()
     if model.order(source) is not source and config.accelerators.data_service:
         raise UserError(
-            "--data_service delivers images in an order of its own, and this task has one too: leave it out"
+            "--data_service delivers images in an order of its own, and this task has one too: "
+            "leave it out"
         )
-    probe = KnnProbe(model, source, validation, run.knn_probe) if run.knn_probe and validation and chief else None
+    probe = (
+        KnnProbe(model, source, validation, run.knn_probe)
+        if run.knn_probe and validation and chief
+        else None
+    )
     check_data(config)
     workdir = run.folder()
     folder, keep = os.path.join(workdir, "checkpoints"), (run.keep_checkpoints, run.keep_every)
@@ -133,8 +145,12 @@ def _train(
     while step < plan.total_steps:
         report = phases.run_due(between, context, step)
         if report:
-            say(f"between steps, at step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in report.items()))
-        # A run that was told to stop goes on at any step: first to the end of its checkpoint interval, then over all whole ones.
+            say(
+                f"between steps, at step {step}  "
+                + "  ".join(f"{name} {value:.4g}" for name, value in report.items())
+            )
+        # A run that was told to stop goes on at any step: first to the end of its checkpoint
+        # interval, then over all whole ones.
         until = phases.next_due(between, step, plan.total_steps)
         interval = min(run.checkpoint_steps - step % run.checkpoint_steps, until - step)
         intervals = (until - step) // interval if interval == run.checkpoint_steps else 1
@@ -153,10 +169,16 @@ def _train(
         else:
             ends = [step + interval * (i + 1) for i in range(intervals)]
             every = run.validation_steps or run.checkpoint_steps
-            due = [i for i, end in enumerate(ends, 1) if end % every == 0 or end == plan.total_steps]
+            due = [
+                i for i, end in enumerate(ends, 1) if end % every == 0 or end == plan.total_steps
+            ]
             pass_ = strategies.evaluation_data(strategy, model, validation, batch_size)
             steps = math.ceil(validation.num_examples / batch_size)
-            validating = {"validation_data": pass_, "validation_freq": due, "validation_steps": steps}
+            validating = {
+                "validation_data": pass_,
+                "validation_freq": due,
+                "validation_steps": steps,
+            }
         model.fit(
             batches,
             epochs=intervals,

@@ -16,10 +16,14 @@ from tfssl.data.sources.subset import spread
 from tfssl.pretext.task import Pretext
 
 
-def first_views(model: Pretext, source: Source, batch_size: int, seed: int, count: int = 16) -> np.ndarray | None:
-    """Up to `count` images that the network sees in step 0: [n, H, W, 3] in [0, 1], after all augmentation, on host and device; None where
-    no image can be read."""
-    batch = next(iter(pipeline.first_examples(source, model.example, min(batch_size, count), seed)), None)
+def first_views(
+    model: Pretext, source: Source, batch_size: int, seed: int, count: int = 16
+) -> np.ndarray | None:
+    """Up to `count` images that the network sees in step 0: [n, H, W, 3] in [0, 1], after all
+    augmentation, on host and device; None where no image can be read."""
+    batch = next(
+        iter(pipeline.first_examples(source, model.example, min(batch_size, count), seed)), None
+    )
     if batch is None:
         return None
     batch = model.to_float(batch)
@@ -27,7 +31,8 @@ def first_views(model: Pretext, source: Source, batch_size: int, seed: int, coun
 
 
 def pictures(model: Pretext, source: Source, count: int = 8) -> Callable[[], np.ndarray] | None:
-    """A function () -> the task's `pictures` of images spread over a source, as a `grid` of three columns; None where it has none."""
+    """A function () -> the task's `pictures` of images spread over a source, as a `grid` of three
+    columns; None where it has none."""
     if type(model).pictures is Pretext.pictures:
         return None
     part = spread(source, count)
@@ -42,16 +47,20 @@ def grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
     columns = min(columns, n)
     rows = -(-n // columns)
     picture = np.ones([rows * (h + 2) + 2, columns * (w + 2) + 2, 3])
-    for i, (row, column) in zip(range(n), itertools.product(range(rows), range(columns))):  # noqa: B905 (Python 3.9)
+    for i, (row, column) in zip(range(n), itertools.product(range(rows), range(columns))):
         y, x = row * (h + 2) + 2, column * (w + 2) + 2
         picture[y : y + h, x : x + w] = images[i]
     return (picture * 255).round().astype(np.uint8)
 
 
-def write_start(writer: tf.summary.SummaryWriter, model: Pretext, source: Source, config: Config) -> None:
+def write_start(
+    writer: tf.summary.SummaryWriter, model: Pretext, source: Source, config: Config
+) -> None:
     """The first views and the flags, at step 0."""
     o, values = config.optimization, config.flags()
-    table = "| flag | value |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in values.items() if v is not None)
+    table = "| flag | value |\n|---|---|\n" + "\n".join(
+        f"| {k} | {v} |" for k, v in values.items() if v is not None
+    )
     views = first_views(model, source, o.batch_size, o.seed)
     with writer.as_default():
         if views is not None:

@@ -20,7 +20,9 @@ def test_probe_names_the_first_image_and_the_reason(write_images, tmp_path):
     for i in range(20):
         (tmp_path / "photos" / f"{i}.jpg").write_bytes(b"this is no image")
     source = tfssl.open_source("folder:" + root)
-    with pytest.raises(UserError, match="none of the first 5 images of folder:.*Unknown image file format") as error:
+    with pytest.raises(
+        UserError, match="none of the first 5 images of folder:.*Unknown image file format"
+    ) as error:
         source.probe(limit=5)
     assert source.name(0) in str(error.value) and "\n" not in str(error.value)
 
@@ -52,7 +54,10 @@ def test_scan_counts_classes_and_finds_what_is_wrong(write_images, tmp_path):
     assert found.images == 10 and found.per_class == {"a": 4, "b": 4} and found.unlabelled == 0
     assert {name for name, _ in found.unreadable} == {f"{root}/a/3.png", f"{root}/b/0.png"}
     assert all(reason and "\n" not in reason for _, reason in found.unreadable)
-    groups = [{f"{root}/a/0.png", f"{root}/b/3.png", f"{root}/b/4.png"}, {f"{root}/a/1.png", f"{root}/a/2.png"}]
+    groups = [
+        {f"{root}/a/0.png", f"{root}/b/3.png", f"{root}/b/4.png"},
+        {f"{root}/a/1.png", f"{root}/a/2.png"},
+    ]
     assert sorted(map(set, found.duplicates), key=len, reverse=True) == groups
     assert found.ignored == {".txt": 1} and found.sizes == {(6, 5): 8}
     assert seen[-1] == (8, 10)
@@ -62,12 +67,18 @@ def test_scan_of_a_stream(write_records, tmp_path):
     root = write_records({"train-00000-of-00002": [0, 1, None], "train-00001-of-00002": [1, 1]})
     with tf.io.TFRecordWriter(f"{root}/train-00001-of-00002") as writer:
         for image in (b"broken", None):
-            feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[image] if image else []))
-            example = tf.train.Example(features=tf.train.Features(feature={"image/encoded": feature}))
+            feature = tf.train.Feature(
+                bytes_list=tf.train.BytesList(value=[image] if image else [])
+            )
+            example = tf.train.Example(
+                features=tf.train.Features(feature={"image/encoded": feature})
+            )
             writer.write(example.SerializeToString())
     found = tfssl.open_source("tfrecord:" + root).scan()
     assert found.images == 5 and found.per_class == {"0": 1, "1": 1} and found.unlabelled == 1
-    assert [name for name, _ in found.unreadable] == [f"record {i} of {root}/train-00001-of-00002" for i in (0, 1)]
+    assert [name for name, _ in found.unreadable] == [
+        f"record {i} of {root}/train-00001-of-00002" for i in (0, 1)
+    ]
     assert found.duplicates == []
 
 
@@ -81,6 +92,10 @@ def test_scan_of_pixels():
             return str(index)
 
     found = Pixels("x", "train", 5).scan()
-    assert found.duplicates == [["0", "3"], ["1", "4"]] and found.unlabelled == 5 and found.per_class == {}
+    assert (
+        found.duplicates == [["0", "3"], ["1", "4"]]
+        and found.unlabelled == 5
+        and found.per_class == {}
+    )
     Pixels("x", "train", 5).probe()
     assert np.sum(list(found.sizes.values())) == 5

@@ -22,7 +22,11 @@ def open_split(found, split):
     ((name, start, stop),) = resolve(split, sizes, "folder:x")
     parts = found.splits[name]
     assert (start, stop) == (0, sizes[name][0])
-    images = [(part.folder + n, c) for part in parts for n, c in zip(part.names, part.classes(), strict=True)]
+    images = [
+        (part.folder + n, c)
+        for part in parts
+        for n, c in zip(part.names, part.classes(), strict=True)
+    ]
     return [path for path, _ in images], {of_class for _, of_class in images}
 
 
@@ -128,9 +132,16 @@ def test_the_same_role_twice_is_for_the_user_to_choose():
 
 
 def test_folds_are_splits():
-    found = find("cross-validation/fold1/a cross-validation/fold1/b cross-validation/fold2/a cross-validation/fold3/b")
-    assert set(found.splits) == {"fold1", "fold2", "fold3"} and open_split(found, "fold1")[1] == {"a", "b"}
-    with pytest.raises(UserError, match=r"no split 'train'; .*join the folds to train on, such as fold2\+fold3"):
+    found = find(
+        "cross-validation/fold1/a cross-validation/fold1/b cross-validation/fold2/a cross-validation/fold3/b"
+    )
+    assert set(found.splits) == {"fold1", "fold2", "fold3"} and open_split(found, "fold1")[1] == {
+        "a",
+        "b",
+    }
+    with pytest.raises(
+        UserError, match=r"no split 'train'; .*join the folds to train on, such as fold2\+fold3"
+    ):
         open_split(found, "train")
     found = find(
         "fold1/train/a fold1/train/b fold1/test/a fold2/train/a fold2/test/b"
@@ -140,7 +151,9 @@ def test_folds_are_splits():
         open_split(found, "train")
 
 
-@pytest.mark.parametrize("name", ["unlabeled", "unlabelled", "Unlabeled", "train_unlabeled", "unsup"])
+@pytest.mark.parametrize(
+    "name", ["unlabeled", "unlabelled", "Unlabeled", "train_unlabeled", "unsup"]
+)
 def test_unlabeled_images_are_a_split_without_labels(name):
     found = find(f"train/a train/b test/a {name}/0 {name}/1")
     images, named = open_split(found, "unlabeled")
@@ -156,8 +169,12 @@ def test_more_images_have_labels_if_their_folders_are_classes():
 
 def test_what_is_passed_over_is_named():
     found = find("train/a train/b test/a docs augmented/a augmented/b logo.jpg")
-    assert found.passed == {"docs/": EACH, "augmented/": 2 * EACH} and found.beside_splits == ["logo.jpg"]
-    assert find("archive/train/a archive/train/b archive/test/a archive/docs").passed == {"archive/docs/": EACH}
+    assert found.passed == {"docs/": EACH, "augmented/": 2 * EACH} and found.beside_splits == [
+        "logo.jpg"
+    ]
+    assert find("archive/train/a archive/train/b archive/test/a archive/docs").passed == {
+        "archive/docs/": EACH
+    }
     assert find("images/train images/val labels/train").passed == {"labels/": EACH}
     assert find("JPEGImages SegmentationClass").passed == {"SegmentationClass/": EACH}
     assert find("bus car train").taken == ["train"] and not find("bus car train").passed
@@ -165,7 +182,11 @@ def test_what_is_passed_over_is_named():
 
 def test_few_images_beside_the_classes_are_left_out_and_more_take_the_labels():
     found = find("a b preview.jpg")  # 1 of 13
-    assert found.stray == ["preview.jpg"] and open_split(found, "train")[1] == {"a", "b"} and not found.loose
+    assert (
+        found.stray == ["preview.jpg"]
+        and open_split(found, "train")[1] == {"a", "b"}
+        and not found.loose
+    )
     found = find("train/a train/b train/preview.jpg test/a test/b")
     assert found.stray == ["train/preview.jpg"] and len(open_split(found, "train")[0]) == 2 * EACH
     found = find("a b x.jpg y.jpg")  # 2 of 14
@@ -189,4 +210,6 @@ def test_the_order_depends_on_the_path_within_the_split_alone():
             f"{c}/{i}.jpg" for c in "ab" for i in range(EACH)
         )
     (part,) = find("train/images test/images").splits["train"]
-    assert sorted(part.key + name for name in part.names) == [f"images/{i}.jpg" for i in range(EACH)]
+    assert sorted(part.key + name for name in part.names) == [
+        f"images/{i}.jpg" for i in range(EACH)
+    ]

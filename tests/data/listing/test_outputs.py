@@ -25,13 +25,21 @@ def test_a_run_an_evaluation_and_a_dry_run_change_nothing(write_images, tmp_path
     )  # fmt: skip
     outputs.mark(f"{scheme}{root}/eval")
     outputs.mark(f"{scheme}{root}/eval")
-    for name in ("old/results.json", "run/flags.flags", "run/module/8/saved_model.pb", "model/saved_model.pb"):
+    for name in (
+        "old/results.json",
+        "run/flags.flags",
+        "run/module/8/saved_model.pb",
+        "model/saved_model.pb",
+    ):
         (tmp_path / "photos" / name).write_text("")
     source = tfssl.open_source(f"folder:{scheme}{root}")
     assert content(source) == before and len(before[1]) == 4
     assert len(unlabelled(root).names()) == 4
     (note,) = source.notes()
-    assert "left out: what tfssl itself wrote there: cat/dry_run.png, dry_run.png, " in note and "\n" not in note
+    assert (
+        "left out: what tfssl itself wrote there: cat/dry_run.png, dry_run.png, " in note
+        and "\n" not in note
+    )
 
 
 def test_a_workdir_that_is_the_images_folder(write_images, tmp_path):

@@ -39,7 +39,23 @@ def four_bits(picture):
     palette = np.zeros([16, 4], np.uint8)
     palette[:, :3] = np.asarray(picture.getpalette()[:48]).reshape(16, 3)[:, ::-1]
     header = struct.pack(
-        "<2sIHHIIiiHHIIiiII", b"BM", 118 + len(body), 0, 0, 118, 40, WIDTH, HEIGHT, 1, 4, 0, len(body), 0, 0, 16, 0
+        "<2sIHHIIiiHHIIiiII",
+        b"BM",
+        118 + len(body),
+        0,
+        0,
+        118,
+        40,
+        WIDTH,
+        HEIGHT,
+        1,
+        4,
+        0,
+        len(body),
+        0,
+        0,
+        16,
+        0,
     )
     return header + palette.tobytes() + body
 
@@ -90,7 +106,9 @@ def pillow(name):
     """The pixels as Pillow reads them, or, where it has no 16 bit colours, as they were written."""
     if name.endswith("16"):
         pixels = (GRAY16 if "gray" in name else RGB16) >> 8
-        return np.broadcast_to(pixels if pixels.ndim == 3 else pixels[..., None], [HEIGHT, WIDTH, 3])
+        return np.broadcast_to(
+            pixels if pixels.ndim == 3 else pixels[..., None], [HEIGHT, WIDTH, 3]
+        )
     return np.asarray(Image.open(io.BytesIO(FILES[name])).convert("RGB"))
 
 
@@ -100,7 +118,9 @@ def in_both_modes(op, image, *others):
     data = tf.data.Dataset.from_tensors((image, *others)).map(op)
     graph = data.get_single_element()
     np.testing.assert_array_equal(eager, graph)
-    assert data.element_spec.dtype == eager.dtype and data.element_spec.shape.rank == eager.shape.rank
+    assert (
+        data.element_spec.dtype == eager.dtype and data.element_spec.shape.rank == eager.shape.rank
+    )
     return eager.numpy()
 
 
@@ -109,7 +129,9 @@ def test_decoded_pixels_are_pillows(name):
     pixels = in_both_modes(ops.decode, FILES[name])
     assert pixels.dtype == np.uint8
     # Two builds of libjpeg may round differently; its fast transform is off by 4 levels on these files.
-    np.testing.assert_allclose(pixels.astype(int), pillow(name).astype(int), rtol=0, atol=1 if name in JPEGS else 0)
+    np.testing.assert_allclose(
+        pixels.astype(int), pillow(name).astype(int), rtol=0, atol=1 if name in JPEGS else 0
+    )
 
 
 def test_a_bmp_from_the_top_down_is_read():
@@ -150,19 +172,30 @@ BOXES = [
 ]
 
 
-@pytest.mark.parametrize("name", [*JPEGS, "png rgb alpha", "png gray", "gif animated", "bmp palette"])
+@pytest.mark.parametrize(
+    "name", [*JPEGS, "png rgb alpha", "png gray", "gif animated", "bmp palette"]
+)
 def test_decoding_a_crop_is_decoding_and_slicing(name):
     whole = ops.decode(FILES[name]).numpy()
     random = np.random.default_rng(0)
     corners = random.integers(0, [HEIGHT, WIDTH], [30, 2])
-    boxes = BOXES + [[y, x, *random.integers(1, [HEIGHT - y + 1, WIDTH - x + 1])] for y, x in corners]
-    crop = tf.function(ops.decode_crop, input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([4], tf.int32)])
+    boxes = BOXES + [
+        [y, x, *random.integers(1, [HEIGHT - y + 1, WIDTH - x + 1])] for y, x in corners
+    ]
+    crop = tf.function(
+        ops.decode_crop,
+        input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([4], tf.int32)],
+    )
     for y, x, height, width in boxes:
-        np.testing.assert_array_equal(crop(FILES[name], [y, x, height, width]), whole[y : y + height, x : x + width])
+        np.testing.assert_array_equal(
+            crop(FILES[name], [y, x, height, width]), whole[y : y + height, x : x + width]
+        )
     in_both_modes(ops.decode_crop, FILES[name], boxes[4])
 
 
-@pytest.mark.parametrize("box", [[0, 0, HEIGHT + 1, 5], [0, WIDTH - 4, 5, 5], [-1, 0, 5, 5], [0, -1, 5, 5]])
+@pytest.mark.parametrize(
+    "box", [[0, 0, HEIGHT + 1, 5], [0, WIDTH - 4, 5, 5], [-1, 0, 5, 5], [0, -1, 5, 5]]
+)
 @pytest.mark.parametrize("name", ["jpeg", "png rgb"])
 def test_a_box_outside_of_the_image_is_refused(name, box):
     with pytest.raises(tf.errors.InvalidArgumentError):
@@ -192,11 +225,18 @@ def test_what_is_no_whole_image_raises(name):
 
 
 @pytest.mark.parametrize(
-    "op", [ops.decode, lambda image: ops.random_resized_crop(image, [1, 2], 32, area_range=(0.99, 1.0)), ops.image_size]
+    "op",
+    [
+        ops.decode,
+        lambda image: ops.random_resized_crop(image, [1, 2], 32, area_range=(0.99, 1.0)),
+        ops.image_size,
+    ],
 )
 def test_a_pipeline_drops_what_it_cannot_decode(op):
     good = [FILES["jpeg"], FILES["png gray"], FILES["jpeg cmyk"]]
-    bad = [BROKEN[name] for name in ("empty", "text", "two bytes", "three bytes", "png rgb cut at 0.5")]
+    bad = [
+        BROKEN[name] for name in ("empty", "text", "two bytes", "three bytes", "png rgb cut at 0.5")
+    ]
     if op is not ops.image_size:  # the header of a truncated JPEG can be read
         bad += [BROKEN["jpeg cut at 0.5"]]
     images = [bad[0], good[0], *bad[1:], *good[1:]]
@@ -219,7 +259,9 @@ def test_pixels_of_any_channel_count_become_rgb(channels, known):
     pixels = np.random.default_rng(0).integers(0, 256, [9, 11, channels], np.uint8)
     want = pixels[..., :3] if channels >= 3 else np.repeat(pixels[..., :1], 3, -1)
     spec = tf.TensorSpec([9, 11, channels] if known else [None, None, None], tf.uint8)
-    got = tf.function(lambda x: (ops.decode(x), ops.decode_crop(x, [2, 3, 5, 4])), input_signature=[spec])(pixels)
+    got = tf.function(
+        lambda x: (ops.decode(x), ops.decode_crop(x, [2, 3, 5, 4])), input_signature=[spec]
+    )(pixels)
     np.testing.assert_array_equal(got[0], want)
     np.testing.assert_array_equal(got[1], want[2:7, 3:7])
     assert got[0].shape[-1] == got[1].shape[-1] == 3
@@ -257,13 +299,20 @@ def test_bilinear_resize_is_rounded_interpolation(size):
 
 
 def test_other_resize_methods():
-    np.testing.assert_array_equal(ops.resize(PHOTO, (402, 474), "nearest"), PHOTO.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(
+        ops.resize(PHOTO, (402, 474), "nearest"), PHOTO.repeat(2, 0).repeat(2, 1)
+    )
     edge = np.zeros([8, 8, 3], np.uint8)
     edge[:, 4:] = 255
-    for size in (32, 32), (1, 9):  # casts saturate in vectorised loops and wrap around in what they leave over
+    for size in (
+        (32, 32),
+        (1, 9),
+    ):  # casts saturate in vectorised loops and wrap around in what they leave over
         cubic = tf.image.resize(tf.cast(edge, tf.float32), size, "bicubic").numpy()
         assert cubic.min() < -5 and cubic.max() > 260
-        np.testing.assert_array_equal(ops.resize(edge, size, "bicubic"), np.rint(np.clip(cubic, 0, 255)))
+        np.testing.assert_array_equal(
+            ops.resize(edge, size, "bicubic"), np.rint(np.clip(cubic, 0, 255))
+        )
 
 
 def area(pixels, height, width):
@@ -272,14 +321,22 @@ def area(pixels, height, width):
     def coverage(old, new):
         begin, end = np.arange(new)[:, None] * old / new, (np.arange(new)[:, None] + 1) * old / new
         pixel = np.arange(old)[None]
-        return np.clip(np.minimum(end, pixel + 1) - np.maximum(begin, pixel), 0, None) * new / old  # new x old
+        return (
+            np.clip(np.minimum(end, pixel + 1) - np.maximum(begin, pixel), 0, None) * new / old
+        )  # new x old
 
     return np.einsum(
-        "hy,wx,yxc->hwc", coverage(len(pixels), height), coverage(pixels.shape[1], width), pixels, optimize=True
+        "hy,wx,yxc->hwc",
+        coverage(len(pixels), height),
+        coverage(pixels.shape[1], width),
+        pixels,
+        optimize=True,
     )
 
 
-@pytest.mark.parametrize("shape, smaller, want", [((201, 237), 96, (96, 113)), ((200, 64), 128, (400, 128))])
+@pytest.mark.parametrize(
+    "shape, smaller, want", [((201, 237), 96, (96, 113)), ((200, 64), 128, (400, 128))]
+)
 def test_resize_small_takes_area_means_and_keeps_the_aspect(shape, smaller, want):
     pixels = PHOTO[: shape[0], : shape[1]]
     got = in_both_modes(lambda image: ops.resize_small(image, smaller), pixels)
@@ -287,7 +344,9 @@ def test_resize_small_takes_area_means_and_keeps_the_aspect(shape, smaller, want
     assert np.abs(got - area(pixels, *want)).max() <= 0.5 + 1e-3
 
 
-@pytest.mark.parametrize("height, width, longer", [(100, 151, 145), (151, 100, 145), (96, 1000, 1000), (500, 333, 144)])
+@pytest.mark.parametrize(
+    "height, width, longer", [(100, 151, 145), (151, 100, 145), (96, 1000, 1000), (500, 333, 144)]
+)
 def test_resize_small_rounds_the_longer_side(height, width, longer):
     size = ops.resize_small(np.zeros([height, width, 3], np.uint8), 96).shape[:2]
     assert size == ((96, longer) if height < width else (longer, 96))
@@ -299,10 +358,13 @@ def test_central_crop(kind):
     whole = ops.decode(image).numpy()
     top, left = (HEIGHT - 64) // 2, (WIDTH - 100) // 2
     np.testing.assert_array_equal(
-        in_both_modes(lambda image: ops.central_crop(image, (64, 100)), image), whole[top : top + 64, left : left + 100]
+        in_both_modes(lambda image: ops.central_crop(image, (64, 100)), image),
+        whole[top : top + 64, left : left + 100],
     )
     for fraction in (0.875, 0.5, 0.33, 1.0):
-        got = in_both_modes(lambda image, fraction=fraction: ops.central_crop(image, fraction), image)
+        got = in_both_modes(
+            lambda image, fraction=fraction: ops.central_crop(image, fraction), image
+        )
         np.testing.assert_array_equal(got, tf.image.central_crop(whole, fraction))
 
 
@@ -324,7 +386,9 @@ def test_resize_central_crop():
 @pytest.mark.parametrize(
     "crop", [lambda image: ops.central_crop(image, 224), lambda x: ops.random_crop(x, [0, 1], 224)]
 )
-@pytest.mark.parametrize("image", [FILES["jpeg"], FILES["png rgb"], PHOTO], ids=["jpeg", "png", "pixels"])
+@pytest.mark.parametrize(
+    "image", [FILES["jpeg"], FILES["png rgb"], PHOTO], ids=["jpeg", "png", "pixels"]
+)
 def test_a_crop_larger_than_the_image_says_so(image, crop):
     with pytest.raises(tf.errors.InvalidArgumentError, match="smaller than the crop of 224 x 224"):
         crop(image)
@@ -332,7 +396,9 @@ def test_a_crop_larger_than_the_image_says_so(image, crop):
 
 def each_seed(op, count, run=7):
     """op(seed) for `count` seeds, inside tf.data; -> list of arrays."""
-    data = tf.data.Dataset.range(count).map(lambda number: op(tf.stack([tf.constant(run, tf.int64), number])))
+    data = tf.data.Dataset.range(count).map(
+        lambda number: op(tf.stack([tf.constant(run, tf.int64), number]))
+    )
     return list(data.as_numpy_iterator())
 
 
@@ -346,7 +412,10 @@ def boxes_of_random_resized_crop(count, height, width, **settings):
     """Boxes [count, 4] of y, x, h, w: nearest neighbour enlargement shows a crop's first and last row and column."""
     image = coordinates(height, width)
     ends = each_seed(
-        lambda seed: ops.random_resized_crop(image, seed, 256, method="nearest", **settings)[::255, ::255], count
+        lambda seed: ops.random_resized_crop(image, seed, 256, method="nearest", **settings)[
+            ::255, ::255
+        ],
+        count,
     )
     ends = np.stack(ends).astype(int)
     y, x = ends[:, 0, 0, 0], ends[:, 0, 0, 1]
@@ -363,8 +432,20 @@ def inception_boxes(count, height, width, area_range, aspect_range=(3 / 4, 4 / 3
         tallest = int(min(np.rint(np.sqrt(high / aspect)), height, (width + 0.5) // aspect))
         h = random.integers(shortest, max(tallest, shortest) + 1)
         w = int(np.rint(h * aspect))
-        if low <= h * w <= high and h <= height and w <= width and h * w >= covered * height * width:
-            boxes.append([random.integers(0, max(height - h, 1)), random.integers(0, max(width - w, 1)), h, w])
+        if (
+            low <= h * w <= high
+            and h <= height
+            and w <= width
+            and h * w >= covered * height * width
+        ):
+            boxes.append(
+                [
+                    random.integers(0, max(height - h, 1)),
+                    random.integers(0, max(width - w, 1)),
+                    h,
+                    w,
+                ]
+            )
     return np.array(boxes)
 
 
@@ -393,7 +474,9 @@ def test_min_object_covered_0_allows_the_smallest_areas():
 
 
 def test_an_impossible_area_gives_the_whole_image():
-    got = boxes_of_random_resized_crop(3, 60, 250, area_range=(0.95, 1.0))  # no aspect up to 4/3 fills it
+    got = boxes_of_random_resized_crop(
+        3, 60, 250, area_range=(0.95, 1.0)
+    )  # no aspect up to 4/3 fills it
     np.testing.assert_array_equal(got, [[0, 0, 60, 250]] * 3)
 
 
@@ -425,14 +508,18 @@ def sampled(count, height, width, sampler, area_range, **settings):
     """Boxes [count, 4] of y, x, h, w."""
 
     def box(seed):
-        begin, extent = ops.sample_crop(tf.constant([height, width, 3]), seed, area_range, sampler=sampler, **settings)
+        begin, extent = ops.sample_crop(
+            tf.constant([height, width, 3]), seed, area_range, sampler=sampler, **settings
+        )
         return tf.concat([begin[:2], extent[:2]], 0)
 
     return np.stack(each_seed(box, count))
 
 
 def sampled_at(seed, height, width, sampler, area_range):
-    begin, extent = ops.sample_crop(tf.constant([height, width, 3]), seed, area_range, sampler=sampler)
+    begin, extent = ops.sample_crop(
+        tf.constant([height, width, 3]), seed, area_range, sampler=sampler
+    )
     return (*begin.numpy()[:2], *extent.numpy()[:2])
 
 
@@ -451,7 +538,9 @@ def test_crops_are_drawn_as_published(sampler, area_range, mean_area):
     height, width = 375, 500
     got = sampled(2000, height, width, sampler, area_range)
     assert (got[:, :2] >= 0).all() and (got[:, :2] + got[:, 2:] <= [height, width]).all()
-    np.testing.assert_allclose((got[:, 2] * got[:, 3]).mean() / (height * width), mean_area, atol=0.012)
+    np.testing.assert_allclose(
+        (got[:, 2] * got[:, 3]).mean() / (height * width), mean_area, atol=0.012
+    )
     if sampler == "tf":
         return  # see the Inception recipe above
     random = np.random.default_rng(0)
@@ -471,8 +560,12 @@ def test_crops_that_do_not_fit(height, width):
     """torchvision falls back on the center, cut to the aspect range; BYOL cuts the sides to the image's."""
     fallback = torch_box(np.random.default_rng(0), height, width, (2.0, 3.0))
     np.testing.assert_array_equal(sampled(3, height, width, "torch", (2.0, 3.0)), [fallback] * 3)
-    np.testing.assert_array_equal(sampled(3, height, width, "byol", (9.0, 10.0)), [[0, 0, height, width]] * 3)
-    np.testing.assert_array_equal(sampled(3, height, width, "torch", (0.0, 0.0)), [fallback] * 3)  # of no pixels
+    np.testing.assert_array_equal(
+        sampled(3, height, width, "byol", (9.0, 10.0)), [[0, 0, height, width]] * 3
+    )
+    np.testing.assert_array_equal(
+        sampled(3, height, width, "torch", (0.0, 0.0)), [fallback] * 3
+    )  # of no pixels
 
 
 def test_crops_that_can_never_be_are_refused():
@@ -489,23 +582,41 @@ BIG = np.asarray(Image.fromarray(load_sample_images().images[0]).resize((1300, 8
 @pytest.mark.parametrize("kind", ["jpeg", "pixels"])
 def test_reduced_noise_is_averaged_away(kind, method, most):
     """Of white noise of 64 levels, reduced tenfold, Pillow keeps 4.1, area means 6.1, plain interpolation 30."""
-    noise = np.clip(np.random.default_rng(0).normal(128, 64, [1120, 1120, 3]), 0, 255).astype(np.uint8)
+    noise = np.clip(np.random.default_rng(0).normal(128, 64, [1120, 1120, 3]), 0, 255).astype(
+        np.uint8
+    )
     pillow = np.asarray(Image.fromarray(noise).resize((112, 112), Image.BILINEAR))
     assert 3.9 < pillow.std() < 4.3
-    data = encoded(Image.fromarray(noise), "JPEG", quality=95, subsampling=0) if kind == "jpeg" else noise
+    data = (
+        encoded(Image.fromarray(noise), "JPEG", quality=95, subsampling=0)
+        if kind == "jpeg"
+        else noise
+    )
     crop = ops.random_resized_crop(data, [1, 2], 112, (1.0, 1.0), (1.0, 1.0), method=method)
     whole = ops.resize(ops.shrink(data, 112), 112, method)
     assert max(crop.numpy().std(), whole.numpy().std()) < most
 
 
-@pytest.mark.parametrize("name", ["jpeg", "jpeg 4:2:2", "jpeg 4:4:4", "jpeg progressive", "jpeg gray", "jpeg cmyk"])
+@pytest.mark.parametrize(
+    "name", ["jpeg", "jpeg 4:2:2", "jpeg 4:4:4", "jpeg progressive", "jpeg gray", "jpeg cmyk"]
+)
 def test_jpegs_are_reduced_within_the_decoder(name):
     """As by Pillow's draft mode, which is the same libjpeg's; a part has the pixels of the whole image."""
 
     def part(y, x, height, width, size):
-        return ops.cut(FILES[name], lambda _: [([y, x, 0], [height, width, 3])], [size])[0].numpy().astype(int)
+        return (
+            ops.cut(FILES[name], lambda _: [([y, x, 0], [height, width, 3])], [size])[0]
+            .numpy()
+            .astype(int)
+        )
 
-    for size, ratio in (((200, 237), 1), ((100, 118), 2), ((50, 59), 4), ((34, 34), 4), ((10, 29), 8)):
+    for size, ratio in (
+        ((200, 237), 1),
+        ((100, 118), 2),
+        ((50, 59), 4),
+        ((34, 34), 4),
+        ((10, 29), 8),
+    ):
         picture = Image.open(io.BytesIO(FILES[name]))
         picture.draft(picture.mode, (WIDTH // ratio, HEIGHT // ratio))
         want = np.asarray(picture.convert("RGB")).astype(int)
@@ -513,7 +624,12 @@ def test_jpegs_are_reduced_within_the_decoder(name):
         whole = part(0, 0, HEIGHT, WIDTH, size)
         assert whole.shape[0] == (HEIGHT + ratio // 2) // ratio
         assert np.abs(whole - want[: whole.shape[0], : whole.shape[1]]).max() <= 2
-        y, x, height, width = HEIGHT - size[0] * ratio, WIDTH - size[1] * ratio, size[0] * ratio, size[1] * ratio
+        y, x, height, width = (
+            HEIGHT - size[0] * ratio,
+            WIDTH - size[1] * ratio,
+            size[0] * ratio,
+            size[1] * ratio,
+        )
         some = part(y, x, height, width, size)
         assert min(some.shape[0] - size[0], some.shape[1] - size[1]) >= 0
         y, x = (y + ratio // 2) // ratio, (x + ratio // 2) // ratio
@@ -534,7 +650,9 @@ def test_parts_of_one_image_are_decoded_once_and_each_is_reduced_as_far_as_it_ma
         assert np.abs(part.numpy() - area(box, *part.shape[:2])).mean() < 3
 
 
-@pytest.mark.parametrize("size", [(64, 48), (20, 230), (300, 411), (HEIGHT, WIDTH), (1, 1), (31, 30)])
+@pytest.mark.parametrize(
+    "size", [(64, 48), (20, 230), (300, 411), (HEIGHT, WIDTH), (1, 1), (31, 30)]
+)
 def test_pillows_resize(size):
     got = in_both_modes(lambda image: ops.resize(image, size, "pillow"), PHOTO)
     want = np.asarray(Image.fromarray(PHOTO).resize(size[::-1], Image.BILINEAR))
@@ -546,7 +664,11 @@ def test_crops_of_photographs_are_those_of_torchvision(side, most):
     """It decodes all, cuts, and resizes by Pillow. The same up to a level below twice the size; then, as the decoder reduces and a crop's
     border is rounded to what it leaves, within 4 levels in the mean (plain interpolation: 8 and 11 at 200 and 100 pixels)."""
     data, seed, area_range = encoded(Image.fromarray(BIG), "JPEG", quality=90), [0, 5], (0.9, 1.0)
-    got = ops.random_resized_crop(data, seed, side, area_range, sampler="torch", method="pillow").numpy().astype(int)
+    got = (
+        ops.random_resized_crop(data, seed, side, area_range, sampler="torch", method="pillow")
+        .numpy()
+        .astype(int)
+    )
     y, x, h, w = sampled_at(seed, *BIG.shape[:2], "torch", area_range)
     cut = Image.open(io.BytesIO(data)).convert("RGB").crop((x, y, x + w, y + h))
     want = np.asarray(cut.resize((side, side), Image.BILINEAR))
@@ -560,7 +682,9 @@ def test_a_random_crop_of_the_file_is_that_of_its_pixels(name):
     data, pixels = FILES[name], ops.decode(FILES[name])
     for op in (
         lambda image, seed: ops.random_resized_crop(image, seed, 128),
-        lambda image, seed: ops.random_resized_crop(image, seed, (110, 96), method="bicubic", sampler="torch"),
+        lambda image, seed: ops.random_resized_crop(
+            image, seed, (110, 96), method="bicubic", sampler="torch"
+        ),
         lambda image, seed: ops.random_crop(image, seed, (96, 64)),
         ops.random_flip,
     ):
@@ -577,11 +701,18 @@ def test_random_resized_crop_resizes_what_it_cuts():
         corners = ops.random_resized_crop(image, seed, 256, method="nearest").numpy().astype(int)
         (y, x, _), (bottom, right, _) = corners[0, 0], corners[-1, -1]
         want = bilinear(image.numpy()[y : bottom + 1, x : right + 1], 96, 72)
-        assert np.abs(ops.random_resized_crop(image, seed, (96, 72)).numpy() - want).max() <= 0.5 + 1e-3
+        assert (
+            np.abs(ops.random_resized_crop(image, seed, (96, 72)).numpy() - want).max()
+            <= 0.5 + 1e-3
+        )
 
 
 @pytest.mark.parametrize(
-    "op", [lambda seed: ops.random_resized_crop(PHOTO, seed, 32), lambda seed: ops.random_crop(PHOTO, seed, 32)]
+    "op",
+    [
+        lambda seed: ops.random_resized_crop(PHOTO, seed, 32),
+        lambda seed: ops.random_crop(PHOTO, seed, 32),
+    ],
 )
 def test_seeds_decide(op):
     first = np.stack(each_seed(op, 40))
@@ -593,7 +724,9 @@ def test_seeds_decide(op):
 
 def test_random_crop_reaches_every_place_equally_often():
     image = coordinates(20, 35)
-    corners = np.stack(each_seed(lambda seed: ops.random_crop(image, seed, (17, 33))[0, 0], 1200))[:, :2]
+    corners = np.stack(each_seed(lambda seed: ops.random_crop(image, seed, (17, 33))[0, 0], 1200))[
+        :, :2
+    ]
     counts = np.zeros([4, 3], int)
     np.add.at(counts, tuple(corners.T), 1)
     assert counts.sum() == 1200 and scipy.stats.chisquare(counts.ravel()).pvalue > 1e-3
@@ -603,7 +736,9 @@ def test_random_flip_mirrors_half_of_the_images_whatever_their_crop():
     image = coordinates(20, 60)
 
     def op(seed):
-        return ops.random_flip(image, fork(seed, 0))[0, 0, 1], ops.random_crop(image, seed, (20, 30))[0, 0, 1]
+        return ops.random_flip(image, fork(seed, 0))[0, 0, 1], ops.random_crop(
+            image, seed, (20, 30)
+        )[0, 0, 1]
 
     left, crop = np.array(each_seed(op, 1000)).T
     assert set(left) == {0, 59}
@@ -635,7 +770,19 @@ def test_static_shapes_are_known():
 
     found = [tuple(tensor.shape) for tensor in shapes.get_concrete_function().structured_outputs]
     free = (None, None, 3)
-    assert found == [(2,), free, free, (5, 6, 3), (7, 7, 3), (8, 9, 3), (10, 10, 3), free, free, (10, 10, 3), free]
+    assert found == [
+        (2,),
+        free,
+        free,
+        (5, 6, 3),
+        (7, 7, 3),
+        (8, 9, 3),
+        (10, 10, 3),
+        free,
+        free,
+        (10, 10, 3),
+        free,
+    ]
 
 
 def png(width, height):
@@ -643,8 +790,15 @@ def png(width, height):
     deflate = zlib.compressobj(9)
     row = bytes(1 + (width + 7) // 8)
     content = b"".join(deflate.compress(row) for _ in range(height)) + deflate.flush()
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), (b"IDAT", content), (b"IEND", b"")]
-    chunks = [struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c)) for name, c in parts]
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)),
+        (b"IDAT", content),
+        (b"IEND", b""),
+    ]
+    chunks = [
+        struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c))
+        for name, c in parts
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
@@ -660,14 +814,19 @@ SMALL_FILES = {  # name: (the file, whether it is an image like others)
     "banner": (lambda: png(2000, 40), True),
     "bomb": (lambda: png(30_000, 30_000), False),
     "GIF bomb": (lambda: black(12_000, 12_000, "GIF"), False),
-    "progressive bomb": (lambda: black(10_000, 10_000, "JPEG", progressive=True, optimize=True), False),
+    "progressive bomb": (
+        lambda: black(10_000, 10_000, "JPEG", progressive=True, optimize=True),
+        False,
+    ),
     "as large as may be": (lambda: png(5000, 5000), True),
     "the same, JPEG": (lambda: black(5000, 5000, "JPEG", progressive=True, optimize=True), True),
 }
 USES = {
     "evaluation": lambda image: ops.resize_central_crop(image, 224, 256),
     "crops": lambda image: ops.random_resized_crop(image, (0, 1), 224),
-    "pillow": lambda image: ops.random_resized_crop(image, (0, 1), 224, (0.9, 1.0), method="pillow", sampler="torch"),
+    "pillow": lambda image: ops.random_resized_crop(
+        image, (0, 1), 224, (0.9, 1.0), method="pillow", sampler="torch"
+    ),
     "random": lambda image: ops.random_crop(ops.resize_small(image, 256), (0, 1), 224),
     "size": ops.image_size,
 }
@@ -693,7 +852,9 @@ def memory(which):
         return int(next(line for line in f if line.startswith(which)).split()[1])
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux tells the peak of a process's memory")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/clear_refs"), reason="Linux tells the peak of a process's memory"
+)
 @pytest.mark.parametrize("name", SMALL_FILES)
 def test_no_small_file_takes_much_memory(name):
     """Before 0.2 the 86 bytes of "thin" took 3.4 GB, and the 110 kB of "bomb" 2.7 GB."""

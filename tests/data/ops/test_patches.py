@@ -20,7 +20,9 @@ def test_the_studys_grid_in_evaluation():
 
 def test_random_places_stay_in_their_cells():
     corners = np.array([(85 * i, 85 * j) for i in range(3) for j in range(3)])
-    places = np.stack([ops.grid_offsets(seed(n), 292, 255, 3, 64).numpy() for n in range(400)]) - corners
+    places = (
+        np.stack([ops.grid_offsets(seed(n), 292, 255, 3, 64).numpy() for n in range(400)]) - corners
+    )
     assert places.min() >= 0 and places.max() <= (292 - 255) + (85 - 64)
     beside = places - places[:, :1]  # free of the crop's place, which the nine share
     assert beside.min() == -21 and beside.max() == 21
@@ -73,18 +75,27 @@ def by_scipy(image, corner, size, shift, scale, degrees):
     seen = (columns - 1j * rows) * np.exp(-1j * np.radians(degrees)) / scale
     middle = np.array(corner) + (size - 1) / 2 + size * np.array(shift)
     at = [middle[0] - seen.imag, middle[1] + seen.real]
-    channels = [scipy.ndimage.map_coordinates(c, at, order=1, mode="reflect") for c in np.moveaxis(image, -1, 0) * 1.0]
+    channels = [
+        scipy.ndimage.map_coordinates(c, at, order=1, mode="reflect")
+        for c in np.moveaxis(image, -1, 0) * 1.0
+    ]
     return np.stack(channels, -1)
 
 
 @pytest.mark.parametrize(
     "corner,shift,scale,angle",
-    [((8, 12), (0.2, -0.1), 1.4, 20.0), ((0, 0), (-0.2, -0.2), 0.7, -13.0), ((21, 9), (0.2, 0.2), 0.8, 5.0)],
+    [
+        ((8, 12), (0.2, -0.1), 1.4, 20.0),
+        ((0, 0), (-0.2, -0.2), 0.7, -13.0),
+        ((21, 9), (0.2, 0.2), 0.8, 5.0),
+    ],
 )
 def test_affine_patches(corner, shift, scale, angle):
     """Also where they leave the image."""
     image = np.random.default_rng(0).integers(0, 256, [30, 40, 3], np.uint8)
-    found = tf.function(ops.affine_patch)(image, corner, 9, tf.constant(shift), tf.constant(scale), tf.constant(angle))
+    found = tf.function(ops.affine_patch)(
+        image, corner, 9, tf.constant(shift), tf.constant(scale), tf.constant(angle)
+    )
     np.testing.assert_allclose(found, by_scipy(image, corner, 9, shift, scale, angle), atol=0.51)
 
 
@@ -93,7 +104,9 @@ def test_affine_patches_on_the_grid():
     patch = image[5:13, 7:15]
     zero = tf.zeros([2])
     np.testing.assert_array_equal(ops.affine_patch(image, [5, 7], 8, zero, 1.0, 0.0), patch)
-    np.testing.assert_array_equal(ops.affine_patch(image, [5, 7], 8, zero, 1.0, 90.0), np.rot90(patch))
+    np.testing.assert_array_equal(
+        ops.affine_patch(image, [5, 7], 8, zero, 1.0, 90.0), np.rot90(patch)
+    )
     moved = ops.affine_patch(image, [5, 7], 8, tf.constant([0.25, -0.5]), 1.0, 0.0)
     np.testing.assert_array_equal(moved, image[7:15, 3:11])
 
@@ -101,9 +114,13 @@ def test_affine_patches_on_the_grid():
 def test_gray_is_the_mean_of_the_channels():
     levels = np.arange(256, dtype=np.uint8)
     images = np.random.default_rng(0).integers(0, 256, [2, 64, 3], np.uint8)
-    images = np.concatenate([images, np.repeat(levels.reshape(2, 128, 1), 3, 2)], 1)  # gray stays what it is
+    images = np.concatenate(
+        [images, np.repeat(levels.reshape(2, 128, 1), 3, 2)], 1
+    )  # gray stays what it is
     expected = np.floor(images.sum(-1, dtype=int) / 3 + 0.5)  # thirds are never halves
-    np.testing.assert_array_equal(ops.gray(tf.constant(images)), np.repeat(expected[..., None], 3, -1))
+    np.testing.assert_array_equal(
+        ops.gray(tf.constant(images)), np.repeat(expected[..., None], 3, -1)
+    )
 
 
 @pytest.mark.parametrize("height,width,grid", [(9, 9, 3), (10, 14, 3), (11, 9, 2), (8, 8, 4)])
@@ -135,4 +152,6 @@ def test_standardise_is_tensorflows(dtype):
     expected = (exact - exact.mean((1, 2, 3), keepdims=True)) / deviation
     assert found.dtype == ("float64" if dtype == "float64" else "float32")
     np.testing.assert_allclose(found, expected, atol=1e-9 if dtype == "float64" else 3e-3)
-    np.testing.assert_allclose(found, tf.image.per_image_standardization(exact.astype(np.float32)), atol=3e-3)
+    np.testing.assert_allclose(
+        found, tf.image.per_image_standardization(exact.astype(np.float32)), atol=3e-3
+    )

@@ -75,7 +75,9 @@ def test_contrast_along_principal_components(jit_compile):
         pixels = image.reshape(-1, 3)
         mean = pixels.mean(0)
         axes = np.linalg.svd(pixels - mean, full_matrices=False)[2]  # a row each, the largest first
-        want = mean + sum(f * np.outer((pixels - mean) @ axis, axis) for f, axis in zip(factor[::-1], axes))
+        want = mean + sum(
+            f * np.outer((pixels - mean) @ axis, axis) for f, axis in zip(factor[::-1], axes)
+        )
         np.testing.assert_allclose(new.reshape(-1, 3), want, atol=1e-5)
     np.testing.assert_allclose(got[0], images[0], atol=1e-5)
 
@@ -86,12 +88,22 @@ def test_power_factor_and_offset_of_hsv(jit_compile):
     rng = np.random.default_rng(1)
     powers, factors = rng.uniform(0.25, 4, [4, 2]), rng.uniform(0.7, 1.4, [4, 2])
     offsets, hue = rng.uniform(-0.1, 0.1, [4, 2]), rng.uniform(-0.1, 0.1, 4)
-    got = compiled(photometric.adjust_hsv, tf.constant(images), powers, factors, offsets, hue, jit_compile=jit_compile)
+    got = compiled(
+        photometric.adjust_hsv,
+        tf.constant(images),
+        powers,
+        factors,
+        offsets,
+        hue,
+        jit_compile=jit_compile,
+    )
     for n, (image, new) in enumerate(zip(images, got.numpy())):
         for before, after in zip(image.reshape(-1, 3), new.reshape(-1, 3)):
             h, *sv = colorsys.rgb_to_hsv(*before)
             s, v = np.clip(np.array(sv) ** powers[n] * factors[n] + offsets[n], 0, 1)
-            np.testing.assert_allclose(after, colorsys.hsv_to_rgb((h + hue[n]) % 1, s, v), atol=1e-9)
+            np.testing.assert_allclose(
+                after, colorsys.hsv_to_rgb((h + hue[n]) % 1, s, v), atol=1e-9
+            )
 
 
 def test_brightness_is_added_and_not_clipped():
@@ -116,7 +128,9 @@ def test_inception_color_is_the_recipe_of_slim(jit_compile):
         else:
             image = tf.image.adjust_brightness(tf.image.adjust_saturation(image, factor), shift)
         want.append(tf.clip_by_value(image, 0, 1))
-    draws = np.stack([(shifts * 255 / 32 + 1) / 2, factors - 0.5, (np.array(orders) + 0.5) / 4], -1).astype(np.float32)
+    draws = np.stack(
+        [(shifts * 255 / 32 + 1) / 2, factors - 0.5, (np.array(orders) + 0.5) / 4], -1
+    ).astype(np.float32)
     got = compiled(photometric.inception_color, images, draws, jit_compile=jit_compile)
     np.testing.assert_allclose(got, want, atol=1e-5)
     assert np.abs(np.array(want[0]) - want[1]).max() > 0.03  # the order matters
@@ -130,7 +144,9 @@ def test_inception_color_takes_uniform_draws():
     """
     count = 4000
     images = np.broadcast_to(np.array([0.5, 0.375, 0.25], np.float32), [count, 1, 1, 3])
-    new = photometric.inception_color(images, tf.random.stateless_uniform([count, 3], [1, 2])).numpy()[:, 0, 0]
+    new = photometric.inception_color(
+        images, tf.random.stateless_uniform([count, 3], [1, 2])
+    ).numpy()[:, 0, 0]
     delta, factor = new[:, 0] - 0.5, (new[:, 0] - new[:, 2]) / 0.25
     for values, low, high in ((delta, -32 / 255, 32 / 255), (factor, 0.5, 1.5)):
         assert low <= values.min() + 1e-6 and values.max() <= high + 1e-6
@@ -163,7 +179,9 @@ def test_flip_lr_mirrors_the_masked(jit_compile):
     images = pictures(count=3, size=8)
     mask = np.array([True, False, True])
     got = compiled(photometric.flip_lr, images, mask, jit_compile=jit_compile)
-    np.testing.assert_array_equal(got, np.where(mask[:, None, None, None], images[:, :, ::-1], images))
+    np.testing.assert_array_equal(
+        got, np.where(mask[:, None, None, None], images[:, :, ::-1], images)
+    )
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
@@ -171,10 +189,14 @@ def test_flip_lr_mirrors_the_masked(jit_compile):
 def test_dtypes_are_kept(dtype, jit_compile):
     images, draws = pictures(), np.random.default_rng(1).uniform(size=[6, 3]).astype(np.float32)
     exact = photometric.inception_color(tf.constant(images), draws).numpy()
-    got = compiled(photometric.inception_color, tf.cast(images, dtype), draws, jit_compile=jit_compile)
+    got = compiled(
+        photometric.inception_color, tf.cast(images, dtype), draws, jit_compile=jit_compile
+    )
     assert got.dtype == dtype
     np.testing.assert_allclose(tf.cast(got, tf.float64), exact, atol=TOLERANCE[dtype])
-    flipped = compiled(photometric.flip_lr, tf.cast(images, dtype), draws[:, 0] < 2, jit_compile=jit_compile)
+    flipped = compiled(
+        photometric.flip_lr, tf.cast(images, dtype), draws[:, 0] < 2, jit_compile=jit_compile
+    )
     turned = compiled(photometric.four_rotations, tf.cast(images, dtype), jit_compile=jit_compile)
     assert flipped.dtype == turned.dtype == dtype
 
@@ -210,8 +232,12 @@ def test_colours_are_tf_images_for_each_image(name, jit_compile):
     parameters, plain = PER_IMAGE[name]
     for images in (photographs(6), pictures().astype(np.float32)):
         want = [plain(image, parameter) for image, parameter in zip(images, parameters)]
-        got = compiled(getattr(photometric, name), images, np.float32(parameters), jit_compile=jit_compile)
-        np.testing.assert_allclose(got, want, atol=2e-5)  # tf.image's hue is good to 1e-5 where colours are nearly gray
+        got = compiled(
+            getattr(photometric, name), images, np.float32(parameters), jit_compile=jit_compile
+        )
+        np.testing.assert_allclose(
+            got, want, atol=2e-5
+        )  # tf.image's hue is good to 1e-5 where colours are nearly gray
         alone = getattr(photometric, name)(images[3:4], np.float32(parameters[3:4]))
         np.testing.assert_allclose(alone[0], want[3], atol=2e-5)
 
@@ -241,7 +267,9 @@ def test_jitter_is_tf_images_in_each_of_the_24_orders(additive, jit_compile):
     orders = list(itertools.permutations(range(4))) * 2
     rng = np.random.default_rng(0)
     values = rng.uniform(
-        [-0.8 if additive else 0.2, 0.2, 0.2, -0.2], [0.8 if additive else 1.8, 1.8, 1.8, 0.2], [48, 4]
+        [-0.8 if additive else 0.2, 0.2, 0.2, -0.2],
+        [0.8 if additive else 1.8, 1.8, 1.8, 0.2],
+        [48, 4],
     )
     values = values.astype(np.float32)
     times = np.argsort(orders, axis=1).astype(np.float32)  # when each has its turn
@@ -249,12 +277,16 @@ def test_jitter_is_tf_images_in_each_of_the_24_orders(additive, jit_compile):
     want = np.stack([jitter_by_hand(*row, additive) for row in zip(images, orders, values)])
     assert np.abs(want[:24] - want[24:]).max() > 0.1
     jitter = tf.function(
-        lambda x, v, t: photometric.color_jitter(x, *tf.unstack(v, axis=1), t, additive), jit_compile=jit_compile
+        lambda x, v, t: photometric.color_jitter(x, *tf.unstack(v, axis=1), t, additive),
+        jit_compile=jit_compile,
     )
     # Where clipping or dark colours amplify the hue's rounding errors, single pixels are off by a little more.
     together = np.abs(jitter(images, values, times) - want)
     alone = np.abs(
-        np.concatenate([jitter(images[i : i + 1], values[i : i + 1], times[i : i + 1]) for i in range(48)]) - want
+        np.concatenate(
+            [jitter(images[i : i + 1], values[i : i + 1], times[i : i + 1]) for i in range(48)]
+        )
+        - want
     )
     for difference in (together, alone):
         assert difference.max() < 1e-3 and np.mean(difference > 1e-5) < 1e-3
@@ -264,7 +296,9 @@ def test_jitter_is_tf_images_in_each_of_the_24_orders(additive, jit_compile):
 def test_solarize_inverts_from_the_threshold_on(jit_compile):
     images = np.float32([0, 0.25, 0.5, 0.75, 1]).reshape(1, 1, 5, 1).repeat(2, 0)
     got = compiled(photometric.solarize, images, np.float32([0.5, 0.7]), jit_compile=jit_compile)
-    np.testing.assert_array_equal(np.ravel(got), np.float32([0, 0.25, 0.5, 0.25, 0, 0, 0.25, 0.5, 0.25, 0]))
+    np.testing.assert_array_equal(
+        np.ravel(got), np.float32([0, 0.25, 0.5, 0.25, 0, 0, 0.25, 0.5, 0.25, 0])
+    )
 
 
 def test_blur_has_the_published_taps():
@@ -277,7 +311,12 @@ def test_blur_has_the_published_taps():
 def test_blur_is_scipys_for_each_image(edges, mode, channels, jit_compile):
     images = np.random.default_rng(0).uniform(size=[3, 21, 26, channels])
     sigmas = np.array([0.1, 0.7, 2.0])
-    got = compiled(lambda x, s: photometric.gaussian_blur(x, s, 7, edges), images, sigmas, jit_compile=jit_compile)
+    got = compiled(
+        lambda x, s: photometric.gaussian_blur(x, s, 7, edges),
+        images,
+        sigmas,
+        jit_compile=jit_compile,
+    )
     for image, sigma, new in zip(images, sigmas, np.array(got)):
         taps = np.exp(-(np.arange(-3, 4) ** 2) / (2 * sigma**2))
         for axis in (0, 1):
@@ -310,7 +349,9 @@ def test_noise_is_normal_and_a_function_of_the_key():
         assert abs(np.corrcoef(np.ravel(got[0]), np.ravel(got[other]))[0, 1]) < 0.06
     neighbours = np.corrcoef(np.ravel(got[0])[:-1], np.ravel(got[0])[1:])[0, 1]
     assert abs(neighbours) < 0.06
-    again = tf.function(photometric.gaussian_noise, jit_compile=True)(images, np.float32([1, 1, 1, 0.1]), keys)
+    again = tf.function(photometric.gaussian_noise, jit_compile=True)(
+        images, np.float32([1, 1, 1, 0.1]), keys
+    )
     np.testing.assert_allclose(again, got + images, atol=1e-5)
 
 
@@ -320,7 +361,9 @@ def test_sobel_is_the_length_of_tf_images_gradient(channels, jit_compile):
     images = photographs(3)[..., :channels]
     gradient = tf.image.sobel_edges(tf.constant(images)).numpy()
     want = np.minimum(np.sqrt((gradient**2).sum(-1)) / 4, 1)
-    np.testing.assert_allclose(compiled(photometric.sobel, images, jit_compile=jit_compile), want, atol=1e-5)
+    np.testing.assert_allclose(
+        compiled(photometric.sobel, images, jit_compile=jit_compile), want, atol=1e-5
+    )
     step = np.zeros([1, 6, 6, 1], np.float32)
     step[:, :, 3:] = 1
     np.testing.assert_allclose(photometric.sobel(step)[0, :, :, 0], [[0, 0, 1, 1, 0, 0]] * 6)
@@ -330,7 +373,9 @@ def test_sobel_is_the_length_of_tf_images_gradient(channels, jit_compile):
 def test_cutout_fills_a_square(jit_compile):
     images = np.random.default_rng(0).uniform(size=[3, 10, 12, 2])
     centers = np.array([[0.5, 0.5], [0.0, 0.0], [0.999, 0.25]])
-    got = compiled(lambda x, c: photometric.cutout(x, c, 4), images, centers, jit_compile=jit_compile)
+    got = compiled(
+        lambda x, c: photometric.cutout(x, c, 4), images, centers, jit_compile=jit_compile
+    )
     want = images.copy()
     want[0, 3:7, 4:8] = 0.5
     want[1, :2, :2] = 0.5
@@ -341,8 +386,12 @@ def test_cutout_fills_a_square(jit_compile):
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_quarter_turns_are_rot90_for_each_image(jit_compile):
     images = np.random.default_rng(0).uniform(size=[4, 6, 6, 2])
-    got = compiled(photometric.quarter_turns, images, np.array([3, 0, 2, 1]), jit_compile=jit_compile)
-    np.testing.assert_array_equal(got, [np.rot90(image, k) for image, k in zip(images, (3, 0, 2, 1))])
+    got = compiled(
+        photometric.quarter_turns, images, np.array([3, 0, 2, 1]), jit_compile=jit_compile
+    )
+    np.testing.assert_array_equal(
+        got, [np.rot90(image, k) for image, k in zip(images, (3, 0, 2, 1))]
+    )
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
@@ -368,12 +417,18 @@ def test_dtypes_are_kept_by_what_contrastive_methods_use(dtype, jit_compile):
         got = compiled(op, tf.cast(images, dtype), jit_compile=jit_compile)
         assert got.dtype == dtype and got.shape == images.shape, name
         difference = np.abs(tf.cast(got, tf.float64) - op(tf.constant(images)))
-        assert np.mean(difference > 2 * TOLERANCE[dtype]) < 1e-3, name  # solarize jumps at its threshold
+        assert np.mean(difference > 2 * TOLERANCE[dtype]) < 1e-3, (
+            name
+        )  # solarize jumps at its threshold
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_colours_refuse_what_is_not_rgb(channels):
-    images, one, times = np.zeros([2, 4, 4, channels], np.float32), np.ones([2], np.float32), np.zeros([2, 4])
+    images, one, times = (
+        np.zeros([2, 4, 4, channels], np.float32),
+        np.ones([2], np.float32),
+        np.zeros([2, 4]),
+    )
     for op in (
         lambda: photometric.adjust_saturation(images, one),
         lambda: photometric.adjust_hue(images, one),
@@ -382,6 +437,8 @@ def test_colours_refuse_what_is_not_rgb(channels):
         lambda: photometric.adjust_hsv(images, *np.ones([3, 2, 2]), one),
         lambda: photometric.color_jitter(images, one, one, one, one, times),
     ):
-        with pytest.raises(UserError, match=f"images with {channels} channels: colours need 3") as error:
+        with pytest.raises(
+            UserError, match=f"images with {channels} channels: colours need 3"
+        ) as error:
             op()
         assert "\n" not in str(error.value)

@@ -20,7 +20,9 @@ def photograph():
 
 
 def affine(image, matrix):
-    return image.transform(image.size, Image.AFFINE, matrix, resample=Image.BILINEAR, fillcolor=FILL)
+    return image.transform(
+        image.size, Image.AFFINE, matrix, resample=Image.BILINEAR, fillcolor=FILL
+    )
 
 
 def smooth_blend(image, factor):
@@ -53,10 +55,14 @@ def test_ops_are_pillows(name, photograph):
     picture = photograph // 2 + 30 if name == "autocontrast" else photograph
     want = np.array(by_pillow(Image.fromarray(picture)), float)
     level = tf.constant(level)
-    got = tf.function(randaugment.OPS[name])(tf.constant(picture, tf.float32), level, sign * level).numpy()
+    got = tf.function(randaugment.OPS[name])(
+        tf.constant(picture, tf.float32), level, sign * level
+    ).numpy()
     assert got.shape == picture.shape and got.min() >= 0 and got.max() <= 255
     # At the border Pillow does not interpolate with the fill, and its smoothing is one level off in places.
-    assert np.mean(np.abs(got - want) > tolerance) < 0.03 and np.median(np.abs(got - want)) <= min(tolerance, 0.5)
+    assert np.mean(np.abs(got - want) > tolerance) < 0.03 and np.median(np.abs(got - want)) <= min(
+        tolerance, 0.5
+    )
     np.testing.assert_array_equal(got, np.round(got))
     assert np.abs(want - picture).max() > 10
 
@@ -100,16 +106,22 @@ def test_half_of_the_layers_act_and_all_ops_come(photograph, monkeypatch):
 
 def test_magnitudes_are_normal_and_cut(monkeypatch):
     monkeypatch.setattr(
-        randaugment, "OPS", {"tell": lambda x, level, signed: x * 0 + tf.stack([level, signed, 0.0]) * 255}
+        randaugment,
+        "OPS",
+        {"tell": lambda x, level, signed: x * 0 + tf.stack([level, signed, 0.0]) * 255},
     )
     numbers = tf.random.stateless_uniform([4000, 1, randaugment.DRAWS], [3, 4])
-    told = for_each(numbers, lambda n: randaugment.rand_augment(tf.ones([1, 1, 3]), n, 8.0, 0.5)[0, 0])
+    told = for_each(
+        numbers, lambda n: randaugment.rand_augment(tf.ones([1, 1, 3]), n, 8.0, 0.5)[0, 0]
+    )
     told = told[told[:, 2] == 0]
     level, signed = 10 * told[:, 0], 10 * told[:, 1]
     assert scipy.stats.kstest((level - 8) / 0.5, "norm").pvalue > 1e-3
     np.testing.assert_allclose(np.abs(signed), level)
     assert abs((signed > 0).mean() - 0.5) < 0.05
-    told = for_each(numbers, lambda n: randaugment.rand_augment(tf.ones([1, 1, 3]), n, 10.0, 0.5)[0, 0])
+    told = for_each(
+        numbers, lambda n: randaugment.rand_augment(tf.ones([1, 1, 3]), n, 10.0, 0.5)[0, 0]
+    )
     told = told[told[:, 2] == 0, 0] * 10
     assert told.max() == 10 and 0.4 < (told == 10).mean() < 0.6
 

@@ -48,7 +48,10 @@ def test_order_is_the_same_in_another_process_without_a_global_seed(folder, stre
     printed = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
     ).stdout
-    expected = [" ".join(str(index) for _, index in order(source, 90, seed=7)) for source in (folder, stream)]
+    expected = [
+        " ".join(str(index) for _, index in order(source, 90, seed=7))
+        for source in (folder, stream)
+    ]
     assert printed.splitlines()[-2:] == expected
 
 
@@ -64,11 +67,21 @@ def test_rows_share_out_each_global_batch(source, order, start):
 
 def test_start_may_be_a_tensor_in_a_graph(source, order):
     def name(number):
-        return source.records(seed=3, start=number).take(1).map(source.name_in_graph).get_single_element()
+        return (
+            source.records(seed=3, start=number)
+            .take(1)
+            .map(source.name_in_graph)
+            .get_single_element()
+        )
 
     numbers = [0, 5, source.num_examples + 4]
-    names = [x.decode() for x in tf.data.Dataset.from_tensor_slices(numbers).map(name).as_numpy_iterator()]
-    assert names == [source.name(order(source, 1, seed=3, start=number)[0][1]) for number in numbers]
+    names = [
+        x.decode()
+        for x in tf.data.Dataset.from_tensor_slices(numbers).map(name).as_numpy_iterator()
+    ]
+    assert names == [
+        source.name(order(source, 1, seed=3, start=number)[0][1]) for number in numbers
+    ]
 
 
 def test_orders_of_epochs_and_seeds_are_not_correlated():
@@ -93,7 +106,9 @@ def test_stream_mixes_files_and_records(write_records, order):
     assert len(firsts) > 3  # the order of files is drawn, too
 
 
-@pytest.mark.parametrize("spec", ["imagenet", "folder:", "tfds:", "tfrecord:", "http://x/y.tar", ""])
+@pytest.mark.parametrize(
+    "spec", ["imagenet", "folder:", "tfds:", "tfrecord:", "http://x/y.tar", ""]
+)
 def test_unknown_spec_lists_what_there_is(spec):
     with pytest.raises(UserError, match="tfds:NAME.*folder:PATH.*tfrecord:GLOB.*glyphs") as error:
         tfssl.open_source(spec)
@@ -120,10 +135,16 @@ def test_a_stream_starts_without_reading_the_chapters_before(write_records, orde
     n = source.num_examples
     for seed in (None, 4):
         whole = order(source, n, seed=seed)
-        assert sorted(index for _, index in whole) == list(range(n)) and [number for number, _ in whole] == list(
-            range(n)
-        )
-        for start in {0, 1, n // 2, n - 1, *range(10, 14)}:  # the first chapter ends among the latter
+        assert sorted(index for _, index in whole) == list(range(n)) and [
+            number for number, _ in whole
+        ] == list(range(n))
+        for start in {
+            0,
+            1,
+            n // 2,
+            n - 1,
+            *range(10, 14),
+        }:  # the first chapter ends among the latter
             assert order(source, n - start, seed=seed, start=start) == whole[start:]
     second = order(source, 2 * n, seed=4)[n:]
     assert [index for _, index in second] != [index for _, index in whole]

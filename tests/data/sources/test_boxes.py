@@ -23,7 +23,9 @@ def write(root, lists):
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for name, objects in OBJECTS.items():
-        Image.new("RGB", (20, 10), (40 * ord(name) % 255, 9, 9)).save(root / f"JPEGImages/{name}.jpg")
+        Image.new("RGB", (20, 10), (40 * ord(name) % 255, 9, 9)).save(
+            root / f"JPEGImages/{name}.jpg"
+        )
         text = "".join(
             f"<object><name>{c}</name><difficult>{hard}</difficult><bndbox><xmin>{x}</xmin><ymin>{y}</ymin><xmax>{r}</xmax>"
             f"<ymax>{b}</ymax></bndbox></object>"
@@ -38,17 +40,26 @@ def write(root, lists):
 
 @pytest.fixture
 def root(tmp_path):
-    return write(tmp_path, {"train": ["a", "b", "c"], "val": ["d"], "dog_train": ["a  1", "b -1", "c 0"]})
+    return write(
+        tmp_path, {"train": ["a", "b", "c"], "val": ["d"], "dog_train": ["a  1", "b -1", "c 0"]}
+    )
 
 
 def test_boxes_are_parts_of_the_sides(root, caplog):
     with caplog.at_level(logging.WARNING):
         source = tfssl.open_source(f"boxes:{root}", "train")
     assert source.degenerate == 1 and "left out 1 boxes without area" in caplog.text
-    assert source.class_names == ["bird", "cat", "dog"] and source.num_classes is None and source.provides == ("boxes",)
+    assert (
+        source.class_names == ["bird", "cat", "dog"]
+        and source.num_classes is None
+        and source.provides == ("boxes",)
+    )
     a, b, c = list(source.records().map(source.fetch))
     np.testing.assert_allclose(a["boxes"], [[0, 0, 1, 1], [0.5, 0.5, 0.8, 0.6]], atol=1e-6)
-    assert a["classes"].numpy().tolist() == [2, 1] and a["difficult"].numpy().tolist() == [False, True]
+    assert a["classes"].numpy().tolist() == [2, 1] and a["difficult"].numpy().tolist() == [
+        False,
+        True,
+    ]
     assert b["boxes"].shape == (0, 4) and b["classes"].shape == (0,)
     np.testing.assert_allclose(c["boxes"], [[0.1, 0.1, 0.9, 0.5]], atol=1e-6)
     assert c["classes"].numpy().tolist() == [0] and int(c["label"]) == -1
@@ -72,8 +83,12 @@ def test_what_is_not_there(root, tmp_path):
     (root / "Annotations/b.xml").write_text("<annotation><size>")
     with pytest.raises(UserError, match="b.xml' is no annotation of Pascal VOC"):
         tfssl.open_source(f"boxes:{root}")
-    (root / "Annotations/b.xml").write_text("<annotation><size><width>3</width></size></annotation>")
-    with pytest.raises(UserError, match="b.xml' is no annotation of Pascal VOC: no size/height in annotation"):
+    (root / "Annotations/b.xml").write_text(
+        "<annotation><size><width>3</width></size></annotation>"
+    )
+    with pytest.raises(
+        UserError, match="b.xml' is no annotation of Pascal VOC: no size/height in annotation"
+    ):
         tfssl.open_source(f"boxes:{root}")
     (root / "Annotations/b.xml").unlink()
     with pytest.raises(UserError, match="b.xml' is missing: each image of a list needs its boxes"):
@@ -90,5 +105,10 @@ def test_glyphs_have_a_box_each():
     for example in source.records().map(source.fetch):
         top, left, bottom, right = np.round(example["boxes"].numpy()[0] * 32).astype(int)
         rows, columns = np.nonzero(example["mask"].numpy())
-        assert (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1) == (top, left, bottom, right)
+        assert (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1) == (
+            top,
+            left,
+            bottom,
+            right,
+        )
         assert example["classes"].numpy().tolist() == [int(example["label"])]

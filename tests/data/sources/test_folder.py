@@ -26,13 +26,19 @@ CLASSES = [f"{name}/{i}.jpg" for name in ("dog", "ant", "cat") for i in range(4)
 
 def test_by_class(write_images):
     source = tfssl.open_source("folder:" + write_images(CLASSES))
-    assert (source.num_examples, source.num_classes, source.class_names) == (12, 3, ["ant", "cat", "dog"])
+    assert (source.num_examples, source.num_classes, source.class_names) == (
+        12,
+        3,
+        ["ant", "cat", "dog"],
+    )
     assert labels(source) == {path: ["ant", "cat", "dog"].index(path[:3]) for path in CLASSES}
 
 
 def test_by_split_and_class(write_images):
     """The class list is that of all splits: a class missing in one of them does not renumber the others."""
-    root = write_images(["train/b/1.jpg", "train/c/2.jpg", "test/a/3.jpg", "test/c/4.jpg", "docs/x.png", "logo.png"])
+    root = write_images(
+        ["train/b/1.jpg", "train/c/2.jpg", "test/a/3.jpg", "test/c/4.jpg", "docs/x.png", "logo.png"]
+    )
     train, test = tfssl.open_source("folder:" + root), tfssl.open_source("folder:" + root, "test")
     assert labels(train) == {"train/b/1.jpg": 1, "train/c/2.jpg": 2}
     assert labels(test) == {"test/a/3.jpg": 0, "test/c/4.jpg": 2}
@@ -56,10 +62,15 @@ def test_an_image_outside_of_the_classes_makes_all_unlabelled_and_none_is_droppe
 
 def test_a_stray_image_beside_the_classes_is_named_and_leaves_the_labels(write_images):
     root = write_images(
-        [f"train/{name}/{i}.jpg" for name in "ab" for i in range(6)] + ["train/preview.jpg", "docs/x.jpg"]
+        [f"train/{name}/{i}.jpg" for name in "ab" for i in range(6)]
+        + ["train/preview.jpg", "docs/x.jpg"]
     )
     source = tfssl.open_source("folder:" + root)
-    assert source.num_classes == 2 and "train/preview.jpg" not in labels(source) and source.num_examples == 12
+    assert (
+        source.num_classes == 2
+        and "train/preview.jpg" not in labels(source)
+        and source.num_examples == 12
+    )
     assert source.notes() == [
         f"folder:{root}: left out: folders that are no split: docs/ (1 images)",
         f"folder:{root}: left out: images beside the classes: train/preview.jpg",
@@ -67,7 +78,10 @@ def test_a_stray_image_beside_the_classes_is_named_and_leaves_the_labels(write_i
     write_images(["train/preview2.jpg"])
     source = tfssl.open_source("folder:" + root)
     assert source.num_classes is None and source.num_examples == 14
-    assert "move each into one, or out of there: train/preview.jpg, train/preview2.jpg" in checks.unlabelled(source)
+    assert (
+        "move each into one, or out of there: train/preview.jpg, train/preview2.jpg"
+        in checks.unlabelled(source)
+    )
 
 
 def test_a_flat_split_beside_a_labelled_one(write_images):
@@ -83,45 +97,69 @@ def test_deeper_folders_belong_to_their_class(write_images):
 
 
 def test_one_class_is_no_label(write_images):
-    source = tfssl.open_source("folder:" + write_images(["train/images/1.jpg", "val/images/2.jpg"]), "val")
+    source = tfssl.open_source(
+        "folder:" + write_images(["train/images/1.jpg", "val/images/2.jpg"]), "val"
+    )
     assert labels(source) == {"val/images/2.jpg": -1} and source.num_classes is None
 
 
 def test_other_peoples_names(write_images):
     """What the splits are called at their folder, and are found by; see test_layout.py for more."""
     root = write_images(
-        [f"{split}/{name}/{i}.jpg" for split in ("Training", "Testing") for name in "ab" for i in range(2)]
+        [
+            f"{split}/{name}/{i}.jpg"
+            for split in ("Training", "Testing")
+            for name in "ab"
+            for i in range(2)
+        ]
     )
-    train, test = tfssl.open_source("folder:" + root), tfssl.open_source("folder:" + root, "test[:50%]")
+    train, test = (
+        tfssl.open_source("folder:" + root),
+        tfssl.open_source("folder:" + root, "test[:50%]"),
+    )
     assert (train.num_examples, train.class_names, test.num_examples) == (4, ["a", "b"], 2)
     assert train.ranges == [("Training", 0, 4)] and test.ranges == [("Testing", 0, 2)]
     assert tfssl.open_source("folder:" + root, "train[:1]+Testing").num_examples == 5
-    assert overlap(train, tfssl.open_source("folder:" + root, "Training[50%:]")) and not overlap(train, test)
-    root = write_images([f"train-1/{i}.jpg" for i in range(4)] + ["other/x.jpg", "test.v2/1.jpg"], "odd")
+    assert overlap(train, tfssl.open_source("folder:" + root, "Training[50%:]")) and not overlap(
+        train, test
+    )
+    root = write_images(
+        [f"train-1/{i}.jpg" for i in range(4)] + ["other/x.jpg", "test.v2/1.jpg"], "odd"
+    )
     source = tfssl.open_source("folder:" + root, "train-1[25%:]")
     assert source.ranges == [("train-1", 1, 4)] and source.left_out == {
         "folders that are no split": ["other/ (1 images)"]
     }
-    with pytest.raises(UserError, match=r"no split 'val'; it has .*; passed over: other/ \(1 images\)"):
+    with pytest.raises(
+        UserError, match=r"no split 'val'; it has .*; passed over: other/ \(1 images\)"
+    ):
         tfssl.open_source("folder:" + root, "val")
 
 
 def test_nobody_is_told_to_train_on_a_test_split(write_images):
-    with pytest.raises(UserError, match=r"has no split 'train'; it has Test \(2 examples\)") as error:
+    with pytest.raises(
+        UserError, match=r"has no split 'train'; it has Test \(2 examples\)"
+    ) as error:
         tfssl.open_source("folder:" + write_images(["Test/a/1.jpg", "Test/b/2.jpg"]))
     assert "90%" not in str(error.value)
 
 
 def test_a_lone_outer_folder_is_stepped_through(write_images):
-    source = tfssl.open_source("folder:" + write_images(["birds/v2/Train/a/1.jpg", "birds/v2/Train/b/2.jpg"]), "Train")
+    source = tfssl.open_source(
+        "folder:" + write_images(["birds/v2/Train/a/1.jpg", "birds/v2/Train/b/2.jpg"]), "Train"
+    )
     assert source.class_names == ["a", "b"]
 
 
 def test_a_class_of_railways(write_images):
     """A lone folder "train" with images beside other classes is a class; with classes inside it is a split."""
-    source = tfssl.open_source("folder:" + write_images(["bus/1.jpg", "car/2.jpg", "train/3.jpg"], "a"))
+    source = tfssl.open_source(
+        "folder:" + write_images(["bus/1.jpg", "car/2.jpg", "train/3.jpg"], "a")
+    )
     assert source.class_names == ["bus", "car", "train"] and source.num_examples == 3
-    source = tfssl.open_source("folder:" + write_images(["extra/1.jpg", "train/x/2.jpg", "train/y/3.jpg"], "b"))
+    source = tfssl.open_source(
+        "folder:" + write_images(["extra/1.jpg", "train/x/2.jpg", "train/y/3.jpg"], "b")
+    )
     assert source.class_names == ["x", "y"] and source.num_examples == 2
 
 
@@ -129,17 +167,28 @@ def test_a_class_of_railways(write_images):
 def test_split_folders_keep_their_own_name(write_images, name):
     root = write_images(["train/1.jpg", f"{name}/2.jpg", f"{name}/3.jpg"])
     assert tfssl.open_source("folder:" + root, name).num_examples == 2
-    with pytest.raises(UserError, match=f"no split 'nothing'.*{name} .2 examples.*train .1 examples|train.*{name}"):
+    with pytest.raises(
+        UserError, match=f"no split 'nothing'.*{name} .2 examples.*train .1 examples|train.*{name}"
+    ):
         tfssl.open_source("folder:" + root, "nothing")
 
 
 def test_slices_are_samples_of_all_classes(write_images):
     paths = [f"{name}/{i:02}.jpg" for name in "abcd" for i in range(25)]
     root = write_images(paths)
-    first, rest = (tfssl.open_source("folder:" + root, split) for split in ("train[:80]", "train[80%:]"))
+    first, rest = (
+        tfssl.open_source("folder:" + root, split) for split in ("train[:80]", "train[80%:]")
+    )
     assert first.num_examples == 80 and rest.num_examples == 20
-    assert set(labels(first)) | set(labels(rest)) == set(paths) and not set(labels(first)) & set(labels(rest))
-    assert set(labels(rest).values()) == {0, 1, 2, 3}  # by chance alone: four classes in 20 of 100 files
+    assert set(labels(first)) | set(labels(rest)) == set(paths) and not set(labels(first)) & set(
+        labels(rest)
+    )
+    assert set(labels(rest).values()) == {
+        0,
+        1,
+        2,
+        3,
+    }  # by chance alone: four classes in 20 of 100 files
 
 
 def test_order_does_not_depend_on_time_place_or_other_files(write_images):
@@ -148,7 +197,9 @@ def test_order_does_not_depend_on_time_place_or_other_files(write_images):
     other = tfssl.open_source(
         "folder:" + write_images([f"train/{p}" for p in reversed(paths)] + ["test/0.jpg"], "other")
     )
-    more = tfssl.open_source("folder:" + write_images(paths + [f"new{i}.jpg" for i in range(10)], "more"))
+    more = tfssl.open_source(
+        "folder:" + write_images(paths + [f"new{i}.jpg" for i in range(10)], "more")
+    )
     assert names(one) == names(other) != sorted(names(one))
     assert [name for name in names(more) if name in paths] == names(one)
 
@@ -177,10 +228,19 @@ def test_what_systems_put_there_does_not_count(write_images):
         ".thumbnails",
         ".AppleDouble",
     ]
-    paths = [f"{name}/a/{i}.jpg" for i, name in enumerate(systems)] + ["a/@eaDir/0.jpg/THUMB.jpg", "b/sub.jpg/1.jpg"]
+    paths = [f"{name}/a/{i}.jpg" for i, name in enumerate(systems)] + [
+        "a/@eaDir/0.jpg/THUMB.jpg",
+        "b/sub.jpg/1.jpg",
+    ]
     root = write_images([*paths, "a/0.jpg", "b/#hash.jpg", "b/@.jpg", "b/$HOME.jpg"])
     source = tfssl.open_source("folder:" + root)
-    assert set(labels(source)) == {"a/0.jpg", "b/#hash.jpg", "b/@.jpg", "b/$HOME.jpg", "b/sub.jpg/1.jpg"}
+    assert set(labels(source)) == {
+        "a/0.jpg",
+        "b/#hash.jpg",
+        "b/@.jpg",
+        "b/$HOME.jpg",
+        "b/sub.jpg/1.jpg",
+    }
     assert source.class_names == ["a", "b"] and not source.notes()
     assert unlabelled(root).num_examples == 5
 
@@ -195,7 +255,13 @@ def test_other_endings_of_the_same_formats(write_images, ending):
 def test_listing_asks_nothing_of_images(write_images, monkeypatch):
     """One look at each folder; in a bucket every further question would be a request."""
     root, asked = write_images([f"{name}/{i}.jpg" for name in "ab" for i in range(9)]), []
-    for module, name in ((os, "stat"), (os, "lstat"), (tf.io.gfile, "isdir"), (tf.io.gfile, "exists"), (os, "scandir")):
+    for module, name in (
+        (os, "stat"),
+        (os, "lstat"),
+        (tf.io.gfile, "isdir"),
+        (tf.io.gfile, "exists"),
+        (os, "scandir"),
+    ):
         real = getattr(module, name)
 
         def count(path, *args, name=name, real=real, **kwargs):
@@ -204,7 +270,11 @@ def test_listing_asks_nothing_of_images(write_images, monkeypatch):
 
         monkeypatch.setattr(module, name, count)
     assert tfssl.open_source("folder:" + root).num_examples == 18
-    assert sorted(path for name, path in asked if name == "scandir") == [root, f"{root}/a/", f"{root}/b/"]
+    assert sorted(path for name, path in asked if name == "scandir") == [
+        root,
+        f"{root}/a/",
+        f"{root}/b/",
+    ]
     assert not [path for _, path in asked if path.endswith(".jpg")]
 
 
@@ -242,7 +312,9 @@ def test_graphs_hold_no_names(write_images):
 
 @pytest.mark.parametrize("split", ["test", "val[:10%]", "train+test"])
 def test_unsplit_folder_hints_at_slices(write_images, split):
-    with pytest.raises(UserError, match=r"no split '(test|val)'; it has train \(12 examples\).*train\[90%:\]"):
+    with pytest.raises(
+        UserError, match=r"no split '(test|val)'; it has train \(12 examples\).*train\[90%:\]"
+    ):
         tfssl.open_source("folder:" + write_images(CLASSES), split)
 
 
@@ -271,5 +343,7 @@ def test_no_images(tmp_path):
         tfssl.open_source(f"folder:{tmp_path}")
     for name in ("1.webp", "2.WEBP", "3.tiff"):
         (tmp_path / "sub" / name).write_text("x")
-    with pytest.raises(UserError, match=r"no images in .*\.jpg \.jpeg \.png \.gif \.bmp.*found 2 \.webp, 1 \.tiff"):
+    with pytest.raises(
+        UserError, match=r"no images in .*\.jpg \.jpeg \.png \.gif \.bmp.*found 2 \.webp, 1 \.tiff"
+    ):
         tfssl.open_source(f"folder:{tmp_path}")

@@ -56,7 +56,11 @@ def test_masks_tell_the_letters_apart(drawn):
     cut = []
     for box, mask in zip(drawn["box"], drawn["mask"]):
         y, x, bottom, right = np.rint(box * 32).astype(int)
-        cut.append(tf.image.resize(mask[y:bottom, x:right, None].astype(np.float32), (12, 12)).numpy().ravel())
+        cut.append(
+            tf.image.resize(mask[y:bottom, x:right, None].astype(np.float32), (12, 12))
+            .numpy()
+            .ravel()
+        )
     cut, label = np.array(cut), drawn["label"]
     distance = ((cut[300:, None] - cut[None, :300]) ** 2).sum(-1)
     assert np.mean(label[distance.argmin(1)] == label[300:]) > 0.9
@@ -108,7 +112,11 @@ def test_every_letter_fits_at_every_size(size):
 
 def test_source():
     source = tfssl.open_source("glyphs:300", "train[:200]")
-    assert (source.num_examples, source.num_classes, source.class_names) == (200, 10, list("AEFGJKPRTY"))
+    assert (source.num_examples, source.num_classes, source.class_names) == (
+        200,
+        10,
+        list("AEFGJKPRTY"),
+    )
     expected = glyphs.draw(200)
     for example in source.records(seed=0).map(source.fetch).take(200).as_numpy_iterator():
         (example["box"],), (label,) = example.pop("boxes"), example.pop("classes")
@@ -130,14 +138,21 @@ def test_sizes_of_splits(monkeypatch):
 
 
 def _blank(count, size):
-    shapes = {"image": (count, size, size, 3), "label": (count,), "box": (count, 4), "mask": (count, size, size)}
+    shapes = {
+        "image": (count, size, size, 3),
+        "label": (count,),
+        "box": (count, 4),
+        "mask": (count, size, size),
+    }
     return {key: np.zeros(shape, np.uint8) for key, shape in shapes.items()}
 
 
 def test_drawn_once_and_again_if_the_cache_is_damaged(cache, monkeypatch):
     calls = []
     real = glyphs.draw
-    monkeypatch.setattr(glyphs, "draw", lambda *args, **kwargs: calls.append(args) or real(*args, **kwargs))
+    monkeypatch.setattr(
+        glyphs, "draw", lambda *args, **kwargs: calls.append(args) or real(*args, **kwargs)
+    )
 
     def first():
         source = tfssl.open_source("glyphs:20")
@@ -162,7 +177,10 @@ def test_without_a_place_to_keep_them(tmp_path, monkeypatch):
     monkeypatch.setenv("TFSSL_CACHE", str(tmp_path / "file" / "cache"))
     assert tfssl.open_source("glyphs:20").num_examples == 20
     source = tfssl.open_source("glyphs:20", data_dir=str(tmp_path / "mine"))
-    assert source.num_examples == 20 and len(list(pathlib.Path(tmp_path / "mine" / "glyphs").iterdir())) == 1
+    assert (
+        source.num_examples == 20
+        and len(list(pathlib.Path(tmp_path / "mine" / "glyphs").iterdir())) == 1
+    )
 
 
 @pytest.mark.parametrize(

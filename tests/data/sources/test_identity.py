@@ -38,15 +38,24 @@ def test_a_copy_is_the_same_data_wherever_it_lies(photos, tmp_path):
     assert identity.differences(here, of(copy)) == [] and here != of(copy)
     assert identity.differences(here, of(copy.parent)) == []
     assert identity.differences(here, of(f"file://{copy}")) == []
-    assert identity.differences(here, of(shutil.make_archive(tmp_path / "photos", "zip", photos))) == []
+    assert (
+        identity.differences(here, of(shutil.make_archive(tmp_path / "photos", "zip", photos)))
+        == []
+    )
     assert identity.text(here) == identity.text(of(copy))
     assert of(photos) == here  # asked again, nothing has changed
 
 
 CHANGES = {
-    "an image more": (lambda p: shutil.copy(p / "cold/1.png", p / "cold/9.png"), "10 images then, 11 now"),
+    "an image more": (
+        lambda p: shutil.copy(p / "cold/1.png", p / "cold/9.png"),
+        "10 images then, 11 now",
+    ),
     "an image less": (lambda p: os.remove(p / "warm/4.png"), "10 images then, 9 now"),
-    "a class renamed": (lambda p: (p / "cold").rename(p / "zold"), r"other classes \(gone: cold; new: zold\)"),
+    "a class renamed": (
+        lambda p: (p / "cold").rename(p / "zold"),
+        r"other classes \(gone: cold; new: zold\)",
+    ),
     "a class more": (
         lambda p: shutil.copytree(p / "cold", p / "mild"),
         "10 images then, 15 now; other .*new: mild",
@@ -57,7 +66,10 @@ CHANGES = {
         lambda p: (p / "cold/1.png").write_bytes((p / "cold/2.png").read_bytes() + b"\0"),
         "other sizes",
     ),
-    "a broken link": (lambda p: (os.remove(p / "cold/1.png"), os.symlink("nowhere", p / "cold/1.png")), "other sizes"),
+    "a broken link": (
+        lambda p: (os.remove(p / "cold/1.png"), os.symlink("nowhere", p / "cold/1.png")),
+        "other sizes",
+    ),
 }
 
 
@@ -88,7 +100,9 @@ def test_a_file_that_was_written_again_is_new_to_a_cache_and_told_to_a_run(photo
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     after = of(photos)
     assert identity.key(before) != identity.key(after)
-    assert identity.differences(before, after) == [] and identity.same_place_other_times(before, after)
+    assert identity.differences(before, after) == [] and identity.same_place_other_times(
+        before, after
+    )
 
 
 def test_parts_of_a_split_are_other_data(photos):
@@ -111,7 +125,10 @@ def test_parts_of_a_split_are_other_data(photos):
 def test_records_are_known_by_their_files_and_keys(write_records, tmp_path):
     folder = write_records({"train-00000-of-00002": [0, 1] * 3, "train-00001-of-00002": [1, 0] * 3})
     copy = shutil.copytree(folder, tmp_path / "copy")
-    open_ = lambda path, split="train", **keys: identity.of(tfssl.open_source(f"tfrecord:{path}", split, **keys))  # noqa: E731
+
+    def open_(path, split="train", **keys):
+        return identity.of(tfssl.open_source(f"tfrecord:{path}", split, **keys))
+
     here = open_(folder)
     assert identity.differences(here, open_(copy)) == []
     assert identity.differences(here, open_(folder, "train[:6]")) == ["12 images then, 6 now"]
@@ -129,11 +146,16 @@ def test_glyphs_are_known_by_their_pixels():
 
 def test_every_kind_says_what_it_is_made_of(write_images, tmp_path):
     """Masks are a part of the data: another mask, other data."""
-    root = write_images(["train/a.png", "train/b.png", "trainannot/a.png", "trainannot/b.png"], "masks")
+    root = write_images(
+        ["train/a.png", "train/b.png", "trainannot/a.png", "trainannot/b.png"], "masks"
+    )
     before = identity.of(tfssl.open_source(f"masks:{root}"))
     with open(f"{root}/trainannot/b.png", "ab") as f:
         f.write(b"\0")
-    assert "other sizes" in identity.differences(before, identity.of(tfssl.open_source(f"masks:{root}")))[0]
+    assert (
+        "other sizes"
+        in identity.differences(before, identity.of(tfssl.open_source(f"masks:{root}")))[0]
+    )
 
 
 def test_a_source_that_does_not_say_is_not_cached():
@@ -142,7 +164,12 @@ def test_a_source_that_does_not_say_is_not_cached():
             return f"image {index}"
 
     assert identity.key(identity.of(Own("own", "train", 3))) is None
-    assert identity.differences(identity.of(Own("own", "train", 3)), identity.of(Own("own", "train", 3))) == []
+    assert (
+        identity.differences(
+            identity.of(Own("own", "train", 3)), identity.of(Own("own", "train", 3))
+        )
+        == []
+    )
 
 
 def test_the_sample_compares_beginning_middle_and_end_of_large_files(tmp_path, monkeypatch):
@@ -153,7 +180,11 @@ def test_the_sample_compares_beginning_middle_and_end_of_large_files(tmp_path, m
     for i in range(100):
         other.write_bytes(bytes(i) + b"x" + bytes(99 - i))
         noticed.append(identity.sampled([str(path)]) != identity.sampled([str(other)]))
-    assert [i for i, seen in enumerate(noticed) if seen] == [*range(8), *range(46, 54), *range(92, 100)]
+    assert [i for i, seen in enumerate(noticed) if seen] == [
+        *range(8),
+        *range(46, 54),
+        *range(92, 100),
+    ]
     assert identity.sampled([str(path), str(tmp_path / "absent")]) != identity.sampled([str(path)])
 
 
@@ -177,8 +208,12 @@ def test_files_that_are_all_away_are_no_other_data(photos, monkeypatch):
     os.rename(photos, f"{photos}.gone")
     threading.Timer(0.3, os.rename, (f"{photos}.gone", photos)).start()
     after = identity.of(source, sample=True)
-    assert identity.differences(before, after) == [] and identity.text(before) == identity.text(after)
+    assert identity.differences(before, after) == [] and identity.text(before) == identity.text(
+        after
+    )
     monkeypatch.setattr(gaps, "PATIENCE", 0.1)
     os.rename(photos, f"{photos}.gone")
-    with pytest.raises(UserError, match="png cannot be read: No such file or directory; it was tried for 0.1 s"):
+    with pytest.raises(
+        UserError, match="png cannot be read: No such file or directory; it was tried for 0.1 s"
+    ):
         identity.of(source)

@@ -19,7 +19,12 @@ def camvid(root, counts=(("train", 5), ("test", 3))):
 
 def voc(root):
     for i in range(4):
-        _write(root / "JPEGImages" / f"im{i}.jpg", root / "SegmentationClass" / f"im{i}.png", i, palette=True)
+        _write(
+            root / "JPEGImages" / f"im{i}.jpg",
+            root / "SegmentationClass" / f"im{i}.png",
+            i,
+            palette=True,
+        )
     lists = root / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("im0\nim2\n")
@@ -45,7 +50,8 @@ def _write(image, its_mask, i, palette=False):
 
 
 @pytest.mark.parametrize(
-    "layout,split,numbers", [(camvid, "train", range(5)), (camvid, "test", range(3)), (voc, "train", (0, 2))]
+    "layout,split,numbers",
+    [(camvid, "train", range(5)), (camvid, "test", range(3)), (voc, "train", (0, 2))],
 )
 def test_layouts(layout, split, numbers, tmp_path):
     source = tfssl.open_source(f"masks:{layout(tmp_path)}", split)
@@ -54,7 +60,10 @@ def test_layouts(layout, split, numbers, tmp_path):
     assert source.num_examples == len(numbers) and source.num_classes is None
     for example, i in zip(source.records().map(source.fetch), numbers):  # noqa: B905 (Python 3.9)
         np.testing.assert_array_equal(example["mask"], mask(i))
-        assert tf.io.decode_image(example["image"]).shape == (12, 16, 3) and int(example["label"]) == -1
+        assert (
+            tf.io.decode_image(example["image"]).shape == (12, 16, 3)
+            and int(example["label"]) == -1
+        )
     assert source.name(0).endswith(("0.png", "im0.jpg"))
 
 

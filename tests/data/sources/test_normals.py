@@ -24,7 +24,9 @@ def told(n):
     return n * [1, -1, -1]
 
 
-@pytest.mark.parametrize("direction", [(0, 0, -1), (0.3, 0.2, -1), (-0.8, 0.5, -1), (0.1, -1.2, -1)])
+@pytest.mark.parametrize(
+    "direction", [(0, 0, -1), (0.3, 0.2, -1), (-0.8, 0.5, -1), (0.1, -1.2, -1)]
+)
 @pytest.mark.parametrize("unit", [1, 1000])
 def test_planes_are_exact(direction, unit):
     n = np.array(direction) / np.linalg.norm(direction)
@@ -34,7 +36,9 @@ def test_planes_are_exact(direction, unit):
     inner = np.s_[3:-3, 3:-3]
     where = (z[inner] > 0) & (np.linalg.norm(found[inner], axis=-1) > 0)
     assert where.mean() > 0.8
-    np.testing.assert_allclose(found[inner][where], np.broadcast_to(told(n), found[inner][where].shape), atol=2e-3)
+    np.testing.assert_allclose(
+        found[inner][where], np.broadcast_to(told(n), found[inner][where].shape), atol=2e-3
+    )
     assert not found[:3].any() and not found[:, :3].any()  # a window beyond the image
 
 
@@ -55,8 +59,16 @@ def test_edges_and_holes_are_not_known():
     z[:, 40:] = 3.0
     z[20, 15] = 0
     found = np.linalg.norm(normals.from_depth(tf.constant(z), *CAMERA).numpy(), axis=-1)
-    assert not found[17:24, 12:19].any() and found[16, 15] == pytest.approx(1) and found[24, 15] == pytest.approx(1)
-    assert not found[:, 37:43].any() and (found[3:-3, 43:-3] > 0.99).all() and (found[30:50, 3:37] > 0.99).all()
+    assert (
+        not found[17:24, 12:19].any()
+        and found[16, 15] == pytest.approx(1)
+        and found[24, 15] == pytest.approx(1)
+    )
+    assert (
+        not found[:, 37:43].any()
+        and (found[3:-3, 43:-3] > 0.99).all()
+        and (found[30:50, 3:37] > 0.99).all()
+    )
 
 
 def test_both_layouts(tmp_path):
@@ -71,7 +83,9 @@ def test_both_layouts(tmp_path):
         picture = np.round((n[i] + 1) * 127.5).astype(np.uint8)
         picture[:2] = 0
         Image.fromarray(picture).save(tmp_path / "a/trainnormals" / f"{i}.png")
-        depth = (2000 / (1 + 0.01 * np.arange(16) * np.ones([12, 1]))).round().astype(np.uint16)  # 1 / z is linear
+        depth = (
+            (2000 / (1 + 0.01 * np.arange(16) * np.ones([12, 1]))).round().astype(np.uint16)
+        )  # 1 / z is linear
         Image.fromarray(depth).save(tmp_path / "b/traindepth" / f"{i}.png")
     source = tfssl.open_source(f"normals:{tmp_path}/a", "train")
     assert source.provides == ("normals",) and source.num_examples == 2
@@ -85,11 +99,15 @@ def test_both_layouts(tmp_path):
         tfssl.open_source(f"normals:{tmp_path}/b", "train")
     (tmp_path / "b/camera.txt").write_text("20 20 7.5 5.5\n")
     source = tfssl.open_source(f"normals:{tmp_path}/b", "train")
-    (found,) = [example["normals"].numpy() for example in source.records().map(source.fetch).take(1)]
+    (found,) = [
+        example["normals"].numpy() for example in source.records().map(source.fetch).take(1)
+    ]
     a, c = 0.01 / 2000, 1 / 2000  # 1 / z = a u + c
     expected = -np.array([a * 20, 0, c + a * 7.5])
     np.testing.assert_allclose(
-        found[3:-3, 3:-3], np.broadcast_to(told(expected / np.linalg.norm(expected)), [6, 10, 3]), atol=0.02
+        found[3:-3, 3:-3],
+        np.broadcast_to(told(expected / np.linalg.norm(expected)), [6, 10, 3]),
+        atol=0.02,
     )
     with pytest.raises(UserError, match="no such folder"):
         tfssl.open_source(f"normals:{tmp_path}/c")

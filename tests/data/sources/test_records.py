@@ -55,23 +55,36 @@ def test_slices_cut_through_files(write_records, encode, order, split, expected)
     source = tfssl.open_source("tfrecord:" + root, split)
     assert [image for _, _, image in examples(source)] == [encode(number) for number in expected]
     assert [index for index, _, _ in examples(source)] == list(range(len(expected)))
-    assert sorted(index for _, index in order(source, len(expected), seed=0)) == list(range(len(expected)))
-    names = [name.decode() for name in source.records().map(source.name_in_graph).as_numpy_iterator()]
+    assert sorted(index for _, index in order(source, len(expected), seed=0)) == list(
+        range(len(expected))
+    )
+    names = [
+        name.decode() for name in source.records().map(source.name_in_graph).as_numpy_iterator()
+    ]
     assert names == [source.name(i) for i in range(len(expected))]
-    records = [f"record {i} of {file}" for file, labels in IMAGENET.items() for i in range(len(labels))]
-    assert [name.replace(root + "/", "") for name in names] == [records[number] for number in expected]
+    records = [
+        f"record {i} of {file}" for file, labels in IMAGENET.items() for i in range(len(labels))
+    ]
+    assert [name.replace(root + "/", "") for name in names] == [
+        records[number] for number in expected
+    ]
 
 
 def test_own_validation_split_by_files(write_records, encode, monkeypatch):
     files = {f"train-{i:05}-of-00008": list(range(1, 2 + i % 3)) for i in range(8)}
     root = write_records(files)
-    train, val = (tfssl.open_source(f"tfrecord:{root}", split) for split in ("train[:6shard]", "train[6shard:]"))
+    train, val = (
+        tfssl.open_source(f"tfrecord:{root}", split)
+        for split in ("train[:6shard]", "train[6shard:]")
+    )
     lengths = [len(labels) for labels in files.values()]
     assert (train.num_examples, val.num_examples) == (sum(lengths[:6]), sum(lengths[6:]))
     images = [image for source in (train, val) for _, _, image in examples(source)]
     assert images == [encode(number) for number in range(sum(lengths))]
     assert val.name(0) == f"record 0 of {root}/train-00006-of-00008"
-    monkeypatch.setattr("tfssl.data.listing.counts._counter", None)  # the counts are known: nothing is read again
+    monkeypatch.setattr(
+        "tfssl.data.listing.counts._counter", None
+    )  # the counts are known: nothing is read again
     assert tfssl.open_source(f"tfrecord:{root}", "train[-2shard:]").num_examples == val.num_examples
 
 
@@ -83,10 +96,13 @@ def test_folders_have_no_shards(write_images):
 
 
 def test_labels_are_optional(write_records):
-    source = tfssl.open_source("tfrecord:" + write_records({"train-00000-of-00001": [None, None]}), label_offset=1)
+    source = tfssl.open_source(
+        "tfrecord:" + write_records({"train-00000-of-00001": [None, None]}), label_offset=1
+    )
     assert [label for _, label, _ in examples(source)] == [-1, -1] and source.num_classes is None
     source = tfssl.open_source(
-        "tfrecord:" + write_records({"train-00000-of-00001": [None, 2, -1]}, root="b"), label_offset=1
+        "tfrecord:" + write_records({"train-00000-of-00001": [None, 2, -1]}, root="b"),
+        label_offset=1,
     )
     assert [label for _, label, _ in examples(source)] == [-1, 1, -1] and source.num_classes == 2
 
@@ -94,21 +110,32 @@ def test_labels_are_optional(write_records):
 def test_keys_of_tutorials_are_told(write_records):
     root = write_records({"train.tfrecord": [0, 1]}, image_key="image", label_key="label")
     with pytest.raises(
-        UserError, match=r"image \(bytes_list\), label \(int64_list\): give --image_key=image --label_key=label"
+        UserError,
+        match=r"image \(bytes_list\), label \(int64_list\): give --image_key=image --label_key=label",
     ):
         tfssl.open_source("tfrecord:" + root)
     source = tfssl.open_source("tfrecord:" + root, image_key="image")
     assert source.num_classes is None and "give --label_key=label" in source.notes()[0]
-    assert "no record has one under label_key 'image/class/label': give --label_key=label" in unlabelled(source)
+    assert (
+        "no record has one under label_key 'image/class/label': give --label_key=label"
+        in unlabelled(source)
+    )
     source = tfssl.open_source("tfrecord:" + root, image_key="image", label_key="label")
     assert source.num_classes == 2 and not source.notes()
 
 
 def test_other_peoples_names_of_splits(write_records):
     root = write_records({"training.tfrecord": [0, 1], "testing.tfrecord": [1]})
-    assert [tfssl.open_source("tfrecord:" + root, split).num_examples for split in ("train", "test")] == [2, 1]
-    root = write_records({"train00-2182.tfrec": [0], "train01-2071.tfrec": [1], "test00-687.tfrec": [1]}, root="kaggle")
-    assert [tfssl.open_source("tfrecord:" + root, split).num_examples for split in ("train", "test")] == [2, 1]
+    assert [
+        tfssl.open_source("tfrecord:" + root, split).num_examples for split in ("train", "test")
+    ] == [2, 1]
+    root = write_records(
+        {"train00-2182.tfrec": [0], "train01-2071.tfrec": [1], "test00-687.tfrec": [1]},
+        root="kaggle",
+    )
+    assert [
+        tfssl.open_source("tfrecord:" + root, split).num_examples for split in ("train", "test")
+    ] == [2, 1]
 
 
 def test_keys(write_records, encode):
@@ -116,7 +143,8 @@ def test_keys(write_records, encode):
     source = tfssl.open_source(f"tfrecord:{root}/x.tfrecord", image_key="jpeg", label_key="cls")
     assert examples(source) == [(0, 0, encode(0)), (1, 1, encode(1))]
     with pytest.raises(
-        UserError, match=r"no encoded image under image_key 'image/encoded'.*cls \(int64_list\), jpeg \(bytes_list\)"
+        UserError,
+        match=r"no encoded image under image_key 'image/encoded'.*cls \(int64_list\), jpeg \(bytes_list\)",
     ):
         tfssl.open_source(f"tfrecord:{root}/x.tfrecord")
     with pytest.raises(UserError, match="label_key 'jpeg' is bytes_list, not one int64"):
@@ -154,9 +182,16 @@ def test_counts_are_kept_beside_the_files(write_records, cache, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("tfssl.data.listing.counts._counter", no_reading)
         again = tfssl.open_source("tfrecord:" + root)
-        assert (again.num_examples, again.num_classes) == (source.num_examples, source.num_classes) == (5, 6)
+        assert (
+            (again.num_examples, again.num_classes)
+            == (source.num_examples, source.num_classes)
+            == (5, 6)
+        )
     write_records({"train-00001-of-00002": [8]})  # a changed file is counted again
-    assert (tfssl.open_source("tfrecord:" + root).num_examples, tfssl.open_source("tfrecord:" + root).num_classes) == (
+    assert (
+        tfssl.open_source("tfrecord:" + root).num_examples,
+        tfssl.open_source("tfrecord:" + root).num_classes,
+    ) == (
         4,
         9,
     )
@@ -239,7 +274,9 @@ def test_a_damaged_file_is_named(write_records, damage, name):
     content = {"cut": content[:-7], "flip": content, "text": b"this is no TFRecord file"}[damage]
     with open(f"{root}/{name}", "wb") as file:
         file.write(content)
-    with pytest.raises(UserError, match=f"'{root}/{name}' is not a whole, uncompressed TFRecord file") as error:
+    with pytest.raises(
+        UserError, match=f"'{root}/{name}' is not a whole, uncompressed TFRecord file"
+    ) as error:
         tfssl.open_source("tfrecord:" + root)
     assert "\n" not in str(error.value)
 
@@ -257,7 +294,9 @@ def test_user_errors(write_records, tmp_path):
     root = write_records(IMAGENET)
     with pytest.raises(UserError, match="begins at 1, so label_offset cannot be 2"):
         tfssl.open_source("tfrecord:" + root, label_offset=2)
-    with pytest.raises(UserError, match=r"no split 'test'; it has train \(5 examples\), validation \(2 examples\)"):
+    with pytest.raises(
+        UserError, match=r"no split 'test'; it has train \(5 examples\), validation \(2 examples\)"
+    ):
         tfssl.open_source("tfrecord:" + root, "test")
     with pytest.raises(UserError, match=r"train\[:0\]' .* is empty"):
         tfssl.open_source("tfrecord:" + root, "train[:0]")
@@ -279,7 +318,10 @@ class TfsslTiny(tfds.core.GeneratorBasedBuilder):
 
     def _features(self):
         text, image = tfds.features.Text(), tfds.features.Image()
-        label, mask = tfds.features.ClassLabel(names=["warm", "cold"]), tfds.features.Image(shape=(None, None, 1))
+        label, mask = (
+            tfds.features.ClassLabel(names=["warm", "cold"]),
+            tfds.features.Image(shape=(None, None, 1)),
+        )
         return {
             "labelled": {"id": text, "image": image, "label": label, "mask": mask},
             "plain": {"id": text, "picture": image},
@@ -287,7 +329,9 @@ class TfsslTiny(tfds.core.GeneratorBasedBuilder):
         }[self.builder_config.name]
 
     def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(self._features()))
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(self._features())
+        )
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(0, 12), "test": self._generate_examples(12, 16)}
@@ -295,7 +339,13 @@ class TfsslTiny(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, start, stop):
         for i in range(start, stop):
             image, mask = np.full((4, 5, 3), i, np.uint8), np.zeros((4, 5, 1), np.uint8)
-            example = {"id": str(i), "image": image, "picture": image, "label": ["warm", "cold"][i % 2], "mask": mask}
+            example = {
+                "id": str(i),
+                "image": image,
+                "picture": image,
+                "label": ["warm", "cold"][i % 2],
+                "mask": mask,
+            }
             yield i, {key: example[key] for key in self._features()}
 
 
@@ -312,9 +362,17 @@ def prepared(tmp_path_factory):
 
 def test_tfds(prepared):
     source = tfssl.open_source("tfds:tfssl_tiny/labelled", data_dir=prepared)
-    assert (source.num_examples, source.num_classes, source.class_names) == (12, 2, ["warm", "cold"])
-    got = [(label, tf.io.decode_image(image).numpy()[0, 0, 0]) for _, label, image in examples(source)]
-    reference = tfds.load("tfssl_tiny/labelled", split="train", data_dir=prepared, shuffle_files=False)
+    assert (source.num_examples, source.num_classes, source.class_names) == (
+        12,
+        2,
+        ["warm", "cold"],
+    )
+    got = [
+        (label, tf.io.decode_image(image).numpy()[0, 0, 0]) for _, label, image in examples(source)
+    ]
+    reference = tfds.load(
+        "tfssl_tiny/labelled", split="train", data_dir=prepared, shuffle_files=False
+    )
     assert got == [(int(e["label"]), e["image"].numpy()[0, 0, 0]) for e in reference]
     assert sorted(value for _, value in got) == list(range(12))
     check_source(source)
@@ -323,22 +381,32 @@ def test_tfds(prepared):
 @pytest.mark.parametrize("split", ["train[25%:75%]", "test+train[:3]", "all", "train[-2:]"])
 def test_tfds_splits_are_those_of_tfds(prepared, order, split):
     source = tfssl.open_source("tfds:tfssl_tiny/labelled", split, data_dir=prepared)
-    reference = tfds.load("tfssl_tiny/labelled", split=split, data_dir=prepared, shuffle_files=False)
+    reference = tfds.load(
+        "tfssl_tiny/labelled", split=split, data_dir=prepared, shuffle_files=False
+    )
     expected = [e["image"].numpy()[0, 0, 0] for e in reference]
-    assert [tf.io.decode_image(image).numpy()[0, 0, 0] for _, _, image in examples(source)] == expected
-    assert sorted(index for _, index in order(source, len(expected), seed=1)) == list(range(len(expected)))
+    assert [
+        tf.io.decode_image(image).numpy()[0, 0, 0] for _, _, image in examples(source)
+    ] == expected
+    assert sorted(index for _, index in order(source, len(expected), seed=1)) == list(
+        range(len(expected))
+    )
 
 
 def test_tfds_shards(tmp_path):
     offline = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=4)
-    TfsslTiny(data_dir=str(tmp_path), config="labelled").download_and_prepare(download_config=offline)
+    TfsslTiny(data_dir=str(tmp_path), config="labelled").download_and_prepare(
+        download_config=offline
+    )
     left, right = (
         tfssl.open_source("tfds:tfssl_tiny/labelled", split, data_dir=str(tmp_path))
         for split in ("train[:3shard]", "train[3shard:]")
     )
     assert left.num_examples + right.num_examples == 12
     images = [
-        tf.io.decode_image(image).numpy()[0, 0, 0] for source in (left, right) for _, _, image in examples(source)
+        tf.io.decode_image(image).numpy()[0, 0, 0]
+        for source in (left, right)
+        for _, _, image in examples(source)
     ]
     assert sorted(images) == list(range(12))
     assert {right.name(i).split(" of ")[1] for i in range(right.num_examples)} == {
@@ -353,15 +421,21 @@ def test_tfds_without_labels(prepared):
     source.probe()
 
 
-@pytest.mark.parametrize("name", ["no_such_set", "tfssl_tiny/other", "tfssl_tiny/plain:9.9.9", "Not A Name!"])
+@pytest.mark.parametrize(
+    "name", ["no_such_set", "tfssl_tiny/other", "tfssl_tiny/plain:9.9.9", "Not A Name!"]
+)
 def test_tfds_that_is_not_prepared(prepared, name):
-    with pytest.raises(UserError, match="is not prepared in .*tfds.load.*or allow the download") as error:
+    with pytest.raises(
+        UserError, match="is not prepared in .*tfds.load.*or allow the download"
+    ) as error:
         tfssl.open_source("tfds:" + name, data_dir=prepared)
     assert "\n" not in str(error.value)
 
 
 def test_tfds_user_errors(prepared):
-    with pytest.raises(UserError, match=r"no split 'validation'; it has train \(12 examples\), test \(4 examples\)"):
+    with pytest.raises(
+        UserError, match=r"no split 'validation'; it has train \(12 examples\), test \(4 examples\)"
+    ):
         tfssl.open_source("tfds:tfssl_tiny/plain", "validation", data_dir=prepared)
     with pytest.raises(UserError, match=r"no uint8 image under 'image'.*id \(Text\)"):
         tfssl.open_source("tfds:tfssl_tiny/none", data_dir=prepared)
@@ -374,7 +448,9 @@ def test_tfds_can_be_prepared_on_request(tmp_path):
         tfssl.open_source("tfds:no_such_set", data_dir=str(tmp_path), download=True)
 
 
-@pytest.mark.parametrize("change, message", [("array_record", "stored as array_record"), ("missing", "is missing")])
+@pytest.mark.parametrize(
+    "change, message", [("array_record", "stored as array_record"), ("missing", "is missing")]
+)
 def test_tfds_files_that_cannot_be_read(tmp_path, change, message):
     TfsslTiny(data_dir=str(tmp_path), config="plain").download_and_prepare()
     folder = tmp_path / "tfssl_tiny" / "plain" / "1.0.0"
@@ -382,6 +458,8 @@ def test_tfds_files_that_cannot_be_read(tmp_path, change, message):
         (folder / "tfssl_tiny-train.tfrecord-00000-of-00001").unlink()
     else:
         info = folder / "dataset_info.json"
-        info.write_text(info.read_text().replace('"fileFormat": "tfrecord"', f'"fileFormat": "{change}"'))
+        info.write_text(
+            info.read_text().replace('"fileFormat": "tfrecord"', f'"fileFormat": "{change}"')
+        )
     with pytest.raises(UserError, match=message):
         tfssl.open_source("tfds:tfssl_tiny/plain", data_dir=str(tmp_path))

@@ -36,7 +36,11 @@ def test_each_kind_is_a_class_that_names_its_specs(name):
     cls = SOURCES.find(name)
     takes = list(inspect.signature(cls).parameters.values())
     assert cls.form.split(":")[0].split()[0] == name
-    assert [p.name for p in takes][0] == "spec" and takes[2].name == "split" and takes[2].default == "train"
+    assert (
+        [p.name for p in takes][0] == "spec"
+        and takes[2].name == "split"
+        and takes[2].default == "train"
+    )
     assert all(p.default is not inspect.Parameter.empty for p in takes[2:])
     documented = inspect.signature(tfssl.open_source).parameters
     assert {p.name for p in takes[3:]} <= documented.keys()
@@ -46,16 +50,37 @@ def test_a_class_of_ones_own(own):
     assert tfssl.open_source("someones_sources:Letters").num_examples == 3
     assert tfssl.open_source("someones_sources:Letters:5", "train[1:]").num_examples == 4
     # as with our own kinds, a setting that another kind has is no mistake
-    assert tfssl.open_source("someones_sources:Letters", letters=4, image_key="png", label_offset=1).num_examples == 4
+    assert (
+        tfssl.open_source(
+            "someones_sources:Letters", letters=4, image_key="png", label_offset=1
+        ).num_examples
+        == 4
+    )
 
 
 @pytest.mark.parametrize(
     "spec, settings, message",
     [
-        ("someones_sources:Numbers", {}, "someones_sources:Numbers.*expected tfds:NAME.* has no class 'Numbers'"),
-        ("nobodys_sources:Letters:x", {}, "unknown data set.*expected tfds.*MySource.*no module 'nobodys_sources'"),
-        ("someones_sources:Letters", {"digits": 3}, "source 'someones_sources:Letters' has no setting digits"),
-        ("someones_sources:Folder", {}, "unknown data set 'someones_sources:Folder'"),  # it needs a path
+        (
+            "someones_sources:Numbers",
+            {},
+            "someones_sources:Numbers.*expected tfds:NAME.* has no class 'Numbers'",
+        ),
+        (
+            "nobodys_sources:Letters:x",
+            {},
+            "unknown data set.*expected tfds.*MySource.*no module 'nobodys_sources'",
+        ),
+        (
+            "someones_sources:Letters",
+            {"digits": 3},
+            "source 'someones_sources:Letters' has no setting digits",
+        ),
+        (
+            "someones_sources:Folder",
+            {},
+            "unknown data set 'someones_sources:Folder'",
+        ),  # it needs a path
         ("glyphs", {"letters": 3}, "source 'glyphs' has no setting letters"),
     ],
 )
@@ -66,7 +91,10 @@ def test_user_errors(own, spec, settings, message):
 
 
 def test_what_somebody_needs(write_images):
-    glyphs, photos = tfssl.open_source("glyphs:3"), tfssl.open_source("folder:" + write_images(["a.png", "b.png"]))
+    glyphs, photos = (
+        tfssl.open_source("glyphs:3"),
+        tfssl.open_source("folder:" + write_images(["a.png", "b.png"])),
+    )
     require(glyphs, ("label", "mask", "boxes"), "a test")
     for need, message in {
         "label": r"a test needs labels, and folder:.* \(train\) has none: sort the images into a folder per class",

@@ -35,7 +35,8 @@ def test_ranges_are_those_of_tfds():
     """The grammar is TFDS's, and the parser our own: 3,000 random specs, whole and broken ones, some over files."""
     rng = np.random.default_rng(0)
     infos = {
-        name: tfds.core.SplitInfo(name=name, shard_lengths=lengths, num_bytes=0) for name, lengths in SIZES.items()
+        name: tfds.core.SplitInfo(name=name, shard_lengths=lengths, num_bytes=0)
+        for name, lengths in SIZES.items()
     }
     numbers = [
         "",
@@ -65,7 +66,9 @@ def test_ranges_are_those_of_tfds():
     for _ in range(3000):
         parts = []
         for _ in range(rng.integers(1, 3)):
-            ends = [rng.choice(numbers) + rng.choice(units) for _ in range(rng.choice([1, 2, 2, 2, 3]))]
+            ends = [
+                rng.choice(numbers) + rng.choice(units) for _ in range(rng.choice([1, 2, 2, 2, 3]))
+            ]
             parts.append(
                 rng.choice(["train", "test", "none", "all"])
                 + rng.choice(["", f"[{':'.join(ends)}]", f"[{':'.join(ends)}]"])
@@ -74,12 +77,17 @@ def test_ranges_are_those_of_tfds():
         try:
             expected = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
             totals = {name: info.num_examples for name, info in infos.items()}
-            expected = [(i.splitname, i.from_ or 0, totals[i.splitname] if i.to is None else i.to) for i in expected]
+            expected = [
+                (i.splitname, i.from_ or 0, totals[i.splitname] if i.to is None else i.to)
+                for i in expected
+            ]
         except (ValueError, NotImplementedError):
             expected = None
         try:
             named = [part.strip().partition("[") for part in split.split("+")]
-            found = splits._absolute([(name, mark + bounds) for name, mark, bounds in named], SIZES, split, "x")
+            found = splits._absolute(
+                [(name, mark + bounds) for name, mark, bounds in named], SIZES, split, "x"
+            )
         except UserError:
             found = None
         assert found == expected, split
@@ -100,20 +108,29 @@ def test_own_validation_split_of_the_2019_study():
     bounds = [np.linspace(low, high, 129).astype(int) for low, high in zip(eighths, eighths[1:])]  # noqa: B905
     sizes = {"train": [int(n) for part in bounds for n in np.diff(part)]}
     assert len(sizes["train"]) == 1024
-    (train,), (val,) = (resolve(s, sizes, "x", shards=True) for s in ("train[:984shard]", "train[984shard:]"))
-    assert train == ("train", 0, 1_231_121) and val == ("train", 1_231_121, 1_281_167)  # as its code counts them
+    (train,), (val,) = (
+        resolve(s, sizes, "x", shards=True) for s in ("train[:984shard]", "train[984shard:]")
+    )
+    assert train == ("train", 0, 1_231_121) and val == (
+        "train",
+        1_231_121,
+        1_281_167,
+    )  # as its code counts them
     assert resolve("train[-40shard:]", sizes, "x", shards=True) == [val]
 
 
 @pytest.mark.parametrize("split", ["train[1shard:]", "train[:5]+test[:1shard]", "train[shard]"])
 def test_shards_are_files_of_records(split):
     with pytest.raises(
-        UserError, match=r"folder:x: shards are the record files of tfrecord: and tfds: .*train\[:90%\]"
+        UserError,
+        match=r"folder:x: shards are the record files of tfrecord: and tfds: .*train\[:90%\]",
     ):
         resolve(split, {"train": [20], "test": [5]}, "folder:x")
 
 
-@pytest.mark.parametrize("split", ["train[:4shard]", "train[1shard:9shard]", "train[-4shard:]", "train[1.5shard:]"])
+@pytest.mark.parametrize(
+    "split", ["train[:4shard]", "train[1shard:9shard]", "train[-4shard:]", "train[1.5shard:]"]
+)
 def test_shards_that_do_not_exist(split):
     with pytest.raises(UserError, match="split 'train.*shard") as error:
         resolve(split, SIZES, "tfrecord:x", shards=True)
@@ -122,7 +139,9 @@ def test_shards_that_do_not_exist(split):
 
 @pytest.mark.parametrize("split", ["val", "train+val", "val[:10%]", "", "pictures"])
 def test_unknown_split_names_what_exists(split):
-    with pytest.raises(UserError, match=r"folder:x has no split .*train \(37 examples\), test \(5 examples\)") as error:
+    with pytest.raises(
+        UserError, match=r"folder:x has no split .*train \(37 examples\), test \(5 examples\)"
+    ) as error:
         resolve(split, SIZES, "folder:x")
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"with a slice, such as 'photos\[90%:\]'|no split 'train'"):
@@ -131,7 +150,17 @@ def test_unknown_split_names_what_exists(split):
 
 @pytest.mark.parametrize(
     "split",
-    ["train[", "train[]", "train[::2]", "train[5]", "train[1.5:]", "train[:200%]", "train[:38]", "all[:3]", "train]"],
+    [
+        "train[",
+        "train[]",
+        "train[::2]",
+        "train[5]",
+        "train[1.5:]",
+        "train[:200%]",
+        "train[:38]",
+        "all[:3]",
+        "train]",
+    ],
 )
 def test_malformed_split_shows_how_to_write_one(split):
     with pytest.raises(UserError, match=r"split .*train\[:90%\]|no split 'train\]'") as error:
@@ -154,10 +183,17 @@ def test_a_name_stands_for_the_one_split_of_its_role():
     assert resolve("train", sizes, "x") == resolve("TRAINING", sizes, "x") == [("Training", 0, 8)]
     assert resolve("validation[:50%]+test", sizes, "x") == [("valid", 0, 2), ("my-tests", 0, 2)]
     assert resolve("dev", sizes, "x") == [("valid", 0, 4)]
-    assert resolve("my-tests[1:]+train[:25%]", sizes, "x") == [("my-tests", 1, 2), ("Training", 0, 2)]
+    assert resolve("my-tests[1:]+train[:25%]", sizes, "x") == [
+        ("my-tests", 1, 2),
+        ("Training", 0, 2),
+    ]
     assert resolve("all", sizes, "x") == [(name, 0, size) for name, (size,) in sizes.items()]
-    assert resolve("train", {"train": [1], "Train": [2]}, "x") == [("train", 0, 1)]  # what is written so comes first
-    with pytest.raises(UserError, match="could be train .1 examples. or Train .2 examples.: name one"):
+    assert resolve("train", {"train": [1], "Train": [2]}, "x") == [
+        ("train", 0, 1)
+    ]  # what is written so comes first
+    with pytest.raises(
+        UserError, match="could be train .1 examples. or Train .2 examples.: name one"
+    ):
         resolve("TRAIN", {"train": [1], "Train": [2]}, "x")
 
 
@@ -173,5 +209,7 @@ def test_cut_takes_what_a_list_slice_takes():
     for start in range(10):
         for stop in range(start, 10):
             parts = cut(lengths, start, stop)
-            assert [(file, skip + i) for file, skip, take in parts for i in range(take)] == records[start:stop]
+            assert [(file, skip + i) for file, skip, take in parts for i in range(take)] == records[
+                start:stop
+            ]
             assert all(take for _, _, take in parts)

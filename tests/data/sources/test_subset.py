@@ -22,12 +22,18 @@ def source(request, photos, tmp_path_factory):
         with tf.io.TFRecordWriter(str(folder / f"train-{shard:05}-of-00003")) as writer:
             for path in paths[16 * shard :][:16]:
                 features = {
-                    "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[path.read_bytes()])),
+                    "image/encoded": tf.train.Feature(
+                        bytes_list=tf.train.BytesList(value=[path.read_bytes()])
+                    ),
                     "image/class/label": tf.train.Feature(
                         int64_list=tf.train.Int64List(value=[int(path.parent.name == "warm")])
                     ),
                 }
-                writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+                writer.write(
+                    tf.train.Example(
+                        features=tf.train.Features(feature=features)
+                    ).SerializeToString()
+                )
     return tfssl.open_source(f"tfrecord:{folder}/train-*")
 
 
@@ -42,7 +48,9 @@ def test_smaller_ones_lie_within_larger_ones(source):
     whole = {content: index for content, index, _ in images(source)}
     sets = {n: images(nested(source, n, seed=5)) for n in (6, 20, 48)}
     for n, found in sets.items():
-        assert [number for *_, number in found] == list(range(n)) == [index for _, index, _ in found]
+        assert (
+            [number for *_, number in found] == list(range(n)) == [index for _, index, _ in found]
+        )
         assert len({content for content, *_ in found}) == n
         places = [whole[content] for content, *_ in found]
         assert places == sorted(places)  # split order
@@ -68,13 +76,17 @@ def test_epochs_start_anywhere(source):
     for epoch in range(3):
         assert sorted(index for _, index, _ in whole[20 * epoch :][:20]) == list(range(20))
     assert images(part, seed=3, start=27)[:30] == whole[27:57]
-    assert [r for r in images(part, seed=3, rows=(4, 1, 3))[:20]] == [r for r in whole if r[2] % 4 in (1, 2)][:20]
+    assert [r for r in images(part, seed=3, rows=(4, 1, 3))[:20]] == [
+        r for r in whole if r[2] % 4 in (1, 2)
+    ][:20]
 
 
 def test_epochs_that_machines_share(source):
     """Each image of the subset has a number of its own within the epoch, whoever reads it."""
     part = nested(source, 20)
-    shared = part.epoch_to_share(3, tf.constant(2, tf.int64)).map(lambda r: {**part.fetch(r), "number": r["number"]})
+    shared = part.epoch_to_share(3, tf.constant(2, tf.int64)).map(
+        lambda r: {**part.fetch(r), "number": r["number"]}
+    )
     pairs = [(int(r["number"]), int(r["index"])) for r in shared.as_numpy_iterator()]
     assert sorted(pairs) == [(40 + i, i) for i in range(20)]
 
@@ -98,12 +110,16 @@ def test_spread(source):
 
 def windows(seed):
     """Blocks of five images that follow one another from a random one on."""
-    return (tf.random.stateless_uniform([], seed, 0, 12, tf.int64) + tf.range(5, dtype=tf.int64)) % 12
+    return (
+        tf.random.stateless_uniform([], seed, 0, 12, tf.int64) + tf.range(5, dtype=tf.int64)
+    ) % 12
 
 
 def test_an_order_of_ones_own(source):
     if not source.random_access:
-        with pytest.raises(UserError, match="orders the images itself, and records are read one after the other"):
+        with pytest.raises(
+            UserError, match="orders the images itself, and records are read one after the other"
+        ):
             Ordered(source, windows, 5)
         return
     part = nested(source, 12)
@@ -115,7 +131,10 @@ def test_an_order_of_ones_own(source):
     content = {index: content for content, index, _ in images(part)}
     assert [(c, i) for c, i, _ in whole] == [(content[i], i) for i in expected]
     assert images(ordered, seed=3, start=17)[:19] == whole[17:]
-    assert images(ordered, seed=3, rows=(4, 1, 3))[:16] == [r for r in whole if r[2] % 4 in (1, 2)][:16]
+    assert (
+        images(ordered, seed=3, rows=(4, 1, 3))[:16]
+        == [r for r in whole if r[2] % 4 in (1, 2)][:16]
+    )
     with pytest.raises(UserError, match="--data_service"):
         ordered.epoch_to_share(3, tf.constant(0, tf.int64))
 
@@ -123,6 +142,8 @@ def test_an_order_of_ones_own(source):
 def test_a_memory_bank_of_the_subset(source):
     """Images are numbered from 0, as a bank with an entry for each wants them; all of them are trained on."""
     part = nested(source, 12)
-    model = tfssl.pretext.build("rotation", tf.keras.Sequential([tf.keras.layers.Conv2D(2, 3)]), image_size=8)
+    model = tfssl.pretext.build(
+        "rotation", tf.keras.Sequential([tf.keras.layers.Conv2D(2, 3)]), image_size=8
+    )
     batches = model.dataset(part, 6, steps=2)
     assert sorted(np.concatenate([batch["index"] for batch in batches])) == list(range(12))

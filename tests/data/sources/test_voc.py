@@ -10,8 +10,26 @@ from tfssl.testing import check_source
 
 # What VOC's files say of eight images: 1 shown, -1 not, 0 difficult.
 MARKS = {
-    "cat": {"000004": 1, "000001": -1, "000002": 0, "000003": -1, "000005": 1, "000009": -1, "000010": 0, "000007": -1},
-    "dog": {"000001": 1, "000002": 1, "000003": -1, "000004": 1, "000005": -1, "000007": 0, "000009": 1, "000010": -1},
+    "cat": {
+        "000004": 1,
+        "000001": -1,
+        "000002": 0,
+        "000003": -1,
+        "000005": 1,
+        "000009": -1,
+        "000010": 0,
+        "000007": -1,
+    },
+    "dog": {
+        "000001": 1,
+        "000002": 1,
+        "000003": -1,
+        "000004": 1,
+        "000005": -1,
+        "000007": 0,
+        "000009": 1,
+        "000010": -1,
+    },
     "boat": {
         "000001": -1,
         "000002": -1,
@@ -23,7 +41,11 @@ MARKS = {
         "000010": -1,
     },
 }
-SPLITS = {"train": ["000004", "000001", "000002"], "val": ["000003", "000005"], "test": ["000007", "000009", "000010"]}
+SPLITS = {
+    "train": ["000004", "000001", "000002"],
+    "val": ["000003", "000005"],
+    "test": ["000007", "000009", "000010"],
+}
 SPLITS["trainval"] = SPLITS["train"] + SPLITS["val"]
 
 
@@ -32,14 +54,21 @@ def voc(tmp_path, encode):
     """Folder VOCdevkit/VOC2007 with these images and lists, and what else lies in such folders."""
     root = tmp_path / "VOCdevkit" / "VOC2007"
     lists = root / "ImageSets" / "Main"
-    for folder in (root / "JPEGImages", lists, root / "Annotations", root / "ImageSets" / "Segmentation"):
+    for folder in (
+        root / "JPEGImages",
+        lists,
+        root / "Annotations",
+        root / "ImageSets" / "Segmentation",
+    ):
         folder.mkdir(parents=True)
     for name in MARKS["cat"]:
         (root / "JPEGImages" / f"{name}.jpg").write_bytes(encode(int(name), ".jpg"))
     for split, images in SPLITS.items():
         (lists / f"{split}.txt").write_text("\n".join(images))
         for of_class, marks in MARKS.items():
-            (lists / f"{of_class}_{split}.txt").write_text("".join(f"{i} {marks[i]:2}\n" for i in images))
+            (lists / f"{of_class}_{split}.txt").write_text(
+                "".join(f"{i} {marks[i]:2}\n" for i in images)
+            )
     return root
 
 
@@ -62,7 +91,11 @@ def test_images_and_targets(voc, encode, split, images):
     if split == "train+val":
         check_source(source)
     for i, record in enumerate(source.records().map(source.fetch).as_numpy_iterator()):
-        assert (record["index"], record["label"], record["image"]) == (i, -1, encode(int(images[i]), ".jpg"))
+        assert (record["index"], record["label"], record["image"]) == (
+            i,
+            -1,
+            encode(int(images[i]), ".jpg"),
+        )
         assert source.name(i) == f"{voc}/JPEGImages/{images[i]}.jpg"
 
 
@@ -100,7 +133,9 @@ def test_supervised_training_refuses_it(voc):
     source = tfssl.open_source(f"voc:{voc}", "trainval")
     backbone = tfssl.backbones.build("resnet18_v2", width_multiplier=0.0625, stem="small")
     with pytest.raises(UserError, match="the data set has no classes"):
-        tfssl.pretext.build("supervised", backbone, image_size=16, num_classes=source.num_classes or 0)
+        tfssl.pretext.build(
+            "supervised", backbone, image_size=16, num_classes=source.num_classes or 0
+        )
 
 
 def test_features_keep_their_targets_where_images_are_lost(voc):
@@ -146,10 +181,16 @@ class TfsslVoc(tfds.core.GeneratorBasedBuilder):
             "labels": tfds.features.Sequence(label),
             "labels_no_difficult": tfds.features.Sequence(label),
         }
-        return found if self.builder_config.name == "voc" else {key: found[key] for key in ("image", "labels")}
+        return (
+            found
+            if self.builder_config.name == "voc"
+            else {key: found[key] for key in ("image", "labels")}
+        )
 
     def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(self._features()))
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(self._features())
+        )
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples()}
@@ -160,7 +201,12 @@ class TfsslVoc(tfds.core.GeneratorBasedBuilder):
             example = {
                 "image": np.full((4, 5, 3), i, np.uint8),
                 "objects": [
-                    {"label": c, "is_difficult": mark == 0, "bbox": tfds.features.BBox(*_box(i, c)), "pose": "Left"}
+                    {
+                        "label": c,
+                        "is_difficult": mark == 0,
+                        "bbox": tfds.features.BBox(*_box(i, c)),
+                        "pose": "Left",
+                    }
                     for c, mark in marks.items()
                     if mark != -1
                 ],
@@ -176,13 +222,19 @@ def test_tfds(tmp_path, config):
     offline = tfds.download.DownloadConfig(try_download_gcs=False)
     TfsslVoc(data_dir=str(tmp_path), config=config).download_and_prepare(download_config=offline)
     source = tfssl.open_source(f"tfds:tfssl_voc/{config}", data_dir=str(tmp_path))
-    assert (source.num_examples, source.num_classes, source.class_names) == (5, None, ["boat", "cat", "dog"])
+    assert (source.num_examples, source.num_classes, source.class_names) == (
+        5,
+        None,
+        ["boat", "cat", "dog"],
+    )
     for record in source.records().map(source.fetch).as_numpy_iterator():
         name = SPLITS["trainval"][tf.io.decode_image(record["image"]).numpy()[0, 0, 0]]
         marks = [MARKS[c][name] for c in source.class_names]
         if config == "plain":
             marks = [1 if mark == 0 else mark for mark in marks]
-        shown = [(source.class_names.index(c), its[name]) for c, its in MARKS.items() if its[name] != -1]
+        shown = [
+            (source.class_names.index(c), its[name]) for c, its in MARKS.items() if its[name] != -1
+        ]
         assert ("boxes" in record) == (config == "voc") == ("boxes" in source.provides)
         if config == "voc":
             number = SPLITS["trainval"].index(name)

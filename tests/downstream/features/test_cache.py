@@ -76,12 +76,18 @@ def test_other_rows_leave_nothing_of_an_earlier_pass(tmp_path):
     kept = keep(tmp_path)
     keep(tmp_path, ["b"], {**ROWS, "labels": np.array([0, 0, 0])}, value=5.0)
     rows, arrays = kept.read(["a", "b"])
-    assert arrays.keys() == {"b"} and not os.path.exists(file(kept, "a.npy")) and not rows["labels"].any()
+    assert (
+        arrays.keys() == {"b"}
+        and not os.path.exists(file(kept, "a.npy"))
+        and not rows["labels"].any()
+    )
     keep(tmp_path, ["c"], rows)
     assert kept.read(["b", "c"])[1].keys() == {"b", "c"}
 
 
-def test_a_kill_between_arrays_and_record_leaves_no_new_arrays_beside_old_rows(tmp_path, monkeypatch):
+def test_a_kill_between_arrays_and_record_leaves_no_new_arrays_beside_old_rows(
+    tmp_path, monkeypatch
+):
     kept = keep(tmp_path)
     real = os.replace
 
@@ -102,7 +108,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
 
     kept = keep(tmp_path)
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(UserError, match=r"cannot be cached in .*No space left.*make room.*--nocache"):
+    with pytest.raises(
+        UserError, match=r"cannot be cached in .*No space left.*make room.*--nocache"
+    ):
         keep(tmp_path, ["c"])
     assert sorted(os.listdir(kept.folder)) == ["a.npy", "b.npy", "key.json", "rows.npz"]
 
@@ -122,11 +130,19 @@ def test_leftovers_of_dead_processes_are_swept_and_those_of_the_living_stay(tmp_
         "sys.stdin.read(); os._exit(9)"
     )
     other = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert other.stdout.readline() == "made\n"
     kept = FeatureCache(str(tmp_path), {"key": 2})
-    partial = lambda: [name for _, _, names in os.walk(tmp_path) for name in names if name.endswith(".partial")]  # noqa: E731
+
+    def partial():
+        return [
+            name for _, _, names in os.walk(tmp_path) for name in names if name.endswith(".partial")
+        ]
+
     assert len(partial()) == 1
     other.communicate()
     FeatureCache(str(tmp_path), {"key": 2})
@@ -147,15 +163,23 @@ def test_prune_removes_what_nobody_can_use_and_says_why(tmp_path):
         kept.commit({"a": kept.create("a", (4, 5), "float32")}, ROWS)
         kept.discard()
         folders[kept.folder] = reason
-    damaged = FeatureCache(str(tmp_path), {**used, "data": 3}, {"dataset": "folder:other", "split": "train"}).folder
+    damaged = FeatureCache(
+        str(tmp_path), {**used, "data": 3}, {"dataset": "folder:other", "split": "train"}
+    ).folder
     with open(os.path.join(damaged, "key.json"), "w") as f:
         json.dump([1], f)
     folders[damaged] = "of another form, or damaged"
-    begun = FeatureCache(str(tmp_path), {**used, "data": 4}, {"dataset": "folder:other", "split": "train"}).folder
+    begun = FeatureCache(
+        str(tmp_path), {**used, "data": 4}, {"dataset": "folder:other", "split": "train"}
+    ).folder
     (tmp_path / "own notes").mkdir()
     removed = cache.prune(str(tmp_path), used, [("folder:photos", "train", data)])
-    assert {path: reason for path, reason, _ in removed} == {p: r for p, r in folders.items() if r != "current"}
+    assert {path: reason for path, reason, _ in removed} == {
+        p: r for p, r in folders.items() if r != "current"
+    }
     assert all(size > 0 for *_, size in removed)
-    assert os.path.isdir(begun) and (tmp_path / "own notes").is_dir()  # younger than a day; not ours
+    assert (
+        os.path.isdir(begun) and (tmp_path / "own notes").is_dir()
+    )  # younger than a day; not ours
     os.utime(begun, (0, 0))
     assert [reason for _, reason, _ in cache.prune(str(tmp_path), used)] == ["not finished"]

@@ -20,8 +20,12 @@ def test_large_batches_go_in_parts(module, pictures, batch_size):
     source = tfssl.open_source(f"folder:{pictures[0]}")
     images = tf.constant(np.random.default_rng(0).integers(0, 256, [7, 16, 16, 3]), tf.uint8)
     maps = module.endpoints(tf.cast(images, tf.float32) / 255)
-    found = Images(module, source, 16, 20, batch_size=batch_size).large_batch_encoder(["block", "pixels"], 7)(images)
-    np.testing.assert_allclose(found["block"], np.reshape(maps["block"], [7, -1]), rtol=1e-4, atol=1e-5)
+    found = Images(module, source, 16, 20, batch_size=batch_size).large_batch_encoder(
+        ["block", "pixels"], 7
+    )(images)
+    np.testing.assert_allclose(
+        found["block"], np.reshape(maps["block"], [7, -1]), rtol=1e-4, atol=1e-5
+    )
     np.testing.assert_allclose(found["pixels"], np.reshape(images, [7, -1]) / 255, atol=1e-6)
 
 
@@ -54,9 +58,15 @@ def test_images_of_a_stream(modules_dir, tmp_path):
                     "image/encoded": tf.train.Feature(
                         bytes_list=tf.train.BytesList(value=[tf.io.encode_png(pixels).numpy()])
                     ),
-                    "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[i % 2])),
+                    "image/class/label": tf.train.Feature(
+                        int64_list=tf.train.Int64List(value=[i % 2])
+                    ),
                 }
-                writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+                writer.write(
+                    tf.train.Example(
+                        features=tf.train.Features(feature=feature)
+                    ).SerializeToString()
+                )
     source = tfssl.open_source(f"tfrecord:{tmp_path}")
     found = extraction.extract(str(modules_dir / "ours" / "1"), source, ["pixels"])
     rows = np.array([0, 3, 4, 8, 11])
@@ -72,9 +82,13 @@ def test_crops(module, pictures):
     images, index = Images(module, source, 16, 20), np.arange(source.num_examples)
 
     def crops(kind, start_step=0):
-        data = images.random_crops(index, 4, seed=0, crops=kind, start_step=start_step).take(6 - start_step)
+        data = images.random_crops(index, 4, seed=0, crops=kind, start_step=start_step).take(
+            6 - start_step
+        )
         batches = list(data.as_numpy_iterator())
-        return np.concatenate([b["image"] for b in batches]), np.concatenate([b["index"] for b in batches])
+        return np.concatenate([b["image"] for b in batches]), np.concatenate(
+            [b["index"] for b in batches]
+        )
 
     plain, order = crops("random")
     flipped, same_order = crops("random_flip")
@@ -87,4 +101,7 @@ def test_crops(module, pictures):
     resized, _ = crops("resized_flip")
     assert resized.shape == plain.shape and not np.array_equal(resized, flipped)
     # A crop of a smaller area is enlarged, which is smoother; pictures are noise.
-    assert np.abs(np.diff(resized.astype(float), axis=2)).mean() < np.abs(np.diff(plain.astype(float), axis=2)).mean()
+    assert (
+        np.abs(np.diff(resized.astype(float), axis=2)).mean()
+        < np.abs(np.diff(plain.astype(float), axis=2)).mean()
+    )

@@ -34,17 +34,27 @@ def test_features_are_the_modules_own(module, source, pictures):
     maps = tiny_modules.Encoder().maps(images)
     assert list(found.endpoints) == ["stem", "block", "pre_logits"]
     for name, value in maps.items():
-        np.testing.assert_allclose(found.endpoints[name], np.reshape(value, [11, -1]), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            found.endpoints[name], np.reshape(value, [11, -1]), rtol=1e-4, atol=1e-5
+        )
         assert found.endpoints[name].dtype == np.float32
     assert list(found.index) == list(range(11))
-    assert list(found.labels) == [source.class_names.index(source.name(i).split("/")[-2]) for i in range(11)]
+    assert list(found.labels) == [
+        source.class_names.index(source.name(i).split("/")[-2]) for i in range(11)
+    ]
     assert found.dropped == [] and found.class_names == ["dark", "light"] and found.num_classes == 2
 
 
 def test_maps_are_pooled(module, source):
-    whole = extract(module, source, ["stem"]).endpoints["stem"].reshape(11, 16, 16, 8)  # 2048 values
-    pooled = extract(module, source, ["stem"], target=600).endpoints["stem"]  # stride ceil(sqrt(2048 / 600)) = 2
-    np.testing.assert_allclose(pooled, whole.reshape(11, 8, 2, 8, 2, 8).max((2, 4)).reshape(11, -1), rtol=1e-6)
+    whole = (
+        extract(module, source, ["stem"]).endpoints["stem"].reshape(11, 16, 16, 8)
+    )  # 2048 values
+    pooled = extract(module, source, ["stem"], target=600).endpoints[
+        "stem"
+    ]  # stride ceil(sqrt(2048 / 600)) = 2
+    np.testing.assert_allclose(
+        pooled, whole.reshape(11, 8, 2, 8, 2, 8).max((2, 4)).reshape(11, -1), rtol=1e-6
+    )
     pooled = extract(module, source, ["stem"], target=600, pool="avg").endpoints["stem"]
     np.testing.assert_allclose(
         pooled, whole.reshape(11, 8, 2, 8, 2, 8).mean((2, 4)).reshape(11, -1), rtol=1e-4, atol=1e-6
@@ -60,7 +70,9 @@ def test_batch_size_changes_nothing(module, source, batch_size):
 
 def test_pixels(module, source, pictures):
     found = extract(module, source, ["pixels"])
-    np.testing.assert_allclose(found.endpoints["pixels"], crops(source, pictures, range(11)).reshape(11, -1), atol=1e-6)
+    np.testing.assert_allclose(
+        found.endpoints["pixels"], crops(source, pictures, range(11)).reshape(11, -1), atol=1e-6
+    )
 
 
 def test_large_pixels_are_averaged(module, source, pictures):
@@ -68,11 +80,16 @@ def test_large_pixels_are_averaged(module, source, pictures):
     found = extract(module, source, ["pixels"], target=200).endpoints["pixels"]
     blocks = crops(source, pictures, range(11)).reshape(11, 8, 2, 8, 2, 3).mean((2, 4))
     np.testing.assert_allclose(found, blocks.reshape(11, -1), atol=1e-6)
-    assert extract(module, source, ["pixels"], image_size=80).endpoints["pixels"].shape == (11, 54 * 54 * 3)
+    assert extract(module, source, ["pixels"], image_size=80).endpoints["pixels"].shape == (
+        11,
+        54 * 54 * 3,
+    )
 
 
 def test_half_precision(module, source):
-    full, half = (extract(module, source, dtype=d).endpoints["block"] for d in ("float32", "float16"))
+    full, half = (
+        extract(module, source, dtype=d).endpoints["block"] for d in ("float32", "float16")
+    )
     assert half.dtype == np.float16
     np.testing.assert_allclose(half, full, rtol=1e-3, atol=1e-3)
     with pytest.raises(UserError, match="float64.*float32, float16"):
@@ -83,7 +100,9 @@ def test_half_precision(module, source):
 def test_infinite_features_are_refused(tmp_path, source, scale, dtype):
     broken = tf.train.Checkpoint()
     spec = tf.TensorSpec([None, 16, 16, 3])
-    broken.__call__ = tf.function(lambda x: tf.reduce_mean(x, [1, 2]) * scale * scale, input_signature=[spec])
+    broken.__call__ = tf.function(
+        lambda x: tf.reduce_mean(x, [1, 2]) * scale * scale, input_signature=[spec]
+    )
     tf.saved_model.save(broken, str(tmp_path / "m"), signatures={})
     with pytest.raises(
         UserError,
@@ -104,7 +123,10 @@ def test_one_endpoint_that_is_no_number_leaves_the_others(tmp_path, source, capl
     with caplog.at_level("WARNING", logger="absl"):
         features = extract(str(tmp_path / "m"), source)
     bad = int((~np.isfinite(features.endpoints["odd"])).any(1).sum())
-    assert 0 < bad < 11 and f"endpoint odd is infinite or not a number for {bad} of 11 images" in caplog.text
+    assert (
+        0 < bad < 11
+        and f"endpoint odd is infinite or not a number for {bad} of 11 images" in caplog.text
+    )
     with pytest.raises(UserError, match=f"/m': endpoint odd is .* {bad} of 11 images"):
         tfssl.downstream.run("knn", features, features)
     assert len(tfssl.downstream.run("knn", features, features, endpoints=["good"])) == 1
@@ -117,7 +139,9 @@ def test_unreadable_images_are_dropped_and_named(module, pictures, tmp_path, cap
         target = tmp_path / os.path.relpath(path, pictures[0])
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(
-            b"\x89PNG broken" if path.endswith(("03.png", "04.png")) else tf.io.encode_png(pixels).numpy()
+            b"\x89PNG broken"
+            if path.endswith(("03.png", "04.png"))
+            else tf.io.encode_png(pixels).numpy()
         )
     source = tfssl.open_source(f"folder:{tmp_path}")
     with caplog.at_level("WARNING", logger="absl"):
@@ -128,7 +152,9 @@ def test_unreadable_images_are_dropped_and_named(module, pictures, tmp_path, cap
     assert [found.endpoints["pixels"].shape[0], len(found.labels)] == [9, 9]
     (warning,) = [r.getMessage() for r in caplog.records if "could not be read" in r.getMessage()]
     assert "2 of 11 images" in warning and "dark/03.png" in warning and "light/04.png" in warning
-    names = [os.path.join(pictures[0], os.path.relpath(source.name(i), tmp_path)) for i in found.index]
+    names = [
+        os.path.join(pictures[0], os.path.relpath(source.name(i), tmp_path)) for i in found.index
+    ]
     kept = np.stack([pictures[1][name] for name in names])[:, 2:18, 2:18] / 255.0
     np.testing.assert_allclose(found.endpoints["pixels"], kept.reshape(9, -1), atol=1e-6)
 
@@ -140,7 +166,9 @@ def test_no_readable_image(module, tmp_path):
 
 
 def test_unknown_endpoint(module, source):
-    with pytest.raises(UserError, match="no endpoint block9, logits; it has: stem, block, pre_logits, pixels"):
+    with pytest.raises(
+        UserError, match="no endpoint block9, logits; it has: stem, block, pre_logits, pixels"
+    ):
         extract(module, source, ["stem", "block9", "logits"])
 
 
@@ -149,7 +177,11 @@ class TestCache:
     def passes(self, monkeypatch):
         """The endpoints of each pass over the images that was really made."""
         made, fill = [], features._fill
-        monkeypatch.setattr(features, "_fill", lambda arrays, *args: made.append(list(arrays)) or fill(arrays, *args))
+        monkeypatch.setattr(
+            features,
+            "_fill",
+            lambda arrays, *args: made.append(list(arrays)) or fill(arrays, *args),
+        )
         return made
 
     def test_a_second_call_reads(self, module, source, tmp_path, passes):
@@ -157,7 +189,9 @@ class TestCache:
         first = extract(module, source, cache_dir=str(tmp_path))
         again = extract(module, source, cache_dir=str(tmp_path))
         assert len(passes) == 2 and first.seconds > 0 and again.seconds == 0
-        assert isinstance(again.endpoints["block"], np.memmap) and isinstance(first.endpoints["block"], np.memmap)
+        assert isinstance(again.endpoints["block"], np.memmap) and isinstance(
+            first.endpoints["block"], np.memmap
+        )
         for name in plain.endpoints:
             np.testing.assert_array_equal(again.endpoints[name], plain.endpoints[name])
         np.testing.assert_array_equal(again.labels, plain.labels)
@@ -170,30 +204,47 @@ class TestCache:
         assert list(found.endpoints) == ["stem", "block", "pixels"]
 
     @pytest.mark.parametrize(
-        "settings", [{"image_size": 12}, {"resize": 17}, {"pool": "avg"}, {"target": 500}, {"dtype": "float16"}]
+        "settings",
+        [
+            {"image_size": 12},
+            {"resize": 17},
+            {"pool": "avg"},
+            {"target": 500},
+            {"dtype": "float16"},
+        ],
     )
     def test_other_settings_are_other_features(self, module, source, tmp_path, passes, settings):
         extract(module, source, ["stem"], cache_dir=str(tmp_path))
         cached = extract(module, source, ["stem"], cache_dir=str(tmp_path), **settings)
         np.testing.assert_array_equal(
-            cached.endpoints["stem"], extract(module, source, ["stem"], **settings).endpoints["stem"]
+            cached.endpoints["stem"],
+            extract(module, source, ["stem"], **settings).endpoints["stem"],
         )
 
     def test_other_weights_are_other_features(self, module, source, tmp_path, passes):
         extract(module, source, ["stem"], cache_dir=str(tmp_path / "c"))
         (tmp_path / "other").mkdir()
-        extract(tiny_modules.save_ours(tmp_path / "other", seed=1), source, ["stem"], cache_dir=str(tmp_path / "c"))
+        extract(
+            tiny_modules.save_ours(tmp_path / "other", seed=1),
+            source,
+            ["stem"],
+            cache_dir=str(tmp_path / "c"),
+        )
         assert len(passes) == 2
 
     def test_other_images_are_other_features(self, module, pictures, tmp_path, passes):
         def write(seed):
             for i in range(20):
-                noise = np.random.default_rng(seed + i).integers(0, 256, [20, 20, 3]).astype(np.uint8)
+                noise = (
+                    np.random.default_rng(seed + i).integers(0, 256, [20, 20, 3]).astype(np.uint8)
+                )
                 (tmp_path / f"{i}.png").write_bytes(tf.io.encode_png(noise).numpy())
             return tfssl.open_source(f"folder:{tmp_path}")
 
         first = extract(module, write(0), ["stem"], cache_dir=str(tmp_path / "c"))
-        other = extract(module, write(100), ["stem"], cache_dir=str(tmp_path / "c"))  # under the same names
+        other = extract(
+            module, write(100), ["stem"], cache_dir=str(tmp_path / "c")
+        )  # under the same names
         assert len(passes) == 2
         assert not np.array_equal(first.endpoints["stem"], other.endpoints["stem"])
 
@@ -206,7 +257,9 @@ class TestCache:
             with pytest.raises(KeyboardInterrupt):
                 extract(module, source, ["stem"], cache_dir=str(tmp_path))
         assert [f for _, _, files in os.walk(tmp_path) for f in files] == ["key.json"]
-        assert extract(module, source, ["stem"], cache_dir=str(tmp_path)).endpoints["stem"].shape == (11, 2048)
+        assert extract(module, source, ["stem"], cache_dir=str(tmp_path)).endpoints[
+            "stem"
+        ].shape == (11, 2048)
 
     def test_other_rows_make_a_new_pass(self, module, source, tmp_path, passes, monkeypatch):
         """What an earlier pass read of the same files, while one could not be read, say, is not mixed with a later one's."""
@@ -215,11 +268,20 @@ class TestCache:
         monkeypatch.setattr(
             features,
             "_fill",
-            lambda arrays, *args: {**fill(arrays, *args), "index": np.arange(10), "labels": np.zeros(10, int)},
+            lambda arrays, *args: {
+                **fill(arrays, *args),
+                "index": np.arange(10),
+                "labels": np.zeros(10, int),
+            },
         )
         found = extract(module, source, ["stem", "block"], cache_dir=str(tmp_path))
         assert passes == [["stem"], ["block"], ["stem"]]
-        assert found.endpoints["stem"].shape[0] == found.endpoints["block"].shape[0] == len(found.labels) == 10
+        assert (
+            found.endpoints["stem"].shape[0]
+            == found.endpoints["block"].shape[0]
+            == len(found.labels)
+            == 10
+        )
 
     def test_damaged_features_are_computed_again(self, module, source, tmp_path, passes, caplog):
         extract(module, source, ["stem", "block"], cache_dir=str(tmp_path))
@@ -230,10 +292,14 @@ class TestCache:
         with caplog.at_level("WARNING", logger="absl"):
             again = extract(module, source, ["stem", "block"], cache_dir=str(tmp_path))
         assert passes == [["stem", "block"], ["stem"]] and "stem.npy are damaged" in caplog.text
-        np.testing.assert_array_equal(again.endpoints["stem"], extract(module, source, ["stem"]).endpoints["stem"])
+        np.testing.assert_array_equal(
+            again.endpoints["stem"], extract(module, source, ["stem"]).endpoints["stem"]
+        )
 
     @pytest.mark.parametrize("what", ["values", "labels"])
-    def test_verify_computes_a_sample_again(self, module, source, tmp_path, passes, monkeypatch, caplog, what):
+    def test_verify_computes_a_sample_again(
+        self, module, source, tmp_path, passes, monkeypatch, caplog, what
+    ):
         """Of features that were wrong when they were written, with the checksums of what is wrong."""
         fill = features._fill
 
@@ -254,9 +320,14 @@ class TestCache:
         assert passes == [["stem", "block"]] * 2 and "computed again" in caplog.text
         np.testing.assert_array_equal(found.endpoints["block"], fresh.endpoints["block"])
         np.testing.assert_array_equal(found.labels, fresh.labels)
-        assert extract(module, source, ["stem", "block"], cache_dir=str(tmp_path), verify=True).seconds == 0
+        assert (
+            extract(module, source, ["stem", "block"], cache_dir=str(tmp_path), verify=True).seconds
+            == 0
+        )
 
-    def test_a_source_that_does_not_say_what_it_is_made_of_is_not_cached(self, module, source, tmp_path, monkeypatch):
+    def test_a_source_that_does_not_say_what_it_is_made_of_is_not_cached(
+        self, module, source, tmp_path, monkeypatch
+    ):
         monkeypatch.setattr(type(source), "parts", tfssl.data.Source.parts)
         extract(module, source, ["block"], cache_dir=str(tmp_path))
         assert list(tmp_path.iterdir()) == []
@@ -315,11 +386,19 @@ class Written:
                     image: tf.train.Feature(bytes_list=tf.train.BytesList(value=[content(seed)])),
                     label: tf.train.Feature(int64_list=tf.train.Int64List(value=[number])),
                 }
-                writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+                writer.write(
+                    tf.train.Example(
+                        features=tf.train.Features(feature=feature)
+                    ).SerializeToString()
+                )
         return path.read_bytes()
 
     def tfrecord(self, touched):
-        rewrite(self.root / "train-00000-of-00001", self.records("image/encoded", "image/class/label"), touched)
+        rewrite(
+            self.root / "train-00000-of-00001",
+            self.records("image/encoded", "image/class/label"),
+            touched,
+        )
 
     def tfds(self, touched):
         """As tensorflow-datasets prepares it."""
@@ -328,10 +407,17 @@ class Written:
             self.records("image", "label"),
             "tensorflow_datasets.core.features.",
         )
-        image = {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8", "encodingFormat": "png"}
+        image = {
+            "shape": {"dimensions": ["-1", "-1", "3"]},
+            "dtype": "uint8",
+            "encodingFormat": "png",
+        }
         features_ = {
             "image": {"pythonClassName": f"{module}image_feature.Image", "image": image},
-            "label": {"pythonClassName": f"{module}class_label_feature.ClassLabel", "classLabel": {"numClasses": "2"}},
+            "label": {
+                "pythonClassName": f"{module}class_label_feature.ClassLabel",
+                "classLabel": {"numClasses": "2"},
+            },
         }
         whole = {
             "pythonClassName": f"{module}features_dict.FeaturesDict",
@@ -360,7 +446,11 @@ class Written:
             rows = [by_name["/".join(name.split("/")[-2:])] for name in source.names()]
         rows = [row for row in rows if row[2] is not None]
         pixels = [bitmap(seed)[1][2:18, 2:18].reshape(-1) / 255 for _, _, seed in rows]
-        return np.array(pixels), [classes.index(self.classes[label]) for _, label, _ in rows], classes
+        return (
+            np.array(pixels),
+            [classes.index(self.classes[label]) for _, label, _ in rows],
+            classes,
+        )
 
 
 def swap(rows, i, j):
@@ -395,11 +485,22 @@ def test_no_change_in_place_leaves_stale_features(kind, module, tmp_path):
             if change and "old time" in change:
                 os.utime(path, ns=(before[path].st_atime_ns, before[path].st_mtime_ns))
         source = data.open()
-        found = extract(module, source, ["pixels"], cache_dir=str(tmp_path / "cache"), progress=False)
+        found = extract(
+            module, source, ["pixels"], cache_dir=str(tmp_path / "cache"), progress=False
+        )
         pixels, labels, classes = data.expected(source)
         same = found.endpoints["pixels"].shape == pixels.shape
-        same = same and np.allclose(found.endpoints["pixels"], pixels, atol=1e-6) and list(found.labels) == labels
+        same = (
+            same
+            and np.allclose(found.endpoints["pixels"], pixels, atol=1e-6)
+            and list(found.labels) == labels
+        )
         if not same or found.class_names not in (None, classes):
             stale.append(change)
     assert stale == []
-    assert extract(module, data.open(), ["pixels"], cache_dir=str(tmp_path / "cache"), progress=False).seconds == 0
+    assert (
+        extract(
+            module, data.open(), ["pixels"], cache_dir=str(tmp_path / "cache"), progress=False
+        ).seconds
+        == 0
+    )

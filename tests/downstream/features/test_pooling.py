@@ -29,9 +29,16 @@ def test_max_pooling_leaves_what_the_study_had(sides, width, expected):
 @pytest.mark.parametrize("mode, reduce", [("max", np.max), ("avg", np.mean)])
 def test_values_are_those_of_a_naive_loop(mode, reduce):
     maps = np.random.default_rng(0).normal(size=[2, 7, 7, 3]).astype(np.float32)
-    pooled = pool(tf.constant(maps), mode, target=30).numpy()  # stride = ceil(sqrt(147 / 30)) = 3, so 2x2x3 remain
+    pooled = pool(
+        tf.constant(maps), mode, target=30
+    ).numpy()  # stride = ceil(sqrt(147 / 30)) = 3, so 2x2x3 remain
     naive = [
-        [reduce(m[3 * i : 3 * i + 3, 3 * j : 3 * j + 3], (0, 1)) for i in range(2) for j in range(2)] for m in maps
+        [
+            reduce(m[3 * i : 3 * i + 3, 3 * j : 3 * j + 3], (0, 1))
+            for i in range(2)
+            for j in range(2)
+        ]
+        for m in maps
     ]
     np.testing.assert_allclose(pooled, np.reshape(naive, [2, 12]), rtol=1e-6)
 
@@ -39,25 +46,33 @@ def test_values_are_those_of_a_naive_loop(mode, reduce):
 @pytest.mark.parametrize("mode, reduce", [("adaptive_max", np.max), ("adaptive_avg", np.mean)])
 def test_adaptive_regions_cover_the_map(mode, reduce):
     maps = np.random.default_rng(0).normal(size=[2, 7, 7, 2]).astype(np.float32)
-    pooled = pool(tf.constant(maps), mode, target=20).numpy()  # sqrt(20 / 2) = 3.2: a side of 3 gives 18, of 4 gives 32
+    pooled = pool(
+        tf.constant(maps), mode, target=20
+    ).numpy()  # sqrt(20 / 2) = 3.2: a side of 3 gives 18, of 4 gives 32
     bounds = [(0, 3), (2, 5), (4, 7)]  # of 7 in three: floor(i * 7 / 3) .. ceil((i + 1) * 7 / 3)
     naive = [[reduce(m[a:b, c:d], (0, 1)) for a, b in bounds for c, d in bounds] for m in maps]
     np.testing.assert_allclose(pooled, np.reshape(naive, [2, 18]), rtol=1e-5)
 
 
-@pytest.mark.parametrize("side, channels", [(56, 64), (28, 512), (14, 1024), (7, 2048), (7, 8192), (10, 91)])
+@pytest.mark.parametrize(
+    "side, channels", [(56, 64), (28, 512), (14, 1024), (7, 2048), (7, 8192), (10, 91)]
+)
 def test_adaptive_side_is_that_of_fractional_pooling(side, channels):
     """The study used tf.nn.fractional_max_pool with the ratio clip(H / t - 1e-5, 1, H)."""
     options = {int(np.floor((9000 / channels) ** 0.5)), int(np.ceil((9000 / channels) ** 0.5))}
     best = min(abs(channels * t * t - 9000) for t in options)
     target = max(1, max(t for t in options if abs(channels * t * t - 9000) == best))
     ratio = float(np.clip(side / target - 1e-5, 1, side))
-    output = tf.nn.fractional_max_pool(tf.zeros([1, side, side, 1]), [1, ratio, ratio, 1], seed=1)[0]
+    output = tf.nn.fractional_max_pool(tf.zeros([1, side, side, 1]), [1, ratio, ratio, 1], seed=1)[
+        0
+    ]
     assert pooled_shape((side, side, channels), "adaptive_max")[0] == output.shape[1]
 
 
 def test_small_maps_and_vectors_are_only_flattened():
-    maps = tf.reshape(tf.range(2 * 9000, dtype=tf.float32), [2, 30, 30, 10])  # 9000 values: not more than the target
+    maps = tf.reshape(
+        tf.range(2 * 9000, dtype=tf.float32), [2, 30, 30, 10]
+    )  # 9000 values: not more than the target
     np.testing.assert_array_equal(pool(maps), np.arange(18000).reshape(2, 9000))
     np.testing.assert_array_equal(pool(tf.ones([2, 10000])), np.ones([2, 10000]))
 

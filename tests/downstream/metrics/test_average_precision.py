@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from tfssl.downstream.metrics.average_precision import RULES, average_precision, chance, check, each_class
+from tfssl.downstream.metrics.average_precision import (
+    RULES,
+    average_precision,
+    chance,
+    check,
+    each_class,
+)
 from tfssl.errors import UserError
 
 
@@ -20,7 +26,9 @@ def naive(relevant, scores, rule):
         taken = scores >= threshold
         points.append((relevant[taken].sum() / relevant.sum(), relevant[taken].mean()))
     if rule == "11-point":
-        return np.mean([max((p for r, p in points if r >= t / 10 - 1e-12), default=0) for t in range(11)])
+        return np.mean(
+            [max((p for r, p in points if r >= t / 10 - 1e-12), default=0) for t in range(11)]
+        )
     total, last = 0.0, 0.0
     for i, (recall, precision) in enumerate(points):
         best = max(p for _, p in points[i:]) if rule == "area" else precision
@@ -33,7 +41,9 @@ def naive(relevant, scores, rule):
 def test_follows_the_definition(rule, ties):
     for seed in range(5):
         relevant, scores = ranking(seed, ties=ties)
-        assert average_precision(relevant, scores, rule) == pytest.approx(naive(relevant, scores, rule), rel=1e-12)
+        assert average_precision(relevant, scores, rule) == pytest.approx(
+            naive(relevant, scores, rule), rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -44,7 +54,10 @@ def test_raw_is_scikit_learns(ties):
 
 
 def test_by_hand():
-    relevant, scores = np.array([0, 1, 0, 1], bool), np.array([0.9, 0.8, 0.7, 0.6])  # precision 0, 1/2, 1/3, 1/2
+    relevant, scores = (
+        np.array([0, 1, 0, 1], bool),
+        np.array([0.9, 0.8, 0.7, 0.6]),
+    )  # precision 0, 1/2, 1/3, 1/2
     assert average_precision(relevant, scores, "raw") == pytest.approx(0.5 * 1 / 2 + 0.5 * 1 / 2)
     relevant = np.array([0, 1, 0, 0, 1, 1], bool)  # found at places 2, 5, 6: 1/2, 2/5, 1/2
     scores = np.arange(6)[::-1]
@@ -60,7 +73,9 @@ def test_by_hand():
 def test_extremes(rule):
     relevant = np.arange(10) < 3
     assert average_precision(relevant, -np.arange(10.0), rule) == 1.0
-    assert average_precision(relevant, np.zeros(10), rule) == pytest.approx(0.3)  # one place: no order at all
+    assert average_precision(relevant, np.zeros(10), rule) == pytest.approx(
+        0.3
+    )  # one place: no order at all
     assert np.isnan(average_precision(np.zeros(10, bool), np.arange(10.0), rule))
 
 
@@ -68,7 +83,9 @@ def test_difficult_images_are_not_ranked():
     targets = np.array([[1, -1], [0, 1], [-1, 1], [1, 0]], np.int8)
     scores = np.array([[3.0, 1.0], [4.0, 2.0], [2.0, 3.0], [1.0, 9.0]])
     found = each_class(targets, scores, "raw")
-    assert found == pytest.approx([average_precision(np.array([1, 0, 1], bool), np.array([3.0, 2.0, 1.0]), "raw"), 1.0])
+    assert found == pytest.approx(
+        [average_precision(np.array([1, 0, 1], bool), np.array([3.0, 2.0, 1.0]), "raw"), 1.0]
+    )
     assert chance(targets) == pytest.approx((2 / 3 + 2 / 3) / 2)
 
 

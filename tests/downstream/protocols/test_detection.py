@@ -41,7 +41,12 @@ def test_rescaled_views_show_the_objects_where_their_boxes_are(scale):
     pixels = np.zeros([40, 60, 3], np.uint8)
     for c, (top, left, bottom, right) in enumerate(boxes.astype(int)):
         pixels[top:bottom, left:right, c] = 255
-    answers = {"boxes": boxes, "classes": np.arange(3), "difficult": np.zeros(3, bool), "scale": np.ones(2, np.float32)}
+    answers = {
+        "boxes": boxes,
+        "classes": np.arange(3),
+        "difficult": np.zeros(3, bool),
+        "scale": np.ones(2, np.float32),
+    }
     answers = {key: tf.constant(value) for key, value in answers.items()}
     rescaled = tf.function(task.rescaled)
     gone = hard = 0
@@ -64,11 +69,15 @@ def test_rescaled_views_show_the_objects_where_their_boxes_are(scale):
             cut = np.clip(whole, 0, [40, 60, 40, 60])
             np.testing.assert_allclose(told["boxes"][c], cut, atol=1e-4)
             area = [max(0, b[2] - b[0]) * max(0, b[3] - b[1]) for b in (cut, whole)]
-            assert (told["classes"][c] == -1) == (area[0] == 0) and told["difficult"][c] == (area[0] < 0.25 * area[1])
+            assert (told["classes"][c] == -1) == (area[0] == 0) and told["difficult"][c] == (
+                area[0] < 0.25 * area[1]
+            )
             gone, hard = gone + (area[0] == 0), hard + (0 < area[0] < 0.25 * area[1])
             rows, columns = (np.flatnonzero((view[..., c] > 127).any(axis)) for axis in (1, 0))
             if area[0] and min(cut[2] - cut[0], cut[3] - cut[1]) > 2:
-                np.testing.assert_allclose([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], cut, atol=1.01)
+                np.testing.assert_allclose(
+                    [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], cut, atol=1.01
+                )
         if scale == 1.0:
             np.testing.assert_array_equal(view, pixels)
     assert gone + hard > 0 or scale < 2
@@ -97,7 +106,9 @@ def test_places_belong_to_the_smallest_object_near_by():
     boxes[0, 0] = [20.5, 20.5, 21.5, 21.5]  # smaller than a stride: nothing lies within
     real = RNG.uniform(size=[3, 7]) < 0.8
     real[0, 0] = True
-    owner, positive = (v.numpy() for v in detection.assign(at, tf.constant(boxes), tf.constant(real), stride))
+    owner, positive = (
+        v.numpy() for v in detection.assign(at, tf.constant(boxes), tf.constant(real), stride)
+    )
     for n in range(3):
         for k, (y, x) in enumerate(at):
             fits = {}
@@ -130,7 +141,11 @@ def test_a_perfect_answer_has_no_loss_of_boxes_and_is_read_back():
         outputs[0, i, j, classes[0, owner[i, j]]] = 20
         outputs[0, i, j, 2:4] = ((box[:2] + box[2:]) / 2 - at[i, j]) / 8
         outputs[0, i, j, 4:6] = np.log((box[2:] - box[:2]) / task.typical)
-    batch = {"boxes": tf.constant(boxes), "classes": tf.constant(classes), "difficult": tf.constant(difficult)}
+    batch = {
+        "boxes": tf.constant(boxes),
+        "classes": tf.constant(classes),
+        "difficult": tf.constant(difficult),
+    }
     assert float(task.loss(tf.constant(outputs), batch)) == pytest.approx(0, abs=1e-5)
     hard = {**batch, "difficult": tf.constant([[False, True, False]])}
     assert float(task.loss(tf.constant(outputs), hard)) == pytest.approx(
@@ -158,9 +173,15 @@ def test_average_precision_of_known_cases():
     assert found["value"] == 1 and found["coco_ap"] == pytest.approx(0.3)
     # one of two of class a; of class b a false answer above the two right ones: precision 2/3 all along
     some = [exact[0], exact[1], (np.zeros([0, 4]), np.zeros(0, int), np.zeros(0)), exact[3]]
-    some[0] = (np.array([[0.0, 0, 10, 10], [50, 50, 60, 60]]), np.array([0, 1]), np.array([0.9, 0.95]))
+    some[0] = (
+        np.array([[0.0, 0, 10, 10], [50, 50, 60, 60]]),
+        np.array([0, 1]),
+        np.array([0.9, 0.95]),
+    )
     found = detection.average_precision(truths, some, names)
-    assert found["per_class"]["a"] == pytest.approx(51 / 101, abs=1e-6)  # recalls 0, 0.01, ... 0.5 of 101
+    assert found["per_class"]["a"] == pytest.approx(
+        51 / 101, abs=1e-6
+    )  # recalls 0, 0.01, ... 0.5 of 101
     assert found["per_class"]["b"] == pytest.approx(2 / 3, abs=1e-6)
     hard = [(boxes, classes, np.ones(1, bool)) for boxes, classes, _ in truths[:1]] + truths[1:]
     found = detection.average_precision(hard, exact[:1] + exact[1:], names)
@@ -205,10 +226,21 @@ def module(tmp_path_factory):
 def test_heads_learn_what_is_there(scenes, module, trunk):
     train, test = scenes
     before = [v.numpy() for v in module.variables]
-    few = {"units": 16, "layers": 2, "size": (48, 64), "epochs": 16, "learning_rate": 0.01, "trunk": trunk}
+    few = {
+        "units": 16,
+        "layers": 2,
+        "size": (48, 64),
+        "epochs": 16,
+        "learning_rate": 0.01,
+        "trunk": trunk,
+    }
     few["val_fraction"] = 0  # dense.run's choice is segmentation's test
     (result,) = downstream.run("detection", train, test, module=module, endpoints=["block"], **few)
-    assert result["metric"] == "AP50" and set(result["per_class"]) == {"bright", "dark"} and result["trunk"] == trunk
+    assert (
+        result["metric"] == "AP50"
+        and set(result["per_class"]) == {"bright", "dark"}
+        and result["trunk"] == trunk
+    )
     assert result["value"] > 0.6 and 0 < result["coco_ap"] < result["value"], result
     assert Image.open(__import__("io").BytesIO(result.picture)).size[0] == 2 * 64 + 4
     for v, value in zip(module.variables, before):  # noqa: B905
@@ -221,12 +253,18 @@ def test_mirrored_images_have_mirrored_boxes(scenes):
     for example in source.records().map(source.fetch).skip(1).take(4):
         image, answers = task.read(example)
         mirrored, theirs = task.mirror(image, answers)
-        for (top, left, bottom, right), other in zip(answers["boxes"].numpy(), theirs["boxes"].numpy()):  # noqa: B905
-            there = [int(np.ceil(v)) for v in (top, left)] + [int(np.floor(v)) for v in (bottom, right)]
+        for (top, left, bottom, right), other in zip(
+            answers["boxes"].numpy(), theirs["boxes"].numpy()
+        ):  # noqa: B905
+            there = [int(np.ceil(v)) for v in (top, left)] + [
+                int(np.floor(v)) for v in (bottom, right)
+            ]
             here = [there[0], 64 - there[3], there[2], 64 - there[1]]
             np.testing.assert_allclose(other, [top, 64 - right, bottom, 64 - left], atol=1e-4)
             one = image.numpy()[there[0] : there[2], there[1] : there[3]]
-            np.testing.assert_array_equal(one[:, ::-1], mirrored.numpy()[here[0] : here[2], here[1] : here[3]])
+            np.testing.assert_array_equal(
+                one[:, ::-1], mirrored.numpy()[here[0] : here[2], here[1] : here[3]]
+            )
             assert abs(one.mean() - 128) > 60  # the rectangle, not the gray around it
 
 

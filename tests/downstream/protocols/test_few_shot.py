@@ -19,7 +19,9 @@ def test_one_decomposition_solves_all_ridges(n, dims):
     answers = few_shot.ridge_regression(x, y, queries, ridges)
     for ridge, found in zip(ridges, answers):  # noqa: B905 (Python 3.9)
         centred = x - x.mean(0)
-        weights = np.linalg.solve(centred.T @ centred + ridge * np.eye(dims), centred.T @ (y - y.mean(0)))
+        weights = np.linalg.solve(
+            centred.T @ centred + ridge * np.eye(dims), centred.T @ (y - y.mean(0))
+        )
         naive = (queries - x.mean(0)) @ weights + y.mean(0)
         np.testing.assert_allclose(found, naive, atol=1e-8)
         np.testing.assert_allclose(found, Ridge(ridge).fit(x, y).predict(queries), atol=1e-8)
@@ -58,14 +60,22 @@ def test_episodes_learn_and_ask_what_they_should(monkeypatch):
 def test_accuracy_by_hand():
     """All classes, all questions: one ordinary classifier for each sample."""
     train, test = photographs(300, 0, several=False), photographs(200, 1, several=False)
-    (result,) = downstream.run("few_shot", train, test, shots=[8], ways=0, queries=0, episodes=6, ridges=[0.5])
+    (result,) = downstream.run(
+        "few_shot", train, test, shots=[8], ways=0, queries=0, episodes=6, ridges=[0.5]
+    )
     values = []
     for episode in range(6):
         rng = np.random.default_rng([0, 7, 8, episode])
         classes = rng.choice(range(4), 4, replace=False)
-        rows = np.concatenate([rng.choice(np.flatnonzero(train.labels == c), 8, replace=False) for c in classes])
-        fit = Ridge(0.5).fit(few_shot.unit(train.endpoints["x"][rows]), np.eye(4)[train.labels[rows]])
-        values.append(np.mean(fit.predict(few_shot.unit(test.endpoints["x"])).argmax(1) == test.labels))
+        rows = np.concatenate(
+            [rng.choice(np.flatnonzero(train.labels == c), 8, replace=False) for c in classes]
+        )
+        fit = Ridge(0.5).fit(
+            few_shot.unit(train.endpoints["x"][rows]), np.eye(4)[train.labels[rows]]
+        )
+        values.append(
+            np.mean(fit.predict(few_shot.unit(test.endpoints["x"])).argmax(1) == test.labels)
+        )
     assert result["value"] == pytest.approx(np.mean(values), abs=1e-9)
     assert result["interval"] == pytest.approx(1.96 * np.std(values) / np.sqrt(6))
     assert (result["ways"], result["chance"], result["metric"]) == (4, 0.25, "accuracy")
@@ -74,7 +84,9 @@ def test_accuracy_by_hand():
 def test_more_images_and_fewer_classes_are_easier():
     train, test = photographs(400, 0, several=False), photographs(300, 1, several=False)
     settings = {"shots": [1, 5, 20], "episodes": 60}
-    results = {ways: downstream.run("few_shot", train, test, ways=ways, **settings) for ways in (2, 0)}
+    results = {
+        ways: downstream.run("few_shot", train, test, ways=ways, **settings) for ways in (2, 0)
+    }
     for found in results.values():
         assert found[0]["chance"] < found[0]["value"] < found[1]["value"] < found[2]["value"]
     assert all(two["value"] > all_["value"] for two, all_ in zip(*results.values()))  # noqa: B905
@@ -86,15 +98,21 @@ def test_nothing_is_chosen_on_test(with_val):
     val = photographs(80, 2, several=False) if with_val else None
     order = np.random.default_rng(0).permutation(100)
     other = dataclasses.replace(test, labels=test.labels[order])
-    one, two = (downstream.run("few_shot", train, each, val=val, episodes=60) for each in (test, other))
-    assert [(r["ridge"], r["val_value"]) for r in one] == [(r["ridge"], r["val_value"]) for r in two]
+    one, two = (
+        downstream.run("few_shot", train, each, val=val, episodes=60) for each in (test, other)
+    )
+    assert [(r["ridge"], r["val_value"]) for r in one] == [
+        (r["ridge"], r["val_value"]) for r in two
+    ]
     assert one[1]["value"] > two[1]["value"] + 0.1
     assert one[0]["chosen_on"] == ("set 2" if with_val else "val_fraction 0.2 of set 0")
 
 
 def test_one_ridge_needs_no_choice():
     train, test = photographs(200, 0, several=False), photographs(100, 1, several=False)
-    (result,) = downstream.run("few_shot", train, test, shots=5, ridges=1.0, val_fraction=0, episodes=20)
+    (result,) = downstream.run(
+        "few_shot", train, test, shots=5, ridges=1.0, val_fraction=0, episodes=20
+    )
     assert (result["val_value"], result["chosen_on"], result["ridge"]) == (None, None, 1.0)
     with pytest.raises(UserError, match="no validation images of two classes"):
         downstream.run("few_shot", train, test, val_fraction=0)
@@ -122,7 +140,10 @@ def test_one_class_is_no_question():
     train, test = photographs(100, 0, several=False), photographs(50, 1, several=False)
     only = test.labels == 2
     test = dataclasses.replace(
-        test, endpoints={"x": test.endpoints["x"][only]}, labels=test.labels[only], index=np.arange(only.sum())
+        test,
+        endpoints={"x": test.endpoints["x"][only]},
+        labels=test.labels[only],
+        index=np.arange(only.sum()),
     )
     with pytest.raises(UserError, match="set 1 shows 1 class"):
         downstream.run("few_shot", train, test, ridges=1.0)

@@ -21,7 +21,12 @@ def blobs(n, seed, classes=3, dtype=np.float64):
     labels = rng.integers(0, classes, n)
     centres = np.random.default_rng(99).normal(size=[classes, 5])
     x = centres[labels] + rng.normal(size=[n, 5])
-    return Features({"a": x.astype(dtype), "b": (x**2)[:, :3].astype(dtype)}, labels, np.arange(n), num_classes=classes)
+    return Features(
+        {"a": x.astype(dtype), "b": (x**2)[:, :3].astype(dtype)},
+        labels,
+        np.arange(n),
+        num_classes=classes,
+    )
 
 
 def naive(x, y, kernel, bias, batches, rates, weight_decay=0.0, fit=None):
@@ -43,7 +48,13 @@ def naive(x, y, kernel, bias, batches, rates, weight_decay=0.0, fit=None):
 def test_equals_sgd_by_hand(weight_decay, standardize):
     train, test = blobs(60, 0), blobs(200, 1)
     (result, _) = downstream.run(
-        "linear_sgd", train, test, augment=False, weight_decay=weight_decay, standardize=standardize, **SHORT
+        "linear_sgd",
+        train,
+        test,
+        augment=False,
+        weight_decay=weight_decay,
+        standardize=standardize,
+        **SHORT,
     )
     part = splits.split(train, test)
     x, y, x2 = train.endpoints["a"], train.labels, test.endpoints["a"]
@@ -54,7 +65,10 @@ def test_equals_sgd_by_hand(weight_decay, standardize):
     rates = [0.1 * 16 / 256 * (1 if s <= 9 else 0.1 if s <= 15 else 0.01) for s in range(18)]
     kernel = linear_sgd.Linear("a", 5, 3, dtype="float64").kernel.numpy()
     assert result["learning_rate"] == pytest.approx(0.1 * 16 / 256)
-    for fit, rows_of, key in ((None, (x2, test.labels), "value"), (part.fit, (x[part.val], y[part.val]), "val_value")):
+    for fit, rows_of, key in (
+        (None, (x2, test.labels), "value"),
+        (part.fit, (x[part.val], y[part.val]), "val_value"),
+    ):
         w, b = naive(x, y, kernel, np.zeros(3), batches, rates, weight_decay, fit)
         assert result[key] == pytest.approx(np.mean((rows_of[0] @ w + b).argmax(1) == rows_of[1]))
     assert [point[0] for point in result["curve"]] == [1, 2, 3, 4, 5, 6]
@@ -63,15 +77,21 @@ def test_equals_sgd_by_hand(weight_decay, standardize):
 
 def test_weights_equal_those_by_hand(monkeypatch):
     made, build = [], linear_sgd.Linear
-    monkeypatch.setattr(linear_sgd, "Linear", lambda *a, **k: made.append(build(*a, **k)) or made[-1])
+    monkeypatch.setattr(
+        linear_sgd, "Linear", lambda *a, **k: made.append(build(*a, **k)) or made[-1]
+    )
     train = blobs(60, 0)
-    downstream.run("linear_sgd", train, train, endpoints=["a"], augment=False, lr_scaling=0, **SHORT)
+    downstream.run(
+        "linear_sgd", train, train, endpoints=["a"], augment=False, lr_scaling=0, **SHORT
+    )
     part, generator = splits.split(train, train), sgd.shuffled(np.arange(60), 16, 0)
     batches = [next(generator) for _ in range(18)]
     rates = [0.1 * (1 if s <= 9 else 0.1 if s <= 15 else 0.01) for s in range(18)]
     kernel = build("a", 5, 3, dtype="float64").kernel.numpy()
     for head, fit in zip(made, (None, part.fit)):  # noqa: B905
-        w, b = naive(train.endpoints["a"], train.labels, kernel, np.zeros(3), batches, rates, fit=fit)
+        w, b = naive(
+            train.endpoints["a"], train.labels, kernel, np.zeros(3), batches, rates, fit=fit
+        )
         np.testing.assert_allclose(head.kernel, w, rtol=1e-5, atol=1e-8)
         np.testing.assert_allclose(head.bias, b, rtol=1e-5, atol=1e-8)
 
@@ -107,10 +127,20 @@ def naive_with_batch_norm(x, y, kernel, batches, rates, fit=None, weight_decay=0
 
 def test_batch_norm_and_nesterov_by_hand(monkeypatch):
     made, build = [], linear_sgd.Linear
-    monkeypatch.setattr(linear_sgd, "Linear", lambda *a, **k: made.append(build(*a, **k)) or made[-1])
+    monkeypatch.setattr(
+        linear_sgd, "Linear", lambda *a, **k: made.append(build(*a, **k)) or made[-1]
+    )
     train, test = blobs(60, 0), blobs(200, 1)
-    settings = {"nesterov": True, "batch_norm": "learned", "init_std": 0.01, "weight_decay": 0.1, "lr_scaling": 0}
-    (result,) = downstream.run("linear_sgd", train, test, endpoints=["a"], augment=False, **settings, **SHORT)
+    settings = {
+        "nesterov": True,
+        "batch_norm": "learned",
+        "init_std": 0.01,
+        "weight_decay": 0.1,
+        "lr_scaling": 0,
+    }
+    (result,) = downstream.run(
+        "linear_sgd", train, test, endpoints=["a"], augment=False, **settings, **SHORT
+    )
     part, generator = splits.split(train, test), sgd.shuffled(np.arange(60), 16, 0)
     batches = [next(generator) for _ in range(18)]
     rates = [0.1 * (1 if s <= 9 else 0.1 if s <= 15 else 0.01) for s in range(18)]
@@ -119,7 +149,9 @@ def test_batch_norm_and_nesterov_by_hand(monkeypatch):
     for head, fit in zip(made, (None, part.fit)):  # noqa: B905
         w, predict = naive_with_batch_norm(x, y, kernel, batches, rates, fit)
         np.testing.assert_allclose(head.kernel, w, rtol=1e-5, atol=1e-8)
-        np.testing.assert_allclose(head(test.endpoints["a"]), predict(test.endpoints["a"]), rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(
+            head(test.endpoints["a"]), predict(test.endpoints["a"]), rtol=1e-5, atol=1e-8
+        )
         held = (test.endpoints["a"], test.labels) if fit is None else (x[part.val], y[part.val])
         value = np.mean(predict(held[0]).argmax(1) == held[1])
         assert result["value" if fit is None else "val_value"] == pytest.approx(value)
@@ -135,32 +167,55 @@ def test_batch_norm_mends_scales(dtype):
     """Features of wild means and scales, which plain SGD diverges or stands still on."""
     train, test = blobs(300, 0, dtype=dtype), blobs(200, 1, dtype=dtype)
     for part in (train, test):
-        part.endpoints = {"a": part.endpoints["a"] * dtype([1e3, 1, 1e-3, 1, 10]) + dtype([5e3, 0, 1, 0, -100])}
-    settings = {"augment": False, "lr_scaling": 0, "epochs": 20, "decay_epochs": (10,), "batch_size": 16}
+        part.endpoints = {
+            "a": part.endpoints["a"] * dtype([1e3, 1, 1e-3, 1, 10]) + dtype([5e3, 0, 1, 0, -100])
+        }
+    settings = {
+        "augment": False,
+        "lr_scaling": 0,
+        "epochs": 20,
+        "decay_epochs": (10,),
+        "batch_size": 16,
+    }
     values = {
         kind: downstream.run("linear_sgd", train, test, batch_norm=kind, **settings)[0]["value"]
         for kind in ("none", "fixed")
     }
     centred = downstream.run("linear_sgd", train, test, standardize=True, **settings)[0]["value"]
-    assert values["fixed"] == pytest.approx(centred, abs=0.03) and values["fixed"] > values["none"] + 0.1
+    assert (
+        values["fixed"] == pytest.approx(centred, abs=0.03)
+        and values["fixed"] > values["none"] + 0.1
+    )
 
 
 def timeless(results):
-    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in results]
+    return [
+        {k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in results
+    ]
 
 
 def test_together_is_as_alone():
     train, test = blobs(60, 0), blobs(200, 1)
     together = downstream.run("linear_sgd", train, test, augment=False, **SHORT)
-    alone = [downstream.run("linear_sgd", train, test, endpoints=[e], augment=False, **SHORT)[0] for e in ("a", "b")]
+    alone = [
+        downstream.run("linear_sgd", train, test, endpoints=[e], augment=False, **SHORT)[0]
+        for e in ("a", "b")
+    ]
     assert timeless(together) == timeless(alone)
-    assert timeless(downstream.run("linear_sgd", train, test, augment=False, seed=1, **SHORT)) != timeless(together)
+    assert timeless(
+        downstream.run("linear_sgd", train, test, augment=False, seed=1, **SHORT)
+    ) != timeless(together)
 
 
 def test_the_test_split_decides_nothing():
     train, test = blobs(60, 0), blobs(200, 1)
-    other = Features({k: -v for k, v in test.endpoints.items()}, (test.labels + 1) % 3, test.index, num_classes=3)
-    one, two = (downstream.run("linear_sgd", train, t, augment=False, epoch="best", **SHORT) for t in (test, other))
+    other = Features(
+        {k: -v for k, v in test.endpoints.items()}, (test.labels + 1) % 3, test.index, num_classes=3
+    )
+    one, two = (
+        downstream.run("linear_sgd", train, t, augment=False, epoch="best", **SHORT)
+        for t in (test, other)
+    )
     assert [(r["epoch"], r["val_value"], r["loss"]) for r in one] == [
         (r["epoch"], r["val_value"], r["loss"]) for r in two
     ]
@@ -170,10 +225,18 @@ def test_the_test_split_decides_nothing():
 def test_a_validation_split_of_its_own():
     train, test, val = blobs(60, 0), blobs(200, 1), blobs(90, 2)
     val.source = "the other images"
-    (result, _) = downstream.run("linear_sgd", train, test, val=val, augment=False, epoch="best", **SHORT)
+    (result, _) = downstream.run(
+        "linear_sgd", train, test, val=val, augment=False, epoch="best", **SHORT
+    )
     whole = downstream.run("linear_sgd", train, test, val_fraction=0, augment=False, **SHORT)[0]
-    assert [point[2] for point in result["curve"]] == [point[2] for point in whole["curve"]]  # it learned from all
-    assert result["chosen_on"] == "the other images" and whole["chosen_on"] is None and whole["val_value"] is None
+    assert [point[2] for point in result["curve"]] == [
+        point[2] for point in whole["curve"]
+    ]  # it learned from all
+    assert (
+        result["chosen_on"] == "the other images"
+        and whole["chosen_on"] is None
+        and whole["val_value"] is None
+    )
     reference = downstream.run("linear_sgd", train, val, val_fraction=0, augment=False, **SHORT)[0]
     assert [point[1] for point in result["curve"]] == [point[2] for point in reference["curve"]]
     assert result["val_value"] == max(point[1] for point in result["curve"])
@@ -182,7 +245,14 @@ def test_a_validation_split_of_its_own():
 def test_few_labels_and_small_batches():
     train, test = blobs(300, 0), blobs(200, 1)
     (result, _) = downstream.run(
-        "linear_sgd", train, test, augment=False, train_labels=12, epochs=40, decay_epochs=(30,), batch_size=2048
+        "linear_sgd",
+        train,
+        test,
+        augment=False,
+        train_labels=12,
+        epochs=40,
+        decay_epochs=(30,),
+        batch_size=2048,
     )
     assert result["train_labels"] == result["batch_size"] == 12 and len(result["curve"]) == 40
     assert result["learning_rate"] == pytest.approx(0.1 * 12 / 256)
@@ -226,7 +296,9 @@ class TestImages:
                 images, chosen = next(batches)
                 features = encode(images)
                 maps = module.endpoints(tf.cast(images, tf.float32) / 255)
-                np.testing.assert_allclose(features["block"], np.reshape(maps["block"], [4, -1]), rtol=1e-4, atol=1e-5)
+                np.testing.assert_allclose(
+                    features["block"], np.reshape(maps["block"], [4, -1]), rtol=1e-4, atol=1e-5
+                )
                 for image, row in zip(images.numpy(), chosen.numpy()):  # noqa: B905
                     whole = pictures[1][source.name(int(found.index[row]))]
                     offsets |= {
@@ -244,7 +316,9 @@ class TestImages:
         settings = {"epochs": 3, "decay_epochs": (2,), "batch_size": 4}
         together = downstream.run("linear_sgd", found, found, **settings)
         assert [r["endpoint"] for r in together] == ["block", "pre_logits", "pixels"]
-        assert timeless(downstream.run("linear_sgd", found, found, **settings)) == timeless(together)
+        assert timeless(downstream.run("linear_sgd", found, found, **settings)) == timeless(
+            together
+        )
         alone = downstream.run("linear_sgd", found, found, endpoints=["pre_logits"], **settings)[0]
         assert alone["curve"] == together[1]["curve"]
         assert alone["loss"] == pytest.approx(together[1]["loss"], rel=1e-4)
@@ -255,9 +329,15 @@ class TestImages:
         source = tfssl.open_source(f"folder:{pictures[0]}")
         found = extraction.extract(module, source, ["pixels"], image_size=16, resize=16)
         settings = {"epochs": 2, "decay_epochs": (1,), "batch_size": 11, "lr_scaling": 0}
-        crops, fixed = (downstream.run("linear_sgd", found, found, augment=a, **settings)[0] for a in (True, False))
+        crops, fixed = (
+            downstream.run("linear_sgd", found, found, augment=a, **settings)[0]
+            for a in (True, False)
+        )
         # A batch is an epoch, so that its order does not matter.
-        assert crops["loss"] == pytest.approx(fixed["loss"], rel=1e-5) and crops["curve"] == fixed["curve"]
+        assert (
+            crops["loss"] == pytest.approx(fixed["loss"], rel=1e-5)
+            and crops["curve"] == fixed["curve"]
+        )
         assert "square images have one crop" in caplog.text
 
     def test_no_features_of_the_training_images_are_needed(self, module, pictures):
@@ -276,7 +356,9 @@ class TestImages:
         assert [point[1] for point in blind["curve"]] == [None, None]
         for needs in ({"standardize": True}, {"val_fraction": 0.2}, {"augment": False}):
             with pytest.raises(UserError, match="no features of endpoint block"):
-                downstream.run("linear_sgd", labels, whole, **{"val_fraction": 0, **settings, **needs})
+                downstream.run(
+                    "linear_sgd", labels, whole, **{"val_fraction": 0, **settings, **needs}
+                )
 
     @pytest.mark.parametrize("augment", [False, True])
     def test_killed_and_resumed(self, parts, tmp_path, monkeypatch, augment):
@@ -309,14 +391,17 @@ class TestImages:
         assert len(measured) == 6 + 2 * 3  # epochs 3 to 5
         assert timeless(resumed) == timeless(whole)
         assert (
-            timeless(downstream.run("linear_sgd", found, found, **settings)) == timeless(whole) and len(measured) == 12
+            timeless(downstream.run("linear_sgd", found, found, **settings)) == timeless(whole)
+            and len(measured) == 12
         )  # nothing to do
         downstream.run("linear_sgd", found, found, **{**settings, "seed": 1})
         assert len(measured) == 12 + 2 * 5 and len(list(tmp_path.iterdir())) == 2  # another run
 
     def test_maps_share_statistics_over_places(self, parts, monkeypatch):
         made, build = [], linear_sgd.Linear
-        monkeypatch.setattr(linear_sgd, "Linear", lambda *a, **k: made.append(build(*a, **k)) or made[-1])
+        monkeypatch.setattr(
+            linear_sgd, "Linear", lambda *a, **k: made.append(build(*a, **k)) or made[-1]
+        )
         found, _ = parts
         endpoints = ["block", "pre_logits", "pixels"]
         downstream.run(
@@ -329,10 +414,15 @@ class TestImages:
             decay_epochs=(),
             augment=False,
         )
-        maps = {name: x.shape[1:] for name, x in found.images.module.endpoints(tf.zeros([1, 16, 16, 3])).items()}
+        maps = {
+            name: x.shape[1:]
+            for name, x in found.images.module.endpoints(tf.zeros([1, 16, 16, 3])).items()
+        }
         for head, name in zip(made, endpoints):  # noqa: B905
             channels = {"pixels": 3, **{n: shape[-1] for n, shape in maps.items()}}[name]
-            x = found.endpoints[name].reshape(-1, channels).astype(np.float64)  # a batch is all images
+            x = (
+                found.endpoints[name].reshape(-1, channels).astype(np.float64)
+            )  # a batch is all images
             mean, square = (head.norm.sums / head.norm.count).numpy()
             np.testing.assert_allclose(mean, x.mean(0), rtol=1e-4, atol=1e-6)
             np.testing.assert_allclose(square - mean**2, x.var(0), rtol=1e-3, atol=1e-6)

@@ -17,7 +17,9 @@ def blobs(n, seed, dims=12, classes=3, dtype=np.float64):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, n)
     centres = np.random.default_rng(99).normal(size=[classes, dims])
-    mixing = np.linalg.qr(np.random.default_rng(98).normal(size=[dims, dims]))[0] * np.logspace(-1.5, 1.5, dims)
+    mixing = np.linalg.qr(np.random.default_rng(98).normal(size=[dims, dims]))[0] * np.logspace(
+        -1.5, 1.5, dims
+    )
     return ((centres[labels] + rng.normal(size=[n, dims])) @ mixing.T + 5).astype(dtype), labels
 
 
@@ -45,11 +47,15 @@ def test_objective_and_gradient():
     for i in np.ndindex(4, 3):
         shift = np.zeros([4, 3])
         shift[i] = step
-        slope = naive_loss(x, y, weights + shift, bias, l2) - naive_loss(x, y, weights - shift, bias, l2)
+        slope = naive_loss(x, y, weights + shift, bias, l2) - naive_loss(
+            x, y, weights - shift, bias, l2
+        )
         assert dw[i] == pytest.approx(slope / (2 * step), rel=1e-5, abs=1e-7)
     for c in range(3):
         shift = step * np.eye(3)[c]
-        slope = naive_loss(x, y, weights, bias + shift, l2) - naive_loss(x, y, weights, bias - shift, l2)
+        slope = naive_loss(x, y, weights, bias + shift, l2) - naive_loss(
+            x, y, weights, bias - shift, l2
+        )
         assert db[c] == pytest.approx(slope / (2 * step), rel=1e-5, abs=1e-7)
 
 
@@ -60,9 +66,13 @@ def test_optimum_is_scikit_learns(dims, l2):
     fit = problem(x, y).fit(l2, 5000, ftol=1e-15, gtol=1e-9)
     # It minimises C * sum(cross-entropy) + 0.5 * ||W||^2; here by another algorithm, on centred features.
     centre = x.mean(0)
-    reference = LogisticRegression(C=1 / (2 * l2 * len(y)), tol=1e-10, max_iter=1000, solver="newton-cg")
+    reference = LogisticRegression(
+        C=1 / (2 * l2 * len(y)), tol=1e-10, max_iter=1000, solver="newton-cg"
+    )
     reference.fit(x - centre, y)
-    np.testing.assert_allclose(fit.weights, reference.coef_.T, rtol=1e-3, atol=1e-4 * np.abs(reference.coef_).max())
+    np.testing.assert_allclose(
+        fit.weights, reference.coef_.T, rtol=1e-3, atol=1e-4 * np.abs(reference.coef_).max()
+    )
     bias = reference.intercept_ - reference.coef_ @ centre
     np.testing.assert_allclose(fit.bias - fit.bias.mean(), bias - bias.mean(), rtol=1e-3, atol=1e-3)
     optimum = naive_loss(x - centre, y, reference.coef_.T, reference.intercept_, l2)
@@ -122,9 +132,13 @@ def test_published_setting():
     (x, y), (x2, y2) = blobs(200, 0), blobs(300, 1)
     train, test = features(x, y, num_classes=7), features(x2, y2, num_classes=7)
     (result,) = downstream.run("logistic", train, test, l2="published", precondition=False)
-    assert result["l2"] == pytest.approx(100 / (12 * 7))  # 7 classes in the data set, though 3 occur
+    assert result["l2"] == pytest.approx(
+        100 / (12 * 7)
+    )  # 7 classes in the data set, though 3 occur
     assert result["l2_rule"] == "published"
-    reference = LogisticRegression(C=1 / (2 * result["l2"] * 200), tol=1e-9, max_iter=5000).fit(x, y)
+    reference = LogisticRegression(C=1 / (2 * result["l2"] * 200), tol=1e-9, max_iter=5000).fit(
+        x, y
+    )
     assert result["value"] == pytest.approx(reference.score(x2, y2), abs=0.01)
     assert result["loss"] == pytest.approx(
         naive_loss(x, y, reference.coef_.T, reference.intercept_, result["l2"]), rel=1e-4
@@ -143,13 +157,17 @@ def test_limit_of_updates():
 
 def test_l2_is_selected_on_validation():
     x, y = blobs(120, 0, dims=30)
-    y = np.where(np.random.default_rng(1).random(120) < 0.3, (y + 1) % 3, y)  # wrong labels, not to be learned by heart
+    y = np.where(
+        np.random.default_rng(1).random(120) < 0.3, (y + 1) % 3, y
+    )  # wrong labels, not to be learned by heart
     train = features(x, y)
     (result,) = downstream.run("logistic", train, train)
     part = splits.split(train, train)
 
     def validation_loss(l2):
-        reference = LogisticRegression(C=1 / (2 * l2 * len(part.fit)), tol=1e-8, max_iter=5000, solver="newton-cg")
+        reference = LogisticRegression(
+            C=1 / (2 * l2 * len(part.fit)), tol=1e-8, max_iter=5000, solver="newton-cg"
+        )
         reference.fit(x[part.fit] - 5, y[part.fit])
         return log_loss(y[part.val], reference.predict_proba(x[part.val] - 5))
 
@@ -169,7 +187,9 @@ def test_a_validation_split_of_its_own():
     assert result["val_value"] == pytest.approx(on_val["value"], abs=0.011)
     assert (result["chosen_on"], result["reported_on"]) == ("the third", "these features")
     assert given["val_value"] is None and given["chosen_on"] is None
-    reference = LogisticRegression(C=1 / (2 * result["l2"] * 200), tol=1e-9, max_iter=5000, solver="newton-cg")
+    reference = LogisticRegression(
+        C=1 / (2 * result["l2"] * 200), tol=1e-9, max_iter=5000, solver="newton-cg"
+    )
     assert result["value"] == pytest.approx(reference.fit(x - 5, y).score(x2 - 5, y2), abs=0.004)
     with pytest.raises(UserError, match="val_fraction=0 leaves none"):
         downstream.run("logistic", train, test, val_fraction=0)
@@ -195,10 +215,14 @@ def test_validation_images_are_not_learned_from():
 def test_standardize():
     (x, y), (x2, y2) = blobs(300, 0), blobs(500, 1)
     x[:, 3] = 7.0  # a constant feature must not divide by zero
-    (result,) = downstream.run("logistic", features(x, y), features(x2, y2), l2=0.01, standardize=True)
+    (result,) = downstream.run(
+        "logistic", features(x, y), features(x2, y2), l2=0.01, standardize=True
+    )
     scaler = StandardScaler().fit(x)
     scaler.scale_[3] = 1.0
-    reference = LogisticRegression(C=1 / (2 * 0.01 * 300), tol=1e-9, max_iter=5000).fit(scaler.transform(x), y)
+    reference = LogisticRegression(C=1 / (2 * 0.01 * 300), tol=1e-9, max_iter=5000).fit(
+        scaler.transform(x), y
+    )
     assert result["value"] == pytest.approx(reference.score(scaler.transform(x2), y2), abs=0.004)
 
 
@@ -208,20 +232,33 @@ def test_labels_with_gaps_and_absent_classes():
     (gaps,) = downstream.run("logistic", features(x, names[y]), features(x2, names[y2]), l2=0.01)
     (dense,) = downstream.run("logistic", features(x, y), features(x2, y2), l2=0.01)
     assert gaps["value"] == dense["value"]
-    (absent,) = downstream.run("logistic", features(x, y), features(x2, np.where(y2 == 0, 11, y2)), l2=0.01)
-    assert absent["value"] == pytest.approx(dense["value"] - np.mean(y2 == 0), abs=0.1)  # class 11 is never right
+    (absent,) = downstream.run(
+        "logistic", features(x, y), features(x2, np.where(y2 == 0, 11, y2)), l2=0.01
+    )
+    assert absent["value"] == pytest.approx(
+        dense["value"] - np.mean(y2 == 0), abs=0.1
+    )  # class 11 is never right
 
 
 def test_few_labels():
     (x, y), (x2, y2) = blobs(300, 0), blobs(300, 1)
-    (result,) = downstream.run("logistic", features(x, y), features(x2, y2), train_labels=12, l2=0.1)
+    (result,) = downstream.run(
+        "logistic", features(x, y), features(x2, y2), train_labels=12, l2=0.1
+    )
     rows = splits.balanced(y, np.arange(300), 12, 0)
-    reference = LogisticRegression(C=1 / (2 * 0.1 * 12), tol=1e-9, max_iter=5000).fit(x[rows], y[rows])
+    reference = LogisticRegression(C=1 / (2 * 0.1 * 12), tol=1e-9, max_iter=5000).fit(
+        x[rows], y[rows]
+    )
     assert result["value"] == pytest.approx(reference.score(x2, y2), abs=0.01)
     assert result["train_labels"] == 12
     with pytest.raises(UserError, match="l2=select.*3 labels"):
         downstream.run("logistic", features(x, y), features(x2, y2), train_labels=3)
-    assert downstream.run("logistic", features(x, y), features(x2, y2), train_labels=3, l2=0.1)[0]["val_value"] is None
+    assert (
+        downstream.run("logistic", features(x, y), features(x2, y2), train_labels=3, l2=0.1)[0][
+            "val_value"
+        ]
+        is None
+    )
 
 
 def test_half_precision_features():

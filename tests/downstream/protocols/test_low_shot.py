@@ -13,8 +13,12 @@ from tfssl.errors import UserError
 
 def places(features, sample=0, seed=0):
     several = features.targets is not None
-    targets = features.targets if several else np.where(features.labels[:, None] == np.arange(4), 1, -1)
-    return low_shot.sample_ranks(targets, None if several else features.labels, features.index, seed, sample), targets
+    targets = (
+        features.targets if several else np.where(features.labels[:, None] == np.arange(4), 1, -1)
+    )
+    return low_shot.sample_ranks(
+        targets, None if several else features.labels, features.index, seed, sample
+    ), targets
 
 
 def test_samples_of_images_with_several_classes():
@@ -55,7 +59,10 @@ def test_samples_follow_from_seed_and_number(several):
     lost = int(np.flatnonzero(~one.any(1))[0])
     kept = np.delete(np.arange(400), lost)
     part = dataclasses.replace(
-        features, labels=features.labels[kept], index=kept, targets=features.targets[kept] if several else None
+        features,
+        labels=features.labels[kept],
+        index=kept,
+        targets=features.targets[kept] if several else None,
     )
     np.testing.assert_array_equal(places(part)[0] < 4, one[kept])
 
@@ -66,17 +73,23 @@ def test_the_whole_protocol_is_that_of_scikit_learn(several, choose):
     train, test = photographs(200, 0, several=several), photographs(300, 1, several=several)
     costs = [0.1, 1.0, 10.0]
     x, x_test = normed(train.endpoints["x"]), normed(test.endpoints["x"])
-    for result in downstream.run("low_shot", train, test, shots=[2, 8], samples=3, costs=costs, choose=choose):
+    for result in downstream.run(
+        "low_shot", train, test, shots=[2, 8], samples=3, costs=costs, choose=choose
+    ):
         on_test, on_rest = np.zeros((2, 3, 3))
         for sample in range(3):
             found, targets = places(train, sample)
             used = np.broadcast_to(found < result["shots"], targets.shape)
-            answers = test.targets if several else np.where(test.labels[:, None] == np.arange(4), 1, -1)
+            answers = (
+                test.targets if several else np.where(test.labels[:, None] == np.arange(4), 1, -1)
+            )
             for i, cost in enumerate(costs):
                 precisions = []
                 for c in range(4):
                     rows = np.flatnonzero(used[:, c])
-                    fit = LinearSVC(C=cost, class_weight={1: 2, -1: 1}, dual=False, tol=1e-9, max_iter=10_000)
+                    fit = LinearSVC(
+                        C=cost, class_weight={1: 2, -1: 1}, dual=False, tol=1e-9, max_iter=10_000
+                    )
                     fit.fit(x[rows], targets[rows, c])
                     rest = np.flatnonzero(~used[:, c] & (targets[:, c] != 0))
                     asked = np.flatnonzero(answers[:, c] != 0)
@@ -109,11 +122,16 @@ def test_nothing_is_chosen_on_test_unless_asked(with_val):
     order = np.random.default_rng(0).permutation(100)
     other = dataclasses.replace(test, targets=test.targets[order])
     few = {"costs": [0.1, 1.0, 10.0, 100.0]}
-    one, two = (downstream.run("low_shot", train, each, val=val, shots=[1, 16], **few) for each in (test, other))
+    one, two = (
+        downstream.run("low_shot", train, each, val=val, shots=[1, 16], **few)
+        for each in (test, other)
+    )
     assert [r["cost"] for r in one] == [r["cost"] for r in two]
     assert [r["val_value"] for r in one] == [r["val_value"] for r in two]
     assert one[-1]["value"] > two[-1]["value"] + 0.1
-    published = downstream.run("low_shot", train, test, val=val, shots=[1, 16], choose="test", **few)
+    published = downstream.run(
+        "low_shot", train, test, val=val, shots=[1, 16], choose="test", **few
+    )
     assert all(p["value"] >= r["value"] for p, r in zip(published, one))  # noqa: B905 (Python 3.9)
     assert one[0]["chosen_on"] == ("set 2" if with_val else "set 0 outside of each sample")
 
@@ -154,10 +172,18 @@ def test_nothing_left_to_choose_on():
     train = photographs(200, 0, several=False)
     rows = np.concatenate([np.flatnonzero(train.labels == c)[:8] for c in range(4)])
     train = dataclasses.replace(
-        train, endpoints={"x": train.endpoints["x"][rows]}, labels=train.labels[rows], index=np.arange(32)
+        train,
+        endpoints={"x": train.endpoints["x"][rows]},
+        labels=train.labels[rows],
+        index=np.arange(32),
     )
     test = photographs(50, 1, several=False)
     with pytest.raises(UserError, match="outside of each sample: no image of any class"):
         downstream.run("low_shot", train, test, shots=[8])
-    assert downstream.run("low_shot", train, test, shots=[8], val=photographs(50, 2, several=False))[0]["value"] > 0.3
+    assert (
+        downstream.run("low_shot", train, test, shots=[8], val=photographs(50, 2, several=False))[
+            0
+        ]["value"]
+        > 0.3
+    )
     assert len(NAMES) == 4

@@ -34,7 +34,12 @@ def naive(x, y, weights, l2, masks, batches, rates):
         p[np.arange(len(rows)), y[rows]] -= 1
         p /= len(rows)
         back = p @ W.T * mask / 0.5 * (before > 0)
-        gradients = [x[rows].T @ back + 2 * l2 * V, back.sum(0), hidden.T @ p + 2 * l2 * W, p.sum(0)]
+        gradients = [
+            x[rows].T @ back + 2 * l2 * V,
+            back.sum(0),
+            hidden.T @ p + 2 * l2 * W,
+            p.sum(0),
+        ]
         velocity = [0.9 * v + g for v, g in zip(velocity, gradients)]  # noqa: B905
         weights = [w - rate * v for w, v in zip(weights, velocity)]  # noqa: B905
     return weights
@@ -51,33 +56,54 @@ def test_equals_back_propagation_by_hand(monkeypatch):
     for network, rows in zip(made, (part.fit, part.rows)):  # noqa: B905
         steps, generator = len(rows) // 16, sgd.shuffled(rows, 16, 3)
         batches = [next(generator) for _ in range(5 * steps)]
-        rates = [0.1 * (1 if s <= 2 * steps else 0.1 if s <= 4 * steps else 0.01) for s in range(5 * steps)]
+        rates = [
+            0.1 * (1 if s <= 2 * steps else 0.1 if s <= 4 * steps else 0.01)
+            for s in range(5 * steps)
+        ]
         masks = []
         for s in range(5 * steps):
             number = tf.range(16 * s, 16 * (s + 1), dtype=tf.int64)
             masks.append(
-                Draws({"number": number, "seed": tf.fill([16], tf.constant(3, tf.int64))}).keep(0.5, (12,)).numpy()
+                Draws({"number": number, "seed": tf.fill([16], tf.constant(3, tf.int64))})
+                .keep(0.5, (12,))
+                .numpy()
             )
         assert 0.4 < np.mean(masks) < 0.6 and not np.array_equal(masks[0], masks[1])
         weights = [v.numpy() for v in (start.hidden, start.hidden_bias, start.kernel, start.bias)]
         weights = naive(train.endpoints["x"], train.labels, weights, 0.01, masks, batches, rates)
-        for ours, theirs in zip((network.hidden, network.hidden_bias, network.kernel, network.bias), weights):  # noqa: B905
+        for ours, theirs in zip(
+            (network.hidden, network.hidden_bias, network.kernel, network.bias), weights
+        ):  # noqa: B905
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-8)  # the rate is float32
     V, a, W, b = weights
-    predicted = (np.maximum(train.endpoints["x"] @ V + a, 0) @ W + b).argmax(1)  # no dropout, no factor
+    predicted = (np.maximum(train.endpoints["x"] @ V + a, 0) @ W + b).argmax(
+        1
+    )  # no dropout, no factor
     assert result["value"] == pytest.approx(np.mean(predicted == train.labels))
 
 
 def test_it_solves_what_no_linear_classifier_does():
     train, test = xor(400, 0), xor(1000, 1)
     (linear,) = downstream.run("logistic", train, test)
-    settings = {"hidden": 100, "epochs": 40, "decay_epochs": (30,), "batch_size": 64, "learning_rate": 0.1}
+    settings = {
+        "hidden": 100,
+        "epochs": 40,
+        "decay_epochs": (30,),
+        "batch_size": 64,
+        "learning_rate": 0.1,
+    }
     (result,) = downstream.run("mlp", train, test, **settings)
     assert linear["value"] < 0.6 and result["value"] > 0.95 and result["val_value"] > 0.9
     assert result["l2"] in mlp.L2 and result["l2_rule"] == "select"
-    assert len(result["curve"]) == 40 and result["curve"][-1] == [40, result["val_value"], result["value"]]
+    assert len(result["curve"]) == 40 and result["curve"][-1] == [
+        40,
+        result["val_value"],
+        result["value"],
+    ]
     (again,) = downstream.run("mlp", train, test, **settings)
-    assert again["curve"] == result["curve"] and again["loss"] == result["loss"]  # the seed says all
+    assert (
+        again["curve"] == result["curve"] and again["loss"] == result["loss"]
+    )  # the seed says all
 
 
 def test_published_l2():

@@ -25,7 +25,10 @@ def scenes(tmp_path_factory):
                 mask[y : y + 8, x : x + 10] = value
             pixels = 60 + 70 * mask[..., None] + rng.normal(0, 12, [32, 40, 3])
             mask[:, :3] = 255
-            for folder, picture in ((split, np.clip(pixels, 0, 255).astype(np.uint8)), (split + "annot", mask)):
+            for folder, picture in (
+                (split, np.clip(pixels, 0, 255).astype(np.uint8)),
+                (split + "annot", mask),
+            ):
                 (root / folder).mkdir(exist_ok=True)
                 Image.fromarray(picture).save(root / folder / f"{i}.png")
     return [tfssl.open_source(f"masks:{root}", split) for split in ("train", "test")]
@@ -39,23 +42,40 @@ def module(tmp_path_factory):
 @pytest.mark.parametrize("head,epochs,names", [("linear", 30, None), ("dilated", 8, ["stem"])])
 def test_heads_learn_what_is_there(scenes, module, head, epochs, names):
     train, test = scenes
-    results = downstream.run("segmentation", train, test, module=module, endpoints=names, head=head, epochs=epochs)
+    results = downstream.run(
+        "segmentation", train, test, module=module, endpoints=names, head=head, epochs=epochs
+    )
     assert [r["endpoint"] for r in results] == (names or ["stem", "block", "pixels"])
     for result in results:
-        assert result["metric"] == "mIoU" and result["train_labels"] == 12 and result["size"] == [32, 40]
-        assert len(result["per_class"]) == 3 and result["value"] == pytest.approx(np.mean(result["per_class"]))
+        assert (
+            result["metric"] == "mIoU"
+            and result["train_labels"] == 12
+            and result["size"] == [32, 40]
+        )
+        assert len(result["per_class"]) == 3 and result["value"] == pytest.approx(
+            np.mean(result["per_class"])
+        )
     best = results[0]
     assert best["value"] > 0.75 and best["val_value"] > 0.6, results
     if head == "linear":
         again = downstream.run(
-            "segmentation", train, test, module=module, endpoints=["stem"], epochs=epochs, val_fraction=0
+            "segmentation",
+            train,
+            test,
+            module=module,
+            endpoints=["stem"],
+            epochs=epochs,
+            val_fraction=0,
         )
         assert again[0]["value"] == pytest.approx(best["value"], abs=0.02)
 
 
 def test_iou_is_that_of_keras():
     rng = np.random.default_rng(0)
-    truth, guess = rng.integers(-1, 4, [7, 9, 11]).astype(np.int32), rng.integers(0, 4, [7, 9, 11]).astype(np.int32)
+    truth, guess = (
+        rng.integers(-1, 4, [7, 9, 11]).astype(np.int32),
+        rng.integers(0, 4, [7, 9, 11]).astype(np.int32),
+    )
 
     value, per_class = segmentation.iou(zip(guess, truth), 5)  # noqa: B905 (Python 3.9)
     metric = tf.keras.metrics.MeanIoU(4)
@@ -64,15 +84,22 @@ def test_iou_is_that_of_keras():
     assert per_class[4] is None
     for c in range(4):
         known = truth >= 0
-        both, either = ((truth == c) & (guess == c) & known).sum(), (((truth == c) | (guess == c)) & known).sum()
+        both, either = (
+            ((truth == c) & (guess == c) & known).sum(),
+            (((truth == c) | (guess == c)) & known).sum(),
+        )
         assert per_class[c] == pytest.approx(both / either)
 
 
 def test_validation_of_its_own(scenes, module):
     train, test = scenes
-    (result,) = downstream.run("segmentation", train, test, module=module, val=test, endpoints=["stem"], epochs=2)
+    (result,) = downstream.run(
+        "segmentation", train, test, module=module, val=test, endpoints=["stem"], epochs=2
+    )
     assert result["val_value"] == result["value"] and result["chosen_on"] == result["reported_on"]
-    (result,) = downstream.run("segmentation", train, test, module=module, endpoints=["stem"], epochs=2, val_fraction=0)
+    (result,) = downstream.run(
+        "segmentation", train, test, module=module, endpoints=["stem"], epochs=2, val_fraction=0
+    )
     assert result["val_value"] is None
 
 
@@ -80,7 +107,9 @@ def test_a_damaged_image_is_left_out_and_named(module, tmp_path, caplog):
     for folder in ("train", "trainannot"):
         (tmp_path / folder).mkdir()
         for i in range(4):
-            picture = np.repeat(np.repeat(np.arange(4, dtype=np.uint8).reshape(2, 2) % 2, 8, 0), 8, 1)
+            picture = np.repeat(
+                np.repeat(np.arange(4, dtype=np.uint8).reshape(2, 2) % 2, 8, 0), 8, 1
+            )
             Image.fromarray(picture * (1 if "annot" in folder else 90)).convert("L").save(
                 tmp_path / folder / f"{i}.png"
             )

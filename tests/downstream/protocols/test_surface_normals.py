@@ -16,7 +16,9 @@ from tfssl.hub import load as modules
 def scenes(tmp_path_factory):
     """Tiles, each a plane of one of six directions, as bright as it faces the light, three lights in three colors."""
     root, rng = tmp_path_factory.mktemp("normals"), np.random.default_rng(0)
-    directions = np.array([[0, 0, 1], [0.7, 0, 0.7], [-0.7, 0, 0.7], [0, 0.7, 0.7], [0, -0.7, 0.7], [0.5, 0.5, 0.7]])
+    directions = np.array(
+        [[0, 0, 1], [0.7, 0, 0.7], [-0.7, 0, 0.7], [0, 0.7, 0.7], [0, -0.7, 0.7], [0.5, 0.5, 0.7]]
+    )
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     lights = np.array([[0.6, 0.3, 0.74], [-0.5, 0.5, 0.7], [0.1, -0.7, 0.7]])
     for split, count in (("train", 12), ("test", 6)):
@@ -25,7 +27,9 @@ def scenes(tmp_path_factory):
         for i in range(count):
             tiles = rng.integers(0, 6, [2, 3]).repeat(16, 0).repeat(16, 1)
             n = directions[tiles]
-            image = np.clip(30 + 200 * np.maximum(n @ lights.T, 0) + rng.normal(0, 4, n.shape), 0, 255)
+            image = np.clip(
+                30 + 200 * np.maximum(n @ lights.T, 0) + rng.normal(0, 4, n.shape), 0, 255
+            )
             Image.fromarray(image.astype(np.uint8)).save(root / split / f"{i}.png")
             picture = np.round((n + 1) * 127.5).astype(np.uint8)
             picture[:4] = 0
@@ -40,12 +44,16 @@ def module(tmp_path_factory):
 
 def test_angles():
     rng = np.random.default_rng(0)
-    one, other = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in rng.normal(size=[2, 300, 3]))
+    one, other = (
+        v / np.linalg.norm(v, axis=1, keepdims=True) for v in rng.normal(size=[2, 300, 3])
+    )
     np.testing.assert_allclose(
         surface_normals.angles(one, other), np.degrees(np.arccos((one * other).sum(1))), atol=1e-6
     )
     small = np.array([[np.sin(1e-6), 0, np.cos(1e-6)]])
-    assert surface_normals.angles(small, np.array([[0, 0, 1.0]]))[0] == pytest.approx(np.degrees(1e-6), rel=1e-6)
+    assert surface_normals.angles(small, np.array([[0, 0, 1.0]]))[0] == pytest.approx(
+        np.degrees(1e-6), rel=1e-6
+    )
     assert surface_normals.angles(-small, small)[0] == pytest.approx(180)
     found = surface_normals.summary(np.array([1.0, 12, 25, 40]))
     assert found == {
@@ -65,8 +73,15 @@ def test_heads_learn_shading(scenes, module, head, epochs):
         epochs=epochs,
         learning_rate=0.02,
     )
-    assert result["value"] > 0.6 and result["median_angle"] < 11 and result["val_value"] > 0.5, result
-    assert result["within"]["11.25"] == result["value"] <= result["within"]["22.5"] <= result["within"]["30"]
+    assert result["value"] > 0.6 and result["median_angle"] < 11 and result["val_value"] > 0.5, (
+        result
+    )
+    assert (
+        result["within"]["11.25"]
+        == result["value"]
+        <= result["within"]["22.5"]
+        <= result["within"]["30"]
+    )
     assert result["clusters"] == 6 and result.picture.startswith(b"\x89PNG")
 
 

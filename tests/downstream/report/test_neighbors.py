@@ -50,7 +50,9 @@ def test_pictures_are_those_behind_the_rows(features):
     """Also beyond an image that could not be read, and where one stands twice."""
     train, _ = features
     assert len(train.labels) == 11
-    levels = [10 * 2 * int(train.images.source.name(int(i)).split("/")[-1][:2]) for i in train.index]
+    levels = [
+        10 * 2 * int(train.images.source.name(int(i)).split("/")[-1][:2]) for i in train.index
+    ]
     rows = np.array([7, 2, 10, 2])
     pictures = neighbors.pictures(train, rows)
     assert pictures.shape == (4, 16, 16, 3) and pictures.dtype == np.uint8
@@ -58,7 +60,9 @@ def test_pictures_are_those_behind_the_rows(features):
 
 
 def test_plot(features):
-    picture = tf.io.decode_png(neighbors.plot(*features, "pixels", 3, title="a module of $1_000 and $2")).numpy()
+    picture = tf.io.decode_png(
+        neighbors.plot(*features, "pixels", 3, title="a module of $1_000 and $2")
+    ).numpy()
     assert picture.shape[0] > 500 and picture.shape[1] > 300
     colors = {tuple(color) for color in picture.reshape(-1, picture.shape[-1])[:, :3]}
     assert {(0x22, 0x88, 0x33), (0xEE, 0x66, 0x77)} <= colors  # of the same class and of another

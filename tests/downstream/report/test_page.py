@@ -13,7 +13,10 @@ import tensorflow as tf
 from tfssl.downstream.report import page
 from tfssl.downstream.results import Result, mark_chosen
 
-CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+CHROME = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
+)
 HOSTILE = "<script>document.title='taken'</script>\"'&amp;<b>$x_1$ \\frac{ \x07"
 
 # Added to a copy of the page: what the browser made of it, as text at its end.
@@ -81,7 +84,10 @@ def evaluation(name="rotation", endpoints=("block1", "block2", "pre_logits"), ch
                     "value": value,
                     "train_labels": labels,
                 }
-                result |= {"metric": {"logistic": "accuracy", "low_shot": "mAP"}.get(protocol, "mIoU"), "seconds": 1.0}
+                result |= {
+                    "metric": {"logistic": "accuracy", "low_shot": "mAP"}.get(protocol, "mIoU"),
+                    "seconds": 1.0,
+                }
                 result |= {
                     "val_value": value if chosen else None,
                     "chosen_on": "part of it",
@@ -98,7 +104,12 @@ def evaluation(name="rotation", endpoints=("block1", "block2", "pre_logits"), ch
     }
     about["unreadable"] = {"train": [f"{name}.png"], "test": []}
     return {
-        "command": ["tfssl-eval", f"--module={name}=modules/{name}", "--dataset=glyphs", "--workdir=it's here"],
+        "command": [
+            "tfssl-eval",
+            f"--module={name}=modules/{name}",
+            "--dataset=glyphs",
+            "--workdir=it's here",
+        ],
         "flags": {
             "dataset": f"folder:{name}",
             "train_split": "train",
@@ -133,7 +144,8 @@ def with_pictures(record, path):
 
 @pytest.mark.skipif(not CHROME, reason="no chromium or chrome here")
 @pytest.mark.parametrize(
-    "name, endpoints", [("rotation", ("block1", "block2", "pre_logits")), (HOSTILE, (f"a{HOSTILE}", "_b" * 60, "c"))]
+    "name, endpoints",
+    [("rotation", ("block1", "block2", "pre_logits")), (HOSTILE, (f"a{HOSTILE}", "_b" * 60, "c"))],
 )
 def test_in_a_browser(tmp_path, name, endpoints):
     record = evaluation(name, endpoints)
@@ -141,13 +153,17 @@ def test_in_a_browser(tmp_path, name, endpoints):
     found, console = browse(text, tmp_path)
     assert console == []
     # By layer, by number, nearest images of two, and two chosen segmentations beside pixels'.
-    assert len(found["images"]) == 2 + 2 + 3 and all(width > 0 and alt for width, alt in found["images"])
+    assert len(found["images"]) == 2 + 2 + 3 and all(
+        width > 0 and alt for width, alt in found["images"]
+    )
     assert 1240 < found["view"] == found["wide"] and found["beyond"] == []
     assert found["scrolls"] == 0 or name == HOSTILE
     assert set(found["loads"]) == {"data:"} and found["handlers"] == 0 and found["headers"] == 0
     assert found["scripts"] == 1  # the probe
     shown = " ".join(name.replace("\x07", "\ufffd").split())
-    assert found["title"] == f"Evaluation on folder:{shown}" and shown in " ".join(found["text"].split())
+    assert found["title"] == f"Evaluation on folder:{shown}" and shown in " ".join(
+        found["text"].split()
+    )
     narrow, _ = browse(text, tmp_path, width=600)
     assert narrow["wide"] == narrow["view"]
 
@@ -163,9 +179,19 @@ def test_figures_are_those_of_the_results(tmp_path):
     record = evaluation()
     found = page.page(record)
     (answer,) = re.findall(r'<p class="answer less">(.*?)</p>', found)
-    best = next(r for r in record["results"] if r["chosen"] and r["module"] == "rotation" and r["train_labels"] == 500)
-    rival = next(r for r in record["results"] if r["chosen"] and r["module"] == "random" and r["train_labels"] == 500)
-    pixels = next(r for r in record["results"] if r["endpoint"] == "pixels" and r["train_labels"] == 500)
+    best = next(
+        r
+        for r in record["results"]
+        if r["chosen"] and r["module"] == "rotation" and r["train_labels"] == 500
+    )
+    rival = next(
+        r
+        for r in record["results"]
+        if r["chosen"] and r["module"] == "random" and r["train_labels"] == 500
+    )
+    pixels = next(
+        r for r in record["results"] if r["endpoint"] == "pixels" and r["train_labels"] == 500
+    )
     assert best["endpoint"] == "pre_logits" and pixels["value"] > best["value"]
     assert text_of(answer) == (
         f"rotation : {100 * best['value']:.1f} % test accuracy in logistic@500 by endpoint pre_logits, which validation chose: "
@@ -174,10 +200,14 @@ def test_figures_are_those_of_the_results(tmp_path):
     )
     # Every value stands in its protocol's table, those that validation chose with a star.
     for protocol in ("logistic", "low_shot", "segmentation"):
-        table = next(t for t in re.findall(r"<table>.*?</table>", found) if f"<b>{protocol}</b>" in t)
+        table = next(
+            t for t in re.findall(r"<table>.*?</table>", found) if f"<b>{protocol}</b>" in t
+        )
         cells = re.findall(r'<td class="n[^"]*">([^<]*)</td>', table)
         expected = [
-            f"{100 * r['value']:.1f}" + "*" * r["chosen"] for r in record["results"] if r["protocol"] == protocol
+            f"{100 * r['value']:.1f}" + "*" * r["chosen"]
+            for r in record["results"]
+            if r["protocol"] == protocol
         ]
         expected += {"logistic": ["10.0"] * 4, "low_shot": ["10.0"] * 2}.get(protocol, [])
         assert sorted(cells) == sorted(expected)
@@ -194,12 +224,20 @@ def test_figures_are_those_of_the_results(tmp_path):
 
 def test_without_validation_and_beside_nothing():
     record = evaluation(chosen=False)
-    record["results"] = [r for r in record["results"] if r["module"] == "rotation" and r["endpoint"] != "pixels"]
-    record["results"] = [r for r in record["results"] if r["endpoint"] == "pre_logits" and r["train_labels"] == 50]
+    record["results"] = [
+        r for r in record["results"] if r["module"] == "rotation" and r["endpoint"] != "pixels"
+    ]
+    record["results"] = [
+        r for r in record["results"] if r["endpoint"] == "pre_logits" and r["train_labels"] == 50
+    ]
     record["modules"] = {"rotation": {"handle": "m", "identity": "0"}}
     del record["flags"], record["command"], record["notes"]
     found = page.page(record)
-    assert "its deepest, for nothing was chosen" in found and "<img" not in found and "Nearest" not in found
+    assert (
+        "its deepest, for nothing was chosen" in found
+        and "<img" not in found
+        and "Nearest" not in found
+    )
 
 
 def test_who_is_best():
@@ -208,11 +246,15 @@ def test_who_is_best():
         if r["endpoint"] == "pixels":
             r["value"] = 0.05
     twins = [
-        {**r, "module": "twin"} for r in record["results"] if r["module"] == "rotation" and r["endpoint"] != "pixels"
+        {**r, "module": "twin"}
+        for r in record["results"]
+        if r["module"] == "rotation" and r["endpoint"] != "pixels"
     ]
     record["results"] += twins
     record["modules"]["twin"] = record["modules"]["rotation"]
-    assert '<p class="answer">Of 2 modules <b>rotation</b> and <b>twin</b> are best: ' in page.page(record)
+    assert '<p class="answer">Of 2 modules <b>rotation</b> and <b>twin</b> are best: ' in page.page(
+        record
+    )
     for r in twins:
         r["value"] += 0.01
     assert '<p class="answer">Of 2 modules <b>twin</b> is best: ' in page.page(record)
@@ -223,6 +265,8 @@ def test_names_are_text(tmp_path):
     found = page.page(record, panels(record))
     assert "<script" not in found and "<b>$x" not in found and "\x07" not in found
     assert (
-        found.count("&lt;script&gt;document.title=&#x27;taken&#x27;&lt;/script&gt;&quot;&#x27;&amp;amp;&lt;b&gt;$x_1$")
+        found.count(
+            "&lt;script&gt;document.title=&#x27;taken&#x27;&lt;/script&gt;&quot;&#x27;&amp;amp;&lt;b&gt;$x_1$"
+        )
         > 10
     )

@@ -11,7 +11,9 @@ from tfssl.downstream.results import mark_chosen
 
 def test_bars_are_a_picture():
     results = mark_chosen(RESULTS)
-    picture = tf.io.decode_png(plots.bars(View.of(results, {"chance": 0.1}), "title"), channels=3).numpy()
+    picture = tf.io.decode_png(
+        plots.bars(View.of(results, {"chance": 0.1}), "title"), channels=3
+    ).numpy()
     assert min(picture.shape[:2]) > 400
     for color in ([0x44, 0x77, 0xAA], [0xEE, 0x66, 0x77]):  # the bars of two modules
         assert (picture == color).all(-1).sum() > 1000

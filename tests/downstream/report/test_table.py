@@ -28,7 +28,16 @@ def test_table():
 
 def test_table_says_what_chose_and_what_diverged():
     results = [
-        result("x", "a", 0.5, 0.5, "mlp", diverged=True, chosen_on="folder:f val", reported_on="folder:f test"),
+        result(
+            "x",
+            "a",
+            0.5,
+            0.5,
+            "mlp",
+            diverged=True,
+            chosen_on="folder:f val",
+            reported_on="folder:f test",
+        ),
         result("x", "b", 0.5, None, "mlp", diverged=False, reported_on="folder:f test"),
     ]
     notes = table.table(mark_chosen(results), {"chance": 0.1}).splitlines()[-2:]

@@ -12,7 +12,9 @@ def points(n, seed, dims=6, classes=4):
 def naive(bank, labels, queries, k, temperature):
     predicted = []
     for q in queries.astype(np.float64):
-        similarity = [q @ b / np.linalg.norm(q) / np.linalg.norm(b) for b in bank.astype(np.float64)]
+        similarity = [
+            q @ b / np.linalg.norm(q) / np.linalg.norm(b) for b in bank.astype(np.float64)
+        ]
         votes = np.zeros(labels.max() + 1)
         for i in sorted(range(len(bank)), key=lambda i: -similarity[i])[:k]:
             votes[labels[i]] += np.exp(similarity[i] / temperature)
@@ -42,9 +44,14 @@ def test_ties():
     bank = np.float32([[1, 0], [2, 0], [3, 0], [0, 1]])
     labels = np.array([2, 1, 1, 0])
     query = np.float32([[5, 0]])
-    one = [nearest.vote(bank, labels, np.array(rows), query, 1, 0.07)[0] for rows in ([0, 1, 2, 3], [1, 0, 2, 3])]
+    one = [
+        nearest.vote(bank, labels, np.array(rows), query, 1, 0.07)[0]
+        for rows in ([0, 1, 2, 3], [1, 0, 2, 3])
+    ]
     assert one == [2, 1]  # equally near: the earlier row
-    assert nearest.vote(bank, labels, np.array([0, 1, 3]), query, 2, 0.07)[0] == 1  # equal votes: the lower class
+    assert (
+        nearest.vote(bank, labels, np.array([0, 1, 3]), query, 2, 0.07)[0] == 1
+    )  # equal votes: the lower class
 
 
 def test_only_the_bank_votes():
@@ -55,5 +62,9 @@ def test_only_the_bank_votes():
 def test_no_overflow_and_no_division_by_zero():
     bank, labels = np.float32([[1, 0], [0.9, 0.1], [0, 0]]), np.array([1, 0, 0])
     queries = np.float32([[1, 0], [0, 0]])
-    assert nearest.vote(bank, labels, np.arange(3), queries, 3, 1e-4)[0] == 1  # exp(1 / 1e-4) is beyond float64
-    assert nearest.vote(bank, labels, np.arange(3), queries, 3, 1e-4)[1] == 0  # equally far from all: a majority
+    assert (
+        nearest.vote(bank, labels, np.arange(3), queries, 3, 1e-4)[0] == 1
+    )  # exp(1 / 1e-4) is beyond float64
+    assert (
+        nearest.vote(bank, labels, np.arange(3), queries, 3, 1e-4)[1] == 0
+    )  # equally far from all: a majority

@@ -10,7 +10,9 @@ DAMAGE = {
     "empty": lambda content: b"",
     "cut in half": lambda content: content[: len(content) // 2],
     "zeroed": lambda content: bytes(len(content)),
-    "one bit of a weight": lambda content: content.replace(np.float32(1.5).tobytes(), np.float32(1.25).tobytes()),
+    "one bit of a weight": lambda content: content.replace(
+        np.float32(1.5).tobytes(), np.float32(1.25).tobytes()
+    ),
     "another first byte": lambda content: b"\0" + content[1:],
 }
 

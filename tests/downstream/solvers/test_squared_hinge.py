@@ -24,7 +24,9 @@ def problem(n, dims, separable, seed=0):
 
 
 def objective(x, y, c, w, b, scaling):
-    return 0.5 * w @ w + 0.5 * (b / scaling) ** 2 + np.sum(c * np.maximum(0, 1 - y * (x @ w + b)) ** 2)
+    return (
+        0.5 * w @ w + 0.5 * (b / scaling) ** 2 + np.sum(c * np.maximum(0, 1 - y * (x @ w + b)) ** 2)
+    )
 
 
 def gradient(x, y, c, w, b, scaling):
@@ -45,14 +47,21 @@ def test_objective_is_no_larger_than_scikit_learns(n, dims, separable, scaling):
         for j in range(3):
             c, used = cost * weights[:, j], weights[:, j] > 0
             reference = LinearSVC(
-                C=cost, class_weight={1: 2, -1: 1}, intercept_scaling=scaling, dual=False, tol=1e-10, max_iter=100_000
+                C=cost,
+                class_weight={1: 2, -1: 1},
+                intercept_scaling=scaling,
+                dual=False,
+                tol=1e-10,
+                max_iter=100_000,
             ).fit(x[used], y[used, j])
             theirs = objective(x, y[:, j], c, reference.coef_[0], reference.intercept_[0], scaling)
             ours = objective(x, y[:, j], c, w[:, j], b[j], scaling)
             assert fit.objective[j] == pytest.approx(ours, rel=1e-9)
             assert ours <= theirs * (1 + 1e-7)
             np.testing.assert_allclose(
-                fit.decision[:, j], reference.decision_function(x), atol=2e-3 * np.abs(fit.decision[:, j]).max()
+                fit.decision[:, j],
+                reference.decision_function(x),
+                atol=2e-3 * np.abs(fit.decision[:, j]).max(),
             )
 
 
@@ -68,21 +77,27 @@ def test_the_gap_is_a_certificate(n, dims):
             for j in range(3):
                 c = cost * weights[:, j]
                 slope = gradient(x, y[:, j], c, w[:, j], b[j], 1.0)
-                assert 0.5 * slope @ slope == pytest.approx(fit.gap[j] * fit.objective[j], rel=1e-3, abs=1e-12)
+                assert 0.5 * slope @ slope == pytest.approx(
+                    fit.gap[j] * fit.objective[j], rel=1e-3, abs=1e-12
+                )
                 # The dual's value is as far below as the gap says, and so the minimum no further than that.
                 a = 2 * c * np.maximum(0, 1 - y[:, j] * fit.decision[:, j])
                 used = c > 0
                 inner = np.append(x.T @ (a * y[:, j]), (a * y[:, j]).sum())
                 dual = a.sum() - 0.5 * inner @ inner - np.sum(a[used] ** 2 / (4 * c[used]))
                 value = fit.objective[j]
-                assert value - dual == pytest.approx(fit.gap[j] * value, rel=1e-3, abs=1e-11 * value)
+                assert value - dual == pytest.approx(
+                    fit.gap[j] * value, rel=1e-3, abs=1e-11 * value
+                )
                 assert value - best.objective[j] <= fit.gap[j] * value + 1e-12 * value
 
 
 def test_columns_and_order_do_not_matter():
     x, y, weights = problem(60, 200, False)
     rows = Rows(x)
-    together = list(rows.path(np.tile(y, 9), np.tile(weights, 9), COSTS))  # 27 columns: in several threads
+    together = list(
+        rows.path(np.tile(y, 9), np.tile(weights, 9), COSTS)
+    )  # 27 columns: in several threads
     for j in range(3):
         alone = list(rows.path(y[:, [j]], weights[:, [j]], COSTS[::-1]))[::-1]
         for one, fit in zip(alone, together):  # noqa: B905
@@ -102,7 +117,9 @@ def test_rows_of_weight_zero_are_not_learned_from():
     (reference,) = less.path(y[:20], weights[:20], [10.0])
     np.testing.assert_allclose(fit.decision[:20], reference.decision, atol=1e-4)
     w, b = less.weights(reference)
-    np.testing.assert_allclose(fit.decision, x @ w + b, atol=1e-4)  # the others have decisions all the same
+    np.testing.assert_allclose(
+        fit.decision, x @ w + b, atol=1e-4
+    )  # the others have decisions all the same
 
 
 @pytest.mark.parametrize("n, dims", [(60, 200), (300, 20)])
@@ -115,7 +132,9 @@ def test_both_ways_of_a_step_lead_to_the_same_point(n, dims, gradients, monkeypa
     solve = kind.solve
     monkeypatch.setattr(kind, "solve", lambda *args: calls.append(1) or solve(*args))
     monkeypatch.setattr(
-        kind, "patience", lambda _, curvature: np.full(curvature.shape[1], 1000.0 if gradients else 1.0)
+        kind,
+        "patience",
+        lambda _, curvature: np.full(curvature.shape[1], 1000.0 if gradients else 1.0),
     )
     for fit, expected in zip(Rows(x).path(y, weights, COSTS), reference):  # noqa: B905
         assert fit.objective == pytest.approx(expected.objective, rel=1e-8)
@@ -126,7 +145,11 @@ def test_both_ways_of_a_step_lead_to_the_same_point(n, dims, gradients, monkeypa
 def test_degenerate_features(n, dims):
     rng = np.random.default_rng(0)
     y = np.where(rng.random((n, 2)) < 0.3, 1.0, -1.0)
-    for x in (np.zeros((n, dims)), np.ones((n, dims)), np.tile(rng.normal(size=(n // 2, dims)), (2, 1))):
+    for x in (
+        np.zeros((n, dims)),
+        np.ones((n, dims)),
+        np.tile(rng.normal(size=(n // 2, dims)), (2, 1)),
+    ):
         rows = Rows(x)
         for cost, fit in zip((1e-7, 1.0, 1e4), rows.path(y, np.ones_like(y), (1e-7, 1.0, 1e4))):  # noqa: B905
             assert (fit.gap <= 1e-8).all()

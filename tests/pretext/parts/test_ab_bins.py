@@ -55,7 +55,10 @@ def test_gray_images_have_no_color(tmp_path):
     for i in range(3):
         gray = rng.integers(0, 256, [16, 16, 1]).repeat(3, -1).astype(np.uint8)
         (tmp_path / f"{i}.jpg").write_bytes(tf.io.encode_jpeg(gray).numpy())
-    with pytest.raises(UserError, match="the 3 images that were looked at are gray: there is no color to learn from"):
+    with pytest.raises(
+        UserError,
+        match="the 3 images that were looked at are gray: there is no color to learn from",
+    ):
         ab_bins.of_images(open_source(f"folder:{tmp_path}"))
     with pytest.raises(UserError, match="have no color"):
         ab_bins.Bins(np.zeros([1, 2])).table(10)
@@ -110,10 +113,14 @@ def test_files(bins, tmp_path):
 
 
 def test_command(photos, tmp_path, tfssl_command):
-    done = tfssl_command("ab_bins", f"--dataset=folder:{photos}", f"--output={tmp_path}/new/bins.npz")
-    assert done.returncode == 0 and "bins; the most frequent" in done.stdout and "reaches 261" in done.stdout, (
-        done.stderr
+    done = tfssl_command(
+        "ab_bins", f"--dataset=folder:{photos}", f"--output={tmp_path}/new/bins.npz"
     )
+    assert (
+        done.returncode == 0
+        and "bins; the most frequent" in done.stdout
+        and "reaches 261" in done.stdout
+    ), done.stderr
     assert ab_bins.read(str(tmp_path / "new" / "bins.npz")).prior.sum() == pytest.approx(1)
     done = tfssl_command("ab_bins", "--dataset=folder:/no/such/place")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr

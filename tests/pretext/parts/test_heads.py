@@ -49,13 +49,17 @@ def test_mlp_is_the_naive_one(float64):
         return (h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5)
 
     hidden = np.maximum(normalised(x @ weights["dense1/kernel:0"] + weights["dense1/bias:0"]), 0)
-    np.testing.assert_allclose(y, normalised(hidden @ weights["dense2/kernel:0"]), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        y, normalised(hidden @ weights["dense2/kernel:0"]), rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_on_a_map_each_location_is_a_row(float64, training):
     """So a projection of a map is a projection of its locations, batch statistics over all of them."""
-    of_rows, of_maps = (MLP("projection", [6, 3], norm=Norm(), last_norm="offset and scale") for _ in range(2))
+    of_rows, of_maps = (
+        MLP("projection", [6, 3], norm=Norm(), last_norm="offset and scale") for _ in range(2)
+    )
     maps = np.random.default_rng(0).normal(size=[4, 2, 5, 7])
     of_rows(maps.reshape(-1, 7)), of_maps(maps)
     of_maps.set_weights(of_rows.get_weights())

@@ -26,18 +26,28 @@ def test_patches_are_those_of_one_crop_in_a_random_order(name):
     for number in range(60):
         seed = tf.constant([7, number], tf.int64)
         patches = model.example({"image": image}, seed)["image"][-1].numpy()
-        where = {"area_range": (0.6, 1.0), "min_object_covered": policy.crop_covered, "method": policy.crop_method}
+        where = {
+            "area_range": (0.6, 1.0),
+            "min_object_covered": policy.crop_covered,
+            "method": policy.crop_method,
+        }
         crop = ops.random_resized_crop(image, fork(seed, FIRST[name]), 30, **where).numpy()
         order = []
         for patch in patches:
-            at = [at for at in np.ndindex(23, 23) if np.array_equal(crop[at[0] : at[0] + 8, at[1] : at[1] + 8], patch)]
+            at = [
+                at
+                for at in np.ndindex(23, 23)
+                if np.array_equal(crop[at[0] : at[0] + 8, at[1] : at[1] + 8], patch)
+            ]
             (cell, offset) = np.divmod(at[0], 10)
             assert len(at) == 1 and np.all(offset <= 2)
             order.append(3 * cell[0] + cell[1])
         assert sorted(order) == list(range(9))
         orders.append(order)
     assert len({tuple(order) for order in orders}) == 60
-    assert all(len(set(place)) == 9 for place in np.transpose(orders))  # anything can stand anywhere
+    assert all(
+        len(set(place)) == 9 for place in np.transpose(orders)
+    )  # anything can stand anywhere
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -46,11 +56,20 @@ def test_examples(name, source):
     model = task(name)
     batch = next(iter(model.dataset(source, 4, seed=3)))
     views, patches = batch["image"]
-    assert views.shape == (4, FIRST[name], 16, 16, 3) and patches.shape == (4, 9, 8, 8, 3) and patches.dtype == tf.uint8
+    assert (
+        views.shape == (4, FIRST[name], 16, 16, 3)
+        and patches.shape == (4, 9, 8, 8, 3)
+        and patches.dtype == tf.uint8
+    )
     record = source.fetch(next(iter(source.records(seed=3, start=2))))["image"]
-    for got, want in zip(model.example({"image": record}, tf.constant([3, 2], tf.int64))["image"], (views, patches)):  # noqa: B905
+    for got, want in zip(
+        model.example({"image": record}, tf.constant([3, 2], tf.int64))["image"], (views, patches)
+    ):  # noqa: B905
         np.testing.assert_array_equal(got, want[2])
-    for a, b in zip(model.example({"image": record}, None)["image"], model.example({"image": record}, None)["image"]):  # noqa: B905 (Python 3.9)
+    for a, b in zip(
+        model.example({"image": record}, None)["image"],
+        model.example({"image": record}, None)["image"],
+    ):  # noqa: B905 (Python 3.9)
         np.testing.assert_array_equal(a, b)
     assert np.any(model.example({"image": record}, None)["image"][1] != patches[2])
 
@@ -72,7 +91,9 @@ def test_the_embedding_of_patches_is_the_naive_one(name, source, float64):
     batch = first_batch(model, source)
     mlp = [(d.kernel.numpy(), d.bias.numpy()) for d in model.patch_projection.dense]
     ((kernel, bias),) = [(d.kernel.numpy(), d.bias.numpy()) for d in model.jigsaw_projection.dense]
-    assert [k.shape for k, _ in mlp] == {"pirl": [(5, 4)], "infomin": [(5, 5), (5, 4)]}[name] and kernel.shape == (
+    assert [k.shape for k, _ in mlp] == {"pirl": [(5, 4)], "infomin": [(5, 5), (5, 4)]}[
+        name
+    ] and kernel.shape == (
         36,
         4,
     )
@@ -80,7 +101,9 @@ def test_the_embedding_of_patches_is_the_naive_one(name, source, float64):
     def naive(patches):
         row = []
         for patch in patches:
-            x = model.backbone((patch[None] - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225])["pre_logits"].numpy()[0]
+            x = model.backbone((patch[None] - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225])[
+                "pre_logits"
+            ].numpy()[0]
             for i, (k, b) in enumerate(mlp):
                 x = (np.maximum(x, 0) if i else x) @ k + b
             row.append(x)
@@ -110,9 +133,21 @@ def test_heads_have_the_published_size(name, expected):
 def test_defaults_are_the_published():
     plain = tf.keras.Sequential([tf.keras.layers.GlobalAveragePooling2D()])
     model = pretext.build("pirl", plain, num_images=4)
-    assert (model.temperature, model.negatives, model.form, model.bank.momentum) == (0.07, 32000, "nce", 0.5)
-    assert (model.jigsaw_size, model.jigsaw_patch_size, model.jigsaw_area, model.jigsaw_weight) == (255, 64, 0.6, 0.5)
-    assert {policy.hue for policy in model.policies()} == {0.2} and model.policies()[0].crop_area == (0.08, 1.0)
+    assert (model.temperature, model.negatives, model.form, model.bank.momentum) == (
+        0.07,
+        32000,
+        "nce",
+        0.5,
+    )
+    assert (model.jigsaw_size, model.jigsaw_patch_size, model.jigsaw_area, model.jigsaw_weight) == (
+        255,
+        64,
+        0.6,
+        0.5,
+    )
+    assert {policy.hue for policy in model.policies()} == {0.2} and model.policies()[
+        0
+    ].crop_area == (0.08, 1.0)
     model = pretext.build("infomin", plain)
     assert (model.temperature, model.queue.size, model.key_momentum) == (0.15, 65536, 0.999)
     assert [policy.randaugment for policy in model.policies()] == [2] * 2 + [0] * 9
@@ -127,7 +162,10 @@ def test_chance():
     assert levels["loss"] == pytest.approx(at_equal_scores, rel=1e-6)
     assert levels["accuracy"] == levels["jigsaw_accuracy"] == 1 / 7
     assert task("pirl", form="cross_entropy").chance()["loss"] == math.log(7)
-    assert task("infomin").chance()["loss"] == math.log(17) and task("infomin").chance()["jigsaw_accuracy"] == 1 / 17
+    assert (
+        task("infomin").chance()["loss"] == math.log(17)
+        and task("infomin").chance()["jigsaw_accuracy"] == 1 / 17
+    )
 
 
 def test_validation_on_more_images_than_the_bank_holds(source):
@@ -141,7 +179,10 @@ def test_validation_on_more_images_than_the_bank_holds(source):
 @pytest.mark.parametrize(
     "settings,message",
     [
-        ({"jigsaw_patch_size": 11}, "jigsaw_patch_size=11 does not fit: jigsaw_size=30 in 3 cells a side leaves 10"),
+        (
+            {"jigsaw_patch_size": 11},
+            "jigsaw_patch_size=11 does not fit: jigsaw_size=30 in 3 cells a side leaves 10",
+        ),
         ({"jigsaw_area": 0.0}, "jigsaw_area=0.0"),
         ({"jigsaw_weight": 1.5}, "jigsaw_weight=1.5"),
         ({"jigsaw_augmentation": "none"}, "no augmentation policy 'none'"),

@@ -23,7 +23,9 @@ def test_bank_moves_entries_and_keeps_their_norm():
     bank = Bank(5, 3, momentum=0.5)
     before = bank.entries.numpy()
     rows = tf.math.l2_normalize(tf.constant([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]), 1)
-    bank.update(tf.constant([4, 1, 4], tf.int64), rows)  # an image that stands there twice: by its first row
+    bank.update(
+        tf.constant([4, 1, 4], tf.int64), rows
+    )  # an image that stands there twice: by its first row
     for i, row in ((4, rows[0]), (1, rows[1])):
         moved = 0.5 * before[i] + 0.5 * row.numpy()
         np.testing.assert_allclose(bank.entries[i], moved / np.linalg.norm(moved), rtol=1e-6)

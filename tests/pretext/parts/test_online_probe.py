@@ -20,7 +20,9 @@ def test_the_probe_learns_and_sends_no_gradient(source):
     histories = [train(model, source, 3) for model in (with_probe, without)]
     for v, w in zip(with_probe.backbone.variables, without.backbone.variables):  # noqa: B905
         np.testing.assert_allclose(v, w, atol=1e-6)
-    np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=1e-5)  # the method's own is reported
+    np.testing.assert_allclose(
+        histories[0]["loss"], histories[1]["loss"], rtol=1e-5
+    )  # the method's own is reported
     assert "probe_accuracy" in histories[0] and "probe_accuracy" not in histories[1]
 
 
@@ -34,11 +36,19 @@ def test_a_probe_that_diverged_stops_nobody(source, tmp_path):
             tf.keras.utils.set_random_seed(0)
             model = task("simclr", projection_size=4, num_classes=2)
             sgd = tf.keras.optimizers.SGD(0.1)
-            model.compile(tf.keras.mixed_precision.LossScaleOptimizer(sgd, initial_scale=16))  # which overflows nowhere
+            model.compile(
+                tf.keras.mixed_precision.LossScaleOptimizer(sgd, initial_scale=16)
+            )  # which overflows nowhere
             model.probe.kernel.assign(tf.fill(model.probe.kernel.shape, kernel))
             before = model.projection.dense[0].kernel.numpy()
             train(model, source, 2)
-            states.append([v.numpy() for part in (model.backbone, model.projection) for v in part.trainable_variables])
+            states.append(
+                [
+                    v.numpy()
+                    for part in (model.backbone, model.projection)
+                    for v in part.trainable_variables
+                ]
+            )
             assert np.any(model.projection.dense[0].kernel.numpy() != before)
         assert model.counters["nonfinite_steps"] == 0
         for healthy, beside in zip(*states):
@@ -48,7 +58,9 @@ def test_a_probe_that_diverged_stops_nobody(source, tmp_path):
         measured = {m.name: float(m.result()) for m in model.metrics}
         assert np.isfinite(measured["loss"]) and np.isnan(measured["probe_accuracy"])
         assert "online probe" in model.alarm(measured) and model.alarm(measured) is None
-        model.projection.dense[0].kernel.assign_add(tf.fill(model.projection.dense[0].kernel.shape, np.nan))
+        model.projection.dense[0].kernel.assign_add(
+            tf.fill(model.projection.dense[0].kernel.shape, np.nan)
+        )
         train(model, source, 1)
         assert model.counters["nonfinite_steps"] == 1  # the method's own
         with pytest.raises(UserError, match="is not finite after step 3"):

@@ -54,7 +54,10 @@ def batch_of(rows, side=10, patches=9, **entries):
 
 def test_the_studys_sizes_are_the_defaults():
     model = RelativePatch(backbones.build(network()))
-    assert model.example({"image": picture()}, None)["image"].shape == (9, 64, 64, 3) and model.image_size == 255
+    assert (
+        model.example({"image": picture()}, None)["image"].shape == (9, 64, 64, 3)
+        and model.image_size == 255
+    )
     assert model.evaluation_size == (192, 255)  # supplement, section 2
     assert model.hidden[0].units == 2 * 4096 and len(model.hidden) == 2 and model.head.units == 8
 
@@ -62,7 +65,9 @@ def test_the_studys_sizes_are_the_defaults():
 @pytest.mark.parametrize("grid,image_size", [(3, 39), (2, 39), (3, 30)])
 def test_evaluation_patches_are_central_slices(grid, image_size):
     image = picture()
-    found = build("jigsaw", grid=grid, image_size=image_size, permutations=20).example({"image": image}, None)["image"]
+    found = build("jigsaw", grid=grid, image_size=image_size, permutations=20).example(
+        {"image": image}, None
+    )["image"]
     whole, cell = scaled(image), image_size // grid
     begin = (46 - image_size) // 2 + (cell - 10) // 2
     places = [(begin + i * cell, begin + j * cell) for i in range(grid) for j in range(grid)]
@@ -76,7 +81,11 @@ def test_training_patches_are_slices_of_their_cells():
     for number in range(20):
         for p, patch in enumerate(model.example({"image": image}, seed(number))["image"].numpy()):
             places = np.argwhere((whole[: 46 - 9, : 46 - 9] == patch[0, 0]).all(-1))
-            (place,) = [tuple(at) for at in places if (whole[at[0] : at[0] + 10, at[1] : at[1] + 10] == patch).all()]
+            (place,) = [
+                tuple(at)
+                for at in places
+                if (whole[at[0] : at[0] + 10, at[1] : at[1] + 10] == patch).all()
+            ]
             offset = np.subtract(place, (13 * (p // 3), 13 * (p % 3)))
             assert offset.min() >= 0 and offset.max() <= (46 - 39) + (13 - 10)
 
@@ -92,11 +101,15 @@ def test_gray_coins(per_patch):
         plain = coloured.example({"image": image}, seed(number))["image"].numpy()
         gray = (patches == patches[..., :1]).all((1, 2, 3))
         np.testing.assert_array_equal(patches[~gray], plain[~gray])
-        np.testing.assert_allclose(patches[gray], np.repeat(plain[gray].mean(-1, keepdims=True), 3, -1), atol=0.5)
+        np.testing.assert_allclose(
+            patches[gray], np.repeat(plain[gray].mean(-1, keepdims=True), 3, -1), atol=0.5
+        )
         count.append(gray.sum())
     if not per_patch:
         assert set(count) == {0, 9}
-    assert abs(np.mean(count) / 9 - 1 / 3) < (0.04 if per_patch else 0.09)  # 2.5 standard deviations
+    assert abs(np.mean(count) / 9 - 1 / 3) < (
+        0.04 if per_patch else 0.09
+    )  # 2.5 standard deviations
     assert (np.var(count) < 4) == per_patch  # 2 for nine coins, 18 for one
     patches = model.example({"image": image}, None)["image"].numpy()
     assert (patches != patches[..., :1]).any((1, 2, 3)).all()  # evaluation is in colour
@@ -110,7 +123,9 @@ def naive_head(model, features, rows, training, kept=None):
         mean, variance = layer.moving_mean.numpy(), layer.moving_variance.numpy()
         if training:
             mean, variance = x.reshape(-1, x.shape[-1]).mean(0), x.reshape(-1, x.shape[-1]).var(0)
-        return np.maximum((x - mean) / np.sqrt(variance + 1e-5) * layer.gamma.numpy() + layer.beta.numpy(), 0)
+        return np.maximum(
+            (x - mean) / np.sqrt(variance + 1e-5) * layer.gamma.numpy() + layer.beta.numpy(), 0
+        )
 
     def kernel_of(layer):
         """DxkU -> kDxU"""
@@ -120,7 +135,10 @@ def naive_head(model, features, rows, training, kept=None):
         features = features @ model.embedding.kernel.numpy()
     if model.embedding_bn:
         features = norm(features, model.embedding_bn)
-    x = [[np.concatenate([features[i][p] for p in model.table[row]]) for row in rows[i]] for i in range(n)]
+    x = [
+        [np.concatenate([features[i][p] for p in model.table[row]]) for row in rows[i]]
+        for i in range(n)
+    ]
     x = np.array(x).reshape(n * count, -1)
     for i, (layer, its_norm) in enumerate(zip(model.hidden, model.norms)):  # noqa: B905 (Python 3.9)
         x = norm(x @ kernel_of(layer), its_norm)
@@ -137,17 +155,23 @@ def test_the_head_sees_concatenated_patches(task, layers, embedding, training, f
     with BN and ReLU), by loops over images and tuples."""
     settings = {"permutations": 20, "permutations_per_image": 6} if task == "jigsaw" else {}
     settings["embedding_norm"] = layers == 0
-    model = build(task, head_layers=layers, patch_embedding_size=embedding, head_dropout=0.3, **settings)
+    model = build(
+        task, head_layers=layers, patch_embedding_size=embedding, head_dropout=0.3, **settings
+    )
     batch = batch_of(4)
     batch = model.augment(batch, Draws(batch))
     model(batch)
     rng = np.random.default_rng(0)
     for v in model.variables:
         v.assign(rng.uniform(0.5, 1.5, v.shape) if "bn" in v.name else rng.normal(0, 0.5, v.shape))
-    features = model.backbone(model.normalize(model.preview(batch)), training=training)["pre_logits"].numpy()
+    features = model.backbone(model.normalize(model.preview(batch)), training=training)[
+        "pre_logits"
+    ].numpy()
     rows = model.questions(batch).numpy()
     assert rows.shape == ((4, 6) if task == "jigsaw" else (4, 8))
-    expected = naive_head(model, features.reshape(4, 9, -1), rows, training, batch["kept"].numpy() if layers else None)
+    expected = naive_head(
+        model, features.reshape(4, 9, -1), rows, training, batch["kept"].numpy() if layers else None
+    )
     logits = model(batch, training=training)
     np.testing.assert_allclose(logits, expected, atol=1e-9)
     assert logits.shape == (rows.size, len(model.table))
@@ -155,8 +179,15 @@ def test_the_head_sees_concatenated_patches(task, layers, embedding, training, f
 
 def test_the_siamese_head_has_the_published_size():
     """Goyal et al.: 2048 -> 1000 with BN, shared by the patches; 9000 -> |P| with a bias."""
-    features = tf.keras.Sequential([tf.keras.layers.GlobalAveragePooling2D(), tf.keras.layers.Dense(2048)])
-    settings = {"patch_embedding_size": 1000, "embedding_norm": True, "head_layers": 0, "permutations": 701}
+    features = tf.keras.Sequential(
+        [tf.keras.layers.GlobalAveragePooling2D(), tf.keras.layers.Dense(2048)]
+    )
+    settings = {
+        "patch_embedding_size": 1000,
+        "embedding_norm": True,
+        "head_layers": 0,
+        "permutations": 701,
+    }
     model = build("jigsaw", features, **settings, permutations_per_image=1)
     model.prepare()
     head = sum(int(np.prod(v.shape)) for v in model.trainable_variables) - 4 * 2048
@@ -169,12 +200,18 @@ def test_images_as_goyal_et_al_prepare_them():
     common = {"scaled_size": 40, "keep_aspect": True, "gray": 0.0}
     small = np.asarray(ops.resize_small(image, 40))
     assert small.shape == (40, 60, 3)
-    places = [np.add(13 * np.array([i, j]), 1) for i in range(3) for j in range(3)]  # (13 - 10) // 2 within each cell
+    places = [
+        np.add(13 * np.array([i, j]), 1) for i in range(3) for j in range(3)
+    ]  # (13 - 10) // 2 within each cell
     expected = [small[y : y + 10, 10 + x : 10 + x + 10] for y, x in places]
-    np.testing.assert_array_equal(build(**common, flip=True).example({"image": image}, None)["image"], expected)
+    np.testing.assert_array_equal(
+        build(**common, flip=True).example({"image": image}, None)["image"], expected
+    )
     seen = set()
     for number in range(40):
-        patch = build(**common, flip=True).example({"image": image}, seed(number))["image"].numpy()[4]
+        patch = (
+            build(**common, flip=True).example({"image": image}, seed(number))["image"].numpy()[4]
+        )
         whole = {False: small, True: small[:, ::-1]}
         found = [
             mirrored
@@ -196,8 +233,14 @@ def test_dropout_is_drawn_anew_for_each_image_and_step():
     kept = model.augment(batch, Draws(batch))["kept"].numpy()  # NxLxtxU
     assert kept.shape == (3, 2, 8, 500) and abs(kept.mean() - 0.75) < 0.01
     following = {**batch, "number": batch["number"] + 3}
-    for other in (model.augment(following, Draws(following))["kept"].numpy(), kept[::-1], kept[:, ::-1]):
-        assert abs((kept == other)[[0, 2]].mean() - (0.75**2 + 0.25**2)) < 0.02  # as of independent ones
+    for other in (
+        model.augment(following, Draws(following))["kept"].numpy(),
+        kept[::-1],
+        kept[:, ::-1],
+    ):
+        assert (
+            abs((kept == other)[[0, 2]].mean() - (0.75**2 + 0.25**2)) < 0.02
+        )  # as of independent ones
     assert "kept" not in build(head_dropout=0.0).augment(batch, Draws(batch))
 
 
@@ -238,7 +281,9 @@ def test_the_module_takes_images_of_any_size(tmp_path):
         images = np.random.default_rng(0).random([n, height, width, 3]).astype(np.float32)
         expected = model.encode(tf.constant(images))
         np.testing.assert_allclose(module(images), expected["pre_logits"], atol=1e-4)
-        np.testing.assert_allclose(module.endpoints(images)["block2"], expected["block2"], atol=1e-4)
+        np.testing.assert_allclose(
+            module.endpoints(images)["block2"], expected["block2"], atol=1e-4
+        )
     assert module(images).shape == (1, 9 * 32)
 
 
@@ -268,7 +313,10 @@ def test_evaluation_is_deterministic(photos):
     model = build("jigsaw", permutations=20)
     model.compile(tf.keras.optimizers.SGD(0.1))
     source = tfssl.open_source(f"folder:{photos}")
-    results = [model.evaluate(model.evaluation_dataset(source, n), verbose=0, return_dict=True) for n in (16, 16, 7)]
+    results = [
+        model.evaluate(model.evaluation_dataset(source, n), verbose=0, return_dict=True)
+        for n in (16, 16, 7)
+    ]
     assert results[0] == results[1]
     np.testing.assert_allclose(results[0]["loss"], results[2]["loss"], rtol=1e-5)
 
@@ -280,7 +328,12 @@ def rings(tmp_path_factory):
     rng = np.random.default_rng(0)
     y, x = np.mgrid[-1:1:33j, -1:1:33j]
     for i in range(64):
-        ring = 200 - 130 * np.hypot(y, x)[..., None] + rng.normal(0, 3, [33, 33, 3]) + rng.uniform(-20, 20, [1, 1, 3])
+        ring = (
+            200
+            - 130 * np.hypot(y, x)[..., None]
+            + rng.normal(0, 3, [33, 33, 3])
+            + rng.uniform(-20, 20, [1, 1, 3])
+        )
         picture = np.clip(ring, 0, 255).astype(np.uint8)
         (root / f"{i:02}.png").write_bytes(tf.io.encode_png(picture).numpy())
     return root
@@ -289,11 +342,21 @@ def rings(tmp_path_factory):
 @pytest.mark.parametrize("task", TASKS)
 def test_it_learns(task, rings):
     tf.keras.utils.set_random_seed(0)
-    backbone = tf.keras.Sequential([tf.keras.layers.Conv2D(16, 3, 2, name="conv"), tf.keras.layers.ReLU(name="relu")])
-    settings = {"image_size": 30, "scaled_size": 33, "patch_size": 8, "head_units": 64, "head_bn_momentum": 0.8}
+    backbone = tf.keras.Sequential(
+        [tf.keras.layers.Conv2D(16, 3, 2, name="conv"), tf.keras.layers.ReLU(name="relu")]
+    )
+    settings = {
+        "image_size": 30,
+        "scaled_size": 33,
+        "patch_size": 8,
+        "head_units": 64,
+        "head_bn_momentum": 0.8,
+    }
     model = build(task, backbone, **settings, **({"permutations": 20} if task == "jigsaw" else {}))
     model.compile(tf.keras.optimizers.Adam(3e-3))
-    source, held_out = (tfssl.open_source(f"folder:{rings}", split) for split in ("train[:75%]", "train[75%:]"))
+    source, held_out = (
+        tfssl.open_source(f"folder:{rings}", split) for split in ("train[:75%]", "train[75%:]")
+    )
     model.fit(model.dataset(source, 16), steps_per_epoch=80, verbose=0)
     result = model.evaluate(model.evaluation_dataset(held_out, 16), verbose=0, return_dict=True)
     assert result["accuracy"] > 0.8 and result["loss"] < 0.7, result
@@ -302,7 +365,10 @@ def test_it_learns(task, rings):
 @pytest.mark.parametrize(
     "settings,message",
     [
-        ({"patch_size": 14}, "patch_size=14 does not fit: image_size=39 in 3 cells a side leaves 13 pixels"),
+        (
+            {"patch_size": 14},
+            "patch_size=14 does not fit: image_size=39 in 3 cells a side leaves 13 pixels",
+        ),
         ({"scaled_size": 38}, "scaled_size=38 must be at least image_size=39"),
         ({"grid": 1}, "grid=1"),
         ({"grid": 2}, "grid=2 has no central cell"),

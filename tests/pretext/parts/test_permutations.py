@@ -34,7 +34,9 @@ def test_sets_of_nine_are_as_far_apart_as_promised():
     """The largest mean that n permutations of 9 can have is 9 - (n - 9) / (n - 1): where each value is everywhere equally often."""
     mean = permutations.greedy(1000)
     assert permutations.distances(mean).mean() > 8.0
-    assert permutations.distances(mean[:100]).mean() > 9 - 91 / 99 - 0.005  # the published 100: 8.08
+    assert (
+        permutations.distances(mean[:100]).mean() > 9 - 91 / 99 - 0.005
+    )  # the published 100: 8.08
     assert permutations.distances(permutations.greedy(1000, criterion="min")).min() >= 5
     np.testing.assert_array_equal(np.sort(mean, 1), np.tile(np.arange(9), [1000, 1]))
 

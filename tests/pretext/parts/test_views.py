@@ -15,22 +15,31 @@ from tfssl.pretext.parts.views import Views, cell_centers
 
 def test_views_are_crops_of_one_image(source):
     """Two groups of sizes; the first two views differ; the same seed, the same views; evaluation is deterministic."""
-    model = task("swav", projection_hidden=8, projection_size=4, prototypes=5, small_crops=3, small_size=8)
-    record = tf.io.encode_png(tf.cast(tf.random.stateless_uniform([20, 24, 3], [0, 1], 0, 256, tf.int32), tf.uint8))
+    model = task(
+        "swav", projection_hidden=8, projection_size=4, prototypes=5, small_crops=3, small_size=8
+    )
+    record = tf.io.encode_png(
+        tf.cast(tf.random.stateless_uniform([20, 24, 3], [0, 1], 0, 256, tf.int32), tf.uint8)
+    )
     large, small = model.example({"image": record}, tf.constant([1, 2], tf.int64))["image"]
     assert large.shape == (2, 16, 16, 3) and small.shape == (3, 8, 8, 3)
     assert np.any(large[0] != large[1])
     again = model.example({"image": record}, tf.constant([1, 2], tf.int64))["image"][0]
     np.testing.assert_array_equal(large, again)
     np.testing.assert_array_equal(
-        model.example({"image": record}, None)["image"][0], model.example({"image": record}, None)["image"][0]
+        model.example({"image": record}, None)["image"][0],
+        model.example({"image": record}, None)["image"][0],
     )
 
 
 @pytest.mark.parametrize("policy", augmentation.POLICIES)
 @pytest.mark.parametrize(
     "name, settings",
-    [("swav", {"prototypes": 5}), ("swav", {"prototypes": 5, "min_area": 0.06}), ("pirl", {"num_images": 2})],
+    [
+        ("swav", {"prototypes": 5}),
+        ("swav", {"prototypes": 5, "min_area": 0.06}),
+        ("pirl", {"num_images": 2}),
+    ],
 )
 def test_crops_have_the_areas_that_are_asked_for(name, settings, policy):
     """In each group of views, whatever the policy wants covered: never the whole image in a group of small ones."""
@@ -42,7 +51,9 @@ def test_crops_have_the_areas_that_are_asked_for(name, settings, policy):
         for region in model.regions(group, first)[:2]:
             areas = []
             for seed in range(60):
-                _, extent = region.policy.sample_crop(tf.constant([375, 500, 3]), tf.constant([seed, 1], tf.int64))
+                _, extent = region.policy.sample_crop(
+                    tf.constant([375, 500, 3]), tf.constant([seed, 1], tf.int64)
+                )
                 areas.append(int(extent[0] * extent[1]) / (375 * 500))
             assert low - 0.002 <= min(areas) and max(areas) <= high + 0.002
             assert np.ptp(areas) > 0.6 * (high - low)
@@ -52,7 +63,9 @@ def test_the_policy_acts_on_host_and_device_alike(source):
     """As distributions: means and deviations of pixels over many draws."""
     found = {}
     for where in ("host", "device"):
-        model = pretext.build("simclr", tiny(), image_size=12, augmentation="simclr", augment_on=where)
+        model = pretext.build(
+            "simclr", tiny(), image_size=12, augmentation="simclr", augment_on=where
+        )
         images = []
         for batch in model.dataset(source, 48, seed=3, steps=6):
             images.append(model.augment(model.to_float(batch), Draws(batch))["image"][0])
@@ -120,7 +133,9 @@ def coordinates(height, width):
 def test_boxes_and_flips_tell_where_each_pixel_of_a_view_lies(where, tmp_path):
     """In the mean to a third of a pixel of the smaller image; to two pixels at the edges of crops that a JPEG's decoder reduces."""
     for i, size in enumerate([(60, 90), (200, 120)] * 4):
-        encoded = tf.io.encode_jpeg(np.round(255 * coordinates(*size)).astype(np.uint8), quality=100)
+        encoded = tf.io.encode_jpeg(
+            np.round(255 * coordinates(*size)).astype(np.uint8), quality=100
+        )
         (tmp_path / f"{i}.jpg").write_bytes(encoded.numpy())
     source = tfssl.open_source(f"folder:{tmp_path}")
     model = Located(tiny(), image_size=24, augmentation="crop", augment_on=where)
@@ -141,7 +156,8 @@ def test_boxes_and_flips_tell_where_each_pixel_of_a_view_lies(where, tmp_path):
     still = next(iter(model.evaluation_dataset(source, 8)))
     assert not still["flipped"][0].numpy().any()
     error = np.abs(
-        model.to_float(still)["image"][0][..., :2] - cell_centers(still["crop_box"][0], still["flipped"][0], 24)
+        model.to_float(still)["image"][0][..., :2]
+        - cell_centers(still["crop_box"][0], still["flipped"][0], 24)
     )
     assert error.max() < 2 / 60
 

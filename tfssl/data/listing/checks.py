@@ -24,9 +24,11 @@ def _decoded(source: Source) -> Gaps:
 
 
 def probe(source: Source, limit: int = 256) -> None:
-    """Raises UserError if none of the first `limit` images can be decoded, naming the first and the reason; or if one cannot be reached.
+    """Raises UserError if none of the first `limit` images can be decoded, naming the first and the
+    reason; or if one cannot be reached.
 
-    Training replaces an unreadable image by the next readable one: with no readable one it would look for ever.
+    Training replaces an unreadable image by the next readable one: with no readable one it would
+    look for ever.
     """
     first, count, images = None, 0, _decoded(source)
     for record in source.first_records(limit):
@@ -37,7 +39,9 @@ def probe(source: Source, limit: int = 256) -> None:
         count += 1
     if first is None:
         raise UserError(f"{source.spec}, split {source.split}, has no images")
-    raise UserError(f"none of the first {count} images of {source.spec} can be read; {first[0]}: {first[1]}")
+    raise UserError(
+        f"none of the first {count} images of {source.spec} can be read; {first[0]}: {first[1]}"
+    )
 
 
 @dataclasses.dataclass
@@ -49,7 +53,8 @@ class Scan:
       per_class: dict of class name -> images; empty without labels.
       unlabelled: images without a label.
       unreadable: list of (name, reason).
-      duplicates: list of lists of names, each of images with the same content (bytes of the file, or pixels).
+      duplicates: list of lists of names, each of images with the same content (bytes of the file,
+        or pixels).
       ignored: dict of file name ending -> files passed over.
       sizes: dict of (height, width) -> images, the readable ones.
     """
@@ -74,7 +79,8 @@ def scan(source: Source, progress: Callable[[int, int], object] | None = None) -
       A Scan. Duplicates are found by two 64-bit hashes of the content.
 
     Raises:
-      tf.errors.OpError: an image cannot be reached for a while; it quotes the `UserError` that names it.
+      tf.errors.OpError: an image cannot be reached for a while; it quotes the `UserError` that
+        names it.
     """
 
     def examine(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -124,7 +130,8 @@ def _per_class(source: Source, labels: np.ndarray) -> dict[str, int]:
 
 
 def reasons(source: Source, missing: np.ndarray) -> list[tuple[str, str]]:
-    """(name, reason) of each image of the split that is `missing`, bool [places]: these few are read again, one by one."""
+    """(name, reason) of each image of the split that is `missing`, bool [places]: these few are
+    read again, one by one."""
     if not missing.any():
         return []
     with tf.device("CPU"):
@@ -132,7 +139,12 @@ def reasons(source: Source, missing: np.ndarray) -> list[tuple[str, str]]:
     found, images = [], _decoded(source)
     for record in source.records().filter(lambda record: tf.gather(missing, record["index"])):
         _, reason = images.read(record)
-        found.append((source.name_in_graph(record).numpy().decode(), reason or "readable only on the second attempt"))
+        found.append(
+            (
+                source.name_in_graph(record).numpy().decode(),
+                reason or "readable only on the second attempt",
+            )
+        )
     return found
 
 
@@ -149,12 +161,14 @@ def _duplicates(source: Source, content: np.ndarray, index: np.ndarray) -> list[
 
 
 def unlabelled(source: Source) -> str | None:
-    """Why labels cannot be had of a source: one line; None if the first image that can be read has one."""
+    """Why labels cannot be had of a source: one line; None if the first image that can be read has
+    one."""
     images = Gaps(source, lambda record: source.fetch(record)["label"])
     labels = (images.read(record)[0] for record in source.first_records(source.num_examples))
     if next((label for label in labels if label is not None), 0) >= 0:
         return None
     return (
-        f"--dataset={source.spec} ({source.split}) has no labels, and accuracy needs them: {source.unlabelled_because}, "
+        f"--dataset={source.spec} ({source.split}) has no labels, and accuracy needs them: "
+        f"{source.unlabelled_because}, "
         "or evaluate on another data set"
     )

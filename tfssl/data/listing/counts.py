@@ -37,16 +37,19 @@ class _Entry(TypedDict):
 def count_records(files: Sequence[str], label_key: str, skip_damaged: bool = False) -> list[Count]:
     """Reads files through, unless that was done before.
 
-    The counts are kept beside the files, or in the cache folder where that is read-only, under a file's name, size and
-    times, with a checksum. Counts that are damaged, or of another form, count as absent.
+    The counts are kept beside the files, or in the cache folder where that is read-only, under a
+    file's name, size and times, with a checksum. Counts that are damaged, or of another form, count
+    as absent.
 
     Args:
       files: list of file names.
       label_key: the feature that holds the label (int64); only this is parsed.
-      skip_damaged: a file that is damaged now, or has fewer records than when it was counted, keeps the count of then.
+      skip_damaged: a file that is damaged now, or has fewer records than when it was counted, keeps
+        the count of then.
 
     Returns:
-      list of {"records": how many, "low", "high": smallest and largest label (low > high = -1 where there are none)}.
+      list of {"records": how many, "low", "high": smallest and largest label (low > high = -1 where
+      there are none)}.
 
     Raises:
       UserError: for a file that is cut short or no TFRecord file, naming it.
@@ -61,13 +64,23 @@ def count_records(files: Sequence[str], label_key: str, skip_damaged: bool = Fal
     for folder, entries in folders.items():
         beside, cached = _places(folder)
         kept = {**_load(cached), **_load(beside)}
-        known.update({file: kept[key]["count"] for file, key, new in entries if key in kept and _same(kept[key], new)})
+        known.update(
+            {
+                file: kept[key]["count"]
+                for file, key, new in entries
+                if key in kept and _same(kept[key], new)
+            }
+        )
         missing = [file for file, _, _ in entries if file not in known]
         if not missing:
             continue
-        logging.warning("counting the records of %d files, this once: %s ...", len(missing), missing[0])
+        logging.warning(
+            "counting the records of %d files, this once: %s ...", len(missing), missing[0]
+        )
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            earlier = {file: kept[key]["count"] for file, key, _ in entries if skip_damaged and key in kept}
+            earlier = {
+                file: kept[key]["count"] for file, key, _ in entries if skip_damaged and key in kept
+            }
             known.update(zip(missing, pool.map(_counter(label_key, earlier), missing)))
         whole = [entry for entry in entries if known[entry[0]] is not earlier.get(entry[0])]
         kept.update({key: {"stamp": new, "count": known[file]} for file, key, new in whole})
@@ -91,7 +104,15 @@ def _load(path: str) -> dict[str, _Entry]:
         if content["format"] != 1 or content.get("crc") not in (None, _crc(content["files"])):
             return {}
         return {key: entry for key, entry in content["files"].items() if _is_count(entry)}
-    except (tf.errors.OpError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (
+        tf.errors.OpError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):
         return {}  # absent, or damaged: count again
 
 
@@ -103,7 +124,11 @@ def _is_count(entry: Any) -> bool:
     """Whether an entry has the form {"stamp": [int], "count": {"records", "low", "high": int}}."""
     try:
         numbers = [*entry["stamp"], *(entry["count"][name] for name in ("records", "low", "high"))]
-        return len(entry["stamp"]) >= 2 and all(type(n) is int for n in numbers) and entry["count"]["records"] >= 0
+        return (
+            len(entry["stamp"]) >= 2
+            and all(type(n) is int for n in numbers)
+            and entry["count"]["records"] >= 0
+        )
     except (TypeError, KeyError):
         return False
 
@@ -114,8 +139,8 @@ def _same(entry: _Entry, stamped: list[int]) -> bool:
 
 
 def _counter(label_key: str, earlier: Mapping[str, Count]) -> Callable[[str], Count]:
-    """A function file -> {"records", "low", "high"}, which reads the file through and parses labels only. `earlier`: {file: what it gives
-    for one that has lost records}."""
+    """A function file -> {"records", "low", "high"}, which reads the file through and parses labels
+    only. `earlier`: {file: what it gives for one that has lost records}."""
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def count(file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -123,7 +148,9 @@ def _counter(label_key: str, earlier: Mapping[str, Count]) -> Callable[[str], Co
             state: tuple[tf.Tensor, tf.Tensor, tf.Tensor], serialized: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             records, low, high = state
-            labels = tf.io.parse_example(serialized, {label_key: tf.io.VarLenFeature(tf.int64)})[label_key].values
+            labels = tf.io.parse_example(serialized, {label_key: tf.io.VarLenFeature(tf.int64)})[
+                label_key
+            ].values
             labels = tf.boolean_mask(labels, labels >= 0)  # negative is how some say "none"
             return (
                 records + tf.size(serialized, tf.int64),
@@ -141,14 +168,22 @@ def _counter(label_key: str, earlier: Mapping[str, Count]) -> Callable[[str], Co
     def count_file(file: str, tries: int = 0) -> Count:
         try:
             records, low, high = (int(value) for value in traced(tf.constant(file)))
-        except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:  # which quotes the record, whatever it is
-            raise UserError(f"{file!r}: not all records are tf.train.Example with an int64 {label_key!r}") from error
+        except (
+            tf.errors.InvalidArgumentError,
+            UnicodeDecodeError,
+        ) as error:  # which quotes the record, whatever it is
+            raise UserError(
+                f"{file!r}: not all records are tf.train.Example with an int64 {label_key!r}"
+            ) from error
         except tf.errors.OpError as error:
             if not is_of_content(error):
                 patience.wait(file, error, tries)
                 return count_file(file, tries + 1)
             if file not in earlier or not isinstance(error, tf.errors.DataLossError):
-                hint = "; where it was counted whole before, --skip_damaged_shards goes on without what is lost"
+                hint = (
+                    "; where it was counted whole before, --skip_damaged_shards goes on without "
+                    "what is lost"
+                )
                 raise UserError(broken(file, error) + hint) from error
             records = -1
         patience.reached()
@@ -162,4 +197,7 @@ def _counter(label_key: str, earlier: Mapping[str, Count]) -> Callable[[str], Co
 
 def broken(file: str, error: tf.errors.OpError) -> str:
     """The line for a file that TensorFlow cannot read."""
-    return f"{file!r} is not a whole, uncompressed TFRecord file ({reason_of(error)}): write it again, or leave it out"
+    return (
+        f"{file!r} is not a whole, uncompressed TFRecord file ({reason_of(error)}): write it "
+        "again, or leave it out"
+    )

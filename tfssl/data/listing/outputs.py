@@ -1,4 +1,5 @@
-"""What tfssl itself writes is no data, though it may lie among images: it is known by its name and by what lies beside it."""
+"""What tfssl itself writes is no data, though it may lie among images: it is known by its name and
+by what lies beside it."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ from collections.abc import Iterable
 from tfssl.storage import files
 
 MARK = ".tfssl"  # in the workdir of an evaluation; that of a training has flags.flags
-_TEXT = "tfssl writes into this folder. Where the folder lies among images, what tfssl wrote is passed over.\n"
+_TEXT = (
+    "tfssl writes into this folder. Where the folder lies among images, what tfssl wrote is passed "
+    "over.\n"
+)
 _PICTURES = re.compile(r"results\.png|results_curve\.png|.+_neighbors\.png")
 _FOLDERS = {"checkpoints", "classifier", "features", "heads", "module", "untrained"}
 _OF_MODULES = {"assets", "assets.extra", "variables"}
@@ -23,7 +27,8 @@ def mark(workdir: str) -> None:
 
 
 def own(names: Iterable[str]) -> set[str]:
-    """Of all the names in one folder, those of tfssl's own pictures, and of folders that hold nothing but what it wrote: a set."""
+    """Of all the names in one folder, those of tfssl's own pictures, and of folders that hold
+    nothing but what it wrote: a set."""
     names = set(names)
     found = names & {"dry_run.png"}
     if "saved_model.pb" in names:

@@ -1,8 +1,10 @@
-"""What people call their splits: the role that a name plays, such as `train` for Training, train_images or seg_train.
+"""What people call their splits: the role that a name plays, such as `train` for Training,
+train_images or seg_train.
 
-A name is read as words (at capitals, digits and whatever is no letter). One of them has to tell the role; beside it there may be words
-that tell nothing (`images`, `set`, `v1`). What is left over keeps apart names such as flowers_train, which is a split beside flowers_test,
-and bullet_train, which is none.
+A name is read as words (at capitals, digits and whatever is no letter). One of them has to tell the
+role; beside it there may be words that tell nothing (`images`, `set`, `v1`). What is left over
+keeps apart names such as flowers_train, which is a split beside flowers_test, and bullet_train,
+which is none.
 """
 
 from __future__ import annotations
@@ -24,9 +26,12 @@ _WORDS = {
 }
 _ROLE = {word: role for role, words in _WORDS.items() for word in words.split()}
 _FILLERS = set(
-    "image images img imgs jpegimages pic pics picture pictures photo photos frame frames sample samples rgb color jpg jpeg png data "
-    "dataset datasets set sets split splits subset folder dir file files part batch v ver version x px new old final full all small mini "
-    "tiny large big raw clean original orig resize resized crop crops cropped aug augmented sorted seg cls classification labeled labelled "
+    "image images img imgs jpegimages pic pics picture pictures photo photos frame frames sample "
+    "samples rgb color jpg jpeg png data "
+    "dataset datasets set sets split splits subset folder dir file files part batch v ver version "
+    "x px new old final full all small mini "
+    "tiny large big raw clean original orig resize resized crop crops cropped aug augmented sorted "
+    "seg cls classification labeled labelled "
     "cross the my of for to bilder daten datos datas imagenes imagens conjunto de".split()
 )
 _PICTURES = set("image images img imgs pic pics picture pictures photo photos jpegimages".split())
@@ -50,14 +55,19 @@ def words(name: str) -> tuple[str, ...]:
     """The words of a name, in lower case and without accents; numbers are words."""
     plain = "".join(c for c in unicodedata.normalize("NFD", name) if not unicodedata.combining(c))
     plain = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", plain).lower()
-    return tuple(re.findall(r"[^\W\d_]+|\d+", re.sub(r"\b(hold|held)[\W_]+out\b", r"\1out", plain.replace("_", " "))))
+    return tuple(
+        re.findall(
+            r"[^\W\d_]+|\d+", re.sub(r"\b(hold|held)[\W_]+out\b", r"\1out", plain.replace("_", " "))
+        )
+    )
 
 
 @functools.cache
 def read(name: str) -> tuple[str | None, tuple[str, ...]]:
     """(role, the words beside it that tell something).
 
-    The role is one of train, val, test, trainval, unlabeled, extra, predict, fold1, fold2 ...; None for a name that tells none, or two.
+    The role is one of train, val, test, trainval, unlabeled, extra, predict, fold1, fold2 ...; None
+    for a name that tells none, or two.
     """
     found, rest = [], []
     told = words(name)

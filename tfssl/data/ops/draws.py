@@ -1,4 +1,5 @@
-"""Random numbers for a batch on the device, equal for every way of splitting the batch over replicas and hosts."""
+"""Random numbers for a batch on the device, equal for every way of splitting the batch over
+replicas and hosts."""
 
 from __future__ import annotations
 
@@ -10,15 +11,19 @@ import tensorflow as tf
 
 
 def fork(seed: tf.Tensor, view: int) -> tf.Tensor:
-    """An independent seed for the `view`-th use of `seed` (int64 [2], whose second word is an example number or a step)."""
-    return seed + tf.constant([0, (view + 1) << 40], tf.int64)  # beyond any number that is ever reached
+    """An independent seed for the `view`-th use of `seed` (int64 [2], whose second word is an
+    example number or a step)."""
+    return seed + tf.constant(
+        [0, (view + 1) << 40], tf.int64
+    )  # beyond any number that is ever reached
 
 
 class Draws:
     """Stateless draws for the rows of one (local) batch, seeded by (run seed, step, view).
 
-    They are drawn for the whole global batch, and each replica takes the rows that it holds: so 1, 2 or 8 replicas see the same
-    numbers. (Not so a step compiled with XLA and one that is not: TensorFlow's stateless generators differ between the two.)
+    They are drawn for the whole global batch, and each replica takes the rows that it holds: so 1,
+    2 or 8 replicas see the same numbers. (Not so a step compiled with XLA and one that is not:
+    TensorFlow's stateless generators differ between the two.)
 
     Args:
       batch: a batch of `training_batches`; its "seed" and "number" are read.
@@ -42,8 +47,11 @@ class Draws:
         """A random order of the global batch's rows, int32 [rows]: the same on every replica."""
         return tf.argsort(tf.random.stateless_uniform([self.global_rows], fork(self.seed, view)))
 
-    def integers(self, high: int | tf.Tensor, shape: Sequence[int] = (), view: int = 0) -> tf.Tensor:
-        """int32 [n, *shape] in [0, high), uniform up to a share high / 2^32; `view` as of `uniform`."""
+    def integers(
+        self, high: int | tf.Tensor, shape: Sequence[int] = (), view: int = 0
+    ) -> tf.Tensor:
+        """int32 [n, *shape] in [0, high), uniform up to a share high / 2^32; `view` as of
+        `uniform`."""
         seed = fork(self.seed, view)
         drawn = tf.random.stateless_uniform([self.global_rows, *shape], seed, 0, high, tf.int32)
         return tf.gather(drawn, self.row)
@@ -51,17 +59,25 @@ class Draws:
     def keep(self, probability: float, shape: Sequence[int] = (), view: int = 0) -> tf.Tensor:
         """bool [n, *shape], each true with a probability: masks for dropout.
 
-        Each element is a hash (murmur3's finalizer, twice) of seed, step, row and place: a replica computes its own rows only, for masks
-        are too large to be drawn for the whole batch.
+        Each element is a hash (murmur3's finalizer, twice) of seed, step, row and place: a replica
+        computes its own rows only, for masks are too large to be drawn for the whole batch.
         """
-        key = hash32(hash32(hash32(self.seed[0] + 1) + self.seed[1] + view * 0x1000003) + tf.cast(self.row, tf.int64))
+        key = hash32(
+            hash32(hash32(self.seed[0] + 1) + self.seed[1] + view * 0x1000003)
+            + tf.cast(self.row, tf.int64)
+        )
         place = tf.reshape(tf.range(math.prod(shape), dtype=tf.int64), shape)
         bits = hash32(hash32(place) + tf.reshape(key, [-1] + [1] * len(shape)))
         return bits < int(probability * 2**32)
 
-    def uniform(self, low: float = 0.0, high: float = 1.0, shape: Sequence[int] = (), view: int = 0) -> tf.Tensor:
-        """[n, *shape] of Keras's floatx in [low, high); `view` tells apart independent draws of one step."""
-        drawn = tf.random.stateless_uniform([self.global_rows, *shape], fork(self.seed, view), low, high)
+    def uniform(
+        self, low: float = 0.0, high: float = 1.0, shape: Sequence[int] = (), view: int = 0
+    ) -> tf.Tensor:
+        """[n, *shape] of Keras's floatx in [low, high); `view` tells apart independent draws of one
+        step."""
+        drawn = tf.random.stateless_uniform(
+            [self.global_rows, *shape], fork(self.seed, view), low, high
+        )
         return tf.cast(tf.gather(drawn, self.row), tf.keras.backend.floatx())
 
 

@@ -1,4 +1,5 @@
-"""Colours as lightness and two chroma axes: CIE L*a*b* of sRGB images (IEC 61966-2-1, white D65, 2 degree observer), and back.
+"""Colours as lightness and two chroma axes: CIE L*a*b* of sRGB images (IEC 61966-2-1, white D65, 2
+degree observer), and back.
 
 L is 0 to 100; of sRGB colours a is -86.2 to 98.3 and b -107.9 to 94.5.
 """
@@ -10,10 +11,17 @@ import numpy.typing as npt
 import tensorflow as tf
 
 # sRGB's primaries in XYZ, a row for each of X, Y, Z; and its white.
-_TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
+_TO_XYZ = (
+    (0.412453, 0.357580, 0.180423),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334, 0.119193, 0.950227),
+)
 _FROM_XYZ = np.linalg.inv(_TO_XYZ)
 _WHITE = (0.95047, 1.0, 1.08883)
-_SMALL, _SLOPE = (6 / 29) ** 3, (29 / 6) ** 2 / 3  # below the former the cube root is a line of this slope
+_SMALL, _SLOPE = (
+    (6 / 29) ** 3,
+    (29 / 6) ** 2 / 3,
+)  # below the former the cube root is a line of this slope
 _TINY = 1e-8  # powers have no gradient at 0
 
 
@@ -34,12 +42,15 @@ def to_rgb(images: tf.Tensor) -> tf.Tensor:
     f = tf.stack([fy + a / 500, fy, fy - b / 200], -1)
     xyz = tf.where(f > 6 / 29, f**3, (f - 4 / 29) / _SLOPE) * tf.constant(_WHITE, f.dtype)
     linear = _product(xyz, _FROM_XYZ)
-    srgb = tf.where(linear > 0.0031308, 1.055 * tf.maximum(linear, _TINY) ** (1 / 2.4) - 0.055, 12.92 * linear)
+    srgb = tf.where(
+        linear > 0.0031308, 1.055 * tf.maximum(linear, _TINY) ** (1 / 2.4) - 0.055, 12.92 * linear
+    )
     return tf.clip_by_value(srgb, 0.0, 1.0)
 
 
 def _product(x: tf.Tensor, matrix: npt.ArrayLike) -> tf.Tensor:
-    """Each colour [..., 3] times a matrix, in sums that no accelerator rounds to ten bits of a factor."""
+    """Each colour [..., 3] times a matrix, in sums that no accelerator rounds to ten bits of a
+    factor."""
     rows = tf.constant(matrix, x.dtype)
     return tf.stack([tf.reduce_sum(x * row, -1) for row in tf.unstack(rows)], -1)
 

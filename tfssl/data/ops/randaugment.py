@@ -1,7 +1,8 @@
 """RandAugment (arXiv 1909.13719) in the form that InfoMin trains with, for one image on the host.
 
-The 15 ops and their ranges are those of its code's timm port, and act on levels 0 to 255 as Pillow's do. Other than there, geometric ops
-always interpolate bilinearly: TensorFlow has no bicubic kernel for them.
+The 15 ops and their ranges are those of its code's timm port, and act on levels 0 to 255 as
+Pillow's do. Other than there, geometric ops always interpolate bilinearly: TensorFlow has no
+bicubic kernel for them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ _FILL = (124.0, 116.0, 104.0)  # ImageNet's mean
 
 
 @tf.function(autograph=False)  # traced once, however many views
-def rand_augment(image: tf.Tensor, numbers: tf.Tensor, magnitude: float = 10.0, deviation: float = 0.5) -> tf.Tensor:
+def rand_augment(
+    image: tf.Tensor, numbers: tf.Tensor, magnitude: float = 10.0, deviation: float = 0.5
+) -> tf.Tensor:
     """Ops drawn with replacement, each applied with probability 1/2 and at a magnitude of its own.
 
     Args:
@@ -31,10 +34,16 @@ def rand_augment(image: tf.Tensor, numbers: tf.Tensor, magnitude: float = 10.0, 
       float [H, W, 3] in [0, 1] of the image's dtype, on 8-bit levels.
     """
     if image.shape[-1] != 3:
-        raise UserError(f"RandAugment of images with {image.shape[-1]} channels: it needs 3 (RGB); leave it out")
+        raise UserError(
+            f"RandAugment of images with {image.shape[-1]} channels: it needs 3 (RGB); leave it out"
+        )
     levels = tf.round(tf.cast(image, tf.float32) * 255)
-    for op, coin, radius, angle, sign in (tf.unstack(tf.cast(layer, tf.float32)) for layer in tf.unstack(numbers)):
-        normal = tf.sqrt(-2 * tf.math.log(1 - radius)) * tf.cos(2 * math.pi * angle)  # Box and Muller's
+    for op, coin, radius, angle, sign in (
+        tf.unstack(tf.cast(layer, tf.float32)) for layer in tf.unstack(numbers)
+    ):
+        normal = tf.sqrt(-2 * tf.math.log(1 - radius)) * tf.cos(
+            2 * math.pi * angle
+        )  # Box and Muller's
         level = tf.clip_by_value(magnitude + deviation * normal, 0, 10) / 10
         signed = tf.where(sign < 0.5, level, -level)
         ways = [lambda run=run: run(levels, level, signed) for run in OPS.values()]  # noqa: B023 (called at once)
@@ -46,8 +55,9 @@ def rand_augment(image: tf.Tensor, numbers: tf.Tensor, magnitude: float = 10.0, 
 
 @tf.function(autograph=False)
 def enhance(image: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-    """PIRL's photometric step (Misra and van der Maaten, CVPR 2020; VISSL's ImgPilRandomPhotometric), all four of its ops: posterized to
-    4 to 8 bits, sharpened by a factor of 0.1 to 1.9, solarized from a threshold of 0 to 256 on, and stretched by autocontrast.
+    """PIRL's photometric step (Misra and van der Maaten, CVPR 2020; VISSL's
+    ImgPilRandomPhotometric), all four of its ops: posterized to 4 to 8 bits, sharpened by a factor
+    of 0.1 to 1.9, solarized from a threshold of 0 to 256 on, and stretched by autocontrast.
 
     Args:
       image: float [H, W, C] in [0, 1]; rounded to 8 bits.
@@ -67,7 +77,9 @@ def autocontrast(image: tf.Tensor) -> tf.Tensor:
     """Each channel stretched to 0 to 255."""
     low, high = tf.reduce_min(image, [0, 1]), tf.reduce_max(image, [0, 1])
     scale = 255 / tf.maximum(high - low, 1)
-    return tf.where(high > low, tf.floor(tf.clip_by_value(image * scale - low * scale + 1e-3, 0, 255)), image)
+    return tf.where(
+        high > low, tf.floor(tf.clip_by_value(image * scale - low * scale + 1e-3, 0, 255)), image
+    )
 
 
 def equalize(image: tf.Tensor) -> tf.Tensor:
@@ -77,10 +89,14 @@ def equalize(image: tf.Tensor) -> tf.Tensor:
         channel = tf.cast(channel, tf.int32)
         counts = tf.math.bincount(tf.reshape(channel, [-1]), minlength=256, maxlength=256)
         step = (tf.reduce_sum(counts) - counts[tf.reduce_max(channel)]) // 255
-        table = tf.minimum((step // 2 + tf.cumsum(counts, exclusive=True)) // tf.maximum(step, 1), 255)
+        table = tf.minimum(
+            (step // 2 + tf.cumsum(counts, exclusive=True)) // tf.maximum(step, 1), 255
+        )
         return tf.where(step > 0, tf.gather(table, channel), channel)
 
-    return tf.cast(tf.stack([one(channel) for channel in tf.unstack(image, axis=-1)], -1), image.dtype)
+    return tf.cast(
+        tf.stack([one(channel) for channel in tf.unstack(image, axis=-1)], -1), image.dtype
+    )
 
 
 def posterize(image: tf.Tensor, bits: int | tf.Tensor) -> tf.Tensor:
@@ -146,7 +162,8 @@ def _affine(
     center: tuple[float | tf.Tensor, float | tf.Tensor] = (0.0, 0.0),
     shift: tuple[float | tf.Tensor, float | tf.Tensor] = (0.0, 0.0),
 ) -> tf.Tensor:
-    """out[p] = image[matrix (p - center) + center + shift], p = (x, y) of a pixel's middle, which is at 0.5 in the first one."""
+    """out[p] = image[matrix (p - center) + center + shift], p = (x, y) of a pixel's middle, which
+    is at 0.5 in the first one."""
     (a, b), (c, d) = matrix
     x, y = 0.5 - center[0], 0.5 - center[1]
     right, down = a * x + b * y - x + shift[0], c * x + d * y - y + shift[1]
@@ -165,7 +182,10 @@ def _affine(
 
 def _luma(image: tf.Tensor) -> tf.Tensor:
     """[H, W, 1], rounded as Pillow does."""
-    return tf.floor(tf.reduce_sum(image * tf.constant([19595.0, 38470.0, 7471.0]) / 65536, -1, keepdims=True) + 0.5)
+    return tf.floor(
+        tf.reduce_sum(image * tf.constant([19595.0, 38470.0, 7471.0]) / 65536, -1, keepdims=True)
+        + 0.5
+    )
 
 
 def _blend(other: float | tf.Tensor, image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:

@@ -1,7 +1,9 @@
-"""Where images come from, one file for each kind of source; `open_source` opens any of them by name.
+"""Where images come from, one file for each kind of source; `open_source` opens any of them by
+name.
 
-`SOURCES` knows where each class is. A constructor takes (spec, path, split), where `path` is what stands behind the kind's colon, and the
-kind's own settings by keyword. docs/add_a_source.md adds one.
+`SOURCES` knows where each class is. A constructor takes (spec, path, split), where `path` is what
+stands behind the kind's colon, and the kind's own settings by keyword. docs/add_a_source.md adds
+one.
 """
 
 from __future__ import annotations
@@ -55,26 +57,31 @@ def open_source(
     Each kind of source takes those settings that it has; None, or none given, is its own default.
 
     Args:
-      spec: one of
-        "folder:PATH": images by split and class, by class, or unlabelled; or an archive of them (.tar, .tgz, .zip);
-        "masks:PATH": images with a class for each pixel (see tfssl/data/sources/masks.py);
-        "boxes:PATH": images with objects in boxes, in Pascal VOC's layout (see tfssl/data/sources/boxes.py);
-        "normals:PATH": images with surface normals, or depth (see tfssl/data/sources/normals.py);
-        "tfrecord:GLOB": files of tf.train.Example, or their folder; the split is in their name (train-00000-of-01024);
-        "tfds:NAME[/CONFIG]": a data set that tensorflow-datasets has prepared;
-        "voc:PATH": Pascal VOC's layout, such as VOCdevkit/VOC2007: several classes in an image (see Source.targets);
-        "glyphs" or "glyphs:N": letters over photographs, rendered on first use: N (6,000) to train on, 2,000 to test;
-        "mypackage.mysource:MySource" or "mypackage.mysource:MySource:PATH": a class of your own (see docs/add_a_source.md).
+      spec: one of "folder:PATH": images by split and class, by class, or unlabelled; or an archive
+        of them (.tar, .tgz, .zip); "masks:PATH": images with a class for each pixel (see
+        tfssl/data/sources/masks.py); "boxes:PATH": images with objects in boxes, in Pascal VOC's
+        layout (see tfssl/data/sources/boxes.py); "normals:PATH": images with surface normals, or
+        depth (see tfssl/data/sources/normals.py); "tfrecord:GLOB": files of tf.train.Example, or
+        their folder; the split is in their name (train-00000-of-01024); "tfds:NAME[/CONFIG]": a
+        data set that tensorflow-datasets has prepared; "voc:PATH": Pascal VOC's layout, such as
+        VOCdevkit/VOC2007: several classes in an image (see Source.targets); "glyphs" or "glyphs:N":
+        letters over photographs, rendered on first use: N (6,000) to train on, 2,000 to test;
+        "mypackage.mysource:MySource" or "mypackage.mysource:MySource:PATH": a class of your own
+        (see docs/add_a_source.md).
       split: TFDS's grammar, for every kind: train, train[:90%], train[100:200], train+test.
-      data_dir: where TFDS's data are (its own default if None). For archives and glyphs, the folder to cache them in,
-        by default TFSSL_CACHE of the environment or ~/.cache/tfssl.
-      image_key, label_key: tfrecord's features: the encoded image, and the label (int64), which may be absent.
-      label_offset: tfrecord's smallest label, subtracted from all: 1 for ImageNet, whose records count from 1.
+      data_dir: where TFDS's data are (its own default if None). For archives and glyphs, the folder
+        to cache them in, by default TFSSL_CACHE of the environment or ~/.cache/tfssl.
+      image_key, label_key: tfrecord's features: the encoded image, and the label (int64), which may
+        be absent.
+      label_offset: tfrecord's smallest label, subtracted from all: 1 for ImageNet, whose records
+        count from 1.
       download: tfds may download and prepare what is missing.
       image_size: side of a glyph image, in pixels.
-      shuffle_buffer: how many undecoded records tfds and tfrecord hold to shuffle; folder and glyphs shuffle all.
-      skip_damaged_shards: tfds and tfrecord: a file that ends early, or is damaged from some record on, does not end a pass. In training
-        its readable records take the places of the others, and whatever else is read keeps its number; evaluation leaves them out.
+      shuffle_buffer: how many undecoded records tfds and tfrecord hold to shuffle; folder and
+        glyphs shuffle all.
+      skip_damaged_shards: tfds and tfrecord: a file that ends early, or is damaged from some record
+        on, does not end a pass. In training its readable records take the places of the others, and
+        whatever else is read keeps its number; evaluation leaves them out.
       **own: settings of a class of your own.
 
     Raises:
@@ -87,7 +94,11 @@ def open_source(
         raise UserError(f"{_unknown(spec)} ({error})") from error
     takes = inspect.signature(cls).parameters
     if not path and list(takes.values())[1].default is inspect.Parameter.empty:
-        raise UserError(_unknown(spec) if kind in SOURCES.names else f"--dataset={spec} takes a path: {spec}:PATH")
+        raise UserError(
+            _unknown(spec)
+            if kind in SOURCES.names
+            else f"--dataset={spec} takes a path: {spec}:PATH"
+        )
     if not own.keys() <= takes.keys():
         raise UserError(f"source {kind!r} has no setting {', '.join(own.keys() - takes.keys())}")
     ours = {
@@ -128,7 +139,8 @@ def _unknown(spec: str) -> str:
     hint = f" (did you mean 'folder:{spec}'?)" if bare else ""
     forms = ", ".join(cls.form for cls in _classes())
     return (
-        f"unknown data set {spec!r}{hint}: expected {forms}, or a class of your own, mypackage.mysource:MySource[:PATH]"
+        f"unknown data set {spec!r}{hint}: expected {forms}, or a class of your own, "
+        "mypackage.mysource:MySource[:PATH]"
     )
 
 
@@ -147,10 +159,12 @@ def require(source: Source, needs: Iterable[str], who: str) -> None:
         if need == "label":
             if not source.num_classes:
                 raise UserError(
-                    f"{who} needs labels, and {source.spec} ({source.split}) has none: {source.unlabelled_because}"
+                    f"{who} needs labels, and {source.spec} ({source.split}) has none: "
+                    f"{source.unlabelled_because}"
                 )
         elif need not in source.provides:
             having = [cls.form for cls in _classes() if need in cls.provides]
             raise UserError(
-                f"{who} needs {need!r} of each image, and {source.spec} has none: take {' or '.join(having) or 'a source of your own'}"
+                f"{who} needs {need!r} of each image, and {source.spec} has none: take "
+                f"{' or '.join(having) or 'a source of your own'}"
             )

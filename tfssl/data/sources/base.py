@@ -1,7 +1,8 @@
 """Sources of images: what they promise, and the two ways to order them.
 
-Example number n is the (n mod N)-th of data epoch n // N. Which image that is depends on (seed, n) alone, so that a run
-can begin at any step, and several input pipelines can share a batch, without state to save.
+Example number n is the (n mod N)-th of data epoch n // N. Which image that is depends on (seed, n)
+alone, so that a run can begin at any step, and several input pipelines can share a batch, without
+state to save.
 """
 
 from __future__ import annotations
@@ -20,17 +21,22 @@ from tfssl.data.sources.identity import Parts, relative
 from tfssl.data.sources.splits import Range
 from tfssl.errors import UserError, reason_of
 
-Rows = tuple[int, int, int]  # (B, low, high): of each B successive examples those from `low` on, below `high`
+Rows = tuple[
+    int, int, int
+]  # (B, low, high): of each B successive examples those from `low` on, below `high`
 
-# What sources may provide beside an image, its label and index: {name: {key of an example: its form}}. A side of None is one of the image,
-# or a number of objects.
+# What sources may provide beside an image, its label and index: {name: {key of an example: its
+# form}}. A side of None is one of the image, or a number of objects.
 ANNOTATIONS: Mapping[str, Mapping[str, tf.TensorSpec]] = {
     "mask": {"mask": tf.TensorSpec([None, None], tf.uint8)},  # a class for each pixel
-    "boxes": {  # of objects: (ymin, xmin, ymax, xmax) as fractions of the image's sides, and their classes
+    # of objects: (ymin, xmin, ymax, xmax) as fractions of the image's sides, and their classes
+    "boxes": {
         "boxes": tf.TensorSpec([None, 4], tf.float32),
         "classes": tf.TensorSpec([None], tf.int64),
     },
-    "normals": {"normals": tf.TensorSpec([None, None, 3], tf.float32)},  # of length 1, or 0 where not known
+    "normals": {
+        "normals": tf.TensorSpec([None, None, 3], tf.float32)
+    },  # of length 1, or 0 where not known
 }
 
 
@@ -40,22 +46,27 @@ class Source:
     Attributes:
       spec, split: what was asked for.
       num_examples: N.
-      num_classes, class_names: int and list of str; None where there are no labels, or no names. With `targets` there
-        are names alone.
+      num_classes, class_names: int and list of str; None where there are no labels, or no names.
+        With `targets` there are names alone.
       random_access: whether one record can be found without reading those before it.
-      splits_overlap: whether splits of different names may have images in common (VOC: trainval is train and val).
-      ranges: list of (name of a split, start, stop): what `split` is a part of, in whole splits' examples; None where that is not known.
+      splits_overlap: whether splits of different names may have images in common (VOC: trainval is
+        train and val).
+      ranges: list of (name of a split, start, stop): what `split` is a part of, in whole splits'
+        examples; None where that is not known.
       ignored: dict of file name ending -> files that were passed over.
       unread: names of images in formats that are not read.
       left_out: dict of reason -> what was left out of the whole data set for it: list of str.
       remarks: list of str, on how the data set was read.
       unlabelled_because: what to do where there are no labels, in words; see `checks.unlabelled`.
-      provides: what examples have beside image, label and index: names in `ANNOTATIONS`, or keys of a source's own. That of the class is
-        what its sources may provide, that of a source is what it does.
+      provides: what examples have beside image, label and index: names in `ANNOTATIONS`, or keys of
+        a source's own. That of the class is what its sources may provide, that of a source is what
+        it does.
       form: of the class: how its specs are written, for messages: "folder:PATH".
       places: each image's index is below this; N, but for a part of a split.
-      block_size: examples whose order is decided at once; N, but where a task has an order of its own.
-      unreadable: dict of name -> reason: the images that training has met and cannot decode, in that order.
+      block_size: examples whose order is decided at once; N, but where a task has an order of its
+        own.
+      unreadable: dict of name -> reason: the images that training has met and cannot decode, in
+        that order.
     """
 
     random_access = splits_overlap = False
@@ -82,44 +93,58 @@ class Source:
         self.places = self.block_size = num_examples
 
     def __repr__(self) -> str:
-        return f"<{self.spec} {self.split}: {self.num_examples} images, {self.num_classes or 'no'} classes>"
+        return (
+            f"<{self.spec} {self.split}: {self.num_examples} images, {self.num_classes or 'no'} "
+            "classes>"
+        )
 
-    def records(self, seed: int | None = None, start: int | tf.Tensor = 0, rows: Rows | None = None) -> tf.data.Dataset:
+    def records(
+        self, seed: int | None = None, start: int | tf.Tensor = 0, rows: Rows | None = None
+    ) -> tf.data.Dataset:
         """Undecoded records, in order.
 
         Args:
           seed: int: endless epochs, each in another order. None: one pass in split order.
           start: number of the first example (int or int64 tensor).
-          rows: (B, low, high): only the numbers n with low <= n mod B < high, one input pipeline's rows of each global
-            batch of B.
+          rows: (B, low, high): only the numbers n with low <= n mod B < high, one input pipeline's
+            rows of each global batch of B.
 
         Returns:
-          A data set of dicts with at least "number", int64, the example's number n; `fetch` takes them.
+          A data set of dicts with at least "number", int64, the example's number n; `fetch` takes
+          them.
         """
         start = tf.cast(start, tf.int64)
         first_epoch = start // self.block_size
 
-        @tf.autograph.experimental.do_not_convert  # has no branch on a tensor, and to look for one takes longer than tracing
+        # has no branch on a tensor, and to look for one takes longer than tracing
+        @tf.autograph.experimental.do_not_convert
         def epoch(number: tf.Tensor) -> tf.data.Dataset:
             skip = tf.where(number == first_epoch, start % self.block_size, 0)
             return self._epoch(seed, number, skip, rows)
 
-        return tf.data.Dataset.range(first_epoch, tf.int64.max if seed is not None else 1).flat_map(epoch)
+        return tf.data.Dataset.range(first_epoch, tf.int64.max if seed is not None else 1).flat_map(
+            epoch
+        )
 
-    def _epoch(self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None) -> tf.data.Dataset:
-        """The records of one epoch (int64 tensor) but the first `skip`: what a kind of source adds."""
+    def _epoch(
+        self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None
+    ) -> tf.data.Dataset:
+        """The records of one epoch (int64 tensor) but the first `skip`: what a kind of source
+        adds."""
         raise NotImplementedError
 
     def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
-        """All records of one epoch (int64 tensor), cut so that several machines can take parts of it: see `tfssl.data.service`."""
+        """All records of one epoch (int64 tensor), cut so that several machines can take parts of
+        it: see `tfssl.data.service`."""
         return self._epoch(seed, epoch, 0, None)
 
     def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """The example of a record; graph code, which a pipeline calls in parallel.
 
         Returns:
-          {"image": string (encoded) or uint8 [H, W, 3], "label": int64 (-1: none), "index": int64, 0..N-1 in split
-          order} and what else the source has. An unreadable file raises a tf.errors.OpError.
+          {"image": string (encoded) or uint8 [H, W, 3], "label": int64 (-1: none), "index": int64,
+          0..N-1 in split order} and what else the source has. An unreadable file raises a
+          tf.errors.OpError.
         """
         raise NotImplementedError
 
@@ -128,12 +153,16 @@ class Source:
         return record["index"]
 
     def at(self, index: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The records of images by their indices, int64 [n], where `random_access`: a dict of tensors [n], without "number"; graph code."""
+        """The records of images by their indices, int64 [n], where `random_access`: a dict of
+        tensors [n], without "number"; graph code."""
         raise NotImplementedError
 
-    def read_again(self, record: dict[str, tf.Tensor], stand_in: bool = False) -> dict[str, tf.Tensor]:
-        """The record (scalar tensors) as it can be read now. Where its file is damaged for good, and that is to be borne (see
-        `open_source`), one that `stand_in`s for it, which has another "index"; a tf.errors.DataLossError if none is to, or there is none.
+    def read_again(
+        self, record: dict[str, tf.Tensor], stand_in: bool = False
+    ) -> dict[str, tf.Tensor]:
+        """The record (scalar tensors) as it can be read now. Where its file is damaged for good,
+        and that is to be borne (see `open_source`), one that `stand_in`s for it, which has another
+        "index"; a tf.errors.DataLossError if none is to, or there is none.
 
         Raises:
           UserError: the file is damaged.
@@ -142,13 +171,15 @@ class Source:
         return record
 
     def targets(self) -> np.ndarray | None:
-        """int8 [N, C] in split order, where an image may show several classes: 1 shown, -1 not, 0 hard to tell
-        ("difficult"); labels are -1 then. None where an image has one label, or none."""
+        """int8 [N, C] in split order, where an image may show several classes: 1 shown, -1 not, 0
+        hard to tell ("difficult"); labels are -1 then. None where an image has one label, or
+        none."""
         return None
 
     def parts(self) -> Parts:
-        """What the examples are made of, by which `identity.of` knows them again: `identity.Parts`. A source of one's own that does not
-        say so is known by its names alone, and its features are not cached."""
+        """What the examples are made of, by which `identity.of` knows them again: `identity.Parts`.
+        A source of one's own that does not say so is known by its names alone, and its features are
+        not cached."""
         return Parts(reading={"names": self.names()})
 
     def name_in_graph(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -165,7 +196,9 @@ class Source:
 
     def notes(self) -> list[str]:
         """What somebody who reads these images should know, in a few lines: list of str."""
-        left_out = [f"left out: {reason}: {first(names)}" for reason, names in self.left_out.items()]
+        left_out = [
+            f"left out: {reason}: {first(names)}" for reason, names in self.left_out.items()
+        ]
         return [f"{self.spec}: {line}" for line in [*left_out, *self.remarks]]
 
     def first_records(self, limit: int) -> Iterable[dict[str, tf.Tensor]]:
@@ -173,7 +206,8 @@ class Source:
         return self.records().take(limit)
 
     def probe(self, limit: int = 256) -> None:
-        """Raises UserError if none of the first `limit` images can be decoded, naming the first and the reason."""
+        """Raises UserError if none of the first `limit` images can be decoded, naming the first and
+        the reason."""
         checks.probe(self, limit)
 
     def scan(self, progress: Callable[[int, int], object] | None = None) -> checks.Scan:
@@ -183,7 +217,9 @@ class Source:
 
 def first(names: Sequence[str], shown: int = 3) -> str:
     """The first of several names, and how many there are beside them."""
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+    return ", ".join(names[:shown]) + (
+        f" and {len(names) - shown} more" if len(names) > shown else ""
+    )
 
 
 def kept(number: tf.Tensor, rows: Rows) -> tf.Tensor:
@@ -193,9 +229,14 @@ def kept(number: tf.Tensor, rows: Rows) -> tf.Tensor:
 
 
 def numbered(
-    records: dict[str, tf.Tensor], first: tf.Tensor, count: int, skip: int | tf.Tensor, rows: Rows | None
+    records: dict[str, tf.Tensor],
+    first: tf.Tensor,
+    count: int,
+    skip: int | tf.Tensor,
+    rows: Rows | None,
 ) -> tf.data.Dataset:
-    """The records [count, ...] of a block but the first `skip`, numbered from `first` on; of those the `rows` of each global batch."""
+    """The records [count, ...] of a block but the first `skip`, numbered from `first` on; of those
+    the `rows` of each global batch."""
     records = {
         **{key: value[skip:] for key, value in records.items()},
         "number": first + tf.range(skip, count, dtype=tf.int64),
@@ -214,7 +255,9 @@ def sift(records: tf.data.Dataset, keep: Callable[..., tf.Tensor]) -> tf.data.Da
 
     def choose(*batch: Any) -> Any:
         mine = keep(*batch)
-        return tf.nest.map_structure(lambda x: tf.boolean_mask(x, mine), batch if len(batch) > 1 else batch[0])
+        return tf.nest.map_structure(
+            lambda x: tf.boolean_mask(x, mine), batch if len(batch) > 1 else batch[0]
+        )
 
     return records.batch(256).map(choose).unbatch()
 
@@ -222,8 +265,9 @@ def sift(records: tf.data.Dataset, keep: Callable[..., tf.Tensor]) -> tf.data.Da
 def _permutation(size: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
     """0 .. size-1 (int64) in an order that depends on (seed, epoch) alone.
 
-    Not `index_shuffle`, whose four cipher rounds (up to TensorFlow 2.21) leave the orders of neighbouring epochs
-    correlated (r = 0.3 for 20,000 images). This takes 25 ms for ImageNet, and less memory than the names of its files.
+    Not `index_shuffle`, whose four cipher rounds (up to TensorFlow 2.21) leave the orders of
+    neighbouring epochs correlated (r = 0.3 for 20,000 images). This takes 25 ms for ImageNet, and
+    less memory than the names of its files.
     """
     seed = tf.stack([tf.cast(seed, tf.int64), epoch])
     return tf.random.experimental.stateless_shuffle(tf.range(size, dtype=tf.int64), seed)
@@ -235,12 +279,18 @@ class IndexedSource(Source):
     random_access = True
 
     def first_records(self, limit: int) -> Iterable[dict[str, tf.Tensor]]:
-        for place in range(min(limit, self.num_examples)):  # no pipeline, which would take longer than the records
+        for place in range(
+            min(limit, self.num_examples)
+        ):  # no pipeline, which would take longer than the records
             yield dict.fromkeys(("number", "index"), tf.constant(place, tf.int64))
 
-    def _epoch(self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None) -> tf.data.Dataset:
+    def _epoch(
+        self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None
+    ) -> tf.data.Dataset:
         count = self.num_examples
-        order = tf.range(count, dtype=tf.int64) if seed is None else _permutation(count, seed, epoch)
+        order = (
+            tf.range(count, dtype=tf.int64) if seed is None else _permutation(count, seed, epoch)
+        )
         return numbered(self.at(order), epoch * count, count, skip, rows)
 
     def at(self, index: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -248,17 +298,20 @@ class IndexedSource(Source):
 
 
 class StreamSource(Source):
-    """Records in TFRecord files, shuffled by file order, by reading several files in turn, and by a buffer.
+    """Records in TFRecord files, shuffled by file order, by reading several files in turn, and by a
+    buffer.
 
-    All of that depends on (seed, epoch) alone. The files of an epoch come in chapters of 128, each shuffled by itself, so that to start
-    within an epoch means to read, undecoded, the records before in one chapter.
+    All of that depends on (seed, epoch) alone. The files of an epoch come in chapters of 128, each
+    shuffled by itself, so that to start within an epoch means to read, undecoded, the records
+    before in one chapter.
 
     Args:
       shards: list of (file name, skip, take), in split order.
       shuffle_buffer: records held to shuffle.
       skip_damaged: see `open_source`.
 
-    A file delivers as many records as were counted in it: those that cannot be read are empty, so that all others have their numbers.
+    A file delivers as many records as were counted in it: those that cannot be read are empty, so
+    that all others have their numbers.
     """
 
     _CHAPTER, _FILES_AT_ONCE, _BLOCK, _READ_BYTES = 128, 16, 16, 4 << 20
@@ -287,7 +340,8 @@ class StreamSource(Source):
             self._take = tf.constant(takes, tf.int64)
 
     def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
-        # Who reads a shard cannot tell what stands before it: an image's place in the split takes the place of its place in the order.
+        # Who reads a shard cannot tell what stands before it: an image's place in the split takes
+        # the place of its place in the order.
         first = epoch * self.num_examples
         records = self._ordered(self._order(seed, epoch), seed, epoch)
         return records.map(lambda index, read: {"number": first + index, **_plain((index, read))})
@@ -304,26 +358,40 @@ class StreamSource(Source):
         if seed is None:
             return shards.flat_map(self._read)
         records = shards.interleave(
-            self._read, self._FILES_AT_ONCE, self._BLOCK, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+            self._read,
+            self._FILES_AT_ONCE,
+            self._BLOCK,
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
         )
-        # `shuffle` mixes the global seed into its own. This function is a graph, and this sets that graph's seed
-        # only: the order does not depend on `tf.random.set_seed`.
+        # `shuffle` mixes the global seed into its own. This function is a graph, and this sets that
+        # graph's seed only: the order does not depend on `tf.random.set_seed`.
         tf.compat.v1.set_random_seed(1)
-        buffer_seed = tf.stack([tf.cast(seed, tf.int64), -1 - epoch])  # not the seed of the files' order
-        buffer_seed = tf.random.stateless_uniform([chapter + 1], buffer_seed, 1, 2**31 - 1, tf.int64)[chapter]
+        buffer_seed = tf.stack(
+            [tf.cast(seed, tf.int64), -1 - epoch]
+        )  # not the seed of the files' order
+        buffer_seed = tf.random.stateless_uniform(
+            [chapter + 1], buffer_seed, 1, 2**31 - 1, tf.int64
+        )[chapter]
         return records.shuffle(self.shuffle_buffer, buffer_seed, reshuffle_each_iteration=False)
 
-    def _epoch(self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None) -> tf.data.Dataset:
+    def _epoch(
+        self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None
+    ) -> tf.data.Dataset:
         files = self._order(seed, epoch)
         chapters = -(-len(self._shards) // self._CHAPTER)
-        sizes = tf.math.segment_sum(tf.gather(self._take, files), tf.range(len(self._shards)) // self._CHAPTER)
+        sizes = tf.math.segment_sum(
+            tf.gather(self._take, files), tf.range(len(self._shards)) // self._CHAPTER
+        )
         begins = tf.cumsum(sizes, exclusive=True)
         first = (
             tf.searchsorted(begins, [skip], side="right", out_type=tf.int64)[0] - 1
         )  # the chapter of the first record
 
         def chapter(number: tf.Tensor) -> tf.data.Dataset:
-            return self._ordered(files[number * self._CHAPTER :][: self._CHAPTER], seed, epoch, number)
+            return self._ordered(
+                files[number * self._CHAPTER :][: self._CHAPTER], seed, epoch, number
+            )
 
         records = tf.data.Dataset.range(first, chapters).flat_map(chapter)
         begin = epoch * self.num_examples + begins[first]
@@ -334,23 +402,31 @@ class StreamSource(Source):
         return records.map(lambda number, record: {"number": number, **_plain(record)})
 
     def _read(self, shard: tf.Tensor) -> tf.data.Dataset:
-        # Three gathers, not one unstacked: with an op of several outputs, tf.data's rewriting of take and skip ends in
-        # a segmentation fault (up to TensorFlow 2.21).
-        records = tf.data.TFRecordDataset(tf.gather(self._files, shard), buffer_size=self._READ_BYTES)
+        # Three gathers, not one unstacked: with an op of several outputs, tf.data's rewriting of
+        # take and skip ends in a segmentation fault (up to TensorFlow 2.21).
+        records = tf.data.TFRecordDataset(
+            tf.gather(self._files, shard), buffer_size=self._READ_BYTES
+        )
         records = records.skip(tf.gather(self._skip, shard)).take(tf.gather(self._take, shard))
-        # An error is an attempt, too, and there are as many of them as records: a file that cannot be opened is not tried for ever.
+        # An error is an attempt, too, and there are as many of them as records: a file that cannot
+        # be opened is not tried for ever.
         attempts = tf.data.Dataset.range(tf.gather(self._take, shard))
         read = tf.data.Dataset.zip((attempts, records)).ignore_errors()
         empty = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), b"")).repeat()
         index = tf.data.Dataset.range(tf.gather(self._begin, shard), tf.int64.max)
-        return tf.data.Dataset.zip((index, read.concatenate(empty).take(tf.gather(self._take, shard))))
+        return tf.data.Dataset.zip(
+            (index, read.concatenate(empty).take(tf.gather(self._take, shard)))
+        )
 
     def _place(self, index: int) -> tuple[int, int]:
-        """Where the image at `index` of the split lies: (number of the shard, number of the record in its file)."""
+        """Where the image at `index` of the split lies: (number of the shard, number of the record
+        in its file)."""
         shard = bisect.bisect_right(self._begins, index) - 1
         return shard, index - self._begins[shard] + self._shards[shard][1]
 
-    def read_again(self, record: dict[str, tf.Tensor], stand_in: bool = False) -> dict[str, tf.Tensor]:
+    def read_again(
+        self, record: dict[str, tf.Tensor], stand_in: bool = False
+    ) -> dict[str, tf.Tensor]:
         if len(record["serialized"].numpy()):
             return record
         index = int(record["index"])
@@ -361,8 +437,10 @@ class StreamSource(Source):
         if place >= count:
             if not self._skip_damaged:
                 raise UserError(
-                    f"{file!r} is damaged: {reason} after {count} records (at byte {ends[-1]}), where {skip + take} or more were "
-                    "counted; put the whole file back, or take --skip_damaged_shards, by which its other records stand in for those "
+                    f"{file!r} is damaged: {reason} after {count} records (at byte {ends[-1]}), "
+                    f"where {skip + take} or more were "
+                    "counted; put the whole file back, or take --skip_damaged_shards, by which its "
+                    "other records stand in for those "
                     "that are lost: the same command then goes on from the last checkpoint"
                 )
             if not stand_in or count <= skip:
@@ -376,7 +454,9 @@ class StreamSource(Source):
 
     def parts(self) -> Parts:
         files = [file for file, _, _ in self._shards]
-        ranges = [[name, skip, take] for name, (_, skip, take) in zip(relative(files)[1], self._shards)]
+        ranges = [
+            [name, skip, take] for name, (_, skip, take) in zip(relative(files)[1], self._shards)
+        ]
         return Parts(files, reading={"shards": ranges, **self.reading})
 
     def name(self, index: int) -> str:
@@ -387,7 +467,9 @@ class StreamSource(Source):
     def name_in_graph(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
         shard = tf.searchsorted(self._begin, record["index"][None], side="right")[0] - 1
         position = record["index"] - tf.gather(self._begin, shard) + tf.gather(self._skip, shard)
-        return tf.strings.join(["record ", tf.strings.as_string(position), " of ", tf.gather(self._files, shard)])
+        return tf.strings.join(
+            ["record ", tf.strings.as_string(position), " of ", tf.gather(self._files, shard)]
+        )
 
 
 def _plain(record: tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]) -> dict[str, tf.Tensor]:
@@ -397,8 +479,8 @@ def _plain(record: tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]) -> dict[str, t
 
 
 def _readable(file: str, most: int) -> tuple[list[int], str]:
-    """Of the first `most` records of a TFRecord file: the bytes at which they end, beginning with 0, up to the first that is damaged, and
-    what is wrong with that, or None.
+    """Of the first `most` records of a TFRecord file: the bytes at which they end, beginning with
+    0, up to the first that is damaged, and what is wrong with that, or None.
 
     Raises:
       tf.errors.OpError: the file cannot be read.
@@ -406,7 +488,9 @@ def _readable(file: str, most: int) -> tuple[list[int], str]:
     ends = [0]
     try:
         for record in tf.data.TFRecordDataset(file, buffer_size=4 << 20).take(most):
-            ends.append(ends[-1] + len(record.numpy()) + 16)  # length, payload, and the checksums of both
+            ends.append(
+                ends[-1] + len(record.numpy()) + 16
+            )  # length, payload, and the checksums of both
     except tf.errors.DataLossError as error:
         return ends, reason_of(error)
     return ends, "it ends"

@@ -3,7 +3,8 @@
     PATH/JPEGImages/x.jpg  PATH/Annotations/x.xml
     PATH/ImageSets/Main/train.txt    a line for each image, whose first word is its name
 
-PATH is such a folder (VOCdevkit/VOC2007), or one that holds no other. Its splits are the lists without a class's name.
+PATH is such a folder (VOCdevkit/VOC2007), or one that holds no other. Its splits are the lists
+without a class's name.
 """
 
 from __future__ import annotations
@@ -41,18 +42,24 @@ class BoxSource(IndexedSource):
     def __init__(self, spec: str, path: str, split: str = "train") -> None:
         root = find(path, spec)
         folder, lists = f"{root}/ImageSets/Main", {}
-        files = {os.path.basename(file)[: -len(".txt")]: file for file in matching(folder, r".*\.txt")}
+        files = {
+            os.path.basename(file)[: -len(".txt")]: file for file in matching(folder, r".*\.txt")
+        }
         for name, file in sorted(files.items()):
             if "_" not in name or name.rpartition("_")[2] not in files:  # others are a class's
                 with tf.io.gfile.GFile(file) as f:
                     lists[name] = [line.split()[0] for line in f if line.strip()]
         if not lists:
-            raise UserError(f"{spec}: no lists of images in {folder}; expected files such as train.txt")
+            raise UserError(
+                f"{spec}: no lists of images in {folder}; expected files such as train.txt"
+            )
         ranges = resolve(split, {name: [len(names)] for name, names in lists.items()}, spec)
         everything = sorted({name for names in lists.values() for name in names})
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            read = pool.map(lambda name: _objects(f"{root}/Annotations/{name}.xml", spec), everything)
-            objects = dict(zip(everything, read))  # noqa: B905 (Python 3.9)
+            read = pool.map(
+                lambda name: _objects(f"{root}/Annotations/{name}.xml", spec), everything
+            )
+            objects = dict(zip(everything, read))
         names = [name for part, start, stop in ranges for name in lists[part][start:stop]]
         classes = sorted({kind for found in objects.values() for kind, *_ in found})
         super().__init__(spec, split, len(names), class_names=classes)
@@ -98,20 +105,29 @@ def _text(element: xml.etree.ElementTree.Element, path: str) -> str:
 
 
 def _objects(path: str, spec: str) -> list[tuple[str, tuple[float, ...] | None, bool]]:
-    """[(class, (ymin, xmin, ymax, xmax) as parts of the sides or None without area, difficult)] of an annotation."""
+    """[(class, (ymin, xmin, ymax, xmax) as parts of the sides or None without area, difficult)] of
+    an annotation."""
     try:
         with tf.io.gfile.GFile(path, "rb") as f:
             tree = xml.etree.ElementTree.fromstring(f.read())
         width, height = (float(_text(tree, f"size/{side}")) for side in ("width", "height"))
         found = []
         for item in tree.iterfind("object"):
-            left, top, right, bottom = (float(_text(item, f"bndbox/{end}")) for end in ("xmin", "ymin", "xmax", "ymax"))
+            left, top, right, bottom = (
+                float(_text(item, f"bndbox/{end}")) for end in ("xmin", "ymin", "xmax", "ymax")
+            )
             # The first pixel has number 1, and both ends belong to the box.
-            ends = np.clip([(top - 1) / height, (left - 1) / width, bottom / height, right / width], 0, 1)
+            ends = np.clip(
+                [(top - 1) / height, (left - 1) / width, bottom / height, right / width], 0, 1
+            )
             box = tuple(ends) if left < right and top < bottom else None
             found.append((_text(item, "name").strip(), box, item.findtext("difficult") == "1"))
         return found
     except tf.errors.NotFoundError as error:
-        raise UserError(f"{spec}: {path!r} is missing: each image of a list needs its boxes") from error
+        raise UserError(
+            f"{spec}: {path!r} is missing: each image of a list needs its boxes"
+        ) from error
     except (xml.etree.ElementTree.ParseError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{spec}: {path!r} is no annotation of Pascal VOC: {str(error)[:100]}") from error
+        raise UserError(
+            f"{spec}: {path!r} is no annotation of Pascal VOC: {str(error)[:100]}"
+        ) from error

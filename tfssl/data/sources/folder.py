@@ -5,10 +5,12 @@
     PATH/x.jpg  PATH/2019/y.jpg                  unlabelled; all is the split `train`
     PATH/train/x.jpg  PATH/test/y.jpg            by split, unlabelled
 
-Splits may have other people's names, and lie deeper: see `tfssl.data.listing.layout`, which also says what is passed over. Classes are the
-folders of a split, and what lies deeper belongs to them; there are none if there is but one. A lone outer folder (PATH/photos/train/..., as
-archives have it) is stepped through. Hidden files and folders do not count, nor do those that systems put there (@eaDir, __MACOSX,
-$RECYCLE.BIN), nor what tfssl itself wrote (`tfssl.data.listing.outputs`). Whatever else is not used is in `Source.left_out`.
+Splits may have other people's names, and lie deeper: see `tfssl.data.listing.layout`, which also
+says what is passed over. Classes are the folders of a split, and what lies deeper belongs to them;
+there are none if there is but one. A lone outer folder (PATH/photos/train/..., as archives have it)
+is stepped through. Hidden files and folders do not count, nor do those that systems put there
+(@eaDir, __MACOSX, $RECYCLE.BIN), nor what tfssl itself wrote (`tfssl.data.listing.outputs`).
+Whatever else is not used is in `Source.left_out`.
 """
 
 from __future__ import annotations
@@ -29,12 +31,27 @@ from tfssl.errors import UserError, reason_of
 from tfssl.storage import archive
 
 # What tf.io.decode_image reads, and other endings of the same formats.
-FORMATS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".jfif", ".jpe", ".jif", ".jfi", ".pjpeg", ".pjp", ".apng", ".dib")
+FORMATS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".gif",
+    ".bmp",
+    ".jfif",
+    ".jpe",
+    ".jif",
+    ".jfi",
+    ".pjpeg",
+    ".pjp",
+    ".apng",
+    ".dib",
+)
 UNREAD = (  # images in formats that it does not read
     ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd",
     ".svg", ".ico", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".dcm",
 )  # fmt: skip
-_OF_SYSTEMS = {  # folders of Synology and QNAP, Windows, macOS, Linux, Android, Python; in lower case
+# folders of Synology and QNAP, Windows, macOS, Linux, Android, Python; in lower case
+_OF_SYSTEMS = {
     "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@sharesnap",
     "$recycle.bin", "$winreagent", "recycler", "recycled", "system volume information", "found.000",
     "__macosx", "network trash folder", "temporary items", "lost+found", "lost.dir", "__pycache__",
@@ -44,7 +61,8 @@ _OF_SYSTEMS = {  # folders of Synology and QNAP, Windows, macOS, Linux, Android,
 class Files(IndexedSource):
     """Image files at `paths`, in that order.
 
-    `labels`: int, -1 for none; none by default. `shown`: (folder, what names begin with in its place).
+    `labels`: int, -1 for none; none by default. `shown`: (folder, what names begin with in its
+    place).
     """
 
     def __init__(
@@ -59,7 +77,9 @@ class Files(IndexedSource):
     ) -> None:
         super().__init__(spec, split, len(paths), num_classes, class_names)
         self._shown = shown
-        with tf.device("CPU"):  # a pipeline's functions capture them as they are: a graph never holds them
+        with tf.device(
+            "CPU"
+        ):  # a pipeline's functions capture them as they are: a graph never holds them
             self._paths = tf.constant(paths)
             self._labels = tf.constant([-1] * len(paths) if labels is None else labels, tf.int64)
 
@@ -100,7 +120,9 @@ def unlabelled(path: str, data_dir: str | None = None) -> Files:
     if not tf.io.gfile.isdir(root) and tf.io.gfile.exists(root):
         return Files(root, "all", [root])
     found = _list(root, path)
-    source = Files(path, "all", sorted(f"{root}/{name}" for name in found.images), shown=(root, shown))
+    source = Files(
+        path, "all", sorted(f"{root}/{name}" for name in found.images), shown=(root, shown)
+    )
     source.unread = sorted(f"{shown}/{name}" for name in found.unread)
     source.ignored = found.ignored()
     _tell_left_out(source, found)
@@ -110,29 +132,40 @@ def unlabelled(path: str, data_dir: str | None = None) -> Files:
 class FolderSource(Files):
     """Image files. The classes are those of all splits together, sorted by name.
 
-    Within a split the files are in the order of a hash of their path, so that a slice is a fair sample of all classes,
-    and the order of the images does not change when others are added.
+    Within a split the files are in the order of a hash of their path, so that a slice is a fair
+    sample of all classes, and the order of the images does not change when others are added.
     """
 
     form = "folder:PATH"
 
-    def __init__(self, spec: str, path: str, split: str = "train", data_dir: str | None = None) -> None:
+    def __init__(
+        self, spec: str, path: str, split: str = "train", data_dir: str | None = None
+    ) -> None:
         root, _ = _open(path, spec, data_dir)
         found = _list(root, spec)
         arranged = layout.arrange(found.images)
         of_all = {c for parts in arranged.splits.values() for part in parts for c in part.classes()}
         names = sorted(c for c in of_all if c is not None)
-        number: dict[str | None, int] = {name: label for label, name in enumerate(names)} if len(names) > 1 else {}
+        number: dict[str | None, int] = (
+            {name: label for label, name in enumerate(names)} if len(names) > 1 else {}
+        )
 
         passed = f"; passed over: {first(_folders(arranged.passed))}" if arranged.passed else ""
-        sizes = {name: [sum(len(part.names) for part in parts)] for name, parts in arranged.splits.items()}
+        sizes = {
+            name: [sum(len(part.names) for part in parts)]
+            for name, parts in arranged.splits.items()
+        }
         ranges = resolve(split, sizes, spec, beside=passed)
         paths, labels = [], []
         for name, start, stop in ranges:
             files: list[tuple[str, str, int]] = []
             for part in arranged.splits[name]:
                 of_classes = [number.get(of_class, -1) for of_class in part.classes()]
-                files += zip([part.key + n for n in part.names], [part.folder + n for n in part.names], of_classes)
+                files += zip(
+                    [part.key + n for n in part.names],
+                    [part.folder + n for n in part.names],
+                    of_classes,
+                )
             for _, file, label in sorted(files, key=lambda file: _hash(file[0]))[start:stop]:
                 paths.append(f"{root}/{file}")
                 labels.append(label)
@@ -149,12 +182,14 @@ class FolderSource(Files):
         _tell_left_out(self, found)
         if arranged.taken:
             self.remarks.append(
-                f"taken for a class, not a split, like the folders beside it: {', '.join(arranged.taken)}"
+                "taken for a class, not a split, like the folders beside it: "
+                f"{', '.join(arranged.taken)}"
             )
         loose = [image for name, *_ in ranges for image in arranged.loose.get(name, [])]
         if loose:
             self.unlabelled_because = (
-                f"{len(loose)} images lie beside the class folders: move each into one, or out of there: {first(loose)}"
+                f"{len(loose)} images lie beside the class folders: move each into one, or out of "
+                f"there: {first(loose)}"
             )
 
 
@@ -169,7 +204,9 @@ def _tell_left_out(source: Files, found: _Found) -> None:
     if found.unread:
         endings = collections.Counter(os.path.splitext(name)[1].lower() for name in found.unread)
         counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common())
-        source.left_out[f"{counts} (formats that are not read: convert them to .jpg or .png)"] = sorted(found.unread)
+        source.left_out[f"{counts} (formats that are not read: convert them to .jpg or .png)"] = (
+            sorted(found.unread)
+        )
 
 
 def _hash(path: str) -> bytes:
@@ -177,7 +214,8 @@ def _hash(path: str) -> bytes:
 
 
 def _open(path: str, spec: str, data_dir: str | None) -> tuple[str, str]:
-    """(the folder to read, what its files are shown below): of an archive, the folder that it is unpacked to, and its own name."""
+    """(the folder to read, what its files are shown below): of an archive, the folder that it is
+    unpacked to, and its own name."""
     root = (os.path.expanduser(path) if "://" not in path else path).rstrip("/") or "/"
     try:
         if root.lower().endswith(archive.ENDINGS) and not tf.io.gfile.isdir(root):
@@ -190,8 +228,8 @@ def _open(path: str, spec: str, data_dir: str | None) -> tuple[str, str]:
 
 @dataclasses.dataclass
 class _Found:
-    """Paths below a folder: images, images in formats that are not read, and what tfssl itself wrote; and how many others there are by
-    ending."""
+    """Paths below a folder: images, images in formats that are not read, and what tfssl itself
+    wrote; and how many others there are by ending."""
 
     images: list[str] = dataclasses.field(default_factory=list)
     unread: list[str] = dataclasses.field(default_factory=list)
@@ -199,16 +237,23 @@ class _Found:
     others: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def ignored(self) -> dict[str, int]:
-        return dict(self.others + collections.Counter(os.path.splitext(name)[1].lower() for name in self.unread))
+        return dict(
+            self.others
+            + collections.Counter(os.path.splitext(name)[1].lower() for name in self.unread)
+        )
 
 
 def _list(root: str, spec: str) -> _Found:
     """What lies below `root`."""
     if not tf.io.gfile.isdir(root):
         what = (
-            f"{root!r} is neither a folder nor an archive" if tf.io.gfile.exists(root) else f"no such folder: {root!r}"
+            f"{root!r} is neither a folder nor an archive"
+            if tf.io.gfile.exists(root)
+            else f"no such folder: {root!r}"
         )
-        raise UserError(f"{spec}: {what}; expected a folder of images, or one of {' '.join(archive.ENDINGS)}")
+        raise UserError(
+            f"{spec}: {what}; expected a folder of images, or one of {' '.join(archive.ENDINGS)}"
+        )
     found = _Found()
     try:
         _walk(root, found)
@@ -220,8 +265,14 @@ def _list(root: str, spec: str) -> _Found:
         raise UserError(f"{spec}: {error}") from error
     if not found.images:
         seen = sorted(found.ignored().items(), key=lambda item: -item[1])[:5]
-        listed = ", ".join(f"{number} {ending or 'without ending'}" for ending, number in seen) or "no file"
-        raise UserError(f"{spec}: no images in {root!r}: expected {' '.join(FORMATS)} (in any case), found {listed}")
+        listed = (
+            ", ".join(f"{number} {ending or 'without ending'}" for ending, number in seen)
+            or "no file"
+        )
+        raise UserError(
+            f"{spec}: no images in {root!r}: expected {' '.join(FORMATS)} (in any case), found "
+            f"{listed}"
+        )
     return found
 
 
@@ -241,7 +292,11 @@ def _walk(root: str, found: _Found) -> None:
             if may_be_link:  # a name that ends like an image is taken for a file, without asking
                 is_folder = ending not in FORMATS and tf.io.gfile.isdir(f"{root}/{folder}{name}")
             if is_folder:
-                real = os.path.realpath(f"{root}/{folder}{name}") if may_be_link else f"{above[-1]}/{name}"
+                real = (
+                    os.path.realpath(f"{root}/{folder}{name}")
+                    if may_be_link
+                    else f"{above[-1]}/{name}"
+                )
                 if name.lower() not in _OF_SYSTEMS and real not in above:
                     pending.append((f"{folder}{name}/", (*above, real)))
             elif ending in FORMATS:
@@ -253,11 +308,17 @@ def _walk(root: str, found: _Found) -> None:
 
 
 def _entries(folder: str) -> Iterator[tuple[str, bool | None]]:
-    """(name, whether it is a folder; None where to know that takes another question) of all that lies in a folder."""
+    """(name, whether it is a folder; None where to know that takes another question) of all that
+    lies in a folder."""
     if "://" in folder:
         for name in tf.io.gfile.listdir(folder):
             yield name.rstrip("/"), name.endswith("/") or None  # as buckets mark a folder
         return
-    with os.scandir(folder.encode()) as entries:  # in bytes: names are UTF-8, whatever the locale says
+    with os.scandir(
+        folder.encode()
+    ) as entries:  # in bytes: names are UTF-8, whatever the locale says
         for entry in entries:
-            yield entry.name.decode(), None if entry.is_symlink() else entry.is_dir(follow_symlinks=False)
+            yield (
+                entry.name.decode(),
+                None if entry.is_symlink() else entry.is_dir(follow_symlinks=False),
+            )

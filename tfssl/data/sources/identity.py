@@ -1,6 +1,8 @@
-"""What a data set is: the one notion of its identity, by which a run that goes on and a cache that answers know their data again.
+"""What a data set is: the one notion of its identity, by which a run that goes on and a cache that
+answers know their data again.
 
-Not the text of `--dataset`, and not the path: the files themselves. An identity has these parts, each a digest of all images, not of some:
+Not the text of `--dataset`, and not the path: the files themselves. An identity has these parts,
+each a digest of all images, not of some:
 
     names      of all files in the order of the split, from their common folder on: images (and masks or depth beside them), or shards
     contents   their sizes in bytes; of what has no files of its own (glyphs), the pixels
@@ -12,13 +14,15 @@ Not the text of `--dataset`, and not the path: the files themselves. An identity
 
 Two uses, which ask for different things:
 
-- A run that goes on (`differences`) compares all but `times` and `folder`: a copy on another disk is the same data. Files that were
-  rewritten with as many bytes are noticed if the sample meets them: all of a set that is no larger, and of one in which a hundredth is
-  other, 99.4 times in 100. For the rest `same_place_other_times` tells of them where the folder is the same.
+- A run that goes on (`differences`) compares all but `times` and `folder`: a copy on another disk
+  is the same data. Files that were rewritten with as many bytes are noticed if the sample meets
+  them: all of a set that is no larger, and of one in which a hundredth is other, 99.4 times in 100.
+  For the rest `same_place_other_times` tells of them where the folder is the same.
 - A cache (`key`) compares everything but the sample: in doubt it computes again.
 
-Files are asked for by 16 threads (64 where they are remote): 3.5 s of processor time for a million local files, which is less than it takes
-to open their folder (4.3 s). Nothing is read but the sample, 100 MB at most.
+Files are asked for by 16 threads (64 where they are remote): 3.5 s of processor time for a million
+local files, which is less than it takes to open their folder (4.3 s). Nothing is read but the
+sample, 100 MB at most.
 """
 
 from __future__ import annotations
@@ -52,7 +56,8 @@ class Parts:
 
     Attributes:
       files: paths of all files whose change would change an example, in split order: list of str.
-      labels: arrays of the images' labels, boxes or classes shown, int or float; empty where they are read from the files alone.
+      labels: arrays of the images' labels, boxes or classes shown, int or float; empty where they
+        are read from the files alone.
       pixels: arrays of images that have no files.
       reading: JSON-able, how files become examples.
     """
@@ -82,10 +87,11 @@ class Identity(_Sampled):
 
 
 def of(source: Source, sample: bool = False) -> Identity:
-    """The identity of a `tfssl.data.Source`, as it is on the disk now: a JSON-able dict; see the module.
+    """The identity of a `tfssl.data.Source`, as it is on the disk now: a JSON-able dict; see the
+    module.
 
-    Beside the parts it has "num_examples", "num_classes" and "class_names". "times" is None for a source of one's own that does not say
-    what it is made of (see `Source.parts`).
+    Beside the parts it has "num_examples", "num_classes" and "class_names". "times" is None for a
+    source of one's own that does not say what it is made of (see `Source.parts`).
 
     Raises:
       UserError: the file system does not answer, or no file is there for a while.
@@ -112,7 +118,8 @@ def of(source: Source, sample: bool = False) -> Identity:
 
 
 def _there(paths: Sequence[str]) -> np.ndarray:
-    """`stat_all`; where not one file is there, they are away, and waited for: they are no other data."""
+    """`stat_all`; where not one file is there, they are away, and waited for: they are no other
+    data."""
     from tfssl.data.gaps import Patience
 
     patience, tries = Patience(), 0
@@ -124,9 +131,13 @@ def _there(paths: Sequence[str]) -> np.ndarray:
 
 
 def described(source: Source) -> dict[str, Any]:
-    """What results say of the data that they are about: {"digest": in hex, "num_examples", "num_classes"}."""
+    """What results say of the data that they are about: {"digest": in hex, "num_examples",
+    "num_classes"}."""
     identity = of(source, sample=True)
-    return {"digest": text(identity), **{name: identity[name] for name in ("num_examples", "num_classes")}}
+    return {
+        "digest": text(identity),
+        **{name: identity[name] for name in ("num_examples", "num_classes")},
+    }
 
 
 def sampled(paths: Sequence[str]) -> str:
@@ -142,7 +153,8 @@ def sampled(paths: Sequence[str]) -> str:
 
 
 def _pieces(path: str) -> bytes:
-    """The digest of a file's first, middle and last bytes; of one that is not there, that of none."""
+    """The digest of a file's first, middle and last bytes; of one that is not there, that of
+    none."""
     import tensorflow as tf
 
     digest, size = hashlib.blake2b(digest_size=16), _stat(path)[0]
@@ -157,13 +169,15 @@ def _pieces(path: str) -> bytes:
         return b""
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
-            f"{path!r} cannot be read ({one_line(error)}): use the same command again when it can be"
+            f"{path!r} cannot be read ({one_line(error)}): use the same command again when it can "
+            "be"
         ) from error
     return digest.digest()
 
 
 def stat_all(paths: Sequence[str]) -> np.ndarray:
-    """int64 [N, 3]: size, and times of the last change of contents and of the entry in ns, of all files; -1 of one that is not there.
+    """int64 [N, 3]: size, and times of the last change of contents and of the entry in ns, of all
+    files; -1 of one that is not there.
 
     Raises:
       UserError: the file system does not answer.
@@ -177,7 +191,8 @@ def stat_all(paths: Sequence[str]) -> np.ndarray:
 
 
 def _stat_some(paths: Sequence[str]) -> list[tuple[int, ...]]:
-    """The rows of a few files; the short way for most, the long one where one of them is remote or missing."""
+    """The rows of a few files; the short way for most, the long one where one of them is remote or
+    missing."""
     try:
         return [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in map(os.stat, paths)]
     except OSError:
@@ -190,10 +205,15 @@ def _stat(path: str) -> tuple[int, ...]:
     try:
         return (*stamp(path), 0)[:3]
     except (FileNotFoundError, NotADirectoryError, tf.errors.NotFoundError):
-        return -1, -1, -1  # a list may name what is not there: an image that cannot be read, like others
+        return (
+            -1,
+            -1,
+            -1,
+        )  # a list may name what is not there: an image that cannot be read, like others
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
-            f"{path!r} cannot be asked for its size ({one_line(error)}): use the same command again when its file system answers"
+            f"{path!r} cannot be asked for its size ({one_line(error)}): use the same command "
+            "again when its file system answers"
         ) from error
 
 
@@ -201,11 +221,14 @@ def relative(paths: list[str]) -> tuple[str, list[str]]:
     """(the common folder of paths, the paths from there on). One file lies in its folder."""
     folder = os.path.dirname(os.path.commonprefix(paths)) if paths else ""
     start = len(folder) + 1 if folder and folder != "/" else len(folder)
-    return os.path.abspath(folder) if paths and "://" not in folder else folder, [path[start:] for path in paths]
+    return os.path.abspath(folder) if paths and "://" not in folder else folder, [
+        path[start:] for path in paths
+    ]
 
 
 def text(identity: Identity) -> str:
-    """The same of the same data wherever they are, as `differences` compares them: a digest in hex."""
+    """The same of the same data wherever they are, as `differences` compares them: a digest in
+    hex."""
     same = {name: value for name, value in identity.items() if name not in ("times", "folder")}
     return _digest(json.dumps(same, sort_keys=True).encode())
 
@@ -221,12 +244,16 @@ _TELLING: tuple[tuple[Literal["names", "contents", "labels", "reading", "sample"
     ("contents", "files of the same names, but some have other sizes: they were written anew"),
     ("labels", "other labels, or boxes"),
     ("reading", "the same files, of which others are chosen, or which are read in another way"),
-    ("sample", "files of the same names and sizes, but some have other contents: they were written anew"),
+    (
+        "sample",
+        "files of the same names and sizes, but some have other contents: they were written anew",
+    ),
 )
 
 
 def differences(old: Identity, new: Identity) -> list[str]:
-    """How data differ from those of an earlier identity, in words: list of str, the plainest first; empty where they are the same.
+    """How data differ from those of an earlier identity, in words: list of str, the plainest first;
+    empty where they are the same.
 
     A copy in another folder, with other times, is the same.
     """
@@ -244,9 +271,16 @@ def differences(old: Identity, new: Identity) -> list[str]:
 
 def _classes(old: Identity, new: Identity) -> str:
     before, after = old["class_names"] or [], new["class_names"] or []
-    gone, added = ([name for name in one if name not in other] for one, other in ((before, after), (after, before)))
+    gone, added = (
+        [name for name in one if name not in other]
+        for one, other in ((before, after), (after, before))
+    )
     if gone or added:
-        parts = [f"{word}: {', '.join(some[:5])}" for word, some in (("gone", gone), ("new", added)) if some]
+        parts = [
+            f"{word}: {', '.join(some[:5])}"
+            for word, some in (("gone", gone), ("new", added))
+            if some
+        ]
         return f"other classes ({'; '.join(parts)})"
     if before and after:
         return f"the classes in another order ({', '.join(after[:5])})"
@@ -256,16 +290,22 @@ def _classes(old: Identity, new: Identity) -> str:
 def renumbered(old: Identity, new: Identity) -> list[tuple[int, str, str]]:
     """Labels that stand for another class than before: list of (number, earlier class, class)."""
     before, after = old["class_names"] or [], new["class_names"] or []
-    return [(i, a, b) for i, (a, b) in enumerate(zip(before, after)) if a != b]  # noqa: B905 (Python 3.9)
+    return [(i, a, b) for i, (a, b) in enumerate(zip(before, after)) if a != b]
 
 
 def same_place_other_times(old: Identity, new: Identity) -> bool:
-    """Whether the very files have been written again since, with as many bytes: nobody but their owner knows whether they are the same."""
-    return old["folder"] == new["folder"] and None not in (old["times"], new["times"]) and old["times"] != new["times"]
+    """Whether the very files have been written again since, with as many bytes: nobody but their
+    owner knows whether they are the same."""
+    return (
+        old["folder"] == new["folder"]
+        and None not in (old["times"], new["times"])
+        and old["times"] != new["times"]
+    )
 
 
 def versions() -> dict[str, str]:
-    """What of ours and of our libraries shapes what is computed from data: {"tfssl", "tensorflow", "python"}."""
+    """What of ours and of our libraries shapes what is computed from data: {"tfssl", "tensorflow",
+    "python"}."""
     import tensorflow as tf
 
     return {"tfssl": __version__, "tensorflow": tf.__version__, "python": platform.python_version()}
@@ -279,7 +319,12 @@ def _digest(*parts: bytes | np.ndarray) -> str:
             content, kind = part, "bytes"
         else:
             part = np.ascontiguousarray(part)
-            content, kind = part.view(np.uint8).data if part.size else b"", f"{part.dtype.str}{part.shape}"
-        digest.update(f"{kind} {len(content) if isinstance(content, bytes) else content.nbytes} ".encode())
+            content, kind = (
+                part.view(np.uint8).data if part.size else b"",
+                f"{part.dtype.str}{part.shape}",
+            )
+        digest.update(
+            f"{kind} {len(content) if isinstance(content, bytes) else content.nbytes} ".encode()
+        )
         digest.update(content)
     return digest.hexdigest()

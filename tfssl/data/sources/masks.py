@@ -4,8 +4,9 @@
     PATH/JPEGImages/x.jpg  PATH/SegmentationClass/x.png
     PATH/ImageSets/Segmentation/train.txt                                       Pascal VOC
 
-A mask is a gray or a palette PNG, whose numbers are the classes; which of them stands for no class is the reader's affair (255 in VOC).
-Names are read from PATH/classes.txt, a line each, where there is one.
+A mask is a gray or a palette PNG, whose numbers are the classes; which of them stands for no class
+is the reader's affair (255 in VOC). Names are read from PATH/classes.txt, a line each, where there
+is one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from tfssl.storage.files import matching
 
 
 class MaskSource(IndexedSource):
-    """Beside what every source has (label -1), an example has "mask": uint8 [H, W], as large as the image."""
+    """Beside what every source has (label -1), an example has "mask": uint8 [H, W], as large as the
+    image."""
 
     form = "masks:PATH"
     provides = ("mask",)
@@ -38,7 +40,8 @@ class MaskSource(IndexedSource):
         found, alone = (_voc(root), []) if voc else beside(root, "annot")
         if not found:
             raise UserError(
-                f"{spec}: no images with masks: expected SPLIT and SPLITannot side by side, or Pascal VOC's JPEGImages, SegmentationClass "
+                f"{spec}: no images with masks: expected SPLIT and SPLITannot side by side, or "
+                "Pascal VOC's JPEGImages, SegmentationClass "
                 "and ImageSets/Segmentation"
             )
         pairs = []
@@ -54,16 +57,20 @@ class MaskSource(IndexedSource):
                 self.class_names = f.read().split("\n")
                 self.class_names = [name for name in self.class_names if name]
         with tf.device("CPU"):
-            self._images, self._masks = (tf.constant(list(paths)) for paths in zip(*pairs))  # noqa: B905 (Python 3.9)
+            self._images, self._masks = (tf.constant(list(paths)) for paths in zip(*pairs))
 
     def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         index = record["index"]
         image = tf.io.read_file(tf.gather(self._images, index))
-        mask = tf.ensure_shape(tf.numpy_function(_decode, [tf.gather(self._masks, index)], tf.uint8), [None, None])
+        mask = tf.ensure_shape(
+            tf.numpy_function(_decode, [tf.gather(self._masks, index)], tf.uint8), [None, None]
+        )
         return {"image": image, "label": tf.constant(-1, tf.int64), "index": index, "mask": mask}
 
     def parts(self) -> Parts:
-        return Parts([path.decode() for paths in (self._images, self._masks) for path in paths.numpy()])
+        return Parts(
+            [path.decode() for paths in (self._images, self._masks) for path in paths.numpy()]
+        )
 
     def name_in_graph(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
         return tf.gather(self._images, record["index"])
@@ -80,27 +87,42 @@ def _decode(path: bytes) -> np.ndarray:
     with tf.io.gfile.GFile(name, "rb") as f:
         picture = Image.open(io.BytesIO(f.read()))
     if picture.mode not in ("L", "P", "1"):
-        raise ValueError(f"{name} is no mask: its mode is {picture.mode}, not gray or palette of 8 bits")
+        raise ValueError(
+            f"{name} is no mask: its mode is {picture.mode}, not gray or palette of 8 bits"
+        )
     return np.asarray(picture, np.uint8)
 
 
 def beside(root: str, ending: str) -> tuple[dict[str, list[tuple[str, str]]], list[str]]:
-    """{split: [(image, PNG of the same name)]} of folders S and S + ending, and the images that have none."""
+    """{split: [(image, PNG of the same name)]} of folders S and S + ending, and the images that
+    have none."""
     found, alone = {}, []
     for name in sorted(name.rstrip("/") for name in tf.io.gfile.listdir(root)):
         other = f"{root}/{name}{ending}"
         if not tf.io.gfile.isdir(other):
             continue
         pictures = {
-            os.path.splitext(file)[0]: file for file in tf.io.gfile.listdir(other) if file.lower().endswith(".png")
+            os.path.splitext(file)[0]: file
+            for file in tf.io.gfile.listdir(other)
+            if file.lower().endswith(".png")
         }
-        images = sorted(f for f in tf.io.gfile.listdir(f"{root}/{name}") if f.lower().endswith(FORMATS + UNREAD))
+        images = sorted(
+            f for f in tf.io.gfile.listdir(f"{root}/{name}") if f.lower().endswith(FORMATS + UNREAD)
+        )
         pairs = [
-            (image, pictures.get(os.path.splitext(image)[0])) for image in images if image.lower().endswith(FORMATS)
+            (image, pictures.get(os.path.splitext(image)[0]))
+            for image in images
+            if image.lower().endswith(FORMATS)
         ]
-        found[name] = [(f"{root}/{name}/{image}", f"{other}/{file}") for image, file in pairs if file]
+        found[name] = [
+            (f"{root}/{name}/{image}", f"{other}/{file}") for image, file in pairs if file
+        ]
         paired = {image for image, file in pairs if file}
-        alone += [f"{name}/{image}" for image in images if image not in paired and not image.startswith(".")]
+        alone += [
+            f"{name}/{image}"
+            for image in images
+            if image not in paired and not image.startswith(".")
+        ]
     return {name: pairs for name, pairs in found.items() if pairs}, alone
 
 
@@ -110,6 +132,9 @@ def _voc(root: str) -> dict[str, list[tuple[str, str]]]:
     for path in matching(f"{root}/ImageSets/Segmentation", r".*\.txt"):
         with tf.io.gfile.GFile(path) as f:
             names = f.read().split()
-        pairs = [(f"{root}/JPEGImages/{name}.jpg", f"{root}/SegmentationClass/{name}.png") for name in names]
+        pairs = [
+            (f"{root}/JPEGImages/{name}.jpg", f"{root}/SegmentationClass/{name}.png")
+            for name in names
+        ]
         found[os.path.basename(path)[: -len(".txt")]] = pairs
     return {name: pairs for name, pairs in found.items() if pairs}

@@ -29,7 +29,9 @@ _THREADS = 16  # files that are looked for at once: in a bucket each is a reques
 _SHARD = re.compile(r"^(.*?)[-_.]?\d{5,}-of-\d{5,}")
 _ENDING = re.compile(r"\.(tfrecords?|tfrec|records?)$", re.IGNORECASE)
 _IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")  # what encoded images begin with
-_OF_CLASSES = re.compile(r"label|class|target|categor|^y$", re.IGNORECASE)  # what people call labels
+_OF_CLASSES = re.compile(
+    r"label|class|target|categor|^y$", re.IGNORECASE
+)  # what people call labels
 
 
 def split_of(file: str) -> str:
@@ -37,7 +39,8 @@ def split_of(file: str) -> str:
 
     train-00000-of-01024 -> train; cifar10-test.tfrecord-00000-of-00001 -> test (TFDS);
     flowers_train_00000-of-00005.tfrecord -> train (slim); validation.tfrecord -> validation;
-    training.tfrecord -> training; test00-687.tfrec -> test (Kaggle); anything else without "-NNNNN-of-NNNNN" -> train.
+    training.tfrecord -> training; test00-687.tfrec -> test (Kaggle); anything else without
+    "-NNNNN-of-NNNNN" -> train.
     """
     name = os.path.basename(file)
     shard = _SHARD.match(name)
@@ -47,7 +50,9 @@ def split_of(file: str) -> str:
     if last.lower() in _SPLITS:
         return last
     if not shard:
-        telling = [word for word in re.findall(r"[^\W\d_]+", stem) if roles.is_primary(roles.read(word)[0])]
+        telling = [
+            word for word in re.findall(r"[^\W\d_]+", stem) if roles.is_primary(roles.read(word)[0])
+        ]
         return telling[-1] if telling and roles.read(stem)[0] else "train"
     if stem != prefix and "-" in stem:
         return stem.split("-", 1)[1]
@@ -57,8 +62,8 @@ def split_of(file: str) -> str:
 class TFRecordSource(StreamSource):
     """TFRecord files of tf.train.Example, each with an encoded image and perhaps a label.
 
-    The files are opened in the order of their names. Their records are counted once (see counts.py). There are as many
-    classes as the largest label of any split asks for.
+    The files are opened in the order of their names. Their records are counted once (see
+    counts.py). There are as many classes as the largest label of any split asks for.
     """
 
     form = "tfrecord:GLOB"
@@ -82,17 +87,27 @@ class TFRecordSource(StreamSource):
             splits.setdefault(split_of(file), []).append((file, count["records"]))
         low, high = min(count["low"] for count in counts), max(count["high"] for count in counts)
         if high >= 0 and low < label_offset:
-            raise UserError(f"{spec}: {label_key!r} begins at {low}, so label_offset cannot be {label_offset}")
+            raise UserError(
+                f"{spec}: {label_key!r} begins at {low}, so label_offset cannot be {label_offset}"
+            )
         shards, ranges = _shards(split, splits, spec)
         classes = high - label_offset + 1 if high >= 0 else None
-        super().__init__(spec, split, shards, shuffle_buffer, classes, skip_damaged=skip_damaged_shards)
+        super().__init__(
+            spec, split, shards, shuffle_buffer, classes, skip_damaged=skip_damaged_shards
+        )
         self.ranges = ranges
         if high < 0:
             keys = f": give --label_key={likely[0]}" if likely else ""
             self.unlabelled_because = f"no record has one under label_key {label_key!r}{keys}"
-            self.remarks += [f"no label under label_key {label_key!r}{keys}, if that is one"] if likely else []
+            self.remarks += (
+                [f"no label under label_key {label_key!r}{keys}, if that is one"] if likely else []
+            )
         self._image_key, self._label_key, self._offset = image_key, label_key, label_offset
-        self.reading = {"image_key": image_key, "label_key": label_key, "label_offset": label_offset}
+        self.reading = {
+            "image_key": image_key,
+            "label_key": label_key,
+            "label_offset": label_offset,
+        }
 
     def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         features = {
@@ -108,7 +123,8 @@ class TFRecordSource(StreamSource):
 def _shards(
     split: str, splits: Mapping[str, list[tuple[str, int]]], spec: str
 ) -> tuple[list[tuple[str, int, int]], list[Range]]:
-    """[(file, skip, take)] of a split of {name: [(file, records)]}, and its ranges as of `splits.resolve`."""
+    """[(file, skip, take)] of a split of {name: [(file, records)]}, and its ranges as of
+    `splits.resolve`."""
     sizes = {name: [records for _, records in files] for name, files in splits.items()}
     ranges = resolve(split, sizes, spec, shards=True)
     parts = [(name, *part) for name, *bounds in ranges for part in cut(sizes[name], *bounds)]
@@ -116,8 +132,8 @@ def _shards(
 
 
 def _find(pattern: str, spec: str) -> list[str]:
-    """The files by name; of a folder, the files that look like TFRecords. What exists is a name, whatever its characters; only what does
-    not is a pattern."""
+    """The files by name; of a folder, the files that look like TFRecords. What exists is a name,
+    whatever its characters; only what does not is a pattern."""
     above, name = os.path.split(pattern)
     try:
         folder = tf.io.gfile.isdir(pattern)
@@ -135,9 +151,14 @@ def _find(pattern: str, spec: str) -> list[str]:
     if folder:
         found = [f for f in found if _SHARD.match(os.path.basename(f)) or _ENDING.search(f)]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        files = [file for file, inner in zip(found, pool.map(tf.io.gfile.isdir, found)) if not inner]
+        files = [
+            file for file, inner in zip(found, pool.map(tf.io.gfile.isdir, found)) if not inner
+        ]
     if not files:
-        raise UserError(f"{spec}: no TFRecord files; expected a pattern such as 'tfrecord:/data/train-*', or a folder")
+        raise UserError(
+            f"{spec}: no TFRecord files; expected a pattern such as 'tfrecord:/data/train-*', or a "
+            "folder"
+        )
     return files
 
 
@@ -153,24 +174,41 @@ def _look_inside(file: str, image_key: str, label_key: str) -> list[str]:
     except tf.errors.OpError as error:
         raise UserError(broken(file, error)) from error
     except Exception as error:  # protobuf's DecodeError, from one of its three implementations
-        raise UserError(f"{file!r} holds something else than tf.train.Example records: {error}") from error
+        raise UserError(
+            f"{file!r} holds something else than tf.train.Example records: {error}"
+        ) from error
     if not records:
         return []
     (features,) = records
     kinds = {key: value.WhichOneof("kind") for key, value in sorted(features.items())}
-    bytes_ = {key: features[key].bytes_list.value[:1] for key, kind in kinds.items() if kind == "bytes_list"}
+    bytes_ = {
+        key: features[key].bytes_list.value[:1]
+        for key, kind in kinds.items()
+        if kind == "bytes_list"
+    }
     images = [key for key, values in bytes_.items() if values and values[0].startswith(_IMAGES)]
-    numbers = [key for key, kind in kinds.items() if kind == "int64_list" and len(features[key].int64_list.value) == 1]
-    labels = [key for key in numbers if _OF_CLASSES.search(key)] or (numbers if len(numbers) == 1 else [])
+    numbers = [
+        key
+        for key, kind in kinds.items()
+        if kind == "int64_list" and len(features[key].int64_list.value) == 1
+    ]
+    labels = [key for key in numbers if _OF_CLASSES.search(key)] or (
+        numbers if len(numbers) == 1 else []
+    )
     if image_key not in bytes_:
         have = ", ".join(f"{key} ({kind})" for key, kind in kinds.items()) or "none"
         remedy = f"give --image_key={images[0]}" if images else "none of them is an encoded image"
         if images and labels and label_key not in kinds:
             remedy += f" --label_key={labels[0]}"
-        raise UserError(f"{file!r} has no encoded image under image_key {image_key!r}; its features: {have}: {remedy}")
+        raise UserError(
+            f"{file!r} has no encoded image under image_key {image_key!r}; its features: {have}: "
+            f"{remedy}"
+        )
     if label_key in kinds and label_key not in numbers:
         remedy = f"; it has {', '.join(labels)}" if labels else ""
-        raise UserError(f"{file!r}: label_key {label_key!r} is {kinds[label_key]}, not one int64{remedy}")
+        raise UserError(
+            f"{file!r}: label_key {label_key!r} is {kinds[label_key]}, not one int64{remedy}"
+        )
     return labels
 
 
@@ -198,14 +236,18 @@ class TFDSSource(StreamSource):
         splits = {}
         for part, of_part in info.splits.items():
             try:
-                splits[part] = [(i.filename, i.examples_in_shard) for i in of_part.file_instructions]
+                splits[part] = [
+                    (i.filename, i.examples_in_shard) for i in of_part.file_instructions
+                ]
             except (ValueError, AttributeError) as error:
                 raise UserError(
                     f"{spec} has no record files ({error}): use folder:PATH for folders of images"
                 ) from error
         shards, ranges = _shards(split, splits, spec)
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            for (file, _, _), exists in zip(shards, pool.map(tf.io.gfile.exists, [file for file, _, _ in shards])):
+            for (file, _, _), exists in zip(
+                shards, pool.map(tf.io.gfile.exists, [file for file, _, _ in shards])
+            ):
                 if not exists:
                     raise UserError(f"{spec}: {file!r} is missing: prepare the data set again")
         import tensorflow_datasets as tfds
@@ -214,13 +256,17 @@ class TFDSSource(StreamSource):
         classes = info.features[label].num_classes if label else None
         lists = [] if label else _lists_of_labels(info.features, tfds.features)
         objects = [] if label else _parts_of_objects(info.features, tfds.features)
-        named = info.features[label] if label else info.features[lists[0]].feature if lists else None
+        named = (
+            info.features[label] if label else info.features[lists[0]].feature if lists else None
+        )
         named = info.features["objects"].feature["label"] if objects and not named else named
         names = list(named.names) if named else None
         super().__init__(spec, split, shards, shuffle_buffer, classes, names, skip_damaged_shards)
         self._lists, self.ranges = lists, ranges
         self._targets: np.ndarray | None = None
-        self._list_features = tfds.decode.PartialDecoding(dict.fromkeys(lists, True)).extract_features(info.features)
+        self._list_features = tfds.decode.PartialDecoding(
+            dict.fromkeys(lists, True)
+        ).extract_features(info.features)
         wanted: dict[str, bool | set[str]] = {key: True for key in (image, label) if key}
         self.provides = ("boxes",) if objects else ()
         if objects:
@@ -233,7 +279,11 @@ class TFDSSource(StreamSource):
     def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         example = self._features.deserialize_example(record["serialized"], decoders=self._decoders)
         label = example[self._label] if self._label else -1
-        found = {"image": example[self._image], "label": tf.cast(label, tf.int64), "index": record["index"]}
+        found = {
+            "image": example[self._image],
+            "label": tf.cast(label, tf.int64),
+            "index": record["index"],
+        }
         if "objects" in example:
             objects, none = example["objects"], tf.zeros_like(example["objects"]["label"], tf.bool)
             found |= {"boxes": objects["bbox"], "classes": tf.cast(objects["label"], tf.int64)}
@@ -254,7 +304,8 @@ class TFDSSource(StreamSource):
 
 
 def _builder(name: str, data_dir: str | None, download: bool) -> tfds.core.DatasetBuilder:
-    """The builder of a prepared data set, from its files alone: no code, no network (unless `download`)."""
+    """The builder of a prepared data set, from its files alone: no code, no network (unless
+    `download`)."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
 
@@ -264,7 +315,9 @@ def _builder(name: str, data_dir: str | None, download: bool) -> tfds.core.Datas
             builder.download_and_prepare()
             return builder
         except Exception as error:  # whatever a data set's own code raises
-            raise UserError(f"tfds:{name} cannot be prepared: {str(error).strip().splitlines()[0]}") from error
+            raise UserError(
+                f"tfds:{name} cannot be prepared: {str(error).strip().splitlines()[0]}"
+            ) from error
     try:
         return read_only_builder.builder_from_files(name, data_dir=data_dir)
     except Exception as error:
@@ -274,24 +327,33 @@ def _builder(name: str, data_dir: str | None, download: bool) -> tfds.core.Datas
 
 
 def _lists_of_labels(features: tfds.features.FeaturesDict, kinds: ModuleType) -> list[str]:
-    """The keys of an image's classes where it may show several: "labels", and those that are not difficult (VOC)."""
+    """The keys of an image's classes where it may show several: "labels", and those that are not
+    difficult (VOC)."""
     keys = [key for key in ("labels", "labels_no_difficult") if key in features]
-    keys = [key for key in keys if isinstance(getattr(features[key], "feature", None), kinds.ClassLabel)]
+    keys = [
+        key for key in keys if isinstance(getattr(features[key], "feature", None), kinds.ClassLabel)
+    ]
     return keys if "labels" in keys else []
 
 
 def _parts_of_objects(features: tfds.features.FeaturesDict, kinds: ModuleType) -> list[str]:
-    """The keys of "objects" where they are boxes with a class (VOC, COCO), those that tell of difficult ones among them."""
+    """The keys of "objects" where they are boxes with a class (VOC, COCO), those that tell of
+    difficult ones among them."""
     parts = getattr(features["objects"], "feature", None) if "objects" in features else None
     if not isinstance(parts, kinds.FeaturesDict) or "bbox" not in parts or "label" not in parts:
         return []
-    if not isinstance(parts["bbox"], kinds.BBoxFeature) or not isinstance(parts["label"], kinds.ClassLabel):
+    if not isinstance(parts["bbox"], kinds.BBoxFeature) or not isinstance(
+        parts["label"], kinds.ClassLabel
+    ):
         return []
     return [key for key in ("bbox", "label", "is_difficult", "is_crowd") if key in parts]
 
 
-def _features(features: tfds.features.FeaturesDict, kinds: ModuleType, spec: str) -> tuple[str, str | None]:
-    """(key of the image, key of the label or None): "image" and "label", or the only ones of their kind."""
+def _features(
+    features: tfds.features.FeaturesDict, kinds: ModuleType, spec: str
+) -> tuple[str, str | None]:
+    """(key of the image, key of the label or None): "image" and "label", or the only ones of their
+    kind."""
 
     def only(kind: type[tfds.features.FeatureConnector], preferred: str) -> str | None:
         of_kind = [key for key, feature in features.items() if isinstance(feature, kind)]
@@ -300,5 +362,7 @@ def _features(features: tfds.features.FeaturesDict, kinds: ModuleType, spec: str
     image = only(kinds.Image, "image")
     if image is None or tf.as_dtype(features[image].dtype) != tf.uint8:
         have = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
-        raise UserError(f"{spec} has no uint8 image under 'image', nor one elsewhere; its features: {have}")
+        raise UserError(
+            f"{spec} has no uint8 image under 'image', nor one elsewhere; its features: {have}"
+        )
     return image, only(kinds.ClassLabel, "label")

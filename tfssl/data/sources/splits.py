@@ -1,12 +1,12 @@
 """The one split grammar: TFDS's, for every kind of source.
 
 `train`, `train[:90%]`, `train[100:200]`, `train[-10%:]`, `train[3shard:]`, `train+test`, `all`; see
-https://www.tensorflow.org/datasets/splits. Percentages are rounded to the nearest example, as TFDS does. Shards are the
-record files of a split: the 2019 study's own validation split of ImageNet, its last 40 of 1024 training shards, is
-`train[984shard:]`, and what it trains on `train[:984shard]`.
+https://www.tensorflow.org/datasets/splits. Percentages are rounded to the nearest example, as TFDS
+does. Shards are the record files of a split: the 2019 study's own validation split of ImageNet, its
+last 40 of 1024 training shards, is `train[984shard:]`, and what it trains on `train[:984shard]`.
 
-A name that there is not stands for the one split that is written so in another case, or plays the same role: `train` for Training, and
-`validation` for valid (see `tfssl.data.listing.roles`).
+A name that there is not stands for the one split that is written so in another case, or plays the
+same role: `train` for Training, and `validation` for valid (see `tfssl.data.listing.roles`).
 """
 
 from __future__ import annotations
@@ -22,23 +22,30 @@ Range = tuple[str, int, int]  # (name of a split, start, stop)
 
 
 def resolve(
-    split: str, sizes: Mapping[str, Sequence[int]], where: str, shards: bool = False, beside: str = ""
+    split: str,
+    sizes: Mapping[str, Sequence[int]],
+    where: str,
+    shards: bool = False,
+    beside: str = "",
 ) -> list[Range]:
     """Absolute ranges of a split.
 
     Args:
       split: str in TFDS's grammar.
-      sizes: dict of split name -> list of examples per file (a single number where files do not matter).
+      sizes: dict of split name -> list of examples per file (a single number where files do not
+        matter).
       where: what is being split, for the message ("folder:photos").
-      shards: whether the numbers of `sizes` are those of record files, so that the unit `shard` means something.
+      shards: whether the numbers of `sizes` are those of record files, so that the unit `shard`
+        means something.
       beside: what else there is, for the message of a name that is unknown.
 
     Returns:
-      list of (name, start, stop) with 0 <= start < stop <= sum(sizes[name]), in the order that was asked for.
+      list of (name, start, stop) with 0 <= start < stop <= sum(sizes[name]), in the order that was
+      asked for.
 
     Raises:
-      UserError: for a name that is unknown, or could be one of several; for what TFDS cannot parse; for a bound beyond the split; for
-        shards of what has none; and for no examples.
+      UserError: for a name that is unknown, or could be one of several; for what TFDS cannot parse;
+        for a bound beyond the split; for shards of what has none; and for no examples.
     """
     totals = {name: sum(lengths) for name, lengths in sizes.items()}
     exist = _count(totals)
@@ -51,13 +58,17 @@ def resolve(
             parts.append((_find(name, totals, where, beside), bracket + bounds))
         if not shards and any("shard" in bounds for _, bounds in parts):
             raise UserError(
-                f"cannot use the split {split!r} of {where}: shards are the record files of tfrecord: and tfds: data; "
+                f"cannot use the split {split!r} of {where}: shards are the record files of "
+                "tfrecord: and tfds: data; "
                 "write a percentage or numbers of images, such as train[:90%] or train[100:200]"
             )
         for name, bounds in parts:
             asked = max(map(int, re.findall(r"(?<![.\d])(\d+)shard", bounds)), default=0)
             if name in sizes and asked > len(sizes[name]):  # TFDS would take all there is
-                raise UserError(f"the split {split!r} of {where}: {name} has {len(sizes[name])} shards, not {asked}")
+                raise UserError(
+                    f"the split {split!r} of {where}: {name} has {len(sizes[name])} shards, not "
+                    f"{asked}"
+                )
         ranges = _absolute(parts, sizes, split, where)
     ranges = [(name, start, stop) for name, start, stop in ranges if start < stop]
     if not ranges:
@@ -74,7 +85,11 @@ def _find(name: str, totals: Mapping[str, int], where: str, beside: str) -> str:
     if name in totals or name == "all":
         return name
     role, rest = (None, ()) if "]" in name else roles.read(name)
-    same_role = [known for known in totals if role and not rest and roles.read(known.rpartition("/")[2])[0] == role]
+    same_role = [
+        known
+        for known in totals
+        if role and not rest and roles.read(known.rpartition("/")[2])[0] == role
+    ]
     for likely in (
         [known for known in totals if known.lower() == name.lower()],
         same_role,
@@ -84,7 +99,8 @@ def _find(name: str, totals: Mapping[str, int], where: str, beside: str) -> str:
         if likely:
             either = " or ".join(_count({known: totals[known]}) for known in likely)
             raise UserError(
-                f"the split {name!r} of {where} could be {either}: name one, or join them: {'+'.join(likely)}"
+                f"the split {name!r} of {where} could be {either}: name one, or join them: "
+                f"{'+'.join(likely)}"
             )
     hint = ""
     if len(totals) == 1 and roles.read(*totals)[0] not in roles.MEASURED:
@@ -101,7 +117,8 @@ _BOUND = re.compile(r"(?:(-?[\d_.]+)(%|shard)?)?")
 def _absolute(
     parts: Sequence[tuple[str, str]], sizes: Mapping[str, Sequence[int]], split: str, where: str
 ) -> list[Range]:
-    """The ranges of (name that exists, "" or "[bounds]") by TFDS's rules, without its import, which takes seconds."""
+    """The ranges of (name that exists, "" or "[bounds]") by TFDS's rules, without its import, which
+    takes seconds."""
     try:
         ranges = []
         for name, bounds in parts:
@@ -117,12 +134,14 @@ def _absolute(
         return ranges
     except ValueError as error:
         raise UserError(
-            f"cannot use the split {split!r} of {where}: {error}; write for example train, train[:90%], train[100:200] or train+test"
+            f"cannot use the split {split!r} of {where}: {error}; write for example train, "
+            "train[:90%], train[100:200] or train+test"
         ) from error
 
 
 def _range(bounds: str | None, lengths: Sequence[int]) -> tuple[int, int]:
-    """(start, stop) of what stands between the brackets, None where there are none, in files of `lengths` examples."""
+    """(start, stop) of what stands between the brackets, None where there are none, in files of
+    `lengths` examples."""
     total = sum(lengths)
     if bounds is None:
         return 0, total
@@ -133,7 +152,9 @@ def _range(bounds: str | None, lengths: Sequence[int]) -> tuple[int, int]:
     numbers: list[Any] = [end[1] and (float if unit == "%" else int)(end[1]) for end in ends]
     if len(ends) == 1:
         if unit != "shard":
-            raise ValueError(f"[{bounds}] is one number, and a slice has two, one of which may be left out")
+            raise ValueError(
+                f"[{bounds}] is one number, and a slice has two, one of which may be left out"
+            )
         numbers.append(numbers[0] + 1)
     start, stop = numbers
     if unit == "%":
@@ -150,7 +171,8 @@ def _range(bounds: str | None, lengths: Sequence[int]) -> tuple[int, int]:
 
 
 def cut(lengths: Sequence[int], start: int, stop: int) -> list[tuple[int, int, int]]:
-    """The parts [start, stop) of files that hold `lengths` examples: list of (file number, skip, take), none empty."""
+    """The parts [start, stop) of files that hold `lengths` examples: list of (file number, skip,
+    take), none empty."""
     parts, begin = [], 0
     for number, length in enumerate(lengths):
         skip, end = max(start - begin, 0), min(stop - begin, length)

@@ -24,12 +24,16 @@ class Derived(Source):
     """
 
     def __init__(self, source: Source, num_examples: int) -> None:
-        super().__init__(source.spec, source.split, num_examples, source.num_classes, source.class_names)
+        super().__init__(
+            source.spec, source.split, num_examples, source.num_classes, source.class_names
+        )
         self._source, self.provides, self.places = source, source.provides, source.places
         self.ignored, self.left_out, self.remarks = source.ignored, source.left_out, source.remarks
         self.random_access, self.splits_overlap = source.random_access, source.splits_overlap
 
-    def records(self, seed: int | None = None, start: int | tf.Tensor = 0, rows: Rows | None = None) -> tf.data.Dataset:
+    def records(
+        self, seed: int | None = None, start: int | tf.Tensor = 0, rows: Rows | None = None
+    ) -> tf.data.Dataset:
         return self._source.records(seed, start, rows)
 
     def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
@@ -44,7 +48,9 @@ class Derived(Source):
     def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return self._source.fetch(record)
 
-    def read_again(self, record: dict[str, tf.Tensor], stand_in: bool = False) -> dict[str, tf.Tensor]:
+    def read_again(
+        self, record: dict[str, tf.Tensor], stand_in: bool = False
+    ) -> dict[str, tf.Tensor]:
         return self._source.read_again(record, stand_in)
 
     def targets(self) -> np.ndarray | None:
@@ -61,12 +67,14 @@ class Derived(Source):
 
 
 class Subset(Derived):
-    """Those images of a source whose places in the split are `index`; in split order, or in the order of the source's epochs.
+    """Those images of a source whose places in the split are `index`; in split order, or in the
+    order of the source's epochs.
 
     Args:
       source: a `Source`.
       index: int [n], without repetition.
-      renumber: "index" counts the subset's images from 0; otherwise it stays the place in the source's split.
+      renumber: "index" counts the subset's images from 0; otherwise it stays the place in the
+        source's split.
     """
 
     def __init__(self, source: Source, index: np.ndarray, renumber: bool = False) -> None:
@@ -78,10 +86,14 @@ class Subset(Derived):
         with tf.device("CPU"):
             self._place = tf.constant(place)
 
-    def records(self, seed: int | None = None, start: int | tf.Tensor = 0, rows: Rows | None = None) -> tf.data.Dataset:
+    def records(
+        self, seed: int | None = None, start: int | tf.Tensor = 0, rows: Rows | None = None
+    ) -> tf.data.Dataset:
         return Source.records(self, seed, start, rows)
 
-    def _epoch(self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None) -> tf.data.Dataset:
+    def _epoch(
+        self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None
+    ) -> tf.data.Dataset:
         count = self.num_examples
         numbers = tf.data.Dataset.range(epoch * count, (epoch + 1) * count)
         mine = self._chosen(self._source.epoch_to_share(seed, epoch))
@@ -106,7 +118,9 @@ class Subset(Derived):
         return self._place_of(record) if self._renumbered else self._source.index_of(record)
 
     def at(self, index: tf.Tensor) -> dict[str, tf.Tensor]:
-        return self._source.at(tf.gather(tf.constant(self._index, tf.int64), index) if self._renumbered else index)
+        return self._source.at(
+            tf.gather(tf.constant(self._index, tf.int64), index) if self._renumbered else index
+        )
 
     def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return {**self._source.fetch(record), "index": self.index_of(record)}
@@ -125,7 +139,8 @@ class Subset(Derived):
 
 
 class LabelledAt(Derived):
-    """A source whose images have no labels but for those at `index`, int [n], places in its split."""
+    """A source whose images have no labels but for those at `index`, int [n], places in its
+    split."""
 
     def __init__(self, source: Source, index: np.ndarray) -> None:
         super().__init__(source, source.num_examples)
@@ -149,62 +164,86 @@ class LabelledAt(Derived):
 
 
 class Ordered(Derived):
-    """A source whose images a run sees in an order of the task's own, in which they may be repeated or left out: see `Pretext.order`.
+    """A source whose images a run sees in an order of the task's own, in which they may be repeated
+    or left out: see `Pretext.order`.
 
-    Examples are numbered as without it, and so epochs, rates and logs mean what they did. One pass in split order is what it was.
+    Examples are numbered as without it, and so epochs, rates and logs mean what they did. One pass
+    in split order is what it was.
 
     Args:
       source: a `Source` of random access.
-      block: graph function: int64 [2], (run seed, k) -> int64 [size], the indices of the images that are the examples k * size to
-        (k + 1) * size - 1. It is a pure function; what it reads of variables it has from their values when the source is made.
+      block: graph function: int64 [2], (run seed, k) -> int64 [size], the indices of the images
+        that are the examples k * size to (k + 1) * size - 1. It is a pure function; what it reads
+        of variables it has from their values when the source is made.
       size: of a block; 0: the number of images.
 
     Raises:
       UserError: the source is read one record after the other.
     """
 
-    def __init__(self, source: Source, block: Callable[[tf.Tensor], tf.Tensor], size: int = 0) -> None:
+    def __init__(
+        self, source: Source, block: Callable[[tf.Tensor], tf.Tensor], size: int = 0
+    ) -> None:
         if not source.random_access:
             raise UserError(
-                f"{source.spec}: the task orders the images itself, and records are read one after the other: take a kind of data set that "
+                f"{source.spec}: the task orders the images itself, and records are read one after "
+                "the other: take a kind of data set that "
                 "can be read in any order, such as folder:PATH"
             )
         super().__init__(source, source.num_examples)
         self._block, self.block_size = block, size or source.num_examples
         self.unreadable = source.unreadable  # of which the run tells
 
-    def records(self, seed: int | None = None, start: int | tf.Tensor = 0, rows: Rows | None = None) -> tf.data.Dataset:
-        return super().records(None, start, rows) if seed is None else Source.records(self, seed, start, rows)
+    def records(
+        self, seed: int | None = None, start: int | tf.Tensor = 0, rows: Rows | None = None
+    ) -> tf.data.Dataset:
+        return (
+            super().records(None, start, rows)
+            if seed is None
+            else Source.records(self, seed, start, rows)
+        )
 
-    def _epoch(self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None) -> tf.data.Dataset:
+    def _epoch(
+        self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None
+    ) -> tf.data.Dataset:
         index = self._block(tf.stack([tf.cast(seed, tf.int64), epoch]))
-        return numbered(self._source.at(index), epoch * self.block_size, self.block_size, skip, rows)
+        return numbered(
+            self._source.at(index), epoch * self.block_size, self.block_size, skip, rows
+        )
 
     def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
         raise UserError(
-            "--data_service delivers images in an order of its own, and the task has its own too: leave it out"
+            "--data_service delivers images in an order of its own, and the task has its own too: "
+            "leave it out"
         )
 
 
 def spread(source: Source, count: int, renumber: bool = False) -> Subset:
-    """At most `count` images, spread evenly over a source; of records, which would all have to be read for that, the first."""
+    """At most `count` images, spread evenly over a source; of records, which would all have to be
+    read for that, the first."""
     count = min(count, source.num_examples)
     reach = source.num_examples if source.random_access else count
     return Subset(source, np.linspace(0, reach - 1, count).round().astype(int), renumber)
 
 
 def nested(source: Source, count: int, seed: int = 0) -> Subset:
-    """`count` images chosen at random, of which those of a smaller `count` are a part: the first of one order of all, by `seed`.
+    """`count` images chosen at random, of which those of a smaller `count` are a part: the first of
+    one order of all, by `seed`.
 
     Raises:
       UserError: there are fewer images.
     """
     if not 1 <= count <= source.num_examples:
-        raise UserError(f"a subset of {count} images: {source.spec} {source.split} has {source.num_examples}")
+        raise UserError(
+            f"a subset of {count} images: {source.spec} {source.split} has {source.num_examples}"
+        )
     if not source.random_access and 2 * count < source.num_examples:
         share = 100 * count / source.num_examples
         logging.warning(
-            "%d of %d records: each epoch reads all of them; were the files written in a random order, "
+            "%d of %d records: each epoch reads all of them; were the files written in a random "
+            "order, "
             "a slice such as %s[:%.2g%%] would read its own files only", count, source.num_examples, source.split, share,
         )  # fmt: skip
-    return Subset(source, np.random.default_rng(seed).permutation(source.num_examples)[:count], renumber=True)
+    return Subset(
+        source, np.random.default_rng(seed).permutation(source.num_examples)[:count], renumber=True
+    )

@@ -3,8 +3,8 @@
     PATH/JPEGImages/000005.jpg
     PATH/ImageSets/Main/CLASS_SPLIT.txt    a line for each image: its name, and 1 (shown), -1 (not) or 0 (difficult)
 
-PATH is such a folder (VOCdevkit/VOC2007), or one that holds no other (VOCdevkit). Its splits are those that have files:
-train, val, trainval (both of them) and test.
+PATH is such a folder (VOCdevkit/VOC2007), or one that holds no other (VOCdevkit). Its splits are
+those that have files: train, val, trainval (both of them) and test.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _LISTS = "ImageSets/Main"
 
 
 class VOCSource(IndexedSource):
-    """Images of a split in the order of their names, and classes in that of theirs, as in published evaluations."""
+    """Images of a split in the order of their names, and classes in that of theirs, as in published
+    evaluations."""
 
     form = "voc:PATH"
     splits_overlap = True
@@ -39,10 +40,14 @@ class VOCSource(IndexedSource):
             raise UserError(f"{spec}: {reason_of(error)}") from error
         number = {name: column for column, name in enumerate(classes)}
         paths, targets = [], []
-        for name, start, stop in resolve(split, {name: [len(images)] for name, images in marks.items()}, spec):
+        for name, start, stop in resolve(
+            split, {name: [len(images)] for name, images in marks.items()}, spec
+        ):
             for image in sorted(marks[name])[start:stop]:
                 paths.append(f"{root}/JPEGImages/{image}.jpg")
-                targets.append(np.full(len(classes), -1, np.int8))  # what a class's file does not name, it has not
+                targets.append(
+                    np.full(len(classes), -1, np.int8)
+                )  # what a class's file does not name, it has not
                 for of_class, mark in marks[name][image].items():
                     targets[-1][number[of_class]] = mark
         super().__init__(spec, split, len(paths), class_names=classes)
@@ -76,7 +81,10 @@ def find(path: str, spec: str) -> str:
         raise UserError(f"{spec}: {one_line(error)}") from error
     found = [f for f in (root, *inner) if tf.io.gfile.isdir(f"{f}/{_LISTS}")]
     if not found:
-        raise UserError(f"{spec}: no folder {_LISTS} in {root!r}; give the folder that holds it, as VOCdevkit/VOC2007")
+        raise UserError(
+            f"{spec}: no folder {_LISTS} in {root!r}; give the folder that holds it, as "
+            "VOCdevkit/VOC2007"
+        )
     if len(found) > 1 and found[0] != root:
         raise UserError(f"{spec}: give one of {', '.join(found)}")
     return found[0]
@@ -84,7 +92,9 @@ def find(path: str, spec: str) -> str:
 
 def _read(root: str, spec: str) -> tuple[Mapping[str, dict[str, dict[str, int]]], list[str]]:
     """({split: {image: {class: 1, -1 or 0}}}, names of the classes)."""
-    marks: Mapping[str, dict[str, dict[str, int]]] = collections.defaultdict(lambda: collections.defaultdict(dict))
+    marks: Mapping[str, dict[str, dict[str, int]]] = collections.defaultdict(
+        lambda: collections.defaultdict(dict)
+    )
     classes = set()
     for file in files.matching(f"{root}/{_LISTS}", r".*_.*\.txt"):
         of_class, _, split = os.path.basename(file)[: -len(".txt")].rpartition("_")
@@ -93,9 +103,12 @@ def _read(root: str, spec: str) -> tuple[Mapping[str, dict[str, dict[str, int]]]
             for line in filter(None, map(str.split, lines)):
                 if len(line) != 2 or line[1] not in ("1", "-1", "0"):
                     raise UserError(
-                        f"{spec}: {file!r} holds {' '.join(line)[:40]!r}; each line is an image's name, and 1, -1 or 0"
+                        f"{spec}: {file!r} holds {' '.join(line)[:40]!r}; each line is an image's "
+                        "name, and 1, -1 or 0"
                     )
                 marks[split][line[0]][of_class] = int(line[1])
     if not marks:
-        raise UserError(f"{spec}: no lists of images in {root}/{_LISTS}; expected files such as cat_train.txt")
+        raise UserError(
+            f"{spec}: no lists of images in {root}/{_LISTS}; expected files such as cat_train.txt"
+        )
     return marks, sorted(classes)

@@ -45,9 +45,14 @@ class FeatureCache:
       UserError: the folder is remote, or cannot be written.
     """
 
-    def __init__(self, folder: str, key: Mapping[str, Any], of: Optional[Mapping[str, Any]] = None) -> None:
+    def __init__(
+        self, folder: str, key: Mapping[str, Any], of: Optional[Mapping[str, Any]] = None
+    ) -> None:
         if "://" in folder:
-            raise UserError(f"cache_dir={folder!r}: cached features are memory-mapped, which takes a local folder")
+            raise UserError(
+                f"cache_dir={folder!r}: cached features are memory-mapped, which takes a local "
+                "folder"
+            )
         digest = hashlib.sha256(json.dumps(key, indent=1, sort_keys=True).encode()).hexdigest()
         self.folder = os.path.join(folder, digest[:16])
         # name -> the locked file behind what `create` made
@@ -75,7 +80,9 @@ class FeatureCache:
                 array = np.load(path, mmap_mode="r")
                 arrays[name] = array[: len(rows["index"])]
             except Exception as error:  # truncated, or another header: NumPy raises many kinds
-                logging.warning("cached features %s are damaged (%s): computed again", path, one_line(error))
+                logging.warning(
+                    "cached features %s are damaged (%s): computed again", path, one_line(error)
+                )
         return rows, arrays
 
     def create(self, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap:
@@ -116,14 +123,18 @@ class FeatureCache:
                     files.remove(self._path(name))
                 raise
         for name in os.listdir(self.folder):
-            if name.endswith(".npy") and os.path.join(self.folder, name) not in map(self._path, table):
+            if name.endswith(".npy") and os.path.join(self.folder, name) not in map(
+                self._path, table
+            ):
                 files.remove(os.path.join(self.folder, name))
 
     def drop(self, names: Collection[str]) -> None:
         """Make some endpoints invalid."""
         rows, table = self._read_record()
         if rows:
-            self._write_record(rows, {name: sums for name, sums in table.items() if name not in names})
+            self._write_record(
+                rows, {name: sums for name, sums in table.items() if name not in names}
+            )
 
     def discard(self) -> None:
         """Remove arrays of `create` without a `commit`."""
@@ -148,7 +159,11 @@ class FeatureCache:
             pass
         except Exception as error:  # NumPy and zipfile raise many kinds
             path = self._path_of_record
-            logging.warning("the record of cached features %s is damaged (%s): computed again", path, one_line(error))
+            logging.warning(
+                "the record of cached features %s is damaged (%s): computed again",
+                path,
+                one_line(error),
+            )
         return {}, {}
 
     @contextlib.contextmanager
@@ -159,7 +174,8 @@ class FeatureCache:
         except OSError as error:
             self.discard()
             raise UserError(
-                f"features cannot be cached in {self.folder!r} ({one_line(error)}): make room, choose another folder, or compute them "
+                f"features cannot be cached in {self.folder!r} ({one_line(error)}): make room, "
+                "choose another folder, or compute them "
                 "without a cache (tfssl-eval --nocache)"
             ) from error
 
@@ -247,13 +263,17 @@ def prune(
     return removed
 
 
-def _outdated(folder: str, versions: Mapping[str, str], identities: Sequence[tuple[str, str, Any]]) -> Optional[str]:
+def _outdated(
+    folder: str, versions: Mapping[str, str], identities: Sequence[tuple[str, str, Any]]
+) -> Optional[str]:
     """Why features are no longer usable; None if they are."""
     try:
         with open(os.path.join(folder, _KEY), encoding="utf-8") as f:
             content = json.load(f)
         key, source = content["key"], content["of"]
-        other = [f"{name} {key[name]}" for name, version in versions.items() if key[name] != version]
+        other = [
+            f"{name} {key[name]}" for name, version in versions.items() if key[name] != version
+        ]
         if other:
             return f"of {', '.join(other)}"
         for dataset, split, identity in identities:
@@ -271,7 +291,11 @@ def _folders(folder: str) -> list[str]:
             inner = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
     except OSError:
         return []
-    return sorted(path for path in inner if len(os.path.basename(path)) == 16 and set(os.path.basename(path)) <= _HEX)
+    return sorted(
+        path
+        for path in inner
+        if len(os.path.basename(path)) == 16 and set(os.path.basename(path)) <= _HEX
+    )
 
 
 _HEX = set("0123456789abcdef")

@@ -67,7 +67,12 @@ class Images:
         return 3 if endpoint == PIXELS else self.module.shapes(self.size)[endpoint][-1]
 
     def random_crops(
-        self, index: np.ndarray, batch_size: int, seed: int, crops: str = "random", start_step: int = 0
+        self,
+        index: np.ndarray,
+        batch_size: int,
+        seed: int,
+        crops: str = "random",
+        start_step: int = 0,
     ) -> tf.data.Dataset:
         """Endless batches: each epoch has another order, and a random crop of each image.
 
@@ -88,12 +93,18 @@ class Images:
         def crop(example: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
             return {"image": CROPS[crops](example["image"], seed, self.size, self.resize)}
 
-        return pipeline.training_batches(Subset(self.source, index), crop, batch_size, seed, start_step)
+        return pipeline.training_batches(
+            Subset(self.source, index), crop, batch_size, seed, start_step
+        )
 
-    def encoder(self, names: Sequence[str], batch_size: int) -> "tf.types.experimental.ConcreteFunction":
+    def encoder(
+        self, names: Sequence[str], batch_size: int
+    ) -> "tf.types.experimental.ConcreteFunction":
         """The graph function uint8 [B, S, S, 3] -> {endpoint: [B, D]}, with the module in inference
         mode."""
-        return encoder(self.module, tuple(names), batch_size, self.size, self.pool, self.target, self.dtype)
+        return encoder(
+            self.module, tuple(names), batch_size, self.size, self.pool, self.target, self.dtype
+        )
 
     def large_batch_encoder(self, names: Sequence[str], batch_size: int) -> Encode:
         """The same for batches that exceed the device's memory, in micro-batches of at most
@@ -107,10 +118,14 @@ class Images:
         def encode(images: tf.Tensor) -> dict[str, tf.Tensor]:
             images = tf.pad(images, [[0, parts * part - batch_size], [0, 0], [0, 0], [0, 0]])
             images = tf.reshape(images, [parts, part, *images.shape[1:]])
-            specs = tf.nest.map_structure(lambda s: tf.TensorSpec(s.shape, s.dtype), compute.structured_outputs)
+            specs = tf.nest.map_structure(
+                lambda s: tf.TensorSpec(s.shape, s.dtype), compute.structured_outputs
+            )
             features = tf.map_fn(compute, images, fn_output_signature=specs, parallel_iterations=1)
             # BxD
-            return {name: tf.reshape(v, [-1, v.shape[-1]])[:batch_size] for name, v in features.items()}
+            return {
+                name: tf.reshape(v, [-1, v.shape[-1]])[:batch_size] for name, v in features.items()
+            }
 
         return encode
 
@@ -124,7 +139,13 @@ def pixels_shape(size: int, target: int) -> tuple[int, int, int]:
 
 @functools.lru_cache(maxsize=2)  # the test split follows the training split, with the same module
 def encoder(
-    module: Module, names: tuple[str, ...], batch_size: int, size: int, pool: str, target: int, dtype: str
+    module: Module,
+    names: tuple[str, ...],
+    batch_size: int,
+    size: int,
+    pool: str,
+    target: int,
+    dtype: str,
 ) -> "tf.types.experimental.ConcreteFunction":
     """The graph function uint8 [B, S, S, 3] -> {name: [B, D]}: the module's inference, pooled; or
     the pixels."""
@@ -140,10 +161,14 @@ def encoder(
                 values = images if side == size else tf.image.resize(images, [side, side], "area")
                 features[name] = tf.reshape(values, [batch_size, -1])
             else:  # pooling needs static shapes, which a loaded function does not have
-                features[name] = pooling.pool(tf.ensure_shape(maps[name], [batch_size, *shapes[name]]), pool, target)
+                features[name] = pooling.pool(
+                    tf.ensure_shape(maps[name], [batch_size, *shapes[name]]), pool, target
+                )
         return {name: tf.cast(value, dtype) for name, value in features.items()}
 
     function = tf.function(
-        compute, input_signature=[tf.TensorSpec([batch_size, size, size, 3], tf.uint8)], autograph=False
+        compute,
+        input_signature=[tf.TensorSpec([batch_size, size, size, 3], tf.uint8)],
+        autograph=False,
     )
     return function.get_concrete_function()

@@ -70,7 +70,8 @@ class Features:
             shape = np.shape(self.endpoints[name])
             if len(shape) != 2 or shape[0] != len(self.labels):
                 raise UserError(
-                    f"{self.source}: endpoint {name} has shape {shape}, and not ({len(self.labels)} labels, features)"
+                    f"{self.source}: endpoint {name} has shape {shape}, and not "
+                    f"({len(self.labels)} labels, features)"
                 )
             parts = [
                 part.start + np.flatnonzero(~np.isfinite(self.endpoints[name][part]).all(1))
@@ -84,7 +85,11 @@ class Features:
     def largest(self, name: str) -> float:
         """The largest absolute value of an endpoint."""
         return max(
-            (float(np.abs(self.endpoints[name][part]).max(initial=0)) for part in self._parts(name)), default=0.0
+            (
+                float(np.abs(self.endpoints[name][part]).max(initial=0))
+                for part in self._parts(name)
+            ),
+            default=0.0,
         )
 
     def _parts(self, name: str, values: int = 1 << 24) -> list[slice]:
@@ -95,9 +100,14 @@ class Features:
         module = f"module {self.images.module.handle!r}: " if self.images and name != PIXELS else ""
         row = self.images.source.name(int(self.index[first])) if self.images else f"row {first}"
         half = self.endpoints[name].dtype == np.float16
-        remedy = "float16 ends at 65504: use float32" if half else "leave the endpoint out, or these images"
+        remedy = (
+            "float16 ends at 65504: use float32"
+            if half
+            else "leave the endpoint out, or these images"
+        )
         return (
-            f"{module}endpoint {name} is infinite or not a number for {count} of {len(self.labels)} images of {self.source} "
+            f"{module}endpoint {name} is infinite or not a number for {count} of "
+            f"{len(self.labels)} images of {self.source} "
             f"(the first: {row}); {remedy}"
         )
 
@@ -177,18 +187,35 @@ def extract(
 
     def compute(images_of: Source, arrays: Mapping[str, np.ndarray], batch_size: int) -> Rows:
         batch_size = min(batch_size, images_of.num_examples)
-        return _fill(arrays, images.encoder(list(arrays), batch_size), images_of, batch_size, size, resize, progress)
+        return _fill(
+            arrays,
+            images.encoder(list(arrays), batch_size),
+            images_of,
+            batch_size,
+            size,
+            resize,
+            progress,
+        )
 
     cache = None
     if cache_dir and wanted:
-        settings = {"image_size": size, "resize": resize, "pool": pool, "target": target, "dtype": dtype}
+        settings = {
+            "image_size": size,
+            "resize": resize,
+            "pool": pool,
+            "target": target,
+            "dtype": dtype,
+        }
         cache = open_cache(cache_dir, module, source, settings)
     start, passes = time.time(), 0
     arrays: dict[str, np.ndarray] = {}
     if not wanted:
         rows = read_labels(source)
     elif not cache:
-        arrays, passes = {name: np.empty((source.num_examples, dims[name]), dtype) for name in wanted}, 1
+        arrays, passes = (
+            {name: np.empty((source.num_examples, dims[name]), dtype) for name in wanted},
+            1,
+        )
         rows = compute(source, arrays, batch_size)
     else:
         rows, arrays = cache.read(wanted)
@@ -198,11 +225,15 @@ def extract(
         while len(arrays) < len(wanted):  # twice where an earlier pass read other rows
             if passes == 3:
                 raise UserError(
-                    f"features do not stay in {cache_dir!r} as they were written: use another disk, or no cache"
+                    f"features do not stay in {cache_dir!r} as they were written: use another "
+                    "disk, or no cache"
                 )
             missing = [name for name in wanted if name not in arrays]
             try:
-                made = {name: cache.create(name, (source.num_examples, dims[name]), dtype) for name in missing}
+                made = {
+                    name: cache.create(name, (source.num_examples, dims[name]), dtype)
+                    for name in missing
+                }
                 cache.commit(made, compute(source, made, batch_size))
             finally:
                 cache.discard()
@@ -246,7 +277,9 @@ def _warn_once(text: str) -> None:
     logging.warning("%s", text)
 
 
-def check_endpoints(module: Module, image_size: int, endpoints: Optional[Sequence[str]] = None) -> list[str]:
+def check_endpoints(
+    module: Module, image_size: int, endpoints: Optional[Sequence[str]] = None
+) -> list[str]:
     """Names of the endpoints as a list, by default all of the module's; UserError if one is
     missing."""
     available = [*module.shapes(image_size), PIXELS]
@@ -254,7 +287,9 @@ def check_endpoints(module: Module, image_size: int, endpoints: Optional[Sequenc
         return available[:-1]
     unknown = [name for name in endpoints if name not in available]
     if unknown or not endpoints:
-        what = f"no endpoint {', '.join(unknown)}" if unknown else "endpoints, and none was asked for"
+        what = (
+            f"no endpoint {', '.join(unknown)}" if unknown else "endpoints, and none was asked for"
+        )
         raise UserError(f"module {module.handle!r} has {what}; it has: {', '.join(available)}")
     return list(dict.fromkeys(endpoints))
 
@@ -289,7 +324,12 @@ def _fill(
     batches = pipeline.evaluation_crops(source, size, resize, batch_size)
     labels, index, done = [], [], 0
     seen = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)  # not in a log file
-    with tqdm(total=source.num_examples, unit=" images", desc=f"{source.spec} {source.split}", disable=not seen) as bar:
+    with tqdm(
+        total=source.num_examples,
+        unit=" images",
+        desc=f"{source.spec} {source.split}",
+        disable=not seen,
+    ) as bar:
         for batch in batches:
             features = compute(batch["image"])
             real = batch["weight"].numpy() > 0
@@ -319,18 +359,29 @@ def warn_of(dropped: Sequence[str], source: Source) -> None:
         _warn_once(f"{source.spec} {source.split}: {count}: {', '.join(dropped[:5])}{more}")
 
 
-def open_cache(folder: str, module: Module, source: Source, settings: Mapping[str, Any]) -> Optional[FeatureCache]:
+def open_cache(
+    folder: str, module: Module, source: Source, settings: Mapping[str, Any]
+) -> Optional[FeatureCache]:
     """The `FeatureCache` of a module's features of a source; None where the source has no
     identity."""
     data = identity.key(identity.of(source))
     if data is None:
         _warn_once(
-            f"features of {source.spec} are not cached: its source does not say what it is made of (Source.parts)"
+            f"features of {source.spec} are not cached: its source does not say what it is made of "
+            "(Source.parts)"
         )
         return None
     used = versions()
-    key = {"module": module.identity, "data": data, **settings, **used, "preprocessing": _preprocessing()}
-    return FeatureCache(folder, key, {"module": module.handle, "dataset": source.spec, "split": source.split})
+    key = {
+        "module": module.identity,
+        "data": data,
+        **settings,
+        **used,
+        "preprocessing": _preprocessing(),
+    }
+    return FeatureCache(
+        folder, key, {"module": module.handle, "dataset": source.spec, "split": source.split}
+    )
 
 
 def versions() -> dict[str, str]:
@@ -364,19 +415,30 @@ def _as_computed(
     rounding."""
     sample = spread(source, count)
     row = {int(index): i for i, index in enumerate(rows["index"])}
-    fresh = {name: np.empty((sample.num_examples, array.shape[1]), dtype) for name, array in arrays.items()}
+    fresh = {
+        name: np.empty((sample.num_examples, array.shape[1]), dtype)
+        for name, array in arrays.items()
+    }
     computed = compute(sample, fresh, batch_size)
     cached = [row[index] for index in map(int, computed["index"]) if index in row]
-    if len(cached) < len(computed["index"]) or not np.array_equal(rows["labels"][cached], computed["labels"]):
+    if len(cached) < len(computed["index"]) or not np.array_equal(
+        rows["labels"][cached], computed["labels"]
+    ):
         logging.warning(
-            "cached features of %s %s are of other images or labels: computed again", source.spec, source.split
+            "cached features of %s %s are of other images or labels: computed again",
+            source.spec,
+            source.split,
         )
         return False
     for name, array in arrays.items():
         now, then = (np.asarray(x, np.float32) for x in (fresh[name][: len(cached)], array[cached]))
         scale = np.abs(now).max(initial=0)
-        if not np.allclose(now, then, rtol=0, atol=(1e-2 if dtype == "float16" else 1e-3) * scale, equal_nan=True):
+        if not np.allclose(
+            now, then, rtol=0, atol=(1e-2 if dtype == "float16" else 1e-3) * scale, equal_nan=True
+        ):
             what = f"{source.spec} {source.split}, {name}"
-            logging.warning("cached features of %s are not those that the module computes: computed again", what)
+            logging.warning(
+                "cached features of %s are not those that the module computes: computed again", what
+            )
             return False
     return True

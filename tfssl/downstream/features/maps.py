@@ -47,7 +47,8 @@ def check_endpoints(
     maps = [name for name, shape in shapes.items() if len(shape) == 3 and shape[0] * shape[1] > 1]
     if not maps:
         raise UserError(
-            f"module {module.handle!r} has no endpoint that is a map [N, h, w, C], which {protocol} needs: its endpoints are "
+            f"module {module.handle!r} has no endpoint that is a map [N, h, w, C], which "
+            f"{protocol} needs: its endpoints are "
             f"{', '.join(shapes)}"
         )
     wanted = [*maps, PIXELS] if endpoints is None else list(endpoints)
@@ -55,7 +56,8 @@ def check_endpoints(
     unknown = [name for name in wanted if name not in shapes and name != PIXELS]
     if unknown or not chosen:
         raise UserError(
-            f"module {module.handle!r}: {', '.join(unknown or wanted)} is no map; there is {', '.join(maps)}, pixels"
+            f"module {module.handle!r}: {', '.join(unknown or wanted)} is no map; there is "
+            f"{', '.join(maps)}, pixels"
         )
     return [name for name in chosen if name != PIXELS or not skip_pixels]
 
@@ -132,7 +134,9 @@ class Maps:
             if len(self) % max(1, source.num_examples // SHOWN) == 0 and len(self.shown) < SHOWN:
                 self.shown[len(self)] = views[0]
             index.append(i)
-            self.annotations += [{key: value[v] for key, value in annotations.items()} for v in range(self.views)]
+            self.annotations += [
+                {key: value[v] for key, value in annotations.items()} for v in range(self.views)
+            ]
             waiting += list(views)
             if len(waiting) >= batch_size:
                 self._keep(module, names, waiting[:batch_size], source)
@@ -140,7 +144,9 @@ class Maps:
         if waiting:
             self._keep(module, names, waiting, source)
         if not self.annotations:
-            raise UserError(f"{source.spec} {source.split}: no image could be read with its annotation")
+            raise UserError(
+                f"{source.spec} {source.split}: no image could be read with its annotation"
+            )
         self.arrays = {name: array[: len(self.annotations)] for name, array in self.arrays.items()}
         self.dropped = features.lost(source, index).tolist()
         features.warn_of(self.dropped, source)
@@ -154,15 +160,23 @@ class Maps:
         views = self.views if all_views else 1
         return (np.asarray(images)[:, None] * self.views + np.arange(views)).reshape(-1)
 
-    def _keep(self, module: Module, names: Sequence[str], images: Sequence[np.ndarray], source: Source) -> None:
+    def _keep(
+        self, module: Module, names: Sequence[str], images: Sequence[np.ndarray], source: Source
+    ) -> None:
         images = np.stack(images)
         floats, begin = tf.cast(images, tf.float32) / 255, self._filled
         endpoints = module.endpoints(floats) if set(names) - {PIXELS, IMAGES} else {}
-        endpoints = {**endpoints, PIXELS: blocks(floats) if PIXELS in names else None, IMAGES: images}
+        endpoints = {
+            **endpoints,
+            PIXELS: blocks(floats) if PIXELS in names else None,
+            IMAGES: images,
+        }
         for name in names:
             value = np.asarray(endpoints[name])
             if name not in self.arrays:
-                self.arrays[name] = self._room((self.views * source.num_examples, *value.shape[1:]), value.dtype)
+                self.arrays[name] = self._room(
+                    (self.views * source.num_examples, *value.shape[1:]), value.dtype
+                )
             self.arrays[name][begin : begin + len(value)] = value
         self._filled = begin + len(images)
 
@@ -176,7 +190,8 @@ class Maps:
             files.claim(file)
         except OSError as error:
             raise UserError(
-                f"maps of {array.nbytes / 1e9:.1f} GB have no room in {tempfile.gettempdir()!r} ({one_line(error)}): name another "
+                f"maps of {array.nbytes / 1e9:.1f} GB have no room in {tempfile.gettempdir()!r} "
+                f"({one_line(error)}): name another "
                 "folder by the environment's TMPDIR"
             ) from error
         return array

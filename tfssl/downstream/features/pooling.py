@@ -51,7 +51,9 @@ def pool(features: tf.Tensor, mode: str = "max", target: int = 9000) -> tf.Tenso
     """
     check(mode)
     shape = tuple(features.shape[1:])
-    height, width, channels = pooled_shape(shape, mode, target)[-3:] if len(shape) == 3 else (1, 1, 1)
+    height, width, channels = (
+        pooled_shape(shape, mode, target)[-3:] if len(shape) == 3 else (1, 1, 1)
+    )
     if len(shape) == 3 and (height, width, channels) != shape:
         if mode.startswith("adaptive"):
             reduce = tf.reduce_max if mode == "adaptive_max" else tf.reduce_mean
@@ -75,10 +77,15 @@ def _adaptive_side(channels: int, target: int) -> int:
     return max(near, 1)
 
 
-def _regions(features: tf.Tensor, count: int, axis: int, reduce: Callable[..., tf.Tensor]) -> tf.Tensor:
+def _regions(
+    features: tf.Tensor, count: int, axis: int, reduce: Callable[..., tf.Tensor]
+) -> tf.Tensor:
     """Reduce `axis` to `count` regions that cover it: region i is [floor(i*n/count),
     ceil((i+1)*n/count))."""
     n = features.shape[axis]
     bounds = [(i * n // count, -(-(i + 1) * n // count)) for i in range(count)]
-    parts = [reduce(tf.gather(features, tf.range(*bound), axis=axis), axis, keepdims=True) for bound in bounds]
+    parts = [
+        reduce(tf.gather(features, tf.range(*bound), axis=axis), axis, keepdims=True)
+        for bound in bounds
+    ]
     return tf.concat(parts, axis)

@@ -55,7 +55,11 @@ def each_class(targets: np.ndarray, scores: np.ndarray, rule: str = "area") -> n
     """
     ranked = [targets[:, c] != 0 for c in range(targets.shape[1])]
     return np.array(
-        [average_precision(targets[use, c] > 0, scores[use, c], rule) for c, use in enumerate(ranked)], float
+        [
+            average_precision(targets[use, c] > 0, scores[use, c], rule)
+            for c, use in enumerate(ranked)
+        ],
+        float,
     )
 
 

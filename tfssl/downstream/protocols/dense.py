@@ -57,7 +57,9 @@ class Task:
     def others(self) -> list[View]:
         """Further views of training images: functions (image, annotations, the image's number) ->
         (image, annotations)."""
-        return [lambda image, annotations, _: self.mirror(image, annotations)] if self.mirrored else []
+        return (
+            [lambda image, annotations, _: self.mirror(image, annotations)] if self.mirrored else []
+        )
 
     def prepare(self, maps: Maps, source: Source) -> None:
         """Read what the head depends on, such as the number of classes, from all training images
@@ -129,7 +131,9 @@ class Dense(Protocol[Source]):
         learning_rate: float = 0.01,
     ) -> None:
         if len(size) != 2:
-            raise UserError(f"size={','.join(map(str, size))}: give HEIGHT,WIDTH in pixels, such as 360,480")
+            raise UserError(
+                f"size={','.join(map(str, size))}: give HEIGHT,WIDTH in pixels, such as 360,480"
+            )
         check_choice("trunk", trunk, TRUNKS)
         self.size, self.trunk, self.trunk_rate = (size[0], size[1]), trunk, trunk_rate
         self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
@@ -144,12 +148,21 @@ class Dense(Protocol[Source]):
     def work(self, train: int, test: int, dims: int) -> float:
         return (min(train, 10_000) + test) * dims
 
-    def endpoints(self, data: Data[Source], names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
+    def endpoints(
+        self, data: Data[Source], names: Optional[Sequence[str]] = None, pixels: bool = True
+    ) -> list[str]:
         pixels = pixels and self.trunk == "frozen"
-        return check_endpoints(data.required_module, image_sides(data.train, self.size), self.name, names, not pixels)
+        return check_endpoints(
+            data.required_module, image_sides(data.train, self.size), self.name, names, not pixels
+        )
 
     def run(self, data: Data[Source], endpoints: Sequence[str]) -> Iterator[Result]:
-        module, seed, val, frozen = data.required_module, data.seed, data.val, self.trunk == "frozen"
+        module, seed, val, frozen = (
+            data.required_module,
+            data.seed,
+            data.val,
+            self.trunk == "frozen",
+        )
         size = image_sides(data.train, self.size)
         task = self.task(size, seed)
         parts = {
@@ -166,8 +179,13 @@ class Dense(Protocol[Source]):
         task.prepare(learned, data.train)
         if not task.tested(parts["test"]):
             source = f"{data.test.spec} {data.test.split}"
-            raise UserError(f"{source}: no image shows what {self.name} asks for: nothing to measure")
-        targets, order = task.targets(learned), np.random.default_rng(seed).permutation(len(learned))
+            raise UserError(
+                f"{source}: no image shows what {self.name} asks for: nothing to measure"
+            )
+        targets, order = (
+            task.targets(learned),
+            np.random.default_rng(seed).permutation(len(learned)),
+        )
         held_out = order[: 0 if val else round(data.val_fraction * len(order))]
 
         def fit(name: str, images: np.ndarray, title: str) -> tuple[Predict, Optional[float]]:
@@ -178,14 +196,20 @@ class Dense(Protocol[Source]):
             loss = learn(network, task.loss, targets, rows, *steps, seed, title)
             return predictor(network, task.decode), loss
 
-        def predictions(predict: Predict, part: str, images: Sequence[int], name: str, at_once: int = 8) -> Predictions:
+        def predictions(
+            predict: Predict, part: str, images: Sequence[int], name: str, at_once: int = 8
+        ) -> Predictions:
             array, rows = parts[part].arrays[name if frozen else IMAGES], parts[part].rows(images)
             for i in range(0, len(rows), at_once):
-                batch = tf.nest.map_structure(np.asarray, predict(tf.constant(array[rows[i : i + at_once]])))
+                batch = tf.nest.map_structure(
+                    np.asarray, predict(tf.constant(array[rows[i : i + at_once]]))
+                )
                 for j, image_number in enumerate(images[i : i + at_once]):
                     yield tf.nest.map_structure(operator.itemgetter(j), batch), image_number
 
-        def measure(predict: Predict, part: str, images: Sequence[int], name: str) -> dict[str, Any]:
+        def measure(
+            predict: Predict, part: str, images: Sequence[int], name: str
+        ) -> dict[str, Any]:
             return task.measure(predictions(predict, part, images, name), parts[part], images)
 
         for name in endpoints:
@@ -197,10 +221,14 @@ class Dense(Protocol[Source]):
             with restored([] if frozen else module.variables):
                 predict, loss = fit(name, order, title)
                 if val:
-                    val_value = _known(measure(predict, "val", range(len(parts["val"])), name)["value"])
+                    val_value = _known(
+                        measure(predict, "val", range(len(parts["val"])), name)["value"]
+                    )
                 measured = dict(measure(predict, "test", range(len(parts["test"])), name))
                 shown = list(parts["test"].shown)
-                picture = task.picture(predictions(predict, "test", shown, name), parts["test"], shown)
+                picture = task.picture(
+                    predictions(predict, "test", shown, name), parts["test"], shown
+                )
             yield Result(
                 protocol=self.name,
                 endpoint=name,
@@ -242,7 +270,9 @@ def head(kind: str, outputs: int) -> tf.keras.Model:
             tf.keras.layers.BatchNormalization(momentum=0.9),
             tf.keras.layers.ReLU(),
         ]
-    last = tf.keras.layers.Conv2D(outputs, 1, kernel_initializer="zeros" if not layers else "glorot_uniform")
+    last = tf.keras.layers.Conv2D(
+        outputs, 1, kernel_initializer="zeros" if not layers else "glorot_uniform"
+    )
     return tf.keras.Sequential([*layers, last])
 
 
@@ -305,7 +335,11 @@ def _moments(array: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
     count, (total, squares) = 0, np.zeros((2, array.shape[-1]))
     for part in np.array_split(rows, max(1, len(rows) // 64)):
         values = array[np.sort(part)].astype(np.float64).reshape(-1, array.shape[-1])
-        total, squares, count = total + values.sum(0), squares + (values**2).sum(0), count + len(values)
+        total, squares, count = (
+            total + values.sum(0),
+            squares + (values**2).sum(0),
+            count + len(values),
+        )
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0)) + 1e-6
     return mean.astype(np.float32), std.astype(np.float32)
@@ -341,7 +375,9 @@ def learn(
     steps = len(rows) // batch_size
     groups = [
         (
-            tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(rate * learning_rate, epochs * steps)),
+            tf.keras.optimizers.Adam(
+                tf.keras.optimizers.schedules.CosineDecay(rate * learning_rate, epochs * steps)
+            ),
             variables,
         )
         for variables, rate in network.groups()
@@ -363,8 +399,13 @@ def learn(
         tf.TensorSpec([batch_size, *array.shape[1:]], array.dtype)
         for array in (network.array, *(targets[key] for key in sorted(targets)))
     ]
-    step = tf.function(step, autograph=False).get_concrete_function(specs[0], dict(zip(sorted(targets), specs[1:])))
-    order, progress = np.random.default_rng([seed, 1]), sgd.Progress(title, sgd.Plan(epochs, (), batch_size, 0), steps)
+    step = tf.function(step, autograph=False).get_concrete_function(
+        specs[0], dict(zip(sorted(targets), specs[1:]))
+    )
+    order, progress = (
+        np.random.default_rng([seed, 1]),
+        sgd.Progress(title, sgd.Plan(epochs, (), batch_size, 0), steps),
+    )
     for epoch in range(1, epochs + 1):
         shuffled = order.permutation(rows)
         total.assign(0.0)

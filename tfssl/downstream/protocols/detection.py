@@ -102,7 +102,9 @@ def check_jitter(jitter: Sequence[float]) -> tuple[float, float]:
     except (TypeError, ValueError):
         low, high = 0.0, 0.0
     if not 0 < low <= high <= 8:
-        raise UserError(f"detection: jitter={jitter}: give the least and the largest scale, such as 0.5,2")
+        raise UserError(
+            f"detection: jitter={jitter}: give the least and the largest scale, such as 0.5,2"
+        )
     return low, high
 
 
@@ -110,10 +112,21 @@ class DetectionTask(Task):
     """Prediction of boxes with classes."""
 
     def __init__(
-        self, layers: int, units: int, scales: Sequence[float], jittered_views: int, *common: Any, **more: Any
+        self,
+        layers: int,
+        units: int,
+        scales: Sequence[float],
+        jittered_views: int,
+        *common: Any,
+        **more: Any,
     ) -> None:
         super().__init__(*common, **more)
-        self.layers, self.units, self.scales, self.jittered_views = layers, units, scales, jittered_views
+        self.layers, self.units, self.scales, self.jittered_views = (
+            layers,
+            units,
+            scales,
+            jittered_views,
+        )
 
     def read(self, example: Example) -> tuple[tf.Tensor, Example]:
         sides = tf.cast(image.image_size(example["image"]), tf.float32)
@@ -124,7 +137,9 @@ class DetectionTask(Task):
             lambda: image.resize(example["image"], tf.unstack(inner), "area"),
             lambda: image.resize(example["image"], tf.unstack(inner)),
         )
-        pixels = tf.ensure_shape(tf.image.pad_to_bounding_box(pixels, 0, 0, *self.size), [*self.size, 3])
+        pixels = tf.ensure_shape(
+            tf.image.pad_to_bounding_box(pixels, 0, 0, *self.size), [*self.size, 3]
+        )
         boxes = example["boxes"] * tf.tile(tf.cast(inner, tf.float32), [2])  # nx4, in pixels
         difficult = example.get("difficult", tf.zeros_like(example["classes"], tf.bool))
         annotations = {
@@ -143,10 +158,14 @@ class DetectionTask(Task):
 
     def others(self) -> list[View]:
         def of_number(number: int) -> View:
-            def view(pixels: tf.Tensor, annotations: Example, index: tf.Tensor) -> tuple[tf.Tensor, Example]:
+            def view(
+                pixels: tf.Tensor, annotations: Example, index: tf.Tensor
+            ) -> tuple[tf.Tensor, Example]:
                 if self.mirrored and number % 2:
                     pixels, annotations = self.mirror(pixels, annotations)
-                seed = tf.stack([tf.cast(index, tf.int64), tf.constant(self.seed * 1009 + number, tf.int64)])
+                seed = tf.stack(
+                    [tf.cast(index, tf.int64), tf.constant(self.seed * 1009 + number, tf.int64)]
+                )
                 draws = tf.random.stateless_uniform([3], seed)
                 low, high = self.scales
                 return self.rescaled(pixels, annotations, low + (high - low) * draws[0], draws[1:])
@@ -180,18 +199,26 @@ class DetectionTask(Task):
         resized = resized[cut[0] : cut[0] + kept[0], cut[1] : cut[1] + kept[1]]
         resized = tf.image.pad_to_bounding_box(resized, pad[0], pad[1], *self.size)
         factor = tf.cast(sides, tf.float32) / tf.cast(size, tf.float32)
-        whole = annotations["boxes"] * tf.tile(factor, [2]) + tf.cast(tf.tile(pad - cut, [2]), tf.float32)
+        whole = annotations["boxes"] * tf.tile(factor, [2]) + tf.cast(
+            tf.tile(pad - cut, [2]), tf.float32
+        )
         boxes = tf.clip_by_value(whole, 0.0, tf.tile(tf.cast(size, tf.float32), [2]))
         visible_area, area = (tf.reduce_prod(b[:, 2:] - b[:, :2], 1) for b in (boxes, whole))
         difficult = annotations["difficult"] | (visible_area < 0.25 * area)
-        classes = tf.where(visible_area > 0, annotations["classes"], tf.constant(-1, annotations["classes"].dtype))
+        classes = tf.where(
+            visible_area > 0, annotations["classes"], tf.constant(-1, annotations["classes"].dtype)
+        )
         view = {**annotations, "boxes": boxes, "classes": classes, "difficult": difficult}
         return tf.ensure_shape(resized, [*self.size, 3]), view
 
     def prepare(self, maps: Maps, source: Source) -> None:
-        boxes = np.concatenate([annotations["boxes"][annotations["classes"] >= 0] for annotations in maps.annotations])
+        boxes = np.concatenate(
+            [annotations["boxes"][annotations["classes"] >= 0] for annotations in maps.annotations]
+        )
         if not len(boxes):
-            raise UserError(f"{source.spec} {source.split}: no image shows an object: nothing to learn")
+            raise UserError(
+                f"{source.spec} {source.split}: no image shows an object: nothing to learn"
+            )
         known = max(annotations["classes"].max(initial=0) for annotations in maps.annotations) + 1
         self.names = list(source.class_names or (f"class {c}" for c in range(known)))
         sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
@@ -218,7 +245,10 @@ class DetectionTask(Task):
     def loss(self, outputs: tf.Tensor, batch: Example) -> tf.Tensor:
         logits, boxes, quality = self.split_outputs(outputs)  # NxLxK, NxLx4, NxL
         owner, positive = assign(
-            locations(self.size, outputs.shape[1:3]), batch["boxes"], batch["classes"] >= 0, self.stride(outputs)
+            locations(self.size, outputs.shape[1:3]),
+            batch["boxes"],
+            batch["classes"] >= 0,
+            self.stride(outputs),
         )
         difficult = positive & tf.gather(batch["difficult"], owner, batch_dims=1)
         positive &= ~difficult  # NxL
@@ -253,7 +283,12 @@ class DetectionTask(Task):
         detections = tf.image.combined_non_max_suppression(
             boxes[:, :, None], scores, MOST, MOST, OVERLAP, LEAST, clip_boxes=False
         )
-        return {"boxes": detections[0], "scores": detections[1], "classes": detections[2], "count": detections[3]}
+        return {
+            "boxes": detections[0],
+            "scores": detections[1],
+            "classes": detections[2],
+            "count": detections[3],
+        }
 
     def measure(self, predicted: Predictions, maps: Maps, images: Sequence[int]) -> dict[str, Any]:
         truths, predictions = [], []
@@ -261,9 +296,15 @@ class DetectionTask(Task):
             annotations, n = maps.annotations[i * maps.views], int(prediction["count"])
             # to pixels of the file, by which COCO's areas are defined
             scale = np.tile(annotations["scale"], 2)
-            truths.append((annotations["boxes"] * scale, annotations["classes"], annotations["difficult"]))
+            truths.append(
+                (annotations["boxes"] * scale, annotations["classes"], annotations["difficult"])
+            )
             predictions.append(
-                (prediction["boxes"][:n] * scale, prediction["classes"][:n].astype(int), prediction["scores"][:n])
+                (
+                    prediction["boxes"][:n] * scale,
+                    prediction["classes"][:n].astype(int),
+                    prediction["scores"][:n],
+                )
             )
         return average_precision(truths, predictions, self.names)
 
@@ -282,7 +323,9 @@ class DetectionTask(Task):
                     pictures.boxed(shown, boxes, of_class, palette),
                 )
             )
-        return pictures.grid(rows, ("objects", "predicted (score 0.5 or more)"), self.names, palette)
+        return pictures.grid(
+            rows, ("objects", "predicted (score 0.5 or more)"), self.names, palette
+        )
 
 
 class Head(tf.keras.Model):
@@ -301,9 +344,14 @@ class Head(tf.keras.Model):
                 tf.keras.layers.GroupNormalization(groups=np.gcd(units, 32)),
                 tf.keras.layers.ReLU(),
             ]
-            return tf.keras.Sequential([layer for _ in range(layers) for layer in block()] or [tf.keras.layers.ReLU()])
+            return tf.keras.Sequential(
+                [layer for _ in range(layers) for layer in block()] or [tf.keras.layers.ReLU()]
+            )
 
-        small, rare = lambda: tf.keras.initializers.RandomNormal(stddev=0.01), -np.log((1 - PRIOR) / PRIOR)  # noqa: E731
+        small, rare = (
+            lambda: tf.keras.initializers.RandomNormal(stddev=0.01),
+            -np.log((1 - PRIOR) / PRIOR),
+        )  # noqa: E731
         self.of_classes, self.of_boxes = tower(), tower()
         self.classes = conv(
             classes,
@@ -326,7 +374,9 @@ def locations(size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
     return np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
 
 
-def assign(locations: np.ndarray, boxes: tf.Tensor, real: tf.Tensor, stride: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
+def assign(
+    locations: np.ndarray, boxes: tf.Tensor, real: tf.Tensor, stride: np.ndarray
+) -> tuple[tf.Tensor, tf.Tensor]:
     """The object that each location is assigned to.
 
     Args:
@@ -340,7 +390,8 @@ def assign(locations: np.ndarray, boxes: tf.Tensor, real: tf.Tensor, stride: np.
     low, high = boxes[:, None, :, :2], boxes[:, None, :, 2:]  # Nx1xMx2
     offset = tf.abs(locations[None, :, None] - (low + high) / 2) / stride  # NxLxMx2
     inside = tf.reduce_all(
-        (locations[None, :, None] >= low) & (locations[None, :, None] <= high) & (offset <= RADIUS), -1
+        (locations[None, :, None] >= low) & (locations[None, :, None] <= high) & (offset <= RADIUS),
+        -1,
     )
     nearest = tf.reduce_all(offset <= 0.5, -1)
     area = tf.reduce_prod(high - low, -1)  # Nx1xM
@@ -386,7 +437,12 @@ def average_precision(truths: Boxes, predictions: Boxes, names: Sequence[str]) -
 
     def entry(i: int, box: np.ndarray, c: int, **more: float) -> dict[str, Any]:
         top, left, bottom, right = map(float, box)
-        return {"image_id": i, "category_id": int(c), "bbox": [left, top, right - left, bottom - top], **more}
+        return {
+            "image_id": i,
+            "category_id": int(c),
+            "bbox": [left, top, right - left, bottom - top],
+            **more,
+        }
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth, detected = COCO(), COCO()
@@ -416,7 +472,10 @@ def average_precision(truths: Boxes, predictions: Boxes, names: Sequence[str]) -
         judge.accumulate()
     # IoU x recall x class, of all sizes, 100 predictions
     precision = judge.eval["precision"][:, :, :, 0, -1]
-    by_class = [np.mean(precision[0, :, c]) if (precision[0, :, c] > -1).all() else None for c in range(len(names))]
+    by_class = [
+        np.mean(precision[0, :, c]) if (precision[0, :, c] > -1).all() else None
+        for c in range(len(names))
+    ]
     known = precision[:, :, [c for c, value in enumerate(by_class) if value is not None]]
     return {
         "value": float(known[0].mean()) if known.size else float("nan"),

@@ -61,7 +61,8 @@ class FewShot(Protocol[Features]):
         self.shots, self.ridges = check_shots(shots), check_ridges(ridges)
         if ways < 0 or ways == 1 or queries < 0 or episodes < 1:
             raise UserError(
-                f"ways={ways}, queries={queries}, episodes={episodes}: give 2 classes or more (0: all), 1 question to each or "
+                f"ways={ways}, queries={queries}, episodes={episodes}: give 2 classes or more (0: "
+                "all), 1 question to each or "
                 "more (0: all), and 1 episode or more"
             )
         self.ways, self.queries, self.episodes = ways, queries, episodes
@@ -83,25 +84,34 @@ class FewShot(Protocol[Features]):
         episode)."""
         train, test, part = data.train, data.test, data.split()
         classes = np.unique(train.labels[part.rows])
-        learn, ask = by_class(train, part.rows, classes), by_class(test, np.arange(len(test.labels)), classes)
-        try_on, ask_held = by_class(train, part.fit, classes), by_class(part.held, part.val, classes)
+        learn, ask = (
+            by_class(train, part.rows, classes),
+            by_class(test, np.arange(len(test.labels)), classes),
+        )
+        try_on, ask_held = (
+            by_class(train, part.fit, classes),
+            by_class(part.held, part.val, classes),
+        )
         usable = [c for c in range(len(classes)) if len(ask[c])]
         for c in usable:
             if min(len(learn[c]), len(try_on[c])) < max(self.shots):
                 name = train.class_names[classes[c]] if train.class_names else classes[c]
                 raise UserError(
-                    f"shots={','.join(map(str, self.shots))}: class {name} has {min(len(learn[c]), len(try_on[c]))} images to "
+                    f"shots={','.join(map(str, self.shots))}: class {name} has "
+                    f"{min(len(learn[c]), len(try_on[c]))} images to "
                     f"learn from in {train.source}"
                 )
         choosable = [c for c in usable if len(ask_held[c])]
         if len(choosable) < 2 and len(self.ridges) > 1:
             raise UserError(
-                "few_shot: no validation images of two classes to choose the ridge on: give val, or one ridge"
+                "few_shot: no validation images of two classes to choose the ridge on: give val, "
+                "or one ridge"
             )
         ways = min(self.ways or len(usable), len(usable))
         if ways < 2:
             raise UserError(
-                f"few_shot: {test.source} shows {ways} class that can be learned, and an episode has two or more"
+                f"few_shot: {test.source} shows {ways} class that can be learned, and an episode "
+                "has two or more"
             )
         return part, Pool(learn, ask, usable), Pool(try_on, ask_held, choosable), ways
 
@@ -115,11 +125,17 @@ class FewShot(Protocol[Features]):
                     few, fewer = max(1, self.episodes // 6), min(ways, len(held_out.classes))
                     plan = Plan(held_out.classes, fewer, k, self.queries, few, (data.seed, 6, k))
                     held = part.held.endpoints[endpoint]
-                    on_val = accuracies(features, held_out.learn, held, held_out.ask, plan, self.ridges).mean(0)
+                    on_val = accuracies(
+                        features, held_out.learn, held, held_out.ask, plan, self.ridges
+                    ).mean(0)
                     best = int(on_val.argmax())
-                plan = Plan(on_test.classes, ways, k, self.queries, self.episodes, (data.seed, 7, k))
+                plan = Plan(
+                    on_test.classes, ways, k, self.queries, self.episodes, (data.seed, 7, k)
+                )
                 ridge, queries = self.ridges[best], data.test.endpoints[endpoint]
-                values = accuracies(features, on_test.learn, queries, on_test.ask, plan, [ridge])[:, 0]
+                values = accuracies(features, on_test.learn, queries, on_test.ask, plan, [ridge])[
+                    :, 0
+                ]
                 yield Result(
                     protocol=self.name,
                     endpoint=endpoint,
@@ -146,7 +162,10 @@ class FewShot(Protocol[Features]):
 def check_ridges(ridges: Union[str, float, Sequence[float]]) -> list[float]:
     """The ridges as floats in increasing order; UserError for invalid ones."""
     try:
-        given = [float(r) for r in (ridges.split(",") if isinstance(ridges, str) else np.atleast_1d(ridges))]
+        given = [
+            float(r)
+            for r in (ridges.split(",") if isinstance(ridges, str) else np.atleast_1d(ridges))
+        ]
     except (TypeError, ValueError):
         given = []
     if not given or not all(0 < r < math.inf for r in given):
@@ -205,16 +224,24 @@ def accuracies(
         rng = np.random.default_rng([*plan.seed, episode])
         classes = rng.choice(plan.classes, plan.ways, replace=False)
         rows = [rng.choice(learn[c], plan.shots, replace=False) for c in classes]
-        queries = [rng.choice(ask[c], min(plan.queries or len(ask[c]), len(ask[c])), replace=False) for c in classes]
+        queries = [
+            rng.choice(ask[c], min(plan.queries or len(ask[c]), len(ask[c])), replace=False)
+            for c in classes
+        ]
         y = np.repeat(np.arange(plan.ways), plan.shots)
         truth = np.repeat(np.arange(plan.ways), [len(q) for q in queries])
-        support, query_rows = unit(features[np.concatenate(rows)]), unit(query_features[np.concatenate(queries)])
+        support, query_rows = (
+            unit(features[np.concatenate(rows)]),
+            unit(query_features[np.concatenate(queries)]),
+        )
         outputs = ridge_regression(support, np.eye(plan.ways)[y], query_rows, ridges)
         correct[episode] = (outputs.argmax(2) == truth).mean(1)
     return correct
 
 
-def ridge_regression(x: np.ndarray, y: np.ndarray, queries: np.ndarray, ridges: Sequence[float]) -> np.ndarray:
+def ridge_regression(
+    x: np.ndarray, y: np.ndarray, queries: np.ndarray, ridges: Sequence[float]
+) -> np.ndarray:
     """Outputs for `queries` [M, D] of W, b minimizing sum ||W x_i + b - y_i||^2 + ridge * ||W||^2:
     [ridges, M, C].
 

@@ -50,15 +50,26 @@ class KNN(Protocol[Features]):
     def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
         part, train, test, k = data.split(), data.train, data.test, self.k
         if k > len(part.rows):
-            logging.warning("k=%d is more than there are training images: all %d vote", k, len(part.rows))
+            logging.warning(
+                "k=%d is more than there are training images: all %d vote", k, len(part.rows)
+            )
             k = len(part.rows)
         for endpoint in endpoints:
-            start, features, held = time.time(), train.endpoints[endpoint], part.held.endpoints[endpoint]
+            start, features, held = (
+                time.time(),
+                train.endpoints[endpoint],
+                part.held.endpoints[endpoint],
+            )
 
             def accuracy(
-                bank: np.ndarray, queries: np.ndarray, labels: np.ndarray, features: np.ndarray = features
+                bank: np.ndarray,
+                queries: np.ndarray,
+                labels: np.ndarray,
+                features: np.ndarray = features,
             ) -> float:
-                votes = nearest.vote(features, train.labels, bank, queries, min(k, len(bank)), self.temperature)
+                votes = nearest.vote(
+                    features, train.labels, bank, queries, min(k, len(bank)), self.temperature
+                )
                 return float(np.mean(votes == labels))
 
             yield Result(
@@ -66,7 +77,9 @@ class KNN(Protocol[Features]):
                 endpoint=endpoint,
                 metric=self.metric,
                 value=accuracy(part.rows, test.endpoints[endpoint], test.labels),
-                val_value=accuracy(part.fit, held[part.val], part.held.labels[part.val]) if len(part.val) else None,
+                val_value=accuracy(part.fit, held[part.val], part.held.labels[part.val])
+                if len(part.val)
+                else None,
                 train_labels=len(part.rows),
                 details={"features": features.shape[1], "k": k, "temperature": self.temperature},
                 seconds=time.time() - start,

@@ -84,7 +84,12 @@ class LinearSGD(Protocol[Features]):
 
     name = "linear_sgd"
     flag_prefix = "sgd_"
-    flag_names = {"augment": "augment", "standardize": "standardize", "epoch": "epoch", "lr_scaling": ""}
+    flag_names = {
+        "augment": "augment",
+        "standardize": "standardize",
+        "epoch": "epoch",
+        "lr_scaling": "",
+    }
     one_pass = True
     magnitudes = (0.0, math.inf)  # crops are encoded anew
     order_independent = False  # batches take rows in an order
@@ -113,7 +118,11 @@ class LinearSGD(Protocol[Features]):
         check_choice("epoch", epoch, ("last", "best"))
         self.augment, self.crops, self.epochs, self.batch_size = augment, crops, epochs, batch_size
         self.decay_epochs = sgd.check("linear_sgd", epochs, decay_epochs, batch_size, learning_rate)
-        self.learning_rate, self.lr_scaling, self.weight_decay = learning_rate, lr_scaling, weight_decay
+        self.learning_rate, self.lr_scaling, self.weight_decay = (
+            learning_rate,
+            lr_scaling,
+            weight_decay,
+        )
         self.nesterov, self.batch_norm, self.init_std = nesterov, batch_norm, init_std
         self.standardize, self.epoch = standardize, epoch
 
@@ -126,9 +135,13 @@ class LinearSGD(Protocol[Features]):
     def reads_train(self, held_out: bool) -> bool:
         return not self.augment or self.standardize or held_out
 
-    def endpoints(self, data: Data[Features], names: Optional[Sequence[str]] = None, pixels: bool = True) -> list[str]:
+    def endpoints(
+        self, data: Data[Features], names: Optional[Sequence[str]] = None, pixels: bool = True
+    ) -> list[str]:
         held_out = data.val is None and len(data.split().val) > 0
-        return splits.endpoints([data.test, data.val, data.train if self.reads_train(held_out) else None], names)
+        return splits.endpoints(
+            [data.test, data.val, data.train if self.reads_train(held_out) else None], names
+        )
 
     def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
         train, test, seed, names = data.train, data.test, data.seed, list(endpoints)
@@ -140,9 +153,17 @@ class LinearSGD(Protocol[Features]):
         rate = self.learning_rate * (batch / self.lr_scaling if self.lr_scaling else 1)
         plan = sgd.Plan(self.epochs, self.decay_epochs, batch, rate, nesterov=self.nesterov)
         classes, labels = np.unique(train.labels, return_inverse=True)
-        scales = {name: moments(train.endpoints[name], part.rows) for name in names} if self.standardize else {}
+        scales = (
+            {name: moments(train.endpoints[name], part.rows) for name in names}
+            if self.standardize
+            else {}
+        )
         both = [True] if part.fits_all else [True, False]
-        heads = [self._head(name, test, len(classes), fits, scales.get(name), seed) for fits in both for name in names]
+        heads = [
+            self._head(name, test, len(classes), fits, scales.get(name), seed)
+            for fits in both
+            for name in names
+        ]
         # one and the same if nothing is held out
         finals, trials = heads[: len(names)], heads[-len(names) :]
         on_val = sgd.Held(part.held, part.val, names, classes)
@@ -172,7 +193,9 @@ class LinearSGD(Protocol[Features]):
             state=state,
         )
         for i, name in enumerate(names):
-            reported = sgd.reported([[e, of_trials[i], of_finals[i]] for e, of_trials, of_finals in curve], self.epoch)
+            reported = sgd.reported(
+                [[e, of_trials[i], of_finals[i]] for e, of_trials, of_finals in curve], self.epoch
+            )
             yield Result(
                 protocol=self.name,
                 endpoint=name,
@@ -202,7 +225,13 @@ class LinearSGD(Protocol[Features]):
             )
 
     def _head(
-        self, name: str, test: Features, num_classes: int, fits_all: bool, scale: Optional[Moments], seed: int
+        self,
+        name: str,
+        test: Features,
+        num_classes: int,
+        fits_all: bool,
+        scale: Optional[Moments],
+        seed: int,
     ) -> Linear:
         dims = test.endpoints[name].shape[1]
         channels = test.images.channels(name) if test.images else dims
@@ -215,7 +244,9 @@ class LinearSGD(Protocol[Features]):
             fits_all=fits_all,
             seed=seed,
             scale=scale,
-            norm=None if self.batch_norm == "none" else BatchNorm(channels, self.batch_norm == "learned", dtype),
+            norm=None
+            if self.batch_norm == "none"
+            else BatchNorm(channels, self.batch_norm == "learned", dtype),
             init_std=self.init_std,
             dtype=dtype,
         )
@@ -230,15 +261,28 @@ class LinearSGD(Protocol[Features]):
         common = {name: getattr(data, name) for name in ("train_labels", "val_fraction", "seed")}
         modules = [(images.module.identity, content) for images, content in zip(behind, known)]
         sizes = [(images.size, images.resize, images.pool, images.target) for images in behind]
-        rows = [hashlib.sha256(part.index.tobytes() + part.labels.tobytes()).hexdigest() for part in data.parts]
+        rows = [
+            hashlib.sha256(part.index.tobytes() + part.labels.tobytes()).hexdigest()
+            for part in data.parts
+        ]
         settings = {name: str(value) for name, value in {**self.settings, **common}.items()}
-        return {**settings, "endpoints": names, "images": modules, "sizes": sizes, "rows": rows, **features.versions()}
+        return {
+            **settings,
+            "endpoints": names,
+            "images": modules,
+            "sizes": sizes,
+            "rows": rows,
+            **features.versions(),
+        }
 
 
 def _images(train: Features) -> Images:
     """The images behind features; UserError where there are none."""
     if train.images is None:
-        raise UserError(f"{train.source}: no images behind these features to take random crops of: set augment=False")
+        raise UserError(
+            f"{train.source}: no images behind these features to take random crops of: set "
+            "augment=False"
+        )
     return train.images
 
 
@@ -247,7 +291,12 @@ def _unchanged(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 
 def _crops(
-    train: Features, rows: np.ndarray, batch_size: int, seed: int, crops: str = "random", start_step: int = 0
+    train: Features,
+    rows: np.ndarray,
+    batch_size: int,
+    seed: int,
+    crops: str = "random",
+    start_step: int = 0,
 ) -> tf.data.Dataset:
     """Batches for `sgd.train`: (images uint8 [B, S, S, 3], rows of `train`)."""
     images = _images(train)
@@ -256,7 +305,9 @@ def _crops(
     row = tf.constant(row_of)
     if crops == "random" and images.size == images.resize:
         logging.warning(
-            "image_size and resize are both %d: square images have one crop; augment=False is faster", images.size
+            "image_size and resize are both %d: square images have one crop; augment=False is "
+            "faster",
+            images.size,
         )
     data = images.random_crops(train.index[rows], batch_size, seed, crops, start_step)
     return data.map(lambda batch: (batch["image"], tf.gather(row, batch["index"])))

@@ -72,7 +72,9 @@ class Logistic(Protocol[Features]):
         for endpoint in endpoints:
             yield self._evaluate(data.train, data.test, endpoint, part)
 
-    def _evaluate(self, train: Features, test: Features, endpoint: str, part: splits.Split) -> Result:
+    def _evaluate(
+        self, train: Features, test: Features, endpoint: str, part: splits.Split
+    ) -> Result:
         start, features = time.time(), train.endpoints[endpoint]
         scale = moments(features, part.rows) if self.standardize else None
         classes, labels = np.unique(train.labels, return_inverse=True)
@@ -127,7 +129,9 @@ def check_l2(l2: Union[str, float]) -> Union[str, float]:
     except (TypeError, ValueError):
         value = math.nan
     if not 0 <= value < math.inf:
-        raise UserError(f"l2={l2!r}: give select, published (100 / (features * classes)), or a number >= 0")
+        raise UserError(
+            f"l2={l2!r}: give select, published (100 / (features * classes)), or a number >= 0"
+        )
     return value
 
 
@@ -177,7 +181,9 @@ def evaluate(rows: Rows, fit: Fit) -> tuple[float, float]:
     for x, y in rows.chunks:
         logits = x @ w + b  # NxC
         right += int(tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == y, tf.int32)))
-        loss += float(tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)))
+        loss += float(
+            tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits))
+        )
     return right / rows.count, loss / rows.count
 
 

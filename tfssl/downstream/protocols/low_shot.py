@@ -49,7 +49,10 @@ class LowShot(Hinge):
     flag_names = {"shots": "low_shot_k", "samples": "low_shot_samples", "choose": "low_shot_choose"}
     expense = 5
     quick = {"samples": 2, "shots": (1, 4, 16, 64), "costs": "0.1,1,10,100"}
-    trials = {"samples": 1, "shots": (1,), "costs": "1"}, {"samples": 1, "shots": (1,), "costs": "0.1,1,10"}
+    trials = (
+        {"samples": 1, "shots": (1,), "costs": "1"},
+        {"samples": 1, "shots": (1,), "costs": "0.1,1,10"},
+    )
 
     def __init__(
         self,
@@ -62,7 +65,8 @@ class LowShot(Hinge):
         self.shots = check(shots, samples)
         if choose not in ("validation", "test"):
             raise UserError(
-                f"choose={choose!r}: the cost is chosen on validation, or on test (as published; optimistic)"
+                f"choose={choose!r}: the cost is chosen on validation, or on test (as published; "
+                "optimistic)"
             )
         self.samples, self.choose = samples, choose
 
@@ -78,10 +82,14 @@ class LowShot(Hinge):
     def _prepare(self, data: Data[Features]) -> splits.Targets:
         targets = data.one_vs_rest()
         of_train = targets.train[targets.rows]
-        for name, positives in zip(class_names(data.train, of_train.shape[1]), (of_train > 0).sum(0)):
+        for name, positives in zip(
+            class_names(data.train, of_train.shape[1]), (of_train > 0).sum(0)
+        ):
             if positives < max(self.shots):
                 shots = ",".join(map(str, self.shots))
-                raise UserError(f"shots={shots}: class {name} has {positives} images in {data.train.source}")
+                raise UserError(
+                    f"shots={shots}: class {name} has {positives} images in {data.train.source}"
+                )
         if not (targets.test > 0).any():
             raise UserError(f"{data.test.source}: no image of any class to test on")
         return targets
@@ -91,7 +99,10 @@ class LowShot(Hinge):
         rows, targets, test_targets, val_targets = self._prepare(data)
         targets = targets[rows]
         labels = None if train.targets is not None else train.labels[rows]
-        ranks = [sample_ranks(targets, labels, train.index[rows], seed, sample) for sample in range(self.samples)]
+        ranks = [
+            sample_ranks(targets, labels, train.index[rows], seed, sample)
+            for sample in range(self.samples)
+        ]
         drawn = np.flatnonzero(np.any([rank.min(1) < max(self.shots) for rank in ranks], 0))
         y = np.where(targets[drawn] > 0, 1.0, -1.0)
         weights = np.where(y > 0, self.positive_weight, 1.0)
@@ -105,15 +116,24 @@ class LowShot(Hinge):
                     fits = list(svms.path(y, weights * (rank[drawn] < k), self.costs))
                     gaps += [float(fit.gap.max()) for fit in fits]
                     solution = [np.concatenate(part, -1) for part in zip(*map(svms.weights, fits))]
-                    on_test[sample] = self._of_costs(solution, test.endpoints[endpoint], test_targets)
+                    on_test[sample] = self._of_costs(
+                        solution, test.endpoints[endpoint], test_targets
+                    )
                     if val is not None and val_targets is not None:
-                        on_val[sample] = self._of_costs(solution, val.endpoints[endpoint], val_targets)
+                        on_val[sample] = self._of_costs(
+                            solution, val.endpoints[endpoint], val_targets
+                        )
                     else:
                         outside = np.where(rank[held] < k, 0, targets[held])
-                        on_val[sample] = self._of_costs(solution, train.endpoints[endpoint][rows[held]], outside)
+                        on_val[sample] = self._of_costs(
+                            solution, train.endpoints[endpoint][rows[held]], outside
+                        )
                 judged = on_test if self.choose == "test" else on_val
                 if np.isnan(judged).any():
-                    raise UserError(f"low_shot: {self._chosen_on(data)}: no image of any class to choose the cost on")
+                    raise UserError(
+                        f"low_shot: {self._chosen_on(data)}: no image of any class to choose the "
+                        "cost on"
+                    )
                 best = int(judged.mean(0).argmax())
                 values = on_test[:, best]
                 yield Result(
@@ -142,21 +162,31 @@ class LowShot(Hinge):
                     seconds=time.time() - start,
                 )
 
-    def _of_costs(self, solution: Sequence[np.ndarray], features: np.ndarray, targets: np.ndarray) -> list[float]:
+    def _of_costs(
+        self, solution: Sequence[np.ndarray], features: np.ndarray, targets: np.ndarray
+    ) -> list[float]:
         """Mean average precision of the SVMs of each C: list of float."""
         decisions = np.split(decide(features, *solution), len(self.costs), 1)
-        return [mean(average_precision.each_class(targets, decision, self.ap)) for decision in decisions]
+        return [
+            mean(average_precision.each_class(targets, decision, self.ap)) for decision in decisions
+        ]
 
     def _chosen_on(self, data: Data[Features]) -> str:
         if self.choose == "test":
             return f"{data.test.source} (optimistic)"
-        return data.val.source if data.val is not None else f"{data.train.source} outside of each sample"
+        return (
+            data.val.source
+            if data.val is not None
+            else f"{data.train.source} outside of each sample"
+        )
 
 
 def check(shots: Union[str, int, Sequence[int]], samples: int = 1) -> list[int]:
     """`shots` in increasing order; UserError unless all settings are at least 1."""
     try:
-        given = sorted({int(k) for k in (shots.split(",") if isinstance(shots, str) else np.atleast_1d(shots))})
+        given = sorted(
+            {int(k) for k in (shots.split(",") if isinstance(shots, str) else np.atleast_1d(shots))}
+        )
     except (TypeError, ValueError):
         given = []
     if not given or given[0] < 1:
@@ -186,7 +216,9 @@ def sample_ranks(
     classes = targets.shape[1]
     ranks = np.zeros(targets.shape, int)
     for c in range(classes):
-        rank = splits.rank_within_class(targets[:, c].astype(int), splits.draws(index, seed, 3, sample, c))
+        rank = splits.rank_within_class(
+            targets[:, c].astype(int), splits.draws(index, seed, 3, sample, c)
+        )
         ranks[:, c] = np.where(
             targets[:, c] > 0, rank, rank // max(classes - 1, 1)
         )  # (classes - 1) times as many negatives

@@ -35,7 +35,13 @@ class Perceptron(sgd.Classifier):
     """A hidden layer of ReLUs with dropout, and a linear layer."""
 
     def __init__(
-        self, endpoint: str, dims: int, num_classes: int, hidden: int = 1000, dropout: float = 0.5, **common: Any
+        self,
+        endpoint: str,
+        dims: int,
+        num_classes: int,
+        hidden: int = 1000,
+        dropout: float = 0.5,
+        **common: Any,
     ) -> None:
         super().__init__(endpoint, dims, **common)
         self.units, self.dropout = hidden, dropout
@@ -78,7 +84,10 @@ class MLP(Protocol[Features]):
     order_independent = False  # batches take rows in an order
     expense = 6
     quick = {"train_labels": 1000, "epochs": 60, "decay_epochs": (20, 40), "l2": 1e-4}
-    trials = {"epochs": 2, "decay_epochs": (), "l2": 1e-4}, {"epochs": 8, "decay_epochs": (), "l2": 1e-4}
+    trials = (
+        {"epochs": 2, "decay_epochs": (), "l2": 1e-4},
+        {"epochs": 8, "decay_epochs": (), "l2": 1e-4},
+    )
 
     def __init__(
         self,
@@ -94,11 +103,15 @@ class MLP(Protocol[Features]):
     ) -> None:
         if hidden < 1 or not 0 <= dropout < 1:
             raise UserError(
-                f"mlp: hidden={hidden}, dropout={dropout}: give at least 1 unit, and drop a fraction in [0, 1)"
+                f"mlp: hidden={hidden}, dropout={dropout}: give at least 1 unit, and drop a "
+                "fraction in [0, 1)"
             )
         check_choice("epoch", epoch, ("last", "best"))
         self.hidden, self.dropout, self.l2 = hidden, dropout, check_l2(l2)
-        self.epochs, self.decay_epochs = epochs, sgd.check("mlp", epochs, decay_epochs, batch_size, learning_rate)
+        self.epochs, self.decay_epochs = (
+            epochs,
+            sgd.check("mlp", epochs, decay_epochs, batch_size, learning_rate),
+        )
         self.batch_size, self.learning_rate, self.standardize, self.epoch = (
             batch_size,
             learning_rate,
@@ -107,7 +120,11 @@ class MLP(Protocol[Features]):
         )
 
     def chooses(self) -> tuple[str, ...]:
-        return tuple(name for name, value in (("l2", "select"), ("epoch", "best")) if getattr(self, name) == value)
+        return tuple(
+            name
+            for name, value in (("l2", "select"), ("epoch", "best"))
+            if getattr(self, name) == value
+        )
 
     def passes(self) -> float:
         return self.epochs * (1 + (len(L2) if self.l2 == "select" else 1))
@@ -127,7 +144,9 @@ class MLP(Protocol[Features]):
         for endpoint in endpoints:
             yield self._evaluate(data.train, data.test, endpoint, part, data.seed)
 
-    def _evaluate(self, train: Features, test: Features, endpoint: str, part: splits.Split, seed: int) -> Result:
+    def _evaluate(
+        self, train: Features, test: Features, endpoint: str, part: splits.Split, seed: int
+    ) -> Result:
         start, features = time.time(), train.endpoints[endpoint]
         classes, labels = np.unique(train.labels, return_inverse=True)
         perceptron = functools.partial(
@@ -150,7 +169,9 @@ class MLP(Protocol[Features]):
             """Train a network for each l2: (curve [[epoch, accuracies of all on the first part,
             ...], ...], losses, rate)."""
             networks = [perceptron(l2=value) for value in l2s]
-            plan = sgd.Plan(self.epochs, self.decay_epochs, min(self.batch_size, len(rows)), self.learning_rate)
+            plan = sgd.Plan(
+                self.epochs, self.decay_epochs, min(self.batch_size, len(rows)), self.learning_rate
+            )
             return sgd.train(
                 networks,
                 sgd.feature_batches(train, [endpoint], rows, plan.batch_size, seed),
@@ -165,20 +186,29 @@ class MLP(Protocol[Features]):
             )
 
         given = self.l2 != "select"
-        tried = [l2_of(self.l2, features.shape[1], train.num_classes or len(classes))] if given else list(L2)
+        tried = (
+            [l2_of(self.l2, features.shape[1], train.num_classes or len(classes))]
+            if given
+            else list(L2)
+        )
         best = 0
         if part.fits_all:
             points, losses, rate = learn(tried, part.rows, [on_val, on_test])
         else:
             points, _, _ = learn(tried, part.fit, [on_val])
         if len(tried) > 1:
-            reached = [sgd.reported([[e, v[i], 0] for e, v, *_ in points], self.epoch) for i in range(len(tried))]
+            reached = [
+                sgd.reported([[e, v[i], 0] for e, v, *_ in points], self.epoch)
+                for i in range(len(tried))
+            ]
             best = max(range(len(tried)), key=lambda i: reached[i]["val_value"])
         if part.fits_all:
             curve = [[e, on_val[best], on_test[best]] for e, on_val, on_test in points]
         else:
             last, losses, rate = learn([tried[best]], part.rows, [on_test])
-            curve = [[e, on_val[best], on_test[0]] for (e, on_val), (_, on_test) in zip(points, last)]
+            curve = [
+                [e, on_val[best], on_test[0]] for (e, on_val), (_, on_test) in zip(points, last)
+            ]
         loss = losses[best if part.fits_all else 0]
         reported = sgd.reported(curve, self.epoch)
         return Result(

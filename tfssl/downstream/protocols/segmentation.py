@@ -15,7 +15,15 @@ from tfssl.data.ops import image
 from tfssl.data.sources.base import Source
 from tfssl.downstream import pictures
 from tfssl.downstream.features.maps import Maps
-from tfssl.downstream.protocols.dense import HEADS, Dense, Example, Predictions, Task, cross_entropy, head
+from tfssl.downstream.protocols.dense import (
+    HEADS,
+    Dense,
+    Example,
+    Predictions,
+    Task,
+    cross_entropy,
+    head,
+)
 from tfssl.errors import UserError, check_choice
 
 
@@ -36,7 +44,11 @@ class Segmentation(Dense):
     repeated = ("head",)
 
     def __init__(
-        self, head: Literal["linear", "dilated"] = "linear", ignore: int = 255, mirrored: bool = False, **dense: Any
+        self,
+        head: Literal["linear", "dilated"] = "linear",
+        ignore: int = 255,
+        mirrored: bool = False,
+        **dense: Any,
     ) -> None:
         super().__init__(**dense)
         check_choice("head", head, HEADS)
@@ -70,7 +82,8 @@ class SegmentationTask(Task):
             self.names = [f"class {c}" for c in range(self.classes)]
         if self.classes < 2:
             raise UserError(
-                f"{source.spec} {source.split}: the masks tell no classes apart, with {self.ignore} standing for none"
+                f"{source.spec} {source.split}: the masks tell no classes apart, with "
+                f"{self.ignore} standing for none"
             )
 
     def targets(self, maps: Maps) -> dict[str, np.ndarray]:
@@ -93,7 +106,10 @@ class SegmentationTask(Task):
         return {"value": value, "per_class": per_class}
 
     def tested(self, maps: Maps) -> bool:
-        return any((annotations["mask"].astype(np.int32) != self.ignore).any() for annotations in maps.annotations)
+        return any(
+            (annotations["mask"].astype(np.int32) != self.ignore).any()
+            for annotations in maps.annotations
+        )
 
     def targets_of(self, maps: Maps, number: int) -> np.ndarray:
         mask = maps.annotations[number * maps.views]["mask"].astype(np.int32)
@@ -108,15 +124,17 @@ class SegmentationTask(Task):
         return pictures.grid(rows, ("image", "mask", "predicted"), self.names, colors)
 
 
-def iou(pairs: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> tuple[float, list[Optional[float]]]:
+def iou(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]], classes: int
+) -> tuple[float, list[Optional[float]]]:
     """(mean IoU, IoU of each class) of pairs (predicted, true) int [H, W], true -1 where there is
     no class; None for a class that neither occurs nor is predicted, which the mean leaves out."""
     confusion = np.zeros([classes, classes], np.int64)
     for prediction, truth in pairs:
         known = (truth >= 0) & (truth < classes)
-        confusion += np.bincount(truth[known] * classes + prediction[known], minlength=classes**2).reshape(
-            classes, classes
-        )
+        confusion += np.bincount(
+            truth[known] * classes + prediction[known], minlength=classes**2
+        ).reshape(classes, classes)
     hit, union = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
     each = [float(h / u) if u else None for h, u in zip(hit, union)]
     return float(np.mean([v for v in each if v is not None])), each

@@ -17,7 +17,15 @@ from tfssl.data.ops import image
 from tfssl.data.sources.base import Source
 from tfssl.downstream import pictures
 from tfssl.downstream.features.maps import Maps
-from tfssl.downstream.protocols.dense import HEADS, Dense, Example, Predictions, Task, cross_entropy, head
+from tfssl.downstream.protocols.dense import (
+    HEADS,
+    Dense,
+    Example,
+    Predictions,
+    Task,
+    cross_entropy,
+    head,
+)
 from tfssl.errors import UserError, check_choice
 
 ANGLES = (11.25, 22.5, 30.0)  # degrees
@@ -42,7 +50,11 @@ class SurfaceNormals(Dense):
     repeated = ("head", "clusters")
 
     def __init__(
-        self, head: Literal["linear", "dilated"] = "linear", clusters: int = 40, mirrored: bool = False, **dense: Any
+        self,
+        head: Literal["linear", "dilated"] = "linear",
+        clusters: int = 40,
+        mirrored: bool = False,
+        **dense: Any,
     ) -> None:
         super().__init__(**dense)
         check_choice("head", head, HEADS)
@@ -72,10 +84,13 @@ class NormalsTask(Task):
 
         rng, each = np.random.default_rng(0), max(1, _SAMPLE // len(maps.annotations))
         normals = [known(annotations["normals"])[0] for annotations in maps.annotations]
-        sample = np.concatenate([of_image[rng.permutation(len(of_image))[:each]] for of_image in normals])
+        sample = np.concatenate(
+            [of_image[rng.permutation(len(of_image))[:each]] for of_image in normals]
+        )
         if len(np.unique(sample, axis=0)) < self.clusters:
             raise UserError(
-                f"{source.spec} {source.split}: the images show fewer than {self.clusters} directions: set fewer clusters"
+                f"{source.spec} {source.split}: the images show fewer than {self.clusters} "
+                "directions: set fewer clusters"
             )
         centers = KMeans(self.clusters, n_init=1, random_state=0).fit(sample).cluster_centers_
         self.centers = (centers / np.linalg.norm(centers, axis=1, keepdims=True)).astype(np.float32)
@@ -94,7 +109,9 @@ class NormalsTask(Task):
         return cross_entropy(outputs, batch["cluster"], self.size)
 
     def decode(self, outputs: tf.Tensor) -> Any:
-        mean = tf.einsum("nhwc,cd->nhwd", tf.nn.softmax(tf.image.resize(outputs, self.size)), self.centers)
+        mean = tf.einsum(
+            "nhwc,cd->nhwd", tf.nn.softmax(tf.image.resize(outputs, self.size)), self.centers
+        )
         return tf.math.l2_normalize(mean, -1)
 
     def tested(self, maps: Maps) -> bool:
@@ -128,7 +145,9 @@ def angles(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Angles in degrees between unit vectors [n, 3]: float64 [n]; exact near 0 and 180 too, where
     arccos is not."""
     one, other = one.astype(np.float64), other.astype(np.float64)
-    return np.degrees(2 * np.arctan2(np.linalg.norm(one - other, axis=1), np.linalg.norm(one + other, axis=1)))
+    return np.degrees(
+        2 * np.arctan2(np.linalg.norm(one - other, axis=1), np.linalg.norm(one + other, axis=1))
+    )
 
 
 def summary(errors: np.ndarray) -> dict[str, Any]:

@@ -57,9 +57,15 @@ class Hinge(Protocol[Features]):
         intercept_scaling: float = 1.0,
         ap: Literal["area", "11-point", "raw"] = "area",
     ) -> None:
-        self.costs = check(costs, positive_weight=positive_weight, intercept_scaling=intercept_scaling)
+        self.costs = check(
+            costs, positive_weight=positive_weight, intercept_scaling=intercept_scaling
+        )
         average_precision.check(ap)
-        self.positive_weight, self.intercept_scaling, self.ap = positive_weight, intercept_scaling, ap
+        self.positive_weight, self.intercept_scaling, self.ap = (
+            positive_weight,
+            intercept_scaling,
+            ap,
+        )
 
 
 class Classes(NamedTuple):
@@ -123,7 +129,8 @@ class SVM(Hinge):
         tested = (targets.test > 0).any(0)
         if not tested[learned].any():
             raise UserError(
-                f"{data.test.source}: shows no class that has positives and negatives in {data.train.source}"
+                f"{data.test.source}: shows no class that has positives and negatives in "
+                f"{data.train.source}"
             )
         y = np.where(of_train[:, learned] > 0, 1.0, -1.0)
         folds = np.zeros((0, *y.shape), bool)
@@ -136,7 +143,10 @@ class SVM(Hinge):
         targets, (names, learned, tested, y, folds) = self._prepare(data)
         missing = [name for c, name in enumerate(names) if c not in learned or not tested[c]]
         if missing:
-            logging.warning("left out, for want of positives or negatives in training or test: %s", ", ".join(missing))
+            logging.warning(
+                "left out, for want of positives or negatives in training or test: %s",
+                ", ".join(missing),
+            )
         weights = np.where(y > 0, self.positive_weight, 1.0)
         for endpoint in endpoints:
             start, features = time.time(), train.endpoints[endpoint]
@@ -145,7 +155,9 @@ class SVM(Hinge):
                 scores = cross_validate(svms, y, weights, folds, self.costs)  # classes x costs
             else:
                 held = val.endpoints[endpoint]
-                scores = validate(svms, y, weights, self.costs, held, targets.val[:, learned], self.ap)
+                scores = validate(
+                    svms, y, weights, self.costs, held, targets.val[:, learned], self.ap
+                )
             chosen = choose(scores)
             (fit,) = svms.path(y, weights, [np.array(self.costs)[chosen]])
             decision = decide(test.endpoints[endpoint], *svms.weights(fit))
@@ -169,7 +181,9 @@ class SVM(Hinge):
                 value=mean(precisions),
                 val_value=mean(scores[np.arange(len(learned)), chosen]),
                 train_labels=len(targets.rows),
-                chosen_on=val.source if val is not None else f"{self.folds} folds of {train.source}",
+                chosen_on=val.source
+                if val is not None
+                else f"{self.folds} folds of {train.source}",
                 chance=average_precision.chance(targets.test[:, learned]),
                 details=details,
                 seconds=time.time() - start,
@@ -182,12 +196,20 @@ def check(
     """The costs as a rising list of floats; UserError for whatever cannot be meant."""
     given = COSTS.get(costs, costs) if isinstance(costs, str) else costs
     try:
-        given = [float(c) for c in (given.split(",") if isinstance(given, str) else np.atleast_1d(given))]
+        given = [
+            float(c) for c in (given.split(",") if isinstance(given, str) else np.atleast_1d(given))
+        ]
     except (TypeError, ValueError):
         given = []
     if not given or not all(0 < c <= 1e9 for c in given):
-        raise UserError(f"costs={costs!r}: give {', '.join(COSTS)}, or numbers above 0 (and to 1e9) such as 0.1,1,10")
-    for name, value in (("positive_weight", positive_weight), ("intercept_scaling", intercept_scaling)):
+        raise UserError(
+            f"costs={costs!r}: give {', '.join(COSTS)}, or numbers above 0 (and to 1e9) such as "
+            "0.1,1,10"
+        )
+    for name, value in (
+        ("positive_weight", positive_weight),
+        ("intercept_scaling", intercept_scaling),
+    ):
         if not 0 < value < math.inf:
             raise UserError(f"{name}={value}: give a number above 0")
     return sorted(set(given))
@@ -265,7 +287,9 @@ def validate(
     """Average precision on the features of validation images: float64 [C, costs]; NaN where no
     image shows the class."""
     decisions = [decide(features, *svms.weights(fit)) for fit in svms.path(y, weights, costs)]
-    return np.stack([average_precision.each_class(targets, decision, ap) for decision in decisions], 1)
+    return np.stack(
+        [average_precision.each_class(targets, decision, ap) for decision in decisions], 1
+    )
 
 
 def choose(scores: np.ndarray) -> np.ndarray:
@@ -274,9 +298,12 @@ def choose(scores: np.ndarray) -> np.ndarray:
     known = ~np.isnan(scores).any(1)
     if not known.any():
         raise UserError(
-            "costs: no class has positives enough to choose on: two in training, or one in the validation split"
+            "costs: no class has positives enough to choose on: two in training, or one in the "
+            "validation split"
         )
-    return np.where(known, np.where(known[:, None], scores, 0).argmax(1), scores[known].mean(0).argmax())
+    return np.where(
+        known, np.where(known[:, None], scores, 0).argmax(1), scores[known].mean(0).argmax()
+    )
 
 
 def mean(values: np.ndarray) -> float:

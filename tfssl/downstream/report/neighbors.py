@@ -44,11 +44,15 @@ def find(
     chosen = chosen[np.argsort(test.labels[chosen], kind="stable")]
     features = train.endpoints[endpoint]
     k = min(k, len(features))
-    similarity, nearest_rows = nearest.nearest(features, np.arange(len(features)), test.endpoints[endpoint][chosen], k)
+    similarity, nearest_rows = nearest.nearest(
+        features, np.arange(len(features)), test.endpoints[endpoint][chosen], k
+    )
     return chosen, nearest_rows, similarity
 
 
-def plot(train: Features, test: Features, endpoint: str, k: int, seed: int = 0, title: str = "") -> bytes:
+def plot(
+    train: Features, test: Features, endpoint: str, k: int, seed: int = 0, title: str = ""
+) -> bytes:
     """A PNG's bytes: in each row a test image and its `k` nearest training images, framed green if
     of its class, red if not.
 
@@ -84,7 +88,9 @@ def pictures(features: Features, rows: np.ndarray) -> np.ndarray:
     images = features.images
     if images is None:
         raise UserError(f"{features.source}: no images behind these features to show")
-    batches = pipeline.evaluation_crops(Subset(images.source, unique), images.size, images.resize, len(unique))
+    batches = pipeline.evaluation_crops(
+        Subset(images.source, unique), images.size, images.resize, len(unique)
+    )
     batch = next(iter(batches))
     position = np.searchsorted(batch["index"].numpy()[: len(unique)], index)
     return batch["image"].numpy()[position]

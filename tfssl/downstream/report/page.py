@@ -69,7 +69,9 @@ Panels = Mapping[str, tuple[str, bytes]]  # of nearest images: {module: (endpoin
 
 
 def page(
-    record: Mapping[str, Any], panels: Optional[Panels] = None, results: Optional[Iterable[Mapping[str, Any]]] = None
+    record: Mapping[str, Any],
+    panels: Optional[Panels] = None,
+    results: Optional[Iterable[Mapping[str, Any]]] = None,
 ) -> str:
     """The page.
 
@@ -88,7 +90,11 @@ def page(
 
 def untrained(record: Mapping[str, Any]) -> dict[str, list[str]]:
     """{name of an untrained module: names of the modules whose network it is}."""
-    return {name: about["untrained_of"] for name, about in record["modules"].items() if "untrained_of" in about}
+    return {
+        name: about["untrained_of"]
+        for name, about in record["modules"].items()
+        if "untrained_of" in about
+    }
 
 
 def of_view(view: View, record: Mapping[str, Any], panels: Panels) -> str:
@@ -115,23 +121,29 @@ def of_view(view: View, record: Mapping[str, Any], panels: Panels) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>{_e(title)}</title>'
-        f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(part for part in body if part) + "\n</body></html>\n"
+        f"<style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</body></html>\n"
     )
 
 
 _LAYERS = (
-    "A panel for each protocol, at its most training labels and its largest k. Endpoints stand in the order of depth; dashed lines are "
+    "A panel for each protocol, at its most training labels and its largest k. Endpoints stand in "
+    "the order of depth; dashed lines are "
     "untrained networks."
 )
 _AMOUNTS = (
-    "Each module by the endpoint that validation chose for that number. Bars are standard deviations or 95 % intervals, where "
+    "Each module by the endpoint that validation chose for that number. Bars are standard "
+    "deviations or 95 % intervals, where "
     "a protocol has them."
 )
 
 
 def _e(text: object) -> str:
     """Any text as HTML; characters that are invalid in it become a replacement character."""
-    return html.escape("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in str(text)))
+    return html.escape(
+        "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in str(text))
+    )
 
 
 def _section(heading: str, *parts: str) -> str:
@@ -141,7 +153,9 @@ def _section(heading: str, *parts: str) -> str:
 
 def _subtitle(record: About) -> str:
     parts = [
-        f"{record[f'{part}_examples']} images {what}" for part, what in _PARTS.items() if record.get(f"{part}_examples")
+        f"{record[f'{part}_examples']} images {what}"
+        for part, what in _PARTS.items()
+        if record.get(f"{part}_examples")
     ]
     parts += [f"{record['num_classes']} classes"] if record.get("num_classes") else []
     parts += [record["date"]] if record.get("date") else []
@@ -155,7 +169,13 @@ _PARTS = {"train": "to learn from", "val": "to choose on", "test": "to test on"}
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )
 
 
 def _percent(value: float) -> str:
@@ -170,14 +190,21 @@ def _answer(view: View) -> str:
     """One sentence: the best module on the first protocol, compared with its untrained network and
     pixels."""
     column = view.largest[0]
-    of_module = {module: view.best[module, column] for module in view.trained if (module, column) in view.best}
+    of_module = {
+        module: view.best[module, column]
+        for module in view.trained
+        if (module, column) in view.best
+    }
     if not of_module:
         return ""
     most = max(result.value for result in of_module.values())
     leading = [name for name, result in of_module.items() if result.value == most]
     module, heading = leading[0], view.headings[column]
     best = of_module[module]
-    rivals = [("the same network untrained", view.rival_best(module, column)), ("raw pixels", view.pixels.get(column))]
+    rivals = [
+        ("the same network untrained", view.rival_best(module, column)),
+        ("raw pixels", view.pixels.get(column)),
+    ]
     against = []
     for name, rival in rivals:
         if rival:
@@ -187,7 +214,9 @@ def _answer(view: View) -> str:
             against.append(f"{points} {_e(name)} ({_percent(rival.value)} %{_e(by_endpoint)})")
     subject = "<b>" + "</b> and <b>".join(map(_e, leading)) + "</b>"
     if len(of_module) > 1:
-        subject = f"Of {len(of_module)} modules {subject} {'are' if len(leading) > 1 else 'is'} best"
+        subject = (
+            f"Of {len(of_module)} modules {subject} {'are' if len(leading) > 1 else 'is'} best"
+        )
     below = any(rival and rival.value > best.value for _, rival in rivals)
     how = "which validation chose" if best.chosen else "its deepest, for nothing was chosen"
     kind = "answer less" if below else "answer"
@@ -202,7 +231,8 @@ def _glance(view: View) -> str:
     """A row for each module, by its chosen endpoints; a column for each protocol."""
     columns, untrained = view.largest, view.untrained
     head = "".join(
-        f'<th scope="col" class="n">{_e(view.headings[c])}<small>{_e(view.metrics[c])}</small></th>' for c in columns
+        f'<th scope="col" class="n">{_e(view.headings[c])}<small>{_e(view.metrics[c])}</small></th>'
+        for c in columns
     )
     rows = []
     for module in [*view.trained, *(name for name in untrained if name not in view.trained)]:
@@ -211,7 +241,9 @@ def _glance(view: View) -> str:
             r, rival = view.best.get((module, column)), view.rival_best(module, column)
             cells.append(_glance_cell(r, r.value - rival.value if r and rival else None, i == 0))
         of_module = (
-            f"<small>{_e(' '.join([', '.join(untrained[module]), 'untrained']))}</small>" if module in untrained else ""
+            f"<small>{_e(' '.join([', '.join(untrained[module]), 'untrained']))}</small>"
+            if module in untrained
+            else ""
         )
         kind = ' class="other"' if module in untrained and module not in view.trained else ""
         rows.append(f'<tr{kind}><th scope="row">{_e(module)}{of_module}</th>{"".join(cells)}</tr>')
@@ -219,7 +251,11 @@ def _glance(view: View) -> str:
         cells = [_glance_cell(row.cells.get(c), None, i == 0) for i, c in enumerate(columns)]
         rows.append(f'<tr class="other"><th scope="row">{_e(row.module)}</th>{"".join(cells)}</tr>')
     caption = "Test results in percent, by the endpoint that validation chose"
-    caption += "; colored: points above or below the same network untrained" if any(untrained.values()) else ""
+    caption += (
+        "; colored: points above or below the same network untrained"
+        if any(untrained.values())
+        else ""
+    )
     return (
         f'<div class="scroll"><table><caption>{caption}</caption>'
         f'<thead><tr><th scope="col">module</th>{head}</tr></thead>'
@@ -232,7 +268,11 @@ def _glance_cell(result: Union[Result, Cell, None], gain: Optional[float], main:
     kind = "n main" if main else "n"
     if result is None:
         return f'<td class="{kind}">\u2013</td>'
-    under = f'<small class="{"up" if gain >= 0 else "down"}">{_gain(gain)}</small>' if gain is not None else ""
+    under = (
+        f'<small class="{"up" if gain >= 0 else "down"}">{_gain(gain)}</small>'
+        if gain is not None
+        else ""
+    )
     named = "" if result.endpoint in ("", PIXELS) else f"<small>{_e(result.endpoint)}</small>"
     return f'<td class="{kind}">{_percent(result.value)}{under}{named}</td>'
 
@@ -249,7 +289,8 @@ def _precision(view: View, record: About) -> str:
     return (
         f'<p class="soft">With {images} test images an accuracy of {_percent(value)} % is known to '
         f"about \u00b1{_percent(width)} points "
-        "(95 %, for the choice of the test images alone); differences well below that say little.</p>"
+        "(95 %, for the choice of the test images alone); differences well below that say "
+        "little.</p>"
     )
 
 
@@ -260,7 +301,9 @@ def _left_out(record: About) -> str:
 
 def _image(png: bytes, text: str, width: Optional[int] = None) -> str:
     size = f' width="{width}"' if width else ""
-    return f'<img alt="{_e(text)}"{size} src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    return (
+        f'<img alt="{_e(text)}"{size} src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    )
 
 
 def _plot(png: Optional[bytes], text: str) -> str:
@@ -289,7 +332,8 @@ def _neighbors(view: View, panels: Panels) -> str:
         alt = f"Ten test images, each with its nearest training images: {text}"
         figures.append(f"<figure>{_image(png, alt)}<figcaption>{_e(text)}</figcaption></figure>")
     return (
-        "<p>Test images on the left, and beside each the training images that are nearest by cosine similarity: green of the same class, "
+        "<p>Test images on the left, and beside each the training images that are nearest by "
+        "cosine similarity: green of the same class, "
         f'red of another.</p><div class="pictures">{"".join(figures)}</div>'
     )
 
@@ -319,13 +363,20 @@ def _tables(view: View) -> str:
     tables = []
     for protocol in dict.fromkeys(column[0] for column in view.columns):
         columns = [c for c in view.columns if c[0] == protocol]
-        head = "".join(f'<th scope="col" class="n">{_e(view.headings[c].partition("@")[2])}</th>' for c in columns)
+        head = "".join(
+            f'<th scope="col" class="n">{_e(view.headings[c].partition("@")[2])}</th>'
+            for c in columns
+        )
         bodies = []
         for group in (*view.groups, view.others):
             group = [row for row in group if any(c in row.cells for c in columns)]
             rows = []
             for i, row in enumerate(group):
-                first = f'<th scope="rowgroup" rowspan="{len(group)}">{_e(row.module)}</th>' if i == 0 else ""
+                first = (
+                    f'<th scope="rowgroup" rowspan="{len(group)}">{_e(row.module)}</th>'
+                    if i == 0
+                    else ""
+                )
                 first += f'<th scope="row">{_e(row.endpoint)}</th>'
                 if not row.endpoint:
                     first = f'<th scope="row" colspan="2">{_e(row.module)}</th>'
@@ -333,7 +384,9 @@ def _tables(view: View) -> str:
             kind = ' class="others"' if group and not group[0].endpoint else ""
             bodies += [f"<tbody{kind}>{''.join(rows)}</tbody>"] if rows else []
         kind = "k of each class, or labels" if any(c[2] for c in columns) else "training labels"
-        caption = f"<b>{_e(protocol)}</b>: test {_e(spelled(view.metrics[columns[0]]))} in %, by {kind}"
+        caption = (
+            f"<b>{_e(protocol)}</b>: test {_e(spelled(view.metrics[columns[0]]))} in %, by {kind}"
+        )
         tables.append(
             f'<div class="scroll"><table><caption>{caption}</caption>'
             '<thead><tr><th scope="col">module</th>'
@@ -364,15 +417,22 @@ def _facts(view: View, record: About) -> str:
         for name in names
     ]
     unreadable = list(dict.fromkeys(unreadable))
-    splits = [f"{flags[f'{part}_split']} {what}" for part, what in _PARTS.items() if flags.get(f"{part}_split")]
+    splits = [
+        f"{flags[f'{part}_split']} {what}"
+        for part, what in _PARTS.items()
+        if flags.get(f"{part}_split")
+    ]
     facts = {
         "data set": f"{flags.get('dataset', '')}: {', '.join(splits)}" if flags else "",
         "data": "; ".join(
-            f"{part}: {digest['num_examples']} images, {digest['num_classes'] or 'no'} classes, digest {digest['digest']}"
+            f"{part}: {digest['num_examples']} images, {digest['num_classes'] or 'no'} classes, "
+            f"digest {digest['digest']}"
             for part, digest in record.get("data", {}).items()
         ),
         "reported on": ", ".join(dict.fromkeys(r.reported_on for r in results if r.reported_on)),
-        "chosen on": "; ".join(f"{', '.join(protocols)}: {on}" for on, protocols in chosen_on.items()),
+        "chosen on": "; ".join(
+            f"{', '.join(protocols)}: {on}" for on, protocols in chosen_on.items()
+        ),
         "unreadable images": f"{len(unreadable)}: {', '.join(unreadable[:5])}"
         if unreadable
         else "none"
@@ -380,21 +440,28 @@ def _facts(view: View, record: About) -> str:
         else "",
         "seed": flags.get("seed", ""),
         "time": _time(record, results),
-        "versions": ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items()),
+        "versions": ", ".join(
+            f"{name} {number}" for name, number in record.get("versions", {}).items()
+        ),
     }
     rows = "".join(
-        f'<tr><th scope="row">{_e(key)}</th><td>{_e(value)}</td></tr>' for key, value in facts.items() if value != ""
+        f'<tr><th scope="row">{_e(key)}</th><td>{_e(value)}</td></tr>'
+        for key, value in facts.items()
+        if value != ""
     )
     parts = []
     if record.get("command"):
         command = " \\\n    ".join(_quoted(part) for part in record["command"])
         parts.append(
-            f"<p>This command repeats it, in the same folder; all that is random follows from its seed.</p><pre>{_e(command)}</pre>"
+            "<p>This command repeats it, in the same folder; all that is random follows from its "
+            f"seed.</p><pre>{_e(command)}</pre>"
         )
     parts.append(f'<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>')
     parts.append(_modules(record))
     if flags:
-        settings = "\n".join(f"--{name}={_setting(value)}" for name, value in flags.items() if value is not None)
+        settings = "\n".join(
+            f"--{name}={_setting(value)}" for name, value in flags.items() if value is not None
+        )
         parts.append(f"<details><summary>All settings</summary><pre>{_e(settings)}</pre></details>")
     return "\n".join(parts)
 
@@ -427,5 +494,7 @@ def _modules(record: About) -> str:
         rows.append(f'<tr><th scope="row">{_e(name)}</th>{cells}</tr>')
     names = ("module", "handle", "crop of shorter side, pixels", "extraction", "identity")
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    table = f"<caption>Modules</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    table = (
+        f"<caption>Modules</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    )
     return f'<div class="scroll"><table>{table}</table></div>'

@@ -39,7 +39,9 @@ def bars(view: View, title: str = "") -> bytes:
     for axis, column in zip(axes, view.columns):
         for m, module in enumerate(modules):
             rows = view.of_column(column, module)
-            positions = [endpoints.index(r.endpoint) + (m - (len(modules) - 1) / 2) * bar for r in rows]
+            positions = [
+                endpoints.index(r.endpoint) + (m - (len(modules) - 1) / 2) * bar for r in rows
+            ]
             axis.bar(
                 positions,
                 [100 * r.value for r in rows],
@@ -57,12 +59,16 @@ def bars(view: View, title: str = "") -> bytes:
                     "bbox": {"color": "white", "pad": 0.4},
                     "zorder": 3,
                 }
-                axis.annotate(note, (position, 100 * r.value), (0, 2), textcoords="offset points", **style)
+                axis.annotate(
+                    note, (position, 100 * r.value), (0, 2), textcoords="offset points", **style
+                )
         levels, pixels = view.levels[column], view.pixels.get(column)
         lines = [(PIXELS, pixels.value, "--")] if pixels else []
         lines += [("chance", levels["chance"], ":")] if "chance" in levels else []
         for name, value, dashes in lines:
-            axis.axhline(100 * value, color="#444444", linewidth=1, linestyle=dashes, label=name, zorder=1)
+            axis.axhline(
+                100 * value, color="#444444", linewidth=1, linestyle=dashes, label=name, zorder=1
+            )
         axis.set_ylabel(f"{view.headings[column]}\ntest {view.metrics[column]}, %")
         axis.set_xticks(range(len(endpoints)), [_plain(endpoint) for endpoint in endpoints])
         highest = max([r.value for r in view.of_column(column)] + list(levels.values()))
@@ -73,9 +79,19 @@ def bars(view: View, title: str = "") -> bytes:
     drawn = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
     shown = [_plain(module) for module in modules]
     names = [*shown, *(label for label in drawn if label not in shown)]
-    legend: Style = {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "ncols": 3 if len(names) > 4 else len(names)}
+    legend: Style = {
+        "loc": "lower left",
+        "bbox_to_anchor": (0, 1.02),
+        "ncols": 3 if len(names) > 4 else len(names),
+    }
     axes[0].legend(
-        [drawn[n] for n in names], names, **legend, frameon=False, fontsize=8, title=_plain(title), alignment="left"
+        [drawn[n] for n in names],
+        names,
+        **legend,
+        frameon=False,
+        fontsize=8,
+        title=_plain(title),
+        alignment="left",
     )
     return _png(figure)
 
@@ -97,10 +113,18 @@ def epochs(view: View, title: str = "") -> bytes:
                 if r.column != column or r.module != module and not r.of_pixels:
                     continue
                 number, on_val, on_test = zip(*r.details["curve"])
-                line: dict[str, Any] = {"color": _COLORS[endpoints.index(r.endpoint) % len(_COLORS)]}
+                line: dict[str, Any] = {
+                    "color": _COLORS[endpoints.index(r.endpoint) % len(_COLORS)]
+                }
                 line["linestyle"] = "--" if r.of_pixels else "-"
                 if on_val[0] is not None:
-                    axis.plot(number, [100 * v for v in on_val], label=_plain(r.endpoint), linewidth=1.8, **line)
+                    axis.plot(
+                        number,
+                        [100 * v for v in on_val],
+                        label=_plain(r.endpoint),
+                        linewidth=1.8,
+                        **line,
+                    )
                 label = _plain(r.endpoint) if on_val[0] is None else None
                 axis.plot(number, [100 * v for v in on_test], label=label, linewidth=0.7, **line)
             axis.set_title(_plain(module), fontsize=9, loc="left")
@@ -115,7 +139,13 @@ def epochs(view: View, title: str = "") -> bytes:
     for each in grid.flat:
         drawn.update(dict(zip(*reversed(each.get_legend_handles_labels()))))
     names = [n for n in [*map(_plain, endpoints), "validation", "test"] if n in drawn]
-    legend: Style = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 8, "alignment": "left"}
+    legend: Style = {
+        "loc": "outside upper left",
+        "ncols": 4,
+        "frameon": False,
+        "fontsize": 8,
+        "alignment": "left",
+    }
     figure.legend([drawn[n] for n in names], names, title=_plain(title), **legend)
     return _png(figure)
 
@@ -124,7 +154,10 @@ def layers(view: View) -> Optional[bytes]:
     """Results by layer: a panel per protocol (at the most labels, the largest k), a line per module
     over the endpoints in depth order, a star at the chosen endpoint; pixels and chance as
     horizontal lines; untrained modules dashed. A PNG; None where no module has two endpoints."""
-    depth = {c: list(dict.fromkeys(r.endpoint for r in view.of_column(c) if not r.of_pixels)) for c in view.largest}
+    depth = {
+        c: list(dict.fromkeys(r.endpoint for r in view.of_column(c) if not r.of_pixels))
+        for c in view.largest
+    }
     columns = [column for column, endpoints in depth.items() if len(endpoints) > 1]
     if not columns:
         return None
@@ -134,15 +167,26 @@ def layers(view: View) -> Optional[bytes]:
         endpoints = depth[column]
         for module, style in styles.items():
             rows = view.of_column(column, module)
-            positions, values = [endpoints.index(r.endpoint) for r in rows], [100 * r.value for r in rows]
+            positions, values = (
+                [endpoints.index(r.endpoint) for r in rows],
+                [100 * r.value for r in rows],
+            )
             axis.plot(positions, values, **style, marker="o", markersize=3)
-            stars = [(position, value) for position, value, r in zip(positions, values, rows) if r.chosen]
+            stars = [
+                (position, value) for position, value, r in zip(positions, values, rows) if r.chosen
+            ]
             axis.plot(*zip(*stars), linestyle="", marker="*", markersize=11, color=style["color"])
         if column in view.pixels:
             axis.axhline(100 * view.pixels[column].value, **_PIXELS)
         if "chance" in view.levels[column]:
             axis.axhline(100 * view.levels[column]["chance"], **_CHANCE)
-        axis.set_xticks(range(len(endpoints)), [_plain(e, 16) for e in endpoints], rotation=30, ha="right", fontsize=8)
+        axis.set_xticks(
+            range(len(endpoints)),
+            [_plain(e, 16) for e in endpoints],
+            rotation=30,
+            ha="right",
+            fontsize=8,
+        )
         axis.set_title(view.headings[column], fontsize=10, loc="left")
         axis.set_ylabel(f"test {view.metrics[column]}, %", fontsize=9)
     _legend(figure, styles, view, star="endpoint chosen on validation")
@@ -167,15 +211,24 @@ def amounts(view: View) -> Optional[bytes]:
     styles = _styles(view)
     figure, axes = _panels(len(panels))
     for axis, ((protocol, varied), columns) in zip(axes, panels.items()):
-        amount = {column: column[1] if varied == "training labels" else column[2] or 0 for column in columns}
+        amount = {
+            column: column[1] if varied == "training labels" else column[2] or 0
+            for column in columns
+        }
         columns = sorted(columns, key=lambda column: amount[column])
         for module, style in styles.items():
-            points = [(amount[c], view.best[module, c]) for c in columns if (module, c) in view.best]
+            points = [
+                (amount[c], view.best[module, c]) for c in columns if (module, c) in view.best
+            ]
             spread = [100 * r.details.get("interval", r.details.get("std", 0.0)) for _, r in points]
             x, y = [x for x, _ in points], [100 * r.value for _, r in points]
-            axis.errorbar(x, y, spread if any(spread) else None, **style, marker="o", markersize=3, capsize=2)
+            axis.errorbar(
+                x, y, spread if any(spread) else None, **style, marker="o", markersize=3, capsize=2
+            )
         pixels = [c for c in columns if c in view.pixels]
-        axis.plot([amount[c] for c in pixels], [100 * view.pixels[c].value for c in pixels], **_PIXELS)
+        axis.plot(
+            [amount[c] for c in pixels], [100 * view.pixels[c].value for c in pixels], **_PIXELS
+        )
         chance = view.levels[columns[0]].get("chance")
         if chance is not None:
             axis.axhline(100 * chance, **_CHANCE)

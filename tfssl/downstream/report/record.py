@@ -69,20 +69,33 @@ class Record:
             result = result.replace(module=module)
             names = list(self.modules)
             self.results = mark_chosen(
-                sorted([*self.results, result], key=lambda r: (names.index(r.module), self._place(r.protocol)))
+                sorted(
+                    [*self.results, result],
+                    key=lambda r: (names.index(r.module), self._place(r.protocol)),
+                )
             )
             self.say(table.line(result))
             if self.folder:
                 self.check()
                 path = os.path.join(self.folder, "results.json")
-                report.write(path, self.results, **{"versions": report.versions(), **self._about(finished=False)})
+                report.write(
+                    path,
+                    self.results,
+                    **{"versions": report.versions(), **self._about(finished=False)},
+                )
 
     def _place(self, protocol: str) -> int:
         return self.order.index(protocol) if protocol in self.order else len(self.order)
 
     def _about(self, **more: Any) -> dict[str, Any]:
         refused = [f"{what}: {reason}" for reason, what in self.refused.items()]
-        return {**self.facts, "modules": self.modules, "notes": self.notes, "refused": refused, **more}
+        return {
+            **self.facts,
+            "modules": self.modules,
+            "notes": self.notes,
+            "refused": refused,
+            **more,
+        }
 
     def finish(self, title: str, **facts: Any) -> None:
         """Print the table and write the report.
@@ -99,7 +112,9 @@ class Record:
             self.say("\n" + table.of_view(View.of(self.results, self.facts["baselines"])))
         if self.results and self.folder is not None:
             self.check()
-            written = report.save(self.folder, self.results, title, self.panels, **self._about(finished=True))
+            written = report.save(
+                self.folder, self.results, title, self.panels, **self._about(finished=True)
+            )
             self.say(f"written: {', '.join(written)}")
         if self.refused:
             (reason, what), *others = self.refused.items()

@@ -33,13 +33,21 @@ def of_view(view: View) -> str:
         lines += [[]] if i else []
         for j, row in enumerate(group):
             name = row.module if j == 0 or not row.endpoint else ""
-            lines.append([name, row.endpoint, *(_cell(row.cells[c]) if c in row.cells else "" for c in view.columns)])
+            lines.append(
+                [
+                    name,
+                    row.endpoint,
+                    *(_cell(row.cells[c]) if c in row.cells else "" for c in view.columns),
+                ]
+            )
     widths = [max(len(line[i]) for line in lines if line) for i in range(len(lines[0]))]
     text: list[str] = []
     for part in _parts(widths[2:], _WIDEST - sum(widths[:2])):
         shown = [0, 1, *(2 + i for i in part)]
         block = [
-            [line[i] for i in shown] if line else [] for line in lines if not line or any(line[2 + i] for i in part)
+            [line[i] for i in shown] if line else []
+            for line in lines
+            if not line or any(line[2 + i] for i in part)
         ]
         wide = [widths[i] for i in shown]
         rule = "-" * (sum(wide) + 2 * (len(wide) - 1))
@@ -66,7 +74,9 @@ def _parts(widths: Sequence[int], most: int) -> list[list[int]]:
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
-    cells = [cell.ljust(widths[i]) if i < 2 else cell.rjust(widths[i]) for i, cell in enumerate(line)]
+    cells = [
+        cell.ljust(widths[i]) if i < 2 else cell.rjust(widths[i]) for i, cell in enumerate(line)
+    ]
     return "  ".join(cells).rstrip()
 
 
@@ -82,9 +92,15 @@ def notes(results: list[Result]) -> list[str]:
         if not metric.endswith("accuracy"):
             of_metric.setdefault(metric, []).append(protocol)
     order = [metric for metric in (*_METRICS, *of_metric) if metric in of_metric]
-    named = "; ".join(f"{', '.join(of_metric[metric])}: {spelled(metric)}" for metric in dict.fromkeys(order))
+    named = "; ".join(
+        f"{', '.join(of_metric[metric])}: {spelled(metric)}" for metric in dict.fromkeys(order)
+    )
     measure = f"test accuracy ({named})" if named else "test accuracy"
-    labels = "training labels, or k of each class" if any(r.shots for r in results) else "training labels"
+    labels = (
+        "training labels, or k of each class"
+        if any(r.shots for r in results)
+        else "training labels"
+    )
     lines = [
         f"{measure} in %; protocol@{labels}; * the endpoint that validation chose for its module",
         *cautions(results),
@@ -102,15 +118,24 @@ def cautions(results: list[Result]) -> list[str]:
     if slow:
         names = [f"{r.module}/{r.endpoint}@{r.train_labels}" for r in slow]
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        lines.append(f"logistic stopped at --max_iterations, before its optimum: {', '.join(names[:4])}{more}")
+        lines.append(
+            "logistic stopped at --max_iterations, before its optimum: "
+            f"{', '.join(names[:4])}{more}"
+        )
     quick = {r.protocol: r.quick for r in results if r.quick}
     for protocol, settings in quick.items():
         lines.append(
-            f"quick settings of {protocol}, for lack of time: {', '.join(f'{k}={v}' for k, v in settings.items())}"
+            f"quick settings of {protocol}, for lack of time: "
+            f"{', '.join(f'{k}={v}' for k, v in settings.items())}"
         )
-    unstable = [f"{r.protocol} {r.module}/{r.endpoint}" for r in results if r.details.get("diverged")]
+    unstable = [
+        f"{r.protocol} {r.module}/{r.endpoint}" for r in results if r.details.get("diverged")
+    ]
     if unstable:
-        lines.append(f"diverged, so take --standardize or a lower learning rate: {', '.join(dict.fromkeys(unstable))}")
+        lines.append(
+            "diverged, so take --standardize or a lower learning rate: "
+            f"{', '.join(dict.fromkeys(unstable))}"
+        )
     return lines
 
 
@@ -119,12 +144,22 @@ def line(result: Result) -> str:
     details = result.details
     figures = [f"accuracy {100 * details['accuracy']:.1f}%"] if "accuracy" in details else []
     figures += [f"AP {100 * details['coco_ap']:.1f}%"] if "coco_ap" in details else []
-    figures += [f"median angle {details['median_angle']:.1f}\N{DEGREE SIGN}"] if "median_angle" in details else []
+    figures += (
+        [f"median angle {details['median_angle']:.1f}\N{DEGREE SIGN}"]
+        if "median_angle" in details
+        else []
+    )
     figures += [f"std {100 * details['std']:.1f}"] if "std" in details else []
     figures += [f"{key} {details[key]:.2g}" for key in ("l2", "cost", "ridge") if key in details]
     figures += [f"{details['iterations']} updates"] if "iterations" in details else []
-    figures += [f"epoch {details['epoch']}, {details['images_per_second']:.0f} images/s"] if "epoch" in details else []
+    figures += (
+        [f"epoch {details['epoch']}, {details['images_per_second']:.0f} images/s"]
+        if "epoch" in details
+        else []
+    )
     listed = ", ".join([*figures, f"{result.seconds:.1f} s"])
     metric = "" if result.metric == "accuracy" else f"{result.metric} "
     heading = headings([result.column])[result.column]
-    return f"{result.module} {result.endpoint} {heading}: {metric}{100 * result.value:.1f}% ({listed})"
+    return (
+        f"{result.module} {result.endpoint} {heading}: {metric}{100 * result.value:.1f}% ({listed})"
+    )

@@ -82,9 +82,19 @@ class View:
         columns, modules = list(by_column), list(of_modules)
         levels = {column: _levels(each, baselines or {}) for column, each in by_column.items()}
         pixels = {r.column: r for r in rows if r.of_pixels}
-        others = [Row(PIXELS, "", {column: Cell(r.value, r.chosen, PIXELS) for column, r in pixels.items()})]
+        others = [
+            Row(
+                PIXELS,
+                "",
+                {column: Cell(r.value, r.chosen, PIXELS) for column, r in pixels.items()},
+            )
+        ]
         for name in dict.fromkeys(name for of_column in levels.values() for name in of_column):
-            others.append(Row(name, "", {c: Cell(level[name]) for c, level in levels.items() if name in level}))
+            others.append(
+                Row(
+                    name, "", {c: Cell(level[name]) for c, level in levels.items() if name in level}
+                )
+            )
         best: dict[tuple[str, Column], Result] = {}
         for module, own in of_modules.items():
             for r in reversed(own):  # the deepest, unless one is chosen
@@ -109,7 +119,9 @@ class View:
     def of_column(self, column: Column, module: Optional[str] = None) -> list[Result]:
         """The results of one column, pixels included; with `module`, of its own endpoints."""
         rows = [r for r in self.results if r.column == column]
-        return rows if module is None else [r for r in rows if r.module == module and not r.of_pixels]
+        return (
+            rows if module is None else [r for r in rows if r.module == module and not r.of_pixels]
+        )
 
     def rival(self, module: str) -> Optional[str]:
         """The untrained network of a module; None where there is none."""
@@ -128,12 +140,17 @@ class View:
         if not of_module:
             return None
         first = _largest(list(dict.fromkeys(r.column for r in of_module)))[0]
-        return next((r.endpoint for r in reversed(of_module) if r.chosen and r.column == first), None)
+        return next(
+            (r.endpoint for r in reversed(of_module) if r.chosen and r.column == first), None
+        )
 
 
 def _rows(module: str, results: Sequence[Result]) -> list[Row]:
     endpoints = dict.fromkeys(r.endpoint for r in results)
-    cells = {e: {r.column: Cell(r.value, r.chosen, e) for r in results if r.endpoint == e} for e in endpoints}
+    cells = {
+        e: {r.column: Cell(r.value, r.chosen, e) for r in results if r.endpoint == e}
+        for e in endpoints
+    }
     return [Row(module, endpoint, cells[endpoint]) for endpoint in endpoints]
 
 
@@ -146,7 +163,9 @@ def _largest(columns: Sequence[Column]) -> list[Column]:
     """Of each protocol the column with the most labels, and the largest k."""
     largest: dict[str, Column] = {}
     for column in columns:
-        largest[column[0]] = max(largest.get(column[0], column), column, key=lambda c: (c[1], c[2] or 0))
+        largest[column[0]] = max(
+            largest.get(column[0], column), column, key=lambda c: (c[1], c[2] or 0)
+        )
     return list(largest.values())
 
 

@@ -23,7 +23,9 @@ class BatchNorm(tf.Module):
       epsilon: added to the variance.
     """
 
-    def __init__(self, channels: int, learned: bool = False, dtype: str = "float32", epsilon: float = 1e-5) -> None:
+    def __init__(
+        self, channels: int, learned: bool = False, dtype: str = "float32", epsilon: float = 1e-5
+    ) -> None:
         super().__init__()
         self.channels, self.epsilon = channels, epsilon
         self.count = tf.Variable(tf.zeros([], tf.float64), trainable=False)  # of rows
@@ -48,7 +50,10 @@ class BatchNorm(tf.Module):
         fraction = tf.math.divide_no_nan(weight, rows)[:, None, None] / maps.shape[1]  # Bx1x1
         mean = tf.reduce_sum(fraction * maps, [0, 1])  # C
         variance = tf.reduce_sum(fraction * (maps - mean) ** 2, [0, 1])
-        rows, exact = tf.cast(rows, tf.float64), [tf.cast(value, tf.float64) for value in (mean, variance)]
+        rows, exact = (
+            tf.cast(rows, tf.float64),
+            [tf.cast(value, tf.float64) for value in (mean, variance)],
+        )
         self.count.assign_add(rows)
         self.sums.assign_add(rows * tf.stack([exact[0], exact[1] + exact[0] ** 2]))
         return mean, variance

@@ -44,7 +44,11 @@ class Rows:
     """
 
     def __init__(
-        self, features: np.ndarray, labels: np.ndarray, chosen: np.ndarray, moments: Optional[Moments] = None
+        self,
+        features: np.ndarray,
+        labels: np.ndarray,
+        chosen: np.ndarray,
+        moments: Optional[Moments] = None,
     ) -> None:
         dtype = np.float64 if features.dtype == np.float64 else np.float32
         size = len(chosen) * features.shape[1] * np.dtype(dtype).itemsize
@@ -55,7 +59,9 @@ class Rows:
                 values = features[part].astype(dtype)
                 if moments:
                     values = ((values - moments[0]) / moments[1]).astype(dtype)
-                self.chunks.append((tf.constant(values), tf.constant(labels[part].astype(np.int32))))
+                self.chunks.append(
+                    (tf.constant(values), tf.constant(labels[part].astype(np.int32)))
+                )
 
 
 @dataclasses.dataclass
@@ -89,7 +95,9 @@ class Problem:
         if precondition:
             self._components = self._leading_components()
 
-    def objective(self, weights: np.ndarray, bias: np.ndarray, l2: float) -> tuple[float, np.ndarray, np.ndarray]:
+    def objective(
+        self, weights: np.ndarray, bias: np.ndarray, l2: float
+    ) -> tuple[float, np.ndarray, np.ndarray]:
         """(loss, gradient by weights [D, C], gradient by bias [C]), float64."""
         w, b = tf.constant(weights, self.dtype), tf.constant(bias, self.dtype)
         loss, dw, db = 0.0, np.zeros_like(weights), np.zeros_like(bias)
@@ -100,7 +108,9 @@ class Problem:
         return loss, dw / self.count + 2 * l2 * weights, db / self.count
 
     @_one_blas_thread
-    def fit(self, l2: float, max_iterations: int = 800, start: Optional[Fit] = None, **options: Any) -> Fit:
+    def fit(
+        self, l2: float, max_iterations: int = 800, start: Optional[Fit] = None, **options: Any
+    ) -> Fit:
         """Minimize, from a Fit or from zero; returns a Fit. `options` are SciPy's, with its default
         tolerances."""
         apply, invert, bias_scale, mean = self._coordinates(l2)
@@ -123,11 +133,15 @@ class Problem:
         options = {"maxiter": max_iterations, "maxfun": 20 * max_iterations, **options}
         solution = minimize(function, point, jac=True, method="L-BFGS-B", options=options)
         # Status 2: the line search can gain no more in this precision. 1 is the limit.
-        return Fit(*unpack(solution.x), float(solution.fun), int(solution.nit), solution.status != 1)
+        return Fit(
+            *unpack(solution.x), float(solution.fun), int(solution.nit), solution.status != 1
+        )
 
     def _coordinates(
         self, l2: float
-    ) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray], float, np.ndarray]:
+    ) -> tuple[
+        Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray], float, np.ndarray
+    ]:
         """(P, its inverse, scale of the bias, mean); P is symmetric, a function of [D, C]; without
         precondition: 1."""
         if not self.precondition:
@@ -157,12 +171,17 @@ class Problem:
         be orthonormal.
         """
         k = min(_COMPONENTS, self.dims, self.count)
-        vectors = np.linalg.qr(np.random.default_rng(0).standard_normal((self.dims, min(k + 16, self.dims))))[0]
+        vectors = np.linalg.qr(
+            np.random.default_rng(0).standard_normal((self.dims, min(k + 16, self.dims)))
+        )[0]
         for _ in range(2):
             vectors = np.linalg.qr(self._covariance_times(vectors))[0]
         values, turn = np.linalg.eigh(vectors.T @ self._covariance_times(vectors))
         # contiguous: a product with a reversed view does not reach BLAS
-        vectors, values = np.ascontiguousarray((vectors @ turn)[:, ::-1][:, :k]), np.maximum(values[::-1][:k], 0)
+        vectors, values = (
+            np.ascontiguousarray((vectors @ turn)[:, ::-1][:, :k]),
+            np.maximum(values[::-1][:k], 0),
+        )
         rest = max(self.variance - values.sum(), 0) / max(self.dims - k, 1)
         return vectors, values, min(rest, values[-1])
 
@@ -198,7 +217,9 @@ def _sums(x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 @tf.function(reduce_retracing=True, autograph=False)
-def _cross_entropy(x: tf.Tensor, y: tf.Tensor, w: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def _cross_entropy(
+    x: tf.Tensor, y: tf.Tensor, w: tf.Tensor, b: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     logits = x @ w + b  # NxC
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
     error = tf.nn.softmax(logits) - tf.one_hot(y, tf.shape(w)[1], dtype=x.dtype)  # NxC

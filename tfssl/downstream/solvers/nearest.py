@@ -9,7 +9,12 @@ _QUERIES, _BANK = 512, 65536
 
 
 def vote(
-    features: np.ndarray, labels: np.ndarray, bank: np.ndarray, queries: np.ndarray, k: int, temperature: float
+    features: np.ndarray,
+    labels: np.ndarray,
+    bank: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    temperature: float,
 ) -> np.ndarray:
     """The class of each query, by a vote of its nearest neighbors, weighted by exp(similarity /
     temperature).
@@ -35,7 +40,9 @@ def vote(
     return votes.argmax(1)
 
 
-def nearest(features: np.ndarray, bank: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    features: np.ndarray, bank: np.ndarray, queries: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The k rows of highest cosine similarity for each query; arguments as for `vote`.
 
     Returns:
@@ -51,7 +58,10 @@ def nearest(features: np.ndarray, bank: np.ndarray, queries: np.ndarray, k: int)
         similarity, position = (np.concatenate([p[j].numpy() for p in parts]) for j in range(2))
         # Earlier blocks stand first and the sort is stable: among equals the earlier row wins, as
         # within a block.
-        similarity, position = np.concatenate([best[0], similarity], 1), np.concatenate([best[1], position + low], 1)
+        similarity, position = (
+            np.concatenate([best[0], similarity], 1),
+            np.concatenate([best[1], position + low], 1),
+        )
         order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(similarity, order, 1), np.take_along_axis(position, order, 1)
     return best

@@ -51,7 +51,9 @@ class State:
                     self._arrays = dict(arrays)  # checksums included: it is a zip file
                 self.curve, self.losses = json.loads(str(self._arrays.pop("facts")))
             except Exception as error:  # NumPy and zipfile raise many kinds
-                logging.warning("%s is damaged (%s): its classifiers start anew", self._path, one_line(error))
+                logging.warning(
+                    "%s is damaged (%s): its classifiers start anew", self._path, one_line(error)
+                )
                 self.curve, self.losses, self._arrays = [], [], {}
         self.epoch = len(self.curve)
 

@@ -66,7 +66,9 @@ class Classifier(tf.Module):
         self.norm, self.init_std = norm, init_std
         self.kernels: list[tf.Variable] = []
         self._seed = [seed, zlib.crc32(endpoint.encode())]
-        self._scale = None if scale is None else [tf.constant(v, dtype) for v in (scale[0], 1 / scale[1])]
+        self._scale = (
+            None if scale is None else [tf.constant(v, dtype) for v in (scale[0], 1 / scale[1])]
+        )
         self._rows = tf.TensorSpec([None, dims], dtype)
 
     def layer(self, inputs: int, outputs: int) -> tuple[tf.Variable, tf.Variable]:
@@ -74,7 +76,9 @@ class Classifier(tf.Module):
         seed = [self._seed[0], self._seed[1] + len(self.kernels)]
         limit = np.sqrt(6 / (inputs + outputs))
         if self.init_std:
-            kernel = tf.random.stateless_normal([inputs, outputs], seed, stddev=self.init_std, dtype=self.dtype)
+            kernel = tf.random.stateless_normal(
+                [inputs, outputs], seed, stddev=self.init_std, dtype=self.dtype
+            )
         else:
             kernel = tf.random.stateless_uniform([inputs, outputs], seed, -limit, limit, self.dtype)
         self.kernels.append(tf.Variable(kernel, name="kernel"))
@@ -100,7 +104,9 @@ class Classifier(tf.Module):
     def predict(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """The graph function [B, D] of `dtype` -> the most likely class, int64 [B]."""
         # Traced by hand: TensorFlow would warn of many functions made of one piece of code.
-        return tf.function(lambda x: tf.argmax(self(x), 1), autograph=False).get_concrete_function(self._rows)
+        return tf.function(lambda x: tf.argmax(self(x), 1), autograph=False).get_concrete_function(
+            self._rows
+        )
 
     def penalty(self) -> tf.Tensor:
         return self.l2 * tf.add_n([tf.reduce_sum(kernel**2) for kernel in self.kernels])
@@ -134,20 +140,28 @@ def check(
     try:
         decay_epochs = [float(e) for e in decay_epochs]
     except (TypeError, ValueError):
-        raise UserError(f"{protocol}: decay_epochs={decay_epochs!r}: give numbers of epochs, such as 30,50") from None
+        raise UserError(
+            f"{protocol}: decay_epochs={decay_epochs!r}: give numbers of epochs, such as 30,50"
+        ) from None
     if epochs < 1 or batch_size < 1 or not 0 < learning_rate < float("inf"):
         got = f"epochs={epochs}, batch_size={batch_size}, learning_rate={learning_rate}"
         raise UserError(f"{protocol}: {got}: each has to be above 0")
     if decay_epochs != sorted(decay_epochs) or any(not 0 < e < epochs for e in decay_epochs):
         shown = ",".join(f"{e:g}" for e in decay_epochs)
-        raise UserError(f"{protocol}: decay_epochs={shown}: they have to rise, and to lie within the {epochs} epochs")
+        raise UserError(
+            f"{protocol}: decay_epochs={shown}: they have to rise, and to lie within the {epochs} "
+            "epochs"
+        )
     return tuple(decay_epochs)
 
 
 def check_epoch(epoch: str, part: Split) -> None:
     """Raise UserError where `epoch` is "best" and there is no validation part."""
     if epoch == "best" and not len(part.val):
-        raise UserError("epoch=best needs a validation part, and there is none: give last, or a validation split")
+        raise UserError(
+            "epoch=best needs a validation part, and there is none: give last, or a validation "
+            "split"
+        )
 
 
 def reported(curve: Curve, epoch: str) -> dict[str, Any]:
@@ -195,10 +209,15 @@ def train(
     """
     state, steps = state or State(), plan.steps(count)
     rate_at = schedule(
-        "piecewise", plan.learning_rate, plan.epochs * steps, decay_steps=[round(e * steps) for e in plan.decay_epochs]
+        "piecewise",
+        plan.learning_rate,
+        plan.epochs * steps,
+        decay_steps=[round(e * steps) for e in plan.decay_epochs],
     )
     variables = [list(c.trainable_variables) for c in classifiers]
-    velocities = [[tf.Variable(tf.zeros_like(v), trainable=False) for v in learned] for learned in variables]
+    velocities = [
+        [tf.Variable(tf.zeros_like(v), trainable=False) for v in learned] for learned in variables
+    ]
     sums = tf.Variable(tf.zeros([len(classifiers)], tf.float64), trainable=False)
     kept = [v for c, slots in zip(classifiers, velocities) for v in (*c.variables, *slots)]
     state.restore(kept)
@@ -209,26 +228,41 @@ def train(
         inputs = encode(payload)
         y, held_in = tf.gather(labels, rows), tf.gather(in_fit, rows)  # B
         positions = number * plan.batch_size + tf.range(plan.batch_size, dtype=tf.int64)
-        draws = Draws({"number": positions, "seed": tf.fill([plan.batch_size], tf.constant(seed, tf.int64))})
+        draws = Draws(
+            {"number": positions, "seed": tf.fill([plan.batch_size], tf.constant(seed, tf.int64))}
+        )
         losses = []
         for c, learned, velocity in zip(classifiers, variables, velocities):
             with tf.GradientTape() as tape:
                 weight = tf.ones_like(y, c.dtype) if c.fits_all else tf.cast(held_in, c.dtype)  # B
                 logits = c(inputs[c.endpoint], draws, weight)  # BxC
                 loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)  # B
-                loss = tf.math.divide_no_nan(tf.reduce_sum(weight * loss), tf.reduce_sum(weight)) + c.penalty()
+                loss = (
+                    tf.math.divide_no_nan(tf.reduce_sum(weight * loss), tf.reduce_sum(weight))
+                    + c.penalty()
+                )
             for w, v, g in zip(learned, velocity, tape.gradient(loss, learned)):
                 v.assign(plan.momentum * v + g)
-                w.assign_sub(tf.cast(rate_at(number), w.dtype) * (plan.momentum * v + g if plan.nesterov else v))
+                w.assign_sub(
+                    tf.cast(rate_at(number), w.dtype)
+                    * (plan.momentum * v + g if plan.nesterov else v)
+                )
             losses.append(tf.cast(loss, tf.float64))
         sums.assign_add(tf.stack(losses))
 
-    curve, losses, progress, compiled = list(state.curve), state.losses, Progress(title, plan, steps, state.epoch), None
+    curve, losses, progress, compiled = (
+        list(state.curve),
+        state.losses,
+        Progress(title, plan, steps, state.epoch),
+        None,
+    )
     batches = zip(itertools.count(state.epoch * steps), batches)
     for epoch in range(state.epoch + 1, plan.epochs + 1):
         sums.assign(tf.zeros_like(sums))
         for number, (payload, rows) in itertools.islice(batches, steps):
-            compiled = compiled or step.get_concrete_function(payload, rows, tf.TensorSpec([], tf.int64))
+            compiled = compiled or step.get_concrete_function(
+                payload, rows, tf.TensorSpec([], tf.int64)
+            )
             compiled(payload, rows, tf.constant(number, tf.int64))
             progress.step(epoch)
         curve.append([epoch, *measure()])
@@ -249,7 +283,9 @@ class Progress:
         self.total = (plan.epochs - epochs_done) * steps * plan.batch_size
         self.start = self.first = self.printed = time.time()
         self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self.bar = tqdm(total=self.total, unit=" images", unit_scale=True, desc=title, disable=not self.live)
+        self.bar = tqdm(
+            total=self.total, unit=" images", unit_scale=True, desc=title, disable=not self.live
+        )
 
     def step(self, epoch: int) -> None:
         if not self.done:
@@ -262,7 +298,10 @@ class Progress:
             seconds = (self.total - self.done) / max(self.rate(), 1e-9)
             left = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
             left = f"{seconds / 3600:.1f} h" if seconds > 5400 else left
-            line = f"{self.title}: epoch {epoch} of {self.plan.epochs}, {self.rate():.0f} images/s, {left} left"
+            line = (
+                f"{self.title}: epoch {epoch} of {self.plan.epochs}, {self.rate():.0f} images/s, "
+                f"{left} left"
+            )
             print(line, file=sys.stderr, flush=True)
 
     def rate(self) -> float:
@@ -290,12 +329,20 @@ def shuffled(rows: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarra
 
 
 def feature_batches(
-    features: "Features", endpoints: Sequence[str], rows: np.ndarray, batch_size: int, seed: int, start: int = 0
+    features: "Features",
+    endpoints: Sequence[str],
+    rows: np.ndarray,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
 ) -> Iterator[tuple[dict[str, tf.Tensor], tf.Tensor]]:
     """Batches for `train` from features in memory or on disk, from step `start`: ({endpoint:
     [B, D]}, rows)."""
     for chosen in itertools.islice(shuffled(rows, batch_size, seed), start, None):
-        yield {name: tf.constant(features.endpoints[name][chosen]) for name in endpoints}, tf.constant(chosen)
+        yield (
+            {name: tf.constant(features.endpoints[name][chosen]) for name in endpoints},
+            tf.constant(chosen),
+        )
 
 
 class Held:
@@ -306,11 +353,15 @@ class Held:
         each logit.
     """
 
-    def __init__(self, features: "Features", rows: np.ndarray, endpoints: Sequence[str], classes: np.ndarray) -> None:
+    def __init__(
+        self, features: "Features", rows: np.ndarray, endpoints: Sequence[str], classes: np.ndarray
+    ) -> None:
         self._features, self._rows, self._classes = features, rows, classes
         if not len(rows):
             return  # then endpoints may be missing
-        size = sum(features.endpoints[e].dtype.itemsize * features.endpoints[e].shape[1] for e in endpoints) * len(rows)
+        size = sum(
+            features.endpoints[e].dtype.itemsize * features.endpoints[e].shape[1] for e in endpoints
+        ) * len(rows)
         self._kept = {e: list(self._read(e)) for e in endpoints} if size <= _RESIDENT else {}
 
     def _read(self, endpoint: str) -> Iterator[tuple[tf.Tensor, np.ndarray]]:
@@ -328,5 +379,7 @@ class Held:
         for endpoint in dict.fromkeys(c.endpoint for c in classifiers):
             for x, labels in self._kept.get(endpoint) or self._read(endpoint):
                 for c in (c for c in classifiers if c.endpoint == endpoint):
-                    right[c] += int(np.sum(self._classes[c.predict(tf.cast(x, c.dtype)).numpy()] == labels))
+                    right[c] += int(
+                        np.sum(self._classes[c.predict(tf.cast(x, c.dtype)).numpy()] == labels)
+                    )
         return [right[c] / len(self._rows) for c in classifiers]

@@ -111,7 +111,9 @@ class Rows:
             cost = np.broadcast_to(cost, columns)
 
             def fit(start: np.ndarray, part: np.ndarray, cost: np.ndarray = cost) -> Solution:
-                return _minimize(space, start, targets[:, part], cost[part] * weights[:, part], tolerance)
+                return _minimize(
+                    space, start, targets[:, part], cost[part] * weights[:, part], tolerance
+                )
 
             # BLAS threads spin while they wait, which on a busy machine takes longer than the
             # product.
@@ -119,10 +121,15 @@ class Rows:
                 with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
                     fits = list(pool.map(fit, starts, parts))
             starts = [coefficients for coefficients, *_ in fits]
-            coefficients, objective, gap, steps = (np.concatenate(values, -1) for values in zip(*fits))
+            coefficients, objective, gap, steps = (
+                np.concatenate(values, -1) for values in zip(*fits)
+            )
             if gap.max() > tolerance:
                 logging.warning(
-                    "%d of %d SVMs ended with a gap of up to %.1e", (gap > tolerance).sum(), columns, gap.max()
+                    "%d of %d SVMs ended with a gap of up to %.1e",
+                    (gap > tolerance).sum(),
+                    columns,
+                    gap.max(),
                 )
             if self._gram is not None:
                 coefficients, inner = np.zeros((len(self._x), columns)), coefficients
@@ -136,7 +143,9 @@ class Rows:
         return w[:-1], w[-1] * self._x[0, -1]
 
 
-def _minimize(space: "_Primal", w: np.ndarray, targets: np.ndarray, costs: np.ndarray, tolerance: float) -> Solution:
+def _minimize(
+    space: "_Primal", w: np.ndarray, targets: np.ndarray, costs: np.ndarray, tolerance: float
+) -> Solution:
     """Newton's method from w: (w, objective, gap, steps), the last three [P]."""
     steps = np.zeros(w.shape[1], int)
     for _ in range(_STEPS):
@@ -150,7 +159,9 @@ def _minimize(space: "_Primal", w: np.ndarray, targets: np.ndarray, costs: np.nd
         if not len(rest):
             break
         # Only the columns that have not converged: `rest`.
-        y, c, slack, gradient, normal = (v[:, rest] for v in (targets, costs, slack, gradient, normal))
+        y, c, slack, gradient, normal = (
+            v[:, rest] for v in (targets, costs, slack, gradient, normal)
+        )
         curvature = 2 * c * (slack > 0)
         # of the step: more does not help far from the minimum
         accuracy = np.minimum(np.sqrt(gap[rest]), 0.1)
@@ -161,7 +172,9 @@ def _minimize(space: "_Primal", w: np.ndarray, targets: np.ndarray, costs: np.nd
         slope, size = (step * normal).sum(0), np.ones(len(rest))
         while True:
             moved, moved_image = w[:, rest] + size * step, image[:, rest] + size * change
-            value = 0.5 * space.square(moved, moved_image) + (c * np.maximum(1 - y * moved_image, 0) ** 2).sum(0)
+            value = 0.5 * space.square(moved, moved_image) + (
+                c * np.maximum(1 - y * moved_image, 0) ** 2
+            ).sum(0)
             # Near the minimum only the last bits of the objective change, which cannot judge a
             # step.
             worse = value > objective[rest] * (1 + 1e-13) + 1e-4 * size * slope
@@ -191,7 +204,9 @@ def _conjugate_gradients(
     """
     columns, norms = np.arange(r.shape[1]), np.sqrt((r * normal).sum(0))
     result, solved, limit = np.zeros_like(r), np.zeros(r.shape[1], bool), space.patience(curvature)
-    curvature, r, normal, stop = (v.astype(np.float32) for v in (curvature, r / norms, normal / norms, accuracy**2))
+    curvature, r, normal, stop = (
+        v.astype(np.float32) for v in (curvature, r / norms, normal / norms, accuracy**2)
+    )
     along = space.along_axes(curvature)  # what X' D X adds to 1 along each axis
     shrink, old = along / (1 + along), np.float32(np.inf)
     step, p, p_image = np.zeros_like(r), np.zeros_like(r), np.zeros_like(curvature)
@@ -226,7 +241,10 @@ class _Primal:
         axes = _leading(lambda v: self._fast.T @ (self._fast @ v), self.size)  # D x A
         image = x @ axes
         turn = np.linalg.eigh(image.T @ image)[1]  # makes X' X diagonal on the axes
-        self._axes, self._axes_image = (axes @ turn).astype(np.float32), (image @ turn).astype(np.float32)
+        self._axes, self._axes_image = (
+            (axes @ turn).astype(np.float32),
+            (image @ turn).astype(np.float32),
+        )
 
     def image(self, w: np.ndarray) -> np.ndarray:
         return self._like(w) @ w
@@ -247,7 +265,9 @@ class _Primal:
         """The diagonal of X' D X on the axes: [A, P]."""
         return (self._axes_image**2).T @ curvature
 
-    def precondition(self, r: np.ndarray, normal: np.ndarray, shrink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def precondition(
+        self, r: np.ndarray, normal: np.ndarray, shrink: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(r with its components along the axes divided by 1 + `along_axes`, the image of that)."""
         z = r - self._axes @ (shrink * (self._axes.T @ normal))
         return z, self._fast @ z
@@ -280,7 +300,10 @@ class _Gram(_Primal):
         values, turn = np.linalg.eigh(axes.T @ image)
         # to length 1
         turn = (turn / np.sqrt(np.maximum(values, 1e-300)))[:, values > 1e-12 * values[-1]]
-        self._axes, self._axes_image = (axes @ turn).astype(np.float32), (image @ turn).astype(np.float32)
+        self._axes, self._axes_image = (
+            (axes @ turn).astype(np.float32),
+            (image @ turn).astype(np.float32),
+        )
 
     def adjoint(self, u: np.ndarray) -> np.ndarray:
         return u
@@ -291,7 +314,9 @@ class _Gram(_Primal):
     def square(self, b: np.ndarray, image: np.ndarray) -> np.ndarray:
         return (b * image).sum(0)
 
-    def precondition(self, r: np.ndarray, normal: np.ndarray, shrink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def precondition(
+        self, r: np.ndarray, normal: np.ndarray, shrink: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         c = shrink * (self._axes.T @ normal)
         return r - self._axes @ c, normal - self._axes_image @ c
 
@@ -309,7 +334,9 @@ class _Gram(_Primal):
 
 
 def _solve(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return scipy.linalg.cho_solve(scipy.linalg.cho_factor(a, overwrite_a=True, check_finite=False), b)
+    return scipy.linalg.cho_solve(
+        scipy.linalg.cho_factor(a, overwrite_a=True, check_finite=False), b
+    )
 
 
 def _leading(product: Callable[[np.ndarray], np.ndarray], size: int) -> np.ndarray:

@@ -15,15 +15,16 @@ _ACTIVATIONS = {"relu": tf.nn.relu, "gelu": functools.partial(tf.nn.gelu, approx
 
 
 class MLP(tf.keras.layers.Layer):
-    """Dense layers with an activation between them: [N, D] -> [N, sizes[-1]], or maps [N, h, w, D], each
-    location by itself; in float32 at least.
+    """Dense layers with an activation between them: [N, D] -> [N, sizes[-1]], or maps [N, h, w, D],
+    each location by itself; in float32 at least.
 
     Args:
       name: of the layer.
       sizes: outputs of each layer; 0 means as many as its inputs.
       bias: whether the layers have biases: one bool, or one for each.
       norm: the policy of a batch normalization after each layer but the last; None: there are none.
-      last_norm: None, or what the normalization after the last layer learns: "offset and scale", "scale", or "nothing".
+      last_norm: None, or what the normalization after the last layer learns: "offset and scale",
+        "scale", or "nothing".
       stddev: of the normal distribution of the first kernels; 0 takes Glorot's uniform one.
       activation: relu, or gelu, the exact one.
       bn_momentum, bn_epsilon: of the normalizations.
@@ -49,7 +50,9 @@ class MLP(tf.keras.layers.Layer):
         biases = bias if isinstance(bias, (tuple, list)) else [bias] * len(sizes)
         self.sizes, self.biases = tuple(sizes), tuple(biases)
         learns = ["offset and scale" if norm is not None else None] * (len(sizes) - 1) + [last_norm]
-        self.norms = [self._norm(f"bn{i}", what) if what else None for i, what in enumerate(learns, 1)]
+        self.norms = [
+            self._norm(f"bn{i}", what) if what else None for i, what in enumerate(learns, 1)
+        ]
         self.dense: list[tf.keras.layers.Dense] = []
 
     def _norm(self, name: str, learns: str) -> BatchNorm:
@@ -59,18 +62,24 @@ class MLP(tf.keras.layers.Layer):
 
     def build(self, shape: Any) -> None:
         width, stddev = shape[-1], self.settings["stddev"]
-        for i, (size, bias, norm) in enumerate(zip(self.sizes, self.biases, self.norms), 1):  # noqa: B905 (Python 3.9)
-            initial = tf.keras.initializers.RandomNormal(stddev=stddev) if stddev else "glorot_uniform"
-            dense = tf.keras.layers.Dense(size or width, use_bias=bias, kernel_initializer=initial, name=f"dense{i}")
+        for i, (size, bias, norm) in enumerate(zip(self.sizes, self.biases, self.norms), 1):
+            initial = (
+                tf.keras.initializers.RandomNormal(stddev=stddev) if stddev else "glorot_uniform"
+            )
+            dense = tf.keras.layers.Dense(
+                size or width, use_bias=bias, kernel_initializer=initial, name=f"dense{i}"
+            )
             width = build_chain([layer for layer in (dense, norm) if layer], width, rank=len(shape))
             self.dense.append(dense)
         self.built = True
 
-    def each(self, x: tf.Tensor, training: bool | None = None, count: int | None = None) -> list[tf.Tensor]:
+    def each(
+        self, x: tf.Tensor, training: bool | None = None, count: int | None = None
+    ) -> list[tf.Tensor]:
         """The outputs of the first `count` layers (of all): after the normalization, and after the
         activation where another layer follows."""
         outputs, activation = [], _ACTIVATIONS[self.settings["activation"]]
-        for i, (dense, norm) in enumerate(list(zip(self.dense, self.norms))[:count], 1):  # noqa: B905 (Python 3.9)
+        for i, (dense, norm) in enumerate(list(zip(self.dense, self.norms))[:count], 1):
             x = dense(x)
             x = norm(x, training=training) if norm else x
             x = activation(x) if i < len(self.dense) else x
@@ -86,8 +95,9 @@ class MLP(tf.keras.layers.Layer):
 
 
 class Prototypes(tf.keras.layers.Layer):
-    """Cosines with directions that are learned, without bias: [N, E] -> [N, count], in float32 at least. As a linear layer with
-    weight normalization (Salimans and Kingma, arXiv 1602.07868) of norm 1, on embeddings of norm 1."""
+    """Cosines with directions that are learned, without bias: [N, E] -> [N, count], in float32 at
+    least. As a linear layer with weight normalization (Salimans and Kingma, arXiv 1602.07868) of
+    norm 1, on embeddings of norm 1."""
 
     def __init__(self, name: str, count: int) -> None:
         super().__init__(name=name, autocast=False)
@@ -103,12 +113,16 @@ class Prototypes(tf.keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, x: tf.Tensor, training: bool | None = None, learns: bool | tf.Tensor = True) -> tf.Tensor:
+    def call(
+        self, x: tf.Tensor, training: bool | None = None, learns: bool | tf.Tensor = True
+    ) -> tf.Tensor:
         """`learns`: whether gradients reach the directions."""
         directions = tf.math.l2_normalize(self.kernel, 1)
         if learns is not True:
             directions = tf.where(learns, directions, tf.stop_gradient(directions))
-        return tf.matmul(tf.math.l2_normalize(at_least_float32(x), -1), directions, transpose_b=True)
+        return tf.matmul(
+            tf.math.l2_normalize(at_least_float32(x), -1), directions, transpose_b=True
+        )
 
     def twin(self) -> Prototypes:
         """A layer of the same form, with directions of its own."""

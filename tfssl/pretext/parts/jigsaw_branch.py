@@ -1,4 +1,5 @@
-"""The jigsaw branch of PIRL (Misra and van der Maaten, CVPR 2020, arXiv 1912.01991, Section 3.3), which InfoMin trains with as well."""
+"""The jigsaw branch of PIRL (Misra and van der Maaten, CVPR 2020, arXiv 1912.01991, Section 3.3),
+which InfoMin trains with as well."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,14 +20,18 @@ PATCHES = GRID**2
 
 
 class JigsawBranch(Views):
-    """A further view of each image: the nine patches of one crop, in a random order. Each goes through the network by itself, and through a
-    head of the form of the views' own; a linear layer makes one embedding of the nine side by side.
+    """A further view of each image: the nine patches of one crop, in a random order. Each goes
+    through the network by itself, and through a head of the form of the views' own; a linear layer
+    makes one embedding of the nine side by side.
 
-    Stands before a method among the base classes of a task; the method's `projection` is the form of the patches' head.
+    Stands before a method among the base classes of a task; the method's `projection` is the form
+    of the patches' head.
 
     Args:
-      jigsaw_size: side, in pixels, of the crop that is cut into 3 x 3 cells with a patch in each (the papers: 255).
-      jigsaw_patch_size: side of a patch, in pixels; what it is smaller than its cell is the range of its random place (the papers: 64).
+      jigsaw_size: side, in pixels, of the crop that is cut into 3 x 3 cells with a patch in each
+        (the papers: 255).
+      jigsaw_patch_size: side of a patch, in pixels; what it is smaller than its cell is the range
+        of its random place (the papers: 64).
       jigsaw_area: smallest area of that crop, as a share of the image's (the papers' code: 0.6).
       jigsaw_augmentation: policy of the patches, drawn for each by itself (see augmentation).
       jigsaw_weight: share of this branch in the loss, 0 to 1 (the papers: 0.5).
@@ -44,12 +49,20 @@ class JigsawBranch(Views):
     ) -> None:
         if not 1 <= jigsaw_patch_size <= jigsaw_size // GRID:
             raise UserError(
-                f"jigsaw_patch_size={jigsaw_patch_size} does not fit: jigsaw_size={jigsaw_size} in {GRID} cells a side leaves "
-                f"{jigsaw_size // GRID} pixels for each; take a smaller jigsaw_patch_size or a larger jigsaw_size"
+                f"jigsaw_patch_size={jigsaw_patch_size} does not fit: jigsaw_size={jigsaw_size} in "
+                f"{GRID} cells a side leaves "
+                f"{jigsaw_size // GRID} pixels for each; take a smaller jigsaw_patch_size or a "
+                "larger jigsaw_size"
             )
         if not (0 < jigsaw_area <= 1 and 0 <= jigsaw_weight <= 1):
-            raise UserError(f"jigsaw_area={jigsaw_area} and jigsaw_weight={jigsaw_weight} are shares: 0 to 1")
-        self.jigsaw_size, self.jigsaw_patch_size, self.jigsaw_area = jigsaw_size, jigsaw_patch_size, jigsaw_area
+            raise UserError(
+                f"jigsaw_area={jigsaw_area} and jigsaw_weight={jigsaw_weight} are shares: 0 to 1"
+            )
+        self.jigsaw_size, self.jigsaw_patch_size, self.jigsaw_area = (
+            jigsaw_size,
+            jigsaw_patch_size,
+            jigsaw_area,
+        )
         self.jigsaw_augmentation, self.jigsaw_weight = jigsaw_augmentation, jigsaw_weight
         super().__init__(backbone, **common)
         sizes = self.projection.sizes
@@ -67,10 +80,14 @@ class JigsawBranch(Views):
         found = super().regions(group, first)
         return [found[0]._replace(size=self.jigsaw_size)] if group == self.crops()[-1] else found
 
-    def group(self, crops: Sequence[tf.Tensor], seed: tf.Tensor, group: Crops, first: int) -> tf.Tensor:
+    def group(
+        self, crops: Sequence[tf.Tensor], seed: tf.Tensor, group: Crops, first: int
+    ) -> tf.Tensor:
         if group != self.crops()[-1]:
             return super().group(crops, seed, group, first)
-        places = patches.grid_offsets(fork(seed, first + 1), self.jigsaw_size, self.jigsaw_size, GRID, group.size)
+        places = patches.grid_offsets(
+            fork(seed, first + 1), self.jigsaw_size, self.jigsaw_size, GRID, group.size
+        )
         order = tf.random.experimental.stateless_shuffle(tf.range(PATCHES), fork(seed, first + 2))
         return patches.cut(crops[0], tf.gather(places, order), group.size)
 
@@ -79,7 +96,9 @@ class JigsawBranch(Views):
         z = self.embed(batch["image"][-1], {"z": self.patch_projection}, training)["z"]  # Nx9xE
         return self.jigsaw_projection(tf.reshape(z, [z.shape[0], -1]))
 
-    def both(self, views: contrastive.Contrast, jigsaw: contrastive.Contrast) -> tuple[tf.Tensor, Measured]:
+    def both(
+        self, views: contrastive.Contrast, jigsaw: contrastive.Contrast
+    ) -> tuple[tf.Tensor, Measured]:
         """(Loss, metrics) of a task, out of the `Contrast` of either branch."""
         loss = (1 - self.jigsaw_weight) * views.loss + self.jigsaw_weight * jigsaw.loss
         return loss, {"accuracy": views.accuracy, "jigsaw_accuracy": jigsaw.accuracy}

@@ -1,6 +1,7 @@
 """Embeddings that outlive their step: a queue of the latest, and a bank with one for each image.
 
-Both are variables, the same on every replica, and so part of every checkpoint: a resumed run remembers what an uninterrupted one would.
+Both are variables, the same on every replica, and so part of every checkpoint: a resumed run
+remembers what an uninterrupted one would.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,9 @@ from tfssl.losses import replicas
 
 def _directions(shape: Sequence[int]) -> Callable[[], tf.Tensor]:
     """Random rows of norm 1 [..., D]."""
-    return lambda: tf.math.l2_normalize(tf.random.normal(shape, dtype=tf.keras.backend.floatx()), -1)
+    return lambda: tf.math.l2_normalize(
+        tf.random.normal(shape, dtype=tf.keras.backend.floatx()), -1
+    )
 
 
 def _variable(name: str, initial: Any) -> tf.Variable:
@@ -33,14 +36,18 @@ class Queue(tf.Module):
     Args:
       size: how many rows; at least those of a step.
       features: D.
-      filled: start with random directions, as MoCo does; otherwise with zeros, and `count` tells how many rows are there.
+      filled: start with random directions, as MoCo does; otherwise with zeros, and `count` tells
+        how many rows are there.
     """
 
     def __init__(self, size: int, features: int, filled: bool = True) -> None:
         super().__init__(name="queue")
         self.size = size
         self.rows = _variable(
-            "rows", _directions([size, features]) if filled else tf.zeros([size, features], tf.keras.backend.floatx())
+            "rows",
+            _directions([size, features])
+            if filled
+            else tf.zeros([size, features], tf.keras.backend.floatx()),
         )
         self.count = tf.Variable(
             size if filled else 0,
@@ -62,7 +69,8 @@ class Queue(tf.Module):
         new = rows.shape[0]
         if new > self.size:
             raise UserError(
-                f"a queue of {self.size} does not hold the {new} embeddings of one step: take a larger queue_size"
+                f"a queue of {self.size} does not hold the {new} embeddings of one step: take a "
+                "larger queue_size"
             )
         # Moved as a whole, not written at a pointer: static slices, on which compilers do best.
         self.rows.assign(tf.concat([rows, self.rows[: self.size - new]], 0))
@@ -90,14 +98,20 @@ class Bank(tf.Module):
         return (self.entries,)
 
     def update(self, index: tf.Tensor, rows: tf.Tensor) -> None:
-        """Moves the entries of images `index` [n] towards `rows` [n, D], of all replicas, and back to norm 1.
+        """Moves the entries of images `index` [n] towards `rows` [n, D], of all replicas, and back
+        to norm 1.
 
-        An image that stands in the batch twice (an epoch's last and the next one's first batch can be one) is moved by its first row.
+        An image that stands in the batch twice (an epoch's last and the next one's first batch can
+        be one) is moved by its first row.
         """
-        index, rows = replicas.gather(index), tf.cast(replicas.gather(tf.stop_gradient(rows)), self.entries.dtype)
+        index, rows = (
+            replicas.gather(index),
+            tf.cast(replicas.gather(tf.stop_gradient(rows)), self.entries.dtype),
+        )
         moved = self.momentum * tf.gather(self.entries, index) + (1 - self.momentum) * rows
         moved = tf.math.l2_normalize(moved, 1)
-        # Every row of an image writes the same values, so that the order of writing does not matter.
+        # Every row of an image writes the same values, so that the order of writing does not
+        # matter.
         first = tf.argmax(tf.cast(index[:, None] == index[None, :], tf.int32), 1)
         moved = tf.gather(moved, first)
         self.entries.scatter_update(tf.IndexedSlices(moved, index))

@@ -1,4 +1,5 @@
-"""Multi-crop (Caron et al., arXiv 2006.09882, Section 3.3): small views of each image beside its large ones."""
+"""Multi-crop (Caron et al., arXiv 2006.09882, Section 3.3): small views of each image beside its
+large ones."""
 
 from __future__ import annotations
 
@@ -11,12 +12,14 @@ from tfssl.pretext.parts.views import Crops, Views
 
 
 class MultiCrop(Views):
-    """Base class of the methods with two large views of an image and several small ones, which cost little and see parts.
+    """Base class of the methods with two large views of an image and several small ones, which cost
+    little and see parts.
 
     Args:
       small_crops: small views of each image beside the two large ones (SwAV: 6).
       small_size: their side, in pixels (SwAV: 96).
-      small_area: the least area of a small view, as a share of the image (SwAV: 0.05); its greatest is the large views' least.
+      small_area: the least area of a small view, as a share of the image (SwAV: 0.05); its greatest
+        is the large views' least.
     """
 
     def __init__(

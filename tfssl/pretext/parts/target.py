@@ -1,4 +1,5 @@
-"""A network that follows another: its parameters are moving averages of the other's (Tarvainen and Valpola, arXiv 1703.01780)."""
+"""A network that follows another: its parameters are moving averages of the other's (Tarvainen and
+Valpola, arXiv 1703.01780)."""
 
 from __future__ import annotations
 
@@ -8,12 +9,15 @@ import tensorflow as tf
 
 
 class MomentumNetwork(tf.Module):
-    """Twins of a backbone and its heads, which no gradient reaches. Checkpoints hold them; optimizers and weight decay do not see them.
+    """Twins of a backbone and its heads, which no gradient reaches. Checkpoints hold them;
+    optimizers and weight decay do not see them.
 
-    Their batch normalisations have moving statistics of their own; only parameters follow, as in MoCo and BYOL.
+    Their batch normalisations have moving statistics of their own; only parameters follow, as in
+    MoCo and BYOL.
 
     Args:
-      layers: the backbone and the heads, in their order; each has `twin()`, which makes another like it.
+      layers: the backbone and the heads, in their order; each has `twin()`, which makes another
+        like it.
     """
 
     trainable_variables = ()  # Keras asks for these two
@@ -25,7 +29,8 @@ class MomentumNetwork(tf.Module):
 
     @property
     def backbone(self) -> tf.keras.Model:
-        """The twin of the backbone: what a method lists as `published` whose teacher is the encoder."""
+        """The twin of the backbone: what a method lists as `published` whose teacher is the
+        encoder."""
         return self.twins[0]
 
     @property
@@ -44,21 +49,22 @@ class MomentumNetwork(tf.Module):
 
     def copy(self) -> None:
         """Become equal to what is followed, moving statistics too: where training starts."""
-        for twin, layer in zip(self.twins, self._online):  # noqa: B905 (Python 3.9)
-            for mine, other in zip(twin.variables, layer.variables):  # noqa: B905
+        for twin, layer in zip(self.twins, self._online):
+            for mine, other in zip(twin.variables, layer.variables):
                 mine.assign(other)
 
     def follow(self, momentum: float | tf.Tensor) -> None:
-        """Each parameter becomes `momentum` times itself plus 1 - `momentum` times the followed one."""
+        """Each parameter becomes `momentum` times itself plus 1 - `momentum` times the followed
+        one."""
         share = tf.convert_to_tensor(1 - momentum, tf.keras.backend.floatx())
-        for twin, layer in zip(self.twins, self._online):  # noqa: B905 (Python 3.9)
-            for mine, other in zip(twin.trainable_variables, layer.trainable_variables):  # noqa: B905
+        for twin, layer in zip(self.twins, self._online):
+            for mine, other in zip(twin.trainable_variables, layer.trainable_variables):
                 mine.assign_sub(share * (mine - other))
 
 
 def cosine_momentum(base: float, step: int | tf.Tensor, total_steps: int) -> float | tf.Tensor:
-    """From `base` at step 0 to 1 at `total_steps` along half a cosine (Grill et al., arXiv 2006.07733, Section 3.2); `base` throughout
-    where `total_steps` is 0."""
+    """From `base` at step 0 to 1 at `total_steps` along half a cosine (Grill et al., arXiv
+    2006.07733, Section 3.2); `base` throughout where `total_steps` is 0."""
     if not total_steps:
         return base
     done = tf.minimum(tf.cast(step, tf.keras.backend.floatx()) / total_steps, 1.0)

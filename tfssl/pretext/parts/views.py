@@ -18,32 +18,35 @@ from tfssl.pretext.task import Batch, Example, Measured, image_major
 
 _Group = TypeVar("_Group")
 Crops = collections.namedtuple("Crops", ["count", "size", "area"])
-Crops.__doc__ = (
-    """So many views of `size` pixels; `area` (low, high) as a share of the image's, or None for the policy's."""
-)
+Crops.__doc__ = """So many views of `size` pixels; `area` (low, high) as a share of the image's, or None for the policy's."""
 
 
 class Views(Probed):
-    """Base class of the methods that bring views of one image together. A subclass gives `call` -> {"z": embeddings [N, V, E], ...}, by
-    `embed`, and `contrast(batch, outputs)` -> (loss per image [N], {metric: [N]}).
+    """Base class of the methods that bring views of one image together. A subclass gives `call` ->
+    {"z": embeddings [N, V, E], ...}, by `embed`, and `contrast(batch, outputs)` -> (loss per image
+    [N], {metric: [N]}).
 
-    A view is a random crop of the image, made on the host as bytes, and then mirrored, coloured and blurred by a policy of
-    `tfssl.data.augmentation`. In validation the crops are drawn from one fixed seed, and no policy acts.
+    A view is a random crop of the image, made on the host as bytes, and then mirrored, coloured and
+    blurred by a policy of `tfssl.data.augmentation`. In validation the crops are drawn from one
+    fixed seed, and no policy acts.
 
     Args:
       image_size: side of the views, in pixels.
       augmentation: policy of the views: simclr, moco_v1, moco_v2, pirl, pirl_photometric, byol,
-        barlow_twins, dino, lejepa, swav, infomin, cifar (SimCLR's for 32 pixels) or crop (crops and flips
-        alone); see tfssl/data/augmentation.py.
-      strength: scales the policy's colour jitter (SimCLR: 1 for ImageNet, 0.5 for CIFAR-10; the policy cifar has its 0.5 already).
+        barlow_twins, dino, lejepa, swav, infomin, cifar (SimCLR's for 32 pixels) or crop (crops and
+        flips alone); see tfssl/data/augmentation.py.
+      strength: scales the policy's colour jitter (SimCLR: 1 for ImageNet, 0.5 for CIFAR-10; the
+        policy cifar has its 0.5 already).
       min_area: smallest area of a crop, as a share of the image; 0 takes the policy's.
-      augment_on: where the policy acts: device (a batch at once) or host (each image in the input pipeline, rounded to bytes again).
-      resize: shorter side, in pixels, to which an evaluation image is scaled before its central square of `image_size` is cut; 0 means
-        image_size / 0.875.
+      augment_on: where the policy acts: device (a batch at once) or host (each image in the input
+        pipeline, rounded to bytes again).
+      resize: shorter side, in pixels, to which an evaluation image is scaled before its central
+        square of `image_size` is cut; 0 means image_size / 0.875.
     """
 
     spans_batch = True  # if not by its loss, then by its spread, or by what it remembers
-    located = False  # whether batches hold where each view lies: "crop_box" and "flipped", see `cell_centers`
+    # whether batches hold where each view lies: "crop_box" and "flipped", see `cell_centers`
+    located = False
 
     def __init__(
         self,
@@ -58,12 +61,18 @@ class Views(Probed):
     ) -> None:
         super().__init__(backbone, image_size=image_size, **common)
         check_choice("augment_on", augment_on, ("device", "host"))
-        self.augmentation, self.strength, self.min_area, self.augment_on = augmentation, strength, min_area, augment_on
+        self.augmentation, self.strength, self.min_area, self.augment_on = (
+            augmentation,
+            strength,
+            min_area,
+            augment_on,
+        )
         self.resize = resize or round(image_size / 0.875)
         policies = self.policies()  # an unknown name is refused here
         if self.located and any(policy.rotate for policy in policies):
             raise UserError(
-                f"augmentation={augmentation} turns views by quarters, and this task maps the pixels of views on one another by their "
+                f"augmentation={augmentation} turns views by quarters, and this task maps the "
+                "pixels of views on one another by their "
                 "boxes: take a policy with rotate=0"
             )
 
@@ -84,19 +93,23 @@ class Views(Probed):
         return augmentation.per_view(self.augmentation, views, self.strength)
 
     def example(self, example: Example, seed: tf.Tensor | None) -> Example:
-        """{"image": a tuple of one uint8 [V, S, S, 3] for each group of crops}, and where `located` two more such tuples: "crop_box",
-        float32 [V, 4], (ymin, xmin, ymax, xmax) as fractions of the image's sides, and "flipped", bool [V]."""
+        """{"image": a tuple of one uint8 [V, S, S, 3] for each group of crops}, and where `located`
+        two more such tuples: "crop_box", float32 [V, 4], (ymin, xmin, ymax, xmax) as fractions of
+        the image's sides, and "flipped", bool [V]."""
         training, seed = seed is not None, tf.zeros([2], tf.int64) if seed is None else seed
         numbered = self._numbered(self.crops())
         regions = [self.regions(group, first) for group, first in numbered]
         crops = iter(augmentation.crops(example["image"], seed, sum(regions, [])))
         groups = [
             self.group([next(crops) for _ in own], seed, group, first)
-            for own, (group, first) in zip(regions, numbered)  # noqa: B905 (Python 3.9)
+            for own, (group, first) in zip(regions, numbered)
         ]
         if training and self.augment_on == "host":
             draws = augmentation.HostDraws(seed, 1)
-            groups = [to_bytes(self._policed(_to_float(x)[None], draws, n)[0]) for x, n in self._numbered(groups)]
+            groups = [
+                to_bytes(self._policed(_to_float(x)[None], draws, n)[0])
+                for x, n in self._numbered(groups)
+            ]
         if not self.located:
             return {"image": tuple(groups)}
         boxes = tuple(augmentation.crop_boxes(example["image"], seed, own) for own in regions)
@@ -106,7 +119,8 @@ class Views(Probed):
         return {"image": tuple(groups), "crop_box": boxes, "flipped": flipped}
 
     def regions(self, group: Crops, first: int) -> list[augmentation.Region]:
-        """What is cut from an image for a group, whose views are numbered from `first` on: list of `augmentation.Region`."""
+        """What is cut from an image for a group, whose views are numbered from `first` on: list of
+        `augmentation.Region`."""
         found = []
         for number, policy in enumerate(self.policies()[first : first + group.count], first):
             area = group.area or (self.min_area and (self.min_area, policy.crop_area[1]))
@@ -114,7 +128,9 @@ class Views(Probed):
             found.append(augmentation.Region(policy, number, group.size))
         return found
 
-    def group(self, crops: Sequence[tf.Tensor], seed: tf.Tensor, group: Crops, first: int) -> tf.Tensor:
+    def group(
+        self, crops: Sequence[tf.Tensor], seed: tf.Tensor, group: Crops, first: int
+    ) -> tf.Tensor:
         """The views of a group, uint8 [V, S, S, 3], from the crops of its regions."""
         return tf.stack(crops)
 
@@ -122,20 +138,28 @@ class Views(Probed):
         if self.augment_on == "host":
             return batch
         flipped = {"flipped": self._flipped(draws)} if self.located else {}
-        images = tuple(self._policed(x, draws, first) for x, first in self._numbered(batch["image"]))
+        images = tuple(
+            self._policed(x, draws, first) for x, first in self._numbered(batch["image"])
+        )
         return {**batch, "image": images, **flipped}
 
     def _flipped(self, draws: Draws | augmentation.HostDraws) -> tuple[tf.Tensor, ...]:
         """Which views the policies mirror: bool [N, V] for each group."""
         mirrored = [policy.mirrors(draws, view) for view, policy in enumerate(self.policies())]
         return tuple(
-            tf.stack(mirrored[first : first + group.count], 1) for group, first in self._numbered(self.crops())
+            tf.stack(mirrored[first : first + group.count], 1)
+            for group, first in self._numbered(self.crops())
         )
 
-    def _policed(self, images: tf.Tensor, draws: Draws | augmentation.HostDraws, first: int) -> tf.Tensor:
+    def _policed(
+        self, images: tf.Tensor, draws: Draws | augmentation.HostDraws, first: int
+    ) -> tf.Tensor:
         """Images [N, V, S, S, 3] after the policies of views `first`, `first` + 1, ..."""
         policies = self.policies()[first:]
-        views = [policies[v].apply(x, draws, view=first + v) for v, x in enumerate(tf.unstack(images, axis=1))]
+        views = [
+            policies[v].apply(x, draws, view=first + v)
+            for v, x in enumerate(tf.unstack(images, axis=1))
+        ]
         return tf.stack(views, 1)
 
     def _numbered(self, groups: Iterable[_Group]) -> list[tuple[_Group, int]]:
@@ -144,18 +168,28 @@ class Views(Probed):
         return [(x, sum(counts[:i])) for i, x in enumerate(groups)]
 
     def embed(
-        self, images: tf.Tensor | tuple[tf.Tensor, ...], heads: Mapping[str, tf.keras.layers.Layer], training: bool
+        self,
+        images: tf.Tensor | tuple[tf.Tensor, ...],
+        heads: Mapping[str, tf.keras.layers.Layer],
+        training: bool,
     ) -> dict[str, tf.Tensor]:
-        """Views [N, V, S, S, 3] through the network and {name: head}, each head after the one before it: {name: [N, V, outputs]}, and the
-        online probe's logits as "probe". Given a tuple of groups of views, one for each size, the backbone takes size by size, and a head
-        the views of all sizes at once."""
+        """Views [N, V, S, S, 3] through the network and {name: head}, each head after the one
+        before it: {name: [N, V, outputs]}, and the online probe's logits as "probe". Given a tuple
+        of groups of views, one for each size, the backbone takes size by size, and a head the views
+        of all sizes at once."""
         groups = images if isinstance(images, tuple) else (images,)
         counts = [group.shape[1] for group in groups]
 
         def rows(encode: Callable[..., dict[str, tf.Tensor]]) -> tf.Tensor:
-            # Image by image, so that the parts of a batch are groups of successive rows for batch normalisation too.
-            x = [encode(tf.reshape(group, [-1, *group.shape[2:]]), training)["pre_logits"] for group in groups]
-            x = tf.concat([tf.reshape(y, [-1, count, y.shape[-1]]) for y, count in zip(x, counts)], 1)  # NxVxD  # noqa: B905
+            # Image by image, so that the parts of a batch are groups of successive rows for batch
+            # normalisation too.
+            x = [
+                encode(tf.reshape(group, [-1, *group.shape[2:]]), training)["pre_logits"]
+                for group in groups
+            ]
+            x = tf.concat(
+                [tf.reshape(y, [-1, count, y.shape[-1]]) for y, count in zip(x, counts)], 1
+            )  # NxVxD
             return tf.reshape(x, [-1, x.shape[-1]])
 
         x = rows(self.endpoints)
@@ -179,16 +213,22 @@ class Views(Probed):
         loss, metrics = self.contrast(batch, outputs)
         z = outputs["z"]
         weight = tf.repeat(batch["weight"], z.shape[1])
-        metrics["spread"] = tf.ones_like(loss) * contrastive.spread(tf.reshape(z, [-1, z.shape[-1]]), weight)
+        metrics["spread"] = tf.ones_like(loss) * contrastive.spread(
+            tf.reshape(z, [-1, z.shape[-1]]), weight
+        )
         return self.probed(batch, loss, metrics, outputs["probe"][:, 0] if self.probe else None)
 
     def alarm(self, measured: Mapping[str, float]) -> str | None:
         if measured["spread"] < 0.05:
-            return f"the embeddings have collapsed into one direction (spread {measured['spread']:.2g}; 1 is healthy): see docs/methods.md"
+            return (
+                "the embeddings have collapsed into one direction (spread "
+                f"{measured['spread']:.2g}; 1 is healthy): see docs/methods.md"
+            )
         return super().alarm(measured)
 
     def chance(self) -> dict[str, float]:
-        """`spread`: of the embeddings' directions, 1 where they fill the sphere, 0 where they are one point."""
+        """`spread`: of the embeddings' directions, 1 where they fill the sphere, 0 where they are
+        one point."""
         return {"loss": float("nan"), "spread": 0.0, **super().chance()}
 
     @property
@@ -205,7 +245,8 @@ class Views(Probed):
 
 
 def cell_centers(crop_box: tf.Tensor, flipped: tf.Tensor, cells: int) -> tf.Tensor:
-    """Where a map of views looks at their images: the centers of its cells, in the order of the view as the network sees it.
+    """Where a map of views looks at their images: the centers of its cells, in the order of the
+    view as the network sees it.
 
     Args:
       crop_box: [..., 4], (ymin, xmin, ymax, xmax) as fractions of the image's sides.
@@ -220,7 +261,10 @@ def cell_centers(crop_box: tf.Tensor, flipped: tf.Tensor, cells: int) -> tf.Tens
     y = top + ticks * (bottom - top)  # ...xS
     x = left + tf.where(flipped[..., None], 1 - ticks, ticks) * (right - left)
     side = [1] * len(y.shape[:-1])
-    return tf.stack([tf.tile(y[..., :, None], [*side, 1, cells]), tf.tile(x[..., None, :], [*side, cells, 1])], -1)
+    return tf.stack(
+        [tf.tile(y[..., :, None], [*side, 1, cells]), tf.tile(x[..., None, :], [*side, cells, 1])],
+        -1,
+    )
 
 
 def _to_float(images: tf.Tensor) -> tf.Tensor:
