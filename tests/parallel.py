@@ -31,7 +31,9 @@ FIRST = (  # which take longest
     "backbones/test_revnet.py",
     "test_evaluate.py",
 )
-PARTS = {"testing/test_tasks.py": ("broken_clause",)}  # -k of parts that run apart: they grow large
+PARTS = {
+    "testing/test_tasks.py": ("broken_clause", "(byol or colorization or simsiam or swav)")
+}  # -k of parts that run apart: they grow large
 
 
 ONCE = (  # what tells nothing of TensorFlow, or nothing that other files would not
