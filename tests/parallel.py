@@ -32,7 +32,11 @@ FIRST = (  # which take longest
     "test_evaluate.py",
 )
 PARTS = {
-    "testing/test_tasks.py": ("broken_clause", "(byol or colorization or simsiam or swav)")
+    "testing/test_tasks.py": (
+        "broken_clause",
+        "(byol or colorization or simsiam or swav)",
+        "(barlow_twins or dino or lejepa or mae or vicreg)",
+    )
 }  # -k of parts that run apart: they grow large
 
 

@@ -73,12 +73,15 @@ TASKS = {
     "sup_con": EMBEDDING,
     "supervised": {},
 }
-LIKE_OTHERS = (
+LIKE_OTHERS = (  # jigsaw; bank, queue and branch of others; byol's networks, simclr's and moco's losses
     "relative_patch",
     "pirl",
     "infomin",
     "simclr with a memory",
-)  # jigsaw; bank, queue and branch of others
+    "moco_v3",
+    "nnclr",
+    "sup_con",
+)
 IN_PARTS = (
     "rotation",
     "exemplar",
