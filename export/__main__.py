@@ -1,7 +1,9 @@
 """Publish a run's encoder as a TF-Hub module.
 
-  tfssl-export --workdir=runs/photos                           the newest checkpoint, into runs/photos/module/STEP
-  tfssl-export --workdir=runs/photos --random_init             the same network untrained: the baseline, into .../module/random
+  tfssl-export --workdir=runs/photos                           the newest checkpoint, into
+                                                               runs/photos/module/STEP
+  tfssl-export --workdir=runs/photos --random_init             the same network untrained: the
+                                                               baseline, into .../module/random
   tfssl-export --random_init --backbone=resnet18_v2 --export_dir=modules/random
 
 The flags of training are taken from the run; without a run (--random_init) they are given here.
@@ -71,8 +73,8 @@ def main(_: Sequence[str]) -> None:
     if export.recalibrate:
         recalibrate(model, _training_batches(model, config, export.recalibrate))
     save(
-        model, where, step, _class_names(workdir), config.published(), export.random_init, export.tarball,
-        export.head_endpoints,
+        model, where, step, _class_names(workdir), config.published(), export.random_init,
+        export.tarball, export.head_endpoints,
     )  # fmt: skip
     print(f"module: {where}" + (f" and {where}.tar.gz" if export.tarball else ""))
     print(

@@ -171,7 +171,8 @@ def _export(
                 texts, *registered({kind: texts[kind] for kind in _OF_THE_NETWORK})
             )
             export(checks.pretraining(config.replace(workdir=path)), path, head_endpoints)
-        except Exception as error:  # whatever somebody's facts make of a network, the evaluation goes on without it
+        except Exception as error:
+            # Whatever somebody's facts make of a network, the evaluation goes on without it.
             say(f"{name}: no untrained network beside it: {one_line(error)}")
             return None
     return modules.load(path)

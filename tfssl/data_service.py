@@ -1,9 +1,10 @@
 """Prepare images on other machines: one dispatcher, and as many workers as it takes, feed
 `tfssl-train --data_service=grpc://HOST:PORT`.
 
-  python -m tfssl.data_service --listen=all --port=5050                        on one machine: the dispatcher
+  python -m tfssl.data_service --listen=all --port=5050
+      on one machine: the dispatcher
   python -m tfssl.data_service --listen=all --dispatcher=grpc://HOST:5050 --host=THIS
-                                                                               on each machine that decodes images: a worker
+      on each machine that decodes images: a worker
 
 Workers read the images under the names that the training run uses, so that these have to be on
 gs:// or a shared file system. Nobody is asked who he is: whoever reaches a port of the service can

@@ -1,8 +1,11 @@
 """Pretrain an encoder: images in, checkpoints out; `tfssl-export` publishes the result.
 
-  tfssl-train --dataset=folder:photos --workdir=runs/photos              rotation prediction with a ResNet-50, 35 epochs
-  tfssl-train --dataset=folder:photos --dry_run                          what would be done, on which images
-  tfssl-train --flagfile=tfssl:glyphs/rotation.flags --workdir=runs/try  an installed recipe; flags after it override it
+  tfssl-train --dataset=folder:photos --workdir=runs/photos
+      rotation prediction with a ResNet-50, 35 epochs
+  tfssl-train --dataset=folder:photos --dry_run
+      what would be done, on which images
+  tfssl-train --flagfile=tfssl:glyphs/rotation.flags --workdir=runs/try
+      an installed recipe; flags after it override it
 
 The same command again resumes a run that was stopped, or killed; the result is the same.
 """

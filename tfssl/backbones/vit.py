@@ -134,7 +134,7 @@ class ViT(Network):
         "patch": (1, 64),
         "depth": (0, 100),
         "registers": (0, 64),
-        "layer_scale": (0, 1e6),
+        "layer_scale": (0, 1_000_000),
         "grid": (0, 512),
     }
 

@@ -16,10 +16,12 @@ RATE = 1e38  # of what float32 holds
 
 _TABLE = (  # least, greatest, both allowed: names of flags, the same in every binary
     (0, SEED, "seed subset_seed permutation_seed"),
-    (0, COUNT, "train_subset num_images samples_per_class negatives recalibrate step train_steps keep_every validation_steps knn_probe "
+    (0, COUNT, "train_subset num_images samples_per_class negatives recalibrate step train_steps "
+    "keep_every validation_steps knn_probe "
     "freeze_prototypes_steps"),
     (1, COUNT, "checkpoint_steps keep_checkpoints log_steps images"),
-    (1, 1_000_000, "steps_per_execution max_iterations knn_k sgd_epochs mlp_epochs dense_epochs few_shot_episodes low_shot_samples "
+    (1, 1_000_000, "steps_per_execution max_iterations knn_k sgd_epochs mlp_epochs dense_epochs "
+    "few_shot_episodes low_shot_samples "
     "prototypes permutations_per_image"),
     (2, 1_000_000, "permutations"),
     (0, 1_000_000, "num_classes top few_shot_ways few_shot_queries"),
@@ -31,7 +33,8 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (0, 16_384, "image_size resize evaluation_resize"),  # pixels
     (1, 16_384, "scaled_size patch_size jigsaw_size jigsaw_patch_size small_size"),
     (0, 2**16, "patch_embedding_size prediction_hidden"),  # units
-    (1, 2**16, "projection_size projection_hidden prediction_size embedding_size head_units mlp_hidden detection_units"),
+    (1, 2**16, "projection_size projection_hidden prediction_size embedding_size head_units "
+    "mlp_hidden detection_units"),
     (1, 2**16, "decoder_channels directions"),
     (1, 128, "decoder_depth decoder_heads"),
     (1, 16, "projection_layers"),
@@ -49,9 +52,11 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (0, 1e6, "freeze_prototypes_epochs redundancy_weight invariance_weight variance_weight"),
     (0, 1e6, "covariance_weight"),
     (0, 1e9, "lr_scaling"),
-    (0, RATE, "learning_rate initial_rate final_rate clipnorm global_clipnorm sgd_learning_rate mlp_learning_rate"),
+    (0, RATE, "learning_rate initial_rate final_rate clipnorm global_clipnorm sgd_learning_rate "
+    "mlp_learning_rate"),
     (1e-8, RATE, "dense_learning_rate"),
-    (0, 1, "head_bn_momentum bank_momentum key_momentum target_momentum momentum decay_factor min_area small_area "
+    (0, 1, "head_bn_momentum bank_momentum key_momentum target_momentum momentum decay_factor "
+    "min_area small_area "
     "jigsaw_area jigsaw_weight rebalance distill_weight max_translation max_offset max_hue"),
     (0, 1, "center_momentum sigreg_weight"),
     (0.001, 0.999, "mask_ratio"),
@@ -60,7 +65,8 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (1e-30, 1, "optimizer_epsilon"),
     (0, 0.9, "val_fraction"),
     (1e-6, 1, "layer_decay"),
-    (1e-6, 1e6, "temperature knn_temperature sinkhorn_epsilon loss_factor svm_positive_weight svm_intercept_scaling"),
+    (1e-6, 1e6, "temperature knn_temperature sinkhorn_epsilon loss_factor svm_positive_weight "
+    "svm_intercept_scaling"),
     (1e-6, 1e6, "teacher_temperature warmup_teacher_temperature"),
     (1e-3, 1e6, "distill_temperature"),
     (0, 100, "strength"),

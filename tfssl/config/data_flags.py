@@ -23,7 +23,8 @@ def where(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 PATHS = (
-    "workdir", "data_dir", "export_dir", "images", "output", "train_list", "bins", "permutations_file", "module", "teacher", "init_module",
+    "workdir", "data_dir", "export_dir", "images", "output", "train_list", "bins",
+    "permutations_file", "module", "teacher", "init_module",
 )  # fmt: skip
 
 

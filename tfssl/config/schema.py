@@ -63,8 +63,8 @@ class Data(Records):
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The backbone, how training normalizes, and what the backbone begins with. The settings of a family of backbones
-    are its class's.
+    """The backbone, how training normalizes, and what the backbone begins with. The settings of a
+    family of backbones are its class's.
 
     Args:
       backbone: resnet{18,34,50,101,152,200}_v{1,2}, revnet{18,34,50,101,152}, vgg{11,13,16,19},
@@ -165,7 +165,8 @@ class Accelerators:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkAccelerators(Accelerators):
-    """Where and how the steps are computed of a network that is built here, and so can be in another way.
+    """Where and how the steps are computed of a network that is built here, and so can be in
+    another way.
 
     Args:
       precision: float32, mixed_bfloat16 (TPUs, new GPUs and CPUs), mixed_float16 (GPUs; with loss

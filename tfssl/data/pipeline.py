@@ -1,8 +1,9 @@
 """From a source to batches: parallel decoding in a fixed order, bad images replaced in place,
 static shapes.
 
-Row r of global batch s is example number n = s * batch_size + r, and it is a pure function of (seed, n). So a pipeline can begin at any
-step, and several can share a batch, without any state to save.
+Row r of global batch s is example number n = s * batch_size + r, and it is a pure function of
+(seed, n). So a pipeline can begin at any step, and several can share a batch, without any state to
+save.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from tfssl.data.service import examples as service_examples
 from tfssl.data.sources.base import Source
 from tfssl.errors import UserError
 
-Example = dict[
-    str, Any
-]  # tensors, and nested structures of them; a source's has "image", "label", "index" and what it provides
+# Tensors, and nested structures of them; a source's has "image", "label", "index" and what it
+# provides.
+Example = dict[str, Any]
 MakeExample = Callable[
     [Example, Any], Any
 ]  # (a source's example, seed) -> what the batch has of it
@@ -43,22 +44,27 @@ def training_batches(
 
     Args:
       source: a `tfssl.data.Source`.
-      example: function (example, seed) -> example, of one image: from what `Source.fetch` returns, whose "image" is encoded (a string) or
-        uint8 [H, W, 3], to a dict of tensors of static shapes, or nested structures of them; `seed` is int64 [2].
+      example: function (example, seed) -> example, of one image: from what `Source.fetch` returns,
+        whose "image" is encoded (a string) or uint8 [H, W, 3], to a dict of tensors of static
+        shapes, or nested structures of them; `seed` is int64 [2].
       batch_size: images of one global batch, B.
       seed: seed of the run: of the order and of each example's augmentation.
       start_step: the first step.
       steps: how many steps; None for an endless data set.
-      rows: (low, high), the rows of each global batch that this input pipeline delivers; all by default.
-      chunk: images per element, a divisor of the number of rows (one replica's share); all rows by default.
-      endless: do not stop after `steps`: several workers' strategies keep static shapes only where they know that data do not end.
-      service: (address, job) of a tf.data service that makes the examples (see `data.service`), in an order of its own. The run then begins
-        with the data epoch in which `start_step` lies.
+      rows: (low, high), the rows of each global batch that this input pipeline delivers; all by
+        default.
+      chunk: images per element, a divisor of the number of rows (one replica's share); all rows by
+        default.
+      endless: do not stop after `steps`: several workers' strategies keep static shapes only where
+        they know that data do not end.
+      service: (address, job) of a tf.data service that makes the examples (see `data.service`), in
+        an order of its own. The run then begins with the data epoch in which `start_step` lies.
 
     Returns:
-      A data set of what `example` returns [chunk, ...], with {"label" int64, "index" int64} of the source where it has none of its own, and
-      "number" int64 (global example number), "seed" int64 (of the run), "weight" float32 (1), "replaced" bool (an unreadable image stood
-      here), each of shape [chunk].
+      A data set of what `example` returns [chunk, ...], with {"label" int64, "index" int64} of the
+      source where it has none of its own, and "number" int64 (global example number), "seed" int64
+      (of the run), "weight" float32 (1), "replaced" bool (an unreadable image stood here), each of
+      shape [chunk].
     """
     low, high = rows or (0, batch_size)
     chunk = chunk or high - low
@@ -112,7 +118,8 @@ def training_batches(
         data = data.rebatch(chunk, drop_remainder=True)
     else:
         first = start_step * batch_size // source.num_examples
-        # One more than the steps take: unreadable images are missing, and one of several consumers may be ahead of the others.
+        # One more than the steps take: unreadable images are missing, and one of several consumers
+        # may be ahead of the others.
         epochs = (
             1
             if steps is None
@@ -159,7 +166,8 @@ def row(example: MakeExample, fetched: Example, seed: tf.Tensor | None) -> Examp
     if not isinstance(made, Mapping):
         name = getattr(example, "__qualname__", "example")
         raise UserError(
-            f"{name}(example, seed) returns {type(made).__name__}, not a dict, such as {{'image': ...}}"
+            f"{name}(example, seed) returns {type(made).__name__}, not a dict, such as "
+            "{'image': ...}"
         )
     return {"label": fetched["label"], "index": fetched["index"], **made}
 
@@ -189,7 +197,8 @@ def evaluation_batches(
     """One pass over a source in split order, without randomness; images that cannot be decoded are
     left out.
 
-    The last batch is filled with blank rows of weight 0, so that all batches have one static shape. `example` is called with seed None.
+    The last batch is filled with blank rows of weight 0, so that all batches have one static shape.
+    `example` is called with seed None.
     """
     low, high = rows or (0, batch_size)
     chunk = chunk or high - low

@@ -10,8 +10,8 @@ from tfssl.optim.base import Optimizer, Rate
 
 
 class AdamW(Optimizer):
-    """Loshchilov and Hutter, ICLR 2019 (arXiv 1711.05101), as in PyTorch. At step k, with weights w and
-    gradient g:
+    """Loshchilov and Hutter, ICLR 2019 (arXiv 1711.05101), as in PyTorch. At step k, with weights
+    w and gradient g:
 
       m <- beta_1 m + (1 - beta_1) g       v <- beta_2 v + (1 - beta_2) g^2
       u = m / (1 - beta_1^k) / (sqrt(v / (1 - beta_2^k)) + epsilon)

@@ -11,8 +11,8 @@ Rate = Union[float, tf.keras.optimizers.schedules.LearningRateSchedule]
 
 
 class Optimizer(tf.keras.optimizers.Optimizer):
-    """Base class of our optimizers, in front of Keras's own where there is one: `class SGD(Optimizer,
-    tf.keras.optimizers.SGD)`.
+    """Base class of our optimizers, in front of Keras's own where there is one: `class
+    SGD(Optimizer, tf.keras.optimizers.SGD)`.
 
     A constructor takes a learning rate (a number or a schedule) and its settings, which are its
     flags: `weight_decay` among them if the optimizer carries weight decay itself.

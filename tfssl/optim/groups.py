@@ -117,7 +117,8 @@ _InFront: Any = object  # of an optimizer's class
 
 
 class _Grouped(_InFront):
-    """In front of an optimizer's class. What it knows is the class's: Keras would make an attribute a part of checkpoints."""
+    """In front of an optimizer's class. What it knows is the class's: Keras would make an attribute
+    a part of checkpoints."""
 
     _rates: dict[Any, tuple[float, Any]] = {}
     _updated = None

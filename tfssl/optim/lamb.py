@@ -9,8 +9,8 @@ from tfssl.optim.base import Rate
 
 
 class LAMB(AdamW):
-    """You et al., ICLR 2020 (arXiv 1904.00962), Algorithm 2: AdamW's update u + d w of a kernel, times
-    |w| / |u + d w|.
+    """You et al., ICLR 2020 (arXiv 1904.00962), Algorithm 2: AdamW's update u + d w of a kernel,
+    times |w| / |u + d w|.
 
     Norms are those of one variable; where one of them is 0 the factor is 1. What is no kernel has
     neither that factor nor decay: it takes Adam's step. The arithmetic is that of

@@ -17,11 +17,15 @@ EPSILON = 1e-8  # of LARC's denominator
 
 
 class LARS(Optimizer):
-    """With weights w, their gradient g, momentum v, the learning rate r, d the weight decay and m the momentum:
+    """With weights w, their gradient g, momentum v, the learning rate r, d the weight decay and
+    m the momentum:
 
-      simclr    g' = g + d w    trust = eeta |w| / |g'|               v <- m v + r trust g'    w <- w - v
-      byol      g' = g + d w    trust = eeta |w| / |g'|               v <- m v + trust g'      w <- w - r v
-      larc      g' = g + d w    trust = eeta |w| / (|g| + d |w|)      v <- m v + trust g'      w <- w - r v
+      simclr    g' = g + d w    trust = eeta |w| / |g'|               v <- m v + r trust g'    w <-
+                w - v
+      byol      g' = g + d w    trust = eeta |w| / |g'|               v <- m v + trust g'      w <-
+                w - r v
+      larc      g' = g + d w    trust = eeta |w| / (|g| + d |w|)      v <- m v + trust g'      w <-
+                w - r v
 
     They differ where the rate changes: simclr's momentum still moves at the rates of the steps that
     it is made of. Norms are those of one variable, in float32 at least. Where one of them is 0 the

@@ -8,7 +8,8 @@ from tfssl.optim.base import Optimizer, Rate
 
 
 class SGD(Optimizer, tf.keras.optimizers.SGD):
-    """With gradient g, momentum buffer v, learning rate r and momentum m: v <- m v - r g, w <- w + v.
+    """With gradient g, momentum buffer v, learning rate r and momentum m:
+    v <- m v - r g, w <- w + v.
 
     Args:
       learning_rate: a number or a schedule.
@@ -21,7 +22,8 @@ class SGD(Optimizer, tf.keras.optimizers.SGD):
 
 
 class Nesterov(SGD):
-    """SGD whose step looks ahead: v <- m v - r g, w <- w + m v - r g (Sutskever et al., ICML 2013)."""
+    """SGD whose step looks ahead: v <- m v - r g, w <- w + m v - r g (Sutskever et al., ICML
+    2013)."""
 
     def __init__(self, learning_rate: Rate, **common: Any) -> None:
         super().__init__(learning_rate, **{**common, "nesterov": True})

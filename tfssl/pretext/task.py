@@ -32,20 +32,25 @@ _RENAMED = {"normalise": "normalize", "views": "preview", "adjust": "groups"}
 class Pretext(Loop):
     """Base class of all tasks. A subclass adds what its paper adds:
 
-      needs                       what the source's examples must hold beside an image: "label", "mask", "boxes", "normals" ...
-      example(example, seed)      an example of the source -> one of the batch, on the host, inside tf.data; seed None: deterministic.
+      needs                       what the source's examples must hold beside an image: "label",
+                                  "mask", "boxes", "normals" ...
+      example(example, seed)      an example of the source -> one of the batch, on the host, inside
+                                  tf.data; seed None: deterministic.
                                   Traced without autograph: tf.cond where a tensor decides
       order(source)               which image stands at example n, where it is not the plain shuffle
       augment(batch, draws)       batched, on the device, in training only; all chance is drawn here
-      call(batch, training)       -> outputs of the network, image axis first; it uses every trainable variable
-      objective(batch, outputs)   -> (loss per example [n], {metric: value per example [n], or (value, weight)}); it uses none of them
+      call(batch, training)       -> outputs of the network, image axis first; it uses every
+                                  trainable variable
+      objective(batch, outputs)   -> (loss per example [n], {metric: value per example [n], or
+                                  (value, weight)}); it uses none of them
       groups()                    rates, weight decay and players of the variables
       after_step(batch, outputs)  updates of state: target networks, queues, banks
       phases()                    what happens between steps: clusterings of all images
       start()                     state that begins as a copy of other variables
       normalize(images)           [0, 1] -> what the backbone was trained on
       published, encode(images)   the networks that are published, and the endpoints that they give
-      chance()                    {"loss": ..., metric: ...}: the levels of an encoder that knows nothing; its keys name the metrics
+      chance()                    {"loss": ..., metric: ...}: the levels of an encoder that knows
+                                  nothing; its keys name the metrics
       alarm(measured)             a warning, where the metrics call for one
       preview(batch)              what the network sees, for people
 

@@ -276,8 +276,11 @@ def _find_flagfile(value: str, folder: str) -> str:
     if value.startswith("tfssl:"):
         found = sorted(
             os.path.relpath(os.path.join(d, f), root)
-            for root in roots for d, _, files in os.walk(root) for f in files if f.endswith(".flags")
-        )  # fmt: skip
+            for root in roots
+            for d, _, files in os.walk(root)
+            for f in files
+            if f.endswith(".flags")
+        )
         hint = f"; installed: {', '.join(dict.fromkeys(found)) or 'none'}"
     raise UserError(f"no flagfile {value!r} (looked for {' and '.join(candidates)}){hint}")
 
@@ -292,7 +295,7 @@ class _Switch(flags.BooleanParser):
         super().__init__()
         self._words = words
 
-    def parse(self, argument: str | bool | int) -> bool | str | None:  # type: ignore[override]  # a word stays itself
+    def parse(self, argument: str | bool | int) -> bool | str | None:  # type: ignore[override]
         if argument in self._words:
             return str(argument)
         try:

@@ -181,7 +181,8 @@ def _own_address(config: str) -> str:
             raise ValueError(f"{job} {index} is {address!r}")
         return address
     except (ValueError, KeyError, IndexError, TypeError) as e:
-        form = '{"cluster": {"worker": ["HOST:PORT", "HOST:PORT"]}, "task": {"type": "worker", "index": 0}}'
+        hosts, task = '["HOST:PORT", "HOST:PORT"]', '{"type": "worker", "index": 0}'
+        form = f'{{"cluster": {{"worker": {hosts}}}, "task": {task}}}'
         raise UserError(
             f"TF_CONFIG does not say which of which hosts this is ({type(e).__name__}: "
             f"{one_line(e)}): it has the form {form}"

@@ -48,18 +48,23 @@ def check_task(
     alone. In double precision, to 1e-9 of each variable's largest value, and to be left out by name
     in `skip`:
 
-      resume        a run that was stopped and goes on in another process is the uninterrupted one; on `replicas`, too
+      resume        a run that was stopped and goes on in another process is the uninterrupted one;
+                    on `replicas`, too
       replicas      several replicas that share the batch draw, measure and learn what one does
-      accumulation  a batch in parts is the whole batch; moving statistics, which see the parts one by one, are not compared
+      accumulation  a batch in parts is the whole batch; moving statistics, which see the parts one
+                    by one, are not compared
       xla           a step that XLA compiled is the step
-      precision     a step in mixed bfloat16 is finite, changes all weights and leaves them in float32
-      export        the module computes what `encode` does and holds the published networks' variables, and no others
+      precision     a step in mixed bfloat16 is finite, changes all weights and leaves them in
+                    float32
+      export        the module computes what `encode` does and holds the published networks'
+                    variables, and no others
 
     Args:
       task: the class, or a function (backbone, **settings) -> task.
       source: of at least 16 images; None: 48 letters of ten classes.
-      replicas: a strategy of several replicas on this machine; None: all logical CPUs. TensorFlow has one unless it is told otherwise
-        before it starts:  tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0],
+      replicas: a strategy of several replicas on this machine; None: all logical CPUs. TensorFlow
+        has one unless it is told otherwise before it starts:
+        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * 2).
       skip: parts to be left out.
       backbone: function (sync, groups) -> a backbone whose batch normalizations are synchronized

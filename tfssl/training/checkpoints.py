@@ -197,7 +197,8 @@ def load(
             with files.plain(path) as plain:
                 checkpoint.restore(plain).assert_existing_objects_matched().expect_partial()
             return None
-        except Exception as e:  # TensorFlow reports one and the same trouble in many ways: the checkpoint itself has to tell
+        except Exception as e:
+            # TensorFlow reports one and the same trouble in many ways: the checkpoint has to tell.
             error = e
         try:
             reason = damage(path)

@@ -22,9 +22,12 @@ from tfssl.training.callbacks import say
 # What a resumed run may change: where and how fast it computes, how long, and what it tells of
 # itself.
 FREE: tuple[str, ...] = (
-    "workdir", "data_dir", "data_service", "epochs", "train_steps", "strategy", "host_timeout", "tpu", "tpu_zone", "gcp_project",
-    "jit_compile", "rematerialize", "steps_per_execution", "checkpoint_steps", "keep_checkpoints", "keep_every", "val_split",
-    "validation_steps", "knn_probe", "log_steps", "data_service_timeout", "skip_damaged_shards", "test_split",
+    "workdir", "data_dir", "data_service", "epochs", "train_steps", "strategy", "host_timeout",
+    "tpu", "tpu_zone", "gcp_project",
+    "jit_compile", "rematerialize", "steps_per_execution", "checkpoint_steps", "keep_checkpoints",
+    "keep_every", "val_split",
+    "validation_steps", "knn_probe", "log_steps", "data_service_timeout", "skip_damaged_shards",
+    "test_split",
 )  # fmt: skip
 # What the hosts of a run may have each for itself: where things are.
 OF_HOST = (

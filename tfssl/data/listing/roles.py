@@ -18,7 +18,8 @@ _WORDS = {
     "entrenamiento entrainement apprentissage treino treinamento addestramento",
     "val": "val valid validate validating validation vld dev devel development cv "
     "validierung validierungsdaten validacion validacao validazione",
-    "test": "test tests testing tst eval evaluate evaluating evaluation holdout heldout testdaten prueba pruebas teste prova",
+    "test": "test tests testing tst eval evaluate evaluating evaluation holdout heldout "
+    "testdaten prueba pruebas teste prova",
     "trainval": "trainval",
     "unlabeled": "unlabeled unlabelled unlabel unsup unsupervised",
     "extra": "extra extras additional",
@@ -36,7 +37,8 @@ _FILLERS = set(
 )
 _PICTURES = set("image images img imgs pic pics picture pictures photo photos jpegimages".split())
 _ANNOTATIONS = set(
-    "label labels annot annots annotation annotations mask masks gt groundtruth bbox bboxes depth normals".split()
+    "label labels annot annots annotation annotations mask masks gt groundtruth bbox bboxes depth "
+    "normals".split()
 )
 _WHOLE_ANNOTATIONS = set(
     "segmentation segmentations segmentationclass segmentationobject".split()

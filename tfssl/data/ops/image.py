@@ -103,9 +103,8 @@ def resize(image: tf.Tensor, size: Size, method: str = "bilinear") -> tf.Tensor:
 def resize_levels(image: tf.Tensor, size: Size, method: str) -> tf.Tensor:
     """`resize` of uint8 [H, W, 3] before it is rounded: float32 [h, w, 3], 0 to 255, and a little
     beyond by cubic kernels."""
-    if (
-        method == "area"
-    ):  # whose kernel reads bytes as they are, and a large image as floats takes four times the memory
+    # The kernel of "area" reads bytes as they are; as floats a large image takes four times the room.
+    if method == "area":
         return tf.cast(tf.image.resize(image, _pair(size), method), tf.float32)
     # TensorFlow's bilinear kernel is vectorised for floats only: with the cast before it, it takes
     # half the time.

@@ -7,6 +7,7 @@ bicubic kernel for them.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -41,14 +42,15 @@ def rand_augment(
     for op, coin, radius, angle, sign in (
         tf.unstack(tf.cast(layer, tf.float32)) for layer in tf.unstack(numbers)
     ):
-        normal = tf.sqrt(-2 * tf.math.log(1 - radius)) * tf.cos(
-            2 * math.pi * angle
-        )  # Box and Muller's
+        # Box and Muller's normal number.
+        normal = tf.sqrt(-2 * tf.math.log(1 - radius)) * tf.cos(2 * math.pi * angle)
         level = tf.clip_by_value(magnitude + deviation * normal, 0, 10) / 10
         signed = tf.where(sign < 0.5, level, -level)
-        ways = [lambda run=run: run(levels, level, signed) for run in OPS.values()]  # noqa: B023 (called at once)
+        # noqa: B023 below: what is made here is called at once.
+        ways = [lambda run=run: run(levels, level, signed) for run in OPS.values()]  # noqa: B023
         number = tf.minimum(tf.cast(op * len(ways), tf.int32), len(ways) - 1)
-        levels = tf.cond(coin < 0.5, lambda: tf.switch_case(number, ways), lambda: levels)  # noqa: B023
+        drawn = functools.partial(tf.switch_case, number, ways)
+        levels = tf.cond(coin < 0.5, drawn, functools.partial(tf.identity, levels))
         levels = tf.ensure_shape(levels, image.shape)
     return tf.cast(levels / 255, image.dtype)
 

@@ -30,7 +30,8 @@ _THREADS = 16
 class BoxSource(IndexedSource):
     """Beside what every source has (label -1), an example has
       "boxes": float32 [n, 4], (ymin, xmin, ymax, xmax) as parts of the image's sides;
-      "classes": int64 [n], of `class_names`, which are all that any split shows, in the order of the alphabet;
+      "classes": int64 [n], of `class_names`, which are all that any split shows, in alphabetical
+        order;
       "difficult": bool [n].
     Boxes without area are left out, and counted in `degenerate`.
     """

@@ -47,8 +47,10 @@ FORMATS = (
     ".dib",
 )
 UNREAD = (  # images in formats that it does not read
-    ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd",
-    ".svg", ".ico", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw", ".dcm",
+    ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".ppm",
+    ".pgm", ".pbm", ".pnm", ".tga", ".psd",
+    ".svg", ".ico", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf",
+    ".raw", ".dcm",
 )  # fmt: skip
 # folders of Synology and QNAP, Windows, macOS, Linux, Android, Python; in lower case
 _OF_SYSTEMS = {

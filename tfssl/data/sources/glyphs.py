@@ -49,7 +49,8 @@ class GlyphSource(IndexedSource):
 
     Label i is LETTERS[i], and the labels take turns: every slice is balanced. Beside image and
     label, an example has
-      "boxes": float32 [1, 4], (ymin, xmin, ymax, xmax) of the letter, as parts of the image's sides; "classes": int64 [1], its label;
+      "boxes": float32 [1, 4], (ymin, xmin, ymax, xmax) of the letter as parts of the image's sides;
+      "classes": int64 [1], its label;
       "mask": uint8 [image_size, image_size], 1 on the letter, 0 elsewhere.
     """
 
@@ -236,5 +237,7 @@ def _photographs() -> list[Image]:
 def _shipped(library: str, *folders: str, pattern: str) -> list[str]:
     """Paths of files that a library ships, in the order of their names, without its import, which
     takes seconds."""
-    (folder,) = importlib.util.find_spec(library).submodule_search_locations  # type: ignore[union-attr, misc]  # it is installed
+    spec = importlib.util.find_spec(library)
+    assert spec and spec.submodule_search_locations, f"{library} is installed with tfssl"
+    (folder,) = spec.submodule_search_locations
     return files.matching(os.path.join(folder, *folders), fnmatch.translate(pattern))

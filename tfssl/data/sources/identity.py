@@ -4,13 +4,17 @@ answers know their data again.
 Not the text of `--dataset`, and not the path: the files themselves. An identity has these parts,
 each a digest of all images, not of some:
 
-    names      of all files in the order of the split, from their common folder on: images (and masks or depth beside them), or shards
+    names      of all files in the order of the split, from their common folder on: images (and
+               masks or depth beside them), or shards
     contents   their sizes in bytes; of what has no files of its own (glyphs), the pixels
-    labels     labels, boxes or marks of all images, where they are known without reading the images, and the names of the classes
+    labels     labels, boxes or marks of all images, where they are known without reading the
+               images, and the names of the classes
     reading    how the files are read: record keys, the range of each shard, the choice of a subset
-    times      of the last change of each file, and of its entry on the disk (which no program can set)
+    times      of the last change of each file, and of its entry on the disk (which no program can
+               set)
     folder     the common folder
-    sample     bytes of SAMPLE files at most, where that is asked for: of each the first, middle and last PIECE
+    sample     bytes of SAMPLE files at most, where that is asked for: of each the first, middle and
+               last PIECE
 
 Two uses, which ask for different things:
 

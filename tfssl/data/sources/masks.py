@@ -1,6 +1,7 @@
 """`masks:PATH`: images with a class for each pixel, in pictures of the same name.
 
-    PATH/train/x.png  PATH/trainannot/x.png                                     a folder of masks beside each split's images (CamVid)
+    PATH/train/x.png  PATH/trainannot/x.png                                     a folder of masks
+                      beside each split's images (CamVid)
     PATH/JPEGImages/x.jpg  PATH/SegmentationClass/x.png
     PATH/ImageSets/Segmentation/train.txt                                       Pascal VOC
 

@@ -1,10 +1,13 @@
 """`normals:PATH`: images with the direction of the surface at each pixel, given, or to be had from
 depth.
 
-    PATH/train/x.jpg  PATH/trainnormals/x.png     RGB: a normal's parts x (right), y (up), z (to the viewer), from -1 to 1 as 0 to 255;
+    PATH/train/x.jpg  PATH/trainnormals/x.png     RGB: a normal's parts x (right), y (up), z (to the
+                      viewer), from -1 to 1 as 0 to 255;
                                                   black where it is not known
-    PATH/train/x.jpg  PATH/traindepth/x.png       16 bits, gray: distance along the axis in any unit; 0 where it is not known
-    PATH/camera.txt                               fx fy cx cy, in pixels of the depth maps: needed for these
+    PATH/train/x.jpg  PATH/traindepth/x.png       16 bits, gray: distance along the axis in any
+                      unit; 0 where it is not known
+    PATH/camera.txt                               fx fy cx cy, in pixels of the depth maps: needed
+                                                  for these
 
 Depth becomes normals by a plane that is fitted to each pixel's neighbourhood (`from_depth`).
 """

@@ -241,9 +241,9 @@ def nested(source: Source, count: int, seed: int = 0) -> Subset:
         share = 100 * count / source.num_examples
         logging.warning(
             "%d of %d records: each epoch reads all of them; were the files written in a random "
-            "order, "
-            "a slice such as %s[:%.2g%%] would read its own files only", count, source.num_examples, source.split, share,
-        )  # fmt: skip
+            "order, a slice such as %s[:%.2g%%] would read its own files only",
+            *(count, source.num_examples, source.split, share),
+        )
     return Subset(
         source, np.random.default_rng(seed).permutation(source.num_examples)[:count], renumber=True
     )

@@ -1,7 +1,8 @@
 """`voc:PATH`: photographs that may show several classes, in Pascal VOC's layout.
 
     PATH/JPEGImages/000005.jpg
-    PATH/ImageSets/Main/CLASS_SPLIT.txt    a line for each image: its name, and 1 (shown), -1 (not) or 0 (difficult)
+    PATH/ImageSets/Main/CLASS_SPLIT.txt    a line for each image: its name, and 1 (shown), -1 (not)
+                                           or 0 (difficult)
 
 PATH is such a folder (VOCdevkit/VOC2007), or one that holds no other (VOCdevkit). Its splits are
 those that have files: train, val, trainval (both of them) and test.

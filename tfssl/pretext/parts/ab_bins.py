@@ -1,7 +1,7 @@
 """The bins that colorization classifies colours into: points of a grid in the ab plane, how often
 each occurs, and soft targets.
 
-    python -m tfssl.ab_bins --dataset=folder:photos --output=bins.npz      # bins and prior of your images, in one pass
+    python -m tfssl.ab_bins --dataset=folder:photos --output=bins.npz  # in one pass over them
 
 Zhang, Isola and Efros, "Colorful Image Colorization", ECCV 2016 (arXiv 1603.08511), as Goyal et al.
 (arXiv 1905.01235) use it.

@@ -44,8 +44,9 @@ class MLP(tf.keras.layers.Layer):
     ) -> None:
         super().__init__(name=name)
         self.settings: dict[str, Any] = {
-            "name": name, "sizes": sizes, "bias": bias, "norm": norm, "last_norm": last_norm, "stddev": stddev, "activation": activation,
-            "bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon,
+            "name": name, "sizes": sizes, "bias": bias, "norm": norm, "last_norm": last_norm,
+            "stddev": stddev, "activation": activation, "bn_momentum": bn_momentum,
+            "bn_epsilon": bn_epsilon,
         }  # fmt: skip
         biases = bias if isinstance(bias, (tuple, list)) else [bias] * len(sizes)
         self.sizes, self.biases = tuple(sizes), tuple(biases)

@@ -18,7 +18,8 @@ from tfssl.pretext.task import Batch, Example, Measured, image_major
 
 _Group = TypeVar("_Group")
 Crops = collections.namedtuple("Crops", ["count", "size", "area"])
-Crops.__doc__ = """So many views of `size` pixels; `area` (low, high) as a share of the image's, or None for the policy's."""
+Crops.__doc__ = """So many views of `size` pixels; `area` (low, high) as a share of the image's, or
+None for the policy's."""
 
 
 class Views(Probed):
