@@ -40,18 +40,22 @@ setup(
     package_data={"tfssl": ["py.typed"], **{package: ["*.flags"] for package in FLAGS}},
     include_package_data=False,
     install_requires=[
-        # Up to Python 3.11: the last line on which TensorFlow, Keras and tensorflow-addons all work together.
+        # Up to Python 3.11: the last line on which TensorFlow, Keras and tensorflow-addons all work
+        # together.
         f"tensorflow==2.15.1; {OLD}",
         f"keras==2.15.*; {OLD}",
         f"tf-keras==2.15.*; {OLD}",
         f"tensorflow-addons==0.23.*; {OLD}",
-        f"tensorflow-metadata<1.17; {OLD}",  # 1.17 wants a newer protobuf than TensorFlow 2.15 allows
-        # From Python 3.12: the newest TensorFlow, with Keras 2 beside its Keras 3. tf-keras pins its own TensorFlow line.
+        # 1.17 wants a newer protobuf than TensorFlow 2.15 allows
+        f"tensorflow-metadata<1.17; {OLD}",
+        # From Python 3.12: the newest TensorFlow, with Keras 2 beside its Keras 3. tf-keras pins
+        # its own TensorFlow line.
         f"tensorflow>=2.16; {NEW}",
         f"tf-keras>=2.16; {NEW}",
         f"keras>=3; {NEW}",
         "tensorflow-datasets>=4.9",
-        "importlib-resources>=5.10",  # tensorflow-datasets imports it at first use and does not always ask for it
+        # tensorflow-datasets imports it at first use and does not always ask for it
+        "importlib-resources>=5.10",
         "tensorflow-hub>=0.16.1",
         "tensorboard>=2.15",  # newer TensorFlows write summaries only where it is installed
         "absl-py>=1.4",

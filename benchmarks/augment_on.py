@@ -1,15 +1,19 @@
-"""Does a training step take less time with the colours on the device, a batch at once, or on the host, image by image?
+"""Does a training step take less time with the colours on the device, a batch at once, or on the
+host, image by image?
 
     python benchmarks/augment_on.py --data folder:cifar10 --flagfile tfssl:simclr/cifar10_cpu.flags
     python benchmarks/augment_on.py --data folder:imagenette --flagfile tfssl:simclr/imagenet.flags --flags "--train_split=train
         --backbone=resnet18_v1 --width_multiplier=0.25 --batch_size=32 --train_steps=30 --log_steps=5 --warmup_epochs=0"
 
-Both are what a user runs: tfssl-train, with --augment_on=device and with --augment_on=host, in turns; all else is the recipe's.
+Both are what a user runs: tfssl-train, with --augment_on=device and with --augment_on=host, in
+turns; all else is the recipe's.
 
-How to read the table: images/s by the clock, median over the rounds, each the median of a run's log intervals but the first, which
-compiles. The ratio is device over host within a round, with its range: above 1 the device is the better place. The share of the time that
-steps wait for input is the runs' own. On a machine without an accelerator both sides share the same cores: that says which of the
-two costs less computation, and nothing of a GPU that would take the colours from a busy host.
+How to read the table: images/s by the clock, median over the rounds, each the median of a run's log
+intervals but the first, which compiles. The ratio is device over host within a round, with its
+range: above 1 the device is the better place. The share of the time that steps wait for input is
+the runs' own. On a machine without an accelerator both sides share the same cores: that says which
+of the two costs less computation, and nothing of a GPU that would take the colours from a busy
+host.
 """
 
 import argparse
@@ -70,7 +74,8 @@ def main():
             {place: measure(place, os.path.join(args.out, place), args) for place in order}
         )
     print(
-        "| colours on the | images/s | steps wait for input | ratio to host (range) |\n|---|---|---|---|"
+        "| colours on the | images/s | steps wait for input | ratio to host (range) "
+        "|\n|---|---|---|---|"
     )
     for place in PLACES:
         found = {key: statistics.median(r[place][key] for r in rounds) for key in rounds[0][place]}

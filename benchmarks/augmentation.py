@@ -1,19 +1,23 @@
-"""How many images per second does the host turn into two SimCLR views, beside the published ops composed from tf.image?
+"""How many images per second does the host turn into two SimCLR views, beside the published ops
+composed from tf.image?
 
     python benchmarks/augmentation.py --data imagenette/train        # JPEGs of yours, found in all folders below
     python benchmarks/augmentation.py --method bilinear --repeats 9
 
-Both make two views of 224 pixels from an encoded JPEG, without blur: random crop, flip, colour jitter in a random order with a clip
-after each op, gray; as floats.
+Both make two views of 224 pixels from an encoded JPEG, without blur: random crop, flip, colour
+jitter in a random order with a clip after each op, gray; as floats.
 
-How to read the first table: all rows run in one process on one core, one thread, and take turns, so that a busy machine slows all
-alike. images/s are images (not views) per second of CPU time, median over the turns; the ratio is that to the row "plain", median within
-the rounds, with its range. "plain" decodes once, and for each view crops, resizes and runs tf.image's random ops, what no coin asks for
-being skipped. "host" is `augmentation.host_views`, which does all of it; we aim at 2. "host, device does the colours" is what is left to
-the host then: decode, crop, resize, uint8; we aim at 3. "plain, crops only" and "host, crops only" say how much of either is not colours.
+How to read the first table: all rows run in one process on one core, one thread, and take turns, so
+that a busy machine slows all alike. images/s are images (not views) per second of CPU time, median
+over the turns; the ratio is that to the row "plain", median within the rounds, with its range.
+"plain" decodes once, and for each view crops, resizes and runs tf.image's random ops, what no coin
+asks for being skipped. "host" is `augmentation.host_views`, which does all of it; we aim at 2.
+"host, device does the colours" is what is left to the host then: decode, crop, resize, uint8; we
+aim at 3. "plain, crops only" and "host, crops only" say how much of either is not colours.
 
-The second table is the device part on this CPU: milliseconds per image of each op over a batch, compiled with XLA and not, beside
-tf.image's op for one image after another where there is one. On a GPU it is another table: run it there.
+The second table is the device part on this CPU: milliseconds per image of each op over a batch,
+compiled with XLA and not, beside tf.image's op for one image after another where there is one. On a
+GPU it is another table: run it there.
 """
 
 import argparse
@@ -132,7 +136,8 @@ def host(args):
         ratios = [ours / theirs for ours, theirs in zip(values, speeds["plain"])]
         spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
         print(
-            f"{name:32} {statistics.median(values):8.0f}   {statistics.median(ratios):5.2f} {spread}",
+            f"{name:32} {statistics.median(values):8.0f}   {statistics.median(ratios):5.2f} "
+            f"{spread}",
             flush=True,
         )
 

@@ -5,9 +5,10 @@
 
 It runs the Makefile's four commands in a new folder.
 
-How to read the table: seconds by the clock, told apart by what the commands print: "start" is all before a command's first line (imports,
-the letters, drawn once per machine, the network's variables). CPU seconds are the steadier figure on a busy machine; two cores give two a
-second at most.
+How to read the table: seconds by the clock, told apart by what the commands print: "start" is all
+before a command's first line (imports, the letters, drawn once per machine, the network's
+variables). CPU seconds are the steadier figure on a busy machine; two cores give two a second at
+most.
 """
 
 import argparse

@@ -1,25 +1,29 @@
-"""How many images per second does the input deliver, beside a pipeline written by hand; and does training wait for it?
+"""How many images per second does the input deliver, beside a pipeline written by hand; and does
+training wait for it?
 
     python benchmarks/input.py                                # 256 JPEGs of its own, 500 x 375 as in ImageNet
     python benchmarks/input.py --data photos --repeats 9      # JPEGs of yours, found in all folders below
 
-The task is rotation prediction: a random crop of random area and aspect, resized, flipped; four quarter turns; floats.
+The task is rotation prediction: a random crop of random area and aspect, resized, flipped; four
+quarter turns; floats.
 
-How to read the first table: all rows run in one process on one core and take turns, so that a busy machine slows all
-alike. images/s per core is images per second of CPU time, median over the turns; the ratio is that to the row
-"plain", median within the rounds, with its range. "plain" is what the TensorFlow guide leads one to write: decode,
-crop, resize, flip and turn one image at a time, as floats. "tfssl, host" is all that the input pipeline of the
-library does: it hands on uint8, and the rest is for the device; we promise 1.5 or more. "tfssl, host + device on this
-core" adds that rest, done on the same core though a GPU would do it: then both rows end in the same floats. The rows
+How to read the first table: all rows run in one process on one core and take turns, so that a busy
+machine slows all alike. images/s per core is images per second of CPU time, median over the turns;
+the ratio is that to the row "plain", median within the rounds, with its range. "plain" is what the
+TensorFlow guide leads one to write: decode, crop, resize, flip and turn one image at a time, as
+floats. "tfssl, host" is all that the input pipeline of the library does: it hands on uint8, and the
+rest is for the device; we promise 1.5 or more. "tfssl, host + device on this core" adds that rest,
+done on the same core though a GPU would do it: then both rows end in the same floats. The rows
 "with colour" add brightness and saturation.
 
-How to read the second table: images/s by the clock (so it wants an idle machine) of `fit` on one resident batch, of
-the pipeline alone, and of `fit` on the pipeline. Whether training waits for input is a question only where the step
-takes images at more than half of the pipeline's rate, and not faster than it; so the heaviest network is looked for
-that does (--network fixes it). "kept" is fit on the pipeline / fit on the resident batch; we promise 0.9 or more.
-Without a GPU the step has one half of the cores and the input the other, since a device of its own is what the
-question assumes. "cores used" are CPU seconds per second of fit on the pipeline: near 1 of 2 cores means that
-somebody else held the other, and the line is worthless.
+How to read the second table: images/s by the clock (so it wants an idle machine) of `fit` on one
+resident batch, of the pipeline alone, and of `fit` on the pipeline. Whether training waits for
+input is a question only where the step takes images at more than half of the pipeline's rate, and
+not faster than it; so the heaviest network is looked for that does (--network fixes it). "kept" is
+fit on the pipeline / fit on the resident batch; we promise 0.9 or more. Without a GPU the step has
+one half of the cores and the input the other, since a device of its own is what the question
+assumes. "cores used" are CPU seconds per second of fit on the pipeline: near 1 of 2 cores means
+that somebody else held the other, and the line is worthless.
 
 Linux only: cores are assigned.
 """
@@ -87,7 +91,8 @@ def rotation_task(backbone, size, colour):
 
 
 def patch_network(size, channels):
-    """As light as a network can be that looks at every pixel: one layer of 14 x 14 patches, and their mean."""
+    """As light as a network can be that looks at every pixel: one layer of 14 x 14 patches, and
+    their mean."""
     from tensorflow.keras import Sequential, layers
 
     patch = size // 14
@@ -125,7 +130,8 @@ def per_core(args):
         contenders["tfssl, host + device on this core" + suffix] = (data, device_part)
 
     def speed(data, device_part, batches):
-        """Images per second of CPU time, from a new iterator: nothing was prefetched in another's turn."""
+        """Images per second of CPU time, from a new iterator: nothing was prefetched in another's
+        turn."""
         iterator = iter(data)
         for step in range(2 + batches):
             if step == 2:
@@ -148,7 +154,8 @@ def per_core(args):
         ratios = [ours / theirs for ours, theirs in zip(values, plain)]
         spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
         print(
-            f"{name:50} {statistics.median(values):8.0f}   {statistics.median(ratios):5.2f} {spread}",
+            f"{name:50} {statistics.median(values):8.0f}   {statistics.median(ratios):5.2f} "
+            f"{spread}",
             flush=True,
         )
 
@@ -221,15 +228,18 @@ def end_to_end(args):
     step, alone, both, busy = (statistics.median(column) for column in zip(*speeds))
     kept = [both / step for step, _, both, _ in speeds]
     print(
-        f"\n{'end to end':14} resident images/s   pipeline alone   fit on the pipeline   cores used   step/pipeline   kept (range)"
+        f"\n{'end to end':14} resident images/s   pipeline alone   fit on the pipeline   cores "
+        "used   step/pipeline   kept (range)"
     )
     print(
-        f"{task.backbone.name:14} {step:17.0f} {alone:16.0f} {both:21.0f} {busy:12.2f} {step / alone:15.2f}   "
+        f"{task.backbone.name:14} {step:17.0f} {alone:16.0f} {both:21.0f} {busy:12.2f} "
+        f"{step / alone:15.2f}   "
         f"{statistics.median(kept):.2f} ({min(kept):.2f} to {max(kept):.2f})"
     )
     if not 0.5 < step / alone < 1:
         print(
-            "step/pipeline is not between 0.5 and 1, so this says little: see --network, --fit_image_size and --data"
+            "step/pipeline is not between 0.5 and 1, so this says little: see --network, "
+            "--fit_image_size and --data"
         )
 
 
@@ -266,7 +276,8 @@ def main():
             args.data = folder
             in_a_process(write_jpegs, folder)
         print(
-            f"batch {args.batch}, {args.image_size} pixels, {args.batches} batches a turn, {args.repeats} turns",
+            f"batch {args.batch}, {args.image_size} pixels, {args.batches} batches a turn, "
+            f"{args.repeats} turns",
             flush=True,
         )
         in_a_process(per_core, args)

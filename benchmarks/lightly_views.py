@@ -1,16 +1,19 @@
-"""How many images per second become two SimCLR views, beside lightly's transform (torchvision on Pillow)?
+"""How many images per second become two SimCLR views, beside lightly's transform (torchvision on
+Pillow)?
 
     python benchmarks/lightly_views.py --lightly=PYTHON                  # images of its own, 500 x 375 and 4032 x 3024
     python benchmarks/lightly_views.py --lightly=PYTHON --data photos    # JPEGs of yours, found in all folders below
 
-PYTHON is an interpreter with lightly (pip install lightly); it needs not be this one's. Both make two views of 224 pixels out of an encoded
-JPEG in memory: random crop, flip, colour jitter, gray and blur as in SimCLR; lightly in its own way, without its normalization.
+PYTHON is an interpreter with lightly (pip install lightly); it needs not be this one's. Both make
+two views of 224 pixels out of an encoded JPEG in memory: random crop, flip, colour jitter, gray and
+blur as in SimCLR; lightly in its own way, without its normalization.
 
-How to read the table: one process for each side, on the same core, one thread; they take turns, so that a busy machine slows both alike.
-images/s are images (not views) per second of CPU time, median over the turns; the ratio is that to lightly, median within the rounds, with
-its range. "host" is `augmentation.host_views`; we aim at 5. "host, device does the colours" is what is left to the host then: decode, crop,
-resize, bytes; we aim at 8. "decode" is the whole JPEG, once, at full size: what none that reads all of it gets below; "1/8" at an eighth,
-which is mostly reading the file's code.
+How to read the table: one process for each side, on the same core, one thread; they take turns, so
+that a busy machine slows both alike. images/s are images (not views) per second of CPU time, median
+over the turns; the ratio is that to lightly, median within the rounds, with its range. "host" is
+`augmentation.host_views`; we aim at 5. "host, device does the colours" is what is left to the host
+then: decode, crop, resize, bytes; we aim at 8. "decode" is the whole JPEG, once, at full size: what
+none that reads all of it gets below; "1/8" at an eighth, which is mostly reading the file's code.
 
 Linux only: cores are assigned.
 """
@@ -30,7 +33,8 @@ SIZES = {"500 x 375": (500, 375, 48), "4032 x 3024": (4032, 3024, 4)}  # width, 
 
 
 def write_jpegs(folder, width, height, count):
-    """Cuts of scikit-learn's two photographs, enlarged where they are too small, with some noise: quality 90."""
+    """Cuts of scikit-learn's two photographs, enlarged where they are too small, with some noise:
+    quality 90."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -161,7 +165,8 @@ def compare(name, folder, args):
         ratios = [ours / theirs for ours, theirs in zip(values, speeds["lightly"])]
         spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
         print(
-            f"{row:36} {statistics.median(values):8.1f}   {statistics.median(ratios):5.2f} {spread}",
+            f"{row:36} {statistics.median(values):8.1f}   {statistics.median(ratios):5.2f} "
+            f"{spread}",
             flush=True,
         )
 

@@ -1,16 +1,19 @@
-"""What breaks first at 100 million images? The parts of the library whose cost grows with the number of images, each in a process of
-its own.
+"""What breaks first at 100 million images? The parts of the library whose cost grows with the
+number of images, each in a process of its own.
 
     python benchmarks/limits.py                     # about ten minutes, 3 GB of memory, 2 GB of disk
     python benchmarks/limits.py --images 1e6,1e7    # the short form
 
-How to read it: `CPU s` is processor time, which other work on the machine hardly changes; GB is what memory grew by, at its peak.
+How to read it: `CPU s` is processor time, which other work on the machine hardly changes; GB is
+what memory grew by, at its peak.
 
 - order: one epoch's order of a source whose images can be read in any order, to its first record.
 - subset: `--train_subset` of one image in a hundred.
 - folder: `folder:` of so many files, without the listing itself; from 1e8 on it is left out.
-- images/s: what one core makes of JPEGs of 341 x 256 pixels, quality 90, for the tasks as flags/goyal has them (decoding, crop, flip).
-- records/s: records of 25 kB that one core skips when a run is resumed, or sifts when it keeps one row in sixteen.
+- images/s: what one core makes of JPEGs of 341 x 256 pixels, quality 90, for the tasks as
+flags/goyal has them (decoding, crop, flip).
+- records/s: records of 25 kB that one core skips when a run is resumed, or sifts when it keeps one
+row in sixteen.
 
 Linux only: memory is read from /proc.
 """
@@ -63,7 +66,8 @@ def growth(part, count):
     next(steps, None)
     peak = status("VmHWM") - memory
     print(
-        f"{part:8} {count:12,} {time.process_time() - clock:8.1f} CPU s {time.time() - start:8.1f} s {peak:6.2f} GB",
+        f"{part:8} {count:12,} {time.process_time() - clock:8.1f} CPU s {time.time() - start:8.1f} "
+        f"s {peak:6.2f} GB",
         flush=True,
     )
 
@@ -91,7 +95,8 @@ def host(task, settings, root):
             next(data)
         speeds.append(5 * 64 / (time.process_time() - start))
     print(
-        f"{task:14} {statistics.median(speeds):8.0f} images/s ({min(speeds):.0f} to {max(speeds):.0f})",
+        f"{task:14} {statistics.median(speeds):8.0f} images/s ({min(speeds):.0f} to "
+        f"{max(speeds):.0f})",
         flush=True,
     )
 

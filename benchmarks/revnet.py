@@ -1,19 +1,25 @@
-"""What reversible units save in memory, and what they cost in time, beside ordinary back-propagation of the same RevNet and a ResNet v2.
+"""What reversible units save in memory, and what they cost in time, beside ordinary
+back-propagation of the same RevNet and a ResNet v2.
 
     python benchmarks/revnet.py                                      # some minutes; small images and channels
     python benchmarks/revnet.py --backbone revnet18,revnet34 --rounds 0
 
-A step is forward, backward and SGD with momentum on random images. `ordinary` is the same RevNet, differentiated by TensorFlow itself.
+A step is forward, backward and SGD with momentum on random images. `ordinary` is the same RevNet,
+differentiated by TensorFlow itself.
 
-How to read the first table: `temporaries` is what XLA sets aside for all that lives within a step (its own figure, from the buffer
-assignment of the compiled step; nothing is run), less 4 bytes per trainable parameter for the gradients, in MiB; `growth` is how much more
-that is than in the line of the first backbone. With reversible units we promise at most 10 % from 50 to 152 layers; elsewhere it follows
-the depth. The products are the compiled step's convolutions and matrix products: the reversible step has about a third more.
+How to read the first table: `temporaries` is what XLA sets aside for all that lives within a step
+(its own figure, from the buffer assignment of the compiled step; nothing is run), less 4 bytes per
+trainable parameter for the gradients, in MiB; `growth` is how much more that is than in the line of
+the first backbone. With reversible units we promise at most 10 % from 50 to 152 layers; elsewhere
+it follows the depth. The products are the compiled step's convolutions and matrix products: the
+reversible step has about a third more.
 
-How to read the second: the two steps take turns within one process, and the ratio is their quotient within a round: median and quartiles.
-We promise at most 1.6; a third more products make 1.33. Without XLA, as TensorFlow runs by default.
+How to read the second: the two steps take turns within one process, and the ratio is their quotient
+within a round: median and quartiles. We promise at most 1.6; a third more products make 1.33.
+Without XLA, as TensorFlow runs by default.
 
-Memory at full size, as Google's TPU compiler plans it: `benchmarks/tpu_compile.py --backbone revnet50,revnet152,resnet50_v2,resnet152_v2`.
+Memory at full size, as Google's TPU compiler plans it: `benchmarks/tpu_compile.py --backbone
+revnet50,revnet152,resnet50_v2,resnet152_v2`.
 """
 
 import argparse
@@ -27,9 +33,14 @@ import sys
 import tempfile
 import time
 
-# Nothing is run, so that LLVM need not optimise: XLA's own passes and its plan of memory stay the same.
-FLAGS = "--xla_dump_hlo_as_text --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-# Newer versions order a CPU's step for threads rather than for memory, unlike an accelerator's; older ones do not know the flag.
+# Nothing is run, so that LLVM need not optimise: XLA's own passes and its plan of memory stay the
+# same.
+FLAGS = (
+    "--xla_dump_hlo_as_text --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
+)
+# Newer versions order a CPU's step for threads rather than for memory, unlike an accelerator's;
+# older ones do not know the flag.
 IN_ORDER = " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
@@ -55,7 +66,7 @@ def make_step(name, mode, args, **compiled):
             loss = tf.reduce_mean(tf.square(model(images, training=True)["pre_logits"] - 1))
         optimizer.apply_gradients(
             zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
-        )  # noqa: B905
+        )
         return loss
 
     step.get_concrete_function()  # traced while `revnet.reversible` is what it should be
@@ -66,7 +77,8 @@ REVERSIBLE = {}  # the function itself, once it has been replaced
 
 
 def plan(name, mode, args):
-    """What XLA plans for one step, by a process of its own: {"parameters", "temporaries" (bytes), "products"}."""
+    """What XLA plans for one step, by a process of its own: {"parameters", "temporaries" (bytes),
+    "products"}."""
     for more in (IN_ORDER, ""):
         with tempfile.TemporaryDirectory() as folder:
             environment = {
@@ -134,7 +146,8 @@ def show_memory(args):
             left = found["temporaries"] - 4 * found["parameters"]
             first = first or left
             print(
-                f"{name:14} {mode:16} {found['parameters']:12,} {left / 2**20:17.2f} {left / first - 1:+8.1%} {found['products']:10}",
+                f"{name:14} {mode:16} {found['parameters']:12,} {left / 2**20:17.2f} "
+                f"{left / first - 1:+8.1%} {found['products']:10}",
                 flush=True,
             )
 
@@ -157,7 +170,8 @@ def show_time(args):
             (a / b for a, b in rounds), n=4, method="inclusive"
         )
         print(
-            f"{name:14} {seconds[0]:12.3f} {seconds[1]:12.3f}   {middle:.2f} ({low:.2f} to {high:.2f})",
+            f"{name:14} {seconds[0]:12.3f} {seconds[1]:12.3f}   {middle:.2f} ({low:.2f} to "
+            f"{high:.2f})",
             flush=True,
         )
 

@@ -4,12 +4,14 @@
     python benchmarks/startup.py --flagfile=tfssl:simclr/cifar10_cpu.flags --dataset=folder:cifar10 '--train_split=train[:90%]'
     python benchmarks/startup.py --rounds=5 --tree=../tfssl-before ...               # another checkout as well, in turns
 
-What follows (but --rounds and --tree) are flags of tfssl-train; it runs in a process of its own, in a new workdir, with one step.
+What follows (but --rounds and --tree) are flags of tfssl-train; it runs in a process of its own, in
+a new workdir, with one step.
 
-How to read the table: medians over the processes, of the parts in their order; CPU seconds are the steadier on a busy machine. First views
-are written before the first step, or after it. TensorFlow's import is not ours to change: the last row is a process that imports TensorFlow
-and its Keras, without tfssl, and calls a tf.function that counts to 1. "heavy modules": which of a list that a training run has no use for
-were imported by then.
+How to read the table: medians over the processes, of the parts in their order; CPU seconds are the
+steadier on a busy machine. First views are written before the first step, or after it. TensorFlow's
+import is not ours to change: the last row is a process that imports TensorFlow and its Keras,
+without tfssl, and calls a tf.function that counts to 1. "heavy modules": which of a list that a
+training run has no use for were imported by then.
 """
 
 import argparse
@@ -117,7 +119,8 @@ tf.function(lambda: count.assign_add(1))()
 
 
 def measure(flags, tree):
-    """({part: (seconds, CPU seconds)}, heavy modules) of one process; of the checkout `tree`, or of the tfssl that is installed."""
+    """({part: (seconds, CPU seconds)}, heavy modules) of one process; of the checkout `tree`, or of
+    the tfssl that is installed."""
     path = {"PYTHONPATH": tree} if tree else {}
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, __file__, *flags, f"--workdir={workdir}/run"]
@@ -166,10 +169,12 @@ def main():
             for runs in measured.values()
         ]
         print(
-            f"| {name} | {' | '.join(f'{statistics.median(column):.2f}' for pair in times for column in pair)} |"
+            f"| {name} | "
+            f"{' | '.join(f'{statistics.median(column):.2f}' for pair in times for column in pair)} |"
         )
     print(
-        f"| heavy modules | {' | '.join((', '.join(runs[-1][1]) or 'none') + ' |' for runs in measured.values())}"
+        "| heavy modules | "
+        f"{' | '.join((', '.join(runs[-1][1]) or 'none') + ' |' for runs in measured.values())}"
     )
 
 

@@ -1,4 +1,5 @@
-"""How fast is one training step of ours, beside the same network written as plain Keras layers, and in PyTorch?
+"""How fast is one training step of ours, beside the same network written as plain Keras layers, and
+in PyTorch?
 
     python benchmarks/step.py                                        # ResNet-50, v1 and v2, float32 and bfloat16, beside plain Keras
     python benchmarks/step.py --backbone resnet18_v2 --batch 64 --image_size 64 --precision float32 --rounds 20
@@ -7,23 +8,26 @@
     python benchmarks/step.py --isa AVX2 --contenders default,plain,torch,torch_nhwc --torch ~/torch/bin/python   # as on an older processor
     python benchmarks/step.py --contenders default --backbone vgg11,alexnet,revnet18,resnet18_v1   # what oneDNN is worth, any backbone
 
-A step is forward, backward and SGD with momentum, supervised with 1000 classes, on random images already in memory. With --method simclr
-it is a step of SimCLR on two views of each image, with the stem for CIFAR and weight decay; with rotation likewise, of four copies of each
-image: ours is what tfssl-train runs, with its augmentation and metrics; the others are network, head, loss and optimizer. The contenders
-beside ours:
+A step is forward, backward and SGD with momentum, supervised with 1000 classes, on random images
+already in memory. With --method simclr it is a step of SimCLR on two views of each image, with the
+stem for CIFAR and weight decay; with rotation likewise, of four copies of each image: ours is what
+tfssl-train runs, with its augmentation and metrics; the others are network, head, loss and
+optimizer. The contenders beside ours:
 
   default     tfssl, with oneDNN left as TensorFlow has it (off where the processor has no AVX512-VNNI, AVX-VNNI or AMX)
   plain       Keras, the functional API, no tfssl; oneDNN as for ours
   torch       PyTorch in the interpreter --torch (which needs no TensorFlow), images as NCHW; torch_nhwc: in the channels_last format
 
-Each contender has its own process, and so its own peak memory; they take turns step by step (the order turns round from one round to the
-next), so that a busy machine slows all alike. --isa AVX2 has them compute as on a processor without AVX-512: oneDNN, TensorFlow's matrix
-products and PyTorch's own kernels.
+Each contender has its own process, and so its own peak memory; they take turns step by step (the
+order turns round from one round to the next), so that a busy machine slows all alike. --isa AVX2
+has them compute as on a processor without AVX-512: oneDNN, TensorFlow's matrix products and
+PyTorch's own kernels.
 
-How to read the table: images/s are medians over the rounds; they depend on the machine and on what else it does. The
-ratios are what to look at: their time / ours within a round, above 1 where ours is faster; their medians, and their
-quartiles. We promise 0.97 or more of plain Keras. The first is of wall time, the second of processor time, which is the steadier one
-on a busy CPU and says nothing about an accelerator. Peak memory is the host's (resident, GB), the libraries included.
+How to read the table: images/s are medians over the rounds; they depend on the machine and on what
+else it does. The ratios are what to look at: their time / ours within a round, above 1 where ours
+is faster; their medians, and their quartiles. We promise 0.97 or more of plain Keras. The first is
+of wall time, the second of processor time, which is the steadier one on a busy CPU and says nothing
+about an accelerator. Peak memory is the host's (resident, GB), the libraries included.
 """
 
 import argparse
@@ -39,7 +43,8 @@ CLASSES = 1000
 
 
 def plain_resnet(name, image_size, width=1.0, small=False):
-    """ResNet with the study's geometry as anybody would write it: Keras's own layers, the functional API, no tfssl. Up to the mean."""
+    """ResNet with the study's geometry as anybody would write it: Keras's own layers, the
+    functional API, no tfssl. Up to the mean."""
     import tensorflow as tf
     from tensorflow.keras import layers
 
@@ -294,7 +299,8 @@ def work(method, who, precision, *network):
 
 
 def take_turns(step, parameters):
-    """Print the number of parameters; then, per line of input, take a step, and print [wall seconds, CPU seconds, peak memory in GB]."""
+    """Print the number of parameters; then, per line of input, take a step, and print [wall
+    seconds, CPU seconds, peak memory in GB]."""
     print(json.dumps(parameters), flush=True)
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -339,7 +345,10 @@ class Contender:
 
 def tensorflows_default():
     """Whether TensorFlow uses oneDNN on this processor by itself: "0" or "1"."""
-    program = "from tensorflow.python.util._pywrap_util_port import IsMklEnabled; print(int(IsMklEnabled()))"
+    program = (
+        "from tensorflow.python.util._pywrap_util_port import IsMklEnabled; "
+        "print(int(IsMklEnabled()))"
+    )
     environment = {k: v for k, v in os.environ.items() if k != "TF_ENABLE_ONEDNN_OPTS"}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
@@ -429,11 +438,12 @@ def main():
         work(*json.loads(args.work))
         return
     print(
-        f"{args.method}, batch {args.batch}, {args.image_size} pixels, width {args.width:g}, {args.rounds} rounds, {args.isa or 'native'}"
+        f"{args.method}, batch {args.batch}, {args.image_size} pixels, width {args.width:g}, "
+        f"{args.rounds} rounds, {args.isa or 'native'}"
     )
     print(
-        "| backbone | precision | contender | images/s | wall ratio (quartiles) | CPU ratio (quartiles) | GB |\n|"
-        + "---|" * 7
+        "| backbone | precision | contender | images/s | wall ratio (quartiles) | CPU ratio "
+        "(quartiles) | GB |\n|" + "---|" * 7
     )
     for name in args.backbone.split(","):
         for precision in args.precision.split(","):

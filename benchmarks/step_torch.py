@@ -1,4 +1,5 @@
-"""The contenders of step.py in PyTorch: the same networks, heads, losses and optimizer, as its users write them. Started by step.py."""
+"""The contenders of step.py in PyTorch: the same networks, heads, losses and optimizer, as its
+users write them. Started by step.py."""
 
 import json
 import os

@@ -1,19 +1,23 @@
-"""Goyal et al.'s choice of costs by cross-validation (20 classes, 11 costs, 3 folds, then the last 20 SVMs): ours beside scikit-learn.
+"""Goyal et al.'s choice of costs by cross-validation (20 classes, 11 costs, 3 folds, then the last
+20 SVMs): ours beside scikit-learn.
 
     python benchmarks/svm.py                          # 5,000 x 9,216 features; ours whole, 22 of scikit-learn's 680 fits: 10 to 20 minutes
     python benchmarks/svm.py --rows 1000 --dims 2000  # a minute
     python benchmarks/svm.py --features x.npy --labels y.npy   # your own: [N, D], and int [N]
 
-Made features: products of 48 hidden properties and decaying directions, with noise, below zero cut off, as after a ReLU; a class is
-shown where a mix of properties is high, in 3 to 30 % of the rows. scikit-learn's LinearSVC (dual=False, tolerance 1e-6, the same
-objective) fits some SVMs one class at a time, one on each core: each of the costs, on a random class and fold. Its time for all is
-the mean over the costs of what these took, times their number, over the cores; ours is measured whole, average precisions included.
+Made features: products of 48 hidden properties and decaying directions, with noise, below zero cut
+off, as after a ReLU; a class is shown where a mix of properties is high, in 3 to 30 % of the rows.
+scikit-learn's LinearSVC (dual=False, tolerance 1e-6, the same objective) fits some SVMs one class
+at a time, one on each core: each of the costs, on a random class and fold. Its time for all is the
+mean over the costs of what these took, times their number, over the cores; ours is measured whole,
+average precisions included.
 
-How to read the table: `seconds` of LinearSVC are one fit's. `objective` is ours over LinearSVC's, less 1: negative where ours is smaller.
-`gap` is our certificate: no solution has an objective smaller than ours by more than that part. `AP` is average precision on the fold's
-held-out rows, ours less LinearSVC's. Ours are the solutions of the timed run. The last lines compare time; CPU seconds are what other
-programs on the machine disturb least. We promise a ratio of at least 5, objectives no larger by more than 1e-6 of themselves, and AP
-within 0.001.
+How to read the table: `seconds` of LinearSVC are one fit's. `objective` is ours over LinearSVC's,
+less 1: negative where ours is smaller. `gap` is our certificate: no solution has an objective
+smaller than ours by more than that part. `AP` is average precision on the fold's held-out rows,
+ours less LinearSVC's. Ours are the solutions of the timed run. The last lines compare time; CPU
+seconds are what other programs on the machine disturb least. We promise a ratio of at least 5,
+objectives no larger by more than 1e-6 of themselves, and AP within 0.001.
 """
 
 import argparse
@@ -77,7 +81,8 @@ def main():
     masks, classes = svm.fold_masks(y, 3), y.shape[1]
     x = svm.unit(features)
     print(
-        f"{len(x)} x {x.shape[1]} features, {classes} classes, {len(costs)} costs, 3 folds, {cores} cores"
+        f"{len(x)} x {x.shape[1]} features, {classes} classes, {len(costs)} costs, 3 folds, "
+        f"{cores} cores"
     )
 
     class Recorded(Rows):
@@ -97,7 +102,8 @@ def main():
     rows.weights(fit)
     ours = time.perf_counter() - wall, time.process_time() - cpu
     print(
-        f"ours, all of it: {ours[0]:.1f} s, {ours[1]:.1f} CPU s; largest gap of the last fit {fit.gap.max():.1e}",
+        f"ours, all of it: {ours[0]:.1f} s, {ours[1]:.1f} CPU s; largest gap of the last fit "
+        f"{fit.gap.max():.1e}",
         flush=True,
     )
 
@@ -129,7 +135,7 @@ def main():
 
     print(f"{'cost':>7} class fold  seconds   CPU s  objective      gap        AP")
     worst = [-np.inf, 0.0]
-    for (i, c, fold), (w, b, seconds) in zip(tried, found):  # noqa: B905 (Python 3.9)
+    for (i, c, fold), (w, b, seconds) in zip(tried, found):
         held, one = masks[fold][:, c], rows.fits[fold * len(costs) + i]
         our_w, our_b = rows.weights(one)
         cost = costs[i] * np.where(held, 0, weights[:, c])
@@ -142,16 +148,19 @@ def main():
         precision = average_precision(relevant, one.decision[held, c], "raw") - theirs
         worst = [max(worst[0], excess), max(worst[1], abs(precision))]
         print(
-            f"{costs[i]:7g} {c:5} {fold:4}  {seconds[0]:7.1f} {seconds[1]:7.1f}  {excess:9.1e}  {one.gap[c]:7.1e}  {precision:+.5f}",
+            f"{costs[i]:7g} {c:5} {fold:4}  {seconds[0]:7.1f} {seconds[1]:7.1f}  {excess:9.1e}  "
+            f"{one.gap[c]:7.1e}  {precision:+.5f}",
             flush=True,
         )
     fits = classes * (3 * len(costs) + 1)
     total = [np.mean([seconds[kind] for _, _, seconds in found]) * fits for kind in (0, 1)]
     print(
-        f"LinearSVC, {fits} fits: {total[0] / cores:.0f} s on {cores} cores, {total[1]:.0f} CPU s (from {len(found)} fits)"
+        f"LinearSVC, {fits} fits: {total[0] / cores:.0f} s on {cores} cores, {total[1]:.0f} CPU s "
+        f"(from {len(found)} fits)"
     )
     print(
-        f"LinearSVC / ours: {total[0] / cores / ours[0]:.1f} in time, {total[1] / ours[1]:.1f} in CPU time"
+        f"LinearSVC / ours: {total[0] / cores / ours[0]:.1f} in time, {total[1] / ours[1]:.1f} in "
+        "CPU time"
     )
     print(f"objective: larger by at most {worst[0]:.1e}; AP: {worst[1]:.5f} apart at most")
 

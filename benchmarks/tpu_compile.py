@@ -1,19 +1,23 @@
-"""Do our training steps compile for TPUs, and do they fit? Answered by Google's own TPU compiler, without a TPU.
+"""Do our training steps compile for TPUs, and do they fit? Answered by Google's own TPU compiler,
+without a TPU.
 
     python3 -m venv tpu-compiler && tpu-compiler/bin/pip install jax==0.10.2 libtpu==0.0.51      # once, apart from tfssl's environment
     python benchmarks/tpu_compile.py --compiler tpu-compiler/bin/python --task rotation,supervised --backbone resnet50_v2 --batch 64
     python benchmarks/tpu_compile.py --compiler tpu-compiler/bin/python --kind v5e --largest     # the largest batch that fits
 
-TensorFlow lowers the real step (augmentation, forward, backward, optimizer, metrics) to HLO; libtpu compiles it ahead of time for one
-core of each TPU kind.
+TensorFlow lowers the real step (augmentation, forward, backward, optimizer, metrics) to HLO; libtpu
+compiles it ahead of time for one core of each TPU kind.
 
-How to read the table: `batch` is images per core, before rotations. TFLOP is what one step computes, by the compiler's count. `arguments`
-are weights, optimizer state and input, `temporaries` all that lives within a step, `peak` both and the outputs, in GiB of the core's HBM;
-"no" under `fits` is the compiler's own refusal. `estimate` is a roofline, not a measurement: the longer of FLOPs over the core's published
-peak and bytes over its published bandwidth; a real step takes longer.
+How to read the table: `batch` is images per core, before rotations. TFLOP is what one step
+computes, by the compiler's count. `arguments` are weights, optimizer state and input, `temporaries`
+all that lives within a step, `peak` both and the outputs, in GiB of the core's HBM; "no" under
+`fits` is the compiler's own refusal. `estimate` is a roofline, not a measurement: the longer of
+FLOPs over the core's published peak and bytes over its published bandwidth; a real step takes
+longer.
 
-What this shows: every operation of the step exists on a TPU, shapes are static, memory suffices. What it does not: collectives between
-cores, the input pipeline, speed, and operations that TensorFlow lowers otherwise on a TPU than on the CPU, where this lowering is done.
+What this shows: every operation of the step exists on a TPU, shapes are static, memory suffices.
+What it does not: collectives between cores, the input pipeline, speed, and operations that
+TensorFlow lowers otherwise on a TPU than on the CPU, where this lowering is done.
 """
 
 import argparse
@@ -28,7 +32,8 @@ import tempfile
 import time
 
 GIB = 2**30
-# Topology, peak bfloat16 FLOP/s, HBM bytes/s and bytes (cloud.google.com/tpu/docs); of v4 and v5p: of a chip, two cores joined.
+# Topology, peak bfloat16 FLOP/s, HBM bytes/s and bytes (cloud.google.com/tpu/docs); of v4 and v5p:
+# of a chip, two cores joined.
 KINDS = {
     "v4": ("v4:2x2x1", 275e12, 1228e9, 32 * GIB),
     "v5e": ("v5e:2x2", 197e12, 819e9, 16 * GIB),
@@ -38,7 +43,8 @@ KINDS = {
 
 
 def lower(row, path):
-    """Write the HLO of one training step to `path`: TensorFlow's half, run in a process of its own."""
+    """Write the HLO of one training step to `path`: TensorFlow's half, run in a process of its
+    own."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from absl import flags
 
@@ -71,7 +77,8 @@ def lower(row, path):
 
 
 def compile_ahead(path, kind):
-    """{"temporaries": bytes, ...} of the HLO in `path` compiled for one core: JAX's half, run by the interpreter that has libtpu."""
+    """{"temporaries": bytes, ...} of the HLO in `path` compiled for one core: JAX's half, run by
+    the interpreter that has libtpu."""
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -167,7 +174,8 @@ def line(row, kind, found):
 
 
 HEADER = (
-    "task backbone width batch precision levers TPU compiles TFLOP arguments temporaries peak fits estimate"
+    "task backbone width batch precision levers TPU compiles TFLOP arguments temporaries peak fits "
+    "estimate"
 ).split()
 
 
@@ -176,7 +184,8 @@ def show(cells):
 
 
 def largest(row, kind, compiler, unit=16):
-    """The largest multiple of `unit` that fits, found from a straight line through two small batches and then tried."""
+    """The largest multiple of `unit` that fits, found from a straight line through two small
+    batches and then tried."""
 
     def peak(batch):
         row["flags"]["batch_size"] = batch
@@ -233,7 +242,7 @@ def main():
     for cell in itertools.product(*(axis.split(",") for axis in axes)):
         first = {"flagfile": args.flagfile} if args.flagfile else {}  # what comes later goes before
         more = dict(flag.split("=", 1) for flag in args.flags.split())
-        row = {"flags": first | dict(zip(names, cell)) | more}  # noqa: B905 (Python 3.9)
+        row = {"flags": first | dict(zip(names, cell)) | more}
         if args.largest:
             for kind in args.kind.split(","):
                 print(

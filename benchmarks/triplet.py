@@ -1,16 +1,19 @@
-"""The triplet loss with semi-hard negatives, forward and backward: ours, TensorFlow Addons', and the least that any would cost.
+"""The triplet loss with semi-hard negatives, forward and backward: ours, TensorFlow Addons', and
+the least that any would cost.
 
     python benchmarks/triplet.py                      # batch 1024 and 4096, plain TensorFlow and XLA; Addons once at 1024: 6 s and 16 GB
     python benchmarks/triplet.py --reference ""       # without Addons (Python 3.12 and newer has none)
 
-Embeddings are random and of norm 1, eight of each label; one call gives the loss and its gradient. The floor is one product of the
-embeddings with themselves, B x B, and one sort of its rows.
+Embeddings are random and of norm 1, eight of each label; one call gives the loss and its gradient.
+The floor is one product of the embeddings with themselves, B x B, and one sort of its rows.
 
-How to read the table: each row has a process of its own. `ms` is the median of the calls after the first, and depends on the machine
-and on what else it does. `of the floor` is what to look at: our time over the floor's, which take turns in one process, so that a busy
-machine slows both alike; the median of the rounds, and its quartiles. We promise 4 or less. (Addons' row has no turns: it is called once,
-and its floor after it.) `growth` is by how many GB the process's peak memory rises over what it held before, for the compiled program
-too: we promise less than 2 at batch 4096. The last lines compare with Addons: we promise 40 times its speed and a tenth of its memory.
+How to read the table: each row has a process of its own. `ms` is the median of the calls after the
+first, and depends on the machine and on what else it does. `of the floor` is what to look at: our
+time over the floor's, which take turns in one process, so that a busy machine slows both alike; the
+median of the rounds, and its quartiles. We promise 4 or less. (Addons' row has no turns: it is
+called once, and its floor after it.) `growth` is by how many GB the process's peak memory rises
+over what it held before, for the compiled program too: we promise less than 2 at batch 4096. The
+last lines compare with Addons: we promise 40 times its speed and a tenth of its memory.
 """
 
 import argparse
@@ -128,7 +131,8 @@ def main():
             addons = row("addons", batch, False, args)
             for jit, found in ours.items():
                 print(
-                    f"      Addons / ours, {'XLA' if jit else 'graph'}: {addons['ms'] / found['ms']:.0f} in time, "
+                    f"      Addons / ours, {'XLA' if jit else 'graph'}: "
+                    f"{addons['ms'] / found['ms']:.0f} in time, "
                     f"{addons['growth'] / found['growth']:.0f} in memory"
                 )
 

@@ -1,14 +1,18 @@
-"""Is tfssl as fast as an earlier commit? Start of the command, import, and training steps of both, in turns.
+"""Is tfssl as fast as an earlier commit? Start of the command, import, and training steps of both,
+in turns.
 
     python benchmarks/versus.py --old=29fa314                                   # all four rows, five rounds
     python benchmarks/versus.py --old=29fa314 --rounds=15 --rows=help,import    # without TensorFlow: seconds
 
-Each round measures both commits, in another order from round to round. `help` is `tfssl-train --help`, `import` is `import tfssl`, each a
-process of its own; a task is the median of --steps compiled training steps by `fit` on one batch that is there already (ResNet-18 of width
-1/4, 32 pixels, 64 images). CPU is user and system time of the process, the steadier on a busy machine; of a task, of the timed steps.
+Each round measures both commits, in another order from round to round. `help` is `tfssl-train
+--help`, `import` is `import tfssl`, each a process of its own; a task is the median of --steps
+compiled training steps by `fit` on one batch that is there already (ResNet-18 of width 1/4, 32
+pixels, 64 images). CPU is user and system time of the process, the steadier on a busy machine; of a
+task, of the timed steps.
 
-How to read the table: medians over the rounds, and new / old, the median of the rounds' ratios with the least and the largest of them.
-Below 1 the new one is faster. A ratio whose range holds 1 says nothing.
+How to read the table: medians over the rounds, and new / old, the median of the rounds' ratios with
+the least and the largest of them. Below 1 the new one is faster. A ratio whose range holds 1 says
+nothing.
 """
 
 import argparse

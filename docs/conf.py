@@ -1,7 +1,8 @@
 """The documentation site: `make docs` builds it into build/docs, offline, with warnings as errors.
 
-Guides are the Markdown files beside this one. The pages of the API are made from the docstrings of every room of the package, and those of
-the commands from their `--help`; both are written into docs/generated, which is not committed, beside copies of the pages of the root.
+Guides are the Markdown files beside this one. The pages of the API are made from the docstrings of
+every room of the package, and those of the commands from their `--help`; both are written into
+docs/generated, which is not committed, beside copies of the pages of the root.
 """
 
 import inspect
@@ -59,7 +60,8 @@ SECTIONS = ("Args:", "Returns:", "Yields:", "Raises:", "Attributes:")
 
 
 def write_sources(_app, _config):
-    """docs/generated: the index of the API, a line for each room; what each command answers to --help; the pages of the root folder."""
+    """docs/generated: the index of the API, a line for each room; what each command answers to
+    --help; the pages of the root folder."""
     rooms = sorted(path.parent.name for path in ROOT.glob("tfssl/*/__init__.py"))
     names = sorted(
         [*(f"tfssl.{room}" for room in rooms), "tfssl.export", "tfssl.errors", "tfssl.registry"]
@@ -101,7 +103,8 @@ def _write(name, text):
 
 
 def _relinked(text, original, page):
-    """The Markdown of a file as `page` of the site: links to what they led to from `original`; those to a folder become plain text."""
+    """The Markdown of a file as `page` of the site: links to what they led to from `original`;
+    those to a folder become plain text."""
 
     def link(match):
         shown, target, anchor = match.groups("")
@@ -118,7 +121,8 @@ def _relinked(text, original, page):
 
 
 def to_restructured_text(_app, _what, _name, _obj, _options, lines):
-    """Docstrings are plain text with `code`, sections, and indented blocks, which are shown unchanged: turn `lines` into RST."""
+    """Docstrings are plain text with `code`, sections, and indented blocks, which are shown
+    unchanged: turn `lines` into RST."""
     blocks, inside = [], False
     for line in lines:
         indent = len(line) - len(line.lstrip())
@@ -158,7 +162,8 @@ def to_restructured_text(_app, _what, _name, _obj, _options, lines):
 
 
 def _items(block, one):
-    """The items of a section, a line each. `one`: it is a single text, whose colons do not divide a type from its description."""
+    """The items of a section, a line each. `one`: it is a single text, whose colons do not divide a
+    type from its description."""
     items = []
     for line in filter(str.strip, block):
         if not items or (line[2] != " " and not one):
@@ -169,7 +174,8 @@ def _items(block, one):
 
 
 def _escaped(text):
-    """What has a meaning in reStructuredText, outside of `code`, loses it; `code` becomes ``code``."""
+    """What has a meaning in reStructuredText, outside of `code`, loses it; `code` becomes
+    ``code``."""
     parts = re.split(r"`+([^`]+)`+", text)
     for i, part in enumerate(parts):
         if i % 2:
@@ -184,7 +190,8 @@ def _escaped(text):
 
 
 def constructor(_app, what, _name, obj, _options, signature, returns):
-    """A Keras class is created by a `__new__` that takes anything: show what its constructor takes."""
+    """A Keras class is created by a `__new__` that takes anything: show what its constructor
+    takes."""
     if what == "class" and signature == "(*args, **kwargs)":
         parameters = list(inspect.signature(obj.__init__).parameters.values())[1:]
         return str(inspect.Signature(parameters)), returns

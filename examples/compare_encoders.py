@@ -1,13 +1,14 @@
-"""Compare encoders on labeled images: any number of Hub modules, beside raw pixels, by two protocols.
+"""Compare encoders on labeled images: any number of Hub modules, beside raw pixels, by two
+protocols.
 
     make demo    # writes the two modules of this example
     python examples/compare_encoders.py rotation=demo/module/rotation random=demo/module/random
     python examples/compare_encoders.py mine=runs/photos/module/1000 https://HOST/theirs.tar.gz --dataset folder:photos \
         --train_split 'train[:80%]' --test_split 'train[80%:]'
 
-The endpoint of each encoder is chosen on a part of the training images, and reported on the test images. `tfssl-eval` does more: every
-protocol, plots, a page to look at. Give an untrained network (`tfssl-export --random_init`) too: an encoder that is not above it has
-learned nothing that helps.
+The endpoint of each encoder is chosen on a part of the training images, and reported on the test
+images. `tfssl-eval` does more: every protocol, plots, a page to look at. Give an untrained network
+(`tfssl-export --random_init`) too: an encoder that is not above it has learned nothing that helps.
 """
 
 import argparse
@@ -54,7 +55,8 @@ def main(argv: Optional[Sequence[str]] = None) -> dict[tuple[str, str], dict]:
         train, test = (tfssl.downstream.extract(module, source) for source in sources)
         for protocol in PROTOCOLS:
             results[name, protocol] = best(protocol, train, test, args.labels)
-    # The images themselves, as the last module sees them: cropped to its size, and averaged to at most 54 pixels a side.
+    # The images themselves, as the last module sees them: cropped to its size, and averaged to at
+    # most 54 pixels a side.
     train, test = (
         tfssl.downstream.extract(module, source, endpoints=["pixels"]) for source in sources
     )

@@ -1,9 +1,11 @@
-"""Fine-tune an encoder on labeled photographs, classify other photographs with it, and use the classifier from Python.
+"""Fine-tune an encoder on labeled photographs, classify other photographs with it, and use the
+classifier from Python.
 
     python examples/finetune_and_predict.py runs/photos/module/1000 labeled new_photos
     python examples/finetune_and_predict.py runs/photos/module/1000 labeled new_photos --labels 10% --epochs 60
 
-`labeled` holds a folder for each class (labeled/cat/1.jpg); `new_photos` any images. The module is any TF2 Hub module of images.
+`labeled` holds a folder for each class (labeled/cat/1.jpg); `new_photos` any images. The module is
+any TF2 Hub module of images.
 """
 
 import argparse
@@ -19,7 +21,8 @@ from tfssl import predict
 
 
 def command(name: str, *flags: str) -> None:
-    """Run `python -m tfssl.NAME`, as the installed commands do; end with its status where it fails."""
+    """Run `python -m tfssl.NAME`, as the installed commands do; end with its status where it
+    fails."""
     status = subprocess.run([sys.executable, "-m", f"tfssl.{name}", *flags], check=False).returncode
     if status:
         sys.exit(status)

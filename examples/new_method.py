@@ -1,4 +1,5 @@
-"""A method of one's own, in a file outside the package: trained, published and measured like any other.
+"""A method of one's own, in a file outside the package: trained, published and measured like any
+other.
 
     python examples/new_method.py                              # the embedded letters, one or two minutes
     python examples/new_method.py --dataset folder:photos --image_size 96 --stem imagenet
@@ -23,8 +24,8 @@ from tfssl.pretext.parts.views import Views
 class AlignmentUniformity(Views):
     """Alignment and uniformity on the hypersphere: Wang and Isola, ICML 2020 (arXiv 2005.10242).
 
-    The two views of an image are pulled together, and all embeddings are spread over the unit sphere by a Gaussian potential; there is no
-    softmax over negatives.
+    The two views of an image are pulled together, and all embeddings are spread over the unit
+    sphere by a Gaussian potential; there is no softmax over negatives.
 
     Args:
       projection_size: size of the embeddings, which are L2-normalized.
@@ -59,7 +60,8 @@ class AlignmentUniformity(Views):
         return loss, {"alignment": alignment, "uniformity": uniformity}
 
     def uniformity(self, z: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
-        """Logarithm of the mean potential over all pairs of embeddings z [N, E], those of the other replicas among them: a scalar."""
+        """Logarithm of the mean potential over all pairs of embeddings z [N, E], those of the other
+        replicas among them: a scalar."""
         z, valid = replicas.gather(z), replicas.gather(valid)  # MxE, M
         squared = 2 - 2 * tf.matmul(z, z, transpose_b=True)  # MxM
         pairs = valid[:, None] * valid[None, :] * (1 - tf.eye(z.shape[0], dtype=z.dtype))
@@ -69,7 +71,8 @@ class AlignmentUniformity(Views):
         return tf.math.log(tf.maximum(mean, 1e-30))
 
     def chance(self) -> dict[str, float]:
-        """Both terms for independent embeddings, uniform on the sphere: E exp(2 t cos) = 0F1(; E / 2; t^2)."""
+        """Both terms for independent embeddings, uniform on the sphere: E exp(2 t cos) = 0F1(; E /
+        2; t^2)."""
         t, size = self.potential, self.projection.sizes[-1]
         uniformity = -2 * t + float(tf.math.log(hyp0f1(size / 2, t**2)))
         loss = 2 + self.uniformity_weight * uniformity
@@ -77,7 +80,8 @@ class AlignmentUniformity(Views):
 
 
 def measure(task: tf.keras.Model, folder: str, dataset: str, splits: Sequence[str]) -> dict:
-    """Publish the encoder, and classify by nearest neighbors: the result of the endpoint that is best on held-out training images."""
+    """Publish the encoder, and classify by nearest neighbors: the result of the endpoint that is
+    best on held-out training images."""
     module = tfssl.export.save(task, folder)
     train, test = (
         tfssl.downstream.extract(module, tfssl.open_source(dataset, split)) for split in splits
@@ -127,7 +131,8 @@ def main(argv: Optional[Sequence[str]] = None) -> dict[str, dict]:
         results["trained"] = measure(task, f"{folder}/trained", args.dataset, splits)
     for name, result in results.items():
         print(
-            f"{name}: {result['value']:.1%} by nearest neighbors on {result['endpoint']}, {args.dataset} {args.test_split}"
+            f"{name}: {result['value']:.1%} by nearest neighbors on {result['endpoint']}, "
+            f"{args.dataset} {args.test_split}"
         )
     return results
 

@@ -3,7 +3,8 @@
     python examples/own_photographs.py photos                  # all images below the folder; labels are not needed
     python examples/own_photographs.py photos --steps 5000     # longer is better
 
-`tfssl-train`, `tfssl-export` and `tfssl-eval --neighbors` do the same with checkpoints, exact resume, logs and a page to look at.
+`tfssl-train`, `tfssl-export` and `tfssl-eval --neighbors` do the same with checkpoints, exact
+resume, logs and a page to look at.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import tfssl
 def pretrain(
     photos: str, image_size: int, batch_size: int, steps: int, width: float
 ) -> tf.keras.Model:
-    """SimCLR on the photographs: two augmented crops of one image are told from those of all others."""
+    """SimCLR on the photographs: two augmented crops of one image are told from those of all
+    others."""
     source = tfssl.open_source(f"folder:{photos}")
     backbone = tfssl.backbones.build("resnet18_v2", width_multiplier=width, bn_momentum=0.9)
     task = tfssl.pretext.build("simclr", backbone, image_size=image_size)
@@ -31,7 +33,8 @@ def pretrain(
 
 
 def neighbors(features: np.ndarray, rows: Sequence[int], count: int) -> np.ndarray:
-    """For each of some rows of features [N, D], the rows most similar to it by cosine: int [len(rows), count]."""
+    """For each of some rows of features [N, D], the rows most similar to it by cosine: int
+    [len(rows), count]."""
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     similarity = unit[rows] @ unit.T
     similarity[np.arange(len(rows)), rows] = -np.inf  # an image is no neighbor of itself
@@ -70,7 +73,7 @@ def main(argv: Optional[Sequence[str]] = None) -> dict[str, list[str]]:
     ]  # without images that could not be read
     queries = np.random.default_rng(0).permutation(len(names))[: args.queries]
     nearest = neighbors(features.endpoints["pre_logits"], queries, count=3)
-    similar = {names[query]: [names[row] for row in rows] for query, rows in zip(queries, nearest)}  # noqa: B905
+    similar = {names[query]: [names[row] for row in rows] for query, rows in zip(queries, nearest)}
     for name, others in similar.items():
         print(f"{name}: {', '.join(others)}")
     return similar

@@ -1,7 +1,8 @@
 """What studies of many encoders share.
 
-A cell is commands that a user would give, and ends as a line of OUT/results.jsonl. What has a line is not run again: the same command goes
-on where it was stopped, on another day or machine too, from results.jsonl alone.
+A cell is commands that a user would give, and ends as a line of OUT/results.jsonl. What has a line
+is not run again: the same command goes on where it was stopped, on another day or machine too, from
+results.jsonl alone.
 """
 
 import concurrent.futures
@@ -27,9 +28,11 @@ def run(cells, measure, out, hours=None, processes=1):
 
     Args:
       cells: list of dicts of plain values, in the order that they are wanted.
-      measure: function (cell, call) -> dict of results; `call` runs a command of tfssl on its share of the cores.
+      measure: function (cell, call) -> dict of results; `call` runs a command of tfssl on its share
+        of the cores.
       out: folder; the cell, its results and its minutes become a line of results.jsonl.
-      hours: begin no cell that would end after so long, by the time of the slowest so far; None: begin all.
+      hours: begin no cell that would end after so long, by the time of the slowest so far; None:
+        begin all.
       processes: cells side by side; small networks leave cores idle.
     """
     os.makedirs(out, exist_ok=True)
@@ -63,7 +66,8 @@ def run(cells, measure, out, hours=None, processes=1):
 
 
 def expected(cells, done):
-    """Minutes that cells will take, if each takes as long as those of its task did, or else as all did."""
+    """Minutes that cells will take, if each takes as long as those of its task did, or else as all
+    did."""
 
     def mean(found):
         return sum(line["minutes"] for line in found) / len(found)
@@ -75,7 +79,8 @@ def expected(cells, done):
 
 
 def command(module, *flags, processes=1):
-    """Run `python -m tfssl.MODULE FLAGS`, and pass on what it says of images left out; SystemExit with its last words where it fails."""
+    """Run `python -m tfssl.MODULE FLAGS`, and pass on what it says of images left out; SystemExit
+    with its last words where it fails."""
     line = [sys.executable, "-m", f"tfssl.{module}", *flags]
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -97,7 +102,8 @@ def results_of(folder):
 
 
 def spread(values):
-    """Mean and, of several, range: "52.3 (50.8 to 53.1)"; "" of none. `values`: a list or array of numbers, in percent."""
+    """Mean and, of several, range: "52.3 (50.8 to 53.1)"; "" of none. `values`: a list or array of
+    numbers, in percent."""
     if not len(values):
         return ""
     around = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""

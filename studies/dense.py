@@ -1,13 +1,17 @@
-"""Does pretraining on a data set's own images help to find and to outline what they show? Beside random initialisation and raw pixels.
+"""Does pretraining on a data set's own images help to find and to outline what they show? Beside
+random initialisation and raw pixels.
 
     python studies/dense.py --bccd boxes:bccd --camvid masks:camvid --out runs/dense --seeds 0,1,2
 
-Three small data sets: blood cells (BCCD, boxes; 205 images to learn from, 87 to choose on, 72 to test), streets (CamVid, masks; 60, 20
-and 30 in the pack), and `glyphs` (both; heads learn from 1,000 letters). Each cell is commands that a user would give: tfssl-train without
-labels on the training images, tfssl-export, tfssl-eval with every map; see studies/cells.py for how it goes on where it was stopped.
+Three small data sets: blood cells (BCCD, boxes; 205 images to learn from, 87 to choose on, 72 to
+test), streets (CamVid, masks; 60, 20 and 30 in the pack), and `glyphs` (both; heads learn from
+1,000 letters). Each cell is commands that a user would give: tfssl-train without labels on the
+training images, tfssl-export, tfssl-eval with every map; see studies/cells.py for how it goes on
+where it was stopped.
 
-How to read the table: AP50 of detection and mIoU of segmentation on the test images, in percent, at the endpoint that the validation images
-chose; frozen trunks. A task helps where its lower figure is above random initialisation's and above raw pixels, in each seed.
+How to read the table: AP50 of detection and mIoU of segmentation on the test images, in percent, at
+the endpoint that the validation images chose; frozen trunks. A task helps where its lower figure is
+above random initialisation's and above raw pixels, in each seed.
 """
 
 import argparse
@@ -17,24 +21,29 @@ import shutil
 import cells
 
 CROPS = "--image_size=96 --resize=240 --augmentation=simclr"
-# Blood cells look alike, and so do street scenes: with all of SimCLR's colours and small crops no view can be told (0.7 and 2 % of pairs,
-# chance 0.8). Strength, area and rate are, for each, those of two tries with the better figure on the validation images.
+# Blood cells look alike, and so do street scenes: with all of SimCLR's colours and small crops no
+# view can be told (0.7 and 2 % of pairs, chance 0.8). Strength, area and rate are, for each, those
+# of two tries with the better figure on the validation images.
 DATA = {  # data set: (protocols, training flags, evaluation flags)
     "bccd": (
         "detection",
         f"{CROPS} --strength=0.15 --min_area=0.15 --learning_rate=0.01",
-        "--train_split=train --val_split=val --test_split=test --dense_size=240,320 --dense_epochs=20 --detection_layers=1 "
+        "--train_split=train --val_split=val --test_split=test --dense_size=240,320 "
+        "--dense_epochs=20 --detection_layers=1 "
         "--detection_units=64",
     ),
     "camvid": (
         "segmentation",
         f"{CROPS} --strength=0.3 --min_area=0.15 --learning_rate=0.03",
-        "--train_split=train --val_split=val --test_split=test --dense_size=180,240 --ignore_class=11",
+        "--train_split=train --val_split=val --test_split=test --dense_size=180,240 "
+        "--ignore_class=11",
     ),
     "glyphs": (
         "detection,segmentation",
-        "--image_size=24 --resize=32 --stem=small --augmentation=cifar --min_area=0.3 --learning_rate=0.06",
-        "--train_split=train[:1000] --val_split=train[1000:1500] --test_split=test[:1000] --dense_epochs=20 --dense_batch_size=32 "
+        "--image_size=24 --resize=32 --stem=small --augmentation=cifar --min_area=0.3 "
+        "--learning_rate=0.06",
+        "--train_split=train[:1000] --val_split=train[1000:1500] --test_split=test[:1000] "
+        "--dense_epochs=20 --dense_batch_size=32 "
         "--detection_layers=1 --detection_units=64",
     ),
 }
@@ -45,7 +54,10 @@ TASKS = {
     "moco": "--task=moco --queue_size=2048 --temperature=0.1",
     "byol": "--task=byol",
 }
-TRAINING = "--batch_size=64 --lr_scaling=64 --schedule=cosine --warmup_epochs=1 --weight_decay=1e-4 --precision=mixed_bfloat16"
+TRAINING = (
+    "--batch_size=64 --lr_scaling=64 --schedule=cosine --warmup_epochs=1 --weight_decay=1e-4 "
+    "--precision=mixed_bfloat16"
+)
 
 
 def main():
@@ -110,7 +122,8 @@ def main():
 
 
 def table(rows):
-    """Markdown: mean and range over the seeds, the smallest distance of each task to its baselines, then a line for each cell."""
+    """Markdown: mean and range over the seeds, the smallest distance of each task to its baselines,
+    then a line for each cell."""
     columns, lines = {}, []
     for row in sorted(rows, key=lambda row: (row["data"], row["task"], row["seed"])):
         for protocol, of in row["results"].items():
@@ -152,7 +165,8 @@ def table(rows):
                     if gains:
                         above = " and ".join(baselines)
                         margins.append(
-                            f"{data}, {protocol}, {encoder}: at least {min(gains):+.1f} above {above} ({len(gains)} seeds)."
+                            f"{data}, {protocol}, {encoder}: at least {min(gains):+.1f} above "
+                            f"{above} ({len(gains)} seeds)."
                         )
     means = cells.table(
         ["data", "protocol", "encoder", "seeds", "mean", "smallest", "largest"], means

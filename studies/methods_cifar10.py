@@ -1,17 +1,21 @@
-"""Do the methods learn? CIFAR-10, ten minutes of two CPU cores each, beside random initialization, raw pixels and supervised training.
+"""Do the methods learn? CIFAR-10, ten minutes of two CPU cores each, beside random initialization,
+raw pixels and supervised training.
 
     python studies/methods_cifar10.py --data folder:cifar10 --out runs/methods --methods simclr,moco,byol,swav --seeds 0,1,2
     python studies/methods_cifar10.py --data folder:cifar10 --out runs/short --short
     python studies/methods_cifar10.py --out docs/cifar10 --plot docs/cifar10/methods.svg         # the README's picture, trains nothing
 
---short is the same table after 600 steps of 128 images in float32: minutes depend on the processor, steps do not.
+--short is the same table after 600 steps of 128 images in float32: minutes depend on the processor,
+steps do not.
 
-Each line of OUT/results.jsonl is one encoder: tfssl-train with the method's cifar10_cpu.flags, tfssl-export, tfssl-eval; see
-studies/cells.py for how it goes on where it was stopped. How to read the tables: test accuracies in percent of logistic regression and
-of 20 nearest neighbours on --labels training images; `best` is the endpoint that 4,000 others of them chose, for each protocol by itself.
-The first table has means over the seeds, and ranges. A method counts as learning where it is above random initialization's best and above
-raw pixels by both protocols, in each seed: that is the column of distances. Minutes are the longest training's, on the cores that
---processes left it.
+Each line of OUT/results.jsonl is one encoder: tfssl-train with the method's cifar10_cpu.flags,
+tfssl-export, tfssl-eval; see studies/cells.py for how it goes on where it was stopped. How to read
+the tables: test accuracies in percent of logistic regression and of 20 nearest neighbours on
+--labels training images; `best` is the endpoint that 4,000 others of them chose, for each protocol
+by itself. The first table has means over the seeds, and ranges. A method counts as learning where
+it is above random initialization's best and above raw pixels by both protocols, in each seed: that
+is the column of distances. Minutes are the longest training's, on the cores that --processes left
+it.
 """
 
 import argparse
@@ -110,7 +114,8 @@ def measure(method, seed, args, call):
 
 
 def table(rows):
-    """Markdown: a line per method, means over its seeds and ranges, with the least distance to its baselines; and a line per encoder."""
+    """Markdown: a line per method, means over its seeds and ranges, with the least distance to its
+    baselines; and a line per encoder."""
     rows = sorted(rows, key=lambda r: (METHODS.index(r["method"]), r["seed"]))
     random = {r["seed"]: r for r in rows if r["method"] == "random"}
     means = []
@@ -171,7 +176,8 @@ def table(rows):
 
 
 def plot(rows, path):
-    """A line for each method: accuracy of logistic regression at the chosen endpoint, a dot for each seed; baselines as vertical lines."""
+    """A line for each method: accuracy of logistic regression at the chosen endpoint, a dot for
+    each seed; baselines as vertical lines."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,15 +1,18 @@
-"""The study of Kolesnikov, Zhai and Beyer (arXiv 1901.09005) at home scale: pretext tasks x backbones x widths x seeds on small images.
+"""The study of Kolesnikov, Zhai and Beyer (arXiv 1901.09005) at home scale: pretext tasks x
+backbones x widths x seeds on small images.
 
     python studies/revisiting.py --cifar10 folder:cifar10 --imagenette folder:imagenette --out runs/revisiting --hours 2
     python studies/revisiting_report.py --results runs/revisiting/results.jsonl --docs docs/revisiting      # tables, plots, claims
 
-Each cell is three commands that a user would give: tfssl-train, tfssl-export, tfssl-eval; its result is a line of OUT/results.jsonl (see
-studies/cells.py for how it goes on where it was stopped). The first seed at the first width on the tasks' own data comes first, so that
-every task and backbone is there early.
+Each cell is three commands that a user would give: tfssl-train, tfssl-export, tfssl-eval; its
+result is a line of OUT/results.jsonl (see studies/cells.py for how it goes on where it was
+stopped). The first seed at the first width on the tasks' own data comes first, so that every task
+and backbone is there early.
 
-What is scaled down: the networks (ResNet-18 v1 and v2, RevNet-18, VGG-11; an eighth and a quarter of the standard width), the images
-(CIFAR-10: crops of 24 pixels; Imagenette: 96 pixels, patches of 32), the length (--steps of about 128 views each, relative patch twice
-as many). Accuracy is that of logistic regression on 4,000 (Imagenette: 3,000) labelled training images and on 5 % of them, every
+What is scaled down: the networks (ResNet-18 v1 and v2, RevNet-18, VGG-11; an eighth and a quarter
+of the standard width), the images (CIFAR-10: crops of 24 pixels; Imagenette: 96 pixels, patches of
+32), the length (--steps of about 128 views each, relative patch twice as many). Accuracy is that of
+logistic regression on 4,000 (Imagenette: 3,000) labelled training images and on 5 % of them, every
 endpoint; l2 and endpoint are chosen on 4,000 (1,000) others of the training images.
 """
 
@@ -46,8 +49,9 @@ RATES = {
     "supervised": 0.1,
     "random": 0.1,
 }
-# Of those tried, what the task's own validation prefers: VGG-11 tells 66 % of the turns after 0.02 and 58 % after 0.1, networks with skip
-# connections 61 % and 62 %. It was asked after one of VGG-11's three seeds had come out below its untrained network at 0.1 (47.1 to 48.7).
+# Of those tried, what the task's own validation prefers: VGG-11 tells 66 % of the turns after 0.02
+# and 58 % after 0.1, networks with skip connections 61 % and 62 %. It was asked after one of
+# VGG-11's three seeds had come out below its untrained network at 0.1 (47.1 to 48.7).
 RATES_OF = {("rotation", "vgg11"): 0.02}
 TESTS = {"cifar10": "test", "imagenette": "val"}
 LABELS = {
@@ -58,7 +62,8 @@ EVALUATION = {"cifar10": "--image_size=32 --resize=32", "imagenette": "", "patch
 
 
 def wanted(args):
-    """Dicts of seed, width, data, task, backbone, the most telling first. A patch task has its own random baseline, which sees patches."""
+    """Dicts of seed, width, data, task, backbone, the most telling first. A patch task has its own
+    random baseline, which sees patches."""
     lists = [getattr(args, name).split(",") for name in ("seeds", "widths", "tasks", "backbones")]
     sources = [name for name in ("cifar10", "imagenette") if getattr(args, name)]
     found = []

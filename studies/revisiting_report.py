@@ -2,9 +2,10 @@
 
     python studies/revisiting_report.py --results runs/revisiting/results.jsonl --docs docs/revisiting
 
-How to read them: accuracies are test accuracies in percent, means over seeds with the range in brackets. `best` is the endpoint that the
-validation part chose, in each run for itself. A verdict is what the figures beside it say, by the rule that stands in the claim's line;
-none is written by hand.
+How to read them: accuracies are test accuracies in percent, means over seeds with the range in
+brackets. `best` is the endpoint that the validation part chose, in each run for itself. A verdict
+is what the figures beside it say, by the rule that stands in the claim's line; none is written by
+hand.
 """
 
 import argparse
@@ -28,7 +29,7 @@ COLORS = dict(
         ("resnet18_v2", "resnet18_v1", "revnet18", "vgg11"),
         ("tab:blue", "tab:cyan", "tab:green", "tab:red"),
     )
-)  # noqa: B905
+)
 
 
 HEADER = """# "Revisiting Self-Supervised Visual Representation Learning", at home scale
@@ -140,7 +141,8 @@ def summary(results):
 
 
 def better_than_baselines(results):
-    """Self-supervised features are better than those of an untrained network, and than pixels: best endpoints, in every cell and seed"""
+    """Self-supervised features are better than those of an untrained network, and than pixels: best
+    endpoints, in every cell and seed"""
     wins, cells, margins = 0, 0, []
     for row in results.rows:
         if row["task"] not in SELF_SUPERVISED:
@@ -158,7 +160,8 @@ def better_than_baselines(results):
 
 
 def no_architecture_is_best_for_all(results):
-    """The ranking of architectures differs between tasks: not all tasks have the same best network at the largest width (pre_logits)"""
+    """The ranking of architectures differs between tasks: not all tasks have the same best network
+    at the largest width (pre_logits)"""
     wide = results.where(width=max(results.values("width")))
     best, lead = {}, {}
     for task in wide.tasks():
@@ -172,7 +175,8 @@ def no_architecture_is_best_for_all(results):
 
 
 def wider_is_better(results):
-    """Wider networks learn better representations: the mean gain from smallest to largest is positive for each task (pre_logits)"""
+    """Wider networks learn better representations: the mean gain from smallest to largest is
+    positive for each task (pre_logits)"""
     low, high = min(results.values("width")), max(results.values("width"))
     gains = {}
     for task in results.tasks():
@@ -186,7 +190,8 @@ def wider_is_better(results):
 
 
 def skip_connections_keep_quality(results):
-    """Towards the end VGG loses more than networks with skip connections: best block minus pre_logits is larger for it, on average"""
+    """Towards the end VGG loses more than networks with skip connections: best block minus
+    pre_logits is larger for it, on average"""
     drops = collections.defaultdict(list)
     for row in results.rows:
         if row["task"] in SELF_SUPERVISED:
@@ -201,7 +206,8 @@ def skip_connections_keep_quality(results):
 
 
 def pretext_accuracy_tells_little(results):
-    """Pretext accuracy does not predict downstream accuracy across architectures: rank correlation below 0.9 in some task"""
+    """Pretext accuracy does not predict downstream accuracy across architectures: rank correlation
+    below 0.9 in some task"""
     found = {}
     for task in results.tasks():
         rows = [r for r in results.where(task=task).rows if "validation_accuracy" in r["pretext"]]
@@ -212,8 +218,8 @@ def pretext_accuracy_tells_little(results):
 
 
 def ranking_holds_with_few_labels(results):
-    """With few labels the ranking of networks stays: rank correlation of few and all labels at least 0.7 in each task, at the
-    largest width (pre_logits)"""
+    """With few labels the ranking of networks stays: rank correlation of few and all labels at
+    least 0.7 in each task, at the largest width (pre_logits)"""
     found, results = {}, results.where(width=max(results.values("width")))
     for task in results.tasks():
         few, every = (

@@ -1,15 +1,17 @@
-"""The axes of Goyal, Mahajan, Gupta and Misra (arXiv 1905.01235) at home scale: does self-supervised learning gain from more images, a
-harder problem, a larger network?
+"""The axes of Goyal, Mahajan, Gupta and Misra (arXiv 1905.01235) at home scale: does
+self-supervised learning gain from more images, a harder problem, a larger network?
 
     python studies/scaling.py --imagenette folder:imagenette --out runs/scaling --axes base,complexity --hours 6   # the minimum
     python studies/scaling.py --imagenette folder:imagenette --out runs/scaling --hours 12                         # everything
     python studies/scaling.py --out runs/scaling --report docs/scaling                                # tables and plots, at any time
 
-Jigsaw and colorization are pretrained on Imagenette by flags/goyal scaled down (the jigsaw with a hidden layer and eight permutations per
-image, as the study of 2019 has it: with the paper's own head so few steps teach it too little), and judged by the paper's SVMs (mean
-average precision, one Imagenette class against the rest) and by logistic regression, beside the same networks untrained and raw pixels.
-Each cell is three commands that a user would give (tfssl-train, tfssl-export, tfssl-eval); its result is a line of OUT/results.jsonl: see
-studies/cells.py for how it goes on where it was stopped.
+Jigsaw and colorization are pretrained on Imagenette by flags/goyal scaled down (the jigsaw with a
+hidden layer and eight permutations per image, as the study of 2019 has it: with the paper's own
+head so few steps teach it too little), and judged by the paper's SVMs (mean average precision, one
+Imagenette class against the rest) and by logistic regression, beside the same networks untrained
+and raw pixels. Each cell is three commands that a user would give (tfssl-train, tfssl-export,
+tfssl-eval); its result is a line of OUT/results.jsonl: see studies/cells.py for how it goes on
+where it was stopped.
 
     axis        cells
     base        the first network, all images, |P| = 100 and K = 10; --seeds; untrained networks
@@ -17,10 +19,11 @@ studies/cells.py for how it goes on where it was stopped.
     data        nested subsets: an eighth, a quarter, a half of the images; --sweep_seeds
     capacity    the other networks, on all images and on the subsets; --sweep_seeds
 
-base and complexity are the minimum: 17 trainings and 6 untrained networks, three to four hours of one core if nothing else runs. With data
-and capacity there are 39 and 10. All cells of a task have the same number of steps: half of the images are seen twice as often. The
-paper's own |P| = 2000 and 224 pixels are out of reach here; the head of docs/scaling/study.md, which --report writes, tells what follows
-from that.
+base and complexity are the minimum: 17 trainings and 6 untrained networks, three to four hours of
+one core if nothing else runs. With data and capacity there are 39 and 10. All cells of a task have
+the same number of steps: half of the images are seen twice as often. The paper's own |P| = 2000 and
+224 pixels are out of reach here; the head of docs/scaling/study.md, which --report writes, tells
+what follows from that.
 """
 
 import argparse
@@ -61,7 +64,10 @@ STEPS = {
     "colorization": 1,
 }  # times --steps: the jigsaw learns more slowly, and its steps are shorter
 WARMUP = 32  # steps
-EVALUATION = "--train_split=train[:3000] --val_split=train[3000:4000] --test_split=val --protocol=svm,logistic --pool=adaptive_avg"
+EVALUATION = (
+    "--train_split=train[:3000] --val_split=train[3000:4000] --test_split=val "
+    "--protocol=svm,logistic --pool=adaptive_avg"
+)
 COSTS = "--svm_costs=0.1,1,10,100"
 
 

@@ -1,7 +1,9 @@
-"""Tables and plots of the results that studies/scaling.py writes: python studies/scaling.py --out runs/scaling --report docs/scaling
+"""Tables and plots of the results that studies/scaling.py writes: python studies/scaling.py --out
+runs/scaling --report docs/scaling
 
-How to read them: a value is that of the endpoint that the validation part chose, of each network for itself; in percent; with several seeds
-their mean, and their range in brackets. What is said of an axis is said by the rule that stands beside it; none is written by hand.
+How to read them: a value is that of the endpoint that the validation part chose, of each network
+for itself; in percent; with several seeds their mean, and their range in brackets. What is said of
+an axis is said by the rule that stands beside it; none is written by hand.
 """
 
 import os
@@ -149,7 +151,8 @@ def base(rows):
 
 
 def margins(rows):
-    """A sentence for each task: the least that a seed's cell is above its untrained network and above pixels."""
+    """A sentence for each task: the least that a seed's cell is above its untrained network and
+    above pixels."""
     pixels, lines = next(r["value"]["pixels"] for r in rows if "pixels" in r["value"]), []
     for task, untrained in UNTRAINED.items():
         for network in networks(rows):
@@ -163,13 +166,15 @@ def margins(rows):
                 seeds = len(found) // len(METRICS)
                 seeds = f"{seeds} seed{'s' * (seeds > 1)}"
                 lines.append(
-                    f"- {network}, {task}: at least {min(found)[0]:+.1f} above both, by either metric ({seeds})."
+                    f"- {network}, {task}: at least {min(found)[0]:+.1f} above both, by either "
+                    f"metric ({seeds})."
                 )
     return lines
 
 
 def layers(rows, network):
-    """A line for each endpoint of a network, a column for each task; of the cells at the default."""
+    """A line for each endpoint of a network, a column for each task; of the cells at the
+    default."""
     tasks = {task: at_default(rows, task, network) for pair in UNTRAINED.items() for task in pair}
     tasks, lines = {task: found for task, found in tasks.items() if found}, []
     for endpoint in [e for e in next(iter(tasks.values()))[0]["value"] if e != "pixels"]:
@@ -182,7 +187,8 @@ def layers(rows, network):
 
 
 def target_beyond(nearest):
-    """For people: the numbers K, and the greatest share of a colour's soft target beyond its K nearest bins."""
+    """For people: the numbers K, and the greatest share of a colour's soft target beyond its K
+    nearest bins."""
     from tfssl.data.ops import lab
     from tfssl.pretext.parts import ab_bins
 
@@ -200,7 +206,8 @@ def target_beyond(nearest):
 
 
 def sweep(rows, task, axis, title):
-    """A line for each place on an axis, a column for each network and metric, and the task's own accuracy; "" if none has two places."""
+    """A line for each place on an axis, a column for each network and metric, and the task's own
+    accuracy; "" if none has two places."""
     curves = {network: curve(rows, task, axis, network) for network in networks(rows)}
     curves = {network: its for network, its in curves.items() if len(its) > 1}
     places = sorted({place for its in curves.values() for place in its})
@@ -226,7 +233,8 @@ def sweep(rows, task, axis, title):
 
 
 def directions(rows):
-    """For each task and axis: last place less first, each the mean of its seeds; beyond the yardstick or not."""
+    """For each task and axis: last place less first, each the mean of its seeds; beyond the
+    yardstick or not."""
     first, *others = networks(rows)
     lines = []
     for task in LEVEL:
@@ -269,8 +277,8 @@ def directions(rows):
 
 
 def plot(rows, metric, path):
-    """As the paper's figures: against data size above, against the task's difficulty below; a panel for each task. False: no axis has
-    two places to show."""
+    """As the paper's figures: against data size above, against the task's difficulty below; a panel
+    for each task. False: no axis has two places to show."""
     titles = {"images": dict.fromkeys(LEVEL, "images (the same number of steps)"), "level": LEVEL}
     first = networks(rows)[0]
     measured = [
@@ -286,7 +294,7 @@ def plot(rows, metric, path):
         for row, axis in enumerate(measured):
             title = titles[axis][task]
             panel = axes[row, column]
-            for network, color in zip(networks(rows), COLORS):  # noqa: B905 (Python 3.9)
+            for network, color in zip(networks(rows), COLORS):
                 its = curve(rows, task, axis, network)
                 if axis == "level" and len(its) < 2:
                     continue
@@ -326,7 +334,7 @@ def plot(rows, metric, path):
         row[0].set_ylabel(f"{metric}, {METRICS[metric]}")
     handles = {}
     for panel in axes.flat:
-        handles.update(dict(zip(*reversed(panel.get_legend_handles_labels()))))  # noqa: B905
+        handles.update(dict(zip(*reversed(panel.get_legend_handles_labels()))))
     figure.legend(
         handles.values(), handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False
     )

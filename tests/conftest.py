@@ -22,8 +22,8 @@ from tensorflow.python.framework.ops import gradient_registry  # noqa: E402 (the
 
 pytest_plugins = ["costs", "image_files", "saved_modules", "pytester"]
 
-# CPU devices for the tests of replicas: two, or as many as a test that starts pytest again asks for. This has to be said before
-# TensorFlow looks at its devices.
+# CPU devices for the tests of replicas: two, or as many as a test that starts pytest again asks
+# for. This has to be said before TensorFlow looks at its devices.
 REPLICAS = int(os.environ.get("TFSSL_TEST_REPLICAS", 2))
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * REPLICAS
@@ -31,7 +31,8 @@ tf.config.set_logical_device_configuration(
 
 
 def pytest_configure(config):
-    """All of a test run's files, TensorFlow's own among them (killed processes leave theirs), lie in one folder, which goes at the end."""
+    """All of a test run's files, TensorFlow's own among them (killed processes leave theirs), lie
+    in one folder, which goes at the end."""
     if not hasattr(config, "workerinput"):
         folder = os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="tfssl-tests-")
         last = -200  # after multiprocessing's own files
@@ -47,8 +48,8 @@ def _private_cache(tmp_path_factory):
     os.environ.pop("TFSSL_CACHE", None)
 
 
-# Tracing makes millions of objects, which Python would look through again and again. What the libraries made stays; the rest goes after
-# each test that made much.
+# Tracing makes millions of objects, which Python would look through again and again. What the
+# libraries made stays; the rest goes after each test that made much.
 gc.freeze()
 gc.set_threshold(100_000, 50, 50)
 
@@ -72,8 +73,9 @@ def _tidy_after_a_test():
 
 
 def _forget_graphs(kept=()):
-    """TensorFlow registers the gradient function of each traced `tf.custom_gradient` for the life of the process, and through it keeps
-    the graph, its model and its data set: 10 to 80 MB for each test that trains. Its global graph keeps the functions of data sets."""
+    """TensorFlow registers the gradient function of each traced `tf.custom_gradient` for the life
+    of the process, and through it keeps the graph, its model and its data set: 10 to 80 MB for each
+    test that trains. Its global graph keeps the functions of data sets."""
     for name in {
         name for name in gradient_registry.list() if name.startswith("CustomGradient-")
     }.difference(kept):
@@ -82,7 +84,8 @@ def _forget_graphs(kept=()):
 
 
 def _return_memory():
-    """Unreachable objects go, and what they held goes back to the system where the C library can be asked (glibc)."""
+    """Unreachable objects go, and what they held goes back to the system where the C library can be
+    asked (glibc)."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -95,7 +98,8 @@ def _seeded():
 
 
 def oriented_picture(rng, size=40):
-    """A random uint8 picture whose rotation can be told: bright at the top, dark at the bottom, with noise."""
+    """A random uint8 picture whose rotation can be told: bright at the top, dark at the bottom,
+    with noise."""
     ramp = np.linspace(220, 30, size)[:, None, None]
     return np.clip(
         ramp + rng.normal(0, 12, [size, size, 3]) + rng.uniform(-25, 25, [1, 1, 3]), 0, 255
@@ -127,7 +131,8 @@ def source(photos):
 
 @pytest.fixture(scope="session")
 def replicas():
-    """One strategy for all tests: a second one in a process would take the first one's collective keys (TensorFlow 2.21)."""
+    """One strategy for all tests: a second one in a process would take the first one's collective
+    keys (TensorFlow 2.21)."""
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(REPLICAS)])
 
 

@@ -1,7 +1,8 @@
 """What changes the numbers of a run, and what does not: `python tests/exactness.py`
 
-The same training with --deterministic, each time with one thing different; and each of them begun as the first one is, stopped in the
-middle and gone on with otherwise. Prints, for each, how many tensors of the last checkpoint differ, and what the resumed run said about it.
+The same training with --deterministic, each time with one thing different; and each of them begun
+as the first one is, stopped in the middle and gone on with otherwise. Prints, for each, how many
+tensors of the last checkpoint differ, and what the resumed run said about it.
 """
 
 import os
@@ -49,7 +50,8 @@ VARIANTS = {
 
 
 def train(workdir, steps, flags=(), different=None):
-    """The finished run. `different`: called in its process before it begins; or variables of the environment, for a fresh interpreter."""
+    """The finished run. `different`: called in its process before it begins; or variables of the
+    environment, for a fresh interpreter."""
     arguments = (*FLAGS, f"--train_steps={steps}", f"--workdir={workdir}", *flags)
     if isinstance(different, dict):
         line = [sys.executable, "-m", "tfssl.train", *arguments]
@@ -67,7 +69,8 @@ def differing(one, other):
 def main():
     chosen = sys.argv[1:] or VARIANTS
     print(
-        "| different | tensors that differ, run through | resumed with it | said |\n|---|---|---|---|"
+        "| different | tensors that differ, run through | resumed with it | said "
+        "|\n|---|---|---|---|"
     )
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)

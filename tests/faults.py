@@ -1,11 +1,14 @@
-"""The fault matrix: each kind of fault at each moment of a run, and what comes of it. `python tests/faults.py --out docs/reliability.md`
+"""The fault matrix: each kind of fault at each moment of a run, and what comes of it. `python
+tests/faults.py --out docs/reliability.md`
 
-A cell is green if the disturbed command ends as it should (one line that names the cause, and a status that is not 0; or none of it because
-nothing was disturbed), and the same command, given again once the cause is gone, ends as the undisturbed one: the same weights bit for
-bit and each logged step once, the same module, the same results.
+A cell is green if the disturbed command ends as it should (one line that names the cause, and a
+status that is not 0; or none of it because nothing was disturbed), and the same command, given
+again once the cause is gone, ends as the undisturbed one: the same weights bit for bit and each
+logged step once, the same module, the same results.
 
-Faults are put in by the disturbed process itself, when it comes for the first time to the function that stands for the moment; a folder
-on a small file system of its own (tmpfs) is filled and set read-only, which takes root, or is left out and said.
+Faults are put in by the disturbed process itself, when it comes for the first time to the function
+that stands for the moment; a folder on a small file system of its own (tmpfs) is filled and set
+read-only, which takes root, or is left out and said.
 """
 
 import argparse
@@ -86,7 +89,8 @@ MOMENTS = {
 
 
 def disturb(moment, fault, room):
-    """Have this process meet a fault, a function (room, moment), at a moment; call it before the command begins."""
+    """Have this process meet a fault, a function (room, moment), at a moment; call it before the
+    command begins."""
     module, _, attribute = moment.place.partition(":")
     *owners, name = attribute.split(".")
     owner = functools.reduce(getattr, owners, importlib.import_module(module))
@@ -314,7 +318,8 @@ class Bench:
         return difference(found, wanted), said
 
     def outage(self, seconds, steps=150):
-        """The images are away for so many seconds, from the sixth step of a training on: a row of the table."""
+        """The images are away for so many seconds, from the sixth step of a training on: a row of
+        the table."""
         moment = dataclasses.replace(MOMENTS["interval"], command="outage")
         if "outage" not in self.known:
             room = self._room("undisturbed outage", disk=False)
@@ -370,7 +375,8 @@ class Bench:
             subprocess.run(["umount", room / "disk"], check=True)
 
     def _changed(self, moment, room):
-        """What is wrong after the data changed; None: nothing; False: nothing yet, and the same data as before are there again."""
+        """What is wrong after the data changed; None: nothing; False: nothing yet, and the same
+        data as before are there again."""
         begun = (room / "disk" / "out" / "flags.flags").exists()
         shutil.rmtree(room / "data")
         _write_data(room / "data", more=1)
@@ -497,7 +503,8 @@ def difference(found, wanted):
 
 
 def damage(disk, torn):
-    """Tear the file that was written last, or flip a bit in it; returns it, or None where there is none."""
+    """Tear the file that was written last, or flip a bit in it; returns it, or None where there is
+    none."""
     files = [
         p
         for p in disk.rglob("*")
@@ -619,7 +626,8 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(folder)
             print(
-                "| images away for | said after | what came of it | copies | at the end |\n|---|---|---|---|---|"
+                "| images away for | said after | what came of it | copies | at the end "
+                "|\n|---|---|---|---|---|"
             )
             for seconds in map(float, args.outages.split(",")):
                 print(bench.outage(seconds), flush=True)

@@ -1,7 +1,9 @@
-"""Strangers' files, mutated: whatever is in a file, reading it ends in its content or in an error of ours. `python tests/fuzz.py`
+"""Strangers' files, mutated: whatever is in a file, reading it ends in its content or in an error
+of ours. `python tests/fuzz.py`
 
-Each case is a sound file with a few seeded mutations (bits, runs, cuts, splices, numbers set to extremes). The readers run in forked
-processes, so that a crash is found and named by its seed: `--kinds archives --first 12345 --cases 1` repeats one case.
+Each case is a sound file with a few seeded mutations (bits, runs, cuts, splices, numbers set to
+extremes). The readers run in forked processes, so that a crash is found and named by its seed:
+`--kinds archives --first 12345 --cases 1` repeats one case.
 """
 
 import argparse
@@ -342,7 +344,8 @@ def _saved(picture, form):
 
 
 def _work(kind, numbers, report):
-    """In a forked process: run cases, and write (cases done, failures, peak memory in GB) as they come."""
+    """In a forked process: run cases, and write (cases done, failures, peak memory in GB) as they
+    come."""
     import logging
 
     logging.disable(logging.WARNING)
@@ -364,7 +367,8 @@ def _work(kind, numbers, report):
 
 
 def run(kind, first, cases, limit=600):
-    """Failures of the cases first, first + 1, ...: ([(number, what happened)], the most memory of a process in GB)."""
+    """Failures of the cases first, first + 1, ...: ([(number, what happened)], the most memory of a
+    process in GB)."""
     failures, peak, number, end = [], 0.0, first, first + cases
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder, "report")

@@ -1,7 +1,9 @@
-"""Runs the tests, several files at a time, each in a process of its own: `python tests/parallel.py [--processes=2] [pytest's options]`.
+"""Runs the tests, several files at a time, each in a process of its own: `python tests/parallel.py
+[--processes=2] [pytest's options]`.
 
-The processes are forked from one that has imported the libraries, so that a file costs no start-up; with the process goes all memory that
-TensorFlow never gives back (what XLA compiled, say); and no test can lean on one in another file.
+The processes are forked from one that has imported the libraries, so that a file costs no start-up;
+with the process goes all memory that TensorFlow never gives back (what XLA compiled, say); and no
+test can lean on one in another file.
 """
 
 import argparse
@@ -49,7 +51,8 @@ ONCE = (  # what tells nothing of TensorFlow, or nothing that other files would 
 
 
 def work(once=True):
-    """[(name, pytest's arguments)], in the order in which they begin; without those of ONCE, if you like."""
+    """[(name, pytest's arguments)], in the order in which they begin; without those of ONCE, if you
+    like."""
     files = sorted(path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py"))
     files = [file for file in files if once or not file.startswith(ONCE)]
     for file in sorted(files, key=lambda file: FIRST.index(file) if file in FIRST else len(FIRST)):

@@ -1,12 +1,15 @@
-"""A long run: does memory grow, do descriptors leak, and does a run that is stopped again and again end as one that is not?
+"""A long run: does memory grow, do descriptors leak, and does a run that is stopped again and again
+end as one that is not?
 
     python tests/soak.py --intervals=500 --restarts=20
 
-Two trainings on the embedded data set, with validation, nearest-neighbor probe and a checkpoint in each interval; the second is told to
-stop (SIGTERM) at random times and started again. Memory (resident, MB) and open descriptors are read from /proc at each interval; the
-slope of memory is a least-squares line over the intervals after the first fifth of the undisturbed run. Exit status 1 where it is 1 MB or
-more per 100 intervals, where descriptors grow, or where a tensor of the last checkpoint or a logged value differs between the two.
-On Python 3.11, TensorFlow 2.15 leaves 48 bytes behind for every eager tensor (its issue 62551, mended for 3.12), some hundreds of them in
+Two trainings on the embedded data set, with validation, nearest-neighbor probe and a checkpoint in
+each interval; the second is told to stop (SIGTERM) at random times and started again. Memory
+(resident, MB) and open descriptors are read from /proc at each interval; the slope of memory is a
+least-squares line over the intervals after the first fifth of the undisturbed run. Exit status 1
+where it is 1 MB or more per 100 intervals, where descriptors grow, or where a tensor of the last
+checkpoint or a logged value differs between the two. On Python 3.11, TensorFlow 2.15 leaves 48
+bytes behind for every eager tensor (its issue 62551, mended for 3.12), some hundreds of them in
 each checkpoint that it writes: what is ours shows on another Python.
 """
 
@@ -48,7 +51,8 @@ def arguments(workdir, intervals):
 
 
 def usual_collection():
-    """Python looks for garbage as often as in a process of its own; in forked ones, which end soon, hardly ever."""
+    """Python looks for garbage as often as in a process of its own; in forked ones, which end soon,
+    hardly ever."""
     gc.set_threshold(700, 10, 10)
 
 
@@ -57,7 +61,8 @@ def training(workdir, intervals):
 
 
 def watch(run, workdir, stop_after=None):
-    """Wait for a run, or tell it to stop at an interval: [(interval, MB, descriptors)], and the finished process."""
+    """Wait for a run, or tell it to stop at an interval: [(interval, MB, descriptors)], and the
+    finished process."""
     rows, process = [], f"/proc/{run.process.pid}"
     while run.process.is_alive():
         with_lines = workdir / "metrics.jsonl"
@@ -120,9 +125,11 @@ def main():
         bad.append("descriptors grow")
     minutes, (first, held, _) = (time.monotonic() - begun) / 60, steady[0]
     print(
-        f"{args.intervals} intervals, {restarts} restarts after SIGTERM, {minutes:.0f} minutes: memory {held:.0f} MB at interval "
+        f"{args.intervals} intervals, {restarts} restarts after SIGTERM, {minutes:.0f} minutes: "
+        f"memory {held:.0f} MB at interval "
         f"{first:.0f}, {steady[-1, 1]:.0f} MB at the end, slope {slope:+.2f} MB per 100 intervals; "
-        f"descriptors {descriptors.min():.0f} to {descriptors.max():.0f}; {'; '.join(bad) or 'equal to the undisturbed run, bit for bit'}"
+        f"descriptors {descriptors.min():.0f} to {descriptors.max():.0f}; "
+        f"{'; '.join(bad) or 'equal to the undisturbed run, bit for bit'}"
     )
     sys.exit(bool(bad))
 

@@ -1,7 +1,9 @@
-"""What an earlier version wrote goes on working: a run of commit 29fa314 resumes, and its module evaluates.
+"""What an earlier version wrote goes on working: a run of commit 29fa314 resumes, and its module
+evaluates.
 
-fixtures/29fa314.tar.xz holds that run at step 4 of 8 (`run`; 16 pixels, ResNet-18 v2 of a sixteenth of the width), the weights that the
-same code had at step 8 (`end.npz`), its module (`module`), and that module's endpoints for images of NumPy's (`endpoints.npz`).
+fixtures/29fa314.tar.xz holds that run at step 4 of 8 (`run`; 16 pixels, ResNet-18 v2 of a sixteenth
+of the width), the weights that the same code had at step 8 (`end.npz`), its module (`module`), and
+that module's endpoints for images of NumPy's (`endpoints.npz`).
 """
 
 import os
@@ -45,8 +47,9 @@ def old(tmp_path_factory):
 
 
 def test_a_run_goes_on_as_its_own_version_would_have(old, tmp_path):
-    """All that is learned, and momentum, is the same: on the processor of the fixture (AVX-512) bit for bit. Moving statistics are not, on
-    purpose: in the first steps of a run they weigh what they have seen, and not their initial values."""
+    """All that is learned, and momentum, is the same: on the processor of the fixture (AVX-512) bit
+    for bit. Moving statistics are not, on purpose: in the first steps of a run they weigh what they
+    have seen, and not their initial values."""
     workdir = shutil.copytree(old / "29fa314" / "run", tmp_path / "run")
     flagfile = workdir / "flags.flags"
     flagfile.write_text(flagfile.read_text().replace(str(old / "29fa314" / "run"), str(workdir)))

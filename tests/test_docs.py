@@ -75,7 +75,8 @@ def test_add_a_backbone(photos, tmp_path, monkeypatch):
 
 
 def test_add_a_protocol(photos, tmp_path, monkeypatch):
-    """Both blocks, as they stand but for paths; its accuracies are those of scikit-learn's classifier."""
+    """Both blocks, as they stand but for paths; its accuracies are those of scikit-learn's
+    classifier."""
     protocol, use = blocks("add_a_protocol.md")
     (tmp_path / "nearest_mean.py").write_text(protocol, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -97,7 +98,8 @@ def test_add_a_protocol(photos, tmp_path, monkeypatch):
 
 
 def test_add_a_source(photos, tmp_path, monkeypatch):
-    """Its images and labels are those of the folder, in the order of the table; by the command line too."""
+    """Its images and labels are those of the folder, in the order of the table; by the command line
+    too."""
     file, use = blocks("add_a_source.md")
     (tmp_path / "csv_source.py").write_text(file, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -114,7 +116,7 @@ def test_add_a_source(photos, tmp_path, monkeypatch):
     )
     source = names["source"]
     assert source.class_names == ["cold", "warm"] and source.num_examples == 43
-    for path, record in zip(paths, source.records().take(5)):  # noqa: B905 (Python 3.9)
+    for path, record in zip(paths, source.records().take(5)):
         example = source.fetch(record)
         assert example["image"].numpy() == path.read_bytes()
         assert source.class_names[int(example["label"])] == path.parent.name
@@ -123,7 +125,8 @@ def test_add_a_source(photos, tmp_path, monkeypatch):
 
 
 def pages():
-    """(path, text) of the README, its neighbors, and all pages below docs/ but those that `make docs` writes."""
+    """(path, text) of the README, its neighbors, and all pages below docs/ but those that `make
+    docs` writes."""
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         if "generated" not in path.parts:
             yield path, path.read_text(encoding="utf-8")
@@ -153,7 +156,8 @@ def test_the_readme_is_a_page():
 
 
 def test_docstrings_become_restructured_text():
-    """The site's own step: sections for napoleon, an item on each line; blocks unchanged; what looks like markup escaped."""
+    """The site's own step: sections for napoleon, an item on each line; blocks unchanged; what
+    looks like markup escaped."""
     conf = runpy.run_path(str(ROOT / "docs" / "conf.py"))
     lines = """Of `Source`s, |P| * 2.
 

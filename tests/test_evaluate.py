@@ -41,7 +41,8 @@ def modules_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """60 training and 30 test pictures, in three classes that differ in brightness; one training file is damaged."""
+    """60 training and 30 test pictures, in three classes that differ in brightness; one training
+    file is damaged."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for split, per_class in (("train", 20), ("test", 10)):
@@ -115,7 +116,8 @@ def test_damaged_image_is_named(evaluation):
 def test_results_say_of_which_images_they_are_and_none_of_earlier_ones_stay(
     tfssl_command, modules_dir, images, tmp_path
 ):
-    """The second evaluation, after test images were written anew, is that of an empty folder, and says what it replaces."""
+    """The second evaluation, after test images were written anew, is that of an empty folder, and
+    says what it replaces."""
     photos, out, module = (
         shutil.copytree(images, tmp_path / "photos"),
         tmp_path / "out",
@@ -350,12 +352,12 @@ def voc(tmp_path_factory):
             [f"{split}{i:03}" for i in range(count)],
             rng.choice([-1, 1, 1, 0], [count, 2]),
         )
-        for name, (bright, red) in zip(names, marks):  # noqa: B905 (Python 3.9)
+        for name, (bright, red) in zip(names, marks):
             pixels = rng.normal(90, 30, [20, 20, 3]) + 70 * (bright == 1) + [60 * (red == 1), 0, 0]
             encoded = tf.io.encode_jpeg(np.clip(pixels, 0, 255).astype(np.uint8)).numpy()
             (folder / "JPEGImages" / f"{name}.jpg").write_bytes(encoded)
         for column, of_class in enumerate(("bright", "red")):
-            lines = [f"{name} {mark}\n" for name, mark in zip(names, marks[:, column])]  # noqa: B905
+            lines = [f"{name} {mark}\n" for name, mark in zip(names, marks[:, column])]
             (lists / f"{of_class}_{split}.txt").write_text("".join(lines))
     return folder
 
@@ -426,7 +428,8 @@ def test_again_from_the_cache(evaluation, tfssl_command, tmp_path):
 
 
 def mount(folder, size):
-    """A file system of its own in a folder, which this process alone sees, and which goes with it."""
+    """A file system of its own in a folder, which this process alone sees, and which goes with
+    it."""
     libc = ctypes.CDLL(None, use_errno=True)
     new_mounts, private = 0x20000, 0x40000 | 0x4000
     if libc.unshare(new_mounts) or libc.mount(b"none", b"/", None, private, None):
@@ -488,7 +491,8 @@ def test_help_is_quick_and_complete():
         (["--module=nowhere", "--dataset=nowhere"], "nowhere"),
         (
             ["--module=m", "--protocol=svc"],
-            "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, segmentation, detection, surface_normals",
+            "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, "
+            "segmentation, detection, surface_normals",
         ),
         (
             ["--module=m", "--protocol=nowhere.mine:Mine"],
@@ -592,7 +596,8 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
         (
             [ours, data, "--protocol=knn,logistic,few_shot", "--few_shot_k=5,19"],
             [
-                "--protocol=few_shot: shots=5,19: class bright has 16 images to learn from in folder:"
+                "--protocol=few_shot: shots=5,19: class bright has 16 images to learn from in "
+                "folder:"
             ],
         ),
         (
@@ -606,7 +611,8 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
         (
             [ours, "--dataset=glyphs", "--train_split=train[:1]", "--protocol=knn"],
             [
-                "--protocol=knn: glyphs train[:1]: all 1 images to learn from are of one class, A: nothing to tell apart"
+                "--protocol=knn: glyphs train[:1]: all 1 images to learn from are of one class, A: "
+                "nothing to tell apart"
             ],
         ),
         (
@@ -675,7 +681,8 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
         ),
     ]
     assert len(cases) > 20
-    # A workdir that cannot be written is found before the module is looked for; one that is in use, before images pass through it.
+    # A workdir that cannot be written is found before the module is looked for; one that is in use,
+    # before images pass through it.
     cases.append(
         (
             ["--module=nowhere", "--workdir=/proc/no/such"],
@@ -695,7 +702,7 @@ def test_errors_come_before_any_work(modules_dir, images, voc, tmp_path):
     assert len(errors) == len(cases), (
         process.stdout + process.stderr
     )  # and nothing was begun: no other line
-    for error, (_, parts) in zip(errors, cases):  # noqa: B905 (Python 3.9)
+    for error, (_, parts) in zip(errors, cases):
         assert all(part in error for part in parts), error
 
 
@@ -824,7 +831,8 @@ def test_segmentation(tfssl_command, modules_dir, tmp_path):
 
 
 def test_labels_and_masks_of_one_data_set(tfssl_command, modules_dir, tmp_path):
-    """Glyphs have both: classifiers and segmentation stand in one table, each with its own baselines and pixels."""
+    """Glyphs have both: classifiers and segmentation stand in one table, each with its own
+    baselines and pixels."""
     flags = (
         "--train_split=train[:60]",
         "--test_split=test[:30]",
@@ -874,7 +882,8 @@ def half_broken(tmp_path_factory):
 def test_what_is_refused_takes_nothing_along(
     tfssl_command, modules_dir, half_broken, images, tmp_path
 ):
-    """A module's endpoint that is no number is refused where it is met; all else is measured, written and in the table."""
+    """A module's endpoint that is no number is refused where it is met; all else is measured,
+    written and in the table."""
     process = tfssl_command(
         "evaluate", f"--module=broken={half_broken},ours={modules_dir}/ours/1", f"--dataset=folder:{images}",
         "--protocol=knn,few_shot", "--few_shot_k=1", "--few_shot_episodes=6", f"--workdir={tmp_path}",
@@ -924,7 +933,8 @@ def test_results_are_written_as_they_come(tmp_path):
 
 
 def test_who_lost_the_workdir_writes_no_more_and_ends(tmp_path):
-    """Another process has stolen the lock: not a protocol that is refused, after which the others go on."""
+    """Another process has stolen the lock: not a protocol that is refused, after which the others
+    go on."""
 
     def check():
         if stolen:
@@ -1052,7 +1062,8 @@ class Greedy(NearestMean):
 
 
 def test_a_protocol_of_ones_own(modules_dir, images, tmp_path):
-    """A class outside of the package: its own flags, its own place in table and report; no other file is touched."""
+    """A class outside of the package: its own flags, its own place in table and report; no other
+    file is touched."""
     (tmp_path / "mine.py").write_text(MINE)
     run = functools.partial(runs.anew, "evaluate", cwd=tmp_path)
     common = (
@@ -1076,8 +1087,8 @@ def test_a_protocol_of_ones_own(modules_dir, images, tmp_path):
     assert "<b>nearest_mean</b>" in (tmp_path / "out" / "report.html").read_text()
     text = run("--protocol=mine:NearestMean", "--help").stdout
     assert (
-        "mine:NearestMean: The class of the nearest mean\n\n  --mean_power=1.0\n      Of differences, above 0.\n"
-        in text
+        "mine:NearestMean: The class of the nearest mean\n\n  --mean_power=1.0\n      Of "
+        "differences, above 0.\n" in text
     )
     refused = run(*common, "--protocol=mine:NearestMean", "--mean_power=0")
     assert (

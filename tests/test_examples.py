@@ -55,7 +55,7 @@ def test_neighbors_are_those_of_scipy():
     features = np.random.default_rng(0).normal(size=(20, 5))
     rows = script("own_photographs")["neighbors"](features, [3, 17], 4)
     apart = distance.cdist(features, features, "cosine")
-    for query, found in zip((3, 17), rows):  # noqa: B905 (Python 3.9)
+    for query, found in zip((3, 17), rows):
         assert list(found) == list(np.argsort(apart[query])[1:5])  # the first is the query itself
 
 
@@ -110,7 +110,10 @@ def new_method(monkeypatch):
 
 
 def test_new_method(new_method):
-    tiny = "--image_size=16 --width=0.0625 --batch_size=16 --steps=2 --train_split=train[:48] --test_split=test[:32]"
+    tiny = (
+        "--image_size=16 --width=0.0625 --batch_size=16 --steps=2 --train_split=train[:48] "
+        "--test_split=test[:32]"
+    )
     results = new_method.main(["--dataset=glyphs:60", *tiny.split()])
     assert set(results) == {"untrained", "trained"} and all(
         0 <= result["value"] <= 1 for result in results.values()
@@ -118,7 +121,8 @@ def test_new_method(new_method):
 
 
 def test_the_new_method_is_its_papers(new_method, float64):
-    """Alignment and uniformity by SciPy's pairwise distances; rows of weight 0 count for nothing. The chance level by sampling."""
+    """Alignment and uniformity by SciPy's pairwise distances; rows of weight 0 count for nothing.
+    The chance level by sampling."""
     network = tf.keras.Sequential([tf.keras.layers.GlobalAveragePooling2D()])
     settings = {"image_size": 16, "projection_size": 8, "uniformity_weight": 0.5, "potential": 3.0}
     task = tfssl.pretext.build("new_method:AlignmentUniformity", network, **settings)
@@ -142,7 +146,8 @@ def test_the_new_method_is_its_papers(new_method, float64):
 
 
 def test_the_new_method_on_replicas(new_method, replicas, float64):
-    """Two replicas of three images compute what one of six does: losses, and the gradients of all embeddings."""
+    """Two replicas of three images compute what one of six does: losses, and the gradients of all
+    embeddings."""
     network = tf.keras.Sequential([tf.keras.layers.GlobalAveragePooling2D()])
     z = tf.constant(np.random.default_rng(0).normal(size=(6, 2, 8)))
     task = tfssl.pretext.build("new_method:AlignmentUniformity", network, image_size=16)
@@ -169,7 +174,7 @@ def test_the_new_method_on_replicas(new_method, replicas, float64):
             tf.concat(replicas.experimental_local_results(part), 0) for part in replicas.run(step)
         ]
 
-    for one, several in zip(alone, together()):  # noqa: B905 (Python 3.9)
+    for one, several in zip(alone, together()):
         np.testing.assert_allclose(several, one, rtol=1e-9, atol=1e-12)
 
 

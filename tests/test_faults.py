@@ -1,7 +1,7 @@
 """Whatever befalls a run, it ends as the undisturbed one, or says in one line why it cannot.
 
-Of the fault matrix, each kind at one moment on either of the two TensorFlow stacks; all of it: `python tests/faults.py`. The rest here
-is slow: `make test-slow`.
+Of the fault matrix, each kind at one moment on either of the two TensorFlow stacks; all of it:
+`python tests/faults.py`. The rest here is slow: `make test-slow`.
 """
 
 import random
@@ -76,7 +76,7 @@ def damaged(photos, tmp_path_factory):
     content = files[3].read_bytes()
     for path, broken in zip(
         files[3::10], [content[:200], b"", b"no image", content[:2], b"\x89PNG\r\n" + content]
-    ):  # noqa: B905
+    ):
         path.write_bytes(broken)
     return folder
 
@@ -91,7 +91,8 @@ def test_twenty_kills_and_a_tenth_of_the_files_broken(damaged, tmp_path):
     arguments = (f"--dataset=folder:{damaged}", f"--workdir={killed}", *FLAGS)
     reached = 0
     for kill in range(20):
-        # Three steps later each time, and up to three more: before, while and after something is saved.
+        # Three steps later each time, and up to three more: before, while and after something is
+        # saved.
         status, _ = kill_when(arguments, f"step {3 * kill + 1}/", delay=chance.uniform(0, 0.15))
         assert status == -signal.SIGKILL
         kept = [int(p.stem[len("ckpt-") :]) for p in (killed / "checkpoints").glob("*.index")]
@@ -101,7 +102,7 @@ def test_twenty_kills_and_a_tenth_of_the_files_broken(damaged, tmp_path):
     assert status == 0 and f"resuming at step {reached}" in out
     assert_identical(weights(killed, STEPS), weights(whole, STEPS))
     assert logged_steps(killed) == list(range(1, STEPS + 1))
-    for mine, other in zip(logged(killed), logged(whole)):  # noqa: B905 (Python 3.9)
+    for mine, other in zip(logged(killed), logged(whole)):
         assert (mine["step"], mine["loss"], mine["accuracy"]) == (
             other["step"],
             other["loss"],
@@ -134,8 +135,9 @@ def test_a_run_moves_between_one_replica_and_two(photos, tmp_path):
         assert status == 75, said
     status, out, err = train(*arguments, "--strategy=mirrored", first=two_devices)
     assert status == 0 and re.search(r"resuming at step 1[4-9] of 24", out), err
-    for mine, other in zip(logged(moved), logged(whole)):  # noqa: B905 (Python 3.9)
-        # Single precision, in which another order of summation makes a difference; in double the test is exact (pretext/test_task.py).
+    for mine, other in zip(logged(moved), logged(whole)):
+        # Single precision, in which another order of summation makes a difference; in double the
+        # test is exact (pretext/test_task.py).
         assert mine["loss"] == pytest.approx(other["loss"], rel=0.02), mine["step"]
 
 

@@ -1,4 +1,5 @@
-"""`tfssl-finetune` as a user runs it: train, stop, resume, publish, measure; distil; and what it says about bad input."""
+"""`tfssl-finetune` as a user runs it: train, stop, resume, publish, measure; distil; and what it
+says about bad input."""
 
 import json
 import os
@@ -128,7 +129,7 @@ def test_the_classifier_is_a_reusable_saved_model(run, encoder):
     # The encoder learned, its statistics too, and it learns again.
     assert len(module.variables) == len(theirs.variables) + 2
     assert len(module.trainable_variables) == len(theirs.trainable_variables) + 2
-    assert all(np.any(a.numpy() != b.numpy()) for a, b in zip(module.variables, theirs.variables))  # noqa: B905
+    assert all(np.any(a.numpy() != b.numpy()) for a, b in zip(module.variables, theirs.variables))
     layer = hub.KerasLayer(path, trainable=True)
     model = tf.keras.Sequential([tf.keras.Input([20, 20, 3]), layer])
     model.compile(
@@ -156,7 +157,7 @@ def test_a_stopped_run_resumes_to_identical_weights_and_a_finished_one_says_so(
     one, two = (
         tf.saved_model.load(str(folder / "classifier" / "16")) for folder in (workdir, whole)
     )
-    for mine, other in zip(one.variables, two.variables):  # noqa: B905 (Python 3.9)
+    for mine, other in zip(one.variables, two.variables):
         np.testing.assert_array_equal(mine, other)
     # As if killed between the last checkpoint and the end: the rest is done, and not done twice.
     content = (workdir / "results.json").read_text()
@@ -180,7 +181,8 @@ def test_a_stopped_run_resumes_to_identical_weights_and_a_finished_one_says_so(
 
 
 def test_two_devices_and_the_head_alone(encoder, photos, tmp_path, tfssl_command):
-    """The encoder infers, so that the devices' gradients add up to those of one; half of the rate is the head's factor."""
+    """The encoder infers, so that the devices' gradients add up to those of one; half of the rate
+    is the head's factor."""
     flags = [
         f"--module={encoder}",
         f"--dataset=folder:{photos}",
@@ -200,7 +202,7 @@ def test_two_devices_and_the_head_alone(encoder, photos, tmp_path, tfssl_command
     assert np.abs(alone.head.kernel).max() > 0.01
     np.testing.assert_allclose(module.variables[-2], alone.head.kernel, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(module.variables[-1], alone.head.bias, rtol=1e-3, atol=1e-5)
-    for mine, theirs in zip(module.variables, modules.load(encoder).variables):  # noqa: B905 (Python 3.9)
+    for mine, theirs in zip(module.variables, modules.load(encoder).variables):
         np.testing.assert_array_equal(mine, theirs)
 
 
@@ -286,7 +288,8 @@ def test_bad_input_ends_in_one_clear_line(case, encoder, three, photos, tmp_path
 
 
 def test_recipes():
-    """Each names only flags that there are, without contradiction; rates of square-root scaling are written out."""
+    """Each names only flags that there are, without contradiction; rates of square-root scaling are
+    written out."""
     program = """
         import glob, os, sys
         from absl import flags
@@ -377,7 +380,8 @@ def test_one_class_is_refused(tfssl_command, encoder, tmp_path):
 
 
 def test_half_a_classifier_in_an_object_store_is_published_anew(tmp_path, monkeypatch):
-    """There a folder is no sign of a whole module (a rename is a copy); its last file is, saved_model.pb."""
+    """There a folder is no sign of a whole module (a rename is a copy); its last file is,
+    saved_model.pb."""
     workdir, published = f"file://{tmp_path}", []
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "ckpt-3.index").touch()

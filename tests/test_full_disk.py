@@ -1,4 +1,5 @@
-"""On a disk that is full each command ends in one line and leaves nothing behind; when there is room, the same command goes on."""
+"""On a disk that is full each command ends in one line and leaves nothing behind; when there is
+room, the same command goes on."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""A hundred command lines of users who err: each ends in one line that names what is wrong, with exit status 1 and without a traceback."""
+"""A hundred command lines of users who err: each ends in one line that names what is wrong, with
+exit status 1 and without a traceback."""
 
 import json
 import os

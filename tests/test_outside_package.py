@@ -1,4 +1,5 @@
-"""A package of somebody else, installed: its task, protocol, backbone and source through all five commands."""
+"""A package of somebody else, installed: its task, protocol, backbone and source through all five
+commands."""
 
 import csv
 import functools

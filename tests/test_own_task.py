@@ -1,5 +1,5 @@
-"""A task and a backbone from outside the package, by their import paths: they train, resume, export and are evaluated beside
-their untrained network."""
+"""A task and a backbone from outside the package, by their import paths: they train, resume, export
+and are evaluated beside their untrained network."""
 
 import functools
 import json

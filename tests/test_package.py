@@ -70,7 +70,8 @@ def test_every_dependency_imports_and_works():
 
 @pytest.mark.parametrize("python", ["3.11", "3.13"])
 def test_constraints_are_what_setup_permits(python, monkeypatch):
-    """Every requirement of an installation with its tests is pinned, to a version that setup.py takes; and nothing to two."""
+    """Every requirement of an installation with its tests is pinned, to a version that setup.py
+    takes; and nothing to two."""
     settings = {}
     monkeypatch.setattr(setuptools, "setup", lambda **given: settings.update(given))
     runpy.run_path(str(ROOT / "setup.py"))
@@ -101,7 +102,8 @@ except SystemExit as end:
 
 
 def test_training_imports_no_more_than_it_uses(photos, tmp_path, monkeypatch):
-    """Slices of splits and the drawing of the letters too, which a new cache folder asks for; each of the list takes seconds to import."""
+    """Slices of splits and the drawing of the letters too, which a new cache folder asks for; each
+    of the list takes seconds to import."""
     monkeypatch.setenv("TFSSL_CACHE", str(tmp_path / "cache"))
     splits = ("--train_split=train[:90%]", "--val_split=train[90%:]")
     flags = (*runs.TINY, "--train_steps=1", *splits)
@@ -121,7 +123,10 @@ def test_training_imports_no_more_than_it_uses(photos, tmp_path, monkeypatch):
 
 
 def test_keras3_first_is_refused_in_one_line():
-    program = "import os; os.environ.pop('TF_USE_LEGACY_KERAS', None); import tensorflow as tf; tf.keras.layers; import tfssl"
+    program = (
+        "import os; os.environ.pop('TF_USE_LEGACY_KERAS', None); import tensorflow as tf; "
+        "tf.keras.layers; import tfssl"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,5 @@
-"""Every flag that is a path takes ~ for the user's home, and the characters of patterns in a folder's name for what they are."""
+"""Every flag that is a path takes ~ for the user's home, and the characters of patterns in a
+folder's name for what they are."""
 
 import csv
 import json

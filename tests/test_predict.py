@@ -1,4 +1,5 @@
-"""`tfssl-predict` as a user runs it: the table's numbers are the classifier's; images that cannot be read; bad input."""
+"""`tfssl-predict` as a user runs it: the table's numbers are the classifier's; images that cannot
+be read; bad input."""
 
 import csv
 
@@ -177,7 +178,8 @@ class Pictures:
 
 
 def test_no_cell_is_a_formula_and_names_come_back(tmp_path, monkeypatch):
-    """OWASP's list, https://owasp.org/www-community/attacks/CSV_Injection: = + - @, tab, carriage return."""
+    """OWASP's list, https://owasp.org/www-community/attacks/CSV_Injection: = + - @, tab, carriage
+    return."""
     names = ["error", "-x", "+1", "@a", "name", "plain", "\rz", "'quote", "error (class)"]
     rows = np.eye(9, dtype=np.float32)[[1, 0]]
     monkeypatch.setattr(checks, "reasons", lambda source, missing: [])

@@ -1,4 +1,5 @@
-"""Every path may be a URL that TensorFlow can open. `file://` stands for `gs://` here: Python's own file functions open neither."""
+"""Every path may be a URL that TensorFlow can open. `file://` stands for `gs://` here: Python's own
+file functions open neither."""
 
 import json
 

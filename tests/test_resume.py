@@ -1,4 +1,5 @@
-"""SIGKILL spread over a run, for every kind of source: the end is the uninterrupted run's, bit for bit. Slow: `make test-slow`."""
+"""SIGKILL spread over a run, for every kind of source: the end is the uninterrupted run's, bit for
+bit. Slow: `make test-slow`."""
 
 import os
 import signal

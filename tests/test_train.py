@@ -109,7 +109,8 @@ def test_only_the_newest_checkpoints_are_kept_and_a_finished_run_says_so(
 
 @pytest.mark.costs(120, "three runs")
 def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
-    """SIGKILL before the first checkpoint and after the first; several steps per execution on top, and a name like a pattern."""
+    """SIGKILL before the first checkpoint and after the first; several steps per execution on top,
+    and a name like a pattern."""
     whole, _ = run
     workdir = tmp_path / "lr=[0.1]"
     command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--steps_per_execution=3"]
@@ -132,7 +133,8 @@ def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
 
 
 def test_one_process_uses_a_workdir_and_its_screen_may_go(run, tmp_path, tfssl_command):
-    """A second start is refused while the first goes on, though nobody reads what it prints any more."""
+    """A second start is refused while the first goes on, though nobody reads what it prints any
+    more."""
     whole, _ = run
     workdir = tmp_path / "shared"
     command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--log_steps=1"]
@@ -156,15 +158,16 @@ def test_one_process_uses_a_workdir_and_its_screen_may_go(run, tmp_path, tfssl_c
 
 
 def test_a_run_that_is_told_to_stop_saves_and_says_so(run, photos, tmp_path, tfssl_command):
-    """At a step that is no multiple of the checkpoint interval; the same command ends as if nothing had happened, though the images have
-    been moved since."""
+    """At a step that is no multiple of the checkpoint interval; the same command ends as if nothing
+    had happened, though the images have been moved since."""
     whole, _ = run
     workdir = tmp_path / "stopped"
     command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--log_steps=1"]
     status, said = kill_when(command, "step 10/", signal.SIGTERM)
     assert status == 75, said
     assert re.fullmatch(
-        r"tfssl-train: SIGTERM: stopped after step \d+, which is saved; the same command goes on from there\n",
+        r"tfssl-train: SIGTERM: stopped after step \d+, which is saved; the same command goes on "
+        r"from there\n",
         said,
     )
     stopped = int(re.search(r"step (\d+)", said).group(1))
@@ -213,7 +216,8 @@ def test_other_data_under_the_same_path_are_refused_before_any_work(
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path, tfssl_command):
-    """No file may grow beyond the size of half a checkpoint: the save fails, the one before stays."""
+    """No file may grow beyond the size of half a checkpoint: the save fails, the one before
+    stays."""
     whole, _ = run
     workdir = tmp_path / "full"
     shutil.copytree(whole, workdir)
@@ -281,7 +285,8 @@ def test_dry_run(photos, tmp_path, tfssl_command):
     assert done.returncode == 0, done.stderr
     for part in (
         "49 images, 2 classes",
-        "left out: 1 .webp (formats that are not read: convert them to .jpg or .png): 1\n    warm/new.webp",
+        "left out: 1 .webp (formats that are not read: convert them to .jpg or .png): 1\n    "
+        "warm/new.webp",
         "left out: images beside the classes: 1\n    preview.jpg",
         "warm: 25",
         files[3].name,
@@ -432,7 +437,7 @@ def test_export_then_evaluate_the_run(run, tmp_path, tfssl_command):
     trained, untrained = (tf.saved_model.load(str(m)) for m in (module, random))
     changed = [
         np.any(a.numpy() != b.numpy()) for a, b in zip(trained.variables, untrained.variables)
-    ]  # noqa: B905
+    ]
     assert all(changed)
     means = [v.numpy() for v in untrained.variables if "moving_mean" in v.name]
     assert means and all(

@@ -1,4 +1,5 @@
-"""Every public function has types; `python tests/test_types.py` counts them by room. Whether they are right, `make lint` says."""
+"""Every public function has types; `python tests/test_types.py` counts them by room. Whether they
+are right, `make lint` says."""
 
 import ast
 import collections
@@ -8,7 +9,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def public_functions(node):
-    """The public functions of a module and public methods of its classes, constructors among them: ast.FunctionDef."""
+    """The public functions of a module and public methods of its classes, constructors among them:
+    ast.FunctionDef."""
     for child in node.body:
         if isinstance(child, ast.ClassDef):
             yield from public_functions(child)

@@ -1,4 +1,5 @@
-"""Two worker processes on loopback: they train as one, stop as one, and go on after one of them died."""
+"""Two worker processes on loopback: they train as one, stop as one, and go on after one of them
+died."""
 
 import json
 import os
@@ -21,7 +22,8 @@ FLAGS = (
 
 
 def start(folder, photos, *flags, second=None, count=2):
-    """The two processes (or the first alone), with their output in files; the ports are free ones. `second`: its photos, if others."""
+    """The two processes (or the first alone), with their output in files; the ports are free ones.
+    `second`: its photos, if others."""
     folder.mkdir(exist_ok=True)
     sockets = [socket.socket() for _ in range(2)]
     for s in sockets:
@@ -101,7 +103,8 @@ def test_workers_stop_together(photos, tmp_path):
 
 @pytest.mark.costs(120, "three processes that import everything")
 def test_hosts_that_differ_or_do_not_come_are_named(photos, tmp_path):
-    """Before the first step; the second host's images lie elsewhere, which may be, and one is missing, which may not."""
+    """Before the first step; the second host's images lie elsewhere, which may be, and one is
+    missing, which may not."""
     other = shutil.copytree(photos, tmp_path / "other")
     (other / "warm" / "001.jpg").unlink()
     for status, _, err in wait(start(tmp_path, photos, second=other), tmp_path):
@@ -138,7 +141,7 @@ def test_workers_survive_a_death(photos, tmp_path):
     ended = wait(start(folder, photos), folder)
     assert "resuming at step 20 of 40" in ended[0][1]
     assert [status for status, _, _ in ended] == [0, 0], ended
-    for mine, other in zip(last_metrics(folder), last_metrics(tmp_path / "whole")):  # noqa: B905 (Python 3.9)
+    for mine, other in zip(last_metrics(folder), last_metrics(tmp_path / "whole")):
         for name in {"loss", "accuracy", "validation_loss", "validation_accuracy"} & set(other):
             assert mine[name] == pytest.approx(other[name], rel=1e-4), name
     final = [

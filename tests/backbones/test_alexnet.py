@@ -13,7 +13,8 @@ ENDPOINTS = ["conv1", "conv2", "conv3", "conv4", "conv5", "pre_logits"]
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_parameters(channels):
-    """Of the convolutions as in the paper's grouped form: 2,332,704 weights of RGB images; two of BN, or one bias, for each channel."""
+    """Of the convolutions as in the paper's grouped form: 2,332,704 weights of RGB images; two of
+    BN, or one bias, for each channel."""
     weights = 96 * 11**2 * channels + 256 * 25 * 48 + 384 * 9 * 256 + 384 * 9 * 192 + 256 * 9 * 192
     assert weights == 2332704 or channels == 1
     bn = 2 * (384 + 384 + 256)
@@ -37,7 +38,7 @@ def test_endpoints_have_the_published_shapes(stem, size, sides):
     run = tf.function(lambda x: model(x, False), autograph=False)
     endpoints = run.get_concrete_function(tf.TensorSpec([2, size, size, 3])).structured_outputs
     assert list(endpoints) == ENDPOINTS == list(model.endpoint_names)
-    for name, side, channels in zip(ENDPOINTS, sides, (12, 32, 48, 48, 32)):  # noqa: B905 (Python 3.9)
+    for name, side, channels in zip(ENDPOINTS, sides, (12, 32, 48, 48, 32)):
         assert endpoints[name].shape == (2, side, side, channels)
     assert endpoints["pre_logits"].shape == (2, 32)
 
@@ -68,7 +69,8 @@ def pool(x):
 
 
 def naive(model, x, training, stride):
-    """The network as its papers draw it, with TensorFlow's own response normalisation as the reference."""
+    """The network as its papers draw it, with TensorFlow's own response normalisation as the
+    reference."""
     values = {v.name.split("/", 1)[1][:-2]: v.numpy() for v in model.variables}
     endpoints = {}
     for i in range(1, 6):

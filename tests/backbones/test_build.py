@@ -156,7 +156,8 @@ FAN = {
     ],
 )
 def test_kernels_begin_with_the_published_variance(name, initializer, settings):
-    """Variance scale / (a fan_in + b fan_out), with fans counted from the kernel's shape, and the distribution's form."""
+    """Variance scale / (a fan_in + b fan_out), with fans counted from the kernel's shape, and the
+    distribution's form."""
     model = build(name, 0.25, "small", initializer=initializer, **settings)
     model.build((None, 32, 32, 3))
     scale, of_in, of_out = FAN[initializer]

@@ -11,7 +11,8 @@ from tfssl.errors import UserError
 
 
 def test_parameters_and_sizes_of_the_levels_on_a_resnet50():
-    """Kernels of 512, 1024 and 2048 to 256 channels, three 3x3 of 256, and another for the coarsest level."""
+    """Kernels of 512, 1024 and 2048 to 256 channels, three 3x3 of 256, and another for the coarsest
+    level."""
     model = build("resnet50_v1", neck="fpn")
     run = tf.function(lambda x: model(x, training=False), autograph=False)
     endpoints = run.get_concrete_function(tf.TensorSpec([2, 224, 224, 3])).structured_outputs

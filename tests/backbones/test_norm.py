@@ -1,4 +1,5 @@
-"""Batch normalisation: against Keras's own layer, a naive one in NumPy, successive batches, and one device for two."""
+"""Batch normalisation: against Keras's own layer, a naive one in NumPy, successive batches, and one
+device for two."""
 
 import math
 
@@ -59,7 +60,8 @@ def test_equals_kerass_layer(shape, training):
         with_gradients(theirs, x, training),
     ):
         if len(shape) == 2 and name == "variance" and training:
-            # Keras leaves out the factor n / (n - 1) for features, and applies it for maps. Ours is the unbiased one for both.
+            # Keras leaves out the factor n / (n - 1) for features, and applies it for maps. Ours is
+            # the unbiased one for both.
             other = (other - 0.8 * made(2).moving_variance) * (8 / 7) + 0.8 * made(
                 2
             ).moving_variance
@@ -147,7 +149,8 @@ def test_synchronised_replicas_are_one_batch(float64, replicas):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_statistics_of_short_floats_are_float32(dtype):
-    """A mean far from zero: in bfloat16 itself, and from mean squares, the variance would be noise, or negative."""
+    """A mean far from zero: in bfloat16 itself, and from mean squares, the variance would be noise,
+    or negative."""
     policy = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy("mixed_" + dtype)
     try:
@@ -181,7 +184,8 @@ def test_a_second_pass_leaves_the_statistics_alone(settings):
 
 @pytest.mark.parametrize("groups,parts", [(1, 1), (3, 1), (1, 3)])
 def test_the_initial_statistics_are_forgotten_in_a_few_steps(groups, parts, float64):
-    """What a short run keeps of them is 1 / C(T + 9, 9), the product of (1 + t) / (10 + t); with 0.99 it would be 0.9 after ten steps."""
+    """What a short run keeps of them is 1 / C(T + 9, 9), the product of (1 + t) / (10 + t); with
+    0.99 it would be 0.9 after ten steps."""
     layer = BatchNorm(0.99, groups=groups)
     layer.build((None, 5))
     x = np.concatenate([rows(12, 5)] * groups)  # equal groups, whose order does not matter
@@ -243,7 +247,8 @@ def test_a_policy_makes_the_layers_of_networks_and_of_heads():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_layer_normalization_of_a_large_mean(dtype):
-    """Rows far from zero keep their digits: moments are float32's, of the values as bfloat16 has them."""
+    """Rows far from zero keep their digits: moments are float32's, of the values as bfloat16 has
+    them."""
     x = tf.cast(rows(3, 4, 5, mean=100.0), dtype)
     layer = LayerNorm(
         epsilon=1e-3, name="ln", dtype=None if dtype == "float32" else "mixed_bfloat16"

@@ -1,4 +1,5 @@
-"""Recomputation is still there once XLA has optimized the step. (That gradients are equal: pretext/test_task.py.)"""
+"""Recomputation is still there once XLA has optimized the step. (That gradients are equal:
+pretext/test_task.py.)"""
 
 import re
 
@@ -32,7 +33,8 @@ def test_xla_does_not_merge_the_second_pass_with_the_first():
     plain, _ = convolutions(False)
     # 20 forward; backward each one's kernel and input, less the input of the root.
     assert plain == pytest.approx(59, abs=1)
-    # Of each of the eight units the first convolution is needed again; the last one's output is not. On a TPU only the barriers keep the
-    # compiler from merging the passes (benchmarks/tpu_compile.py showed it for tf.recompute_grad).
+    # Of each of the eight units the first convolution is needed again; the last one's output is
+    # not. On a TPU only the barriers keep the compiler from merging the passes
+    # (benchmarks/tpu_compile.py showed it for tf.recompute_grad).
     again, barriers = convolutions(True)
     assert again >= plain + 8 and barriers >= 8

@@ -1,4 +1,5 @@
-"""ResNets against published sizes, the 2019 study's geometry, and a naive network in NumPy, which shares no code."""
+"""ResNets against published sizes, the 2019 study's geometry, and a naive network in NumPy, which
+shares no code."""
 
 import numpy as np
 import pytest
@@ -139,7 +140,8 @@ def test_smallest_sensible_image(stem, side):
 
 
 def window(x, size, stride, dilation=1):
-    """The shifted and strided copies of the zero-padded map that lie under the window's places (i, j)."""
+    """The shifted and strided copies of the zero-padded map that lie under the window's places (i,
+    j)."""
     p = size // 2 * dilation
     height, width = (floor_formula(n, size, stride) for n in x.shape[1:3])
     x = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
@@ -258,7 +260,8 @@ def test_equals_a_naive_network(policy, name, units, stem, last_relu, training):
 def test_dilated_it_equals_a_naive_network_and_the_strided_one_where_that_has_values(
     policy, name, units, output_stride, dilated
 ):
-    """Atrous convolution (Chen et al., arXiv 1606.00915): the same weights, and more locations between the old ones."""
+    """Atrous convolution (Chen et al., arXiv 1606.00915): the same weights, and more locations
+    between the old ones."""
     strided, model = build(name, TINY), build(name, TINY, output_stride=output_stride)
     images = random_images(2, 65, 40, 3)
     strided.build(images.shape), model.build(images.shape)
@@ -371,7 +374,8 @@ def test_the_mean_over_the_map_is_float32s(policy):
 @in_float64
 @pytest.mark.parametrize("early", [True, False])
 def test_on_replicas_each_sees_its_own_batch(policy, early, replicas):
-    """BN normalises over the replica's rows, and the averages that are read are the replicas' mean."""
+    """BN normalises over the replica's rows, and the averages that are read are the replicas'
+    mean."""
     strategy = replicas
     halves = np.split(random_images(4, 8, 8, 3), 2)
 

@@ -1,4 +1,5 @@
-"""RevNets against the study's sizes, a naive network in NumPy, and ordinary back-propagation, which keeps every activation."""
+"""RevNets against the study's sizes, a naive network in NumPy, and ordinary back-propagation, which
+keeps every activation."""
 
 import itertools
 import re
@@ -88,7 +89,8 @@ def relu(x):
 
 
 def window(x, size, stride):
-    """The shifted and strided copies of the zero-padded map that lie under the window's places (i, j)."""
+    """The shifted and strided copies of the zero-padded map that lie under the window's places (i,
+    j)."""
     p = size // 2
     height, width = ((n + 2 * p - size) // stride + 1 for n in x.shape[1:3])
     x = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
@@ -169,7 +171,8 @@ def test_equals_a_naive_network(float64, name, stem, last_relu, training):
 
 
 def loss_and_gradients(model, images, training=True, of=None):
-    """Of a loss of every endpoint, or of one: the loss, and gradients by the images and all trainable variables."""
+    """Of a loss of every endpoint, or of one: the loss, and gradients by the images and all
+    trainable variables."""
     with tf.GradientTape() as tape:
         tape.watch(images)
         endpoints = model(images, training=training)
@@ -184,7 +187,8 @@ def loss_and_gradients(model, images, training=True, of=None):
 
 
 def both_ways(monkeypatch, run):
-    """What `run()` returns with reversible units, and with those that TensorFlow differentiates by itself."""
+    """What `run()` returns with reversible units, and with those that TensorFlow differentiates by
+    itself."""
     with monkeypatch.context() as patch:
         found = run()
         patch.setattr(revnet, "reversible", revnet.forward)
@@ -200,7 +204,8 @@ def assert_close(found, expected, tolerance):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_gradients_are_those_of_ordinary_back_propagation(float64, monkeypatch, training):
-    """With moving statistics too, as in fine-tuning; of what lies in the middle too; and the statistics move once."""
+    """With moving statistics too, as in fine-tuning; of what lies in the middle too; and the
+    statistics move once."""
     model, images = (
         randomised("revnet18", TINY, "small", bn_momentum=0.8),
         tf.constant(random_images(3, 16, 16, 3)),
@@ -238,7 +243,8 @@ def test_a_loss_in_the_middle(float64, monkeypatch, endpoint):
 
 
 def test_gradients_in_float32(monkeypatch):
-    """At random weights no ReLU sits at its corner, so a float32 gradient is as close as its rounding allows."""
+    """At random weights no ReLU sits at its corner, so a float32 gradient is as close as its
+    rounding allows."""
     model, images = (
         randomised("revnet50", TINY, "small"),
         tf.constant(random_images(8, 16, 16, 3), tf.float32),
@@ -282,7 +288,8 @@ def test_frozen_layers_and_two_passes(float64, monkeypatch):
 
 
 def test_compiled_by_xla_it_computes_the_same_and_twice(float64, monkeypatch):
-    """XLA must not take the second pass for the first: then every activation would be kept after all."""
+    """XLA must not take the second pass for the first: then every activation would be kept after
+    all."""
     monkeypatch.setattr(revnet, "UNITS", {18: (1, 3, 1, 1)})
     model, images = randomised("revnet18", TINY, "small"), tf.constant(random_images(3, 8, 8, 3))
     expected = loss_and_gradients(model, images)
@@ -294,8 +301,9 @@ def test_compiled_by_xla_it_computes_the_same_and_twice(float64, monkeypatch):
             r"= \S+ (?:convolution|dot)\(|custom_call_target=\"[^\"]*(?:onv|atMul)", optimised
         )
     )
-    # 13 convolutions, forward and backward by what they take and by their kernel, and 12 a second time: less the last one of each
-    # block's first two units, with which the block's inputs would come back, and nobody needs these.
+    # 13 convolutions, forward and backward by what they take and by their kernel, and 12 a second
+    # time: less the last one of each block's first two units, with which the block's inputs would
+    # come back, and nobody needs these.
     assert products == 13 * 3 + 12 - (1 + 2 + 1 + 1)
 
 
@@ -319,7 +327,8 @@ def test_bfloat16_streams_come_back(low_precision, monkeypatch):
         np.concatenate([np.ravel(a - b) for a, b in zip(g[1], exact[1])]) for g in (found, expected)
     )
     size = np.linalg.norm(np.concatenate([np.ravel(g) for g in exact[1]]))
-    # bfloat16 has errors of its own, which ordinary back-propagation has too; reversing adds little to them.
+    # bfloat16 has errors of its own, which ordinary back-propagation has too; reversing adds little
+    # to them.
     assert (
         np.linalg.norm(ours - ordinary) < 0.25 * np.linalg.norm(ordinary)
         and np.linalg.norm(ordinary) < 0.3 * size
@@ -341,7 +350,8 @@ def source(photos):
 
 
 def trained(source, strategy=None, steps=2, compiled=None, **settings):
-    """Losses, weights and optimizer state (the momentum holds the gradients) after training on equal terms."""
+    """Losses, weights and optimizer state (the momentum holds the gradients) after training on
+    equal terms."""
     strategy = strategy or tf.distribute.get_strategy()
     tf.keras.utils.set_random_seed(1)
     with strategy.scope():
@@ -408,7 +418,8 @@ def published(tmp_path_factory):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_a_module_fine_tunes_as_the_network_does(published, training):
-    """Its gradients are saved with it: endpoints, gradients and moving statistics of the loaded module are the network's."""
+    """Its gradients are saved with it: endpoints, gradients and moving statistics of the loaded
+    module are the network's."""
     model, path = published
     module = tf.saved_model.load(path)
     images = tf.constant(random_images(8, 16, 16, 3) / 2 + 0.5, tf.float32)

@@ -1,4 +1,5 @@
-"""SK-ResNets against published sizes and a naive network in NumPy, which shares no code; ResNet-200; residuals that begin at 0."""
+"""SK-ResNets against published sizes and a naive network in NumPy, which shares no code;
+ResNet-200; residuals that begin at 0."""
 
 import numpy as np
 import pytest
@@ -31,7 +32,8 @@ def random_images(*shape, seed=0):
 
 
 def counted(name, width, **settings):
-    """Trainable parameters, and moving statistics, of a network in a graph that never runs: 795 million take no memory."""
+    """Trainable parameters, and moving statistics, of a network in a graph that never runs: 795
+    million take no memory."""
     with tf.Graph().as_default():
         model = build(name, width, **settings)
         model.build((None, None, None, 3))
@@ -40,7 +42,8 @@ def counted(name, width, **settings):
 
 
 def by_arithmetic(depth, width, ratio):
-    """The same, layer by layer from the papers: kernels without biases, and four numbers per channel of each normalisation."""
+    """The same, layer by layer from the papers: kernels without biases, and four numbers per
+    channel of each normalisation."""
     kernels = norms = 0
 
     def conv(size, fan_in, fan_out, norm=True):
@@ -74,8 +77,8 @@ def by_arithmetic(depth, width, ratio):
     return kernels + 2 * norms, 2 * norms
 
 
-# Millions in Table 1 of arXiv 2006.10029. They are the encoder's alone, without head and logits, and count the moving statistics: without
-# them two would be 232 and 353.
+# Millions in Table 1 of arXiv 2006.10029. They are the encoder's alone, without head and logits,
+# and count the moving statistics: without them two would be 232 and 353.
 PUBLISHED = {
     (50, 1, 0): 24, (50, 1, 0.0625): 35, (50, 2, 0): 94, (50, 2, 0.0625): 140,
     (101, 1, 0): 43, (101, 1, 0.0625): 65, (101, 2, 0): 170, (101, 2, 0.0625): 257,
@@ -102,11 +105,12 @@ def test_parameters(depth, width, ratio):
 
 @pytest.mark.parametrize("depth", [50, 200])
 def test_parameters_of_resnet200(depth):
-    """The pre-activated one has a normalisation of a unit's inputs where the other has one of its outputs, and none of projections."""
+    """The pre-activated one has a normalisation of a unit's inputs where the other has one of its
+    outputs, and none of projections."""
     learned, moving = by_arithmetic(depth, 1, 0)
     assert counted(f"resnet{depth}_v1", 1) == (learned, moving)
     units, channels = BLOCKS[depth], [256, 512, 1024, 2048]
-    outputs = [*(c for c, n in zip(channels, units) for _ in range(n))]  # noqa: B905 (Python 3.9)
+    outputs = [*(c for c, n in zip(channels, units) for _ in range(n))]
     inputs = [64, *outputs[:-1]]
     pre_activated = moving + 2 * (sum(inputs) - sum(outputs) - sum(channels) - 64 + 2048)
     assert counted(f"resnet{depth}_v2", 1) == (learned - moving + pre_activated, pre_activated)
@@ -134,7 +138,8 @@ def conv(x, kernel, stride=1):
 
 
 def mean_of_four(x, stride):
-    """What SimCLR's shortcut averages: at a stride beyond the border there are zeros, at stride 1 there is nothing."""
+    """What SimCLR's shortcut averages: at a stride beyond the border there are zeros, at stride 1
+    there is nothing."""
     height, width = x.shape[1:3]
     y = np.zeros((len(x), -(-height // stride), -(-width // stride), x.shape[-1]))
     for i in range(y.shape[1]):
@@ -261,11 +266,12 @@ def test_a_setting_that_a_network_has_not_is_refused(name, settings, words):
     "name,ratio", [("resnet18_v1", 0.0), ("resnet50_v1", 0.0), ("resnet50_v1", 0.0625)]
 )
 def test_with_residuals_at_zero_a_unit_is_its_shortcut(name, ratio, shallow):
-    """Nothing between the projections then: each block is its first unit's shortcut, through ReLU."""
+    """Nothing between the projections then: each block is its first unit's shortcut, through
+    ReLU."""
     model = build(name, TINY, "small", sk_ratio=ratio, zero_init_residual=True)
     endpoints = model(tf.constant(random_images(2, 16, 16, 3), tf.float32), True)
     x = endpoints["after_root"]
-    for block, stride in zip(MAPS[1:], (1, 2, 2, 2)):  # noqa: B905 (Python 3.9)
+    for block, stride in zip(MAPS[1:], (1, 2, 2, 2)):
         unit = getattr(model, block)[0]
         if unit.projection:
             pooled = two_by_two_mean(x, stride) if ratio else x
@@ -311,10 +317,10 @@ def test_xla_and_recomputation_change_nothing(jit, remat, shallow, float64):
     other_loss, other_gradients = tf.function(loss_and_gradients, jit_compile=jit)(other, images)
     assert float(other_loss) == pytest.approx(float(loss), rel=1e-9)
     largest = max(np.abs(g).max() for g in gradients)
-    for v, value, expected in zip(plain.trainable_variables, other_gradients, gradients):  # noqa: B905 (Python 3.9)
+    for v, value, expected in zip(plain.trainable_variables, other_gradients, gradients):
         assert np.abs(expected).max() > 0
         np.testing.assert_allclose(value, expected, rtol=0, atol=1e-9 * largest, err_msg=v.name)
-    for v, moved in zip(plain.non_trainable_variables, other.non_trainable_variables):  # noqa: B905 (Python 3.9)
+    for v, moved in zip(plain.non_trainable_variables, other.non_trainable_variables):
         np.testing.assert_allclose(moved, v, rtol=1e-9, atol=1e-12)
 
 
@@ -333,7 +339,7 @@ def test_statistics_span_replicas(replicas, shallow, float64):
     together = np.concatenate(replicas.experimental_local_results(run(values)))
     alone = build("resnet50_v1", TINY, "small", sk_ratio=0.0625)
     alone.build((None, 8, 8, 3))
-    for v, mirrored in zip(alone.trainable_variables, model.trainable_variables):  # noqa: B905 (Python 3.9)
+    for v, mirrored in zip(alone.trainable_variables, model.trainable_variables):
         v.assign(mirrored.numpy())
     np.testing.assert_allclose(
         together, alone(np.concatenate(halves), True)["pre_logits"], rtol=0, atol=1e-9

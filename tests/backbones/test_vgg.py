@@ -1,4 +1,5 @@
-"""VGG with BN against published sizes, a naive network in NumPy, and the ways in which it is trained and published."""
+"""VGG with BN against published sizes, a naive network in NumPy, and the ways in which it is
+trained and published."""
 
 import json
 import os
@@ -30,7 +31,8 @@ def random_images(*shape, seed=0):
 
 # ---- sizes ----
 
-# VGG19 of the study, without logits, computed from its code: {k: (for 224 pixels, for 64 pixels)}; its k is eight times our width.
+# VGG19 of the study, without logits, computed from its code: {k: (for 224 pixels, for 64 pixels)};
+# its k is eight times our width.
 STUDY = {
     1: (2184184, 709624),
     2: (8729456, 2831216),
@@ -46,7 +48,8 @@ def test_parameters_of_every_width_of_the_study(k):
     assert (trainable("vgg19", k / 8, 224), trainable("vgg19", k / 8, 64)) == STUDY[k]
 
 
-# torchvision's published counts, which include 1000 logits, and biases of all other layers (with BN they do nothing; we have none).
+# torchvision's published counts, which include 1000 logits, and biases of all other layers (with BN
+# they do nothing; we have none).
 TORCHVISION = {"vgg11": 132868840, "vgg13": 133053736, "vgg16": 138365992, "vgg19": 143678248}
 
 
@@ -90,7 +93,8 @@ def relu(x):
 
 
 def naive(model, x, training, pooled):
-    """The network as its paper draws it; fc6 as what it is, a fully connected layer on the flattened map."""
+    """The network as its paper draws it; fc6 as what it is, a fully connected layer on the
+    flattened map."""
     values = {v.name.split("/", 1)[1][:-2]: v.numpy() for v in model.variables}
 
     def norm(x, name):
@@ -179,12 +183,14 @@ def test_the_size_of_the_first_images_is_the_smallest():
         (
             "imagenet",
             (None, 24, 64, 3),
-            "vgg11 with the imagenet stem needs images of 32 pixels at least, not 24x64.*small stem",
+            "vgg11 with the imagenet stem needs images of 32 pixels at least, not 24x64.*small "
+            "stem",
         ),
         (
             "small",
             (None, 15, 15, 3),
-            "vgg11 with the small stem needs images of 16 pixels at least, not 15x15: take larger ones$",
+            "vgg11 with the small stem needs images of 16 pixels at least, not 15x15: take larger "
+            "ones$",
         ),
     ],
 )

@@ -1,4 +1,5 @@
-"""Vision transformers against published parameter counts, a naive attention in NumPy, PyTorch's interpolation, and MAE's positions."""
+"""Vision transformers against published parameter counts, a naive attention in NumPy, PyTorch's
+interpolation, and MAE's positions."""
 
 import numpy as np
 import pytest

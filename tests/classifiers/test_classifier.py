@@ -1,4 +1,5 @@
-"""The classifier on a Hub module: its loss, its rates and its first step against NumPy; modules of other people."""
+"""The classifier on a Hub module: its loss, its rates and its first step against NumPy; modules of
+other people."""
 
 import numpy as np
 import pytest
@@ -44,7 +45,8 @@ def batch_of(rows=8, labels=None, seed=0):
 
 
 def test_a_frozen_encoder_is_not_on_the_gradient_tape(encoder):
-    """Its activations are nothing that a backward pass would ask for: the tape sees the linear layer alone."""
+    """Its activations are nothing that a backward pass would ask for: the tape sees the linear
+    layer alone."""
     model = build(encoder, freeze=True)
     model.compile(tf.keras.optimizers.SGD(0.1))
     model.prepare()
@@ -63,7 +65,8 @@ def softmax(x):
 
 
 def first_step(encoder, optimizer, rows=8, **settings):
-    """A step of the linear layer on the frozen encoder: (model, features [N, D], labels one-hot [N, C])."""
+    """A step of the linear layer on the frozen encoder: (model, features [N, D], labels one-hot
+    [N, C])."""
     model = build(encoder, freeze=True, **settings)
     model.compile(optimizer)
     model.prepare()
@@ -80,7 +83,8 @@ def first_step(encoder, optimizer, rows=8, **settings):
 @pytest.mark.parametrize("name", ["sgd", "nesterov", "lars", "lars_byol"])
 @pytest.mark.parametrize("head_rate", [1.0, 20.0])
 def test_the_linear_layers_first_step_by_hand(encoder, name, head_rate):
-    """From zero weights all probabilities are 1 / 2; the factor is one on the rate; LARS leaves this layer to plain momentum."""
+    """From zero weights all probabilities are 1 / 2; the factor is one on the rate; LARS leaves
+    this layer to plain momentum."""
     model, features, labels = first_step(
         encoder, optim.build(name, 0.1, momentum=0.9), head_rate=head_rate
     )
@@ -127,7 +131,8 @@ def test_lars_does_not_scale_the_linear_layers_steps_later_either(encoder):
 
 
 def test_stages_by_layer_decay(tmp_path):
-    """Adam's first step is the rate: of each stage a fourth of that of the next one, and of the last a fourth of the linear layer's."""
+    """Adam's first step is the rate: of each stage a fourth of that of the next one, and of the
+    last a fourth of the linear layer's."""
     module = modules.load(
         tiny_modules.save_ours(tmp_path)
     )  # whose outputs come in another order than that of their depth
@@ -142,7 +147,7 @@ def test_stages_by_layer_decay(tmp_path):
     model.head.kernel.assign(np.random.default_rng(0).normal(size=model.head.kernel.shape))
     before = [v.numpy() for v in model.trainable_variables]
     model.train_step(batch_of())
-    moved = [np.abs(b - v.numpy()).max() for b, v in zip(before, model.trainable_variables)]  # noqa: B905 (Python 3.9)
+    moved = [np.abs(b - v.numpy()).max() for b, v in zip(before, model.trainable_variables)]
     np.testing.assert_allclose(moved, [0.01 / 16, 0.01 / 4, 0.02, 0.02], rtol=0.01)
 
 
@@ -203,7 +208,7 @@ def test_accuracy_is_that_of_the_labelled(encoder):
 
 def test_a_frozen_encoder_stays_as_it_is(encoder):
     model, _, _ = first_step(encoder, tf.keras.optimizers.SGD(1.0))
-    for mine, theirs in zip(model.backbone.variables, build(encoder).backbone.variables):  # noqa: B905 (Python 3.9)
+    for mine, theirs in zip(model.backbone.variables, build(encoder).backbone.variables):
         np.testing.assert_array_equal(*(np.sort(v.numpy().ravel()) for v in (mine, theirs)))
     assert len(model.trainable_variables) == 2
 
@@ -213,7 +218,8 @@ def moving_mean(model):
 
 
 def test_batch_statistics_move_on_one_device(encoder):
-    """The first normalisation sees the images: its moving mean goes a fifth of the way to theirs."""
+    """The first normalisation sees the images: its moving mean goes a fifth of the way to
+    theirs."""
     model = build(encoder)
     model.compile(tf.keras.optimizers.SGD(0.1))
     model.prepare()
@@ -223,11 +229,12 @@ def test_batch_statistics_move_on_one_device(encoder):
     model.train_step(batch)
     expected = 0.2 * batch["image"].numpy().mean((0, 1, 2)) / 255
     np.testing.assert_allclose(moving_mean(model), expected, rtol=1e-5)
-    assert all(not np.array_equal(v, b) for v, b in zip(model.backbone.learned, before))  # noqa: B905 (Python 3.9)
+    assert all(not np.array_equal(v, b) for v, b in zip(model.backbone.learned, before))
 
 
 def test_replicas_share_the_batch(encoder, replicas, photos):
-    """Gradients are those of the whole batch, where the encoder does not learn; statistics are the mean of the replicas' own."""
+    """Gradients are those of the whole batch, where the encoder does not learn; statistics are the
+    mean of the replicas' own."""
     from tfssl.runtime import strategy as strategies
 
     source = tfssl.open_source(f"folder:{photos}")
@@ -276,7 +283,7 @@ def test_a_teacher_is_in_no_checkpoint_and_learns_nothing(encoder, tmp_path):
         names.append({name for name, _ in tf.train.list_variables(path)})
     assert names[0] == names[1] and len(model.trainable_variables) == len(alone.trainable_variables)
     model.train_step(batch_of(labels=[-1] * 8))
-    for v, b in zip(other.variables, before):  # noqa: B905 (Python 3.9)
+    for v, b in zip(other.variables, before):
         np.testing.assert_array_equal(v, b)
 
 
@@ -331,7 +338,7 @@ def test_foreign_modules_learn_and_are_published(kind, photos, tmp_path):
     source = tfssl.open_source(f"folder:{photos}")
     history = model.fit(model.dataset(source, 16), epochs=3, steps_per_epoch=8, verbose=0).history
     assert history["loss"][-1] < 0.8 * history["loss"][0], history
-    changed = [not np.array_equal(v, b) for v, b in zip(backbone.variables, before)]  # noqa: B905 (Python 3.9)
+    changed = [not np.array_equal(v, b) for v, b in zip(backbone.variables, before)]
     assert len(changed) == (6 if moves else 2) and all(changed)
     x = np.random.default_rng(0).random([3, 16, 16, 3], np.float32)
     published = tf.saved_model.load(

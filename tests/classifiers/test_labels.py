@@ -97,4 +97,4 @@ def test_marked_sources_can_be_scanned(source):
         and not some.unreadable
     )
     assert hidden.images == 48 and sum(hidden.sizes.values()) == 48 and hidden.unlabelled == 44
-    assert some.per_class == hidden.per_class == dict(zip(("cold", "warm"), per_class))  # noqa: B905 (Python 3.9)
+    assert some.per_class == hidden.per_class == dict(zip(("cold", "warm"), per_class))

@@ -34,7 +34,8 @@ def outside(kind, least, greatest):
 
 
 def _walk(binary, path):
-    """In a process of its own, since flags belong to the process: each flag's bounds, and what its binary says of values outside."""
+    """In a process of its own, since flags belong to the process: each flag's bounds, and what its
+    binary says of values outside."""
     module = importlib.import_module(f"tfssl.{binary}")
     if hasattr(module, "define_flags"):
         module.define_flags()

@@ -7,7 +7,8 @@ from tfssl.config.schema import Optimization
 
 
 def test_the_2019_study():
-    """A batch of 2048 images scales the rate 0.1 by 8; warm-up over 5 epochs, decays after 15 and 25, 35 in all."""
+    """A batch of 2048 images scales the rate 0.1 by 8; warm-up over 5 epochs, decays after 15 and
+    25, 35 in all."""
     found = plan(Optimization(batch_size=2048), 1_281_167)
     epoch = 1_281_167 / 2048
     assert found.total_steps == 21895 and found.peak == pytest.approx(

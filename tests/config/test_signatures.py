@@ -114,7 +114,8 @@ def test_tasks_as_python_sees_them(task):
 
 @pytest.mark.parametrize("name", ["resnet50_v2", "revnet50", "vgg11", "alexnet"])
 def test_backbones_as_python_sees_them(name):
-    """`arguments` lists what the classes take, in the order in which `read` has it; flags of the run say the rest."""
+    """`arguments` lists what the classes take, in the order in which `read` has it; flags of the
+    run say the rest."""
     module, class_name = backbones.BACKBONES.source(name)
     cls, settings = backbones.BACKBONES.find(name), signatures.read(module, class_name)
     assert signatures.arguments(cls)[0] == "name"
@@ -163,7 +164,10 @@ def test_names_of_flags_are_inherited(module):
 
 
 def test_a_base_with_type_arguments_is_the_base(tmp_path, monkeypatch):
-    text = "class Base:\n    def __init__(self, k: int = 1): ...\nclass Own(Base[int]):\n    def __init__(self, **base): ...\n"
+    text = (
+        "class Base:\n    def __init__(self, k: int = 1): ...\nclass Own(Base[int]):\n    def "
+        "__init__(self, **base): ...\n"
+    )
     (tmp_path / "generics.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     assert list(signatures.read("generics", "Own")) == ["k"]

@@ -1,4 +1,5 @@
-"""tfssl.data.augmentation: the policies are the published ones, and host and device draw from the distribution of plain tf.image."""
+"""tfssl.data.augmentation: the policies are the published ones, and host and device draw from the
+distribution of plain tf.image."""
 
 import dataclasses
 import itertools
@@ -55,7 +56,8 @@ def on_host(policy, image, views, count, seed=0):
 
 
 def test_policies_are_the_published():
-    """Jitter (brightness, contrast, saturation, hue), its probability; gray; crop; blur of either view; solarize of either view."""
+    """Jitter (brightness, contrast, saturation, hue), its probability; gray; crop; blur of either
+    view; solarize of either view."""
     published = {
         "simclr": ((0.8, 0.8, 0.8, 0.2), 0.8, 0.2, (0.08, 1), (0.5, 0.5), (0, 0)),
         "moco_v1": ((0.4, 0.4, 0.4, 0.4), 1.0, 0.2, (0.2, 1), (0, 0), (0, 0)),
@@ -147,7 +149,8 @@ def plain(image, s=1.0, additive=False):
 
 
 def statistics(images):
-    """[n, k]: what the colours change: channel means, spreads and corners, and how colourful a picture is."""
+    """[n, k]: what the colours change: channel means, spreads and corners, and how colourful a
+    picture is."""
     quantiles = np.quantile(images, [0.1, 0.5, 0.9], axis=(1, 2, 3)).T
     colourful = (images.max(-1) - images.min(-1)).mean((1, 2))
     found = np.concatenate(
@@ -261,7 +264,8 @@ def test_replicas_see_what_one_device_sees(photographs):
 
 
 def test_compiled_is_plain(photographs):
-    """With the same numbers drawn, XLA and plain TensorFlow, one image and many, give the same view."""
+    """With the same numbers drawn, XLA and plain TensorFlow, one image and many, give the same
+    view."""
     policy = dataclasses.replace(POLICIES["simclr"], blur=0.0, rotate=0.3, sobel=0.1, cutout=0.3)
     seed = tf.constant([0, 7], tf.int64)
     alone = policy.apply(tf.constant(photographs), HostDraws(seed, 8))
@@ -318,7 +322,8 @@ def test_pillows_ops_are_refused_on_the_device(name, photographs):
 
 
 def test_pirls_photometric_step_comes_between_jitter_and_gray(photographs):
-    """To two thirds of the views, each with amounts of its own; what is grayed was stretched channel by channel before."""
+    """To two thirds of the views, each with amounts of its own; what is grayed was stretched
+    channel by channel before."""
     image = photographs[0]
     new = on_host(dataclasses.replace(OFF, photometric=0.66), tf.constant(image), 3, 200)
     happened = np.abs(new - image).max((1, 2, 3)) > 0
@@ -333,7 +338,8 @@ def test_pirls_photometric_step_comes_between_jitter_and_gray(photographs):
 
 
 def test_host_views_are_crops_and_colours(photographs):
-    """Of an encoded image: with nothing but crops, those of `crop` before it rounds; in the order of the policies."""
+    """Of an encoded image: with nothing but crops, those of `crop` before it rounds; in the order
+    of the policies."""
     image = (255 * photographs[0]).astype(np.uint8)
     seed = tf.constant([3, 9], tf.int64)
     policies = (
@@ -350,7 +356,8 @@ def test_host_views_are_crops_and_colours(photographs):
 
 
 def test_crops_have_the_areas_of_the_policy():
-    """On an image whose red rises to the right and whose green rises downwards, a crop's corners tell its area."""
+    """On an image whose red rises to the right and whose green rises downwards, a crop's corners
+    tell its area."""
     size = 200
     ramp = np.arange(size, dtype=np.uint8)
     image = np.stack([*np.meshgrid(ramp, ramp), np.zeros([size, size], np.uint8)], -1)
@@ -369,7 +376,8 @@ def test_crops_have_the_areas_of_the_policy():
 
 @pytest.mark.parametrize("size", [96, 32])
 def test_the_blur_of_torchs_policies_is_as_wide_as_pillows(size):
-    """The standard deviation of a point under sigma = 2: Pillow's is 1.996; SimCLR's window leaves 1.85 at 96 and 0.8 at 32."""
+    """The standard deviation of a point under sigma = 2: Pillow's is 1.996; SimCLR's window leaves
+    1.85 at 96 and 0.8 at 32."""
     policy = dataclasses.replace(
         POLICIES["swav"], flip=0.0, jitter=0.0, gray=0.0, blur=1.0, blur_sigma=(2.0, 2.0)
     )

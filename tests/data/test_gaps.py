@@ -1,4 +1,5 @@
-"""Images that cannot be had: an outage that passes changes nothing, one that lasts ends the run by name; bounds on what is replaced."""
+"""Images that cannot be had: an outage that passes changes nothing, one that lasts ends the run by
+name; bounds on what is replaced."""
 
 import dataclasses
 import os
@@ -102,7 +103,8 @@ PASSES = {
 
 @pytest.mark.parametrize("kind", PASSES)
 def test_no_pass_leaves_out_what_could_not_be_reached_for_a_while(kind, shards):
-    """Files that are gone for half a second; of those that stay away the pass says so, and makes no shorter list of the rest."""
+    """Files that are gone for half a second; of those that stay away the pass says so, and makes no
+    shorter list of the rest."""
     expected = PASSES[kind](tfssl.open_source(f"tfrecord:{shards}"))
     source = tfssl.open_source(f"tfrecord:{shards}")
     os.rename(shards, f"{shards}.gone")
@@ -158,7 +160,8 @@ def test_counting_waits_for_files_that_are_away(shards, monkeypatch):
 
 @pytest.mark.parametrize("number", errors.TROUBLES)
 def test_a_disk_in_trouble_says_nothing_about_the_image(number):
-    """TensorFlow makes a FailedPreconditionError of ENOTCONN, as of a folder that is called like an image."""
+    """TensorFlow makes a FailedPreconditionError of ENOTCONN, as of a folder that is called like an
+    image."""
     for kind in (
         tf.errors.FailedPreconditionError,
         tf.errors.OutOfRangeError,
@@ -184,7 +187,8 @@ def test_unreadable_images_are_named_once_with_the_reason(tmp_path, capfd):
 
 
 def test_a_gap_longer_than_a_batch_ends_the_run(tmp_path):
-    """The order of seed 1 is known, so exactly the images of its places 20 to 28 can be broken: a batch is 8."""
+    """The order of seed 1 is known, so exactly the images of its places 20 to 28 can be broken: a
+    batch is 8."""
     source = folder(tmp_path / "whole")
     order = [int(source.name(int(r["index"]))[-6:-4]) for r in source.records(seed=1).take(48)]
     batches = pipeline.training_batches(
@@ -276,7 +280,7 @@ def test_a_damaged_shard_ends_the_run_or_keeps_all_numbers(how, shards):
     lost = np.arange(20 + first, 40)
     assert source.num_examples == 60
     borne = run(source)
-    for was, is_ in zip(whole, borne):  # noqa: B905 (Python 3.9)
+    for was, is_ in zip(whole, borne):
         np.testing.assert_array_equal(is_["number"], was["number"])
         np.testing.assert_array_equal(is_["replaced"], np.isin(was["index"], lost))
         np.testing.assert_array_equal(
@@ -285,7 +289,7 @@ def test_a_damaged_shard_ends_the_run_or_keeps_all_numbers(how, shards):
         np.testing.assert_array_equal(is_["image"][:, 0, 0, 0], is_["index"])
         assert all(20 <= i < 20 + first for i in is_["index"][is_["replaced"]])
     for start in (4, 9):
-        for a, b in zip(borne[start:], run(source, start, 18 - start)):  # noqa: B905 (Python 3.9)
+        for a, b in zip(borne[start:], run(source, start, 18 - start)):
             np.testing.assert_array_equal(a["image"], b["image"])
     seen = [
         b["index"][b["weight"] > 0]

@@ -1,4 +1,5 @@
-"""Batches are a pure function of (seed, step), whatever is broken and however the rows are shared."""
+"""Batches are a pure function of (seed, step), whatever is broken and however the rows are
+shared."""
 
 import threading
 
@@ -70,7 +71,7 @@ def test_starting_at_a_step_equals_getting_there(numbered, start):
         batches(numbered, 16, seed=3, start_step=start, steps=9 - start),
     )
     assert len(rest) == 9 - start
-    for a, b in zip(whole[start:], rest):  # noqa: B905 (Python 3.9)
+    for a, b in zip(whole[start:], rest):
         for key in a:
             np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
@@ -176,7 +177,8 @@ def test_dropout_masks_are_a_fair_coin_per_element_and_do_not_depend_on_how_the_
         whole, np.concatenate([masks(slice(0, 32), 2), masks(slice(32, 64), 2)])
     )
     assert whole.mean() == pytest.approx(0.3, abs=0.005)
-    # Rows, columns and masks are as far from one another as independent draws are: correlations within five standard deviations.
+    # Rows, columns and masks are as far from one another as independent draws are: correlations
+    # within five standard deviations.
     for others in (
         np.roll(whole, 1, 0),
         np.roll(whole, 1, 1),

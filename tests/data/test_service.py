@@ -1,4 +1,5 @@
-"""The tf.data service: a dispatcher and two workers on loopback deliver, epoch by epoch, what a plain run sees."""
+"""The tf.data service: a dispatcher and two workers on loopback deliver, epoch by epoch, what a
+plain run sees."""
 
 import collections
 import os
@@ -58,7 +59,8 @@ def as_tfrecord(photos, folder):
 
 @pytest.mark.parametrize("kind", ["folder", "tfrecord"])
 def test_epochs_are_those_of_a_plain_run(kind, address, photos, tmp_path):
-    """48 images in batches of 16: two epochs from step 3 on, each image once in each, never twice with one seed."""
+    """48 images in batches of 16: two epochs from step 3 on, each image once in each, never twice
+    with one seed."""
     source = tfssl.open_source(
         f"folder:{photos}" if kind == "folder" else as_tfrecord(photos, tmp_path)
     )
@@ -86,7 +88,8 @@ def test_epochs_are_those_of_a_plain_run(kind, address, photos, tmp_path):
 
 
 def test_two_consumers_share_the_epochs(address, photos):
-    """Two hosts of one run: together they see every image once in each of two epochs, whoever is faster."""
+    """Two hosts of one run: together they see every image once in each of two epochs, whoever is
+    faster."""
     source = tfssl.open_source(f"folder:{photos}")
     hosts = [
         iter(
@@ -138,7 +141,8 @@ def test_what_is_no_address(address):
 
 
 def _ask_those_who_do_not_answer(path):
-    """In a process of its own, for TensorFlow's threads ask on: nobody; a dispatcher without workers; somebody who is no service."""
+    """In a process of its own, for TensorFlow's threads ask on: nobody; a dispatcher without
+    workers; somebody who is no service."""
     alone = service.DispatchServer()
     said = []
     with socket.create_server(("localhost", 0)) as silent:
@@ -163,7 +167,8 @@ def test_a_service_that_does_not_answer_is_given_up(tmp_path):
     process.join(60)
     nobody, alone, silent = (tmp_path / "said").read_text().splitlines()
     assert nobody.startswith(
-        "True --data_service=grpc://localhost:1: nobody listens there within 1.5 s (--data_service_timeout)"
+        "True --data_service=grpc://localhost:1: nobody listens there within 1.5 s "
+        "(--data_service_timeout)"
     )
     for line in (alone, silent):
         assert (
@@ -192,7 +197,8 @@ def devices_of_listeners():
 
 
 def test_a_service_listens_to_its_own_machine_unless_told(capfd):
-    """The kernel takes connections of the device that a socket is bound to, and of no other (socket(7), SO_BINDTODEVICE)."""
+    """The kernel takes connections of the device that a socket is bound to, and of no other
+    (socket(7), SO_BINDTODEVICE)."""
     open_to_all = data_service.start(listen="all")
     (line,) = capfd.readouterr().err.splitlines()
     assert "on all interfaces without asking who calls" in line

@@ -33,7 +33,8 @@ def test_passes():
 
 
 def test_prices_are_those_that_were_paid():
-    """A protocol that sleeps: 20 ms for an endpoint, 0.1 ms for a row, 0.02 ms for a row in an epoch."""
+    """A protocol that sleeps: 20 ms for an endpoint, 0.1 ms for a row, 0.02 ms for a row in an
+    epoch."""
 
     def run(rows):
         return lambda protocol: time.sleep(
@@ -111,7 +112,8 @@ def test_quick_settings_that_were_asked_for_are_not_told():
 
 
 def test_protocols_in_a_budget_say_how_they_were_shortened(monkeypatch):
-    """1,500 rows: where the time is short, the perceptron learns from 1,000 for 60 epochs, and its results say so."""
+    """1,500 rows: where the time is short, the perceptron learns from 1,000 for 60 epochs, and its
+    results say so."""
     monkeypatch.setattr(budget, "measured", lambda *_: budget.Price(0.1, 0.0, 1e-6))
     rng = np.random.default_rng(0)
 
@@ -141,7 +143,8 @@ def test_protocols_in_a_budget_say_how_they_were_shortened(monkeypatch):
 
 
 def test_estimates_are_made_by_trials_on_samples(tmp_path, monkeypatch):
-    """Of features on at most 1,000 rows, of maps on at most eight images; of all modules, but pixels once."""
+    """Of features on at most 1,000 rows, of maps on at most eight images; of all modules, but
+    pixels once."""
     rng, seen = np.random.default_rng(0), []
 
     def features(n):

@@ -1,4 +1,5 @@
-"""What all protocols share: features that no solver can take are refused, and those of an extreme scale are measured."""
+"""What all protocols share: features that no solver can take are refused, and those of an extreme
+scale are measured."""
 
 import numpy as np
 import pytest
@@ -34,7 +35,8 @@ def measured(protocol, change):
 
 @pytest.mark.parametrize("protocol", SETTINGS)
 def test_the_scale_of_features_may_be_extreme(protocol):
-    """Powers of two change no cosine, and no optimum of a rule that goes by the variance: what is measured is the same."""
+    """Powers of two change no cosine, and no optimum of a rule that goes by the variance: what is
+    measured is the same."""
     ordinary = measured(protocol, lambda x: x)["value"]
     assert ordinary > 0.8
     for power in (123, -120):  # up to 8e37, and from 8e-37

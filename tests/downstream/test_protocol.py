@@ -99,7 +99,8 @@ def test_further_arguments_go_on_to_the_base():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_flags_are_read_from_the_class(name):
-    """Without importing it: every argument is described, has its default and, unless it is hidden, a flag."""
+    """Without importing it: every argument is described, has its default and, unless it is hidden,
+    a flag."""
     found = PROTOCOLS.find(name)
     settings = signatures.read(*PROTOCOLS.source(name))
     hidden = {"linear_sgd": {"lr_scaling"}, "detection": {"jittered_views"}}.get(name, set())

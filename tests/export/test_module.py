@@ -19,7 +19,8 @@ from tfssl.errors import UserError
 
 @pytest.fixture(scope="module")
 def model(photos):
-    """A rotation model after a few steps, so that its moving statistics are not the initial ones."""
+    """A rotation model after a few steps, so that its moving statistics are not the initial
+    ones."""
     tf.keras.utils.set_random_seed(0)
     backbone = backbones.build("resnet18_v2", 0.125, "imagenet", bn_momentum=0.8)
     model = pretext.build("rotation", backbone, image_size=64)
@@ -76,14 +77,15 @@ def test_training_mode_uses_and_updates_batch_statistics(path):
     moving = [v for v in module.variables if "moving" in v.name]
     before = [v.numpy() for v in moving]
     inference = module(x).numpy()
-    assert all(np.array_equal(v.numpy(), b) for v, b in zip(moving, before))  # noqa: B905 (Python 3.9)
+    assert all(np.array_equal(v.numpy(), b) for v, b in zip(moving, before))
     training = module(x, training=True).numpy()
     assert not np.allclose(inference, training, atol=1e-3)
-    assert all(not np.array_equal(v.numpy(), b) for v, b in zip(moving, before))  # noqa: B905
+    assert all(not np.array_equal(v.numpy(), b) for v, b in zip(moving, before))
 
 
 def assert_fine_tunes(forward, variables, trainable):
-    """One SGD step through `forward`: finite gradients for all, and the first kernel's own value changes."""
+    """One SGD step through `forward`: finite gradients for all, and the first kernel's own value
+    changes."""
     first = next(v for v in variables if "root_conv" in v.name and "kernel" in v.name)
     before = first.numpy()
     with tf.GradientTape() as tape:
@@ -92,7 +94,7 @@ def assert_fine_tunes(forward, variables, trainable):
     assert len(trainable) > 50 and all(
         g is not None and np.isfinite(g.numpy()).all() for g in gradients
     )
-    tf.keras.optimizers.SGD(1.0).apply_gradients(zip(gradients, trainable))  # noqa: B905
+    tf.keras.optimizers.SGD(1.0).apply_gradients(zip(gradients, trainable))
     assert not np.array_equal(first.numpy(), before)
 
 
@@ -265,7 +267,7 @@ def test_a_model_of_lower_precision_is_published_in_float32(photos, tmp_path):
     x = images(3, 16)
     copy = pretext.build("rotation", backbones.build("resnet18_v1", 0.125, "small"), image_size=16)
     copy.prepare()
-    for mine, theirs in zip(copy.backbone.variables, model.backbone.variables):  # noqa: B905
+    for mine, theirs in zip(copy.backbone.variables, model.backbone.variables):
         mine.assign(theirs)
     np.testing.assert_allclose(module(x), copy.encode(x)["pre_logits"], rtol=1e-4, atol=1e-6)
 
@@ -284,7 +286,8 @@ def test_a_users_own_model_is_published(tmp_path):
 
 
 def test_statistics_of_a_short_run_are_warned_of_and_computed_anew(photos, tmp_path):
-    """A user's model with Keras's layer: after three steps at 0.99 the mean is 0.03 of the images'; recalibrated, it is theirs."""
+    """A user's model with Keras's layer: after three steps at 0.99 the mean is 0.03 of the images';
+    recalibrated, it is theirs."""
     own = tf.keras.Sequential([tf.keras.layers.BatchNormalization(), tf.keras.layers.Conv2D(5, 3)])
     model = pretext.build("rotation", backbones.build(own), image_size=16, color=False)
     model.compile(tf.keras.optimizers.SGD(0.01))
@@ -323,9 +326,10 @@ HEADS = {  # the projection's layers, and the settings that keep it small
 
 
 def head_by_numpy(model, x, layers):
-    """Outputs of the first layers of a projection: products, normalisation by the moving statistics, ReLUs between layers."""
+    """Outputs of the first layers of a projection: products, normalisation by the moving
+    statistics, ReLUs between layers."""
     head, found = model.projection, []
-    for i, (dense, norm) in enumerate(zip(head.dense, head.norms), 1):  # noqa: B905 (Python 3.9)
+    for i, (dense, norm) in enumerate(zip(head.dense, head.norms), 1):
         x = x @ dense.kernel.numpy() + (dense.bias.numpy() if dense.use_bias else 0)
         if norm:
             x = (x - norm.moving_mean.numpy()) / np.sqrt(
@@ -447,7 +451,10 @@ OTHER = os.environ.get("TFSSL_OTHER_PYTHON")
 def test_the_other_stack_computes_the_same(path, tmp_path):
     x = images(3, 96)
     np.save(tmp_path / "x.npy", x)
-    program = "import sys, numpy as np, tfssl, tensorflow as tf; m, x, y = sys.argv[1:]; np.save(y, tf.saved_model.load(m)(np.load(x)))"
+    program = (
+        "import sys, numpy as np, tfssl, tensorflow as tf; m, x, y = sys.argv[1:]; np.save(y, "
+        "tf.saved_model.load(m)(np.load(x)))"
+    )
     where = [str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
     subprocess.run([OTHER, "-c", program, path, *where], check=True)
     np.testing.assert_allclose(

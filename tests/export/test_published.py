@@ -72,7 +72,8 @@ def images(n=3, size=16, seed=0):
 
 
 def by_numpy(network, x):
-    """[N, H, W, C] normalized -> the mean [N, 6] of a convolution (3x3, stride 2, VALID), a normalization and a ReLU."""
+    """[N, H, W, C] normalized -> the mean [N, 6] of a convolution (3x3, stride 2, VALID), a
+    normalization and a ReLU."""
     conv, norm, _ = network.model.layers
     kernel = conv.kernel.numpy()  # 3x3xCx6
     height, width = ((side - 3) // 2 + 1 for side in x.shape[1:3])
@@ -98,7 +99,7 @@ def assert_holds(module, networks):
     trainable = [v for network in networks for v in network.trainable_variables]
     for ours, theirs in ((module.variables, variables), (module.trainable_variables, trainable)):
         assert len(ours) == len(theirs) > 0
-        for one, other in zip(ours, theirs):  # noqa: B905 (Python 3.9)
+        for one, other in zip(ours, theirs):
             np.testing.assert_array_equal(one, other)
 
 
@@ -137,13 +138,13 @@ def test_a_module_fine_tunes(task, paths):
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(module.endpoints(images(), training=True)["pre_logits"] ** 2)
     gradients = tape.gradient(loss, list(module.trainable_variables))
-    for v, old, gradient in zip(module.trainable_variables, before, gradients):  # noqa: B905 (Python 3.9)
+    for v, old, gradient in zip(module.trainable_variables, before, gradients):
         assert np.isfinite(gradient).all()
         v.assign_sub(10.0 * gradient)
         assert "bias" in v.name or (v.numpy() != old).any(), (
             v.name
         )  # a bias before a normalization does nothing
-    assert all((v.numpy() != old).any() for v, old in zip(moving, kept))  # noqa: B905
+    assert all((v.numpy() != old).any() for v, old in zip(moving, kept))
 
 
 @pytest.mark.parametrize("task", [Teacher, Halves])
@@ -177,7 +178,7 @@ def test_the_online_probe_reads_the_teacher(trained, paths, batches):
     expected = features @ model.probe.kernel.numpy() + model.probe.bias.numpy()
     moving = [v.numpy() for v in model.target.backbone.variables if "moving" in v.name]
     np.testing.assert_allclose(model(batch)["probe"][:, 0], expected, rtol=1e-4, atol=1e-5)
-    for old, v in zip(moving, [v for v in model.target.backbone.variables if "moving" in v.name]):  # noqa: B905
+    for old, v in zip(moving, [v for v in model.target.backbone.variables if "moving" in v.name]):
         np.testing.assert_array_equal(v, old)
 
 
@@ -227,7 +228,8 @@ def test_named_networks_of_lower_precision_are_published_in_float32(tmp_path):
 
 
 def test_the_untrained_network_is_that_of_the_setting(tmp_path):
-    """By the task's flags, as `tfssl-export --random_init` and an evaluation make it; a teacher begins as its student."""
+    """By the task's flags, as `tfssl-export --random_init` and an evaluation make it; a teacher
+    begins as its student."""
     settings = {**TEACHER, "image_size": 32}
     flags = {
         **settings,

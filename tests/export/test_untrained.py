@@ -87,7 +87,8 @@ def test_an_untrained_module_stands_for_its_fellows(tmp_path):
 
 
 def test_facts_of_a_module_are_no_command_line():
-    """Of all that a stranger writes into tfssl.json, only settings of the network and of its task become flags, with one = each."""
+    """Of all that a stranger writes into tfssl.json, only settings of the network and of its task
+    become flags, with one = each."""
     hostile = {
         "task": "simclr",
         "backbone": "resnet18_v2",
@@ -154,7 +155,7 @@ def test_the_same_weights_as_the_command_in_a_process_of_its_own(tmp_path, tfssl
         assert list(made.endpoints(tf.zeros([1, 16, 16, 3]))) == list(
             expected.endpoints(tf.zeros([1, 16, 16, 3]))
         )
-        for one, other in zip(made.variables, expected.variables):  # noqa: B905 (Python 3.9)
+        for one, other in zip(made.variables, expected.variables):
             np.testing.assert_array_equal(one, other)
     one, other = (
         json.loads((tmp_path / n / "assets" / "tfssl.json").read_text())
@@ -164,7 +165,8 @@ def test_the_same_weights_as_the_command_in_a_process_of_its_own(tmp_path, tfssl
 
 
 def test_a_task_of_somebodys_own_is_not_imported(tmp_path, monkeypatch):
-    """Its untrained fellow is known by what both say; nothing is made for it, unless its class is here already."""
+    """Its untrained fellow is known by what both say; nothing is made for it, unless its class is
+    here already."""
     (tmp_path / "strangers.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
     theirs = {"task": "strangers:Task", "depth": 3}

@@ -1,4 +1,5 @@
-"""A small task with phases: every few steps the images are clustered, and the network learns to predict the clusters (as DeepCluster)."""
+"""A small task with phases: every few steps the images are clustered, and the network learns to
+predict the clusters (as DeepCluster)."""
 
 import numpy as np
 import tensorflow as tf

@@ -1,4 +1,5 @@
-"""What the tests cost: processor time and the memory of their processes. A test above the limits fails.
+"""What the tests cost: processor time and the memory of their processes. A test above the limits
+fails.
 
 Processor time, not wall time: a machine that is busy with other work does not fail a test.
 """
@@ -10,14 +11,17 @@ import os
 import pytest
 import runs
 
-SECONDS = 60  # of processor time for one test, its fixtures included; @pytest.mark.costs(seconds, reason) grants more
+# of processor time for one test, its fixtures included; @pytest.mark.costs(seconds, reason) grants
+# more
+SECONDS = 60
 GIGABYTES = 2.0  # of memory that a test process, or one that it starts, may hold
 
 _begun = {}  # test in progress: (processor time, memory) when it began
 
 
 def processor_seconds():
-    """Of this process, its children that have ended, and the commands that it had forked, unless they were killed."""
+    """Of this process, its children that have ended, and the commands that it had forked, unless
+    they were killed."""
     return sum(os.times()[:4]) + runs.seconds
 
 
@@ -42,7 +46,10 @@ def pytest_runtest_makereport(item, call):
     if call.when == "call" and report.passed:
         if spent > seconds and not item.get_closest_marker("slow"):
             report.outcome = "failed"
-            report.longrepr = f"took {spent:.0f} s of processor time; a test may take {seconds} (tests/helpers/costs.py)"
+            report.longrepr = (
+                f"took {spent:.0f} s of processor time; a test may take {seconds} "
+                "(tests/helpers/costs.py)"
+            )
         elif (
             peak > GIGABYTES >= peak_before
         ):  # the tests after it in the same process are not to blame

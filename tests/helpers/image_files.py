@@ -39,7 +39,8 @@ def write_images(tmp_path, encode):
 
 @pytest.fixture
 def write_records(tmp_path, encode):
-    """Function ({file name: labels, one per record; None: no label}) -> folder; record k of all has image k."""
+    """Function ({file name: labels, one per record; None: no label}) -> folder; record k of all has
+    image k."""
 
     def write(files, image_key="image/encoded", label_key="image/class/label", root="records"):
         (tmp_path / root).mkdir(exist_ok=True)
@@ -66,7 +67,8 @@ def write_records(tmp_path, encode):
 
 @pytest.fixture
 def order():
-    """Function (source, count, **arguments of records) -> list of (number, index), as a pipeline would get them."""
+    """Function (source, count, **arguments of records) -> list of (number, index), as a pipeline
+    would get them."""
 
     def order(source, count=None, **arguments):
         records = source.records(**arguments)

@@ -42,7 +42,8 @@ def train(model, source, steps, batch_size=8):
 
 
 def head_parameters(name, width=2048, **settings):
-    """Parameters of the heads on features of a ResNet-50's width, counted without running the network."""
+    """Parameters of the heads on features of a ResNet-50's width, counted without running the
+    network."""
     features = tf.keras.Sequential(
         [tf.keras.layers.GlobalAveragePooling2D(), tf.keras.layers.Dense(width, use_bias=False)]
     )

@@ -7,7 +7,8 @@ from tfssl.backbones import build
 
 
 def randomise(model, seed=1):
-    """Gives every variable a value of its own: fresh BN layers would hide a swapped gamma or a forgotten beta."""
+    """Gives every variable a value of its own: fresh BN layers would hide a swapped gamma or a
+    forgotten beta."""
     rng = np.random.default_rng(seed)
     for v in model.variables:
         kernel = len(v.shape) == 4
@@ -20,7 +21,8 @@ def randomise(model, seed=1):
 
 
 def trainable(name, width, size=None, **settings):
-    """Number of trainable parameters, without the memory and the time that drawing 558 million of them would take."""
+    """Number of trainable parameters, without the memory and the time that drawing 558 million of
+    them would take."""
     shapes = []
 
     def stand_in(make, **variable):

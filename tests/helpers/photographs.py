@@ -8,7 +8,8 @@ NAMES = ["boat", "cat", "dog", "owl"]
 
 
 def photographs(n, seed, dims=30, several=True):
-    """Of images that show some of four classes: targets 1, -1, or 0 (difficult); or one, with a label."""
+    """Of images that show some of four classes: targets 1, -1, or 0 (difficult); or one, with a
+    label."""
     rng = np.random.default_rng(seed)
     hidden = rng.normal(size=[n, 6])
     mixing = np.random.default_rng(99).normal(size=[6, dims])

@@ -61,7 +61,7 @@ class Halves(InceptionImages):
     def call(self, batch, training=False):
         return [
             head(x["pre_logits"])
-            for head, x in zip(self.heads, self.halves(batch["image"], training))  # noqa: B905
+            for head, x in zip(self.heads, self.halves(batch["image"], training))
         ]
 
     def objective(self, batch, outputs):

@@ -28,7 +28,8 @@ TINY = (
 TRAIN = (sys.executable, "-m", "tfssl.train")
 
 
-# Processes of their own, forked from one that has imported the libraries and used none: importing takes longer than most of their work.
+# Processes of their own, forked from one that has imported the libraries and used none: importing
+# takes longer than most of their work.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
@@ -51,7 +52,8 @@ gigabytes = 0.0  # and what the largest of them has held
 class Forked:
     """`python -m tfssl.NAME ARGS` in a process of its own, begun. `first` is called in it before the command: `two_devices`, say.
 
-    What it prints goes to the file `stdout` of `folder`; where `piped`, that is a pipe, which somebody has to open and read.
+    What it prints goes to the file `stdout` of `folder`; where `piped`, that is a pipe, which
+    somebody has to open and read.
     """
 
     def __init__(self, name, *args, cwd=None, first=None, piped=False):
@@ -88,12 +90,14 @@ class Forked:
 
 
 def command(name, *args, cwd=None, timeout=240, first=None):
-    """Runs `python -m tfssl.NAME ARGS`, and returns the finished process, as `subprocess.run` does."""
+    """Runs `python -m tfssl.NAME ARGS`, and returns the finished process, as `subprocess.run`
+    does."""
     return Forked(name, *args, cwd=cwd, first=first).finished(timeout)
 
 
 def anew(name, *args, cwd=None):
-    """The same in a fresh interpreter, where it matters what is imported, from where, and how long that takes."""
+    """The same in a fresh interpreter, where it matters what is imported, from where, and how long
+    that takes."""
     line = [sys.executable, "-m", f"tfssl.{name}", *args]
     return subprocess.run(line, capture_output=True, text=True, check=False, cwd=cwd)
 
@@ -166,7 +170,8 @@ def assert_identical(one, two):
 def kill_when(
     arguments, awaited, number=signal.SIGKILL, timeout=240, delay=0.0, name="train", first=None
 ):
-    """Start a training run and send it a signal `delay` seconds after it printed `awaited`: (exit status, what it said on stderr)."""
+    """Start a training run and send it a signal `delay` seconds after it printed `awaited`: (exit
+    status, what it said on stderr)."""
     run = Forked(name, *arguments, first=first, piped=True)
     begun = time.monotonic()
     with open(run.folder / "stdout") as lines:

@@ -8,7 +8,8 @@ import tiny_modules
 
 @pytest.fixture(scope="session")
 def modules_dir(tmp_path_factory):
-    """Folder of saved modules: ours/1 (16 pixels, resized to 20), callable, signature, fixed (24 pixels), text."""
+    """Folder of saved modules: ours/1 (16 pixels, resized to 20), callable, signature, fixed (24
+    pixels), text."""
     folder = tmp_path_factory.mktemp("modules")
     (folder / "ours").mkdir()
     tiny_modules.save_ours(folder / "ours")

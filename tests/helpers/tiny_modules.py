@@ -1,4 +1,5 @@
-"""Small hand-written SavedModels, as the Hub knows them: one of ours, and those that other people publish."""
+"""Small hand-written SavedModels, as the Hub knows them: one of ours, and those that other people
+publish."""
 
 import json
 import os
@@ -87,7 +88,8 @@ def save_callable(folder, size=None):
 
 
 def save_signature(folder, name="serving_default", size=16):
-    """A module that has nothing but one signature, in the manner of TF1's Hub; its outputs are a dict."""
+    """A module that has nothing but one signature, in the manner of TF1's Hub; its outputs are a
+    dict."""
     encoder = Encoder()
 
     @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.float32, name="images")])

@@ -70,7 +70,8 @@ def test_a_signature(tmp_path, name):
 
 
 def test_a_module_of_tf1(tmp_path):
-    """The old Hub format: graphs told apart by tags, none for inference; `train` would add noise."""
+    """The old Hub format: graphs told apart by tags, none for inference; `train` would add
+    noise."""
     v1 = tf.compat.v1
     builder = v1.saved_model.Builder(str(tmp_path / "m"))
     for tags in ([], ["train"]):
@@ -208,7 +209,8 @@ def mean(x):
 
 @pytest.mark.parametrize("batch", [1, 8])
 def test_a_batch_that_is_fixed(tmp_path, batch):
-    """Images go through B by B: the answers are NumPy's, of as many images as there are, known or not while it is traced."""
+    """Images go through B by B: the answers are NumPy's, of as many images as there are, known or
+    not while it is traced."""
     module = save_function(
         tmp_path / "m", lambda x: {"vector": mean(x), "map": x[:, ::2]}, [batch, 16, 16, 3]
     )

@@ -1,4 +1,5 @@
-"""Modules over the network: encrypted, checked, kept in private; on a server of this machine with a certificate of its own."""
+"""Modules over the network: encrypted, checked, kept in private; on a server of this machine with a
+certificate of its own."""
 
 import functools
 import hashlib
@@ -26,7 +27,10 @@ def server(modules_dir, tmp_path_factory):
     if not shutil.which("openssl"):
         pytest.skip("no openssl, which makes the server's certificate")
     folder, keys = tmp_path_factory.mktemp("served"), tmp_path_factory.mktemp("keys")
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext "
+        "subjectAltName=DNS:localhost"
+    )
     subprocess.run(
         [*command.split(), "-keyout", keys / "key", "-out", keys / "cert"],
         check=True,
@@ -73,7 +77,8 @@ def server(modules_dir, tmp_path_factory):
 
 @pytest.fixture
 def site(server, tmp_path, monkeypatch):
-    """(address, folder, paths asked for, where archives are kept), with a certificate that is trusted, and nothing kept."""
+    """(address, folder, paths asked for, where archives are kept), with a certificate that is
+    trusted, and nothing kept."""
     address, folder, asked, certificate = server
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     monkeypatch.setenv("no_proxy", "*")

@@ -1,4 +1,5 @@
-"""The contrastive losses against loops written from the papers' formulas, and values known in closed form."""
+"""The contrastive losses against loops written from the papers' formulas, and values known in
+closed form."""
 
 import math
 
@@ -37,7 +38,8 @@ def test_nt_xent_is_the_formula(n, d, temperature):
 
 @pytest.mark.parametrize("n", [2, 7])
 def test_nt_xent_of_orthogonal_images(n):
-    """Equal views of images that are orthogonal to one another: log(1 + (2n - 2) exp(-1 / t)); and of one point: log(2n - 1)."""
+    """Equal views of images that are orthogonal to one another: log(1 + (2n - 2) exp(-1 / t)); and
+    of one point: log(2n - 1)."""
     z = tf.eye(n, dtype=tf.float64)
     found = contrastive.nt_xent(z, z, 0.5)
     np.testing.assert_allclose(found.loss, math.log(1 + (2 * n - 2) * math.exp(-2)), rtol=1e-12)
@@ -206,7 +208,7 @@ def test_replicas_give_the_loss_of_the_whole_batch(replicas):
     parts = [
         replicas.experimental_local_results(x) for x in together(*map(mine, (z1, z2, q, valid)))
     ]
-    for whole, split in zip(losses(z1, z2, q, valid), parts):  # noqa: B905 (Python 3.9)
+    for whole, split in zip(losses(z1, z2, q, valid), parts):
         joined = split[0] if whole.shape[0] == 1 else tf.concat(split, 0)
         np.testing.assert_allclose(joined, whole, rtol=1e-10, atol=1e-12)
 

@@ -1,4 +1,5 @@
-"""k-means against scikit-learn and NumPy, on one device and on replicas; whitening against its definition."""
+"""k-means against scikit-learn and NumPy, on one device and on replicas; whitening against its
+definition."""
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_the_objective_never_rises():
     assert (
         all(later <= earlier + 1e-9 for earlier, later in zip(found, found[1:]))
         and found[-1] < found[0]
-    )  # noqa: B905
+    )
 
 
 def test_rows_without_weight_are_not_there():
@@ -86,7 +87,7 @@ def test_replicas_share_the_rows(replicas, spherical):
     rows = tf.constant(blobs(91))
     cluster = lambda x: lloyd(x, x[:6], 6, spherical, chunk=8)  # noqa: E731
     each = tf.function(lambda: replicas.run(cluster, [rows]))()
-    for found in zip(*map(replicas.experimental_local_results, each)):  # noqa: B905
+    for found in zip(*map(replicas.experimental_local_results, each)):
         assert_same(type(each)(*found), tuple(cluster(rows)))
 
 
@@ -94,7 +95,7 @@ def test_it_compiles_and_repeats():
     rows = tf.constant(blobs(64), tf.float32)
     cluster = tf.function(lambda x: lloyd(x, tf.zeros([4, 5]), 5, chunk=16), jit_compile=True)
     first, second = cluster(rows), cluster(rows)
-    for a, b in zip(first, second):  # noqa: B905
+    for a, b in zip(first, second):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(first.labels, lloyd(rows, tf.zeros([4, 5]), 5, chunk=16).labels)
 

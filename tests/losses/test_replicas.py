@@ -10,7 +10,8 @@ from tfssl.losses import replicas as across
 
 
 def on_each(strategy, function, values):
-    """function(rows) on every replica, which holds its share of `values`: a list of results by replica."""
+    """function(rows) on every replica, which holds its share of `values`: a list of results by
+    replica."""
     parts = tf.split(values, strategy.num_replicas_in_sync)
     shared = strategy.experimental_distribute_values_from_function(
         lambda c: parts[c.replica_id_in_sync_group]
@@ -30,7 +31,7 @@ def test_replicas_see_all_rows_in_order(replicas, shape):
         assert gathered.shape == (2 * count, *shape)  # static
         return gathered, across.first_row(2)
 
-    for replica, (gathered, first) in enumerate(zip(*zip(*on_each(replicas, gather, values)))):  # noqa: B905
+    for replica, (gathered, first) in enumerate(zip(*zip(*on_each(replicas, gather, values)))):
         np.testing.assert_array_equal(gathered, values)
         assert first == 2 * replica
 
@@ -52,7 +53,8 @@ def test_bytes_arrive_as_they_are(replicas, shape):
 
 
 def test_gradients_of_replicas_are_those_of_one_batch(replicas, float64):
-    """A loss in which every row meets every other: each replica's share of it, summed, gives the gradient of the whole."""
+    """A loss in which every row meets every other: each replica's share of it, summed, gives the
+    gradient of the whole."""
     count = replicas.num_replicas_in_sync
     values = np.random.default_rng(1).normal(size=[3 * count, 4])
 

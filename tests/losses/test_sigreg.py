@@ -1,4 +1,5 @@
-"""SIGReg against values of a second implementation (lightly 1.6, in float64), and against closed forms."""
+"""SIGReg against values of a second implementation (lightly 1.6, in float64), and against closed
+forms."""
 
 import numpy as np
 import pytest

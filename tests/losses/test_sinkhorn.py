@@ -1,4 +1,5 @@
-"""Sinkhorn's codes: their marginals, a naive form of the published loop, columns that take no part, replicas."""
+"""Sinkhorn's codes: their marginals, a naive form of the published loop, columns that take no part,
+replicas."""
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from tfssl.losses.sinkhorn import sinkhorn
 
 
 def published(scores, epsilon, iterations):
-    """SwAV's loop as it is described: Q [K, B] scaled to sum 1; rows to 1/K each, columns to 1/B each; at last times B."""
+    """SwAV's loop as it is described: Q [K, B] scaled to sum 1; rows to 1/K each, columns to 1/B
+    each; at last times B."""
     q = np.exp(scores / epsilon).T
     q /= q.sum()
     k, b = q.shape

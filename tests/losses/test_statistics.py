@@ -1,4 +1,5 @@
-"""Barlow Twins and VICReg against values of a second implementation (lightly 1.6, in float64), closed forms and naive NumPy."""
+"""Barlow Twins and VICReg against values of a second implementation (lightly 1.6, in float64),
+closed forms and naive NumPy."""
 
 import numpy as np
 import pytest

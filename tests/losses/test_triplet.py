@@ -1,4 +1,5 @@
-"""The semi-hard triplet loss against a naive O(B^3) NumPy reading of its definition, and against TensorFlow Addons where there is one."""
+"""The semi-hard triplet loss against a naive O(B^3) NumPy reading of its definition, and against
+TensorFlow Addons where there is one."""
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ except ImportError:  # Python 3.12 and newer
 
 
 def naive(labels, embeddings, margin=0.5, anchors=None, valid=None):
-    """By definition, one triplet at a time: per anchor (loss, pairs, losing pairs, pairs without a semi-hard negative, share of (positive,
-    negative) in order), and the gradient of the mean."""
+    """By definition, one triplet at a time: per anchor (loss, pairs, losing pairs, pairs without a
+    semi-hard negative, share of (positive, negative) in order), and the gradient of the mean."""
     rows = len(labels)
     valid = np.ones(rows, bool) if valid is None else valid
     apart = embeddings[:, None] - embeddings
@@ -49,8 +50,9 @@ def naive(labels, embeddings, margin=0.5, anchors=None, valid=None):
 def layout(seed):
     """Labels and embeddings [B, D] of norm 1, at least two classes and one pair.
 
-    Odd seeds have classes apart. With every third, the first class lies at two opposite poles and all others between, nearer to each of its
-    members than its own other pole: it has no semi-hard negatives.
+    Odd seeds have classes apart. With every third, the first class lies at two opposite poles and
+    all others between, nearer to each of its members than its own other pole: it has no semi-hard
+    negatives.
     """
     rng = np.random.default_rng(seed)
     rows = (12, 33)[seed // 2 % 2]
@@ -86,7 +88,8 @@ def ours(mode, labels, embeddings):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_random_layouts(mode):
-    """Value and gradient in single precision on 20 layouts, by the definition and by TensorFlow Addons."""
+    """Value and gradient in single precision on 20 layouts, by the definition and by TensorFlow
+    Addons."""
     without_semihard = 0
     for seed in range(20):
         labels, embeddings = layout(seed)
@@ -131,16 +134,19 @@ def test_half_precision_is_computed_in_single(dtype):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_at_equal_distance_a_negative_is_not_semihard(mode):
-    """On a line, from the anchor 0: the positive 2; negatives -2 (no farther than it), 3 (the one), 5."""
+    """On a line, from the anchor 0: the positive 2; negatives -2 (no farther than it), 3 (the one),
+    5."""
     labels, line = (
         np.array([0, 0, 1, 2, 3]),
         np.array([[0.0], [2.0], [-2.0], [3.0], [5.0]], np.float32),
     )
     loss, _ = ours(mode, labels, line / 4)  # margin 0.5 = 8/16
-    # From 0: 8 + 4 - 9 = 3; from 2: the positive at distance 4, negatives at 16 (-2), 1 (3) and 9 (5): 8 + 4 - 9 = 3.
+    # From 0: 8 + 4 - 9 = 3; from 2: the positive at distance 4, negatives at 16 (-2), 1 (3) and 9
+    # (5): 8 + 4 - 9 = 3.
     np.testing.assert_allclose(loss, 3 / 16, rtol=1e-6)
     loss, _ = ours(mode, labels[:3], line[:3] / 4)
-    # From 0 nothing is farther: the farthest, at 4, as far as the positive: 8; from 2: -2 at 16, whose term is -4.
+    # From 0 nothing is farther: the farthest, at 4, as far as the positive: 8; from 2: -2 at 16,
+    # whose term is -4.
     np.testing.assert_allclose(loss, 8 / 2 / 16, rtol=1e-6)
 
 
@@ -155,7 +161,8 @@ def test_degenerate_batches_have_neither_loss_nor_gradient(labels, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_one_point_costs_the_margin(mode):
-    """All embeddings alike: rounding may leave distances below zero, whose gradient must be finite."""
+    """All embeddings alike: rounding may leave distances below zero, whose gradient must be
+    finite."""
     point = np.random.default_rng(0).normal(size=[1, 7]).astype(np.float32)
     loss, gradient = ours(mode, np.arange(12) // 3, np.repeat(point, 12, 0))
     np.testing.assert_allclose(loss, 0.5, atol=1e-5)
@@ -191,7 +198,8 @@ def test_each_anchor_by_itself():
 
 
 def test_a_large_batch_of_many_pairs():
-    """Long runs of positives between negatives, as the scan over the sorted rows must bridge: half of all pairs are positive."""
+    """Long runs of positives between negatives, as the scan over the sorted rows must bridge: half
+    of all pairs are positive."""
     rng = np.random.default_rng(0)
     labels, embeddings = rng.integers(0, 2, 150), rng.normal(size=[150, 2])
     loss, gradient = ours("graph", labels, embeddings)

@@ -19,14 +19,16 @@ def trained(optimizer, gradients, start=(1.0, -2.0), kernel=True):
 
 
 def test_two_steps_of_pytorch(float64):
-    """torch.optim.AdamW (2.13) in float64: rate 0.01, decay 0.05, epsilon 1e-8, betas 0.9 and 0.999."""
+    """torch.optim.AdamW (2.13) in float64: rate 0.01, decay 0.05, epsilon 1e-8, betas 0.9 and
+    0.999."""
     first, second = trained(AdamW(0.01, weight_decay=0.05), ([0.1, -0.3], [0.2, 0.1]))
     np.testing.assert_allclose(first, [0.989500001, -1.989000000333], rtol=0, atol=1e-12)
     np.testing.assert_allclose(second, [0.9793534313, -1.9840033148], rtol=0, atol=1e-10)
 
 
 def test_an_epsilon_of_weight(float64):
-    """The first step is r g / (|g| + epsilon), whatever beta_2: epsilon is added after the bias is corrected."""
+    """The first step is r g / (|g| + epsilon), whatever beta_2: epsilon is added after the bias is
+    corrected."""
     for beta_2 in (0.5, 0.95, 0.999):
         (first,) = trained(AdamW(0.1, beta_2=beta_2, epsilon=0.3), ([0.1, -0.6],))
         np.testing.assert_allclose(first, [1 - 0.1 * 0.1 / 0.4, -2 + 0.1 * 0.6 / 0.9], rtol=1e-12)

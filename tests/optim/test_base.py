@@ -15,7 +15,8 @@ def source(photos):
 
 
 def task(**settings):
-    """Rotation, with a network that has no batch statistics, so that parts of a batch are as good as the whole."""
+    """Rotation, with a network that has no batch statistics, so that parts of a batch are as good
+    as the whole."""
     convolutions = [
         tf.keras.layers.Conv2D(6, 3, 2, activation="relu", name="conv1"),
         tf.keras.layers.Conv2D(8, 3, 2, name="conv2"),
@@ -47,7 +48,8 @@ def assert_same(found, expected):
 
 
 def test_a_batch_in_parts_is_clipped_as_a_whole(source, float64):
-    """SGD moves each variable by at most rate * norm per step; nearly by that where gradients are longer and point one way."""
+    """SGD moves each variable by at most rate * norm per step; nearly by that where gradients are
+    longer and point one way."""
     settings = {"momentum": 0.0, "clipnorm": 1e-3}
     alone, length = trained(source, "sgd", **settings)
     bound = 3 * 0.1 * 1e-3 * np.sqrt(len(alone))
@@ -73,7 +75,8 @@ def test_float16_with_loss_scaling(name, source):
 
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
 def test_decay_acts_on_kernels_or_on_all(name):
-    """As the task says: those of convolutions and dense layers, or biases and normalizations too."""
+    """As the task says: those of convolutions and dense layers, or biases and normalizations
+    too."""
     for decay in ("kernels", "all"):
         model = task(decay=decay)
         model.compile(optim.build(name, 0.1, weight_decay=0.1))

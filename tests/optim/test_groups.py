@@ -1,4 +1,5 @@
-"""Groups learn as variables of an optimizer of their own would; what is forgotten is as before the first step."""
+"""Groups learn as variables of an optimizer of their own would; what is forgotten is as before the
+first step."""
 
 import numpy as np
 import pytest
@@ -32,11 +33,11 @@ def trained(optimizers, own, step=lambda optimizer, pairs: optimizer.apply_gradi
     """The variables after each of the steps; optimizers: of each variable."""
     history = []
     for gradients in GRADIENTS:
-        pairs = [(tf.constant(g), v) for g, v in zip(gradients, own)]  # noqa: B905 (Python 3.9)
+        pairs = [(tf.constant(g), v) for g, v in zip(gradients, own)]
         if optimizers[0] is optimizers[1]:
             step(optimizers[0], pairs)
         else:
-            for optimizer, pair in zip(optimizers, pairs):  # noqa: B905
+            for optimizer, pair in zip(optimizers, pairs):
                 optimizer.apply_gradients([pair])
         history.append([v.numpy() for v in own])
     return np.array(history)
@@ -44,7 +45,8 @@ def trained(optimizers, own, step=lambda optimizer, pairs: optimizer.apply_gradi
 
 @pytest.mark.parametrize("name", ["sgd", "nesterov", "adam", "lars", "lars_byol", "larc"])
 def test_a_groups_rate_is_that_of_an_optimizer_of_its_own(name):
-    """Adam divides a gradient by its size, and the momentum of SGD and of SimCLR's LARS is made of rates: still bit by bit."""
+    """Adam divides a gradient by its size, and the momentum of SGD and of SimCLR's LARS is made of
+    rates: still bit by bit."""
     schedule = optim.schedule("cosine", 0.2, 6)
     own = variables()
     together = build(name, schedule, own)
@@ -52,7 +54,7 @@ def test_a_groups_rate_is_that_of_an_optimizer_of_its_own(name):
     together.build(own)
     alone = variables()
     apart_ = [build(name, optim.schedule("cosine", peak, 6), alone) for peak in (0.2, 0.8)]
-    for optimizer, variable in zip(apart_, alone):  # noqa: B905
+    for optimizer, variable in zip(apart_, alone):
         optimizer.build([variable])
     np.testing.assert_array_equal(trained([together] * 2, own), trained(apart_, alone))
     assert float(together.learning_rate) == float(
@@ -66,7 +68,8 @@ def test_a_groups_rate_is_that_of_an_optimizer_of_its_own(name):
 @pytest.mark.parametrize("name", ["nesterov", "adam"])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_a_groups_schedule_takes_the_place_of_the_runs(name, scaled):
-    """At the peak throughout, from a warm-up's first step, at which the run's rate is 0; in a graph; within loss scaling."""
+    """At the peak throughout, from a warm-up's first step, at which the run's rate is 0; in a
+    graph; within loss scaling."""
     own, alone = variables(), variables()
     optimizer = build(name, optim.schedule("cosine", 0.3, 6, warmup_steps=2), own)
     outer = tf.keras.mixed_precision.LossScaleOptimizer(optimizer) if scaled else optimizer
@@ -77,7 +80,7 @@ def test_a_groups_schedule_takes_the_place_of_the_runs(name, scaled):
     def step(*gradients):
         if scaled:
             gradients = outer.get_unscaled_gradients([g * outer.loss_scale for g in gradients])
-        outer.apply_gradients(list(zip(gradients, own)))  # noqa: B905
+        outer.apply_gradients(list(zip(gradients, own)))
 
     together = trained([outer] * 2, own, lambda _, pairs: step(*(g for g, _ in pairs)))
     expected = trained(
@@ -165,7 +168,7 @@ def test_forgotten_momentum_is_none():
     with_momentum.build(own)
     for gradients in GRADIENTS:
         for optimizer, group in ((with_momentum, own), (without, plain)):
-            optimizer.apply_gradients([(tf.constant(g), v) for g, v in zip(gradients, group)])  # noqa: B905
+            optimizer.apply_gradients([(tf.constant(g), v) for g, v in zip(gradients, group)])
         optim.forget(with_momentum, own[:1])
     np.testing.assert_allclose(own[0], plain[0], rtol=1e-6)
     assert not np.allclose(own[1], plain[1], rtol=1e-3)

@@ -95,7 +95,8 @@ def test_addons_has_the_same_bits():
 
 @addons
 def test_a_checkpoint_of_addons_goes_on(tmp_path):
-    """Runs that began with tensorflow-addons' LAMB resume with ours, to the bit; and what ours saves then it restores."""
+    """Runs that began with tensorflow-addons' LAMB resume with ours, to the bit; and what ours
+    saves then it restores."""
     theirs, weights = of_addons(), variables()
     train(theirs, weights, gradients(0, 4))
     path = tf.train.Checkpoint(optimizer=theirs, variables=weights).save(str(tmp_path / "ckpt"))

@@ -38,7 +38,7 @@ def by_hand(
     result = {}
     for name, w in weights.items():
         w, v = np.array(w), np.zeros_like(w)
-        for rate, gradient in zip(rates, gradients):  # noqa: B905 (Python 3.9)
+        for rate, gradient in zip(rates, gradients):
             g = gradient[name]
             of_w, of_g, trust = np.linalg.norm(w), np.linalg.norm(g), 1.0
             if form == "larc":
@@ -118,7 +118,8 @@ def test_the_orderings_differ_where_the_rate_does():
 
 @pytest.mark.parametrize("form", ["simclr", "byol"])
 def test_the_first_step_of_a_kernel_has_the_length_of_its_weights(form):
-    """|step| = rate * eeta * |w|, whatever the gradient's length; what is no kernel takes SGD's step."""
+    """|step| = rate * eeta * |w|, whatever the gradient's length; what is no kernel takes SGD's
+    step."""
     weights, (gradient,) = values(1)
     for scale in (1e-8, 1.0, 1e8):
         scaled = {name: g * scale for name, g in gradient.items()}
@@ -155,7 +156,8 @@ def test_zero_weights_take_the_plain_step(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_zero_gradients(form):
-    """g' = d w then: the kernel shrinks by rate * eeta, and larc's, whose decay waits for a gradient, stays."""
+    """g' = d w then: the kernel shrinks by rate * eeta, and larc's, whose decay waits for a
+    gradient, stays."""
     weights, _ = values(0)
     zeros = {name: np.zeros(shape) for name, shape in SHAPES.items()}
     kept = 1.0 if form == "larc" else 1 - 0.5 * 0.02
@@ -230,7 +232,8 @@ def task(optimizer, **compiled):
 
 
 def trained(source, name, strategy=None, steps=3, start=0, folder=None, **compiled):
-    """Weights and optimizer state by name after training from the start, or from the checkpoint in `folder`."""
+    """Weights and optimizer state by name after training from the start, or from the checkpoint in
+    `folder`."""
     strategy = strategy or tf.distribute.get_strategy()
     tf.keras.utils.set_random_seed(1)
     with strategy.scope():
@@ -253,7 +256,7 @@ def trained(source, name, strategy=None, steps=3, start=0, folder=None, **compil
 
 def assert_same(found, expected, tolerance):
     assert len(found) == len(expected)
-    for x, y in zip(found, expected):  # noqa: B905 (Python 3.9)
+    for x, y in zip(found, expected):
         np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(y).max() + 1e-300)
 
 
@@ -274,12 +277,13 @@ def test_a_resumed_run_goes_on_exactly(source, tmp_path):
     _, whole = trained(source, "lars", steps=4)
     trained(source, "lars", steps=2, folder=tmp_path)
     _, resumed = trained(source, "lars", steps=2, start=2, folder=tmp_path)
-    for x, y in zip(resumed, whole):  # noqa: B905 (Python 3.9)
+    for x, y in zip(resumed, whole):
         np.testing.assert_array_equal(x, y)
 
 
 def test_kernels_are_chosen_by_their_layers(source):
-    """Of a whole task: convolutions, the depthwise one too, and the dense layer, and of these the kernels alone."""
+    """Of a whole task: convolutions, the depthwise one too, and the dense layer, and of these the
+    kernels alone."""
     model, _ = trained(source, "lars", steps=1)
     optimizer = model.optimizer
     adapted = {

@@ -11,7 +11,8 @@ from tfssl.errors import UserError
 
 
 def test_piecewise_is_the_published_schedule():
-    """Kolesnikov et al.: 35 epochs, warm-up over 5, x0.1 after 15 and 25; here 10 steps an epoch, 512 images at 0.1 per 256."""
+    """Kolesnikov et al.: 35 epochs, warm-up over 5, x0.1 after 15 and 25; here 10 steps an epoch,
+    512 images at 0.1 per 256."""
     rate = optim.schedule(
         "piecewise", peak=0.2, total_steps=350, warmup_steps=50, decay_steps=[150, 250]
     )
@@ -97,7 +98,8 @@ def test_without_them_each_bit_is_as_it_was(form):
 
 
 def test_weight_decay_and_other_quantities():
-    """DINO's weight decay, end + 0.5 (start - end) (1 + cos(pi t / T)), a teacher's decay to 1, and its temperature's warm-up."""
+    """DINO's weight decay, end + 0.5 (start - end) (1 + cos(pi t / T)), a teacher's decay to 1, and
+    its temperature's warm-up."""
     decay = optim.schedule("cosine", 0.04, 100, end=0.4)
     target = optim.schedule("cosine", 0.996, 100, end=1.0)
     for t in (0, 1, 25, 50, 99, 100):

@@ -9,7 +9,8 @@ from tfssl import optim
 
 
 def test_the_projection_has_the_published_size():
-    """Three layers of 8192 without biases, two of them with batch normalization; here a sixty-fourth of that."""
+    """Three layers of 8192 without biases, two of them with batch normalization; here a
+    sixty-fourth of that."""
     expected = dense(2048, 128, False) + 2 * dense(128, 128, False) + 2 * 2 * 128
     assert head_parameters("barlow_twins", projection_size=128) == expected
 
@@ -20,7 +21,7 @@ def test_biases_and_normalizations_have_a_rate_of_their_own():
     model.prepare()
     before = [v.numpy() for v in model.trainable_variables]
     model.optimizer.apply_gradients([(tf.ones_like(v), v) for v in model.trainable_variables])
-    for old, v in zip(before, model.trainable_variables):  # noqa: B905 (Python 3.9)
+    for old, v in zip(before, model.trainable_variables):
         rate = 0.1 if optim.is_kernel(v) else 0.025
         assert (old - v.numpy()).mean() == pytest.approx(rate, rel=1e-3), v.name
     assert {v.name for v in model.decaying()} == {

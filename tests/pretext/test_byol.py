@@ -16,5 +16,5 @@ def test_byols_target_moves_slower(source):
     train(model, source, 1)
     for old, mine, online in zip(
         before, model.target.twins[0].trainable_variables, model.backbone.trainable_variables
-    ):  # noqa: B905
+    ):
         np.testing.assert_allclose(mine, 0.9 * old + 0.1 * online.numpy(), atol=1e-6)

@@ -1,4 +1,5 @@
-"""Colorization: what the network sees, the loss by the formula, gray images, measured bins, pictures."""
+"""Colorization: what the network sees, the loss by the formula, gray images, measured bins,
+pictures."""
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def naive_loss(model, images, logits, nearest, rebalance):
     mixed = (1 - rebalance) * prior + rebalance / len(prior)
     weight = 1 / mixed / np.sum(prior / mixed)
     losses = []
-    for image, its in zip(color.rgb2lab(images)[..., 1:], logits):  # noqa: B905 (Python 3.9)
+    for image, its in zip(color.rgb2lab(images)[..., 1:], logits):
         side, places = len(image) // len(its), []
         for y, x in np.ndindex(its.shape[:2]):
             ab = np.round(image[y * side : (y + 1) * side, x * side : (x + 1) * side].mean((0, 1)))
@@ -144,7 +145,8 @@ def test_pictures(source):
 
 
 def test_bins_are_measured_once_and_kept(photos, tmp_path, tfssl_command):
-    """A run counts its colours, shows pictures, resumes and is exported with the same bins, and from another place too."""
+    """A run counts its colours, shows pictures, resumes and is exported with the same bins, and
+    from another place too."""
     flags = (
         "--task=colorization", f"--dataset=folder:{photos}", "--train_split=train[:80%]", "--val_split=train[80%:]", "--batch_size=8",
         "--backbone=resnet18_v2", "--width_multiplier=0.0625", "--stem=small", "--image_size=16", "--resize=18", "--checkpoint_steps=4",

@@ -21,7 +21,7 @@ def test_the_teacher_and_its_center_follow(source):
     online = [v for layer in model.teacher._online for v in layer.trainable_variables]
     teacher = [v for twin in model.teacher.twins for v in twin.trainable_variables]
     assert len(teacher) == len(online) == len(model.trainable_variables)
-    for old, own, followed in zip(before, teacher, online):  # noqa: B905 (Python 3.9)
+    for old, own, followed in zip(before, teacher, online):
         np.testing.assert_allclose(own, 0.75 * old + 0.25 * followed.numpy(), atol=1e-6)
     assert model.published == (model.teacher.backbone,)
     assert np.abs(model.center).max() > 0

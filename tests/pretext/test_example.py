@@ -55,7 +55,7 @@ def test_all_of_an_example_is_in_the_batch_and_bytes_alone_are_scaled(glyphs):
     assert batch.keys() == model.zero_batch(8).keys()
     tf.nest.assert_same_structure(batch, model.zero_batch(8))
     floats = model.to_float(batch)
-    for record, row in zip(glyphs.records(seed=1), range(8)):  # noqa: B905 (Python 3.9)
+    for record, row in zip(glyphs.records(seed=1), range(8)):
         fetched = glyphs.fetch(record)
         np.testing.assert_allclose(floats["image"][row], fetched["image"].numpy() / 255, rtol=1e-6)
         np.testing.assert_array_equal(floats["mask"][row, ..., 0], fetched["mask"])
@@ -84,7 +84,7 @@ def test_replicas_and_parts_train_like_one(glyphs, replicas, float64):
         history = model.fit(data, steps_per_epoch=2, verbose=0).history
         results.append([history["loss"][0], *(v.numpy() for v in model.trainable_variables)])
     for other in results[1:]:
-        for a, b in zip(results[0], other):  # noqa: B905
+        for a, b in zip(results[0], other):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-14)
 
 

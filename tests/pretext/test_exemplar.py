@@ -1,4 +1,5 @@
-"""Exemplar: the copies of an image, the loss by hand through the task, replicas, blank rows, standardisation against tf.image."""
+"""Exemplar: the copies of an image, the loss by hand through the task, replicas, blank rows,
+standardisation against tf.image."""
 
 import numpy as np
 import pytest
@@ -69,7 +70,8 @@ def test_copies_are_independent_crops_as_bytes(jpeg, source):
 
 
 def test_crops_are_inception_crops_of_the_decoded_image(jpeg):
-    """Without flips, each copy is what `random_resized_crop` cuts from the image, decoded once, with some seed of its own."""
+    """Without flips, each copy is what `random_resized_crop` cuts from the image, decoded once,
+    with some seed of its own."""
     model = exemplar(gray=0.0, flip=False)
     seed, image = tf.constant([3, 5], tf.int64), ops.decode(jpeg)
     views = [
@@ -83,7 +85,8 @@ def test_crops_are_inception_crops_of_the_decoded_image(jpeg):
 
 
 def test_large_crops_are_reduced_before_they_are_resized():
-    """Of white noise of 60 levels, means over 8 x 8 pixels keep 7.5; interpolation between neighbors alone keeps two thirds or so, 40."""
+    """Of white noise of 60 levels, means over 8 x 8 pixels keep 7.5; interpolation between
+    neighbors alone keeps two thirds or so, 40."""
     noise = np.clip(np.random.default_rng(0).normal(128, 64, [512, 512, 3]), 0, 255).astype(
         np.uint8
     )
@@ -101,8 +104,8 @@ def test_flips_are_one_coin_per_copy(jpeg):
     flipped = []
     for number in range(60):
         a, b = (f(jpeg, tf.constant(number, tf.int64)).numpy() for f in (plain, flipping))
-        flipped.append([np.array_equal(x[:, ::-1], y) for x, y in zip(a, b)])  # noqa: B905 (Python 3.9)
-        assert all(np.array_equal(x, y) or np.array_equal(x[:, ::-1], y) for x, y in zip(a, b))  # noqa: B905
+        flipped.append([np.array_equal(x[:, ::-1], y) for x, y in zip(a, b)])
+        assert all(np.array_equal(x, y) or np.array_equal(x[:, ::-1], y) for x, y in zip(a, b))
     assert 95 < np.sum(flipped) < 145  # of 240: within 3.2 standard deviations of half
     assert 20 < len({tuple(f) for f in flipped}) or len({tuple(f) for f in flipped}) == 16
 
@@ -126,7 +129,7 @@ def test_evaluation_is_deterministic_and_its_copies_differ(jpeg, source):
         copies, exemplar(gray=1.0).example({"image": jpeg}, None)["image"]
     )  # in colour
     passes = [list(model.evaluation_dataset(source, 32)) for _ in range(2)]
-    for a, b in zip(*passes):  # noqa: B905
+    for a, b in zip(*passes):
         np.testing.assert_array_equal(a["image"], b["image"])
 
 
@@ -229,7 +232,8 @@ def test_blank_rows_take_no_part(norm_over, float64):
 
 
 def on_each(strategy, function, *values):
-    """function(rows of each of the values) on every replica, which holds its share of them: a list of results by replica."""
+    """function(rows of each of the values) on every replica, which holds its share of them: a list
+    of results by replica."""
     count = strategy.num_replicas_in_sync
     parts = [np.split(value, count) for value in values]
     shared = [
@@ -241,11 +245,12 @@ def on_each(strategy, function, *values):
     results = tf.function(lambda args: strategy.run(function, args=args), autograph=False)(
         tuple(shared)
     )
-    return list(zip(*(strategy.experimental_local_results(r) for r in results)))  # noqa: B905 (Python 3.9)
+    return list(zip(*(strategy.experimental_local_results(r) for r in results)))
 
 
 def loss_and_gradient(model):
-    """(losses, metrics, gradient of the sum of all replicas' losses) of embeddings and the images' weights."""
+    """(losses, metrics, gradient of the sum of all replicas' losses) of embeddings and the images'
+    weights."""
 
     def run(embeddings, weight):
         with tf.GradientTape() as tape:
@@ -265,10 +270,10 @@ def test_global_triplets_of_replicas_are_those_of_one(norm_over, replicas, float
     embeddings = np.random.default_rng(0).normal(size=[4 * images, 12])
     weight = np.where(np.arange(images) < images - 2, np.float32(1), np.float32(0))
     run = loss_and_gradient(exemplar(global_triplets=True, norm_over=norm_over))
-    together = [np.concatenate(parts) for parts in zip(*on_each(replicas, run, embeddings, weight))]  # noqa: B905
+    together = [np.concatenate(parts) for parts in zip(*on_each(replicas, run, embeddings, weight))]
     alone = run(tf.constant(embeddings), tf.constant(weight))
     valid = np.repeat(weight, 4) > 0
-    for a, b in zip(together, alone):  # noqa: B905
+    for a, b in zip(together, alone):
         np.testing.assert_allclose(a[valid], b.numpy()[valid], atol=1e-12)
     np.testing.assert_array_equal(together[3][~valid], 0)
 
@@ -280,7 +285,7 @@ def test_triplets_of_a_replica_are_its_own_by_default(replicas, float64):
         replicas, loss_and_gradient(exemplar()), embeddings, np.ones(images, np.float32)
     )
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    for share, (losses, *_) in zip(np.split(embeddings, len(shares)), shares):  # noqa: B905
+    for share, (losses, *_) in zip(np.split(embeddings, len(shares)), shares):
         np.testing.assert_allclose(
             np.mean(losses), mean_loss(share, np.arange(12) // 4, 0.5), rtol=1e-12
         )
@@ -301,12 +306,13 @@ def test_xla_equals_plain(source, float64):
         trained(source, jit_compile=True),
     )
     np.testing.assert_allclose(compiled_loss, loss, rtol=1e-9)
-    for a, b in zip(compiled_weights, weights):  # noqa: B905
+    for a, b in zip(compiled_weights, weights):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * np.abs(b).max())
 
 
 def test_it_learns(source):
-    """Pictures that are much alike, and still: the loss falls below the margin, where it would stay in a collapse."""
+    """Pictures that are much alike, and still: the loss falls below the margin, where it would stay
+    in a collapse."""
     tf.keras.utils.set_random_seed(0)
     layers = tf.keras.layers
     model = exemplar(

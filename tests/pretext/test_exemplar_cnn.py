@@ -1,4 +1,5 @@
-"""Exemplar-CNN: one patch of an image for ever, the vector of a transformation, classes by index."""
+"""Exemplar-CNN: one patch of an image for ever, the vector of a transformation, classes by
+index."""
 
 import colorsys
 
@@ -68,7 +69,8 @@ def test_patches_of_many_images_lie_where_the_gradients_are():
         patch = model.example({"image": image}, None)["image"].numpy()
         found.append((patch[:, :] != 90).any((0, 2)).sum())
     found = np.array(found)
-    # Of 37 places in x, 13 see all of the noise, 12 a part that falls from 11/12 to 0; the step at its edge weighs little.
+    # Of 37 places in x, 13 see all of the noise, 12 a part that falls from 11/12 to 0; the step at
+    # its edge weighs little.
     share = 13 / (13 + sum(range(12)) / 12)
     assert abs(np.mean(found == 12) - share) < 3.2 * np.sqrt(share * (1 - share) / 100) and np.all(
         found > 0
@@ -119,7 +121,7 @@ def colours_by_the_paper(image, numbers):
     axes = np.linalg.svd(pixels - mean, full_matrices=False)[2]
     pixels = mean + sum(
         f * np.outer((pixels - mean) @ axis, axis) for f, axis in zip(contrast[::-1], axes)
-    )  # noqa: B905
+    )
     out = []
     for pixel in np.clip(pixels, 0, 1):
         h, *sv = colorsys.rgb_to_hsv(*pixel)
@@ -139,12 +141,13 @@ def test_colours_are_the_papers(source, float64):
     extremes = np.stack([np.zeros(10), np.ones(10)])
     numbers = tf.concat([extremes, numbers[2:]], 0)
     got = model.augment({**batch, "colors": numbers}, None)
-    for image, alpha, new in zip(images.numpy(), numbers.numpy(), model.preview(got).numpy()):  # noqa: B905 (Python 3.9)
+    for image, alpha, new in zip(images.numpy(), numbers.numpy(), model.preview(got).numpy()):
         np.testing.assert_allclose(new, colours_by_the_paper(image, alpha), atol=1e-7)
 
 
 def test_fixed_samples_of_a_class():
-    """With three, forty draws show three transformations, movement and colours together; otherwise all differ."""
+    """With three, forty draws show three transformations, movement and colours together; otherwise
+    all differ."""
     image = picture()
     for samples, different in ((3, 3), (0, 40)):
         model = build(samples_per_class=samples)

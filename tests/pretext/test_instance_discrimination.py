@@ -7,7 +7,8 @@ from tfssl.data.ops.draws import Draws
 
 
 def test_negatives_reach_every_image_of_a_large_bank():
-    """Of 2^25 images; no bank of that size is made. A float32 has 24 bits: by it, odd entries beyond 2^24 would never be drawn."""
+    """Of 2^25 images; no bank of that size is made. A float32 has 24 bits: by it, odd entries
+    beyond 2^24 would never be drawn."""
     model = task("instance_discrimination", num_images=4, negatives=1000)
     model.num_images = 2**25
     batch = {"number": tf.range(8, dtype=tf.int64), "seed": tf.zeros([8], tf.int64)}

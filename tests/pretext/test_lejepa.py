@@ -24,7 +24,8 @@ def test_a_collapse_raises_the_alarm():
 
 
 def test_levels_of_independent_views():
-    """Two large views and two small ones: the large ones are part of the mean that they are measured by."""
+    """Two large views and two small ones: the large ones are part of the mean that they are
+    measured by."""
     chance = task("lejepa", **SMALL).chance()
     assert chance["invariance"] == pytest.approx((2 * 0.5 + 2 * 1.5) / 4)
     assert chance["loss"] == pytest.approx(0.95 * 1.0 + 0.05 * 1.053)

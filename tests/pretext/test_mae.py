@@ -23,7 +23,8 @@ def mae(size=8, **settings):
 
 @pytest.mark.parametrize("norm_pix,value", [(True, 2.2997097543), (False, 2.3190479132)])
 def test_the_loss_is_that_of_the_published_code(float64, norm_pix, value):
-    """Over the hidden patches alone, with pixels less their patch's mean by its unbiased deviation; by numpy, from the formula."""
+    """Over the hidden patches alone, with pixels less their patch's mean by its unbiased deviation;
+    by numpy, from the formula."""
     model = mae(norm_pix=norm_pix)
     images = tf.constant(normal(12, 2, 8, 8, 3))
     expected = [-0.00682678, 1.04614329, 0.74158841, 0.72395653]

@@ -20,7 +20,7 @@ def test_moco_fills_its_queue_with_keys_and_follows(source):
     rows = model.queue.rows.numpy()
     np.testing.assert_array_equal(rows[8:], old[:4])
     np.testing.assert_allclose(np.linalg.norm(rows[:8], axis=1), 1, rtol=1e-5)
-    pairs = zip(model.keys.twins[1].trainable_variables, model.projection.trainable_variables)  # noqa: B905
+    pairs = zip(model.keys.twins[1].trainable_variables, model.projection.trainable_variables)
     assert all(np.any(k.numpy() != q.numpy()) for k, q in pairs)
     assert not {id(v) for v in model.keys.non_trainable_variables} & {
         id(v) for v in model.trainable_variables
@@ -29,7 +29,8 @@ def test_moco_fills_its_queue_with_keys_and_follows(source):
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_keys_do_not_depend_on_the_order_they_are_computed_in(symmetric, source):
-    """Where nothing is normalized over the batch, a query's key is that of its image's other view, as the policy makes it."""
+    """Where nothing is normalized over the batch, a query's key is that of its image's other view,
+    as the policy makes it."""
     model = task(
         "moco", queue_size=16, projection_size=4, symmetric=symmetric, augmentation="moco_v2"
     )
@@ -46,8 +47,9 @@ def test_keys_do_not_depend_on_the_order_they_are_computed_in(symmetric, source)
 
 @pytest.mark.parametrize("count", [1, 4, 8])
 def test_a_querys_key_is_normalized_with_other_images(count, monkeypatch):
-    """Means of a query's group and of its key's group, of features whose two views correlate by 0.8: the correlation is 0.8 times the share
-    of images that the groups have in common, 0.12 in the published code (256 images in 8 groups, in a random order of all)."""
+    """Means of a query's group and of its key's group, of features whose two views correlate by
+    0.8: the correlation is 0.8 times the share of images that the groups have in common, 0.12 in
+    the published code (256 images in 8 groups, in a random order of all)."""
     rows, groups = 256, []
     images = (
         np.zeros([rows, 2, 2, 2, 3], np.uint8)

@@ -10,7 +10,8 @@ from joint_embedding import dense, head_parameters, task
     ids=["resnet", "vit"],
 )
 def test_the_heads_have_the_published_size(settings, layers, last):
-    """Layers of 4096 to 256 without biases; batch normalization after the hidden ones has parameters, after the last ones none."""
+    """Layers of 4096 to 256 without biases; batch normalization after the hidden ones has
+    parameters, after the last ones none."""
     expected = (
         dense(2048, 4096, False) + (layers - 1) * dense(4096, 4096, False) + dense(4096, 256, False)
     )

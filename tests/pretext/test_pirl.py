@@ -55,7 +55,8 @@ def test_pirls_bank_holds_the_images_own_embeddings(source, float64):
 
 
 def test_pirls_photometric_step():
-    """The published code's two thirds of images and patches, each with draws of its own, on the host alone."""
+    """The published code's two thirds of images and patches, each with draws of its own, on the
+    host alone."""
     policy = {"augmentation": "pirl_photometric", "jigsaw_augmentation": "pirl_photometric"}
     model = task("pirl", augment_on="host", **policy)
     assert {policy.photometric for policy in model.policies()} == {0.66} and len(

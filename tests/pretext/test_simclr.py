@@ -10,7 +10,8 @@ from tfssl.errors import UserError
 
 
 def test_simclr_with_a_memory(source):
-    """Both views of each image enter the queue as the momentum encoder embeds them, and count as candidates from the next step on."""
+    """Both views of each image enter the queue as the momentum encoder embeds them, and count as
+    candidates from the next step on."""
     model = task("simclr", queue_size=32, key_momentum=0.5, projection_size=4)
     model.batch_size = 8
     assert model.chance()["accuracy"] == 1 / (15 + 32)

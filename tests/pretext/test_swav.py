@@ -24,7 +24,8 @@ def test_swavs_prototypes_are_directions_that_wait(source):
 
 
 def test_swavs_head_normalizes_crops_of_all_sizes_together(source, float64):
-    """As the published code's forward_head: scores by hand, with statistics over the joined views of both sizes."""
+    """As the published code's forward_head: scores by hand, with statistics over the joined views
+    of both sizes."""
     settings = {"small_crops": 3, "small_size": 8, "freeze_prototypes_steps": 0}
     model = task("swav", projection_hidden=8, projection_size=4, prototypes=5, **settings)
     batch = model.to_float(next(iter(model.dataset(source, 6))))

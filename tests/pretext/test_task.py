@@ -1,5 +1,5 @@
-"""The one training step: its loss against a hand computation, statistics on replicas and in parts, precision, bookkeeping. (What every task
-is held to: testing/test_tasks.py.)"""
+"""The one training step: its loss against a hand computation, statistics on replicas and in parts,
+precision, bookkeeping. (What every task is held to: testing/test_tasks.py.)"""
 
 import os
 import subprocess
@@ -93,7 +93,8 @@ def network_with(sync=False, groups=1):
 
 
 def trained(task, make_backbone, source, strategy=None, steps=3, batch_size=8, **compiled):
-    """History, weights and optimizer state (the first step's momentum is its gradient) after training on equal terms."""
+    """History, weights and optimizer state (the first step's momentum is its gradient) after
+    training on equal terms."""
     strategy = strategy or tf.distribute.get_strategy()
     tf.keras.utils.set_random_seed(1)
     with strategy.scope():
@@ -113,7 +114,7 @@ def assert_equal(a, b, tolerance):
     for name in history_a:
         np.testing.assert_allclose(history_a[name], history_b[name], rtol=tolerance, err_msg=name)
     assert len(state_a) == len(state_b)
-    for (name, x), y in zip(state_a.items(), state_b.values()):  # noqa: B905 (Python 3.9)
+    for (name, x), y in zip(state_a.items(), state_b.values()):
         np.testing.assert_allclose(
             x, y, rtol=0, atol=tolerance * np.abs(x).max() + 1e-14, err_msg=name
         )
@@ -128,8 +129,9 @@ def test_a_synchronised_resnet_on_replicas(source, replicas, float64):
 
 @pytest.mark.parametrize("task", ["moco", slow("infomin")])
 def test_split_groups_train_like_one(task, source, replicas, float64, monkeypatch):
-    """Four groups of the global batch, in whose random order the keys are computed: on one device, and on several that share the groups
-    and exchange the keys' images. The colors are drawn on the device. Moving statistics move in another order."""
+    """Four groups of the global batch, in whose random order the keys are computed: on one device,
+    and on several that share the groups and exchange the keys' images. The colors are drawn on the
+    device. Moving statistics move in another order."""
     settings = {
         "split_batch_norm": 4,
         "augmentation": "moco_v2",
@@ -148,7 +150,10 @@ def test_split_groups_train_like_one(task, source, replicas, float64, monkeypatc
 def test_four_replicas():
     """The same test with four devices, in a process that has them."""
     files = ("pretext/test_task.py", "losses/test_replicas.py", "testing/test_tasks.py")
-    chosen = "(split_groups and moco) or rows_in_order or bytes_arrive or one_batch or (contract and exemplar and not cnn)"
+    chosen = (
+        "(split_groups and moco) or rows_in_order or bytes_arrive or one_batch or (contract and "
+        "exemplar and not cnn)"
+    )
     tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", *(f"tests/{file}" for file in files), "-k", chosen],
@@ -160,7 +165,8 @@ def test_four_replicas():
 
 @pytest.mark.parametrize("parts", [2, slow(4)])
 def test_parts_move_statistics_as_groups_do(parts, source, float64):
-    """The reference is the whole batch, normalised in groups of a part's size; without batch normalisation, the whole batch as it is."""
+    """The reference is the whole batch, normalised in groups of a part's size; without batch
+    normalisation, the whole batch as it is."""
     whole = trained("rotation", small_network, source)
     assert_equal(whole, trained("rotation", small_network, source, accumulate_steps=parts), 1e-8)
     grouped = trained("rotation", lambda: network_with(groups=parts), source)
@@ -170,7 +176,8 @@ def test_parts_move_statistics_as_groups_do(parts, source, float64):
 
 
 def test_accumulation_on_replicas(source, replicas, float64):
-    """Two parts on each of two replicas are four groups on one device; their statistics move in another order."""
+    """Two parts on each of two replicas are four groups on one device; their statistics move in
+    another order."""
     count = replicas.num_replicas_in_sync
     together = trained("rotation", network_with, source, replicas, steps=1, accumulate_steps=2)
     alone = trained("rotation", lambda: network_with(groups=2 * count), source, steps=1)
@@ -214,7 +221,8 @@ def test_synchronised_parts_are_refused_where_they_cannot_be(replicas):
 
 
 def test_loss_gradient_and_weight_decay_by_hand(source, float64):
-    """One SGD step is w - r (d mean(loss) / dw + wd w for kernels only), with the loss written out in NumPy."""
+    """One SGD step is w - r (d mean(loss) / dw + wd w for kernels only), with the loss written out
+    in NumPy."""
     model = build("rotation", weight_decay=0.01, color=False, flip=False)
     model.compile(tf.keras.optimizers.SGD(0.5))
     model.prepare()
@@ -226,7 +234,7 @@ def test_loss_gradient_and_weight_decay_by_hand(source, float64):
     labels = np.tile(np.arange(4), 4)
 
     def loss_of(weights):
-        for variable, value in zip(model.trainable_variables, weights):  # noqa: B905
+        for variable, value in zip(model.trainable_variables, weights):
             variable.assign(value)
         logits = model.head(model.backbone(images, training=True)["pre_logits"]).numpy()
         shifted = logits - logits.max(1, keepdims=True)
@@ -248,7 +256,7 @@ def test_loss_gradient_and_weight_decay_by_hand(source, float64):
         expected.append(before[i] - 0.5 * (slope + decay))
     reported = loss_of(before)
     model.train_step(batch)
-    for variable, value in zip(model.trainable_variables, expected):  # noqa: B905
+    for variable, value in zip(model.trainable_variables, expected):
         np.testing.assert_allclose(variable.numpy(), value, atol=1e-8, err_msg=variable.name)
     np.testing.assert_allclose(
         float(model.metrics[0].result()), reported, rtol=1e-9
@@ -268,7 +276,8 @@ def test_loss_gradient_and_weight_decay_by_hand(source, float64):
     ],
 )
 def test_a_compiled_step(task, policy, source):
-    """One XLA-compiled step of a network with batch normalisation: finite, all weights move, variables stay float32."""
+    """One XLA-compiled step of a network with batch normalisation: finite, all weights move,
+    variables stay float32."""
     tf.keras.mixed_precision.set_global_policy(policy)
     try:
         model = build(task, normalised_network())
@@ -278,7 +287,7 @@ def test_a_compiled_step(task, policy, source):
         history = model.fit(model.dataset(source, 4, steps=1), steps_per_epoch=1, verbose=0).history
         assert np.isfinite(history["loss"][0]) and history["loss"][0] != 0
         assert all(v.dtype == tf.float32 for v in model.trainable_variables)
-        moved = [np.any(v.numpy() != b) for v, b in zip(model.trainable_variables, before)]  # noqa: B905
+        moved = [np.any(v.numpy() != b) for v, b in zip(model.trainable_variables, before)]
         assert (
             all(moved) or policy == "mixed_float16"
         )  # a first float16 step may be skipped by loss scaling
@@ -299,7 +308,7 @@ def test_steps_per_execution_change_nothing(source):
         )  # a single step is no loop
         model.fit(data, steps_per_epoch=6, verbose=0)
         results.append([v.numpy() for v in model.trainable_variables])
-    for a, b in zip(*results):  # noqa: B905
+    for a, b in zip(*results):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
@@ -359,7 +368,7 @@ def test_preparing_traces_the_network_once_and_draws_what_an_eager_call_draws():
         else:
             model(model.to_float(model.zero_batch(2)))
         made.append(model.get_weights())
-    for ours, eager in zip(*made):  # noqa: B905 (Python 3.9)
+    for ours, eager in zip(*made):
         np.testing.assert_array_equal(ours, eager)
 
 
@@ -373,7 +382,8 @@ def test_kernels_are_those_of_convolutions_and_dense_layers():
 
 
 def test_kernels_of_a_mobile_network_are_all_of_its_convolutions():
-    """Depthwise kernels too, which Keras calls otherwise; no normalization, not even one over several axes, and no slope."""
+    """Depthwise kernels too, which Keras calls otherwise; no normalization, not even one over
+    several axes, and no slope."""
     network = tf.keras.Sequential(
         [
             tf.keras.layers.Conv2D(6, 3, 2),
@@ -401,7 +411,8 @@ def test_kernels_of_a_mobile_network_are_all_of_its_convolutions():
 
 
 def test_decay_of_all_parameters_is_pytorchs(float64):
-    """SGD in PyTorch: g <- g + w d for every parameter; here on the loss, where the difference to a run without decay has to be r w d."""
+    """SGD in PyTorch: g <- g + w d for every parameter; here on the loss, where the difference to a
+    run without decay has to be r w d."""
     models = []
     for settings in (
         {"weight_decay": 0.0},
@@ -419,7 +430,7 @@ def test_decay_of_all_parameters_is_pytorchs(float64):
         model.train_step(model.zero_batch(4))
         models.append([v.numpy() for v in model.trainable_variables])
     names = [v.name for v in model.trainable_variables]
-    for name, w, without, everything, kernels in zip(names, start, *models):  # noqa: B905 (Python 3.9)
+    for name, w, without, everything, kernels in zip(names, start, *models):
         decayed = 0.5 * 0.01 * w if "probe" not in name else 0.0
         np.testing.assert_allclose(without - everything, decayed, atol=1e-12, err_msg=name)
         np.testing.assert_allclose(
@@ -430,8 +441,8 @@ def test_decay_of_all_parameters_is_pytorchs(float64):
 
 @pytest.mark.parametrize("task", ["rotation", "byol"])
 def test_a_short_runs_statistics_are_those_of_its_images(task, source, float64):
-    """Ten steps on one batch at the default momentum 0.99, which alone would leave nine tenths of where the statistics began; those of a
-    target network too."""
+    """Ten steps on one batch at the default momentum 0.99, which alone would leave nine tenths of
+    where the statistics began; those of a target network too."""
     network = tf.keras.Sequential([BatchNorm(), tf.keras.layers.Conv2D(6, 3, 2)])
     network.build((None, 16, 16, 3))
     model = build(task, network)

@@ -44,7 +44,8 @@ def test_flagfile_errors_name_the_file(tmp_path):
 
 
 def test_flagfiles_of_other_editors(tmp_path):
-    """A mark at the beginning and ends of lines as Windows has them are read; another encoding is named."""
+    """A mark at the beginning and ends of lines as Windows has them are read; another encoding is
+    named."""
     path = tmp_path / "a.flags"
     path.write_bytes(b"\xef\xbb\xbf--seed=1\r\n--task=rotation\r\n")
     assert cli.expand_flagfiles(["prog", f"--flagfile={path}"]) == [
@@ -88,7 +89,8 @@ def test_every_installed_flagfile_is_accepted_by_its_binary(tfssl_command):
 
 
 def test_a_first_look_at_a_flag(tmp_path):
-    """As absl reads it later: the last one counts, in a flagfile too, and nothing after a bare --."""
+    """As absl reads it later: the last one counts, in a flagfile too, and nothing after a bare
+    --."""
     (tmp_path / "a.flags").write_text("--task=simclr\n--epochs=3\n")
     flagfile = f"--flagfile={tmp_path}/a.flags"
     for argv, expected in (

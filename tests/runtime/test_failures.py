@@ -18,7 +18,8 @@ def test_a_full_disk():
 
 @pytest.mark.parametrize("number", errors.TROUBLES)
 def test_troubles_of_the_disk_name_cause_path_and_remedy(number, tmp_path, monkeypatch):
-    """As Python says them, with a path and without, and as TensorFlow does; none of them leaves a traceback."""
+    """As Python says them, with a path and without, and as TensorFlow does; none of them leaves a
+    traceback."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     text, (cause, remedy) = os.strerror(number), errors.TROUBLES[number]
     for error, path in (
@@ -32,7 +33,8 @@ def test_troubles_of_the_disk_name_cause_path_and_remedy(number, tmp_path, monke
             tf.errors.PermissionDeniedError(
                 None,
                 None,
-                "{{function_node __wrapped__FlushSummaryWriter_device_/job:localhost/replica:0/task:0/device:CPU:0}} "
+                "{{function_node "
+                "__wrapped__FlushSummaryWriter_device_/job:localhost/replica:0/task:0/device:CPU:0}} "
                 f"gs://bucket/events.v2; {text} [Op:FlushSummaryWriter]",
             ),
             "gs://bucket/events.v2",

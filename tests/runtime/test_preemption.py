@@ -1,4 +1,5 @@
-"""Signals within one process; whole runs that are stopped and go on are in tests/test_train.py and tests/test_workers.py."""
+"""Signals within one process; whole runs that are stopped and go on are in tests/test_train.py and
+tests/test_workers.py."""
 
 import os
 import signal
@@ -12,7 +13,8 @@ from tfssl.runtime.preemption import STATUS, Preempted, Preemption
 
 
 def stopped_by(number, when, photos):
-    """The exception that ends a fit to which the signal is sent `when` a Keras event comes, and the saves it led to."""
+    """The exception that ends a fit to which the signal is sent `when` a Keras event comes, and the
+    saves it led to."""
     network = tf.keras.Sequential(
         [tf.keras.layers.Conv2D(3, 3, 2), tf.keras.layers.GlobalAveragePooling2D()]
     )

@@ -1,4 +1,5 @@
-"""oneDNN and bfloat16 by processor: lists of flags as Linux gives them, and the switch in fresh processes."""
+"""oneDNN and bfloat16 by processor: lists of flags as Linux gives them, and the switch in fresh
+processes."""
 
 import os
 import subprocess
@@ -9,7 +10,8 @@ import pytest
 import tfssl
 from tfssl.runtime import processor
 
-# Excerpts of /proc/cpuinfo: the vector extensions of each. The years are those of the first product.
+# Excerpts of /proc/cpuinfo: the vector extensions of each. The years are those of the first
+# product.
 SSE = "fpu sse sse2 ssse3 sse4_1 sse4_2"
 AVX2 = f"{SSE} avx f16c fma avx2 bmi1 bmi2"
 AVX512 = f"{AVX2} avx512f avx512dq avx512cd avx512bw avx512vl"
@@ -41,7 +43,8 @@ def test_processors(name, tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
     label = "Features" if name.startswith("Neoverse") else "flags"
     cpuinfo.write_text(
-        f"processor\t: 0\nvmx flags\t: avx amx_bf16 vnmi\n{label}\t\t: {flags}\nbugs\t\t: spectre_v1\n"
+        f"processor\t: 0\nvmx flags\t: avx amx_bf16 vnmi\n{label}\t\t: {flags}\nbugs\t\t: "
+        "spectre_v1\n"
     )
     found = processor.features(cpuinfo)
     assert found == set(flags.split())
@@ -70,7 +73,10 @@ def fresh(program, **environment):
     )
 
 
-SHOW = "; import os; from tfssl.runtime import processor; print(os.environ.get(processor.ONEDNN), processor.onednn_is_on())"
+SHOW = (
+    "; import os; from tfssl.runtime import processor; print(os.environ.get(processor.ONEDNN), "
+    "processor.onednn_is_on())"
+)
 
 
 @pytest.mark.skipif("avx" not in processor.features(), reason="an x86 processor with AVX")
@@ -84,7 +90,8 @@ def test_onednn_is_on_unless_the_user_says_otherwise():
 
 
 def test_tensorflow_imported_first_without_onednn_is_told(monkeypatch, recwarn):
-    """As on a processor on which TensorFlow leaves oneDNN off (this one may be another): nothing can be switched on any more."""
+    """As on a processor on which TensorFlow leaves oneDNN off (this one may be another): nothing
+    can be switched on any more."""
     monkeypatch.delenv(processor.ONEDNN, raising=False)
     monkeypatch.setattr(processor, "features", lambda: set(AVX2.split()))
     monkeypatch.setattr(processor, "onednn_is_on", lambda: False)

@@ -110,8 +110,8 @@ def test_auto_precision_is_what_the_device_computes_in(
 
 @pytest.mark.parametrize("step, exchange", [(0.1, 0.0005), (0.1, 0.01), (2.0, 0.01), (0.003, 0.02)])
 def test_workers_agree_seldom_and_learn_of_it_after_the_same_step(step, exchange, monkeypatch):
-    """Three workers in threads that meet at each exchange, each with a clock: it takes less than a hundredth of the time, and what one was
-    told all hear in the same step, within five seconds."""
+    """Three workers in threads that meet at each exchange, each with a clock: it takes less than a
+    hundredth of the time, and what one was told all hear in the same step, within five seconds."""
     workers, steps, told_at = 3, int(60 / step), int(40 / step)
     clocks, sums, barrier = [0.0] * workers, {}, threading.Barrier(workers)
     monkeypatch.setattr(strategies, "several_workers", lambda strategy: True)

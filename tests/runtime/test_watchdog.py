@@ -1,4 +1,5 @@
-"""A process that stands still says so, and ends when it is told to, though its main thread waits within TensorFlow."""
+"""A process that stands still says so, and ends when it is told to, though its main thread waits
+within TensorFlow."""
 
 import functools
 import os
@@ -56,14 +57,15 @@ def test_a_standstill_is_told_and_ends_by_a_signal(tmp_path):
     told, ended = said.splitlines()
     assert re.search(r"no progress for [1-3] s, waiting for a training step or its images$", told)
     assert (
-        "SIGTERM: ended without another save, waiting for a training step or its images; step 7 is saved"
-        in ended
+        "SIGTERM: ended without another save, waiting for a training step or its images; step 7 is "
+        "saved" in ended
     )
 
 
 @pytest.mark.parametrize("split, number", [("train", signal.SIGTERM), ("test", signal.SIGINT)])
 def test_a_run_whose_images_do_not_come_any_more_ends(split, number, photos, tmp_path):
-    """An image becomes a pipe that nobody writes into, and a batch of training, or of the validation, waits for it."""
+    """An image becomes a pipe that nobody writes into, and a batch of training, or of the
+    validation, waits for it."""
     for part in ("train", "test"):
         shutil.copytree(photos, tmp_path / "data" / part)
     flags = (*TINY, "--train_steps=100000", "--checkpoint_steps=4", "--val_split=test")
@@ -92,7 +94,8 @@ def test_a_run_whose_images_do_not_come_any_more_ends(split, number, photos, tmp
 
 
 def strikes_at(place, number):
-    """To be called in a process: it sends itself a signal where it comes to a function, module:name."""
+    """To be called in a process: it sends itself a signal where it comes to a function,
+    module:name."""
     import importlib
 
     module, _, name = place.partition(":")
@@ -132,7 +135,8 @@ def strikes_at(place, number):
 def test_a_signal_outside_of_the_training_steps_is_one_line(
     binary, place, number, flags, photos, tmp_path
 ):
-    """Before, the process was killed, by the default action, and what it had begun to write stayed."""
+    """Before, the process was killed, by the default action, and what it had begun to write
+    stayed."""
     flags = (f"--dataset=folder:{photos}", *flags)
     if binary in ("train", "export.__main__"):
         flags += TINY
@@ -151,7 +155,8 @@ def test_a_signal_outside_of_the_training_steps_is_one_line(
 
 
 def test_a_command_that_waits_for_an_image_ends(tmp_path):
-    """Its main thread is within TensorFlow, where no handler of Python's runs; the image is a pipe that nobody writes into."""
+    """Its main thread is within TensorFlow, where no handler of Python's runs; the image is a pipe
+    that nobody writes into."""
     (tmp_path / "photos" / "a").mkdir(parents=True)
     os.mkfifo(tmp_path / "photos" / "a" / "1.png")
     flags = (f"--dataset=folder:{tmp_path / 'photos'}", f"--workdir={tmp_path / 'run'}", *TINY)

@@ -1,4 +1,5 @@
-"""Two players against gradient reversal, which is the same by another way: at once, in parts, cached, on replicas."""
+"""Two players against gradient reversal, which is the same by another way: at once, in parts,
+cached, on replicas."""
 
 import numpy as np
 import pytest
@@ -103,14 +104,14 @@ def reference(photos):
 )
 def test_each_player_learns_from_its_own_loss(settings, reference, photos, float64):
     history, weights = trained(Adversary, photos, **settings)
-    for x, y in zip(reference, weights):  # noqa: B905 (Python 3.9)
+    for x, y in zip(reference, weights):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
     parts = history["encoder_loss"][0] + history["critic_loss"][0]
     assert history["loss"][0] == pytest.approx(parts, rel=1e-9) and parts > 0
 
 
 def test_players_on_replicas(reference, photos, replicas, float64):
-    for x, y in zip(reference, trained(Adversary, photos, replicas)[1]):  # noqa: B905 (Python 3.9)
+    for x, y in zip(reference, trained(Adversary, photos, replicas)[1]):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
 
 

@@ -1,4 +1,5 @@
-"""Phases on a small clustering task: what they see and write, on replicas, in parts, with XLA, and after a kill."""
+"""Phases on a small clustering task: what they see and write, on replicas, in parts, with XLA, and
+after a kill."""
 
 import re
 import shutil
@@ -79,7 +80,7 @@ def assert_close(one, other, tolerance):
     for name in one[0]:
         np.testing.assert_allclose(one[0][name], other[0][name], rtol=tolerance, err_msg=name)
     assert len(one[1]) == len(other[1])
-    for (name, x), y in zip(one[1].items(), other[1].values()):  # noqa: B905 (Python 3.9)
+    for (name, x), y in zip(one[1].items(), other[1].values()):
         np.testing.assert_allclose(
             x, y, rtol=0, atol=tolerance * np.abs(x).max() + 1e-14, err_msg=name
         )
@@ -168,7 +169,8 @@ def test_it_compiles(source, float64):
 
 @pytest.fixture(scope="module")
 def whole(source, tmp_path_factory):
-    """(Folder with the checkpoint at step 2, all variables at step 4) of a run that nobody killed, whose order follows its clusters."""
+    """(Folder with the checkpoint at step 2, all variables at step 4) of a run that nobody killed,
+    whose order follows its clusters."""
     folder, strategy = tmp_path_factory.mktemp("whole"), tf.distribute.get_strategy()
     model = build(strategy, task=Balanced)
     fit(model, strategy, source, end=2)
@@ -178,7 +180,8 @@ def whole(source, tmp_path_factory):
 
 @pytest.mark.parametrize("moment", ["before", "in", "after"])
 def test_a_killed_run_goes_on_bit_by_bit(source, whole, moment, tmp_path, monkeypatch):
-    """The checkpoint at step 2 is from before the phase at step 2; one at step 3 holds its labels."""
+    """The checkpoint at step 2 is from before the phase at step 2; one at step 3 holds its
+    labels."""
     strategy, folder = tf.distribute.get_strategy(), shutil.copytree(whole[0], tmp_path / "killed")
 
     def restored():
@@ -202,7 +205,8 @@ def test_a_killed_run_goes_on_bit_by_bit(source, whole, moment, tmp_path, monkey
 
 
 def test_an_order_by_pseudo_labels_shows_all_clusters_alike(source, replicas):
-    """30, 12 and 6 images: a third of the examples each, and within a cluster its images alike, to four standard errors."""
+    """30, 12 and 6 images: a third of the examples each, and within a cluster its images alike, to
+    four standard errors."""
     model = build(tf.distribute.get_strategy(), task=Balanced)
     assert model.order(source) is source  # nothing is clustered yet
     labels = np.repeat([0, 1, 2], [30, 12, 6])[np.random.default_rng(0).permutation(48)]

@@ -128,7 +128,10 @@ def test_files_that_cannot_be_written_are_found_too(tmp_path):
 def test_scratch_folders_of_killed_processes_go(tmp_path, monkeypatch):
     """Those of living ones stay, however old they are."""
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from tfssl.storage import files; print(files.scratch('x-'), flush=True); input()"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from tfssl.storage import files; "
+        "print(files.scratch('x-'), flush=True); input()"
+    )
     line = [sys.executable, "-c", code, os.path.dirname(os.path.dirname(tfssl.__file__))]
     others = [
         subprocess.Popen(
@@ -226,7 +229,8 @@ def test_nobody_writes_past_write_file():
 
 
 def test_room_is_claimed_and_contents_stay(tmp_path, monkeypatch):
-    """A sparse file has no blocks; with `claim` it has as many as its bytes take, also where the system has no call for that (macOS)."""
+    """A sparse file has no blocks; with `claim` it has as many as its bytes take, also where the
+    system has no call for that (macOS)."""
     for number in range(2):
         with open(tmp_path / f"{number}", "w+b") as file:
             file.write(b"head")

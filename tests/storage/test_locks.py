@@ -28,7 +28,8 @@ except UserError as e:
 
 
 def start(folder):
-    """A process that takes the lock when it gets a line, says so, and gives it back at the next line."""
+    """A process that takes the lock when it gets a line, says so, and gives it back at the next
+    line."""
     command = [sys.executable, "-c", HOLD, str(folder)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -49,7 +50,10 @@ def other(tmp_path):
 
 
 def test_a_second_process_is_refused_and_told_who_is_there(other, tmp_path):
-    said = rf"is in use by process {other.pid} on .* since 20.* \(.*\): .*--workdir, or let --steal_lock"
+    said = (
+        rf"is in use by process {other.pid} on .* since 20.* \(.*\): .*--workdir, or let "
+        rf"--steal_lock"
+    )
     with pytest.raises(UserError, match=said), workdir_lock(str(tmp_path)):
         pass
     tell(other)
@@ -95,7 +99,8 @@ def test_who_gets_it_sweeps_and_takes_nothing_from_those_who_still_ask(tmp_path,
 
 
 def lock(folder, silent=0, **other):
-    """The lock of a process like this one, but for `other`, that gave its last sign of life `silent` seconds ago."""
+    """The lock of a process like this one, but for `other`, that gave its last sign of life
+    `silent` seconds ago."""
     me = locks._Local(str(folder / "lock"), "", "").me
     (folder / "lock").write_text(json.dumps({**me, **other}))
     os.utime(folder / "lock", (time.time() - silent,) * 2)

@@ -1,4 +1,5 @@
-"""The check for users' sources: what keeps the promises passes, and sources with one fault each do not."""
+"""The check for users' sources: what keeps the promises passes, and sources with one fault each do
+not."""
 
 import numpy as np
 import pytest

@@ -73,7 +73,8 @@ TASKS = {
     "sup_con": EMBEDDING,
     "supervised": {},
 }
-LIKE_OTHERS = (  # jigsaw; bank, queue and branch of others; byol's networks, simclr's and moco's losses
+# jigsaw; bank, queue and branch of others; byol's networks, simclr's and moco's losses
+LIKE_OTHERS = (
     "relative_patch",
     "pirl",
     "infomin",
@@ -292,7 +293,8 @@ class Last(Rotation):
     [
         (
             Chance,
-            "chance.. has the level of each metric; it names loss, and the metrics are accuracy, loss",
+            "chance.. has the level of each metric; it names loss, and the metrics are accuracy, "
+            "loss",
             None,
         ),
         (Scalar, r"objective..: the loss has a value for each image, \[n\]", None),

@@ -1,4 +1,5 @@
-"""What the log says of a run: means of nothing are no 0, and a run that learns nothing is told so."""
+"""What the log says of a run: means of nothing are no 0, and a run that learns nothing is told
+so."""
 
 import json
 import math
@@ -106,7 +107,8 @@ def test_where_chance_is_always_right_nothing_is_begun(tmp_path):
     "replaced, ends", [(0, False), (100, False), (128, False), (129, True), (1000, True)]
 )
 def test_more_than_a_tenth_replaced_ends_the_run(replaced, ends, tmp_path):
-    """Of 1,000 images; by chance 100 become 128, three standard deviations more, in one interval of 700."""
+    """Of 1,000 images; by chance 100 become 128, three standard deviations more, in one interval of
+    700."""
     log = callbacks.Log(
         Model(WEIGHTS),
         str(tmp_path),

@@ -45,7 +45,7 @@ def test_restore_brings_back_weights_and_slots(tmp_path):
     for a, b in zip(
         [*model.variables, *model.optimizer.variables],
         [*other.variables, *other.optimizer.variables],
-    ):  # noqa: B905
+    ):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
@@ -102,7 +102,8 @@ def test_states_that_are_not_finite_are_not_saved(tmp_path):
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path):
-    """Its temporary folder; complete checkpoints that nobody noted down are found, and data without an index are set aside."""
+    """Its temporary folder; complete checkpoints that nobody noted down are found, and data without
+    an index are set aside."""
     Checkpoints(compiled(), str(tmp_path)).save(5)
     os.remove(tmp_path / "checkpoint")
     (tmp_path / "ckpt-9_temp").mkdir()
@@ -225,7 +226,8 @@ def test_characters_of_patterns_are_characters(name, tmp_path):
 
 
 def test_a_checkpoint_is_on_the_disk_before_its_index_has_its_name(tmp_path, monkeypatch):
-    """What a cut of the power leaves is what was synced: the data and the index, then the data's name, then the index's."""
+    """What a cut of the power leaves is what was synced: the data and the index, then the data's
+    name, then the index's."""
     checkpoints = Checkpoints(compiled(), str(tmp_path))
     checkpoints.save(1)
     done, fsync, replace = [], os.fsync, os.replace
@@ -245,7 +247,8 @@ def test_a_checkpoint_is_on_the_disk_before_its_index_has_its_name(tmp_path, mon
 def test_the_kernel_is_asked_to_sync_three_times_a_checkpoint(tmp_path):
     program = (
         "import tensorflow as tf; from tfssl.training.checkpoints import Checkpoints; "
-        "m = tf.keras.Sequential([tf.keras.layers.Dense(2)]); m.build([None, 3]); m.compile(tf.keras.optimizers.SGD(0.1)); "
+        "m = tf.keras.Sequential([tf.keras.layers.Dense(2)]); m.build([None, 3]); "
+        "m.compile(tf.keras.optimizers.SGD(0.1)); "
         f"c = Checkpoints(m, {str(tmp_path / 'run')!r}); [c.save(step) for step in range(1, 6)]"
     )
     trace = tmp_path / "trace"
@@ -277,7 +280,7 @@ def test_checkpoints_of_tensorflows_own_manager_are_read(tmp_path):
     for a, b in zip(
         [*model.variables, *model.optimizer.variables],
         [*other.variables, *other.optimizer.variables],
-    ):  # noqa: B905
+    ):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
     checkpoints.save(8)  # and what is written now, they read
     again = compiled(5.0)
@@ -312,7 +315,8 @@ def full_disk(*_):
 
 
 def test_of_several_workers_one_writes(tmp_path):
-    """The others go through the same save, elsewhere: nothing of theirs is left, and nothing of the writer's is touched."""
+    """The others go through the same save, elsewhere: nothing of theirs is left, and nothing of the
+    writer's is touched."""
     writer, other = (
         Checkpoints(compiled(), str(tmp_path)),
         Checkpoints(compiled(2.0), str(tmp_path), writes=False),

@@ -1,4 +1,5 @@
-"""Contradictions between settings. All that a command line can get wrong is in tests/test_mistakes.py."""
+"""Contradictions between settings. All that a command line can get wrong is in
+tests/test_mistakes.py."""
 
 import pytest
 

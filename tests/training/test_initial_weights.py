@@ -29,7 +29,7 @@ def test_the_same_network_takes_every_variable(module):
     tf.keras.utils.set_random_seed(2)
     model = rotation(backbones.build("resnet18_v2", 0.125, "small"))
     init.from_module(model, module)
-    for mine, theirs in zip(model.backbone.variables, tf.saved_model.load(module).variables):  # noqa: B905 (Python 3.9)
+    for mine, theirs in zip(model.backbone.variables, tf.saved_model.load(module).variables):
         np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
 
 
@@ -55,7 +55,8 @@ def test_nothing_in_common_is_refused(module):
 
 
 def test_of_two_networks_each_takes_its_own(monkeypatch):
-    """By name, which is the same in both, where another layer is too much; an upper layer may have another shape."""
+    """By name, which is the same in both, where another layer is too much; an upper layer may have
+    another shape."""
 
     def network(values, extra=()):
         shapes = {

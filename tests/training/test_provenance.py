@@ -1,4 +1,5 @@
-"""What a run was trained on; whole runs that meet other data are in tests/test_train.py and tests/test_finetune.py."""
+"""What a run was trained on; whole runs that meet other data are in tests/test_train.py and
+tests/test_finetune.py."""
 
 import json
 import shutil
@@ -82,8 +83,8 @@ def test_files_that_were_written_again_are_told(photos, copy, tmp_path, capsys):
     path.write_bytes(path.read_bytes())
     Provenance(str(tmp_path), tfssl.open_source(f"folder:{copy}")).check()
     assert (
-        "other times than when the run began (written again, or touched); their names and sizes are the same"
-        in capsys.readouterr().out
+        "other times than when the run began (written again, or touched); their names and sizes "
+        "are the same" in capsys.readouterr().out
     )
 
 

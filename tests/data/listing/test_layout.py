@@ -1,4 +1,5 @@
-"""Other people's folders, as lists of names: which are splits, which are classes, what is left out. No files are needed."""
+"""Other people's folders, as lists of names: which are splits, which are classes, what is left out.
+No files are needed."""
 
 import pytest
 
@@ -17,7 +18,8 @@ def find(text):
 
 
 def open_split(found, split):
-    """What opening a split gives: (its images, {class: images}); None for the class where there is none."""
+    """What opening a split gives: (its images, {class: images}); None for the class where there is
+    none."""
     sizes = {name: [sum(len(part.names) for part in parts)] for name, parts in found.splits.items()}
     ((name, start, stop),) = resolve(split, sizes, "folder:x")
     parts = found.splits[name]
@@ -133,7 +135,8 @@ def test_the_same_role_twice_is_for_the_user_to_choose():
 
 def test_folds_are_splits():
     found = find(
-        "cross-validation/fold1/a cross-validation/fold1/b cross-validation/fold2/a cross-validation/fold3/b"
+        "cross-validation/fold1/a cross-validation/fold1/b cross-validation/fold2/a "
+        "cross-validation/fold3/b"
     )
     assert set(found.splits) == {"fold1", "fold2", "fold3"} and open_split(found, "fold1")[1] == {
         "a",

@@ -1,4 +1,5 @@
-"""tfssl.data.ops.image against Pillow, NumPy and the definitions of the operations, eagerly and inside tf.data."""
+"""tfssl.data.ops.image against Pillow, NumPy and the definitions of the operations, eagerly and
+inside tf.data."""
 
 import io
 import os
@@ -128,7 +129,8 @@ def in_both_modes(op, image, *others):
 def test_decoded_pixels_are_pillows(name):
     pixels = in_both_modes(ops.decode, FILES[name])
     assert pixels.dtype == np.uint8
-    # Two builds of libjpeg may round differently; its fast transform is off by 4 levels on these files.
+    # Two builds of libjpeg may round differently; its fast transform is off by 4 levels on these
+    # files.
     np.testing.assert_allclose(
         pixels.astype(int), pillow(name).astype(int), rtol=0, atol=1 if name in JPEGS else 0
     )
@@ -409,7 +411,8 @@ def coordinates(height, width):
 
 
 def boxes_of_random_resized_crop(count, height, width, **settings):
-    """Boxes [count, 4] of y, x, h, w: nearest neighbour enlargement shows a crop's first and last row and column."""
+    """Boxes [count, 4] of y, x, h, w: nearest neighbour enlargement shows a crop's first and last
+    row and column."""
     image = coordinates(height, width)
     ends = each_seed(
         lambda seed: ops.random_resized_crop(image, seed, 256, method="nearest", **settings)[
@@ -423,7 +426,8 @@ def boxes_of_random_resized_crop(count, height, width, **settings):
 
 
 def inception_boxes(count, height, width, area_range, aspect_range=(3 / 4, 4 / 3), covered=0.1):
-    """The recipe in NumPy: aspect uniform, then the height uniform, then the place; again if it does not fit."""
+    """The recipe in NumPy: aspect uniform, then the height uniform, then the place; again if it
+    does not fit."""
     random, boxes = np.random.default_rng(0), []
     low, high = (part * height * width for part in area_range)
     while len(boxes) < count:
@@ -557,7 +561,8 @@ def test_crops_are_drawn_as_published(sampler, area_range, mean_area):
 
 @pytest.mark.parametrize("height, width", [(60, 250), (250, 60), (100, 120)])
 def test_crops_that_do_not_fit(height, width):
-    """torchvision falls back on the center, cut to the aspect range; BYOL cuts the sides to the image's."""
+    """torchvision falls back on the center, cut to the aspect range; BYOL cuts the sides to the
+    image's."""
     fallback = torch_box(np.random.default_rng(0), height, width, (2.0, 3.0))
     np.testing.assert_array_equal(sampled(3, height, width, "torch", (2.0, 3.0)), [fallback] * 3)
     np.testing.assert_array_equal(
@@ -581,7 +586,8 @@ BIG = np.asarray(Image.fromarray(load_sample_images().images[0]).resize((1300, 8
 @pytest.mark.parametrize("method, most", [("pillow", 4.3), ("bilinear", 5.7), ("bicubic", 6.7)])
 @pytest.mark.parametrize("kind", ["jpeg", "pixels"])
 def test_reduced_noise_is_averaged_away(kind, method, most):
-    """Of white noise of 64 levels, reduced tenfold, Pillow keeps 4.1, area means 6.1, plain interpolation 30."""
+    """Of white noise of 64 levels, reduced tenfold, Pillow keeps 4.1, area means 6.1, plain
+    interpolation 30."""
     noise = np.clip(np.random.default_rng(0).normal(128, 64, [1120, 1120, 3]), 0, 255).astype(
         np.uint8
     )
@@ -601,7 +607,8 @@ def test_reduced_noise_is_averaged_away(kind, method, most):
     "name", ["jpeg", "jpeg 4:2:2", "jpeg 4:4:4", "jpeg progressive", "jpeg gray", "jpeg cmyk"]
 )
 def test_jpegs_are_reduced_within_the_decoder(name):
-    """As by Pillow's draft mode, which is the same libjpeg's; a part has the pixels of the whole image."""
+    """As by Pillow's draft mode, which is the same libjpeg's; a part has the pixels of the whole
+    image."""
 
     def part(y, x, height, width, size):
         return (
@@ -661,8 +668,9 @@ def test_pillows_resize(size):
 
 @pytest.mark.parametrize("side, most", [(500, 0.5), (420, 4), (200, 4), (100, 4)])
 def test_crops_of_photographs_are_those_of_torchvision(side, most):
-    """It decodes all, cuts, and resizes by Pillow. The same up to a level below twice the size; then, as the decoder reduces and a crop's
-    border is rounded to what it leaves, within 4 levels in the mean (plain interpolation: 8 and 11 at 200 and 100 pixels)."""
+    """It decodes all, cuts, and resizes by Pillow. The same up to a level below twice the size;
+    then, as the decoder reduces and a crop's border is rounded to what it leaves, within 4 levels
+    in the mean (plain interpolation: 8 and 11 at 200 and 100 pixels)."""
     data, seed, area_range = encoded(Image.fromarray(BIG), "JPEG", quality=90), [0, 5], (0.9, 1.0)
     got = (
         ops.random_resized_crop(data, seed, side, area_range, sampler="torch", method="pillow")
@@ -833,7 +841,8 @@ USES = {
 
 
 def rise(name, results):
-    """Per use: what it raised, and megabytes by which it raised the peak of this process's memory."""
+    """Per use: what it raised, and megabytes by which it raised the peak of this process's
+    memory."""
     image = SMALL_FILES[name][0]()
     assert len(image) < 1e6
     for use, function in USES.items():

@@ -23,7 +23,8 @@ def test_equals_scikit_image(dtype):
 
 
 def test_known_colours():
-    """White, black and gray have no colour; L of a middle gray by the formula; primaries as CIE's tables have them."""
+    """White, black and gray have no colour; L of a middle gray by the formula; primaries as CIE's
+    tables have them."""
     found = lab.from_rgb(
         tf.constant([[1.0, 1, 1], [0, 0, 0], [0.5, 0.5, 0.5], [1, 0, 0], [0, 0, 1]])
     ).numpy()

@@ -1,4 +1,5 @@
-"""tfssl.data.ops.patches against naive slices, the numbers of the 2019 study, and TensorFlow's own standardisation."""
+"""tfssl.data.ops.patches against naive slices, the numbers of the 2019 study, and TensorFlow's own
+standardisation."""
 
 import numpy as np
 import pytest
@@ -48,7 +49,8 @@ def test_cut_is_slicing():
 
 
 def test_patches_lie_where_the_gradients_are():
-    """The share of all numbers in [0, 1) that choose a place is that of the gradients in the patch there."""
+    """The share of all numbers in [0, 1) that choose a place is that of the gradients in the patch
+    there."""
     image = np.random.default_rng(0).integers(0, 256, [7, 9, 3], np.uint8)
     levels = image.mean(-1)
     mass = np.zeros([4, 6])
@@ -139,7 +141,8 @@ def test_cells_of_a_batch(height, width, grid):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_standardise_is_tensorflows(dtype):
-    """Of the levels, where its floor lies: a patch of one colour, or nearly, is not blown up beyond that."""
+    """Of the levels, where its floor lies: a patch of one colour, or nearly, is not blown up beyond
+    that."""
     levels = np.random.default_rng(0).integers(0, 256, [4, 8, 6, 3]).astype(np.float64)
     levels[1] = 200
     levels[2] = 200

@@ -1,4 +1,5 @@
-"""tfssl.data.ops.photometric against tf.image, colorsys, scipy and np.rot90, in plain TensorFlow and in XLA."""
+"""tfssl.data.ops.photometric against tf.image, colorsys, scipy and np.rot90, in plain TensorFlow
+and in XLA."""
 
 import colorsys
 import itertools
@@ -18,7 +19,8 @@ TOLERANCE = {tf.float16: 4e-3, tf.bfloat16: 3e-2, tf.float32: 1e-5, tf.float64: 
 
 
 def pictures(count=6, size=9, low=0.0, high=1.0):
-    """[count, size, size, 3] of noise, with pure colours, grays, black and white in the first rows of each."""
+    """[count, size, size, 3] of noise, with pure colours, grays, black and white in the first rows
+    of each."""
     images = np.random.default_rng(0).uniform(low, high, [count, size, size, 3])
     corners = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1]), -1).reshape(8, 3)
     images[:, 0, :8] = low + (high - low) * corners
@@ -27,7 +29,8 @@ def pictures(count=6, size=9, low=0.0, high=1.0):
 
 
 def photographs(count, size=24):
-    """[count, size, size, 3] float32 in [0, 1]: parts of two photographs; the last one half gray, half saturated."""
+    """[count, size, size, 3] float32 in [0, 1]: parts of two photographs; the last one half gray,
+    half saturated."""
     rng = np.random.default_rng(3)
     images = np.stack(load_sample_images().images)[:, ::4, ::4].astype(np.float32) / 255
     places = rng.integers(0, [2, *(np.array(images.shape[1:3]) - size)], [count, 3])
@@ -66,7 +69,8 @@ def test_saturation_is_that_of_hsv():
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_contrast_along_principal_components(jit_compile):
-    """Against a singular value decomposition, whose signs are others and whose order is the opposite."""
+    """Against a singular value decomposition, whose signs are others and whose order is the
+    opposite."""
     images = photographs(5)
     factors = np.random.default_rng(0).uniform(0.5, 2, [5, 3]).astype(np.float32)
     factors[0] = 1
@@ -116,7 +120,8 @@ def test_brightness_is_added_and_not_clipped():
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_inception_color_is_the_recipe_of_slim(jit_compile):
-    """Orders 0 to 3 as the recipe numbers them, of which 0 is brightness first; the ends of both ranges."""
+    """Orders 0 to 3 as the recipe numbers them, of which 0 is brightness first; the ends of both
+    ranges."""
     orders = [0, 1, 2, 3] * 3
     shifts = np.repeat([-32 / 255, 0.05, 32 / 255], 4)
     factors = np.repeat([1.5, 0.5, 1.5], 4)
@@ -280,7 +285,8 @@ def test_jitter_is_tf_images_in_each_of_the_24_orders(additive, jit_compile):
         lambda x, v, t: photometric.color_jitter(x, *tf.unstack(v, axis=1), t, additive),
         jit_compile=jit_compile,
     )
-    # Where clipping or dark colours amplify the hue's rounding errors, single pixels are off by a little more.
+    # Where clipping or dark colours amplify the hue's rounding errors, single pixels are off by a
+    # little more.
     together = np.abs(jitter(images, values, times) - want)
     alone = np.abs(
         np.concatenate(

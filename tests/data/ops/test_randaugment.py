@@ -59,7 +59,8 @@ def test_ops_are_pillows(name, photograph):
         tf.constant(picture, tf.float32), level, sign * level
     ).numpy()
     assert got.shape == picture.shape and got.min() >= 0 and got.max() <= 255
-    # At the border Pillow does not interpolate with the fill, and its smoothing is one level off in places.
+    # At the border Pillow does not interpolate with the fill, and its smoothing is one level off in
+    # places.
     assert np.mean(np.abs(got - want) > tolerance) < 0.03 and np.median(np.abs(got - want)) <= min(
         tolerance, 0.5
     )
@@ -69,7 +70,8 @@ def test_ops_are_pillows(name, photograph):
 
 @pytest.mark.parametrize("numbers", [(0.0, 0.1, 0.7), (0.5, 0.95, 0.999), (0.99, 0.5, 0.3)])
 def test_pirls_photometric_step_is_pillows(numbers, photograph):
-    """Posterize to 4 to 8 bits, sharpness of 0.1 to 1.9, solarize from 0 to 256, autocontrast: VISSL's order and ranges."""
+    """Posterize to 4 to 8 bits, sharpness of 0.1 to 1.9, solarize from 0 to 256, autocontrast:
+    VISSL's order and ranges."""
     bits, factor, threshold = 4 + int(5 * numbers[0]), 0.1 + 1.8 * numbers[1], int(257 * numbers[2])
     want = ImageOps.posterize(Image.fromarray(photograph), bits)
     want = ImageEnhance.Sharpness(want).enhance(factor)

@@ -85,7 +85,8 @@ def test_start_may_be_a_tensor_in_a_graph(source, order):
 
 
 def test_orders_of_epochs_and_seeds_are_not_correlated():
-    """Of 15 random orders of 5,000 no pair should correlate by more than 0.07 (5 standard errors)."""
+    """Of 15 random orders of 5,000 no pair should correlate by more than 0.07 (5 standard
+    errors)."""
     source = tfssl.data.sources.base.IndexedSource("x", "train", 5000)
     orders = []
     for seed in range(3):

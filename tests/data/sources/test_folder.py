@@ -35,7 +35,8 @@ def test_by_class(write_images):
 
 
 def test_by_split_and_class(write_images):
-    """The class list is that of all splits: a class missing in one of them does not renumber the others."""
+    """The class list is that of all splits: a class missing in one of them does not renumber the
+    others."""
     root = write_images(
         ["train/b/1.jpg", "train/c/2.jpg", "test/a/3.jpg", "test/c/4.jpg", "docs/x.png", "logo.png"]
     )
@@ -152,7 +153,8 @@ def test_a_lone_outer_folder_is_stepped_through(write_images):
 
 
 def test_a_class_of_railways(write_images):
-    """A lone folder "train" with images beside other classes is a class; with classes inside it is a split."""
+    """A lone folder "train" with images beside other classes is a class; with classes inside it is
+    a split."""
     source = tfssl.open_source(
         "folder:" + write_images(["bus/1.jpg", "car/2.jpg", "train/3.jpg"], "a")
     )
@@ -212,7 +214,8 @@ def test_hidden_and_other_files_do_not_count(write_images, tmp_path):
     assert set(labels(source)) == {"a/1.jpg", "b/2.jpg"}
     assert source.ignored == {".txt": 1, ".webp": 1}
     assert source.notes() == [
-        f"folder:{root}: left out: 1 .webp (formats that are not read: convert them to .jpg or .png): b/new.WEBP"
+        f"folder:{root}: left out: 1 .webp (formats that are not read: convert them to .jpg or "
+        ".png): b/new.WEBP"
     ]
 
 

@@ -39,7 +39,8 @@ def test_boxes_touch_the_masks(drawn):
 
 
 def test_letters_stand_out(drawn):
-    """The mean luma of a letter's pixels differs from that of the pixels just around it, in all but a few images."""
+    """The mean luma of a letter's pixels differs from that of the pixels just around it, in all but
+    a few images."""
     luma = drawn["image"] @ np.array([0.299, 0.587, 0.114])
     differences = []
     for image, mask in zip(luma, drawn["mask"].astype(bool)):
@@ -52,7 +53,8 @@ def test_letters_stand_out(drawn):
 
 
 def test_masks_tell_the_letters_apart(drawn):
-    """Nearest neighbours among the masks, cut out and scaled, find the letter: they are drawn upright and whole."""
+    """Nearest neighbours among the masks, cut out and scaled, find the letter: they are drawn
+    upright and whole."""
     cut = []
     for box, mask in zip(drawn["box"], drawn["mask"]):
         y, x, bottom, right = np.rint(box * 32).astype(int)
@@ -76,7 +78,8 @@ def test_places_sizes_and_backgrounds_vary(drawn):
 
 
 def test_backgrounds_are_turned_at_random():
-    """In photographs the sky is above; in these backgrounds no side is brighter than the opposite one."""
+    """In photographs the sky is above; in these backgrounds no side is brighter than the opposite
+    one."""
     images = glyphs.draw(2000, size=16)["image"].astype(float).mean(-1)
     vertical = images[:, :4].mean((1, 2)) - images[:, -4:].mean((1, 2))
     horizontal = images[:, :, :4].mean((1, 2)) - images[:, :, -4:].mean((1, 2))

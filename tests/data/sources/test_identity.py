@@ -32,7 +32,8 @@ def copied(photos, tmp_path):
 
 
 def test_a_copy_is_the_same_data_wherever_it_lies(photos, tmp_path):
-    """Another folder, other times, a folder around it, an archive of it, an address with a scheme."""
+    """Another folder, other times, a folder around it, an archive of it, an address with a
+    scheme."""
     here = of(photos)
     copy = copied(photos, tmp_path)
     assert identity.differences(here, of(copy)) == [] and here != of(copy)
@@ -90,7 +91,8 @@ def test_classes_that_change_places_are_told_with_their_numbers(photos, tmp_path
 
 
 def test_a_file_that_was_written_again_is_new_to_a_cache_and_told_to_a_run(photos):
-    """As many bytes, and the time of its last change set back: what the disk's own entry says is left."""
+    """As many bytes, and the time of its last change set back: what the disk's own entry says is
+    left."""
     before = of(photos)
     path = f"{photos}/cold/3.png"
     stat, content = os.stat(path), bytearray(open(path, "rb").read())

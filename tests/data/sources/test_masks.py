@@ -58,7 +58,7 @@ def test_layouts(layout, split, numbers, tmp_path):
     if split == "train":
         check_source(source)
     assert source.num_examples == len(numbers) and source.num_classes is None
-    for example, i in zip(source.records().map(source.fetch), numbers):  # noqa: B905 (Python 3.9)
+    for example, i in zip(source.records().map(source.fetch), numbers):
         np.testing.assert_array_equal(example["mask"], mask(i))
         assert (
             tf.io.decode_image(example["image"]).shape == (12, 16, 3)

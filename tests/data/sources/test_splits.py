@@ -32,7 +32,8 @@ def test_ranges(split, expected):
 
 
 def test_ranges_are_those_of_tfds():
-    """The grammar is TFDS's, and the parser our own: 3,000 random specs, whole and broken ones, some over files."""
+    """The grammar is TFDS's, and the parser our own: 3,000 random specs, whole and broken ones,
+    some over files."""
     rng = np.random.default_rng(0)
     infos = {
         name: tfds.core.SplitInfo(name=name, shard_lengths=lengths, num_bytes=0)
@@ -103,9 +104,10 @@ def test_two_sides_of_a_percentage_are_the_whole(percent):
 
 
 def test_own_validation_split_of_the_2019_study():
-    """TF-slim cuts ImageNet's 1,281,167 training images into eight ranges, and each of them into 128 files."""
+    """TF-slim cuts ImageNet's 1,281,167 training images into eight ranges, and each of them into
+    128 files."""
     eighths = np.linspace(0, 1_281_167, 9).astype(int)
-    bounds = [np.linspace(low, high, 129).astype(int) for low, high in zip(eighths, eighths[1:])]  # noqa: B905
+    bounds = [np.linspace(low, high, 129).astype(int) for low, high in zip(eighths, eighths[1:])]
     sizes = {"train": [int(n) for part in bounds for n in np.diff(part)]}
     assert len(sizes["train"]) == 1024
     (train,), (val,) = (

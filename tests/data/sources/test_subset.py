@@ -140,7 +140,8 @@ def test_an_order_of_ones_own(source):
 
 
 def test_a_memory_bank_of_the_subset(source):
-    """Images are numbered from 0, as a bank with an entry for each wants them; all of them are trained on."""
+    """Images are numbered from 0, as a bank with an entry for each wants them; all of them are
+    trained on."""
     part = nested(source, 12)
     model = tfssl.pretext.build(
         "rotation", tf.keras.Sequential([tf.keras.layers.Conv2D(2, 3)]), image_size=8

@@ -126,7 +126,8 @@ def test_the_room_of_an_array_is_claimed_before_it_is_written(tmp_path):
 def test_leftovers_of_dead_processes_are_swept_and_those_of_the_living_stay(tmp_path):
     code = (
         "import sys; from tfssl.downstream.features.cache import FeatureCache; import os\n"
-        "c = FeatureCache(sys.argv[1], {'key': 1}); c.create('a', (4, 5), 'float32'); print('made', flush=True)\n"
+        "c = FeatureCache(sys.argv[1], {'key': 1}); c.create('a', (4, 5), 'float32'); "
+        "print('made', flush=True)\n"
         "sys.stdin.read(); os._exit(9)"
     )
     other = subprocess.Popen(

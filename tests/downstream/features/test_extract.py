@@ -262,7 +262,8 @@ class TestCache:
         ].shape == (11, 2048)
 
     def test_other_rows_make_a_new_pass(self, module, source, tmp_path, passes, monkeypatch):
-        """What an earlier pass read of the same files, while one could not be read, say, is not mixed with a later one's."""
+        """What an earlier pass read of the same files, while one could not be read, say, is not
+        mixed with a later one's."""
         extract(module, source, ["stem"], cache_dir=str(tmp_path))
         fill = features._fill
         monkeypatch.setattr(
@@ -300,7 +301,8 @@ class TestCache:
     def test_verify_computes_a_sample_again(
         self, module, source, tmp_path, passes, monkeypatch, caplog, what
     ):
-        """Of features that were wrong when they were written, with the checksums of what is wrong."""
+        """Of features that were wrong when they were written, with the checksums of what is
+        wrong."""
         fill = features._fill
 
         def wrong(arrays, *args):
@@ -374,7 +376,7 @@ class Written:
         paths = [self.root / self.classes[label] / f"{name}.bmp" for name, label, _ in self.rows]
         for path in {*self.root.rglob("*.bmp")} - {*paths}:
             path.unlink()
-        for path, (_, _, seed) in zip(paths, self.rows):  # noqa: B905 (Python 3.9)
+        for path, (_, _, seed) in zip(paths, self.rows):
             rewrite(path, content(seed), touched)
 
     def records(self, image, label):
@@ -438,7 +440,8 @@ class Written:
         return tfssl.open_source(f"{kind}:{'file://' if remote else ''}{self.root}")
 
     def expected(self, source):
-        """Pixels of the central 16x16 [n, 768] in [0, 1], and the class's number of each, as the source counts; no unreadable images."""
+        """Pixels of the central 16x16 [n, 768] in [0, 1], and the class's number of each, as the
+        source counts; no unreadable images."""
         rows, classes = self.rows, self.classes
         if self.kind.startswith("folder"):
             classes = sorted(classes)

@@ -1,4 +1,5 @@
-"""Maps that are larger than what is kept in memory; what heads learn from them is in test_segmentation.py."""
+"""Maps that are larger than what is kept in memory; what heads learn from them is in
+test_segmentation.py."""
 
 import contextlib
 import errno

@@ -5,8 +5,9 @@ import tensorflow as tf
 from tfssl.downstream.features.pooling import pool, pooled_shape
 from tfssl.errors import UserError
 
-# Side of the map that each endpoint has at 224 pixels (ResNet of stride 32), and at 64 pixels with the patch tasks' strides;
-# then what remains per width, as the 2019 study's code gives it: k -> [(side, features) of root, block1..4].
+# Side of the map that each endpoint has at 224 pixels (ResNet of stride 32), and at 64 pixels with
+# the patch tasks' strides; then what remains per width, as the 2019 study's code gives it: k ->
+# [(side, features) of root, block1..4].
 SIDES_224, SIDES_64 = (56, 56, 28, 14, 7), (32, 32, 16, 8, 8)
 STUDY = [
     (SIDES_224, 4, [(11, 7744), (5, 6400), (4, 8192), (2, 4096), (1, 2048)]),
@@ -20,7 +21,7 @@ STUDY = [
 
 @pytest.mark.parametrize("sides, width, expected", STUDY)
 def test_max_pooling_leaves_what_the_study_had(sides, width, expected):
-    for side, factor, (left, features) in zip(sides, (16, 64, 128, 256, 512), expected):  # noqa: B905
+    for side, factor, (left, features) in zip(sides, (16, 64, 128, 256, 512), expected):
         shape = pooled_shape((side, side, factor * width))
         assert shape == (left, left, factor * width)
         assert np.prod(shape) == features <= 9000

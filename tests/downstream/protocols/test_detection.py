@@ -1,4 +1,5 @@
-"""Detection: each part against its formula in NumPy, the metric against cases that are known, and that heads learn."""
+"""Detection: each part against its formula in NumPy, the metric against cases that are known, and
+that heads learn."""
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def random_boxes(*shape):
 def test_overlaps_are_those_of_the_formula():
     one, other = random_boxes(200), random_boxes(200)
     iou, generalized = (v.numpy() for v in detection.overlaps(tf.constant(one), tf.constant(other)))
-    for a, b, value, g in zip(one.astype(float), other.astype(float), iou, generalized):  # noqa: B905
+    for a, b, value, g in zip(one.astype(float), other.astype(float), iou, generalized):
         both = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
         union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both
         hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
@@ -35,7 +36,8 @@ def test_overlaps_are_those_of_the_formula():
 
 @pytest.mark.parametrize("scale", [0.5, 0.73, 1.0, 1.31, 2.0])
 def test_rescaled_views_show_the_objects_where_their_boxes_are(scale):
-    """Rectangles of one color each: in the view each fills its box, by the formula x -> x * scale + shift, cut at the edges."""
+    """Rectangles of one color each: in the view each fills its box, by the formula x -> x * scale +
+    shift, cut at the edges."""
     task = detection.DetectionTask(0, 4, (1.0, 1.0), 0, size=(40, 60))
     boxes = np.array([[2, 4, 14, 16], [20, 30, 38, 58], [30, 2, 38, 10]], np.float32)
     pixels = np.zeros([40, 60, 3], np.uint8)
@@ -58,7 +60,7 @@ def test_rescaled_views_show_the_objects_where_their_boxes_are(scale):
         shift = [
             int(np.floor(p * (abs(a - b) + 1))) * (-1 if a > b else 1)
             for p, a, b in zip(place, (height, width), (40, 60))
-        ]  # noqa: B905
+        ]
         for c, (top, left, bottom, right) in enumerate(boxes):
             whole = [
                 top * height / 40 + shift[0],
@@ -136,7 +138,7 @@ def test_a_perfect_answer_has_no_loss_of_boxes_and_is_read_back():
         at.reshape(-1, 2), tf.constant(boxes), classes >= 0, np.array([8, 8], np.float32)
     )
     owner, positive = owner.numpy().reshape(4, 6), positive.numpy().reshape(4, 6)
-    for i, j in zip(*np.nonzero(positive)):  # noqa: B905
+    for i, j in zip(*np.nonzero(positive)):
         box = boxes[0, owner[i, j]]
         outputs[0, i, j, classes[0, owner[i, j]]] = 20
         outputs[0, i, j, 2:4] = ((box[:2] + box[2:]) / 2 - at[i, j]) / 8
@@ -171,7 +173,8 @@ def test_average_precision_of_known_cases():
     shifted = [(boxes + [0, 2.5, 0, 2.5], classes, score) for boxes, classes, score in exact]
     found = detection.average_precision(truths, shifted, names)
     assert found["value"] == 1 and found["coco_ap"] == pytest.approx(0.3)
-    # one of two of class a; of class b a false answer above the two right ones: precision 2/3 all along
+    # one of two of class a; of class b a false answer above the two right ones: precision 2/3 all
+    # along
     some = [exact[0], exact[1], (np.zeros([0, 4]), np.zeros(0, int), np.zeros(0)), exact[3]]
     some[0] = (
         np.array([[0.0, 0, 10, 10], [50, 50, 60, 60]]),
@@ -243,7 +246,7 @@ def test_heads_learn_what_is_there(scenes, module, trunk):
     )
     assert result["value"] > 0.6 and 0 < result["coco_ap"] < result["value"], result
     assert Image.open(__import__("io").BytesIO(result.picture)).size[0] == 2 * 64 + 4
-    for v, value in zip(module.variables, before):  # noqa: B905
+    for v, value in zip(module.variables, before):
         np.testing.assert_array_equal(v, value)
 
 
@@ -255,7 +258,7 @@ def test_mirrored_images_have_mirrored_boxes(scenes):
         mirrored, theirs = task.mirror(image, answers)
         for (top, left, bottom, right), other in zip(
             answers["boxes"].numpy(), theirs["boxes"].numpy()
-        ):  # noqa: B905
+        ):
             there = [int(np.ceil(v)) for v in (top, left)] + [
                 int(np.floor(v)) for v in (bottom, right)
             ]

@@ -17,7 +17,7 @@ def test_one_decomposition_solves_all_ridges(n, dims):
     y = np.eye(3)[rng.integers(0, 3, n)]
     ridges = [1e-3, 0.1, 10.0]
     answers = few_shot.ridge_regression(x, y, queries, ridges)
-    for ridge, found in zip(ridges, answers):  # noqa: B905 (Python 3.9)
+    for ridge, found in zip(ridges, answers):
         centred = x - x.mean(0)
         weights = np.linalg.solve(
             centred.T @ centred + ridge * np.eye(dims), centred.T @ (y - y.mean(0))
@@ -89,7 +89,7 @@ def test_more_images_and_fewer_classes_are_easier():
     }
     for found in results.values():
         assert found[0]["chance"] < found[0]["value"] < found[1]["value"] < found[2]["value"]
-    assert all(two["value"] > all_["value"] for two, all_ in zip(*results.values()))  # noqa: B905
+    assert all(two["value"] > all_["value"] for two, all_ in zip(*results.values()))
 
 
 @pytest.mark.parametrize("with_val", [True, False])

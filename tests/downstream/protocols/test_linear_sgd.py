@@ -32,7 +32,7 @@ def blobs(n, seed, classes=3, dtype=np.float64):
 def naive(x, y, kernel, bias, batches, rates, weight_decay=0.0, fit=None):
     """SGD with momentum, gradients written out by hand."""
     vw, vb = np.zeros_like(kernel), np.zeros_like(bias)
-    for rows, rate in zip(batches, rates):  # noqa: B905 (Python 3.9)
+    for rows, rate in zip(batches, rates):
         rows = rows if fit is None else rows[np.isin(rows, fit)]
         logits = x[rows] @ kernel + bias
         p = np.exp(logits - logits.max(1, keepdims=True))
@@ -88,7 +88,7 @@ def test_weights_equal_those_by_hand(monkeypatch):
     batches = [next(generator) for _ in range(18)]
     rates = [0.1 * (1 if s <= 9 else 0.1 if s <= 15 else 0.01) for s in range(18)]
     kernel = build("a", 5, 3, dtype="float64").kernel.numpy()
-    for head, fit in zip(made, (None, part.fit)):  # noqa: B905
+    for head, fit in zip(made, (None, part.fit)):
         w, b = naive(
             train.endpoints["a"], train.labels, kernel, np.zeros(3), batches, rates, fit=fit
         )
@@ -97,11 +97,12 @@ def test_weights_equal_those_by_hand(monkeypatch):
 
 
 def naive_with_batch_norm(x, y, kernel, batches, rates, fit=None, weight_decay=0.1, epsilon=1e-5):
-    """Batch normalisation with a scale and a shift, Nesterov's momentum; every gradient written out. Returns a predictor."""
+    """Batch normalisation with a scale and a shift, Nesterov's momentum; every gradient written
+    out. Returns a predictor."""
     w, b = kernel, np.zeros(kernel.shape[1])
     scale, shift = np.ones(x.shape[1]), np.zeros(x.shape[1])
     velocities, seen = [0, 0, 0, 0], []
-    for rows, rate in zip(batches, rates):  # noqa: B905
+    for rows, rate in zip(batches, rates):
         rows = rows if fit is None else rows[np.isin(rows, fit)]
         seen.append(x[rows])
         normal = (x[rows] - x[rows].mean(0)) / np.sqrt(x[rows].var(0) + epsilon)
@@ -117,9 +118,9 @@ def naive_with_batch_norm(x, y, kernel, batches, rates, fit=None, weight_decay=0
             (back * normal).sum(0),
             back.sum(0),
         ]
-        velocities = [0.9 * v + g for v, g in zip(velocities, gradients)]  # noqa: B905
-        steps = [rate * (g + 0.9 * v) for g, v in zip(gradients, velocities)]  # noqa: B905
-        w, b, scale, shift = (value - step for value, step in zip((w, b, scale, shift), steps))  # noqa: B905
+        velocities = [0.9 * v + g for v, g in zip(velocities, gradients)]
+        steps = [rate * (g + 0.9 * v) for g, v in zip(gradients, velocities)]
+        w, b, scale, shift = (value - step for value, step in zip((w, b, scale, shift), steps))
     seen = np.concatenate(seen)
     mean, deviation = seen.mean(0), np.sqrt(seen.var(0) + epsilon)
     return w, lambda x: ((x - mean) / deviation * scale + shift) @ w + b
@@ -146,7 +147,7 @@ def test_batch_norm_and_nesterov_by_hand(monkeypatch):
     rates = [0.1 * (1 if s <= 9 else 0.1 if s <= 15 else 0.01) for s in range(18)]
     kernel = build("a", 5, 3, init_std=0.01, dtype="float64").kernel.numpy()
     x, y = train.endpoints["a"], train.labels
-    for head, fit in zip(made, (None, part.fit)):  # noqa: B905
+    for head, fit in zip(made, (None, part.fit)):
         w, predict = naive_with_batch_norm(x, y, kernel, batches, rates, fit)
         np.testing.assert_allclose(head.kernel, w, rtol=1e-5, atol=1e-8)
         np.testing.assert_allclose(
@@ -299,7 +300,7 @@ class TestImages:
                 np.testing.assert_allclose(
                     features["block"], np.reshape(maps["block"], [4, -1]), rtol=1e-4, atol=1e-5
                 )
-                for image, row in zip(images.numpy(), chosen.numpy()):  # noqa: B905
+                for image, row in zip(images.numpy(), chosen.numpy()):
                     whole = pictures[1][source.name(int(found.index[row]))]
                     offsets |= {
                         (y, x)
@@ -418,7 +419,7 @@ class TestImages:
             name: x.shape[1:]
             for name, x in found.images.module.endpoints(tf.zeros([1, 16, 16, 3])).items()
         }
-        for head, name in zip(made, endpoints):  # noqa: B905
+        for head, name in zip(made, endpoints):
             channels = {"pixels": 3, **{n: shape[-1] for n, shape in maps.items()}}[name]
             x = (
                 found.endpoints[name].reshape(-1, channels).astype(np.float64)

@@ -13,7 +13,8 @@ from tfssl.errors import UserError
 
 
 def blobs(n, seed, dims=12, classes=3, dtype=np.float64):
-    """Overlapping classes; features with a large mean and with scales from 0.03 to 30, such as networks have."""
+    """Overlapping classes; features with a large mean and with scales from 0.03 to 30, such as
+    networks have."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, n)
     centres = np.random.default_rng(99).normal(size=[classes, dims])
@@ -59,12 +60,14 @@ def test_objective_and_gradient():
         assert db[c] == pytest.approx(slope / (2 * step), rel=1e-5, abs=1e-7)
 
 
-# 12 dimensions are fewer than the components that the preconditioner treats one by one, 150 are more.
+# 12 dimensions are fewer than the components that the preconditioner treats one by one, 150 are
+# more.
 @pytest.mark.parametrize("dims, l2", [(12, 1.0), (12, 1e-3), (12, 1e-6), (150, 1.0), (150, 1e-2)])
 def test_optimum_is_scikit_learns(dims, l2):
     x, y = blobs(400, 0, dims=dims)
     fit = problem(x, y).fit(l2, 5000, ftol=1e-15, gtol=1e-9)
-    # It minimises C * sum(cross-entropy) + 0.5 * ||W||^2; here by another algorithm, on centred features.
+    # It minimises C * sum(cross-entropy) + 0.5 * ||W||^2; here by another algorithm, on centred
+    # features.
     centre = x.mean(0)
     reference = LogisticRegression(
         C=1 / (2 * l2 * len(y)), tol=1e-10, max_iter=1000, solver="newton-cg"
@@ -277,7 +280,8 @@ def test_bad_l2(l2):
 
 
 def test_selection_goes_past_noise_of_large_variance():
-    """While l2 still forbids the small signal, noise alone is fitted, and the validation loss rises a little."""
+    """While l2 still forbids the small signal, noise alone is fitted, and the validation loss rises
+    a little."""
     rng = np.random.default_rng(3)
     y = rng.integers(0, 3, 2000)
     signal = 0.01 * (np.eye(3)[y] + 0.3 * rng.normal(size=[2000, 3]))

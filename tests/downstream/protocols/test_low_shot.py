@@ -132,7 +132,7 @@ def test_nothing_is_chosen_on_test_unless_asked(with_val):
     published = downstream.run(
         "low_shot", train, test, val=val, shots=[1, 16], choose="test", **few
     )
-    assert all(p["value"] >= r["value"] for p, r in zip(published, one))  # noqa: B905 (Python 3.9)
+    assert all(p["value"] >= r["value"] for p, r in zip(published, one))
     assert one[0]["chosen_on"] == ("set 2" if with_val else "set 0 outside of each sample")
 
 

@@ -24,7 +24,7 @@ def xor(n, seed, dtype=np.float32):
 def naive(x, y, weights, l2, masks, batches, rates):
     """Back-propagation written out: weights = [V, a, W, b]."""
     velocity = [np.zeros_like(w) for w in weights]
-    for rows, rate, mask in zip(batches, rates, masks):  # noqa: B905 (Python 3.9)
+    for rows, rate, mask in zip(batches, rates, masks):
         V, a, W, b = weights
         before = x[rows] @ V + a
         hidden = np.maximum(before, 0) * mask / 0.5
@@ -40,8 +40,8 @@ def naive(x, y, weights, l2, masks, batches, rates):
             hidden.T @ p + 2 * l2 * W,
             p.sum(0),
         ]
-        velocity = [0.9 * v + g for v, g in zip(velocity, gradients)]  # noqa: B905
-        weights = [w - rate * v for w, v in zip(weights, velocity)]  # noqa: B905
+        velocity = [0.9 * v + g for v, g in zip(velocity, gradients)]
+        weights = [w - rate * v for w, v in zip(weights, velocity)]
     return weights
 
 
@@ -53,7 +53,7 @@ def test_equals_back_propagation_by_hand(monkeypatch):
     start = build("x", 2, 2, hidden=12, seed=3, dtype="float64")
     part = splits.split(train, train, seed=3)
     assert len(made) == 2  # without the validation part, and with it
-    for network, rows in zip(made, (part.fit, part.rows)):  # noqa: B905
+    for network, rows in zip(made, (part.fit, part.rows)):
         steps, generator = len(rows) // 16, sgd.shuffled(rows, 16, 3)
         batches = [next(generator) for _ in range(5 * steps)]
         rates = [
@@ -73,7 +73,7 @@ def test_equals_back_propagation_by_hand(monkeypatch):
         weights = naive(train.endpoints["x"], train.labels, weights, 0.01, masks, batches, rates)
         for ours, theirs in zip(
             (network.hidden, network.hidden_bias, network.kernel, network.bias), weights
-        ):  # noqa: B905
+        ):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-8)  # the rate is float32
     V, a, W, b = weights
     predicted = (np.maximum(train.endpoints["x"] @ V + a, 0) @ W + b).argmax(

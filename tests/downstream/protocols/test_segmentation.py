@@ -1,4 +1,5 @@
-"""Segmentation: the metric against Keras's, that heads learn what is there and nothing else, what is refused."""
+"""Segmentation: the metric against Keras's, that heads learn what is there and nothing else, what
+is refused."""
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from tfssl.hub import load as modules
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Bright and dark rectangles on middle gray, with some pixels of no class; a class for each brightness."""
+    """Bright and dark rectangles on middle gray, with some pixels of no class; a class for each
+    brightness."""
     root, rng = tmp_path_factory.mktemp("scenes"), np.random.default_rng(0)
     for split, count in (("train", 12), ("test", 6)):
         for i in range(count):
@@ -77,7 +79,7 @@ def test_iou_is_that_of_keras():
         rng.integers(0, 4, [7, 9, 11]).astype(np.int32),
     )
 
-    value, per_class = segmentation.iou(zip(guess, truth), 5)  # noqa: B905 (Python 3.9)
+    value, per_class = segmentation.iou(zip(guess, truth), 5)
     metric = tf.keras.metrics.MeanIoU(4)
     metric.update_state(truth[truth >= 0], guess[truth >= 0])
     assert value == pytest.approx(float(metric.result()))

@@ -14,7 +14,8 @@ from tfssl.hub import load as modules
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Tiles, each a plane of one of six directions, as bright as it faces the light, three lights in three colors."""
+    """Tiles, each a plane of one of six directions, as bright as it faces the light, three lights
+    in three colors."""
     root, rng = tmp_path_factory.mktemp("normals"), np.random.default_rng(0)
     directions = np.array(
         [[0, 0, 1], [0.7, 0, 0.7], [-0.7, 0, 0.7], [0, 0.7, 0.7], [0, -0.7, 0.7], [0.5, 0.5, 0.7]]

@@ -120,7 +120,7 @@ def test_folds_are_stratified():
         positives = (masks & (y > 0)).sum(1)
         assert (positives.max(0) - positives.min(0) <= 1).all()
     for c in range(4):
-        for mask, (_, held) in zip(plain, StratifiedKFold(3).split(y, y[:, c])):  # noqa: B905 (Python 3.9)
+        for mask, (_, held) in zip(plain, StratifiedKFold(3).split(y, y[:, c])):
             np.testing.assert_array_equal(np.flatnonzero(mask[:, c]), held)
     np.testing.assert_array_equal(shuffled, svm.fold_masks(y, 3, seed=5))
     assert not np.array_equal(shuffled, svm.fold_masks(y, 3, seed=6)) and not np.array_equal(

@@ -14,7 +14,8 @@ from tfssl.hub import load as modules
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
-    """Of 12 training and 6 test pictures, each of one grey level, with two classes; one training file is damaged."""
+    """Of 12 training and 6 test pictures, each of one grey level, with two classes; one training
+    file is damaged."""
     folder = tmp_path_factory.mktemp("neighbors")
     for split, count in (("train", 12), ("test", 6)):
         for i in range(count):
@@ -38,7 +39,7 @@ def test_the_nearest_are_those_of_a_loop():
     rows, near, similarity = neighbors.find(train, test, "x", 7, seed=3, queries=6)
     assert len(set(rows)) == 6
     np.testing.assert_array_equal(labels[rows], [0, 0, 1, 1, 2, 2])
-    for row, mine, cosines in zip(rows, near, similarity):  # noqa: B905 (Python 3.9)
+    for row, mine, cosines in zip(rows, near, similarity):
         expected = bank @ queries[row] / np.linalg.norm(bank, axis=1) / np.linalg.norm(queries[row])
         np.testing.assert_array_equal(mine, np.argsort(-expected)[:7])
         np.testing.assert_allclose(cosines, np.sort(expected)[::-1][:7], rtol=1e-10)

@@ -64,7 +64,8 @@ def picture(side=24):
 
 
 def evaluation(name="rotation", endpoints=("block1", "block2", "pre_logits"), chosen=True):
-    """A record as of results.json: two modules, one of them untrained, and pixels; three protocols."""
+    """A record as of results.json: two modules, one of them untrained, and pixels; three
+    protocols."""
     rng, results = np.random.default_rng(0), []
     columns = [
         ("logistic", 50, None),
@@ -194,9 +195,12 @@ def test_figures_are_those_of_the_results(tmp_path):
     )
     assert best["endpoint"] == "pre_logits" and pixels["value"] > best["value"]
     assert text_of(answer) == (
-        f"rotation : {100 * best['value']:.1f} % test accuracy in logistic@500 by endpoint pre_logits, which validation chose: "
-        f"{100 * (best['value'] - rival['value']):.1f} points above the same network untrained ({100 * rival['value']:.1f} % by "
-        f"{rival['endpoint']}) and {100 * (pixels['value'] - best['value']):.1f} points below raw pixels ({100 * pixels['value']:.1f} %)."
+        f"rotation : {100 * best['value']:.1f} % test accuracy in logistic@500 by endpoint "
+        "pre_logits, which validation chose: "
+        f"{100 * (best['value'] - rival['value']):.1f} points above the same network untrained "
+        f"({100 * rival['value']:.1f} % by "
+        f"{rival['endpoint']}) and {100 * (pixels['value'] - best['value']):.1f} points below raw "
+        f"pixels ({100 * pixels['value']:.1f} %)."
     )
     # Every value stands in its protocol's table, those that validation chose with a star.
     for protocol in ("logistic", "low_shot", "segmentation"):

@@ -55,7 +55,10 @@ def test_metrics_are_told():
         result("x", "a", 0.5, None, metric="top5_accuracy", protocol="top-5"),
         result("x", "a", 0.5, None, metric="mAP", protocol="svm"),
     ]
-    head = "test accuracy (svm: mean average precision; detection: average precision at an IoU of 0.5; mine: F1) in %"
+    head = (
+        "test accuracy (svm: mean average precision; detection: average precision at an IoU of "
+        "0.5; mine: F1) in %"
+    )
     assert table.notes(results)[0].startswith(head)
 
 

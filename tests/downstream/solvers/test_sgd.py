@@ -135,7 +135,8 @@ def test_progress_says_rate_and_time_left(monkeypatch, capsys):
 
 
 def test_the_rate_falls_after_the_epochs_of_decay():
-    """One weight with a gradient of one half: the steps are the rates, summed up by the momentum."""
+    """One weight with a gradient of one half: the steps are the rates, summed up by the
+    momentum."""
     x = np.ones([4, 1])
     head = Linear("x", 1, 2, dtype="float64")
     head.kernel.assign([[0.0, 0.0]])

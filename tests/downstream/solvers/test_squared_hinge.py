@@ -11,7 +11,8 @@ COSTS = (0.01, 1.0, 20.0, 1000.0)
 
 
 def problem(n, dims, separable, seed=0):
-    """Features of norm 1 with a common direction, as networks have, three classes, and weights with left-out rows."""
+    """Features of norm 1 with a common direction, as networks have, three classes, and weights with
+    left-out rows."""
     rng = np.random.default_rng([seed, n, dims])
     x = np.abs(rng.normal(size=[n, dims])) * np.logspace(0, -1.5, dims)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -41,7 +42,7 @@ def gradient(x, y, c, w, b, scaling):
 def test_objective_is_no_larger_than_scikit_learns(n, dims, separable, scaling):
     x, y, weights = problem(n, dims, separable)
     rows = Rows(x, scaling)
-    for cost, fit in zip(COSTS, rows.path(y, weights, COSTS)):  # noqa: B905 (Python 3.9)
+    for cost, fit in zip(COSTS, rows.path(y, weights, COSTS)):
         w, b = rows.weights(fit)
         np.testing.assert_allclose(fit.decision, x @ w + b, atol=1e-9 * np.abs(fit.decision).max())
         for j in range(3):
@@ -70,7 +71,7 @@ def test_the_gap_is_a_certificate(n, dims):
     x, y, weights = problem(n, dims, False)
     rows = Rows(x)
     for tolerance in (1e-2, 1e-5, 1e-8):
-        for cost, fit in zip(COSTS, rows.path(y, weights, COSTS, tolerance)):  # noqa: B905
+        for cost, fit in zip(COSTS, rows.path(y, weights, COSTS, tolerance)):
             assert (fit.gap <= tolerance).all()
             (best,) = rows.path(y, weights, [cost], 1e-13)
             w, b = rows.weights(fit)
@@ -80,7 +81,8 @@ def test_the_gap_is_a_certificate(n, dims):
                 assert 0.5 * slope @ slope == pytest.approx(
                     fit.gap[j] * fit.objective[j], rel=1e-3, abs=1e-12
                 )
-                # The dual's value is as far below as the gap says, and so the minimum no further than that.
+                # The dual's value is as far below as the gap says, and so the minimum no further
+                # than that.
                 a = 2 * c * np.maximum(0, 1 - y[:, j] * fit.decision[:, j])
                 used = c > 0
                 inner = np.append(x.T @ (a * y[:, j]), (a * y[:, j]).sum())
@@ -100,7 +102,7 @@ def test_columns_and_order_do_not_matter():
     )  # 27 columns: in several threads
     for j in range(3):
         alone = list(rows.path(y[:, [j]], weights[:, [j]], COSTS[::-1]))[::-1]
-        for one, fit in zip(alone, together):  # noqa: B905
+        for one, fit in zip(alone, together):
             for copy in range(j, 27, 3):
                 np.testing.assert_allclose(fit.decision[:, copy], one.decision[:, 0], atol=2e-3)
                 assert fit.objective[copy] == pytest.approx(one.objective[0], rel=1e-7)
@@ -136,7 +138,7 @@ def test_both_ways_of_a_step_lead_to_the_same_point(n, dims, gradients, monkeypa
         "patience",
         lambda _, curvature: np.full(curvature.shape[1], 1000.0 if gradients else 1.0),
     )
-    for fit, expected in zip(Rows(x).path(y, weights, COSTS), reference):  # noqa: B905
+    for fit, expected in zip(Rows(x).path(y, weights, COSTS), reference):
         assert fit.objective == pytest.approx(expected.objective, rel=1e-8)
     assert bool(calls) != gradients
 
@@ -151,7 +153,7 @@ def test_degenerate_features(n, dims):
         np.tile(rng.normal(size=(n // 2, dims)), (2, 1)),
     ):
         rows = Rows(x)
-        for cost, fit in zip((1e-7, 1.0, 1e4), rows.path(y, np.ones_like(y), (1e-7, 1.0, 1e4))):  # noqa: B905
+        for cost, fit in zip((1e-7, 1.0, 1e4), rows.path(y, np.ones_like(y), (1e-7, 1.0, 1e4))):
             assert (fit.gap <= 1e-8).all()
             w, b = rows.weights(fit)
             ours = [objective(x, y[:, j], np.full(n, cost), w[:, j], b[j], 1.0) for j in range(2)]

@@ -16,7 +16,8 @@ def bins():
 
 
 def test_gamut(bins):
-    """Every colour's nearest grid point is a bin; every bin is some colour's; the grid is regular."""
+    """Every colour's nearest grid point is a bin; every bin is some colour's; the grid is
+    regular."""
     assert len(bins.points) == 261 and bins.prior is None
     rng = np.random.default_rng(0)
     rgb = np.concatenate([rng.random([20000, 3]), rng.integers(0, 2, [64, 3])])
@@ -28,7 +29,8 @@ def test_gamut(bins):
 
 @pytest.mark.parametrize("nearest", [1, 2, 10, 261])
 def test_the_table_is_the_formula(bins, nearest):
-    """Row by row: the Gaussian of the distance, over the nearest bins; where nothing was left out for being 0 in float32."""
+    """Row by row: the Gaussian of the distance, over the nearest bins; where nothing was left out
+    for being 0 in float32."""
     chosen, shares = bins.table(nearest)
     assert chosen.dtype == np.int32 and shares.dtype == np.float32
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-6)
@@ -84,7 +86,7 @@ def test_counting(tmp_path):
     found = ab_bins.of_images(open_source(f"folder:{tmp_path}", "all"))
     cells = np.round(color.rgb2lab(colors / 255.0)[:, 1:] / 10) * 10
     expected = {tuple(cell): np.mean((cells == cell).all(1)) for cell in cells}
-    assert {tuple(p): s for p, s in zip(found.points, found.prior)} == pytest.approx(expected)  # noqa: B905
+    assert {tuple(p): s for p, s in zip(found.points, found.prior)} == pytest.approx(expected)
     smooth = ab_bins.of_images(open_source(f"folder:{tmp_path}", "all"), smooth=50.0)
     assert smooth.prior.sum() == pytest.approx(1) and smooth.prior.max() < found.prior.max()
 

@@ -12,7 +12,8 @@ from tfssl.pretext.parts.heads import MLP
 @pytest.mark.parametrize(
     "name,settings,expected",
     [
-        # By the layers that the papers and their code name; two parameters a unit for a full batch normalisation.
+        # By the layers that the papers and their code name; two parameters a unit for a full batch
+        # normalisation.
         ("simclr", {}, 2048**2 + 2 * 2048 + 2048 * 128 + 128),
         ("simclr", {"projection_layers": 3}, 2 * (2048**2 + 2 * 2048) + 2048 * 128 + 128),
         ("moco", {"projection_layers": 1, "queue_size": 8}, dense(2048, 128)),
@@ -56,7 +57,8 @@ def test_mlp_is_the_naive_one(float64):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_on_a_map_each_location_is_a_row(float64, training):
-    """So a projection of a map is a projection of its locations, batch statistics over all of them."""
+    """So a projection of a map is a projection of its locations, batch statistics over all of
+    them."""
     of_rows, of_maps = (
         MLP("projection", [6, 3], norm=Norm(), last_norm="offset and scale") for _ in range(2)
     )

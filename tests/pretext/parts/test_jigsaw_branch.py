@@ -52,7 +52,8 @@ def test_patches_are_those_of_one_crop_in_a_random_order(name):
 
 @pytest.mark.parametrize("name", OWN)
 def test_examples(name, source):
-    """Sizes of the groups; the same seed, the same patches; in tf.data as by itself; evaluation is deterministic."""
+    """Sizes of the groups; the same seed, the same patches; in tf.data as by itself; evaluation is
+    deterministic."""
     model = task(name)
     batch = next(iter(model.dataset(source, 4, seed=3)))
     views, patches = batch["image"]
@@ -64,12 +65,12 @@ def test_examples(name, source):
     record = source.fetch(next(iter(source.records(seed=3, start=2))))["image"]
     for got, want in zip(
         model.example({"image": record}, tf.constant([3, 2], tf.int64))["image"], (views, patches)
-    ):  # noqa: B905
+    ):
         np.testing.assert_array_equal(got, want[2])
     for a, b in zip(
         model.example({"image": record}, None)["image"],
         model.example({"image": record}, None)["image"],
-    ):  # noqa: B905 (Python 3.9)
+    ):
         np.testing.assert_array_equal(a, b)
     assert np.any(model.example({"image": record}, None)["image"][1] != patches[2])
 
@@ -86,7 +87,8 @@ def test_each_patch_has_colours_of_its_own(source):
 
 @pytest.mark.parametrize("name", OWN)
 def test_the_embedding_of_patches_is_the_naive_one(name, source, float64):
-    """Each patch through network and head, the nine side by side in the order in which they come, and a linear layer."""
+    """Each patch through network and head, the nine side by side in the order in which they come,
+    and a linear layer."""
     model = task(name)
     batch = first_batch(model, source)
     mlp = [(d.kernel.numpy(), d.bias.numpy()) for d in model.patch_projection.dense]
@@ -119,7 +121,8 @@ def test_the_embedding_of_patches_is_the_naive_one(name, source, float64):
 @pytest.mark.parametrize(
     "name,expected",
     [
-        # Linear: an image's and a patch's 2048 -> 128; two layers: 2048 -> 2048 -> 128; and 9 * 128 -> 128.
+        # Linear: an image's and a patch's 2048 -> 128; two layers: 2048 -> 2048 -> 128; and 9 * 128
+        # -> 128.
         ("pirl", 2 * (2048 * 128 + 128) + 1152 * 128 + 128),
         ("infomin", 2 * (2048 * 2048 + 2048 + 2048 * 128 + 128) + 1152 * 128 + 128),
     ],

@@ -13,12 +13,12 @@ def test_the_probe_learns_and_sends_no_gradient(source):
     with_probe, without = (task("simclr", projection_size=4, num_classes=c) for c in (2, 0))
     for model in (with_probe, without):
         tf.keras.utils.set_random_seed(0)
-        for v, w in zip(model.backbone.variables, with_probe.backbone.variables):  # noqa: B905
+        for v, w in zip(model.backbone.variables, with_probe.backbone.variables):
             v.assign(w)
-        for v, w in zip(model.projection.variables, with_probe.projection.variables):  # noqa: B905
+        for v, w in zip(model.projection.variables, with_probe.projection.variables):
             v.assign(w)
     histories = [train(model, source, 3) for model in (with_probe, without)]
-    for v, w in zip(with_probe.backbone.variables, without.backbone.variables):  # noqa: B905
+    for v, w in zip(with_probe.backbone.variables, without.backbone.variables):
         np.testing.assert_allclose(v, w, atol=1e-6)
     np.testing.assert_allclose(
         histories[0]["loss"], histories[1]["loss"], rtol=1e-5
@@ -27,8 +27,8 @@ def test_the_probe_learns_and_sends_no_gradient(source):
 
 
 def test_a_probe_that_diverged_stops_nobody(source, tmp_path):
-    """The method learns as beside a healthy one, in float16 too, whose loss scaling would skip every step; checkpoints are written; it is
-    said once."""
+    """The method learns as beside a healthy one, in float16 too, whose loss scaling would skip
+    every step; checkpoints are written; it is said once."""
     tf.keras.mixed_precision.set_global_policy("mixed_float16")
     try:
         states = []

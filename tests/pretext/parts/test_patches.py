@@ -1,4 +1,5 @@
-"""What jigsaw and relative patch location share: patches of an image, the head on tuples of them, the published encoder."""
+"""What jigsaw and relative patch location share: patches of an image, the head on tuples of them,
+the published encoder."""
 
 import numpy as np
 import pytest
@@ -116,7 +117,8 @@ def test_gray_coins(per_patch):
 
 
 def naive_head(model, features, rows, training, kept=None):
-    """Concatenate the features of each tuple; dense layers, batch normalisation, ReLU and dropout in NumPy."""
+    """Concatenate the features of each tuple; dense layers, batch normalisation, ReLU and dropout
+    in NumPy."""
     n, count = rows.shape
 
     def norm(x, layer):
@@ -140,7 +142,7 @@ def naive_head(model, features, rows, training, kept=None):
         for i in range(n)
     ]
     x = np.array(x).reshape(n * count, -1)
-    for i, (layer, its_norm) in enumerate(zip(model.hidden, model.norms)):  # noqa: B905 (Python 3.9)
+    for i, (layer, its_norm) in enumerate(zip(model.hidden, model.norms)):
         x = norm(x @ kernel_of(layer), its_norm)
         if training:
             x = x * kept[:, i].reshape(n * count, -1) / (1 - model.head_dropout)
@@ -151,8 +153,8 @@ def naive_head(model, features, rows, training, kept=None):
 @pytest.mark.parametrize("layers,embedding", [(2, 0), (1, 5), (3, 0), (0, 5)])
 @pytest.mark.parametrize("task", TASKS)
 def test_the_head_sees_concatenated_patches(task, layers, embedding, training, float64):
-    """The main text's head (two layers on the pre-logits), the code's (one, on embeddings) and that of Goyal et al. (linear on embeddings
-    with BN and ReLU), by loops over images and tuples."""
+    """The main text's head (two layers on the pre-logits), the code's (one, on embeddings) and that
+    of Goyal et al. (linear on embeddings with BN and ReLU), by loops over images and tuples."""
     settings = {"permutations": 20, "permutations_per_image": 6} if task == "jigsaw" else {}
     settings["embedding_norm"] = layers == 0
     model = build(
@@ -323,7 +325,8 @@ def test_evaluation_is_deterministic(photos):
 
 @pytest.fixture(scope="module")
 def rings(tmp_path_factory):
-    """Pictures that grow darker away from their centre, with noise: how they do tells each patch's place, its level does not."""
+    """Pictures that grow darker away from their centre, with noise: how they do tells each patch's
+    place, its level does not."""
     root = tmp_path_factory.mktemp("rings")
     rng = np.random.default_rng(0)
     y, x = np.mgrid[-1:1:33j, -1:1:33j]

@@ -1,4 +1,5 @@
-"""Sets of permutations: each pick against a search of all candidates, the distances that we promise, and the published file format."""
+"""Sets of permutations: each pick against a search of all candidates, the distances that we
+promise, and the published file format."""
 
 import itertools
 import struct
@@ -18,7 +19,7 @@ def test_each_pick_is_the_farthest(criterion, score, length, count):
     assert table.dtype == np.int32 and len(set(map(tuple, table))) == count
 
     def value(candidate, before):
-        return score([sum(a != b for a, b in zip(candidate, row)) for row in before])  # noqa: B905 (Python 3.9)
+        return score([sum(a != b for a, b in zip(candidate, row)) for row in before])
 
     for i in range(1, count):
         left = set(itertools.permutations(range(length))) - set(map(tuple, table[:i]))
@@ -31,7 +32,8 @@ def test_distances_are_hammings():
 
 
 def test_sets_of_nine_are_as_far_apart_as_promised():
-    """The largest mean that n permutations of 9 can have is 9 - (n - 9) / (n - 1): where each value is everywhere equally often."""
+    """The largest mean that n permutations of 9 can have is 9 - (n - 9) / (n - 1): where each value
+    is everywhere equally often."""
     mean = permutations.greedy(1000)
     assert permutations.distances(mean).mean() > 8.0
     assert (

@@ -25,7 +25,7 @@ def test_momentum_network(float64):
     for v in head.trainable_variables:
         v.assign_add(tf.ones_like(v))
     follower.follow(0.9)
-    for old, v in zip(before, follower.twins[1].trainable_variables):  # noqa: B905 (Python 3.9)
+    for old, v in zip(before, follower.twins[1].trainable_variables):
         np.testing.assert_allclose(v, 0.9 * old + 0.1 * (old + 1), rtol=1e-12)
     assert follower.trainable_variables == () and len(follower.non_trainable_variables) == 4
 

@@ -14,7 +14,8 @@ from tfssl.pretext.parts.views import Views, cell_centers
 
 
 def test_views_are_crops_of_one_image(source):
-    """Two groups of sizes; the first two views differ; the same seed, the same views; evaluation is deterministic."""
+    """Two groups of sizes; the first two views differ; the same seed, the same views; evaluation is
+    deterministic."""
     model = task(
         "swav", projection_hidden=8, projection_size=4, prototypes=5, small_crops=3, small_size=8
     )
@@ -42,7 +43,8 @@ def test_views_are_crops_of_one_image(source):
     ],
 )
 def test_crops_have_the_areas_that_are_asked_for(name, settings, policy):
-    """In each group of views, whatever the policy wants covered: never the whole image in a group of small ones."""
+    """In each group of views, whatever the policy wants covered: never the whole image in a group
+    of small ones."""
     model = pretext.build(name, tiny(), image_size=224, augmentation=policy, **settings)
     groups = model.crops()
     assert len(groups) == 2
@@ -131,7 +133,8 @@ def coordinates(height, width):
 
 @pytest.mark.parametrize("where", ["device", "host"])
 def test_boxes_and_flips_tell_where_each_pixel_of_a_view_lies(where, tmp_path):
-    """In the mean to a third of a pixel of the smaller image; to two pixels at the edges of crops that a JPEG's decoder reduces."""
+    """In the mean to a third of a pixel of the smaller image; to two pixels at the edges of crops
+    that a JPEG's decoder reduces."""
     for i, size in enumerate([(60, 90), (200, 120)] * 4):
         encoded = tf.io.encode_jpeg(
             np.round(255 * coordinates(*size)).astype(np.uint8), quality=100
