@@ -103,7 +103,7 @@ def resize(image: tf.Tensor, size: Size, method: str = "bilinear") -> tf.Tensor:
 def resize_levels(image: tf.Tensor, size: Size, method: str) -> tf.Tensor:
     """`resize` of uint8 [H, W, 3] before it is rounded: float32 [h, w, 3], 0 to 255, and a little
     beyond by cubic kernels."""
-    # The kernel of "area" reads bytes as they are; as floats a large image takes four times the room.
+    # The kernel of "area" reads bytes as they are; as floats, a large image is four times as much.
     if method == "area":
         return tf.cast(tf.image.resize(image, _pair(size), method), tf.float32)
     # TensorFlow's bilinear kernel is vectorised for floats only: with the cast before it, it takes
