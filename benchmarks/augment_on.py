@@ -1,4 +1,4 @@
-"""Does a training step take less time with the colours on the device, a batch at once, or on the
+"""Does a training step take less time with the colors on the device, a batch at once, or on the
 host, image by image?
 
     python benchmarks/augment_on.py --data folder:cifar10 --flagfile tfssl:simclr/cifar10_cpu.flags
@@ -12,7 +12,7 @@ How to read the table: images/s by the clock, median over the rounds, each the m
 intervals but the first, which compiles. The ratio is device over host within a round, with its
 range: above 1 the device is the better place. The share of the time that steps wait for input is
 the runs' own. On a machine without an accelerator both sides share the same cores: that says which
-of the two costs less computation, and nothing of a GPU that would take the colours from a busy
+of the two costs less computation, and nothing of a GPU that would take the colors from a busy
 host.
 """
 

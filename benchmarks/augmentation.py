@@ -12,8 +12,8 @@ that a busy machine slows all alike. images/s are images (not views) per second 
 over the turns; the ratio is that to the row "plain", median within the rounds, with its range.
 "plain" decodes once, and for each view crops, resizes and runs tf.image's random ops, what no coin
 asks for being skipped. "host" is `augmentation.host_views`, which does all of it; we aim at 2.
-"host, device does the colours" is what is left to the host then: decode, crop, resize, uint8; we
-aim at 3. "plain, crops only" and "host, crops only" say how much of either is not colours.
+"host, device does the colors" is what is left to the host then: decode, crop, resize, uint8; we
+aim at 3. "plain, crops only" and "host, crops only" say how much of either is not colors.
 
 The second table is the device part on this CPU: milliseconds per image of each op over a batch,
 compiled with XLA and not, beside tf.image's op for one image after another where there is one. On a

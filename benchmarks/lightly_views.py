@@ -5,13 +5,13 @@ Pillow)?
     python benchmarks/lightly_views.py --lightly=PYTHON --data photos    # JPEGs of yours, found in all folders below
 
 PYTHON is an interpreter with lightly (pip install lightly); it needs not be this one's. Both make
-two views of 224 pixels out of an encoded JPEG in memory: random crop, flip, colour jitter, gray and
+two views of 224 pixels out of an encoded JPEG in memory: random crop, flip, color jitter, gray and
 blur as in SimCLR; lightly in its own way, without its normalization.
 
 How to read the table: one process for each side, on the same core, one thread; they take turns, so
 that a busy machine slows both alike. images/s are images (not views) per second of CPU time, median
 over the turns; the ratio is that to lightly, median within the rounds, with its range. "host" is
-`augmentation.host_views`; we aim at 5. "host, device does the colours" is what is left to the host
+`augmentation.host_views`; we aim at 5. "host, device does the colors" is what is left to the host
 then: decode, crop, resize, bytes; we aim at 8. "decode" is the whole JPEG, once, at full size: what
 none that reads all of it gets below; "1/8" at an eighth, which is mostly reading the file's code.
 

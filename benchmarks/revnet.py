@@ -33,7 +33,7 @@ import sys
 import tempfile
 import time
 
-# Nothing is run, so that LLVM need not optimise: XLA's own passes and its plan of memory stay the
+# Nothing is run, so that LLVM need not optimize: XLA's own passes and its plan of memory stay the
 # same.
 FLAGS = (
     "--xla_dump_hlo_as_text --xla_backend_optimization_level=0 "

@@ -4,7 +4,7 @@
     module.endpoints(images, training=False)  -> {name: tensor}
 
 both with variables, trainable_variables and regularization_losses; images are float32 RGB in
-[0, 1], [N, H, W, 3], and normalisation is inside. Signatures `serving_default` and `training` do
+[0, 1], [N, H, W, 3], and normalization is inside. Signatures `serving_default` and `training` do
 the same for loaders that know signatures only (Keras 3's TFSMLayer). See
 https://www.tensorflow.org/hub/reusable_saved_models.
 """
@@ -58,7 +58,7 @@ def save(
         and `random_init`.
       tarball: also write `path.tar.gz`, whose root is the module: a handle too.
       head_endpoints: so many first layers of the task's projection head become endpoints too:
-        `head1`, ..., each after normalisation and ReLU (the head's last layer: as it is). SimCLR v2
+        `head1`, ..., each after normalization and ReLU (the head's last layer: as it is). SimCLR v2
         fine-tunes from `head1` (arXiv 2006.10029, Section 2.2).
 
     Returns:

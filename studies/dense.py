@@ -1,5 +1,5 @@
 """Does pretraining on a data set's own images help to find and to outline what they show? Beside
-random initialisation and raw pixels.
+random initialization and raw pixels.
 
     python studies/dense.py --bccd boxes:bccd --camvid masks:camvid --out runs/dense --seeds 0,1,2
 
@@ -11,7 +11,7 @@ where it was stopped.
 
 How to read the table: AP50 of detection and mIoU of segmentation on the test images, in percent, at
 the endpoint that the validation images chose; frozen trunks. A task helps where its lower figure is
-above random initialisation's and above raw pixels, in each seed.
+above random initialization's and above raw pixels, in each seed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import shutil
 import cells
 
 CROPS = "--image_size=96 --resize=240 --augmentation=simclr"
-# Blood cells look alike, and so do street scenes: with all of SimCLR's colours and small crops no
+# Blood cells look alike, and so do street scenes: with all of SimCLR's colors and small crops no
 # view can be told (0.7 and 2 % of pairs, chance 0.8). Strength, area and rate are, for each, those
 # of two tries with the better figure on the validation images.
 DATA = {  # data set: (protocols, training flags, evaluation flags)

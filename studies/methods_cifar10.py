@@ -10,7 +10,7 @@ steps do not.
 
 Each line of OUT/results.jsonl is one encoder: tfssl-train with the method's cifar10_cpu.flags,
 tfssl-export, tfssl-eval; see studies/cells.py for how it goes on where it was stopped. How to read
-the tables: test accuracies in percent of logistic regression and of 20 nearest neighbours on
+the tables: test accuracies in percent of logistic regression and of 20 nearest neighbors on
 --labels training images; `best` is the endpoint that 4,000 others of them chose, for each protocol
 by itself. The first table has means over the seeds, and ranges. A method counts as learning where
 it is above random initialization's best and above raw pixels by both protocols, in each seed: that

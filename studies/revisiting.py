@@ -12,7 +12,7 @@ and backbone is there early.
 What is scaled down: the networks (ResNet-18 v1 and v2, RevNet-18, VGG-11; an eighth and a quarter
 of the standard width), the images (CIFAR-10: crops of 24 pixels; Imagenette: 96 pixels, patches of
 32), the length (--steps of about 128 views each, relative patch twice as many). Accuracy is that of
-logistic regression on 4,000 (Imagenette: 3,000) labelled training images and on 5 % of them, every
+logistic regression on 4,000 (Imagenette: 3,000) labeled training images and on 5 % of them, every
 endpoint; l2 and endpoint are chosen on 4,000 (1,000) others of the training images.
 """
 

@@ -15,7 +15,7 @@ where it was stopped.
 
     axis        cells
     base        the first network, all images, |P| = 100 and K = 10; --seeds; untrained networks
-    complexity  |P| permutations of the jigsaw; K nearest bins in a colour's target; --sweep_seeds
+    complexity  |P| permutations of the jigsaw; K nearest bins in a color's target; --sweep_seeds
     data        nested subsets: an eighth, a quarter, a half of the images; --sweep_seeds
     capacity    the other networks, on all images and on the subsets; --sweep_seeds
 

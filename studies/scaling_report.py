@@ -187,7 +187,7 @@ def layers(rows, network):
 
 
 def target_beyond(nearest):
-    """For people: the numbers K, and the greatest share of a colour's soft target beyond its K
+    """For people: the numbers K, and the greatest share of a color's soft target beyond its K
     nearest bins."""
     from tfssl.data.ops import lab
     from tfssl.pretext.parts import ab_bins

@@ -108,7 +108,7 @@ def oriented_picture(rng, size=40):
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
-    """A folder of 48 JPEGs in two classes (warm and cold colours), unsplit."""
+    """A folder of 48 JPEGs in two classes (warm and cold colors), unsplit."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for i in range(48):

@@ -80,7 +80,7 @@ def test_a_run_ends_with_a_measured_classifier(run, photos, encoder):
     record = json.loads((workdir / "results.json").read_text())
     test = tfssl.open_source(f"folder:{photos}", "train[75%:]")
     assert record["accuracy"] == pytest.approx(accuracies(workdir / "classifier" / "16", test))
-    assert record["accuracy"] > 0.8  # warm and cold colours are easy
+    assert record["accuracy"] > 0.8  # warm and cold colors are easy
     assert record["top5_accuracy"] == 1.0 and record["test_examples"] == 12
     assert record["train_labels"] == 24 and record["command"][0] == "tfssl-finetune"
     assert (
@@ -207,7 +207,7 @@ def test_two_devices_and_the_head_alone(encoder, photos, tmp_path, tfssl_command
 
 
 def test_a_student_learns_from_a_teacher_without_labels(run, photos, tmp_path, tfssl_command):
-    """A wider one, on two devices; unlabelled images; the teacher's classes become its own."""
+    """A wider one, on two devices; unlabeled images; the teacher's classes become its own."""
     flat = tmp_path / "flat"
     flat.mkdir()
     for path in photos.rglob("*.jpg"):

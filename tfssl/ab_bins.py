@@ -1,4 +1,4 @@
-"""Count the colours of a data set: the bins that --task=colorization classifies into, and how often
+"""Count the colors of a data set: the bins that --task=colorization classifies into, and how often
 each occurs.
 
   python -m tfssl.ab_bins --dataset=folder:photos --output=bins.npz

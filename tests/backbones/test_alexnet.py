@@ -69,7 +69,7 @@ def pool(x):
 
 
 def naive(model, x, training, stride):
-    """The network as its papers draw it, with TensorFlow's own response normalisation as the
+    """The network as its papers draw it, with TensorFlow's own response normalization as the
     reference."""
     values = {v.name.split("/", 1)[1][:-2]: v.numpy() for v in model.variables}
     endpoints = {}

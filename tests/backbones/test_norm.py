@@ -1,4 +1,4 @@
-"""Batch normalisation: against Keras's own layer, a naive one in NumPy, successive batches, and one
+"""Batch normalization: against Keras's own layer, a naive one in NumPy, successive batches, and one
 device for two."""
 
 import math

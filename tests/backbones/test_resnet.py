@@ -374,7 +374,7 @@ def test_the_mean_over_the_map_is_float32s(policy):
 @in_float64
 @pytest.mark.parametrize("early", [True, False])
 def test_on_replicas_each_sees_its_own_batch(policy, early, replicas):
-    """BN normalises over the replica's rows, and the averages that are read are the replicas'
+    """BN normalizes over the replica's rows, and the averages that are read are the replicas'
     mean."""
     strategy = replicas
     halves = np.split(random_images(4, 8, 8, 3), 2)

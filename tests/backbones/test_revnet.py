@@ -403,7 +403,7 @@ def test_accumulation_compiles_in_float16(source, shorter):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A task's model with values of its own in its normalisations, and the folder of its module."""
+    """A task's model with values of its own in its normalizations, and the folder of its module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(revnet, "UNITS", {18: (1, 3, 1, 1)})
         model = pretext.build(

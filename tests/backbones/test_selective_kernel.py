@@ -43,7 +43,7 @@ def counted(name, width, **settings):
 
 def by_arithmetic(depth, width, ratio):
     """The same, layer by layer from the papers: kernels without biases, and four numbers per
-    channel of each normalisation."""
+    channel of each normalization."""
     kernels = norms = 0
 
     def conv(size, fan_in, fan_out, norm=True):
@@ -105,7 +105,7 @@ def test_parameters(depth, width, ratio):
 
 @pytest.mark.parametrize("depth", [50, 200])
 def test_parameters_of_resnet200(depth):
-    """The pre-activated one has a normalisation of a unit's inputs where the other has one of its
+    """The pre-activated one has a normalization of a unit's inputs where the other has one of its
     outputs, and none of projections."""
     learned, moving = by_arithmetic(depth, 1, 0)
     assert counted(f"resnet{depth}_v1", 1) == (learned, moving)

@@ -18,7 +18,7 @@ from tfssl.hub import load as modules
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """The handle of a module that begins with a batch normalisation of the images themselves."""
+    """The handle of a module that begins with a batch normalization of the images themselves."""
     return save_encoder(tmp_path_factory.mktemp("modules") / "encoder")
 
 
@@ -218,7 +218,7 @@ def moving_mean(model):
 
 
 def test_batch_statistics_move_on_one_device(encoder):
-    """The first normalisation sees the images: its moving mean goes a fifth of the way to
+    """The first normalization sees the images: its moving mean goes a fifth of the way to
     theirs."""
     model = build(encoder)
     model.compile(tf.keras.optimizers.SGD(0.1))

@@ -117,7 +117,7 @@ def test_per_view_repeats_and_scales():
 
 
 def plain(image, s=1.0, additive=False):
-    """SimCLR's colours as its papers print them, with tf.image's own random ops."""
+    """SimCLR's colors as its papers print them, with tf.image's own random ops."""
 
     def brightness(x):
         if additive:
@@ -149,7 +149,7 @@ def plain(image, s=1.0, additive=False):
 
 
 def statistics(images):
-    """[n, k]: what the colours change: channel means, spreads and corners, and how colourful a
+    """[n, k]: what the colors change: channel means, spreads and corners, and how colourful a
     picture is."""
     quantiles = np.quantile(images, [0.1, 0.5, 0.9], axis=(1, 2, 3)).T
     colourful = (images.max(-1) - images.min(-1)).mean((1, 2))

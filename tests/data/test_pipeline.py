@@ -16,7 +16,7 @@ BROKEN = {3, 17, 18, 40}
 
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory):
-    """50 PNGs whose grey value is their number; four of them are not images."""
+    """50 PNGs whose gray value is their number; four of them are not images."""
     root = tmp_path_factory.mktemp("numbered")
     for i in range(50):
         data = (

@@ -326,7 +326,7 @@ HEADS = {  # the projection's layers, and the settings that keep it small
 
 
 def head_by_numpy(model, x, layers):
-    """Outputs of the first layers of a projection: products, normalisation by the moving
+    """Outputs of the first layers of a projection: products, normalization by the moving
     statistics, ReLUs between layers."""
     head, found = model.projection, []
     for i, (dense, norm) in enumerate(zip(head.dense, head.norms), 1):
@@ -353,7 +353,7 @@ def head_by_numpy(model, x, layers):
     ],
 )
 def test_layers_of_the_head_are_endpoints(task, tmp_path):
-    """And the module trains, whatever groups the task normalises its batches in."""
+    """And the module trains, whatever groups the task normalizes its batches in."""
     layers, settings = HEADS[task]
     model = pretext.build(
         task, backbones.build("resnet18_v1", 0.0625, "small"), image_size=16, **settings

@@ -6,8 +6,8 @@ from tfssl import backbones, export, pretext
 
 
 def encoder(channels=6):
-    """A SimCLR task for 16 pixels, untrained: a normalisation of the images, a convolution, a
-    normalisation; a projection of two layers."""
+    """A SimCLR task for 16 pixels, untrained: a normalization of the images, a convolution, a
+    normalization; a projection of two layers."""
     tf.keras.utils.set_random_seed(0)
     layers = [
         tf.keras.layers.BatchNormalization(momentum=0.8, name="first"),

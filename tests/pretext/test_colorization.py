@@ -145,7 +145,7 @@ def test_pictures(source):
 
 
 def test_bins_are_measured_once_and_kept(photos, tmp_path, tfssl_command):
-    """A run counts its colours, shows pictures, resumes and is exported with the same bins, and
+    """A run counts its colors, shows pictures, resumes and is exported with the same bins, and
     from another place too."""
     flags = (
         "--task=colorization", f"--dataset=folder:{photos}", "--train_split=train[:80%]", "--val_split=train[80%:]", "--batch_size=8",

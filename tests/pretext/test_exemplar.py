@@ -1,5 +1,5 @@
 """Exemplar: the copies of an image, the loss by hand through the task, replicas, blank rows,
-standardisation against tf.image."""
+standardization against tf.image."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def exemplar(backbone=None, **settings):
 
 
 def small_network():
-    """Without batch normalisation, whose statistics are a replica's own."""
+    """Without batch normalization, whose statistics are a replica's own."""
     return tf.keras.Sequential(
         [
             tf.keras.layers.Conv2D(6, 3, 2, activation="tanh", name="conv"),
@@ -294,7 +294,7 @@ def test_triplets_of_a_replica_are_its_own_by_default(replicas, float64):
 def trained(source, **compiled):
     """The loss and the weights after two steps."""
     tf.keras.utils.set_random_seed(1)
-    model = exemplar(color=False)  # XLA draws other colours
+    model = exemplar(color=False)  # XLA draws other colors
     model.compile(tf.keras.optimizers.SGD(0.5, momentum=0.9), **compiled)
     history = model.fit(model.dataset(source, 8, steps=2), steps_per_epoch=2, verbose=0).history
     return history["loss"][0], [v.numpy() for v in model.variables]

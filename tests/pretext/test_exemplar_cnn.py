@@ -146,7 +146,7 @@ def test_colours_are_the_papers(source, float64):
 
 
 def test_fixed_samples_of_a_class():
-    """With three, forty draws show three transformations, movement and colours together; otherwise
+    """With three, forty draws show three transformations, movement and colors together; otherwise
     all differ."""
     image = picture()
     for samples, different in ((3, 3), (0, 40)):

@@ -24,7 +24,7 @@ def build(**settings):
 
 
 def test_the_eight_neighbours_in_raster_order():
-    """Around the centre (1, 1): top left, top, top right, left, right, bottom left, bottom, bottom
+    """Around the center (1, 1): top left, top, top right, left, right, bottom left, bottom, bottom
     right."""
     model = build()
     sides = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]

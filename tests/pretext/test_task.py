@@ -47,7 +47,7 @@ def slow(*parameters):
 
 
 def small_network():
-    """Without batch normalisation, whose statistics are a replica's own."""
+    """Without batch normalization, whose statistics are a replica's own."""
     return tf.keras.Sequential([tf.keras.layers.Conv2D(6, 3, 2, activation="tanh", name="conv")])
 
 
@@ -85,7 +85,7 @@ def network_with(sync=False, groups=1):
             BatchNorm(0.8, **batch_norm, name="norm2"),
             tf.keras.layers.ReLU(
                 name="relu2"
-            ),  # or a head with a normalisation of its own would leave norm2 without a gradient
+            ),  # or a head with a normalization of its own would leave norm2 without a gradient
         ]
     )
     network.norm_policy = Norm(sync=sync, groups=groups)
@@ -165,8 +165,8 @@ def test_four_replicas():
 
 @pytest.mark.parametrize("parts", [2, slow(4)])
 def test_parts_move_statistics_as_groups_do(parts, source, float64):
-    """The reference is the whole batch, normalised in groups of a part's size; without batch
-    normalisation, the whole batch as it is."""
+    """The reference is the whole batch, normalized in groups of a part's size; without batch
+    normalization, the whole batch as it is."""
     whole = trained("rotation", small_network, source)
     assert_equal(whole, trained("rotation", small_network, source, accumulate_steps=parts), 1e-8)
     grouped = trained("rotation", lambda: network_with(groups=parts), source)
@@ -276,7 +276,7 @@ def test_loss_gradient_and_weight_decay_by_hand(source, float64):
     ],
 )
 def test_a_compiled_step(task, policy, source):
-    """One XLA-compiled step of a network with batch normalisation: finite, all weights move,
+    """One XLA-compiled step of a network with batch normalization: finite, all weights move,
     variables stay float32."""
     tf.keras.mixed_precision.set_global_policy(policy)
     try:

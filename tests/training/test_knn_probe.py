@@ -1,4 +1,4 @@
-"""The nearest-neighbour probe of training is the evaluation of the exported encoder."""
+"""The nearest-neighbor probe of training is the evaluation of the exported encoder."""
 
 import numpy as np
 import pytest

@@ -1,8 +1,8 @@
 """AlexNet (Krizhevsky, Sutskever and Hinton, NeurIPS 2012) up to its last convolution, in the two
 forms of Goyal et al. (arXiv 1905.01235).
 
-`alexnet`, their colorization's, has batch normalisation after each convolution. `alexnet_lrn`,
-their jigsaw's, has it after the last three, and local response normalisation behind the first two
+`alexnet`, their colorization's, has batch normalization after each convolution. `alexnet_lrn`,
+their jigsaw's, has it after the last three, and local response normalization behind the first two
 pools; there the first convolution has stride 2: the stem "patch". Its fully connected layers
 belonged to the pretext tasks; `pre_logits` is the mean over the last pool's map.
 """
@@ -124,7 +124,7 @@ class AlexNet(Network):
 
 
 def response_normalised(x: tf.Tensor) -> tf.Tensor:
-    """x / (1 + 1e-4 * mean of squares over 5 neighbouring channels) ** 0.75, zeros beyond the first
+    """x / (1 + 1e-4 * mean of squares over 5 neighboring channels) ** 0.75, zeros beyond the first
     and the last: NxHxWxC -> the same."""
     # As a product with a band of ones, which every accelerator computes, in any precision;
     # TensorFlow's own op knows float32 only.

@@ -15,7 +15,7 @@ from tfssl.backbones.norm import frozen_statistics
 def rematerialize(layer: tf.keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
     """`layer(x, training=True)`, of whose activations only the input is kept for the backward pass.
 
-    There the layer runs a second time, on the same examples: its batch normalisations then leave
+    There the layer runs a second time, on the same examples: its batch normalizations then leave
     their moving statistics alone. (`tf.recompute_grad` is no help: its second pass is the first one
     to XLA, which merges the two, and keeps everything.)
     """

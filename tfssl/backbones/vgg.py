@@ -1,4 +1,4 @@
-"""VGG with batch normalisation (Simonyan and Zisserman, arXiv 1409.1556, configurations A, B, D and
+"""VGG with batch normalization (Simonyan and Zisserman, arXiv 1409.1556, configurations A, B, D and
 E), of any width.
 
 The geometry is that of the 2019 study (Kolesnikov, Zhai and Beyer, arXiv 1901.09005), which uses

@@ -22,7 +22,7 @@ class Images:
       module: Required. A comma list of Hub modules: folders (local or gs://), .tar.gz, https
         handles; or NAME=HANDLE each. What exists goes first: lr=0.1,wd=0/module/4 is that folder if
         there is one; else quote a handle that holds a comma: '"a,b",c'.
-      dataset: Labelled images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, voc:PATH (several
+      dataset: Labeled images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, voc:PATH (several
         classes in an image), masks:PATH, boxes:PATH, normals:PATH, glyphs (the embedded letters),
         or a class of your own, mypackage.mysource:MySource[:PATH].
       data_dir: Where TensorFlow Datasets are, and where archives are unpacked. Default: each

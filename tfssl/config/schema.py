@@ -193,7 +193,7 @@ class Run:
       keep_checkpoints: How many of the newest checkpoints to keep.
       keep_every: Keep each checkpoint whose step is a multiple of this for ever; 0: none.
       validation_steps: Between validations, a multiple of --checkpoint_steps; 0: those.
-      knn_probe: At each validation, accuracy of nearest neighbours among so many labelled images;
+      knn_probe: At each validation, accuracy of nearest neighbors among so many labeled images;
         0: none.
       log_steps: Steps between lines of the log.
       extend_schedule: Permit a resumed cosine run to change its length: its rate then jumps.
@@ -250,7 +250,7 @@ class Classifier:
       resize: Shorter side of an evaluation image before its central crop, in pixels; 0: the
         module's own, or image_size * 256 / 224.
       min_area: Smallest area of a training crop, as a share of the image (SimCLR, SwAV: 0.08).
-      flip: Flip half of the training images left to right. Colours stay as they are.
+      flip: Flip half of the training images left to right. Colors stay as they are.
     """
 
     heading = "Encoder and classifier"

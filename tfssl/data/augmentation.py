@@ -127,7 +127,7 @@ class Policy:
     `dataclasses.replace` makes variants.
 
     Order: crop, flip, gray ("before"), jitter, photometric step, gray ("after"), blur, solarize,
-    RandAugment, gray ("last"), rotate, sobel, cutout, noise. Colours (jitter, gray) need three
+    RandAugment, gray ("last"), rotate, sobel, cutout, noise. Colors (jitter, gray) need three
     channels; all others take any number.
 
     Args:
@@ -138,16 +138,16 @@ class Policy:
         `min_object_covered`).
       crop_method: of `image.resize`.
       flip: probability of mirroring left and right.
-      jitter: probability of the colour jitter.
+      jitter: probability of the color jitter.
       brightness: factors in max(0, 1 - b) to 1 + b; if additive, shifts in -b to b.
       contrast: factors in max(0, 1 - c) to 1 + c.
       saturation: factors in max(0, 1 - s) to 1 + s.
-      hue: shifts in -h to h, in turns of the colour circle.
+      hue: shifts in -h to h, in turns of the color circle.
       additive: brightness is added and not multiplied.
       random_order: the four ops of the jitter come in a random order, or else in this one.
       photometric: probability of PIRL's photometric step, on the host only: see
         `randaugment.enhance`.
-      gray: probability of dropping the colours.
+      gray: probability of dropping the colors.
       gray_at: "before" the jitter, "after" it, or "last".
       blur: probability of the Gaussian blur.
       blur_sigma: the range of its sigma, in pixels.
@@ -255,7 +255,7 @@ class Policy:
           [N, H, W, C] of the same dtype in [0, 1]; with noise, beyond.
 
         Raises:
-          UserError: colours of images of other than three channels.
+          UserError: colors of images of other than three channels.
         """
         drawn = self._draw(draws, view, images.shape)
         if not isinstance(draws, HostDraws):
@@ -512,7 +512,7 @@ def per_view(
       policy: a name in `POLICIES`, a `Policy`, or a tuple of them; a tuple is repeated where there
         are more views.
       views: how many views.
-      strength: scales the ranges of the colour jitter.
+      strength: scales the ranges of the color jitter.
 
     Returns:
       A tuple of `views` policies.

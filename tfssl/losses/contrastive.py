@@ -1,7 +1,7 @@
 """Losses that tell an image's own embedding from those of others. All compute in float32 at least,
 and give one value per row.
 
-Embeddings need not be normalised, for directions are compared; negatives of earlier steps are
+Embeddings need not be normalized, for directions are compared; negatives of earlier steps are
 expected to be, for they are many.
 """
 
@@ -168,7 +168,7 @@ def nce(
       positive: [N] scores (cosine / temperature) of each row's own entry.
       negative: [N, K] scores of K entries drawn from the noise.
       noise: K times the probability of each entry under the noise: K / entries.
-      constant: the normalisation Z, an estimate of the sum of exp(score) over all entries.
+      constant: the normalization Z, an estimate of the sum of exp(score) over all entries.
 
     Returns:
       `Contrast`, each [N]: the loss of N * (1 + K) two-way decisions, summed over the 1 + K of a

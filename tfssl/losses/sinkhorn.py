@@ -23,7 +23,7 @@ def sinkhorn(
     Args:
       scores: [N, K] similarities of this replica's rows to the K prototypes; float32 at least.
       epsilon: smoothness; the larger, the more uniform the codes.
-      iterations: how often prototypes, then rows, are normalised in turn; rows last, so that these
+      iterations: how often prototypes, then rows, are normalized in turn; rows last, so that these
         sum to 1.
       active: bool [N]: rows that are False take no part (their codes are 0). So a queue can be
         empty at first, in one compiled step.

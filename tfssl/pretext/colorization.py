@@ -17,16 +17,16 @@ from tfssl.errors import UserError
 from tfssl.pretext.parts import ab_bins
 from tfssl.pretext.task import Batch, Example, Measured, Pretext
 
-ANNEAL = 0.38  # temperature of the distribution whose mean is shown as a colour (Zhang et al.)
+ANNEAL = 0.38  # temperature of the distribution whose mean is shown as a color (Zhang et al.)
 
 
 class Colorization(Pretext):
-    """The network sees the lightness of an image, and each place of its last map tells the colour
+    """The network sees the lightness of an image, and each place of its last map tells the color
     there: one of Q bins of the ab plane.
 
     Neither paper's code trains it in this form, so what the papers leave open is a choice of ours:
-    the colour of a place is the mean ab of its pixels, and lightness comes to the network as L / 50
-    - 1. Images without colour count for nothing in the loss.
+    the color of a place is the mean ab of its pixels, and lightness comes to the network as L / 50
+    - 1. Images without color count for nothing in the loss.
 
     The published encoder takes RGB images like every other, and keeps their lightness only.
 
@@ -38,10 +38,10 @@ class Colorization(Pretext):
       bins: "data": those of the training images, counted when a run begins; "gamut": all 261 that
         sRGB reaches, without a prior and so without rebalancing; or a file (see
         tfssl/pretext/parts/ab_bins.py). Outside a run "data" is "gamut".
-      nearest: K, bins that share in the target of a colour (Goyal et al.: 10, and 2 to 313); 1 is
+      nearest: K, bins that share in the target of a color (Goyal et al.: 10, and 2 to 313); 1 is
         hard labels.
       sigma: deviation of the Gaussian that weighs them, in units of ab (5).
-      rebalance: share of the uniform distribution in what rare colours are weighed by (0.5); 1 is
+      rebalance: share of the uniform distribution in what rare colors are weighed by (0.5); 1 is
         no rebalancing.
       gray: images in which neither a nor b goes beyond this count as gray, and are left out of the
         loss (5).
@@ -63,7 +63,7 @@ class Colorization(Pretext):
         **common: Any,
     ) -> None:
         super().__init__(backbone, image_size=image_size, **common)
-        self._autocast = False  # half precision has too few levels for colours
+        self._autocast = False  # half precision has too few levels for colors
         if resize < image_size:
             raise UserError(
                 f"resize={resize} must be at least image_size={image_size}, which is cut out of it"
@@ -132,7 +132,7 @@ class Colorization(Pretext):
         }
 
     def chance(self) -> dict[str, float]:
-        """The best guess that knows only how often colours occur, of hard labels."""
+        """The best guess that knows only how often colors occur, of hard labels."""
         count = len(self.bins.points)
         prior = np.full(count, 1 / count) if self.bins.prior is None else self.bins.prior
         weighted = prior * self.bins.weights(self.rebalance)
@@ -141,7 +141,7 @@ class Colorization(Pretext):
 
     def pictures(self, batch: Batch) -> tf.Tensor | None:
         """[3 n, H, W, 3] in [0, 1]: for each image itself, its lightness, and its lightness with
-        the colours that the network gives it."""
+        the colors that the network gives it."""
         images = self.to_float(batch)["image"]
         chances = tf.nn.softmax(self({**batch, "image": images}) / ANNEAL)  # NxhxwxQ
         ab = tf.tensordot(chances, tf.cast(self.bins.points, chances.dtype), 1)

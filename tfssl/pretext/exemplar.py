@@ -18,15 +18,15 @@ from tfssl.pretext.task import Batch, Example, Measured, image_major
 
 
 class Exemplar(InceptionImages):
-    """Each image stands in the batch several times, each time cropped, mirrored and coloured anew;
+    """Each image stands in the batch several times, each time cropped, mirrored and colored anew;
     copies of one image are to lie nearer to one another, by a margin, than to copies of any other.
 
     The 2019 study trains with 512 images, each eight times, and compares the copies that one TPU
-    core holds. Its text leaves open gray images and standardisation, which here are as in its code,
-    and the normalisation of the embeddings. (The code divides by norms over the batch,
+    core holds. Its text leaves open gray images and standardization, which here are as in its code,
+    and the normalization of the embeddings. (The code divides by norms over the batch,
     `norm_over=batch`, where the loss asks for embeddings of norm 1.)
 
-    In validation all images are in colour, and their crops are drawn from one fixed seed: copies
+    In validation all images are in color, and their crops are drawn from one fixed seed: copies
     without differences would measure nothing.
 
     Args:

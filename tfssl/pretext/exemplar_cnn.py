@@ -28,7 +28,7 @@ class ExemplarCNN(Probed):
     what multiplies, and of powers, the logarithm is uniform, from 1 / range to range): a
     translation, a scale, a rotation; contrast along the principal components of the patch's pixels;
     powers, factors and offsets of saturation and value; and of the hue. The host moves, the device
-    colours.
+    colors.
 
     A class is for ever one patch: its place is drawn from a hash of the image's pixels. Class i is
     image i of the training split, so that validation, on untransformed patches, means something on
@@ -54,7 +54,7 @@ class ExemplarCNN(Probed):
       max_power: of saturation and value (the paper: 0.25 to 4); 1 leaves it out.
       max_factor: of saturation and value (the paper: 0.7 to 1.4); 1 leaves it out.
       max_offset: of saturation and value (the paper: 0.1).
-      max_hue: in turns of the colour circle (the paper: 0.1).
+      max_hue: in turns of the color circle (the paper: 0.1).
     """
 
     task = "exemplar_cnn"

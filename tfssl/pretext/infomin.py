@@ -11,7 +11,7 @@ from tfssl.pretext.task import Batch, Measured
 
 
 class InfoMin(JigsawBranch, MoCo):
-    """MoCo with views that share as little as they may beside what matters: stronger colours,
+    """MoCo with views that share as little as they may beside what matters: stronger colors,
     RandAugment, and PIRL's puzzles. A puzzle is a query too, whose positive is its own image's key.
 
     Patches are mirrored each by itself; in the published code, the nine of an image together.

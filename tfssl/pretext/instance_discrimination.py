@@ -64,7 +64,7 @@ class InstanceDiscrimination(Views):
         )
         self.projection = MLP("projection", [projection_size])
         self.bank = Bank(num_images, projection_size, bank_momentum)
-        # The normalisation Z of nce, estimated in the first step and kept.
+        # The normalization Z of nce, estimated in the first step and kept.
         self.constant = self.add_weight(
             "constant",
             [],

@@ -14,7 +14,7 @@ class Rotation(InceptionImages):
     """Each image stands in the batch four times, turned by 0, 90, 180 and 270 degrees; the network
     tells the four apart.
 
-    All four copies share one crop and one colour draw. Kolesnikov et al. (2019), section 3.2,
+    All four copies share one crop and one color draw. Kolesnikov et al. (2019), section 3.2,
     trains with 1024 images, each four times.
     """
 

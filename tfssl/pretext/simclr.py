@@ -20,7 +20,7 @@ class SimCLR(Views):
     projections, among all views of the batch.
 
     The projection is that of the published code: layers without biases, each with batch
-    normalisation, the last one's without an offset.
+    normalization, the last one's without an offset.
 
     With a memory, as SimCLR v2 may have (Chen et al., NeurIPS 2020, arXiv 2006.10029), the other
     views are embedded by a momentum encoder, and those of earlier steps are among them. Its code

@@ -51,8 +51,8 @@ def start(seed: int = 0, precision: str = "float32", deterministic: bool = False
     """Process-wide settings; call it before any variable exists.
 
     Args:
-      seed: of weight initialisation.
-      precision: Keras's policy, one of PRECISIONS; variables, losses and normalisations stay
+      seed: of weight initialization.
+      precision: Keras's policy, one of PRECISIONS; variables, losses and normalizations stay
         float32.
       deterministic: every op gives the same bits in every run on the same hardware.
     """

@@ -1,4 +1,4 @@
-"""How good is the encoder so far? Nearest neighbours among labelled images, at each validation,
+"""How good is the encoder so far? Nearest neighbors among labeled images, at each validation,
 without training anything."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class KnnProbe:
 
     Args:
       model: the pretext model.
-      source, validation: labelled `Source`s.
+      source, validation: labeled `Source`s.
       images: how many of each, spread over the split (of records, the first).
       batch_size: images at a time through the encoder.
 

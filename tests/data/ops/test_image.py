@@ -104,7 +104,7 @@ JPEGS = [name for name in FILES if name.startswith("jpeg")]
 
 
 def pillow(name):
-    """The pixels as Pillow reads them, or, where it has no 16 bit colours, as they were written."""
+    """The pixels as Pillow reads them, or, where it has no 16 bit colors, as they were written."""
     if name.endswith("16"):
         pixels = (GRAY16 if "gray" in name else RGB16) >> 8
         return np.broadcast_to(
@@ -277,7 +277,7 @@ def test_other_tensors_are_refused():
 
 
 def bilinear(pixels, height, width):
-    """Bilinear interpolation between pixel centres, clamped at the border, in float64."""
+    """Bilinear interpolation between pixel centers, clamped at the border, in float64."""
 
     def axis(pixels, size):
         at = np.clip((np.arange(size) + 0.5) * len(pixels) / size - 0.5, 0, len(pixels) - 1)
@@ -309,7 +309,7 @@ def test_other_resize_methods():
     for size in (
         (32, 32),
         (1, 9),
-    ):  # casts saturate in vectorised loops and wrap around in what they leave over
+    ):  # casts saturate in vectorized loops and wrap around in what they leave over
         cubic = tf.image.resize(tf.cast(edge, tf.float32), size, "bicubic").numpy()
         assert cubic.min() < -5 and cubic.max() > 260
         np.testing.assert_array_equal(
@@ -411,7 +411,7 @@ def coordinates(height, width):
 
 
 def boxes_of_random_resized_crop(count, height, width, **settings):
-    """Boxes [count, 4] of y, x, h, w: nearest neighbour enlargement shows a crop's first and last
+    """Boxes [count, 4] of y, x, h, w: nearest neighbor enlargement shows a crop's first and last
     row and column."""
     image = coordinates(height, width)
     ends = each_seed(

@@ -1,4 +1,4 @@
-"""L*a*b* against scikit-image, and known colours."""
+"""L*a*b* against scikit-image, and known colors."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_equals_scikit_image(dtype):
 
 
 def test_known_colours():
-    """White, black and gray have no colour; L of a middle gray by the formula; primaries as CIE's
+    """White, black and gray have no color; L of a middle gray by the formula; primaries as CIE's
     tables have them."""
     found = lab.from_rgb(
         tf.constant([[1.0, 1, 1], [0, 0, 0], [0.5, 0.5, 0.5], [1, 0, 0], [0, 0, 1]])

@@ -1,5 +1,5 @@
 """tfssl.data.ops.patches against naive slices, the numbers of the 2019 study, and TensorFlow's own
-standardisation."""
+standardization."""
 
 import numpy as np
 import pytest
@@ -141,7 +141,7 @@ def test_cells_of_a_batch(height, width, grid):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_standardise_is_tensorflows(dtype):
-    """Of the levels, where its floor lies: a patch of one colour, or nearly, is not blown up beyond
+    """Of the levels, where its floor lies: a patch of one color, or nearly, is not blown up beyond
     that."""
     levels = np.random.default_rng(0).integers(0, 256, [4, 8, 6, 3]).astype(np.float64)
     levels[1] = 200

@@ -19,7 +19,7 @@ TOLERANCE = {tf.float16: 4e-3, tf.bfloat16: 3e-2, tf.float32: 1e-5, tf.float64: 
 
 
 def pictures(count=6, size=9, low=0.0, high=1.0):
-    """[count, size, size, 3] of noise, with pure colours, grays, black and white in the first rows
+    """[count, size, size, 3] of noise, with pure colors, grays, black and white in the first rows
     of each."""
     images = np.random.default_rng(0).uniform(low, high, [count, size, size, 3])
     corners = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1]), -1).reshape(8, 3)
@@ -242,7 +242,7 @@ def test_colours_are_tf_images_for_each_image(name, jit_compile):
         )
         np.testing.assert_allclose(
             got, want, atol=2e-5
-        )  # tf.image's hue is good to 1e-5 where colours are nearly gray
+        )  # tf.image's hue is good to 1e-5 where colors are nearly gray
         alone = getattr(photometric, name)(images[3:4], np.float32(parameters[3:4]))
         np.testing.assert_allclose(alone[0], want[3], atol=2e-5)
 
@@ -285,7 +285,7 @@ def test_jitter_is_tf_images_in_each_of_the_24_orders(additive, jit_compile):
         lambda x, v, t: photometric.color_jitter(x, *tf.unstack(v, axis=1), t, additive),
         jit_compile=jit_compile,
     )
-    # Where clipping or dark colours amplify the hue's rounding errors, single pixels are off by a
+    # Where clipping or dark colors amplify the hue's rounding errors, single pixels are off by a
     # little more.
     together = np.abs(jitter(images, values, times) - want)
     alone = np.abs(

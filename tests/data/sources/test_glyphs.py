@@ -53,7 +53,7 @@ def test_letters_stand_out(drawn):
 
 
 def test_masks_tell_the_letters_apart(drawn):
-    """Nearest neighbours among the masks, cut out and scaled, find the letter: they are drawn
+    """Nearest neighbors among the masks, cut out and scaled, find the letter: they are drawn
     upright and whole."""
     cut = []
     for box, mask in zip(drawn["box"], drawn["mask"]):

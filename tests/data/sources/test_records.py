@@ -311,7 +311,7 @@ def test_user_errors(write_records, tmp_path):
 
 
 class TfsslTiny(tfds.core.GeneratorBasedBuilder):
-    """Twelve images to train on and four to test on: labelled, plain, or none at all."""
+    """Twelve images to train on and four to test on: labeled, plain, or none at all."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("labelled", "plain", "none")]

@@ -97,7 +97,7 @@ def test_weights_equal_those_by_hand(monkeypatch):
 
 
 def naive_with_batch_norm(x, y, kernel, batches, rates, fit=None, weight_decay=0.1, epsilon=1e-5):
-    """Batch normalisation with a scale and a shift, Nesterov's momentum; every gradient written
+    """Batch normalization with a scale and a shift, Nesterov's momentum; every gradient written
     out. Returns a predictor."""
     w, b = kernel, np.zeros(kernel.shape[1])
     scale, shift = np.ones(x.shape[1]), np.zeros(x.shape[1])

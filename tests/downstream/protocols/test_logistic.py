@@ -66,7 +66,7 @@ def test_objective_and_gradient():
 def test_optimum_is_scikit_learns(dims, l2):
     x, y = blobs(400, 0, dims=dims)
     fit = problem(x, y).fit(l2, 5000, ftol=1e-15, gtol=1e-9)
-    # It minimises C * sum(cross-entropy) + 0.5 * ||W||^2; here by another algorithm, on centred
+    # It minimizes C * sum(cross-entropy) + 0.5 * ||W||^2; here by another algorithm, on centerd
     # features.
     centre = x.mean(0)
     reference = LogisticRegression(

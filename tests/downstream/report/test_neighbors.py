@@ -14,7 +14,7 @@ from tfssl.hub import load as modules
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
-    """Of 12 training and 6 test pictures, each of one grey level, with two classes; one training
+    """Of 12 training and 6 test pictures, each of one gray level, with two classes; one training
     file is damaged."""
     folder = tmp_path_factory.mktemp("neighbors")
     for split, count in (("train", 12), ("test", 6)):

@@ -1,4 +1,4 @@
-"""Colour bins: the gamut, counting, soft targets by the formula, files."""
+"""Color bins: the gamut, counting, soft targets by the formula, files."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def bins():
 
 
 def test_gamut(bins):
-    """Every colour's nearest grid point is a bin; every bin is some colour's; the grid is
+    """Every color's nearest grid point is a bin; every bin is some color's; the grid is
     regular."""
     assert len(bins.points) == 261 and bins.prior is None
     rng = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def test_weights_are_the_formula():
 
 
 def test_counting(tmp_path):
-    """Images of known colours, a gray one among them, and a file that cannot be read."""
+    """Images of known colors, a gray one among them, and a file that cannot be read."""
     colors = np.array([[200, 30, 30], [200, 30, 30], [128, 128, 128], [20, 60, 180]], np.uint8)
     for i, rgb in enumerate(colors):
         picture = np.broadcast_to(rgb, [10, 14, 3])

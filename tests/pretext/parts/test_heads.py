@@ -13,7 +13,7 @@ from tfssl.pretext.parts.heads import MLP
     "name,settings,expected",
     [
         # By the layers that the papers and their code name; two parameters a unit for a full batch
-        # normalisation.
+        # normalization.
         ("simclr", {}, 2048**2 + 2 * 2048 + 2048 * 128 + 128),
         ("simclr", {"projection_layers": 3}, 2 * (2048**2 + 2 * 2048) + 2048 * 128 + 128),
         ("moco", {"projection_layers": 1, "queue_size": 8}, dense(2048, 128)),

@@ -18,7 +18,7 @@ SMALL = {"image_size": 39, "scaled_size": 46, "patch_size": 10, "head_units": 12
 
 
 def network(width=7):
-    """Two endpoints, a map and the pre-logits, with batch normalisation and without."""
+    """Two endpoints, a map and the pre-logits, with batch normalization and without."""
     x = images = tf.keras.Input([None, None, 3])
     x = tf.keras.layers.Conv2D(4, 3, 2, padding="same", use_bias=False, name="conv1")(x)
     x = block = tf.keras.layers.BatchNormalization(momentum=0.5, name="bn")(x)
@@ -113,11 +113,11 @@ def test_gray_coins(per_patch):
     )  # 2.5 standard deviations
     assert (np.var(count) < 4) == per_patch  # 2 for nine coins, 18 for one
     patches = model.example({"image": image}, None)["image"].numpy()
-    assert (patches != patches[..., :1]).any((1, 2, 3)).all()  # evaluation is in colour
+    assert (patches != patches[..., :1]).any((1, 2, 3)).all()  # evaluation is in color
 
 
 def naive_head(model, features, rows, training, kept=None):
-    """Concatenate the features of each tuple; dense layers, batch normalisation, ReLU and dropout
+    """Concatenate the features of each tuple; dense layers, batch normalization, ReLU and dropout
     in NumPy."""
     n, count = rows.shape
 
@@ -325,7 +325,7 @@ def test_evaluation_is_deterministic(photos):
 
 @pytest.fixture(scope="module")
 def rings(tmp_path_factory):
-    """Pictures that grow darker away from their centre, with noise: how they do tells each patch's
+    """Pictures that grow darker away from their center, with noise: how they do tells each patch's
     place, its level does not."""
     root = tmp_path_factory.mktemp("rings")
     rng = np.random.default_rng(0)

@@ -106,7 +106,7 @@ def resize_levels(image: tf.Tensor, size: Size, method: str) -> tf.Tensor:
     # The kernel of "area" reads bytes as they are; as floats, a large image is four times as much.
     if method == "area":
         return tf.cast(tf.image.resize(image, _pair(size), method), tf.float32)
-    # TensorFlow's bilinear kernel is vectorised for floats only: with the cast before it, it takes
+    # TensorFlow's bilinear kernel is vectorized for floats only: with the cast before it, it takes
     # half the time.
     pixels = tf.cast(image, tf.float32)
     if method != "pillow":
@@ -260,7 +260,7 @@ def cut(
             shape: tf.Tensor,
             decode: Callable[[tf.Tensor], tf.Tensor],
         ) -> list[tf.Tensor]:
-            # In the first and last column that is decoded the chroma has no neighbour to be
+            # In the first and last column that is decoded the chroma has no neighbor to be
             # interpolated with, and is off by up to 50 levels. So decode a column more on either
             # side; above and below libjpeg itself sees to it.
             low = tf.maximum(tf.reduce_min(begins, 0) - [0, 1, 0], 0)

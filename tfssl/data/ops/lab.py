@@ -1,7 +1,7 @@
-"""Colours as lightness and two chroma axes: CIE L*a*b* of sRGB images (IEC 61966-2-1, white D65, 2
+"""Colors as lightness and two chroma axes: CIE L*a*b* of sRGB images (IEC 61966-2-1, white D65, 2
 degree observer), and back.
 
-L is 0 to 100; of sRGB colours a is -86.2 to 98.3 and b -107.9 to 94.5.
+L is 0 to 100; of sRGB colors a is -86.2 to 98.3 and b -107.9 to 94.5.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def to_rgb(images: tf.Tensor) -> tf.Tensor:
 
 
 def _product(x: tf.Tensor, matrix: npt.ArrayLike) -> tf.Tensor:
-    """Each colour [..., 3] times a matrix, in sums that no accelerator rounds to ten bits of a
+    """Each color [..., 3] times a matrix, in sums that no accelerator rounds to ten bits of a
     factor."""
     rows = tf.constant(matrix, x.dtype)
     return tf.stack([tf.reduce_sum(x * row, -1) for row in tf.unstack(rows)], -1)

@@ -1,5 +1,5 @@
 """Patches of images: on a regular grid, cut with jitter on the host or out of whole images on the
-device; one by itself, where there is something to see, moved and turned; standardised."""
+device; one by itself, where there is something to see, moved and turned; standardized."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def grid_offsets(seed: tf.Tensor | None, side: int, crop: int, grid: int, size: 
     cell a patch of size x size at a random place of its own, all uniform.
 
     Args:
-      seed: int64 [2], or None: the crop and every patch lie in the centre (of an odd margin the
+      seed: int64 [2], or None: the crop and every patch lie in the center (of an odd margin the
         smaller half is above and to the left).
       side, crop, grid, size: the image's side, the crop's, cells per side, a patch's side; side >=
         crop, crop // grid >= size.
@@ -44,7 +44,7 @@ def cut(image: tf.Tensor, offsets: tf.Tensor, size: int) -> tf.Tensor:
 
 def salient_corner(image: tf.Tensor, uniform: float | tf.Tensor, size: int) -> tf.Tensor:
     """A place for a square patch, with a probability proportional to the gradients in it: their
-    magnitudes, of the mean of the channels, summed over the patch. (Of an image of one colour all
+    magnitudes, of the mean of the channels, summed over the patch. (Of an image of one color all
     places are alike.)
 
     Args:

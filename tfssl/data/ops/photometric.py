@@ -3,7 +3,7 @@ quarter turns and the like.
 
 What is random is drawn by the caller, one value per image, and passed in. All keep the dtype, need
 static H and W, and compile with XLA. They are written for plain TensorFlow on the CPU as well,
-where each op is a pass over the memory. Colours are those of `tf.image`, and want three channels;
+where each op is a pass over the memory. Colors are those of `tf.image`, and want three channels;
 the other ops take any number.
 """
 
@@ -120,7 +120,7 @@ def plan_jitter(
 
     Saturation and hue, where one follows the other, commute, because each keeps what the other
     changes. So with both as one step, "colours", each of the 24 orders is a part of: colours,
-    brightness, colours, contrast, colours, brightness, colours. An image sits out the steps that
+    brightness, colours, contrast, colours, brightness, colors. An image sits out the steps that
     its order does not have.
     """
     brightness_at, contrast_at = times[:, 0:1], times[:, 1:2]  # Nx1
@@ -330,7 +330,7 @@ def cutout(images: tf.Tensor, center: tf.Tensor, side: float, fill: float = 0.5)
       images: float [N, H, W, C].
       center: [N, 2] in [0, 1]: (y, x), as shares of the height and the width.
       side: of the square, in pixels.
-      fill: its value; 0.5 is the zero of images normalised to [-1, 1].
+      fill: its value; 0.5 is the zero of images normalized to [-1, 1].
     """
     inside = []
     for axis, size in enumerate(images.shape[1:3]):
@@ -383,7 +383,7 @@ def mirror(images: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.reverse(rows, [1]), tf.shape(images))
 
 
-# Colours are computed on rows [N, H, 3W]: a last axis of three slows every op down on the CPU, and
+# Colors are computed on rows [N, H, 3W]: a last axis of three slows every op down on the CPU, and
 # so would taking the channels apart. Where a value wants the others of its pixel, they are up to
 # two places away.
 

@@ -57,7 +57,7 @@ def open_source(
     Each kind of source takes those settings that it has; None, or none given, is its own default.
 
     Args:
-      spec: one of "folder:PATH": images by split and class, by class, or unlabelled; or an archive
+      spec: one of "folder:PATH": images by split and class, by class, or unlabeled; or an archive
         of them (.tar, .tgz, .zip); "masks:PATH": images with a class for each pixel (see
         tfssl/data/sources/masks.py); "boxes:PATH": images with objects in boxes, in Pascal VOC's
         layout (see tfssl/data/sources/boxes.py); "normals:PATH": images with surface normals, or

@@ -266,7 +266,7 @@ def _permutation(size: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
     """0 .. size-1 (int64) in an order that depends on (seed, epoch) alone.
 
     Not `index_shuffle`, whose four cipher rounds (up to TensorFlow 2.21) leave the orders of
-    neighbouring epochs correlated (r = 0.3 for 20,000 images). This takes 25 ms for ImageNet, and
+    neighboring epochs correlated (r = 0.3 for 20,000 images). This takes 25 ms for ImageNet, and
     less memory than the names of its files.
     """
     seed = tf.stack([tf.cast(seed, tf.int64), epoch])

@@ -1,7 +1,7 @@
 """`glyphs`: letters over photographs, the data set that is always at hand.
 
 Ten letters without rotational symmetry, upright, in the twelve DejaVu text fonts that matplotlib
-ships, of random size, place and colour, over random crops of the two photographs that scikit-learn
+ships, of random size, place and color, over random crops of the two photographs that scikit-learn
 ships. The crops are flipped and turned at random: over upright ones a network would read a rotation
 off the background, and learn nothing about letters.
 """
@@ -196,7 +196,7 @@ def _letter(
 
 
 def _colour(rng: np.random.Generator, behind: np.ndarray) -> np.ndarray:
-    """A random RGB colour that differs clearly from `behind` (RGB, 0..255), the mean of what the
+    """A random RGB color that differs clearly from `behind` (RGB, 0..255), the mean of what the
     letter will cover."""
     luma = behind @ _LUMA
     colours = rng.integers(0, 256, (64, 3))

@@ -81,7 +81,7 @@ class MaskSource(IndexedSource):
 
 
 def _decode(path: bytes) -> np.ndarray:
-    """The numbers of a gray or palette picture; TensorFlow would give a palette's colours."""
+    """The numbers of a gray or palette picture; TensorFlow would give a palette's colors."""
     from PIL import Image
 
     name = np.asarray(path).item().decode()

@@ -9,7 +9,7 @@ depth.
     PATH/camera.txt                               fx fy cx cy, in pixels of the depth maps: needed
                                                   for these
 
-Depth becomes normals by a plane that is fitted to each pixel's neighbourhood (`from_depth`).
+Depth becomes normals by a plane that is fitted to each pixel's neighborhood (`from_depth`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tfssl.data.sources.masks import beside
 from tfssl.data.sources.splits import resolve
 from tfssl.errors import UserError
 
-WINDOW = 7  # side of the neighbourhood, in pixels
+WINDOW = 7  # side of the neighborhood, in pixels
 _RESIDUAL = (
     0.02  # of the fitted plane, as a part of the inverse depth: more of it lies across an edge
 )
@@ -121,7 +121,7 @@ def from_depth(
       depth: float [H, W], along the axis; 0 where it is not known.
       fx, fy, cx, cy: focal lengths and principal point in pixels; the first pixel's centre is at
         (0, 0).
-      window: side of the neighbourhood, odd, at least 3.
+      window: side of the neighborhood, odd, at least 3.
 
     Returns:
       float32 [H, W, 3], parts to the right, up and to the viewer; 0 where a pixel of the window is

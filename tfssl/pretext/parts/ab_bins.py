@@ -1,4 +1,4 @@
-"""The bins that colorization classifies colours into: points of a grid in the ab plane, how often
+"""The bins that colorization classifies colors into: points of a grid in the ab plane, how often
 each occurs, and soft targets.
 
     python -m tfssl.ab_bins --dataset=folder:photos --output=bins.npz  # in one pass over them
@@ -25,15 +25,15 @@ from tfssl.data.sources.subset import spread
 from tfssl.errors import UserError
 from tfssl.storage.files import write_file
 
-LOW, HIGH = -128, 128  # of the table's lattice: beyond all colours of sRGB
+LOW, HIGH = -128, 128  # of the table's lattice: beyond all colors of sRGB
 
 
 @dataclasses.dataclass(frozen=True)
 class Bins:
-    """Colours to tell apart.
+    """Colors to tell apart.
 
     Attributes:
-      points: float [Q, 2], (a, b) of each bin's centre.
+      points: float [Q, 2], (a, b) of each bin's center.
       prior: float [Q], the share of pixels whose nearest bin it is; sums to 1. None where it is not
         known.
     """
@@ -46,17 +46,17 @@ class Bins:
         write_file(path, lambda file: np.savez(file, **arrays))
 
     def table(self, nearest: int, sigma: float = 5.0) -> tuple[np.ndarray, np.ndarray]:
-        """Soft targets of all colours on the lattice of whole numbers, on which images of 8 bits
+        """Soft targets of all colors on the lattice of whole numbers, on which images of 8 bits
         lie to within half a step.
 
         Args:
-          nearest: K, bins that share in a colour's target: 1 (hard labels) to Q.
+          nearest: K, bins that share in a color's target: 1 (hard labels) to Q.
           sigma: deviation of the Gaussian that weighs them by their distance.
 
         Returns:
           (int32 [65536, k], bins, the nearest first; float32 [65536, k], their weights, which sum
           to 1). The row of (a, b) is 256 * (a + 128) + b + 128. k is K, less what float32 cannot
-          tell from 0 for any colour.
+          tell from 0 for any color.
         """
         lattice = np.stack(np.meshgrid(*[np.arange(LOW, HIGH)] * 2, indexing="ij"), -1).reshape(
             -1, 2
@@ -69,7 +69,7 @@ class Bins:
         return bins[:, :kept].astype(np.int32), weights[:, :kept].astype(np.float32)
 
     def weights(self, rebalance: float = 0.5) -> np.ndarray:
-        """float [Q]: how much a pixel of each bin counts, so that rare colours are learned too:
+        """float [Q]: how much a pixel of each bin counts, so that rare colors are learned too:
         inverse to (1 - `rebalance`) * prior + `rebalance` / Q, with a mean of 1 over the prior's
         pixels. `rebalance` 1 is no rebalancing."""
         if self.prior is None:
@@ -83,7 +83,7 @@ class Bins:
 def soft_targets(
     colors: np.ndarray, points: np.ndarray, nearest: int, sigma: float = 5.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `nearest` bins of each colour and their weights, exp(-distance^2 / (2 sigma^2)) over
+    """The `nearest` bins of each color and their weights, exp(-distance^2 / (2 sigma^2)) over
     their sum.
 
     Args:
@@ -107,14 +107,14 @@ def soft_targets(
     squared = np.take_along_axis(squared, bins, 1)
     weights = np.exp(
         (squared[:, :1] - squared) / (2 * sigma**2)
-    )  # relative to the nearest: colours outside have one too
+    )  # relative to the nearest: colors outside have one too
     return bins, weights / weights.sum(1, keepdims=True)
 
 
 def of_gamut(grid: int = 10) -> Bins:
-    """The points of a grid that are nearest to some colour of sRGB; without a prior.
+    """The points of a grid that are nearest to some color of sRGB; without a prior.
 
-    They are fewer than the 313 of Zhang et al., whose file counts cells that a colour outside sRGB
+    They are fewer than the 313 of Zhang et al., whose file counts cells that a color outside sRGB
     reaches: 261 for a grid of 10.
     """
     levels = np.arange(0, 256, 3) / 255  # 0 and 255 among them

@@ -36,7 +36,7 @@ class Probed(Pretext):
     ) -> None:
         super().__init__(backbone, image_size=image_size, **common)
         self._autocast = (
-            False  # colours are computed in full precision; the network casts for itself
+            False  # colors are computed in full precision; the network casts for itself
         )
         check_choice("normalization", normalization, ("imagenet", "none"))
         self.normalization = normalization

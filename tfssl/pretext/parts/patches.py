@@ -36,7 +36,7 @@ class Patches(Pretext):
 
     Training: the image is resized, turned gray now and then, cropped, and cut into a grid of cells
     with a patch somewhere in each.
-    Evaluation: the same in the middle, in colour. Every patch is standardised: mean 0, variance 1.
+    Evaluation: the same in the middle, in color. Every patch is standardized: mean 0, variance 1.
 
     The head is the main text's: two hidden layers on concatenated pre-logits; what the text leaves
     open is as in the study's code. That code itself has patch_embedding_size=1000 and
@@ -59,13 +59,13 @@ class Patches(Pretext):
       gray_per_patch: whether to be gray is drawn for each patch by itself (the study's main text).
       patch_embedding_size: outputs of a linear layer between a patch's pre-logits and the head; 0
         leaves it out.
-      embedding_norm: batch normalisation and a ReLU after that layer (Goyal et al.).
-      head_layers: hidden layers of the head, each with batch normalisation and ReLU; 0: the answer
+      embedding_norm: batch normalization and a ReLU after that layer (Goyal et al.).
+      head_layers: hidden layers of the head, each with batch normalization and ReLU; 0: the answer
         is linear in the tuple (Goyal et al.).
       head_units: units of each hidden layer of the head.
       head_dropout: share of the head's hidden units that is dropped in training.
       head_bn_momentum: share of the moving averages that a training step keeps, of the batch
-        normalisation in the head.
+        normalization in the head.
       combine_patches: how the published encoder makes the representation of an image out of those
         of its patches: avg, max or concat.
       evaluation_resize: shorter side, in pixels, to which images are scaled for the published
@@ -158,7 +158,7 @@ class Patches(Pretext):
         def small() -> tf.keras.initializers.Initializer:
             return tf.keras.initializers.TruncatedNormal(stddev=0.005)
 
-        # The study's code gives all layers a bias: before batch normalisation it does nothing.
+        # The study's code gives all layers a bias: before batch normalization it does nothing.
         size, places, floatx = self.patch_embedding_size, table.shape[1], tf.keras.backend.floatx()
         self.embedding = (
             tf.keras.layers.Dense(size, use_bias=False, name="embedding") if size else None

@@ -12,7 +12,7 @@ class MomentumNetwork(tf.Module):
     """Twins of a backbone and its heads, which no gradient reaches. Checkpoints hold them;
     optimizers and weight decay do not see them.
 
-    Their batch normalisations have moving statistics of their own; only parameters follow, as in
+    Their batch normalizations have moving statistics of their own; only parameters follow, as in
     MoCo and BYOL.
 
     Args:
@@ -38,7 +38,7 @@ class MomentumNetwork(tf.Module):
         return tuple(v for twin in self.twins for v in twin.variables)
 
     def __call__(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Normalised images [N, H, W, C] -> embeddings [N, E]."""
+        """Normalized images [N, H, W, C] -> embeddings [N, E]."""
         return self.head(self.backbone(images, training=training)["pre_logits"], training)
 
     def head(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:

@@ -27,7 +27,7 @@ class Views(Probed):
     {"z": embeddings [N, V, E], ...}, by `embed`, and `contrast(batch, outputs)` -> (loss per image
     [N], {metric: [N]}).
 
-    A view is a random crop of the image, made on the host as bytes, and then mirrored, coloured and
+    A view is a random crop of the image, made on the host as bytes, and then mirrored, colored and
     blurred by a policy of `tfssl.data.augmentation`. In validation the crops are drawn from one
     fixed seed, and no policy acts.
 
@@ -36,7 +36,7 @@ class Views(Probed):
       augmentation: policy of the views: simclr, moco_v1, moco_v2, pirl, pirl_photometric, byol,
         barlow_twins, dino, lejepa, swav, infomin, cifar (SimCLR's for 32 pixels) or crop (crops and
         flips alone); see tfssl/data/augmentation.py.
-      strength: scales the policy's colour jitter (SimCLR: 1 for ImageNet, 0.5 for CIFAR-10; the
+      strength: scales the policy's color jitter (SimCLR: 1 for ImageNet, 0.5 for CIFAR-10; the
         policy cifar has its 0.5 already).
       min_area: smallest area of a crop, as a share of the image; 0 takes the policy's.
       augment_on: where the policy acts: device (a batch at once) or host (each image in the input
@@ -183,7 +183,7 @@ class Views(Probed):
 
         def rows(encode: Callable[..., dict[str, tf.Tensor]]) -> tf.Tensor:
             # Image by image, so that the parts of a batch are groups of successive rows for batch
-            # normalisation too.
+            # normalization too.
             x = [
                 encode(tf.reshape(group, [-1, *group.shape[2:]]), training)["pre_logits"]
                 for group in groups
@@ -202,7 +202,7 @@ class Views(Probed):
     def embed_each(
         self, batch: Batch, heads: Mapping[str, tf.keras.layers.Layer], training: bool
     ) -> dict[str, tf.Tensor]:
-        """The same, each view by itself: batch normalisation then sees one view at a time."""
+        """The same, each view by itself: batch normalization then sees one view at a time."""
         found = [self.embed(view, heads, training) for view in self.each(batch)]
         return {name: tf.concat([outputs[name] for outputs in found], 1) for name in found[0]}
 
