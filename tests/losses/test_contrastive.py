@@ -179,7 +179,7 @@ def test_replicas_give_the_loss_of_the_whole_batch(replicas):
     count, rows = replicas.num_replicas_in_sync, 3
     z1, z2, q = (tf.constant(rng.normal(size=(count * rows, 4))) for _ in range(3))
     valid = tf.constant(rng.random(count * rows) < 0.7)
-    negatives = contrastive.normalise(tf.constant(rng.normal(size=(5, 4))))
+    negatives = contrastive.l2_normalize(tf.constant(rng.normal(size=(5, 4))))
 
     def losses(z1, z2, q, valid):
         with tf.GradientTape() as tape:
@@ -248,7 +248,7 @@ def test_decoupled_losses_of_a_second_implementation(temperature, decoupled, val
 
 
 def test_nearest_neighbors_as_positives():
-    queue = contrastive.normalise(_normal(2, 128, 64))
+    queue = contrastive.l2_normalize(_normal(2, 128, 64))
     near = contrastive.nearest(_X, queue), contrastive.nearest(_Y, queue)
     for z, indices in zip(near, ([41, 26, 75, 120, 21], [50, 65, 58, 80, 94])):
         np.testing.assert_array_equal(z[:5], tf.gather(queue, indices))

@@ -59,7 +59,7 @@ def build(task, backbone=None, **settings):
     return pretext.build(task.split()[0], backbone, **{"image_size": 16, **TASKS[task], **settings})
 
 
-def normalised_network():
+def normalized_network():
     return tf.keras.Sequential(
         [
             tf.keras.layers.Conv2D(6, 3, 2, use_bias=False, name="conv1"),
@@ -280,7 +280,7 @@ def test_a_compiled_step(task, policy, source):
     variables stay float32."""
     tf.keras.mixed_precision.set_global_policy(policy)
     try:
-        model = build(task, normalised_network())
+        model = build(task, normalized_network())
         model.compile(tf.keras.optimizers.SGD(0.01), jit_compile=True)
         model.prepare()
         before = [v.numpy() for v in model.trainable_variables]
@@ -420,7 +420,7 @@ def test_decay_of_all_parameters_is_pytorchs(float64):
         {"weight_decay": 0.01},
     ):
         tf.keras.utils.set_random_seed(0)
-        model = build("simclr", normalised_network(), **settings)
+        model = build("simclr", normalized_network(), **settings)
         model.compile(tf.keras.optimizers.SGD(0.5))
         model.prepare()
         start = [

@@ -118,12 +118,12 @@ class AlexNet(Network):
             if name in POOLED:
                 x = tf.nn.max_pool2d(x, 3, 2, "VALID")
                 if self.lrn and name != "conv5":
-                    x = response_normalised(x)
+                    x = response_normalized(x)
         endpoints["pre_logits"] = global_mean(x)
         return endpoints
 
 
-def response_normalised(x: tf.Tensor) -> tf.Tensor:
+def response_normalized(x: tf.Tensor) -> tf.Tensor:
     """x / (1 + 1e-4 * mean of squares over 5 neighboring channels) ** 0.75, zeros beyond the first
     and the last: NxHxWxC -> the same."""
     # As a product with a band of ones, which every accelerator computes, in any precision;

@@ -26,7 +26,7 @@ class Contrast(NamedTuple):
 NEVER = -1e9  # a logit that takes no part in a softmax
 
 
-def normalise(x: tf.Tensor) -> tf.Tensor:
+def l2_normalize(x: tf.Tensor) -> tf.Tensor:
     """L2 norm 1 along the last axis, in float32 at least: [..., D]."""
     return tf.math.l2_normalize(at_least_float32(x), -1)
 
@@ -63,8 +63,8 @@ def nt_xent(
       the images.
     """
     rows = z1.shape[0]
-    local = tf.stack([normalise(z1), normalise(z2)], 1)  # Nx2xD
-    everyone = replicas.gather(local if keys is None else normalise(keys))
+    local = tf.stack([l2_normalize(z1), l2_normalize(z2)], 1)  # Nx2xD
+    everyone = replicas.gather(local if keys is None else l2_normalize(keys))
     everyone = tf.reshape(
         everyone, [-1, local.shape[-1]]
     )  # 2RNxD, the two views of an image side by side
@@ -120,7 +120,7 @@ def in_batch(
     """
     rows = queries.shape[0]
     logits = (
-        tf.matmul(normalise(queries), replicas.gather(normalise(keys)), transpose_b=True)
+        tf.matmul(l2_normalize(queries), replicas.gather(l2_normalize(keys)), transpose_b=True)
         / temperature
     )  # NxRN
     if valid is not None:
@@ -132,7 +132,7 @@ def in_batch(
 def nearest(z: tf.Tensor, memory: tf.Tensor) -> tf.Tensor:
     """The rows of `memory` [K, D], of norm 1, that have the largest cosines with the rows of z
     [N, D]: [N, D], without gradient."""
-    similarity = tf.matmul(normalise(z), memory, transpose_b=True)
+    similarity = tf.matmul(l2_normalize(z), memory, transpose_b=True)
     return tf.stop_gradient(tf.gather(memory, tf.argmax(similarity, 1)))
 
 
@@ -150,7 +150,7 @@ def info_nce(
     Returns:
       `Contrast`, each [N].
     """
-    queries, keys = normalise(queries), normalise(keys)
+    queries, keys = l2_normalize(queries), l2_normalize(keys)
     own = tf.reduce_sum(queries * keys, 1, keepdims=True)  # Nx1
     logits = (
         tf.concat([own, tf.matmul(queries, negatives, transpose_b=True)], 1) / temperature
@@ -185,7 +185,9 @@ def nce(
 def cosine_distance(predictions: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     """Squared distance of the directions, 2 - 2 cos, of rows [N, D]: [N], from 0 to 4; no gradient
     flows to `targets` (Grill et al., arXiv 2006.07733, Equation 2)."""
-    return 2 - 2 * tf.reduce_sum(normalise(predictions) * normalise(tf.stop_gradient(targets)), 1)
+    return 2 - 2 * tf.reduce_sum(
+        l2_normalize(predictions) * l2_normalize(tf.stop_gradient(targets)), 1
+    )
 
 
 def spread(z: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
@@ -193,7 +195,7 @@ def spread(z: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     sqrt(D): near 1 where they are spread over the sphere, 0 where they have collapsed into one
     point (Chen and He, arXiv 2011.10566, Section 4.1). Rows of `weight` [N] 0 are left out. A
     scalar."""
-    z = tf.stop_gradient(normalise(z))
+    z = tf.stop_gradient(l2_normalize(z))
     weight = tf.cast(weight[:, None], z.dtype)  # Nx1
 
     def mean(x: tf.Tensor) -> tf.Tensor:

@@ -94,7 +94,7 @@ class InstanceDiscrimination(Views):
 
     def discriminate(self, batch: Batch, z: tf.Tensor) -> contrastive.Contrast:
         """`Contrast` of embeddings [N, E]: each image's own entry of the bank among the others."""
-        v = contrastive.normalise(z)
+        v = contrastive.l2_normalize(z)
         # Other images than the bank's, in validation on another split, are given some entry: what
         # is measured of them is chance.
         index = batch["index"] % self.num_images
@@ -126,7 +126,7 @@ class InstanceDiscrimination(Views):
         return estimate
 
     def after_step(self, batch: Batch, outputs: dict[str, Any]) -> None:
-        self.bank.update(batch["index"], contrastive.normalise(outputs["z"][:, 0]))
+        self.bank.update(batch["index"], contrastive.l2_normalize(outputs["z"][:, 0]))
 
     def chance(self) -> dict[str, float]:
         others = self.negatives or self.num_images - 1

@@ -131,7 +131,7 @@ class MoCo(Views):
         outputs = {
             name: tf.concat([outputs[name] for outputs in found], 1) for name in found[0]
         }  # NxPxE, P pairs
-        return {**outputs, "keys": contrastive.normalise(tf.stack(keys, 1))}  # NxPxE
+        return {**outputs, "keys": contrastive.l2_normalize(tf.stack(keys, 1))}  # NxPxE
 
     def own_keys(self, batch: Batch, outputs: dict[str, Any]) -> tf.Tensor:
         """The keys [N, P, E] of this replica's own rows, out of those that all replicas

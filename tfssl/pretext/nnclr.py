@@ -65,7 +65,7 @@ class NNCLR(Views):
         }
 
     def after_step(self, batch: Batch, outputs: dict[str, Any]) -> None:
-        self.queue.push(contrastive.normalise(outputs["z"][:, 0]))
+        self.queue.push(contrastive.l2_normalize(outputs["z"][:, 0]))
 
     def chance(self) -> dict[str, float]:
         rows = self.batch_size or math.nan

@@ -79,7 +79,9 @@ class SimCLR(Views):
         outputs = self.embed(batch["image"][0], {"z": self.projection}, training)  # Nx2xE
         if self.keys:
             keys = self.keys(self.normalize(image_major(batch["image"][0])), training)
-            outputs["keys"] = contrastive.normalise(tf.reshape(keys, outputs["z"].shape))  # Nx2xE
+            outputs["keys"] = contrastive.l2_normalize(
+                tf.reshape(keys, outputs["z"].shape)
+            )  # Nx2xE
         return outputs
 
     def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:

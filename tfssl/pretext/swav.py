@@ -72,7 +72,7 @@ class SwAV(MultiCrop):
         self._normalize_prototypes()
 
     def _normalize_prototypes(self) -> None:
-        self.prototypes.assign(contrastive.normalise(self.prototypes))
+        self.prototypes.assign(contrastive.l2_normalize(self.prototypes))
 
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         prototypes = self.prototypes
@@ -80,7 +80,7 @@ class SwAV(MultiCrop):
             learns = self.optimizer.iterations >= self.freeze_prototypes_steps
             prototypes = tf.where(learns, prototypes, tf.stop_gradient(prototypes))
         outputs = self.embed(batch["image"], {"z": self.projection}, training)
-        z = contrastive.normalise(outputs["z"])  # NxVxE
+        z = contrastive.l2_normalize(outputs["z"])  # NxVxE
         scores = tf.matmul(z, prototypes, transpose_b=True)
         return {**outputs, "z": z[:, :2], "scores": scores}  # Nx2xE, NxVxK
 

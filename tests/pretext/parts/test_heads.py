@@ -46,12 +46,12 @@ def test_mlp_is_the_naive_one(float64):
         "dense2/kernel:0",
     ]
 
-    def normalised(h):
+    def normalized(h):
         return (h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5)
 
-    hidden = np.maximum(normalised(x @ weights["dense1/kernel:0"] + weights["dense1/bias:0"]), 0)
+    hidden = np.maximum(normalized(x @ weights["dense1/kernel:0"] + weights["dense1/bias:0"]), 0)
     np.testing.assert_allclose(
-        y, normalised(hidden @ weights["dense2/kernel:0"]), rtol=1e-9, atol=1e-12
+        y, normalized(hidden @ weights["dense2/kernel:0"]), rtol=1e-9, atol=1e-12
     )
 
 
