@@ -32,6 +32,7 @@ def test_names_and_stems():
         {f"revnet{depth}" for depth in depths}
         | {f"vgg{depth}" for depth in (11, 13, 16, 19)}
         | {"alexnet", "alexnet_lrn"}
+        | {f"vit_{size}" for size in ("tiny", "small", "base", "large")}
     )
     assert set(backbones.NAMES) == names and len(backbones.NAMES) == len(names)
     assert backbones.STEMS == ("imagenet", "small", "patch", "stride16")

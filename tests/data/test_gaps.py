@@ -87,7 +87,7 @@ def all_maps(source):
     made = maps.Maps(None, source, ["images"], read, batch_size=8)
     return (
         made.arrays["images"][:, 0, 0, 0].tolist(),
-        [len(answer["boxes"]) for answer in made.answers],
+        [len(answer["boxes"]) for answer in made.annotations],
         made.dropped,
     )
 

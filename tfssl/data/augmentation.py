@@ -457,14 +457,8 @@ _MOCO: dict[str, Any] = {
     "contrast": 0.4,
     "saturation": 0.4,
 }
-_PAIR = Policy(
-    **{**_TORCH, "crop_method": "bicubic"},
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.2,
-    hue=0.1,
-    blur=1.0,
-)
+# Barlow Twins, VICReg, MoCo v3 and DINO resize by Pillow's bicubic: here bilinear, antialiased too.
+_PAIR = Policy(**_TORCH, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
 _PIRL = Policy(**{**_MOCO, "crop_area": (0.08, 1.0)}, hue=0.2, jitter=1.0, blur=0.0)
 
 # A policy for all views, or a tuple of one for each view.

@@ -79,8 +79,8 @@ def test_a_class_of_ones_own(own):
         (
             "someones_sources:Folder",
             {},
-            "unknown data set 'someones_sources:Folder'",
-        ),  # it needs a path
+            "someones_sources:Folder takes a path: someones_sources:Folder:PATH",
+        ),
         ("glyphs", {"letters": 3}, "source 'glyphs' has no setting letters"),
     ],
 )
