@@ -8,7 +8,7 @@ import tensorflow as tf
 from published import Halves, Teacher
 
 import tfssl.pretext.task
-from tfssl import backbones, export, optim, pretext
+from tfssl import backbones, export, pretext
 from tfssl.backbones.norm import BatchNorm
 from tfssl.config.configs import TrainConfig
 from tfssl.config.generated import as_text
@@ -18,6 +18,7 @@ from tfssl.hub import load as modules
 from tfssl.training import initial_weights
 from tfssl.training.checkpoints import Checkpoints
 from tfssl.training.knn_probe import KnnProbe
+from tfssl.training.registered import registered
 
 SMALL = {"image_size": 16}
 TEACHER = {
@@ -243,7 +244,7 @@ def test_the_untrained_network_is_that_of_the_setting(tmp_path):
         for name, value in {**flags, "width_multiplier": 1 / 16, "seed": 4}.items()
     }
     config = TrainConfig.from_record(
-        texts, pretext.task_flags("published:Teacher"), optim.optimizer_flags()
+        texts, *registered({"task": "published:Teacher", "backbone": flags["backbone"]})
     )
     untrained.export(config.replace(workdir="w"), str(tmp_path / "m"))
     tf.keras.utils.set_random_seed(4)

@@ -64,9 +64,7 @@ def dino(
       `Dino`, of float32 at least: means over the pairs of a large view and another view.
     """
     scores, targets = at_least_float32(scores), at_least_float32(targets)
-    sharp = (tf.stop_gradient(targets) - center) / tf.cast(
-        teacher_temperature, targets.dtype
-    )  # NxGxK
+    sharp = (tf.stop_gradient(targets) - center) / teacher_temperature  # NxGxK
     taught, guesses = tf.nn.softmax(sharp), tf.nn.log_softmax(scores / temperature)  # NxGxK, NxVxK
     large, views = targets.shape[1], scores.shape[1]
     # Summed over all pairs, less those of a view with itself.
