@@ -42,11 +42,15 @@ PARTS = {
 }  # -k of parts that run apart: they grow large
 
 
-ONCE = (  # what tells nothing of TensorFlow, or nothing that other files would not
-    "config/", "data/listing/", "data/sources/test_identity.py", "downstream/metrics/", "downstream/protocols/test_svm.py",
-    "downstream/protocols/test_logistic.py", "downstream/protocols/test_knn.py", "downstream/protocols/test_few_shot.py",
-    "downstream/protocols/test_low_shot.py", "downstream/report/", "downstream/solvers/", "downstream/test_", "storage/", "test_costs.py",
-    "test_examples.py", "test_full_disk.py", "test_fuzz.py", "test_mistakes.py", "test_types.py", "testing/test_protocols.py",
+ONCE = (  # what tells nothing of TensorFlow, or is shown by the checks of testing/ on both stacks
+    "backbones/test_resnet.py", "backbones/test_selective_kernel.py", "config/", "data/listing/",
+    "data/sources/test_identity.py", "downstream/metrics/", "downstream/protocols/test_svm.py",
+    "downstream/protocols/test_logistic.py", "downstream/protocols/test_knn.py",
+    "downstream/protocols/test_few_shot.py", "downstream/protocols/test_low_shot.py",
+    "downstream/report/", "downstream/solvers/", "downstream/test_", "losses/", "pretext/parts/",
+    "storage/", "test_costs.py", "test_examples.py", "test_full_disk.py", "test_fuzz.py",
+    "test_mistakes.py", "test_types.py", "testing/test_protocols.py", "testing/test_sources.py",
+    *(f"pretext/{path.name}" for path in (TESTS / "pretext").glob("test_*.py") if path.stem != "test_task"),
 )  # fmt: skip
 
 
