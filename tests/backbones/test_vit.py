@@ -4,6 +4,7 @@ interpolation, and MAE's positions."""
 import numpy as np
 import pytest
 import tensorflow as tf
+from check_values import normal
 from networks import trainable
 
 from tfssl.backbones import build, vit
@@ -48,10 +49,6 @@ def test_parameters_of_its_settings():
 )
 def test_the_contract_of_backbones(settings):
     check_backbone("vit_tiny", image_size=12, **TINY, **settings)
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32").astype(np.float64)
 
 
 def test_attention_is_the_formula(float64):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from check_values import X, Y, normal
 
 from tfssl.losses import contrastive
 
@@ -222,18 +223,6 @@ def test_compiles():
         np.testing.assert_allclose(tf.function(loss, jit_compile=True)(), loss(), rtol=1e-5)
 
 
-def _normal(seed, *shape):
-    return (
-        np.random.default_rng(seed)
-        .normal(size=shape or (32, 64))
-        .astype("float32")
-        .astype(np.float64)
-    )
-
-
-_X, _Y = _normal(0), 0.8 * _normal(0) + 0.6 * _normal(1)
-
-
 @pytest.mark.parametrize(
     "temperature,decoupled,value",
     [
@@ -243,19 +232,18 @@ _X, _Y = _normal(0), 0.8 * _normal(0) + 0.6 * _normal(1)
     ],  # the first: lightly 1.6
 )
 def test_decoupled_losses_of_a_second_implementation(temperature, decoupled, value):
-    found = contrastive.nt_xent(_X, _Y, temperature, decoupled=decoupled)
+    found = contrastive.nt_xent(X, Y, temperature, decoupled=decoupled)
     assert float(tf.reduce_mean(found.loss)) == pytest.approx(value, abs=1e-9)
 
 
 def test_nearest_neighbors_as_positives():
-    queue = contrastive.l2_normalize(_normal(2, 128, 64))
-    near = contrastive.nearest(_X, queue), contrastive.nearest(_Y, queue)
+    queue = contrastive.l2_normalize(normal(2, 128, 64))
+    near = contrastive.nearest(X, queue), contrastive.nearest(Y, queue)
     for z, indices in zip(near, ([41, 26, 75, 120, 21], [50, 65, 58, 80, 94])):
         np.testing.assert_array_equal(z[:5], tf.gather(queue, indices))
     for temperature, value in ((0.1, 3.9522127694), (0.5, 3.4522228814)):
         losses = [
-            contrastive.in_batch(z, _normal(seed), temperature).loss
-            for z, seed in zip(near, (4, 3))
+            contrastive.in_batch(z, normal(seed), temperature).loss for z, seed in zip(near, (4, 3))
         ]
         assert np.mean(losses) == pytest.approx(value, abs=1e-9)
 
@@ -263,15 +251,14 @@ def test_nearest_neighbors_as_positives():
 def test_keys_of_the_other_view_among_those_of_the_batch():
     for temperature, value in ((0.2, 2.9015319468), (1.0, 13.8712595317)):  # MoCo v3
         losses = [
-            contrastive.in_batch(_normal(seed), k, temperature).loss
-            for seed, k in ((3, _Y), (4, _X))
+            contrastive.in_batch(normal(seed), k, temperature).loss for seed, k in ((3, Y), (4, X))
         ]
         assert 2 * temperature * np.sum(np.mean(losses, 1)) == pytest.approx(value, abs=1e-9)
 
 
 def test_positives_of_the_same_label_against_naive_loops():
     labels = np.array([0, 1, 0, 2, -1, -1, 1, 0])
-    z = np.stack([_X[:8], _Y[:8]], 1).reshape(16, -1)
+    z = np.stack([X[:8], Y[:8]], 1).reshape(16, -1)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     logits, losses = z @ z.T / 0.1, []
     for i in range(16):
@@ -282,10 +269,8 @@ def test_positives_of_the_same_label_against_naive_loops():
         ]
         total = np.log(np.exp(logits[i, others]).sum())
         losses.append(-np.mean([logits[i, p] - total for p in positives]))
-    found = contrastive.nt_xent(_X[:8], _Y[:8], 0.1, labels=labels)
+    found = contrastive.nt_xent(X[:8], Y[:8], 0.1, labels=labels)
     np.testing.assert_allclose(found.loss, np.reshape(losses, [8, 2]).mean(1), rtol=1e-12)
-    alone = contrastive.nt_xent(_X[:8], _Y[:8], 0.1, labels=np.arange(8))
-    np.testing.assert_allclose(
-        alone.loss, contrastive.nt_xent(_X[:8], _Y[:8], 0.1).loss, rtol=1e-12
-    )
-    np.testing.assert_array_equal(alone.accuracy, contrastive.nt_xent(_X[:8], _Y[:8], 0.1).accuracy)
+    alone = contrastive.nt_xent(X[:8], Y[:8], 0.1, labels=np.arange(8))
+    np.testing.assert_allclose(alone.loss, contrastive.nt_xent(X[:8], Y[:8], 0.1).loss, rtol=1e-12)
+    np.testing.assert_array_equal(alone.accuracy, contrastive.nt_xent(X[:8], Y[:8], 0.1).accuracy)

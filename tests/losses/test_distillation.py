@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from check_values import normal
 
 from tfssl.losses.distillation import dino, distillation
 
@@ -36,14 +37,10 @@ def test_half_precision_is_raised():
     assert loss.dtype == tf.float32 and loss.numpy()[0] == pytest.approx(120.0)
 
 
-def _normal(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32").astype(np.float64)
-
-
 def test_dino_of_a_second_implementation():
     """Lightly's of 1.6, in float64; and naive loops."""
-    targets = 0.5 * _normal(5, 2, 32, 64).transpose(1, 0, 2)
-    scores, center = 0.5 * _normal(6, 4, 32, 64).transpose(1, 0, 2), 0.1 * _normal(7, 64)
+    targets = 0.5 * normal(5, 2, 32, 64).transpose(1, 0, 2)
+    scores, center = 0.5 * normal(6, 4, 32, 64).transpose(1, 0, 2), 0.1 * normal(7, 64)
     variable = tf.constant(scores)
     with tf.GradientTape() as tape:
         tape.watch(variable)

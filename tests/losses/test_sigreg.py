@@ -4,20 +4,10 @@ forms."""
 import numpy as np
 import pytest
 import tensorflow as tf
+from check_values import X, Y, normal
 
 from tfssl.losses.sigreg import COLLAPSED, EXPECTED, sigreg
 
-
-def normal(seed, *shape):
-    return (
-        np.random.default_rng(seed)
-        .normal(size=shape or (32, 64))
-        .astype("float32")
-        .astype(np.float64)
-    )
-
-
-X, Y = normal(0), 0.8 * normal(0) + 0.6 * normal(1)
 ALONG = normal(8, 64, 16) / np.linalg.norm(normal(8, 64, 16), axis=0)
 
 

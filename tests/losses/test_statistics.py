@@ -4,20 +4,9 @@ closed forms and naive NumPy."""
 import numpy as np
 import pytest
 import tensorflow as tf
+from check_values import X, Y, normal
 
 from tfssl.losses.statistics import barlow_twins, vicreg
-
-
-def normal(seed, *shape):
-    return (
-        np.random.default_rng(seed)
-        .normal(size=shape or (32, 64))
-        .astype("float32")
-        .astype(np.float64)
-    )
-
-
-X, Y = normal(0), 0.8 * normal(0) + 0.6 * normal(1)
 
 
 def gradients(loss, *z):

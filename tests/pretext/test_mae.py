@@ -3,14 +3,11 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from check_values import normal
 
 from tfssl import backbones, pretext
 from tfssl.data.ops.draws import Draws
 from tfssl.errors import UserError
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32").astype(np.float64)
 
 
 def mae(size=8, **settings):
