@@ -7,7 +7,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfssl.losses import contrastive, distillation, statistics
-from tfssl.losses.sigreg import sigreg
+from tfssl.losses.normality import sigreg
 from tfssl.losses.triplet import triplet_semihard
 
 __all__ = [

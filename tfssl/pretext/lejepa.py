@@ -8,7 +8,7 @@ from typing import Any, Optional, Union
 import tensorflow as tf
 
 from tfssl.data.ops.draws import hash32
-from tfssl.losses.sigreg import COLLAPSED, EXPECTED, sigreg
+from tfssl.losses.normality import COLLAPSED, EXPECTED, sigreg
 from tfssl.pretext.parts.heads import MLP
 from tfssl.pretext.parts.multi_crop import MultiCrop
 from tfssl.pretext.task import Batch, Measured

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from check_values import X, Y, normal
 
-from tfssl.losses.sigreg import COLLAPSED, EXPECTED, sigreg
+from tfssl.losses.normality import COLLAPSED, EXPECTED, sigreg
 
 ALONG = normal(8, 64, 16) / np.linalg.norm(normal(8, 64, 16), axis=0)
 
