@@ -33,6 +33,7 @@ lint: $(VENV)/installed
 	$(BIN)/python -m mypy
 
 docs: $(VENV)/installed-docs
+	rm -rf docs/generated
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx -q -W --keep-going docs build/docs
 	@echo "build/docs/index.html"
 
