@@ -27,8 +27,9 @@ import cells
 
 FLAGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "flags")
 METHODS = (
-    "random", "rotation", "exemplar_cnn", "instance_discrimination", "pirl", "simclr", "moco", "infomin", "byol", "simsiam", "swav",
-    "supervised",
+    "random", "rotation", "exemplar_cnn", "instance_discrimination", "pirl", "simclr", "moco",
+    "infomin", "byol", "simsiam", "swav", "barlow_twins", "vicreg", "nnclr", "moco_v3", "dino",
+    "lejepa", "sup_con", "supervised",
 )  # fmt: skip
 OWN = {
     "random": "cifar10/rotation.flags",
