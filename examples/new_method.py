@@ -51,9 +51,7 @@ class AlignmentUniformity(Views):
     def contrast(self, batch: dict, outputs: dict) -> tuple[tf.Tensor, dict]:
         z = tf.math.l2_normalize(outputs["z"], -1)  # Nx2xE
         alignment = tf.reduce_sum(tf.square(z[:, 0] - z[:, 1]), -1)  # N
-        valid = tf.cast(
-            batch["weight"] > 0, z.dtype
-        )  # N: the last batch of an evaluation may have empty rows
+        valid = tf.cast(batch["weight"] > 0, z.dtype)  # N: an evaluation may end in empty rows
         uniformity = (self.uniformity(z[:, 0], valid) + self.uniformity(z[:, 1], valid)) / 2
         uniformity *= tf.ones_like(alignment)  # N: a loss for each image
         loss = alignment + self.uniformity_weight * uniformity
@@ -65,14 +63,13 @@ class AlignmentUniformity(Views):
         z, valid = replicas.gather(z), replicas.gather(valid)  # MxE, M
         squared = 2 - 2 * tf.matmul(z, z, transpose_b=True)  # MxM
         pairs = valid[:, None] * valid[None, :] * (1 - tf.eye(z.shape[0], dtype=z.dtype))
-        mean = tf.reduce_sum(pairs * tf.exp(-self.potential * squared)) / tf.maximum(
-            tf.reduce_sum(pairs), 1
-        )
+        potential = tf.reduce_sum(pairs * tf.exp(-self.potential * squared))
+        mean = potential / tf.maximum(tf.reduce_sum(pairs), 1)
         return tf.math.log(tf.maximum(mean, 1e-30))
 
     def chance(self) -> dict[str, float]:
-        """Both terms for independent embeddings, uniform on the sphere: E exp(2 t cos) = 0F1(; E /
-        2; t^2)."""
+        """Both terms for independent embeddings, uniform on the sphere:
+        E exp(2 t cos) = 0F1(; E / 2; t^2)."""
         t, size = self.potential, self.projection.sizes[-1]
         uniformity = -2 * t + float(tf.math.log(hyp0f1(size / 2, t**2)))
         loss = 2 + self.uniformity_weight * uniformity
