@@ -106,6 +106,17 @@ def test_images_of_another_size_and_shape():
     assert network.config()["grid"] == 4
 
 
+def test_each_kernel_begins_with_values_of_its_own():
+    network = build("vit_tiny", **TINY)
+    network(tf.zeros([1, 8, 8, 3]))
+    values = [v.numpy() for v in network.trainable_variables if v.numpy().std() > 0]
+    assert len(values) == 4 * 2 + 4  # of the blocks; patches, class token, positions
+    for i, one in enumerate(values):
+        for other in values[:i]:
+            assert one.shape != other.shape or np.abs(one - other).max() > 1e-3
+    assert values[-1].std() == pytest.approx(0.02, rel=0.2)
+
+
 def test_a_projection_of_patches_that_stays():
     network = build("vit_tiny", train_patches=False, **TINY)
     network(tf.zeros([1, 8, 8, 3]))

@@ -146,6 +146,13 @@ class ForgetsAWeight(Tokens):
         return super().build_layers(shape)
 
 
+class DrawsOnce(Tokens):
+    def build_layers(self, shape):
+        width, shared = super().build_layers(shape), tf.keras.initializers.RandomNormal()
+        self.pair = [self.add_weight(name, [width, width], initializer=shared) for name in "ab"]
+        return width
+
+
 class IgnoresKeep(Tokens):
     def endpoints(self, images, training, keep=None):
         return super().endpoints(images, training)
@@ -170,6 +177,7 @@ class Rounds(Tokens):
         (SharesItsWeights, {}, "shares variables"),
         (LosesASetting, {"hidden": 5}, "has other variables"),
         (ForgetsAWeight, {}, "no endpoint depends on .*unused"),
+        (DrawsOnce, {}, "/b:0 begins with the values of .*/a:0"),
         (IgnoresKeep, {}, "embedded that keep all tokens has shape"),
         (Rounds, {}, "in mixed_bfloat16 pre_logits are float32"),
     ],

@@ -29,6 +29,10 @@ SIZES = {
 EPSILON = 1e-6
 
 
+def _normal(stddev: float) -> dict[str, Any]:
+    return {"class_name": "RandomNormal", "config": {"stddev": stddev}}
+
+
 class Attention(tf.keras.layers.Layer):
     """Multi-head self-attention over the tokens: [N, L, D] -> [N, L, D]; the softmax is in float32
     at least."""
@@ -186,11 +190,8 @@ class ViT(Network):
         )
         self.registers, self.positions, self.grid = registers, positions, grid
         self.layer_scale, self.train_patches = layer_scale, train_patches
-        kernel = (
-            tf.keras.initializers.RandomNormal(stddev=0.02)
-            if initializer == "normal"
-            else initializer
-        )
+        # By configuration: an initializer that layers share would give them all the same values.
+        kernel = _normal(0.02) if initializer == "normal" else initializer
         dense = {"kernel_initializer": kernel}
         self.patch_embed = tf.keras.layers.Conv2D(
             self.channels, patch, patch, name="patch_embed", trainable=train_patches
@@ -226,13 +227,12 @@ class ViT(Network):
         )
         self.patch_embed.kernel_initializer = tf.keras.initializers.RandomUniform(-bound, bound)
         build_chain([self.patch_embed], input_shape[-1])
-        normal = tf.keras.initializers.RandomNormal(stddev=0.02)
+        normal = _normal(0.02)
         if self.class_token:
             self.cls_token = self.add_weight("cls", [1, 1, self.channels], initializer=normal)
         if self.registers:
-            tiny = tf.keras.initializers.RandomNormal(stddev=1e-6)
             self.register_tokens = self.add_weight(
-                "registers", [1, self.registers, self.channels], initializer=tiny
+                "registers", [1, self.registers, self.channels], initializer=_normal(1e-6)
             )
         if self.positions == "learned":
             if not self.grid:

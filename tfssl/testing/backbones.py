@@ -35,6 +35,7 @@ def check_backbone(
     not depend on the others in its batch.
     - `twin()` has the same variables with values of its own, and `build(**config())` makes the same
       network again (where `config()` is not None): with the same weights, the same endpoints.
+    - No two kernels begin with the same values.
     - In training, gradients reach every trainable variable, from some endpoint.
     - Compiled by XLA, training computes the same losses and gradients (`jit_compile`).
     - In mixed_bfloat16 variables and pre_logits are float32, and close to those of full precision.
@@ -64,6 +65,7 @@ def check_backbone(
         size = image_size or 2 * max(network.min_image_size, 4)
         images = _images(size, channels[0])
         network(images)
+        _check_initial_values(network)
         _randomize(network)
         endpoints = network(images, training=False)
         _check_endpoints(network, endpoints)
@@ -102,6 +104,18 @@ def check_backbone(
         )
         apart = np.linalg.norm(pre_logits - exact) / np.linalg.norm(exact)
         assert apart < 0.1, f"in mixed_bfloat16 pre_logits are off by {apart:.2g} of their length"
+
+
+def _check_initial_values(network: Any) -> None:
+    seen: dict[bytes, str] = {}
+    for variable in network.trainable_variables:
+        value = np.asarray(variable)
+        if np.ptp(value):  # no constant
+            twin = seen.setdefault(value.tobytes(), variable.name)
+            assert twin == variable.name, (
+                f"{variable.name} begins with the values of {twin}: an initializer that layers "
+                "share draws once"
+            )
 
 
 def _check_endpoints(network: Any, endpoints: Mapping[str, tf.Tensor]) -> None:
