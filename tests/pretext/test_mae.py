@@ -27,10 +27,10 @@ def test_the_loss_is_that_of_the_published_code(float64, norm_pix, value):
     expected = [-0.00682678, 1.04614329, 0.74158841, 0.72395653]
     np.testing.assert_allclose(model.patches(images)[0, 0, :4], expected, atol=1e-8)
     batch = {"image": images, "keep": tf.constant([[1], [0]])}
-    loss, _ = model.objective(batch, {"told": tf.constant(normal(13, 2, 4, 48))})
+    loss, _ = model.objective(batch, {"prediction": tf.constant(normal(13, 2, 4, 48))})
     assert float(tf.reduce_mean(loss)) == pytest.approx(value, abs=1e-9)
     if norm_pix:
-        nothing, _ = model.objective(batch, {"told": tf.zeros([2, 4, 48], tf.float64)})
+        nothing, _ = model.objective(batch, {"prediction": tf.zeros([2, 4, 48], tf.float64)})
         assert float(tf.reduce_mean(nothing)) == pytest.approx(0.9791656471, abs=1e-9)
         assert model.chance()["loss"] == pytest.approx(47 / 48)
 
@@ -41,14 +41,14 @@ def test_hidden_patches_are_not_seen():
     images = np.random.default_rng(0).uniform(size=[1, 16, 16, 3]).astype(np.float32)
     keep = tf.constant([[3, 6, 9, 12]])
 
-    def told(images):
-        return model({"image": tf.constant(images), "keep": keep})["told"].numpy()
+    def predicted(images):
+        return model({"image": tf.constant(images), "keep": keep})["prediction"].numpy()
 
-    before, hidden, visible = told(images), images.copy(), images.copy()
+    before, hidden, visible = predicted(images), images.copy(), images.copy()
     hidden[:, :4, :4] = 0  # patch 0
     visible[:, :4, 12:] = 0  # patch 3
-    np.testing.assert_array_equal(told(hidden), before)
-    assert np.abs(told(visible) - before).max() > 1e-5
+    np.testing.assert_array_equal(predicted(hidden), before)
+    assert np.abs(predicted(visible) - before).max() > 1e-5
     assert np.abs(before[0, 1] - before[0, 2]).max() > 1e-5, (
         "hidden patches are told apart by their positions"
     )
@@ -73,7 +73,7 @@ def test_masks_are_drawn_anew_for_each_image():
     assert (fixed == fixed[0]).all() and len(set(fixed[0])) == 4
 
 
-def test_pictures_show_what_is_told():
+def test_pictures_show_what_is_predicted():
     model = mae(16)
     images = (255 * np.random.default_rng(0).uniform(size=[2, 16, 16, 3])).astype(np.uint8)
     pictures = model.pictures({"image": tf.constant(images)}).numpy().reshape(2, 3, 16, 16, 3)

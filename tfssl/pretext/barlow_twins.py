@@ -15,8 +15,8 @@ from tfssl.pretext.task import Batch, Measured
 
 
 class BarlowTwins(Views):
-    """The features of two views of the same images are to be correlated one by one, and not
-    across: their cross-correlation over the batch is to be the identity.
+    """The cross-correlation matrix of the two views' features, over the batch, is pulled toward the
+    identity: views agree, and features are decorrelated.
 
     Args:
       augmentation: policy of the views (the paper: barlow_twins, in which the two differ).

@@ -17,10 +17,9 @@ from tfssl.pretext.task import Batch, Measured, image_major
 
 
 class DINO(MultiCrop):
-    """The student is to give each view of an image the probabilities over prototypes that the
-    teacher gives to another large view of it. The teacher is the student's moving average; its
-    scores are centered and sharpened, or all images would get the same. It is the teacher that is
-    published.
+    """Self-distillation: the student's probabilities over prototypes, for each view, are matched to
+    the teacher's for another large view of the image. The teacher is the student's moving average;
+    its scores are centered and sharpened against collapse. It is the teacher that is published.
 
     Args:
       augmentation: policy of the views.

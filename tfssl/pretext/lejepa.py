@@ -15,9 +15,9 @@ from tfssl.pretext.task import Batch, Measured
 
 
 class LeJEPA(MultiCrop):
-    """All views of an image are to be embedded where the mean of its large views is, and the
-    embeddings of a batch are to be distributed as an isotropic Gaussian, by a test along random
-    directions (SIGReg). There is no teacher, no queue and no schedule.
+    """The embeddings of all views of an image are pulled to the mean of its large views, and those of
+    a batch are regularized to be an isotropic Gaussian's, by a test along random directions
+    (SIGReg). There is no teacher, no queue and no schedule.
 
     Args:
       augmentation: policy of the views.

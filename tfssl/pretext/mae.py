@@ -21,8 +21,8 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class MAE(Probed):
-    """The encoder sees a quarter of the patches; a small decoder is to tell the pixels of the
-    others.
+    """The encoder sees a quarter of the patches; a small decoder reconstructs the pixels of the
+    masked ones.
 
     The backbone has to compute with some tokens alone (`keep`): a vision transformer. The online
     probe reads what the encoder makes of the visible patches.
@@ -34,7 +34,7 @@ class MAE(Probed):
       decoder_channels: of the decoder (the paper: 512).
       decoder_depth: its blocks (the paper: 8).
       decoder_heads: heads of their attention (the paper: 16).
-      norm_pix: pixels are told less the mean of their patch, in units of its deviation (the paper's
+      norm_pix: targets are normalized by the mean and the deviation of their patch (the paper's
         better variant).
       resize: shorter side, in pixels, to which an evaluation image is scaled before its central
         square of `image_size` is cut; 0 means image_size / 0.875.
@@ -71,7 +71,7 @@ class MAE(Probed):
         if not 0 < self.kept < self.side**2:
             raise UserError(
                 f"mask_ratio={mask_ratio} leaves {self.kept} of {self.side**2} patches: the "
-                "encoder needs one, and the decoder one to tell"
+                "encoder needs one, and the decoder one to reconstruct"
             )
         self.min_area, self.norm_pix, self.resize = (
             min_area,
@@ -128,8 +128,8 @@ class MAE(Probed):
         *_, tokens = (
             x for name, x in endpoints.items() if self.backbone.endpoint_kinds[name] == "map"
         )
-        told = self.decode(tokens, features, keep, training)
-        return {"told": told, **self.probe_logits(features, lambda: features)}
+        prediction = self.decode(tokens, features, keep, training)
+        return {"prediction": prediction, **self.probe_logits(features, lambda: features)}
 
     def decode(
         self, tokens: tf.Tensor, features: tf.Tensor, keep: tf.Tensor, training: bool
@@ -161,8 +161,8 @@ class MAE(Probed):
         )
 
     def targets(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """What is to be told of images [N, S, S, 3], [N, L, patch * patch * 3]; and the mean and
-        deviation [N, L, 1] by which it was normalized."""
+        """The regression targets of images [N, S, S, 3], [N, L, patch * patch * 3]; and the mean
+        and deviation [N, L, 1] by which it was normalized."""
         pixels = self.patches(at_least_float32(images))
         if not self.norm_pix:
             return pixels, tf.zeros_like(pixels[..., :1]), tf.ones_like(pixels[..., :1])
@@ -172,9 +172,9 @@ class MAE(Probed):
         return (pixels - mean) / deviation, mean, deviation
 
     def objective(self, batch: Batch, outputs: dict[str, tf.Tensor]) -> tuple[tf.Tensor, Measured]:
-        told = outputs["told"]
+        prediction = outputs["prediction"]
         targets, _, _ = self.targets(self.normalize(batch["image"]))
-        error = tf.reduce_mean(tf.square(told - tf.cast(targets, told.dtype)), 2)  # NxL
+        error = tf.reduce_mean(tf.square(prediction - tf.cast(targets, prediction.dtype)), 2)  # NxL
         hidden = 1 - tf.reduce_sum(
             tf.one_hot(self.visible(batch), self.side**2, dtype=error.dtype), 1
         )
@@ -182,7 +182,7 @@ class MAE(Probed):
         return self.probed(batch, loss, {}, outputs.get("probe"))
 
     def chance(self) -> dict[str, float]:
-        """Of the mean of each patch, if pixels are told less that."""
+        """Of the mean of each patch, if targets are normalized by patch."""
         count = 3 * self.patch**2
         return {"loss": (count - 1) / count if self.norm_pix else math.nan, **super().chance()}
 
@@ -192,7 +192,9 @@ class MAE(Probed):
         images = self.to_float({"image": batch["image"]})["image"]
         batch = {**batch, "image": images}
         _, mean, deviation = self.targets(self.normalize(images))
-        told = self(batch)["told"] * tf.cast(deviation, images.dtype) + tf.cast(mean, images.dtype)
+        prediction = self(batch)["prediction"] * tf.cast(deviation, images.dtype) + tf.cast(
+            mean, images.dtype
+        )
         seen = tf.reduce_sum(tf.one_hot(self.visible(batch), self.side**2, dtype=images.dtype), 1)[
             ..., None
         ]
@@ -202,8 +204,8 @@ class MAE(Probed):
             self.patches(self.normalize(tf.fill(tf.shape(images), tf.cast(v, images.dtype))))
             for v in (0, 1)
         )
-        pixels, told = self.patches(images), (told - black) / (white - black)
-        rows = [seen * pixels + (1 - seen) * 0.5, seen * pixels + (1 - seen) * told, pixels]
+        pixels, prediction = self.patches(images), (prediction - black) / (white - black)
+        rows = [seen * pixels + (1 - seen) * 0.5, seen * pixels + (1 - seen) * prediction, pixels]
         x = tf.reshape(tf.stack(rows, 1), [-1, self.side, self.side, self.patch, self.patch, 3])
         return tf.clip_by_value(
             tf.reshape(tf.transpose(x, [0, 1, 3, 2, 4, 5]), [-1, *images.shape[1:]]), 0.0, 1.0

@@ -13,8 +13,9 @@ from tfssl.pretext.task import Batch, Measured
 
 
 class NNCLR(Views):
-    """One view's place is taken by the nearest neighbor of its projection among those of earlier
-    steps; which prediction, of the other views of the batch, belongs to it?
+    """A contrastive loss whose positives are nearest neighbors: the neighbor of one view's projection,
+    among projections of earlier steps, is matched with the prediction of the other view, and the
+    predictions of the other images in the batch are its negatives.
 
     Args:
       temperature: what cosines are divided by (the paper: 0.1).
