@@ -49,9 +49,8 @@ def dino(
     temperature: float = 0.1,
     teacher_temperature: float | tf.Tensor = 0.04,
 ) -> Dino:
-    """Each view's probabilities are to be those that the teacher gives to the other large views of
-    the image: less their center, against one class for all, and sharp, against all classes alike
-    (arXiv 2104.14294, Section 3.1).
+    """Cross-entropy of each view's probabilities with the teacher's of the other large views of the
+    image, which are centered and sharpened against collapse (arXiv 2104.14294, Section 3.1).
 
     Args:
       scores: the student's of V views, [N, V, K], the G large ones first.

@@ -15,8 +15,8 @@ from tfssl.pretext.task import Batch, Measured
 
 
 class LeJEPA(MultiCrop):
-    """The embeddings of all views of an image are pulled to the mean of its large views, and those of
-    a batch are regularized to be an isotropic Gaussian's, by a test along random directions
+    """The embeddings of all views of an image are pulled to the mean of its large views, and those
+    of a batch are regularized to be an isotropic Gaussian's, by a test along random directions
     (SIGReg). There is no teacher, no queue and no schedule.
 
     Args:

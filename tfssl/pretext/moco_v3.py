@@ -13,9 +13,9 @@ from tfssl.pretext.task import Batch, Measured
 
 
 class MoCoV3(BYOL):
-    """BYOL's two networks with a contrastive loss: the prediction for one view identifies, by cosine
-    similarity, the momentum encoder's projection of the other view among those of all images of the
-    batch. There is no queue.
+    """BYOL's two networks with a contrastive loss: the prediction for one view identifies, by
+    cosine similarity, the momentum encoder's projection of the other view among those of all images
+    of the batch. There is no queue.
 
     Args:
       augmentation: policy of the views (the paper: barlow_twins, with crops of 0.2 to 1 for ResNets

@@ -13,9 +13,9 @@ from tfssl.pretext.task import Batch, Measured
 
 
 class NNCLR(Views):
-    """A contrastive loss whose positives are nearest neighbors: the neighbor of one view's projection,
-    among projections of earlier steps, is matched with the prediction of the other view, and the
-    predictions of the other images in the batch are its negatives.
+    """A contrastive loss whose positives are nearest neighbors: the neighbor of one view's
+    projection, among projections of earlier steps, is matched with the prediction of the other
+    view, and the predictions of the other images in the batch are its negatives.
 
     Args:
       temperature: what cosines are divided by (the paper: 0.1).

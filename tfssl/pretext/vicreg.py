@@ -14,8 +14,8 @@ from tfssl.pretext.task import Batch, Measured
 
 
 class VICReg(Views):
-    """Embeddings of two views are pulled together (invariance), a hinge keeps the standard deviation
-    of each feature above 1 (variance), and features are decorrelated (covariance).
+    """Embeddings of two views are pulled together (invariance), a hinge keeps the standard
+    deviation of each feature above 1 (variance), and features are decorrelated (covariance).
 
     Args:
       augmentation: policy of the views (the paper: barlow_twins, in which the two differ).
