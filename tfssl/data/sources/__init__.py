@@ -57,17 +57,22 @@ def open_source(
     Each kind of source takes those settings that it has; None, or none given, is its own default.
 
     Args:
-      spec: one of "folder:PATH": images by split and class, by class, or unlabeled; or an archive
-        of them (.tar, .tgz, .zip); "masks:PATH": images with a class for each pixel (see
-        tfssl/data/sources/masks.py); "boxes:PATH": images with objects in boxes, in Pascal VOC's
-        layout (see tfssl/data/sources/boxes.py); "normals:PATH": images with surface normals, or
-        depth (see tfssl/data/sources/normals.py); "tfrecord:GLOB": files of tf.train.Example, or
-        their folder; the split is in their name (train-00000-of-01024); "tfds:NAME[/CONFIG]": a
-        data set that tensorflow-datasets has prepared; "voc:PATH": Pascal VOC's layout, such as
-        VOCdevkit/VOC2007: several classes in an image (see Source.targets); "glyphs" or "glyphs:N":
-        letters over photographs, rendered on first use: N (6,000) to train on, 2,000 to test;
-        "mypackage.mysource:MySource" or "mypackage.mysource:MySource:PATH": a class of your own
-        (see docs/add_a_source.md).
+      spec: one of
+        - "folder:PATH": images by split and class, by class, or unlabeled; or an archive of them
+          (.tar, .tgz, .zip);
+        - "masks:PATH": images with a class for each pixel (tfssl/data/sources/masks.py);
+        - "boxes:PATH": images with objects in boxes, in Pascal VOC's layout
+          (tfssl/data/sources/boxes.py);
+        - "normals:PATH": images with surface normals, or depth (tfssl/data/sources/normals.py);
+        - "tfrecord:GLOB": files of tf.train.Example, or their folder; the split is in their name
+          (train-00000-of-01024);
+        - "tfds:NAME[/CONFIG]": a data set that tensorflow-datasets has prepared;
+        - "voc:PATH": Pascal VOC's layout, such as VOCdevkit/VOC2007: several classes in an image
+          (see Source.targets);
+        - "glyphs" or "glyphs:N": letters over photographs, rendered on first use: N (6,000) to
+          train on, 2,000 to test;
+        - "mypackage.mysource:MySource" or "mypackage.mysource:MySource:PATH": a class of your own
+          (docs/add_a_source.md).
       split: TFDS's grammar, for every kind: train, train[:90%], train[100:200], train+test.
       data_dir: where TFDS's data are (its own default if None). For archives and glyphs, the folder
         to cache them in, by default TFSSL_CACHE of the environment or ~/.cache/tfssl.
