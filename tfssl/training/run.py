@@ -93,7 +93,7 @@ def _train(
     for note in dict.fromkeys(note for part in images for note in part.notes()):
         say(note)
     for part in images:
-        part.probe()
+        part.check_readable()
     if model.order(source) is not source and config.accelerators.data_service:
         raise UserError(
             "--data_service delivers images in an order of its own, and this task has one too: "
