@@ -137,6 +137,8 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
     # The work: module by module.
     for name, module in opened.items():
         record.modules[name] = {"handle": module.handle, "identity": module.identity}
+        if "step" in module.facts:
+            record.modules[name]["step"] = module.facts["step"]
         if name in beside:
             record.modules[name]["untrained_of"] = beside[name][1]
         try:

@@ -39,7 +39,7 @@ p { margin: .4rem 0; max-width: 60rem; } .soft, caption, figcaption, small { col
 .side > * { max-width: 100%; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }
-caption { text-align: left; padding-bottom: .2rem; }
+caption { text-align: left; padding-bottom: .2rem; min-width: min(26rem, 78vw); }
 th, td { padding: .18rem .6rem; border-bottom: 1px solid var(--line); text-align: left; }
 th { font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; }
 tbody th { font-weight: 400; vertical-align: top; max-width: 24rem;
@@ -97,6 +97,11 @@ def untrained(record: Mapping[str, Any]) -> dict[str, list[str]]:
     }
 
 
+def _steps(record: Mapping[str, Any]) -> dict[str, int]:
+    """{module: step of training}, of modules that say it."""
+    return {name: about["step"] for name, about in record["modules"].items() if "step" in about}
+
+
 def of_view(view: View, record: Mapping[str, Any], panels: Panels) -> str:
     """The page of a view."""
     flags = record.get("flags", {})
@@ -106,6 +111,7 @@ def of_view(view: View, record: Mapping[str, Any], panels: Panels) -> str:
         _answer(view),
         _section("At a glance", _glance(view), _precision(view, record), _left_out(record)),
         _section("By layer", _plot(plots.layers(view), _LAYERS)),
+        _section("By step of training", _plot(plots.steps(view, _steps(record)), _STEPS)),
         _section("By number of labels", _plot(plots.amounts(view), _AMOUNTS)),
         _section("Nearest images", _neighbors(view, panels)),
         _section("Pictures", _pictures(view)),
@@ -131,6 +137,10 @@ _LAYERS = (
     "A panel for each protocol, at its most training labels and its largest k. Endpoints stand in "
     "the order of depth; dashed lines are "
     "untrained networks."
+)
+_STEPS = (
+    "The checkpoints of a run, each by the endpoint that validation chose for it, or its deepest "
+    "one."
 )
 _AMOUNTS = (
     "Each module by the endpoint that validation chose for that number. Bars are standard "
