@@ -181,8 +181,9 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
             record.refuse(error, name)
     if projected:
         record.check()
-        for path in projector.write(settings.file("projector"), projected):
-            record.say(f"written: {path}")
+        folder = settings.file("projector")
+        projector.write(folder, projected)
+        record.say(f"written: {folder}; tensorboard --logdir {folder} shows it")
     if protocols and not record.results and not record.refused:
         raise UserError(f"--protocol=all: nothing could be measured: {'; '.join(record.notes)}")
     record.finish(f"{settings.dataset} {settings.test_split}", seconds=time.time() - start)

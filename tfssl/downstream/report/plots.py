@@ -254,7 +254,11 @@ def steps(view: View, trained: Mapping[str, int]) -> Optional[bytes]:
     for module in view.modules:
         if module in trained and "/" in module:
             runs.setdefault(module.rpartition("/")[0], []).append(module)
-    runs = {run: sorted(own, key=trained.__getitem__) for run, own in runs.items() if len(own) > 1}
+    runs = {
+        run: sorted(own, key=trained.__getitem__)
+        for run, own in runs.items()
+        if len({trained[module] for module in own}) > 1
+    }
     if not runs:
         return None
     styles: dict[str, Style] = {
