@@ -193,8 +193,8 @@ class Run:
       keep_checkpoints: How many of the newest checkpoints to keep.
       keep_every: Keep each checkpoint whose step is a multiple of this for ever; 0: none.
       validation_steps: Between validations, a multiple of --checkpoint_steps; 0: those.
-      knn_probe: At each validation, accuracy of nearest neighbors among so many labeled images;
-        0: none.
+      knn_probe: At each validation, accuracy of nearest neighbors among so many images, where they
+        have labels, and the effective rank of their features; 0: none.
       log_steps: Steps between lines of the log.
       extend_schedule: Permit a resumed cosine run to change its length: its rate then jumps.
       accept_changed_data: Go on with other data than the run in --workdir began with;
