@@ -69,7 +69,8 @@ class Network:
     Args:
       backbone: resnet{18,34,50,101,152,200}_v{1,2}, revnet{18,34,50,101,152}, vgg{11,13,16,19},
         alexnet, alexnet_lrn, vit_{tiny,small,base,large} (2019 study: resnet50_v1, resnet50_v2,
-        revnet50, vgg19); or the import path of a class of your own, mypackage.mynets:MyNet.
+        revnet50, vgg19); keras:NAME, of tf.keras.applications, such as keras:ConvNeXtTiny; or the
+        import path of a class of your own, mypackage.mynets:MyNet.
       sync_batch_norm: Batch statistics of all replicas together, not of each by itself.
       bn_group_size: Images whose batch statistics are one; 0: all of a replica's.
       init_module: Start from this Hub module's weights, where names and shapes match.
