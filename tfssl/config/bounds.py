@@ -68,7 +68,8 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (1e-6, 1e6, "temperature knn_temperature sinkhorn_epsilon loss_factor svm_positive_weight "
     "svm_intercept_scaling"),
     (1e-6, 1e6, "teacher_temperature warmup_teacher_temperature"),
-    (1e-3, 1e6, "distill_temperature"),
+    (1e-3, 1e6, "distill_temperature beta"),
+    (2, COUNT, "unsupervised_images"),
     (0, 100, "strength"),
     (0, 128, "gray"),  # a probability, or a distance in ab: each task refuses what is not its own
     (1e-3, 1000, "sigma"),
