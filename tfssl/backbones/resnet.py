@@ -3,8 +3,9 @@ with three stems.
 
 The geometry is that of the 2019 study (Kolesnikov, Zhai and Beyer, arXiv 1901.09005): a
 bottleneck's stride sits on its 3x3 convolution, and zeros are padded on both sides alike, as in
-PyTorch (SAME pads strided convolutions on one side only; `padding` chooses). Weight decay is the pretext task's affair: no layer here adds a loss. With `sk_ratio` above 0 a v1 network
-is SimCLR v2's SK-ResNet, whose own parts are in selective_kernel.py.
+PyTorch (SAME pads strided convolutions on one side only; `padding` chooses). Weight decay is the
+pretext task's affair: no layer here adds a loss. With `sk_ratio` above 0 a v1 network is SimCLR
+v2's SK-ResNet, whose own parts are in selective_kernel.py.
 """
 
 from __future__ import annotations
