@@ -116,7 +116,7 @@ class _Unpickler(pickle._Unpickler):  # in Python: its memo is a dict, so number
             raise Refused("its pickle sets the state of something that has none")
         self.stack[-1].__setstate__(state)  # type: ignore[attr-defined]
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[attr-defined]
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[dict-item]
 
     def persistent_load(self, identifier: Any) -> Any:
         if self._persistent is None:

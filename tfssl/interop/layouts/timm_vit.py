@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+import tensorflow as tf
+
 from tfssl.backbones.vit import SIZES
 from tfssl.errors import UserError
 from tfssl.interop.layouts.layout import Shapes, counted, with_prefix
@@ -56,7 +58,7 @@ class TimmViT:
                 f"backbone {backbone.name} computes its positions, for which timm has no names: "
                 "only learned ones are exported"
             )
-        positions = (backbone.patch_positions,)
+        positions: tuple[tf.Variable, ...] = (backbone.patch_positions,)
         found = affine("patch_embed.proj", backbone.patch_embed, CONV)
         if backbone.class_token:
             found.append(Link("cls_token", (backbone.cls_token,), SAME))
