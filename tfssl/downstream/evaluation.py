@@ -14,7 +14,7 @@ from tfssl.config.evaluation import Evaluation
 from tfssl.data import open_source, overlap
 from tfssl.data.listing import outputs
 from tfssl.data.sources import identity
-from tfssl.downstream import runner, splits, stages
+from tfssl.downstream import partition, runner, stages
 from tfssl.downstream.budget import Budget
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.report.record import Record
@@ -83,7 +83,7 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
     choice: dict[str, Any] = {"val_fraction": settings.val_fraction, "seed": settings.seed}
     if of_features:
         for amount in settings.train_labels:
-            splits.label_count(
+            partition.label_count(
                 amount, sources["train"].num_examples, sources["train"].num_classes or 1
             )
         by_name = [protocol for protocol in of_features if protocol.name not in request.optional]
