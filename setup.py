@@ -79,6 +79,7 @@ setup(
             "tfssl-eval = tfssl.evaluate:run",
             "tfssl-finetune = tfssl.finetune:run",
             "tfssl-predict = tfssl.predict:run",
+            "tfssl-import = tfssl.import_weights:run",
         ]
     },
 )

@@ -190,3 +190,9 @@ def _unused(names: set[str], prefix: str, heads: Mapping[str, str]) -> list[str]
         )
         groups[what].append(name)
     return [f"{what}: {len(group)} ({_some(group)})" for what, group in groups.items()]
+
+
+def image_size(network: Any) -> int:
+    """Side of the images that a network was trained on: those of a ViT's positions, or 224."""
+    grid: int = getattr(network, "grid", 0)
+    return grid * network.patch if grid else 224
