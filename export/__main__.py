@@ -5,6 +5,8 @@
   tfssl-export --workdir=runs/photos --random_init             the same network untrained: the
                                                                baseline, into .../module/random
   tfssl-export --random_init --backbone=resnet18_v2 --export_dir=modules/random
+  tfssl-export --workdir=runs/photos --layout=torch            for PyTorch, into .../torch/STEP
+  tfssl-export --module=modules/moco_v2 --layout=detectron2 --export_dir=detectron2/moco_v2
 
 The flags of training are taken from the run; without a run (--random_init) they are given here.
 """
@@ -33,6 +35,8 @@ def define_flags(argv: Sequence[str] = ()) -> None:
 
 def main(_: Sequence[str]) -> None:
     export, workdir = configs.read(schema.Export, FLAGS), FLAGS.workdir
+    if export.module:
+        return of_module(export)
     if not workdir and not (export.random_init and export.export_dir):
         raise UserError(
             "--workdir is missing: name the folder of a run (or --random_init, --export_dir and "
@@ -55,7 +59,9 @@ def main(_: Sequence[str]) -> None:
             checkpoints.saved(os.path.join(workdir, "checkpoints")), export.step, workdir
         )
     where = export.export_dir or os.path.join(
-        workdir, "module", "random" if export.random_init else str(step)
+        workdir,
+        "module" if export.layout == "hub" else export.layout,
+        "random" if export.random_init else str(step),
     )
     files.check_writable(
         os.path.dirname(where.rstrip("/")) or ".",
@@ -72,6 +78,8 @@ def main(_: Sequence[str]) -> None:
             )
     if export.recalibrate:
         recalibrate(model, _training_batches(model, config, export.recalibrate))
+    if export.layout != "hub":
+        return _save_layout(export.layout, model, where)
     save(
         model, where, step, _class_names(workdir), config.published(), export.random_init,
         export.tarball, export.head_endpoints,
@@ -81,6 +89,48 @@ def main(_: Sequence[str]) -> None:
         f"next: tfssl-eval --module={where} --dataset={config.data.dataset} --train_split=... "
         "--test_split=..."
     )
+
+
+def of_module(export: schema.Export) -> None:
+    """--module: its network in another layout.
+
+    Raises:
+      UserError: a setting is of a run alone, or the module is of no network of ours.
+    """
+    if export.layout == "hub" or not export.export_dir:
+        raise UserError("--module needs a --layout other than hub, and --export_dir")
+    from tfssl.export import layouts
+    from tfssl.storage import files
+
+    assert export.module
+    files.check_writable(os.path.dirname(export.export_dir.rstrip("/")) or ".", "--export_dir")
+    network, facts = layouts.of_module(export.module)
+    source = facts.get("source") or {}
+    texts = {name: str(source[name]) for name in ("family", "license") if source.get(name)}
+    written = layouts.save(
+        export.layout, network, export.export_dir, facts.get("normalization"), facts["crop"], texts
+    )
+    _say(written, facts.get("normalization"))
+
+
+def _save_layout(layout: str, model: Any, where: str) -> None:
+    """A run's network in another layout."""
+    from tfssl.export import layouts
+    from tfssl.export.module import network_config, normalization
+
+    if not network_config(model):
+        raise UserError(
+            f"--layout={layout} is for a single network of ours, and this task "
+            f"publishes {' and '.join(network.name for network in model.published)}"
+        )
+    images = normalization(model)
+    _say(layouts.save(layout, model.published[0], where, images, model.image_size), images)
+
+
+def _say(written: str, images: Any) -> None:
+    print(f"written: {written}")
+    told = f"mean {images['mean']}, std {images['std']}" if images else "as its task does"
+    print(f"its images in [0, 1] are normalized: {told}")
 
 
 def read_config(workdir: Optional[str]) -> TrainConfig:

@@ -6,7 +6,7 @@ one of the other.
 """
 
 import dataclasses
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 from tfssl.config import data_flags
 from tfssl.errors import UserError
@@ -364,7 +364,13 @@ class Export:
 
     Args:
       step: Which checkpoint; the newest by default.
-      export_dir: Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP.
+      module: In place of --workdir: a module of tfssl-export, tfssl-import or tfssl-finetune, whose
+        network is written in another --layout.
+      layout: hub, a TF-Hub module; torch, EXPORT_DIR/model.safetensors in the names of torchvision
+        (ResNets v1) or timm (ViTs); detectron2, EXPORT_DIR/model.pkl, as its converter makes it
+        (ResNets v1).
+      export_dir: Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP, or
+        WORKDIR/LAYOUT/STEP.
       random_init: Publish the untrained encoder, the baseline that evaluation needs.
       tarball: Also write EXPORT_DIR.tar.gz, which serves as a handle too.
       head_endpoints: So many first layers of the projection head become endpoints too: head1, ...
@@ -376,6 +382,8 @@ class Export:
     heading = "Export"
 
     step: Optional[int] = None
+    module: Optional[str] = None
+    layout: Literal["hub", "torch", "detectron2"] = "hub"
     export_dir: Optional[str] = None
     random_init: bool = False
     tarball: bool = False
