@@ -1,5 +1,5 @@
-"""A network's weights in the layouts of other libraries: the name maps of `tfssl.interop`, from here
-to there."""
+"""A network's weights in the layouts of other libraries: the name maps of `tfssl.interop`, read in
+the other direction."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def save(
 
 
 def torch_tensors(network: Any, image_size: int = 224) -> dict[str, np.ndarray]:
-    """{name of torchvision's or timm's: float32 tensor}, with which their network computes the same.
+    """{name of torchvision's or timm's: float32 tensor}: with them their network computes the same.
 
     Raises:
       UserError: they have no such network.

@@ -10,8 +10,12 @@ import tensorflow as tf
 
 from tfssl import backbones, pretext
 from tfssl.backbones.hub import Hub
+from tfssl.classifiers.classifier import Classifier
+from tfssl.export import layouts
+from tfssl.export.module import save_classifier
 from tfssl.hub import load as modules
-from tfssl.interop.formats import safetensors
+from tfssl.interop import load
+from tfssl.interop.formats import safetensors, weights
 from tfssl.interop.layouts.torch_resnet import TorchResNet
 from tfssl.training import initial_weights
 
@@ -87,6 +91,22 @@ def test_the_module_is_the_network(network, imported, photos, tmp_path, tfssl_co
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     assert {result["endpoint"] for result in results} >= set(network.endpoint_names)
+
+
+def test_fine_tuned_and_exported_it_is_the_same_bits(network, file, imported, tmp_path):
+    """With a frozen encoder: from the file to a module, a classifier, PyTorch's layout, and back."""
+    model = Classifier(Hub(modules.load(imported[0]), 16, trainable=False), 2, image_size=16)
+    model.prepare()
+    classifier = save_classifier(model, tmp_path / "classifier")
+    encoder, facts = layouts.of_module(classifier)
+    assert facts["normalization"]["mean"] == pytest.approx(MEAN)
+    written = weights.read(layouts.save("torch", encoder, str(tmp_path / "torch")))
+    original = weights.read(str(file)).tensors
+    for name, x in written.tensors.items():
+        assert x.tobytes() == original[f"module.encoder_q.{name}"].tobytes(), name
+    again, _ = load.build(written, load.plan(written))
+    for ours, theirs in zip(again.variables, network.variables):
+        assert ours.numpy().tobytes() == theirs.numpy().tobytes()
 
 
 def test_a_dry_run_and_refusals(file, imported, tmp_path, tfssl_command):

@@ -3,6 +3,7 @@ once (make_fixtures.py)."""
 
 import json
 import pathlib
+import sys
 
 import named_weights
 import numpy as np
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 from tfssl.errors import UserError
 from tfssl.interop import load
+from tfssl.interop.families import Torchvision
 from tfssl.interop.formats import safetensors, weights
 from tfssl.interop.layouts.torch_resnet import TorchResNet
 
@@ -161,6 +163,22 @@ def test_positions_without_the_class_tokens():
     np.testing.assert_array_equal(
         network.patch_positions.numpy().reshape(1, 16, 192), tensors["pos_embed"]
     )
+
+
+class Mine(Torchvision):
+    """Somebody's own files."""
+
+    prefix = r"student\."
+    normalization = "half"
+
+
+def test_a_family_of_ones_own():
+    family = f"{Mine.__module__}:Mine"
+    sys.modules.setdefault(Mine.__module__, sys.modules[__name__])
+    plan = load.plan(held(tiny(), "student."), family)
+    assert (plan.family, plan.normalization, plan.prefix) == (family, "half", "student.")
+    with pytest.raises(UserError, match="none of its 100 names .* network of any family"):
+        load.plan(held(tiny(), "student."))
 
 
 def test_a_file_on_disk(tmp_path):
