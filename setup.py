@@ -69,6 +69,12 @@ setup(
     ],
     extras_require={
         "gpu": [f"tensorflow[and-cuda]==2.15.1; {OLD}", f"tensorflow[and-cuda]>=2.16; {NEW}"],
+        "onnx": [
+            "tf2onnx>=1.16",
+            f"onnx>=1.15,<1.17; {OLD}",  # newer ones want another ml-dtypes than TensorFlow 2.15
+            f"onnx>=1.17; {NEW}",
+            "onnxruntime>=1.17",
+        ],
         "docs": ["sphinx>=7.2,<10", "furo>=2024.8", "myst-parser>=3"],
         "test": ["pytest>=7", "ruff>=0.6", "import-linter>=2", "mypy>=1.10", "scikit-image>=0.22"],
     },

@@ -25,6 +25,7 @@ from tfssl.runtime import cli
 from tfssl.training.registered import KINDS, registered
 
 FLAGS = flags.FLAGS
+WEIGHTS = ("torch", "detectron2")  # layouts that hold weights; the others are programs
 
 
 def define_flags(argv: Sequence[str] = ()) -> None:
@@ -35,8 +36,15 @@ def define_flags(argv: Sequence[str] = ()) -> None:
 
 def main(_: Sequence[str]) -> None:
     export, workdir = configs.read(schema.Export, FLAGS), FLAGS.workdir
+    if export.calibration_images and export.layout != "tflite":
+        raise UserError(f"--calibration_images={export.calibration_images} is of --layout=tflite")
     if export.module:
         return of_module(export)
+    if export.layout not in ("hub", *WEIGHTS):
+        raise UserError(
+            f"--layout={export.layout} is made of a module: tfssl-export --workdir=... first, then "
+            "--module=..."
+        )
     if not workdir and not (export.random_init and export.export_dir):
         raise UserError(
             "--workdir is missing: name the folder of a run (or --random_init, --export_dir and "
@@ -78,7 +86,7 @@ def main(_: Sequence[str]) -> None:
             )
     if export.recalibrate:
         recalibrate(model, _training_batches(model, config, export.recalibrate))
-    if export.layout != "hub":
+    if export.layout in WEIGHTS:
         return _save_layout(export.layout, model, where)
     save(
         model, where, step, _class_names(workdir), config.published(), export.random_init,
@@ -92,25 +100,35 @@ def main(_: Sequence[str]) -> None:
 
 
 def of_module(export: schema.Export) -> None:
-    """--module: its network in another layout.
+    """--module: it, or its network, in another layout.
 
     Raises:
       UserError: a setting is of a run alone, or the module is of no network of ours.
     """
     if export.layout == "hub" or not export.export_dir:
         raise UserError("--module needs a --layout other than hub, and --export_dir")
-    from tfssl.export import layouts
+    from tfssl import data
+    from tfssl.export import converted, layouts
+    from tfssl.hub import load as modules
     from tfssl.storage import files
 
     assert export.module
-    files.check_writable(os.path.dirname(export.export_dir.rstrip("/")) or ".", "--export_dir")
-    network, facts = layouts.of_module(export.module)
-    source = facts.get("source") or {}
-    texts = {name: str(source[name]) for name in ("family", "license") if source.get(name)}
-    written = layouts.save(
-        export.layout, network, export.export_dir, facts.get("normalization"), facts["crop"], texts
-    )
-    _say(written, facts.get("normalization"))
+    where = export.export_dir.rstrip("/")
+    files.check_writable(os.path.dirname(where) or ".", "--export_dir")
+    if export.layout in WEIGHTS:
+        network, facts = layouts.of_module(export.module)
+        source = facts.get("source") or {}
+        texts = {name: str(source[name]) for name in ("family", "license") if source.get(name)}
+        images = facts.get("normalization")
+        written = layouts.save(export.layout, network, where, images, facts["crop"], texts)
+        return _say(written, images)
+    module, given = modules.load(export.module), {}
+    if export.calibration_images:
+        split = configs.read(schema.Data, FLAGS)
+        source = data.open_source(split.dataset, split.train_split, **split.where())
+        given["calibration"] = converted.crops(source, module, export.calibration_images)
+    written = converted.SAVE[export.layout](module, where, **given)
+    print(f"written: {written}, {converted.output_of(module)} of {module.sizes()[0]}-pixel images")
 
 
 def _save_layout(layout: str, model: Any, where: str) -> None:
