@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from tfssl.classifiers.predictions import KIND
 from tfssl.errors import UserError, one_line
+from tfssl.hub import folders
 from tfssl.hub import load as modules
 from tfssl.storage import files
 
@@ -99,6 +101,29 @@ def save_tflite(
     return file
 
 
+def save_keras3(module: modules.Module, path: str) -> str:
+    """Write PATH/encoder.py, which needs Keras 3 alone, and a copy of the module beside it.
+
+    Raises:
+      UserError: `path` exists, or is none of this machine.
+    """
+    output_of(module)
+    _check_new(path)
+    source = folders.resolve(module.handle)
+    if not files.is_local(path) or not files.is_local(source):
+        raise UserError("layout=keras3 copies a local module into a local --export_dir")
+    unfinished = f"{path}.{files.unique()}.unfinished"
+    try:
+        shutil.copytree(source, os.path.join(unfinished, "module"))
+        shutil.copy(
+            os.path.join(os.path.dirname(__file__), "keras3.py"), f"{unfinished}/encoder.py"
+        )
+        os.rename(unfinished, path)
+    finally:
+        files.remove(unfinished)
+    return os.path.join(path, "encoder.py")
+
+
 def crops(source: Any, module: modules.Module, count: int) -> Iterator[np.ndarray]:
     """The first `count` readable images of a source, as the module gets them: [size, size, 3] in
     [0, 1]."""
@@ -137,4 +162,8 @@ def _quiet() -> Iterator[None]:
                 os.close(copy)
 
 
-SAVE: dict[str, Callable[..., str]] = {"onnx": save_onnx, "tflite": save_tflite}
+SAVE: dict[str, Callable[..., str]] = {
+    "onnx": save_onnx,
+    "tflite": save_tflite,
+    "keras3": save_keras3,
+}

@@ -1,5 +1,7 @@
 """A module in other runtimes gives what it gives in TensorFlow."""
 
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -75,3 +77,37 @@ def test_onnx_without_its_packages(module, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     with pytest.raises(UserError, match=r"needs tf2onnx.*pip install 'tfssl\[onnx\]'"):
         converted.save_onnx(module, str(tmp_path / "onnx"))
+
+
+def test_keras_3_trains_it_without_tfssl(module, tmp_path):
+    keras = pytest.importorskip("keras", minversion="3")
+    written = converted.save_keras3(module, str(tmp_path / "k"))
+    assert keras and written == str(tmp_path / "k" / "encoder.py")
+    np.save(tmp_path / "images.npy", images(4))
+    np.save(tmp_path / "expected.npy", expected(module, images(4)))
+    program = """
+import sys
+import numpy as np
+import keras
+from encoder import encoder
+images, expected = np.load("images.npy"), np.load("expected.npy")
+frozen, network = encoder(), encoder(trainable=True)
+np.testing.assert_allclose(frozen(images), expected, rtol=1e-4)
+np.testing.assert_allclose(frozen(images, training=True), expected, rtol=1e-4)
+assert not frozen.trainable_variables and len(network.trainable_variables) == 60
+model = keras.Sequential([network, keras.layers.Dense(2)])
+model.compile(keras.optimizers.SGD(0.01), keras.losses.MeanSquaredError())
+before = [v.numpy() for v in network.variables]
+model.fit(images, np.zeros([4, 2]), epochs=1, verbose=0)
+assert all((v.numpy() != b).any() for v, b in zip(network.variables, before))
+assert "tfssl" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "k"), "TF_USE_LEGACY_KERAS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -368,8 +368,9 @@ class Export:
         network is written in another --layout.
       layout: hub, a TF-Hub module; torch, EXPORT_DIR/model.safetensors in the names of torchvision
         (ResNets v1) or timm (ViTs); detectron2, EXPORT_DIR/model.pkl, as its converter makes it
-        (ResNets v1); of a --module also onnx, EXPORT_DIR/model.onnx (needs tf2onnx), and tflite,
-        EXPORT_DIR/model.tflite in float16.
+        (ResNets v1); of a --module also onnx, EXPORT_DIR/model.onnx (needs tf2onnx), tflite,
+        EXPORT_DIR/model.tflite in float16, and keras3, EXPORT_DIR/encoder.py, which needs Keras 3
+        alone, with a copy of the module.
       calibration_images: tflite: weights and activations in int8, whose ranges are chosen on so
         many images of --dataset and --train_split; 0: float16.
       export_dir: Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP, or
@@ -386,7 +387,7 @@ class Export:
 
     step: Optional[int] = None
     module: Optional[str] = None
-    layout: Literal["hub", "torch", "detectron2", "onnx", "tflite"] = "hub"
+    layout: Literal["hub", "torch", "detectron2", "onnx", "tflite", "keras3"] = "hub"
     calibration_images: int = 0
     export_dir: Optional[str] = None
     random_init: bool = False
