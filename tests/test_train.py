@@ -138,6 +138,10 @@ def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
     assert exported.returncode == 0 and (workdir / "module" / "16" / "saved_model.pb").exists(), (
         exported.stderr
     )
+    kept = {path.stem[5:] for path in (workdir / "checkpoints").glob("*.index")}
+    all_kept = tfssl_command("export", f"--workdir={workdir}", "--all_steps")
+    assert all_kept.returncode == 0 and "16 is there already" in all_kept.stdout, all_kept.stderr
+    assert {path.name for path in (workdir / "module").iterdir()} == kept == {"8", "16", "24"}
     assert not (workdir / "lock").exists()
 
 

@@ -193,9 +193,12 @@ class Run:
       keep_checkpoints: How many of the newest checkpoints to keep.
       keep_every: Keep each checkpoint whose step is a multiple of this for ever; 0: none.
       validation_steps: Between validations, a multiple of --checkpoint_steps; 0: those.
-      knn_probe: At each validation, accuracy of nearest neighbors among so many labeled images;
-        0: none.
+      knn_probe: At each validation, accuracy of nearest neighbors among so many images, where they
+        have labels, and the effective rank of their features; 0: none.
       log_steps: Steps between lines of the log.
+      track: Log to a tracking server too: mlflow; wandb (Weights & Biases); none. The package of
+        that name has to be installed; its environment variables say where to (MLFLOW_TRACKING_URI,
+        WANDB_MODE=offline ...).
       extend_schedule: Permit a resumed cosine run to change its length: its rate then jumps.
       accept_changed_data: Go on with other data than the run in --workdir began with;
         provenance.json tells.
@@ -212,6 +215,7 @@ class Run:
     validation_steps: int = 0
     knn_probe: int = 0
     log_steps: int = 100
+    track: Literal["none", "mlflow", "wandb"] = "none"
     extend_schedule: bool = False
     accept_changed_data: bool = False
     steal_lock: bool = False
@@ -364,6 +368,8 @@ class Export:
 
     Args:
       step: Which checkpoint; the newest by default.
+      all_steps: Publish every checkpoint that the run has kept, each in WORKDIR/module/STEP where
+        it is not yet: to compare them, tfssl-eval --module='WORKDIR/module/*'.
       module: In place of --workdir: a module of tfssl-export, tfssl-import or tfssl-finetune, whose
         network is written in another --layout.
       layout: hub, a TF-Hub module; torch, EXPORT_DIR/model.safetensors in the names of torchvision
@@ -386,6 +392,7 @@ class Export:
     heading = "Export"
 
     step: Optional[int] = None
+    all_steps: bool = False
     module: Optional[str] = None
     layout: Literal["hub", "torch", "detectron2", "onnx", "tflite", "keras3"] = "hub"
     calibration_images: int = 0

@@ -30,6 +30,7 @@ class Facts(TypedDict, total=False):
     normalization: dict[str, Any]  # mean and std, by channel
     min_image_size: int
     num_classes: int
+    step: int  # of training
 
 
 def read(folder: str) -> Facts:
@@ -74,6 +75,7 @@ _KINDS = {  # types of the entries
     "normalization": dict,
     "min_image_size": int,
     "num_classes": int,
+    "step": int,
 }
 
 
