@@ -60,20 +60,20 @@ def resnet(name):
     save(name, names, endpoints)
 
 
-def vit(name, heads):
-    network = timm.create_model(
-        "vit_tiny_patch16_224", pretrained=False, img_size=64, num_heads=heads
+def vit(name, patch=16, depth=12, **settings):
+    network = timm.models.vision_transformer.VisionTransformer(
+        img_size=4 * patch, patch_size=patch, embed_dim=192, depth=depth, **settings
     )
     names = fill(network)
-    x = torch.from_numpy(named_weights.images(64).transpose(0, 3, 1, 2))
-    endpoints = {}
+    x = torch.from_numpy(named_weights.images(4 * patch).transpose(0, 3, 1, 2))
+    endpoints, front = {}, network.num_prefix_tokens
     with torch.no_grad():
         x = network.norm_pre(network._pos_embed(network.patch_embed(x)))
         for i, block in enumerate(network.blocks, 1):
             x = block(x)
-            endpoints[f"block{i}"] = x[:, 1:].reshape(2, 4, 4, -1).numpy()
+            endpoints[f"block{i}"] = x[:, front:].reshape(2, 4, 4, -1).numpy()
         x = network.norm(x)
-        endpoints["block12"] = x[:, 1:].reshape(2, 4, 4, -1).numpy()
+        endpoints[f"block{depth}"] = x[:, front:].reshape(2, 4, 4, -1).numpy()
         endpoints["pre_logits"] = x[:, 0].numpy()
     save(name, names, endpoints)
 
@@ -103,5 +103,8 @@ if __name__ == "__main__":
     files()
     resnet("resnet18")
     resnet("resnet50")
-    vit("vit_tiny", 3)
-    vit("vit_tiny_6_heads", 6)
+    vit("vit_tiny", num_heads=3)
+    vit("vit_tiny_6_heads", num_heads=6)
+    # What DINOv2's networks with registers have more, in timm's form of them.
+    more = {"reg_tokens": 4, "init_values": 1e-5, "no_embed_class": True}
+    vit("vit_registers", patch=14, depth=2, num_heads=3, **more)

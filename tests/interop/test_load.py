@@ -46,6 +46,7 @@ def loaded(file, family=None):
         ("resnet18", "", None, {"name": "resnet18_v1", "width_multiplier": 1.0}),
         ("resnet50", "state_dict/module.encoder_q.", None, {"name": "resnet50_v1"}),
         ("vit_tiny", "", "dino", {"name": "vit_tiny", "patch": 16, "grid": 4, "heads": 3}),
+        ("vit_registers", "teacher/backbone.", None, {"depth": 2, "registers": 4, "patch": 14}),
     ],
 )
 def test_every_endpoint_equals_pytorchs(name, prefix, family, config):
@@ -53,7 +54,8 @@ def test_every_endpoint_equals_pytorchs(name, prefix, family, config):
     network, unused = loaded(held(tensors, prefix), family)
     assert config.items() <= network.config().items()
     assert len(unused) == 1 and ": 2 (" in unused[0]  # fc, head: of the classifier
-    endpoints = network(tf.constant(named_weights.images(64)), training=False)
+    size = 56 if name == "vit_registers" else 64
+    endpoints = network(tf.constant(named_weights.images(size)), training=False)
     assert list(endpoints) == list(samples)
     for key, expected in samples.items():
         found = named_weights.sample(endpoints[key])

@@ -158,6 +158,26 @@ def test_sizes_are_checked_against_the_file(tmp_path):
     assert "compressed" in refused(archive(tmp_path / "bomb", tensor(count=1 << 22), bomb, **again))
 
 
+@pytest.mark.parametrize("name", ["zip.pth", "older.pth", "file.safetensors"])
+def test_changed_bytes_are_refused_or_are_other_numbers(tmp_path, name):
+    """Nothing else happens than a refusal, and nothing larger than the file comes of it."""
+    content, rng, path = (FIXTURES / name).read_bytes(), np.random.default_rng(0), tmp_path / "x"
+    refusals = 0
+    for _ in range(300):
+        changed = bytearray(content)
+        for place in rng.integers(0, len(content), rng.integers(1, 4)):
+            changed[place] = rng.integers(256)
+        path.write_bytes(changed)
+        try:
+            found = weights.read(str(path))
+        except UserError as error:
+            refusals += 1
+            assert "\n" not in str(error)
+        else:
+            assert max(x.nbytes for x in found.tensors.values()) <= 2 * len(content)
+    assert refusals > 30
+
+
 def test_damaged_files(tmp_path):
     for name in ("zip.pth", "older.pth"):
         content = (FIXTURES / name).read_bytes()

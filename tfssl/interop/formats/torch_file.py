@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import struct
 import zipfile
 from typing import Any
 
@@ -137,6 +138,17 @@ def read(path: str) -> dict[str, np.ndarray]:
     return found
 
 
+_BROKEN_ZIP = (  # what zipfile raises of damaged ones
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    struct.error,
+)
+
+
 def _zip(path: str, size: int) -> Any:
     storages = _Storages()
     try:
@@ -161,7 +173,9 @@ def _zip(path: str, size: int) -> Any:
                     raise Refused(f"it lacks the storage {key!r:.40}")
                 storage.fill(archive.read(member))
             return top
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except Refused:
+        raise
+    except _BROKEN_ZIP as error:
         raise Refused(f"it is a damaged zip file ({error})") from error
 
 
@@ -173,12 +187,12 @@ def _older(path: str) -> Any:
         pickles.load(file, {})
     top = pickles.load(file, _NAMES, storages)
     keys = pickles.load(file, {})
-    if not isinstance(keys, list) or set(keys) != set(storages):
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
         raise Refused("its list of storages is not that of its tensors")
     view, at = memoryview(content), file.tell()
     for key in keys:
         count = int.from_bytes(view[at : at + 8], "little")
-        storage = storages[key]
+        storage = storages[str(key)]
         if count != storage.count:
             raise Refused(f"a storage of {storage.count} numbers says that it has {count}")
         at += 8
