@@ -120,5 +120,5 @@ def test_a_dry_run_and_refusals(file, imported, tmp_path, tfssl_command):
     harmful.write_bytes(pickle.dumps({"a": print}, 2))
     refused = tfssl_command("import_weights", f"--weights={harmful}", f"--export_dir={tmp_path}/m")
     assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
-    assert "names __builtin__.print, which is no tensor" in refused.stderr
+    assert "names '__builtin__.print', which is no tensor" in refused.stderr
     assert not (tmp_path / "m").exists()

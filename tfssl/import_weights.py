@@ -73,6 +73,7 @@ def main(_: Sequence[str]) -> None:
         tf.keras.utils.set_random_seed(asked.seed)
         network = network.twin()
         network.build((None, None, None, 3))
+        print(f"in their place: untrained weights, seed {asked.seed}")
     mean, std = NORMALIZATIONS[images]
     size = asked.image_size or load.image_size(network)
     facts = {

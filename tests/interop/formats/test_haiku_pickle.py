@@ -38,7 +38,7 @@ def modules(monkeypatch):
         monkeypatch.setattr(cls, "__module__", name)
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_reads_arrays(tmp_path, modules, protocol):
     kernel = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     online = FlatMapping(

@@ -72,6 +72,13 @@ def _scalar(dtype: Any, raw: Any) -> _Array:
     return array
 
 
+def _frombuffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+    """Arrays in pickles of protocol 5."""
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order == "F", buffer))
+    return array
+
+
 def _encoded(text: Any, encoding: Any) -> bytes:
     """Bytes in pickles of protocol 2: _codecs.encode(text, "latin1")."""
     if not isinstance(text, str) or encoding != "latin1":
@@ -105,6 +112,8 @@ _NAMES: dict[tuple[str, str], Any] = {
         for core in ("core", "_core")
         for name, what in (("_reconstruct", _Array), ("scalar", _scalar))
     },
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+    ("numpy._core.numeric", "_frombuffer"): _frombuffer,
 }
 
 

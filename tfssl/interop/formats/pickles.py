@@ -38,15 +38,15 @@ class Ordered(Stand, dict):
     """An OrderedDict."""
 
 
-# No EXT (names by number), INST and OBJ (classes without a name on the stack), NEXT_BUFFER, nor
-# BYTEARRAY8, which allocates what it announces.
+# No EXT (names by number), INST and OBJ (classes without a name on the stack), nor NEXT_BUFFER.
+# BYTEARRAY8 allocates what it announces, which the list of instructions has found in the file.
 _OPCODES = frozenset(
     "MARK STOP POP POP_MARK DUP BINFLOAT BININT BININT1 BININT2 LONG1 LONG4 INT LONG FLOAT NONE "
     "NEWTRUE NEWFALSE BINUNICODE SHORT_BINUNICODE BINUNICODE8 UNICODE BINSTRING SHORT_BINSTRING "
-    "STRING BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST "
-    "LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET GLOBAL "
-    "STACK_GLOBAL REDUCE BUILD NEWOBJ BINPERSID BINPUT LONG_BINPUT PUT MEMOIZE BINGET LONG_BINGET "
-    "GET PROTO FRAME".split()
+    "STRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
+    "EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET "
+    "GLOBAL STACK_GLOBAL REDUCE BUILD NEWOBJ BINPERSID BINPUT LONG_BINPUT PUT MEMOIZE BINGET "
+    "LONG_BINGET GET PROTO FRAME".split()
 )
 
 
@@ -103,8 +103,9 @@ class _Unpickler(pickle._Unpickler):  # in Python: its memo is a dict, so number
             return self._names[module, name]
         if module.startswith(self._inert):
             return Inert
+        wanted = f"{module}.{name}"
         raise Refused(
-            f"its pickle names {module}.{name}, which is no tensor: it might run anything, so "
+            f"its pickle names {wanted!r:.80}, which is no tensor: it might run anything, so "
             "nothing was loaded. If you trust the file, save its tensors alone with the library "
             "that wrote it: torch.save(torch.load(FILE)['state_dict'], NEW)"
         )

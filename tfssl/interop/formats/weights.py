@@ -61,7 +61,7 @@ def read(path: str) -> Weights:
         texts = safetensors.metadata(path) if kind == "safetensors" else {}
         return Weights(path, kind, tensors, size, _digest(parts), texts)
     except Refused as error:
-        raise UserError(f"--weights={path}: {error}") from error
+        raise UserError(f"--weights={path}: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise UserError(f"--weights={path} cannot be read: {one_line(error)}") from error
 
