@@ -17,7 +17,7 @@ RATE = 1e38  # of what float32 holds
 _TABLE = (  # least, greatest, both allowed: names of flags, the same in every binary
     (0, SEED, "seed subset_seed permutation_seed"),
     (0, COUNT, "train_subset num_images samples_per_class negatives recalibrate step train_steps "
-    "keep_every validation_steps knn_probe "
+    "calibration_images keep_every validation_steps knn_probe "
     "freeze_prototypes_steps"),
     (1, COUNT, "checkpoint_steps keep_checkpoints log_steps images"),
     (1, 1_000_000, "steps_per_execution max_iterations knn_k sgd_epochs mlp_epochs dense_epochs "
