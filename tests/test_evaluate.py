@@ -509,6 +509,8 @@ def test_help_is_quick_and_complete():
         (["--module=m", "--epoch=first"], "--epoch=first.*best"),
         (["--module=m", "--cache=often"], "--cache=often: choose one of true, false, verify"),
         (["--prune"], "--prune removes features from a local --workdir"),
+        (["--module=m", "--strategy=miror"], "--strategy=miror: choose one of auto, default"),
+        (["--module=m", "--precision=int8"], "--precision=int8: choose one of auto, float32"),
         (["--modul=m"], "modul"),
         (["--module=m", "stray"], "'stray'"),
     ],
@@ -1100,3 +1102,38 @@ def test_a_protocol_of_ones_own(modules_dir, images, tmp_path):
         refused.returncode == 1
         and "--seed is a flag of tfssl-eval already: give mine:Greedy" in refused.stderr
     )
+
+
+def test_on_two_replicas_the_same_features_and_in_16_bits_others(modules_dir, images, tmp_path):
+    """The features of two devices are the bits of one; those of another precision are not taken for
+    them."""
+    arguments = [
+        f"--module={modules_dir}/ours/1",
+        f"--dataset=folder:{images}",
+        "--protocol=features,knn",
+        "--knn_k=5",
+        "--endpoints=block,pixels",
+        f"--workdir={tmp_path}",
+    ]
+
+    def run(*flags):
+        done = runs.command("evaluate", *arguments, *flags, first=runs.two_devices)
+        assert done.returncode == 0, done.stderr
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("ours: ")]
+        with np.load(tmp_path / "ours_train.npz") as file:
+            return "extracted" in line, dict(file)
+
+    one, replicas, half = (
+        run(f"--workdir={tmp_path}", *flags)
+        for flags in (
+            ["--strategy=default"],
+            ["--strategy=mirrored", "--nocache"],
+            ["--precision=mixed_bfloat16"],
+        )
+    )
+    assert one[0] and replicas[0] and half[0] and len(one[1]["labels"]) == 59
+    for name, values in one[1].items():
+        np.testing.assert_array_equal(replicas[1][name], values)
+    scale = np.abs(one[1]["block"]).max()
+    assert not np.array_equal(half[1]["block"], one[1]["block"])
+    np.testing.assert_allclose(half[1]["block"], one[1]["block"], rtol=0, atol=0.02 * scale)

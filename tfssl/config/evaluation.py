@@ -1,6 +1,7 @@
 """What tfssl-eval is told, beside its protocols: a frozen value, whose fields are its flags.
 
-`Evaluation` is all of it; each of its bases is a section of `--help`.
+`Evaluation` is all of it; each of its bases is a section of `--help`, `schema.Inference` among
+them.
 """
 
 import dataclasses
@@ -8,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Optional, Union
 
+from tfssl.config.schema import Inference
 from tfssl.errors import UserError
 
 BUDGET_MINUTES = 5.0  # of --protocol=all
@@ -66,7 +68,8 @@ class Features:
         (2019 study: the module's).
       pool: How maps of more than 9000 values are pooled (2019 study: max).
       feature_dtype: How features are kept; float16 takes half the memory and disk.
-      batch_size: Images at a time through the module; it changes speed and memory only.
+      batch_size: Images at a time through the module, on each replica; it changes speed and memory
+        only.
       cache: Keep features in --workdir, and what linear_sgd has reached; and use those there of the
         same module, data and settings whose checksums are right. --cache=verify: compute 64 images
         of each again, and all where these differ. --nocache: neither.
@@ -138,8 +141,8 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation(Run, Protocols, Features, Images):
-    """All settings of an evaluation but those of its protocols, as the four classes describe them.
+class Evaluation(Run, Inference, Protocols, Features, Images):
+    """All settings of an evaluation but those of its protocols, as the five classes describe them.
 
     Raises:
       UserError: settings that contradict each other.

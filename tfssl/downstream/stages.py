@@ -43,6 +43,7 @@ def extract(
             dtype=settings.feature_dtype,
             cache_dir=settings.features_folder if settings.cache else None,
             verify=settings.cache == "verify",
+            jit_compile=settings.jit_compile,
         )
         for part, source in sources.items()
     }

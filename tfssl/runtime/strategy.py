@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from tfssl.errors import UserError, one_line
+from tfssl.config.schema import Inference
+from tfssl.errors import UserError, check_choice, one_line
 from tfssl.runtime import processor
 
 NAMES = ("auto", "default", "mirrored", "multi_worker", "tpu")
@@ -29,8 +30,17 @@ REMIND = 30  # seconds between lines that name the hosts which are waited for
 _Source = TypeVar("_Source", contravariant=True)
 
 
-class Batches(Protocol[_Source]):
-    """What makes batches of a source, a task; its arguments are those of `data.pipeline`."""
+class EvaluationBatches(Protocol[_Source]):
+    """What makes the batches of one pass over a source; its arguments are those of
+    `data.pipeline`."""
+
+    def evaluation_dataset(
+        self, source: _Source, batch_size: int, **pipeline: Any
+    ) -> tf.data.Dataset: ...
+
+
+class Batches(EvaluationBatches[_Source], Protocol[_Source]):
+    """And of a training: a task."""
 
     def dataset(
         self,
@@ -40,10 +50,6 @@ class Batches(Protocol[_Source]):
         start_step: int,
         steps: int | None,
         **pipeline: Any,
-    ) -> tf.data.Dataset: ...
-
-    def evaluation_dataset(
-        self, source: _Source, batch_size: int, **pipeline: Any
     ) -> tf.data.Dataset: ...
 
 
@@ -96,6 +102,32 @@ def emulated(precision: str, strategy: str = "auto") -> str | None:
         "float32 (1.7 images/s for 27: rotation, a "
         "quarter-width ResNet-18); --precision=auto takes what is fast"
     )
+
+
+def for_inference(settings: Inference) -> tuple[tf.distribute.Strategy, str]:
+    """(strategy, one of PRECISIONS) that settings ask for; nothing of TensorFlow may exist before.
+
+    Raises:
+      UserError: see `build`.
+    """
+    name, precision = settings.strategy, settings.precision
+    check_choice("--strategy", name, NAMES)
+    check_choice("--precision", precision, ("auto", *PRECISIONS))
+    if name == "multi_worker":
+        raise UserError(
+            "--strategy=multi_worker: several hosts train, and one evaluates: choose mirrored (all "
+            "GPUs of this host) or tpu"
+        )
+    strategy = build(
+        name, settings.tpu, settings.tpu_zone, settings.gcp_project, settings.host_timeout
+    )
+    if precision == "auto":
+        precision, why = auto_precision(name)
+        print(f"--precision=auto: {precision} ({why})", flush=True)
+    costly = emulated(precision, name)
+    if costly:
+        print(costly, file=sys.stderr, flush=True)
+    return strategy, precision
 
 
 def _compute_capability(gpu: tf.config.PhysicalDevice) -> tuple[int, int]:
@@ -343,6 +375,13 @@ def _job(strategy: tf.distribute.Strategy) -> str | None:
     return f"tfssl-{number}"
 
 
+def distributed(strategy: tf.distribute.Strategy) -> bool:
+    """Whether it takes `strategy.run` to compute where the strategy says: on several replicas, or
+    on a TPU."""
+    tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+    return tpu or several_workers(strategy) or strategy.num_replicas_in_sync > 1
+
+
 def several_workers(strategy: tf.distribute.Strategy) -> bool:
     return strategy.extended._in_multi_worker_mode()
 
@@ -416,7 +455,10 @@ class Agreement:
 
 
 def evaluation_data(
-    strategy: tf.distribute.Strategy, model: Batches[_Source], source: _Source, batch_size: int
+    strategy: tf.distribute.Strategy,
+    model: EvaluationBatches[_Source],
+    source: _Source,
+    batch_size: int,
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
     """One pass over `source`, likewise; `batch_size` is rounded up to a multiple of the
     replicas."""

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,9 +22,9 @@ from tfssl.data.sources import identity
 from tfssl.data.sources.base import Source
 from tfssl.data.sources.subset import evenly_spaced
 from tfssl.downstream.features import encoder as images_module
-from tfssl.downstream.features import pooling
+from tfssl.downstream.features import forward, pooling
 from tfssl.downstream.features.cache import FeatureCache, Rows
-from tfssl.downstream.features.encoder import PIXELS, Encode, Encoder, pixels_shape
+from tfssl.downstream.features.encoder import PIXELS, Encoder
 from tfssl.errors import UserError
 from tfssl.hub import load as modules
 from tfssl.hub.load import Module
@@ -140,10 +139,12 @@ def extract(
     cache_dir: Optional[str] = None,
     progress: bool = True,
     verify: bool = False,
+    jit_compile: bool = False,
 ) -> Features:
-    """Features of all images of a source: each is resized, center-cropped and encoded once.
+    """Features of all images of a source: each is resized, center-cropped and encoded once, on all
+    replicas of the strategy in whose scope it is called (and the module loaded).
 
-    Memory: the features (none with `cache_dir`), and a batch.
+    Memory: the features (none with `cache_dir`), and two batches.
 
     Args:
       module: a Hub module's handle (see `modules.load`), or a loaded `modules.Module`.
@@ -154,7 +155,8 @@ def extract(
         image is not noticed.
       image_size, resize: side of the central crop, and of the shorter side before it, in pixels; by
         default what the module's tfssl.json says, else its fixed input size, and size * 256 / 224.
-      batch_size: images per forward pass.
+      batch_size: images per forward pass, on each replica: features do not depend on the number of
+        replicas.
       pool, target: pooling of maps with more than `target` values: see `pooling.pool`.
       dtype: "float32", or "float16" for half the memory.
       cache_dir: a local folder to cache the features in, memory-mapped; later calls with the same
@@ -163,6 +165,7 @@ def extract(
       progress: show a progress bar (on a terminal or in a notebook).
       verify: compute cached features of 64 images again (of records, the first), and all of them
         where these differ.
+      jit_compile: compile the forward pass with XLA, as on a TPU it always is.
 
     Returns:
       Features.
@@ -177,25 +180,12 @@ def extract(
     if not isinstance(module, Module):
         module = modules.load(module)
     size, resize = module.sizes(image_size, resize)
-    images = Encoder(module, source, size, resize, pool, target, dtype, batch_size)
-    available = {
-        **{n: pooling.pooled_shape(s, pool, target) for n, s in module.shapes(size).items()},
-        PIXELS: pixels_shape(size, target),
-    }
+    images = Encoder(module, source, size, resize, pool, target, dtype, batch_size, jit_compile)
     wanted = check_endpoints(module, size, endpoints) if endpoints is None or len(endpoints) else []
-    dims = {name: math.prod(available[name]) for name in wanted}
+    dims = {name: images.dims(name) for name in wanted}
 
-    def compute(images_of: Source, arrays: Mapping[str, np.ndarray], batch_size: int) -> Rows:
-        batch_size = min(batch_size, images_of.num_examples)
-        return _fill(
-            arrays,
-            images.encoder(list(arrays), batch_size),
-            images_of,
-            batch_size,
-            size,
-            resize,
-            progress,
-        )
+    def compute(images_of: Source, arrays: Mapping[str, np.ndarray]) -> Rows:
+        return _fill(arrays, dataclasses.replace(images, source=images_of), progress)
 
     cache = None
     if cache_dir and wanted:
@@ -206,6 +196,8 @@ def extract(
             "target": target,
             "dtype": dtype,
         }
+        if isinstance(images.strategy, tf.distribute.TPUStrategy):
+            settings["multiplies"] = "bfloat16"  # whatever the precision of the module
         cache = open_cache(cache_dir, module, source, settings)
     start, passes = time.time(), 0
     arrays: dict[str, np.ndarray] = {}
@@ -216,10 +208,10 @@ def extract(
             {name: np.empty((source.num_examples, dims[name]), dtype) for name in wanted},
             1,
         )
-        rows = compute(source, arrays, batch_size)
+        rows = compute(source, arrays)
     else:
         rows, arrays = cache.read(wanted)
-        if verify and arrays and not _as_computed(rows, arrays, source, compute, batch_size, dtype):
+        if verify and arrays and not _as_computed(rows, arrays, source, compute, dtype):
             cache.drop(list(arrays))
             rows, arrays = cache.read(wanted)
         while len(arrays) < len(wanted):  # twice where an earlier pass read other rows
@@ -234,7 +226,7 @@ def extract(
                     name: cache.create(name, (source.num_examples, dims[name]), dtype)
                     for name in missing
                 }
-                cache.commit(made, compute(source, made, batch_size))
+                cache.commit(made, compute(source, made))
             finally:
                 cache.discard()
             rows, arrays = cache.read(wanted)
@@ -310,39 +302,36 @@ def read_labels(source: Source) -> Rows:
     return {"labels": labels, "index": index, "dropped": lost(source, index)}
 
 
-def _fill(
-    arrays: Mapping[str, np.ndarray],
-    compute: Encode,
-    source: Source,
-    batch_size: int,
-    size: int,
-    resize: int,
-    progress: bool,
-) -> Rows:
+def _fill(arrays: Mapping[str, np.ndarray], images: Encoder, progress: bool) -> Rows:
     """Encode all images into the first rows of `arrays`; returns {"labels", "index", "dropped"}."""
+    source = images.source
     source.check_readable()
-    batches = pipeline.evaluation_crops(source, size, resize, batch_size)
+    batch_size = min(images.batch_size, source.num_examples)
+    compute = images.step(list(arrays), batch_size)
     labels, index, done = [], [], 0
     seen = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)  # not in a log file
-    with tqdm(
+    bar = tqdm(
         total=source.num_examples,
         unit=" images",
         desc=f"{source.spec} {source.split}",
         disable=not seen,
-    ) as bar:
-        for batch in batches:
-            features = compute(batch["image"])
-            real = batch["weight"].numpy() > 0
-            count = int(real.sum())
-            for name, values in features.items():
-                values = values.numpy()[real]
-                arrays[name][done : done + count] = values
-            labels.append(batch["label"].numpy()[real])
-            index.append(batch["index"].numpy()[real])
+    )
+    with images.strategy.scope(), bar:
+        crops = forward.Crops(images.size, images.resize)
+        for batch in forward.outputs(compute, source, crops, batch_size):
+            count = len(batch["index"])
+            for name, array in arrays.items():
+                array[done : done + count] = batch[name]
+            labels.append(batch["label"])
+            index.append(batch["index"])
             done += count
             bar.update(count)
-    labels, index = np.concatenate(labels), np.concatenate(index)
-    return {"labels": labels, "index": index, "dropped": lost(source, index)}
+    return _rows(source, labels, index)
+
+
+def _rows(source: Source, labels: list[np.ndarray], index: list[np.ndarray]) -> Rows:
+    whole = {"labels": np.concatenate(labels), "index": np.concatenate(index)}
+    return {**whole, "dropped": lost(source, whole["index"])}
 
 
 def lost(source: Source, index: Sequence[int]) -> np.ndarray:
@@ -395,7 +384,7 @@ def _preprocessing() -> str:
     """A digest of the code of decoding, preprocessing and pooling, which may change between
     releases."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in (image, pipeline, segments, images_module, pooling):
+    for part in (image, pipeline, segments, forward, images_module, pooling):
         # an archive's files cannot be opened
         with contextlib.suppress(OSError), open(part.__file__ or "", "rb") as f:
             digest.update(f.read())
@@ -406,8 +395,7 @@ def _as_computed(
     rows: Rows,
     arrays: Mapping[str, np.ndarray],
     source: Source,
-    compute: Callable[[Source, Mapping[str, np.ndarray], int], Rows],
-    batch_size: int,
+    compute: Callable[[Source, Mapping[str, np.ndarray]], Rows],
     dtype: str,
     count: int = 64,
 ) -> bool:
@@ -419,7 +407,7 @@ def _as_computed(
         name: np.empty((sample.num_examples, array.shape[1]), dtype)
         for name, array in arrays.items()
     }
-    computed = compute(sample, fresh, batch_size)
+    computed = compute(sample, fresh)
     cached = [row[index] for index in map(int, computed["index"]) if index in row]
     if len(cached) < len(computed["index"]) or not np.array_equal(
         rows["labels"][cached], computed["labels"]
