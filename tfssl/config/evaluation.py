@@ -75,7 +75,8 @@ class Features:
         of each again, and all where these differ. --nocache: neither.
       prune: First remove the features in --workdir that nobody can use any more: of other versions,
         of data that have changed, not finished. Without --module that is all. (What killed
-        processes left goes at any start.)
+        processes left goes at any start, but for an extraction that can go on, which waits for a
+        week.)
     """
 
     flag_names = {"cache": ""}

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -28,7 +28,7 @@ from tfssl.downstream.features.encoder import PIXELS, Encoder
 from tfssl.errors import UserError
 from tfssl.hub import load as modules
 from tfssl.hub.load import Module
-from tfssl.storage import npz
+from tfssl.storage import mapped, npz
 
 
 @dataclasses.dataclass
@@ -73,8 +73,8 @@ class Features:
                     f"({len(self.labels)} labels, features)"
                 )
             parts = [
-                part.start + np.flatnonzero(~np.isfinite(self.endpoints[name][part]).all(1))
-                for part in self._parts(name)
+                part.start + np.flatnonzero(~np.isfinite(values).all(1))
+                for part, values in self._parts(name)
             ]
             bad = np.concatenate([*parts, np.array([], int)])
             if len(bad):
@@ -84,16 +84,16 @@ class Features:
     def largest(self, name: str) -> float:
         """The largest absolute value of an endpoint."""
         return max(
-            (
-                float(np.abs(self.endpoints[name][part]).max(initial=0))
-                for part in self._parts(name)
-            ),
+            (float(np.abs(values).max(initial=0)) for _, values in self._parts(name)),
             default=0.0,
         )
 
-    def _parts(self, name: str, values: int = 1 << 24) -> list[slice]:
-        size = max(1, values // max(1, self.endpoints[name].shape[1]))
-        return [slice(i, i + size) for i in range(0, len(self.labels), size)]
+    def _parts(self, name: str, values: int = 1 << 24) -> Iterator[tuple[slice, np.ndarray]]:
+        array = self.endpoints[name]
+        size = max(1, values // max(1, array.shape[1]))
+        for part in (slice(i, i + size) for i in range(0, len(self.labels), size)):
+            yield part, array[part]
+            mapped.release(array)
 
     def _unsound(self, name: str, count: int, first: int) -> str:
         module = f"module {self.images.module.handle!r}: " if self.images and name != PIXELS else ""
@@ -144,7 +144,8 @@ def extract(
     """Features of all images of a source: each is resized, center-cropped and encoded once, on all
     replicas of the strategy in whose scope it is called (and the module loaded).
 
-    Memory: the features (none with `cache_dir`), and two batches.
+    Memory: the features (none with `cache_dir`), and two batches. With `cache_dir`, the same call
+    goes on where one was stopped or killed.
 
     Args:
       module: a Hub module's handle (see `modules.load`), or a loaded `modules.Module`.
@@ -184,8 +185,13 @@ def extract(
     wanted = check_endpoints(module, size, endpoints) if endpoints is None or len(endpoints) else []
     dims = {name: images.dims(name) for name in wanted}
 
-    def compute(images_of: Source, arrays: Mapping[str, np.ndarray]) -> Rows:
-        return _fill(arrays, dataclasses.replace(images, source=images_of), progress)
+    def compute(
+        images_of: Source,
+        arrays: Mapping[str, np.ndarray],
+        rows: Optional[Rows] = None,
+        keep: Keep = _nothing,
+    ) -> Rows:
+        return _fill(arrays, dataclasses.replace(images, source=images_of), progress, rows, keep)
 
     cache = None
     if cache_dir and wanted:
@@ -222,11 +228,18 @@ def extract(
                 )
             missing = [name for name in wanted if name not in arrays]
             try:
-                made = {
+                # A source whose places are not dense, which a pass cannot enter in their midst.
+                sparse = source.places != source.num_examples
+                rows, made = ({}, {}) if sparse else cache.resume(missing)
+                if rows:
+                    done = f"{len(rows['index'])} of {source.num_examples}"
+                    print(f"{source.spec} {source.split}: {done} images are done", flush=True)
+                made = made or {
                     name: cache.create(name, (source.num_examples, dims[name]), dtype)
                     for name in missing
                 }
-                cache.commit(made, compute(source, made))
+                keep = functools.partial(cache.keep, made)
+                cache.commit(made, compute(source, made, rows or None, keep))
             finally:
                 cache.discard()
             rows, arrays = cache.read(wanted)
@@ -302,23 +315,41 @@ def read_labels(source: Source) -> Rows:
     return {"labels": labels, "index": index, "dropped": lost(source, index)}
 
 
-def _fill(arrays: Mapping[str, np.ndarray], images: Encoder, progress: bool) -> Rows:
-    """Encode all images into the first rows of `arrays`; returns {"labels", "index", "dropped"}."""
+# (rows that are done, function that returns their {"labels", "index"}), called after each step
+Keep = Callable[[int, Callable[[], Rows]], None]
+
+
+def _nothing(done: int, rows: Callable[[], Rows]) -> None:
+    pass
+
+
+def _fill(
+    arrays: Mapping[str, np.ndarray],
+    images: Encoder,
+    progress: bool,
+    rows: Optional[Rows] = None,
+    keep: Keep = _nothing,
+) -> Rows:
+    """Encode all images into the first rows of `arrays`, or all behind the `rows` that are there;
+    returns {"labels", "index", "dropped"}."""
     source = images.source
     source.check_readable()
     batch_size = min(images.batch_size, source.num_examples)
     compute = images.step(list(arrays), batch_size)
-    labels, index, done = [], [], 0
+    labels, index = ([rows[name]] if rows else [] for name in ("labels", "index"))
+    done = len(index[0]) if index else 0
     seen = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)  # not in a log file
     bar = tqdm(
         total=source.num_examples,
+        initial=done,
         unit=" images",
         desc=f"{source.spec} {source.split}",
         disable=not seen,
     )
     with images.strategy.scope(), bar:
         crops = forward.Crops(images.size, images.resize)
-        for batch in forward.outputs(compute, source, crops, batch_size):
+        after = int(index[0][-1]) if done else None
+        for batch in forward.outputs(compute, source, crops, batch_size, after):
             count = len(batch["index"])
             for name, array in arrays.items():
                 array[done : done + count] = batch[name]
@@ -326,15 +357,16 @@ def _fill(arrays: Mapping[str, np.ndarray], images: Encoder, progress: bool) -> 
             index.append(batch["index"])
             done += count
             bar.update(count)
-    return _rows(source, labels, index)
-
-
-def _rows(source: Source, labels: list[np.ndarray], index: list[np.ndarray]) -> Rows:
-    whole = {"labels": np.concatenate(labels), "index": np.concatenate(index)}
+            keep(done, lambda: _joined(labels, index))
+    whole = _joined(labels, index)
     return {**whole, "dropped": lost(source, whole["index"])}
 
 
-def lost(source: Source, index: Sequence[int]) -> np.ndarray:
+def _joined(labels: list[np.ndarray], index: list[np.ndarray]) -> Rows:
+    return {"labels": np.concatenate(labels), "index": np.concatenate(index)}
+
+
+def lost(source: Source, index: npt.ArrayLike) -> np.ndarray:
     """Names of the images that are missing in `index`."""
     missing = np.setdiff1d(np.arange(source.num_examples), index)
     return np.array([source.name(int(i)) for i in missing], str)
