@@ -25,6 +25,7 @@ from tfssl.downstream.solvers.lbfgs import Moments, in_chunks
 from tfssl.downstream.solvers.resume import Curve, Losses, State
 from tfssl.errors import UserError
 from tfssl.optim.schedules import schedule
+from tfssl.storage import mapped
 
 if TYPE_CHECKING:
     from tfssl.downstream.features.extract import Features
@@ -342,10 +343,11 @@ def feature_batches(
     """Batches for `train` from features in memory or on disk, from step `start`: ({endpoint:
     [B, D]}, rows)."""
     for chosen in itertools.islice(shuffled(rows, batch_size, seed), start, None):
-        yield (
-            {name: tf.constant(features.endpoints[name][chosen]) for name in endpoints},
-            tf.constant(chosen),
-        )
+        arrays = {name: features.endpoints[name] for name in endpoints}
+        batch = {name: tf.constant(array[chosen]) for name, array in arrays.items()}
+        for array in arrays.values():
+            mapped.release(array)
+        yield batch, tf.constant(chosen)
 
 
 class Held:
@@ -372,7 +374,9 @@ class Held:
         for part in in_chunks(self._rows, values.shape[1]):
             # Adjacent rows are a slice, which is read without a copy.
             chosen = slice(part[0], part[-1] + 1) if part[-1] - part[0] + 1 == len(part) else part
-            yield tf.constant(values[chosen]), self._features.labels[part]
+            x = tf.constant(values[chosen])
+            mapped.release(values)
+            yield x, self._features.labels[part]
 
     def accuracies(self, classifiers: Sequence[Readout]) -> list[Optional[float]]:
         """The accuracy of each classifier: list of float; of None where there are no rows."""
