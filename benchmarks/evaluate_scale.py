@@ -273,14 +273,19 @@ def main():
     args = parser.parse_args()
     if args.part:
         begun = time.perf_counter()
-        import tfssl  # noqa: F401 (before TensorFlow)
         import tensorflow  # noqa: F401, I001
+
+        import tfssl  # noqa: F401 (before TensorFlow)
 
         begun = time.perf_counter()
         found = globals()[args.part](args)
-        return print(json.dumps({"seconds": time.perf_counter() - begun, "memory": peak(), **found}))
+        return print(
+            json.dumps({"seconds": time.perf_counter() - begun, "memory": peak(), **found})
+        )
     with tempfile.TemporaryDirectory() as folder:
-        print(f"{args.rows} rows of {args.dims} float16, {args.classes} classes, {args.queries} queries\n")
+        print(
+            f"{args.rows} rows of {args.dims} float16, {args.classes} classes, {args.queries} queries\n"
+        )
         print("| part | seconds | each | memory, GB | disk, GB | accuracy |")
         print("| --- | --- | --- | --- | --- | --- |")
         for part in args.parts.split(","):

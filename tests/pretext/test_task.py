@@ -154,10 +154,11 @@ def test_four_replicas():
         "losses/test_replicas.py",
         "testing/test_tasks.py",
         "downstream/features/test_forward.py",
+        "downstream/protocols/test_linear_sgd.py",
     )
     chosen = (
         "(split_groups and moco) or rows_in_order or bytes_arrive or one_batch or (contract and "
-        "exemplar and not cnn) or bits_of_one_device"
+        "exemplar and not cnn) or bits_of_one_device or heads_of_one_device"
     )
     tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     run = subprocess.run(

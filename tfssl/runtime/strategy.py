@@ -355,7 +355,7 @@ def training_data(
     """The model's training batches, each replica's share its own element; `data_service` is the
     address of one that makes the examples."""
     service = (data_service, _job(strategy)) if data_service else None
-    return _distribute(
+    return distribute(
         strategy,
         batch_size,
         lambda **rows: model.dataset(
@@ -463,14 +463,16 @@ def evaluation_data(
     """One pass over `source`, likewise; `batch_size` is rounded up to a multiple of the
     replicas."""
     batch_size += -batch_size % strategy.num_replicas_in_sync
-    return _distribute(
+    return distribute(
         strategy, batch_size, lambda **rows: model.evaluation_dataset(source, batch_size, **rows)
     )
 
 
-def _distribute(
+def distribute(
     strategy: tf.distribute.Strategy, batch_size: int, make: Callable[..., tf.data.Dataset]
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """Global batches, each replica's share its own element; `make` takes `rows`, `chunk` and
+    `endless`, as `data.pipeline` does, or nothing for all of a batch."""
     if not several_workers(strategy) and strategy.num_replicas_in_sync == 1:
         return make()
 

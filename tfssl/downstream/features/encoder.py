@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -75,6 +76,7 @@ class Encoder:
         seed: int,
         crops: str = "random",
         start_step: int = 0,
+        **rows: Any,
     ) -> tf.data.Dataset:
         """Endless batches: each epoch has another order, and a random crop of each image.
 
@@ -86,6 +88,7 @@ class Encoder:
             "random_flip", the same with a random horizontal flip; "resized_flip", a random resized
             crop of 8 to 100 % of the area and a random flip (VISSL).
           start_step: the first batch.
+          **rows: a part of each batch, see `pipeline.training_batches`.
 
         Returns:
           a data set of {"image": uint8 [B, S, S, 3], "index": int64 [B], ...}; see
@@ -96,7 +99,7 @@ class Encoder:
             return {"image": CROPS[crops](example["image"], seed, self.size, self.resize)}
 
         return pipeline.training_batches(
-            Subset(self.source, index), crop, batch_size, seed, start_step
+            Subset(self.source, index), crop, batch_size, seed, start_step, **rows
         )
 
     def step(self, names: Sequence[str], batch_size: int) -> Compute:
