@@ -35,7 +35,7 @@ class Data(Records):
 
     Args:
       dataset: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, glyphs (the embedded letters), or a
-        class of your own, mypackage.mysource:MySource[:PATH].
+        class of your own, mypackage.mysource:MySource[:PATH][?SETTING=VALUE].
       data_dir: Where TensorFlow Datasets are, and archives are unpacked. Default: their own places.
       train_split: Images to train on, in TFDS's grammar: train, train[:90%], train+validation.
       val_split: Images to validate on; none if empty. 2019 study: the last 40 of 1024 train shards.
@@ -215,8 +215,8 @@ class Run:
       keep_checkpoints: How many of the newest checkpoints to keep.
       keep_every: Keep each checkpoint whose step is a multiple of this for ever; 0: none.
       validation_steps: Between validations, a multiple of --checkpoint_steps; 0: those.
-      knn_probe: At each validation, accuracy of nearest neighbors among so many labeled images;
-        0: none.
+      knn_probe: At each validation, accuracy of nearest neighbors among so many images, where they
+        have labels, and the effective rank of their features; 0: none.
       log_steps: Steps between lines of the log.
       extend_schedule: Permit a resumed cosine run to change its length: its rate then jumps.
       accept_changed_data: Go on with other data than the run in --workdir began with;
@@ -386,6 +386,8 @@ class Export:
 
     Args:
       step: Which checkpoint; the newest by default.
+      all_steps: Publish every checkpoint that the run has kept, each in WORKDIR/module/STEP where
+        it is not yet: to compare them, tfssl-eval --module='WORKDIR/module/*'.
       export_dir: Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP.
       random_init: Publish the untrained encoder, the baseline that evaluation needs.
       tarball: Also write EXPORT_DIR.tar.gz, which serves as a handle too.
@@ -398,6 +400,7 @@ class Export:
     heading = "Export"
 
     step: Optional[int] = None
+    all_steps: bool = False
     export_dir: Optional[str] = None
     random_init: bool = False
     tarball: bool = False

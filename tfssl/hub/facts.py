@@ -28,6 +28,7 @@ class Facts(TypedDict, total=False):
     encoder: dict[str, Any]
     min_image_size: int
     num_classes: int
+    step: int  # of training
 
 
 def read(folder: str) -> Facts:
@@ -70,6 +71,7 @@ _KINDS = {  # types of the entries
     "encoder": dict,
     "min_image_size": int,
     "num_classes": int,
+    "step": int,
 }
 
 

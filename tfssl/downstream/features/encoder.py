@@ -117,6 +117,14 @@ class Encoder:
             self.jit_compile,
         )
 
+    def encoder(self, names: Sequence[str], batch_size: int) -> Compute:
+        """The same graph function on one device, for B images."""
+        compute = encoder(
+            self.module, tuple(names), batch_size, self.size, self.pool, self.target, self.dtype
+        )
+        spec = tf.TensorSpec([batch_size, self.size, self.size, 3], tf.uint8)
+        return tf.function(compute, autograph=False).get_concrete_function(spec)
+
     def large_batch_encoder(self, names: Sequence[str], batch_size: int) -> Compute:
         """The same as a part of a step, for batches that exceed the device's memory, in
         micro-batches of at most `self.batch_size` images."""
