@@ -213,6 +213,48 @@ def train(
       epoch: list of float or None where it is not finite, images per second).
     """
     state, steps = state or State(), settings.steps(count)
+    step, velocities = step_of(classifiers, encode, labels, in_fit, settings, steps, seed)
+    step = tf.function(step, autograph=False)
+    kept = [v for c, slots in zip(classifiers, velocities) for v in (*c.variables, *slots)]
+    state.restore(kept)
+
+    curve, losses, progress, compiled = (
+        list(state.curve),
+        state.losses,
+        Progress(title, settings, steps, state.epoch),
+        None,
+    )
+    batches = zip(itertools.count(state.epoch * steps), batches)
+    for epoch in range(state.epoch + 1, settings.epochs + 1):
+        sums = tf.zeros([len(classifiers)], tf.float64)
+        for number, (payload, rows) in itertools.islice(batches, steps):
+            compiled = compiled or step.get_concrete_function(
+                payload, rows, tf.TensorSpec([], tf.int64)
+            )
+            sums += compiled(payload, rows, tf.constant(number, tf.int64))
+            progress.step(epoch)
+        curve.append([epoch, *measure()])
+        losses = [float(loss) if np.isfinite(loss) else None for loss in sums.numpy() / steps]
+        state.save(kept if epoch < settings.epochs else [], curve, losses)
+    progress.close()
+    return curve, losses, progress.rate()
+
+
+def step_of(
+    classifiers: Sequence[Readout],
+    encode: Callable[[Any], dict[str, tf.Tensor]],
+    labels: np.ndarray,
+    in_fit: np.ndarray,
+    settings: SGDSettings,
+    steps: int,
+    seed: int = 0,
+) -> tuple[Callable[[Any, tf.Tensor, tf.Tensor], tf.Tensor], list[list[tf.Variable]]]:
+    """One step of `train`, whose arguments these are, with `steps` of an epoch.
+
+    Returns:
+      (graph function: payload, row numbers int64 [B], number of the step -> losses float64 [number
+      of classifiers]; the velocity of each trainable variable of each classifier).
+    """
     rate_at = schedule(
         "piecewise",
         settings.learning_rate,
@@ -223,10 +265,7 @@ def train(
     velocities = [
         [tf.Variable(tf.zeros_like(v), trainable=False) for v in learned] for learned in variables
     ]
-    kept = [v for c, slots in zip(classifiers, velocities) for v in (*c.variables, *slots)]
-    state.restore(kept)
     labels, in_fit = tf.constant(labels, tf.int32), tf.constant(in_fit)
-
     strategy = tf.distribute.get_strategy()
     share = settings.batch_size // strategy.num_replicas_in_sync
 
@@ -265,31 +304,11 @@ def train(
             tf.cast(rate, w.dtype) * (settings.momentum * v + g if settings.nesterov else v)
         )
 
-    @tf.function(autograph=False)
     def step(payload: Any, rows: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         losses = strategy.run(learn, [payload, rows, number])
         return strategy.reduce("SUM", losses, axis=None)
 
-    curve, losses, progress, compiled = (
-        list(state.curve),
-        state.losses,
-        Progress(title, settings, steps, state.epoch),
-        None,
-    )
-    batches = zip(itertools.count(state.epoch * steps), batches)
-    for epoch in range(state.epoch + 1, settings.epochs + 1):
-        sums = tf.zeros([len(classifiers)], tf.float64)
-        for number, (payload, rows) in itertools.islice(batches, steps):
-            compiled = compiled or step.get_concrete_function(
-                payload, rows, tf.TensorSpec([], tf.int64)
-            )
-            sums += compiled(payload, rows, tf.constant(number, tf.int64))
-            progress.step(epoch)
-        curve.append([epoch, *measure()])
-        losses = [float(loss) if np.isfinite(loss) else None for loss in sums.numpy() / steps]
-        state.save(kept if epoch < settings.epochs else [], curve, losses)
-    progress.close()
-    return curve, losses, progress.rate()
+    return step, velocities
 
 
 class Progress:
