@@ -1137,3 +1137,42 @@ def test_on_two_replicas_the_same_features_and_in_16_bits_others(modules_dir, im
     scale = np.abs(one[1]["block"]).max()
     assert not np.array_equal(half[1]["block"], one[1]["block"])
     np.testing.assert_allclose(half[1]["block"], one[1]["block"], rtol=0, atol=0.02 * scale)
+
+
+def test_two_processes_extract_half_each(modules_dir, images, tmp_path, monkeypatch):
+    """And the first one measures; what is left is what one process leaves."""
+    arguments = [
+        f"--module={modules_dir}/ours/1",
+        f"--dataset=folder:{images}",
+        "--protocol=features,knn",
+        "--knn_k=5",
+        "--endpoints=block,pixels",
+        "--batch_size=8",
+    ]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    workers = {"worker": ["localhost:40001", "localhost:40002"]}  # nobody listens there
+
+    def started(index):
+        task = {"type": "worker", "index": index}
+        monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": workers, "task": task}))
+        flags = ["--strategy=multi_worker", f"--workdir={together}"]
+        return runs.Forked("evaluate", *arguments, *flags)
+
+    first = started(0)
+    second = started(1).finished()
+    first = first.finished()
+    monkeypatch.delenv("TF_CONFIG")
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "images 0 to 29 of 60 are extracted" in first.stdout
+    assert "images 30 to 59 of 60 are extracted" in second.stdout
+    assert "knn@59" in first.stdout and "knn@59" not in second.stdout
+    assert "worker 0 (localhost:40001) measures them" in second.stdout
+    whole = runs.command("evaluate", *arguments, f"--workdir={alone}")
+    assert whole.returncode == 0, whole.stderr
+    for part in ("train", "test"):
+        one, other = (np.load(folder / f"ours_{part}.npz") for folder in (alone, together))
+        for name in one:
+            np.testing.assert_array_equal(other[name], one[name])
+    assert [len(os.listdir(folder / "features")) for folder in (alone, together)] == [2, 2]
+    again = runs.command("evaluate", *arguments, f"--workdir={together}")
+    assert "from the cache" in again.stdout

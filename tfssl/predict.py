@@ -106,7 +106,12 @@ def main(_: Sequence[str]) -> None:
     from tfssl.runtime import strategy as strategies
 
     accelerators = configs.read(Inference, FLAGS)
-    strategy, precision = strategies.for_inference(accelerators)
+    if accelerators.strategy == "multi_worker":
+        raise UserError(
+            "--strategy=multi_worker: one host writes a table; give each its own --split, such as "
+            "test[:50%], and --output"
+        )
+    strategy, precision = strategies.for_inference(accelerators)[:2]
     with strategy.scope():
         module = load(FLAGS.module, precision)
     classes = classify.num_classes(module)

@@ -173,6 +173,21 @@ class Evaluation(Run, Inference, Protocols, Features, Images):
                 "or the projector's files"
             )
 
+        if self.several_hosts and not (self.features_folder and self.cache):
+            raise UserError(
+                "--strategy=multi_worker: the hosts exchange features through --workdir: name a "
+                "folder that all of them reach, without --nocache"
+            )
+        if self.several_hosts and self.beside_untrained:
+            raise UserError(
+                "--strategy=multi_worker and --random_init: an untrained network is a module of "
+                "its own there, which tfssl-export --random_init writes: give --norandom_init"
+            )
+
+    @property
+    def several_hosts(self) -> bool:
+        return self.strategy == "multi_worker"
+
     @property
     def all_protocols(self) -> bool:
         return "all" in self.protocol

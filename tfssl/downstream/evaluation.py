@@ -64,7 +64,7 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
     # All checks: before any work.
     if settings.workdir:
         files.check_writable(settings.workdir, "--workdir")
-    strategy, kind = strategies.for_inference(settings)
+    strategy, kind, share = strategies.for_inference(settings)
     load = functools.partial(_load, strategy, kind)
     opened = {name: load(handle) for name, handle in named.items()}
     sources = {
@@ -98,7 +98,14 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
     held_out = bool(not settings.val_split and settings.val_fraction)
     neighbors = settings.neighbor_count(any(p.reads_train(held_out) for p in of_features))
     extracting = bool(of_features or neighbors or settings.writes_features or settings.projector)
-    runner.endpoints(opened, names, *settings.sizes) if extracting else {}
+    wanted = runner.endpoints(opened, names, *settings.sizes) if extracting else {}
+    if share.number:
+        for name, endpoints in wanted.items():
+            with strategy.scope():
+                stages.extract_share(
+                    settings, opened[name], sources, endpoints, of_features, neighbors, share
+                )
+        return _say(f"{share.hosts[0]} measures them")
 
     # The workdir, the record, and untrained modules.
     check = (
@@ -164,6 +171,7 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
                         of_features,
                         neighbors,
                         record,
+                        share,
                     )
                 if of_features:
                     state_dir = (

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -104,30 +104,58 @@ def emulated(precision: str, strategy: str = "auto") -> str | None:
     )
 
 
-def for_inference(settings: Inference) -> tuple[tf.distribute.Strategy, str]:
-    """(strategy, one of PRECISIONS) that settings ask for; nothing of TensorFlow may exist before.
+class Share(NamedTuple):
+    """A process's part of work that several do by themselves.
+
+    Attributes:
+      number: of the process, from 0.
+      hosts: what a person would call them, in order.
+    """
+
+    number: int = 0
+    hosts: tuple[str, ...] = ("this host",)
+
+
+def for_inference(settings: Inference) -> tuple[tf.distribute.Strategy, str, Share]:
+    """(strategy, one of PRECISIONS, share) that settings ask for.
+
+    The hosts of multi_worker infer each by itself, on all of its GPUs: nothing is trained, and so
+    nothing exchanged.
 
     Raises:
       UserError: see `build`.
     """
-    name, precision = settings.strategy, settings.precision
+    name, precision, share = settings.strategy, settings.precision, Share()
     check_choice("--strategy", name, NAMES)
     check_choice("--precision", precision, ("auto", *PRECISIONS))
     if name == "multi_worker":
-        raise UserError(
-            "--strategy=multi_worker: several hosts train, and one evaluates: choose mirrored (all "
-            "GPUs of this host) or tpu"
-        )
-    strategy = build(
-        name, settings.tpu, settings.tpu_zone, settings.gcp_project, settings.host_timeout
-    )
+        _own_address(_configured())
+        hosts, number = _hosts()
+        strategy = _of_this_host("auto")
+        share = Share(number, tuple(host for host, _ in hosts))
+    else:
+        strategy = build(name, settings.tpu, settings.tpu_zone, settings.gcp_project)
     if precision == "auto":
         precision, why = auto_precision(name)
         print(f"--precision=auto: {precision} ({why})", flush=True)
     costly = emulated(precision, name)
     if costly:
         print(costly, file=sys.stderr, flush=True)
-    return strategy, precision
+    return strategy, precision, share
+
+
+def _configured() -> str:
+    """TF_CONFIG.
+
+    Raises:
+      UserError: it is missing.
+    """
+    if "TF_CONFIG" not in os.environ:
+        raise UserError(
+            "--strategy=multi_worker needs the environment variable TF_CONFIG, which names the "
+            "hosts and this one's index"
+        )
+    return os.environ["TF_CONFIG"]
 
 
 def _compute_capability(gpu: tf.config.PhysicalDevice) -> tuple[int, int]:
@@ -156,12 +184,7 @@ def build(
     """
     # First of all: once TensorFlow has looked at its devices, it can join no other workers.
     if name == "multi_worker":
-        if "TF_CONFIG" not in os.environ:
-            raise UserError(
-                "--strategy=multi_worker needs the environment variable TF_CONFIG, which names the "
-                "hosts and this one's index"
-            )
-        address = _own_address(os.environ["TF_CONFIG"])
+        address = _own_address(_configured())
         _wait_for_hosts(host_timeout)
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
@@ -169,12 +192,18 @@ def build(
             raise UserError(f"the worker {address} of TF_CONFIG cannot start: {one_line(e)}") from e
     if os.environ.get("TF_CONFIG"):
         print(
-            f"TF_CONFIG is set, and --strategy={name} does not use it: this process trains by "
-            "itself (--strategy=multi_worker trains with "
+            f"TF_CONFIG is set, and --strategy={name} does not use it: this process works by "
+            "itself (--strategy=multi_worker works with "
             "the hosts that it names)",
             file=sys.stderr,
             flush=True,
         )
+    return _of_this_host(name, tpu, tpu_zone, gcp_project)
+
+
+def _of_this_host(
+    name: str, tpu: str = "", tpu_zone: str | None = None, gcp_project: str | None = None
+) -> tf.distribute.Strategy:
     gpus = tf.config.list_logical_devices("GPU")
     if name == "default" or (name == "auto" and len(gpus) < 2):
         return tf.distribute.get_strategy()

@@ -94,6 +94,12 @@ class FeatureCache:
                 )
         return rows, arrays
 
+    def is_complete(self, names: Iterable[str]) -> bool:
+        """Whether another process, say, has written these endpoints and let go of them; checksums
+        are left to `read`."""
+        table = self._read_record()[1]
+        return all(name in table and _is_dead(self._path(name)) for name in names)
+
     def create(self, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap:
         """A writable memory-mapped array, with its disk space allocated; it is valid after
         `commit`.
@@ -215,6 +221,10 @@ class FeatureCache:
                 with contextlib.suppress(OSError):  # a full disk may fail here too
                     files.remove(path)
         self._close()
+
+    def remove(self) -> None:
+        """Remove all of it."""
+        shutil.rmtree(self.folder)
 
     def _close(self) -> None:
         for _, file in self._open.values():

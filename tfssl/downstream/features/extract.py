@@ -20,7 +20,7 @@ from tfssl.data import pipeline, segments
 from tfssl.data.ops import image
 from tfssl.data.sources import identity
 from tfssl.data.sources.base import Source
-from tfssl.data.sources.subset import evenly_spaced
+from tfssl.data.sources.subset import Subset, evenly_spaced
 from tfssl.downstream.features import encoder as images_module
 from tfssl.downstream.features import forward, pooling
 from tfssl.downstream.features.cache import FeatureCache, Rows
@@ -28,7 +28,25 @@ from tfssl.downstream.features.encoder import PIXELS, Encoder
 from tfssl.errors import UserError
 from tfssl.hub import load as modules
 from tfssl.hub.load import Module
+from tfssl.runtime import strategy as strategies
+from tfssl.runtime.strategy import Share
 from tfssl.storage import mapped, npz
+
+ALONE = Share()
+
+
+# (rows that are done, function that returns their {"labels", "index"}), called after each step
+Keep = Callable[[int, Callable[[], Rows]], None]
+
+
+def _nothing(done: int, rows: Callable[[], Rows]) -> None:
+    pass
+
+
+def parts_of(array: np.ndarray, values: int = 1 << 24) -> Iterator[slice]:
+    """Slices of the rows of [N, D], each of about so many values."""
+    size = max(1, values // max(1, array.shape[1]))
+    return (slice(i, i + size) for i in range(0, len(array), size))
 
 
 @dataclasses.dataclass
@@ -88,10 +106,9 @@ class Features:
             default=0.0,
         )
 
-    def _parts(self, name: str, values: int = 1 << 24) -> Iterator[tuple[slice, np.ndarray]]:
+    def _parts(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
         array = self.endpoints[name]
-        size = max(1, values // max(1, array.shape[1]))
-        for part in (slice(i, i + size) for i in range(0, len(self.labels), size)):
+        for part in parts_of(array):
             yield part, array[part]
             mapped.release(array)
 
@@ -140,6 +157,7 @@ def extract(
     progress: bool = True,
     verify: bool = False,
     jit_compile: bool = False,
+    share: Share = ALONE,
 ) -> Features:
     """Features of all images of a source: each is resized, center-cropped and encoded once, on all
     replicas of the strategy in whose scope it is called (and the module loaded).
@@ -167,6 +185,8 @@ def extract(
       verify: compute cached features of 64 images again (of records, the first), and all of them
         where these differ.
       jit_compile: compile the forward pass with XLA, as on a TPU it always is.
+      share: of several processes that extract a part each into the `cache_dir` that all reach: the
+        first one's. It waits for the others, which call `extract_share`.
 
     Returns:
       Features.
@@ -183,41 +203,18 @@ def extract(
     size, resize = module.sizes(image_size, resize)
     images = Encoder(module, source, size, resize, pool, target, dtype, batch_size, jit_compile)
     wanted = check_endpoints(module, size, endpoints) if endpoints is None or len(endpoints) else []
-    dims = {name: images.dims(name) for name in wanted}
-
-    def compute(
-        images_of: Source,
-        arrays: Mapping[str, np.ndarray],
-        rows: Optional[Rows] = None,
-        keep: Keep = _nothing,
-    ) -> Rows:
-        return _fill(arrays, dataclasses.replace(images, source=images_of), progress, rows, keep)
-
-    cache = None
-    if cache_dir and wanted:
-        settings = {
-            "image_size": size,
-            "resize": resize,
-            "pool": pool,
-            "target": target,
-            "dtype": dtype,
-        }
-        if isinstance(images.strategy, tf.distribute.TPUStrategy):
-            settings["multiplies"] = "bfloat16"  # whatever the precision of the module
-        cache = open_cache(cache_dir, module, source, settings)
+    job = _Extraction(images, progress)
+    cache = job.cache(cache_dir, source) if cache_dir and wanted else None
     start, passes = time.time(), 0
     arrays: dict[str, np.ndarray] = {}
     if not wanted:
         rows = read_labels(source)
     elif not cache:
-        arrays, passes = (
-            {name: np.empty((source.num_examples, dims[name]), dtype) for name in wanted},
-            1,
-        )
-        rows = compute(source, arrays)
+        arrays, passes = {name: np.empty(job.shape(name), dtype) for name in wanted}, 1
+        rows = job.compute(source, arrays)
     else:
         rows, arrays = cache.read(wanted)
-        if verify and arrays and not _as_computed(rows, arrays, source, compute, dtype):
+        if verify and arrays and not _as_computed(rows, arrays, source, job.compute, dtype):
             cache.drop(list(arrays))
             rows, arrays = cache.read(wanted)
         while len(arrays) < len(wanted):  # twice where an earlier pass read other rows
@@ -227,21 +224,10 @@ def extract(
                     "disk, or no cache"
                 )
             missing = [name for name in wanted if name not in arrays]
-            try:
-                # A source whose places are not dense, which a pass cannot enter in their midst.
-                sparse = source.places != source.num_examples
-                rows, made = ({}, {}) if sparse else cache.resume(missing)
-                if rows:
-                    done = f"{len(rows['index'])} of {source.num_examples}"
-                    print(f"{source.spec} {source.split}: {done} images are done", flush=True)
-                made = made or {
-                    name: cache.create(name, (source.num_examples, dims[name]), dtype)
-                    for name in missing
-                }
-                keep = functools.partial(cache.keep, made)
-                cache.commit(made, compute(source, made, rows or None, keep))
-            finally:
-                cache.discard()
+            if len(share.hosts) > 1:
+                job.gather(str(cache_dir), cache, missing, share)
+            else:
+                job.write(cache, source, missing)
             rows, arrays = cache.read(wanted)
             passes += 1
     dropped = [str(name) for name in rows["dropped"]]
@@ -265,6 +251,174 @@ def extract(
     for line in refused:
         _warn_once(line)
     return extracted
+
+
+def extract_share(
+    module: Module,
+    source: Source,
+    endpoints: Sequence[str],
+    cache_dir: str,
+    share: Share,
+    image_size: Optional[int] = None,
+    resize: Optional[int] = None,
+    batch_size: int = 64,
+    pool: str = "max",
+    dtype: str = "float32",
+    progress: bool = True,
+    jit_compile: bool = False,
+) -> None:
+    """A process's share of what `extract` in another process gathers, with the same arguments: the
+    images of a contiguous part of the split."""
+    size, resize = module.sizes(image_size, resize)
+    images = Encoder(
+        module,
+        source,
+        size,
+        resize,
+        pool,
+        dtype=dtype,
+        batch_size=batch_size,
+        jit_compile=jit_compile,
+    )
+    job = _Extraction(images, progress)
+    cache = job.cache(cache_dir, source)
+    if cache is None:
+        raise UserError(_no_exchange(source))
+    done = cache.read(endpoints)[1]
+    job.write_share(cache_dir, [name for name in endpoints if name not in done], share)
+
+
+class _Extraction:
+    """Passes over images into arrays of a cache.
+
+    Args:
+      images: with the module and all settings.
+      progress: show a progress bar.
+    """
+
+    def __init__(self, images: Encoder, progress: bool) -> None:
+        self.images, self.progress = images, progress
+
+    def shape(self, name: str) -> tuple[int, int]:
+        return self.images.source.num_examples, self.images.dims(name)
+
+    def cache(self, folder: str, source: Source) -> Optional[FeatureCache]:
+        images = self.images
+        settings = {
+            "image_size": images.size,
+            "resize": images.resize,
+            "pool": images.pool,
+            "target": images.target,
+            "dtype": images.dtype,
+        }
+        if isinstance(images.strategy, tf.distribute.TPUStrategy):
+            settings["multiplies"] = "bfloat16"  # whatever the precision of the module
+        return open_cache(folder, images.module, source, settings)
+
+    def compute(
+        self,
+        source: Source,
+        arrays: Mapping[str, np.ndarray],
+        rows: Optional[Rows] = None,
+        keep: Keep = _nothing,
+    ) -> Rows:
+        images = dataclasses.replace(self.images, source=source)
+        return _fill(arrays, images, self.progress, rows, keep)
+
+    def write(self, cache: FeatureCache, source: Source, names: Sequence[str]) -> None:
+        """One pass over a source, or the rest of one that was stopped."""
+        try:
+            rows, made = ({}, {}) if _positions(source) is None else cache.resume(names)
+            if rows:
+                done = f"{len(rows['index'])} of {source.num_examples}"
+                print(f"{source.spec} {source.split}: {done} images are done", flush=True)
+            made = made or {
+                name: cache.create(
+                    name, (source.num_examples, self.images.dims(name)), self.images.dtype
+                )
+                for name in names
+            }
+            keep = functools.partial(cache.keep, made)
+            cache.commit(made, self.compute(source, made, rows or None, keep))
+        finally:
+            cache.discard()
+
+    def write_share(self, folder: str, names: Sequence[str], share: Share) -> FeatureCache:
+        """The pass of one of several processes; returns its cache."""
+        source = _shares(self.images.source, len(share.hosts))[share.number]
+        cache = self.cache(folder, source)
+        if cache is None:
+            raise UserError(_no_exchange(source))
+        done = cache.read(names)[1]
+        missing = [name for name in names if name not in done]
+        if missing and source.num_examples:
+            self.write(cache, source, missing)
+            first, last = source.positions[[0, -1]]
+            text = f"images {first} to {last} of {self.images.source.num_examples} are extracted"
+            print(f"{source.spec} {source.split}: {text}", flush=True)
+        return cache
+
+    def gather(self, folder: str, cache: FeatureCache, names: Sequence[str], share: Share) -> None:
+        """The first process's own pass, and then all processes' in one array."""
+        own = self.write_share(folder, names, share)
+        sources = _shares(self.images.source, len(share.hosts))
+        parts = [own, *(self.cache(folder, source) for source in sources[1:])]
+        caches = [part for part, source in zip(parts, sources) if part and source.num_examples]
+        begun, told = time.time(), 0.0
+        while True:
+            late = [host for c, host in zip(caches, share.hosts) if not c.is_complete(names)]
+            if not late:
+                break
+            if time.time() - begun > told + strategies.REMIND:
+                told = time.time() - begun
+                print(f"waiting since {told:.0f} s for {', '.join(late)}", flush=True)
+            time.sleep(0.2)
+        found = [part.read(names) for part in caches]
+        if any(len(arrays) < len(names) for _, arrays in found):
+            raise UserError(
+                f"the features of a host in {folder!r} are damaged: start the same command again "
+                "on all hosts"
+            )
+        try:
+            made = {name: cache.create(name, self.shape(name), self.images.dtype) for name in names}
+            done = 0
+            for rows, arrays in found:
+                count = len(rows["index"])
+                for name, array in arrays.items():
+                    for part in parts_of(array):
+                        target = slice(done + part.start, done + min(part.stop, count))
+                        made[name][target] = array[part]
+                        mapped.release(array)
+                        mapped.release(made[name])
+                done += count
+            of_all = {key: [rows[key] for rows, _ in found] for key in found[0][0]}
+            cache.commit(made, {key: np.concatenate(value) for key, value in of_all.items()})
+        finally:
+            cache.discard()
+        for written in caches:
+            written.remove()
+
+
+def _shares(source: Source, count: int) -> list[Subset]:
+    """Contiguous parts of a source's images, one for each of `count` processes."""
+    positions = _positions(source)
+    if positions is None:
+        raise UserError(_no_exchange(source))
+    return [Subset(source, part) for part in np.array_split(positions, count)]
+
+
+def _positions(source: Source) -> Optional[np.ndarray]:
+    """Places of a source's images in its split, rising; None where they are not known."""
+    if source.places == source.num_examples:
+        return np.arange(source.num_examples)
+    return source.positions if isinstance(source, Subset) else None
+
+
+def _no_exchange(source: Source) -> str:
+    return (
+        f"--strategy=multi_worker: {source.spec} does not say what it is made of (Source.parts), "
+        "and hosts exchange features by that: evaluate it on one host"
+    )
 
 
 def _reason(features: Features, name: str) -> Optional[str]:
@@ -315,14 +469,6 @@ def read_labels(source: Source) -> Rows:
     return {"labels": labels, "index": index, "dropped": lost(source, index)}
 
 
-# (rows that are done, function that returns their {"labels", "index"}), called after each step
-Keep = Callable[[int, Callable[[], Rows]], None]
-
-
-def _nothing(done: int, rows: Callable[[], Rows]) -> None:
-    pass
-
-
 def _fill(
     arrays: Mapping[str, np.ndarray],
     images: Encoder,
@@ -348,8 +494,9 @@ def _fill(
     )
     with images.strategy.scope(), bar:
         crops = forward.Crops(images.size, images.resize)
-        after = int(index[0][-1]) if done else None
-        for batch in forward.outputs(compute, source, crops, batch_size, after):
+        positions = _positions(source)
+        left = positions[positions > index[0][-1]] if done and positions is not None else None
+        for batch in forward.outputs(compute, source, crops, batch_size, left):
             count = len(batch["index"])
             for name, array in arrays.items():
                 array[done : done + count] = batch[name]

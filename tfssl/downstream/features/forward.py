@@ -1,7 +1,6 @@
 """A forward pass over a source on all replicas of a strategy: outputs of all images in split
 order."""
 
-import itertools
 from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
@@ -63,30 +62,29 @@ def outputs(
     source: Source,
     crops: Crops,
     batch_size: int,
-    after: Optional[int] = None,
+    positions: Optional[np.ndarray] = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Outputs of all readable images, step by step of the current strategy, in split order; memory:
     two steps.
 
     Args:
       compute: a `step`.
-      source: of the images. Of several worker processes each gets its own part of each step.
+      source: of the images.
       crops: their size.
       batch_size: images of a replica's step.
-      after: the index of an image: only those behind it, of a source whose places are dense.
+      positions: int [n], places of the images in the split; None: all.
 
     Yields:
       what `compute` returns, for the n images of a step: {name: [n, ...], "label": int64 [n] (-1:
       none), "index": int64 [n], positions in the split}.
     """
     strategy = tf.distribute.get_strategy()
-    if after is not None:
-        source = Subset(source, np.arange(after + 1, source.num_examples))
+    if positions is not None:
+        source = Subset(source, positions)
     if not source.num_examples:
         return
     batch_size *= strategy.num_replicas_in_sync
     data = strategies.evaluation_data(strategy, crops, source, batch_size)
-    steps = -(-source.num_examples // batch_size)  # of several workers the data are endless
 
     def fetched(parts: dict[str, Any]) -> dict[str, np.ndarray]:
         local = {
@@ -100,7 +98,7 @@ def outputs(
         }
 
     before = None  # fetched while an accelerator computes the next one
-    for batch in itertools.islice(data, steps):
+    for batch in data:
         parts = {name: batch[name] for name in ("label", "index", "weight")}
         parts |= compute(batch["image"])
         if before is not None:
