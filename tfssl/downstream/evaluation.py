@@ -133,7 +133,7 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
     for line in left_out:
         record.note(line)
     beside = (
-        _untrained(settings, opened, untrained, record.note, load)
+        _untrained(settings, opened, untrained, record.note, load, held)
         if settings.beside_untrained
         else {}
     )
@@ -195,6 +195,8 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
         try:
             pixels_of = [result.protocol for result in record.results if result.of_pixels]
             if of_maps:
+                if strategies.distributed(strategy):  # dense protocols compute on one device
+                    module = precision.load(module.handle, kind)
                 whole = Data(
                     sources["train"], sources["test"], sources.get("val"), module, **choice
                 )
@@ -263,15 +265,20 @@ def _untrained(
     make: Untrained,
     note: Callable[[str], None],
     load: Callable[[str], Module],
+    held: contextlib.ExitStack,
 ) -> dict[str, tuple[Module, list[str]]]:
-    """Untrained networks of the modules, likewise; in --workdir if local."""
-    with tempfile.TemporaryDirectory() as folder:
-        folder = settings.file("untrained") if settings.local else folder
-        made = make(opened, folder, settings.seed, *settings.sizes, say=note)
-        return {
-            name: (opened.get(name) or load(module.handle), names)
-            for name, (module, names) in made.items()
-        }
+    """Untrained networks of the modules, likewise; in --workdir if local, else in a folder that is
+    `held`."""
+    folder = (
+        settings.file("untrained")
+        if settings.local
+        else held.enter_context(tempfile.TemporaryDirectory())
+    )
+    made = make(opened, folder, settings.seed, *settings.sizes, say=note)
+    return {
+        name: (opened.get(name) or load(module.handle), names)
+        for name, (module, names) in made.items()
+    }
 
 
 def _say(text: str) -> None:

@@ -40,6 +40,9 @@ def test_replicas_give_the_bits_of_one_device(
     for name in names:
         np.testing.assert_array_equal(together.endpoints[name], alone.endpoints[name])
     assert together.images.strategy is replicas
+    images = tf.cast(tf.random.stateless_uniform([2, 16, 16, 3], [0, 1], 0, 255), tf.uint8)
+    on_one = [part.images.encoder(["block"], 2)(images)["block"] for part in (alone, together)]
+    np.testing.assert_array_equal(*on_one)  # for protocols that compute on one device
 
 
 def test_replicas_classify_as_one_device(modules_dir, pictures_with_gaps, replicas, monkeypatch):
