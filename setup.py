@@ -69,6 +69,8 @@ setup(
     ],
     extras_require={
         "gpu": [f"tensorflow[and-cuda]==2.15.1; {OLD}", f"tensorflow[and-cuda]>=2.16; {NEW}"],
+        "track": ["mlflow-skinny>=2.9", "wandb>=0.16"],
+        "umap": ["umap-learn>=0.5.5"],
         "docs": ["sphinx>=7.2,<10", "furo>=2024.8", "myst-parser>=3"],
         "test": ["pytest>=7", "ruff>=0.6", "import-linter>=2", "mypy>=1.10", "scikit-image>=0.22"],
     },

@@ -18,7 +18,19 @@ if TYPE_CHECKING:
     from tfssl.backbones.norm import Norm
     from tfssl.backbones.user_model import UserModel
 
-BACKBONES = Registry(
+KERAS = "keras:"  # before a name of tf.keras.applications
+
+
+class _Backbones(Registry):
+    """Also of Keras's own networks, keras:NAME, which are all of one class."""
+
+    def source(self, name: str) -> tuple[str, str]:
+        if name.startswith(KERAS):
+            return "tfssl.backbones.keras_application", "KerasApplication"
+        return super().source(name)
+
+
+BACKBONES = _Backbones(
     "backbone",
     {
         **{
@@ -84,11 +96,12 @@ def build(
     `build(**config)` makes the same network again (None where only its author can).
 
     Args:
-      name: one of NAMES; the import path of a class of your own, "mypackage.mynets:MyNet", or that
-        class: a `Network`, or a `tf.keras.Model` whose constructor is its settings; or a model. A
-        model takes images [N, H, W, C] and returns features [N, D], a map [N, h, w, D] (its mean
-        over h and w becomes the pre-logits), or a dict with such an entry named `pre_logits`. Its
-        images come as the pretext task normalizes them.
+      name: one of NAMES; "keras:NAME", of tf.keras.applications, such as keras:ConvNeXtTiny (see
+        `keras_application`); the import path of a class of your own, "mypackage.mynets:MyNet", or
+        that class: a `Network`, or a `tf.keras.Model` whose constructor is its settings; or a
+        model. A model takes images [N, H, W, C] and returns features [N, D], a map [N, h, w, D]
+        (its mean over h and w becomes the pre-logits), or a dict with such an entry named
+        `pre_logits`. Its images come as the pretext task normalizes them.
       width_multiplier: times the standard channels; None: the family's default. The first layer has
         int(64 * width_multiplier + 0.5) of them, at least 1, and every layer its standard multiple
         of those (RevNets: a stream of the first unit has int(32 * width_multiplier + 0.5)). The
@@ -167,6 +180,8 @@ def _trunk(name: str | type | tf.keras.Model, settings: Mapping[str, Any]) -> An
             f"{key}={given[key]} is no setting of backbone {name!r}{having}; its own are {theirs}"
         )
     given = {key: value for key, value in given.items() if key in own}
+    if name.startswith(KERAS):
+        given["application"] = name[len(KERAS) :]
     if issubclass(cls, Network):
         return cls(**{**({"name": name} if name in NAMES else {}), **given})
     return UserModel(cls(**given), {"name": name, **given})

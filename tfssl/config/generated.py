@@ -129,10 +129,8 @@ class Generated:
                 "",
                 as_text(self.default(flag)),
             ):
-                raise UserError(
-                    f"--{flag} is not a setting of {self.kind} {name!r}, whose own are "
-                    f"{', '.join(own)}"
-                )
+                others = f"whose own are {', '.join(own)}" if own else "which has none"
+                raise UserError(f"--{flag} is not a setting of {self.kind} {name!r}, {others}")
 
     def arguments(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """The constructor's arguments: {argument: value}, with the default for whatever is not

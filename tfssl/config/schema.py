@@ -6,7 +6,7 @@ one of the other.
 """
 
 import dataclasses
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 from tfssl.config import data_flags
 from tfssl.errors import UserError
@@ -69,7 +69,8 @@ class Network:
     Args:
       backbone: resnet{18,34,50,101,152,200}_v{1,2}, revnet{18,34,50,101,152}, vgg{11,13,16,19},
         alexnet, alexnet_lrn, vit_{tiny,small,base,large} (2019 study: resnet50_v1, resnet50_v2,
-        revnet50, vgg19); or the import path of a class of your own, mypackage.mynets:MyNet.
+        revnet50, vgg19); keras:NAME, of tf.keras.applications, such as keras:ConvNeXtTiny; or the
+        import path of a class of your own, mypackage.mynets:MyNet.
       sync_batch_norm: Batch statistics of all replicas together, not of each by itself.
       bn_group_size: Images whose batch statistics are one; 0: all of a replica's.
       init_module: Start from this Hub module's weights, where names and shapes match.
@@ -218,6 +219,9 @@ class Run:
       knn_probe: At each validation, accuracy of nearest neighbors among so many images, where they
         have labels, and the effective rank of their features; 0: none.
       log_steps: Steps between lines of the log.
+      track: Log to a tracking server too: mlflow; wandb (Weights & Biases); none. The package of
+        that name has to be installed; its environment variables say where to (MLFLOW_TRACKING_URI,
+        WANDB_MODE=offline ...).
       extend_schedule: Permit a resumed cosine run to change its length: its rate then jumps.
       accept_changed_data: Go on with other data than the run in --workdir began with;
         provenance.json tells.
@@ -234,6 +238,7 @@ class Run:
     validation_steps: int = 0
     knn_probe: int = 0
     log_steps: int = 100
+    track: Literal["none", "mlflow", "wandb"] = "none"
     extend_schedule: bool = False
     accept_changed_data: bool = False
     steal_lock: bool = False
