@@ -69,6 +69,12 @@ setup(
     ],
     extras_require={
         "gpu": [f"tensorflow[and-cuda]==2.15.1; {OLD}", f"tensorflow[and-cuda]>=2.16; {NEW}"],
+        "onnx": [
+            "tf2onnx>=1.16",
+            f"onnx>=1.15,<1.17; {OLD}",  # newer ones want another ml-dtypes than TensorFlow 2.15
+            f"onnx>=1.17; {NEW}",
+            "onnxruntime>=1.17",
+        ],
         "track": ["mlflow-skinny>=2.9", "wandb>=0.16"],
         "umap": ["umap-learn>=0.5.5"],
         "docs": ["sphinx>=7.2,<10", "furo>=2024.8", "myst-parser>=3"],
@@ -81,6 +87,7 @@ setup(
             "tfssl-eval = tfssl.evaluate:run",
             "tfssl-finetune = tfssl.finetune:run",
             "tfssl-predict = tfssl.predict:run",
+            "tfssl-import = tfssl.import_weights:run",
         ]
     },
 )

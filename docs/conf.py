@@ -55,6 +55,7 @@ COMMANDS = {
     "eval": "evaluate",
     "finetune": "finetune",
     "predict": "predict",
+    "import": "import_weights",
 }
 SECTIONS = ("Args:", "Returns:", "Yields:", "Raises:", "Attributes:")
 

@@ -6,6 +6,8 @@
   tfssl-export --workdir=runs/photos --random_init             the same network untrained: the
                                                                baseline, into .../module/random
   tfssl-export --random_init --backbone=resnet18_v2 --export_dir=modules/random
+  tfssl-export --workdir=runs/photos --layout=torch            for PyTorch, into .../torch/STEP
+  tfssl-export --module=modules/moco_v2 --layout=detectron2 --export_dir=detectron2/moco_v2
 
 The flags of training are taken from the run; without a run (--random_init) they are given here.
 """
@@ -24,6 +26,7 @@ from tfssl.runtime import cli
 from tfssl.training.registered import KINDS, registered
 
 FLAGS = flags.FLAGS
+WEIGHTS = ("torch", "detectron2")  # layouts that hold weights; the others are programs
 
 
 def define_flags(argv: Sequence[str] = ()) -> None:
@@ -34,6 +37,15 @@ def define_flags(argv: Sequence[str] = ()) -> None:
 
 def main(_: Sequence[str]) -> None:
     export, workdir = configs.read(schema.Export, FLAGS), FLAGS.workdir
+    if export.calibration_images and export.layout != "tflite":
+        raise UserError(f"--calibration_images={export.calibration_images} is of --layout=tflite")
+    if export.module:
+        return of_module(export)
+    if export.layout not in ("hub", *WEIGHTS):
+        raise UserError(
+            f"--layout={export.layout} is made of a module: tfssl-export --workdir=... first, then "
+            "--module=..."
+        )
     if not workdir and not (export.random_init and export.export_dir):
         raise UserError(
             "--workdir is missing: name the folder of a run (or --random_init, --export_dir and "
@@ -54,9 +66,10 @@ def main(_: Sequence[str]) -> None:
     if not export.random_init:
         found = checkpoints.saved(os.path.join(workdir, "checkpoints"))
         chosen = _checkpoints(found, export, workdir)
+    parent = "module" if export.layout == "hub" else export.layout
     wheres = {
         step: export.export_dir
-        or os.path.join(workdir, "module", "random" if export.random_init else str(step))
+        or os.path.join(workdir, parent, "random" if export.random_init else str(step))
         for _, step in chosen
     }
     for where in wheres.values():
@@ -80,17 +93,74 @@ def main(_: Sequence[str]) -> None:
                 )
         if export.recalibrate:
             recalibrate(model, _training_batches(model, config, export.recalibrate))
+        if export.layout in WEIGHTS:
+            _save_layout(export.layout, model, where)
+            continue
         save(
             model, where, step, _class_names(workdir), config.published(), export.random_init,
             export.tarball, export.head_endpoints,
         )  # fmt: skip
         print(f"module: {where}" + (f" and {where}.tar.gz" if export.tarball else ""))
+    if export.layout in WEIGHTS:
+        return
     modules = os.path.join(workdir, "module", "*") if export.all_steps else where
     shown = f"'{modules}'" if export.all_steps else modules
     print(
         f"next: tfssl-eval --module={shown} --dataset={config.data.dataset} --train_split=... "
         "--test_split=..."
     )
+
+
+def of_module(export: schema.Export) -> None:
+    """--module: it, or its network, in another layout.
+
+    Raises:
+      UserError: a setting is of a run alone, or the module is of no network of ours.
+    """
+    if export.layout == "hub" or not export.export_dir:
+        raise UserError("--module needs a --layout other than hub, and --export_dir")
+    from tfssl import data
+    from tfssl.export import converted, layouts
+    from tfssl.hub import load as modules
+    from tfssl.storage import files
+
+    assert export.module
+    where = export.export_dir.rstrip("/")
+    files.check_writable(os.path.dirname(where) or ".", "--export_dir")
+    if export.layout in WEIGHTS:
+        network, facts = layouts.of_module(export.module)
+        source = facts.get("source") or {}
+        texts = {name: str(source[name]) for name in ("family", "license") if source.get(name)}
+        images = facts.get("normalization")
+        written = layouts.save(export.layout, network, where, images, facts["crop"], texts)
+        return _say(written, images)
+    module, given = modules.load(export.module), {}
+    if export.calibration_images:
+        split = configs.read(schema.Data, FLAGS)
+        source = data.open_source(split.dataset, split.train_split, **split.where())
+        given["calibration"] = converted.crops(source, module, export.calibration_images)
+    written = converted.SAVE[export.layout](module, where, **given)
+    print(f"written: {written}, {converted.output_of(module)} of {module.sizes()[0]}-pixel images")
+
+
+def _save_layout(layout: str, model: Any, where: str) -> None:
+    """A run's network in another layout."""
+    from tfssl.export import layouts
+    from tfssl.export.module import network_config, normalization
+
+    if not network_config(model):
+        raise UserError(
+            f"--layout={layout} is for a single network of ours, and this task "
+            f"publishes {' and '.join(network.name for network in model.published)}"
+        )
+    images = normalization(model)
+    _say(layouts.save(layout, model.published[0], where, images, model.image_size), images)
+
+
+def _say(written: str, images: Any) -> None:
+    print(f"written: {written}")
+    told = f"mean {images['mean']}, std {images['std']}" if images else "as its task does"
+    print(f"its images in [0, 1] are normalized: {told}")
 
 
 def read_config(workdir: Optional[str]) -> TrainConfig:

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, Any, Optional, Union
 
+import numpy as np
 import tensorflow as tf
 
 import tfssl
@@ -84,6 +85,8 @@ def save(
         return {**found, **dict(zip(names, outputs))}
 
     facts = _facts(encoder, encoder.backbone) | {
+        "network": network_config(encoder),
+        "normalization": normalization(encoder),
         "task": pretext.name_of(type(model)),
         "class_names": class_names,
         "step": int(step),
@@ -125,7 +128,7 @@ def save_classifier(
     facts = _facts(model, model.backbone) | {
         "kind": KIND,
         "task": model.task,
-        **{name: encoder.facts.get(name) for name in ("backbone", "width_multiplier", "stem")},
+        **{name: encoder.facts.get(name) for name in _OF_THE_ENCODER},
         "endpoint": model.endpoint,
         "num_classes": model.num_classes,
         "class_names": class_names,
@@ -282,8 +285,10 @@ def _check_same(path: str, facts: Mapping[str, Any]) -> None:
         published = None
     expected = json.loads(json.dumps(facts))
     told = [
-        key for key in expected if key not in ("versions", "training_flags")
-    ]  # what a run may change without becoming another one
+        key
+        for key in expected
+        if key not in ("versions", "training_flags", "network", "normalization")
+    ]  # what a run, or a newer tfssl, may change without making another one
     if not isinstance(published, dict) or any(published.get(key) != expected[key] for key in told):
         raise UserError(
             f"{path} exists and is another module, and published versions never change: choose "
@@ -390,6 +395,33 @@ def _plain(model: Pretext) -> Pretext:
 def _once(lists: Iterable[Sequence[tf.Variable]]) -> list[tf.Variable]:
     """The variables of all lists, in their order, each where it is first."""
     return list({id(v): v for variables in lists for v in variables}.values())
+
+
+_OF_THE_ENCODER = ("backbone", "width_multiplier", "stem", "network", "normalization")
+
+
+def network_config(encoder: Pretext) -> Optional[dict[str, Any]]:
+    """What `tfssl.backbones.build` makes an encoder's network from; None where it is several, or of
+    a class that only its author can build."""
+    config = encoder.published[0].config() if len(encoder.published) == 1 else None
+    return config if config and config.get("name") in backbones.NAMES else None
+
+
+def normalization(encoder: Pretext) -> Optional[dict[str, list[float]]]:
+    """Mean and standard deviation by channel that an encoder normalizes images in [0, 1] with; None
+    where it does something else."""
+    images = tf.constant(np.random.default_rng(0).random([1, 8, 8, 3]), tf.keras.backend.floatx())
+    black, white, found = (
+        np.asarray(encoder.normalize(x), np.float64)
+        for x in (tf.zeros_like(images), tf.ones_like(images), images)
+    )
+    if found.shape != images.shape or not (white > black).all():
+        return None
+    std = 1 / (white - black)[0, 0, 0]
+    mean = -black[0, 0, 0] * std
+    if not np.allclose(found, (images - mean) / std, atol=1e-4):
+        return None
+    return {"mean": mean.round(6).tolist(), "std": std.round(6).tolist()}
 
 
 def _facts(model: Pretext, backbone: tf.keras.Model) -> dict[str, Any]:

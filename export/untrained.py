@@ -1,12 +1,14 @@
 """Untrained networks for an evaluation: beside each module that tfssl-export wrote, the same
 network as it began."""
 
+import contextlib
 import gc
 import hashlib
+import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -18,6 +20,7 @@ from tfssl.config.configs import TrainConfig
 from tfssl.config.generated import as_text
 from tfssl.errors import UserError, one_line
 from tfssl.export.module import save
+from tfssl.export.network import save_network
 from tfssl.hub import load as modules
 from tfssl.pretext.task import Pretext
 from tfssl.registry import Registry
@@ -28,6 +31,7 @@ from tfssl.training.registered import registered
 # The flags of training that shape an untrained encoder, beside the own settings of its task and its
 # backbone: what a module's tfssl.json says of others does not become part of a command.
 _OF_THE_NETWORK = ("task", "backbone")
+_OF_IMPORTED = ("network", "normalization", "crop", "resize")
 _FILES = ("bins", "permutations_file")  # settings that are paths, and shape heads alone
 
 
@@ -39,7 +43,8 @@ def beside(
     resize: Optional[int] = None,
     say: Callable[[str], object] = print,
 ) -> dict[str, tuple[modules.Module, list[str]]]:
-    """Export the untrained network of each module, by the flags of training in its tfssl.json.
+    """Export the untrained network of each module, by what its tfssl.json says: the flags of its
+    training, or, of imported weights, their network.
 
     Modules whose untrained networks are one, share it. There is none beside a module that is not
     ours, and none beside an untrained one, which also stands for its trained fellows.
@@ -63,14 +68,14 @@ def beside(
     made: dict[tuple[str, ...], Optional[modules.Module]] = {}  # by flags
     networks: list[tuple[modules.Module, list[str]]] = []  # and whose they are
     for name, module in opened.items():
-        flags, key = _flags(module.facts), _key(module.facts)
+        recipe, key = _flags(module.facts) or _network(module.facts), _key(module.facts)
         if name in given:
             say(f"{name} is an untrained network itself")
         elif key in given_of_key:
             fellow = given_of_key[key]
             given[fellow][1].append(name)
             say(f"{name}: its network untrained is {fellow}")
-        elif not flags:
+        elif not recipe:
             because = "it does not say how it was made (modules of tfssl-export do)"
             if key:
                 training = module.facts["training_flags"]
@@ -85,9 +90,9 @@ def beside(
                 )
             say(f"{name}: no untrained network beside it, for {because}")
         else:
-            if tuple(flags) not in made:
-                made[tuple(flags)] = _export(name, [*flags, f"--seed={seed}"], folder, say)
-            untrained = made[tuple(flags)]
+            if tuple(recipe) not in made:
+                made[tuple(recipe)] = _export(name, [*recipe, f"--seed={seed}"], folder, say)
+            untrained = made[tuple(recipe)]
             if untrained is None:
                 continue
             equal = (names for one, names in networks if _same(one, untrained, image_size, resize))
@@ -131,6 +136,15 @@ def _flags(facts: Mapping[str, Any]) -> list[str]:
     return [f"--{name}={as_text(value)}" for name, value in sorted(flags.items())]
 
 
+def _network(facts: Mapping[str, Any]) -> list[str]:
+    """The network of imported weights, as one line of JSON, with what is done with its images; []
+    if the facts are not of such."""
+    config = facts.get("network") or {}
+    if not facts.get("source") or config.get("name") not in backbones.NAMES:
+        return []
+    return [json.dumps({name: facts.get(name) for name in _OF_IMPORTED}, sort_keys=True)]
+
+
 def _key(facts: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a module and its untrained fellow have in common, if they are ours: hashable; () of
     others. It imports nothing."""
@@ -138,7 +152,7 @@ def _key(facts: Mapping[str, Any]) -> tuple[Any, ...]:
     names = [training.get(kind) for kind in _OF_THE_NETWORK]
     own = all(isinstance(name, str) for name in names) and any(":" in str(name) for name in names)
     if _flags(facts) or not own:
-        return tuple(_flags(facts))
+        return tuple(_flags(facts) or _network(facts))
     of_the_run = TrainConfig().flags().keys() - set(_OF_THE_NETWORK)
     shaping = {
         name: as_text(value)
@@ -164,9 +178,12 @@ def _export(
     """The untrained module of these flags; None where they contradict each other."""
     path = os.path.join(folder, hashlib.sha256("\n".join(flags).encode()).hexdigest()[:12])
     if not os.path.exists(path):
-        texts = dict(flag[2:].split("=", 1) for flag in flags)
-        head_endpoints = int(texts.pop("head_endpoints"))
         try:
+            if flags[0].startswith("{"):
+                export_network(json.loads(flags[0]), int(flags[1].partition("=")[2]), path)
+                return modules.load(path)
+            texts = dict(flag[2:].split("=", 1) for flag in flags)
+            head_endpoints = int(texts.pop("head_endpoints"))
             config = TrainConfig.from_record(
                 texts, *registered({kind: texts[kind] for kind in _OF_THE_NETWORK})
             )
@@ -192,11 +209,9 @@ def export(config: TrainConfig, path: str, head_endpoints: int = 0) -> None:
     Raises:
       UserError: there is no such network.
     """
-    policy, model = tf.keras.mixed_precision.global_policy(), None
-    tf.keras.mixed_precision.set_global_policy("float32")
-    tf.keras.utils.set_random_seed(config.optimization.seed)
-    try:
-        with tf.device("CPU:0"):
+    model = None
+    with _on_the_cpu(config.optimization.seed):
+        try:
             model = build_model(config)
             save(
                 model,
@@ -207,9 +222,40 @@ def export(config: TrainConfig, path: str, head_endpoints: int = 0) -> None:
                 random_init=True,
                 head_endpoints=head_endpoints,
             )
+        finally:
+            model = None
+
+
+def export_network(facts: Mapping[str, Any], seed: int, path: str) -> None:
+    """The same for the network of imported weights: what `tfssl-import --random_init` writes.
+
+    Args:
+      facts: "network", "normalization", "crop" and "resize" of the module's.
+      seed: of the weights.
+      path: the module's folder, which must not exist yet.
+    """
+    images = facts["normalization"]
+    with _on_the_cpu(seed):
+        network = backbones.build(**facts["network"])
+        network.build((None, None, None, 3))
+        more = {"random_init": True, "source": {"family": "untrained"}}
+        save_network(
+            network, path, images["mean"], images["std"], facts["crop"], facts["resize"], more
+        )
+        del network
+
+
+@contextlib.contextmanager
+def _on_the_cpu(seed: int) -> Iterator[None]:
+    """Weights of a seed, in float32; what was built is gone afterwards."""
+    policy = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy("float32")
+    tf.keras.utils.set_random_seed(seed)
+    try:
+        with tf.device("CPU:0"):
+            yield
     finally:
         tf.keras.mixed_precision.set_global_policy(policy)
-        model = None
         gc.collect()
 
 

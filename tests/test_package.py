@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "--workdir",
     "finetune": "--workdir",
     "predict": "--output",
+    "import_weights": "--weights",
 }
 
 

@@ -103,6 +103,7 @@ def test_config_has_all_settings():
     settings = {
         "width_multiplier": 0.0625,
         "stem": "patch",
+        "padding": "same",
         "bn_momentum": 0.9,
         "bn_epsilon": 1e-5,
         "last_relu": False,
@@ -120,6 +121,7 @@ def test_defaults_are_those_of_the_study():
     expected = {
         "width_multiplier": 1.0,
         "stem": "imagenet",
+        "padding": "torch",
         "bn_momentum": 0.99,
         "bn_epsilon": 1e-3,
         "last_relu": True,

@@ -139,12 +139,20 @@ def test_smallest_sensible_image(stem, side):
 # ---- arithmetic: a naive network ----
 
 
-def window(x, size, stride, dilation=1):
-    """The shifted and strided copies of the zero-padded map that lie under the window's places (i,
-    j)."""
+def window(x, size, stride, dilation=1, same=False, value=0.0):
+    """The shifted and strided copies of the padded map that lie under the window's places (i, j).
+    `same`: padded as TensorFlow's documentation says of SAME, rather after than before."""
     p = size // 2 * dilation
     height, width = (floor_formula(n, size, stride) for n in x.shape[1:3])
-    x = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
+    sides = [(p, p), (p, p)]
+    if same:
+        height, width = (-(-n // stride) for n in x.shape[1:3])
+        totals = [
+            max((out - 1) * stride + (size - 1) * dilation + 1 - n, 0)
+            for out, n in zip((height, width), x.shape[1:3])
+        ]
+        sides = [(total // 2, total - total // 2) for total in totals]
+    x = np.pad(x, ((0, 0), *sides, (0, 0)), constant_values=value)
     for i in range(size):
         for j in range(size):
             yield i, j, x[:, i * dilation :: stride, j * dilation :: stride][:, :height, :width]
@@ -157,13 +165,15 @@ def relu(x):
 class Naive:
     """The network as its paper draws it, on the variables of one of ours."""
 
-    def __init__(self, model, v2, training, epsilon):
+    def __init__(self, model, v2, training, epsilon, same_conv=False, same_pool=False):
+        self.same_conv, self.same_pool = same_conv, same_pool
         self.values = {v.name.split("/", 1)[1][:-2]: v.numpy() for v in model.variables}
         self.v2, self.training, self.epsilon = v2, training, epsilon
 
     def conv(self, x, name, stride, dilation=1):
         kernel = self.values[name + "/kernel"]
-        return sum(copy @ kernel[i, j] for i, j, copy in window(x, len(kernel), stride, dilation))
+        copies = window(x, len(kernel), stride, dilation, self.same_conv)
+        return sum(copy @ kernel[i, j] for i, j, copy in copies)
 
     def norm(self, x, name):
         keys = ("gamma", "beta", "moving_mean", "moving_variance")
@@ -197,7 +207,9 @@ class Naive:
         x = self.conv(x, "root_conv", 2 if stem == "imagenet" else 1)
         x = x if self.v2 else relu(self.norm(x, "root_bn"))
         if stem != "small":
-            x = np.max([copy for _, _, copy in window(x, 3, 2)], axis=0)
+            empty = -np.inf if self.same_pool else 0.0
+            copies = window(x, 3, 2, same=self.same_pool, value=empty)
+            x = np.max([copy for _, _, copy in copies], axis=0)
         endpoints, dilation = {"after_root": x}, 1
         for block, stride in enumerate((1, 2, 2, 1 if stem == "patch" else 2)):
             before = dilation
@@ -246,6 +258,32 @@ def test_equals_a_naive_network(policy, name, units, stem, last_relu, training):
         assert endpoints[endpoint].dtype == policy
         close = (1e-10 if policy == "float64" else 1e-3) * np.abs(value).max()
         np.testing.assert_allclose(endpoints[endpoint], value, rtol=0, atol=close, err_msg=endpoint)
+
+
+@in_float64
+@pytest.mark.parametrize(
+    "name,units,padding",
+    [
+        ("resnet18_v1", (2, 2, 2, 2), "same"),
+        ("resnet50_v1", (3, 4, 6, 3), "simclr"),
+        ("resnet50_v2", (3, 4, 6, 3), "same"),
+    ],
+)
+def test_paddings_equal_a_naive_network(policy, name, units, padding):
+    """BYOL's network pads as SAME does everywhere; SimCLR's at the max-pool alone."""
+    torch, model = build(name, TINY), build(name, TINY, padding=padding)
+    images = random_images(2, 64, 41, 3)
+    torch.build(images.shape), model.build(images.shape)
+    assert [v.name for v in model.variables] == [v.name for v in torch.variables]
+    randomise(model)
+    naive = Naive(model, "v2" in name, False, 1e-3, padding == "same", same_pool=True)
+    expected, found = naive.run(images, units, "50" in name, "imagenet", True), model(images, False)
+    torch.set_weights(model.get_weights())
+    for endpoint, value in expected.items():
+        np.testing.assert_allclose(
+            found[endpoint], value, rtol=0, atol=1e-10 * np.abs(value).max(), err_msg=endpoint
+        )
+        assert np.abs(torch(images, False)[endpoint] - value).max() > 1e-3 * np.abs(value).max()
 
 
 @in_float64

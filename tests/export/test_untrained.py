@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfssl import backbones
 from tfssl.config.configs import TrainConfig
 from tfssl.config.generated import as_text
 from tfssl.export import untrained
+from tfssl.export.network import save_network
+from tfssl.hub import load as modules
 from tfssl.training.registered import registered
 
 TINY = {
@@ -183,3 +186,28 @@ def test_a_task_of_somebodys_own_is_not_imported(tmp_path, monkeypatch):
     assert (
         all("is a class that is not imported here" in line for line in said[2:]) and len(said) == 4
     )
+
+
+def test_imported_weights_have_their_network_untrained(tmp_path):
+    """As `tfssl-import --random_init` writes it, which stands for it where it is given."""
+    network = backbones.build("resnet18_v1", 1 / 16, "small", bn_epsilon=1e-5)
+    network.build((None, None, None, 3))
+    facts = {"source": {"family": "moco_v2"}}
+    trained = modules.load(
+        save_network(network, tmp_path / "m", (0.5,) * 3, (0.25,) * 3, 16, facts=facts)
+    )
+    said = []
+    found = untrained.beside({"moco": trained}, str(tmp_path / "beside"), seed=3, say=said.append)
+    ((module, names),) = [found["random"]]
+    assert names == ["moco"] and not said and module.facts["random_init"]
+    assert (module.facts["crop"], module.facts["normalization"]) == (
+        16,
+        trained.facts["normalization"],
+    )
+    tf.keras.utils.set_random_seed(3)
+    again = backbones.build(**trained.facts["network"])
+    again.build((None, None, None, 3))
+    for ours, theirs in zip(module.variables, again.variables):
+        np.testing.assert_array_equal(ours, theirs)
+    given = untrained.beside({"moco": trained, "r": module}, str(tmp_path / "b"), say=said.append)
+    assert given["r"][1] == ["moco"] and "moco: its network untrained is r" in said

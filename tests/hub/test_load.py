@@ -13,6 +13,7 @@ import tiny_modules
 from tfssl.classifiers import predictions as classify
 from tfssl.errors import UserError
 from tfssl.hub import load as modules
+from tfssl.hub import value_range
 
 
 def images(size=16):
@@ -243,12 +244,37 @@ def test_what_a_module_takes_instead_is_said(tmp_path):
     with pytest.raises(UserError, match=r"\[N, 3, 16, 16\], channels first"):
         first.sizes()
     numbers = save_function(
-        tmp_path / "bytes", lambda x: mean(tf.cast(x, tf.float32)), [None, 16, 16, 3], tf.uint8
+        tmp_path / "waves", lambda x: mean(tf.math.real(x)), [None, 16, 16, 3], tf.complex64
     )
     with pytest.raises(
-        UserError, match=r"\[N, 16, 16, 3\] in \[0, 1\]: it takes uint8 \[N, 16, 16, 3\]"
+        UserError, match=r"\[N, 16, 16, 3\] in \[0, 1\]: it takes complex64 \[N, 16, 16, 3\]"
     ):
         numbers.shapes(16)
+
+
+def test_pixels_in_another_range(tmp_path):
+    """Bytes where the input's type says so, and else what the handle says; another range is another
+    module for caches."""
+    images = tf.constant(
+        np.random.default_rng(0).integers(0, 256, [2, 16, 16, 3]) / 255, tf.float32
+    )
+    numbers = save_function(
+        tmp_path / "bytes", lambda x: mean(tf.cast(x, tf.float32)), [None, 16, 16, 3], tf.uint8
+    )
+    assert numbers.shapes(16) and numbers.sizes()[0] == 16
+    (found,) = numbers.endpoints(images).values()
+    np.testing.assert_allclose(found, 255 * mean(images), rtol=1e-6)
+    plain = save_function(tmp_path / "plain", mean, [None, 16, 16, 3])
+    signed = modules.load(f"{tmp_path}/plain#-1..1")
+    (found,) = signed.endpoints(images).values()
+    np.testing.assert_allclose(found, 2 * mean(images) - 1, atol=1e-6)
+    assert signed.identity != plain.identity and len(signed.identity) == len(plain.identity)
+    assert modules.load(f"{tmp_path}/plain#0..255").identity != signed.identity
+    assert value_range.parted("a#b..c") == ("a#b..c", None)
+    assert value_range.parted("https://h/m.tar.gz#sha256=ab#0..255") == (
+        "https://h/m.tar.gz#sha256=ab",
+        (0, 255),
+    )
 
 
 def test_a_complaint_is_whole(tmp_path):

@@ -74,13 +74,22 @@ def build_chain(layers: Sequence[tf.keras.layers.Layer], channels: int, rank: in
 
 
 class Conv(tf.keras.layers.Conv2D):
-    """Convolution with an odd window, zeros on both sides alike, no bias."""
+    """Convolution with an odd window, zeros on both sides alike, or `same`: as TensorFlow's SAME
+    has them, at a stride rather after than before; no bias."""
 
     decayed = True  # whether weight decay acts on the kernel
 
-    def __init__(self, channels: int, size: int, stride: int, name: str, dilation: int = 1) -> None:
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        stride: int,
+        name: str,
+        dilation: int = 1,
+        same: bool = False,
+    ) -> None:
         # At stride 1 SAME is symmetric by itself, and costs no pad op.
-        padding = "same" if stride == 1 else "valid"
+        padding = "same" if stride == 1 or same else "valid"
         super().__init__(
             channels, size, stride, padding, dilation_rate=dilation, use_bias=False, name=name
         )

@@ -2,10 +2,10 @@
 with three stems.
 
 The geometry is that of the 2019 study (Kolesnikov, Zhai and Beyer, arXiv 1901.09005): a
-bottleneck's stride sits on its 3x3 convolution, and zeros are padded on both sides alike, so that
-maps have the size that PyTorch gives them (SAME pads strided convolutions on one side only). Weight
-decay is the pretext task's affair: no layer here adds a loss. With `sk_ratio` above 0 a v1 network
-is SimCLR v2's SK-ResNet, whose own parts are in selective_kernel.py.
+bottleneck's stride sits on its 3x3 convolution, and zeros are padded on both sides alike, as in
+PyTorch (SAME pads strided convolutions on one side only; `padding` chooses). Weight decay is the
+pretext task's affair: no layer here adds a loss. With `sk_ratio` above 0 a v1 network is SimCLR
+v2's SK-ResNet, whose own parts are in selective_kernel.py.
 """
 
 from __future__ import annotations
@@ -54,17 +54,18 @@ class Unit(tf.keras.layers.Layer):
         norm: Callable[[str], tf.keras.layers.Layer],
         name: str,
         dilations: tuple[int, int] = (1, 1),
+        same: bool = False,
     ) -> None:
         super().__init__(name=name)
         before, behind = (
             dilations  # of what lies before the unit's stride, or where it would be, and behind it
         )
         if bottleneck:
-            middle = Conv(width, 3, stride, "conv2", before)
+            middle = Conv(width, 3, stride, "conv2", before, same)
             self.convs = [Conv(width, 1, 1, "conv1"), middle, Conv(4 * width, 1, 1, "conv3")]
         else:
             self.convs = [
-                Conv(width, 3, stride, "conv1", before),
+                Conv(width, 3, stride, "conv1", before, same),
                 Conv(width, 3, 1, "conv2", behind),
             ]
         self.norms = [norm(f"bn{i}") for i in range(1, len(self.convs) + 1)]
@@ -129,6 +130,9 @@ class ResNet(Network):
       last_relu: A ReLU before the mean over the map; --nolast_relu: the 2019 study's (-) networks.
       skip: ResNets with the connections that make them ResNets (2019 study: its ablation).
       sk_ratio: Above 0: SimCLR v2's selective kernels and stem, in resnet{50..200}_v1 (0.0625).
+      padding: Zeros around maps at strides: torch, on both sides alike; same, as TensorFlow's SAME:
+        of even sides, after the last row and column rather than before the first (BYOL's code);
+        simclr: torch's at convolutions, SAME at the max-pool (SimCLR's code).
       zero_init_residual: Residual units of v1 networks begin as their shortcuts (SimCLR, SimSiam).
 
     Raises:
@@ -149,6 +153,7 @@ class ResNet(Network):
         skip: bool = True,
         sk_ratio: float = 0.0,
         zero_init_residual: bool = False,
+        padding: Literal["torch", "same", "simclr"] = "torch",
         **common: Any,
     ) -> None:
         super().__init__(name, **common)
@@ -159,6 +164,7 @@ class ResNet(Network):
             skip,
         )
         self.sk_ratio, self.zero_init_residual = sk_ratio, zero_init_residual
+        self.padding, same = padding, padding == "same"
         depth, self.version = (int(number) for number in name[len("resnet") :].split("_v"))
         self._check(depth)
         self.raw_maps = self.version == 2
@@ -169,7 +175,7 @@ class ResNet(Network):
         if self.sk_ratio and size == 7:
             self.deep_root = DeepRoot(self.scaled(32), stride, self.norm, "deep_root")
             size, stride = 3, 1
-        self.root_conv = Conv(channels, size, stride, "root_conv")
+        self.root_conv = Conv(channels, size, stride, "root_conv", same=same)
         self.root_norm = self.norm("root_bn") if self.version == 1 else None
         fan_in, blocks = channels, []
         for i in range(4):
@@ -184,7 +190,7 @@ class ResNet(Network):
                 unit = (
                     SKUnit(self.sk_ratio, *form)
                     if self.sk_ratio
-                    else Unit(self.version, depth >= 50, *form, dilations=(before, behind))
+                    else Unit(self.version, depth >= 50, *form, (before, behind), same)
                 )
                 if self.zero_init_residual:
                     unit.norms[-1].gamma_initializer = tf.keras.initializers.Zeros()
@@ -196,6 +202,11 @@ class ResNet(Network):
 
     def _check(self, depth: int) -> None:
         check_choice("stem", self.stem, STEMS)
+        check_choice("padding", self.padding, ("torch", "same", "simclr"))
+        if self.padding == "same" and self.sk_ratio:
+            raise UserError(
+                "padding='same' is for plain units: SimCLR v2's networks have padding='simclr'"
+            )
         if self.output_stride not in (0, 8, 16, 32):
             raise UserError(
                 f"output_stride={self.output_stride}: choose 8, 16 or 32, or 0 for the stem's own"
@@ -262,10 +273,12 @@ class ResNet(Network):
         x = self.root_conv(x)
         if self.root_norm:
             x = tf.nn.relu(self.root_norm(x, training=training))
-        if self.max_pool:
+        if self.max_pool and self.padding == "torch":
             x = tf.nn.max_pool2d(
                 zero_pad(x, 3), 3, 2, "VALID"
             )  # in v2 the zeros enter the maximum, as in the study
+        elif self.max_pool:
+            x = tf.nn.max_pool2d(x, 3, 2, "SAME")
         endpoints["after_root"] = x
         for block in self.endpoint_names[1:5]:
             for unit in getattr(self, block):

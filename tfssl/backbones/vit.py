@@ -125,6 +125,7 @@ class ViT(Network):
       positions: ViT: of the patches: learned, or fixed, sines and cosines (MAE, MoCo v3).
       grid: ViT: side of the square grid of learned positions, in patches; other images have them
         interpolated. 0: that of the first images.
+      heads: ViT: attention heads; 0: as many as its name says (MoCo v3's ViT-S: 12, not 6).
       layer_scale: ViT: of each block's two terms, a factor for each channel that begins with this
         (DINOv2: 1e-5); 0: none.
       train_patches: ViT: no: the projection of the patches stays as it began (MoCo v3).
@@ -134,13 +135,14 @@ class ViT(Network):
       remat: in training, keep the inputs of the blocks only.
     """
 
-    flag_names = {"grid": "position_grid"}
+    flag_names = {"grid": "position_grid", "heads": "attention_heads"}
     flag_bounds = {
         "patch": (1, 64),
         "depth": (0, 100),
         "registers": (0, 64),
         "layer_scale": (0, 1_000_000),
         "grid": (0, 512),
+        "heads": (0, 1024),
     }
 
     def __init__(
@@ -154,6 +156,7 @@ class ViT(Network):
         registers: int = 0,
         positions: str = "learned",
         grid: int = 0,
+        heads: int = 0,
         layer_scale: float = 0.0,
         train_patches: bool = True,
         representation_size: int = 0,
@@ -171,8 +174,9 @@ class ViT(Network):
         check_choice("initializer", initializer, ("normal", "glorot_uniform"))
         check_choice("pool", pool, ("cls", "mean"))
         check_choice("positions", positions, ("learned", "fixed"))
-        channels, blocks, self.heads = SIZES[name]
+        channels, blocks, standard_heads = SIZES[name]
         self.channels, self.depth = self.scaled(channels), depth or blocks
+        self.heads = heads or standard_heads
         if self.channels % self.heads or (positions == "fixed" and self.channels % 4):
             raise UserError(
                 f"width_multiplier={width_multiplier} gives {name} {self.channels} channels, which "

@@ -17,7 +17,7 @@ RATE = 1e38  # of what float32 holds
 _TABLE = (  # least, greatest, both allowed: names of flags, the same in every binary
     (0, SEED, "seed subset_seed permutation_seed"),
     (0, COUNT, "train_subset num_images samples_per_class negatives recalibrate step train_steps "
-    "keep_every validation_steps knn_probe "
+    "calibration_images keep_every validation_steps knn_probe "
     "freeze_prototypes_steps"),
     (1, COUNT, "checkpoint_steps keep_checkpoints log_steps images"),
     (1, 1_000_000, "steps_per_execution max_iterations knn_k sgd_epochs mlp_epochs dense_epochs "
@@ -68,7 +68,8 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (1e-6, 1e6, "temperature knn_temperature sinkhorn_epsilon loss_factor svm_positive_weight "
     "svm_intercept_scaling"),
     (1e-6, 1e6, "teacher_temperature warmup_teacher_temperature"),
-    (1e-3, 1e6, "distill_temperature"),
+    (1e-3, 1e6, "distill_temperature beta"),
+    (2, COUNT, "unsupervised_images"),
     (0, 100, "strength"),
     (0, 128, "gray"),  # a probability, or a distance in ab: each task refuses what is not its own
     (1e-3, 1000, "sigma"),

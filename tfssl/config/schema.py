@@ -393,7 +393,17 @@ class Export:
       step: Which checkpoint; the newest by default.
       all_steps: Publish every checkpoint that the run has kept, each in WORKDIR/module/STEP where
         it is not yet: to compare them, tfssl-eval --module='WORKDIR/module/*'.
-      export_dir: Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP.
+      module: In place of --workdir: a module of tfssl-export, tfssl-import or tfssl-finetune, whose
+        network is written in another --layout.
+      layout: hub, a TF-Hub module; torch, EXPORT_DIR/model.safetensors in the names of torchvision
+        (ResNets v1) or timm (ViTs); detectron2, EXPORT_DIR/model.pkl, as its converter makes it
+        (ResNets v1); of a --module also onnx, EXPORT_DIR/model.onnx (needs tf2onnx), tflite,
+        EXPORT_DIR/model.tflite in float16, and keras3, EXPORT_DIR/encoder.py, which needs Keras 3
+        alone, with a copy of the module.
+      calibration_images: tflite: weights and activations in int8, whose ranges are chosen on so
+        many images of --dataset and --train_split; 0: float16.
+      export_dir: Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP, or
+        WORKDIR/LAYOUT/STEP.
       random_init: Publish the untrained encoder, the baseline that evaluation needs.
       tarball: Also write EXPORT_DIR.tar.gz, which serves as a handle too.
       head_endpoints: So many first layers of the projection head become endpoints too: head1, ...
@@ -406,6 +416,9 @@ class Export:
 
     step: Optional[int] = None
     all_steps: bool = False
+    module: Optional[str] = None
+    layout: Literal["hub", "torch", "detectron2", "onnx", "tflite", "keras3"] = "hub"
+    calibration_images: int = 0
     export_dir: Optional[str] = None
     random_init: bool = False
     tarball: bool = False

@@ -26,6 +26,8 @@ class Facts(TypedDict, total=False):
     features: dict[str, Any]  # sizes: D, or [h, w, C]
     training_flags: dict[str, Any]
     encoder: dict[str, Any]
+    network: dict[str, Any]  # arguments of backbones.build
+    normalization: dict[str, Any]  # mean and std, by channel
     min_image_size: int
     num_classes: int
     step: int  # of training
@@ -69,6 +71,8 @@ _KINDS = {  # types of the entries
     "features": dict,
     "training_flags": dict,
     "encoder": dict,
+    "network": dict,
+    "normalization": dict,
     "min_image_size": int,
     "num_classes": int,
     "step": int,

@@ -3,6 +3,7 @@ features."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ import tensorflow as tf
 
 from tfssl.errors import UserError
 from tfssl.hub import facts as module_facts
-from tfssl.hub import folders, messages
+from tfssl.hub import folders, messages, value_range
 from tfssl.hub.facts import Facts
 
 # Keras and tf.saved_model; TF1's Hub names
@@ -27,7 +28,8 @@ def load(handle: str | os.PathLike[str]) -> Module:
       handle: a SavedModel's folder (local or gs://), a tarball of one (.tar.gz, .tgz, .tar; local
         or gs://), or an https:// handle, which `remote.fetch` downloads. A module is a program: one
         that tfssl-export did not write, or of another machine, is announced by a line on stderr
-        before it is loaded.
+        before it is loaded. HANDLE#-1..1 says that it takes pixels from -1 to 1; one whose input
+        are integers gets 0 to 255.
 
     Returns:
       a Module.
@@ -36,7 +38,8 @@ def load(handle: str | os.PathLike[str]) -> Module:
       UserError: there is no SavedModel, or it cannot be read, or it takes no images.
     """
     handle = os.fspath(handle)
-    return Module(handle, folders.resolve(handle))
+    plain, pixels = value_range.parted(handle)
+    return Module(handle, folders.resolve(plain), pixels)
 
 
 class Module:
@@ -50,10 +53,12 @@ class Module:
         it.
     """
 
-    def __init__(self, handle: str, folder: str) -> None:
-        self.handle = handle
+    def __init__(self, handle: str, folder: str, pixels: value_range.Range | None = None) -> None:
+        self.handle, self._pixels = handle, pixels
         self._shapes: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}
         self.identity = module_facts.identity(folder)
+        if pixels:
+            self.identity = hashlib.sha256(f"{self.identity} {pixels}".encode()).hexdigest()
         self.facts = module_facts.read(folder)
         _announce(handle, self.facts)
         try:
@@ -68,11 +73,14 @@ class Module:
             ) from e
         self._function = self._find_function()
         self._batch = self._fixed_batch()
+        types = {spec.dtype for spec in self._specs() if spec.shape.rank == 4}
+        self._dtype = types.pop() if len(types) == 1 else tf.float32
 
     def endpoints(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Named features of float32 images [N, H, W, 3] in [0, 1]: a dict in depth order (by name
         for other projects' modules). `training` is the module's training mode, where it has one. A
         module with a fixed batch size B gets batches of B, the last one padded."""
+        images = value_range.scaled(images, self._pixels, self._dtype)
         if self._batch in (None, images.shape[0]):
             return self._named(self._function(images, training))
         rows, size = images.shape[0] or tf.shape(images)[0], self._batch
@@ -289,10 +297,12 @@ def _announce(handle: str, facts: Facts) -> None:
     if handle in _announced or (facts and not elsewhere):
         return
     _announced.add(handle)
+    told = facts or value_range.parted(handle)[1]
+    pixels = "" if told else ". It gets pixels from 0 to 1; HANDLE#-1..1 gives it others"
     origin = "comes from another machine" if elsewhere else "was not made by tfssl-export"
     print(
         f"module {handle!r} {origin}; it is a program, which now runs with your rights: open what "
-        "you trust (SECURITY.md)",
+        f"you trust (SECURITY.md){pixels}",
         file=sys.stderr,
         flush=True,
     )

@@ -35,6 +35,25 @@ def distillation(
     return loss * temperature**2 if scale_by_t2 else loss
 
 
+def of_features(predicted: tf.Tensor, features: tf.Tensor, beta: float = 2.0) -> tf.Tensor:
+    """Smooth L1 distance to a teacher's features, each image's less their mean, by their deviation
+    (Wei et al., "Contrastive Learning Rivals Masked Image Modeling in Fine-tuning via Feature
+    Distillation", arXiv 2205.14141, Section 2; I-JEPA's loss with beta 1).
+
+    Args:
+      predicted: [N, D].
+      features: the teacher's, [N, D]; no gradient flows into them.
+      beta: errors below it count by their square.
+
+    Returns:
+      [N], of float32 at least.
+    """
+    features = tf.stop_gradient(at_least_float32(features))
+    mean, variance = tf.nn.moments(features, 1, keepdims=True)
+    error = tf.abs(at_least_float32(predicted) - (features - mean) * tf.math.rsqrt(variance + 1e-5))
+    return tf.reduce_mean(tf.where(error < beta, error**2 / (2 * beta), error - beta / 2), 1)
+
+
 class Dino(NamedTuple):
     """Of each image, [N]: the cross-entropy, and the entropy of the teacher's probabilities."""
 

@@ -1,0 +1,113 @@
+"""A module in other runtimes gives what it gives in TensorFlow."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from networks import randomise
+
+from tfssl import backbones
+from tfssl.errors import UserError
+from tfssl.export import converted
+from tfssl.export.network import save_network
+from tfssl.hub import load as modules
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory):
+    network = backbones.build("resnet18_v1", 1 / 16, "small")
+    network.build((None, None, None, 3))
+    folder = tmp_path_factory.mktemp("modules") / "1"
+    return modules.load(save_network(randomise(network), folder, (0.5,) * 3, (0.25,) * 3, 16))
+
+
+def images(count=1):
+    return np.random.default_rng(0).random([count, 16, 16, 3], np.float32)
+
+
+def expected(module, x):
+    return module.endpoints(tf.constant(x))["pre_logits"].numpy()
+
+
+def interpreted(path, image):
+    interpreter = tf.lite.Interpreter(path)
+    interpreter.allocate_tensors()
+    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert given["dtype"] == result["dtype"] == np.float32
+    interpreter.set_tensor(given["index"], image[None])
+    interpreter.invoke()
+    return interpreter.get_tensor(result["index"])[0]
+
+
+def test_tensorflow_lite(module, photos, tmp_path, tfssl_command):
+    found = interpreted(converted.save_tflite(module, str(tmp_path / "half")), images()[0])
+    answer = expected(module, images())[0]
+    np.testing.assert_allclose(found, answer, atol=2e-3 * np.abs(answer).max())
+    done = tfssl_command(
+        "export", f"--module={module.handle}", "--layout=tflite", f"--export_dir={tmp_path}/int8",
+        "--calibration_images=16", f"--dataset=folder:{photos}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "pre_logits of 16-pixel images" in done.stdout
+    from tfssl import data
+
+    crops = list(converted.crops(data.open_source(f"folder:{photos}", "train"), module, 3))
+    assert len(crops) == 3 and crops[0].shape == (16, 16, 3) and 0 < crops[0].max() <= 1
+    for image in crops:
+        found = interpreted(str(tmp_path / "int8" / "model.tflite"), image)
+        answer = expected(module, image[None])[0]
+        assert np.corrcoef(found, answer)[0, 1] > 0.99
+    with pytest.raises(UserError, match="never changes"):
+        converted.save_tflite(module, str(tmp_path / "half"))
+
+
+def test_onnx(module, tmp_path):
+    pytest.importorskip("tf2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(converted.save_onnx(module, str(tmp_path / "onnx")))
+    (found,) = session.run(None, {session.get_inputs()[0].name: images(3)})
+    answer = expected(module, images(3))
+    np.testing.assert_allclose(found, answer, atol=1e-5 * np.abs(answer).max())
+
+
+def test_onnx_without_its_packages(module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    with pytest.raises(UserError, match=r"needs tf2onnx.*pip install 'tfssl\[onnx\]'"):
+        converted.save_onnx(module, str(tmp_path / "onnx"))
+
+
+def test_keras_3_trains_it_without_tfssl(module, tmp_path):
+    keras = pytest.importorskip("keras", minversion="3")
+    written = converted.save_keras3(module, str(tmp_path / "k"))
+    assert keras and written == str(tmp_path / "k" / "encoder.py")
+    np.save(tmp_path / "images.npy", images(4))
+    np.save(tmp_path / "expected.npy", expected(module, images(4)))
+    program = """
+import sys
+import numpy as np
+import keras
+from encoder import encoder
+images, expected = np.load("images.npy"), np.load("expected.npy")
+frozen, network = encoder(), encoder(trainable=True)
+np.testing.assert_allclose(frozen(images), expected, rtol=1e-4)
+np.testing.assert_allclose(frozen(images, training=True), expected, rtol=1e-4)
+assert not frozen.trainable_variables and len(network.trainable_variables) == 60
+model = keras.Sequential([network, keras.layers.Dense(2)])
+model.compile(keras.optimizers.SGD(0.01), keras.losses.MeanSquaredError())
+before = [v.numpy() for v in network.variables]
+model.fit(images, np.zeros([4, 2]), epochs=1, verbose=0)
+assert all((v.numpy() != b).any() for v, b in zip(network.variables, before))
+assert "tfssl" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "k"), "TF_USE_LEGACY_KERAS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,1 @@
+"""Name maps, one for each way of naming a network's weights, read in both directions."""
