@@ -4,9 +4,12 @@ without a TPU.
     python3 -m venv tpu-compiler && tpu-compiler/bin/pip install jax==0.10.2 libtpu==0.0.51      # once, apart from tfssl's environment
     python benchmarks/tpu_compile.py --compiler tpu-compiler/bin/python --task rotation,supervised --backbone resnet50_v2 --batch 64
     python benchmarks/tpu_compile.py --compiler tpu-compiler/bin/python --kind v5e --largest     # the largest batch that fits
+    python benchmarks/tpu_compile.py --compiler tpu-compiler/bin/python --step extract,linear_sgd --batch 128   # of an evaluation
 
 TensorFlow lowers the real step (augmentation, forward, backward, optimizer, metrics) to HLO; libtpu
-compiles it ahead of time for one core of each TPU kind.
+compiles it ahead of time for one core of each TPU kind. So it does with the two steps of tfssl-eval: the
+forward pass of an extraction, of all endpoints and pixels, and that of linear_sgd with new crops, of a
+head of 1000 classes for each endpoint; the task is then that of the exported network.
 
 How to read the table: `batch` is images per core, before rotations. TFLOP is what one step
 computes, by the compiler's count. `arguments` are weights, optimizer state and input, `temporaries`
@@ -64,6 +67,8 @@ def lower(row, path):
         config = dataclasses.replace(
             config, task_settings={**config.task_settings, "num_classes": 1000}
         )
+    if row["step"] != "train":
+        return lower_evaluation(row["step"], config, path)
     tf.keras.mixed_precision.set_global_policy(config.accelerators.precision)
     model = build.build_model(config)
     decay = config.task_settings["weight_decay"]
@@ -74,6 +79,40 @@ def lower(row, path):
     step = tf.function(model.train_step, jit_compile=True)
     with open(path, "wb") as f:
         f.write(step.experimental_get_compiler_ir(batch)(stage="hlo_serialized"))
+
+
+def lower_evaluation(kind, config, path):
+    """The same with a step of an evaluation."""
+    import numpy as np
+    import tensorflow as tf
+
+    import tfssl
+    from tfssl.downstream.features import encoder
+    from tfssl.downstream.protocols.linear_sgd import Linear
+    from tfssl.downstream.solvers import sgd
+    from tfssl.hub import precision
+    from tfssl.training import build
+
+    batch, classes = config.optimization.batch_size, 1000
+    model = build.build_model(config)
+    model.prepare()
+    with tempfile.TemporaryDirectory() as folder:
+        saved = tfssl.export.save(model, os.path.join(folder, "module"))
+        module = precision.load(saved, config.accelerators.precision)
+    size, _ = module.sizes()
+    names = (*module.shapes(size), "pixels")
+    compute = encoder.encoder(module, names, batch, size, "max", 9000, "float32")
+    images, arguments = tf.zeros([batch, size, size, 3], tf.uint8), ()
+    if kind == "linear_sgd":
+        dims = {name: x.shape[1] for name, x in compute(images).items()}
+        heads = [Linear(name, dims[name], classes) for name in names]
+        settings = sgd.SGDSettings(70, (30, 50), batch, 0.1)
+        labels = np.arange(batch) % classes
+        compute, _ = sgd.step_of(heads, compute, labels, labels >= 0, settings, steps=1000)
+        arguments = tf.range(batch, dtype=tf.int64), tf.constant(0, tf.int64)
+    step = tf.function(compute, jit_compile=True, autograph=False)
+    with open(path, "wb") as f:
+        f.write(step.experimental_get_compiler_ir(images, *arguments)(stage="hlo_serialized"))
 
 
 def compile_ahead(path, kind):
@@ -147,8 +186,9 @@ def line(row, kind, found):
         for name in ("rematerialize", "accumulate_steps", "loss_batch_size")
         if str(f.get(name, "1")).lower() not in ("1", "false")
     ]
+    task = f["task"] if row["step"] == "train" else f"{row['step']} ({f['task']})"
     cells = [
-        f["task"],
+        task,
         f["backbone"],
         f["width_multiplier"],
         f["batch_size"],
@@ -219,6 +259,7 @@ def main():
     parser.add_argument("--width", default="1.0", help="width multipliers")
     parser.add_argument("--batch", default="64", help="images per core")
     parser.add_argument("--precision", default="mixed_bfloat16")
+    parser.add_argument("--step", default="train", help="train, extract, linear_sgd")
     parser.add_argument("--rematerialize", default="false", help="false, true, or both")
     parser.add_argument("--kind", default="v4,v5e,v6e", help=f"comma list of {', '.join(KINDS)}")
     parser.add_argument(
@@ -239,10 +280,11 @@ def main():
     show(["---"] * len(HEADER))
     axes = [args.task, args.backbone, args.width, args.batch, args.precision, args.rematerialize]
     names = ["task", "backbone", "width_multiplier", "batch_size", "precision", "rematerialize"]
+    axes.append(args.step)
     for cell in itertools.product(*(axis.split(",") for axis in axes)):
         first = {"flagfile": args.flagfile} if args.flagfile else {}  # what comes later goes before
         more = dict(flag.split("=", 1) for flag in args.flags.split())
-        row = {"flags": first | dict(zip(names, cell)) | more}
+        row = {"flags": first | dict(zip(names, cell)) | more, "step": cell[-1]}
         if args.largest:
             for kind in args.kind.split(","):
                 print(

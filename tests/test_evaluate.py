@@ -509,6 +509,8 @@ def test_help_is_quick_and_complete():
         (["--module=m", "--epoch=first"], "--epoch=first.*best"),
         (["--module=m", "--cache=often"], "--cache=often: choose one of true, false, verify"),
         (["--prune"], "--prune removes features from a local --workdir"),
+        (["--module=m", "--strategy=miror"], "--strategy=miror: choose one of auto, default"),
+        (["--module=m", "--precision=int8"], "--precision=int8: choose one of auto, float32"),
         (["--modul=m"], "modul"),
         (["--module=m", "stray"], "'stray'"),
     ],
@@ -1100,3 +1102,77 @@ def test_a_protocol_of_ones_own(modules_dir, images, tmp_path):
         refused.returncode == 1
         and "--seed is a flag of tfssl-eval already: give mine:Greedy" in refused.stderr
     )
+
+
+def test_on_two_replicas_the_same_features_and_in_16_bits_others(modules_dir, images, tmp_path):
+    """The features of two devices are the bits of one; those of another precision are not taken for
+    them."""
+    arguments = [
+        f"--module={modules_dir}/ours/1",
+        f"--dataset=folder:{images}",
+        "--protocol=features,knn",
+        "--knn_k=5",
+        "--endpoints=block,pixels",
+        f"--workdir={tmp_path}",
+    ]
+
+    def run(*flags):
+        done = runs.command("evaluate", *arguments, *flags, first=runs.two_devices)
+        assert done.returncode == 0, done.stderr
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("ours: ")]
+        with np.load(tmp_path / "ours_train.npz") as file:
+            return "extracted" in line, dict(file)
+
+    one, replicas, half = (
+        run(f"--workdir={tmp_path}", *flags)
+        for flags in (
+            ["--strategy=default"],
+            ["--strategy=mirrored", "--nocache"],
+            ["--precision=mixed_bfloat16"],
+        )
+    )
+    assert one[0] and replicas[0] and half[0] and len(one[1]["labels"]) == 59
+    for name, values in one[1].items():
+        np.testing.assert_array_equal(replicas[1][name], values)
+    scale = np.abs(one[1]["block"]).max()
+    assert not np.array_equal(half[1]["block"], one[1]["block"])
+    np.testing.assert_allclose(half[1]["block"], one[1]["block"], rtol=0, atol=0.02 * scale)
+
+
+def test_two_processes_extract_half_each(modules_dir, images, tmp_path, monkeypatch):
+    """And the first one measures; what is left is what one process leaves."""
+    arguments = [
+        f"--module={modules_dir}/ours/1",
+        f"--dataset=folder:{images}",
+        "--protocol=features,knn",
+        "--knn_k=5",
+        "--endpoints=block,pixels",
+        "--batch_size=8",
+    ]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    workers = {"worker": ["localhost:40001", "localhost:40002"]}  # nobody listens there
+
+    def started(index):
+        task = {"type": "worker", "index": index}
+        monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": workers, "task": task}))
+        flags = ["--strategy=multi_worker", f"--workdir={together}"]
+        return runs.Forked("evaluate", *arguments, *flags)
+
+    first = started(0)
+    second = started(1).finished()
+    first = first.finished()
+    monkeypatch.delenv("TF_CONFIG")
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "images 0 to 29 of 60 are extracted" in first.stdout
+    assert "images 30 to 59 of 60 are extracted" in second.stdout
+    assert "knn@59" in first.stdout and "knn@59" not in second.stdout
+    assert "worker 0 (localhost:40001) measures them" in second.stdout
+    whole = runs.command("evaluate", *arguments, f"--workdir={alone}")
+    assert whole.returncode == 0, whole.stderr
+    for part in ("train", "test"):
+        one, other = (np.load(folder / f"ours_{part}.npz") for folder in (alone, together))
+        for name in one:
+            np.testing.assert_array_equal(other[name], one[name])
+    assert [len(os.listdir(folder / "features")) for folder in (alone, together)] == [2, 2]
+    again = runs.command("evaluate", *arguments, f"--workdir={together}")
+    assert "from the cache" in again.stdout

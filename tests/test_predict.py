@@ -5,6 +5,7 @@ import csv
 
 import numpy as np
 import pytest
+import runs
 import tensorflow as tf
 from encoders import save_encoder
 
@@ -49,8 +50,10 @@ def table(path):
         return list(csv.reader(f))
 
 
-def test_a_folders_numbers_are_the_classifiers(classifier, photos, tmp_path, tfssl_command):
-    """Whatever the batch; an image that cannot be read is named, and has a row without a class."""
+@pytest.mark.parametrize("strategy", ["default", "mirrored"])
+def test_a_folders_numbers_are_the_classifiers(classifier, photos, tmp_path, strategy):
+    """Whatever the batch, and the devices; an image that cannot be read is named, and has a row
+    without a class."""
     folder = tmp_path / "photos"
     files = sorted(photos.rglob("*.jpg"))[:10]
     for i, path in enumerate(files):
@@ -59,7 +62,8 @@ def test_a_folders_numbers_are_the_classifiers(classifier, photos, tmp_path, tfs
     (folder / "1" / "broken.jpg").write_bytes(b"no image")
     (folder / "0" / "new.webp").write_bytes(b"RIFF")
     flags = (f"--module={classifier}", f"--images={folder}", "--batch_size=4")
-    done = tfssl_command("predict", *flags, f"--output={tmp_path / 'out.csv'}")
+    flags = (*flags, f"--strategy={strategy}", f"--output={tmp_path / 'out.csv'}")
+    done = runs.command("predict", *flags, first=runs.two_devices)
     assert done.returncode == 0, done.stderr
     assert (
         "10 images; 2 could not be read" in done.stdout

@@ -49,7 +49,7 @@ def own_of(names: Sequence[str]) -> tuple[str, ...]:
 
 def define_flags(argv: Sequence[str] = ()) -> None:
     """In the order of `--help`; the flags of a user's own protocol too, where `argv` names it."""
-    images, features, protocols, run = SECTIONS
+    images, features, protocols, accelerators, run = SECTIONS
     with cli.section("Modules and images"):
         images.define()
         data_flags.define_record_keys()
@@ -74,7 +74,7 @@ def define_flags(argv: Sequence[str] = ()) -> None:
         )
         protocols.define()
     own = own_of((cli.peek(argv, "protocol") or "").split(","))
-    taken = {*FLAGS, *run.flags}
+    taken = {*FLAGS, *accelerators.flags, *run.flags}
     for name in own:
         for flag in taken & set(protocol_flags(own).defaults(name)):
             raise UserError(
@@ -84,6 +84,8 @@ def define_flags(argv: Sequence[str] = ()) -> None:
     for name in (*NAMES, *own):
         with cli.section(f"{name}: {signatures.summary(*PROTOCOLS.source(name))}"):
             protocol_flags(own).define([name])
+    with cli.section("Accelerators"):
+        accelerators.define()
     with cli.section("The run"):
         run.define()
 

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from tfssl.config import data_flags
+from tfssl.config import configs, data_flags
+from tfssl.config.schema import Inference
 from tfssl.errors import UserError
 from tfssl.runtime import cli
 
@@ -71,8 +72,9 @@ def define_flags() -> None:
             "resize", 0, "Shorter side before the crop, in pixels; 0: the classifier's own."
         )
         flags.DEFINE_integer(
-            "batch_size", 64, "Images at a time; it changes speed and memory only."
+            "batch_size", 64, "Images at a time, on each replica; it changes speed and memory only."
         )
+    configs.define(Inference, section=cli.section)
     with cli.section("Table"):
         flags.DEFINE_string(
             "output",
@@ -100,9 +102,18 @@ def main(_: Sequence[str]) -> None:
     from tfssl.classifiers import predictions as classify
     from tfssl.data import open_source
     from tfssl.data.sources import folder
-    from tfssl.hub import load as modules
+    from tfssl.hub.precision import load
+    from tfssl.runtime import strategy as strategies
 
-    module = modules.load(FLAGS.module)
+    accelerators = configs.read(Inference, FLAGS)
+    if accelerators.strategy == "multi_worker":
+        raise UserError(
+            "--strategy=multi_worker: one host writes a table; give each its own --split, such as "
+            "test[:50%], and --output"
+        )
+    strategy, precision = strategies.for_inference(accelerators)[:2]
+    with strategy.scope():
+        module = load(FLAGS.module, precision)
     classes = classify.num_classes(module)
     if FLAGS.top > classes:
         raise UserError(f"--top={FLAGS.top}: the classifier tells {classes} classes apart")
@@ -122,9 +133,14 @@ def main(_: Sequence[str]) -> None:
         print(note, flush=True)
     sizes = FLAGS.image_size or None, FLAGS.resize or None
     batches = classify.predictions(
-        module, source, *sizes, batch_size=min(FLAGS.batch_size, source.num_examples)
+        module,
+        source,
+        *sizes,
+        batch_size=min(FLAGS.batch_size, source.num_examples),
+        jit_compile=accelerators.jit_compile,
     )
-    unreadable = write(FLAGS.output, batches, source, names, FLAGS.top)
+    with strategy.scope():
+        unreadable = write(FLAGS.output, batches, source, names, FLAGS.top)
     for name, reason in unreadable[:20]:
         print(f"not readable: {name}: {reason}")
     summary = (

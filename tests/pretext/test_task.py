@@ -149,10 +149,16 @@ def test_split_groups_train_like_one(task, source, replicas, float64, monkeypatc
 @pytest.mark.costs(120, "another pytest")
 def test_four_replicas():
     """The same test with four devices, in a process that has them."""
-    files = ("pretext/test_task.py", "losses/test_replicas.py", "testing/test_tasks.py")
+    files = (
+        "pretext/test_task.py",
+        "losses/test_replicas.py",
+        "testing/test_tasks.py",
+        "downstream/features/test_forward.py",
+        "downstream/protocols/test_linear_sgd.py",
+    )
     chosen = (
         "(split_groups and moco) or rows_in_order or bytes_arrive or one_batch or (contract and "
-        "exemplar and not cnn)"
+        "exemplar and not cnn) or bits_of_one_device or heads_of_one_device"
     )
     tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     run = subprocess.run(

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfssl.data import pipeline
 from tfssl.data.sources.base import Source
+from tfssl.downstream.features import forward
 from tfssl.errors import UserError
 from tfssl.hub.load import Module
 
@@ -39,16 +39,19 @@ def predictions(
     image_size: int | None = None,
     resize: int | None = None,
     batch_size: int = 64,
+    jit_compile: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Predictions for all readable images, batch by batch in the order of the split; memory: one
-    batch.
+    """Predictions for all readable images, batch by batch in the order of the split, on all
+    replicas of the strategy in whose scope it is called (and the module loaded); memory: two
+    batches.
 
     Args:
       module: a classifier, loaded by `modules.load`.
       source: a `tfssl.data.Source`; labels are not needed.
       image_size, resize: side of the central crop, and of the shorter side before it; by default
         the module's own.
-      batch_size: images per forward pass.
+      batch_size: images per forward pass, on each replica.
+      jit_compile: compile it with XLA.
 
     Yields:
       {"logits", "probabilities": float32 [n, C], "label": int64 [n] (-1: none), "index": int64 [n],
@@ -62,12 +65,8 @@ def predictions(
         endpoints = module.endpoints(tf.cast(images, tf.float32) / 255)
         return {name: endpoints[name] for name in ("logits", "probabilities")}
 
-    images = tf.TensorSpec([batch_size, size, size, 3], tf.uint8)
-    compute = tf.function(compute, input_signature=[images], autograph=False)
-    for batch in pipeline.evaluation_crops(source, size, resize, batch_size):
-        real = batch["weight"].numpy() > 0
-        outputs = {**compute(batch["image"]), "label": batch["label"], "index": batch["index"]}
-        yield {name: values.numpy()[real] for name, values in outputs.items()}
+    step = forward.step(compute, batch_size, size, jit_compile)
+    yield from forward.outputs(step, source, forward.Crops(size, resize), batch_size)
 
 
 def accuracy(module: Module, source: Source, **settings: Any) -> dict[str, float]:

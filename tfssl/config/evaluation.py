@@ -1,6 +1,7 @@
 """What tfssl-eval is told, beside its protocols: a frozen value, whose fields are its flags.
 
-`Evaluation` is all of it; each of its bases is a section of `--help`.
+`Evaluation` is all of it; each of its bases is a section of `--help`, `schema.Inference` among
+them.
 """
 
 import dataclasses
@@ -8,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Optional, Union
 
+from tfssl.config.schema import Inference
 from tfssl.errors import UserError
 
 BUDGET_MINUTES = 5.0  # of --protocol=all
@@ -66,13 +68,15 @@ class Features:
         (2019 study: the module's).
       pool: How maps of more than 9000 values are pooled (2019 study: max).
       feature_dtype: How features are kept; float16 takes half the memory and disk.
-      batch_size: Images at a time through the module; it changes speed and memory only.
+      batch_size: Images at a time through the module, on each replica; it changes speed and memory
+        only.
       cache: Keep features in --workdir, and what linear_sgd has reached; and use those there of the
         same module, data and settings whose checksums are right. --cache=verify: compute 64 images
         of each again, and all where these differ. --nocache: neither.
       prune: First remove the features in --workdir that nobody can use any more: of other versions,
         of data that have changed, not finished. Without --module that is all. (What killed
-        processes left goes at any start.)
+        processes left goes at any start, but for an extraction that can go on, which waits for a
+        week.)
     """
 
     flag_names = {"cache": ""}
@@ -143,8 +147,8 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation(Run, Protocols, Features, Images):
-    """All settings of an evaluation but those of its protocols, as the four classes describe them.
+class Evaluation(Run, Inference, Protocols, Features, Images):
+    """All settings of an evaluation but those of its protocols, as the five classes describe them.
 
     Raises:
       UserError: settings that contradict each other.
@@ -168,6 +172,21 @@ class Evaluation(Run, Protocols, Features, Images):
                 "--workdir is missing: name a folder for the features, the picture of neighbors, "
                 "or the projector's files"
             )
+
+        if self.several_hosts and not (self.features_folder and self.cache):
+            raise UserError(
+                "--strategy=multi_worker: the hosts exchange features through --workdir: name a "
+                "folder that all of them reach, without --nocache"
+            )
+        if self.several_hosts and self.beside_untrained:
+            raise UserError(
+                "--strategy=multi_worker and --random_init: an untrained network is a module of "
+                "its own there, which tfssl-export --random_init writes: give --norandom_init"
+            )
+
+    @property
+    def several_hosts(self) -> bool:
+        return self.strategy == "multi_worker"
 
     @property
     def all_protocols(self) -> bool:

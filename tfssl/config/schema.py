@@ -129,8 +129,8 @@ class Optimization:
 
 
 @dataclasses.dataclass(frozen=True)
-class Accelerators:
-    """Where and how the steps are computed.
+class Devices:
+    """On what devices a network is computed.
 
     Args:
       strategy: auto (all GPUs, else one device), default (one device), mirrored, multi_worker, tpu.
@@ -139,14 +139,6 @@ class Accelerators:
       tpu_zone: Google Cloud zone of a TPU given by name. Default: this machine's.
       gcp_project: Google Cloud project of a TPU given by name. Default: this machine's.
       jit_compile: Compile the step with XLA. A TPU always does; on CPUs it is slower.
-      steps_per_execution: Steps per call from Python; 100 helps TPUs and small networks.
-      accumulate_steps: Compute a batch in so many parts, one after the other: less memory.
-      data_service: grpc://HOST:PORT of a tf.data service whose workers prepare the images (see
-        docs).
-      data_service_timeout: Seconds that the service may take to answer, before a run begins.
-      deterministic: Bit-identical results from run to run on the same kind of processor or GPU,
-        with as many threads (by default, cores that the process may use), and the same oneDNN
-        setting, TensorFlow and tfssl; elsewhere a resumed run says so. Costs speed on GPUs.
     """
 
     heading = "Accelerators"
@@ -157,6 +149,36 @@ class Accelerators:
     tpu_zone: Optional[str] = None
     gcp_project: Optional[str] = None
     jit_compile: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference(Devices):
+    """Where and how a trained network is computed.
+
+    Args:
+      precision: float32, mixed_bfloat16 (TPUs, new GPUs and CPUs), mixed_float16 (GPUs; it ends at
+        65504), or auto: mixed_bfloat16 where the device computes in it, else float32. Convolutions
+        and matrix products are computed in it; weights and all else stay float32.
+    """
+
+    precision: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerators(Devices):
+    """Where and how the steps are computed.
+
+    Args:
+      steps_per_execution: Steps per call from Python; 100 helps TPUs and small networks.
+      accumulate_steps: Compute a batch in so many parts, one after the other: less memory.
+      data_service: grpc://HOST:PORT of a tf.data service whose workers prepare the images (see
+        docs).
+      data_service_timeout: Seconds that the service may take to answer, before a run begins.
+      deterministic: Bit-identical results from run to run on the same kind of processor or GPU,
+        with as many threads (by default, cores that the process may use), and the same oneDNN
+        setting, TensorFlow and tfssl; elsewhere a resumed run says so. Costs speed on GPUs.
+    """
+
     steps_per_execution: int = 1
     accumulate_steps: int = 1
     data_service: str = ""

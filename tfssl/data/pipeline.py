@@ -229,14 +229,16 @@ def evaluation_batches(
     return _known_to_be(endless, data).prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_crops(source: Source, size: int, resize: int, batch_size: int) -> tf.data.Dataset:
+def evaluation_crops(
+    source: Source, size: int, resize: int, batch_size: int, **rows: Any
+) -> tf.data.Dataset:
     """`evaluation_batches` of central crops: uint8 [B, size, size, 3] of images whose shorter side
-    is brought to `resize`."""
+    is brought to `resize`; `rows` are its other arguments."""
 
     def crop(example: Example, _: None) -> Example:
         return {"image": image.resize_central_crop(example["image"], size, resize)}
 
-    return evaluation_batches(source, crop, batch_size)
+    return evaluation_batches(source, crop, batch_size, **rows)
 
 
 def _known_to_be(endless: bool, data: tf.data.Dataset) -> tf.data.Dataset:

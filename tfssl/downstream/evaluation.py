@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import tensorflow as tf
+
 from tfssl.config.evaluation import Evaluation
 from tfssl.data import open_source, overlap
 from tfssl.data.listing import outputs
@@ -21,9 +23,9 @@ from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.report import projector
 from tfssl.downstream.report.record import Record
 from tfssl.errors import UserError
-from tfssl.hub import handles
-from tfssl.hub import load as modules
+from tfssl.hub import handles, precision
 from tfssl.hub.load import Module
+from tfssl.runtime import strategy as strategies
 from tfssl.storage import files, locks
 
 # (modules, folder, seed, image size, resize, say=) -> {name: (untrained network of a module, names
@@ -62,7 +64,9 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
     # All checks: before any work.
     if settings.workdir:
         files.check_writable(settings.workdir, "--workdir")
-    opened = {name: modules.load(handle) for name, handle in named.items()}
+    strategy, kind, share = strategies.for_inference(settings)
+    load = functools.partial(_load, strategy, kind)
+    opened = {name: load(handle) for name, handle in named.items()}
     sources = {
         part: open_source(settings.dataset, split, **(settings.where or {}))
         for part, split in settings.splits.items()
@@ -94,7 +98,14 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
     held_out = bool(not settings.val_split and settings.val_fraction)
     neighbors = settings.neighbor_count(any(p.reads_train(held_out) for p in of_features))
     extracting = bool(of_features or neighbors or settings.writes_features or settings.projector)
-    runner.endpoints(opened, names, *settings.sizes) if extracting else {}
+    wanted = runner.endpoints(opened, names, *settings.sizes) if extracting else {}
+    if share.number:
+        for name, endpoints in wanted.items():
+            with strategy.scope():
+                stages.extract_share(
+                    settings, opened[name], sources, endpoints, of_features, neighbors, share
+                )
+        return _say(f"{share.hosts[0]} measures them")
 
     # The workdir, the record, and untrained modules.
     check = (
@@ -122,7 +133,9 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
     for line in left_out:
         record.note(line)
     beside = (
-        _untrained(settings, opened, untrained, record.note) if settings.beside_untrained else {}
+        _untrained(settings, opened, untrained, record.note, load, held)
+        if settings.beside_untrained
+        else {}
     )
     opened |= {name: module for name, (module, _) in beside.items()}
     wanted = runner.endpoints(opened, names, *settings.sizes) if extracting else {}
@@ -148,9 +161,18 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
             record.modules[name]["untrained_of"] = beside[name][1]
         try:
             if name in wanted:
-                features = stages.extract(
-                    settings, name, module, sources, wanted[name], of_features, neighbors, record
-                )
+                with strategy.scope():
+                    features = stages.extract(
+                        settings,
+                        name,
+                        module,
+                        sources,
+                        wanted[name],
+                        of_features,
+                        neighbors,
+                        record,
+                        share,
+                    )
                 if of_features:
                     state_dir = (
                         settings.file("heads") if settings.workdir and settings.cache else None
@@ -173,6 +195,8 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
         try:
             pixels_of = [result.protocol for result in record.results if result.of_pixels]
             if of_maps:
+                if strategies.distributed(strategy):  # dense protocols compute on one device
+                    module = precision.load(module.handle, kind)
                 whole = Data(
                     sources["train"], sources["test"], sources.get("val"), module, **choice
                 )
@@ -229,13 +253,32 @@ def _tell_of_other_data(workdir: str, data: dict[str, dict[str, Any]]) -> None:
         )
 
 
+def _load(strategy: tf.distribute.Strategy, kind: str, handle: str) -> Module:
+    """A module for all replicas of a strategy, in a precision."""
+    with strategy.scope():
+        return precision.load(handle, kind)
+
+
 def _untrained(
-    settings: Evaluation, opened: dict[str, Module], make: Untrained, note: Callable[[str], None]
+    settings: Evaluation,
+    opened: dict[str, Module],
+    make: Untrained,
+    note: Callable[[str], None],
+    load: Callable[[str], Module],
+    held: contextlib.ExitStack,
 ) -> dict[str, tuple[Module, list[str]]]:
-    """Untrained networks of the modules, likewise; in --workdir if local."""
-    with tempfile.TemporaryDirectory() as folder:
-        folder = settings.file("untrained") if settings.local else folder
-        return make(opened, folder, settings.seed, *settings.sizes, say=note)
+    """Untrained networks of the modules, likewise; in --workdir if local, else in a folder that is
+    `held`."""
+    folder = (
+        settings.file("untrained")
+        if settings.local
+        else held.enter_context(tempfile.TemporaryDirectory())
+    )
+    made = make(opened, folder, settings.seed, *settings.sizes, say=note)
+    return {
+        name: (opened.get(name) or load(module.handle), names)
+        for name, (module, names) in made.items()
+    }
 
 
 def _say(text: str) -> None:

@@ -17,6 +17,7 @@ from tfssl.downstream.report.view import View, baselines
 from tfssl.downstream.results import PIXELS
 from tfssl.errors import UserError
 from tfssl.hub.load import Module
+from tfssl.runtime.strategy import Share
 from tfssl.storage import files, locks
 
 
@@ -29,11 +30,11 @@ def extract(
     protocols: Sequence[Protocol],
     neighbors: int,
     record: Record,
+    share: Share,
 ) -> dict[str, Features]:
-    """{part: features of a module}, cached in a local --workdir."""
-    held_out = bool(not settings.val_split and settings.val_fraction)
-    others = neighbors or settings.writes_features
-    reads_train = others or any(protocol.reads_train(held_out) for protocol in protocols)
+    """{part: features of a module}, cached in a local --workdir; of several processes, by the first
+    one."""
+    reads_train = _reads_train(settings, protocols, neighbors)
     features = {
         part: extraction.extract(
             module,
@@ -45,6 +46,8 @@ def extract(
             dtype=settings.feature_dtype,
             cache_dir=settings.features_folder if settings.cache else None,
             verify=settings.cache == "verify",
+            jit_compile=settings.jit_compile,
+            share=share,
         )
         for part, source in sources.items()
     }
@@ -70,6 +73,40 @@ def extract(
             "baselines": baselines(features["train"], features["test"]),
         }
     return features
+
+
+def extract_share(
+    settings: Evaluation,
+    module: Module,
+    sources: Mapping[str, Source],
+    endpoints: Sequence[str],
+    protocols: Sequence[Protocol],
+    neighbors: int,
+    share: Share,
+) -> None:
+    """What another process than the first does: its share of the features of a module."""
+    reads_train = _reads_train(settings, protocols, neighbors)
+    for part, source in sources.items():
+        if part != "train" or reads_train:
+            extraction.extract_share(
+                module,
+                source,
+                endpoints,
+                settings.features_folder or "",
+                share,
+                *settings.sizes,
+                batch_size=settings.batch_size,
+                pool=settings.pool,
+                dtype=settings.feature_dtype,
+                jit_compile=settings.jit_compile,
+            )
+
+
+def _reads_train(settings: Evaluation, protocols: Sequence[Protocol], neighbors: int) -> bool:
+    """Whether features of the training images are read."""
+    held_out = bool(not settings.val_split and settings.val_fraction)
+    others = bool(neighbors or settings.writes_features)
+    return others or any(protocol.reads_train(held_out) for protocol in protocols)
 
 
 def write_features(

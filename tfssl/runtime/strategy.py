@@ -12,13 +12,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from tfssl.errors import UserError, one_line
+from tfssl.config.schema import Inference
+from tfssl.errors import UserError, check_choice, one_line
 from tfssl.runtime import processor
 
 NAMES = ("auto", "default", "mirrored", "multi_worker", "tpu")
@@ -29,8 +30,17 @@ REMIND = 30  # seconds between lines that name the hosts which are waited for
 _Source = TypeVar("_Source", contravariant=True)
 
 
-class Batches(Protocol[_Source]):
-    """What makes batches of a source, a task; its arguments are those of `data.pipeline`."""
+class EvaluationBatches(Protocol[_Source]):
+    """What makes the batches of one pass over a source; its arguments are those of
+    `data.pipeline`."""
+
+    def evaluation_dataset(
+        self, source: _Source, batch_size: int, **pipeline: Any
+    ) -> tf.data.Dataset: ...
+
+
+class Batches(EvaluationBatches[_Source], Protocol[_Source]):
+    """And of a training: a task."""
 
     def dataset(
         self,
@@ -40,10 +50,6 @@ class Batches(Protocol[_Source]):
         start_step: int,
         steps: int | None,
         **pipeline: Any,
-    ) -> tf.data.Dataset: ...
-
-    def evaluation_dataset(
-        self, source: _Source, batch_size: int, **pipeline: Any
     ) -> tf.data.Dataset: ...
 
 
@@ -98,6 +104,60 @@ def emulated(precision: str, strategy: str = "auto") -> str | None:
     )
 
 
+class Share(NamedTuple):
+    """A process's part of work that several do by themselves.
+
+    Attributes:
+      number: of the process, from 0.
+      hosts: what a person would call them, in order.
+    """
+
+    number: int = 0
+    hosts: tuple[str, ...] = ("this host",)
+
+
+def for_inference(settings: Inference) -> tuple[tf.distribute.Strategy, str, Share]:
+    """(strategy, one of PRECISIONS, share) that settings ask for.
+
+    The hosts of multi_worker infer each by itself, on all of its GPUs: nothing is trained, and so
+    nothing exchanged.
+
+    Raises:
+      UserError: see `build`.
+    """
+    name, precision, share = settings.strategy, settings.precision, Share()
+    check_choice("--strategy", name, NAMES)
+    check_choice("--precision", precision, ("auto", *PRECISIONS))
+    if name == "multi_worker":
+        _own_address(_configured())
+        hosts, number = _hosts()
+        strategy = _of_this_host("auto")
+        share = Share(number, tuple(host for host, _ in hosts))
+    else:
+        strategy = build(name, settings.tpu, settings.tpu_zone, settings.gcp_project)
+    if precision == "auto":
+        precision, why = auto_precision(name)
+        print(f"--precision=auto: {precision} ({why})", flush=True)
+    costly = emulated(precision, name)
+    if costly:
+        print(costly, file=sys.stderr, flush=True)
+    return strategy, precision, share
+
+
+def _configured() -> str:
+    """TF_CONFIG.
+
+    Raises:
+      UserError: it is missing.
+    """
+    if "TF_CONFIG" not in os.environ:
+        raise UserError(
+            "--strategy=multi_worker needs the environment variable TF_CONFIG, which names the "
+            "hosts and this one's index"
+        )
+    return os.environ["TF_CONFIG"]
+
+
 def _compute_capability(gpu: tf.config.PhysicalDevice) -> tuple[int, int]:
     return tf.config.experimental.get_device_details(gpu).get("compute_capability") or (0, 0)
 
@@ -124,12 +184,7 @@ def build(
     """
     # First of all: once TensorFlow has looked at its devices, it can join no other workers.
     if name == "multi_worker":
-        if "TF_CONFIG" not in os.environ:
-            raise UserError(
-                "--strategy=multi_worker needs the environment variable TF_CONFIG, which names the "
-                "hosts and this one's index"
-            )
-        address = _own_address(os.environ["TF_CONFIG"])
+        address = _own_address(_configured())
         _wait_for_hosts(host_timeout)
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
@@ -137,12 +192,18 @@ def build(
             raise UserError(f"the worker {address} of TF_CONFIG cannot start: {one_line(e)}") from e
     if os.environ.get("TF_CONFIG"):
         print(
-            f"TF_CONFIG is set, and --strategy={name} does not use it: this process trains by "
-            "itself (--strategy=multi_worker trains with "
+            f"TF_CONFIG is set, and --strategy={name} does not use it: this process works by "
+            "itself (--strategy=multi_worker works with "
             "the hosts that it names)",
             file=sys.stderr,
             flush=True,
         )
+    return _of_this_host(name, tpu, tpu_zone, gcp_project)
+
+
+def _of_this_host(
+    name: str, tpu: str = "", tpu_zone: str | None = None, gcp_project: str | None = None
+) -> tf.distribute.Strategy:
     gpus = tf.config.list_logical_devices("GPU")
     if name == "default" or (name == "auto" and len(gpus) < 2):
         return tf.distribute.get_strategy()
@@ -323,7 +384,7 @@ def training_data(
     """The model's training batches, each replica's share its own element; `data_service` is the
     address of one that makes the examples."""
     service = (data_service, _job(strategy)) if data_service else None
-    return _distribute(
+    return distribute(
         strategy,
         batch_size,
         lambda **rows: model.dataset(
@@ -341,6 +402,13 @@ def _job(strategy: tf.distribute.Strategy) -> str | None:
     if several_workers(strategy):
         number = int(sum_over_workers(strategy)(number if is_chief(strategy) else 0))
     return f"tfssl-{number}"
+
+
+def distributed(strategy: tf.distribute.Strategy) -> bool:
+    """Whether it takes `strategy.run` to compute where the strategy says: on several replicas, or
+    on a TPU."""
+    tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+    return tpu or several_workers(strategy) or strategy.num_replicas_in_sync > 1
 
 
 def several_workers(strategy: tf.distribute.Strategy) -> bool:
@@ -416,19 +484,24 @@ class Agreement:
 
 
 def evaluation_data(
-    strategy: tf.distribute.Strategy, model: Batches[_Source], source: _Source, batch_size: int
+    strategy: tf.distribute.Strategy,
+    model: EvaluationBatches[_Source],
+    source: _Source,
+    batch_size: int,
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
     """One pass over `source`, likewise; `batch_size` is rounded up to a multiple of the
     replicas."""
     batch_size += -batch_size % strategy.num_replicas_in_sync
-    return _distribute(
+    return distribute(
         strategy, batch_size, lambda **rows: model.evaluation_dataset(source, batch_size, **rows)
     )
 
 
-def _distribute(
+def distribute(
     strategy: tf.distribute.Strategy, batch_size: int, make: Callable[..., tf.data.Dataset]
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """Global batches, each replica's share its own element; `make` takes `rows`, `chunk` and
+    `endless`, as `data.pipeline` does, or nothing for all of a batch."""
     if not several_workers(strategy) and strategy.num_replicas_in_sync == 1:
         return make()
 

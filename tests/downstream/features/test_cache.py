@@ -184,3 +184,98 @@ def test_prune_removes_what_nobody_can_use_and_says_why(tmp_path):
     )  # younger than a day; not ours
     os.utime(begun, (0, 0))
     assert [reason for _, reason, _ in cache.prune(str(tmp_path), used)] == ["not finished"]
+
+
+def begin(folder, rows_kept, monkeypatch, names=("a", "b"), key=1):
+    """A pass that was stopped after some rows were kept, of values that count up."""
+    monkeypatch.setattr(cache, "_SECONDS", 0)
+    kept = FeatureCache(str(folder), {"key": key})
+    arrays = {name: kept.create(name, (9, 5), "float32") for name in names}
+    for array in arrays.values():
+        array[:] = np.arange(45).reshape(9, 5)
+    for count in rows_kept:
+        rows = {"labels": np.arange(count) % 2, "index": np.arange(count) * 2}
+        kept.keep(arrays, count, lambda rows=rows: rows)
+    kept.discard()
+    return kept
+
+
+def test_a_pass_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    begin(tmp_path, (2, 5), monkeypatch)
+    kept = FeatureCache(str(tmp_path), {"key": 1})
+    assert kept.read(["a", "b"]) == ({}, {})  # nothing is valid yet
+    assert kept.resume(["a"]) == ({}, {})  # of other endpoints
+    assert FeatureCache(str(tmp_path), {"key": 2}).resume(["a", "b"]) == ({}, {})
+    rows, arrays = kept.resume(["a", "b"])
+    assert rows["index"].tolist() == [0, 2, 4, 6, 8] and rows["labels"].tolist() == [0, 1, 0, 1, 0]
+    assert (arrays["b"][:5] == np.arange(25).reshape(5, 5)).all()
+    assert FeatureCache(str(tmp_path), {"key": 1}).resume(["a", "b"]) == ({}, {})  # it is in use
+    for array in arrays.values():
+        array[5:7] = 7
+    whole = {"labels": np.zeros(7, int), "index": np.arange(7), "dropped": np.array([], str)}
+    kept.commit(arrays, whole)
+    kept.discard()
+    found = kept.read(["a", "b"])[1]
+    assert found["a"].shape == (7, 5) and (found["a"][5:] == 7).all() and found["b"][4, 4] == 24
+    assert sorted(os.listdir(kept.folder)) == ["a.npy", "b.npy", "key.json", "rows.npz"]
+
+
+def test_of_a_damaged_pass_nothing_is_used(tmp_path, monkeypatch, caplog):
+    kept = begin(tmp_path, (5,), monkeypatch)
+    (path,) = (file(kept, name) for name in os.listdir(kept.folder) if name.startswith("b.npy"))
+    with open(path, "r+b") as f:
+        f.seek(128 + 4 * 3)
+        f.write(b"\xff")
+    with caplog.at_level("WARNING", logger="absl"):
+        assert kept.resume(["a", "b"]) == ({}, {})
+    assert "damaged (a checksum is wrong): computed again" in caplog.text
+    assert os.listdir(kept.folder) == ["key.json"]
+
+
+def test_a_pass_waits_for_a_week(tmp_path, monkeypatch):
+    kept = begin(tmp_path, (5,), monkeypatch)
+    cache.sweep(str(tmp_path))
+    names = os.listdir(kept.folder)
+    assert len(names) == 4
+    for name in names:
+        os.utime(file(kept, name), (0, 0))
+    cache.sweep(str(tmp_path))
+    assert os.listdir(kept.folder) == ["key.json"]
+
+
+PASS = """
+import sys
+import numpy as np
+from tfssl.downstream.features import cache
+cache._SECONDS = 0
+kept = cache.FeatureCache(sys.argv[1], {"key": 1})
+rows, arrays = kept.resume(["a", "b"])
+done = len(rows["index"]) if rows else 0
+arrays = arrays or {name: kept.create(name, (400, 64), "float32") for name in "ab"}
+for low in range(done, 400, 4):
+    for array in arrays.values():
+        array[low : low + 4] = np.arange(low, low + 4)[:, None]
+    rows = {"labels": np.arange(low + 4), "index": np.arange(low + 4)}
+    kept.keep(arrays, low + 4, lambda: rows)
+    print(low, flush=True)
+kept.commit(arrays, {**rows, "dropped": np.array([], str)})
+"""
+
+
+def test_killed_at_twenty_moments_it_is_the_same_array(tmp_path):
+    draws, begun_at = np.random.default_rng(0), []
+    for _ in range(20):
+        process = subprocess.Popen(
+            [sys.executable, "-c", PASS, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        begun_at.append(int(process.stdout.readline()))
+        for _ in range(draws.integers(0, 5)):
+            process.stdout.readline()
+        process.kill()  # wherever it is by now: it did not wait
+        process.communicate()
+    assert begun_at == sorted(begun_at) and len(set(begun_at)) == 20  # each went on
+    assert subprocess.run([sys.executable, "-c", PASS, str(tmp_path)], check=False).returncode == 0
+    rows, arrays = FeatureCache(str(tmp_path), {"key": 1}).read(["a", "b"])
+    for name in "ab":
+        np.testing.assert_array_equal(arrays[name], np.repeat(np.arange(400)[:, None], 64, 1))
+    assert rows["index"].tolist() == rows["labels"].tolist() == list(range(400))

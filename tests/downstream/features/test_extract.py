@@ -1,5 +1,8 @@
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -507,3 +510,59 @@ def test_no_change_in_place_leaves_stale_features(kind, module, tmp_path):
         ).seconds
         == 0
     )
+
+
+EXTRACTION = """
+import sys
+from tfssl.downstream.features import cache
+cache._SECONDS = 0
+import tfssl
+from tfssl.downstream.features.extract import extract
+kept, keep, kill_after = [0], cache.FeatureCache.keep, int(sys.argv[4])
+def counted(self, arrays, done, rows):
+    kept[0] += 1
+    if kept[0] == kill_after:
+        import os, signal
+        if int(sys.argv[5]):
+            arrays["block"][done:] = 77
+            keep(self, arrays, done, rows)
+        os.kill(os.getpid(), signal.SIGKILL)
+    keep(self, arrays, done, rows)
+cache.FeatureCache.keep = counted
+extract(sys.argv[1], tfssl.open_source(sys.argv[2]), ["block", "pixels"], batch_size=4, cache_dir=sys.argv[3])
+print(kept[0], "steps")
+"""
+
+
+def test_killed_at_each_of_its_steps_it_goes_on_to_the_same_array(modules_dir, pictures, tmp_path):
+    """Before and after a record of its progress: SIGKILL, four times in a row, and then the end."""
+    module, source = str(modules_dir / "ours" / "1"), f"folder:{pictures[0]}"
+    whole = extract(module, tfssl.open_source(source), ["block", "pixels"], batch_size=4)
+
+    def run(kill_after, recorded):
+        arguments = [module, source, str(tmp_path), str(kill_after), str(int(recorded))]
+        return subprocess.run(
+            [sys.executable, "-c", EXTRACTION, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert run(1, False).returncode == -signal.SIGKILL  # nothing of it is left
+    assert run(2, False).returncode == -signal.SIGKILL  # four images are
+    again = run(1, True)  # at eight
+    assert again.returncode == -signal.SIGKILL and "4 of 11 images are done" in again.stdout
+    last = run(99, False)
+    assert last.returncode == 0, last.stderr
+    assert "8 of 11 images are done" in last.stdout and "1 steps" in last.stdout
+    found = extract(
+        module,
+        tfssl.open_source(source),
+        ["block", "pixels"],
+        batch_size=4,
+        cache_dir=str(tmp_path),
+    )
+    assert found.seconds == 0 and list(found.index) == list(range(11))
+    np.testing.assert_array_equal(found.labels, whole.labels)
+    for name in whole.endpoints:
+        np.testing.assert_array_equal(found.endpoints[name], whole.endpoints[name])

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -427,3 +429,49 @@ class TestImages:
             mean, square = (head.norm.sums / head.norm.count).numpy()
             np.testing.assert_allclose(mean, x.mean(0), rtol=1e-4, atol=1e-6)
             np.testing.assert_allclose(square - mean**2, x.var(0), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm, val_fraction", [("none", 0.2), ("learned", 0.0)])
+def test_replicas_give_the_heads_of_one_device(
+    modules_dir, pictures, replicas, monkeypatch, norm, val_fraction
+):
+    """In double precision, of crops that each device encodes in micro-batches of one size. Run
+    again with four devices by tests/pretext/test_task.py."""
+    made, build = [], linear_sgd.Linear
+    monkeypatch.setattr(
+        linear_sgd, "Linear", lambda *args, **kw: made.append(build(*args, **kw)) or made[-1]
+    )
+    source = tfssl.open_source(f"folder:{pictures[0]}")
+    settings = {"epochs": 3, "decay_epochs": (2,), "batch_size": 8, "nesterov": True}
+    settings |= {"weight_decay": 0.01, "batch_norm": norm, "crops": "resized_flip"}
+
+    def trained():
+        module = modules.load(modules_dir / "ours" / "1")
+        found = extraction.extract(module, source, ["block", "pre_logits"], batch_size=2)
+        double = {name: values.astype(np.float64) for name, values in found.endpoints.items()}
+        return dataclasses.replace(found, endpoints=double)
+
+    alone = trained()
+    with replicas.scope():
+        together = trained()
+    results = [
+        downstream.run("linear_sgd", part, part, val_fraction=val_fraction, **settings)
+        for part in (alone, together)
+    ]
+    ones, others = made[: len(made) // 2], made[len(made) // 2 :]
+    assert len(ones) == len(others) == (4 if val_fraction else 2)
+    for one, other in zip(ones, others):
+        assert [v.shape for v in one.variables] == [v.shape for v in other.variables]
+        for v, w in zip(one.variables, other.variables):
+            np.testing.assert_allclose(w.numpy(), v.numpy(), rtol=1e-9, atol=1e-9)
+    for one, other in zip(*results):
+        assert other["loss"] == pytest.approx(one["loss"], abs=1e-9)
+        assert other["curve"] == one["curve"]
+
+
+def test_a_batch_that_replicas_cannot_share_is_refused(modules_dir, pictures, replicas):
+    source = tfssl.open_source(f"folder:{pictures[0]}")
+    with replicas.scope():
+        found = extraction.extract(modules.load(modules_dir / "ours" / "1"), source, ["block"])
+    with pytest.raises(UserError, match="batch_size=7 of 11 images does not divide over"):
+        downstream.run("linear_sgd", found, found, batch_size=7, val_fraction=0)

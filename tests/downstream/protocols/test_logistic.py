@@ -8,7 +8,7 @@ from tfssl import downstream
 from tfssl.downstream import partition
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocols import logistic
-from tfssl.downstream.solvers.lbfgs import Problem, Rows
+from tfssl.downstream.solvers.lbfgs import Problem, Rows, moments
 from tfssl.errors import UserError
 
 
@@ -117,8 +117,27 @@ def test_chunks_change_nothing(monkeypatch):
         "tfssl.downstream.solvers.lbfgs._CHUNK_VALUES", 12 * 37
     )  # 37 rows: the last chunk is a smaller one
     p = problem(x, y)
-    assert len(p.chunks) == 11
+    assert len(list(p.chunks)) == 11
     assert p.fit(1e-3, ftol=1e-15).loss == pytest.approx(whole.loss, rel=1e-10)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_rows_that_are_read_again_for_each_update_give_the_same_bits(dtype, tmp_path, monkeypatch):
+    """Of a memory-mapped array, in chunks, with and without standardization; float16 is exact in
+    float32."""
+    x, y = blobs(400, 0)
+    np.save(tmp_path / "x.npy", x.astype(dtype))
+    stored = np.load(tmp_path / "x.npy", mmap_mode="r")
+    monkeypatch.setattr("tfssl.downstream.solvers.lbfgs._CHUNK_VALUES", 12 * 37)
+    rows = np.flatnonzero(np.arange(400) % 3)
+    scales = None, moments(stored, rows)
+    kept = [Rows(stored.astype(np.float32), y, rows, scale) for scale in scales]
+    monkeypatch.setattr("tfssl.downstream.solvers.lbfgs._RESIDENT", {"CPU": 0, "GPU": 0})
+    streamed = [Rows(stored, y, rows, scale) for scale in scales]
+    for one, other in zip(kept, streamed):
+        assert isinstance(one.chunks, list) and other.chunks is other
+        fits = [Problem([part], 3).fit(1e-3, 20) for part in (one, other)]
+        np.testing.assert_array_equal(fits[0].weights, fits[1].weights)
 
 
 def test_degenerate_features():

@@ -38,6 +38,21 @@ def test_blocks_change_nothing(monkeypatch):
     monkeypatch.setattr(nearest, "_QUERIES", 7)
     monkeypatch.setattr(nearest, "_BANK", 11)
     np.testing.assert_array_equal(nearest.vote(bank, labels, rows, queries, 5, 0.07), whole)
+    monkeypatch.setattr(nearest, "_VALUES", 5 * bank.shape[1])
+    monkeypatch.setattr(nearest, "_RESIDENT", 0)  # queries are normalized again for each block
+    chosen = np.arange(0, 60, 7)
+    some = nearest.vote(bank, labels, rows, queries, 5, 0.07, chosen)
+    np.testing.assert_array_equal(some, whole[chosen])
+
+
+def test_memory_mapped_rows_of_float16_are_those_of_float32(tmp_path):
+    (bank, _), (queries, _) = points(300, 0), points(60, 1)
+    np.save(tmp_path / "bank.npy", bank.astype(np.float16))
+    stored, rows = np.load(tmp_path / "bank.npy", mmap_mode="r"), np.arange(0, 300, 2)
+    single = stored.astype(np.float32), rows, queries.astype(np.float16).astype(np.float32), 20
+    found = nearest.nearest(stored, rows, queries.astype(np.float16), 20)
+    for one, other in zip(found, nearest.nearest(*single)):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_ties():

@@ -86,6 +86,11 @@ class Subset(Derived):
         with tf.device("CPU"):
             self._place = tf.constant(place)
 
+    @property
+    def positions(self) -> np.ndarray:
+        """int [n], the places of its images in the split of the source, rising."""
+        return self._index
+
     def records(
         self, seed: int | None = None, start: int | tf.Tensor = 0, rows: Rows | None = None
     ) -> tf.data.Dataset:

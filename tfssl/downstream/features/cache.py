@@ -2,9 +2,11 @@
 endpoint, read by memory mapping, and a record of those that are complete, with their checksums.
 
 An array is valid if the record names it and its bytes have the recorded checksum. A damaged array
-is reported in one line, and its features are computed again. Partial arrays of a killed process are
-removed when the next process opens a cache in the same folder; features that are no longer usable
-are removed by `prune`.
+is reported in one line, and its features are computed again. A pass over the images writes partial
+arrays, and now and then a record of how far they are: where its process was stopped or killed, the
+next one with the same endpoints goes on from there. Partial arrays without such a record, or of
+last week, are removed when the next process opens a cache in the same folder; features that are no
+longer usable are removed by `prune`.
 """
 
 import contextlib
@@ -15,16 +17,19 @@ import shutil
 import time
 import urllib.parse
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Optional
 
 import numpy as np
 from absl import logging
 
 from tfssl.errors import UserError, one_line
-from tfssl.storage import files, npz
+from tfssl.storage import files, mapped, npz
 
 _BLOCK = 1 << 24  # bytes read at once for a checksum
+# between two records of how far a pass is: seconds, or bytes of features, whichever comes first
+_SECONDS, _BYTES = 30.0, 1 << 28
+_WEEK = 7 * 24 * 3600  # seconds that a pass waits for a process that goes on with it
 _YOUNG = 24 * 3600  # seconds for which a folder without a record may be in use by another machine
 _RECORD, _KEY, _PARTIAL = "rows.npz", "key.json", ".partial"
 
@@ -55,8 +60,12 @@ class FeatureCache:
             )
         digest = hashlib.sha256(json.dumps(key, indent=1, sort_keys=True).encode()).hexdigest()
         self.folder = os.path.join(folder, digest[:16])
-        # name -> the locked file behind what `create` made
+        # name -> the locked file behind what `create` made, or `resume` took over
         self._open: dict[str, tuple[str, BinaryIO]] = {}
+        # The pass over the images that writes them: a part of its files' names, and the rows, the
+        # checksums of these rows and the time at its last record.
+        self._pass, self._kept, self._sums = files.unique(), 0, dict[str, int]()
+        self._kept_at = time.monotonic()
         text = json.dumps({"key": key, "of": of or {}}, indent=1, sort_keys=True)
         with self._room():
             os.makedirs(self.folder, exist_ok=True)
@@ -85,6 +94,12 @@ class FeatureCache:
                 )
         return rows, arrays
 
+    def is_complete(self, names: Iterable[str]) -> bool:
+        """Whether another process, say, has written these endpoints and let go of them; checksums
+        are left to `read`."""
+        table = self._read_record()[1]
+        return all(name in table and _is_dead(self._path(name)) for name in names)
+
     def create(self, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap:
         """A writable memory-mapped array, with its disk space allocated; it is valid after
         `commit`.
@@ -92,12 +107,71 @@ class FeatureCache:
         Raises:
           UserError: the disk is full.
         """
-        path = self._path(name) + f".{files.unique()}{_PARTIAL}"
+        path = self._partial(self._path(name))
         with self._room():
             self._open[name] = path, _locked(path)
             array = np.lib.format.open_memmap(path, "w+", dtype, shape)
             files.claim(self._open[name][1])
         return array
+
+    def resume(self, names: Collection[str]) -> tuple[Rows, dict[str, np.memmap]]:
+        """Take over a pass of exactly these endpoints whose process ended before it did.
+
+        Returns:
+          (rows, arrays): {"labels", "index"} of the images that are done, and {name: the writable
+          array, whose first rows are theirs}; ({}, {}) where there is none.
+        """
+        for name_of_pass, paths in _passes(self.folder).items():
+            self._pass = name_of_pass
+            record = self._partial(self._path_of_record)
+            if record not in paths:
+                continue
+            try:
+                rows, table = _read_record(record)
+                if set(table) != set(names):
+                    continue
+                for name in names:
+                    path = self._partial(self._path(name))
+                    self._open[name] = path, _locked_again(path)
+                arrays = {
+                    name: np.lib.format.open_memmap(path, "r+")
+                    for name, (path, _) in self._open.items()
+                }
+                self._kept = len(rows["index"])
+                self._sums = {n: _crc(array, 0, self._kept) for n, array in arrays.items()}
+                if self._sums != {name: crc for name, (_, crc) in table.items()}:
+                    raise ValueError("a checksum is wrong")
+                return rows, arrays
+            except Exception as error:  # another process's; or damaged, of which NumPy raises many
+                self._close()
+                if not isinstance(error, BlockingIOError):
+                    for path in paths:
+                        files.remove(path)
+                    logging.warning(
+                        "features of a pass that was stopped, %s, are damaged (%s): computed again",
+                        record,
+                        one_line(error),
+                    )
+        self._pass = files.unique()
+        return {}, {}
+
+    def keep(self, arrays: Mapping[str, np.memmap], done: int, rows: Callable[[], Rows]) -> None:
+        """Record, now and then, that the first `done` rows of arrays of `create` or `resume` are
+        complete, and take them out of this process's memory; `rows` returns their labels and
+        index."""
+        size = (done - self._kept) * sum(a.strides[0] for a in arrays.values())
+        if time.monotonic() - self._kept_at < _SECONDS and size < _BYTES:
+            return
+        with self._room():
+            for name, array in arrays.items():
+                self._sums[name] = _crc(array, self._kept, done, self._sums.get(name, 0))
+                array.flush()
+                mapped.release(array)
+            sizes = {name: done * array.strides[0] for name, array in arrays.items()}
+            table = {name: [size, self._sums[name]] for name, size in sizes.items()}
+            record = self._partial(self._path_of_record)
+            npz.write(record, **rows(), dropped=np.array([], str), arrays=json.dumps(table))
+        self._kept, self._kept_at = done, time.monotonic()
 
     def commit(self, arrays: Mapping[str, np.memmap], rows: Rows) -> None:
         """Declare arrays of `create` complete: {name: array}; `rows` as `read` returns them.
@@ -118,6 +192,9 @@ class FeatureCache:
                 for name in arrays:
                     os.replace(self._open[name][0], self._path(name))
                 self._write_record(rows, table)
+                if self._kept:
+                    files.remove(self._partial(self._path_of_record))
+                    self._kept = 0
             except OSError:
                 for name in arrays:
                     files.remove(self._path(name))
@@ -137,12 +214,23 @@ class FeatureCache:
             )
 
     def discard(self) -> None:
-        """Remove arrays of `create` without a `commit`."""
-        for path, file in self._open.values():
-            with contextlib.suppress(OSError):  # a full disk may fail here too
-                files.remove(path)
+        """Let go of arrays without a `commit`: they stay for `resume` where `keep` has recorded
+        some of their rows, and are removed elsewhere."""
+        if not self._kept:
+            for path, _ in self._open.values():
+                with contextlib.suppress(OSError):  # a full disk may fail here too
+                    files.remove(path)
+        self._close()
+
+    def remove(self) -> None:
+        """Remove all of it."""
+        shutil.rmtree(self.folder)
+
+    def _close(self) -> None:
+        for _, file in self._open.values():
             file.close()
-        self._open = {}
+        self._open, self._kept, self._sums = {}, 0, {}
+        self._pass, self._kept_at = files.unique(), time.monotonic()
 
     def _write_record(self, rows: Rows, table: Mapping[str, Checksum]) -> None:
         npz.write(self._path_of_record, **rows, arrays=json.dumps(table))
@@ -151,10 +239,7 @@ class FeatureCache:
         """(rows, {name: checksum}); ({}, {}) without a valid record: zip files have checksums of
         their own."""
         try:
-            with np.load(self._path_of_record) as record:
-                rows = dict(record)
-            table = json.loads(str(rows.pop("arrays")))
-            return {name: rows[name] for name in ("labels", "index", "dropped")}, table
+            return _read_record(self._path_of_record)
         except FileNotFoundError:
             pass
         except Exception as error:  # NumPy and zipfile raise many kinds
@@ -172,6 +257,9 @@ class FeatureCache:
         try:
             yield
         except OSError as error:
+            if self._kept:
+                files.remove(self._partial(self._path_of_record))
+                self._kept = 0
             self.discard()
             raise UserError(
                 f"features cannot be cached in {self.folder!r} ({one_line(error)}): make room, "
@@ -182,6 +270,9 @@ class FeatureCache:
     @property
     def _path_of_record(self) -> str:
         return os.path.join(self.folder, _RECORD)
+
+    def _partial(self, path: str) -> str:
+        return f"{path}.{self._pass}{_PARTIAL}"
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, urllib.parse.quote(name, safe="") + ".npy")
@@ -194,6 +285,22 @@ def checksum(path: str) -> Checksum:
         while block := f.read(_BLOCK):
             size, crc = size + len(block), zlib.crc32(block, crc)
     return [size, crc]
+
+
+def _crc(array: np.ndarray, low: int, high: int, crc: int = 0) -> int:
+    """CRC32 of the bytes of some rows, behind those of `crc`."""
+    size = max(1, _BLOCK // array.strides[0])
+    for begin in range(low, high, size):
+        crc = zlib.crc32(array[begin : min(begin + size, high)].tobytes(), crc)
+        mapped.release(array)
+    return crc
+
+
+def _read_record(path: str) -> tuple[Rows, dict[str, Checksum]]:
+    with np.load(path) as record:
+        rows = dict(record)
+    table = json.loads(str(rows.pop("arrays")))
+    return {name: rows[name] for name in ("labels", "index", "dropped")}, table
 
 
 def _locked(path: str) -> BinaryIO:
@@ -209,25 +316,61 @@ def _locked(path: str) -> BinaryIO:
         file.close()  # removed by `sweep` between the two
 
 
-def _is_dead(path: str) -> bool:
-    """Whether the process that wrote a partial array, and locked it, has ended."""
+def _locked_again(path: str) -> BinaryIO:
+    """A file that a process has left, likewise.
+
+    Raises:
+      BlockingIOError: it is in use, or has gone.
+    """
     try:
         import fcntl
 
-        with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
+        file = open(path, "r+b")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.exists(path):
+            return file
     except (OSError, ImportError):
+        pass
+    raise BlockingIOError(path)
+
+
+def _is_dead(path: str) -> bool:
+    """Whether the process that wrote a partial array, and locked it, has ended."""
+    try:
+        _locked_again(path).close()
+        return True
+    except BlockingIOError:
         return False
 
 
+def _passes(folder: str) -> dict[str, list[str]]:
+    """{name of a pass over the images: its partial files}."""
+    passes: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(_PARTIAL):
+            passes.setdefault(name.split(".")[-2], []).append(os.path.join(folder, name))
+    return passes
+
+
+def _in_use(paths: Sequence[str]) -> bool:
+    """Whether a pass is of a living process; its record is not locked, which is written anew."""
+    return any(not _is_dead(path) for path in paths if not _is_record(path))
+
+
+def _is_record(path: str) -> bool:
+    return os.path.basename(path).startswith(_RECORD)
+
+
 def sweep(folder: str) -> None:
-    """Remove partial arrays of processes that have ended from all caches of a folder."""
+    """Remove what passes over the images left whose processes have ended, from all caches of a
+    folder, but for those that another process can go on with."""
     for inner in _folders(folder):
-        for name in os.listdir(inner):
-            path = os.path.join(inner, name)
-            if name.endswith(_PARTIAL) and _is_dead(path):
-                files.remove(path)
+        for paths in _passes(inner).values():
+            records = [path for path in paths if _is_record(path)]
+            young = [path for path in records if time.time() - os.path.getmtime(path) < _WEEK]
+            if not (young and len(paths) > 1) and not _in_use(paths):
+                for path in paths:
+                    files.remove(path)
 
 
 def prune(
@@ -251,7 +394,7 @@ def prune(
     for inner in _folders(folder):
         names = os.listdir(inner)
         young = time.time() - os.path.getmtime(inner) < _YOUNG
-        if any(name.endswith(_PARTIAL) for name in names):
+        if any(_in_use(paths) for paths in _passes(inner).values()):
             continue  # a process is writing there
         reason = _outdated(inner, versions, identities)
         if reason is None and _RECORD not in names and not young:

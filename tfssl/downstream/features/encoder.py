@@ -4,7 +4,8 @@ encoder."""
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,13 +15,11 @@ from tfssl.data.ops import image
 from tfssl.data.ops.draws import fork
 from tfssl.data.sources.base import Source
 from tfssl.data.sources.subset import Subset
-from tfssl.downstream.features import pooling
+from tfssl.downstream.features import forward, pooling
+from tfssl.downstream.features.forward import Compute
 from tfssl.hub.load import Module
 
 PIXELS = "pixels"
-
-# images uint8 [B, S, S, 3] -> {endpoint: [B, D]}
-Encode = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 
 
 def _random(encoded: tf.Tensor, seed: tf.Tensor, size: int, resize: int) -> tf.Tensor:
@@ -51,6 +50,8 @@ class Encoder:
       pool, target: pooling of maps with more than `target` values: see `pooling.pool`.
       dtype: "float32" or "float16", of the features.
       batch_size: images per forward pass of the module.
+      jit_compile: compile it with XLA.
+      strategy: in whose scope the module was loaded, and whose replicas compute.
     """
 
     module: Module
@@ -61,6 +62,8 @@ class Encoder:
     target: int = 9000
     dtype: str = "float32"
     batch_size: int = 64
+    jit_compile: bool = False
+    strategy: tf.distribute.Strategy = dataclasses.field(default_factory=tf.distribute.get_strategy)
 
     def channels(self, endpoint: str) -> int:
         """C of an endpoint's maps, or of its vectors; pooling does not change it."""
@@ -73,6 +76,7 @@ class Encoder:
         seed: int,
         crops: str = "random",
         start_step: int = 0,
+        **rows: Any,
     ) -> tf.data.Dataset:
         """Endless batches: each epoch has another order, and a random crop of each image.
 
@@ -84,6 +88,7 @@ class Encoder:
             "random_flip", the same with a random horizontal flip; "resized_flip", a random resized
             crop of 8 to 100 % of the area and a random flip (VISSL).
           start_step: the first batch.
+          **rows: a part of each batch, see `pipeline.training_batches`.
 
         Returns:
           a data set of {"image": uint8 [B, S, S, 3], "index": int64 [B], ...}; see
@@ -94,33 +99,52 @@ class Encoder:
             return {"image": CROPS[crops](example["image"], seed, self.size, self.resize)}
 
         return pipeline.training_batches(
-            Subset(self.source, index), crop, batch_size, seed, start_step
+            Subset(self.source, index), crop, batch_size, seed, start_step, **rows
         )
 
-    def encoder(
-        self, names: Sequence[str], batch_size: int
-    ) -> "tf.types.experimental.ConcreteFunction":
-        """The graph function uint8 [B, S, S, 3] -> {endpoint: [B, D]}, with the module in inference
-        mode."""
-        return encoder(
+    def step(self, names: Sequence[str], batch_size: int) -> Compute:
+        """The `forward.step` uint8 [B, S, S, 3] -> {endpoint: [B, D]}, with the module in inference
+        mode; B: `batch_size` of each replica."""
+        return _step(
+            self.strategy,
+            self.module,
+            tuple(names),
+            batch_size,
+            self.size,
+            self.pool,
+            self.target,
+            self.dtype,
+            self.jit_compile,
+        )
+
+    def encoder(self, names: Sequence[str], batch_size: int) -> Compute:
+        """The same graph function on one device, for B images."""
+        compute = encoder(
             self.module, tuple(names), batch_size, self.size, self.pool, self.target, self.dtype
         )
+        spec = tf.TensorSpec([batch_size, self.size, self.size, 3], tf.uint8)
+        return tf.function(compute, autograph=False).get_concrete_function(spec)
 
-    def large_batch_encoder(self, names: Sequence[str], batch_size: int) -> Encode:
-        """The same for batches that exceed the device's memory, in micro-batches of at most
-        `self.batch_size` images."""
+    def large_batch_encoder(self, names: Sequence[str], batch_size: int) -> Compute:
+        """The same as a part of a step, for batches that exceed the device's memory, in
+        micro-batches of at most `self.batch_size` images."""
         parts = -(-batch_size // self.batch_size)
         part = -(-batch_size // parts)
-        compute = self.encoder(names, part)
+        compute = encoder(
+            self.module, tuple(names), part, self.size, self.pool, self.target, self.dtype
+        )
+        if self.jit_compile:
+            compute = forward.compiled(compute)
         if parts == 1:
             return compute
+        specs = {
+            name: tf.TensorSpec([part, self.dims(name)], self.dtype)
+            for name in dict.fromkeys(names)
+        }
 
         def encode(images: tf.Tensor) -> dict[str, tf.Tensor]:
             images = tf.pad(images, [[0, parts * part - batch_size], [0, 0], [0, 0], [0, 0]])
             images = tf.reshape(images, [parts, part, *images.shape[1:]])
-            specs = tf.nest.map_structure(
-                lambda s: tf.TensorSpec(s.shape, s.dtype), compute.structured_outputs
-            )
             features = tf.map_fn(compute, images, fn_output_signature=specs, parallel_iterations=1)
             # BxD
             return {
@@ -128,6 +152,13 @@ class Encoder:
             }
 
         return encode
+
+    def dims(self, endpoint: str) -> int:
+        """D of an endpoint's features."""
+        if endpoint == PIXELS:
+            return math.prod(pixels_shape(self.size, self.target))
+        shape = self.module.shapes(self.size)[endpoint]
+        return math.prod(pooling.pooled_shape(shape, self.pool, self.target))
 
 
 def pixels_shape(size: int, target: int) -> tuple[int, int, int]:
@@ -138,6 +169,22 @@ def pixels_shape(size: int, target: int) -> tuple[int, int, int]:
 
 
 @functools.lru_cache(maxsize=2)  # the test split follows the training split, with the same module
+def _step(
+    strategy: tf.distribute.Strategy,
+    module: Module,
+    names: tuple[str, ...],
+    batch_size: int,
+    size: int,
+    pool: str,
+    target: int,
+    dtype: str,
+    jit_compile: bool,
+) -> Compute:
+    compute = encoder(module, names, batch_size, size, pool, target, dtype)
+    with strategy.scope():
+        return forward.step(compute, batch_size, size, jit_compile)
+
+
 def encoder(
     module: Module,
     names: tuple[str, ...],
@@ -146,9 +193,9 @@ def encoder(
     pool: str,
     target: int,
     dtype: str,
-) -> "tf.types.experimental.ConcreteFunction":
-    """The graph function uint8 [B, S, S, 3] -> {name: [B, D]}: the module's inference, pooled; or
-    the pixels."""
+) -> Compute:
+    """A function uint8 [B, S, S, 3] -> {name: [B, D]}, graph code: the module's inference, pooled;
+    or the pixels."""
     shapes = module.shapes(size)
 
     def compute(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -158,7 +205,7 @@ def encoder(
         for name in names:
             if name == PIXELS:
                 side = pixels_shape(size, target)[0]
-                values = images if side == size else tf.image.resize(images, [side, side], "area")
+                values = images if side == size else _averaged(images, side)
                 features[name] = tf.reshape(values, [batch_size, -1])
             else:  # pooling needs static shapes, which a loaded function does not have
                 features[name] = pooling.pool(
@@ -166,9 +213,15 @@ def encoder(
                 )
         return {name: tf.cast(value, dtype) for name, value in features.items()}
 
-    function = tf.function(
-        compute,
-        input_signature=[tf.TensorSpec([batch_size, size, size, 3], tf.uint8)],
-        autograph=False,
-    )
-    return function.get_concrete_function()
+    return compute
+
+
+def _averaged(images: tf.Tensor, side: int) -> tf.Tensor:
+    """Square images brought to a smaller side: each pixel is the mean of the area that it covers.
+    Two matrix products, for `tf.image.resize` by area does not compile with XLA."""
+    size = images.shape[1]
+    edges = np.arange(side + 1) * size / side
+    pixel = np.arange(size)
+    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    weights = tf.constant(np.maximum(overlap, 0) * side / size, images.dtype)  # side x size
+    return tf.einsum("yh,nhwc,xw->nyxc", weights, images, weights)

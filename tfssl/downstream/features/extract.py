@@ -5,10 +5,9 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -21,15 +20,33 @@ from tfssl.data import pipeline, segments
 from tfssl.data.ops import image
 from tfssl.data.sources import identity
 from tfssl.data.sources.base import Source
-from tfssl.data.sources.subset import evenly_spaced
+from tfssl.data.sources.subset import Subset, evenly_spaced
 from tfssl.downstream.features import encoder as images_module
-from tfssl.downstream.features import pooling
+from tfssl.downstream.features import forward, pooling
 from tfssl.downstream.features.cache import FeatureCache, Rows
-from tfssl.downstream.features.encoder import PIXELS, Encode, Encoder, pixels_shape
+from tfssl.downstream.features.encoder import PIXELS, Encoder
 from tfssl.errors import UserError
 from tfssl.hub import load as modules
 from tfssl.hub.load import Module
-from tfssl.storage import npz
+from tfssl.runtime import strategy as strategies
+from tfssl.runtime.strategy import Share
+from tfssl.storage import mapped, npz
+
+ALONE = Share()
+
+
+# (rows that are done, function that returns their {"labels", "index"}), called after each step
+Keep = Callable[[int, Callable[[], Rows]], None]
+
+
+def _nothing(done: int, rows: Callable[[], Rows]) -> None:
+    pass
+
+
+def parts_of(array: np.ndarray, values: int = 1 << 24) -> Iterator[slice]:
+    """Slices of the rows of [N, D], each of about so many values."""
+    size = max(1, values // max(1, array.shape[1]))
+    return (slice(i, i + size) for i in range(0, len(array), size))
 
 
 @dataclasses.dataclass
@@ -74,8 +91,8 @@ class Features:
                     f"({len(self.labels)} labels, features)"
                 )
             parts = [
-                part.start + np.flatnonzero(~np.isfinite(self.endpoints[name][part]).all(1))
-                for part in self._parts(name)
+                part.start + np.flatnonzero(~np.isfinite(values).all(1))
+                for part, values in self._parts(name)
             ]
             bad = np.concatenate([*parts, np.array([], int)])
             if len(bad):
@@ -85,16 +102,15 @@ class Features:
     def largest(self, name: str) -> float:
         """The largest absolute value of an endpoint."""
         return max(
-            (
-                float(np.abs(self.endpoints[name][part]).max(initial=0))
-                for part in self._parts(name)
-            ),
+            (float(np.abs(values).max(initial=0)) for _, values in self._parts(name)),
             default=0.0,
         )
 
-    def _parts(self, name: str, values: int = 1 << 24) -> list[slice]:
-        size = max(1, values // max(1, self.endpoints[name].shape[1]))
-        return [slice(i, i + size) for i in range(0, len(self.labels), size)]
+    def _parts(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
+        array = self.endpoints[name]
+        for part in parts_of(array):
+            yield part, array[part]
+            mapped.release(array)
 
     def _unsound(self, name: str, count: int, first: int) -> str:
         module = f"module {self.images.module.handle!r}: " if self.images and name != PIXELS else ""
@@ -140,10 +156,14 @@ def extract(
     cache_dir: Optional[str] = None,
     progress: bool = True,
     verify: bool = False,
+    jit_compile: bool = False,
+    share: Share = ALONE,
 ) -> Features:
-    """Features of all images of a source: each is resized, center-cropped and encoded once.
+    """Features of all images of a source: each is resized, center-cropped and encoded once, on all
+    replicas of the strategy in whose scope it is called (and the module loaded).
 
-    Memory: the features (none with `cache_dir`), and a batch.
+    Memory: the features (none with `cache_dir`), and two batches. With `cache_dir`, the same call
+    goes on where one was stopped or killed.
 
     Args:
       module: a Hub module's handle (see `modules.load`), or a loaded `modules.Module`.
@@ -154,7 +174,8 @@ def extract(
         image is not noticed.
       image_size, resize: side of the central crop, and of the shorter side before it, in pixels; by
         default what the module's tfssl.json says, else its fixed input size, and size * 256 / 224.
-      batch_size: images per forward pass.
+      batch_size: images per forward pass, on each replica: features do not depend on the number of
+        replicas.
       pool, target: pooling of maps with more than `target` values: see `pooling.pool`.
       dtype: "float32", or "float16" for half the memory.
       cache_dir: a local folder to cache the features in, memory-mapped; later calls with the same
@@ -163,6 +184,9 @@ def extract(
       progress: show a progress bar (on a terminal or in a notebook).
       verify: compute cached features of 64 images again (of records, the first), and all of them
         where these differ.
+      jit_compile: compile the forward pass with XLA, as on a TPU it always is.
+      share: of several processes that extract a part each into the `cache_dir` that all reach: the
+        first one's. It waits for the others, which call `extract_share`.
 
     Returns:
       Features.
@@ -177,49 +201,20 @@ def extract(
     if not isinstance(module, Module):
         module = modules.load(module)
     size, resize = module.sizes(image_size, resize)
-    images = Encoder(module, source, size, resize, pool, target, dtype, batch_size)
-    available = {
-        **{n: pooling.pooled_shape(s, pool, target) for n, s in module.shapes(size).items()},
-        PIXELS: pixels_shape(size, target),
-    }
+    images = Encoder(module, source, size, resize, pool, target, dtype, batch_size, jit_compile)
     wanted = check_endpoints(module, size, endpoints) if endpoints is None or len(endpoints) else []
-    dims = {name: math.prod(available[name]) for name in wanted}
-
-    def compute(images_of: Source, arrays: Mapping[str, np.ndarray], batch_size: int) -> Rows:
-        batch_size = min(batch_size, images_of.num_examples)
-        return _fill(
-            arrays,
-            images.encoder(list(arrays), batch_size),
-            images_of,
-            batch_size,
-            size,
-            resize,
-            progress,
-        )
-
-    cache = None
-    if cache_dir and wanted:
-        settings = {
-            "image_size": size,
-            "resize": resize,
-            "pool": pool,
-            "target": target,
-            "dtype": dtype,
-        }
-        cache = open_cache(cache_dir, module, source, settings)
+    job = _Extraction(images, progress)
+    cache = job.cache(cache_dir, source) if cache_dir and wanted else None
     start, passes = time.time(), 0
     arrays: dict[str, np.ndarray] = {}
     if not wanted:
         rows = read_labels(source)
     elif not cache:
-        arrays, passes = (
-            {name: np.empty((source.num_examples, dims[name]), dtype) for name in wanted},
-            1,
-        )
-        rows = compute(source, arrays, batch_size)
+        arrays, passes = {name: np.empty(job.shape(name), dtype) for name in wanted}, 1
+        rows = job.compute(source, arrays)
     else:
         rows, arrays = cache.read(wanted)
-        if verify and arrays and not _as_computed(rows, arrays, source, compute, batch_size, dtype):
+        if verify and arrays and not _as_computed(rows, arrays, source, job.compute, dtype):
             cache.drop(list(arrays))
             rows, arrays = cache.read(wanted)
         while len(arrays) < len(wanted):  # twice where an earlier pass read other rows
@@ -229,14 +224,10 @@ def extract(
                     "disk, or no cache"
                 )
             missing = [name for name in wanted if name not in arrays]
-            try:
-                made = {
-                    name: cache.create(name, (source.num_examples, dims[name]), dtype)
-                    for name in missing
-                }
-                cache.commit(made, compute(source, made, batch_size))
-            finally:
-                cache.discard()
+            if len(share.hosts) > 1:
+                job.gather(str(cache_dir), cache, missing, share)
+            else:
+                job.write(cache, source, missing)
             rows, arrays = cache.read(wanted)
             passes += 1
     dropped = [str(name) for name in rows["dropped"]]
@@ -260,6 +251,174 @@ def extract(
     for line in refused:
         _warn_once(line)
     return extracted
+
+
+def extract_share(
+    module: Module,
+    source: Source,
+    endpoints: Sequence[str],
+    cache_dir: str,
+    share: Share,
+    image_size: Optional[int] = None,
+    resize: Optional[int] = None,
+    batch_size: int = 64,
+    pool: str = "max",
+    dtype: str = "float32",
+    progress: bool = True,
+    jit_compile: bool = False,
+) -> None:
+    """A process's share of what `extract` in another process gathers, with the same arguments: the
+    images of a contiguous part of the split."""
+    size, resize = module.sizes(image_size, resize)
+    images = Encoder(
+        module,
+        source,
+        size,
+        resize,
+        pool,
+        dtype=dtype,
+        batch_size=batch_size,
+        jit_compile=jit_compile,
+    )
+    job = _Extraction(images, progress)
+    cache = job.cache(cache_dir, source)
+    if cache is None:
+        raise UserError(_no_exchange(source))
+    done = cache.read(endpoints)[1]
+    job.write_share(cache_dir, [name for name in endpoints if name not in done], share)
+
+
+class _Extraction:
+    """Passes over images into arrays of a cache.
+
+    Args:
+      images: with the module and all settings.
+      progress: show a progress bar.
+    """
+
+    def __init__(self, images: Encoder, progress: bool) -> None:
+        self.images, self.progress = images, progress
+
+    def shape(self, name: str) -> tuple[int, int]:
+        return self.images.source.num_examples, self.images.dims(name)
+
+    def cache(self, folder: str, source: Source) -> Optional[FeatureCache]:
+        images = self.images
+        settings = {
+            "image_size": images.size,
+            "resize": images.resize,
+            "pool": images.pool,
+            "target": images.target,
+            "dtype": images.dtype,
+        }
+        if isinstance(images.strategy, tf.distribute.TPUStrategy):
+            settings["multiplies"] = "bfloat16"  # whatever the precision of the module
+        return open_cache(folder, images.module, source, settings)
+
+    def compute(
+        self,
+        source: Source,
+        arrays: Mapping[str, np.ndarray],
+        rows: Optional[Rows] = None,
+        keep: Keep = _nothing,
+    ) -> Rows:
+        images = dataclasses.replace(self.images, source=source)
+        return _fill(arrays, images, self.progress, rows, keep)
+
+    def write(self, cache: FeatureCache, source: Source, names: Sequence[str]) -> None:
+        """One pass over a source, or the rest of one that was stopped."""
+        try:
+            rows, made = ({}, {}) if _positions(source) is None else cache.resume(names)
+            if rows:
+                done = f"{len(rows['index'])} of {source.num_examples}"
+                print(f"{source.spec} {source.split}: {done} images are done", flush=True)
+            made = made or {
+                name: cache.create(
+                    name, (source.num_examples, self.images.dims(name)), self.images.dtype
+                )
+                for name in names
+            }
+            keep = functools.partial(cache.keep, made)
+            cache.commit(made, self.compute(source, made, rows or None, keep))
+        finally:
+            cache.discard()
+
+    def write_share(self, folder: str, names: Sequence[str], share: Share) -> FeatureCache:
+        """The pass of one of several processes; returns its cache."""
+        source = _shares(self.images.source, len(share.hosts))[share.number]
+        cache = self.cache(folder, source)
+        if cache is None:
+            raise UserError(_no_exchange(source))
+        done = cache.read(names)[1]
+        missing = [name for name in names if name not in done]
+        if missing and source.num_examples:
+            self.write(cache, source, missing)
+            first, last = source.positions[[0, -1]]
+            text = f"images {first} to {last} of {self.images.source.num_examples} are extracted"
+            print(f"{source.spec} {source.split}: {text}", flush=True)
+        return cache
+
+    def gather(self, folder: str, cache: FeatureCache, names: Sequence[str], share: Share) -> None:
+        """The first process's own pass, and then all processes' in one array."""
+        own = self.write_share(folder, names, share)
+        sources = _shares(self.images.source, len(share.hosts))
+        parts = [own, *(self.cache(folder, source) for source in sources[1:])]
+        caches = [part for part, source in zip(parts, sources) if part and source.num_examples]
+        begun, told = time.time(), 0.0
+        while True:
+            late = [host for c, host in zip(caches, share.hosts) if not c.is_complete(names)]
+            if not late:
+                break
+            if time.time() - begun > told + strategies.REMIND:
+                told = time.time() - begun
+                print(f"waiting since {told:.0f} s for {', '.join(late)}", flush=True)
+            time.sleep(0.2)
+        found = [part.read(names) for part in caches]
+        if any(len(arrays) < len(names) for _, arrays in found):
+            raise UserError(
+                f"the features of a host in {folder!r} are damaged: start the same command again "
+                "on all hosts"
+            )
+        try:
+            made = {name: cache.create(name, self.shape(name), self.images.dtype) for name in names}
+            done = 0
+            for rows, arrays in found:
+                count = len(rows["index"])
+                for name, array in arrays.items():
+                    for part in parts_of(array):
+                        target = slice(done + part.start, done + min(part.stop, count))
+                        made[name][target] = array[part]
+                        mapped.release(array)
+                        mapped.release(made[name])
+                done += count
+            of_all = {key: [rows[key] for rows, _ in found] for key in found[0][0]}
+            cache.commit(made, {key: np.concatenate(value) for key, value in of_all.items()})
+        finally:
+            cache.discard()
+        for written in caches:
+            written.remove()
+
+
+def _shares(source: Source, count: int) -> list[Subset]:
+    """Contiguous parts of a source's images, one for each of `count` processes."""
+    positions = _positions(source)
+    if positions is None:
+        raise UserError(_no_exchange(source))
+    return [Subset(source, part) for part in np.array_split(positions, count)]
+
+
+def _positions(source: Source) -> Optional[np.ndarray]:
+    """Places of a source's images in its split, rising; None where they are not known."""
+    if source.places == source.num_examples:
+        return np.arange(source.num_examples)
+    return source.positions if isinstance(source, Subset) else None
+
+
+def _no_exchange(source: Source) -> str:
+    return (
+        f"--strategy=multi_worker: {source.spec} does not say what it is made of (Source.parts), "
+        "and hosts exchange features by that: evaluate it on one host"
+    )
 
 
 def _reason(features: Features, name: str) -> Optional[str]:
@@ -312,40 +471,49 @@ def read_labels(source: Source) -> Rows:
 
 def _fill(
     arrays: Mapping[str, np.ndarray],
-    compute: Encode,
-    source: Source,
-    batch_size: int,
-    size: int,
-    resize: int,
+    images: Encoder,
     progress: bool,
+    rows: Optional[Rows] = None,
+    keep: Keep = _nothing,
 ) -> Rows:
-    """Encode all images into the first rows of `arrays`; returns {"labels", "index", "dropped"}."""
+    """Encode all images into the first rows of `arrays`, or all behind the `rows` that are there;
+    returns {"labels", "index", "dropped"}."""
+    source = images.source
     source.check_readable()
-    batches = pipeline.evaluation_crops(source, size, resize, batch_size)
-    labels, index, done = [], [], 0
+    batch_size = min(images.batch_size, source.num_examples)
+    compute = images.step(list(arrays), batch_size)
+    labels, index = ([rows[name]] if rows else [] for name in ("labels", "index"))
+    done = len(index[0]) if index else 0
     seen = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)  # not in a log file
-    with tqdm(
+    bar = tqdm(
         total=source.num_examples,
+        initial=done,
         unit=" images",
         desc=f"{source.spec} {source.split}",
         disable=not seen,
-    ) as bar:
-        for batch in batches:
-            features = compute(batch["image"])
-            real = batch["weight"].numpy() > 0
-            count = int(real.sum())
-            for name, values in features.items():
-                values = values.numpy()[real]
-                arrays[name][done : done + count] = values
-            labels.append(batch["label"].numpy()[real])
-            index.append(batch["index"].numpy()[real])
+    )
+    with images.strategy.scope(), bar:
+        crops = forward.Crops(images.size, images.resize)
+        positions = _positions(source)
+        left = positions[positions > index[0][-1]] if done and positions is not None else None
+        for batch in forward.outputs(compute, source, crops, batch_size, left):
+            count = len(batch["index"])
+            for name, array in arrays.items():
+                array[done : done + count] = batch[name]
+            labels.append(batch["label"])
+            index.append(batch["index"])
             done += count
             bar.update(count)
-    labels, index = np.concatenate(labels), np.concatenate(index)
-    return {"labels": labels, "index": index, "dropped": lost(source, index)}
+            keep(done, lambda: _joined(labels, index))
+    whole = _joined(labels, index)
+    return {**whole, "dropped": lost(source, whole["index"])}
 
 
-def lost(source: Source, index: Sequence[int]) -> np.ndarray:
+def _joined(labels: list[np.ndarray], index: list[np.ndarray]) -> Rows:
+    return {"labels": np.concatenate(labels), "index": np.concatenate(index)}
+
+
+def lost(source: Source, index: npt.ArrayLike) -> np.ndarray:
     """Names of the images that are missing in `index`."""
     missing = np.setdiff1d(np.arange(source.num_examples), index)
     return np.array([source.name(int(i)) for i in missing], str)
@@ -395,7 +563,7 @@ def _preprocessing() -> str:
     """A digest of the code of decoding, preprocessing and pooling, which may change between
     releases."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in (image, pipeline, segments, images_module, pooling):
+    for part in (image, pipeline, segments, forward, images_module, pooling):
         # an archive's files cannot be opened
         with contextlib.suppress(OSError), open(part.__file__ or "", "rb") as f:
             digest.update(f.read())
@@ -406,8 +574,7 @@ def _as_computed(
     rows: Rows,
     arrays: Mapping[str, np.ndarray],
     source: Source,
-    compute: Callable[[Source, Mapping[str, np.ndarray], int], Rows],
-    batch_size: int,
+    compute: Callable[[Source, Mapping[str, np.ndarray]], Rows],
     dtype: str,
     count: int = 64,
 ) -> bool:
@@ -419,7 +586,7 @@ def _as_computed(
         name: np.empty((sample.num_examples, array.shape[1]), dtype)
         for name, array in arrays.items()
     }
-    computed = compute(sample, fresh, batch_size)
+    computed = compute(sample, fresh)
     cached = [row[index] for index in map(int, computed["index"]) if index in row]
     if len(cached) < len(computed["index"]) or not np.array_equal(
         rows["labels"][cached], computed["labels"]

@@ -7,6 +7,7 @@ temperature). Ties in similarity go to the earlier training row, ties in votes t
 
 import time
 from collections.abc import Iterator, Sequence
+from typing import Optional
 
 import numpy as np
 from absl import logging
@@ -65,10 +66,12 @@ class KNN(Protocol[Features]):
                 bank: np.ndarray,
                 queries: np.ndarray,
                 labels: np.ndarray,
+                chosen: Optional[np.ndarray] = None,
                 features: np.ndarray = features,
             ) -> float:
+                neighbors = min(k, len(bank))
                 votes = nearest.vote(
-                    features, train.labels, bank, queries, min(k, len(bank)), self.temperature
+                    features, train.labels, bank, queries, neighbors, self.temperature, chosen
                 )
                 return float(np.mean(votes == labels))
 
@@ -77,7 +80,7 @@ class KNN(Protocol[Features]):
                 endpoint=endpoint,
                 metric=self.metric,
                 value=accuracy(part.rows, test.endpoints[endpoint], test.labels),
-                val_value=accuracy(part.fit, held[part.val], part.held.labels[part.val])
+                val_value=accuracy(part.fit, held, part.held.labels[part.val], part.val)
                 if len(part.val)
                 else None,
                 train_labels=len(part.rows),

@@ -32,8 +32,9 @@ from tfssl.downstream.results import Result
 from tfssl.downstream.solvers import sgd
 from tfssl.downstream.solvers.feature_norm import KINDS, FeatureNorm
 from tfssl.downstream.solvers.lbfgs import Moments, moments
-from tfssl.downstream.solvers.resume import State
+from tfssl.downstream.solvers.resume import Curve, Losses, State
 from tfssl.errors import UserError, check_choice
+from tfssl.runtime import strategy as strategies
 
 
 class Linear(sgd.Readout):
@@ -52,10 +53,10 @@ class LinearSGD(Protocol[Features]):
 
     With `augment`, `train` and `test` must be results of `extract`: heads are trained on new random
     crops of the images behind `train`, whose features serve the validation part only; accuracy is
-    measured on central crops. Without a validation split there are two heads per endpoint, of which
-    one skips the images of the validation part in each batch. "curve": [[epoch, accuracy on
-    validation or None, on test], ...]. With a `Data.state_dir` an interrupted run resumes after its
-    last epoch.
+    measured on central crops. All replicas that made the features share each batch. Without a
+    validation split there are two heads per endpoint, of which one skips the images of the
+    validation part in each batch. "curve": [[epoch, accuracy on validation or None, on test], ...].
+    With a `Data.state_dir` an interrupted run resumes after its last epoch.
 
     Args:
       augment: Random crops of the image size from the resized image, through the module in each
@@ -144,56 +145,19 @@ class LinearSGD(Protocol[Features]):
         )
 
     def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
-        train, test, seed, names = data.train, data.test, data.seed, list(endpoints)
+        train, test, names = data.train, data.test, list(endpoints)
         part = data.split()
         sgd.check_epoch(self.epoch, part)
         images = _images(train) if self.augment else None
+        strategy = images.strategy if images else tf.distribute.get_strategy()
         start = time.time()
-        batch = min(self.batch_size, len(part.rows))
+        batch = self._batch(len(part.rows), strategy.num_replicas_in_sync)
         rate = self.learning_rate * (batch / self.lr_scaling if self.lr_scaling else 1)
         settings = sgd.SGDSettings(
             self.epochs, self.decay_epochs, batch, rate, nesterov=self.nesterov
         )
-        classes, labels = np.unique(train.labels, return_inverse=True)
-        scales = (
-            {name: moments(train.endpoints[name], part.rows) for name in names}
-            if self.standardize
-            else {}
-        )
-        both = [True] if part.fits_all else [True, False]
-        heads = [
-            self._head(name, test, len(classes), fits, scales.get(name), seed)
-            for fits in both
-            for name in names
-        ]
-        # one and the same if nothing is held out
-        finals, trials = heads[: len(names)], heads[-len(names) :]
-        on_val = sgd.Held(part.held, part.val, names, classes)
-        on_test = sgd.Held(test, np.arange(len(test.labels)), names, classes)
-        key = self._key(data, names) if data.state_dir else None
-        state = State(data.state_dir if key else None, key)
-        done = state.epoch * settings.steps(len(part.rows))
-        batches: Iterable[tuple[Any, tf.Tensor]]
-        if images:
-            batches = _crops(train, part.rows, batch, seed, self.crops, done)
-            encode = images.large_batch_encoder(names, batch)
-        else:
-            batches = sgd.feature_batches(train, names, part.rows, batch, seed, done)
-            encode = _unchanged
-
-        curve, losses, rate = sgd.train(
-            heads,
-            batches,
-            encode,
-            labels,
-            np.isin(np.arange(len(labels)), part.fit),
-            settings,
-            len(part.rows),
-            lambda: [on_val.accuracies(trials), on_test.accuracies(finals)],
-            seed,
-            title=f"linear_sgd@{len(part.rows)}",
-            state=state,
-        )
+        with strategy.scope():
+            curve, losses, rate = self._train(data, part, names, settings, images)
         for i, name in enumerate(names):
             reported = sgd.reported(
                 [[e, of_trials[i], of_finals[i]] for e, of_trials, of_finals in curve], self.epoch
@@ -225,6 +189,67 @@ class LinearSGD(Protocol[Features]):
                 },
                 seconds=time.time() - start,
             )
+
+    def _batch(self, count: int, replicas: int) -> int:
+        """Images of a step, at most `count`, shared by the replicas."""
+        if self.batch_size % replicas or count < replicas:
+            raise UserError(
+                f"linear_sgd: batch_size={self.batch_size} of {count} images does not divide over "
+                f"{replicas} replicas: give a multiple of their number"
+            )
+        return min(self.batch_size, count // replicas * replicas)
+
+    def _train(
+        self,
+        data: Data[Features],
+        part: partition.Split,
+        names: list[str],
+        settings: sgd.SGDSettings,
+        images: Optional[Encoder],
+    ) -> tuple[Curve, Losses, float]:
+        """The heads' curve and last losses, the final ones first, and images per second; call it in
+        the scope of a strategy."""
+        train, test, seed, batch = data.train, data.test, data.seed, settings.batch_size
+        classes, labels = np.unique(train.labels, return_inverse=True)
+        scales = (
+            {name: moments(train.endpoints[name], part.rows) for name in names}
+            if self.standardize
+            else {}
+        )
+        both = [True] if part.fits_all else [True, False]
+        heads = [
+            self._head(name, test, len(classes), fits, scales.get(name), seed)
+            for fits in both
+            for name in names
+        ]
+        # one and the same if nothing is held out
+        finals, trials = heads[: len(names)], heads[-len(names) :]
+        on_val = sgd.Held(part.held, part.val, names, classes)
+        on_test = sgd.Held(test, np.arange(len(test.labels)), names, classes)
+        key = self._key(data, names) if data.state_dir else None
+        state = State(data.state_dir if key else None, key)
+        done = state.epoch * settings.steps(len(part.rows))
+        batches: Iterable[tuple[Any, tf.Tensor]]
+        if images:
+            batches = _crops(train, part.rows, batch, seed, self.crops, done)
+            share = batch // images.strategy.num_replicas_in_sync
+            encode = images.large_batch_encoder(names, share)
+        else:
+            batches = sgd.feature_batches(train, names, part.rows, batch, seed, done)
+            encode = _unchanged
+        return sgd.train(
+            heads,
+            batches,
+            encode,
+            labels,
+            np.isin(np.arange(len(labels)), part.fit),
+            settings,
+            len(part.rows),
+            lambda: [on_val.accuracies(trials), on_test.accuracies(finals)],
+            seed,
+            title=f"linear_sgd@{len(part.rows)}",
+            state=state,
+        )
 
     def _head(
         self,
@@ -311,5 +336,9 @@ def _crops(
             "faster",
             images.size,
         )
-    data = images.random_crops(train.index[rows], batch_size, seed, crops, start_step)
-    return data.map(lambda batch: (batch["image"], tf.gather(row, batch["index"])))
+
+    def batches(**share: Any) -> tf.data.Dataset:
+        data = images.random_crops(train.index[rows], batch_size, seed, crops, start_step, **share)
+        return data.map(lambda batch: (batch["image"], tf.gather(row, batch["index"])))
+
+    return strategies.distribute(images.strategy, batch_size, batches)

@@ -179,7 +179,7 @@ def evaluate(rows: Rows, fit: Fit) -> tuple[float, float]:
     right, loss = 0, 0.0
     w, b = tf.constant(fit.weights, rows.dtype), tf.constant(fit.bias, rows.dtype)
     for x, y in rows.chunks:
-        logits = x @ w + b  # NxC
+        logits = tf.cast(x, w.dtype) @ w + b  # NxC
         right += int(tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == y, tf.int32)))
         loss += float(
             tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits))
@@ -193,6 +193,7 @@ def predict(features: np.ndarray, fit: Fit, scale: Optional[Moments] = None) -> 
     for part in in_chunks(np.arange(len(features)), features.shape[1]):
         rows = Rows(features, labels, part, scale)
         ((x, _),) = rows.chunks
-        logits = x @ tf.constant(fit.weights, rows.dtype) + tf.constant(fit.bias, rows.dtype)  # NxC
+        w, b = tf.constant(fit.weights, rows.dtype), tf.constant(fit.bias, rows.dtype)
+        logits = tf.cast(x, w.dtype) @ w + b  # NxC
         predicted.append(tf.argmax(logits, 1).numpy())
     return np.concatenate(predicted)

@@ -5,6 +5,8 @@ from typing import Optional
 
 import tensorflow as tf
 
+from tfssl.losses import replicas
+
 KINDS = ("none", "fixed", "learned")
 
 
@@ -13,7 +15,7 @@ class FeatureNorm(tf.Module):
 
     The backbone is frozen, so that the statistics of its features do not change while a classifier
     learns. Hence the exact mean and variance over all rows since the start, not a moving average,
-    which covers the last ten batches only.
+    which covers the last ten batches only. A batch is that of all replicas.
 
     Args:
       channels: C; features [B, D] are maps [B, D / C locations, C], which share their statistics
@@ -28,9 +30,12 @@ class FeatureNorm(tf.Module):
     ) -> None:
         super().__init__()
         self.channels, self.epsilon = channels, epsilon
-        self.count = tf.Variable(tf.zeros([], tf.float64), trainable=False)  # of rows
+        # Every replica computes the same value, of all replicas' rows.
+        same = tf.VariableAggregation.ONLY_FIRST_REPLICA
+        self.count = tf.Variable(tf.zeros([], tf.float64), False, aggregation=same)  # of rows
         # Sums over the rows of their means and mean squares.
-        self.sums = tf.Variable(tf.zeros([2, channels], tf.float64), trainable=False)
+        zeros = tf.zeros([2, channels], tf.float64)
+        self.sums = tf.Variable(zeros, False, aggregation=same)
         if learned:
             self.scale = tf.Variable(tf.ones([channels], dtype))
             self.shift = tf.Variable(tf.zeros([channels], dtype))
@@ -46,10 +51,10 @@ class FeatureNorm(tf.Module):
         return tf.reshape(maps * self.scale + self.shift if self.learned else maps, tf.shape(x))
 
     def _over_batch(self, maps: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        rows = tf.reduce_sum(weight)
+        rows = replicas.total(tf.reduce_sum(weight))
         fraction = tf.math.divide_no_nan(weight, rows)[:, None, None] / maps.shape[1]  # Bx1x1
-        mean = tf.reduce_sum(fraction * maps, [0, 1])  # C
-        variance = tf.reduce_sum(fraction * (maps - mean) ** 2, [0, 1])
+        mean = replicas.total(tf.reduce_sum(fraction * maps, [0, 1]))  # C
+        variance = replicas.total(tf.reduce_sum(fraction * (maps - mean) ** 2, [0, 1]))
         rows, exact = (
             tf.cast(rows, tf.float64),
             [tf.cast(value, tf.float64) for value in (mean, variance)],

@@ -10,37 +10,46 @@ the bias by -mean W. Both are changes of variables: objective and minimum stay t
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Optional, Union
 
 import numpy as np
 import tensorflow as tf
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
+from tfssl.storage import mapped
+
 _COMPONENTS = 128  # principal components in P; 512 save no updates
 # values of features per product (128 MB), which bounds the memory of temporaries
 _CHUNK_VALUES = 1 << 25
-# bytes of features that may stay on an accelerator; more are copied to it at each update
-_RESIDENT = 8 << 30
+# bytes of features that may stay in an accelerator's memory, or in the host's; more are read again
+# at each update
+_RESIDENT = {"GPU": 8 << 30, "CPU": 2 << 30}
 # TensorFlow's threads do the large products. BLAS threads beside them spin while they wait: 20
 # times slower on busy cores.
 _one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
 
 Moments = tuple[np.ndarray, np.ndarray]  # mean and standard deviation of each feature, float64 [D]
+Chunk = tuple[tf.Tensor, tf.Tensor]  # features [n, D] and labels int32 [n]
 
 
 class Rows:
     """Some rows of one endpoint, and their labels, in chunks of tensors.
 
-    They are float32, or float64 if the features are.
+    They are computed with in float32, or in float64 if the features are; those of float16 stay so
+    in memory. More rows than stay in memory are read again for each pass over `chunks`.
 
     Args:
-      features: float [N, D]; labels: int [N], in 0..C-1.
+      features: float [N, D], perhaps memory-mapped; labels: int [N], in 0..C-1.
       chosen: int [n], the rows.
       moments: (mean, standard deviation) [D] to standardize by; None: not standardized.
+
+    Attributes:
+      chunks: an iterable, again and again, of (features [n, D], labels int32 [n]).
     """
 
     def __init__(
@@ -50,18 +59,23 @@ class Rows:
         chosen: np.ndarray,
         moments: Optional[Moments] = None,
     ) -> None:
-        dtype = np.float64 if features.dtype == np.float64 else np.float32
-        size = len(chosen) * features.shape[1] * np.dtype(dtype).itemsize
-        self.count, self.dims, self.dtype = len(chosen), features.shape[1], dtype
-        self.chunks: list[tuple[tf.Tensor, tf.Tensor]] = []
-        with tf.device("CPU" if size > _RESIDENT else None):
-            for part in in_chunks(chosen, self.dims):
-                values = features[part].astype(dtype)
-                if moments:
-                    values = ((values - moments[0]) / moments[1]).astype(dtype)
-                self.chunks.append(
-                    (tf.constant(values), tf.constant(labels[part].astype(np.int32)))
-                )
+        self.dtype = np.float64 if features.dtype == np.float64 else np.float32
+        self.count, self.dims = len(chosen), features.shape[1]
+        self._features, self._labels, self._chosen = features, labels, chosen
+        self._moments = moments
+        size = self.count * self.dims * np.dtype(self.dtype if moments else features.dtype).itemsize
+        accelerated = bool(tf.config.list_logical_devices("GPU"))
+        resident = size <= _RESIDENT["GPU" if accelerated else "CPU"]
+        self.chunks: Union[list[Chunk], Rows] = list(self) if resident else self
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for part in in_chunks(self._chosen, self.dims):
+            values = self._features[part]
+            mapped.release(self._features)
+            if self._moments:
+                mean, std = self._moments
+                values = ((values.astype(self.dtype) - mean) / std).astype(self.dtype)
+            yield tf.constant(values), tf.constant(self._labels[part].astype(np.int32))
 
 
 @dataclasses.dataclass
@@ -85,7 +99,7 @@ class Problem:
     """
 
     def __init__(self, parts: Sequence[Rows], num_classes: int, precondition: bool = True) -> None:
-        self.chunks = [chunk for part in parts for chunk in part.chunks]
+        self.parts = parts
         self.count, self.dims = sum(part.count for part in parts), parts[0].dims
         self.dtype, self.num_classes, self.precondition = parts[0].dtype, num_classes, precondition
         sums = sum(np.stack(_sums(x)) for x, _ in self.chunks)
@@ -94,6 +108,11 @@ class Problem:
         self.variance = float(np.maximum(sums[1] / self.count - self.mean**2, 0).sum())
         if precondition:
             self._components = self._leading_components()
+
+    @property
+    def chunks(self) -> Iterator[Chunk]:
+        """One pass over the chunks of all parts."""
+        return itertools.chain.from_iterable(part.chunks for part in self.parts)
 
     def objective(
         self, weights: np.ndarray, bias: np.ndarray, l2: float
@@ -205,6 +224,7 @@ def moments(features: np.ndarray, rows: np.ndarray) -> Moments:
     total, squares = np.zeros((2, features.shape[1]))
     for part in in_chunks(rows, features.shape[1]):
         x = features[part].astype(np.float64)
+        mapped.release(features)
         total, squares = total + x.sum(0), squares + (x**2).sum(0)
     mean = total / len(rows)
     std = np.sqrt(np.maximum(squares / len(rows) - mean**2, 0))
@@ -220,6 +240,7 @@ def _sums(x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
 def _cross_entropy(
     x: tf.Tensor, y: tf.Tensor, w: tf.Tensor, b: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    x = tf.cast(x, w.dtype)
     logits = x @ w + b  # NxC
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
     error = tf.nn.softmax(logits) - tf.one_hot(y, tf.shape(w)[1], dtype=x.dtype)  # NxC
@@ -232,4 +253,5 @@ def _cross_entropy(
 
 @tf.function(reduce_retracing=True, autograph=False)
 def _gram_times(x: tf.Tensor, v: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+    x = tf.cast(x, v.dtype)
     return tf.linalg.matmul(x, x @ v - offset, transpose_a=True)  # DxK

@@ -1,11 +1,19 @@
 """Nearest neighbors by cosine similarity, exact and in blocks. Ties go to the earlier row; ties in
 votes to the lower class."""
 
+from collections.abc import Sequence
+from typing import Optional
+
 import numpy as np
 import tensorflow as tf
 
-# test and training rows of one block of similarities: 128 MB of float32
-_QUERIES, _BANK = 512, 65536
+from tfssl.storage import mapped
+
+# rows of a part of the queries and, at most, of a block of the training rows: 128 MB of
+# similarities in float32; and values of features in either of them, at most: another 128 MB
+_QUERIES, _BANK, _VALUES = 512, 65536, 1 << 25
+# bytes of normalized queries that stay in memory; more are normalized again for each block
+_RESIDENT = 1 << 30
 
 
 def vote(
@@ -15,6 +23,7 @@ def vote(
     queries: np.ndarray,
     k: int,
     temperature: float,
+    chosen: Optional[np.ndarray] = None,
 ) -> np.ndarray:
     """The class of each query, by a vote of its nearest neighbors, weighted by exp(similarity /
     temperature).
@@ -26,56 +35,96 @@ def vote(
       queries: float [M, D], of any norm.
       k: neighbors, at most n.
       temperature: of the votes.
+      chosen: int [m], those rows of `queries` that are asked about; None: all, m = M.
+
+    Memory: blocks, and what is returned; features and queries may be memory-mapped.
 
     Returns:
-      int [M].
+      int [m].
     """
-    similarity, position = nearest(features, bank, queries, k)
+    similarity, position = nearest(features, bank, queries, k, chosen)
     voters = labels[bank][position]  # MxK
     # relative to the nearest: no overflow
     weights = np.exp((similarity - similarity[:, :1]) / temperature)
-    votes = np.zeros((len(queries), int(labels.max()) + 1))
-    for column in range(k):
-        votes[np.arange(len(queries)), voters[:, column]] += weights[:, column]
-    return votes.argmax(1)
+    predicted = np.zeros(len(voters), int)
+    for low in range(0, len(voters), _BANK):
+        part = slice(low, low + _BANK)
+        votes = np.zeros((len(voters[part]), int(labels.max()) + 1))
+        for column in range(k):
+            votes[np.arange(len(votes)), voters[part, column]] += weights[part, column]
+        predicted[part] = votes.argmax(1)
+    return predicted
 
 
 def nearest(
-    features: np.ndarray, bank: np.ndarray, queries: np.ndarray, k: int
+    features: np.ndarray,
+    bank: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    chosen: Optional[np.ndarray] = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k rows of highest cosine similarity for each query; arguments as for `vote`.
 
     Returns:
-      (float [M, k], similarities, highest first; int [M, k], positions in `bank`).
+      (float [m, k], similarities, highest first; int [m, k], positions in `bank`).
     """
-    best = np.zeros((len(queries), 0)), np.zeros((len(queries), 0), int)
-    for low in range(0, len(bank), _BANK):
-        block = _unit(features[bank[low : low + _BANK]])  # BxD
-        parts = [
-            _nearest(_unit(queries[i : i + _QUERIES]), block, tf.constant(min(k, len(block))))
-            for i in range(0, len(queries), _QUERIES)
+    chosen = np.arange(len(queries)) if chosen is None else chosen
+    dims = features.shape[1]
+    rows = min(_BANK, max(_VALUES // dims, 1))
+    share = max(min(_QUERIES * _BANK // rows, _VALUES // dims), 1)
+    parts = [chosen[i : i + share] for i in range(0, len(chosen), share)]
+    units: Sequence[Optional[tf.Tensor]] = [None] * len(parts)
+    if len(chosen) * dims * max(queries.dtype.itemsize, 4) <= _RESIDENT:
+        units = [_unit(queries, part) for part in parts]
+    best = [
+        (tf.zeros([len(part), 0], _computed(features)), tf.zeros([len(part), 0], tf.int32))
+        for part in parts
+    ]
+    count = tf.constant(k)
+    for low in range(0, len(bank), rows):
+        block = _unit(features, bank[low : low + rows])  # BxD
+        best = [
+            _nearest(
+                _unit(queries, part) if unit is None else unit,
+                block,
+                *found,
+                count,
+                tf.constant(low),
+            )
+            for part, unit, found in zip(parts, units, best)
         ]
-        similarity, position = (np.concatenate([p[j].numpy() for p in parts]) for j in range(2))
-        # Earlier blocks stand first and the sort is stable: among equals the earlier row wins, as
-        # within a block.
-        similarity, position = (
-            np.concatenate([best[0], similarity], 1),
-            np.concatenate([best[1], position + low], 1),
-        )
-        order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-        best = np.take_along_axis(similarity, order, 1), np.take_along_axis(position, order, 1)
-    return best
+    none = np.zeros((0, k))
+    similarity, position = (np.concatenate([x[j].numpy() for x in best] or [none]) for j in (0, 1))
+    return similarity.astype(np.float64), position.astype(int)
 
 
-def _unit(x: np.ndarray) -> tf.Tensor:
+def _computed(features: np.ndarray) -> tf.DType:
+    return tf.float64 if features.dtype == np.float64 else tf.float32
+
+
+def _unit(features: np.ndarray, rows: np.ndarray) -> tf.Tensor:
     """L2-normalized rows, at least float32; a row of zeros stays zero."""
-    x = tf.constant(x if x.dtype == np.float64 else x.astype(np.float32))
+    x = tf.cast(tf.constant(features[rows]), _computed(features))
+    mapped.release(features)
     # or the squares might overflow
     x = tf.math.divide_no_nan(x, tf.reduce_max(tf.abs(x), 1, keepdims=True))
     return tf.math.divide_no_nan(x, tf.norm(x, axis=1, keepdims=True))
 
 
 @tf.function(reduce_retracing=True, autograph=False)
-def _nearest(queries: tf.Tensor, block: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    similarity = tf.linalg.matmul(queries, block, transpose_b=True)  # QxB
-    return tf.math.top_k(similarity, k)  # among equals the lower index comes first
+def _nearest(
+    queries: tf.Tensor,
+    block: tf.Tensor,
+    similarity: tf.Tensor,
+    position: tf.Tensor,
+    k: tf.Tensor,
+    low: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The nearest k so far, (similarities, positions) QxK, after a block that begins at `low`."""
+    found = tf.linalg.matmul(queries, tf.cast(block, queries.dtype), transpose_b=True)  # QxB
+    # Among equals the lower index comes first: that of the earlier row, here and within `found`.
+    found, index = tf.math.top_k(found, tf.minimum(k, tf.shape(block)[0]))
+    similarity = tf.concat([similarity, tf.cast(found, similarity.dtype)], 1)
+    position = tf.concat([position, low + index], 1)
+    similarity, order = tf.math.top_k(similarity, tf.minimum(k, tf.shape(similarity)[1]))
+    return similarity, tf.gather(position, order, batch_dims=1)

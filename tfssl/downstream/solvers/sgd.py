@@ -24,7 +24,9 @@ from tfssl.downstream.solvers.feature_norm import FeatureNorm
 from tfssl.downstream.solvers.lbfgs import Moments, in_chunks
 from tfssl.downstream.solvers.resume import Curve, Losses, State
 from tfssl.errors import UserError
+from tfssl.losses import replicas
 from tfssl.optim.schedules import schedule
+from tfssl.storage import mapped
 
 if TYPE_CHECKING:
     from tfssl.downstream.features.extract import Features
@@ -186,14 +188,17 @@ def train(
 ) -> tuple[Curve, Losses, float]:
     """Train classifiers, and measure them after each epoch.
 
+    All replicas of the strategy in whose scope it is called, and the classifiers made, share each
+    batch: their number changes rounding alone.
+
     The loss is a sum over classifiers of mean cross-entropy + penalty. Momentum is TensorFlow's: v
     = m v + gradient, W = W - rate v; with Nesterov's W = W - rate (gradient + m v).
 
     Args:
       classifiers: list of Readout.
       batches: endless iterable of (payload, row numbers int64 [B]), from the first step after
-        `state`.
-      encode: graph function payload -> {endpoint: [B, D]}.
+        `state`; of several replicas each has its share of the B rows, in order.
+      encode: graph function payload -> {endpoint: [B, D]}, of a replica's share.
       labels: int [N], the class of each row.
       in_fit: bool [N], the training rows of classifiers with fits_all=False.
       settings: SGDSettings.
@@ -208,6 +213,48 @@ def train(
       epoch: list of float or None where it is not finite, images per second).
     """
     state, steps = state or State(), settings.steps(count)
+    step, velocities = step_of(classifiers, encode, labels, in_fit, settings, steps, seed)
+    step = tf.function(step, autograph=False)
+    kept = [v for c, slots in zip(classifiers, velocities) for v in (*c.variables, *slots)]
+    state.restore(kept)
+
+    curve, losses, progress, compiled = (
+        list(state.curve),
+        state.losses,
+        Progress(title, settings, steps, state.epoch),
+        None,
+    )
+    batches = zip(itertools.count(state.epoch * steps), batches)
+    for epoch in range(state.epoch + 1, settings.epochs + 1):
+        sums = tf.zeros([len(classifiers)], tf.float64)
+        for number, (payload, rows) in itertools.islice(batches, steps):
+            compiled = compiled or step.get_concrete_function(
+                payload, rows, tf.TensorSpec([], tf.int64)
+            )
+            sums += compiled(payload, rows, tf.constant(number, tf.int64))
+            progress.step(epoch)
+        curve.append([epoch, *measure()])
+        losses = [float(loss) if np.isfinite(loss) else None for loss in sums.numpy() / steps]
+        state.save(kept if epoch < settings.epochs else [], curve, losses)
+    progress.close()
+    return curve, losses, progress.rate()
+
+
+def step_of(
+    classifiers: Sequence[Readout],
+    encode: Callable[[Any], dict[str, tf.Tensor]],
+    labels: np.ndarray,
+    in_fit: np.ndarray,
+    settings: SGDSettings,
+    steps: int,
+    seed: int = 0,
+) -> tuple[Callable[[Any, tf.Tensor, tf.Tensor], tf.Tensor], list[list[tf.Variable]]]:
+    """One step of `train`, whose arguments these are, with `steps` of an epoch.
+
+    Returns:
+      (graph function: payload, row numbers int64 [B], number of the step -> losses float64 [number
+      of classifiers]; the velocity of each trainable variable of each classifier).
+    """
     rate_at = schedule(
         "piecewise",
         settings.learning_rate,
@@ -218,61 +265,50 @@ def train(
     velocities = [
         [tf.Variable(tf.zeros_like(v), trainable=False) for v in learned] for learned in variables
     ]
-    sums = tf.Variable(tf.zeros([len(classifiers)], tf.float64), trainable=False)
-    kept = [v for c, slots in zip(classifiers, velocities) for v in (*c.variables, *slots)]
-    state.restore(kept)
     labels, in_fit = tf.constant(labels, tf.int32), tf.constant(in_fit)
+    strategy = tf.distribute.get_strategy()
+    share = settings.batch_size // strategy.num_replicas_in_sync
 
-    @tf.function(autograph=False)
-    def step(payload: Any, rows: tf.Tensor, number: tf.Tensor) -> None:
+    def learn(payload: Any, rows: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        """A replica's part of a step; returns its part of the losses."""
+        context = tf.distribute.get_replica_context()
         inputs = encode(payload)
         y, held_in = tf.gather(labels, rows), tf.gather(in_fit, rows)  # B
-        positions = number * settings.batch_size + tf.range(settings.batch_size, dtype=tf.int64)
-        draws = Draws(
-            {
-                "number": positions,
-                "seed": tf.fill([settings.batch_size], tf.constant(seed, tf.int64)),
-            }
-        )
-        losses = []
-        for c, learned, velocity in zip(classifiers, variables, velocities):
+        first = tf.cast(context.replica_id_in_sync_group, tf.int64) * share
+        positions = number * settings.batch_size + first + tf.range(share, dtype=tf.int64)
+        draws = Draws({"number": positions, "seed": tf.fill([share], tf.constant(seed, tf.int64))})
+        losses, gradients = [], []
+        for c, learned in zip(classifiers, variables):
             with tf.GradientTape() as tape:
                 weight = tf.ones_like(y, c.dtype) if c.fits_all else tf.cast(held_in, c.dtype)  # B
                 logits = c(inputs[c.endpoint], draws, weight)  # BxC
                 loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)  # B
-                loss = (
-                    tf.math.divide_no_nan(tf.reduce_sum(weight * loss), tf.reduce_sum(weight))
-                    + c.penalty()
-                )
-            for w, v, g in zip(learned, velocity, tape.gradient(loss, learned)):
-                v.assign(settings.momentum * v + g)
-                w.assign_sub(
-                    tf.cast(rate_at(number), w.dtype)
-                    * (settings.momentum * v + g if settings.nesterov else v)
-                )
+                count = replicas.total(tf.reduce_sum(weight))
+                loss = tf.math.divide_no_nan(tf.reduce_sum(weight * loss), count)
+                loss += c.penalty() / strategy.num_replicas_in_sync
+            gradients.append(tape.gradient(loss, learned))
             losses.append(tf.cast(loss, tf.float64))
-        sums.assign_add(tf.stack(losses))
+        if strategy.num_replicas_in_sync > 1:
+            gradients = context.all_reduce("SUM", gradients)
+        context.merge_call(update, args=(gradients, rate_at(number)))
+        return tf.stack(losses)
 
-    curve, losses, progress, compiled = (
-        list(state.curve),
-        state.losses,
-        Progress(title, settings, steps, state.epoch),
-        None,
-    )
-    batches = zip(itertools.count(state.epoch * steps), batches)
-    for epoch in range(state.epoch + 1, settings.epochs + 1):
-        sums.assign(tf.zeros_like(sums))
-        for number, (payload, rows) in itertools.islice(batches, steps):
-            compiled = compiled or step.get_concrete_function(
-                payload, rows, tf.TensorSpec([], tf.int64)
-            )
-            compiled(payload, rows, tf.constant(number, tf.int64))
-            progress.step(epoch)
-        curve.append([epoch, *measure()])
-        losses = [float(loss) if np.isfinite(loss) else None for loss in sums.numpy() / steps]
-        state.save(kept if epoch < settings.epochs else [], curve, losses)
-    progress.close()
-    return curve, losses, progress.rate()
+    def update(strategy: tf.distribute.Strategy, gradients: Any, rate: tf.Tensor) -> None:
+        for of_classifier in zip(variables, velocities, gradients):
+            for w, v, g in zip(*of_classifier):
+                strategy.extended.update(w, move, args=(v, g, rate), group=False)
+
+    def move(w: tf.Variable, v: tf.Variable, g: tf.Tensor, rate: tf.Tensor) -> None:
+        v.assign(settings.momentum * v + g)
+        w.assign_sub(
+            tf.cast(rate, w.dtype) * (settings.momentum * v + g if settings.nesterov else v)
+        )
+
+    def step(payload: Any, rows: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        losses = strategy.run(learn, [payload, rows, number])
+        return strategy.reduce("SUM", losses, axis=None)
+
+    return step, velocities
 
 
 class Progress:
@@ -342,10 +378,11 @@ def feature_batches(
     """Batches for `train` from features in memory or on disk, from step `start`: ({endpoint:
     [B, D]}, rows)."""
     for chosen in itertools.islice(shuffled(rows, batch_size, seed), start, None):
-        yield (
-            {name: tf.constant(features.endpoints[name][chosen]) for name in endpoints},
-            tf.constant(chosen),
-        )
+        arrays = {name: features.endpoints[name] for name in endpoints}
+        batch = {name: tf.constant(array[chosen]) for name, array in arrays.items()}
+        for array in arrays.values():
+            mapped.release(array)
+        yield batch, tf.constant(chosen)
 
 
 class Held:
@@ -372,7 +409,9 @@ class Held:
         for part in in_chunks(self._rows, values.shape[1]):
             # Adjacent rows are a slice, which is read without a copy.
             chosen = slice(part[0], part[-1] + 1) if part[-1] - part[0] + 1 == len(part) else part
-            yield tf.constant(values[chosen]), self._features.labels[part]
+            x = tf.constant(values[chosen])
+            mapped.release(values)
+            yield x, self._features.labels[part]
 
     def accuracies(self, classifiers: Sequence[Readout]) -> list[Optional[float]]:
         """The accuracy of each classifier: list of float; of None where there are no rows."""
