@@ -6,9 +6,8 @@ alpha), 3 or 4 (RGB and alpha), and gives RGB as uint8 [H, W, 3]: bytes are a qu
 memory and on the way to the device, where floats are made. Functions run eagerly and inside
 tf.data. Where the format is JPEG, crops are taken while decoding.
 
-- Pixels are those that are stored. An EXIF orientation is ignored, as by TensorFlow: turn such
-  photographs upright first (`jpegtran`, `mogrify -auto-orient`), because for a rotation task a
-  sideways photograph is a wrong label.
+- An EXIF orientation is honored (`orientation`): for a rotation task a sideways photograph is a
+  wrong label. Sizes and boxes are those of the upright image.
 - An alpha channel is dropped, 16 bits are cut to the upper 8, of an animation the first frame is
 taken.
 - JPEGs are decoded with libjpeg's accurate integer transform and smooth chroma upsampling: the
@@ -34,10 +33,12 @@ from typing import Union
 
 import tensorflow as tf
 
+from tfssl.data.ops import orientation
 from tfssl.errors import UserError, check_choice
 
 Size = Union[int, tuple[int, int]]  # in pixels: a side, or (height, width)
 
+DECODING = 2  # counts on where the same file gives other pixels; 2: EXIF orientations are honored
 SAMPLERS = ("tf", "torch", "byol")  # of `sample_crop`
 LONGEST = 50  # a side, in units of the other one
 PIXELS, PIXELS_PER_BYTE = (
@@ -55,7 +56,7 @@ def image_size(image: tf.Tensor) -> tf.Tensor:
         return tf.shape(image)[:2]
     return tf.cond(
         _is_jpeg(image),
-        lambda: _jpeg_shape(image)[:2],
+        lambda: orientation.size(_jpeg_shape(image), orientation.of_file(image))[:2],
         lambda: tf.shape(_decode_other(image))[:2],
     )
 
@@ -68,7 +69,8 @@ def decode(image: tf.Tensor) -> tf.Tensor:
 
     def of_jpeg() -> tf.Tensor:
         with tf.control_dependencies([_bounded(_jpeg_shape(image), image)]):
-            return tf.io.decode_jpeg(image, **_JPEG)
+            pixels = tf.io.decode_jpeg(image, **_JPEG)
+        return _upright(pixels, orientation.of_file(image))
 
     return tf.cond(_is_jpeg(image), of_jpeg, lambda: _decode_other(image))
 
@@ -250,9 +252,11 @@ def cut(
         return unless_all_fit(times, lambda: _each_reduced(found, _ratios(times)), lambda: found)
 
     def of_jpeg() -> list[tf.Tensor]:
-        shape = _jpeg_shape(image)
+        shape, turn = _jpeg_shape(image), orientation.of_file(image)
         with tf.control_dependencies([_bounded(shape, image), _not_thin(shape)]):
-            begins, extents, times = boxes(tf.identity(shape))
+            seen = orientation.size(shape, turn)
+            begins, extents, times = boxes(seen)
+        begins, extents = orientation.stored(begins, extents, seen, turn)
 
         def decoded(
             begins: tf.Tensor,
@@ -288,7 +292,10 @@ def cut(
             )
             return _each_reduced(found, ratios // ratio)
 
-        return unless_all_fit(times, reduced, lambda: decoded(begins, extents, shape, decode_by(1)))
+        found = unless_all_fit(
+            times, reduced, lambda: decoded(begins, extents, shape, decode_by(1))
+        )
+        return orientation.upright(found, turn)
 
     if image.dtype != tf.string:
         found = of_pixels(_rgb(image))
@@ -523,6 +530,13 @@ def _sample_area(
     )
 
 
+def _upright(pixels: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
+    """uint8 [H, W, 3], turned as an orientation says."""
+    (pixels,) = orientation.upright([pixels], turn)
+    pixels.set_shape([None, None, 3])
+    return pixels
+
+
 def _fixed_crop(image: tf.Tensor, size: Size, place: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
     """A crop of a fixed size (side or pair), at the offset that `place(margin int32 [2])` gives."""
     height, width = _pair(size)
@@ -558,12 +572,10 @@ def _decode_other(data: tf.Tensor) -> tf.Tensor:
 
     # Most are PNGs with both sides below 0x1300 = 4864 pixels, which is told faster than the number
     # of their pixels.
-    usual = tf.strings.regex_full_match(
-        tf.strings.substr(data, 0, 24), r"\x89PNG\C{12}(\x00\x00[\x00-\x12]\C){2}"
+    usual = tf.strings.regex_full_match(  # \C: patterns are UTF-8, and 0x89 alone is not
+        tf.strings.substr(data, 0, 24), r"\CPNG\C{12}(\x00\x00[\x00-\x12]\C){2}"
     )
-    pixels = tf.cond(usual, of_any, of_others)
-    pixels.set_shape([None, None, 3])
-    return pixels
+    return _upright(tf.cond(usual, of_any, of_others), orientation.of_file(data))
 
 
 def _told_shape(data: tf.Tensor) -> tf.Tensor:

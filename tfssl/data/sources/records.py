@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfssl.data.listing import roles
 from tfssl.data.listing.counts import broken, count_records
+from tfssl.data.ops import orientation
 from tfssl.data.sources.base import StreamSource
 from tfssl.data.sources.splits import Range, cut, resolve
 from tfssl.errors import UserError, one_line
@@ -286,6 +287,7 @@ class TFDSSource(StreamSource):
         }
         if "objects" in example:
             objects, none = example["objects"], tf.zeros_like(example["objects"]["label"], tf.bool)
+            found["image"] = orientation.as_stored(found["image"])
             found |= {"boxes": objects["bbox"], "classes": tf.cast(objects["label"], tf.int64)}
             found["difficult"] = objects.get("is_difficult", objects.get("is_crowd", none))
         return found
