@@ -2,6 +2,7 @@
 
   tfssl-export --workdir=runs/photos                           the newest checkpoint, into
                                                                runs/photos/module/STEP
+  tfssl-export --workdir=runs/photos --all_steps               each kept one: which is the best?
   tfssl-export --workdir=runs/photos --random_init             the same network untrained: the
                                                                baseline, into .../module/random
   tfssl-export --random_init --backbone=resnet18_v2 --export_dir=modules/random
@@ -49,36 +50,45 @@ def main(_: Sequence[str]) -> None:
     from tfssl.training.build import build_model
 
     config = checks.pretraining(config)
-    path, step = None, 0
+    chosen: list[tuple[Optional[str], int]] = [(None, 0)]  # (checkpoint, step)
     if not export.random_init:
-        path, step = _checkpoint(
-            checkpoints.saved(os.path.join(workdir, "checkpoints")), export.step, workdir
+        found = checkpoints.saved(os.path.join(workdir, "checkpoints"))
+        chosen = _checkpoints(found, export, workdir)
+    wheres = {
+        step: export.export_dir
+        or os.path.join(workdir, "module", "random" if export.random_init else str(step))
+        for _, step in chosen
+    }
+    for where in wheres.values():
+        files.check_writable(
+            os.path.dirname(where.rstrip("/")) or ".",
+            "--export_dir" if export.export_dir else "--workdir",
         )
-    where = export.export_dir or os.path.join(
-        workdir, "module", "random" if export.random_init else str(step)
-    )
-    files.check_writable(
-        os.path.dirname(where.rstrip("/")) or ".",
-        "--export_dir" if export.export_dir else "--workdir",
-    )
     strategies.start(config.optimization.seed)  # float32, whatever the training's precision was
     model = build_model(config)
     model.prepare()
-    if path:
-        reason = checkpoints.load(path, tf.train.Checkpoint(model=model))
-        if reason:
-            raise UserError(
-                f"checkpoint {path} is damaged ({reason}): choose an older one with --step"
-            )
-    if export.recalibrate:
-        recalibrate(model, _training_batches(model, config, export.recalibrate))
-    save(
-        model, where, step, _class_names(workdir), config.published(), export.random_init,
-        export.tarball, export.head_endpoints,
-    )  # fmt: skip
-    print(f"module: {where}" + (f" and {where}.tar.gz" if export.tarball else ""))
+    for path, step in chosen:
+        where = wheres[step]
+        if export.all_steps and tf.io.gfile.exists(where):
+            print(f"module: {where} is there already")
+            continue
+        if path:
+            reason = checkpoints.load(path, tf.train.Checkpoint(model=model))
+            if reason:
+                raise UserError(
+                    f"checkpoint {path} is damaged ({reason}): choose an older one with --step"
+                )
+        if export.recalibrate:
+            recalibrate(model, _training_batches(model, config, export.recalibrate))
+        save(
+            model, where, step, _class_names(workdir), config.published(), export.random_init,
+            export.tarball, export.head_endpoints,
+        )  # fmt: skip
+        print(f"module: {where}" + (f" and {where}.tar.gz" if export.tarball else ""))
+    modules = os.path.join(workdir, "module", "*") if export.all_steps else where
+    shown = f"'{modules}'" if export.all_steps else modules
     print(
-        f"next: tfssl-eval --module={where} --dataset={config.data.dataset} --train_split=... "
+        f"next: tfssl-eval --module={shown} --dataset={config.data.dataset} --train_split=... "
         "--test_split=..."
     )
 
@@ -126,19 +136,23 @@ def _training_batches(model: Any, config: TrainConfig, images: int) -> Iterable:
     return model.dataset(source, rows, config.optimization.seed, steps=math.ceil(images / rows))
 
 
-def _checkpoint(
-    found: Sequence[tuple[int, str]], step: Optional[int], workdir: str
-) -> tuple[str, int]:
-    """(path, step) of the checkpoint of a step; of the newest for None."""
+def _checkpoints(
+    found: Sequence[tuple[int, str]], export: schema.Export, workdir: str
+) -> list[tuple[Optional[str], int]]:
+    """(path, step) of each checkpoint that is asked for: of a step, of all, or the newest."""
     steps = dict(found)
     if not found:
         raise UserError(
             f"{workdir!r} has no checkpoint yet: tfssl-train --workdir={workdir} writes them"
         )
-    if step is not None and step not in steps:
+    if export.all_steps:
+        if export.step is not None or export.export_dir:
+            raise UserError("--all_steps goes with neither --step nor --export_dir")
+        return [(path, step) for step, path in found]
+    step = found[-1][0] if export.step is None else export.step
+    if step not in steps:
         raise UserError(f"--step={step}: {workdir!r} has checkpoints {', '.join(map(str, steps))}")
-    step = found[-1][0] if step is None else step
-    return steps[step], step
+    return [(steps[step], step)]
 
 
 def run() -> None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfssl.classifiers import predictions
 from tfssl.classifiers.build import build_model
-from tfssl.classifiers.images import Images
+from tfssl.classifiers.images import LabeledData
 from tfssl.config.configs import FinetuneConfig
 from tfssl.data.sources import identity
 from tfssl.data.sources.base import Source
@@ -25,7 +25,10 @@ from tfssl.training.callbacks import say
 
 
 def finish(
-    config: FinetuneConfig, images: Images, start: float, check: Callable[[], None] = lambda: None
+    config: FinetuneConfig,
+    images: LabeledData,
+    start: float,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Publish the newest checkpoint and measure it, as far as that is not done.
 
@@ -94,7 +97,9 @@ def finish(
     say(f"written: {record}")
 
 
-def publish(config: FinetuneConfig, images: Images, checkpoint: str, step: int, where: str) -> None:
+def publish(
+    config: FinetuneConfig, images: LabeledData, checkpoint: str, step: int, where: str
+) -> None:
     """Write the classifier of a checkpoint, in float32 and on one device, whatever it was trained
     on.
 

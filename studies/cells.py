@@ -101,7 +101,7 @@ def results_of(folder):
         return json.load(f)["results"]
 
 
-def spread(values):
+def mean_and_range(values):
     """Mean and, of several, range: "52.3 (50.8 to 53.1)"; "" of none. `values`: a list or array of
     numbers, in percent."""
     if not len(values):

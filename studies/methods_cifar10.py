@@ -122,7 +122,9 @@ def table(rows):
     means = []
     for method in dict.fromkeys(r["method"] for r in rows):
         mine = [r for r in rows if r["method"] == method]
-        shown = [cells.spread([100 * best(r, protocol) for r in mine]) for protocol in PROTOCOLS]
+        shown = [
+            cells.mean_and_range([100 * best(r, protocol) for r in mine]) for protocol in PROTOCOLS
+        ]
         above = [
             best(r, protocol) - max(best(random[r["seed"]], protocol), r[protocol]["pixels"])
             for r in mine
@@ -134,7 +136,7 @@ def table(rows):
         )
     if random:
         pixels = [
-            cells.spread([100 * r[protocol]["pixels"] for r in random.values()])
+            cells.mean_and_range([100 * r[protocol]["pixels"] for r in random.values()])
             for protocol in PROTOCOLS
         ]
         means.append(["raw pixels", len(random), *pixels, "", ""])

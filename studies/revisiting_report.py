@@ -112,9 +112,13 @@ def table(results):
                 results.where(task=task, backbone=b, width=w).accuracy(endpoint)
                 for b, w in networks
             ]
-            lines.append([f"{task}, {endpoint}", *map(cells.spread, found)])
+            lines.append([f"{task}, {endpoint}", *map(cells.mean_and_range, found)])
     lines.append(
-        ["raw pixels", cells.spread(results.accuracy("pixels")), *[""] * (len(networks) - 1)]
+        [
+            "raw pixels",
+            cells.mean_and_range(results.accuracy("pixels")),
+            *[""] * (len(networks) - 1),
+        ]
     )
     return cells.table(["task", *(f"{b} x{w:g}" for b, w in networks)], lines)
 
@@ -128,11 +132,12 @@ def summary(results):
         of_data = results.where(data=data)
         for task in of_data.tasks():
             found = [
-                cells.spread(of_data.where(task=task, backbone=b).accuracy()) for b in backbones
+                cells.mean_and_range(of_data.where(task=task, backbone=b).accuracy())
+                for b in backbones
             ]
             lines.append([title, task, *found])
         if of_data.rows:
-            pixels = cells.spread(of_data.accuracy("pixels"))
+            pixels = cells.mean_and_range(of_data.accuracy("pixels"))
             lines.append([title, "raw pixels", pixels, *[""] * (len(backbones) - 1)])
     return cells.table(["data", "task", *backbones], lines)
 

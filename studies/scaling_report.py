@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from cells import spread, table
+from cells import mean_and_range, table
 
 LEVEL = {"jigsaw": "permutations, |P|", "colorization": "nearest bins, K"}
 UNTRAINED = {"jigsaw": "random_patches", "colorization": "random"}
@@ -125,7 +125,7 @@ def base(rows):
             found = at_default(rows, task, network)
             if found:
                 untrained = at_default(rows, UNTRAINED.get(task), network)
-                shown = [spread(values(found, metric)) for metric in METRICS]
+                shown = [mean_and_range(values(found, metric)) for metric in METRICS]
                 above = [
                     f"{values(found, m).mean() - values(untrained, m).mean():+.1f}"
                     for m in METRICS
@@ -216,8 +216,8 @@ def sweep(rows, task, axis, title):
 
     def shown(found):
         return [
-            *(spread(values(found, m)) for m in METRICS),
-            spread(np.array([100 * r["pretext"]["validation_accuracy"] for r in found])),
+            *(mean_and_range(values(found, m)) for m in METRICS),
+            mean_and_range(np.array([100 * r["pretext"]["validation_accuracy"] for r in found])),
         ]
 
     lines = [

@@ -241,11 +241,11 @@ def _read_metrics(path):
 
 
 def _read_facts(path):
-    from tfssl.hub import load as modules
+    from tfssl.hub import facts
 
     (path.parent / "assets").mkdir(exist_ok=True)
     os.replace(path, path.parent / "assets" / path.name)
-    modules._facts(str(path.parent))
+    facts.read(str(path.parent))
 
 
 class Broken:

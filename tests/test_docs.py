@@ -6,6 +6,7 @@ import runpy
 import sys
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from encoders import save_encoder
 from networks import trainable
@@ -13,6 +14,7 @@ from sklearn.neighbors import NearestCentroid
 
 import tfssl
 from tfssl import pretext
+from tfssl.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
@@ -120,8 +122,17 @@ def test_add_a_source(photos, tmp_path, monkeypatch):
         example = source.fetch(record)
         assert example["image"].numpy() == path.read_bytes()
         assert source.class_names[int(example["label"])] == path.parent.name
-    unlabeled = tfssl.open_source(f"csv_source:CSVSource:{tmp_path}/photos.csv")
+    spec = f"csv_source:CSVSource:{tmp_path}/photos.csv"
+    unlabeled = tfssl.open_source(spec)
     assert unlabeled.num_classes is None and unlabeled.num_examples == 48
+    labeled = tfssl.open_source(f"{spec}?label_column=class&file_column=file")
+    assert labeled.class_names == ["cold", "warm"] and labeled.num_examples == 48
+    for query, complaint in {
+        "label=class": "no setting 'label': there are file_column, label_column, split_column",
+        "label_column": "SETTING=VALUE",
+    }.items():
+        with pytest.raises(UserError, match=complaint):
+            tfssl.open_source(f"{spec}?{query}")
 
 
 def pages():

@@ -20,7 +20,7 @@ from runs import assert_identical, kill_when, logged, two_devices, weights
 import tfssl
 from tfssl.backbones.hub import Hub
 from tfssl.classifiers.classifier import Classifier
-from tfssl.classifiers.images import Images
+from tfssl.classifiers.images import LabeledData
 from tfssl.config.configs import FinetuneConfig
 from tfssl.data.ops import image
 from tfssl.errors import UserError
@@ -433,7 +433,7 @@ def test_a_finished_run_measures_test_images_again_that_were_written_anew(
         train, test = (
             tfssl.open_source(f"folder:{folder}", split) for split in ("train[:50%]", "train[50%:]")
         )
-        classifier.finish(config, Images(train, None, test, labels=24), 0.0)
+        classifier.finish(config, LabeledData(train, None, test, labels=24), 0.0)
         return json.loads((tmp_path / "results.json").read_text())["data"]
 
     first = finish()

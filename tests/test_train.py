@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import TINY, TRAIN, anew, assert_identical, kill_when, logged_steps, weights
+from runs import TINY, TRAIN, anew, assert_identical, kill_when, logged, logged_steps, weights
 
 from tfssl import train
 from tfssl.config import flagfile
@@ -110,7 +110,8 @@ def test_only_the_newest_checkpoints_are_kept_and_a_finished_run_says_so(
 @pytest.mark.costs(120, "three runs")
 def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
     """SIGKILL before the first checkpoint and after the first; several steps per execution on top,
-    and a name like a pattern."""
+    and a name like a pattern. A validation that is missing at the checkpoint, as SIGTERM in the
+    middle of it leaves it, is made up for."""
     whole, _ = run
     workdir = tmp_path / "lr=[0.1]"
     command = [f"--flagfile={whole}/flags.flags", f"--workdir={workdir}", "--steps_per_execution=3"]
@@ -119,16 +120,28 @@ def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
             f"the run ended before it printed {awaited!r}"
         )
     assert (workdir / "checkpoints" / "ckpt-8.index").exists() and (workdir / "lock").exists()
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    unvalidated = [line for line in lines if "validation_loss" not in line]
+    assert len(unvalidated) < len(lines)
+    (workdir / "metrics.jsonl").write_text("".join(unvalidated))
     done = tfssl_command("train", *command)
     assert done.returncode == 0, done.stderr
     assert "resuming at step 8 of 24" in done.stdout
     assert_identical(weights(workdir), weights(whole))
+    of_whole, of_killed = (
+        [line for line in logged(w) if "validation_loss" in line] for w in (whole, workdir)
+    )
+    assert [line["step"] for line in of_killed] == [8, 16, 24] and of_killed == of_whole
     steps = logged_steps(workdir)
     assert steps == sorted(set(steps)), "steps logged by the killed run were logged twice"
     exported = tfssl_command("export", f"--workdir={workdir}", "--step=16")
     assert exported.returncode == 0 and (workdir / "module" / "16" / "saved_model.pb").exists(), (
         exported.stderr
     )
+    kept = {path.stem[5:] for path in (workdir / "checkpoints").glob("*.index")}
+    all_kept = tfssl_command("export", f"--workdir={workdir}", "--all_steps")
+    assert all_kept.returncode == 0 and "16 is there already" in all_kept.stdout, all_kept.stderr
+    assert {path.name for path in (workdir / "module").iterdir()} == kept == {"8", "16", "24"}
     assert not (workdir / "lock").exists()
 
 

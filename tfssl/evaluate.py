@@ -12,15 +12,10 @@ WORKDIR/report.html is the page to look at.
 """
 
 import contextlib
-import functools
 import inspect
-import json
-import os
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -29,12 +24,11 @@ from tfssl.config.evaluation import NOT_PROTOCOLS, Evaluation
 from tfssl.config.generated import Generated, as_text, of_registry
 from tfssl.downstream import NAMES, PROTOCOLS
 from tfssl.errors import UserError
-from tfssl.hub import handles
 from tfssl.runtime import cli
 
 if TYPE_CHECKING:
+    from tfssl.downstream.evaluation import Request
     from tfssl.downstream.protocol import Protocol
-    from tfssl.hub.load import Module
 
 FLAGS = flags.FLAGS
 SECTIONS = [
@@ -94,16 +88,7 @@ def define_flags(argv: Sequence[str] = ()) -> None:
         run.define()
 
 
-class Request(NamedTuple):
-    settings: Evaluation
-    protocols: "list[Protocol]"  # in the order of the table
-    optional: list[str]  # names of the protocols that --protocol=all adds, which may be skipped
-    # names of the protocols with given settings, which --budget_minutes does not change
-    kept: list[str]
-    flags: dict[str, Any]
-
-
-def read_flags() -> Request:
+def read_flags() -> "Request":
     """The evaluation that the flags describe; `UserError` where flags contradict each other, or a
     protocol rejects its own."""
     values = FLAGS.flag_values_dict()
@@ -148,209 +133,22 @@ def read_flags() -> Request:
             if any(FLAGS[f].present for a, f in of_argument.items() if a in protocol.quick)
             else []
         )
+    from tfssl.downstream.evaluation import Request
+
     recorded = {name: FLAGS[name].value for name in cli.defined_flags()}
     recorded |= {"neighbors": settings.neighbor_count, "random_init": settings.beside_untrained}
-    return Request(
-        settings, sorted(protocols, key=lambda p: p.reads == "maps"), optional, kept, recorded
-    )
+    protocols.sort(key=lambda protocol: protocol.reads == "maps")
+    command = ["tfssl-eval", *sys.argv[1:]]
+    return Request(settings, protocols, optional, kept, recorded, command)
 
 
 def main(_: list[str]) -> None:
     with contextlib.ExitStack() as held:
-        evaluate(read_flags(), held)
+        request = read_flags()
+        from tfssl.downstream import evaluation as measurement
+        from tfssl.export import untrained
 
-
-def evaluate(request: Request, held: contextlib.ExitStack) -> None:
-    """Run an evaluation. `held` keeps the lock of --workdir."""
-    settings, start = request.settings, time.time()
-    from tfssl.data import open_source, overlap
-    from tfssl.data.sources import identity
-    from tfssl.downstream import evaluation as of_module
-    from tfssl.downstream import runner, splits
-    from tfssl.downstream.budget import Budget
-    from tfssl.downstream.protocol import Data
-    from tfssl.downstream.report.record import Record
-    from tfssl.hub import load as modules
-    from tfssl.storage import files
-
-    if settings.prune and not settings.module:
-        return say("\n".join(of_module.prune(settings, {})))
-    named = handles.named(settings.module or ())
-    # All checks: before any work.
-    if settings.workdir:
-        files.check_writable(settings.workdir, "--workdir")
-    opened = {name: modules.load(handle) for name, handle in named.items()}
-    sources = {
-        part: open_source(settings.dataset, split, **(settings.where or {}))
-        for part, split in settings.splits.items()
-    }
-    if settings.prune:
-        say("\n".join(of_module.prune(settings, sources)))
-    if request.protocols:
-        overlap.check(sources)
-    left_out = list(dict.fromkeys(note for source in sources.values() for note in source.notes()))
-    protocols = runner.permitted(
-        request.protocols, sources.values(), request.optional, left_out.append
-    )
-    if settings.minutes:  # the cheapest first
-        protocols.sort(
-            key=lambda protocol: (protocol.expense or 0) if protocol.name in request.optional else 0
-        )
-    of_features, of_maps = (
-        [p for p in protocols if p.reads == kind] for kind in ("features", "maps")
-    )
-    choice: dict[str, Any] = {"val_fraction": settings.val_fraction, "seed": settings.seed}
-    if of_features:
-        for amount in settings.train_labels:
-            splits.label_count(
-                amount, sources["train"].num_examples, sources["train"].num_classes or 1
-            )
-        by_name = [protocol for protocol in of_features if protocol.name not in request.optional]
-        runner.check_labels(by_name, sources, settings.train_labels, **choice)
-    names = None if list(settings.endpoints) == ["all"] else settings.endpoints
-    extracting = of_features or settings.neighbor_count or settings.writes_features
-    runner.endpoints(opened, names, *settings.sizes) if extracting else {}
-
-    # The workdir, the record, and untrained modules.
-    check = (
-        claim_workdir(settings.workdir, settings.steal_lock, held)
-        if settings.workdir
-        else lambda: None
-    )
-    purpose = {"train": "images to learn from", "val": "to choose on", "test": "to test on"}
-    counts = [
-        f"{sources[part].num_examples} {purpose[part]}" for part in purpose if part in sources
-    ]
-    say(f"{settings.dataset}: {', '.join(counts)}")
-    data = {part: identity.described(source) for part, source in sources.items()}
-    if settings.workdir:
-        tell_of_other_data(settings.workdir, data)
-    record = Record(
-        settings.workdir,
-        [protocol.name for protocol in request.protocols],
-        say,
-        check,
-        command=["tfssl-eval", *sys.argv[1:]],
-        flags=request.flags,
-        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(start)),
-        data=data,
-        **{f"{part}_examples": source.num_examples for part, source in sources.items()},
-    )
-    for line in left_out:
-        record.note(line)
-    untrained = make_untrained(settings, opened, record.note) if settings.beside_untrained else {}
-    opened |= {name: module for name, (module, _) in untrained.items()}
-    wanted = runner.endpoints(opened, names, *settings.sizes) if extracting else {}
-    budget = None
-    if settings.minutes:
-        may = [protocol for protocol in protocols if protocol.name in request.optional]
-        budget = Budget(settings.minutes, len(opened), may, request.kept, say, record.note)
-    measure = functools.partial(
-        runner.measure,
-        optional=request.optional,
-        left_out=record.note,
-        refused=record.refuse,
-        budget=budget,
-    )
-
-    # The work: module by module.
-    for name, module in opened.items():
-        record.modules[name] = {"handle": module.handle, "identity": module.identity}
-        if name in untrained:
-            record.modules[name]["untrained_of"] = untrained[name][1]
-        try:
-            if name in wanted:
-                features = of_module.extract(
-                    settings, name, module, sources, wanted[name], of_features, record
-                )
-                if of_features:
-                    state_dir = (
-                        settings.file("heads") if settings.workdir and settings.cache else None
-                    )
-                    train, test, val = features["train"], features["test"], features.get("val")
-                    frozen = Data(train, test, val, **choice, state_dir=state_dir)
-                    record.add(
-                        name, measure(of_features, frozen, wanted[name], settings.train_labels)
-                    )
-                if settings.writes_features:
-                    of_module.write_features(settings, name, features, record)
-                if settings.neighbor_count:
-                    of_module.write_neighbors(settings, name, features, wanted[name], record)
-        except UserError as error:
-            record.refuse(error, name)
-        try:
-            pixels_of = [result.protocol for result in record.results if result.of_pixels]
-            if of_maps:
-                whole = Data(
-                    sources["train"], sources["test"], sources.get("val"), module, **choice
-                )
-                record.add(name, measure(of_maps, whole, names, pixels_of=pixels_of))
-        except UserError as error:
-            record.refuse(error, name)
-    if protocols and not record.results and not record.refused:
-        raise UserError(f"--protocol=all: nothing could be measured: {'; '.join(record.notes)}")
-    record.finish(f"{settings.dataset} {settings.test_split}", seconds=time.time() - start)
-
-
-def claim_workdir(workdir: str, steal_lock: bool, held: contextlib.ExitStack) -> Callable[[], None]:
-    """Lock --workdir, as `locks.workdir_lock`, and mark its files as no data (see
-    `tfssl.data.listing.outputs`)."""
-    from tfssl.data.listing import outputs
-    from tfssl.storage import locks
-
-    check = held.enter_context(locks.workdir_lock(workdir, steal_lock))
-    outputs.mark(workdir)
-    return check
-
-
-def tell_of_other_data(workdir: str, data: dict[str, dict[str, Any]]) -> None:
-    """Print a line where a workdir has results on data other than {part: `identity.described`},
-    which are replaced."""
-    from tfssl.storage import files
-
-    path = os.path.join(workdir, "results.json")
-    try:
-        with open(path, encoding="utf-8") as f:
-            record = json.load(f)
-        recorded, date = record.get("data") or {}, record.get("date")
-        other = [
-            part
-            for part in data
-            if part in recorded and recorded[part]["digest"] != data[part]["digest"]
-        ]
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-        KeyError,
-        TypeError,
-    ):  # none, a remote one, or a damaged one
-        return
-    if other:
-        beside = [
-            name for name in files.listdir(workdir) if name.endswith((".png", ".html", ".npz"))
-        ]
-        kept = f"; until they are written anew, so are {', '.join(beside)}" if beside else ""
-        say(
-            f"{path}, of {date}, is about other images ({', '.join(other)}) than this evaluation, "
-            f"and is replaced{kept}"
-        )
-
-
-def make_untrained(
-    settings: Evaluation, opened: "dict[str, Module]", note: Callable[[str], None]
-) -> "dict[str, tuple[Module, list[str]]]":
-    """Untrained networks of the modules: {name: (module, names of the modules with this network)};
-    in --workdir if local."""
-    from tfssl.export import untrained
-
-    with tempfile.TemporaryDirectory() as folder:
-        folder = settings.file("untrained") if settings.local else folder
-        return untrained.beside(opened, folder, settings.seed, *settings.sizes, say=note)
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
+        measurement.evaluate(request, held, untrained.beside)
 
 
 def run() -> None:

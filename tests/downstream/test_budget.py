@@ -70,17 +70,17 @@ def test_what_is_decided(clock, monkeypatch):
     of = budget.Budget(10, 2, may, kept=["few_shot"], tell=said.append, note=notes.append)
 
     def permit(name, full, quick, lasts):
-        estimate = lambda plan: quick if plan.quick else full  # noqa: E731
+        estimate = lambda extent: quick if extent.quick else full  # noqa: E731
         monkeypatch.setattr(of, "estimate", lambda *_: estimate)
-        plan = of.permit(asked[name], None, ["x"])
+        extent = of.permit(asked[name], None, ["x"])
         clock.now += lasts
-        return plan
+        return extent
 
     assert (
         permit("logistic", 1e9, 1e9, 1000).protocol is asked["logistic"]
     )  # named: never cut, and not counted
     # It fits into a fourth of ten minutes: 2 modules of a minute are then gone.
-    assert permit("knn", 100, 100, 60) == budget.Plan(asked["knn"])
+    assert permit("knn", 100, 100, 60) == budget.Extent(asked["knn"])
     svm = permit("svm", 500, 100, 120)  # more than a third of what is left
     assert svm.protocol.settings == asked["svm"].replace(costs="0.1,1,10,100", folds=2).settings
     assert (svm.labels, svm.quick) == (1000, SVM.quick)
@@ -106,9 +106,9 @@ def test_what_is_decided(clock, monkeypatch):
 
 
 def test_quick_settings_that_were_asked_for_are_not_told():
-    plan = budget.Plan.quickly(LowShot(samples=2, shots=(1, 2)))
-    assert set(plan.quick) == {"shots", "costs"} and plan.labels is None
-    assert plan.protocol.shots == [1, 4, 16, 64]
+    extent = budget.Extent.quickly(LowShot(samples=2, shots=(1, 2)))
+    assert set(extent.quick) == {"shots", "costs"} and extent.labels is None
+    assert extent.protocol.shots == [1, 4, 16, 64]
 
 
 def test_protocols_in_a_budget_say_how_they_were_shortened(monkeypatch):
@@ -163,7 +163,7 @@ def test_estimates_are_made_by_trials_on_samples(tmp_path, monkeypatch):
     of = budget.Budget(5, 2, [svm], tell=lambda text: None)
     seconds = of.estimate(svm, data, ["x"], ["all"])
     assert max(len(train.labels) for train in seen) == 1000
-    assert 0 < seconds(budget.Plan(svm.replace(costs="1"))) <= seconds(budget.Plan(svm)) < 600
+    assert 0 < seconds(budget.Extent(svm.replace(costs="1"))) <= seconds(budget.Extent(svm)) < 600
     assert of.permit(svm, data, ["x"]).protocol is svm
 
     seen.clear()
@@ -172,6 +172,6 @@ def test_estimates_are_made_by_trials_on_samples(tmp_path, monkeypatch):
     dense, data = Segmentation(epochs=2), Data(train, test, module=module)
     seconds = of.estimate(dense, data, ["stem", "pixels"], ["all"])
     assert max(train.num_examples for train in seen) == 8
-    assert 0 < seconds(budget.Plan(dense)) < 600
+    assert 0 < seconds(budget.Extent(dense)) < 600
     monkeypatch.setattr(budget, "measured", lambda *_: budget.Price(1.0, 0.0, 0.0))
-    assert of.estimate(dense, data, ["stem", "pixels"], ["all"])(budget.Plan(dense)) == 2 + 1
+    assert of.estimate(dense, data, ["stem", "pixels"], ["all"])(budget.Extent(dense)) == 2 + 1

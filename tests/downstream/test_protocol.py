@@ -123,7 +123,7 @@ def test_flags_of_all_protocols():
         "svm_costs", "svm_folds", "svm_shuffle_folds", "svm_ap", "svm_positive_weight", "svm_intercept_scaling", "low_shot_k",
         "low_shot_samples", "low_shot_choose", "few_shot_k", "few_shot_ways", "few_shot_queries", "few_shot_episodes", "few_shot_ridges",
         "dense_size", "dense_trunk", "dense_trunk_rate", "dense_epochs", "dense_learning_rate", "dense_batch_size", "dense_mirrored",
-        "dense_head", "ignore_class", "detection_layers", "detection_units", "detection_jitter", "normals_clusters",
+        "unsupervised_images", "unsupervised_crops", "dense_head", "ignore_class", "detection_layers", "detection_units", "detection_jitter", "normals_clusters",
     }  # fmt: skip
     assert (
         flags.default("dense_epochs") is None and flags.default("knn_k") == 20

@@ -154,11 +154,15 @@ def test_cosine_distance():
 def test_spread():
     """1 for directions that fill the sphere, 0 for one direction."""
     z = np.random.default_rng(5).normal(size=(4000, 64))
-    np.testing.assert_allclose(contrastive.spread(tf.constant(z), tf.ones([4000])), 1, atol=0.01)
-    assert contrastive.spread(tf.constant(np.tile(z[:1], (50, 1))), tf.ones([50])) < 1e-6
+    np.testing.assert_allclose(
+        contrastive.embedding_std(tf.constant(z), tf.ones([4000])), 1, atol=0.01
+    )
+    assert contrastive.embedding_std(tf.constant(np.tile(z[:1], (50, 1))), tf.ones([50])) < 1e-6
     units = z[:20] / np.linalg.norm(z[:20], axis=1, keepdims=True)
     weight = tf.cast(tf.range(30) < 20, tf.float32)  # the others are blank
-    found = contrastive.spread(tf.constant(np.concatenate([z[:20], np.zeros([10, 64])])), weight)
+    found = contrastive.embedding_std(
+        tf.constant(np.concatenate([z[:20], np.zeros([10, 64])])), weight
+    )
     np.testing.assert_allclose(found, units.std(0).mean() * 8, rtol=1e-9)
 
 
@@ -194,7 +198,7 @@ def test_replicas_give_the_loss_of_the_whole_batch(replicas):
         return (
             [f.loss for f in found]
             + tape.gradient(total, [z1, z2])
-            + [contrastive.spread(z1, tf.ones(z1.shape[0]))[None]]
+            + [contrastive.embedding_std(z1, tf.ones(z1.shape[0]))[None]]
         )
 
     def mine(x):

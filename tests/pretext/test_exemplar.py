@@ -163,7 +163,7 @@ def test_standardisation_is_tf_images(dtype):
     )
 
 
-def test_the_published_encoder_standardises():
+def test_the_published_encoder_standardizes():
     """Brightness and contrast do not reach the backbone."""
     model = exemplar()
     images = np.random.default_rng(0).random([3, 16, 16, 3]).astype(np.float32)

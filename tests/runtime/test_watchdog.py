@@ -113,7 +113,7 @@ def strikes_at(place, number):
     ("binary", "place", "number", "flags"),
     [
         ("train", "tfssl.data:open_source", signal.SIGHUP, ()),
-        ("train", "tfssl.data.listing.checks:probe", signal.SIGTERM, ()),
+        ("train", "tfssl.data.listing.checks:check_readable", signal.SIGTERM, ()),
         ("train", "tfssl.pretext:build", signal.SIGTERM, ()),
         ("train", "tfssl.training.summaries:write_start", signal.SIGTERM, ()),
         (

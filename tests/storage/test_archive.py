@@ -47,7 +47,7 @@ def test_images_of_an_archive_by_name(pack, tmp_path):
     names = [f"{tmp_path}/p.zip/{path}" for path in sorted(PATHS)]
     assert source.names() == names == [source.name(i) for i in range(3)]
     assert [source.name_in_graph(record).numpy().decode() for record in source.records()] == names
-    source.probe()
+    source.check_readable()
 
 
 @pytest.mark.parametrize("name", ["p.tar", "p.tar.gz", "p.TGZ", "p.zip"])

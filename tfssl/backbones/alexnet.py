@@ -14,9 +14,10 @@ from typing import Any
 import tensorflow as tf
 
 from tfssl.backbones.layers import Network, build_chain, global_mean
-from tfssl.backbones.norm import BatchNorm, at_least_float32
+from tfssl.backbones.norm import BatchNorm
 from tfssl.backbones.rematerialize import rematerialize
 from tfssl.errors import check_choice
+from tfssl.precision import at_least_float32
 
 ROOTS = {
     "imagenet": (11, 4),

@@ -10,9 +10,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfssl.backbones.norm import Norm, at_least_float32
+from tfssl.backbones.norm import Norm
 from tfssl.config.signatures import arguments
 from tfssl.errors import UserError, check_choice
+from tfssl.precision import at_least_float32
 
 # What an endpoint is -> how many axes it has: [N, D], [N, L, C], [N, h, w, C].
 KINDS = {"vector": 2, "tokens": 3, "map": 4}

@@ -16,12 +16,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfssl.errors import UserError, check_choice
+from tfssl.precision import at_least_float32
 
 _local = threading.local()  # replicas are traced in threads of their own
-
-
-def at_least_float32(x: tf.Tensor) -> tf.Tensor:
-    return tf.cast(x, tf.float32) if x.dtype.size < 4 else x
 
 
 @contextlib.contextmanager

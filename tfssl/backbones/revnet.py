@@ -26,10 +26,11 @@ from tfssl.backbones.layers import (
     stem_stride,
     zero_pad,
 )
-from tfssl.backbones.norm import at_least_float32, frozen_statistics
+from tfssl.backbones.norm import frozen_statistics
 from tfssl.backbones.rematerialize import at_once
 from tfssl.backbones.resnet import UNITS, Unit
 from tfssl.errors import check_choice
+from tfssl.precision import at_least_float32
 
 # Of a block's two inputs, and of the variables.
 _Gradients = tuple[tuple[tf.Tensor, tf.Tensor], list[Optional[tf.Tensor]]]

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tfssl.backbones.layers import Conv, build_chain, global_mean
-from tfssl.backbones.norm import BatchNorm, at_least_float32
+from tfssl.backbones.norm import BatchNorm
+from tfssl.precision import at_least_float32
 
 SMALLEST_SQUEEZE = 32
 

@@ -9,8 +9,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfssl.backbones import layers
-from tfssl.backbones.norm import Norm, at_least_float32
+from tfssl.backbones.norm import Norm
 from tfssl.errors import UserError
+from tfssl.precision import at_least_float32
 
 
 class UserModel(tf.keras.Model):

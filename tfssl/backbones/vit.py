@@ -15,9 +15,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.backbones.layers import Network, build_chain
-from tfssl.backbones.norm import LayerNorm, Norm, at_least_float32
+from tfssl.backbones.norm import LayerNorm, Norm
 from tfssl.backbones.rematerialize import rematerialize
 from tfssl.errors import UserError, check_choice
+from tfssl.precision import at_least_float32
 
 # channels, blocks, heads
 SIZES = {

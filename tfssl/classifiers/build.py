@@ -10,14 +10,14 @@ from tfssl import optim
 from tfssl.backbones.hub import Hub
 from tfssl.classifiers import predictions
 from tfssl.classifiers.classifier import Classifier
-from tfssl.classifiers.images import Images
+from tfssl.classifiers.images import LabeledData
 from tfssl.config.configs import FinetuneConfig
 from tfssl.errors import UserError
 from tfssl.hub import load as modules
 
 
 def build_model(
-    config: FinetuneConfig, images: Images, teacher: Optional[Callable] = None
+    config: FinetuneConfig, images: LabeledData, teacher: Optional[Callable] = None
 ) -> Classifier:
     """The classifier before training; to be called in the strategy's scope.
 
@@ -58,7 +58,7 @@ def build_model(
 
 
 def load_teacher(
-    config: FinetuneConfig, images: Images
+    config: FinetuneConfig, images: LabeledData
 ) -> Optional[Callable[[tf.Tensor], tf.Tensor]]:
     """The teacher, a function images -> logits, or None; to be called in the strategy's scope.
     Images without classes get its.

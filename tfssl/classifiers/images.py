@@ -10,13 +10,13 @@ from tfssl.data import overlap
 from tfssl.data.listing import checks
 from tfssl.data.sources import subset
 from tfssl.data.sources.base import Source
-from tfssl.downstream import splits
+from tfssl.downstream import partition
 from tfssl.downstream.features import extract as features
 from tfssl.errors import UserError
 
 
 @dataclasses.dataclass
-class Images:
+class LabeledData:
     """The sources of a run, and the number of labels of `train` in use.
 
     `validation` and `test` may be None. Classes
@@ -39,7 +39,7 @@ class Images:
 
 def open_images(
     images: schema.Data, labels: schema.Labels, distillation: schema.Distillation, seed: int
-) -> Images:
+) -> LabeledData:
     """The images of a run.
 
     Args:
@@ -61,7 +61,7 @@ def open_images(
         if missing:
             raise UserError(missing)
         if part in sources:
-            sources[part].probe()  # unreadable images are rejected before training
+            sources[part].check_readable()  # unreadable images are rejected before training
     source = sources["train"]
     others = sources.get("val"), sources.get("test")
     if checks.unlabelled(source):
@@ -78,15 +78,15 @@ def open_images(
                 f"them: {source.unlabelled_because}, or "
                 "learn from a classifier alone (--teacher, --distill_weight=1)"
             )
-        return Images(source, *others, labels=0)
+        return LabeledData(source, *others, labels=0)
     # records have to be read for their labels
     if source.random_access and not distillation.teacher:
         known = features.read_labels(source)["labels"]
-        splits.check_classes(known[known >= 0], source)
+        partition.check_classes(known[known >= 0], source)
     chosen = choose(source, labels.train_labels, labels.train_list, seed)
     if chosen is None:
-        return Images(source, *others, labels=source.num_examples)
+        return LabeledData(source, *others, labels=source.num_examples)
     some = (
         subset.LabelledAt(source, chosen) if distillation.teacher else subset.Subset(source, chosen)
     )
-    return Images(some, *others, labels=len(chosen))
+    return LabeledData(some, *others, labels=len(chosen))

@@ -11,7 +11,7 @@ from absl import logging
 from tfssl.data.sources.base import Source
 from tfssl.data.sources.folder import FORMATS
 from tfssl.downstream.features.extract import read_labels
-from tfssl.downstream.splits import balanced, label_count
+from tfssl.downstream.partition import balanced, label_count
 from tfssl.errors import UserError, one_line
 
 

@@ -56,7 +56,7 @@ def predictions(
     """
     check(module)
     size, resize = module.sizes(image_size, resize)
-    source.probe()
+    source.check_readable()
 
     def compute(images: tf.Tensor) -> dict[str, tf.Tensor]:
         endpoints = module.endpoints(tf.cast(images, tf.float32) / 255)

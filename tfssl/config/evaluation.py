@@ -24,7 +24,7 @@ class Images:
         there is one; else quote a handle that holds a comma: '"a,b",c'.
       dataset: Labeled images: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, voc:PATH (several
         classes in an image), masks:PATH, boxes:PATH, normals:PATH, glyphs (the embedded letters),
-        or a class of your own, mypackage.mysource:MySource[:PATH].
+        or a class of your own, mypackage.mysource:MySource[:PATH][?SETTING=VALUE].
       data_dir: Where TensorFlow Datasets are, and where archives are unpacked. Default: each
         library's own folder.
       train_split: Images that classifiers learn from, in TFDS's grammar: train, train[:90%],

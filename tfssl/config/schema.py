@@ -35,7 +35,7 @@ class Data(Records):
 
     Args:
       dataset: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, glyphs (the embedded letters), or a
-        class of your own, mypackage.mysource:MySource[:PATH].
+        class of your own, mypackage.mysource:MySource[:PATH][?SETTING=VALUE].
       data_dir: Where TensorFlow Datasets are, and archives are unpacked. Default: their own places.
       train_split: Images to train on, in TFDS's grammar: train, train[:90%], train+validation.
       val_split: Images to validate on; none if empty. 2019 study: the last 40 of 1024 train shards.
@@ -364,6 +364,8 @@ class Export:
 
     Args:
       step: Which checkpoint; the newest by default.
+      all_steps: Publish every checkpoint that the run has kept, each in WORKDIR/module/STEP where
+        it is not yet: to compare them, tfssl-eval --module='WORKDIR/module/*'.
       export_dir: Folder of the module, which must not exist yet. Default: WORKDIR/module/STEP.
       random_init: Publish the untrained encoder, the baseline that evaluation needs.
       tarball: Also write EXPORT_DIR.tar.gz, which serves as a handle too.
@@ -376,6 +378,7 @@ class Export:
     heading = "Export"
 
     step: Optional[int] = None
+    all_steps: bool = False
     export_dir: Optional[str] = None
     random_init: bool = False
     tarball: bool = False

@@ -1,4 +1,4 @@
-"""What becomes of images that an input pipeline could not load: they are read again, replaced, or
+"""Images that an input pipeline could not load: they are read again, replaced, or
 the run ends and says why.
 
 What cannot be reached (a disk, a server, a folder that is gone) is no property of the image: it is
@@ -24,7 +24,7 @@ from tfssl.errors import UserError, one_line, reason_of, trouble
 if TYPE_CHECKING:
     from tfssl.data.sources.base import Source
 
-Load = Callable[[dict[str, tf.Tensor]], Any]  # a record -> the row that becomes of it
+Load = Callable[[dict[str, tf.Tensor]], Any]  # a record -> its row of the batch
 PATIENCE = 40  # seconds for which something is tried again
 _LONGEST_PAUSE = 5  # seconds between two tries
 _THREADS = 8  # images that are read again at once
@@ -94,7 +94,7 @@ class Gaps:
 
     Args:
       source: a `tfssl.data.Source`.
-      load: graph code: a record -> the row that becomes of it.
+      load: graph code: a record -> its row of the batch.
       in_a_row: in training, undecodable images in a row that are borne; None: any number, and
         nothing stands in for them.
     """

@@ -27,7 +27,7 @@ def readable(source: Source, load: Load, size: int, rows: Rows | None = None) ->
 
     Args:
       source: a `tfssl.data.Source`.
-      load: graph code: a record -> the row that becomes of it, of equal shapes for all records.
+      load: graph code: a record -> its row, of equal shapes for all records.
       size: records that are loaded together.
       rows: see `Source.records`.
 
@@ -52,7 +52,7 @@ def segment_of(chunk: int) -> int:
 
 
 def segments(records: tf.data.Dataset, load: Load, size: int) -> tf.data.Dataset:
-    """What becomes of records, in segments of `size`: a data set of what `Segment` takes.
+    """The rows of records, in segments of `size`: a data set of what `Segment` takes.
 
     Within a segment images are loaded in parallel, and those that fail are left out. However many
     fail, a segment comes to its end, so that who reads it sees at once what is missing.

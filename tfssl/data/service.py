@@ -106,7 +106,9 @@ def examples(
     service = tf.data.experimental.service
 
     def part(epoch: int) -> tf.data.Dataset:
-        return source.epoch_to_share(seed, tf.constant(epoch, tf.int64)).map(load, tf.data.AUTOTUNE)
+        return source.shardable_epoch(seed, tf.constant(epoch, tf.int64)).map(
+            load, tf.data.AUTOTUNE
+        )
 
     policy, spec = service.ShardingPolicy.DYNAMIC, part(0).element_spec
     names = {epoch: job and f"{job}-{epoch}" for epoch in range(first_epoch, first_epoch + epochs)}

@@ -20,6 +20,7 @@ PROTOCOLS = Registry(
         "svm": "tfssl.downstream.protocols.svm:SVM",
         "low_shot": "tfssl.downstream.protocols.low_shot:LowShot",
         "few_shot": "tfssl.downstream.protocols.few_shot:FewShot",
+        "unsupervised": "tfssl.downstream.protocols.unsupervised:Unsupervised",
         "segmentation": "tfssl.downstream.protocols.segmentation:Segmentation",
         "detection": "tfssl.downstream.protocols.detection:Detection",
         "surface_normals": "tfssl.downstream.protocols.surface_normals:SurfaceNormals",

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from tfssl.data.sources.base import Source
-from tfssl.data.sources.subset import spread
-from tfssl.downstream import splits
+from tfssl.data.sources.subset import evenly_spaced
+from tfssl.downstream import partition
 from tfssl.downstream.features import maps
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol, has_features
@@ -41,7 +41,7 @@ Trial = tuple[Callable[[Protocol], object], float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Extent:
     """How a protocol is run.
 
     Attributes:
@@ -56,8 +56,8 @@ class Plan:
     quick: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def quickly(cls, protocol: Protocol) -> "Plan":
-        """The plan of a protocol's quick settings."""
+    def quickly(cls, protocol: Protocol) -> "Extent":
+        """The extent of a protocol's quick settings."""
         settings = dict(protocol.quick)
         labels = settings.pop("train_labels", None)
         quick = protocol.replace(**settings)
@@ -111,7 +111,7 @@ def sample(features: Features, endpoint: str, count: int, seed: int = 0) -> Feat
     """`Features` of at most `count` images, of all classes in turn, and of one endpoint."""
     count = min(count, len(features.labels))
     if features.targets is None and features.labels.min() >= 0:
-        rows = splits.balanced(features.labels, features.index, count, seed)
+        rows = partition.balanced(features.labels, features.index, count, seed)
     else:
         rows = np.linspace(0, len(features.labels) - 1, count).round().astype(int)
     targets = None if features.targets is None else features.targets[rows]
@@ -159,7 +159,7 @@ class Budget:
         )
         self.waiting = {protocol.name for protocol in protocols}
         self.left = 60.0 * minutes
-        self.decided: dict[str, Optional[Plan]] = {}
+        self.decided: dict[str, Optional[Extent]] = {}
         self._running: Optional[float] = None
 
     def permit(
@@ -167,16 +167,16 @@ class Budget:
         protocol: Protocol,
         data: Data,
         endpoints: Sequence[str],
-        train_labels: Sequence[splits.Labels] = ("all",),
-    ) -> Optional[Plan]:
-        """The plan of a protocol on all modules; None: it is skipped. Arguments as of
+        train_labels: Sequence[partition.Labels] = ("all",),
+    ) -> Optional[Extent]:
+        """The extent of a protocol on all modules; None: it is skipped. Arguments as of
         `runner.measure`."""
         self.finished()
         name = protocol.name
         if name in self.decided:
             return self.decided[name]
         if name not in self.waiting:
-            return Plan(protocol)
+            return Extent(protocol)
         begun = time.perf_counter()
         if self.left <= 0:
             self.waiting.remove(name)
@@ -188,17 +188,17 @@ class Budget:
             )
             return None
         estimate = self.estimate(protocol, data, endpoints, train_labels)
-        chosen: Optional[Plan] = Plan(protocol)
-        seconds = estimate(Plan(protocol))
+        chosen: Optional[Extent] = Extent(protocol)
+        seconds = estimate(Extent(protocol))
         fair, how = self.left / len(self.waiting), "full settings"
         first = not self.decided
         self.waiting.remove(name)
         remedy = f"--protocol={name} or --budget_minutes=0 measures it in full"
         if seconds > fair:
             quick = (
-                Plan(protocol)
+                Extent(protocol)
                 if name in self.kept or not protocol.quick
-                else Plan.quickly(protocol)
+                else Extent.quickly(protocol)
             )
             quickly = estimate(quick)
             lasts = f"about {_clock(seconds)} in full" + (
@@ -225,10 +225,10 @@ class Budget:
         protocol: Protocol,
         data: Data,
         endpoints: Sequence[str],
-        train_labels: Sequence[splits.Labels],
-    ) -> Callable[[Plan], float]:
-        """A function plan -> estimated seconds on all endpoints of all modules, for all numbers of
-        labels."""
+        train_labels: Sequence[partition.Labels],
+    ) -> Callable[[Extent], float]:
+        """A function extent -> estimated seconds on all endpoints of all modules, for all numbers
+        of labels."""
         of_features = has_features(data)
         trials = (
             _of_features(protocol, data, endpoints, train_labels)
@@ -238,11 +238,11 @@ class Budget:
         try:
             price = measured(protocol, trials.runs)
         except UserError:  # raised again by the run itself, which then takes no time
-            return lambda plan: 0.0
+            return lambda extent: 0.0
 
-        def seconds(plan: Plan) -> float:
-            passes, total = plan.protocol.passes(), 0.0
-            for count in trials.amounts(plan):
+        def seconds(extent: Extent) -> float:
+            passes, total = extent.protocol.passes(), 0.0
+            for count in trials.amounts(extent):
                 for name in endpoints:
                     dims, tests_each = trials.dims[name], trials.tests if of_features else 0
                     rows = price.row * protocol.work(count, trials.tests, dims)
@@ -265,13 +265,13 @@ class Trials(NamedTuple):
 
     Attributes:
       runs: as `measured` takes them.
-      amounts: plan -> numbers of labels, or of images.
+      amounts: extent -> numbers of labels, or of images.
       tests: test images.
       dims: {endpoint: values of an image}.
     """
 
     runs: list[Trial]
-    amounts: Callable[[Plan], Iterable[int]]
+    amounts: Callable[[Extent], Iterable[int]]
     tests: int
     dims: dict[str, int]
 
@@ -280,7 +280,7 @@ def _of_features(
     protocol: Protocol,
     data: Data[Features],
     endpoints: Sequence[str],
-    train_labels: Sequence[splits.Labels],
+    train_labels: Sequence[partition.Labels],
 ) -> Trials:
     train, test = data.train, data.test
     dims = {name: train.endpoints[name].shape[1] for name in endpoints}
@@ -292,10 +292,10 @@ def _of_features(
         of = data.replace(train=parts[0], test=parts[1], val=None)
         work = protocol.work(len(parts[0].labels), len(parts[1].labels), dims[largest])
         runs.append((functools.partial(_measure, data=of), work))
-    counts = [splits.label_count(amount, len(train.labels)) for amount in train_labels]
+    counts = [partition.label_count(amount, len(train.labels)) for amount in train_labels]
 
-    def amounts(plan: Plan) -> Iterable[int]:
-        return dict.fromkeys(plan.limited(count, train) for count in counts)
+    def amounts(extent: Extent) -> Iterable[int]:
+        return dict.fromkeys(extent.limited(count, train) for count in counts)
 
     return Trials(runs, amounts, len(test.labels), dims)
 
@@ -309,13 +309,13 @@ def _of_maps(protocol: Protocol, data: Data[Source], endpoints: Sequence[str]) -
     runs: list[Trial] = []
     few = min(_IMAGES, data.train.num_examples // 2)
     for images in (few, 2 * few):
-        parts = [spread(source, images, renumber=True) for source in (data.train, data.test)]
+        parts = [evenly_spaced(source, images, renumber=True) for source in (data.train, data.test)]
         of = data.replace(train=parts[0], test=parts[1], val=None)
         work = protocol.work(parts[0].num_examples, parts[1].num_examples, dims[largest])
         runs.append((functools.partial(_measure, data=of, endpoints=[largest]), work))
     count = data.train.num_examples
     return Trials(
-        runs, lambda plan: [min(count, plan.labels or count)], data.test.num_examples, dims
+        runs, lambda extent: [min(count, extent.labels or count)], data.test.num_examples, dims
     )
 
 

@@ -1,120 +1,226 @@
-"""Steps of an evaluation beside the protocols: feature extraction, files of features, pictures of
-nearest neighbors."""
+"""An evaluation from its settings to its report: checks, the record, and module by module features
+and protocols."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import functools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from tfssl.config.evaluation import Evaluation
+from tfssl.data import open_source, overlap
+from tfssl.data.listing import outputs
 from tfssl.data.sources import identity
-from tfssl.data.sources.base import Source
-from tfssl.downstream.features import cache
-from tfssl.downstream.features import extract as extraction
-from tfssl.downstream.features.extract import Features
-from tfssl.downstream.protocol import Protocol
-from tfssl.downstream.report import neighbors
+from tfssl.downstream import partition, runner, stages
+from tfssl.downstream.budget import Budget
+from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.report.record import Record
-from tfssl.downstream.report.view import View, baselines
-from tfssl.downstream.results import PIXELS
 from tfssl.errors import UserError
+from tfssl.hub import handles
+from tfssl.hub import load as modules
 from tfssl.hub.load import Module
 from tfssl.storage import files, locks
 
-
-def extract(
-    settings: Evaluation,
-    name: str,
-    module: Module,
-    sources: Mapping[str, Source],
-    endpoints: Sequence[str],
-    protocols: Sequence[Protocol],
-    record: Record,
-) -> dict[str, Features]:
-    """{part: features of a module}, cached in a local --workdir."""
-    held_out = bool(not settings.val_split and settings.val_fraction)
-    others = settings.neighbor_count or settings.writes_features
-    reads_train = others or any(protocol.reads_train(held_out) for protocol in protocols)
-    features = {
-        part: extraction.extract(
-            module,
-            source,
-            endpoints if part != "train" or reads_train else [],
-            *settings.sizes,
-            batch_size=settings.batch_size,
-            pool=settings.pool,
-            dtype=settings.feature_dtype,
-            cache_dir=settings.features_folder if settings.cache else None,
-            verify=settings.cache == "verify",
-        )
-        for part, source in sources.items()
-    }
-    size, resize = module.sizes(*settings.sizes)
-    took = sum(of_part.seconds for of_part in features.values())
-    verified = ", verified" if settings.cache == "verify" else ""
-    how = f"extracted in {took:.1f} s" if took else f"from the cache{verified}"
-    record.say(
-        f"{name}: {', '.join(endpoints)}: {how}; the module gets {size}x{size} RGB images in [0, 1]"
-    )
-    unreadable = {part: of_part.dropped for part, of_part in features.items()}
-    facts = {
-        "image_size": size,
-        "resize": resize,
-        "extraction_seconds": took,
-        "unreadable": unreadable,
-    }
-    record.modules[name] |= facts
-    if protocols:
-        record.facts |= {
-            "num_classes": features["train"].num_classes,
-            **{f"{part}_examples": len(of_part.labels) for part, of_part in features.items()},
-            "baselines": baselines(features["train"], features["test"]),
-        }
-    return features
+# (modules, folder, seed, image size, resize, say=) -> {name: (untrained network of a module, names
+# of the modules with that network)}: `tfssl.export.untrained.beside`.
+Untrained = Callable[..., dict[str, tuple[Module, list[str]]]]
 
 
-def write_features(
-    settings: Evaluation, name: str, features: Mapping[str, Features], record: Record
-) -> None:
-    """Write WORKDIR/MODULE_PART.npz of each part."""
-    for part, of_part in features.items():
-        record.say(f"written: {of_part.save(settings.file(f'{name}_{part}.npz'))}")
+class Request(NamedTuple):
+    """What `evaluate` is asked for."""
+
+    settings: Evaluation
+    protocols: list[Protocol]  # in the order of the table
+    optional: list[str]  # names of the protocols that --protocol=all adds, which may be skipped
+    # names of the protocols with given settings, which --budget_minutes does not change
+    kept: list[str]
+    flags: dict[str, Any]  # as the record keeps them
+    command: list[str]  # likewise
 
 
-def write_neighbors(
-    settings: Evaluation,
-    name: str,
-    features: Mapping[str, Features],
-    endpoints: Sequence[str],
-    record: Record,
-) -> None:
-    """Write WORKDIR/MODULE_neighbors.png, by the endpoint that validation chose, or else the
-    module's last one."""
-    own = [endpoint for endpoint in endpoints if endpoint != PIXELS] or endpoints
-    endpoint = View.of(record.results).starred(name) or own[-1]
-    train, test = features["train"], features["test"]
-    for of_part in (train, test):
-        of_part.check([endpoint])
-    png = neighbors.plot(
-        train, test, endpoint, settings.neighbor_count, settings.seed, f"{name}, {endpoint}"
-    )
-    record.check()
-    path = settings.file(f"{name}_neighbors.png")
-    files.write_file(path, png)
-    record.panels[name] = endpoint, png
-    record.say(f"written: {path}")
+def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained) -> None:
+    """Run an evaluation, and write its record and report to --workdir.
 
-
-def prune(settings: Evaluation, sources: Mapping[str, Source]) -> list[str]:
-    """Remove features in --workdir that are no longer usable, such as those of changed `sources`.
-    Returns lines to print.
+    Args:
+      request: settings and protocols.
+      held: keeps the lock of --workdir.
+      untrained: makes the untrained networks.
 
     Raises:
-      UserError: there is no local --workdir.
+      UserError: images, modules or settings do not fit each other; before any work where that can
+        be known.
     """
-    folder = settings.features_folder
-    if settings.workdir is None or not folder:
-        raise UserError("--prune removes features from a local --workdir: name it")
-    known = [(source.spec, source.split, identity.of(source)) for source in sources.values()]
-    with locks.workdir_lock(settings.workdir, settings.steal_lock):
-        removed = cache.prune(folder, extraction.versions(), known)
-    total = sum(size for *_, size in removed) / 1e6
-    lines = [f"pruned: {path} ({size / 1e6:.1f} MB; {reason})" for path, reason, size in removed]
-    return [*lines, f"pruned: {len(removed)} sets of features, {total:.1f} MB, from {folder}"]
+    settings, start = request.settings, time.time()
+    if settings.prune and not settings.module:
+        return _say("\n".join(stages.prune(settings, {})))
+    named = handles.named(settings.module or ())
+    # All checks: before any work.
+    if settings.workdir:
+        files.check_writable(settings.workdir, "--workdir")
+    opened = {name: modules.load(handle) for name, handle in named.items()}
+    sources = {
+        part: open_source(settings.dataset, split, **(settings.where or {}))
+        for part, split in settings.splits.items()
+    }
+    if settings.prune:
+        _say("\n".join(stages.prune(settings, sources)))
+    if request.protocols:
+        overlap.check(sources)
+    left_out = list(dict.fromkeys(note for source in sources.values() for note in source.notes()))
+    protocols = runner.permitted(
+        request.protocols, sources.values(), request.optional, left_out.append
+    )
+    if settings.minutes:  # the cheapest first
+        protocols.sort(
+            key=lambda protocol: (protocol.expense or 0) if protocol.name in request.optional else 0
+        )
+    of_features, of_maps = (
+        [p for p in protocols if p.reads == kind] for kind in ("features", "maps")
+    )
+    choice: dict[str, Any] = {"val_fraction": settings.val_fraction, "seed": settings.seed}
+    if of_features:
+        for amount in settings.train_labels:
+            partition.label_count(
+                amount, sources["train"].num_examples, sources["train"].num_classes or 1
+            )
+        by_name = [protocol for protocol in of_features if protocol.name not in request.optional]
+        runner.check_labels(by_name, sources, settings.train_labels, **choice)
+    names = None if list(settings.endpoints) == ["all"] else settings.endpoints
+    extracting = of_features or settings.neighbor_count or settings.writes_features
+    runner.endpoints(opened, names, *settings.sizes) if extracting else {}
+
+    # The workdir, the record, and untrained modules.
+    check = (
+        _claim(settings.workdir, settings.steal_lock, held) if settings.workdir else lambda: None
+    )
+    purpose = {"train": "images to learn from", "val": "to choose on", "test": "to test on"}
+    counts = [
+        f"{sources[part].num_examples} {purpose[part]}" for part in purpose if part in sources
+    ]
+    _say(f"{settings.dataset}: {', '.join(counts)}")
+    data = {part: identity.described(source) for part, source in sources.items()}
+    if settings.workdir:
+        _tell_of_other_data(settings.workdir, data)
+    record = Record(
+        settings.workdir,
+        [protocol.name for protocol in request.protocols],
+        _say,
+        check,
+        command=request.command,
+        flags=request.flags,
+        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(start)),
+        data=data,
+        **{f"{part}_examples": source.num_examples for part, source in sources.items()},
+    )
+    for line in left_out:
+        record.note(line)
+    beside = (
+        _untrained(settings, opened, untrained, record.note) if settings.beside_untrained else {}
+    )
+    opened |= {name: module for name, (module, _) in beside.items()}
+    wanted = runner.endpoints(opened, names, *settings.sizes) if extracting else {}
+    budget = None
+    if settings.minutes:
+        may = [protocol for protocol in protocols if protocol.name in request.optional]
+        budget = Budget(settings.minutes, len(opened), may, request.kept, _say, record.note)
+    measure = functools.partial(
+        runner.measure,
+        optional=request.optional,
+        left_out=record.note,
+        refused=record.refuse,
+        budget=budget,
+    )
+
+    # The work: module by module.
+    for name, module in opened.items():
+        record.modules[name] = {"handle": module.handle, "identity": module.identity}
+        if name in beside:
+            record.modules[name]["untrained_of"] = beside[name][1]
+        try:
+            if name in wanted:
+                features = stages.extract(
+                    settings, name, module, sources, wanted[name], of_features, record
+                )
+                if of_features:
+                    state_dir = (
+                        settings.file("heads") if settings.workdir and settings.cache else None
+                    )
+                    train, test, val = features["train"], features["test"], features.get("val")
+                    frozen = Data(train, test, val, **choice, state_dir=state_dir)
+                    record.add(
+                        name, measure(of_features, frozen, wanted[name], settings.train_labels)
+                    )
+                if settings.writes_features:
+                    stages.write_features(settings, name, features, record)
+                if settings.neighbor_count:
+                    stages.write_neighbors(settings, name, features, wanted[name], record)
+        except UserError as error:
+            record.refuse(error, name)
+        try:
+            pixels_of = [result.protocol for result in record.results if result.of_pixels]
+            if of_maps:
+                whole = Data(
+                    sources["train"], sources["test"], sources.get("val"), module, **choice
+                )
+                record.add(name, measure(of_maps, whole, names, pixels_of=pixels_of))
+        except UserError as error:
+            record.refuse(error, name)
+    if protocols and not record.results and not record.refused:
+        raise UserError(f"--protocol=all: nothing could be measured: {'; '.join(record.notes)}")
+    record.finish(f"{settings.dataset} {settings.test_split}", seconds=time.time() - start)
+
+
+def _claim(workdir: str, steal_lock: bool, held: contextlib.ExitStack) -> Callable[[], None]:
+    """Lock --workdir, as `locks.workdir_lock`, and mark its files as no data (see
+    `tfssl.data.listing.outputs`)."""
+    check = held.enter_context(locks.workdir_lock(workdir, steal_lock))
+    outputs.mark(workdir)
+    return check
+
+
+def _tell_of_other_data(workdir: str, data: dict[str, dict[str, Any]]) -> None:
+    """Print a line where a workdir has results on data other than {part: `identity.described`},
+    which are replaced."""
+    path = os.path.join(workdir, "results.json")
+    try:
+        with open(path, encoding="utf-8") as f:
+            record = json.load(f)
+        recorded, date = record.get("data") or {}, record.get("date")
+        other = [
+            part
+            for part in data
+            if part in recorded and recorded[part]["digest"] != data[part]["digest"]
+        ]
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        KeyError,
+        TypeError,
+    ):  # none, a remote one, or a damaged one
+        return
+    if other:
+        beside = [
+            name for name in files.listdir(workdir) if name.endswith((".png", ".html", ".npz"))
+        ]
+        kept = f"; until they are written anew, so are {', '.join(beside)}" if beside else ""
+        _say(
+            f"{path}, of {date}, is about other images ({', '.join(other)}) than this evaluation, "
+            f"and is replaced{kept}"
+        )
+
+
+def _untrained(
+    settings: Evaluation, opened: dict[str, Module], make: Untrained, note: Callable[[str], None]
+) -> dict[str, tuple[Module, list[str]]]:
+    """Untrained networks of the modules, likewise; in --workdir if local."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = settings.file("untrained") if settings.local else folder
+        return make(opened, folder, settings.seed, *settings.sizes, say=note)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

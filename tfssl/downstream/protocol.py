@@ -13,7 +13,7 @@ from absl import logging
 
 from tfssl.data.listing import checks
 from tfssl.data.sources.base import Source
-from tfssl.downstream import splits
+from tfssl.downstream import partition
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.results import Result
 from tfssl.errors import UserError
@@ -52,7 +52,7 @@ class Data(Generic[Part]):
     test: Part
     val: Optional[Part] = None
     module: Optional[Module] = None
-    train_labels: splits.Labels = "all"
+    train_labels: partition.Labels = "all"
     val_fraction: float = 0.2
     seed: int = 0
     state_dir: Optional[str] = None
@@ -81,19 +81,19 @@ class Data(Generic[Part]):
     def chosen_on(self) -> str:
         """Name of the images that choices are made on."""
         if self.val is not None:
-            return splits.described(self.val)
-        return f"val_fraction {self.val_fraction:g} of {splits.described(self.train)}"
+            return partition.described(self.val)
+        return f"val_fraction {self.val_fraction:g} of {partition.described(self.train)}"
 
-    def split(self: "Data[Features]") -> splits.Split:
+    def split(self: "Data[Features]") -> partition.Split:
         """Training and validation rows, where each image has one label; UserError where it has
         none."""
-        return splits.split(
+        return partition.split(
             self.train, self.test, self.train_labels, self.val_fraction, self.seed, self.val
         )
 
-    def one_vs_rest(self: "Data[Features]") -> splits.Targets:
-        """Rows and targets of one binary classifier for each class; see `splits.one_vs_rest`."""
-        return splits.one_vs_rest(self.train, self.test, self.val, self.train_labels, self.seed)
+    def one_vs_rest(self: "Data[Features]") -> partition.Targets:
+        """Rows and targets of one binary classifier for each class; see `partition.one_vs_rest`."""
+        return partition.one_vs_rest(self.train, self.test, self.val, self.train_labels, self.seed)
 
     def replace(self, **changes: Any) -> "Data[Part]":
         return dataclasses.replace(self, **changes)
@@ -177,7 +177,9 @@ class Protocol(Generic[Part]):
     ) -> list[str]:
         """The endpoints to measure: those of `names` that it can read, or all. `pixels` False: not
         "pixels", unless named."""
-        return splits.endpoints([part for part in data.parts if isinstance(part, Features)], names)
+        return partition.endpoints(
+            [part for part in data.parts if isinstance(part, Features)], names
+        )
 
     def reads_train(self, held_out: bool) -> bool:
         """Whether features of the training images are read; `held_out`: whether a part of them is
@@ -261,7 +263,7 @@ class Protocol(Generic[Part]):
     def _completed(self, result: Result, data: Data[Part], scales: Mapping[str, float]) -> Result:
         chosen_on = result.chosen_on or (data.chosen_on if result.val_value is not None else None)
         scale = {"scale": scales[result.endpoint]} if result.endpoint in scales else {}
-        reported_on = splits.described(data.test)
+        reported_on = partition.described(data.test)
         return result.replace(
             chosen_on=chosen_on, reported_on=reported_on, details={**result.details, **scale}
         )

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 from tfssl.data.sources.base import Source
-from tfssl.data.sources.subset import spread
+from tfssl.data.sources.subset import evenly_spaced
 from tfssl.downstream import budget as times
-from tfssl.downstream import splits
+from tfssl.downstream import partition
 from tfssl.downstream.features import extract as features
 from tfssl.downstream.protocol import Data, Part, Protocol, has_features, lacks
 from tfssl.downstream.results import PIXELS, Result
@@ -90,7 +90,7 @@ def permitted(
 def check_labels(
     protocols: Sequence[Protocol],
     sources: Mapping[str, Source],
-    train_labels: Sequence[splits.Labels] = ("all",),
+    train_labels: Sequence[partition.Labels] = ("all",),
     **data_settings: Any,
 ) -> None:
     """Raise UserError where a protocol would reject the labels: too few images of a class, a single
@@ -115,13 +115,13 @@ def check_labels(
             rows["index"],
             source.num_classes,
             source.class_names,
-            splits.described(source),
+            partition.described(source),
             targets=None if targets is None else targets[rows["index"]],
         )
     data = Data(parts["train"], parts["test"], parts.get("val"), **data_settings)
     for protocol in protocols:
         for amount in train_labels:
-            count = splits.label_count(amount, len(parts["train"].labels))
+            count = partition.label_count(amount, len(parts["train"].labels))
             try:
                 protocol.check(data.replace(train_labels=count))
             except UserError as error:
@@ -132,7 +132,7 @@ def measure(
     protocols: Sequence[Protocol[Part]],
     data: Data[Part],
     endpoints: Optional[Sequence[str]] = None,
-    train_labels: Sequence[splits.Labels] = ("all",),
+    train_labels: Sequence[partition.Labels] = ("all",),
     pixels_of: Sequence[str] = (),
     optional: Sequence[str] = (),
     left_out: Tell = print,
@@ -157,16 +157,16 @@ def measure(
     for protocol in protocols:
         try:
             names = protocol.endpoints(data, endpoints, pixels=protocol.name not in pixels_of)
-            plan = (
+            extent = (
                 budget.permit(protocol, data, names, train_labels)
                 if budget
-                else times.Plan(protocol)
+                else times.Extent(protocol)
             )
-            if plan is None or not names:
+            if extent is None or not names:
                 continue
             parts = [
                 (part, group)
-                for part in _amounts(plan, data, train_labels)
+                for part in _amounts(extent, data, train_labels)
                 for group in _groups(protocol, names)
             ]
         except UserError as error:
@@ -175,13 +175,13 @@ def measure(
         for part, group in parts:
             try:
                 if protocol.name in optional:
-                    results = _as_far_as_it_goes(plan.protocol, part, group, left_out)
+                    results = _as_far_as_it_goes(extent.protocol, part, group, left_out)
                 else:
-                    results = plan.protocol.measure(part, group)
+                    results = extent.protocol.measure(part, group)
             except UserError as error:
                 _refuse(error, protocol.name, protocol.name in optional, left_out, refused)
                 continue
-            yield from (result.replace(quick=plan.quick) for result in results)
+            yield from (result.replace(quick=extent.quick) for result in results)
     if budget:
         budget.finished()
 
@@ -205,15 +205,17 @@ def _groups(protocol: Protocol, names: list[str]) -> list[list[str]]:
     return [names] if protocol.one_pass else [[name] for name in names]
 
 
-def _amounts(plan: times.Plan, data: Data, train_labels: Sequence[splits.Labels]) -> list[Data]:
+def _amounts(
+    extent: times.Extent, data: Data, train_labels: Sequence[partition.Labels]
+) -> list[Data]:
     """The `Data` of each number of labels."""
     if has_features(data):
-        counts = [splits.label_count(amount, len(data.train.labels)) for amount in train_labels]
-        limited = dict.fromkeys(plan.limited(count, data.train) for count in counts)
+        counts = [partition.label_count(amount, len(data.train.labels)) for amount in train_labels]
+        limited = dict.fromkeys(extent.limited(count, data.train) for count in counts)
         return [data.replace(train_labels=count) for count in limited]
-    if plan.labels is None:
+    if extent.labels is None:
         return [data]
-    return [data.replace(train=spread(data.train, plan.labels, renumber=True))]
+    return [data.replace(train=evenly_spaced(data.train, extent.labels, renumber=True))]
 
 
 def _as_far_as_it_goes(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import re
 from collections.abc import Iterable
 
 from tfssl.errors import UserError
@@ -13,7 +15,8 @@ def named(values: Iterable[str]) -> dict[str, str]:
 
     Existing paths take precedence: a folder `lr=0.1/module/4` is that folder and not one named lr,
     and values that form an existing path when joined by commas are one handle
-    (`lr=0.1,wd=0/module/4`), the longest that exists.
+    (`lr=0.1,wd=0/module/4`), the longest that exists. A * in the last part of a path stands for all
+    modules in a folder, in the order of their numbers: runs/a/module/*.
     """
     if not values:
         raise UserError(
@@ -27,8 +30,9 @@ def named(values: Iterable[str]) -> dict[str, str]:
             (n for n in range(len(values), 1, -1) if _exists_in_part(",".join(values[:n]))), 1
         )
         name, handle = _parted(",".join(values[:count]))
-        names.append(name)
-        handles.append(handle)
+        for own_name, own_handle in _expanded(name, handle):
+            names.append(own_name)
+            handles.append(own_handle)
         values = values[count:]
     given = ",".join(
         handle if name is None else f"{name}={handle}" for name, handle in zip(names, handles)
@@ -48,6 +52,30 @@ def _parted(value: str) -> tuple[str | None, str]:
     if not equals or set(name) & set("/:") or _exists(value):  # an URL may hold a = further on
         return None, value
     return name, handle
+
+
+def _expanded(name: str | None, handle: str) -> list[tuple[str | None, str]]:
+    """The modules that a * stands for, called by what they have in common and what they have not;
+    another handle alone.
+
+    Raises:
+      UserError: there are none.
+    """
+    folder, last = os.path.split(handle)
+    if "*" not in last or "://" in handle or _exists(handle):
+        return [(name, handle)]
+    parent = os.path.expanduser(folder or ".")
+    found = [
+        entry
+        for entry in (os.listdir(parent) if os.path.isdir(parent) else [])
+        if fnmatch.fnmatchcase(entry, last.replace("[", "[[]"))
+        and os.path.exists(os.path.join(parent, entry, "saved_model.pb"))
+    ]
+    if not found:
+        raise UserError(f"--module={handle}: no module there (tfssl-export --all_steps makes them)")
+    found.sort(key=lambda entry: [int(n) for n in re.findall(r"\d+", entry)] or [1 << 62])
+    common = name or short_name(folder or handle)
+    return [(f"{common}/{entry}", os.path.join(folder, entry)) for entry in found]
 
 
 def _exists_in_part(value: str) -> bool:

@@ -3,42 +3,21 @@ features."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
 import sys
-import tarfile
 from collections.abc import Callable, Iterable
-from typing import Any, TypedDict, cast
+from typing import Any
 
 import tensorflow as tf
 
 from tfssl.errors import UserError
-from tfssl.hub import remote
-from tfssl.storage import archive, files
+from tfssl.hub import facts as module_facts
+from tfssl.hub import folders, messages
+from tfssl.hub.facts import Facts
 
 # Keras and tf.saved_model; TF1's Hub names
 _SIGNATURES = ("serving_default", "default", "image_feature_vector")
-_ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _IMAGENET_RESIZE = 256 / 224  # shorter side over crop, as in most published evaluations
-
-
-class Facts(TypedDict, total=False):
-    """The entries of our modules' tfssl.json that are read here."""
-
-    crop: int
-    resize: int
-    kind: str
-    task: str
-    endpoint: str
-    endpoints: list[str]
-    class_names: list[str]
-    features: dict[str, Any]  # sizes: D, or [h, w, C]
-    training_flags: dict[str, Any]
-    encoder: dict[str, Any]
-    min_image_size: int
-    num_classes: int
 
 
 def load(handle: str | os.PathLike[str]) -> Module:
@@ -57,7 +36,7 @@ def load(handle: str | os.PathLike[str]) -> Module:
       UserError: there is no SavedModel, or it cannot be read, or it takes no images.
     """
     handle = os.fspath(handle)
-    return Module(handle, _resolve(handle))
+    return Module(handle, folders.resolve(handle))
 
 
 class Module:
@@ -74,18 +53,18 @@ class Module:
     def __init__(self, handle: str, folder: str) -> None:
         self.handle = handle
         self._shapes: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}
-        self.identity = _identity(folder)
-        self.facts = _facts(folder)
+        self.identity = module_facts.identity(folder)
+        self.facts = module_facts.read(folder)
         _announce(handle, self.facts)
         try:
             # TF1's Hub modules hold several graphs; the one without tags is for inference.
             tags: list[str] | None = (
                 [] if tf.io.gfile.exists(os.path.join(folder, "tfhub_module.pb")) else None
             )
-            self.model = tf.saved_model.load(_plain(folder), tags=tags)
+            self.model = tf.saved_model.load(folders.plain(folder), tags=tags)
         except Exception as e:  # parsers of damaged files raise many kinds
             raise UserError(
-                f"module {handle!r}: this SavedModel cannot be read: {_complaint(e)}"
+                f"module {handle!r}: this SavedModel cannot be read: {messages.complaint(e)}"
             ) from e
         self._function = self._find_function()
         self._batch = self._fixed_batch()
@@ -181,13 +160,11 @@ class Module:
                 given = tf.TensorSpec([self._batch, *size, 3], tf.float32)
                 takes = [spec for spec in self._specs() if not spec.is_compatible_with(given)]
                 if takes and len(takes) == len(self._specs()):
-                    forms = " or ".join(dict.fromkeys(map(_spelled, takes)))
-                    why = (
-                        "it takes "
-                        f"{forms}{hint}{_REMEDIES['channels' if ' 3, ' in forms else 'other']}"
-                    )
+                    forms = " or ".join(dict.fromkeys(map(messages.spelled, takes)))
+                    remedy = messages.REMEDIES["channels" if " 3, " in forms else "other"]
+                    why = f"it takes {forms}{hint}{remedy}"
                 else:
-                    why = f"{_complaint(e)}{hint}"
+                    why = f"{messages.complaint(e)}{hint}"
                 what = (
                     f"{size[0]}x{size[1]} float32 RGB images, [N, {size[0]}, {size[1]}, 3] in [0, "
                     "1]"
@@ -221,8 +198,8 @@ class Module:
             ]
             if channels_first:
                 raise UserError(
-                    f"module {self.handle!r} takes {_spelled(channels_first[0])}, channels "
-                    f"first{_REMEDIES['channels']}"
+                    f"module {self.handle!r} takes {messages.spelled(channels_first[0])}, channels "
+                    f"first{messages.REMEDIES['channels']}"
                 )
             raise UserError(
                 f"module {self.handle!r} does not say which image size it takes; give image_size "
@@ -302,139 +279,6 @@ class Module:
         ]
 
 
-def _resolve(handle: str) -> str:
-    """The folder that holds saved_model.pb."""
-    if handle.startswith(("http://", "https://")):
-        return _unpack(remote.fetch(handle))
-    exists = tf.io.gfile.exists
-    folder = os.path.expanduser(handle) if files.is_local(handle) else handle
-    try:
-        if handle.endswith(_ARCHIVES) and exists(folder) and not tf.io.gfile.isdir(folder):
-            return _unpack(folder)
-        if exists(os.path.join(folder, "saved_model.pb")):
-            return folder
-        is_there = exists(folder)
-        parents = (folder, os.path.join(folder, "module")) if tf.io.gfile.isdir(folder) else ()
-        inside = [
-            inner
-            for parent in parents
-            for inner in files.matching(parent, ".*")
-            if exists(os.path.join(inner, "saved_model.pb"))
-        ]
-    except files.errors() as e:
-        raise UserError(f"module {handle!r} cannot be opened: {_complaint(e)}") from e
-    if inside:
-        raise UserError(
-            f"module {handle!r} has no saved_model.pb, but these folders in it have: "
-            f"{', '.join(sorted(inside)[:5])}"
-        )
-    if is_there and not tf.io.gfile.isdir(folder):
-        raise UserError(
-            f"module {handle!r} is a file, not a SavedModel's folder: {_way_from(handle)}"
-        )
-    what = "has no saved_model.pb" if is_there else "does not exist"
-    raise UserError(
-        f"module {handle!r} {what}; give the folder of a SavedModel (tfssl-export makes one), a "
-        ".tar.gz of it, or a URL"
-    )
-
-
-def _way_from(file: str) -> str:
-    """How to make a SavedModel of a file."""
-    stem, ending = os.path.splitext(file)
-    if ending in (".keras", ".h5", ".hdf5"):
-        load = f"keras.saving.load_model({file!r}, compile=False).export({stem!r})"
-        command = f'python -c "import keras; {load}"'
-        return f"{command} writes one to {stem}; it then gets RGB images in [0, 1]"
-    if os.path.basename(file) == "saved_model.pb":
-        return f"give the folder, {os.path.dirname(file) or '.'}"
-    return "give the folder of one (tfssl-export makes one), a .tar.gz of it, or a URL"
-
-
-def _unpack(path: str) -> str:
-    """Extract a tarball into a folder that is removed at exit; it may hold plain files and folders
-    only."""
-    folder = files.scratch("tfssl-module-")
-    try:
-        extraction = archive.Extraction(path, tf.io.gfile.stat(path).length, folder)
-        with tf.io.gfile.GFile(path, "rb") as f, tarfile.open(fileobj=f, mode="r|*") as tar:
-            for member in tar:
-                if not (member.isfile() or member.isdir()):
-                    raise UserError(
-                        f"module {path!r}: the archive holds {member.name!r}, which is a link or a "
-                        "device"
-                    )
-                if member.isfile():
-                    extraction.member(tar, member)
-    except UserError:
-        raise
-    except archive.BROKEN as e:
-        raise UserError(f"module {path!r} cannot be unpacked: {_complaint(e)}") from e
-    roots = [root for root, _, names in os.walk(folder) if "saved_model.pb" in names]
-    if len(roots) != 1:
-        raise UserError(
-            f"module {path!r}: expected one SavedModel in the archive, found {len(roots)} files "
-            "saved_model.pb"
-        )
-    return roots[0]
-
-
-def _plain(folder: str) -> str:
-    """A link to a folder whose name TensorFlow would read as a pattern. It exists until the process
-    ends: a module's functions may read assets at any time."""
-    if not files.is_local(folder) or not files.PATTERN.search(os.path.abspath(folder)):
-        return folder
-    link = os.path.join(files.scratch("tfssl-module-"), "module")
-    os.symlink(os.path.abspath(folder), link)
-    return link
-
-
-def _identity(folder: str) -> str:
-    # variables.index holds a checksum of every tensor, so the (large) weights themselves need not
-    # be read.
-    digest = hashlib.sha256()
-    for name in ("saved_model.pb", "variables/variables.index", "assets/tfssl.json"):
-        path = os.path.join(folder, name)
-        if tf.io.gfile.exists(path):
-            with tf.io.gfile.GFile(path, "rb") as f:
-                digest.update(f.read())
-    return digest.hexdigest()
-
-
-def _facts(folder: str) -> Facts:
-    path = os.path.join(folder, "assets", "tfssl.json")
-    if not tf.io.gfile.exists(path):
-        return {}
-    try:
-        with tf.io.gfile.GFile(path, "rb") as f:
-            facts = json.loads(f.read().decode())
-        facts = {**facts, "crop": int(facts["crop"]), "resize": int(facts["resize"])}
-        for name, kind in _FACTS.items():
-            if not isinstance(facts.get(name), (kind, type(None))):
-                raise TypeError(f"{name} is {facts[name]!r:.40}")
-        for name in ("crop", "resize"):
-            if not 1 <= facts[name] <= 1 << 16:
-                raise ValueError(f"{name} is {facts[name]} pixels")
-        for name in ("endpoints", "class_names"):
-            if not all(isinstance(text, str) for text in facts.get(name) or ()):
-                raise TypeError(f"{name} has an entry that is no text")
-        return cast(Facts, facts)
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
-        raise UserError(f"module: {path} is damaged: {type(e).__name__}: {_complaint(e)}") from e
-
-
-_FACTS = {  # types of the entries of tfssl.json that are read here
-    "kind": str,
-    "task": str,
-    "endpoint": str,
-    "endpoints": list,
-    "class_names": list,
-    "features": dict,
-    "training_flags": dict,
-    "encoder": dict,
-    "min_image_size": int,
-    "num_classes": int,
-}
 _announced: set[str] = set()  # handles
 
 
@@ -452,42 +296,3 @@ def _announce(handle: str, facts: Facts) -> None:
         file=sys.stderr,
         flush=True,
     )
-
-
-_REMEDIES = {
-    "channels": (
-        ": wrap it in a function that calls it with tf.transpose(images, [0, 3, 1, 2]), and save "
-        "that"
-    ),
-    "other": ": another --image_size, or a function around it that converts, helps",
-}
-
-
-def _spelled(spec: tf.TensorSpec) -> str:
-    """A tensor's type and shape: float32 [N, 32, 32, 3]."""
-    shape = "of any shape" if spec.shape.rank is None else _dims(spec.shape)
-    return f"{spec.dtype.name} {shape}"
-
-
-def _dims(shape: tf.TensorShape) -> str:
-    first, *others = ["?" if d is None else str(d) for d in shape]
-    return f"[{', '.join(['N' if first == '?' else first, *others])}]"
-
-
-def _complaint(error: object, length: int = 1000) -> str:
-    """The message of an exception on one line, without TensorFlow's traceback of the graph and
-    names of nodes."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
-        type(error).__name__
-    ]
-    begins = [i for i, line in enumerate(lines) if re.match(r"[\w.]*Error: ", line)]
-    if begins:
-        lines = [lines[begins[0]].partition(": ")[2], *lines[begins[0] + 1 :]]
-    text = " ".join(lines).split(" Received args")[0]
-    text = re.sub(
-        r"\{\{node (\S+)\}\}",
-        r"\1",
-        re.sub(r"\{\{function_node .*?\}\} ?|\[\[.*?\]\]|\[Op:[^\]]*\]", "", text),
-    )
-    text = re.sub(r" = \w+\[[^\]]*(?:\[[^\]]*\][^\]]*)*\]\([^)]*\)", "", text).strip()
-    return text if len(text) <= length else f"{text[:length]} ..."

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfssl.losses import replicas
-from tfssl.losses.precision import at_least_float32
+from tfssl.precision import at_least_float32
 
 
 class Contrast(NamedTuple):
@@ -190,7 +190,7 @@ def cosine_distance(predictions: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     )
 
 
-def spread(z: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+def embedding_std(z: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     """Standard deviation of the features of directions z [N, D] over all replicas' rows, times
     sqrt(D): near 1 where they are spread over the sphere, 0 where they have collapsed into one
     point (Chen and He, arXiv 2011.10566, Section 4.1). Rows of `weight` [N] 0 are left out. A

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfssl.losses.precision import at_least_float32
+from tfssl.precision import at_least_float32
 
 
 def distillation(

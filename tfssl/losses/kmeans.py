@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfssl.errors import UserError
 from tfssl.losses import replicas
-from tfssl.losses.precision import at_least_float32
+from tfssl.precision import at_least_float32
 
 
 class Clusters(NamedTuple):

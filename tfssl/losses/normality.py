@@ -8,7 +8,7 @@ import math
 import tensorflow as tf
 
 from tfssl.losses import replicas
-from tfssl.losses.precision import at_least_float32
+from tfssl.precision import at_least_float32
 
 _KNOTS, _RANGE = 17, 3.0  # where the characteristic functions are compared: 0 to 3
 # of standard normal embeddings: the integral of phi - phi^3 over -3 to 3, phi = exp(-t^2 / 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfssl.losses import replicas
-from tfssl.losses.precision import at_least_float32
+from tfssl.precision import at_least_float32
 
 
 def sinkhorn(

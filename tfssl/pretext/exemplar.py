@@ -100,7 +100,7 @@ class Exemplar(InceptionImages):
         return {**batch, "image": tf.reshape(images, batch["image"].shape)}
 
     def normalize(self, images: tf.Tensor) -> tf.Tensor:
-        return patches.standardise(images) if self.standardize else super().normalize(images)
+        return patches.standardize(images) if self.standardize else super().normalize(images)
 
     def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
         return self.head(

@@ -13,7 +13,7 @@ from tfssl.backbones.vit import EPSILON, Block, sinusoids
 from tfssl.data.ops import image as ops
 from tfssl.data.ops.draws import Draws, fork
 from tfssl.errors import UserError
-from tfssl.losses.precision import at_least_float32
+from tfssl.precision import at_least_float32
 from tfssl.pretext.parts.online_probe import Probed
 from tfssl.pretext.task import Batch, Example, Measured
 

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from tfssl.data.sources.subset import spread
+from tfssl.data.sources.subset import evenly_spaced
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.results import Result, mark_chosen
@@ -193,7 +193,7 @@ def _reordered(part: Features, order: slice) -> Features:
 def _other_test(test: Any, of_features: bool) -> Any:
     """Test images with other answers: labels of other rows; of a source half of its images."""
     if not of_features:
-        return spread(test, max(1, test.num_examples // 2), renumber=True)
+        return evenly_spaced(test, max(1, test.num_examples // 2), renumber=True)
     order = np.random.default_rng(0).permutation(len(test.labels))
     targets = None if test.targets is None else test.targets[order]
     return dataclasses.replace(test, labels=test.labels[order], targets=targets)

@@ -135,7 +135,7 @@ def _check_epochs(source: Source, what: str, every: set[int]) -> None:
 
 def _check_share(source: Source, what: str, every: set[int]) -> None:
     n = source.num_examples
-    shared = source.epoch_to_share(_SEED, tf.constant(1, tf.int64)).as_numpy_iterator()
+    shared = source.shardable_epoch(_SEED, tf.constant(1, tf.int64)).as_numpy_iterator()
     pairs = sorted((int(r["number"]), int(r["index"])) for r in shared)
     assert [number for number, _ in pairs] == list(range(n, 2 * n)), (
         f"{what}: an epoch that is shared has other numbers"

@@ -207,7 +207,12 @@ class Log(tf.keras.callbacks.Callback):
             for name, value in (logs or {}).items()
             if name.startswith("val_")
         }
-        if not validation or self.workdir is None:
+        if validation:
+            self.validated(validation)
+
+    def validated(self, validation: dict[str, float]) -> None:
+        """Write and print {metric: value} of the validation images, and the probe's."""
+        if self.workdir is None:
             return
         if all(value != value for value in validation.values()):
             say(
@@ -377,6 +382,15 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def has_validation(workdir: str, step: int) -> bool:
+    """Whether the log has a validation at `step`."""
+    path = os.path.join(workdir, "metrics.jsonl")
+    if not tf.io.gfile.exists(path):
+        return False
+    with tf.io.gfile.GFile(path, "rb") as f:
+        return any(b'"validation_' in line and _step_of(line) == step for line in f)
 
 
 def _drop_later_lines(path: str, step: int) -> None:

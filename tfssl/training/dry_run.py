@@ -39,7 +39,7 @@ def describe(
         if part is not None:
             trainable = sum(math.prod(v.shape) for v in part.trainable_variables)
             say(f"  {part.name}: {trainable:,} trainable parameters")
-    source.probe()
+    source.check_readable()
     views = summaries.first_views(
         model, source, config.optimization.batch_size, config.optimization.seed
     )

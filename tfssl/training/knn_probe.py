@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfssl.data import pipeline
 from tfssl.data.sources.base import Source
-from tfssl.data.sources.subset import spread
+from tfssl.data.sources.subset import evenly_spaced
 from tfssl.downstream.solvers import nearest
 from tfssl.errors import UserError
 from tfssl.pretext.task import Pretext
@@ -40,7 +40,7 @@ class KnnProbe:
         # Once: each data set that is made leaves two megabytes of graphs to the process.
         self._parts = [
             pipeline.evaluation_crops(
-                spread(split, images), *model.evaluation_size, min(batch_size, images)
+                evenly_spaced(split, images), *model.evaluation_size, min(batch_size, images)
             )
             for split in (source, validation)
         ]

@@ -4,7 +4,7 @@ saved."""
 import math
 import os
 from collections.abc import Callable
-from typing import Optional
+from typing import Any, Optional
 
 import tensorflow as tf
 
@@ -93,7 +93,7 @@ def _train(
     for note in dict.fromkeys(note for part in images for note in part.notes()):
         say(note)
     for part in images:
-        part.probe()
+        part.check_readable()
     if model.order(source) is not source and config.accelerators.data_service:
         raise UserError(
             "--data_service delivers images in an order of its own, and this task has one too: "
@@ -112,7 +112,15 @@ def _train(
     if chief:
         claim_workdir(config, source)
         provenance.write(step)
-    if step >= plan.total_steps:
+    validation_every = run.validation_steps or run.checkpoint_steps
+
+    def is_due(at: int) -> bool:
+        return validation is not None and (at % validation_every == 0 or at == plan.total_steps)
+
+    # A validation that a signal cut off, after which the state was saved, is made up for.
+    owed = chief and step > 0 and is_due(step) and not callbacks.has_validation(workdir, step)
+    owed = bool(strategies.sum_over_workers(strategy)(float(owed)))
+    if step >= plan.total_steps and not owed:
         say(f"finished: {workdir} is at step {step} of {plan.total_steps}; next: {following}")
         return
     say(f"resuming at step {step} of {plan.total_steps}" if step else summary)
@@ -131,7 +139,22 @@ def _train(
     )
     if step == 0 and chief:
         summaries.write_start(log.writer("train"), model, source, config)
-    stop = preemption.Preemption(lambda: saver.save(log.step), lambda: log.step, strategy)
+    restored = step
+    stop = preemption.Preemption(
+        lambda: saver.save(log.step) if log.step > restored else None, lambda: log.step, strategy
+    )
+
+    def validation_pass(of: Source) -> tuple[tf.data.Dataset, int]:
+        """(The validation images, batches of them) for one pass."""
+        images = strategies.evaluation_data(strategy, model, of, batch_size)
+        return images, math.ceil(of.num_examples / batch_size)
+
+    if owed and validation is not None:
+        stop.on_train_begin()
+        data, steps = validation_pass(validation)
+        keras: dict[str, Any] = {"verbose": 0, "return_dict": True, "callbacks": [stop]}
+        log.validated(model.evaluate(data, steps=steps, **keras))
+        stop.on_train_end()
     between, context = (
         model.phases(),
         phases.Context(
@@ -168,15 +191,10 @@ def _train(
             validating = {}
         else:
             ends = [step + interval * (i + 1) for i in range(intervals)]
-            every = run.validation_steps or run.checkpoint_steps
-            due = [
-                i for i, end in enumerate(ends, 1) if end % every == 0 or end == plan.total_steps
-            ]
-            pass_ = strategies.evaluation_data(strategy, model, validation, batch_size)
-            steps = math.ceil(validation.num_examples / batch_size)
+            data, steps = validation_pass(validation)
             validating = {
-                "validation_data": pass_,
-                "validation_freq": due,
+                "validation_data": data,
+                "validation_freq": [i for i, end in enumerate(ends, 1) if is_due(end)],
                 "validation_steps": steps,
             }
         model.fit(

@@ -12,7 +12,7 @@ from tfssl.config.configs import Config
 from tfssl.data import pipeline
 from tfssl.data.ops.draws import Draws
 from tfssl.data.sources.base import Source
-from tfssl.data.sources.subset import spread
+from tfssl.data.sources.subset import evenly_spaced
 from tfssl.pretext.task import Pretext
 
 
@@ -35,7 +35,7 @@ def pictures(model: Pretext, source: Source, count: int = 8) -> Callable[[], np.
     columns; None where it has none."""
     if type(model).pictures is Pretext.pictures:
         return None
-    part = spread(source, count)
+    part = evenly_spaced(source, count)
     batch = next(iter(model.evaluation_dataset(part, part.num_examples)))
     show = tf.function(model.pictures, autograph=model.autograph)
     return lambda: grid(np.clip(show(batch).numpy(), 0, 1), 3)

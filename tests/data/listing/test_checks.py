@@ -12,7 +12,7 @@ def test_probe_passes_with_one_readable_image(write_images, tmp_path):
     root = write_images([f"{i}.jpg" for i in range(20)])
     for i in range(19):
         (tmp_path / "photos" / f"{i}.jpg").write_bytes(b"broken")
-    tfssl.open_source("folder:" + root).probe()
+    tfssl.open_source("folder:" + root).check_readable()
 
 
 def test_probe_names_the_first_image_and_the_reason(write_images, tmp_path):
@@ -23,7 +23,7 @@ def test_probe_names_the_first_image_and_the_reason(write_images, tmp_path):
     with pytest.raises(
         UserError, match="none of the first 5 images of folder:.*Unknown image file format"
     ) as error:
-        source.probe(limit=5)
+        source.check_readable(limit=5)
     assert source.name(0) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -32,12 +32,12 @@ def test_probe_of_a_file_that_is_gone(write_images, tmp_path, monkeypatch):
     source = tfssl.open_source("folder:" + write_images(["1.jpg"]))
     (tmp_path / "photos" / "1.jpg").unlink()
     with pytest.raises(UserError, match="1.jpg.*No such file"):
-        source.probe()
+        source.check_readable()
 
 
 def test_probe_of_no_image():
     with pytest.raises(UserError, match="mine, split train, has no images"):
-        IndexedSource("mine", "train", num_examples=0).probe()
+        IndexedSource("mine", "train", num_examples=0).check_readable()
 
 
 def test_scan_counts_classes_and_finds_what_is_wrong(write_images, tmp_path):
@@ -97,5 +97,5 @@ def test_scan_of_pixels():
         and found.unlabelled == 5
         and found.per_class == {}
     )
-    Pixels("x", "train", 5).probe()
+    Pixels("x", "train", 5).check_readable()
     assert np.sum(list(found.sizes.values())) == 5

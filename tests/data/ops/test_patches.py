@@ -140,7 +140,7 @@ def test_cells_of_a_batch(height, width, grid):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-def test_standardise_is_tensorflows(dtype):
+def test_standardize_is_tensorflows(dtype):
     """Of the levels, where its floor lies: a patch of one color, or nearly, is not blown up beyond
     that."""
     levels = np.random.default_rng(0).integers(0, 256, [4, 8, 6, 3]).astype(np.float64)
@@ -149,7 +149,7 @@ def test_standardise_is_tensorflows(dtype):
     levels[2, 0, 0, 0] = 201
     levels[3] = 0.01 * (levels[3] > 128)  # deviates by less than 1 / sqrt(144)
     images = tf.cast(tf.constant(levels) / 255, dtype)
-    found = ops.standardise(images)
+    found = ops.standardize(images)
     exact = tf.cast(images, tf.float64).numpy() * 255  # what half precision leaves of the levels
     deviation = np.maximum(exact.std((1, 2, 3), keepdims=True), 144**-0.5)
     expected = (exact - exact.mean((1, 2, 3), keepdims=True)) / deviation

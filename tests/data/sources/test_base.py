@@ -128,10 +128,10 @@ def test_package_loads_its_parts_on_demand():
 
 
 def test_a_stream_starts_without_reading_the_chapters_before(write_records, order, monkeypatch):
-    monkeypatch.setattr("tfssl.data.sources.base.StreamSource._CHAPTER", 3)
+    monkeypatch.setattr("tfssl.data.sources.base.StreamSource._GROUP", 3)
     root = write_records(
         {f"train-{i:05}-of-00007": [0] * (3 + i) for i in range(7)}
-    )  # three chapters, the last of one file
+    )  # three groups, the last of one file
     source = tfssl.open_source(f"tfrecord:{root}")
     n = source.num_examples
     for seed in (None, 4):
@@ -145,11 +145,11 @@ def test_a_stream_starts_without_reading_the_chapters_before(write_records, orde
             n // 2,
             n - 1,
             *range(10, 14),
-        }:  # the first chapter ends among the latter
+        }:  # the first group ends among the latter
             assert order(source, n - start, seed=seed, start=start) == whole[start:]
     second = order(source, 2 * n, seed=4)[n:]
     assert [index for _, index in second] != [index for _, index in whole]
-    # The files of the last chapter are all that its records need.
+    # The files of the last group are all that its records need.
     last = {source.name(index).rpartition(" of ")[2] for _, index in whole[-3:]}
     assert len(last) == 1
     for file in tf.io.gfile.glob(f"{root}/*"):

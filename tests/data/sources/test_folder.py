@@ -252,7 +252,7 @@ def test_what_systems_put_there_does_not_count(write_images):
 def test_other_endings_of_the_same_formats(write_images, ending):
     source = tfssl.open_source("folder:" + write_images([f"a/1{ending}", "b/2.jpg"]))
     assert source.num_examples == 2 and not source.ignored
-    source.probe()
+    source.check_readable()
 
 
 def test_listing_asks_nothing_of_images(write_images, monkeypatch):

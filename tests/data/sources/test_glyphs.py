@@ -129,7 +129,7 @@ def test_source():
     assert source.records().map(source.fetch).element_spec["image"].shape == (32, 32, 3)
     assert source.name(7) == "glyph 7" and source.random_access
     check_source(source)
-    source.probe()
+    source.check_readable()
 
 
 def test_sizes_of_splits(monkeypatch):

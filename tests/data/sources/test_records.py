@@ -418,7 +418,7 @@ def test_tfds_without_labels(prepared):
     source = tfssl.open_source("tfds:tfssl_tiny/plain:1.0.0", "test", data_dir=prepared)
     assert (source.num_examples, source.num_classes, source.class_names) == (4, None, None)
     assert {label for _, label, _ in examples(source)} == {-1}
-    source.probe()
+    source.check_readable()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfssl
-from tfssl.data.sources.subset import Ordered, Subset, nested, spread
+from tfssl.data.sources.subset import Ordered, Subset, evenly_spaced, nested
 from tfssl.errors import UserError
 
 
@@ -84,7 +84,7 @@ def test_epochs_start_anywhere(source):
 def test_epochs_that_machines_share(source):
     """Each image of the subset has a number of its own within the epoch, whoever reads it."""
     part = nested(source, 20)
-    shared = part.epoch_to_share(3, tf.constant(2, tf.int64)).map(
+    shared = part.shardable_epoch(3, tf.constant(2, tf.int64)).map(
         lambda r: {**part.fetch(r), "number": r["number"]}
     )
     pairs = [(int(r["number"]), int(r["index"])) for r in shared.as_numpy_iterator()]
@@ -103,9 +103,9 @@ def test_names_and_places(source):
 
 
 def test_spread(source):
-    found = [index for _, index, _ in images(spread(source, 5))]
+    found = [index for _, index, _ in images(evenly_spaced(source, 5))]
     assert found == ([0, 12, 24, 35, 47] if source.random_access else [0, 1, 2, 3, 4])
-    assert spread(source, 1000).num_examples == 48
+    assert evenly_spaced(source, 1000).num_examples == 48
 
 
 def windows(seed):
@@ -136,7 +136,7 @@ def test_an_order_of_ones_own(source):
         == [r for r in whole if r[2] % 4 in (1, 2)][:16]
     )
     with pytest.raises(UserError, match="--data_service"):
-        ordered.epoch_to_share(3, tf.constant(0, tf.int64))
+        ordered.shardable_epoch(3, tf.constant(0, tf.int64))
 
 
 def test_a_memory_bank_of_the_subset(source):

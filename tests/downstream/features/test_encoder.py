@@ -5,7 +5,7 @@ import tensorflow as tf
 import tfssl
 from tfssl.data.sources.subset import Subset
 from tfssl.downstream.features import extract as extraction
-from tfssl.downstream.features.encoder import Images
+from tfssl.downstream.features.encoder import Encoder
 from tfssl.downstream.protocols import linear_sgd
 from tfssl.hub import load as modules
 
@@ -20,7 +20,7 @@ def test_large_batches_go_in_parts(module, pictures, batch_size):
     source = tfssl.open_source(f"folder:{pictures[0]}")
     images = tf.constant(np.random.default_rng(0).integers(0, 256, [7, 16, 16, 3]), tf.uint8)
     maps = module.endpoints(tf.cast(images, tf.float32) / 255)
-    found = Images(module, source, 16, 20, batch_size=batch_size).large_batch_encoder(
+    found = Encoder(module, source, 16, 20, batch_size=batch_size).large_batch_encoder(
         ["block", "pixels"], 7
     )(images)
     np.testing.assert_allclose(
@@ -79,7 +79,7 @@ def test_images_of_a_stream(modules_dir, tmp_path):
 
 def test_crops(module, pictures):
     source = tfssl.open_source(f"folder:{pictures[0]}")
-    images, index = Images(module, source, 16, 20), np.arange(source.num_examples)
+    images, index = Encoder(module, source, 16, 20), np.arange(source.num_examples)
 
     def crops(kind, start_step=0):
         data = images.random_crops(index, 4, seed=0, crops=kind, start_step=start_step).take(

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 import tfssl
 from tfssl import downstream
-from tfssl.downstream import splits
+from tfssl.downstream import partition
 from tfssl.downstream.features import extract as extraction
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocols import linear_sgd
@@ -56,7 +56,7 @@ def test_equals_sgd_by_hand(weight_decay, standardize):
         standardize=standardize,
         **SHORT,
     )
-    part = splits.split(train, test)
+    part = partition.split(train, test)
     x, y, x2 = train.endpoints["a"], train.labels, test.endpoints["a"]
     if standardize:
         x, x2 = (x - x.mean(0)) / x.std(0), (x2 - x.mean(0)) / x.std(0)
@@ -84,7 +84,7 @@ def test_weights_equal_those_by_hand(monkeypatch):
     downstream.run(
         "linear_sgd", train, train, endpoints=["a"], augment=False, lr_scaling=0, **SHORT
     )
-    part, generator = splits.split(train, train), sgd.shuffled(np.arange(60), 16, 0)
+    part, generator = partition.split(train, train), sgd.shuffled(np.arange(60), 16, 0)
     batches = [next(generator) for _ in range(18)]
     rates = [0.1 * (1 if s <= 9 else 0.1 if s <= 15 else 0.01) for s in range(18)]
     kernel = build("a", 5, 3, dtype="float64").kernel.numpy()
@@ -142,7 +142,7 @@ def test_batch_norm_and_nesterov_by_hand(monkeypatch):
     (result,) = downstream.run(
         "linear_sgd", train, test, endpoints=["a"], augment=False, **settings, **SHORT
     )
-    part, generator = splits.split(train, test), sgd.shuffled(np.arange(60), 16, 0)
+    part, generator = partition.split(train, test), sgd.shuffled(np.arange(60), 16, 0)
     batches = [next(generator) for _ in range(18)]
     rates = [0.1 * (1 if s <= 9 else 0.1 if s <= 15 else 0.01) for s in range(18)]
     kernel = build("a", 5, 3, init_std=0.01, dtype="float64").kernel.numpy()

@@ -5,7 +5,7 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
 from tfssl import downstream
-from tfssl.downstream import splits
+from tfssl.downstream import partition
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocols import logistic
 from tfssl.downstream.solvers.lbfgs import Problem, Rows
@@ -165,7 +165,7 @@ def test_l2_is_selected_on_validation():
     )  # wrong labels, not to be learned by heart
     train = features(x, y)
     (result,) = downstream.run("logistic", train, train)
-    part = splits.split(train, train)
+    part = partition.split(train, train)
 
     def validation_loss(l2):
         reference = LogisticRegression(
@@ -248,7 +248,7 @@ def test_few_labels():
     (result,) = downstream.run(
         "logistic", features(x, y), features(x2, y2), train_labels=12, l2=0.1
     )
-    rows = splits.balanced(y, np.arange(300), 12, 0)
+    rows = partition.balanced(y, np.arange(300), 12, 0)
     reference = LogisticRegression(C=1 / (2 * 0.1 * 12), tol=1e-9, max_iter=5000).fit(
         x[rows], y[rows]
     )

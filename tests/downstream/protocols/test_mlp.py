@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tfssl import downstream
 from tfssl.data.ops.draws import Draws
-from tfssl.downstream import splits
+from tfssl.downstream import partition
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocols import mlp
 from tfssl.downstream.solvers import sgd
@@ -51,7 +51,7 @@ def test_equals_back_propagation_by_hand(monkeypatch):
     train = xor(60, 0, np.float64)
     (result,) = downstream.run("mlp", train, train, l2=0.01, seed=3, **SMALL)
     start = build("x", 2, 2, hidden=12, seed=3, dtype="float64")
-    part = splits.split(train, train, seed=3)
+    part = partition.split(train, train, seed=3)
     assert len(made) == 2  # without the validation part, and with it
     for network, rows in zip(made, (part.fit, part.rows)):
         steps, generator = len(rows) // 16, sgd.shuffled(rows, 16, 3)

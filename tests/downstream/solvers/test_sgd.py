@@ -122,7 +122,7 @@ def test_bad_plans(settings, message):
 def test_progress_says_rate_and_time_left(monkeypatch, capsys):
     clock = iter(np.arange(0, 1e6, 60.0))
     monkeypatch.setattr(sgd.time, "time", lambda: next(clock))
-    progress = sgd.Progress("heads", sgd.Plan(10, (), 600, 0.1), 10)
+    progress = sgd.Progress("heads", sgd.SGDSettings(10, (), 600, 0.1), 10)
     for _ in range(3):
         progress.step(1)
     lines = capsys.readouterr().err.splitlines()
@@ -140,7 +140,7 @@ def test_the_rate_falls_after_the_epochs_of_decay():
     x = np.ones([4, 1])
     head = Linear("x", 1, 2, dtype="float64")
     head.kernel.assign([[0.0, 0.0]])
-    plan = sgd.Plan(
+    plan = sgd.SGDSettings(
         4, (2.0, 3.0), 4, 1e-9, momentum=0.0
     )  # so small that the gradient stays what it is
     seen = []
@@ -177,7 +177,7 @@ def test_a_network_that_diverges_says_so():
         lambda v: v,
         features.labels,
         np.ones(4, bool),
-        sgd.Plan(5, (), 4, 1.0),
+        sgd.SGDSettings(5, (), 4, 1.0),
         4,
         lambda: [],
     )

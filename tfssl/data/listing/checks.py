@@ -23,7 +23,7 @@ def _decoded(source: Source) -> Gaps:
     return Gaps(source, lambda record: decode(source.fetch(record)["image"]))
 
 
-def probe(source: Source, limit: int = 256) -> None:
+def check_readable(source: Source, limit: int = 256) -> None:
     """Raises UserError if none of the first `limit` images can be decoded, naming the first and the
     reason; or if one cannot be reached.
 

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from tfssl.precision import at_least_float32
+
 # sRGB's primaries in XYZ, a row for each of X, Y, Z; and its white.
 _TO_XYZ = (
     (0.412453, 0.357580, 0.180423),
@@ -27,7 +29,7 @@ _TINY = 1e-8  # powers have no gradient at 0
 
 def from_rgb(images: tf.Tensor) -> tf.Tensor:
     """sRGB [..., 3] in [0, 1] -> L*a*b* [..., 3], in float32 at least."""
-    x = _at_least_float32(images)
+    x = at_least_float32(images)
     linear = tf.where(x > 0.04045, ((tf.maximum(x, _TINY) + 0.055) / 1.055) ** 2.4, x / 12.92)
     xyz = _product(linear, _TO_XYZ) / tf.constant(_WHITE, x.dtype)
     f = tf.where(xyz > _SMALL, tf.maximum(xyz, _TINY) ** (1 / 3), _SLOPE * xyz + 4 / 29)
@@ -37,7 +39,7 @@ def from_rgb(images: tf.Tensor) -> tf.Tensor:
 
 def to_rgb(images: tf.Tensor) -> tf.Tensor:
     """L*a*b* [..., 3] -> sRGB [..., 3] in [0, 1]; what lies outside is clipped."""
-    lightness, a, b = tf.unstack(_at_least_float32(images), axis=-1)
+    lightness, a, b = tf.unstack(at_least_float32(images), axis=-1)
     fy = (lightness + 16) / 116
     f = tf.stack([fy + a / 500, fy, fy - b / 200], -1)
     xyz = tf.where(f > 6 / 29, f**3, (f - 4 / 29) / _SLOPE) * tf.constant(_WHITE, f.dtype)
@@ -53,8 +55,3 @@ def _product(x: tf.Tensor, matrix: npt.ArrayLike) -> tf.Tensor:
     factor."""
     rows = tf.constant(matrix, x.dtype)
     return tf.stack([tf.reduce_sum(x * row, -1) for row in tf.unstack(rows)], -1)
-
-
-def _at_least_float32(x: tf.Tensor) -> tf.Tensor:
-    x = tf.convert_to_tensor(x)
-    return tf.cast(x, tf.float32) if x.dtype.size < 4 else x

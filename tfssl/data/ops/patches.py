@@ -135,7 +135,7 @@ def grid_cells(images: tf.Tensor, grid: int) -> tf.Tensor:
     return tf.reshape(cells, [-1, height, width, channels])
 
 
-def standardise(images: tf.Tensor) -> tf.Tensor:
+def standardize(images: tf.Tensor) -> tf.Tensor:
     """Each image of [N, H, W, C] in [0, 1] to mean 0 and variance 1 over all its pixels and
     channels, in float32 at least.
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import urllib.parse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from tfssl.config import signatures
 from tfssl.errors import UserError
 from tfssl.registry import Registry
 
@@ -33,9 +35,8 @@ SOURCES = Registry(
         "glyphs": "tfssl.data.sources.glyphs:GlyphSource",
     },
 )
-_OWN = re.compile(
-    r"([A-Za-z_][\w.]*:[A-Za-z_]\w*)(?::(.*))?", re.DOTALL
-)  # mypackage.mysource:MySource, or that and :PATH
+# mypackage.mysource:MySource, or that and :PATH, and ?SETTING=VALUE&SETTING=VALUE
+_OWN = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_]\w*)(?::([^?]*))?(?:\?(.*))?", re.DOTALL)
 
 
 def open_source(
@@ -72,7 +73,7 @@ def open_source(
         - "glyphs" or "glyphs:N": letters over photographs, rendered on first use: N (6,000) to
           train on, 2,000 to test;
         - "mypackage.mysource:MySource" or "mypackage.mysource:MySource:PATH": a class of your own
-          (docs/add_a_source.md).
+          (docs/add_a_source.md); its settings may follow: "...:PATH?SETTING=VALUE&SETTING=VALUE".
       split: TFDS's grammar, for every kind: train, train[:90%], train[100:200], train+test.
       data_dir: where TFDS's data are (its own default if None). For archives and glyphs, the folder
         to cache them in, by default TFSSL_CACHE of the environment or ~/.cache/tfssl.
@@ -92,7 +93,7 @@ def open_source(
     Raises:
       UserError: if there is no such thing, or setting, in one line that says what was expected.
     """
-    kind, path = _kind(str(spec))
+    kind, path, query = _kind(str(spec))
     try:
         cls: Any = SOURCES.find(kind)
     except UserError as error:
@@ -104,6 +105,7 @@ def open_source(
             if kind in SOURCES.names
             else f"--dataset={spec} takes a path: {spec}:PATH"
         )
+    own = {**_parsed(spec, kind, query), **own}
     if not own.keys() <= takes.keys():
         raise UserError(f"source {kind!r} has no setting {', '.join(own.keys() - takes.keys())}")
     ours = {
@@ -120,19 +122,52 @@ def open_source(
     return cls(spec, path, split, **settings, **own)
 
 
-def _kind(spec: str) -> tuple[str, str]:
-    """(name or import path of the class, what stands behind its colon) of a spec.
+def _kind(spec: str) -> tuple[str, str, str]:
+    """(name or import path of the class, what stands behind its colon, settings behind a question
+    mark) of a spec.
 
     Raises:
       UserError: it is neither.
     """
     name, _, path = spec.partition(":")
     if name in SOURCES.names:
-        return name, path
+        return name, path, ""
     own = _OWN.fullmatch(spec)
     if not own:
         raise UserError(_unknown(spec))
-    return own[1], own[2] or ""
+    return own[1], own[2] or "", own[3] or ""
+
+
+def _parsed(spec: str, kind: str, query: str) -> dict[str, Any]:
+    """{setting: value} of SETTING=VALUE&SETTING=VALUE, of the types that the constructor has.
+
+    Raises:
+      UserError: there is no such setting, or it does not take this value.
+    """
+    try:
+        given = urllib.parse.parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError as error:
+        raise UserError(f"--dataset={spec}: give settings as ?SETTING=VALUE&...") from error
+    known = signatures.read(*SOURCES.source(kind)) if given else {}
+    settings: dict[str, Any] = {}
+    for name, text in given:
+        if name not in known or name == "split":
+            others = ", ".join(other for other in known if other != "split") or "none"
+            raise UserError(f"--dataset={spec}: no setting {name!r}: there are {others}")
+        setting = known[name]
+        try:
+            items = text.split(",") if setting.many else [text]
+            values = [_value(setting.kind, item) for item in items]
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"--dataset={spec}: {name} takes {setting.kind.__name__}, not {text!r}"
+            ) from error
+        settings[name] = tuple(values) if setting.many else values[0]
+    return settings
+
+
+def _value(kind: type[Any], text: str) -> Any:
+    return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
 
 
 def _classes() -> list[Any]:
@@ -145,7 +180,7 @@ def _unknown(spec: str) -> str:
     forms = ", ".join(cls.form for cls in _classes())
     return (
         f"unknown data set {spec!r}{hint}: expected {forms}, or a class of your own, "
-        "mypackage.mysource:MySource[:PATH]"
+        "mypackage.mysource:MySource[:PATH][?SETTING=VALUE]"
     )
 
 

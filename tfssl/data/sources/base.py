@@ -133,7 +133,7 @@ class Source:
         adds."""
         raise NotImplementedError
 
-    def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
+    def shardable_epoch(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
         """All records of one epoch (int64 tensor), cut so that several machines can take parts of
         it: see `tfssl.data.service`."""
         return self._epoch(seed, epoch, 0, None)
@@ -205,10 +205,10 @@ class Source:
         """The first records of the split, in its order, as eager tensors."""
         return self.records().take(limit)
 
-    def probe(self, limit: int = 256) -> None:
+    def check_readable(self, limit: int = 256) -> None:
         """Raises UserError if none of the first `limit` images can be decoded, naming the first and
         the reason."""
-        checks.probe(self, limit)
+        checks.check_readable(self, limit)
 
     def scan(self, progress: Callable[[int, int], object] | None = None) -> checks.Scan:
         """Reads and decodes every image once; see `tfssl.data.listing.checks.scan`."""
@@ -301,9 +301,9 @@ class StreamSource(Source):
     """Records in TFRecord files, shuffled by file order, by reading several files in turn, and by a
     buffer.
 
-    All of that depends on (seed, epoch) alone. The files of an epoch come in chapters of 128, each
+    All of that depends on (seed, epoch) alone. The files of an epoch come in groups of 128, each
     shuffled by itself, so that to start within an epoch means to read, undecoded, the records
-    before in one chapter.
+    before in one group.
 
     Args:
       shards: list of (file name, skip, take), in split order.
@@ -314,7 +314,7 @@ class StreamSource(Source):
     that all others have their numbers.
     """
 
-    _CHAPTER, _FILES_AT_ONCE, _BLOCK, _READ_BYTES = 128, 16, 16, 4 << 20
+    _GROUP, _FILES_AT_ONCE, _BLOCK, _READ_BYTES = 128, 16, 16, 4 << 20
     reading: dict[str, str | int | None] = {}  # keys and offsets by which records are parsed
 
     def __init__(
@@ -339,7 +339,7 @@ class StreamSource(Source):
             self._skip = tf.constant([skip for _, skip, _ in shards], tf.int64)
             self._take = tf.constant(takes, tf.int64)
 
-    def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
+    def shardable_epoch(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
         # Who reads a shard cannot tell what stands before it: an image's place in the split takes
         # the place of its place in the order.
         first = epoch * self.num_examples
@@ -352,7 +352,7 @@ class StreamSource(Source):
         return tf.range(count, dtype=tf.int64) if seed is None else _permutation(count, seed, epoch)
 
     def _ordered(
-        self, files: tf.Tensor, seed: int | None, epoch: tf.Tensor, chapter: int | tf.Tensor = 0
+        self, files: tf.Tensor, seed: int | None, epoch: tf.Tensor, group: int | tf.Tensor = 0
     ) -> tf.data.Dataset:
         shards = tf.data.Dataset.from_tensor_slices(files)
         if seed is None:
@@ -370,30 +370,28 @@ class StreamSource(Source):
         buffer_seed = tf.stack(
             [tf.cast(seed, tf.int64), -1 - epoch]
         )  # not the seed of the files' order
-        buffer_seed = tf.random.stateless_uniform(
-            [chapter + 1], buffer_seed, 1, 2**31 - 1, tf.int64
-        )[chapter]
+        buffer_seed = tf.random.stateless_uniform([group + 1], buffer_seed, 1, 2**31 - 1, tf.int64)[
+            group
+        ]
         return records.shuffle(self.shuffle_buffer, buffer_seed, reshuffle_each_iteration=False)
 
     def _epoch(
         self, seed: int | None, epoch: tf.Tensor, skip: int | tf.Tensor, rows: Rows | None
     ) -> tf.data.Dataset:
         files = self._order(seed, epoch)
-        chapters = -(-len(self._shards) // self._CHAPTER)
+        groups = -(-len(self._shards) // self._GROUP)
         sizes = tf.math.segment_sum(
-            tf.gather(self._take, files), tf.range(len(self._shards)) // self._CHAPTER
+            tf.gather(self._take, files), tf.range(len(self._shards)) // self._GROUP
         )
         begins = tf.cumsum(sizes, exclusive=True)
         first = (
             tf.searchsorted(begins, [skip], side="right", out_type=tf.int64)[0] - 1
-        )  # the chapter of the first record
+        )  # the group of the first record
 
-        def chapter(number: tf.Tensor) -> tf.data.Dataset:
-            return self._ordered(
-                files[number * self._CHAPTER :][: self._CHAPTER], seed, epoch, number
-            )
+        def group(number: tf.Tensor) -> tf.data.Dataset:
+            return self._ordered(files[number * self._GROUP :][: self._GROUP], seed, epoch, number)
 
-        records = tf.data.Dataset.range(first, chapters).flat_map(chapter)
+        records = tf.data.Dataset.range(first, groups).flat_map(group)
         begin = epoch * self.num_examples + begins[first]
         numbers = tf.data.Dataset.range(begin, (epoch + 1) * self.num_examples)
         records = tf.data.Dataset.zip((numbers, records)).skip(skip - begins[first])

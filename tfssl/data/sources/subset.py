@@ -36,8 +36,8 @@ class Derived(Source):
     ) -> tf.data.Dataset:
         return self._source.records(seed, start, rows)
 
-    def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
-        return self._source.epoch_to_share(seed, epoch)
+    def shardable_epoch(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
+        return self._source.shardable_epoch(seed, epoch)
 
     def index_of(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
         return self._source.index_of(record)
@@ -96,15 +96,15 @@ class Subset(Derived):
     ) -> tf.data.Dataset:
         count = self.num_examples
         numbers = tf.data.Dataset.range(epoch * count, (epoch + 1) * count)
-        mine = self._chosen(self._source.epoch_to_share(seed, epoch))
+        mine = self._chosen(self._source.shardable_epoch(seed, epoch))
         records = tf.data.Dataset.zip((numbers, mine)).skip(skip)
         if rows is not None:
             records = sift(records, lambda number, _: kept(number, rows))
         return records.map(lambda number, record: {**record, "number": number})
 
-    def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
+    def shardable_epoch(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
         first = epoch * self.num_examples
-        records = self._chosen(self._source.epoch_to_share(seed, epoch))
+        records = self._chosen(self._source.shardable_epoch(seed, epoch))
         return records.map(lambda record: {**record, "number": first + self._place_of(record)})
 
     def _chosen(self, records: tf.data.Dataset) -> tf.data.Dataset:
@@ -211,14 +211,14 @@ class Ordered(Derived):
             self._source.at(index), epoch * self.block_size, self.block_size, skip, rows
         )
 
-    def epoch_to_share(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
+    def shardable_epoch(self, seed: int | None, epoch: tf.Tensor) -> tf.data.Dataset:
         raise UserError(
             "--data_service delivers images in an order of its own, and the task has its own too: "
             "leave it out"
         )
 
 
-def spread(source: Source, count: int, renumber: bool = False) -> Subset:
+def evenly_spaced(source: Source, count: int, renumber: bool = False) -> Subset:
     """At most `count` images, spread evenly over a source; of records, which would all have to be
     read for that, the first."""
     count = min(count, source.num_examples)

@@ -41,7 +41,7 @@ CROPS = {"random": _random, "random_flip": _random_flip, "resized_flip": _resize
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
+class Encoder:
     """Images with the preprocessing and the module that compute their features.
 
     Attributes:

@@ -21,11 +21,11 @@ from tfssl.data import pipeline, segments
 from tfssl.data.ops import image, orientation
 from tfssl.data.sources import identity
 from tfssl.data.sources.base import Source
-from tfssl.data.sources.subset import spread
+from tfssl.data.sources.subset import evenly_spaced
 from tfssl.downstream.features import encoder as images_module
 from tfssl.downstream.features import pooling
 from tfssl.downstream.features.cache import FeatureCache, Rows
-from tfssl.downstream.features.encoder import PIXELS, Encode, Images, pixels_shape
+from tfssl.downstream.features.encoder import PIXELS, Encode, Encoder, pixels_shape
 from tfssl.errors import UserError
 from tfssl.hub import load as modules
 from tfssl.hub.load import Module
@@ -44,7 +44,7 @@ class Features:
       source: name of the images: data set and split.
       dropped: names of the images that could not be read.
       seconds: of the forward passes; 0 if all came from the cache.
-      images: the `Images` behind the features, for protocols that draw new crops; None without
+      images: the `Encoder` behind the features, for protocols that draw new crops; None without
         images.
       targets: int8 [N, C] of multi-label images: 1 positive, -1 negative, 0 difficult; None where
         images have one label each, or none.
@@ -58,7 +58,7 @@ class Features:
     source: str = "these features"
     dropped: list[str] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
-    images: Optional[Images] = None
+    images: Optional[Encoder] = None
     targets: Optional[np.ndarray] = None
 
     def __post_init__(self) -> None:
@@ -177,7 +177,7 @@ def extract(
     if not isinstance(module, Module):
         module = modules.load(module)
     size, resize = module.sizes(image_size, resize)
-    images = Images(module, source, size, resize, pool, target, dtype, batch_size)
+    images = Encoder(module, source, size, resize, pool, target, dtype, batch_size)
     available = {
         **{n: pooling.pooled_shape(s, pool, target) for n, s in module.shapes(size).items()},
         PIXELS: pixels_shape(size, target),
@@ -297,7 +297,7 @@ def check_endpoints(
 def read_labels(source: Source) -> Rows:
     """{"labels", "index": int64 [N], "dropped": names} of all undamaged records; images are not
     decoded (of a folder, not read)."""
-    source.probe()
+    source.check_readable()
 
     def pair(record: Any) -> tuple[tf.Tensor, tf.Tensor]:
         example = source.fetch(
@@ -320,7 +320,7 @@ def _fill(
     progress: bool,
 ) -> Rows:
     """Encode all images into the first rows of `arrays`; returns {"labels", "index", "dropped"}."""
-    source.probe()
+    source.check_readable()
     batches = pipeline.evaluation_crops(source, size, resize, batch_size)
     labels, index, done = [], [], 0
     seen = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)  # not in a log file
@@ -413,7 +413,7 @@ def _as_computed(
 ) -> bool:
     """Whether cached features and labels of a sample of images equal newly computed ones, up to
     rounding."""
-    sample = spread(source, count)
+    sample = evenly_spaced(source, count)
     row = {int(index): i for i, index in enumerate(rows["index"])}
     fresh = {
         name: np.empty((sample.num_examples, array.shape[1]), dtype)

@@ -125,7 +125,7 @@ class Maps:
         def parse(index: tf.Tensor, stacked: Any) -> tuple[tf.Tensor, Any]:
             return index, tf.nest.map_structure(tf.io.parse_tensor, stacked, kinds[-1])
 
-        source.probe()
+        source.check_readable()
         kinds: list[Any] = []
         waiting: list[np.ndarray] = []
         index: list[int] = []

@@ -191,7 +191,9 @@ class Dense(Protocol[Source]):
         def fit(name: str, images: np.ndarray, title: str) -> tuple[Predict, Optional[float]]:
             tf.keras.utils.set_random_seed(seed)
             rows = learned.rows(images, all_views=True)
-            network = Network(task.head(), module, learned, name, rows, self.trunk, self.trunk_rate)
+            network = DenseModel(
+                task.head(), module, learned, name, rows, self.trunk, self.trunk_rate
+            )
             steps = self.epochs, self.batch_size, self.learning_rate
             loss = learn(network, task.loss, targets, rows, *steps, seed, title)
             return predictor(network, task.decode), loss
@@ -286,7 +288,7 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, size: Sequence[int]) -> 
     return tf.reduce_sum(known * losses) / tf.maximum(tf.reduce_sum(known), 1.0)
 
 
-class Network:
+class DenseModel:
     """A head on one endpoint: callable, maps [N, h, w, C] -> outputs.
 
     With a fine-tuned backbone it takes images uint8 [N, H, W, 3]. Channels are standardized first:
@@ -346,7 +348,7 @@ def _moments(array: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def learn(
-    network: Network,
+    network: DenseModel,
     loss: Callable[[tf.Tensor, Example], tf.Tensor],
     targets: dict[str, np.ndarray],
     rows: np.ndarray,
@@ -359,7 +361,7 @@ def learn(
     """Train a network by Adam with cosine decay of the learning rate.
 
     Args:
-      network: a Network.
+      network: a DenseModel.
       loss: graph function (outputs, batch of targets) -> scalar.
       targets: dict of arrays [R, ...].
       rows: int [n], of the network's array and of the targets.
@@ -404,7 +406,7 @@ def learn(
     )
     order, progress = (
         np.random.default_rng([seed, 1]),
-        sgd.Progress(title, sgd.Plan(epochs, (), batch_size, 0), steps),
+        sgd.Progress(title, sgd.SGDSettings(epochs, (), batch_size, 0), steps),
     )
     for epoch in range(1, epochs + 1):
         shuffled = order.permutation(rows)
@@ -419,7 +421,7 @@ def learn(
     return mean if np.isfinite(mean) else None
 
 
-def predictor(network: Network, decode: Callable[[tf.Tensor], Any]) -> Predict:
+def predictor(network: DenseModel, decode: Callable[[tf.Tensor], Any]) -> Predict:
     """The graph function batch of the network's array -> decode(outputs), traced by hand:
     TensorFlow warns of many traces."""
     spec = tf.TensorSpec([None, *network.array.shape[1:]], network.array.dtype)

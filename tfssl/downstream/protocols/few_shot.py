@@ -20,7 +20,7 @@ from typing import NamedTuple, Union
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from tfssl.downstream import splits
+from tfssl.downstream import partition
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.protocols.low_shot import check as check_shots
@@ -79,7 +79,7 @@ class FewShot(Protocol[Features]):
     def check(self, data: Data[Features]) -> None:
         self._prepare(data)
 
-    def _prepare(self, data: Data[Features]) -> tuple[splits.Split, "Pool", "Pool", int]:
+    def _prepare(self, data: Data[Features]) -> tuple[partition.Split, "Pool", "Pool", int]:
         """(rows; pool of the episodes on test; pool of those on validation; classes of an
         episode)."""
         train, test, part = data.train, data.test, data.split()
@@ -123,17 +123,19 @@ class FewShot(Protocol[Features]):
                 best, on_val = 0, None
                 if len(held_out.classes) > 1:
                     few, fewer = max(1, self.episodes // 6), min(ways, len(held_out.classes))
-                    plan = Plan(held_out.classes, fewer, k, self.queries, few, (data.seed, 6, k))
+                    drawn = Episodes(
+                        held_out.classes, fewer, k, self.queries, few, (data.seed, 6, k)
+                    )
                     held = part.held.endpoints[endpoint]
                     on_val = accuracies(
-                        features, held_out.learn, held, held_out.ask, plan, self.ridges
+                        features, held_out.learn, held, held_out.ask, drawn, self.ridges
                     ).mean(0)
                     best = int(on_val.argmax())
-                plan = Plan(
+                drawn = Episodes(
                     on_test.classes, ways, k, self.queries, self.episodes, (data.seed, 7, k)
                 )
                 ridge, queries = self.ridges[best], data.test.endpoints[endpoint]
-                values = accuracies(features, on_test.learn, queries, on_test.ask, plan, [ridge])[
+                values = accuracies(features, on_test.learn, queries, on_test.ask, drawn, [ridge])[
                     :, 0
                 ]
                 yield Result(
@@ -188,7 +190,7 @@ class Pool(NamedTuple):
 
 
 @dataclasses.dataclass
-class Plan:
+class Episodes:
     """Episodes: `ways` of the classes, `shots` images to learn and at most `queries` of each."""
 
     classes: list[int]
@@ -210,7 +212,7 @@ def accuracies(
     learn: list[np.ndarray],
     query_features: np.ndarray,
     ask: list[np.ndarray],
-    plan: Plan,
+    drawn: Episodes,
     ridges: Sequence[float],
 ) -> np.ndarray:
     """Accuracy for each episode and ridge: float64 [episodes, ridges].
@@ -219,22 +221,22 @@ def accuracies(
       features: [N, D]; learn: for each class the rows of its training images.
       query_features, ask: the same of the queries.
     """
-    correct = np.zeros((plan.episodes, len(ridges)))
-    for episode in range(plan.episodes):
-        rng = np.random.default_rng([*plan.seed, episode])
-        classes = rng.choice(plan.classes, plan.ways, replace=False)
-        rows = [rng.choice(learn[c], plan.shots, replace=False) for c in classes]
+    correct = np.zeros((drawn.episodes, len(ridges)))
+    for episode in range(drawn.episodes):
+        rng = np.random.default_rng([*drawn.seed, episode])
+        classes = rng.choice(drawn.classes, drawn.ways, replace=False)
+        rows = [rng.choice(learn[c], drawn.shots, replace=False) for c in classes]
         queries = [
-            rng.choice(ask[c], min(plan.queries or len(ask[c]), len(ask[c])), replace=False)
+            rng.choice(ask[c], min(drawn.queries or len(ask[c]), len(ask[c])), replace=False)
             for c in classes
         ]
-        y = np.repeat(np.arange(plan.ways), plan.shots)
-        truth = np.repeat(np.arange(plan.ways), [len(q) for q in queries])
+        y = np.repeat(np.arange(drawn.ways), drawn.shots)
+        truth = np.repeat(np.arange(drawn.ways), [len(q) for q in queries])
         support, query_rows = (
             unit(features[np.concatenate(rows)]),
             unit(query_features[np.concatenate(queries)]),
         )
-        outputs = ridge_regression(support, np.eye(plan.ways)[y], query_rows, ridges)
+        outputs = ridge_regression(support, np.eye(drawn.ways)[y], query_rows, ridges)
         correct[episode] = (outputs.argmax(2) == truth).mean(1)
     return correct
 

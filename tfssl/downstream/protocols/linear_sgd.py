@@ -23,20 +23,20 @@ from absl import logging
 
 from tfssl.data.ops.draws import Draws
 from tfssl.data.sources import identity
-from tfssl.downstream import splits
+from tfssl.downstream import partition
 from tfssl.downstream.features import extract as features
-from tfssl.downstream.features.encoder import CROPS, Images
+from tfssl.downstream.features.encoder import CROPS, Encoder
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.results import Result
 from tfssl.downstream.solvers import sgd
-from tfssl.downstream.solvers.batch_norm import KINDS, BatchNorm
+from tfssl.downstream.solvers.feature_norm import KINDS, FeatureNorm
 from tfssl.downstream.solvers.lbfgs import Moments, moments
 from tfssl.downstream.solvers.resume import State
 from tfssl.errors import UserError, check_choice
 
 
-class Linear(sgd.Classifier):
+class Linear(sgd.Readout):
     """A linear layer with bias."""
 
     def __init__(self, endpoint: str, dims: int, num_classes: int, **common: Any) -> None:
@@ -139,7 +139,7 @@ class LinearSGD(Protocol[Features]):
         self, data: Data[Features], names: Optional[Sequence[str]] = None, pixels: bool = True
     ) -> list[str]:
         held_out = data.val is None and len(data.split().val) > 0
-        return splits.endpoints(
+        return partition.endpoints(
             [data.test, data.val, data.train if self.reads_train(held_out) else None], names
         )
 
@@ -151,7 +151,9 @@ class LinearSGD(Protocol[Features]):
         start = time.time()
         batch = min(self.batch_size, len(part.rows))
         rate = self.learning_rate * (batch / self.lr_scaling if self.lr_scaling else 1)
-        plan = sgd.Plan(self.epochs, self.decay_epochs, batch, rate, nesterov=self.nesterov)
+        settings = sgd.SGDSettings(
+            self.epochs, self.decay_epochs, batch, rate, nesterov=self.nesterov
+        )
         classes, labels = np.unique(train.labels, return_inverse=True)
         scales = (
             {name: moments(train.endpoints[name], part.rows) for name in names}
@@ -170,7 +172,7 @@ class LinearSGD(Protocol[Features]):
         on_test = sgd.Held(test, np.arange(len(test.labels)), names, classes)
         key = self._key(data, names) if data.state_dir else None
         state = State(data.state_dir if key else None, key)
-        done = state.epoch * plan.steps(len(part.rows))
+        done = state.epoch * settings.steps(len(part.rows))
         batches: Iterable[tuple[Any, tf.Tensor]]
         if images:
             batches = _crops(train, part.rows, batch, seed, self.crops, done)
@@ -185,7 +187,7 @@ class LinearSGD(Protocol[Features]):
             encode,
             labels,
             np.isin(np.arange(len(labels)), part.fit),
-            plan,
+            settings,
             len(part.rows),
             lambda: [on_val.accuracies(trials), on_test.accuracies(finals)],
             seed,
@@ -211,7 +213,7 @@ class LinearSGD(Protocol[Features]):
                     "epochs": self.epochs,
                     "decay_epochs": list(self.decay_epochs),
                     "batch_size": batch,
-                    "learning_rate": plan.learning_rate,
+                    "learning_rate": settings.learning_rate,
                     "weight_decay": self.weight_decay,
                     "nesterov": self.nesterov,
                     "batch_norm": self.batch_norm,
@@ -246,7 +248,7 @@ class LinearSGD(Protocol[Features]):
             scale=scale,
             norm=None
             if self.batch_norm == "none"
-            else BatchNorm(channels, self.batch_norm == "learned", dtype),
+            else FeatureNorm(channels, self.batch_norm == "learned", dtype),
             init_std=self.init_std,
             dtype=dtype,
         )
@@ -276,7 +278,7 @@ class LinearSGD(Protocol[Features]):
         }
 
 
-def _images(train: Features) -> Images:
+def _images(train: Features) -> Encoder:
     """The images behind features; UserError where there are none."""
     if train.images is None:
         raise UserError(

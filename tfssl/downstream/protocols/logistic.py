@@ -14,7 +14,7 @@ from typing import Optional, Union
 import numpy as np
 import tensorflow as tf
 
-from tfssl.downstream import splits
+from tfssl.downstream import partition
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.results import Result
@@ -61,10 +61,10 @@ class Logistic(Protocol[Features]):
     def check(self, data: Data[Features]) -> None:
         self._split(data)
 
-    def _split(self, data: Data[Features]) -> splits.Split:
+    def _split(self, data: Data[Features]) -> partition.Split:
         part = data.split()
         if self.l2 == "select" and not len(part.val):
-            splits.nothing_to_choose_on(part, data.val_fraction)
+            partition.nothing_to_choose_on(part, data.val_fraction)
         return part
 
     def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
@@ -73,7 +73,7 @@ class Logistic(Protocol[Features]):
             yield self._evaluate(data.train, data.test, endpoint, part)
 
     def _evaluate(
-        self, train: Features, test: Features, endpoint: str, part: splits.Split
+        self, train: Features, test: Features, endpoint: str, part: partition.Split
     ) -> Result:
         start, features = time.time(), train.endpoints[endpoint]
         scale = moments(features, part.rows) if self.standardize else None

@@ -19,7 +19,7 @@ from typing import Any, Literal, Optional, Union
 
 import numpy as np
 
-from tfssl.downstream import splits
+from tfssl.downstream import partition
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.metrics import average_precision
 from tfssl.downstream.protocol import Data
@@ -79,7 +79,7 @@ class LowShot(Hinge):
     def check(self, data: Data[Features]) -> None:
         self._prepare(data)
 
-    def _prepare(self, data: Data[Features]) -> splits.Targets:
+    def _prepare(self, data: Data[Features]) -> partition.Targets:
         targets = data.one_vs_rest()
         of_train = targets.train[targets.rows]
         for name, positives in zip(
@@ -212,12 +212,12 @@ def sample_ranks(
       images come last.
     """
     if labels is not None:
-        return splits.rank_within_class(labels, splits.draws(index, seed, 3, sample))[:, None]
+        return partition.rank_within_class(labels, partition.draws(index, seed, 3, sample))[:, None]
     classes = targets.shape[1]
     ranks = np.zeros(targets.shape, int)
     for c in range(classes):
-        rank = splits.rank_within_class(
-            targets[:, c].astype(int), splits.draws(index, seed, 3, sample, c)
+        rank = partition.rank_within_class(
+            targets[:, c].astype(int), partition.draws(index, seed, 3, sample, c)
         )
         ranks[:, c] = np.where(
             targets[:, c] > 0, rank, rank // max(classes - 1, 1)

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.data.ops.draws import Draws
-from tfssl.downstream import splits
+from tfssl.downstream import partition
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.protocols.logistic import check_l2, l2_of
@@ -31,7 +31,7 @@ from tfssl.errors import UserError, check_choice
 L2 = (1e-2, 1e-3, 1e-4, 1e-5)  # candidates of "select"
 
 
-class Perceptron(sgd.Classifier):
+class Perceptron(sgd.Readout):
     """A hidden layer of ReLUs with dropout, and a linear layer."""
 
     def __init__(
@@ -132,11 +132,11 @@ class MLP(Protocol[Features]):
     def check(self, data: Data[Features]) -> None:
         self._split(data)
 
-    def _split(self, data: Data[Features]) -> splits.Split:
+    def _split(self, data: Data[Features]) -> partition.Split:
         part = data.split()
         sgd.check_epoch(self.epoch, part)
         if self.l2 == "select" and not len(part.val):
-            splits.nothing_to_choose_on(part, data.val_fraction)
+            partition.nothing_to_choose_on(part, data.val_fraction)
         return part
 
     def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
@@ -145,7 +145,7 @@ class MLP(Protocol[Features]):
             yield self._evaluate(data.train, data.test, endpoint, part, data.seed)
 
     def _evaluate(
-        self, train: Features, test: Features, endpoint: str, part: splits.Split, seed: int
+        self, train: Features, test: Features, endpoint: str, part: partition.Split, seed: int
     ) -> Result:
         start, features = time.time(), train.endpoints[endpoint]
         classes, labels = np.unique(train.labels, return_inverse=True)
@@ -169,16 +169,16 @@ class MLP(Protocol[Features]):
             """Train a network for each l2: (curve [[epoch, accuracies of all on the first part,
             ...], ...], losses, rate)."""
             networks = [perceptron(l2=value) for value in l2s]
-            plan = sgd.Plan(
+            settings = sgd.SGDSettings(
                 self.epochs, self.decay_epochs, min(self.batch_size, len(rows)), self.learning_rate
             )
             return sgd.train(
                 networks,
-                sgd.feature_batches(train, [endpoint], rows, plan.batch_size, seed),
+                sgd.feature_batches(train, [endpoint], rows, settings.batch_size, seed),
                 lambda inputs: inputs,
                 labels,
                 np.ones(len(labels), bool),
-                plan,
+                settings,
                 len(rows),
                 lambda: [held.accuracies(networks) for held in measured_on],
                 seed,

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Optional, Union
 import numpy as np
 from absl import logging
 
-from tfssl.downstream import splits
+from tfssl.downstream import partition
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.metrics import average_precision
 from tfssl.downstream.protocol import Data, Protocol
@@ -121,7 +121,7 @@ class SVM(Hinge):
     def check(self, data: Data[Features]) -> None:
         self._prepare(data)
 
-    def _prepare(self, data: Data[Features]) -> tuple[splits.Targets, Classes]:
+    def _prepare(self, data: Data[Features]) -> tuple[partition.Targets, Classes]:
         targets = data.one_vs_rest()
         of_train = targets.train[targets.rows]
         names = class_names(data.train, of_train.shape[1])

@@ -9,6 +9,7 @@ from tfssl.downstream.results import Result
 _METRICS = {  # full names of metrics other than accuracy
     "mAP": "mean average precision",
     "mIoU": "mean intersection over union",
+    "effective rank": "RankMe, of the largest rank that so many images and features permit",
     "AP50": "average precision at an IoU of 0.5",
     "within 11.25\N{DEGREE SIGN}": "pixels whose angle is wrong by less than 11.25\N{DEGREE SIGN}",
 }
@@ -149,6 +150,11 @@ def line(result: Result) -> str:
         if "median_angle" in details
         else []
     )
+    figures += [
+        f"{name} {details[name]:.3g}"
+        for name in ("rankme", "alignment", "uniformity", "normality")
+        if name in details
+    ]
     figures += [f"std {100 * details['std']:.1f}"] if "std" in details else []
     figures += [f"{key} {details[key]:.2g}" for key in ("l2", "cost", "ridge") if key in details]
     figures += [f"{details['iterations']} updates"] if "iterations" in details else []

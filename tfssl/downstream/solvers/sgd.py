@@ -19,10 +19,10 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from tfssl.data.ops.draws import Draws
-from tfssl.downstream.solvers.batch_norm import BatchNorm
+from tfssl.downstream.partition import Split
+from tfssl.downstream.solvers.feature_norm import FeatureNorm
 from tfssl.downstream.solvers.lbfgs import Moments, in_chunks
 from tfssl.downstream.solvers.resume import Curve, Losses, State
-from tfssl.downstream.splits import Split
 from tfssl.errors import UserError
 from tfssl.optim.schedules import schedule
 
@@ -34,7 +34,7 @@ _RESIDENT = 2 << 30
 _LINE_SECONDS = 30  # between two lines of progress, without a terminal
 
 
-class Classifier(tf.Module):
+class Readout(tf.Module):
     """A classifier on features of one endpoint; a subclass adds `logits`, and its weights.
 
     Args:
@@ -44,7 +44,7 @@ class Classifier(tf.Module):
       fits_all: whether it is trained on all rows, or without those of the validation part.
       seed: of the initial weights; with the endpoint's name.
       scale: (mean, standard deviation) [D] to standardize by; None: not standardized.
-      norm: a `BatchNorm` for the features, or None.
+      norm: a `FeatureNorm` for the features, or None.
       init_std: standard deviation of the kernels' normal initialization; 0: Glorot's uniform one.
       dtype: of weights and computation, float32 or float64.
     """
@@ -57,7 +57,7 @@ class Classifier(tf.Module):
         fits_all: bool = True,
         seed: int = 0,
         scale: Optional[Moments] = None,
-        norm: Optional[BatchNorm] = None,
+        norm: Optional[FeatureNorm] = None,
         init_std: float = 0.0,
         dtype: str = "float32",
     ) -> None:
@@ -113,7 +113,7 @@ class Classifier(tf.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SGDSettings:
     """The schedule: epochs of floor(n / batch) steps; the rate falls by ten at `decay_epochs`.
 
     Attributes:
@@ -172,12 +172,12 @@ def reported(curve: Curve, epoch: str) -> dict[str, Any]:
 
 
 def train(
-    classifiers: Sequence[Classifier],
+    classifiers: Sequence[Readout],
     batches: Iterable[tuple[Any, tf.Tensor]],
     encode: Callable[[Any], dict[str, tf.Tensor]],
     labels: np.ndarray,
     in_fit: np.ndarray,
-    plan: Plan,
+    settings: SGDSettings,
     count: int,
     measure: Callable[[], list[Any]],
     seed: int = 0,
@@ -190,13 +190,13 @@ def train(
     = m v + gradient, W = W - rate v; with Nesterov's W = W - rate (gradient + m v).
 
     Args:
-      classifiers: list of Classifier.
+      classifiers: list of Readout.
       batches: endless iterable of (payload, row numbers int64 [B]), from the first step after
         `state`.
       encode: graph function payload -> {endpoint: [B, D]}.
       labels: int [N], the class of each row.
       in_fit: bool [N], the training rows of classifiers with fits_all=False.
-      plan: Plan.
+      settings: SGDSettings.
       count: rows of an epoch, n.
       measure: function () -> list of numbers, called after each epoch.
       seed: of the dropout masks.
@@ -207,12 +207,12 @@ def train(
       (curve: list of [epoch, *values of `measure`], mean loss of each classifier over the last
       epoch: list of float or None where it is not finite, images per second).
     """
-    state, steps = state or State(), plan.steps(count)
+    state, steps = state or State(), settings.steps(count)
     rate_at = schedule(
         "piecewise",
-        plan.learning_rate,
-        plan.epochs * steps,
-        decay_steps=[round(e * steps) for e in plan.decay_epochs],
+        settings.learning_rate,
+        settings.epochs * steps,
+        decay_steps=[round(e * steps) for e in settings.decay_epochs],
     )
     variables = [list(c.trainable_variables) for c in classifiers]
     velocities = [
@@ -227,9 +227,12 @@ def train(
     def step(payload: Any, rows: tf.Tensor, number: tf.Tensor) -> None:
         inputs = encode(payload)
         y, held_in = tf.gather(labels, rows), tf.gather(in_fit, rows)  # B
-        positions = number * plan.batch_size + tf.range(plan.batch_size, dtype=tf.int64)
+        positions = number * settings.batch_size + tf.range(settings.batch_size, dtype=tf.int64)
         draws = Draws(
-            {"number": positions, "seed": tf.fill([plan.batch_size], tf.constant(seed, tf.int64))}
+            {
+                "number": positions,
+                "seed": tf.fill([settings.batch_size], tf.constant(seed, tf.int64)),
+            }
         )
         losses = []
         for c, learned, velocity in zip(classifiers, variables, velocities):
@@ -242,10 +245,10 @@ def train(
                     + c.penalty()
                 )
             for w, v, g in zip(learned, velocity, tape.gradient(loss, learned)):
-                v.assign(plan.momentum * v + g)
+                v.assign(settings.momentum * v + g)
                 w.assign_sub(
                     tf.cast(rate_at(number), w.dtype)
-                    * (plan.momentum * v + g if plan.nesterov else v)
+                    * (settings.momentum * v + g if settings.nesterov else v)
                 )
             losses.append(tf.cast(loss, tf.float64))
         sums.assign_add(tf.stack(losses))
@@ -253,11 +256,11 @@ def train(
     curve, losses, progress, compiled = (
         list(state.curve),
         state.losses,
-        Progress(title, plan, steps, state.epoch),
+        Progress(title, settings, steps, state.epoch),
         None,
     )
     batches = zip(itertools.count(state.epoch * steps), batches)
-    for epoch in range(state.epoch + 1, plan.epochs + 1):
+    for epoch in range(state.epoch + 1, settings.epochs + 1):
         sums.assign(tf.zeros_like(sums))
         for number, (payload, rows) in itertools.islice(batches, steps):
             compiled = compiled or step.get_concrete_function(
@@ -267,7 +270,7 @@ def train(
             progress.step(epoch)
         curve.append([epoch, *measure()])
         losses = [float(loss) if np.isfinite(loss) else None for loss in sums.numpy() / steps]
-        state.save(kept if epoch < plan.epochs else [], curve, losses)
+        state.save(kept if epoch < settings.epochs else [], curve, losses)
     progress.close()
     return curve, losses, progress.rate()
 
@@ -278,9 +281,9 @@ class Progress:
     A bar on a terminal or in a notebook; elsewhere a line now and then.
     """
 
-    def __init__(self, title: str, plan: Plan, steps: int, epochs_done: int = 0) -> None:
-        self.title, self.plan, self.done = title, plan, 0
-        self.total = (plan.epochs - epochs_done) * steps * plan.batch_size
+    def __init__(self, title: str, settings: SGDSettings, steps: int, epochs_done: int = 0) -> None:
+        self.title, self.settings, self.done = title, settings, 0
+        self.total = (settings.epochs - epochs_done) * steps * settings.batch_size
         self.start = self.first = self.printed = time.time()
         self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.bar = tqdm(
@@ -290,23 +293,23 @@ class Progress:
     def step(self, epoch: int) -> None:
         if not self.done:
             self.first = time.time()  # the first step compiles
-        self.done += self.plan.batch_size
-        self.bar.set_postfix_str(f"epoch {epoch} of {self.plan.epochs}", refresh=False)
-        self.bar.update(self.plan.batch_size)
+        self.done += self.settings.batch_size
+        self.bar.set_postfix_str(f"epoch {epoch} of {self.settings.epochs}", refresh=False)
+        self.bar.update(self.settings.batch_size)
         if not self.live and time.time() - self.printed > _LINE_SECONDS:
             self.printed = time.time()
             seconds = (self.total - self.done) / max(self.rate(), 1e-9)
             left = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
             left = f"{seconds / 3600:.1f} h" if seconds > 5400 else left
             line = (
-                f"{self.title}: epoch {epoch} of {self.plan.epochs}, {self.rate():.0f} images/s, "
-                f"{left} left"
+                f"{self.title}: epoch {epoch} of {self.settings.epochs}, "
+                f"{self.rate():.0f} images/s, {left} left"
             )
             print(line, file=sys.stderr, flush=True)
 
     def rate(self) -> float:
         """Images per second since the end of the first step, measurements included."""
-        after = self.done - self.plan.batch_size
+        after = self.done - self.settings.batch_size
         return (
             after / max(time.time() - self.first, 1e-9)
             if after > 0
@@ -371,7 +374,7 @@ class Held:
             chosen = slice(part[0], part[-1] + 1) if part[-1] - part[0] + 1 == len(part) else part
             yield tf.constant(values[chosen]), self._features.labels[part]
 
-    def accuracies(self, classifiers: Sequence[Classifier]) -> list[Optional[float]]:
+    def accuracies(self, classifiers: Sequence[Readout]) -> list[Optional[float]]:
         """The accuracy of each classifier: list of float; of None where there are no rows."""
         if not len(self._rows):
             return [None] * len(classifiers)

@@ -21,7 +21,7 @@ import tensorflow as tf
 from tfssl.data import pipeline
 from tfssl.data.ops import image, lab
 from tfssl.data.sources.base import Source
-from tfssl.data.sources.subset import spread
+from tfssl.data.sources.subset import evenly_spaced
 from tfssl.errors import UserError
 from tfssl.storage.files import write_file
 
@@ -144,7 +144,7 @@ def of_images(
       UserError: no image can be read; or all are gray, as far as the grid tells.
     """
     side, reach = 128, 128 // grid + 1
-    part = spread(source, images)
+    part = evenly_spaced(source, images)
     histogram = np.zeros((2 * reach + 1, 2 * reach + 1))
 
     @tf.function(autograph=False)

@@ -9,7 +9,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfssl.backbones.layers import build_chain
-from tfssl.backbones.norm import BatchNorm, Norm, at_least_float32
+from tfssl.backbones.norm import BatchNorm, Norm
+from tfssl.precision import at_least_float32
 
 _ACTIVATIONS = {"relu": tf.nn.relu, "gelu": functools.partial(tf.nn.gelu, approximate=False)}
 

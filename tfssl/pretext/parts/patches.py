@@ -248,7 +248,7 @@ class Patches(Pretext):
         return image_major(batch["image"])
 
     def normalize(self, images: tf.Tensor) -> tf.Tensor:
-        return patch_ops.standardise(images) if self.standardize else imagenet_normalized(images)
+        return patch_ops.standardize(images) if self.standardize else imagenet_normalized(images)
 
     def encode(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Images [N, H, W, 3] in [0, 1] -> dict of endpoints: those of the grid's cells,

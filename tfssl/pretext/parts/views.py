@@ -214,7 +214,7 @@ class Views(Probed):
         loss, metrics = self.contrast(batch, outputs)
         z = outputs["z"]
         weight = tf.repeat(batch["weight"], z.shape[1])
-        metrics["spread"] = tf.ones_like(loss) * contrastive.spread(
+        metrics["spread"] = tf.ones_like(loss) * contrastive.embedding_std(
             tf.reshape(z, [-1, z.shape[-1]]), weight
         )
         return self.probed(batch, loss, metrics, outputs["probe"][:, 0] if self.probe else None)

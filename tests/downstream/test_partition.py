@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from tfssl.downstream import splits
+from tfssl.downstream import partition
 from tfssl.downstream.features.extract import Features
+from tfssl.downstream.partition import balanced, label_count, split, stratified
 from tfssl.downstream.protocol import Data
-from tfssl.downstream.splits import balanced, label_count, split, stratified
 from tfssl.errors import UserError
 
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [400, 300, 200, 100]))
@@ -116,10 +116,10 @@ def test_unlabelled_and_unlike_sources_are_refused():
 
 def test_one_class_is_nothing_to_tell_apart():
     one, two, third = features([0, 0, 0, 0]), features([0, 1, 0, 1]), features([2, 2, 2, 2])
-    for divide in (splits.split, splits.one_vs_rest):
+    for divide in (partition.split, partition.one_vs_rest):
         with pytest.raises(
             UserError, match="all 4 images to learn from are of one class, 0: nothing to tell apart"
         ):
             divide(one, two)
     with pytest.raises(UserError, match="no image is of a class"):
-        splits.split(two, two, val=third)
+        partition.split(two, two, val=third)

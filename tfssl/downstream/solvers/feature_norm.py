@@ -8,7 +8,7 @@ import tensorflow as tf
 KINDS = ("none", "fixed", "learned")
 
 
-class BatchNorm(tf.Module):
+class FeatureNorm(tf.Module):
     """Batch normalization; in inference by the statistics of all rows so far.
 
     The backbone is frozen, so that the statistics of its features do not change while a classifier

@@ -1,0 +1,120 @@
+"""Steps of an evaluation beside the protocols: feature extraction, files of features, pictures of
+nearest neighbors."""
+
+from collections.abc import Mapping, Sequence
+
+from tfssl.config.evaluation import Evaluation
+from tfssl.data.sources import identity
+from tfssl.data.sources.base import Source
+from tfssl.downstream.features import cache
+from tfssl.downstream.features import extract as extraction
+from tfssl.downstream.features.extract import Features
+from tfssl.downstream.protocol import Protocol
+from tfssl.downstream.report import neighbors
+from tfssl.downstream.report.record import Record
+from tfssl.downstream.report.view import View, baselines
+from tfssl.downstream.results import PIXELS
+from tfssl.errors import UserError
+from tfssl.hub.load import Module
+from tfssl.storage import files, locks
+
+
+def extract(
+    settings: Evaluation,
+    name: str,
+    module: Module,
+    sources: Mapping[str, Source],
+    endpoints: Sequence[str],
+    protocols: Sequence[Protocol],
+    record: Record,
+) -> dict[str, Features]:
+    """{part: features of a module}, cached in a local --workdir."""
+    held_out = bool(not settings.val_split and settings.val_fraction)
+    others = settings.neighbor_count or settings.writes_features
+    reads_train = others or any(protocol.reads_train(held_out) for protocol in protocols)
+    features = {
+        part: extraction.extract(
+            module,
+            source,
+            endpoints if part != "train" or reads_train else [],
+            *settings.sizes,
+            batch_size=settings.batch_size,
+            pool=settings.pool,
+            dtype=settings.feature_dtype,
+            cache_dir=settings.features_folder if settings.cache else None,
+            verify=settings.cache == "verify",
+        )
+        for part, source in sources.items()
+    }
+    size, resize = module.sizes(*settings.sizes)
+    took = sum(of_part.seconds for of_part in features.values())
+    verified = ", verified" if settings.cache == "verify" else ""
+    how = f"extracted in {took:.1f} s" if took else f"from the cache{verified}"
+    record.say(
+        f"{name}: {', '.join(endpoints)}: {how}; the module gets {size}x{size} RGB images in [0, 1]"
+    )
+    unreadable = {part: of_part.dropped for part, of_part in features.items()}
+    facts = {
+        "image_size": size,
+        "resize": resize,
+        "extraction_seconds": took,
+        "unreadable": unreadable,
+    }
+    record.modules[name] |= facts
+    if protocols:
+        record.facts |= {
+            "num_classes": features["train"].num_classes,
+            **{f"{part}_examples": len(of_part.labels) for part, of_part in features.items()},
+            "baselines": baselines(features["train"], features["test"]),
+        }
+    return features
+
+
+def write_features(
+    settings: Evaluation, name: str, features: Mapping[str, Features], record: Record
+) -> None:
+    """Write WORKDIR/MODULE_PART.npz of each part."""
+    for part, of_part in features.items():
+        record.say(f"written: {of_part.save(settings.file(f'{name}_{part}.npz'))}")
+
+
+def write_neighbors(
+    settings: Evaluation,
+    name: str,
+    features: Mapping[str, Features],
+    endpoints: Sequence[str],
+    record: Record,
+) -> None:
+    """Write WORKDIR/MODULE_neighbors.png, by the endpoint that validation chose, or else the
+    module's last one."""
+    own = [endpoint for endpoint in endpoints if endpoint != PIXELS] or endpoints
+    endpoint = View.of(record.results).starred(name) or own[-1]
+    train, test = features["train"], features["test"]
+    for of_part in (train, test):
+        of_part.check([endpoint])
+    png = neighbors.plot(
+        train, test, endpoint, settings.neighbor_count, settings.seed, f"{name}, {endpoint}"
+    )
+    record.check()
+    path = settings.file(f"{name}_neighbors.png")
+    files.write_file(path, png)
+    record.panels[name] = endpoint, png
+    record.say(f"written: {path}")
+
+
+def prune(settings: Evaluation, sources: Mapping[str, Source]) -> list[str]:
+    """Remove features in --workdir that are no longer usable, such as those of changed `sources`.
+    Returns lines to print.
+
+    Raises:
+      UserError: there is no local --workdir.
+    """
+    folder = settings.features_folder
+    if settings.workdir is None or not folder:
+        raise UserError("--prune removes features from a local --workdir: name it")
+    known = [(source.spec, source.split, identity.of(source)) for source in sources.values()]
+    with locks.workdir_lock(settings.workdir, settings.steal_lock):
+        removed = cache.prune(folder, extraction.versions(), known)
+    total = sum(size for *_, size in removed) / 1e6
+    lines = [f"pruned: {path} ({size / 1e6:.1f} MB; {reason})" for path, reason, size in removed]
+    return [*lines, f"pruned: {len(removed)} sets of features, {total:.1f} MB, from {folder}"]
