@@ -69,8 +69,17 @@ setup(
     ],
     extras_require={
         "gpu": [f"tensorflow[and-cuda]==2.15.1; {OLD}", f"tensorflow[and-cuda]>=2.16; {NEW}"],
+        "tiff": ["tifffile>=2023.7.10"],  # of many channels, or color of more than 8 bits
+        "dicom": ["pydicom>=2.4"],
         "docs": ["sphinx>=7.2,<10", "furo>=2024.8", "myst-parser>=3"],
-        "test": ["pytest>=7", "ruff>=0.6", "import-linter>=2", "mypy>=1.10", "scikit-image>=0.22"],
+        "test": [
+            "pytest>=7",
+            "ruff>=0.6",
+            "import-linter>=2",
+            "mypy>=1.10",
+            "scikit-image>=0.22",
+            "tifffile>=2023.7.10",
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.data import pipeline
+from tfssl.data.pipeline import as_floats, crops_spec
 from tfssl.data.sources.base import Source
 from tfssl.errors import UserError
 from tfssl.hub.load import Module
@@ -59,10 +60,10 @@ def predictions(
     source.check_readable()
 
     def compute(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        endpoints = module.endpoints(tf.cast(images, tf.float32) / 255)
+        endpoints = module.endpoints(as_floats(images))
         return {name: endpoints[name] for name in ("logits", "probabilities")}
 
-    images = tf.TensorSpec([batch_size, size, size, 3], tf.uint8)
+    images = crops_spec(source, batch_size, size)
     compute = tf.function(compute, input_signature=[images], autograph=False)
     for batch in pipeline.evaluation_crops(source, size, resize, batch_size):
         real = batch["weight"].numpy() > 0

@@ -42,6 +42,9 @@ class Data(Records):
       train_subset: Train on so many images, drawn by --subset_seed; smaller ones lie within larger
         ones. 0: all.
       subset_seed: Of the choice of --train_subset.
+      value_range: The files' values that become 0 to 1, such as 0,4095; full: all that the files'
+        type can hold. Keeps 16 bits and floats; by default RGB is read in 8 bits, and other
+        --channels in full. tfssl-finetune: its module's.
       label_offset: tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are
         1 to 1000.
     """
@@ -55,6 +58,7 @@ class Data(Records):
     train_subset: int = 0
     subset_seed: int = 0
     label_offset: int = 0
+    value_range: str = ""
 
     def where(self) -> dict[str, Any]:
         """The keyword arguments of `open_source`."""

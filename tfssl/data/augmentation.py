@@ -58,9 +58,9 @@ def host_views(
             image_ops.resize_levels(part, size, region.policy.crop_method),
             tf.keras.backend.floatx(),
         )
-        crops.append(
-            tf.reshape(photometric.clip(crop * (1 / 255)), [1, size, size, 3])
-        )  # cubic kernels overshoot
+        crop = photometric.clip(crop * (1 / 255) if part.dtype == tf.uint8 else crop)
+        # cubic kernels overshoot
+        crops.append(tf.reshape(crop, [1, size, size, part.shape[-1]]))
     draws = HostDraws(seed, len(crops))
     drawn = {policy: policy._draw(draws, 0, crops[0].shape) for policy in set(policies)}
     return tf.concat(
@@ -127,8 +127,9 @@ class Policy:
     `dataclasses.replace` makes variants.
 
     Order: crop, flip, gray ("before"), jitter, photometric step, gray ("after"), blur, solarize,
-    RandAugment, gray ("last"), rotate, sobel, cutout, noise. Colors (jitter, gray) need three
-    channels; all others take any number.
+    RandAugment, gray ("last"), rotate, sobel, cutout, noise. Of images of other than three
+    channels the jitter changes brightness and contrast, and gray nothing; RandAugment and the
+    photometric step need three; all others take any number.
 
     Args:
       crop_area: least and largest area of the crop, as shares of the image's.
@@ -255,7 +256,7 @@ class Policy:
           [N, H, W, C] of the same dtype in [0, 1]; with noise, beyond.
 
         Raises:
-          UserError: colors of images of other than three channels.
+          UserError: RandAugment of images of other than three channels.
         """
         drawn = self._draw(draws, view, images.shape)
         if not isinstance(draws, HostDraws):
@@ -279,11 +280,10 @@ class Policy:
 
     def _draw(self, draws: Draws | HostDraws, view: int, shape: tf.TensorShape) -> _Drawn:
         """What `_apply` wants beside the images: tensors [N, ...]."""
-        if shape[-1] != 3 and (self.jitter or self.gray or self.randaugment):
+        if shape[-1] != 3 and (self.photometric or self.randaugment):
             raise UserError(
-                f"colour jitter, gray and RandAugment of images with {shape[-1]} channels: colours "
-                "need 3 (RGB); take a policy "
-                "with jitter=0, gray=0 and randaugment=0"
+                f"RandAugment and PIRL's photometric step of images with {shape[-1]} channels: "
+                "they need 3 (RGB); take a policy with photometric=0 and randaugment=0"
             )
         if (self.randaugment or self.photometric) and not isinstance(draws, HostDraws):
             name = "RandAugment" if self.randaugment else "PIRL's photometric step"
@@ -376,7 +376,7 @@ class Policy:
             )
         ops.insert(
             {"before": 1, "after": 2, "last": 4 + bool(self.randaugment)}[self.gray_at],
-            ("gray", photometric.drop_color),
+            ("gray", photometric.drop_color if images.shape[-1] == 3 else lambda x: x),
         )
         if self.photometric:  # one image
             after_jitter = [name for name, _ in ops].index("jitter") + 1

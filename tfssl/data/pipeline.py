@@ -239,6 +239,18 @@ def evaluation_crops(source: Source, size: int, resize: int, batch_size: int) ->
     return evaluation_batches(source, crop, batch_size)
 
 
+def crops_spec(source: Source, batch_size: int, size: int) -> tf.TensorSpec:
+    """What a batch of `evaluation_crops` is: uint8 [B, size, size, 3]; or of a source in full depth
+    float32 [B, size, size, C] in [0, 1]."""
+    dtype = tf.uint8 if source.pixels.plain else tf.float32
+    return tf.TensorSpec([batch_size, size, size, source.pixels.channels], dtype)
+
+
+def as_floats(images: tf.Tensor) -> tf.Tensor:
+    """Bytes as float32 in [0, 1]; floats as they are."""
+    return images if images.dtype.is_floating else tf.cast(images, tf.float32) / 255.0
+
+
 def _known_to_be(endless: bool, data: tf.data.Dataset) -> tf.data.Dataset:
     return (
         data.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))

@@ -61,8 +61,9 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
     if settings.workdir:
         files.check_writable(settings.workdir, "--workdir")
     opened = {name: modules.load(handle) for name, handle in named.items()}
+    pixels = modules.common_pixels(opened.values())
     sources = {
-        part: open_source(settings.dataset, split, **(settings.where or {}))
+        part: open_source(settings.dataset, split, **(settings.where or {}), **pixels)
         for part, split in settings.splits.items()
     }
     if settings.prune:

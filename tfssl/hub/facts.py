@@ -28,6 +28,8 @@ class Facts(TypedDict, total=False):
     encoder: dict[str, Any]
     min_image_size: int
     num_classes: int
+    channels: int
+    value_range: str
 
 
 def read(folder: str) -> Facts:
@@ -70,6 +72,8 @@ _KINDS = {  # types of the entries
     "encoder": dict,
     "min_image_size": int,
     "num_classes": int,
+    "channels": int,
+    "value_range": str,
 }
 
 

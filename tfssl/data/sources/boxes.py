@@ -86,7 +86,12 @@ class BoxSource(IndexedSource):
         image = orientation.as_stored(tf.io.read_file(self.name_in_graph(record)))
         begin, end = tf.gather(self._ends, index), tf.gather(self._ends, index + 1)
         its = {key: value[begin:end] for key, value in self._flat.items()}
-        return {"image": image, "label": tf.constant(-1, tf.int64), "index": index, **its}
+        return {
+            "image": self.read(image),
+            "label": tf.constant(-1, tf.int64),
+            "index": index,
+            **its,
+        }
 
     def parts(self) -> Parts:
         boxes = [value.numpy() for value in (self._ends, *self._flat.values())]

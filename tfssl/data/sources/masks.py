@@ -67,7 +67,12 @@ class MaskSource(IndexedSource):
         mask = tf.ensure_shape(
             tf.numpy_function(_decode, [tf.gather(self._masks, index)], tf.uint8), [None, None]
         )
-        return {"image": image, "label": tf.constant(-1, tf.int64), "index": index, "mask": mask}
+        return {
+            "image": self.read(image),
+            "label": tf.constant(-1, tf.int64),
+            "index": index,
+            "mask": mask,
+        }
 
     def parts(self) -> Parts:
         return Parts(

@@ -77,7 +77,7 @@ class NormalSource(IndexedSource):
             normals = from_depth(tf.cast(depth[..., 0], tf.float32), *self._camera)
         image = orientation.as_stored(tf.io.read_file(tf.gather(self._images, index)))
         return {
-            "image": image,
+            "image": self.read(image),
             "label": tf.constant(-1, tf.int64),
             "index": index,
             "normals": normals,

@@ -64,7 +64,9 @@ class Encoder:
 
     def channels(self, endpoint: str) -> int:
         """C of an endpoint's maps, or of its vectors; pooling does not change it."""
-        return 3 if endpoint == PIXELS else self.module.shapes(self.size)[endpoint][-1]
+        if endpoint == PIXELS:
+            return self.source.pixels.channels
+        return self.module.shapes(self.size)[endpoint][-1]
 
     def random_crops(
         self,
@@ -102,9 +104,8 @@ class Encoder:
     ) -> "tf.types.experimental.ConcreteFunction":
         """The graph function uint8 [B, S, S, 3] -> {endpoint: [B, D]}, with the module in inference
         mode."""
-        return encoder(
-            self.module, tuple(names), batch_size, self.size, self.pool, self.target, self.dtype
-        )
+        images = pipeline.crops_spec(self.source, batch_size, self.size)
+        return encoder(self.module, tuple(names), images, self.pool, self.target, self.dtype)
 
     def large_batch_encoder(self, names: Sequence[str], batch_size: int) -> Encode:
         """The same for batches that exceed the device's memory, in micro-batches of at most
@@ -130,34 +131,34 @@ class Encoder:
         return encode
 
 
-def pixels_shape(size: int, target: int) -> tuple[int, int, int]:
+def pixels_shape(size: int, target: int, channels: int = 3) -> tuple[int, int, int]:
     """Shape of the endpoint "pixels": the module's input, averaged to at most floor(sqrt(target /
-    3)) pixels a side."""
-    side = min(size, math.isqrt(target // 3))
-    return side, side, 3
+    channels)) pixels a side."""
+    side = max(1, min(size, math.isqrt(target // channels)))
+    return side, side, channels
 
 
 @functools.lru_cache(maxsize=2)  # the test split follows the training split, with the same module
 def encoder(
     module: Module,
     names: tuple[str, ...],
-    batch_size: int,
-    size: int,
+    spec: tf.TensorSpec,
     pool: str,
     target: int,
     dtype: str,
 ) -> "tf.types.experimental.ConcreteFunction":
-    """The graph function uint8 [B, S, S, 3] -> {name: [B, D]}: the module's inference, pooled; or
-    the pixels."""
+    """The graph function, of images as `spec` says (`pipeline.crops_spec`), -> {name: [B, D]}: the
+    module's inference, pooled; or the pixels."""
+    batch_size, size, _, channels = spec.shape
     shapes = module.shapes(size)
 
     def compute(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        images = tf.cast(images, tf.float32) / 255.0
+        images = pipeline.as_floats(images)
         maps = module.endpoints(images) if set(names) - {PIXELS} else {}
         features = {}
         for name in names:
             if name == PIXELS:
-                side = pixels_shape(size, target)[0]
+                side = pixels_shape(size, target, channels)[0]
                 values = images if side == size else tf.image.resize(images, [side, side], "area")
                 features[name] = tf.reshape(values, [batch_size, -1])
             else:  # pooling needs static shapes, which a loaded function does not have
@@ -168,7 +169,7 @@ def encoder(
 
     function = tf.function(
         compute,
-        input_signature=[tf.TensorSpec([batch_size, size, size, 3], tf.uint8)],
+        input_signature=[spec],
         autograph=False,
     )
     return function.get_concrete_function()

@@ -176,11 +176,17 @@ def extract(
         raise UserError(f"feature dtype {dtype!r}; there is: float32, float16")
     if not isinstance(module, Module):
         module = modules.load(module)
+    if source.pixels.channels != module.pixels["channels"]:
+        raise UserError(
+            f"module {module.handle!r} takes images of {module.pixels['channels']} channels, and "
+            f"{source.spec} has {source.pixels.channels}: open it with "
+            f"channels={module.pixels['channels']}"
+        )
     size, resize = module.sizes(image_size, resize)
     images = Encoder(module, source, size, resize, pool, target, dtype, batch_size)
     available = {
         **{n: pooling.pooled_shape(s, pool, target) for n, s in module.shapes(size).items()},
-        PIXELS: pixels_shape(size, target),
+        PIXELS: pixels_shape(size, target, source.pixels.channels),
     }
     wanted = check_endpoints(module, size, endpoints) if endpoints is None or len(endpoints) else []
     dims = {name: math.prod(available[name]) for name in wanted}

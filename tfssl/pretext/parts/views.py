@@ -107,10 +107,12 @@ class Views(Probed):
         ]
         if training and self.augment_on == "host":
             draws = augmentation.HostDraws(seed, 1)
+            deep = groups[0].dtype == tf.float32  # in full depth, which bytes would not keep
             groups = [
-                to_bytes(self._policed(_to_float(x)[None], draws, n)[0])
+                self._policed((x if deep else _to_float(x))[None], draws, n)[0]
                 for x, n in self._numbered(groups)
             ]
+            groups = groups if deep else [to_bytes(x) for x in groups]
         if not self.located:
             return {"image": tuple(groups)}
         boxes = tuple(augmentation.crop_boxes(example["image"], seed, own) for own in regions)
