@@ -26,7 +26,7 @@ def where(values: Mapping[str, Any]) -> dict[str, Any]:
 
 PATHS = (
     "workdir", "data_dir", "export_dir", "images", "output", "train_list", "bins",
-    "permutations_file", "module", "teacher", "init_module",
+    "permutations_file", "module", "teacher", "init_module", "augmentation",
 )  # fmt: skip
 
 

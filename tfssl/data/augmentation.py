@@ -9,6 +9,7 @@ same. On the host, what a coin does not ask for is not computed.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from tfssl.data.ops import image as image_ops
 from tfssl.data.ops import photometric, randaugment
 from tfssl.data.ops.draws import Draws, fork
 from tfssl.data.ops.photometric import Jitter
-from tfssl.errors import UserError, check_choice
+from tfssl.errors import UserError, check_choice, one_line
 
 # What is drawn for images beside their crops: coins, amounts, the plan of the jitter, layers of
 # RandAugment, the photometric step.
@@ -497,14 +498,66 @@ POLICIES: dict[str, Policy | tuple[Policy, ...]] = {
 }
 
 
+def from_file(path: str) -> tuple[Policy, ...]:
+    """The policies of a JSON file: one object of the fields of `Policy`, or a list of such, one for
+    each view. What it leaves out has its default there, which is SimCLR's.
+
+    Raises:
+      UserError: it cannot be read; a field is unknown, has another type, or is out of range.
+    """
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            content = json.load(file)
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(f"augmentation={path} cannot be read: {one_line(error)}") from error
+    views = content if isinstance(content, list) else [content]
+    if not views or not all(isinstance(view, dict) for view in views):
+        raise UserError(f"augmentation={path}: it holds no object {{field: value}}, nor a list")
+    defaults = {field.name: field.default for field in dataclasses.fields(Policy)}
+    policies = []
+    for view in views:
+        for name, value in view.items():
+            if name not in defaults:
+                raise UserError(
+                    f"augmentation={path}: a policy has no field {name!r}; there are "
+                    f"{', '.join(defaults)}"
+                )
+            if not _is_like(value, defaults[name]):
+                raise UserError(
+                    f"augmentation={path}: {name} is {json.dumps(value)}, and takes "
+                    f"{_kind_of(defaults[name])}, such as {json.dumps(defaults[name])}"
+                )
+        known = {k: tuple(v) if isinstance(v, list) else v for k, v in view.items()}
+        try:
+            policies.append(Policy(**known))
+        except UserError as error:
+            raise UserError(f"augmentation={path}: {error}") from error
+    return tuple(policies)
+
+
+def _kind_of(default: object) -> str:
+    kinds = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
+    return kinds.get(type(default), "two numbers, the smaller first")
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Whether a value of JSON has the type of a default."""
+    if isinstance(default, tuple):
+        pair = isinstance(value, list) and len(value) == 2 and all(_is_like(v, 0.5) for v in value)
+        return isinstance(value, list) and pair and value[0] <= value[1]
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is type(default)
+
+
 def per_view(
     policy: str | Policy | Sequence[Policy], views: int, strength: float = 1.0
 ) -> tuple[Policy, ...]:
     """One policy for each view.
 
     Args:
-      policy: a name in `POLICIES`, a `Policy`, or a tuple of them; a tuple is repeated where there
-        are more views.
+      policy: a name in `POLICIES`, the path of a file that ends in .json (see `from_file`), a
+        `Policy`, or a tuple of them; a tuple is repeated where there are more views.
       views: how many views.
       strength: scales the ranges of the color jitter.
 
@@ -512,13 +565,17 @@ def per_view(
       A tuple of `views` policies.
 
     Raises:
-      UserError: an unknown name.
+      UserError: an unknown name, or what `from_file` raises.
     """
     if isinstance(policy, str):
-        if policy not in POLICIES:
+        if policy.endswith(".json"):
+            policy = from_file(policy)
+        elif policy not in POLICIES:
             raise UserError(
-                f"no augmentation policy {policy!r}: choose one of {', '.join(POLICIES)}"
+                f"no augmentation policy {policy!r}: choose one of {', '.join(POLICIES)}, or a "
+                "file, FILE.json"
             )
-        policy = POLICIES[policy]
+        else:
+            policy = POLICIES[policy]
     policies = (policy,) if isinstance(policy, Policy) else tuple(policy)
     return tuple(policies[i % len(policies)].scaled(strength) for i in range(views))
