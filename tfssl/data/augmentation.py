@@ -527,7 +527,9 @@ def from_file(path: str) -> tuple[Policy, ...]:
                     f"augmentation={path}: {name} is {json.dumps(value)}, and takes "
                     f"{_kind_of(defaults[name])}, such as {json.dumps(defaults[name])}"
                 )
-        known = {k: tuple(v) if isinstance(v, list) else v for k, v in view.items()}
+        known: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in view.items()
+        }
         try:
             policies.append(Policy(**known))
         except UserError as error:

@@ -117,6 +117,11 @@ def training_batches(
         data = segments(records, load, segment_of(chunk)).scan(tf.constant(-1, tf.int64), fill)
         data = data.rebatch(chunk, drop_remainder=True)
     else:
+        if source.foreign or source.in_python:
+            raise UserError(
+                f"--data_service: {source.spec} is read by Python (webdataset, WebP, TIFF, .npy, "
+                "DICOM), which a service's workers do not have: leave the service out"
+            )
         first = start_step * batch_size // source.num_examples
         # One more than the steps take: unreadable images are missing, and one of several consumers
         # may be ahead of the others.

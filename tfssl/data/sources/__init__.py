@@ -31,6 +31,7 @@ SOURCES = Registry(
         "boxes": "tfssl.data.sources.boxes:BoxSource",
         "normals": "tfssl.data.sources.normals:NormalSource",
         "voc": "tfssl.data.sources.voc:VOCSource",
+        "webdataset": "tfssl.data.sources.webdataset:WebDatasetSource",
         "tfrecord": "tfssl.data.sources.records:TFRecordSource",
         "glyphs": "tfssl.data.sources.glyphs:GlyphSource",
     },
@@ -69,6 +70,8 @@ def open_source(
         - "normals:PATH": images with surface normals, or depth (tfssl/data/sources/normals.py);
         - "tfrecord:GLOB": files of tf.train.Example, or their folder; the split is in their name
           (train-00000-of-01024);
+        - "webdataset:GLOB": tar shards of images with labels, or their folder
+          (tfssl/data/sources/webdataset.py);
         - "tfds:NAME[/CONFIG]": a data set that tensorflow-datasets has prepared;
         - "voc:PATH": Pascal VOC's layout, such as VOCdevkit/VOC2007: several classes in an image
           (see Source.targets);

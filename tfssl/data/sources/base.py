@@ -67,12 +67,13 @@ class Source:
       block_size: examples whose order is decided at once; N, but where a task has an order of its
         own.
       pixels: what becomes of the images' values, a `Pixels` (see `open_source`).
+      in_python: whether Python reads its records, which a tf.data service cannot.
       foreign: whether some images are in a format that TensorFlow does not decode (`formats`).
       unreadable: dict of name -> reason: the images that training has met and cannot decode, in
         that order.
     """
 
-    random_access = splits_overlap = foreign = False
+    random_access = splits_overlap = foreign = in_python = False
     pixels = Pixels()
     provides: tuple[str, ...] = ()
     form = ""
