@@ -71,6 +71,8 @@ setup(
         "gpu": [f"tensorflow[and-cuda]==2.15.1; {OLD}", f"tensorflow[and-cuda]>=2.16; {NEW}"],
         "tiff": ["tifffile>=2023.7.10"],  # of many channels, or color of more than 8 bits
         "dicom": ["pydicom>=2.4"],
+        "track": ["mlflow-skinny>=2.9", "wandb>=0.16"],
+        "umap": ["umap-learn>=0.5.5"],
         "docs": ["sphinx>=7.2,<10", "furo>=2024.8", "myst-parser>=3"],
         "test": [
             "pytest>=7",

@@ -136,7 +136,7 @@ def read_flags() -> "Request":
     from tfssl.downstream.evaluation import Request
 
     recorded = {name: FLAGS[name].value for name in cli.defined_flags()}
-    recorded |= {"neighbors": settings.neighbor_count, "random_init": settings.beside_untrained}
+    recorded["random_init"] = settings.beside_untrained
     protocols.sort(key=lambda protocol: protocol.reads == "maps")
     command = ["tfssl-eval", *sys.argv[1:]]
     return Request(settings, protocols, optional, kept, recorded, command)

@@ -23,6 +23,7 @@ from tfssl.errors import UserError
         ),
         ({"protocol": ("features",)}, "--workdir is missing"),
         ({"neighbors": 3}, "--workdir is missing"),
+        ({"projector": True}, "--workdir is missing"),
     ],
 )
 def test_contradictions(settings, message):
@@ -35,21 +36,18 @@ def test_what_follows_from_all():
         Evaluation(protocol=("knn", "knn", "features"), workdir="w"),
         Evaluation(protocol=("knn", "all"), workdir="w"),
     )
-    assert (one.named_protocols, one.minutes, one.beside_untrained, one.neighbor_count) == (
-        ["knn"],
-        None,
-        False,
-        0,
-    )
-    assert (every.named_protocols, every.minutes, every.beside_untrained, every.neighbor_count) == (
-        ["knn"],
-        5.0,
-        True,
-        5,
-    )
+    assert (one.named_protocols, one.minutes, one.beside_untrained) == (["knn"], None, False)
+    assert (every.named_protocols, every.minutes, every.beside_untrained) == (["knn"], 5.0, True)
     without = dataclasses.replace(every, budget_minutes=0.0, random_init=False, workdir=None)
-    assert (without.minutes, without.beside_untrained, without.neighbor_count) == (None, False, 0)
+    assert (without.minutes, without.beside_untrained) == (None, False)
     assert dataclasses.replace(every, budget_minutes=2.5).minutes == 2.5
+
+
+def test_neighbors_are_shown_where_they_cost_no_extraction():
+    given, default = Evaluation(workdir="w", neighbors=2), Evaluation(workdir="w")
+    assert [given.neighbor_count(True), given.neighbor_count(False)] == [2, 2]
+    assert [default.neighbor_count(True), default.neighbor_count(False)] == [5, 0]
+    assert Evaluation().neighbor_count(True) == 0
 
 
 def test_folders_and_splits():

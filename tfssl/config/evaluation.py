@@ -127,13 +127,18 @@ class Run:
         epochs) and cached features. Default: nothing is written.
       neighbors: Above 0: WORKDIR/MODULE_neighbors.png shows so many nearest training images of ten
         test images, by the starred endpoint (of the first protocol), or the last. Default: 5 with
-        --protocol=all and --workdir, else 0.
+        --workdir where a protocol reads features of both, else 0.
+      map: report.html has a map of each module's test images by that endpoint, colored by class or
+        cluster: pca; tsne; umap, which needs the package umap-learn; none.
+      projector: Write the same embeddings for TensorBoard's projector, into WORKDIR/projector.
       steal_lock: Take over a --workdir that another process uses; it ends before it writes there
         again.
     """
 
     workdir: Optional[str] = None
     neighbors: Optional[int] = None
+    map: Literal["pca", "tsne", "umap", "none"] = "pca"
+    projector: bool = False
     steal_lock: bool = False
 
 
@@ -153,13 +158,15 @@ class Evaluation(Run, Protocols, Features, Images):
             )
         if not self.protocol or not self.endpoints or not self.train_labels:
             raise UserError("--protocol, --endpoints and --train_labels each need a value")
-        if not self.test_split and (self.neighbor_count or list(self.protocol) != ["features"]):
+        shows = self.neighbors or self.projector
+        if not self.test_split and (shows or list(self.protocol) != ["features"]):
             raise UserError(
                 "--test_split is empty, which only --protocol=features alone can do without"
             )
-        if not self.workdir and (self.writes_features or self.neighbor_count):
+        if not self.workdir and (self.writes_features or shows):
             raise UserError(
-                "--workdir is missing: name a folder for the features, or the picture of neighbors"
+                "--workdir is missing: name a folder for the features, the picture of neighbors, "
+                "or the projector's files"
             )
 
     @property
@@ -186,10 +193,10 @@ class Evaluation(Run, Protocols, Features, Images):
     def beside_untrained(self) -> bool:
         return self.all_protocols if self.random_init is None else self.random_init
 
-    @property
-    def neighbor_count(self) -> int:
+    def neighbor_count(self, reads_both: bool) -> int:
+        """`reads_both`: whether features of training and test images are extracted anyway."""
         if self.neighbors is None:
-            return 5 if self.all_protocols and self.workdir else 0
+            return 5 if self.workdir and reads_both else 0
         return self.neighbors
 
     @property

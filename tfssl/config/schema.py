@@ -6,7 +6,7 @@ one of the other.
 """
 
 import dataclasses
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 from tfssl.config import data_flags
 from tfssl.errors import UserError
@@ -198,9 +198,12 @@ class Run:
       keep_checkpoints: How many of the newest checkpoints to keep.
       keep_every: Keep each checkpoint whose step is a multiple of this for ever; 0: none.
       validation_steps: Between validations, a multiple of --checkpoint_steps; 0: those.
-      knn_probe: At each validation, accuracy of nearest neighbors among so many labeled images;
-        0: none.
+      knn_probe: At each validation, accuracy of nearest neighbors among so many images, where they
+        have labels, and the effective rank of their features; 0: none.
       log_steps: Steps between lines of the log.
+      track: Log to a tracking server too: mlflow; wandb (Weights & Biases); none. The package of
+        that name has to be installed; its environment variables say where to (MLFLOW_TRACKING_URI,
+        WANDB_MODE=offline ...).
       extend_schedule: Permit a resumed cosine run to change its length: its rate then jumps.
       accept_changed_data: Go on with other data than the run in --workdir began with;
         provenance.json tells.
@@ -217,6 +220,7 @@ class Run:
     validation_steps: int = 0
     knn_probe: int = 0
     log_steps: int = 100
+    track: Literal["none", "mlflow", "wandb"] = "none"
     extend_schedule: bool = False
     accept_changed_data: bool = False
     steal_lock: bool = False

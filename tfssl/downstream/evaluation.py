@@ -16,7 +16,9 @@ from tfssl.data.listing import outputs
 from tfssl.data.sources import identity
 from tfssl.downstream import partition, runner, stages
 from tfssl.downstream.budget import Budget
+from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
+from tfssl.downstream.report import projector
 from tfssl.downstream.report.record import Record
 from tfssl.errors import UserError
 from tfssl.hub import handles
@@ -90,7 +92,9 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
         by_name = [protocol for protocol in of_features if protocol.name not in request.optional]
         runner.check_labels(by_name, sources, settings.train_labels, **choice)
     names = None if list(settings.endpoints) == ["all"] else settings.endpoints
-    extracting = of_features or settings.neighbor_count or settings.writes_features
+    held_out = bool(not settings.val_split and settings.val_fraction)
+    neighbors = settings.neighbor_count(any(p.reads_train(held_out) for p in of_features))
+    extracting = bool(of_features or neighbors or settings.writes_features or settings.projector)
     runner.endpoints(opened, names, *settings.sizes) if extracting else {}
 
     # The workdir, the record, and untrained modules.
@@ -136,14 +140,17 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
     )
 
     # The work: module by module.
+    projected: dict[str, tuple[str, Features]] = {}
     for name, module in opened.items():
         record.modules[name] = {"handle": module.handle, "identity": module.identity}
+        if "step" in module.facts:
+            record.modules[name]["step"] = module.facts["step"]
         if name in beside:
             record.modules[name]["untrained_of"] = beside[name][1]
         try:
             if name in wanted:
                 features = stages.extract(
-                    settings, name, module, sources, wanted[name], of_features, record
+                    settings, name, module, sources, wanted[name], of_features, neighbors, record
                 )
                 if of_features:
                     state_dir = (
@@ -156,8 +163,12 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
                     )
                 if settings.writes_features:
                     stages.write_features(settings, name, features, record)
-                if settings.neighbor_count:
-                    stages.write_neighbors(settings, name, features, wanted[name], record)
+                if settings.workdir and "test" in features:
+                    endpoint = stages.show(
+                        settings, name, features, wanted[name], neighbors, record
+                    )
+                    if settings.projector:
+                        projected[name] = endpoint, features["test"]
         except UserError as error:
             record.refuse(error, name)
         try:
@@ -169,6 +180,11 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
                 record.add(name, measure(of_maps, whole, names, pixels_of=pixels_of))
         except UserError as error:
             record.refuse(error, name)
+    if projected:
+        record.check()
+        folder = settings.file("projector")
+        projector.write(folder, projected)
+        record.say(f"written: {folder}; tensorboard --logdir {folder} shows it")
     if protocols and not record.results and not record.refused:
         raise UserError(f"--protocol=all: nothing could be measured: {'; '.join(record.notes)}")
     record.finish(f"{settings.dataset} {settings.test_split}", seconds=time.time() - start)

@@ -10,7 +10,8 @@ from tfssl.downstream.features import cache
 from tfssl.downstream.features import extract as extraction
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Protocol
-from tfssl.downstream.report import neighbors
+from tfssl.downstream.report import embedding_map
+from tfssl.downstream.report import neighbors as pictures
 from tfssl.downstream.report.record import Record
 from tfssl.downstream.report.view import View, baselines
 from tfssl.downstream.results import PIXELS
@@ -26,11 +27,12 @@ def extract(
     sources: Mapping[str, Source],
     endpoints: Sequence[str],
     protocols: Sequence[Protocol],
+    neighbors: int,
     record: Record,
 ) -> dict[str, Features]:
     """{part: features of a module}, cached in a local --workdir."""
     held_out = bool(not settings.val_split and settings.val_fraction)
-    others = settings.neighbor_count or settings.writes_features
+    others = neighbors or settings.writes_features
     reads_train = others or any(protocol.reads_train(held_out) for protocol in protocols)
     features = {
         part: extraction.extract(
@@ -78,28 +80,38 @@ def write_features(
         record.say(f"written: {of_part.save(settings.file(f'{name}_{part}.npz'))}")
 
 
-def write_neighbors(
+def show(
     settings: Evaluation,
     name: str,
     features: Mapping[str, Features],
     endpoints: Sequence[str],
+    neighbors: int,
     record: Record,
-) -> None:
-    """Write WORKDIR/MODULE_neighbors.png, by the endpoint that validation chose, or else the
-    module's last one."""
+) -> str:
+    """Nearest images and map of a module, by the endpoint that validation chose, or else the
+    module's last one; returns it.
+
+    WORKDIR/MODULE_neighbors.png has `neighbors` training images of each of ten test images.
+    """
     own = [endpoint for endpoint in endpoints if endpoint != PIXELS] or endpoints
     endpoint = View.of(record.results).starred(name) or own[-1]
-    train, test = features["train"], features["test"]
-    for of_part in (train, test):
-        of_part.check([endpoint])
-    png = neighbors.plot(
-        train, test, endpoint, settings.neighbor_count, settings.seed, f"{name}, {endpoint}"
-    )
-    record.check()
-    path = settings.file(f"{name}_neighbors.png")
-    files.write_file(path, png)
-    record.panels[name] = endpoint, png
-    record.say(f"written: {path}")
+    for of_part in (features[part] for part in ("train", "test") if part in features):
+        of_part.check([endpoint] if endpoint in of_part.endpoints else [])
+    test = features["test"]
+    if neighbors:
+        title = f"{name}, {endpoint}"
+        png = pictures.plot(features["train"], test, endpoint, neighbors, settings.seed, title)
+        record.check()
+        path = settings.file(f"{name}_neighbors.png")
+        files.write_file(path, png)
+        record.panels[name] = endpoint, png
+        record.say(f"written: {path}")
+    if settings.map != "none" and len(test.index) >= 4:
+        record.maps[name] = embedding_map.make(test, endpoint, settings.map, settings.seed)
+        if not record.thumbnails:
+            rows = record.maps[name].rows
+            record.thumbnails = embedding_map.thumbnails(pictures.pictures(test, rows), rows)
+    return endpoint
 
 
 def prune(settings: Evaluation, sources: Mapping[str, Source]) -> list[str]:

@@ -30,6 +30,7 @@ class Facts(TypedDict, total=False):
     num_classes: int
     channels: int
     value_range: str
+    step: int  # of training
 
 
 def read(folder: str) -> Facts:
@@ -74,6 +75,7 @@ _KINDS = {  # types of the entries
     "num_classes": int,
     "channels": int,
     "value_range": str,
+    "step": int,
 }
 
 

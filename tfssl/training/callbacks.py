@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.errors import UserError
+from tfssl.runtime.tracking import Tracker
 from tfssl.runtime.watchdog import SAVING, WATCHDOG
 from tfssl.storage.files import write_file
 
@@ -55,6 +56,7 @@ class Log(tf.keras.callbacks.Callback):
       pictures: function () -> a picture for TensorBoard at each validation, uint8 [H, W, 3]; or
         None.
       unreadable: `Source.unreadable` of the training images.
+      tracker: receives the same values; or None.
 
     Raises:
       UserError: there is nothing to learn: chance alone is always right. At the end of a fit epoch:
@@ -79,8 +81,10 @@ class Log(tf.keras.callbacks.Callback):
         probe: Probe | None = None,
         pictures: Callable[[], np.ndarray] | None = None,
         unreadable: dict[str, str] | None = None,
+        tracker: Tracker | None = None,
     ) -> None:
         super().__init__()
+        self.tracker = tracker
         self.workdir, self.every, self.last_good, self.probe, self.pictures = (
             workdir,
             every,
@@ -163,8 +167,7 @@ class Log(tf.keras.callbacks.Callback):
         if self.workdir is None:
             return
         self._append({"step": self.step, "epoch": round(self.step / self.epoch_steps, 4), **values})
-        for name, value in values.items():
-            self._scalar("train", name, value, self.step)
+        self._record("train", values)
         self._print(values)
 
     def _append(self, line: Mapping[str, float]) -> None:
@@ -226,8 +229,7 @@ class Log(tf.keras.callbacks.Callback):
                 **{f"validation_{name}": value for name, value in validation.items()},
             }
         )
-        for name, value in validation.items():
-            self._scalar("validation", name, value, self.step)
+        self._record("validation", validation)
         if self.pictures:
             with self.writer("validation").as_default():
                 tf.summary.image("pictures", self.pictures()[None], self.step)
@@ -259,6 +261,13 @@ class Log(tf.keras.callbacks.Callback):
     def on_train_end(self, logs: _Logs = None) -> None:
         for writer in self.writers.values():
             writer.flush()
+
+    def _record(self, run: str, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._scalar(run, name, value, self.step)
+        if self.tracker:
+            named = {f"{run}/{name}": value for name, value in values.items()}
+            self.tracker.log(named, self.step)
 
     def _scalar(self, run: str, name: str, value: float, step: int) -> None:
         with self.writer(run).as_default():

@@ -15,7 +15,7 @@ from tfssl.data.sources import identity
 from tfssl.data.sources.base import Source
 from tfssl.errors import UserError
 from tfssl.pretext.task import Pretext
-from tfssl.runtime import preemption, watchdog
+from tfssl.runtime import preemption, tracking, watchdog
 from tfssl.runtime import strategy as strategies
 from tfssl.step import phases
 from tfssl.storage import locks
@@ -67,8 +67,10 @@ def train(
     run = model, strategy, source, validation, plan, config, provenance, summary, following
     if not strategies.is_chief(strategy):
         return _train(*run)
-    with locks.workdir_lock(config.run.folder(), config.run.steal_lock) as check:
-        _train(*run, check)
+    workdir = config.run.folder()
+    with locks.workdir_lock(workdir, config.run.steal_lock) as check:
+        with tracking.tracked(config.run.track, workdir, config.flags(), callbacks.say) as tracker:
+            _train(*run, check, tracker)
 
 
 def _train(
@@ -82,6 +84,7 @@ def _train(
     summary: str,
     following: str,
     check: Callable[[], None] = lambda: None,
+    tracker: Optional[tracking.Tracker] = None,
 ) -> None:
     """Once over the whole checkpoint intervals, and once over the rest, where there is one. `check`
     refuses when the lock is lost."""
@@ -136,6 +139,7 @@ def _train(
         probe,
         summaries.pictures(model, validation) if validation and chief else None,
         source.unreadable,
+        tracker,
     )
     if step == 0 and chief:
         summaries.write_start(log.writer("train"), model, source, config)

@@ -26,8 +26,8 @@ FREE: tuple[str, ...] = (
     "tpu", "tpu_zone", "gcp_project",
     "jit_compile", "rematerialize", "steps_per_execution", "checkpoint_steps", "keep_checkpoints",
     "keep_every", "val_split",
-    "validation_steps", "knn_probe", "log_steps", "data_service_timeout", "skip_damaged_shards",
-    "test_split",
+    "validation_steps", "knn_probe", "log_steps", "track", "data_service_timeout",
+    "skip_damaged_shards", "test_split",
 )  # fmt: skip
 # What the hosts of a run may have each for itself: where things are.
 OF_HOST = (

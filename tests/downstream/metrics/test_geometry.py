@@ -21,6 +21,7 @@ def test_rank_is_rankmes():
     assert geometry.rank(np.eye(8)[:, :5], 0) == pytest.approx(5)
     assert geometry.rank(np.ones([7, 3])) == pytest.approx(1, abs=1e-4)
     assert geometry.rank(np.zeros([7, 3])) == 1
+    assert np.isnan(geometry.rank(np.array([[1.0, np.inf], [0.0, 1.0]])))
     assert geometry.rank(x.T) == pytest.approx(geometry.rank(x))
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfssl.downstream.report import page
+from tfssl.downstream.features.extract import Features
+from tfssl.downstream.report import embedding_map, page
+from tfssl.downstream.report.view import View
 from tfssl.downstream.results import Result, mark_chosen
 
 CHROME = next(
@@ -30,6 +32,13 @@ PROBE = """<script>addEventListener("load", () => {
     scripts: document.scripts.length, title: document.title, text: document.body.innerText,
     loads: [...document.querySelectorAll("[src], link[href], [style*=url]")].map(e => (e.src || e.href || "url").slice(0, 5)),
     handlers: [...document.querySelectorAll("*")].filter(e => [...e.attributes].some(a => a.name.startsWith("on"))).length,
+    map: (() => {
+      const point = document.querySelector(".map g[tabindex]");
+      if (!point) return null;
+      const shown = () => getComputedStyle(point.querySelector(".seen")).visibility;
+      const before = shown(); point.focus();
+      return [before, shown(), point.querySelector("use").getBBox().width];
+    })(),
     headers: [...document.querySelectorAll("table")].filter(t => !t.querySelector("th[scope]")).length,
   };
   const pre = document.createElement("pre"); pre.id = "probe"; pre.textContent = btoa(encodeURIComponent(JSON.stringify(found)));
@@ -167,6 +176,22 @@ def test_in_a_browser(tmp_path, name, endpoints):
     )
     narrow, _ = browse(text, tmp_path, width=600)
     assert narrow["wide"] == narrow["view"]
+
+
+@pytest.mark.skipif(not CHROME, reason="no chromium or chrome here")
+def test_a_map_in_a_browser(tmp_path):
+    """The image of a point is hidden until the point is under the pointer or has the focus, and is
+    then there: it stands in the page."""
+    record = evaluation()
+    x = np.random.default_rng(0).normal(size=[12, 4])
+    test = Features({"block2": x}, np.arange(12) % 3, np.arange(12), 3)
+    made = embedding_map.make(test, "block2")
+    images = embedding_map.thumbnails(np.full([12, 32, 32, 3], 90, np.uint8), made.rows)
+    view = View.of(record["results"], record["baselines"], page.untrained(record))
+    maps = {"rotation": made, "random": made}
+    found, console = browse(page.of_view(view, record, {}, maps, images), tmp_path)
+    assert console == [] and found["scripts"] == 1 and found["beyond"] == []
+    assert found["map"] == ["hidden", "visible", 160]
 
 
 def text_of(html):

@@ -33,3 +33,21 @@ def test_curves_are_a_picture(on_val):
     assert min(picture.shape[:2]) > 400
     for color in ([0x44, 0x77, 0xAA], [0xEE, 0x66, 0x77]):  # the lines of two endpoints
         assert (abs(picture.astype(int) - color) < 4).all(-1).sum() > 100
+
+
+def test_steps_are_a_line_of_each_run_and_the_legend_is_whole():
+    """Two runs with their checkpoints; a module of its own, and a run of one checkpoint, are not
+    drawn. Where the panel is narrow the legend takes more rows, not fewer letters."""
+    results = [
+        result(module, "block1", 0.5 + step / 5000 - len(run) / 1000, 0.5)
+        for run in ("one", "another with a name that is long enough")
+        for step in (100, 200, 1000)
+        for module in (f"{run}/{step}",)
+    ]
+    view = View.of(mark_chosen([*results, result("alone", "block1", 0.4, 0.4)]), {"chance": 0.1})
+    trained = {r.module: int(r.module.rpartition("/")[2]) for r in results}
+    picture = tf.io.decode_png(plots.steps(view, trained), channels=3).numpy().astype(int)
+    for color in ([0x44, 0x77, 0xAA], [0xEE, 0x66, 0x77]):
+        assert (abs(picture - color) < 4).all(-1).sum() > 100
+    assert (picture[:, -3:] == 255).all()  # no letter reaches the margin
+    assert plots.steps(view, {"one/100": 100, "alone": 5}) is None

@@ -22,8 +22,13 @@ def rank(x: np.ndarray, epsilon: float = 1e-7) -> float:
     Args:
       x: [N, D], as they are: not centered, not normalized.
       epsilon: added to each share, the paper's 1e-7.
+
+    Returns:
+      the rank; NaN where a value is not finite.
     """
     x = np.asarray(x, np.float64)
+    if not np.isfinite(x).all():
+        return float("nan")
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
     singular = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0))
     total = singular.sum()

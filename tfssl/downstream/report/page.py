@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, Optional, Union
 
-from tfssl.downstream.report import plots
+from tfssl.downstream.report import embedding_map, plots
 from tfssl.downstream.report.table import cautions, spelled
 from tfssl.downstream.report.view import Cell, View
 from tfssl.downstream.results import PIXELS, Result
@@ -39,7 +39,7 @@ p { margin: .4rem 0; max-width: 60rem; } .soft, caption, figcaption, small { col
 .side > * { max-width: 100%; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }
-caption { text-align: left; padding-bottom: .2rem; }
+caption { text-align: left; padding-bottom: .2rem; min-width: min(26rem, 78vw); }
 th, td { padding: .18rem .6rem; border-bottom: 1px solid var(--line); text-align: left; }
 th { font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; }
 tbody th { font-weight: 400; vertical-align: top; max-width: 24rem;
@@ -97,7 +97,18 @@ def untrained(record: Mapping[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def of_view(view: View, record: Mapping[str, Any], panels: Panels) -> str:
+def _steps(record: Mapping[str, Any]) -> dict[str, int]:
+    """{module: step of training}, of modules that say it."""
+    return {name: about["step"] for name, about in record["modules"].items() if "step" in about}
+
+
+def of_view(
+    view: View,
+    record: Mapping[str, Any],
+    panels: Panels,
+    maps: Optional[Mapping[str, embedding_map.Map]] = None,
+    thumbnails: str = "",
+) -> str:
     """The page of a view."""
     flags = record.get("flags", {})
     title = f"Evaluation on {flags.get('dataset', view.results[0].reported_on)}"
@@ -106,8 +117,10 @@ def of_view(view: View, record: Mapping[str, Any], panels: Panels) -> str:
         _answer(view),
         _section("At a glance", _glance(view), _precision(view, record), _left_out(record)),
         _section("By layer", _plot(plots.layers(view), _LAYERS)),
+        _section("By step of training", _plot(plots.steps(view, _steps(record)), _STEPS)),
         _section("By number of labels", _plot(plots.amounts(view), _AMOUNTS)),
         _section("Nearest images", _neighbors(view, panels)),
+        _section("Maps", _maps(view, maps or {}, thumbnails)),
         _section("Pictures", _pictures(view)),
         _section(
             "All results",
@@ -121,7 +134,7 @@ def of_view(view: View, record: Mapping[str, Any], panels: Panels) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>{_e(title)}</title>'
-        f"<style>{STYLE}</style></head>\n<body>\n"
+        f"<style>{STYLE}{embedding_map.STYLE if maps else ''}</style></head>\n<body>\n"
         + "\n".join(part for part in body if part)
         + "\n</body></html>\n"
     )
@@ -131,6 +144,10 @@ _LAYERS = (
     "A panel for each protocol, at its most training labels and its largest k. Endpoints stand in "
     "the order of depth; dashed lines are "
     "untrained networks."
+)
+_STEPS = (
+    "The checkpoints of a run, each by the endpoint that validation chose for it, or its deepest "
+    "one."
 )
 _AMOUNTS = (
     "Each module by the endpoint that validation chose for that number. Bars are standard "
@@ -336,6 +353,26 @@ def _neighbors(view: View, panels: Panels) -> str:
         "cosine similarity: green of the same class, "
         f'red of another.</p><div class="pictures">{"".join(figures)}</div>'
     )
+
+
+def _maps(view: View, maps: Mapping[str, embedding_map.Map], thumbnails: str) -> str:
+    """A map for each module."""
+    if not maps:
+        return ""
+    figures = []
+    for module, of_module in maps.items():
+        untrained = ", untrained" if module in view.untrained else ""
+        text = f"{module}{untrained}, by {of_module.endpoint}, {_KINDS[of_module.kind]}"
+        picture = embedding_map.svg(of_module, f"Map of test images: {text}")
+        figures.append(f"<figure>{picture}<figcaption>{_e(text)}</figcaption></figure>")
+    count = max(len(of_module.rows) for of_module in maps.values())
+    return (
+        f"<p>{count} test images, near each other where their features are alike. The pointer on a "
+        f"point shows its image.</p>{thumbnails}{''.join(figures)}"
+    )
+
+
+_KINDS = {"pca": "the two directions of most variance (PCA)", "tsne": "t-SNE", "umap": "UMAP"}
 
 
 def _pictures(view: View) -> str:

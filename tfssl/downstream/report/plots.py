@@ -243,6 +243,46 @@ def amounts(view: View) -> Optional[bytes]:
     return _png(figure)
 
 
+def steps(view: View, trained: Mapping[str, int]) -> Optional[bytes]:
+    """Results over the steps of training: a panel per protocol, a line per run, of the chosen
+    endpoint of each module (see `View.best`). A PNG; None where no run has two modules.
+
+    Args:
+      trained: {module: step}; those of one run are called RUN/STEP.
+    """
+    runs: dict[str, list[str]] = {}
+    for module in view.modules:
+        if module in trained and "/" in module:
+            runs.setdefault(module.rpartition("/")[0], []).append(module)
+    runs = {
+        run: sorted(own, key=trained.__getitem__)
+        for run, own in runs.items()
+        if len({trained[module] for module in own}) > 1
+    }
+    if not runs:
+        return None
+    styles: dict[str, Style] = {
+        run: {"color": _COLORS[i % len(_COLORS)], "linewidth": 1.8} for i, run in enumerate(runs)
+    }
+    figure, axes = _panels(len(view.largest))
+    for axis, column in zip(axes, view.largest):
+        for run, modules in runs.items():
+            known = [
+                (trained[m], view.best[m, column]) for m in modules if (m, column) in view.best
+            ]
+            x, y = [step for step, _ in known], [100 * result.value for _, result in known]
+            axis.plot(x, y, **styles[run], marker="o", markersize=3)
+        if column in view.pixels:
+            axis.axhline(100 * view.pixels[column].value, **_PIXELS)
+        if "chance" in view.levels[column]:
+            axis.axhline(100 * view.levels[column]["chance"], **_CHANCE)
+        axis.set_xlabel("step of training", fontsize=9)
+        axis.set_title(view.headings[column], fontsize=10, loc="left")
+        axis.set_ylabel(f"test {view.metrics[column]}, %", fontsize=9)
+    _legend(figure, styles, view)
+    return _png(figure)
+
+
 _PIXELS: Style = {"color": "#444444", "linestyle": "-.", "linewidth": 1.2}
 _CHANCE: Style = {"color": "#444444", "linestyle": ":", "linewidth": 1.2}
 
@@ -285,8 +325,11 @@ def _legend(figure: "Figure", styles: Mapping[str, Style], view: View, star: str
         lines["chance"] = Line2D([], [], **_CHANCE)
     if star:
         lines[star] = Line2D([], [], color="#444444", linestyle="", marker="*", markersize=10)
-    position: Style = {"loc": "outside upper left", "ncols": 4, "frameon": False, "fontsize": 9}
-    figure.legend(list(lines.values()), list(lines), **position)
+    # As many columns as fit: a letter takes about a fourteenth of an inch, a sample half an inch.
+    widest = max(map(len, lines)) / 14 + 0.6
+    columns = max(1, min(4, int(figure.get_figwidth() / widest)))
+    position: Style = {"loc": "outside upper left", "frameon": False, "fontsize": 9}
+    figure.legend(list(lines.values()), list(lines), ncols=columns, **position)
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 from tfssl.downstream.report import save as report
 from tfssl.downstream.report import table
+from tfssl.downstream.report.embedding_map import Map
 from tfssl.downstream.report.view import View
 from tfssl.downstream.results import Result, mark_chosen
 from tfssl.errors import UserError
@@ -29,7 +30,7 @@ class Record:
       results: list of `Result`, with module and `chosen`.
       notes: lines, on what was skipped, shortened or refused.
       refused: {reason: what was refused}, of protocols and modules that were named.
-      modules, panels, facts: arguments of `report.save`.
+      modules, panels, maps, thumbnails, facts: arguments of `report.save`.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class Record:
         self.refused: dict[str, str] = {}
         self.modules: dict[str, dict[str, Any]] = {}
         self.panels: dict[str, tuple[str, bytes]] = {}
+        self.maps: dict[str, Map] = {}
+        self.thumbnails = ""
 
     def note(self, text: str) -> None:
         """Print a line and keep it, once for all modules."""
@@ -113,8 +116,9 @@ class Record:
         if self.results and self.folder is not None:
             self.check()
             written = report.save(
-                self.folder, self.results, title, self.panels, **self._about(finished=True)
-            )
+                self.folder, self.results, title, self.panels, self.maps, self.thumbnails,
+                **self._about(finished=True),
+            )  # fmt: skip
             self.say(f"written: {', '.join(written)}")
         if self.refused:
             (reason, what), *others = self.refused.items()

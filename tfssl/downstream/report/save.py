@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Optional
 
 from tfssl.downstream.report import page, plots
+from tfssl.downstream.report.embedding_map import Map
 from tfssl.downstream.report.table import table as table  # of finetune, too
 from tfssl.downstream.report.view import View
 from tfssl.downstream.results import Result
@@ -19,6 +20,8 @@ def save(
     results: list[Result],
     title: str = "",
     panels: Optional[Mapping[str, tuple[str, bytes]]] = None,
+    maps: Optional[Mapping[str, Map]] = None,
+    thumbnails: str = "",
     **facts: Any,
 ) -> list[str]:
     """Write an evaluation: results.json, results.png, results_curve.png where results have curves,
@@ -29,6 +32,7 @@ def save(
       results: with module and `chosen`. Pictures are in report.html alone.
       title: of the plots.
       panels: {module: (endpoint, PNG's bytes)}, of nearest images, for report.html.
+      maps, thumbnails: {module: its `Map`}, and the images on them, likewise.
       **facts: other entries of results.json; "baselines" and "modules" among them.
 
     Returns:
@@ -41,7 +45,9 @@ def save(
     files = {f"{stem}.png": plots.bars(view, title)}
     if any("curve" in r.details for r in results):
         files[f"{stem}_curve.png"] = plots.epochs(view, title)
-    files[os.path.join(folder, "report.html")] = page.of_view(view, record, panels or {}).encode()
+    files[os.path.join(folder, "report.html")] = page.of_view(
+        view, record, panels or {}, maps or {}, thumbnails
+    ).encode()
     for path, content in files.items():
         write_file(path, content)
     write(f"{stem}.json", results, **record)  # last: what it says is finished is so
