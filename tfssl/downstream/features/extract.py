@@ -18,7 +18,7 @@ from absl import logging
 from tqdm.auto import tqdm
 
 from tfssl.data import pipeline, segments
-from tfssl.data.ops import image, orientation
+from tfssl.data.ops import formats, image, orientation, pixels
 from tfssl.data.sources import identity
 from tfssl.data.sources.base import Source
 from tfssl.data.sources.subset import evenly_spaced
@@ -401,7 +401,9 @@ def _preprocessing() -> str:
     """A digest of the code of decoding, preprocessing and pooling, which may change between
     releases."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in (image, orientation, pipeline, segments, images_module, pooling):
+    for part in (
+        image, orientation, formats, pixels, pipeline, segments, images_module, pooling,
+    ):  # fmt: skip
         # an archive's files cannot be opened
         with contextlib.suppress(OSError), open(part.__file__ or "", "rb") as f:
             digest.update(f.read())
