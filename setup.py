@@ -75,10 +75,19 @@ setup(
             f"onnx>=1.17; {NEW}",
             "onnxruntime>=1.17",
         ],
+        "tiff": ["tifffile>=2023.7.10"],  # of many channels, or color of more than 8 bits
+        "dicom": ["pydicom>=2.4"],
         "track": ["mlflow-skinny>=2.9", "wandb>=0.16"],
         "umap": ["umap-learn>=0.5.5"],
         "docs": ["sphinx>=7.2,<10", "furo>=2024.8", "myst-parser>=3"],
-        "test": ["pytest>=7", "ruff>=0.6", "import-linter>=2", "mypy>=1.10", "scikit-image>=0.22"],
+        "test": [
+            "pytest>=7",
+            "ruff>=0.6",
+            "import-linter>=2",
+            "mypy>=1.10",
+            "scikit-image>=0.22",
+            "tifffile>=2023.7.10",
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -101,8 +101,9 @@ def lower_evaluation(kind, config, path):
         module = precision.load(saved, config.accelerators.precision)
     size, _ = module.sizes()
     names = (*module.shapes(size), "pixels")
-    compute = encoder.encoder(module, names, batch, size, "max", 9000, "float32")
-    images, arguments = tf.zeros([batch, size, size, 3], tf.uint8), ()
+    spec = tf.TensorSpec([batch, size, size, 3], tf.uint8)
+    compute = encoder.encoder(module, names, spec, "max", 9000, "float32")
+    images, arguments = tf.zeros(spec.shape, spec.dtype), ()
     if kind == "linear_sgd":
         dims = {name: x.shape[1] for name, x in compute(images).items()}
         heads = [Linear(name, dims[name], classes) for name in names]

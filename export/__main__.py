@@ -199,7 +199,7 @@ def _training_batches(model: Any, config: TrainConfig, images: int) -> Iterable:
     from tfssl.data.sources.subset import nested
 
     split = config.data
-    source = data.open_source(split.dataset, split.train_split, **split.where())
+    source = data.open_source(split.dataset, split.train_split, **config.where())
     if split.train_subset:
         source = nested(source, split.train_subset, split.subset_seed)
     rows = config.optimization.batch_size // config.accelerators.accumulate_steps

@@ -4,8 +4,9 @@
     module.endpoints(images, training=False)  -> {name: tensor}
 
 both with variables, trainable_variables and regularization_losses; images are float32 RGB in
-[0, 1], [N, H, W, 3], and normalization is inside. Signatures `serving_default` and `training` do
-the same for loaders that know signatures only (Keras 3's TFSMLayer). See
+[0, 1], [N, H, W, 3], or of the encoder's own number of channels, and normalization is inside.
+Signatures `serving_default` and `training` do the same for loaders that know signatures only
+(Keras 3's TFSMLayer). See
 https://www.tensorflow.org/hub/reusable_saved_models.
 """
 
@@ -47,6 +48,7 @@ def save(
     random_init: bool = False,
     tarball: bool = False,
     head_endpoints: int = 0,
+    value_range: str = "",
 ) -> str:
     """Publish a pretext task's encoder: the networks that it lists as `published`, each variable
     once, network by network.
@@ -61,6 +63,8 @@ def save(
       head_endpoints: so many first layers of the task's projection head become endpoints too:
         `head1`, ..., each after normalization and ReLU (the head's last layer: as it is). SimCLR v2
         fine-tunes from `head1` (arXiv 2006.10029, Section 2.2).
+      value_range: of the images' files, by which others read theirs for the module: see
+        `tfssl.data.ops.pixels`; "": that of `training_flags`.
 
     Returns:
       `path`.
@@ -84,9 +88,11 @@ def save(
         )
         return {**found, **dict(zip(names, outputs))}
 
+    value_range = value_range or (training_flags or {}).get("value_range") or ""
     facts = _facts(encoder, encoder.backbone) | {
         "network": network_config(encoder),
         "normalization": normalization(encoder),
+        "value_range": value_range,
         "task": pretext.name_of(type(model)),
         "class_names": class_names,
         "step": int(step),
@@ -126,6 +132,7 @@ def save_classifier(
     encoder, head = model.backbone.module, model.head
     outputs = ["logits", "probabilities"]
     facts = _facts(model, model.backbone) | {
+        "value_range": encoder.pixels["value_range"],
         "kind": KIND,
         "task": model.task,
         **{name: encoder.facts.get(name) for name in _OF_THE_ENCODER},
@@ -223,7 +230,8 @@ def _write(
             f"{path + '.tar.gz' if packed else path} exists, and published versions never change: "
             "choose another folder"
         )
-    module, widths = _module(endpoints, variables, trainable, outputs, autograph)
+    channels = facts.get("channels") or 3
+    module, widths = _module(endpoints, variables, trainable, outputs, autograph, channels)
     module.parts = parts
     facts = {**facts, "endpoints": list(widths), "features": widths}
     if there:
@@ -284,6 +292,8 @@ def _check_same(path: str, facts: Mapping[str, Any]) -> None:
     except (tf.errors.OpError, ValueError):
         published = None
     expected = json.loads(json.dumps(facts))
+    if isinstance(published, dict):  # of before they were told
+        published = {"channels": 3, "value_range": "", **published}
     told = [
         key
         for key in expected
@@ -302,12 +312,13 @@ def _module(
     trainable: Sequence[tf.Variable],
     outputs: Sequence[str],
     autograph: bool,
+    channels: int,
 ) -> tuple[Any, dict[str, int]]:
     """The object to save and {endpoint: size of its last axis}, in the order in which `compute`
     gives them."""
     graph = functools.partial(tf.function, autograph=autograph)
     widths: dict[str, int] = {}
-    images = tf.TensorSpec([None, None, None, 3], tf.float32, name="images")
+    images = tf.TensorSpec([None, None, None, channels], tf.float32, name="images")
 
     def endpoints(images: tf.Tensor, training: bool = False) -> Outputs:
         # The training flag is a Python value: each of its two is traced.
@@ -428,12 +439,15 @@ def _facts(model: Pretext, backbone: tf.keras.Model) -> dict[str, Any]:
     """What holds for encoders and classifiers alike."""
     crop, resize = model.evaluation_size
     config = backbone.config() or {}
+    channels = getattr(backbone, "input_channels", 3)
+    kind = "RGB " if channels == 3 else ""
     return {
         "format": 1,
         "backbone": config.get("name", backbone.name),
         "width_multiplier": config.get("width_multiplier"),
         "stem": config.get("stem"),
-        "input": "float32 RGB in [0, 1], [batch, height, width, 3]",
+        "input": f"float32 {kind}in [0, 1], [batch, height, width, {channels}]",
+        "channels": channels,
         "image_size": model.image_size,
         "min_image_size": model.min_image_size,
         "resize": resize,

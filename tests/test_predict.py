@@ -60,7 +60,7 @@ def test_a_folders_numbers_are_the_classifiers(classifier, photos, tmp_path, str
         (folder / f"{i % 2}").mkdir(parents=True, exist_ok=True)
         (folder / f"{i % 2}" / path.name).write_bytes(path.read_bytes())
     (folder / "1" / "broken.jpg").write_bytes(b"no image")
-    (folder / "0" / "new.webp").write_bytes(b"RIFF")
+    (folder / "0" / "new.heic").write_bytes(b"RIFF")
     flags = (f"--module={classifier}", f"--images={folder}", "--batch_size=4")
     flags = (*flags, f"--strategy={strategy}", f"--output={tmp_path / 'out.csv'}")
     done = runs.command("predict", *flags, first=runs.two_devices)
@@ -69,12 +69,12 @@ def test_a_folders_numbers_are_the_classifiers(classifier, photos, tmp_path, str
         "10 images; 2 could not be read" in done.stdout
         and f"not readable: {folder}/1/broken.jpg: " in done.stdout
     )
-    assert "left out: 1 .webp (formats that are not read" in done.stdout
+    assert "left out: 1 .heic (formats that are not read" in done.stdout
     header, *rows, broken, unread = table(tmp_path / "out.csv")
-    assert [broken[0], unread[0]] == [f"{folder}/1/broken.jpg", f"{folder}/0/new.webp"]
+    assert [broken[0], unread[0]] == [f"{folder}/1/broken.jpg", f"{folder}/0/new.heic"]
     assert (
         broken[-1].startswith("Unknown image file format")
-        and unread[-1] == ".webp is a format that is not read"
+        and unread[-1] == ".heic is a format that is not read"
     )
     assert not any(broken[1:-1] + unread[1:-1]) and not any(row[-1] for row in rows)
     names = ["ant", "bee, honey", "cat", "dog", "elk", "fox", "gnu"]
@@ -175,7 +175,7 @@ class Pictures:
     """A source of two images, and one in a format that is not read, with names that spreadsheets take for formulas."""
 
     num_examples = 2
-    unread = ["\t-x.webp"]
+    unread = ["\t-x.heic"]
 
     def name(self, index):
         return ("=HYPERLINK(1).jpg", "'=quoted.jpg")[index]
@@ -198,9 +198,9 @@ def test_no_cell_is_a_formula_and_names_come_back(tmp_path, monkeypatch):
         and cells[0][8] == "plain"
     )
     back = predict.read(tmp_path / "out.csv")
-    assert [row["name"] for row in back] == ["=HYPERLINK(1).jpg", "'=quoted.jpg", "\t-x.webp"]
+    assert [row["name"] for row in back] == ["=HYPERLINK(1).jpg", "'=quoted.jpg", "\t-x.heic"]
     assert [row["class"] for row in back] == ["-x", "error", ""] and back[1]["error (class)"] == "1"
-    assert [row["error"] for row in back] == ["", "", ".webp is a format that is not read"]
+    assert [row["error"] for row in back] == ["", "", ".heic is a format that is not read"]
     for text in ("", "'", "''=", "a=", "'a", "-", "\n"):  # nothing is lost, whatever it is
         (tmp_path / "one.csv").write_bytes(f'name\n"{predict.safe(text)}"\n'.encode())
         assert predict.read(tmp_path / "one.csv") == [{"name": text}]

@@ -291,15 +291,15 @@ def test_dry_run(photos, tmp_path, tfssl_command):
     files = sorted(folder.rglob("*.jpg"))
     shutil.copy(files[0], folder / "warm" / "copy.jpg")
     files[3].write_bytes(b"broken")
-    (folder / "warm" / "new.webp").write_bytes(b"RIFF")
+    (folder / "warm" / "new.heic").write_bytes(b"RIFF")
     shutil.copytree(folder / "cold", folder / "@eaDir")
     shutil.copy(files[1], folder / "preview.jpg")
     done = tfssl_command("train", f"--dataset=folder:{folder}", "--dry_run", *TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for part in (
         "49 images, 2 classes",
-        "left out: 1 .webp (formats that are not read: convert them to .jpg or .png): 1\n    "
-        "warm/new.webp",
+        "left out: 1 .heic (formats that are not read: convert them to .jpg or .png): 1\n    "
+        "warm/new.heic",
         "left out: images beside the classes: 1\n    preview.jpg",
         "warm: 25",
         files[3].name,

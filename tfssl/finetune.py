@@ -40,6 +40,7 @@ def main(_: Sequence[str]) -> None:
     from tfssl.classifiers.images import open_images
     from tfssl.config.plan import plan as make_plan
     from tfssl.export.classifier import finish
+    from tfssl.hub.load import pixels_of
     from tfssl.runtime import strategy as strategies
     from tfssl.storage import locks
     from tfssl.training import build, checks, dry_run, workdir
@@ -54,7 +55,13 @@ def main(_: Sequence[str]) -> None:
 
     # Devices and images.
     strategy = build.start(optimization, config.accelerators)
-    images = open_images(config.data, config.labels, config.distillation, optimization.seed)
+    images = open_images(
+        config.data,
+        config.labels,
+        config.distillation,
+        optimization.seed,
+        pixels_of(config.classifier.handle()),
+    )
     provenance = (
         None
         if run.dry_run

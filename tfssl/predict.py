@@ -9,7 +9,7 @@
 
 Each row of the CSV file is an image: its name, the top class with its probability, the probability
 of each class, and `error`, which is empty. Images that cannot be read, or have an unsupported
-format (.webp, .tif), come last: with name and error alone.
+format (.heic, .svg), come last: with name and error alone.
 
 A text that a spreadsheet would read as a formula, one that begins with = + - @, a tab or a line
 break, has an apostrophe before it. So has one that begins with apostrophes before such a character:
@@ -101,6 +101,7 @@ def main(_: Sequence[str]) -> None:
     files.check_file(FLAGS.output, "--output")
     from tfssl.classifiers import predictions as classify
     from tfssl.data import open_source
+    from tfssl.data.ops.pixels import Pixels
     from tfssl.data.sources import folder
     from tfssl.hub.precision import load
     from tfssl.runtime import strategy as strategies
@@ -125,9 +126,13 @@ def main(_: Sequence[str]) -> None:
         )
     if FLAGS.images:
         source: Source = folder.unlabelled(FLAGS.images, FLAGS.data_dir)
+        source.pixels = Pixels(**module.pixels)
     else:
         source = open_source(
-            FLAGS.dataset, FLAGS.split, **data_flags.where(FLAGS.flag_values_dict())
+            FLAGS.dataset,
+            FLAGS.split,
+            **data_flags.where(FLAGS.flag_values_dict()),
+            **module.pixels,
         )
     for note in source.notes():
         print(note, flush=True)
@@ -175,6 +180,7 @@ def write(
     import numpy as np
 
     from tfssl.data.listing import checks
+    from tfssl.data.ops import formats
     from tfssl.storage import files
 
     unreadable: list[tuple[str, str]] = []
@@ -197,8 +203,9 @@ def write(
                 table.writerow(map(safe, [source.name(int(index)), *likeliest, *all_of_them, ""]))
         unreadable.extend(checks.reasons(source, ~seen))
         unreadable.extend(
-            (name, f"{os.path.splitext(name)[1]} is a format that is not read")
-            for name in source.unread
+            (name, f"{ending} is a format that {f'needs {needs}' if needs else 'is not read'}")
+            for name, ending in ((name, os.path.splitext(name)[1]) for name in source.unread)
+            for needs in (formats.absent(ending.lower()),)
         )
         for name, reason in unreadable:
             table.writerow(map(safe, [name, *[""] * (len(header(names, top)) - 2), reason]))

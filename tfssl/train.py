@@ -50,9 +50,9 @@ def main(_: Sequence[str]) -> None:
     strategy = build.start(
         config.optimization, accelerators, accelerators.precision, network.bn_group_size
     )
-    source = data.open_source(images.dataset, images.train_split, **images.where())
+    source = data.open_source(images.dataset, images.train_split, **config.where())
     validation = (
-        data.open_source(images.dataset, images.val_split, **images.where())
+        data.open_source(images.dataset, images.val_split, **config.where())
         if images.val_split
         else None
     )

@@ -112,6 +112,7 @@ def test_config_has_all_settings():
         "sk_ratio": 0.0,
         "zero_init_residual": False,
         "output_stride": 0,
+        "input_channels": 4,
     }
     model = build("resnet34_v2", **settings)
     assert model.config() == {"name": "resnet34_v2", **settings} == build(**model.config()).config()
@@ -132,6 +133,7 @@ def test_defaults_are_those_of_the_study():
         "sk_ratio": 0.0,
         "zero_init_residual": False,
         "output_stride": 0,
+        "input_channels": 3,
     }
     model = build("resnet50_v2")
     assert model.config() == {"name": "resnet50_v2", **expected}

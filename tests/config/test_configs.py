@@ -73,7 +73,7 @@ def test_a_config_without_flags_is_that_of_no_flags():
     own = {
         "task_settings": REGISTERED[0].arguments("rotation", {}),
         "backbone_settings": REGISTERED[1].arguments("resnet50_v2", {}),
-        "backbone_flags": {"skip": "skip_connections"},
+        "backbone_flags": {"skip": "skip_connections", "input_channels": "channels"},
         "optimizer_settings": REGISTERED[2].arguments("sgd", {}),
     }
     assert train_config() == TrainConfig(**own)

@@ -3,6 +3,7 @@ distribution of plain tf.image."""
 
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tfssl.errors import UserError
 
 SIZE = 20
 OFF = Policy(flip=0.0, jitter=0.0, gray=0.0, blur=0.0)  # nothing happens but what a test asks for
+OFF_WITH_PILLOWS = dataclasses.replace(OFF, photometric=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -309,13 +311,38 @@ def test_without_colours_any_number_of_channels(channels):
         OFF, flip=0.5, blur=0.5, solarize=0.5, rotate=0.5, sobel=0.5, cutout=0.5, noise=0.5
     )
     assert on_device(policy, images).shape == images.shape
-    for name in ("jitter", "gray"):
-        with pytest.raises(UserError, match=f"with {channels} channels"):
-            on_device(dataclasses.replace(policy, **{name: 0.5}), images)
-        with pytest.raises(UserError, match=f"with {channels} channels"):
-            dataclasses.replace(policy, **{name: 0.5}).apply(
-                images, HostDraws(tf.constant([0, 1], tf.int64), 4)
-            )
+    gray = dataclasses.replace(OFF, gray=1.0)
+    np.testing.assert_array_equal(on_device(gray, images), images)
+    host = HostDraws(tf.constant([0, 1], tf.int64), 4)
+    for colored in (dataclasses.replace(OFF, randaugment=2), OFF_WITH_PILLOWS):
+        with pytest.raises(UserError, match=f"with {channels} channels: they need 3"):
+            colored.apply(images, host)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+def test_the_jitter_of_any_channels_is_brightness_and_contrast(channels):
+    """Against the definition: brightness times a factor, contrast about the channel's mean, each
+    cut at 1, in either order."""
+    images = np.random.default_rng(0).uniform(size=[16, 12, 12, channels]).astype(np.float32)
+    policy = dataclasses.replace(OFF, jitter=1.0)
+    draws = Draws({"number": tf.range(16, dtype=tf.int64), "seed": tf.zeros([16], tf.int64)})
+    found = policy.apply(tf.constant(images), draws).numpy()
+    _, amounts, *_ = policy._draw(draws, 0, images.shape)
+    orders = set()
+    for image, got, drawn in zip(images.astype(np.float64), found, amounts.numpy()):
+        brightness, contrast, *_, brightness_at, contrast_at, _, _ = drawn[:8]
+        steps = [
+            (brightness_at, lambda x, by=brightness: np.minimum(x * by, 1)),
+            (
+                contrast_at,
+                lambda x, by=contrast: np.clip((x - x.mean((0, 1))) * by + x.mean((0, 1)), 0, 1),
+            ),
+        ]
+        for _, step in sorted(steps, key=lambda step: step[0]):
+            image = step(image)
+        orders.add(brightness_at < contrast_at)
+        np.testing.assert_allclose(got, image, atol=1e-5)
+    assert len(orders) == 2
 
 
 @pytest.mark.parametrize("name", ["infomin", "pirl_photometric"])
@@ -389,3 +416,28 @@ def test_the_blur_of_torchs_policies_is_as_wide_as_pillows(size):
     profile = on_device(policy, point)[0, :, :, 0].sum(1)
     place = np.arange(size) - size // 2
     assert 1.94 < (profile @ place**2 / profile.sum()) ** 0.5 < 2.0
+
+
+def test_a_policy_from_a_file(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"jitter": 1, "crop_area": [0.5, 1], "hue": 0, "gray_at": "last"}')
+    wanted = Policy(jitter=1, crop_area=(0.5, 1), hue=0, gray_at="last")
+    assert augmentation.per_view(str(path), 2) == (wanted, wanted)
+    path.write_text('[{"blur": 1.0}, {}]')
+    assert augmentation.per_view(str(path), 3) == (Policy(blur=1.0), Policy(), Policy(blur=1.0))
+    for text, reason in (
+        ('{"jiter": 1}', "no field 'jiter'; there are crop_area, "),
+        ('{"jitter": "often"}', 'jitter is "often", and takes a number, such as 0.8'),
+        ('{"additive": 1}', "additive is 1, and takes true or false"),
+        ('{"crop_area": [1, 0.5]}', "takes two numbers, the smaller first"),
+        ('{"blur_taps": 2.5}', "an integer"),
+        ('{"flip": 2}', "flip=2: it is a probability"),
+        ("[1]", "no object"),
+        ("{", "cannot be read"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=re.escape(reason)) as error:
+            augmentation.per_view(str(path), 2)
+        assert "\n" not in str(error.value) and "mine.json" in str(error.value)
+    with pytest.raises(UserError, match="cannot be read"):
+        augmentation.per_view(str(tmp_path / "none.json"), 2)

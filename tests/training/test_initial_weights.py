@@ -69,10 +69,30 @@ def test_of_two_networks_each_takes_its_own(monkeypatch):
         return types.SimpleNamespace(name="net", variables=variables)
 
     theirs, ours = [network(1.0), network(2.0)], [network(-1.0, ["more"]), network(-1.0, ["more"])]
-    module = types.SimpleNamespace(variables=[v for n in theirs for v in n.variables])
+    module = types.SimpleNamespace(
+        pixels={"channels": 3}, variables=[v for n in theirs for v in n.variables]
+    )
     monkeypatch.setattr("tfssl.hub.load.load", lambda handle: module)
     init.from_module(types.SimpleNamespace(published=tuple(ours), backbone=ours[0]), "handle")
     assert [[float(v.numpy().max()) for v in n.variables] for n in ours] == [
         [1, -1, -1],
         [2, -1, -1],
     ]
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_a_stem_for_another_number_of_channels_answers_gray_images_as_before(module, channels):
+    model = rotation(backbones.build("resnet18_v2", 0.125, "small", input_channels=channels))
+    init.from_module(model, module)
+    stem = model.backbone.root_conv.kernel.numpy()
+    (theirs,) = (
+        v.numpy() for v in tf.saved_model.load(module).variables if "root_conv/kernel" in v.name
+    )
+    assert stem.shape[2] == channels
+    np.testing.assert_allclose(stem.sum(2), theirs.sum(2), rtol=1e-5, atol=1e-6)
+    # The stem is linear: with all channels equal, only that sum counts, in every endpoint.
+    gray = np.random.default_rng(0).uniform(size=[2, 16, 16, 1]).astype(np.float32)
+    found = model.encode(np.repeat(gray, channels, -1))
+    wanted = tf.saved_model.load(module).endpoints(np.repeat(gray, 3, -1))
+    for name, value in found.items():
+        np.testing.assert_allclose(value, wanted[name], rtol=1e-3, atol=1e-4, err_msg=name)

@@ -37,7 +37,7 @@ class Hub(tf.keras.Model):
         super().__init__(name="module", trainable=trainable)
         self._autocast = False
         # a plain object: checkpoints hold the two lists of variables, in the module's own order
-        self.module = module
+        self.module, self.input_channels = module, module.pixels["channels"]
         self._image_size = image_size
         self._stages: np.ndarray | None = None
         self.shapes = module.shapes(image_size)
@@ -82,7 +82,9 @@ class Hub(tf.keras.Model):
         """The number of the stage of each trainable variable."""
 
         def reached() -> tf.Tensor:
-            images = tf.random.stateless_uniform([2, self._image_size, self._image_size, 3], [0, 0])
+            images = tf.random.stateless_uniform(
+                [2, self._image_size, self._image_size, self.input_channels], [0, 0]
+            )
             with tf.GradientTape(persistent=True) as tape:
                 endpoints = self.module.endpoints(images, training=False)
             some = {

@@ -126,15 +126,19 @@ class Network(tf.keras.Model):
       remat: in training, keep the inputs of the network's units only, and compute their activations
         again in the backward pass: less memory for about a third more computation. A family may
         ignore it.
+      input_channels: Channels of the images: 1 (gray, which stays gray), 3 (RGB), 4, 13 ...; with
+        other than 3, images are read in full depth (--value_range).
 
     Raises:
       UserError: a setting that is out of range.
     """
 
-    flag_names = {"name": "", "norm_policy": "", "remat": ""}  # flags of the run say these
+    # flags of the run say those of ""
+    flag_names = {"name": "", "norm_policy": "", "remat": "", "input_channels": "channels"}
     flag_bounds = {
         "width_multiplier": (0.001, 64),
         "representation_size": (0, 65536),
+        "input_channels": (1, 1024),
         "bn_momentum": (0, 1),
         "bn_epsilon": (1e-12, 1),
     }
@@ -156,6 +160,7 @@ class Network(tf.keras.Model):
         initializer: str = "glorot_uniform",
         norm_policy: Norm | None = None,
         remat: bool = False,
+        input_channels: int = 3,
     ) -> None:
         own_path = f"{type(self).__module__}:{type(self).__qualname__}"
         super().__init__(name=name.rpartition(":")[2] or type(self).__name__)
@@ -181,6 +186,7 @@ class Network(tf.keras.Model):
         self.width_multiplier, self.representation_size = width_multiplier, representation_size
         self.bn_momentum, self.bn_epsilon, self.initializer = bn_momentum, bn_epsilon, initializer
         self.norm_policy, self.remat = norm_policy or Norm(), remat
+        self.input_channels = input_channels
         self.representation = Representation(representation_size) if representation_size else None
 
     # What a family defines.

@@ -102,6 +102,7 @@ class Necked(tf.keras.Model):
         if width < 1:
             raise UserError(f"neck_width={width} is a number of channels: at least 1")
         self.trunk, self.neck, self.neck_width = trunk, neck, width
+        self.input_channels = getattr(trunk, "input_channels", 3)
         self.fpn: tf.keras.layers.Layer = None  # made in `build`, where the maps are known
         self._maps: tuple[str, ...] = ()
         self._levels: tuple[str, ...] = ()

@@ -36,6 +36,7 @@ class UserModel(tf.keras.Model):
         self._made_by = dict(made_by) if made_by else None
         self.norm_policy = (made_by or {}).get("norm_policy", Norm())
         self._kinds: dict[str, str] | None = None
+        self.input_channels: int = (made_by or {}).get("input_channels", 3)
         self.min_image_size = 1
         if model.inputs:  # a functional model knows what it takes and returns
             shapes = [tuple(tensor.shape) for tensor in model.inputs]
@@ -44,6 +45,7 @@ class UserModel(tf.keras.Model):
                     f"model {self.name!r} takes {shapes}; a backbone takes images [N, H, W, C], no "
                     "more"
                 )
+            self.input_channels = shapes[0][-1] or 3
             self.min_image_size = max(side or 1 for side in shapes[0][1:3])
             self._remember(self.in_order(model.output))
 

@@ -1,7 +1,8 @@
 """Training, validation and test images of a fine-tuning run."""
 
 import dataclasses
-from typing import Optional
+from collections.abc import Mapping
+from typing import Any, Optional
 
 from tfssl import data
 from tfssl.classifiers.labels import choose
@@ -38,20 +39,26 @@ class LabeledData:
 
 
 def open_images(
-    images: schema.Data, labels: schema.Labels, distillation: schema.Distillation, seed: int
+    images: schema.Data,
+    labels: schema.Labels,
+    distillation: schema.Distillation,
+    seed: int,
+    pixels: Optional[Mapping[str, Any]] = None,
 ) -> LabeledData:
     """The images of a run.
 
     Args:
       images, labels, distillation: sections of the configuration.
+      pixels: of the encoder's images, `Module.pixels`; a range of values in `images` goes first.
       seed: of the choice of the labeled images.
 
     Raises:
       UserError: images that need labels have none, or splits overlap.
     """
     parts = {"train": images.train_split, "val": images.val_split, "test": labels.test_split}
+    where = {**(pixels or {}), **{k: v for k, v in images.where().items() if v != ""}}
     sources = {
-        part: data.open_source(images.dataset, split, **images.where())
+        part: data.open_source(images.dataset, split, **where)
         for part, split in parts.items()
         if split
     }

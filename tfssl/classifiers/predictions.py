@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfssl.data.pipeline import as_floats, crops_spec
 from tfssl.data.sources.base import Source
 from tfssl.downstream.features import forward
 from tfssl.errors import UserError
@@ -62,10 +63,10 @@ def predictions(
     source.check_readable()
 
     def compute(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        endpoints = module.endpoints(tf.cast(images, tf.float32) / 255)
+        endpoints = module.endpoints(as_floats(images))
         return {name: endpoints[name] for name in ("logits", "probabilities")}
 
-    step = forward.step(compute, batch_size, size, jit_compile)
+    step = forward.step(compute, crops_spec(source, batch_size, size), jit_compile)
     yield from forward.outputs(step, source, forward.Crops(size, resize), batch_size)
 
 

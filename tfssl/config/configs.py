@@ -126,6 +126,11 @@ class TrainConfig:
                     values[name].value = overriding[name].value
         return cls.from_flags(values, tasks, backbones, optimizers)
 
+    def where(self) -> dict[str, Any]:
+        """The keyword arguments of `open_source`."""
+        channels = self.backbone_settings.get("input_channels", 3)
+        return {**self.data.where(), "channels": channels}
+
     def flags(self) -> dict[str, Any]:
         """{flag: value} of all that is recorded."""
         parts = (self.network, self.optimization, self.accelerators, self.run)

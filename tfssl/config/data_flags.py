@@ -18,13 +18,15 @@ def define_record_keys() -> None:
 
 def where(values: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments of `open_source` among {flag: value}: those that are there, and set."""
-    names = ("data_dir", "image_key", "label_key", "label_offset", "skip_damaged_shards")
+    names = (
+        "data_dir", "image_key", "label_key", "label_offset", "skip_damaged_shards", "value_range",
+    )  # fmt: skip
     return {name: values[name] for name in names if values.get(name) is not None}
 
 
 PATHS = (
     "workdir", "data_dir", "export_dir", "images", "output", "train_list", "bins",
-    "permutations_file", "module", "teacher", "init_module",
+    "permutations_file", "module", "teacher", "init_module", "augmentation",
 )  # fmt: skip
 
 

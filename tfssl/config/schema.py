@@ -34,14 +34,18 @@ class Data(Records):
     """Which images.
 
     Args:
-      dataset: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, glyphs (the embedded letters), or a
-        class of your own, mypackage.mysource:MySource[:PATH][?SETTING=VALUE].
+      dataset: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, webdataset:GLOB, glyphs (the
+        embedded letters), or a class of your own,
+        mypackage.mysource:MySource[:PATH][?SETTING=VALUE].
       data_dir: Where TensorFlow Datasets are, and archives are unpacked. Default: their own places.
       train_split: Images to train on, in TFDS's grammar: train, train[:90%], train+validation.
       val_split: Images to validate on; none if empty. 2019 study: the last 40 of 1024 train shards.
       train_subset: Train on so many images, drawn by --subset_seed; smaller ones lie within larger
         ones. 0: all.
       subset_seed: Of the choice of --train_subset.
+      value_range: The files' values that become 0 to 1, such as 0,4095; full: all that the files'
+        type can hold. Keeps 16 bits and floats; by default RGB is read in 8 bits, and other
+        --channels in full. tfssl-finetune: its module's.
       label_offset: tfrecord: subtracted from the labels; 1 for ImageNet's records, whose labels are
         1 to 1000.
     """
@@ -55,6 +59,7 @@ class Data(Records):
     train_subset: int = 0
     subset_seed: int = 0
     label_offset: int = 0
+    value_range: str = ""
 
     def where(self) -> dict[str, Any]:
         """The keyword arguments of `open_source`."""

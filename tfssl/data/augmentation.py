@@ -9,6 +9,7 @@ same. On the host, what a coin does not ask for is not computed.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from tfssl.data.ops import image as image_ops
 from tfssl.data.ops import photometric, randaugment
 from tfssl.data.ops.draws import Draws, fork
 from tfssl.data.ops.photometric import Jitter
-from tfssl.errors import UserError, check_choice
+from tfssl.errors import UserError, check_choice, one_line
 
 # What is drawn for images beside their crops: coins, amounts, the plan of the jitter, layers of
 # RandAugment, the photometric step.
@@ -58,9 +59,9 @@ def host_views(
             image_ops.resize_levels(part, size, region.policy.crop_method),
             tf.keras.backend.floatx(),
         )
-        crops.append(
-            tf.reshape(photometric.clip(crop * (1 / 255)), [1, size, size, 3])
-        )  # cubic kernels overshoot
+        crop = photometric.clip(crop * (1 / 255) if part.dtype == tf.uint8 else crop)
+        # cubic kernels overshoot
+        crops.append(tf.reshape(crop, [1, size, size, part.shape[-1]]))
     draws = HostDraws(seed, len(crops))
     drawn = {policy: policy._draw(draws, 0, crops[0].shape) for policy in set(policies)}
     return tf.concat(
@@ -127,8 +128,9 @@ class Policy:
     `dataclasses.replace` makes variants.
 
     Order: crop, flip, gray ("before"), jitter, photometric step, gray ("after"), blur, solarize,
-    RandAugment, gray ("last"), rotate, sobel, cutout, noise. Colors (jitter, gray) need three
-    channels; all others take any number.
+    RandAugment, gray ("last"), rotate, sobel, cutout, noise. Of images of other than three
+    channels the jitter changes brightness and contrast, and gray nothing; RandAugment and the
+    photometric step need three; all others take any number.
 
     Args:
       crop_area: least and largest area of the crop, as shares of the image's.
@@ -255,7 +257,7 @@ class Policy:
           [N, H, W, C] of the same dtype in [0, 1]; with noise, beyond.
 
         Raises:
-          UserError: colors of images of other than three channels.
+          UserError: RandAugment of images of other than three channels.
         """
         drawn = self._draw(draws, view, images.shape)
         if not isinstance(draws, HostDraws):
@@ -279,11 +281,10 @@ class Policy:
 
     def _draw(self, draws: Draws | HostDraws, view: int, shape: tf.TensorShape) -> _Drawn:
         """What `_apply` wants beside the images: tensors [N, ...]."""
-        if shape[-1] != 3 and (self.jitter or self.gray or self.randaugment):
+        if shape[-1] != 3 and (self.photometric or self.randaugment):
             raise UserError(
-                f"colour jitter, gray and RandAugment of images with {shape[-1]} channels: colours "
-                "need 3 (RGB); take a policy "
-                "with jitter=0, gray=0 and randaugment=0"
+                f"RandAugment and PIRL's photometric step of images with {shape[-1]} channels: "
+                "they need 3 (RGB); take a policy with photometric=0 and randaugment=0"
             )
         if (self.randaugment or self.photometric) and not isinstance(draws, HostDraws):
             name = "RandAugment" if self.randaugment else "PIRL's photometric step"
@@ -376,7 +377,7 @@ class Policy:
             )
         ops.insert(
             {"before": 1, "after": 2, "last": 4 + bool(self.randaugment)}[self.gray_at],
-            ("gray", photometric.drop_color),
+            ("gray", photometric.drop_color if images.shape[-1] == 3 else lambda x: x),
         )
         if self.photometric:  # one image
             after_jitter = [name for name, _ in ops].index("jitter") + 1
@@ -497,14 +498,68 @@ POLICIES: dict[str, Policy | tuple[Policy, ...]] = {
 }
 
 
+def from_file(path: str) -> tuple[Policy, ...]:
+    """The policies of a JSON file: one object of the fields of `Policy`, or a list of such, one for
+    each view. What it leaves out has its default there, which is SimCLR's.
+
+    Raises:
+      UserError: it cannot be read; a field is unknown, has another type, or is out of range.
+    """
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            content = json.load(file)
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(f"augmentation={path} cannot be read: {one_line(error)}") from error
+    views = content if isinstance(content, list) else [content]
+    if not views or not all(isinstance(view, dict) for view in views):
+        raise UserError(f"augmentation={path}: it holds no object {{field: value}}, nor a list")
+    defaults = {field.name: field.default for field in dataclasses.fields(Policy)}
+    policies = []
+    for view in views:
+        for name, value in view.items():
+            if name not in defaults:
+                raise UserError(
+                    f"augmentation={path}: a policy has no field {name!r}; there are "
+                    f"{', '.join(defaults)}"
+                )
+            if not _is_like(value, defaults[name]):
+                raise UserError(
+                    f"augmentation={path}: {name} is {json.dumps(value)}, and takes "
+                    f"{_kind_of(defaults[name])}, such as {json.dumps(defaults[name])}"
+                )
+        known: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in view.items()
+        }
+        try:
+            policies.append(Policy(**known))
+        except UserError as error:
+            raise UserError(f"augmentation={path}: {error}") from error
+    return tuple(policies)
+
+
+def _kind_of(default: object) -> str:
+    kinds = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
+    return kinds.get(type(default), "two numbers, the smaller first")
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Whether a value of JSON has the type of a default."""
+    if isinstance(default, tuple):
+        pair = isinstance(value, list) and len(value) == 2 and all(_is_like(v, 0.5) for v in value)
+        return isinstance(value, list) and pair and value[0] <= value[1]
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is type(default)
+
+
 def per_view(
     policy: str | Policy | Sequence[Policy], views: int, strength: float = 1.0
 ) -> tuple[Policy, ...]:
     """One policy for each view.
 
     Args:
-      policy: a name in `POLICIES`, a `Policy`, or a tuple of them; a tuple is repeated where there
-        are more views.
+      policy: a name in `POLICIES`, the path of a file that ends in .json (see `from_file`), a
+        `Policy`, or a tuple of them; a tuple is repeated where there are more views.
       views: how many views.
       strength: scales the ranges of the color jitter.
 
@@ -512,13 +567,17 @@ def per_view(
       A tuple of `views` policies.
 
     Raises:
-      UserError: an unknown name.
+      UserError: an unknown name, or what `from_file` raises.
     """
     if isinstance(policy, str):
-        if policy not in POLICIES:
+        if policy.endswith(".json"):
+            policy = from_file(policy)
+        elif policy not in POLICIES:
             raise UserError(
-                f"no augmentation policy {policy!r}: choose one of {', '.join(POLICIES)}"
+                f"no augmentation policy {policy!r}: choose one of {', '.join(POLICIES)}, or a "
+                "file, FILE.json"
             )
-        policy = POLICIES[policy]
+        else:
+            policy = POLICIES[policy]
     policies = (policy,) if isinstance(policy, Policy) else tuple(policy)
     return tuple(policies[i % len(policies)].scaled(strength) for i in range(views))

@@ -117,6 +117,11 @@ def training_batches(
         data = segments(records, load, segment_of(chunk)).scan(tf.constant(-1, tf.int64), fill)
         data = data.rebatch(chunk, drop_remainder=True)
     else:
+        if source.foreign or source.in_python:
+            raise UserError(
+                f"--data_service: {source.spec} is read by Python (webdataset, WebP, TIFF, .npy, "
+                "DICOM), which a service's workers do not have: leave the service out"
+            )
         first = start_step * batch_size // source.num_examples
         # One more than the steps take: unreadable images are missing, and one of several consumers
         # may be ahead of the others.
@@ -239,6 +244,18 @@ def evaluation_crops(
         return {"image": image.resize_central_crop(example["image"], size, resize)}
 
     return evaluation_batches(source, crop, batch_size, **rows)
+
+
+def crops_spec(source: Source, batch_size: int, size: int) -> tf.TensorSpec:
+    """What a batch of `evaluation_crops` is: uint8 [B, size, size, 3]; or of a source in full depth
+    float32 [B, size, size, C] in [0, 1]."""
+    dtype = tf.uint8 if source.pixels.plain else tf.float32
+    return tf.TensorSpec([batch_size, size, size, source.pixels.channels], dtype)
+
+
+def as_floats(images: tf.Tensor) -> tf.Tensor:
+    """Bytes as float32 in [0, 1]; floats as they are."""
+    return images if images.dtype.is_floating else tf.cast(images, tf.float32) / 255.0
 
 
 def _known_to_be(endless: bool, data: tf.data.Dataset) -> tf.data.Dataset:

@@ -24,7 +24,7 @@ from tfssl.downstream.report import projector
 from tfssl.downstream.report.record import Record
 from tfssl.errors import UserError
 from tfssl.hub import handles, precision
-from tfssl.hub.load import Module
+from tfssl.hub.load import Module, common_pixels
 from tfssl.runtime import strategy as strategies
 from tfssl.storage import files, locks
 
@@ -67,8 +67,9 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
     strategy, kind, share = strategies.for_inference(settings)
     load = functools.partial(_load, strategy, kind)
     opened = {name: load(handle) for name, handle in named.items()}
+    pixels = common_pixels(opened.values())
     sources = {
-        part: open_source(settings.dataset, split, **(settings.where or {}))
+        part: open_source(settings.dataset, split, **(settings.where or {}), **pixels)
         for part, split in settings.splits.items()
     }
     if settings.prune:

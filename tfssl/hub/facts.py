@@ -30,6 +30,8 @@ class Facts(TypedDict, total=False):
     normalization: dict[str, Any]  # mean and std, by channel
     min_image_size: int
     num_classes: int
+    channels: int
+    value_range: str
     step: int  # of training
 
 
@@ -75,6 +77,8 @@ _KINDS = {  # types of the entries
     "normalization": dict,
     "min_image_size": int,
     "num_classes": int,
+    "channels": int,
+    "value_range": str,
     "step": int,
 }
 

@@ -42,6 +42,35 @@ def load(handle: str | os.PathLike[str]) -> Module:
     return Module(handle, folders.resolve(plain), pixels)
 
 
+def _pixels(facts: Facts) -> dict[str, Any]:
+    return {
+        "channels": facts.get("channels") or 3,
+        "value_range": facts.get("value_range") or "",
+    }
+
+
+def pixels_of(handle: str) -> dict[str, Any]:
+    """`Module.pixels`, of a module that is not loaded yet."""
+    return _pixels(module_facts.read(folders.resolve(handle)))
+
+
+def common_pixels(modules: Iterable[Module]) -> dict[str, Any]:
+    """`Module.pixels` of all modules.
+
+    Raises:
+      UserError: they take other images.
+    """
+    found: dict[str, Any] = {}
+    for module in modules:
+        if found and module.pixels != found:
+            raise UserError(
+                f"modules of other images: {module.handle!r} takes {module.pixels}, and another "
+                f"{found}: give them to one command each"
+            )
+        found = module.pixels
+    return found
+
+
 class Module:
     """A loaded SavedModel as a function from images to named features.
 
@@ -77,9 +106,10 @@ class Module:
         self._dtype = types.pop() if len(types) == 1 else tf.float32
 
     def endpoints(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        """Named features of float32 images [N, H, W, 3] in [0, 1]: a dict in depth order (by name
-        for other projects' modules). `training` is the module's training mode, where it has one. A
-        module with a fixed batch size B gets batches of B, the last one padded."""
+        """Named features of float32 images [N, H, W, C] in [0, 1], RGB unless `pixels` says
+        otherwise: a dict in depth order (by name for other projects' modules). `training` is the
+        module's training mode, where it has one. A module with a fixed batch size B gets batches of
+        B, the last one padded."""
         images = value_range.scaled(images, self._pixels, self._dtype)
         if self._batch in (None, images.shape[0]):
             return self._named(self._function(images, training))
@@ -144,6 +174,7 @@ class Module:
         Outputs other than float vectors or maps, one per image, are left out. The module runs once.
         """
         size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+        channels = self.pixels["channels"]
         if size not in self._shapes:
             try:
                 # In a graph, as later for all images: called eagerly, a signature does not check
@@ -154,8 +185,8 @@ class Module:
                     lambda images: strategy.run(self.endpoints, [images]), autograph=False
                 )
                 # Traced by hand: TensorFlow would warn of many functions made of one piece of code.
-                outputs = run.get_concrete_function(tf.TensorSpec([2, *size, 3]))(
-                    tf.zeros([2, *size, 3])
+                outputs = run.get_concrete_function(tf.TensorSpec([2, *size, channels]))(
+                    tf.zeros([2, *size, channels])
                 )
                 outputs = {
                     name: strategy.experimental_local_results(x)[0] for name, x in outputs.items()
@@ -165,7 +196,7 @@ class Module:
             except (tf.errors.OpError, ValueError, TypeError) as e:
                 least = self.facts.get("min_image_size")
                 hint = f"; its smallest size is {least}" if least else ""
-                given = tf.TensorSpec([self._batch, *size, 3], tf.float32)
+                given = tf.TensorSpec([self._batch, *size, channels], tf.float32)
                 takes = [spec for spec in self._specs() if not spec.is_compatible_with(given)]
                 if takes and len(takes) == len(self._specs()):
                     forms = " or ".join(dict.fromkeys(map(messages.spelled, takes)))
@@ -173,9 +204,10 @@ class Module:
                     why = f"it takes {forms}{hint}{remedy}"
                 else:
                     why = f"{messages.complaint(e)}{hint}"
+                kind = "RGB " if channels == 3 else ""
                 what = (
-                    f"{size[0]}x{size[1]} float32 RGB images, [N, {size[0]}, {size[1]}, 3] in [0, "
-                    "1]"
+                    f"{size[0]}x{size[1]} float32 {kind}images, [N, {size[0]}, {size[1]}, "
+                    f"{channels}] in [0, 1]"
                 )
                 raise UserError(f"module {self.handle!r} does not take {what}: {why}") from e
             usable = {
@@ -219,6 +251,12 @@ class Module:
                 f"resize={resize} is smaller than image_size={size}: the crop would leave the image"
             )
         return size, resize
+
+    @property
+    def pixels(self) -> dict[str, Any]:
+        """{"channels", "value_range"}, of the images that it takes: arguments of `open_source`. RGB
+        of 8 bits, unless it says otherwise."""
+        return _pixels(self.facts)
 
     def _ordered(self, names: Iterable[str]) -> list[str]:
         depth = self.facts.get("endpoints") or []

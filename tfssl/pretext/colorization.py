@@ -47,6 +47,7 @@ class Colorization(Pretext):
         loss (5).
     """
 
+    needs = ("color",)
     task = "colorization"
 
     def __init__(

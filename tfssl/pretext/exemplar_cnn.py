@@ -57,6 +57,7 @@ class ExemplarCNN(Probed):
       max_hue: in turns of the color circle (the paper: 0.1).
     """
 
+    needs = ("color",)
     task = "exemplar_cnn"
 
     def __init__(

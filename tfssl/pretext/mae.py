@@ -87,7 +87,9 @@ class MAE(Probed):
         ]
         self.decoder_norm = LayerNorm(epsilon=EPSILON, name="decoder_norm")
         floatx = tf.keras.backend.floatx()
-        self.head = tf.keras.layers.Dense(3 * self.patch**2, name="head", dtype=floatx, **dense)
+        self.channels = getattr(backbone, "input_channels", 3)
+        values = self.channels * self.patch**2
+        self.head = tf.keras.layers.Dense(values, name="head", dtype=floatx, **dense)
         normal = tf.keras.initializers.RandomNormal(stddev=0.02)
         self.mask_token = self.add_weight(
             "mask_token", [1, 1, decoder_channels], initializer=normal
@@ -155,9 +157,9 @@ class MAE(Probed):
     def patches(self, images: tf.Tensor) -> tf.Tensor:
         """[N, S, S, 3] -> [N, L, patch * patch * 3]: row by row, and each by row, column and
         channel."""
-        x = tf.reshape(images, [-1, self.side, self.patch, self.side, self.patch, 3])
+        x = tf.reshape(images, [-1, self.side, self.patch, self.side, self.patch, self.channels])
         return tf.reshape(
-            tf.transpose(x, [0, 1, 3, 2, 4, 5]), [-1, self.side**2, 3 * self.patch**2]
+            tf.transpose(x, [0, 1, 3, 2, 4, 5]), [-1, self.side**2, self.channels * self.patch**2]
         )
 
     def targets(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -183,7 +185,7 @@ class MAE(Probed):
 
     def chance(self) -> dict[str, float]:
         """Of the mean of each patch, if targets are normalized by patch."""
-        count = 3 * self.patch**2
+        count = self.channels * self.patch**2
         return {"loss": (count - 1) / count if self.norm_pix else math.nan, **super().chance()}
 
     def pictures(self, batch: Batch) -> tf.Tensor:
@@ -206,7 +208,9 @@ class MAE(Probed):
         )
         pixels, prediction = self.patches(images), (prediction - black) / (white - black)
         rows = [seen * pixels + (1 - seen) * 0.5, seen * pixels + (1 - seen) * prediction, pixels]
-        x = tf.reshape(tf.stack(rows, 1), [-1, self.side, self.side, self.patch, self.patch, 3])
+        x = tf.reshape(
+            tf.stack(rows, 1), [-1, self.side, self.side, self.patch, self.patch, self.channels]
+        )
         return tf.clip_by_value(
             tf.reshape(tf.transpose(x, [0, 1, 3, 2, 4, 5]), [-1, *images.shape[1:]]), 0.0, 1.0
         )

@@ -26,6 +26,7 @@ class PIRL(JigsawBranch, InstanceDiscrimination):
       jigsaw_augmentation: policy of the patches, drawn for each by itself.
     """
 
+    needs = ("color",)
     task = "pirl"
 
     def __init__(

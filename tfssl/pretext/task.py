@@ -160,6 +160,7 @@ class Pretext(Contract):
         """A source's example of a black image, for tracing: with what `needs` names, as far as our
         own sources know its shape; a task that needs something else adds that here."""
         side, zero = self.image_size, tf.zeros([], tf.int64)
+        channels = getattr(self.backbone, "input_channels", 3)
         specs = {
             name: spec for need in self.needs for name, spec in ANNOTATIONS.get(need, {}).items()
         }
@@ -168,7 +169,8 @@ class Pretext(Contract):
             for name, spec in specs.items()
         }
         return {
-            "image": tf.zeros([side, side, 3], tf.uint8),
+            # of RGB the bytes; other images come as floats, see `data.ops.pixels`
+            "image": tf.zeros([side, side, channels], tf.uint8 if channels == 3 else tf.float32),
             "label": zero,
             "index": zero,
             **annotations,
@@ -366,10 +368,12 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def imagenet_normalized(images: tf.Tensor) -> tf.Tensor:
-    """Images in [0, 1] less ImageNet's mean, by its deviation."""
-    return (images - tf.constant(IMAGENET_MEAN, images.dtype)) / tf.constant(
-        IMAGENET_STD, images.dtype
-    )
+    """Images in [0, 1] less ImageNet's mean, by its deviation; of other than three channels, each
+    by the mean of the three."""
+    mean, std = (tf.constant(x, images.dtype) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    if images.shape[-1] != 3:
+        mean, std = tf.reduce_mean(mean), tf.reduce_mean(std)
+    return (images - mean) / std
 
 
 def image_major(images: tf.Tensor) -> tf.Tensor:

@@ -60,7 +60,7 @@ class KnnProbe:
         return {"knn_accuracy": float(np.mean(predicted == truth)), **ranked}
 
     def _features(self, images: tf.Tensor) -> tf.Tensor:
-        return self.model.encode(tf.cast(images, tf.float32) / 255)["pre_logits"]
+        return self.model.encode(pipeline.as_floats(images))["pre_logits"]
 
     def _extract(self, batches: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
         features, labels = [], []

@@ -19,6 +19,7 @@ from typing import Any, TypedDict
 
 import tensorflow as tf
 
+from tfssl.data.ops.image import DECODING
 from tfssl.data.sources import identity
 from tfssl.data.sources.base import Source
 from tfssl.errors import UserError, one_line
@@ -93,7 +94,12 @@ class Provenance:
             )
             for number, before, after in identity.renumbered(then["data"], self.data):
                 say(f"WARNING: label {number} was {before} and is {after}")
-        elif identity.same_place_other_times(then["data"], self.data):
+        if then["machine"].get("decoding") != self.machine["decoding"]:
+            say(
+                "images are decoded as not when the run began: those with an EXIF orientation are "
+                "turned upright now"
+            )
+        if not changed and identity.same_place_other_times(then["data"], self.data):
             say(
                 f"{now}: files bear other times than when the run began (written again, or "
                 "touched); their names and sizes are the same, "
@@ -172,6 +178,7 @@ def machine() -> dict[str, Any]:
     ]
     return {
         **identity.versions(),
+        "decoding": DECODING,
         "threads": threads or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0) or len(here),
         "onednn": processor.onednn_is_on(),
         "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),

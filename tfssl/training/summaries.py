@@ -43,7 +43,8 @@ def pictures(model: Pretext, source: Source, count: int = 8) -> Callable[[], np.
 
 def grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
     """[N, H, W, 3] in [0, 1] -> one uint8 picture of them, row by row, on white."""
-    n, h, w, _ = images.shape
+    n, h, w, channels = images.shape
+    images = images[..., : 3 if channels > 2 else 1]  # of many, the first three
     columns = min(columns, n)
     rows = -(-n // columns)
     picture = np.ones([rows * (h + 2) + 2, columns * (w + 2) + 2, 3])

@@ -209,13 +209,13 @@ def test_order_does_not_depend_on_time_place_or_other_files(write_images):
 def test_hidden_and_other_files_do_not_count(write_images, tmp_path):
     root = write_images(["a/1.jpg", "b/2.jpg", ".cache/x.jpg", "__MACOSX/a/y.jpg", "a/._1.jpg"])
     (tmp_path / "photos" / "a" / "notes.txt").write_text("x")
-    (tmp_path / "photos" / "b" / "new.WEBP").write_text("x")
+    (tmp_path / "photos" / "b" / "new.HEIC").write_text("x")
     source = tfssl.open_source("folder:" + root)
     assert set(labels(source)) == {"a/1.jpg", "b/2.jpg"}
-    assert source.ignored == {".txt": 1, ".webp": 1}
+    assert source.ignored == {".txt": 1, ".heic": 1}
     assert source.notes() == [
-        f"folder:{root}: left out: 1 .webp (formats that are not read: convert them to .jpg or "
-        ".png): b/new.WEBP"
+        f"folder:{root}: left out: 1 .heic (formats that are not read: convert them to .jpg or "
+        ".png): b/new.HEIC"
     ]
 
 
@@ -344,9 +344,9 @@ def test_no_images(tmp_path):
     (tmp_path / "sub").mkdir()
     with pytest.raises(UserError, match="no images in .*jpg.*found no file"):
         tfssl.open_source(f"folder:{tmp_path}")
-    for name in ("1.webp", "2.WEBP", "3.tiff"):
+    for name in ("1.heic", "2.HEIC", "3.psd"):
         (tmp_path / "sub" / name).write_text("x")
     with pytest.raises(
-        UserError, match=r"no images in .*\.jpg \.jpeg \.png \.gif \.bmp.*found 2 \.webp, 1 \.tiff"
+        UserError, match=r"no images in .*\.jpg \.jpeg \.png \.gif \.bmp.*found 2 \.heic, 1 \.psd"
     ):
         tfssl.open_source(f"folder:{tmp_path}")

@@ -6,9 +6,11 @@ alpha), 3 or 4 (RGB and alpha), and gives RGB as uint8 [H, W, 3]: bytes are a qu
 memory and on the way to the device, where floats are made. Functions run eagerly and inside
 tf.data. Where the format is JPEG, crops are taken while decoding.
 
-- Pixels are those that are stored. An EXIF orientation is ignored, as by TensorFlow: turn such
-  photographs upright first (`jpegtran`, `mogrify -auto-orient`), because for a rotation task a
-  sideways photograph is a wrong label.
+Or it is float32 [H, W, C] in [0, 1], with any static number of channels (`pixels`): then so is the
+result, with as many, and nothing is rounded.
+
+- An EXIF orientation is honored (`orientation`): for a rotation task a sideways photograph is a
+  wrong label. Sizes and boxes are those of the upright image.
 - An alpha channel is dropped, 16 bits are cut to the upper 8, of an animation the first frame is
 taken.
 - JPEGs are decoded with libjpeg's accurate integer transform and smooth chroma upsampling: the
@@ -34,10 +36,12 @@ from typing import Union
 
 import tensorflow as tf
 
+from tfssl.data.ops import orientation
 from tfssl.errors import UserError, check_choice
 
 Size = Union[int, tuple[int, int]]  # in pixels: a side, or (height, width)
 
+DECODING = 2  # counts on where the same file gives other pixels; 2: EXIF orientations are honored
 SAMPLERS = ("tf", "torch", "byol")  # of `sample_crop`
 LONGEST = 50  # a side, in units of the other one
 PIXELS, PIXELS_PER_BYTE = (
@@ -55,7 +59,7 @@ def image_size(image: tf.Tensor) -> tf.Tensor:
         return tf.shape(image)[:2]
     return tf.cond(
         _is_jpeg(image),
-        lambda: _jpeg_shape(image)[:2],
+        lambda: orientation.size(_jpeg_shape(image), orientation.of_file(image))[:2],
         lambda: tf.shape(_decode_other(image))[:2],
     )
 
@@ -68,7 +72,8 @@ def decode(image: tf.Tensor) -> tf.Tensor:
 
     def of_jpeg() -> tf.Tensor:
         with tf.control_dependencies([_bounded(_jpeg_shape(image), image)]):
-            return tf.io.decode_jpeg(image, **_JPEG)
+            pixels = tf.io.decode_jpeg(image, **_JPEG)
+        return _upright(pixels, orientation.of_file(image))
 
     return tf.cond(_is_jpeg(image), of_jpeg, lambda: _decode_other(image))
 
@@ -80,7 +85,7 @@ def decode_crop(image: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
     Raises InvalidArgumentError when the box leaves the image.
     """
     y, x, height, width = tf.unstack(tf.cast(box, tf.int32), num=4)
-    return _crop(image, lambda shape: (tf.stack([y, x, 0]), tf.stack([height, width, 3])))
+    return _crop(image, lambda shape: (tf.stack([y, x, 0]), tf.stack([height, width, shape[2]])))
 
 
 def resize(image: tf.Tensor, size: Size, method: str = "bilinear") -> tf.Tensor:
@@ -95,6 +100,8 @@ def resize(image: tf.Tensor, size: Size, method: str = "bilinear") -> tf.Tensor:
     if method == "nearest":
         return tf.image.resize(image, _pair(size), method)
     pixels = resize_levels(image, size, method)
+    if image.dtype == tf.float32:
+        return tf.clip_by_value(pixels, 0.0, 1.0)
     if method not in ("bilinear", "area", "pillow"):
         pixels = tf.clip_by_value(pixels, 0.0, 255.0)  # cubic and Lanczos kernels overshoot
     return tf.cast(tf.round(pixels), tf.uint8)
@@ -102,7 +109,7 @@ def resize(image: tf.Tensor, size: Size, method: str = "bilinear") -> tf.Tensor:
 
 def resize_levels(image: tf.Tensor, size: Size, method: str) -> tf.Tensor:
     """`resize` of uint8 [H, W, 3] before it is rounded: float32 [h, w, 3], 0 to 255, and a little
-    beyond by cubic kernels."""
+    beyond by cubic kernels; of floats in their own range."""
     # The kernel of "area" reads bytes as they are; as floats, a large image is four times as much.
     if method == "area":
         return tf.cast(tf.image.resize(image, _pair(size), method), tf.float32)
@@ -142,7 +149,7 @@ def central_crop(image: tf.Tensor, size: Size | float) -> tf.Tensor:
         def choose(shape: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             sides = tf.cast(shape[:2], tf.float64)
             margin = tf.cast((sides - sides * size) / 2, tf.int32)
-            return tf.concat([margin, [0]], 0), tf.concat([shape[:2] - 2 * margin, [3]], 0)
+            return tf.concat([margin, [0]], 0), tf.concat([shape[:2] - 2 * margin, shape[2:]], 0)
 
         return _crop(image, choose)
     return _fixed_crop(image, size, lambda margin: margin // 2)
@@ -250,9 +257,12 @@ def cut(
         return unless_all_fit(times, lambda: _each_reduced(found, _ratios(times)), lambda: found)
 
     def of_jpeg() -> list[tf.Tensor]:
-        shape = _jpeg_shape(image)
+        shape = tf.concat([_jpeg_shape(image)[:2], [3]], 0)  # of gray ones, too
+        turn = orientation.of_file(image)
         with tf.control_dependencies([_bounded(shape, image), _not_thin(shape)]):
-            begins, extents, times = boxes(tf.identity(shape))
+            seen = orientation.size(shape, turn)
+            begins, extents, times = boxes(seen)
+        begins, extents = orientation.stored(begins, extents, seen, turn)
 
         def decoded(
             begins: tf.Tensor,
@@ -288,14 +298,17 @@ def cut(
             )
             return _each_reduced(found, ratios // ratio)
 
-        return unless_all_fit(times, reduced, lambda: decoded(begins, extents, shape, decode_by(1)))
+        found = unless_all_fit(
+            times, reduced, lambda: decoded(begins, extents, shape, decode_by(1))
+        )
+        return orientation.upright(found, turn)
 
     if image.dtype != tf.string:
         found = of_pixels(_rgb(image))
     else:
         found = tf.cond(_is_jpeg(image), of_jpeg, lambda: of_pixels(_decode_other(image)))
     for part in found:
-        part.set_shape([None, None, 3])
+        part.set_shape([None, None, _channels(image)])
     return found
 
 
@@ -366,10 +379,10 @@ def random_flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 def _checked(image: tf.Tensor) -> tf.Tensor:
     image = tf.convert_to_tensor(image)
-    if image.dtype not in (tf.string, tf.uint8):
+    if image.dtype not in (tf.string, tf.uint8, tf.float32):
         raise UserError(
-            f"an image of {image.dtype.name}: give encoded bytes (a scalar string) or uint8 [H, W, "
-            "C]"
+            f"an image of {image.dtype.name}: give encoded bytes (a scalar string), uint8 [H, W, "
+            "C], or float32 [H, W, C] in [0, 1]"
         )
     return image
 
@@ -388,12 +401,16 @@ def _jpeg_shape(data: tf.Tensor) -> tf.Tensor:
     return shape
 
 
-def _bounded(shape: tf.Tensor, data: tf.Tensor) -> tf.Operation:
+def _channels(image: tf.Tensor) -> int | None:
+    return image.shape[-1] if image.dtype == tf.float32 else 3
+
+
+def _bounded(shape: tf.Tensor, data: tf.Tensor, channels: int = 1) -> tf.Operation:
     """An op that fails where an encoded image of `shape`, int32 [3], has too many pixels, as such
-    and for its file."""
+    and for its file; of several `channels` in float32, each counts."""
     height, width, _ = tf.unstack(shape)
     most = tf.maximum(PIXELS_PER_BYTE * tf.cast(tf.strings.length(data), tf.int64), PIXELS)
-    few = tf.cast(height, tf.int64) * tf.cast(width, tf.int64) <= most
+    few = tf.cast(height, tf.int64) * tf.cast(width, tf.int64) * channels <= most
     what = (
         f"more than {PIXELS} pixels, and more than {PIXELS_PER_BYTE} for each byte of the file; "
         "height, width:"
@@ -418,9 +435,9 @@ def _to_resize(image: tf.Tensor) -> tf.Tensor:
 
 
 def _rgb(image: tf.Tensor) -> tf.Tensor:
-    """uint8 [H, W, C] -> [H, W, 3]."""
+    """uint8 [H, W, C] -> [H, W, 3]; floats as they are."""
     channels = image.shape[-1]
-    if channels == 3:
+    if channels == 3 or image.dtype == tf.float32:
         return image
     if channels == 4:
         return image[..., :3]
@@ -467,7 +484,7 @@ def _resize_rows(pixels: tf.Tensor, size: int | tf.Tensor) -> tf.Tensor:
     """Antialiased bilinear resize of the first axis of float32 [H, W, 3]: each new row is a mean of
     those rows whose centers lie in a triangle about its own, of half-width H / size, or 1 where
     that is less."""
-    height, width, _ = tf.unstack(tf.shape(pixels))
+    height, width, channels = tf.unstack(tf.shape(pixels))
     step = tf.cast(height, tf.float32) / tf.cast(size, tf.float32)
     reach = tf.maximum(step, 1.0)
     center = (tf.range(size, dtype=tf.float32) + 0.5) * step  # of each new row
@@ -485,9 +502,11 @@ def _resize_rows(pixels: tf.Tensor, size: int | tf.Tensor) -> tf.Tensor:
         a_indices=tf.cast(tf.reshape(places, [-1, 2]), tf.int64),
         a_values=tf.reshape(weights, [-1]),
         a_shape=tf.cast(tf.stack([size, height]), tf.int64),
-        b=tf.reshape(pixels, tf.stack([height, 3 * width])),
+        b=tf.reshape(pixels, tf.stack([height, channels * width])),
     )
-    return tf.reshape(rows, tf.stack([size, width, 3]))
+    rows = tf.reshape(rows, tf.stack([size, width, channels]))
+    rows.set_shape([None, None, pixels.shape[-1]])
+    return rows
 
 
 def _sample_area(
@@ -519,8 +538,42 @@ def _sample_area(
     room = image - extent
     begin = tf.minimum(tf.floor(tf.where(found, place * (room + 1), room / 2)), room)
     return tuple(
-        tf.concat([tf.cast(x, tf.int32), [last]], 0) for x, last in ((begin, 0), (extent, 3))
+        tf.concat([tf.cast(x, tf.int32), [last]], 0) for x, last in ((begin, 0), (extent, shape[2]))
     )
+
+
+def bounded(data: tf.Tensor, channels: int) -> tf.Tensor:
+    """An encoded image, a scalar string, that may become float32 [H, W, channels]: an op that fails
+    where it has too many values for its file."""
+    shape = tf.cond(_is_jpeg(data), lambda: _jpeg_shape(data), lambda: _told_shape(data))
+    with tf.control_dependencies([_bounded(shape, data, channels)]):
+        return tf.identity(data)
+
+
+def of_jpeg_or(
+    data: tf.Tensor, jpeg: Callable[[], tf.Tensor], other: Callable[[], tf.Tensor]
+) -> tf.Tensor:
+    """What either function gives, by the format of an encoded image."""
+    return tf.cond(_is_jpeg(data), jpeg, other)
+
+
+def decode_gray_jpeg(data: tf.Tensor) -> tf.Tensor:
+    """The luma of a JPEG as it is stored, upright: uint8 [H, W, 1]."""
+    pixels = tf.io.decode_jpeg(data, **{**_JPEG, "channels": 1})
+    return orientation.upright([pixels], orientation.of_file(data))[0]
+
+
+def decode_png16(data: tf.Tensor, channels: int) -> tf.Tensor:
+    """A PNG, upright: uint16 [H, W, channels] (0: its own). 8 bits are times 257."""
+    pixels = tf.io.decode_png(data, channels, tf.uint16)
+    return orientation.upright([pixels], orientation.of_file(data))[0]
+
+
+def _upright(pixels: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
+    """uint8 [H, W, 3], turned as an orientation says."""
+    (pixels,) = orientation.upright([pixels], turn)
+    pixels.set_shape([None, None, 3])
+    return pixels
 
 
 def _fixed_crop(image: tf.Tensor, size: Size, place: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
@@ -531,10 +584,10 @@ def _fixed_crop(image: tf.Tensor, size: Size, place: Callable[[tf.Tensor], tf.Te
         margin = shape[:2] - [height, width]
         too_small = f"the image is smaller than the crop of {height} x {width}"
         with tf.control_dependencies([tf.debugging.assert_non_negative(margin, message=too_small)]):
-            return tf.concat([place(margin), [0]], 0), tf.constant([height, width, 3])
+            return tf.concat([place(margin), [0]], 0), tf.stack([height, width, shape[2]])
 
     crop = _crop(image, choose)
-    crop.set_shape([height, width, 3])
+    crop.set_shape([height, width, crop.shape[-1]])
     return crop
 
 
@@ -558,12 +611,10 @@ def _decode_other(data: tf.Tensor) -> tf.Tensor:
 
     # Most are PNGs with both sides below 0x1300 = 4864 pixels, which is told faster than the number
     # of their pixels.
-    usual = tf.strings.regex_full_match(
-        tf.strings.substr(data, 0, 24), r"\x89PNG\C{12}(\x00\x00[\x00-\x12]\C){2}"
+    usual = tf.strings.regex_full_match(  # \C: patterns are UTF-8, and 0x89 alone is not
+        tf.strings.substr(data, 0, 24), r"\CPNG\C{12}(\x00\x00[\x00-\x12]\C){2}"
     )
-    pixels = tf.cond(usual, of_any, of_others)
-    pixels.set_shape([None, None, 3])
-    return pixels
+    return _upright(tf.cond(usual, of_any, of_others), orientation.of_file(data))
 
 
 def _told_shape(data: tf.Tensor) -> tf.Tensor:

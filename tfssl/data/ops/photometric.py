@@ -146,10 +146,9 @@ def plan_jitter(
 
 
 def run_jitter(images: tf.Tensor, plan: Jitter, additive: bool = False) -> tf.Tensor:
-    """Images [N, H, W, 3] after a `plan_jitter` for them. For one image alone, the steps that it
-    sits out are not computed."""
-    _needs_rgb(images, "colour jitter")
-    alone = images.shape[0] == 1
+    """Images [N, H, W, 3] after a `plan_jitter` for them; of other than three channels, brightness
+    and contrast alone. For one image alone, the steps that it sits out are not computed."""
+    alone, channels = images.shape[0] == 1, images.shape[-1]
     coloured, colours, bright, shades, contrast = plan
     coloured, bright = (
         tf.unstack(turn[0]) if alone else [None] * turn.shape[1] for turn in (coloured, bright)
@@ -162,6 +161,8 @@ def run_jitter(images: tf.Tensor, plan: Jitter, additive: bool = False) -> tf.Te
         return tf.cond(turn, lambda: step(rows), lambda: rows) if alone else step(rows)
 
     def colour(rows: tf.Tensor, i: int) -> tf.Tensor:
+        if channels != 3:
+            return rows
         return unless_sitting_out(coloured[i], lambda rows: _recolour(rows, colours[i]), rows)
 
     def shade(rows: tf.Tensor, i: int) -> tf.Tensor:
@@ -175,7 +176,7 @@ def run_jitter(images: tf.Tensor, plan: Jitter, additive: bool = False) -> tf.Te
 
     def run(rows: tf.Tensor) -> tf.Tensor:
         rows = colour(shade(colour(rows, 0), 0), 1)
-        rows = _scale_and_clip_kernel(rows, *_contrast_terms(rows, contrast, 3))
+        rows = _scale_and_clip_kernel(rows, *_contrast_terms(rows, contrast, channels))
         return colour(shade(colour(rows, 2), 1), 3)
 
     return _by_rows(run, images)
@@ -219,8 +220,8 @@ def inception_color(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     (arXiv 1901.09005).
 
     Brightness by -32/255 to 32/255 and saturation times 0.5 to 1.5, not clipped between, then
-    clipped to [0, 1]. The recipe draws one of four orders, of which in its fast mode one is
-    brightness first and three are saturation first.
+    clipped to [0, 1]; of other than three channels, brightness alone. The recipe draws one of four
+    orders, of which in its fast mode one is brightness first and three are saturation first.
 
     Args:
       images: float [N, H, W, 3] in [0, 1].
@@ -229,7 +230,7 @@ def inception_color(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     delta, factor, order = (2 * draws[:, 0] - 1) * (32 / 255), 0.5 + draws[:, 1], draws[:, 2]
     zero = tf.zeros_like(delta)
     images = adjust_brightness(images, tf.where(order < 0.25, delta, zero))
-    images = adjust_saturation(images, factor)
+    images = adjust_saturation(images, factor) if images.shape[-1] == 3 else images
     images = adjust_brightness(images, tf.where(order < 0.25, zero, delta))
     return tf.clip_by_value(images, 0, 1)
 

@@ -31,6 +31,7 @@ SOURCES = Registry(
         "boxes": "tfssl.data.sources.boxes:BoxSource",
         "normals": "tfssl.data.sources.normals:NormalSource",
         "voc": "tfssl.data.sources.voc:VOCSource",
+        "webdataset": "tfssl.data.sources.webdataset:WebDatasetSource",
         "tfrecord": "tfssl.data.sources.records:TFRecordSource",
         "glyphs": "tfssl.data.sources.glyphs:GlyphSource",
     },
@@ -51,6 +52,8 @@ def open_source(
     image_size: int | None = None,
     shuffle_buffer: int | None = None,
     skip_damaged_shards: bool | None = None,
+    channels: int = 3,
+    value_range: str = "",
     **own: Any,
 ) -> Source:
     """Opens one split of a data set.
@@ -67,6 +70,8 @@ def open_source(
         - "normals:PATH": images with surface normals, or depth (tfssl/data/sources/normals.py);
         - "tfrecord:GLOB": files of tf.train.Example, or their folder; the split is in their name
           (train-00000-of-01024);
+        - "webdataset:GLOB": tar shards of images with labels, or their folder
+          (tfssl/data/sources/webdataset.py);
         - "tfds:NAME[/CONFIG]": a data set that tensorflow-datasets has prepared;
         - "voc:PATH": Pascal VOC's layout, such as VOCdevkit/VOC2007: several classes in an image
           (see Source.targets);
@@ -88,6 +93,9 @@ def open_source(
       skip_damaged_shards: tfds and tfrecord: a file that ends early, or is damaged from some record
         on, does not end a pass. In training its readable records take the places of the others, and
         whatever else is read keeps its number; evaluation leaves them out.
+      channels: of the images; 3: RGB.
+      value_range: "": 8 bits where there are 3 channels; "full", or "LOW,HIGH", for images in full
+        depth: see `tfssl.data.ops.pixels`.
       **own: settings of a class of your own.
 
     Raises:
@@ -119,7 +127,11 @@ def open_source(
         "skip_damaged_shards": skip_damaged_shards,
     }
     settings = {name: value for name, value in ours.items() if value is not None and name in takes}
-    return cls(spec, path, split, **settings, **own)
+    from tfssl.data.ops.pixels import Pixels
+
+    source: Source = cls(spec, path, split, **settings, **own)
+    source.pixels = Pixels(channels, value_range)
+    return source
 
 
 def _kind(spec: str) -> tuple[str, str, str]:
@@ -201,6 +213,13 @@ def require(source: Source, needs: Iterable[str], who: str) -> None:
                 raise UserError(
                     f"{who} needs labels, and {source.spec} ({source.split}) has none: "
                     f"{source.unlabelled_because}"
+                )
+        elif need == "color":
+            if not source.pixels.plain:
+                told = source.pixels.channels, source.pixels.value_range
+                raise UserError(
+                    f"{who} needs color: RGB of 8 bits, and not images by --channels={told[0]} "
+                    f"--value_range={told[1]}: take another task, or leave these out"
                 )
         elif need not in source.provides:
             having = [cls.form for cls in _classes() if need in cls.provides]

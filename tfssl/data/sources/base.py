@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.data.listing import checks
+from tfssl.data.ops.pixels import Pixels
 from tfssl.data.sources.identity import Parts, relative
 from tfssl.data.sources.splits import Range
 from tfssl.errors import UserError, reason_of
@@ -65,11 +66,15 @@ class Source:
       places: each image's index is below this; N, but for a part of a split.
       block_size: examples whose order is decided at once; N, but where a task has an order of its
         own.
+      pixels: what becomes of the images' values, a `Pixels` (see `open_source`).
+      in_python: whether Python reads its records, which a tf.data service cannot.
+      foreign: whether some images are in a format that TensorFlow does not decode (`formats`).
       unreadable: dict of name -> reason: the images that training has met and cannot decode, in
         that order.
     """
 
-    random_access = splits_overlap = False
+    random_access = splits_overlap = foreign = in_python = False
+    pixels = Pixels()
     provides: tuple[str, ...] = ()
     form = ""
     ranges: list[Range] | None = None
@@ -138,11 +143,16 @@ class Source:
         it: see `tfssl.data.service`."""
         return self._epoch(seed, epoch, 0, None)
 
+    def read(self, image: tf.Tensor) -> tf.Tensor:
+        """An image as `fetch` returns it, of one that is encoded (a scalar string), or an array."""
+        return self.pixels.read(image, self.foreign)
+
     def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """The example of a record; graph code, which a pipeline calls in parallel.
 
         Returns:
-          {"image": string (encoded) or uint8 [H, W, 3], "label": int64 (-1: none), "index": int64,
+          {"image": what `read` returns: string (encoded), uint8 [H, W, 3], or, where `pixels` says
+          so, float32 [H, W, C] in [0, 1]; "label": int64 (-1: none), "index": int64,
           0..N-1 in split order} and what else the source has. An unreadable file raises a
           tf.errors.OpError.
         """

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfssl.data.ops import orientation
 from tfssl.data.sources.base import IndexedSource
 from tfssl.data.sources.identity import Parts
 from tfssl.data.sources.splits import resolve
@@ -82,10 +83,15 @@ class BoxSource(IndexedSource):
 
     def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         index = record["index"]
-        image = tf.io.read_file(self.name_in_graph(record))
+        image = orientation.as_stored(tf.io.read_file(self.name_in_graph(record)))
         begin, end = tf.gather(self._ends, index), tf.gather(self._ends, index + 1)
         its = {key: value[begin:end] for key, value in self._flat.items()}
-        return {"image": image, "label": tf.constant(-1, tf.int64), "index": index, **its}
+        return {
+            "image": self.read(image),
+            "label": tf.constant(-1, tf.int64),
+            "index": index,
+            **its,
+        }
 
     def parts(self) -> Parts:
         boxes = [value.numpy() for value in (self._ends, *self._flat.values())]

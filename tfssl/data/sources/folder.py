@@ -24,13 +24,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import tensorflow as tf
 
 from tfssl.data.listing import layout, outputs
+from tfssl.data.ops import formats
 from tfssl.data.sources.base import IndexedSource, first
 from tfssl.data.sources.identity import Parts
 from tfssl.data.sources.splits import resolve
 from tfssl.errors import UserError, reason_of
 from tfssl.storage import archive
 
-# What tf.io.decode_image reads, and other endings of the same formats.
+# What tf.io.decode_image reads, and other endings of the same formats; and what `formats` does.
 FORMATS = (
     ".jpg",
     ".jpeg",
@@ -45,12 +46,14 @@ FORMATS = (
     ".pjp",
     ".apng",
     ".dib",
+    *formats.ENDINGS,
 )
-UNREAD = (  # images in formats that it does not read
-    ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".ppm",
+_ARRAYS = ".npy"  # are images where there are no others; beside such, labels or the like
+UNREAD = (  # images in formats that are not read
+    ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".ppm",
     ".pgm", ".pbm", ".pnm", ".tga", ".psd",
     ".svg", ".ico", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf",
-    ".raw", ".dcm",
+    ".raw",
 )  # fmt: skip
 # folders of Synology and QNAP, Windows, macOS, Linux, Android, Python; in lower case
 _OF_SYSTEMS = {
@@ -79,6 +82,7 @@ class Files(IndexedSource):
     ) -> None:
         super().__init__(spec, split, len(paths), num_classes, class_names)
         self._shown = shown
+        self.foreign = any(path.lower().endswith(formats.ENDINGS) for path in paths)
         with tf.device(
             "CPU"
         ):  # a pipeline's functions capture them as they are: a graph never holds them
@@ -88,7 +92,8 @@ class Files(IndexedSource):
     def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         index = record["index"]
         image = tf.io.read_file(tf.gather(self._paths, index))
-        return {"image": image, "label": tf.gather(self._labels, index), "index": index}
+        label = tf.gather(self._labels, index)
+        return {"image": self.read(image), "label": label, "index": index}
 
     def parts(self) -> Parts:
         return Parts([path.decode() for path in self._paths.numpy()], [self._labels.numpy()])
@@ -203,12 +208,19 @@ def _folders(passed: Mapping[str, int]) -> list[str]:
 def _tell_left_out(source: Files, found: _Found) -> None:
     if found.own:
         source.left_out["what tfssl itself wrote there"] = sorted(found.own)
-    if found.unread:
-        endings = collections.Counter(os.path.splitext(name)[1].lower() for name in found.unread)
+    by_remedy: dict[str, list[str]] = collections.defaultdict(list)
+    for name in sorted(found.unread):
+        install = formats.absent(_ending(name))
+        remedy = f"need {install}" if install else "that are not read: convert them to .jpg or .png"
+        by_remedy[remedy].append(name)
+    for remedy, names in by_remedy.items():
+        endings = collections.Counter(map(_ending, names))
         counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common())
-        source.left_out[f"{counts} (formats that are not read: convert them to .jpg or .png)"] = (
-            sorted(found.unread)
-        )
+        source.left_out[f"{counts} (formats {remedy})"] = names
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _hash(path: str) -> bytes:
@@ -238,6 +250,17 @@ class _Found:
     own: list[str] = dataclasses.field(default_factory=list)
     others: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
+    def sort_out(self) -> None:
+        """Of the images, those that are none here: arrays beside pictures, and formats whose
+        package is absent."""
+        arrays = [name for name in self.images if _ending(name) == _ARRAYS]
+        if len(arrays) < len(self.images):
+            self.others[_ARRAYS] += len(arrays)
+            self.images = [name for name in self.images if _ending(name) != _ARRAYS]
+        lacking = {ending for ending in formats.EXTRAS if formats.absent(ending)}
+        self.unread += [name for name in self.images if _ending(name) in lacking]
+        self.images = [name for name in self.images if _ending(name) not in lacking]
+
     def ignored(self) -> dict[str, int]:
         return dict(
             self.others
@@ -265,6 +288,7 @@ def _list(root: str, spec: str) -> _Found:
         raise UserError(f"{spec}: a file name below it is not UTF-8: {error.object!r}") from error
     except OSError as error:
         raise UserError(f"{spec}: {error}") from error
+    found.sort_out()
     if not found.images:
         seen = sorted(found.ignored().items(), key=lambda item: -item[1])[:5]
         listed = (

@@ -96,6 +96,7 @@ class GlyphSource(IndexedSource):
             "boxes": boxes,
             "classes": example["label"][None],
             **example,
+            "image": self.read(example["image"]),
         }
 
     def parts(self) -> Parts:

@@ -105,6 +105,9 @@ def of(source: Source, sample: bool = False) -> Identity:
     stamps = _there(parts.files)
     classes = list(source.class_names) if source.class_names else None
     identified = parts.files or parts.pixels
+    reading: dict[str, Any] = parts.reading
+    if not source.pixels.plain:
+        reading = {"of": reading, "pixels": dataclasses.asdict(source.pixels)}
     identity: Identity = {
         "num_examples": source.num_examples,
         "num_classes": source.num_classes,
@@ -112,7 +115,7 @@ def of(source: Source, sample: bool = False) -> Identity:
         "names": _digest("\0".join(names).encode("utf-8", "surrogateescape")),
         "contents": _digest(stamps[:, 0], *parts.pixels),
         "labels": _digest(json.dumps(classes).encode(), *parts.labels),
-        "reading": _digest(json.dumps(parts.reading, sort_keys=True, default=str).encode()),
+        "reading": _digest(json.dumps(reading, sort_keys=True, default=str).encode()),
         "times": _digest(stamps[:, 1:]) if identified else None,
         "folder": folder,
     }

@@ -18,6 +18,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from tfssl.data.ops import orientation
 from tfssl.data.sources.base import IndexedSource
 from tfssl.data.sources.folder import FORMATS, UNREAD
 from tfssl.data.sources.identity import Parts
@@ -62,11 +63,16 @@ class MaskSource(IndexedSource):
 
     def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         index = record["index"]
-        image = tf.io.read_file(tf.gather(self._images, index))
+        image = orientation.as_stored(tf.io.read_file(tf.gather(self._images, index)))
         mask = tf.ensure_shape(
             tf.numpy_function(_decode, [tf.gather(self._masks, index)], tf.uint8), [None, None]
         )
-        return {"image": image, "label": tf.constant(-1, tf.int64), "index": index, "mask": mask}
+        return {
+            "image": self.read(image),
+            "label": tf.constant(-1, tf.int64),
+            "index": index,
+            "mask": mask,
+        }
 
     def parts(self) -> Parts:
         return Parts(

@@ -19,6 +19,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from tfssl.data.ops import orientation
 from tfssl.data.sources.base import IndexedSource
 from tfssl.data.sources.identity import Parts
 from tfssl.data.sources.masks import beside
@@ -74,9 +75,9 @@ class NormalSource(IndexedSource):
         else:
             depth = tf.io.decode_png(other, channels=1, dtype=tf.uint16)
             normals = from_depth(tf.cast(depth[..., 0], tf.float32), *self._camera)
-        image = tf.io.read_file(tf.gather(self._images, index))
+        image = orientation.as_stored(tf.io.read_file(tf.gather(self._images, index)))
         return {
-            "image": image,
+            "image": self.read(image),
             "label": tf.constant(-1, tf.int64),
             "index": index,
             "normals": normals,

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfssl.data.listing import roles
 from tfssl.data.listing.counts import broken, count_records
+from tfssl.data.ops import formats, orientation
 from tfssl.data.sources.base import StreamSource
 from tfssl.data.sources.splits import Range, cut, resolve
 from tfssl.errors import UserError, one_line
@@ -28,7 +29,14 @@ _SPLITS = ("train", "val", "validation", "valid", "test", "dev", "trainval")
 _THREADS = 16  # files that are looked for at once: in a bucket each is a request
 _SHARD = re.compile(r"^(.*?)[-_.]?\d{5,}-of-\d{5,}")
 _ENDING = re.compile(r"\.(tfrecords?|tfrec|records?)$", re.IGNORECASE)
-_IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")  # what encoded images begin with
+_IMAGES = (
+    b"\xff\xd8\xff",
+    b"\x89PNG",
+    b"GIF8",
+    b"BM",
+    b"RIFF",
+    *formats.MAGIC,
+)  # what encoded images begin with
 _OF_CLASSES = re.compile(
     r"label|class|target|categor|^y$", re.IGNORECASE
 )  # what people call labels
@@ -102,6 +110,7 @@ class TFRecordSource(StreamSource):
             self.remarks += (
                 [f"no label under label_key {label_key!r}{keys}, if that is one"] if likely else []
             )
+        self.foreign = _is_foreign(files[0], image_key)
         self._image_key, self._label_key, self._offset = image_key, label_key, label_offset
         self.reading = {
             "image_key": image_key,
@@ -117,7 +126,16 @@ class TFRecordSource(StreamSource):
         parsed = tf.io.parse_single_example(record["serialized"], features)
         label = parsed[self._label_key]
         label = tf.where(label < 0, tf.constant(-1, tf.int64), label - self._offset)
-        return {"image": parsed[self._image_key], "label": label, "index": record["index"]}
+        image = self.read(parsed[self._image_key])
+        return {"image": image, "label": label, "index": record["index"]}
+
+
+def _is_foreign(file: str, image_key: str) -> bool:
+    """Whether the first image of a file is in a format that TensorFlow does not decode."""
+    feature = {image_key: tf.io.FixedLenFeature([], tf.string, b"")}
+    records = tf.data.TFRecordDataset(file).take(1)
+    parsed = (tf.io.parse_single_example(record, feature) for record in records)
+    return any(bool(formats.is_one(example[image_key])) for example in parsed)
 
 
 def _shards(
@@ -286,8 +304,10 @@ class TFDSSource(StreamSource):
         }
         if "objects" in example:
             objects, none = example["objects"], tf.zeros_like(example["objects"]["label"], tf.bool)
+            found["image"] = orientation.as_stored(found["image"])
             found |= {"boxes": objects["bbox"], "classes": tf.cast(objects["label"], tf.int64)}
             found["difficult"] = objects.get("is_difficult", objects.get("is_crowd", none))
+        found["image"] = self.read(found["image"])
         return found
 
     def targets(self) -> np.ndarray | None:

@@ -28,6 +28,8 @@ class Derived(Source):
             source.spec, source.split, num_examples, source.num_classes, source.class_names
         )
         self._source, self.provides, self.places = source, source.provides, source.places
+        self.pixels, self.foreign = source.pixels, source.foreign
+        self.in_python = source.in_python
         self.ignored, self.left_out, self.remarks = source.ignored, source.left_out, source.remarks
         self.random_access, self.splits_overlap = source.random_access, source.splits_overlap
 

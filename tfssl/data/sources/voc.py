@@ -64,7 +64,11 @@ class VOCSource(IndexedSource):
 
     def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         image = tf.io.read_file(self.name_in_graph(record))
-        return {"image": image, "label": tf.constant(-1, tf.int64), "index": record["index"]}
+        return {
+            "image": self.read(image),
+            "label": tf.constant(-1, tf.int64),
+            "index": record["index"],
+        }
 
     def name_in_graph(self, record: dict[str, tf.Tensor]) -> tf.Tensor:
         return tf.gather(self._paths, record["index"])

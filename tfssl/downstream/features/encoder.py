@@ -67,7 +67,9 @@ class Encoder:
 
     def channels(self, endpoint: str) -> int:
         """C of an endpoint's maps, or of its vectors; pooling does not change it."""
-        return 3 if endpoint == PIXELS else self.module.shapes(self.size)[endpoint][-1]
+        if endpoint == PIXELS:
+            return self.source.pixels.channels
+        return self.module.shapes(self.size)[endpoint][-1]
 
     def random_crops(
         self,
@@ -102,15 +104,18 @@ class Encoder:
             Subset(self.source, index), crop, batch_size, seed, start_step, **rows
         )
 
+    def spec(self, batch_size: int) -> tf.TensorSpec:
+        """What B images are: see `pipeline.crops_spec`."""
+        return pipeline.crops_spec(self.source, batch_size, self.size)
+
     def step(self, names: Sequence[str], batch_size: int) -> Compute:
-        """The `forward.step` uint8 [B, S, S, 3] -> {endpoint: [B, D]}, with the module in inference
-        mode; B: `batch_size` of each replica."""
+        """The `forward.step` images [B, S, S, C] -> {endpoint: [B, D]}, with the module in
+        inference mode; B: `batch_size` of each replica."""
         return _step(
             self.strategy,
             self.module,
             tuple(names),
-            batch_size,
-            self.size,
+            self.spec(batch_size),
             self.pool,
             self.target,
             self.dtype,
@@ -119,10 +124,8 @@ class Encoder:
 
     def encoder(self, names: Sequence[str], batch_size: int) -> Compute:
         """The same graph function on one device, for B images."""
-        compute = encoder(
-            self.module, tuple(names), batch_size, self.size, self.pool, self.target, self.dtype
-        )
-        spec = tf.TensorSpec([batch_size, self.size, self.size, 3], tf.uint8)
+        spec = self.spec(batch_size)
+        compute = encoder(self.module, tuple(names), spec, self.pool, self.target, self.dtype)
         return tf.function(compute, autograph=False).get_concrete_function(spec)
 
     def large_batch_encoder(self, names: Sequence[str], batch_size: int) -> Compute:
@@ -131,7 +134,7 @@ class Encoder:
         parts = -(-batch_size // self.batch_size)
         part = -(-batch_size // parts)
         compute = encoder(
-            self.module, tuple(names), part, self.size, self.pool, self.target, self.dtype
+            self.module, tuple(names), self.spec(part), self.pool, self.target, self.dtype
         )
         if self.jit_compile:
             compute = forward.compiled(compute)
@@ -156,16 +159,16 @@ class Encoder:
     def dims(self, endpoint: str) -> int:
         """D of an endpoint's features."""
         if endpoint == PIXELS:
-            return math.prod(pixels_shape(self.size, self.target))
+            return math.prod(pixels_shape(self.size, self.target, self.source.pixels.channels))
         shape = self.module.shapes(self.size)[endpoint]
         return math.prod(pooling.pooled_shape(shape, self.pool, self.target))
 
 
-def pixels_shape(size: int, target: int) -> tuple[int, int, int]:
+def pixels_shape(size: int, target: int, channels: int = 3) -> tuple[int, int, int]:
     """Shape of the endpoint "pixels": the module's input, averaged to at most floor(sqrt(target /
-    3)) pixels a side."""
-    side = min(size, math.isqrt(target // 3))
-    return side, side, 3
+    channels)) pixels a side."""
+    side = max(1, min(size, math.isqrt(target // channels)))
+    return side, side, channels
 
 
 @functools.lru_cache(maxsize=2)  # the test split follows the training split, with the same module
@@ -173,38 +176,37 @@ def _step(
     strategy: tf.distribute.Strategy,
     module: Module,
     names: tuple[str, ...],
-    batch_size: int,
-    size: int,
+    spec: tf.TensorSpec,
     pool: str,
     target: int,
     dtype: str,
     jit_compile: bool,
 ) -> Compute:
-    compute = encoder(module, names, batch_size, size, pool, target, dtype)
+    compute = encoder(module, names, spec, pool, target, dtype)
     with strategy.scope():
-        return forward.step(compute, batch_size, size, jit_compile)
+        return forward.step(compute, spec, jit_compile)
 
 
 def encoder(
     module: Module,
     names: tuple[str, ...],
-    batch_size: int,
-    size: int,
+    spec: tf.TensorSpec,
     pool: str,
     target: int,
     dtype: str,
 ) -> Compute:
-    """A function uint8 [B, S, S, 3] -> {name: [B, D]}, graph code: the module's inference, pooled;
-    or the pixels."""
+    """A function of images as `spec` says (`pipeline.crops_spec`) -> {name: [B, D]}, graph code:
+    the module's inference, pooled; or the pixels."""
+    batch_size, size, _, channels = spec.shape
     shapes = module.shapes(size)
 
     def compute(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        images = tf.cast(images, tf.float32) / 255.0
+        images = pipeline.as_floats(images)
         maps = module.endpoints(images) if set(names) - {PIXELS} else {}
         features = {}
         for name in names:
             if name == PIXELS:
-                side = pixels_shape(size, target)[0]
+                side = pixels_shape(size, target, channels)[0]
                 values = images if side == size else _averaged(images, side)
                 features[name] = tf.reshape(values, [batch_size, -1])
             else:  # pooling needs static shapes, which a loaded function does not have

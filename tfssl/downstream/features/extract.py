@@ -17,7 +17,7 @@ from absl import logging
 from tqdm.auto import tqdm
 
 from tfssl.data import pipeline, segments
-from tfssl.data.ops import image
+from tfssl.data.ops import formats, image, orientation, pixels
 from tfssl.data.sources import identity
 from tfssl.data.sources.base import Source
 from tfssl.data.sources.subset import Subset, evenly_spaced
@@ -200,6 +200,12 @@ def extract(
         raise UserError(f"feature dtype {dtype!r}; there is: float32, float16")
     if not isinstance(module, Module):
         module = modules.load(module)
+    if source.pixels.channels != module.pixels["channels"]:
+        raise UserError(
+            f"module {module.handle!r} takes images of {module.pixels['channels']} channels, and "
+            f"{source.spec} has {source.pixels.channels}: open it with "
+            f"channels={module.pixels['channels']}"
+        )
     size, resize = module.sizes(image_size, resize)
     images = Encoder(module, source, size, resize, pool, target, dtype, batch_size, jit_compile)
     wanted = check_endpoints(module, size, endpoints) if endpoints is None or len(endpoints) else []
@@ -563,7 +569,9 @@ def _preprocessing() -> str:
     """A digest of the code of decoding, preprocessing and pooling, which may change between
     releases."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in (image, pipeline, segments, forward, images_module, pooling):
+    for part in (
+        image, orientation, formats, pixels, pipeline, segments, forward, images_module, pooling,
+    ):  # fmt: skip
         # an archive's files cannot be opened
         with contextlib.suppress(OSError), open(part.__file__ or "", "rb") as f:
             digest.update(f.read())

@@ -12,16 +12,16 @@ from tfssl.data.sources.base import Source
 from tfssl.data.sources.subset import Subset
 from tfssl.runtime import strategy as strategies
 
-# images uint8 [B, S, S, 3] -> {name: [B, ...]}
+# images [B, S, S, C] (see `pipeline.crops_spec`) -> {name: [B, ...]}
 Compute = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 
 
-def step(compute: Compute, batch_size: int, size: int, jit_compile: bool = False) -> Compute:
+def step(compute: Compute, spec: tf.TensorSpec, jit_compile: bool = False) -> Compute:
     """The graph function of one step of the current strategy: images of each replica -> outputs of
     each.
 
-    Each replica computes `batch_size` images, however many replicas there are: so float32 outputs
-    are the same bits on one and on several devices of a kind.
+    Each replica computes so many images as `spec` says, however many replicas there are: so float32
+    outputs are the same bits on one and on several devices of a kind.
     """
     strategy = tf.distribute.get_strategy()
     of_replica = compiled(compute) if jit_compile else compute
@@ -32,7 +32,6 @@ def step(compute: Compute, batch_size: int, size: int, jit_compile: bool = False
     if strategies.distributed(strategy):
         return tf.function(run, autograph=False)
     # Traced by hand: TensorFlow would warn of many functions made of one piece of code.
-    spec = tf.TensorSpec([batch_size, size, size, 3], tf.uint8)
     return tf.function(of_replica, autograph=False).get_concrete_function(spec)
 
 

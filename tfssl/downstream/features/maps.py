@@ -107,6 +107,12 @@ class Maps:
         others: Sequence[Callable[..., tuple[tf.Tensor, Example]]] = (),
         batch_size: int = 8,
     ) -> None:
+        if not source.pixels.plain:
+            raise UserError(
+                f"module {module.handle!r} takes images of {source.pixels.channels} channels in "
+                "full depth, and protocols of maps (segmentation, detection, surface_normals) read "
+                "RGB of 8 bits"
+            )
         self.views = 1 + len(others)
         self.annotations: list[dict[str, np.ndarray]] = []
         self.arrays: dict[str, np.ndarray] = {}

@@ -82,7 +82,8 @@ def plot(
 
 
 def pictures(features: Features, rows: np.ndarray) -> np.ndarray:
-    """The images behind rows [n] of `Features`, as the module's input: uint8 [n, S, S, 3]."""
+    """The images behind rows [n] of `Features`, as the module's input, for people: uint8
+    [n, S, S, 3]; gray of one channel, and of many channels the first three."""
     index = features.index[rows]
     unique = np.unique(index)
     images = features.images
@@ -93,7 +94,10 @@ def pictures(features: Features, rows: np.ndarray) -> np.ndarray:
     )
     batch = next(iter(batches))
     position = np.searchsorted(batch["index"].numpy()[: len(unique)], index)
-    return batch["image"].numpy()[position]
+    found = batch["image"].numpy()[position]
+    if found.dtype != np.uint8:
+        found = np.rint(255 * found).astype(np.uint8)
+    return found[..., :3] if found.shape[-1] > 2 else np.repeat(found[..., :1], 3, -1)
 
 
 def _class(features: Features, row: int) -> str:

@@ -73,6 +73,8 @@ class Patches(Pretext):
         code: 224).
     """
 
+    needs = ("color",)
+
     def __init__(
         self,
         backbone: tf.keras.Model,

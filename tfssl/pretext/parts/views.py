@@ -35,7 +35,8 @@ class Views(Probed):
       image_size: side of the views, in pixels.
       augmentation: policy of the views: simclr, moco_v1, moco_v2, pirl, pirl_photometric, byol,
         barlow_twins, dino, lejepa, swav, infomin, cifar (SimCLR's for 32 pixels) or crop (crops and
-        flips alone); see tfssl/data/augmentation.py.
+        flips alone); see tfssl/data/augmentation.py. Or a file of your own, FILE.json: the fields
+        of its Policy.
       strength: scales the policy's color jitter (SimCLR: 1 for ImageNet, 0.5 for CIFAR-10; the
         policy cifar has its 0.5 already).
       min_area: smallest area of a crop, as a share of the image; 0 takes the policy's.
@@ -107,10 +108,12 @@ class Views(Probed):
         ]
         if training and self.augment_on == "host":
             draws = augmentation.HostDraws(seed, 1)
+            deep = groups[0].dtype == tf.float32  # in full depth, which bytes would not keep
             groups = [
-                to_bytes(self._policed(_to_float(x)[None], draws, n)[0])
+                self._policed((x if deep else _to_float(x))[None], draws, n)[0]
                 for x, n in self._numbered(groups)
             ]
+            groups = groups if deep else [to_bytes(x) for x in groups]
         if not self.located:
             return {"image": tuple(groups)}
         boxes = tuple(augmentation.crop_boxes(example["image"], seed, own) for own in regions)
