@@ -491,7 +491,7 @@ def test_help_is_quick_and_complete():
         (["--module=nowhere", "--dataset=nowhere"], "nowhere"),
         (
             ["--module=m", "--protocol=svc"],
-            "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, "
+            "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, unsupervised, "
             "segmentation, detection, surface_normals",
         ),
         (
