@@ -117,7 +117,8 @@ def check(task, replicas, skip=()):
 
 
 def test_every_task_is_tested():
-    assert {name.split()[0] for name in TASKS} == set(pretext.NAMES)
+    """`distill`, which needs a module, in its own file."""
+    assert {name.split()[0] for name in TASKS} == set(pretext.NAMES) - {"distill"}
 
 
 @pytest.mark.parametrize("task", TASKS)
