@@ -118,7 +118,7 @@ def save_keras3(module: modules.Module, path: str) -> str:
         shutil.copy(
             os.path.join(os.path.dirname(__file__), "keras3.py"), f"{unfinished}/encoder.py"
         )
-        os.rename(unfinished, path)
+        files.move(unfinished, path)
     finally:
         files.remove(unfinished)
     return os.path.join(path, "encoder.py")

@@ -118,7 +118,7 @@ def strikes_at(place, number):
         ("train", "tfssl.training.summaries:write_start", signal.SIGTERM, ()),
         (
             "finetune",
-            "tfssl.data.overlap:check",
+            "tfssl.hub.load:pixels_of",
             signal.SIGTERM,
             ("--module=none", "--test_split="),
         ),

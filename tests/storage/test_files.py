@@ -166,6 +166,9 @@ WRITERS = {
     ("tfssl/pretext/parts/ab_bins.py", "save"): "into the file that write_file gives it",
     ("tfssl/data/sources/glyphs.py", "_drawn"): "into memory",
     ("tfssl/storage/npz.py", "fill"): "into the file that write_file gives it",
+    ("tfssl/hub/precision.py", "_link"): "into a scratch folder",
+    ("tfssl/export/converted.py", "_quiet"): "/dev/null",
+    ("tfssl/export/converted.py", "save_keras3"): "a folder is renamed when it is complete",
     ("tfssl/hub/remote.py", None): "a download, renamed when its digest is right",
     (
         "tfssl/downstream/features/cache.py",

@@ -58,8 +58,8 @@ def load(handle: str | os.PathLike[str], precision: str = "float32") -> Module:
     for name in (name.rstrip("/") for name in tf.io.gfile.listdir(folder)):
         if name not in ("saved_model.pb", "fingerprint.pb"):
             _link(os.path.join(folder, name), os.path.join(copy, name))
-    with open(os.path.join(copy, "saved_model.pb"), "wb") as f:
-        f.write(saved.SerializeToString(deterministic=True))
+    graph = saved.SerializeToString(deterministic=True)
+    files.write_file(os.path.join(copy, "saved_model.pb"), graph)
     return Module(handle, copy)
 
 
