@@ -44,6 +44,8 @@ PARTS = {
 
 ONCE = (  # what tells nothing of TensorFlow, or is shown by the checks of testing/ on both stacks
     "backbones/test_resnet.py", "backbones/test_selective_kernel.py", "config/", "data/listing/",
+    "data/ops/test_formats.py", "data/ops/test_orientation.py", "hub/test_handles.py",
+    "runtime/test_tracking.py", "test_any_image.py",
     "data/sources/test_identity.py", "downstream/metrics/", "downstream/protocols/test_svm.py",
     "downstream/protocols/test_logistic.py", "downstream/protocols/test_knn.py",
     "downstream/protocols/test_few_shot.py", "downstream/protocols/test_low_shot.py",

@@ -23,7 +23,7 @@ def pictures_with_gaps(tmp_path_factory):
     return tfssl.open_source(f"folder:{folder}")
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("batch_size", [3, 64])
 def test_replicas_give_the_bits_of_one_device(
     modules_dir, pictures_with_gaps, replicas, batch_size
 ):
