@@ -46,7 +46,8 @@ OF_MAPS = {
 
 
 def test_all_protocols_are_checked():
-    assert {*OF_FEATURES, *OF_MAPS} == set(NAMES)
+    """`unsupervised`, whose details are measured on test, in its own file."""
+    assert {*OF_FEATURES, *OF_MAPS} == set(NAMES) - {"unsupervised"}
 
 
 @pytest.mark.parametrize("name", OF_FEATURES)

@@ -14,8 +14,9 @@ from tfssl.training.registered import registered
 
 def config(folder, task="rotation", backbone="resnet50_v2", given=None, **settings):
     own = pretext.task_flags().arguments(task, {})
-    network = backbones.backbone_flags().arguments(backbone, given or {})
-    names = {"skip": "skip_connections"} if "skip" in network else {}
+    flags = backbones.backbone_flags()
+    network = flags.arguments(backbone, given or {})
+    names = {name: s.flag for name, s in flags.settings[backbone].items() if s.flag != name}
     made = TrainConfig(
         task=task, task_settings=own, backbone_settings=network, backbone_flags=names
     )
