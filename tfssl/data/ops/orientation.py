@@ -55,8 +55,7 @@ def of_file(data: tf.Tensor) -> tf.Tensor:
 
 @_apart
 def _look_for(data: tf.Tensor) -> tf.Tensor:
-    start, length = _exif(data)
-    return tf.cond(length > 0, lambda: _read(data, start, length), lambda: tf.constant(1))
+    return _read(data, *_exif(data))
 
 
 def as_stored(data: tf.Tensor) -> tf.Tensor:
@@ -135,16 +134,37 @@ def _is(orientation: tf.Tensor, values: Sequence[int]) -> tf.Tensor:
 
 def _exif(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(first byte, number of bytes) of the EXIF data in an encoded image, int32 both; 0 where there
-    are none."""
+    are none.
+
+    One loop for both formats, whose answers are chosen from: each function in a graph, such as a
+    branch or a loop's body, is optimized whenever a pipeline starts.
+    """
+    size = tf.strings.length(data)
     head = tf.cast(tf.io.decode_raw(data, tf.uint8, fixed_length=4)[:3], tf.int32)
-    none = (tf.constant(0), tf.constant(0))
-    return tf.case(
-        [
-            (tf.reduce_all(head == list(b"\xff\xd8\xff")), lambda: _walk(data, 2, _jpeg_segment)),
-            (tf.reduce_all(head == list(b"\x89PN")), lambda: _walk(data, 8, _png_chunk)),
-        ],
-        lambda: none,
+    jpeg, png = (tf.reduce_all(head == list(begin)) for begin in (b"\xff\xd8\xff", b"\x89PN"))
+
+    def step(
+        at: tf.Tensor, start: tf.Tensor, length: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        part = tf.io.decode_raw(tf.strings.substr(data, at, 10), tf.uint8, fixed_length=10)
+        part = tf.cast(part, tf.int32)
+        begin, end, following = (
+            tf.where(jpeg, *pair) for pair in zip(_jpeg_segment(part), _png_chunk(part))
+        )
+        # within the file
+        there = tf.where(end > begin, tf.maximum(tf.minimum(at + end, size) - at - begin, 0), 0)
+        following = tf.where((there > 0) | (following == 0), size, at + following)
+        return following, at + begin, there
+
+    first = tf.where(jpeg, 2, tf.where(png, 8, size))  # others have no segments
+    _, start, length = tf.while_loop(
+        lambda at, start, length: (at > 0) & (at < size) & (length == 0),
+        step,
+        (first, tf.constant(0), tf.constant(0)),
+        parallel_iterations=1,
+        maximum_iterations=_MOST,
     )
+    return tf.where(length > 0, start, 0), length
 
 
 def _png_chunk(head: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -170,33 +190,6 @@ def _number(head: tf.Tensor) -> tf.Tensor:
     """An integer of 2 or 4 bytes, the highest first; the largest where it is beyond an int32."""
     value = tf.reduce_sum(tf.cast(head, tf.int64) * [256**i for i in range(head.shape[0])][::-1])
     return tf.cast(tf.minimum(value, 1 << 30), tf.int32)
-
-
-def _walk(
-    data: tf.Tensor, first: int, look: Callable[[tf.Tensor], tuple[tf.Tensor, ...]]
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """`_exif` of a file whose segments begin at `first`."""
-    size = tf.strings.length(data)
-
-    def step(
-        at: tf.Tensor, start: tf.Tensor, length: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        head = tf.io.decode_raw(tf.strings.substr(data, at, 10), tf.uint8, fixed_length=10)
-        begin, end, following = look(tf.cast(head, tf.int32))
-        # within the file
-        there = tf.where(end > begin, tf.maximum(tf.minimum(at + end, size) - at - begin, 0), 0)
-        following = tf.where((there > 0) | (following == 0), size, at + following)
-        return following, at + begin, there
-
-    state = (tf.constant(first), tf.constant(0), tf.constant(0))
-    _, start, length = tf.while_loop(
-        lambda at, start, length: (at > 0) & (at < size) & (length == 0),
-        step,
-        state,
-        parallel_iterations=1,
-        maximum_iterations=_MOST,
-    )
-    return start, length
 
 
 def _read(data: tf.Tensor, start: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
