@@ -147,19 +147,23 @@ def test_split_groups_train_like_one(task, source, replicas, float64, monkeypatc
 
 
 @pytest.mark.costs(120, "another pytest")
-def test_four_replicas():
-    """The same test with four devices, in a process that has them."""
-    files = (
-        "pretext/test_task.py",
-        "losses/test_replicas.py",
-        "testing/test_tasks.py",
-        "downstream/features/test_forward.py",
-        "downstream/protocols/test_linear_sgd.py",
-    )
-    chosen = (
-        "(split_groups and moco) or rows_in_order or bytes_arrive or one_batch or (contract and "
-        "exemplar and not cnn) or bits_of_one_device or heads_of_one_device"
-    )
+@pytest.mark.parametrize(
+    "files, chosen",
+    [
+        (
+            ("pretext/test_task.py", "losses/test_replicas.py", "testing/test_tasks.py"),
+            "(split_groups and moco) or rows_in_order or bytes_arrive or one_batch or (contract "
+            "and exemplar and not cnn)",
+        ),
+        (
+            ("downstream/features/test_forward.py", "downstream/protocols/test_linear_sgd.py"),
+            "bits_of_one_device or heads_of_one_device",
+        ),
+    ],
+    ids=["training", "evaluation"],
+)
+def test_four_replicas(files, chosen):
+    """The same tests with four devices, in a process that has them."""
     tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", *(f"tests/{file}" for file in files), "-k", chosen],
