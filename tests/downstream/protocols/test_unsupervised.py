@@ -41,6 +41,8 @@ def test_without_labels_and_with_images(photos, tmp_path):
         unit = x / np.linalg.norm(x, axis=1, keepdims=True)
         others = (unit @ unit.T)[np.triu_indices(len(x), 1)].mean()
         assert result["alignment"] > others
+    unread = Features({}, train.labels, train.index)  # as a command gives it, of training images
+    assert len(downstream.run("unsupervised", unread, bare)) == len(results)
     again = downstream.run("unsupervised", train, train)
     assert [r["alignment"] for r in again] == [r["alignment"] for r in results]
     with pytest.raises(UserError, match="one image"):

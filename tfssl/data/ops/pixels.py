@@ -1,4 +1,4 @@
-"""What becomes of the values of an image: RGB of 8 bits, or as many channels as there are, in their
+"""How the values of an image are read: as RGB of 8 bits, or as many channels as there are, in their
 full depth.
 
 By default an image is RGB of 8 bits, decoded as late and as little as possible. With another number

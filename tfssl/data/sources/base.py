@@ -66,7 +66,7 @@ class Source:
       places: each image's index is below this; N, but for a part of a split.
       block_size: examples whose order is decided at once; N, but where a task has an order of its
         own.
-      pixels: what becomes of the images' values, a `Pixels` (see `open_source`).
+      pixels: how the images' values are read, a `Pixels` (see `open_source`).
       in_python: whether Python reads its records, which a tf.data service cannot.
       foreign: whether some images are in a format that TensorFlow does not decode (`formats`).
       unreadable: dict of name -> reason: the images that training has met and cannot decode, in

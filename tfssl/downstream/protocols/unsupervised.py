@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfssl.data import pipeline
 from tfssl.data.ops.draws import fork
 from tfssl.data.sources.subset import Subset
+from tfssl.downstream import partition
 from tfssl.downstream.features.encoder import CROPS, Encoder
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.metrics import geometry
@@ -51,6 +52,12 @@ class Unsupervised(Protocol[Features]):
         """Any images will do, if there are two."""
         if len(data.test.index) < 2:
             raise UserError(f"{data.test.source}: one image alone has no rank")
+
+    def endpoints(
+        self, data: Data[Features], names: Optional[Sequence[str]] = None, pixels: bool = True
+    ) -> list[str]:
+        """Those of the test images: of the training images nothing is extracted."""
+        return partition.endpoints([data.test], names)
 
     def reads_train(self, held_out: bool) -> bool:
         return False
