@@ -13,6 +13,8 @@ def test_baselines():
     train = Features({}, np.array([0, 1, 1, 2]), np.arange(4), num_classes=3)
     test = Features({}, np.array([0, 1, 1, 1, 2]), np.arange(5), num_classes=3)
     assert baselines(train, test) == pytest.approx({"chance": 1 / 3, "majority class": 3 / 5})
+    unlabeled = Features({}, np.full(4, -1), np.arange(4))
+    assert baselines(unlabeled, unlabeled) == {} == baselines(train, unlabeled)
 
 
 def test_columns_and_rows():

@@ -181,8 +181,9 @@ def headings(columns: Sequence[Column]) -> dict[Column, str]:
 
 def baselines(train: Features, test: Features) -> dict[str, float]:
     """Accuracies without a look at the images: a uniform guess, and the most frequent class of the
-    training split. None for multi-label images; a result's own "chance" takes precedence."""
-    if train.targets is not None:
+    training split. None for multi-label images, nor without labels; a result's own "chance" takes
+    precedence."""
+    if train.targets is not None or any((part.labels < 0).all() for part in (train, test)):
         return {}
     classes = np.unique(np.concatenate([train.labels, test.labels]))
     majority = np.bincount(train.labels).argmax()
