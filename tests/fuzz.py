@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pathlib
+import pickle
 import sys
 import tarfile
 import tempfile
@@ -25,7 +26,7 @@ import runs  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 CHUNK = 500  # cases in one process
-CASES = {"images": 60_000, "archives": 10_000, "records": 1_000, "states": 1_000}
+CASES = {"images": 60_000, "archives": 10_000, "records": 1_000, "states": 1_000, "weights": 10_000}
 EXTREMES = (
     b"\x00",
     b"\xff",
@@ -178,6 +179,37 @@ class Records:
             open_source(f"tfrecord:{path}", "train")
         except UserError:
             pass
+
+
+class Weights:
+    """What `tfssl-import` takes: safetensors, both formats of PyTorch, a haiku pickle, and the two
+    files of a TensorFlow checkpoint."""
+
+    def __init__(self, folder):
+        fixtures = pathlib.Path(__file__).parent / "interop" / "fixtures"
+        names = ("file.safetensors", "older.pth", "zip.pth")
+        self.sound = [{name: (fixtures / name).read_bytes()} for name in names]
+        state = {"net/conv": {"w": np.ones([3, 3, 3, 4], np.float32), "b": np.zeros(4)}}
+        self.sound.append({"haiku.pkl": pickle.dumps({"params": state, "step": np.int64(3)}, 4)})
+        (folder / "sound").mkdir()
+        tf.train.Checkpoint(x=tf.Variable(tf.ones([64]))).write(str(folder / "sound" / "x"))
+        self.sound.append({p.name: p.read_bytes() for p in (folder / "sound").iterdir()})
+
+    def case(self, number, rng, folder):
+        from tfssl.errors import UserError
+        from tfssl.interop.formats import weights
+
+        sound = self.sound[number % len(self.sound)]
+        changed = rng.choice(list(sound))
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            for name, content in sound.items():
+                pathlib.Path(place, name).write_bytes(
+                    mutate(content, rng) if name == changed else content
+                )
+            try:
+                weights.read(os.path.join(place, *sound) if len(sound) == 1 else place)
+            except UserError:
+                pass
 
 
 class States:
@@ -333,7 +365,13 @@ def _read_features(path):
         assert not found or np.array_equal(found["a"], rows), "other features than were written"
 
 
-KINDS = {"images": Images, "archives": Archives, "records": Records, "states": States}
+KINDS = {
+    "images": Images,
+    "archives": Archives,
+    "records": Records,
+    "states": States,
+    "weights": Weights,
+}
 _MADE = {**KINDS, "raise": Broken, "die": Deadly}
 
 

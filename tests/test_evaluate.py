@@ -1140,7 +1140,8 @@ def test_on_two_replicas_the_same_features_and_in_16_bits_others(modules_dir, im
 
 
 def test_two_processes_extract_half_each(modules_dir, images, tmp_path, monkeypatch):
-    """And the first one measures; what is left is what one process leaves."""
+    """And the first one measures; what is left is what one process leaves. It does not wait for
+    ever."""
     arguments = [
         f"--module={modules_dir}/ours/1",
         f"--dataset=folder:{images}",
@@ -1152,18 +1153,22 @@ def test_two_processes_extract_half_each(modules_dir, images, tmp_path, monkeypa
     alone, together = tmp_path / "alone", tmp_path / "together"
     workers = {"worker": ["localhost:40001", "localhost:40002"]}  # nobody listens there
 
-    def started(index):
+    def started(index, *more):
         task = {"type": "worker", "index": index}
         monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": workers, "task": task}))
         flags = ["--strategy=multi_worker", f"--workdir={together}"]
-        return runs.Forked("evaluate", *arguments, *flags)
+        return runs.Forked("evaluate", *arguments, *flags, *more)
 
+    only = started(0, "--host_timeout=1").finished()
+    assert only.returncode == 1
+    assert "images 0 to 29 of 60 are extracted" in only.stdout
+    assert "worker 1 (localhost:40002): no progress since 1 s (--host_timeout)" in only.stderr
     first = started(0)
     second = started(1).finished()
     first = first.finished()
     monkeypatch.delenv("TF_CONFIG")
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert "images 0 to 29 of 60 are extracted" in first.stdout
+    assert "are extracted" not in first.stdout  # they were
     assert "images 30 to 59 of 60 are extracted" in second.stdout
     assert "knn@59" in first.stdout and "knn@59" not in second.stdout
     assert "worker 0 (localhost:40001) measures them" in second.stdout

@@ -6,7 +6,8 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("kind", "cases"), {"images": 300, "archives": 200, "records": 8, "states": 200}.items()
+    ("kind", "cases"),
+    {"images": 300, "archives": 200, "records": 8, "states": 200, "weights": 200}.items(),
 )
 def test_no_mutated_file_crashes_or_raises_what_is_not_ours(kind, cases):
     failures, peak = fuzz.run(kind, 10**6, cases)

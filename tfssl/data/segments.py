@@ -3,6 +3,7 @@ once, and closed by `gaps`."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 # images at least that are loaded together: to begin with that takes a tenth of a millisecond
 SEGMENT = 64
 _AT_ONCE = 2  # segments: while the last images of one are loaded, the first of the next
+
+# tf.data's tuning is left off: now and then the end of a pass whose thread it runs in waits for that
+# thread's next look, which comes as late as the pass took (TensorFlow 2.15 to 2.21).
+FIXED = tf.data.Options()
+FIXED.autotune.enabled = False
+_CALLS = max(16, os.cpu_count() or 1)  # images under way; how many are computed, threads decide
 
 # What examples are made by has no Python branch on a tensor: to look for one would take longer than
 # tracing does.
@@ -65,9 +72,9 @@ def segments(records: tf.data.Dataset, load: Load, size: int) -> tf.data.Dataset
         records = {**records, "position": position}
         rows = tf.data.Dataset.from_tensor_slices(records)
         rows = rows.map(
-            lambda record: (record["position"], load(record)), tf.data.AUTOTUNE, deterministic=True
+            lambda record: (record["position"], load(record)), _CALLS, deterministic=True
         )
-        rows = rows.ignore_errors().batch(size)
+        rows = rows.ignore_errors().batch(size).with_options(FIXED)
         none = tf.nest.map_structure(
             lambda spec: tf.zeros([0, *(side or 0 for side in spec.shape[1:])], spec.dtype),
             rows.element_spec,
@@ -84,7 +91,8 @@ def segments(records: tf.data.Dataset, load: Load, size: int) -> tf.data.Dataset
         missing = tf.nest.map_structure(lambda x: tf.boolean_mask(x, ~there), records)
         return loaded, rows, position[0], tf.size(position, tf.int64), missing
 
-    return records.enumerate().batch(size).map(load_segment, _AT_ONCE, deterministic=True)
+    segments = records.enumerate().batch(size).map(load_segment, _AT_ONCE, deterministic=True)
+    return segments.with_options(FIXED)
 
 
 class Segment:

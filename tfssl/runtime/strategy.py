@@ -110,10 +110,12 @@ class Share(NamedTuple):
     Attributes:
       number: of the process, from 0.
       hosts: what a person would call them, in order.
+      timeout: seconds without progress of another one, after which the first one gives up.
     """
 
     number: int = 0
     hosts: tuple[str, ...] = ("this host",)
+    timeout: float = 600
 
 
 def for_inference(settings: Inference) -> tuple[tf.distribute.Strategy, str, Share]:
@@ -132,7 +134,7 @@ def for_inference(settings: Inference) -> tuple[tf.distribute.Strategy, str, Sha
         _own_address(_configured())
         hosts, number = _hosts()
         strategy = _of_this_host("auto")
-        share = Share(number, tuple(host for host, _ in hosts))
+        share = Share(number, tuple(host for host, _ in hosts), settings.host_timeout)
     else:
         strategy = build(name, settings.tpu, settings.tpu_zone, settings.gcp_project)
     if precision == "auto":

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -564,5 +565,39 @@ def test_killed_at_each_of_its_steps_it_goes_on_to_the_same_array(modules_dir, p
     )
     assert found.seconds == 0 and list(found.index) == list(range(11))
     np.testing.assert_array_equal(found.labels, whole.labels)
+    for name in whole.endpoints:
+        np.testing.assert_array_equal(found.endpoints[name], whole.endpoints[name])
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments_it_goes_on_to_the_same_arrays(modules_dir, tmp_path):
+    """Wherever it is by then: it does not wait. A record of its progress after each batch."""
+    rng, photos = np.random.default_rng(0), tmp_path / "photos"
+    photos.mkdir()
+    for i in range(400):
+        picture = rng.integers(0, 256, [20, 20, 3], np.uint8)
+        (photos / f"{i:03}.png").write_bytes(tf.io.encode_png(picture).numpy())
+    module, source = str(modules_dir / "ours" / "1"), f"folder:{photos}"
+    told = EXTRACTION.replace("kept[0] += 1", "kept[0] += 1; print('kept', done, flush=True)")
+    command = [sys.executable, "-c", told, module, source, str(tmp_path / "cache"), "999", "0"]
+    reached = []
+    for _ in range(20):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for line in process.stdout:
+            if line.startswith("kept"):
+                break
+        time.sleep(rng.uniform(0, 0.02))
+        process.kill()
+        reached.append(int(line.split()[1]))
+        process.communicate()
+    assert reached == sorted(reached) and reached[-1] > reached[0] + 60, reached  # each went on
+    last = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "of 400 images are done" in last
+    settings = {"endpoints": ["block", "pixels"], "batch_size": 4}
+    whole = extract(module, tfssl.open_source(source), **settings)
+    found = extract(
+        module, tfssl.open_source(source), **settings, cache_dir=str(tmp_path / "cache")
+    )
+    assert found.seconds == 0 and list(found.index) == list(range(400))
     for name in whole.endpoints:
         np.testing.assert_array_equal(found.endpoints[name], whole.endpoints[name])

@@ -100,6 +100,16 @@ class FeatureCache:
         table = self._read_record()[1]
         return all(name in table and _is_dead(self._path(name)) for name in names)
 
+    def state(self) -> tuple[tuple[str, float], ...]:
+        """What changes whenever another process, say, writes here: files and their times, in
+        seconds."""
+        found = []
+        with contextlib.suppress(OSError):  # not there yet
+            for entry in os.scandir(self.folder):
+                with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                    found.append((entry.name, entry.stat().st_mtime))
+        return tuple(sorted(found))
+
     def create(self, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap:
         """A writable memory-mapped array, with its disk space allocated; it is valid after
         `commit`.

@@ -370,14 +370,22 @@ class _Extraction:
         sources = _shares(self.images.source, len(share.hosts))
         parts = [own, *(self.cache(folder, source) for source in sources[1:])]
         caches = [part for part, source in zip(parts, sources) if part and source.num_examples]
-        begun, told = time.time(), 0.0
-        while True:
-            late = [host for c, host in zip(caches, share.hosts) if not c.is_complete(names)]
-            if not late:
-                break
-            if time.time() - begun > told + strategies.REMIND:
-                told = time.time() - begun
-                print(f"waiting since {told:.0f} s for {', '.join(late)}", flush=True)
+        begun, told = time.monotonic(), 0.0
+        changed, states = begun, None
+        while late := [
+            (c, host) for c, host in zip(caches, share.hosts) if not c.is_complete(names)
+        ]:
+            now, who = time.monotonic(), ", ".join(host for _, host in late)
+            if states != (states := [c.state() for c, _ in late]):
+                changed = now
+            if now - changed > share.timeout:
+                raise UserError(
+                    f"{who}: no progress since {now - changed:.0f} s (--host_timeout): start the "
+                    "same command again on all hosts; images that are extracted stay so"
+                )
+            if now - begun > told + strategies.REMIND:
+                told = now - begun
+                print(f"waiting since {told:.0f} s for {who}", flush=True)
             time.sleep(0.2)
         found = [part.read(names) for part in caches]
         if any(len(arrays) < len(names) for _, arrays in found):
