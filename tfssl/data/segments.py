@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 SEGMENT = 64
 _AT_ONCE = 2  # segments: while the last images of one are loaded, the first of the next
 
-# tf.data's tuning is left off: now and then the end of a pass whose thread it runs in waits for that
-# thread's next look, which comes as late as the pass took (TensorFlow 2.15 to 2.21).
+# tf.data's tuning is left off: now and then the end of a pass waits for the next look of the thread
+# that it runs in, which comes as late as the pass took (TensorFlow 2.15 to 2.21).
 FIXED = tf.data.Options()
 FIXED.autotune.enabled = False
 _CALLS = max(16, os.cpu_count() or 1)  # images under way; how many are computed, threads decide
