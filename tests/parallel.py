@@ -37,7 +37,7 @@ PARTS = {
     "testing/test_tasks.py": (
         "broken_clause",
         "(byol or colorization or simsiam or swav)",
-        "(barlow_twins or dino or lejepa or mae or vicreg)",
+        "(barlow_twins or dino or lejepa or mae or vicreg or pixpro)",
     )
 }  # -k of parts that run apart: they grow large
 

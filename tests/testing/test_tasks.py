@@ -71,6 +71,8 @@ TASKS = {
     },
     "mae": {"decoder_channels": 8, "decoder_depth": 1, "decoder_heads": 2},
     "sup_con": EMBEDDING,
+    "pixpro": {"projection_hidden": 8, "instance_weight": 1.0, **EMBEDDING},
+    "pixpro contrast": {"projection_hidden": 8, "kind": "contrast", **EMBEDDING},
     "supervised": {},
 }
 # jigsaw; bank, queue and branch of others; byol's networks, simclr's and moco's losses
@@ -82,6 +84,7 @@ LIKE_OTHERS = (
     "moco_v3",
     "nnclr",
     "sup_con",
+    "pixpro contrast",
 )
 IN_PARTS = (
     "rotation",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from tfssl.data.ops import lab
 from tfssl.data.ops.draws import fork
 from tfssl.errors import UserError
 from tfssl.pretext.parts import ab_bins
+from tfssl.pretext.parts.maps import last_map, mean_pool
 from tfssl.pretext.task import Batch, Example, Measured, Pretext
 
 ANNEAL = 0.38  # temperature of the distribution whose mean is shown as a color (Zhang et al.)
@@ -106,7 +107,8 @@ class Colorization(Pretext):
         return lab.from_rgb(images)[..., :1] / 50 - 1
 
     def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
-        x = last_map(self.backbone, self.endpoints(batch["image"], training))  # NxhxwxD
+        endpoints = self.endpoints(batch["image"], training)
+        x = endpoints[last_map(self.backbone, endpoints, "colorization")]  # NxhxwxD
         if self.head_norm:
             x = tf.nn.relu(self.head_norm(x, training=training))
         return self.head(x)  # NxhxwxQ
@@ -156,33 +158,3 @@ class Colorization(Pretext):
     @property
     def evaluation_size(self) -> tuple[int, int]:
         return self.image_size, self.resize
-
-
-def last_map(backbone: tf.keras.Model, endpoints: dict[str, tf.Tensor]) -> tf.Tensor:
-    """The deepest endpoint of a backbone that is a map of more than one location."""
-    kinds = backbone.endpoint_kinds
-    maps = [x for name, x in endpoints.items() if kinds.get(name) == "map" and x.shape[1] != 1]
-    if not maps:
-        raise UserError(
-            "colorization needs a backbone that gives a map [N, h, w, D]; this one gives "
-            f"{', '.join(endpoints)}"
-        )
-    return maps[-1]
-
-
-def mean_pool(images: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
-    """[N, H, W, C] -> [N, h, w, C]: the mean over the area behind each place, for any sizes."""
-    rows, columns = (
-        tf.constant(_shares(n, int(m)), images.dtype) for n, m in zip(size, images.shape[1:3])
-    )
-    return tf.einsum("hH,nHWc,wW->nhwc", rows, images, columns)
-
-
-def _shares(places: int, pixels: int) -> np.ndarray:
-    """float [places, pixels]: how much of each pixel is in each place; rows sum to 1."""
-    edges = np.arange(places + 1) * pixels / places
-    low, high = (
-        np.maximum(edges[:-1, None], np.arange(pixels)),
-        np.minimum(edges[1:, None], np.arange(1, pixels + 1)),
-    )
-    return np.maximum(high - low, 0) * places / pixels
