@@ -130,6 +130,11 @@ class Context:
         return tf.autograph.experimental.do_not_convert(on_replica)
 
 
+def every(epochs: float, epoch_steps: float) -> int:
+    """Steps from one phase to the next that are so many epochs apart; at least 1."""
+    return max(1, round(epochs * epoch_steps))
+
+
 def run_due(phases: Sequence[Phase], context: Context, step: int) -> dict[str, float]:
     """Run the phases that are due before a step; returns what they report."""
     context.step = step
