@@ -11,6 +11,7 @@ from tfssl.errors import UserError
 from tfssl.pretext.deepcluster import derivatives, whitened
 from tfssl.runtime import strategy as strategies
 from tfssl.step.phases import Context, run_due
+from tfssl.training.checkpoints import Checkpoints
 
 SETTINGS = {"num_images": 48, "image_size": 16, "clusters": 4, "pca_size": 5}
 
@@ -40,7 +41,6 @@ def test_the_input_is_the_published_filters(float64):
     gray = model.normalize(tf.ones([1, 16, 16, 3]))
     mean = np.mean((1 - np.array([0.485, 0.456, 0.406])) / [0.229, 0.224, 0.225])
     assert gray.shape == (1, 16, 16, 2) and float(gray[0, 5, 0, 0]) == pytest.approx(-4 * mean)
-    assert model.backbone.input_channels == 2
 
 
 def test_whitened_rows_have_the_identity_as_covariance():
@@ -129,3 +129,41 @@ def test_what_does_not_fit_is_refused(source):
     stream = type("Stream", (), {"random_access": False, "spec": "tfrecord:x"})
     with pytest.raises(UserError, match="take --balance=weight"):
         model.order(stream)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_by_bit(source, tmp_path, monkeypatch):
+    """Killed in the phase at step 2, half of which is written, and one step after it."""
+    strategy, saved = tf.distribute.get_strategy(), str(tmp_path)
+
+    def go_on(model, step, end):
+        context = context_of(model, source)
+        while step < end:
+            run_due(model.phases(), context, step)
+            data = strategies.training_data(strategy, model, source, 24, 2, step, 1)
+            model.fit(data, steps_per_epoch=1, verbose=0)
+            step += 1
+        return [v.numpy() for v in [*model.variables, *model.optimizer.variables]]
+
+    def restored():
+        tf.keras.utils.set_random_seed(5)
+        model = build(clustering_epochs=1 / 3)
+        return model, Checkpoints(model, saved).restore()
+
+    model = build(clustering_epochs=1 / 3)
+    assert model.phases()[0].every == 2
+    go_on(model, 0, 2)
+    Checkpoints(model, saved).save(2)
+    whole = go_on(model, 2, 4)
+    model, step = restored()
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_forget_head", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            go_on(model, step, 4)
+    assert Checkpoints(model, saved).restore() == 2
+    go_on(model, 2, 3)
+    Checkpoints(model, saved).save(3)
+    model, step = restored()
+    assert step == 3
+    for x, y in zip(go_on(model, step, 4), whole):
+        np.testing.assert_array_equal(x, y)

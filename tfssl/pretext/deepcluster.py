@@ -82,7 +82,9 @@ class DeepCluster(InceptionImages):
             kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01),
         )
 
-    def compile(self, optimizer: tf.keras.optimizers.Optimizer, **settings: Any) -> None:
+    def compile(
+        self, optimizer: tf.keras.optimizers.Optimizer, accumulate_steps: int = 1, **keras: Any
+    ) -> None:
         """See `Pretext.compile`.
 
         Raises:
@@ -96,7 +98,7 @@ class DeepCluster(InceptionImages):
                 "the classifier learns without momentum, which this optimizer cannot leave out for "
                 "some variables: take --optimizer=sgd, or --head_momentum"
             )
-        super().compile(optimizer, **settings)
+        super().compile(optimizer, accumulate_steps, **keras)
 
     def normalize(self, images: tf.Tensor) -> tf.Tensor:
         """RGB in [0, 1] [N, H, W, 3] -> Sobel derivatives of the mean of the normalized channels
@@ -171,7 +173,8 @@ class DeepCluster(InceptionImages):
         optim.forget(self.optimizer, self.head.trainable_variables)
 
     def phases(self) -> list[Phase]:
-        return [Phase(every(self.clustering_epochs, self.epoch_steps), self.cluster)]
+        steps = every(self.clustering_epochs, self.epoch_steps)
+        return [Phase(steps, self.cluster, self.clusterings.flops(self.pca_size), passes=1)]
 
     def cluster(self, context: Context) -> dict[str, float]:
         """The phase: labels by k-means, and a classifier that knows nothing."""

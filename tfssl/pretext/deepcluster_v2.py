@@ -97,15 +97,16 @@ class DeepClusterV2(MultiCrop):
         self.clusterings.see(batch)
 
     def phases(self) -> list[Phase]:
-        return [Phase(every(self.clustering_epochs, self.epoch_steps), self.cluster)]
+        steps = every(self.clustering_epochs, self.epoch_steps)
+        return [Phase(steps, self.cluster, self.clusterings.flops(self.prototypes.shape[2]))]
 
     def cluster(self, context: Context) -> dict[str, float]:
         """The phase: labels and prototypes by k-means on the banks, which are filled before step
         0."""
         if context.step == 0:
-            rows, seen = context.embed(self.large_views)  # Nx2xE
+            embedded, seen = context.embed(self.large_views)  # Nx2xE
             for view, bank in enumerate(self.banks):
-                bank.entries.assign(rows[:, view] * seen[:, None])
+                bank.entries.assign(embedded[:, view] * seen[:, None])
         rows = [tf.convert_to_tensor(bank.entries) for bank in self.banks]
         known = np.linalg.norm(rows[0], axis=1) > 0.5  # zeros: images that cannot be read
         centroids, report = self.clusterings.compute(context, rows, known)

@@ -93,7 +93,8 @@ class LocalAggregation(InstanceDiscrimination):
         self.clusterings.see(batch)
 
     def phases(self) -> list[Phase]:
-        return [Phase(every(self.clustering_epochs, self.epoch_steps), self.cluster)]
+        steps = every(self.clustering_epochs, self.epoch_steps)
+        return [Phase(steps, self.cluster, self.clusterings.flops(self.bank.entries.shape[1]))]
 
     def cluster(self, context: Context) -> dict[str, float]:
         """The phase, once instance discrimination is over: labels by k-means on the bank."""

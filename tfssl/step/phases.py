@@ -25,10 +25,13 @@ from tfssl.losses import replicas
 
 class Phase(NamedTuple):
     """`run` is called before each step that is a multiple of `every`. It may return {name: value},
-    for the log."""
+    for the log. What it costs, for a dry run: about so many floating-point operations beside
+    `passes` over all images, on which the network is run."""
 
     every: int
     run: Callable[["Context"], Optional[Mapping[str, float]]]
+    flops: float = 0.0
+    passes: float = 0.0
 
 
 class Context:

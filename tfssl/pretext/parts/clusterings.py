@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -122,6 +122,12 @@ class Clusterings(tf.Module):
             "objective": float(objective),
         }
 
+    def flops(self, features: int) -> float:
+        """Floating-point operations of `compute` on rows of so many features: the products of all
+        rows with all centroids."""
+        products = self.count * (self.iterations + 1)
+        return 2.0 * products * self.labels.shape[1] * self.clusters * features
+
     def _lloyd(self, rows: tf.Tensor, start: tf.Tensor, weights: tf.Tensor) -> Clusters:
         return lloyd(
             rows, start, self.iterations, self.spherical, tf.cast(weights, rows.dtype), self.split
@@ -156,7 +162,7 @@ def chance() -> dict[str, float]:
     return {"perplexity": 1.0, "nmi": 0.0}
 
 
-def alarm(measured: dict[str, float], clusters: int) -> str | None:
+def alarm(measured: Mapping[str, float], clusters: int) -> str | None:
     """A warning where hardly any clusters are in use, or none."""
     perplexity = measured["perplexity"]
     if perplexity == 0:
