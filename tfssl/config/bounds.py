@@ -22,7 +22,8 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (1, COUNT, "checkpoint_steps keep_checkpoints log_steps images"),
     (1, 1_000_000, "steps_per_execution max_iterations knn_k sgd_epochs mlp_epochs dense_epochs "
     "few_shot_episodes low_shot_samples "
-    "prototypes permutations_per_image"),
+    "prototypes permutations_per_image clusters clusterings kmeans_iterations"),
+    (1, COUNT, "background_neighbors"),
     (2, 1_000_000, "permutations"),
     (0, 1_000_000, "num_classes top few_shot_ways few_shot_queries"),
     (-1_000_000, 1_000_000, "label_offset"),
@@ -34,7 +35,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (1, 16_384, "scaled_size patch_size jigsaw_size jigsaw_patch_size small_size"),
     (0, 2**16, "patch_embedding_size prediction_hidden"),  # units
     (1, 2**16, "projection_size projection_hidden prediction_size embedding_size head_units "
-    "mlp_hidden detection_units"),
+    "mlp_hidden detection_units pca_size"),
     (1, 2**16, "decoder_channels directions"),
     (1, 128, "decoder_depth decoder_heads"),
     (1, 16, "projection_layers"),
@@ -51,7 +52,8 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (0, 65_535, "port"),
     (0, 1e6, "epochs warmup_epochs decay_epochs queue_start_epoch budget_minutes weight_decay"
     " final_weight_decay sgd_weight_decay"),
-    (0, 1e6, "head_rate dense_trunk_rate margin bias_rate teacher_warmup_epochs"),
+    (0, 1e6, "head_rate dense_trunk_rate margin bias_rate teacher_warmup_epochs"
+    " instance_epochs"),
     (0, 1e6, "freeze_prototypes_epochs redundancy_weight invariance_weight variance_weight"),
     (0, 1e6, "covariance_weight instance_weight"),
     (0, 1e9, "lr_scaling"),
@@ -75,6 +77,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (2, COUNT, "unsupervised_images"),
     (0, 100, "strength"),
     (0, 128, "gray"),  # a probability, or a distance in ab: each task refuses what is not its own
+    (1e-6, 1e6, "clustering_epochs"),
     (1e-3, 1000, "sigma"),
     (0, 1e3, "smooth sgd_init_std"),
     (1, 100, "max_scale max_contrast max_power max_factor"),

@@ -1,7 +1,8 @@
 """k-means by Lloyd's algorithm, in static shapes and deterministic, on one device or shared by
 replicas; and whitening before it."""
 
-from typing import NamedTuple, Optional
+from collections.abc import Callable
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -30,7 +31,7 @@ def lloyd(
     spherical: bool = False,
     weights: Optional[tf.Tensor] = None,
     split: bool = True,
-    chunk: int = 4096,
+    chunk: int = 0,
 ) -> Clusters:
     """Lloyd's algorithm: so many times, rows go to their nearest centroids, and each centroid to
     the mean of its rows.
@@ -48,7 +49,8 @@ def lloyd(
       weights: [N], 0 for rows that are not there. Default: 1.
       split: before each of the following iterations an empty cluster takes half of a large one: see
         `split_empty`.
-      chunk: rows that are compared with all centroids at once: memory for [chunk, K].
+      chunk: rows that are compared with all centroids at once: memory for [chunk, K]. 0: 4096, or
+        on a CPU, whose cache shall hold them, 256.
 
     Raises:
       UserError: fewer rows than centroids.
@@ -66,7 +68,7 @@ def lloyd(
     weights = tf.ones([count], rows.dtype) if weights is None else tf.cast(weights, rows.dtype)
     if spherical:
         rows, centroids = tf.math.l2_normalize(rows, 1), tf.math.l2_normalize(centroids, 1)
-    chunk = min(chunk, -(-count // replicas.count()))
+    chunk = min(chunk or (256 if _on_cpu() else 4096), -(-count // replicas.count()))
     blank = -count % (chunk * replicas.count())
     rows, weights = tf.pad(rows, [[0, blank], [0, 0]]), tf.pad(weights, [[0, blank]])
     own_rows = tf.reshape(replicas.share(rows), [-1, chunk, rows.shape[1]])  # MxCxD
@@ -79,12 +81,7 @@ def lloyd(
             centroids, _ = split_empty(centroids, counts)
         if spherical:
             centroids = tf.math.l2_normalize(centroids, 1)
-    labels, distances = tf.map_fn(
-        lambda x: _nearest(x, centroids),
-        own_rows,
-        fn_output_signature=(tf.int32, rows.dtype),
-        parallel_iterations=1,
-    )
+    labels, distances = _each(lambda x: _nearest(x, centroids), own_rows, (tf.int32, rows.dtype))
     objective = _total(tf.reduce_sum(own_weights * distances))
     labels = tf.where(own_weights > 0, labels, -1)
     return Clusters(centroids, replicas.gather(tf.reshape(labels, [-1]))[:count], objective)
@@ -92,8 +89,10 @@ def lloyd(
 
 def _nearest(x: tf.Tensor, centroids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(Nearest centroid int32 [C], squared distance to it [C]) of rows [C, D]."""
-    distances = tf.reduce_sum(centroids**2, 1) - 2 * tf.matmul(
-        x, centroids, transpose_b=True
+    # |c|^2 - 2 x c of all pairs as one product, which is all that takes long
+    ones, norms = tf.ones_like(x[:, :1]), tf.reduce_sum(centroids**2, 1, keepdims=True)
+    distances = tf.matmul(
+        tf.concat([x, ones], 1), tf.concat([-2 * centroids, norms], 1), transpose_b=True
     )  # CxK, less |x|^2
     nearest = tf.argmin(distances, 1, output_type=tf.int32)
     return nearest, tf.maximum(tf.reduce_min(distances, 1) + tf.reduce_sum(x**2, 1), 0)
@@ -102,7 +101,14 @@ def _nearest(x: tf.Tensor, centroids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def _sums(rows: tf.Tensor, weights: tf.Tensor, centroids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(Sum of the rows of each cluster [K, D], sum of their weights [K]), over all replicas."""
     clusters, features = centroids.shape
+    if _on_cpu():
+        nearest = tf.reshape(_each(lambda x: _nearest(x, centroids)[0], rows, tf.int32), [-1])
+        own = tf.concat([rows * weights[..., None], weights[..., None]], 2)
+        own = tf.reshape(own, [-1, features + 1])
+        own = tf.math.unsorted_segment_sum(own, nearest, clusters)  # Kx(D+1)
+        return _total(own[:, :-1]), _total(own[:, -1])
 
+    # As products: accelerators add segments slowly, or in any order.
     def add(
         i: tf.Tensor, sums: tf.Tensor, counts: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -119,6 +125,15 @@ def _sums(rows: tf.Tensor, weights: tf.Tensor, centroids: tf.Tensor) -> tuple[tf
         lambda i, *_: i < rows.shape[0], add, start, parallel_iterations=1
     )
     return _total(sums), _total(counts)
+
+
+def _each(function: Callable[[tf.Tensor], Any], rows: tf.Tensor, types: Any) -> Any:
+    """What a function returns of each part of rows [M, C, D], one after the other."""
+    return tf.map_fn(function, rows, fn_output_signature=types, parallel_iterations=1)
+
+
+def _on_cpu() -> bool:
+    return not any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
 
 
 def _total(x: tf.Tensor) -> tf.Tensor:

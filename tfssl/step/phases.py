@@ -25,10 +25,13 @@ from tfssl.losses import replicas
 
 class Phase(NamedTuple):
     """`run` is called before each step that is a multiple of `every`. It may return {name: value},
-    for the log."""
+    for the log. What it costs, for a dry run: about so many floating-point operations beside
+    `passes` over all images, on which the network is run."""
 
     every: int
     run: Callable[["Context"], Optional[Mapping[str, float]]]
+    flops: float = 0.0
+    passes: float = 0.0
 
 
 class Context:
@@ -128,6 +131,11 @@ class Context:
             return [replicas.gather(x) for x in (function(batch), batch["index"], batch["weight"])]
 
         return tf.autograph.experimental.do_not_convert(on_replica)
+
+
+def every(epochs: float, epoch_steps: float) -> int:
+    """Steps from one phase to the next that are so many epochs apart; at least 1."""
+    return max(1, round(epochs * epoch_steps))
 
 
 def run_due(phases: Sequence[Phase], context: Context, step: int) -> dict[str, float]:

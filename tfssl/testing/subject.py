@@ -14,6 +14,8 @@ from tfssl import backbones, data, pretext
 from tfssl.backbones.norm import BatchNorm
 from tfssl.errors import UserError
 from tfssl.pretext.task import Batch, Pretext
+from tfssl.runtime import strategy as strategies
+from tfssl.step.phases import Context, run_due
 
 ROWS = 8  # images of a global batch
 State = list[tuple[str, np.ndarray]]
@@ -97,7 +99,18 @@ class Subject:
             model.batch_size, model.total_steps = ROWS, 100
             model.epoch_steps = self.source.num_examples / ROWS
             model.prepare()
+        run_due(model.phases(), self.context(model), 0)
         return model
+
+    def context(self, model: Pretext) -> Context:
+        """What the phases of a model get."""
+        strategy = model.distribute_strategy
+        return Context(
+            strategy,
+            lambda: strategies.evaluation_data(strategy, model, self.source, ROWS),
+            self.source.places,
+            prepare=model.to_float,
+        )
 
     def expect(self, kept: Any, clause: str) -> None:
         """Raise an AssertionError of a broken clause, unless it is kept."""

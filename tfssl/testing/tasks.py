@@ -14,6 +14,7 @@ from tfssl import data, export
 from tfssl.data.ops.draws import Draws
 from tfssl.errors import UserError
 from tfssl.pretext.task import Batch, Pretext
+from tfssl.step.phases import run_due
 from tfssl.testing.subject import (
     ROWS,
     State,
@@ -44,9 +45,10 @@ def check_task(
     Always: batches have static shapes and are the same each time; `augment` is, too; `call` uses
     every trainable variable and `objective` none; losses and metrics are values of each image,
     named as in `chance`; blank rows of an evaluation count for nothing; all variables exist before
-    the first step, which changes all that are trainable; `encode` uses the published networks
-    alone. In double precision, to 1e-9 of each variable's largest value, and to be left out by name
-    in `skip`:
+    the first step, which changes all that are trainable; the phases of step 0, which are run before
+    it, change nothing when they are run again; `encode` uses the published networks alone. In
+    double precision, to 1e-9 of each variable's largest value, and to be left out by name in
+    `skip`:
 
       resume        a run that was stopped and goes on in another process is the uninterrupted one;
                     on `replicas`, too
@@ -87,6 +89,11 @@ def check_task(
         subject = Subject(task, source, backbone, settings)
         model = subject.build(sync=True)
         batches = _batches(subject, model)
+        state = [*model.variables, *model.optimizer.variables]
+        phased = [(v.name, v.numpy()) for v in state]
+        run_due(model.phases(), subject.context(model), 0)
+        clause = "phases() are idempotent: called again at the same step, they change nothing"
+        subject.expect_equal([(v.name, v.numpy()) for v in state], phased, 0, clause)
         start = [(v, v.numpy()) for v in model.variables]
         _check_one_step(subject, model, batches[0])
         subject.expect(

@@ -46,6 +46,7 @@ def describe(
     if views is not None:
         write_file(picture, tf.io.encode_png(summaries.grid(views)).numpy())
         say(f"first images as the network sees them: {picture}")
+    _describe_banks(model, source)
     _estimate(model, strategy, source, plan, config, timed_steps)
 
 
@@ -79,6 +80,21 @@ def _describe_source(source: Source) -> None:
         f"images whose content occurs before: {copies}, in groups",
         [" = ".join(group) for group in found.duplicates],
     )
+
+
+def _describe_banks(model: Pretext, source: Source) -> None:
+    """What is kept of each image, and so grows with the data set."""
+    banks = [
+        v
+        for v in model.non_trainable_variables
+        if model.num_images >= source.num_examples > 1 and model.num_images in v.shape
+    ]
+    if banks:
+        size = sum(math.prod(v.shape) * v.dtype.size for v in banks)
+        say(
+            f"kept of {model.num_images:,} images, on each replica and in each checkpoint: "
+            f"{size / 2**20:,.1f} MiB"
+        )
 
 
 def _list(heading: str, lines: Sequence[str], shown: int = 20) -> None:
@@ -128,3 +144,25 @@ def _estimate(
         f"estimated time: {total} for {plan.total_steps} steps at {rate:.0f} images/s, measured "
         f"over {steps * executions} steps"
     )
+    for phase in model.phases():
+        count = -(-plan.total_steps // phase.every)
+        # A pass is a third of the training of as many images.
+        each = phase.flops / _flops_per_second(strategy)
+        each += phase.passes * source.num_examples / (3 * rate)
+        images = f" and {phase.passes:g} pass over all images" if phase.passes else ""
+        say(
+            f"between steps: {_clock(count * each)} more for {count} phases, one each "
+            f"{phase.every} steps, of {phase.flops / 1e12:.3g} TFLOP{images}, about "
+            f"{each:.2g} s each"
+        )
+
+
+def _flops_per_second(strategy: tf.distribute.Strategy, size: int = 2048) -> float:
+    """Of a product of matrices, on all replicas together; measured."""
+    x = tf.random.normal([size, size])
+    product = tf.function(lambda x: tf.reduce_sum(tf.matmul(x, x)))
+    product(x).numpy()
+    start = time.perf_counter()
+    product(x).numpy()
+    replicas = strategy.num_replicas_in_sync if tf.config.list_logical_devices("GPU") else 1
+    return replicas * 2 * size**3 / (time.perf_counter() - start)
