@@ -492,7 +492,7 @@ def test_help_is_quick_and_complete():
         (
             ["--module=m", "--protocol=svc"],
             "--protocol=svc: there is logistic, knn, linear_sgd, mlp, svm, low_shot, few_shot, unsupervised, "
-            "segmentation, detection, surface_normals",
+            "segmentation, detection, fcos, surface_normals",
         ),
         (
             ["--module=m", "--protocol=nowhere.mine:Mine"],

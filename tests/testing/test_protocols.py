@@ -41,6 +41,10 @@ OF_MAPS = {
         {"epochs": 1, "layers": 0, "units": 8},
         [{"trunk": "thawed"}, {"jitter": (2, 1)}],
     ),
+    "fcos": (
+        {"epochs": 1, "layers": 0, "units": 8, "neck_width": 8},
+        [{"neck_width": 0}, {"jitter": (2, 1)}],
+    ),
     "surface_normals": ({"epochs": 1, "clusters": 2}, [{"head": "conv"}]),
 }
 

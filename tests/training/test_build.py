@@ -44,3 +44,13 @@ def test_settings_reach_the_optimizer():
     )
     optimizer = optimizer_of(optimizer="nesterov")  # the loss has the weight decay
     assert optimizer.nesterov and optimizer.momentum == 0.9 and optimizer.weight_decay is None
+
+
+def test_the_neck_of_the_flags_is_the_networks():
+    config = TrainConfig(task_settings={}, backbone_settings={"stem": "small"}).replace(
+        backbone="resnet18_v2", neck="fpn", neck_width=5
+    )
+    backbone = build.build_model(config).backbone
+    assert backbone.config()["neck"] == "fpn" and backbone.neck_width == 5
+    plain = build.build_model(config.replace(neck="")).backbone
+    assert "neck" not in plain.config()

@@ -35,7 +35,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (1, 16_384, "scaled_size patch_size jigsaw_size jigsaw_patch_size small_size"),
     (0, 2**16, "patch_embedding_size prediction_hidden"),  # units
     (1, 2**16, "projection_size projection_hidden prediction_size embedding_size head_units "
-    "mlp_hidden detection_units pca_size"),
+    "mlp_hidden detection_units pca_size neck_width fcos_neck_width"),
     (1, 2**16, "decoder_channels directions"),
     (1, 128, "decoder_depth decoder_heads"),
     (1, 16, "projection_layers"),

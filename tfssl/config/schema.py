@@ -79,6 +79,9 @@ class Network:
       sync_batch_norm: Batch statistics of all replicas together, not of each by itself.
       bn_group_size: Images whose batch statistics are one; 0: all of a replica's.
       init_module: Start from this Hub module's weights, where names and shapes match.
+      neck: fpn: a feature pyramid on the backbone's maps, published as p3, p4, ..., for tasks that
+        learn maps and for detectors; default: none.
+      neck_width: Channels of each level of the neck.
     """
 
     heading = "Task and network"
@@ -87,6 +90,8 @@ class Network:
     sync_batch_norm: bool = False
     bn_group_size: int = 0
     init_module: Optional[str] = None
+    neck: str = ""
+    neck_width: int = 256
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ PROTOCOLS = Registry(
         "unsupervised": "tfssl.downstream.protocols.unsupervised:Unsupervised",
         "segmentation": "tfssl.downstream.protocols.segmentation:Segmentation",
         "detection": "tfssl.downstream.protocols.detection:Detection",
+        "fcos": "tfssl.downstream.protocols.fcos:FCOS",
         "surface_normals": "tfssl.downstream.protocols.surface_normals:SurfaceNormals",
     },
 )
@@ -42,7 +43,7 @@ def run(protocol: str, train: Any, test: Any, **settings: Any) -> "list[Result]"
     Args:
       protocol: one of NAMES, or the import path of a class of your own, "mypackage.mine:Mine".
       train, test: `Features` of the two splits. Every choice is made on a part of `train`. For
-        protocols that read maps (segmentation, detection, surface_normals): two sources, and
+        protocols that read maps (segmentation, detection, fcos, surface_normals): two sources, and
         `module`, a loaded `tfssl.hub.load.Module`.
       **settings: those of the protocol's class, and those of `protocol.Data`: endpoints (names; all
         by default), val (a validation split; None: a part of `train`), train_labels ("all", "1%",

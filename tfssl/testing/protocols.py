@@ -17,8 +17,8 @@ from tfssl.errors import UserError
 # Details of results that are measured on test, or are times: a choice may not depend on the first,
 # nothing can repeat the second.
 OF_TEST = (
-    "accuracy", "std", "min", "max", "interval", "per_class", "curve", "coco_ap", "mean_angle",
-    "median_angle", "within", "unreadable",
+    "accuracy", "std", "min", "max", "interval", "per_class", "curve", "coco_ap", "ap75", "voc_ap",
+    "mean_angle", "median_angle", "within", "unreadable",
 )  # fmt: skip
 OF_TIME = ("seconds", "images_per_second")
 

@@ -48,7 +48,12 @@ def build_model(config: TrainConfig) -> Pretext:
     if config.accelerators.rematerialize:
         given["remat"] = True
     backbone = backbones.build(
-        network.backbone, **given, bn_sync=network.sync_batch_norm, bn_groups=bn_groups(config)
+        network.backbone,
+        **given,
+        neck=network.neck,
+        neck_width=network.neck_width,
+        bn_sync=network.sync_batch_norm,
+        bn_groups=bn_groups(config),
     )
     own = dict(config.task_settings)
     own |= pretext.task_class(config.task).from_data(own, None, config.run.workdir)

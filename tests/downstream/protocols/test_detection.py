@@ -3,11 +3,11 @@ that heads learn."""
 
 import numpy as np
 import pytest
+import rectangles
 import tensorflow as tf
 import tiny_modules
 from PIL import Image
 
-import tfssl
 from tfssl import downstream
 from tfssl.downstream.protocols import detection
 from tfssl.errors import UserError
@@ -168,11 +168,13 @@ def test_average_precision_of_known_cases():
     truths = [(np.array([[0.0, 0, 10, 10]]), np.array([i % 2]), none) for i in range(4)]
     exact = [(boxes, classes, np.array([0.9])) for boxes, classes, _ in truths]
     found = detection.average_precision(truths, exact, names)
-    assert found == {"value": 1.0, "coco_ap": 1.0, "per_class": {"a": 1.0, "b": 1.0, "c": None}}
+    whole = dict.fromkeys(("value", "ap75", "coco_ap", "voc_ap"), 1.0)
+    assert found == {**whole, "per_class": {"a": 1.0, "b": 1.0, "c": None}}
     # IoU 0.6: right at 0.5, 0.55 and 0.6 of COCO's ten thresholds
     shifted = [(boxes + [0, 2.5, 0, 2.5], classes, score) for boxes, classes, score in exact]
     found = detection.average_precision(truths, shifted, names)
     assert found["value"] == 1 and found["coco_ap"] == pytest.approx(0.3)
+    assert found["ap75"] == 0 and found["voc_ap"] == 1
     # one of two of class a; of class b a false answer above the two right ones: precision 2/3 all
     # along
     some = [exact[0], exact[1], (np.zeros([0, 4]), np.zeros(0, int), np.zeros(0)), exact[3]]
@@ -186,38 +188,63 @@ def test_average_precision_of_known_cases():
         51 / 101, abs=1e-6
     )  # recalls 0, 0.01, ... 0.5 of 101
     assert found["per_class"]["b"] == pytest.approx(2 / 3, abs=1e-6)
+    # of the recalls 0, 0.1, ..., 1 class a reaches six; class b's precision is 2/3 all along
+    assert found["voc_ap"] == pytest.approx((6 / 11 + 2 / 3) / 2)
     hard = [(boxes, classes, np.ones(1, bool)) for boxes, classes, _ in truths[:1]] + truths[1:]
     found = detection.average_precision(hard, exact[:1] + exact[1:], names)
-    assert found["value"] == 1.0  # an answer to a difficult object counts neither way
+    assert (
+        found["value"] == found["voc_ap"] == 1.0
+    )  # an answer to a difficult object counts neither way
     nothing = [(np.zeros([0, 4]), np.zeros(0, int), np.zeros(0))] * 4
     assert detection.average_precision(truths, nothing, names)["value"] == 0
 
 
+def test_voc_average_precision_is_that_of_coco_at_its_eleven_recalls():
+    """pycocotools at IoU 0.5 and eleven recalls, where objects are far apart, so that both rules of
+    matching agree; 9 and 12 objects of the classes: no recall is a tenth, which rounding could miss."""
+    coco, judge = (
+        pytest.importorskip("pycocotools.coco"),
+        pytest.importorskip("pycocotools.cocoeval"),
+    )
+    truths, predictions, truth, found = [], [], coco.COCO(), coco.COCO()
+    lists, rng = ([], []), np.random.default_rng(5)
+    for i in range(7):
+        boxes = np.array([[40.0 * k, 0, 40 * k + 20, 20] for k in range(3)])
+        classes, hard = np.array([0, 1, i % 2 or i % 3 == 0]).astype(int), np.zeros(3, bool)
+        guessed = np.concatenate(
+            [boxes + rng.uniform(-5, 5, [3, 1]), boxes + rng.uniform(-3, 3, [3, 4])]
+        )
+        of_class = np.concatenate([classes, rng.integers(0, 2, 3)])
+        scores = rng.permutation(100)[:6] / 100 + i / 1e4
+        truths.append((boxes, classes, hard))
+        predictions.append((guessed, of_class, scores))
+        for entries, rows in zip(
+            lists, (zip(boxes, classes, hard), zip(guessed, of_class, scores))
+        ):
+            for (top, left, bottom, right), c, last in rows:
+                entry = {"image_id": i, "category_id": int(c), "id": len(entries) + 1}
+                entry |= {"bbox": [left, top, right - left, bottom - top]}
+                entry |= {"area": (right - left) * (bottom - top), "iscrowd": 0}
+                entries.append({**entry, "score": float(last)})
+    for index, entries in zip((truth, found), lists):
+        index.dataset = {"images": [{"id": i} for i in range(7)], "annotations": entries}
+        index.dataset["categories"] = [{"id": 0}, {"id": 1}]
+        index.createIndex()
+    reference = judge.COCOeval(truth, found, "bbox")
+    reference.params.iouThrs = np.array([0.5])
+    reference.params.recThrs = np.linspace(0, 1, 11)
+    reference.evaluate()
+    reference.accumulate()
+    expected = reference.eval["precision"][0, :, :, 0, -1].mean(0)
+    values = detection.voc_average_precision(truths, predictions, 2)
+    np.testing.assert_allclose(values, expected, atol=1e-9)
+    assert (0.2 < values).all() and (values < 1).all()
+    assert np.isnan(detection.voc_average_precision(truths, predictions, 3)[2])  # no such object
+
+
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Bright and dark rectangles on gray, images of two sizes; and an image without any."""
-    root, rng = tmp_path_factory.mktemp("boxes"), np.random.default_rng(0)
-    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (root / folder).mkdir(parents=True)
-    for split, count in (("train", 32), ("test", 12)):
-        names = [f"{split}{i}" for i in range(count)]
-        (root / f"ImageSets/Main/{split}.txt").write_text("\n".join(names))
-        for i, name in enumerate(names):
-            height, width = (48, 64) if i % 2 else (60, 50)
-            pixels, text = np.full([height, width, 3], 128.0), ""
-            for column in range(2 * (i > 0)):
-                y, x = rng.integers(2, height - 22), rng.integers(2, 8) + 24 * column
-                h, w = rng.integers(12, 20, 2)
-                kind = rng.integers(2)
-                pixels[y : y + h, x : x + w] = 30 + 195 * kind
-                ends = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
-                box = "".join(f"<{k}>{v}</{k}>" for k, v in ends.items())
-                text += f"<object><name>{('dark', 'bright')[kind]}</name><bndbox>{box}</bndbox></object>"
-            pixels = np.clip(pixels + rng.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / f"JPEGImages/{name}.jpg", quality=95)
-            size = f"<size><width>{width}</width><height>{height}</height></size>"
-            (root / f"Annotations/{name}.xml").write_text(f"<annotation>{size}{text}</annotation>")
-    return [tfssl.open_source(f"boxes:{root}", split) for split in ("train", "test")]
+    return rectangles.sources(tmp_path_factory.mktemp("boxes"))
 
 
 @pytest.fixture(scope="module")

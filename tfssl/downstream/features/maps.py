@@ -110,8 +110,8 @@ class Maps:
         if not source.pixels.plain:
             raise UserError(
                 f"module {module.handle!r} takes images of {source.pixels.channels} channels in "
-                "full depth, and protocols of maps (segmentation, detection, surface_normals) read "
-                "RGB of 8 bits"
+                "full depth, and protocols of maps (segmentation, detection, fcos, "
+                "surface_normals) read RGB of 8 bits"
             )
         self.views = 1 + len(others)
         self.annotations: list[dict[str, np.ndarray]] = []

@@ -21,27 +21,32 @@ def check(rule: str) -> None:
         raise UserError(f"ap={rule!r}: the rules of average precision are {', '.join(RULES)}")
 
 
-def average_precision(relevant: np.ndarray, scores: np.ndarray, rule: str = "area") -> float:
+def average_precision(
+    relevant: np.ndarray, scores: np.ndarray, rule: str = "area", total: int = 0
+) -> float:
     """Average precision of one class, in [0, 1]; NaN without positives.
 
     Args:
       relevant: bool [N].
       scores: float [N], highest first in the ranking.
       rule: one of RULES.
+      total: Number of positives, some of which are not ranked, such as objects that no box
+        found; 0: all are.
     """
     if not relevant.any():
-        return float("nan")
+        return 0.0 if total else float("nan")
     order = np.argsort(-scores, kind="stable")
     # the last of each run of equals
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     positives = np.cumsum(relevant[order])[ends]
-    precision, recall = positives / (ends + 1), positives / positives[-1]
+    precision, recall = positives / (ends + 1), positives / (total or positives[-1])
     if rule != "raw":
         precision = np.maximum.accumulate(precision[::-1])[::-1]
     if rule == "11-point":
         # recall >= t, in whole numbers: 0.3 * 10 is a little more than 3
-        reached = [np.searchsorted(10 * positives, t * positives[-1]) for t in range(11)]
-        return float(np.mean(precision[reached]))
+        most = total or positives[-1]
+        reached = [np.searchsorted(10 * positives, t * most) for t in range(11)]
+        return float(np.mean(np.append(precision, 0.0)[reached]))
     return float(np.sum(np.diff(recall, prepend=0) * precision))
 
 

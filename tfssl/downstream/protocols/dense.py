@@ -74,7 +74,8 @@ class Task:
         raise NotImplementedError
 
     def head(self) -> tf.keras.Model:
-        """A Keras model [N, h, w, C] -> outputs."""
+        """A Keras model [N, h, w, C] -> outputs; of a list of maps where the protocol's `levels` is
+        one."""
         raise NotImplementedError
 
     def loss(self, outputs: tf.Tensor, batch: Example) -> tf.Tensor:
@@ -142,6 +143,10 @@ class Dense(Protocol[Source]):
         """The `Task` on images of one size."""
         raise NotImplementedError
 
+    def levels(self, endpoint: str) -> Any:
+        """The names of the maps that a head on an endpoint takes: one, or a list."""
+        return endpoint
+
     def passes(self) -> float:
         return self.epochs
 
@@ -169,7 +174,7 @@ class Dense(Protocol[Source]):
             part: Maps(
                 module,
                 source,
-                endpoints if frozen else [IMAGES],
+                tf.nest.flatten([self.levels(e) for e in endpoints]) if frozen else [IMAGES],
                 task.read,
                 task.others() if part == "train" else (),
             )
@@ -192,7 +197,7 @@ class Dense(Protocol[Source]):
             tf.keras.utils.set_random_seed(seed)
             rows = learned.rows(images, all_views=True)
             network = DenseModel(
-                task.head(), module, learned, name, rows, self.trunk, self.trunk_rate
+                task.head(), module, learned, self.levels(name), rows, self.trunk, self.trunk_rate
             )
             steps = self.epochs, self.batch_size, self.learning_rate
             loss = learn(network, task.loss, targets, rows, *steps, seed, title)
@@ -201,10 +206,11 @@ class Dense(Protocol[Source]):
         def predictions(
             predict: Predict, part: str, images: Sequence[int], name: str, at_once: int = 8
         ) -> Predictions:
-            array, rows = parts[part].arrays[name if frozen else IMAGES], parts[part].rows(images)
+            names, rows = self.levels(name) if frozen else IMAGES, parts[part].rows(images)
+            arrays = tf.nest.map_structure(parts[part].arrays.__getitem__, names)
             for i in range(0, len(rows), at_once):
                 batch = tf.nest.map_structure(
-                    np.asarray, predict(tf.constant(array[rows[i : i + at_once]]))
+                    np.asarray, predict(_rows(arrays, rows[i : i + at_once]))
                 )
                 for j, image_number in enumerate(images[i : i + at_once]):
                     yield tf.nest.map_structure(operator.itemgetter(j), batch), image_number
@@ -256,6 +262,11 @@ class Dense(Protocol[Source]):
             )
 
 
+def _rows(arrays: Any, rows: np.ndarray) -> Any:
+    """Some rows of each array of a nest, as tensors."""
+    return tf.nest.map_structure(lambda array: tf.constant(array[rows]), arrays)
+
+
 def _known(value: float) -> Optional[float]:
     """None for NaN, the mean of nothing."""
     return None if np.isnan(value) else value
@@ -289,7 +300,7 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, size: Sequence[int]) -> 
 
 
 class DenseModel:
-    """A head on one endpoint: callable, maps [N, h, w, C] -> outputs.
+    """A head on one endpoint, or on a list of them: callable, maps [N, h, w, C] -> outputs.
 
     With a fine-tuned backbone it takes images uint8 [N, H, W, 3]. Channels are standardized first:
     by mean and standard deviation over the maps of `rows`; or, with a fine-tuned backbone, of the
@@ -301,29 +312,43 @@ class DenseModel:
         head: tf.keras.Model,
         module: Module,
         maps: Maps,
-        name: str,
+        name: Any,
         rows: np.ndarray,
         trunk: str = "frozen",
         trunk_rate: float = 1.0,
     ) -> None:
         self.head, self._trunk_rate = head, trunk_rate
         if trunk == "frozen":
-            shape = maps.arrays[name].shape[1:]
-            mean, std = _moments(maps.arrays[name], rows)
-            self.array, self._trunk = maps.arrays[name], []
-            self._map = lambda x, training: (tf.cast(x, tf.float32) - mean) / std
+            self.array, self._trunk = tf.nest.map_structure(maps.arrays.__getitem__, name), []
+            arrays = tf.nest.flatten(self.array)
+            shapes = [array.shape[1:] for array in arrays]
+            moments = [_moments(array, rows) for array in arrays]
+
+            def standardized(x: Any, training: bool) -> Any:
+                flat = zip(tf.nest.flatten(x), moments)
+                found = [(tf.cast(value, tf.float32) - mean) / std for value, (mean, std) in flat]
+                return tf.nest.pack_sequence_as(name, found)
         else:
             height, width = maps.arrays[IMAGES].shape[1:3]
-            shape = module.shapes((height, width))[name]
-            norm = tf.keras.layers.BatchNormalization(center=False, scale=False, momentum=0.9)
-            norm.build((None, *shape))
+            of_module, names = module.shapes((height, width)), tf.nest.flatten(name)
+            shapes, norms = [of_module[one] for one in names], []
+            for shape in shapes:
+                norms.append(
+                    tf.keras.layers.BatchNormalization(center=False, scale=False, momentum=0.9)
+                )
+                norms[-1].build((None, *shape))
             self.array, self._trunk = maps.arrays[IMAGES], list(module.trainable_variables)
-            self._map = lambda x, training: norm(
-                module.endpoints(tf.cast(x, tf.float32) / 255, training)[name], training=training
-            )
-        head.build((None, *shape))
 
-    def __call__(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+            def standardized(x: Any, training: bool) -> Any:
+                endpoints = module.endpoints(tf.cast(x, tf.float32) / 255, training)
+                found = [norm(endpoints[one], training=training) for one, norm in zip(names, norms)]
+                return tf.nest.pack_sequence_as(name, found)
+
+        self._map = standardized
+        batches: list[Any] = [(None, *shape) for shape in shapes]
+        head.build(batches[0] if isinstance(name, str) else batches)
+
+    def __call__(self, x: Any, training: bool = False) -> Any:
         return self.head(self._map(x, training), training=training)
 
     def groups(self) -> list[tuple[list[tf.Variable], float]]:
@@ -388,7 +413,7 @@ def learn(
         optimizer.build(variables)
     total = tf.Variable(0.0, trainable=False)
 
-    def step(x: tf.Tensor, batch: Example) -> None:
+    def step(x: Any, batch: Example) -> None:
         with tf.GradientTape() as tape:
             value = loss(network(x, training=True), batch)
         gradients = iter(tape.gradient(value, [v for _, variables in groups for v in variables]))
@@ -397,13 +422,11 @@ def learn(
             optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
         total.assign_add(value)
 
-    specs = [
-        tf.TensorSpec([batch_size, *array.shape[1:]], array.dtype)
-        for array in (network.array, *(targets[key] for key in sorted(targets)))
-    ]
-    step = tf.function(step, autograph=False).get_concrete_function(
-        specs[0], dict(zip(sorted(targets), specs[1:]))
+    specs = tf.nest.map_structure(
+        lambda array: tf.TensorSpec([batch_size, *array.shape[1:]], array.dtype),
+        (network.array, targets),
     )
+    step = tf.function(step, autograph=False).get_concrete_function(*specs)
     order, progress = (
         np.random.default_rng([seed, 1]),
         sgd.Progress(title, sgd.SGDSettings(epochs, (), batch_size, 0), steps),
@@ -413,8 +436,7 @@ def learn(
         total.assign(0.0)
         for i in range(0, steps * batch_size, batch_size):
             batch = shuffled[i : i + batch_size]
-            x = tf.constant(network.array[batch])
-            step(x, {key: tf.constant(value[batch]) for key, value in targets.items()})
+            step(_rows(network.array, batch), _rows(targets, batch))
             progress.step(epoch)
     progress.close()
     mean = float(total) / steps
@@ -424,7 +446,9 @@ def learn(
 def predictor(network: DenseModel, decode: Callable[[tf.Tensor], Any]) -> Predict:
     """The graph function batch of the network's array -> decode(outputs), traced by hand:
     TensorFlow warns of many traces."""
-    spec = tf.TensorSpec([None, *network.array.shape[1:]], network.array.dtype)
+    spec = tf.nest.map_structure(
+        lambda array: tf.TensorSpec([None, *array.shape[1:]], array.dtype), network.array
+    )
     return tf.function(lambda x: decode(network(x)), autograph=False).get_concrete_function(spec)
 
 

@@ -1,5 +1,6 @@
-"""Object detection: an anchor-free head on each endpoint's map, frozen or fine-tuned; AP50 and
-COCO's AP by pycocotools.
+"""Object detection, the probe of single maps: an anchor-free head on each endpoint's map, frozen or
+fine-tuned; AP50, AP75 and COCO's AP by pycocotools, and Pascal VOC's AP of 11 points. `fcos` is the
+detector on several maps at once.
 
     tower:       `layers` times a 3x3 convolution to `units` channels, GroupNorm, ReLU; one for
                  classes, one for boxes
@@ -23,7 +24,7 @@ fine-tuned backbones: this protocol compares encoders, and its figures are not c
 import contextlib
 import io
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -32,11 +33,13 @@ from tfssl.data.ops import image
 from tfssl.data.sources.base import Source
 from tfssl.downstream import pictures
 from tfssl.downstream.features.maps import Maps
+from tfssl.downstream.metrics import average_precision as ranking
 from tfssl.downstream.protocols.dense import Dense, Example, Predictions, Task, View
 from tfssl.errors import UserError
+from tfssl.losses.detection import focal, overlaps
 
 RADIUS = 1.5  # of the locations around an object's center that are assigned to it, in strides
-ALPHA, GAMMA, PRIOR = 0.25, 2.0, 0.01  # of the focal loss; initial probability of each class
+PRIOR = 0.01  # initial probability of each class
 # of the predictions: IoU that is suppressed, least score, number in an image
 OVERLAP, LEAST, MOST = 0.6, 0.01, 100
 
@@ -73,7 +76,7 @@ class Detection(Dense):
         "jittered_views": "",
     }
     expense = 9
-    repeated = ("layers", "units", "jitter")
+    repeated: ClassVar[tuple[str, ...]] = ("layers", "units", "jitter")
 
     def __init__(
         self,
@@ -399,27 +402,6 @@ def assign(
     return tf.argmin(area, -1, tf.int32), tf.reduce_min(area, -1) < np.inf
 
 
-def focal(logits: tf.Tensor, truth: tf.Tensor) -> tf.Tensor:
-    """Focal loss of each entry; truth in {0, 1}."""
-    loss = tf.nn.sigmoid_cross_entropy_with_logits(truth, logits)
-    wrong = tf.abs(truth - tf.sigmoid(logits))
-    return loss * wrong**GAMMA * tf.abs(truth - (1 - ALPHA))
-
-
-def overlaps(one: tf.Tensor, other: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """(IoU, generalized IoU) of pairs of boxes [..., 4]."""
-
-    def area(low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_prod(tf.maximum(high - low, 0.0), -1)
-
-    (a, b), (c, d) = (tf.split(boxes, 2, -1) for boxes in (one, other))
-    both = area(tf.maximum(a, c), tf.minimum(b, d))
-    union = area(a, b) + area(c, d) - both
-    hull = area(tf.minimum(a, c), tf.maximum(b, d))
-    iou = tf.math.divide_no_nan(both, union)
-    return iou, iou - tf.math.divide_no_nan(hull - union, hull)
-
-
 def average_precision(truths: Boxes, predictions: Boxes, names: Sequence[str]) -> dict[str, Any]:
     """AP50, COCO's AP and AP50 of each class, by pycocotools.
 
@@ -429,8 +411,8 @@ def average_precision(truths: Boxes, predictions: Boxes, names: Sequence[str]) -
       names: of the classes.
 
     Returns:
-      {"value": AP50 (NaN without objects), "coco_ap": ..., "per_class": {name: AP50, None for a
-      class without objects}}.
+      {"value": AP50 (NaN without objects), "ap75": ..., "coco_ap": ..., "voc_ap": see
+      `voc_average_precision`, "per_class": {name: AP50, None for a class without objects}}.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -477,8 +459,66 @@ def average_precision(truths: Boxes, predictions: Boxes, names: Sequence[str]) -
         for c in range(len(names))
     ]
     known = precision[:, :, [c for c, value in enumerate(by_class) if value is not None]]
+    of_voc = voc_average_precision(truths, predictions, len(names))
+    mean = lambda values: float(values.mean()) if values.size else float("nan")  # noqa: E731
     return {
-        "value": float(known[0].mean()) if known.size else float("nan"),
-        "coco_ap": float(known.mean()) if known.size else float("nan"),
+        "value": mean(known[0]),
+        "ap75": mean(known[5]),
+        "coco_ap": mean(known),
+        "voc_ap": mean(of_voc[~np.isnan(of_voc)]),
         "per_class": {name: None if v is None else float(v) for name, v in zip(names, by_class)},
     }
+
+
+def voc_average_precision(
+    truths: Boxes, predictions: Boxes, classes: int, overlap: float = 0.5
+) -> np.ndarray:
+    """AP of 11 points of each class as in Pascal VOC 2007 (Everingham et al., IJCV 2010): float64
+    [classes], NaN of a class without objects.
+
+    By descending score each prediction is compared with the object of its class that it overlaps
+    most: right where their IoU is at least `overlap` and no prediction before it took the object;
+    of a difficult object it counts neither way. Boxes are in continuous coordinates: the devkit's
+    are whole pixels, both ends included.
+
+    Args:
+      truths, predictions: see `average_precision`.
+      overlap: IoU from which on a prediction is right.
+    """
+    values = np.full(classes, np.nan)
+    for c in range(classes):
+        objects = [(b[k == c], d[k == c]) for b, k, d in truths]
+        total = sum(int(np.sum(~d.astype(bool))) for _, d in objects)
+        if not total:
+            continue
+        ranked = [
+            (-s, i, box)
+            for i, (b, k, s_) in enumerate(predictions)
+            for box, s in zip(b[k == c], s_[k == c])
+        ]
+        ranked.sort(key=lambda entry: entry[:2])
+        taken = [np.zeros(len(d), bool) for _, d in objects]
+        scores, right = [], []
+        for negative, i, box in ranked:
+            boxes, difficult = objects[i]
+            shared = iou(box, boxes) if len(boxes) else np.zeros(1)
+            best = int(np.argmax(shared))
+            found = bool(shared[best] >= overlap)
+            if found and difficult[best]:
+                continue
+            scores.append(-negative)
+            right.append(found and not taken[i][best])
+            if found:
+                taken[i][best] = True
+        values[c] = ranking.average_precision(
+            np.array(right, bool), np.array(scores), "11-point", total
+        )
+    return values
+
+
+def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """IoU of a box [4] with each of [n, 4]: [n]."""
+    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    both = np.prod(np.maximum(sides, 0), 1)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], 1) + np.prod(box[2:] - box[:2])
+    return both / np.maximum(areas - both, 1e-12)

@@ -145,6 +145,8 @@ def line(result: Result) -> str:
     details = result.details
     figures = [f"accuracy {100 * details['accuracy']:.1f}%"] if "accuracy" in details else []
     figures += [f"AP {100 * details['coco_ap']:.1f}%"] if "coco_ap" in details else []
+    figures += [f"AP75 {100 * details['ap75']:.1f}%"] if "ap75" in details else []
+    figures += [f"VOC {100 * details['voc_ap']:.1f}%"] if "voc_ap" in details else []
     figures += (
         [f"median angle {details['median_angle']:.1f}\N{DEGREE SIGN}"]
         if "median_angle" in details
