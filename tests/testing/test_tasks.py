@@ -90,6 +90,7 @@ TASKS = {
     },
     "mae": {"decoder_channels": 8, "decoder_depth": 1, "decoder_heads": 2},
     "sup_con": EMBEDDING,
+    "pic": {"small_crops": 2, "small_size": 12, "window": 12, "window_stride": 4, **EMBEDDING},
     "pixpro": {"projection_hidden": 8, "instance_weight": 1.0, **EMBEDDING},
     "pixpro contrast": {"projection_hidden": 8, "kind": "contrast", **EMBEDDING},
     "supervised": {},

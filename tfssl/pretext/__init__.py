@@ -37,6 +37,7 @@ TASKS = Registry(
         "mae": "tfssl.pretext.mae:MAE",
         "lejepa": "tfssl.pretext.lejepa:LeJEPA",
         "sup_con": "tfssl.pretext.sup_con:SupCon",
+        "pic": "tfssl.pretext.pic:PIC",
         "pixpro": "tfssl.pretext.pixpro:PixPro",
         "distill": "tfssl.pretext.distill:Distill",
         "supervised": "tfssl.pretext.supervised:Supervised",

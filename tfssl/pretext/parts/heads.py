@@ -99,18 +99,18 @@ class MLP(tf.keras.layers.Layer):
 class Prototypes(tf.keras.layers.Layer):
     """Cosines with directions that are learned, without bias: [N, E] -> [N, count], in float32 at
     least. As a linear layer with weight normalization (Salimans and Kingma, arXiv 1602.07868) of
-    norm 1, on embeddings of norm 1."""
+    norm 1, on embeddings of norm 1. `stddev` is that of the initial kernel."""
 
-    def __init__(self, name: str, count: int) -> None:
+    def __init__(self, name: str, count: int, stddev: float = 0.05) -> None:
         super().__init__(name=name, autocast=False)
-        self.count = count
+        self.count, self.stddev = count, stddev
 
     def build(self, shape: Any) -> None:
         self.kernel = self.add_weight(
             "kernel",
             [self.count, shape[-1]],
             tf.keras.backend.floatx(),
-            "random_normal",
+            tf.keras.initializers.RandomNormal(stddev=self.stddev),
             experimental_autocast=False,
         )
         self.built = True
@@ -128,4 +128,4 @@ class Prototypes(tf.keras.layers.Layer):
 
     def twin(self) -> Prototypes:
         """A layer of the same form, with directions of its own."""
-        return Prototypes(self.name, self.count)
+        return Prototypes(self.name, self.count, self.stddev)
