@@ -38,7 +38,7 @@ PARTS = {
         "broken_clause",
         "(byol or colorization or simsiam or swav)",
         "(barlow_twins or dino or lejepa or mae or vicreg)",
-        "(deepcluster or local_aggregation or pic or pixpro)",
+        "(clsa or deepcluster or local_aggregation or pic or pixpro)",
     )
 }  # -k of parts that run apart: they grow large
 

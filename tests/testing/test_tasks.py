@@ -50,6 +50,14 @@ TASKS = {
     "pirl": {"negatives": 8, **PUZZLES, **EMBEDDING},
     "moco": {"queue_size": 32, "split_batch_norm": 1, **EMBEDDING},
     "infomin": {"queue_size": 32, "split_batch_norm": 1, **PUZZLES, **EMBEDDING},
+    "clsa": {
+        "queue_size": 32,
+        "split_batch_norm": 1,
+        "weak_sizes": "12",
+        "strong_sizes": "12",
+        "strong_ops": 0,
+        **EMBEDDING,
+    },
     "simclr": {"projection_size": 8},  # with all its augmentation
     "simclr with a memory": {"queue_size": 32, "num_classes": 0, **EMBEDDING},
     "byol": {"projection_hidden": 12, **EMBEDDING},
@@ -100,6 +108,7 @@ LIKE_OTHERS = (
     "relative_patch",
     "pirl",
     "infomin",
+    "clsa",
     "simclr with a memory",
     "moco_v3",
     "nnclr",

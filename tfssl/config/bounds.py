@@ -41,6 +41,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (1, 128, "decoder_depth decoder_heads"),
     (1, 16, "projection_layers"),
     (0, 2, "transform_layers"),
+    (0, 16, "strong_ops"),
     (1e-3, 100, "threshold"),  # diagonals of a cell
     (0, 100, "sharpness"),
     (0, 16, "head_layers head_endpoints detection_layers"),
@@ -56,7 +57,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (0, 1e6, "head_rate dense_trunk_rate margin bias_rate teacher_warmup_epochs"
     " instance_epochs"),
     (0, 1e6, "freeze_prototypes_epochs redundancy_weight invariance_weight variance_weight"),
-    (0, 1e6, "covariance_weight instance_weight"),
+    (0, 1e6, "covariance_weight instance_weight strong_weight"),
     (0, 1e9, "lr_scaling"),
     (0, RATE, "learning_rate initial_rate final_rate clipnorm global_clipnorm sgd_learning_rate "
     "mlp_learning_rate"),

@@ -161,6 +161,8 @@ class Policy:
       randaugment: how many ops of RandAugment follow one another, on the host only; 0 is none.
       randaugment_magnitude: their mean magnitude, up to 10.
       randaugment_deviation: its standard deviation.
+      randaugment_pool: its ops and their ranges: infomin; or clsa, whose magnitudes are 1 to 9, all
+        as likely.
       rotate: probability of a turn by 90, 180 or 270 degrees.
       sobel: probability of showing the edges instead of the image.
       cutout: probability of a gray square.
@@ -193,6 +195,7 @@ class Policy:
     randaugment: int = 0
     randaugment_magnitude: float = 10.0
     randaugment_deviation: float = 0.5
+    randaugment_pool: str = "infomin"
     rotate: float = 0.0
     sobel: float = 0.0
     cutout: float = 0.0
@@ -204,6 +207,7 @@ class Policy:
         if self.gray_at not in ("before", "after", "last"):
             raise UserError(f"a policy with gray_at={self.gray_at!r}: choose before, after or last")
         check_choice("crop_sampler", self.crop_sampler, image_ops.SAMPLERS)
+        check_choice("randaugment_pool", self.randaugment_pool, randaugment.POOLS)
         for name in (*_COINS, "photometric"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(
@@ -344,7 +348,11 @@ class Policy:
         threshold = tf.fill(
             tf.shape(drawn["sigma"]), tf.cast(self.solarize_threshold, amounts.dtype)
         )
-        layer_settings = self.randaugment_magnitude, self.randaugment_deviation
+        layer_settings = (
+            self.randaugment_magnitude,
+            self.randaugment_deviation,
+            self.randaugment_pool,
+        )
         center = tf.stack([drawn["center_y"], drawn["center_x"]], 1)
         ops = [
             ("flip", photometric.mirror),

@@ -25,6 +25,7 @@ TASKS = Registry(
         "pirl": "tfssl.pretext.pirl:PIRL",
         "moco": "tfssl.pretext.moco:MoCo",
         "infomin": "tfssl.pretext.infomin:InfoMin",
+        "clsa": "tfssl.pretext.clsa:CLSA",
         "simclr": "tfssl.pretext.simclr:SimCLR",
         "byol": "tfssl.pretext.byol:BYOL",
         "swav": "tfssl.pretext.swav:SwAV",

@@ -19,9 +19,9 @@ def photograph():
     return load_sample_images().images[1][100:160, 200:280]
 
 
-def affine(image, matrix):
+def affine(image, matrix, fill=FILL):
     return image.transform(
-        image.size, Image.AFFINE, matrix, resample=Image.BILINEAR, fillcolor=FILL
+        image.size, Image.AFFINE, matrix, resample=Image.BILINEAR, fillcolor=fill
     )
 
 
@@ -49,13 +49,37 @@ BY_PILLOW = {
 }
 
 
-@pytest.mark.parametrize("name", randaugment.OPS)
-def test_ops_are_pillows(name, photograph):
-    level, sign, by_pillow, tolerance = BY_PILLOW[name]
+# CLSA's ranges, at its levels 1 to 9
+BLACK = (0, 0, 0)
+CLSA = {
+    "brightness": (0.9, 1, lambda x: ImageEnhance.Brightness(x).enhance(0.86), 1),
+    "color": (0.1, 1, lambda x: ImageEnhance.Color(x).enhance(0.14), 1),
+    "contrast": (0.2, 1, lambda x: ImageEnhance.Contrast(x).enhance(0.23), 1),
+    "sharpness": (0.5, 1, lambda x: ImageEnhance.Sharpness(x).enhance(0.5), 2),
+    "posterize": (0.2, 1, lambda x: ImageOps.posterize(x, 4), 0),
+    "rotate": (0.7, -1, lambda x: x.rotate(-21, resample=Image.BILINEAR, fillcolor=BLACK), 1),
+    "shear_x": (0.5, 1, lambda x: affine(x, (1, 0.15, 0, 0, 1, 0), BLACK), 1),
+    "shear_y": (0.9, -1, lambda x: affine(x, (1, 0, 0, -0.27, 1, 0), BLACK), 1),
+    "solarize": (0.7, 1, lambda x: ImageOps.solarize(x, 256 - 179), 0),
+    "translate_x": (0.5, 1, lambda x: affine(x, (1, 0, 0.15 * 80, 0, 1, 0), BLACK), 1),
+    "translate_y": (0.5, -1, lambda x: affine(x, (1, 0, 0, 0, 1, -0.15 * 60), BLACK), 1),
+}
+CASES = [("infomin", name) for name in BY_PILLOW] + [("clsa", name) for name in CLSA]
+
+
+def test_all_ops_are_compared():
+    assert set(randaugment.OPS) == set(BY_PILLOW)
+    assert set(randaugment.CLSA_OPS) - set(CLSA) == {"autocontrast", "equalize", "identity"}
+    assert len(randaugment.CLSA_OPS) == 14
+
+
+@pytest.mark.parametrize("pool, name", CASES)
+def test_ops_are_pillows(pool, name, photograph):
+    level, sign, by_pillow, tolerance = (CLSA if pool == "clsa" else BY_PILLOW)[name]
     picture = photograph // 2 + 30 if name == "autocontrast" else photograph
     want = np.array(by_pillow(Image.fromarray(picture)), float)
     level = tf.constant(level)
-    got = tf.function(randaugment.OPS[name])(
+    got = tf.function(randaugment.POOLS[pool][name])(
         tf.constant(picture, tf.float32), level, sign * level
     ).numpy()
     assert got.shape == picture.shape and got.min() >= 0 and got.max() <= 255
@@ -95,7 +119,7 @@ def for_each(numbers, function):
 def test_half_of_the_layers_act_and_all_ops_come(photograph, monkeypatch):
     """With ops that add 1, 16, 256 ... the sum tells which ones ran."""
     ops = {str(i): (lambda x, level, signed, i=i: x + 17.0**i) for i in range(5)}
-    monkeypatch.setattr(randaugment, "OPS", ops)
+    monkeypatch.setitem(randaugment.POOLS, "infomin", ops)
     numbers = tf.random.stateless_uniform([3000, 2, randaugment.DRAWS], [3, 4])
     image = tf.zeros([1, 1, 3], tf.float64)
     sums = for_each(numbers, lambda n: randaugment.rand_augment(image, n)[0, 0, 0])
@@ -107,11 +131,9 @@ def test_half_of_the_layers_act_and_all_ops_come(photograph, monkeypatch):
 
 
 def test_magnitudes_are_normal_and_cut(monkeypatch):
-    monkeypatch.setattr(
-        randaugment,
-        "OPS",
-        {"tell": lambda x, level, signed: x * 0 + tf.stack([level, signed, 0.0]) * 255},
-    )
+    tell = {"tell": lambda x, level, signed: x * 0 + tf.stack([level, signed, 0.0]) * 255}
+    for pool in randaugment.POOLS:
+        monkeypatch.setitem(randaugment.POOLS, pool, tell)
     numbers = tf.random.stateless_uniform([4000, 1, randaugment.DRAWS], [3, 4])
     told = for_each(
         numbers, lambda n: randaugment.rand_augment(tf.ones([1, 1, 3]), n, 8.0, 0.5)[0, 0]
@@ -126,6 +148,13 @@ def test_magnitudes_are_normal_and_cut(monkeypatch):
     )
     told = told[told[:, 2] == 0, 0] * 10
     assert told.max() == 10 and 0.4 < (told == 10).mean() < 0.6
+    told = for_each(
+        numbers, lambda n: randaugment.rand_augment(tf.ones([1, 1, 3]), n, pool="clsa")[0, 0]
+    )
+    told = told[told[:, 2] == 0, 0] * 10
+    values, counts = np.unique(np.round(told, 3), return_counts=True)
+    np.testing.assert_allclose(values, np.arange(1, 10))
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
 def test_gray_images_are_refused():

@@ -1,7 +1,8 @@
-"""RandAugment (arXiv 1909.13719) in the form that InfoMin trains with, for one image on the host.
+"""RandAugment (arXiv 1909.13719) in the forms that InfoMin and CLSA train with, for one image on
+the host.
 
-The 15 ops and their ranges are those of its code's timm port, and act on levels 0 to 255 as
-Pillow's do. Other than there, geometric ops always interpolate bilinearly: TensorFlow has no
+Their ops and ranges are those of their code (InfoMin's is timm's port), and act on levels 0 to 255
+as Pillow's do. Other than there, geometric ops always interpolate bilinearly: TensorFlow has no
 bicubic kernel for them.
 """
 
@@ -17,11 +18,17 @@ from tfssl.errors import UserError
 
 DRAWS = 5  # uniform numbers for each layer: op, coin, two for the magnitude, sign
 _FILL = (124.0, 116.0, 104.0)  # ImageNet's mean
+_BLACK = (0.0, 0.0, 0.0)
+_Op = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 @tf.function(autograph=False)  # traced once, however many views
 def rand_augment(
-    image: tf.Tensor, numbers: tf.Tensor, magnitude: float = 10.0, deviation: float = 0.5
+    image: tf.Tensor,
+    numbers: tf.Tensor,
+    magnitude: float = 10.0,
+    deviation: float = 0.5,
+    pool: str = "infomin",
 ) -> tf.Tensor:
     """Ops drawn with replacement, each applied with probability 1/2 and at a magnitude of its own.
 
@@ -30,6 +37,7 @@ def rand_augment(
       numbers: uniform in [0, 1), [layers, DRAWS] (InfoMin: 2 layers).
       magnitude: mean of the magnitude, in [0, 10] (InfoMin: 10).
       deviation: its standard deviation; it is cut to [0, 10] (InfoMin: 0.5).
+      pool: one of POOLS: infomin; or clsa, whose magnitudes are 1 to 9, all as likely.
 
     Returns:
       float [H, W, 3] in [0, 1] of the image's dtype, on 8-bit levels.
@@ -42,12 +50,14 @@ def rand_augment(
     for op, coin, radius, angle, sign in (
         tf.unstack(tf.cast(layer, tf.float32)) for layer in tf.unstack(numbers)
     ):
-        # Box and Muller's normal number.
-        normal = tf.sqrt(-2 * tf.math.log(1 - radius)) * tf.cos(2 * math.pi * angle)
-        level = tf.clip_by_value(magnitude + deviation * normal, 0, 10) / 10
+        if pool == "clsa":
+            level = (1 + tf.floor(9 * radius)) / 10
+        else:  # Box and Muller's normal number
+            normal = tf.sqrt(-2 * tf.math.log(1 - radius)) * tf.cos(2 * math.pi * angle)
+            level = tf.clip_by_value(magnitude + deviation * normal, 0, 10) / 10
         signed = tf.where(sign < 0.5, level, -level)
         # noqa: B023 below: what is made here is called at once.
-        ways = [lambda run=run: run(levels, level, signed) for run in OPS.values()]  # noqa: B023
+        ways = [lambda run=run: run(levels, level, signed) for run in POOLS[pool].values()]  # noqa: B023
         number = tf.minimum(tf.cast(op * len(ways), tf.int32), len(ways) - 1)
         drawn = functools.partial(tf.switch_case, number, ways)
         levels = tf.cond(coin < 0.5, drawn, functools.partial(tf.identity, levels))
@@ -137,25 +147,33 @@ def sharpness(image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
     return tf.concat([image[:1], middle, image[-1:]], 0)
 
 
-def rotate(image: tf.Tensor, degrees: float | tf.Tensor) -> tf.Tensor:
+def rotate(
+    image: tf.Tensor, degrees: float | tf.Tensor, fill: Sequence[float] = _FILL
+) -> tf.Tensor:
     """To the left, about the center."""
     height, width, _ = image.shape
     cos, sin = tf.cos(degrees * (math.pi / 180)), tf.sin(degrees * (math.pi / 180))
-    return _affine(image, [[cos, -sin], [sin, cos]], (width / 2, height / 2))
+    return _affine(image, [[cos, -sin], [sin, cos]], (width / 2, height / 2), fill=fill)
 
 
-def shear_x(image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
-    return _affine(image, [[1.0, factor], [0.0, 1.0]])
+def shear_x(
+    image: tf.Tensor, factor: float | tf.Tensor, fill: Sequence[float] = _FILL
+) -> tf.Tensor:
+    return _affine(image, [[1.0, factor], [0.0, 1.0]], fill=fill)
 
 
-def shear_y(image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
-    return _affine(image, [[1.0, 0.0], [factor, 1.0]])
+def shear_y(
+    image: tf.Tensor, factor: float | tf.Tensor, fill: Sequence[float] = _FILL
+) -> tf.Tensor:
+    return _affine(image, [[1.0, 0.0], [factor, 1.0]], fill=fill)
 
 
-def translate(image: tf.Tensor, x: float | tf.Tensor, y: float | tf.Tensor) -> tf.Tensor:
+def translate(
+    image: tf.Tensor, x: float | tf.Tensor, y: float | tf.Tensor, fill: Sequence[float] = _FILL
+) -> tf.Tensor:
     """Shows what lies x and y, as shares of width and height, to the right and below."""
     height, width, _ = image.shape
-    return _affine(image, [[1.0, 0.0], [0.0, 1.0]], shift=(x * width, y * height))
+    return _affine(image, [[1.0, 0.0], [0.0, 1.0]], shift=(x * width, y * height), fill=fill)
 
 
 def _affine(
@@ -163,6 +181,7 @@ def _affine(
     matrix: Sequence[Sequence[float | tf.Tensor]],
     center: tuple[float | tf.Tensor, float | tf.Tensor] = (0.0, 0.0),
     shift: tuple[float | tf.Tensor, float | tf.Tensor] = (0.0, 0.0),
+    fill: Sequence[float] = _FILL,
 ) -> tf.Tensor:
     """out[p] = image[matrix (p - center) + center + shift], p = (x, y) of a pixel's middle, which
     is at 0.5 in the first one."""
@@ -170,16 +189,16 @@ def _affine(
     x, y = 0.5 - center[0], 0.5 - center[1]
     right, down = a * x + b * y - x + shift[0], c * x + d * y - y + shift[1]
     transform = tf.stack([tf.cast(t, tf.float32) for t in (a, b, right, c, d, down, 0, 0)])[None]
-    fill = tf.constant(_FILL)
+    around = tf.constant(fill)
     moved = tf.raw_ops.ImageProjectiveTransformV3(
-        images=(image - fill)[None],
+        images=(image - around)[None],
         transforms=transform,
         output_shape=image.shape[:2],
         fill_value=0.0,
         interpolation="BILINEAR",
         fill_mode="CONSTANT",
     )
-    return tf.round(moved[0] + fill)
+    return tf.round(moved[0] + around)
 
 
 def _luma(image: tf.Tensor) -> tf.Tensor:
@@ -195,9 +214,14 @@ def _blend(other: float | tf.Tensor, image: tf.Tensor, factor: float | tf.Tensor
 
 
 def _enhanced(
-    op: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
-    return lambda image, level, signed: op(image, 0.1 + 1.8 * level)
+    op: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], least: float = 0.1, reach: float = 1.8
+) -> _Op:
+    return lambda image, level, signed: op(image, least + reach * level)
+
+
+def _whole(x: tf.Tensor) -> tf.Tensor:
+    """Rounded down, where tenths may be a little short."""
+    return tf.floor(x + 1e-3)
 
 
 # name -> (image, level in [0, 1], the level with a random sign) -> image
@@ -218,3 +242,23 @@ OPS = {
     "translate_x": lambda image, level, signed: translate(image, 0.45 * signed, 0.0),
     "translate_y": lambda image, level, signed: translate(image, 0.0, 0.45 * signed),
 }
+_darker = functools.partial(_enhanced, least=0.05, reach=0.9)  # never beyond the original
+CLSA_OPS = {  # FixMatch's, in the ranges of CLSA's code, and black where there is no image
+    "autocontrast": OPS["autocontrast"],
+    "equalize": OPS["equalize"],
+    "identity": lambda image, level, signed: image,
+    "brightness": _darker(brightness),
+    "color": _darker(color),
+    "contrast": _darker(contrast),
+    "sharpness": _darker(sharpness),
+    "posterize": lambda image, level, signed: posterize(image, 4 + _whole(4 * level)),
+    "rotate": lambda image, level, signed: rotate(
+        image, tf.sign(signed) * _whole(30 * level), _BLACK
+    ),
+    "shear_x": lambda image, level, signed: shear_x(image, 0.3 * signed, _BLACK),
+    "shear_y": lambda image, level, signed: shear_y(image, 0.3 * signed, _BLACK),
+    "solarize": lambda image, level, signed: solarize(image, 256 - _whole(256 * level)),
+    "translate_x": lambda image, level, signed: translate(image, 0.3 * signed, 0.0, _BLACK),
+    "translate_y": lambda image, level, signed: translate(image, 0.0, 0.3 * signed, _BLACK),
+}
+POOLS = {"infomin": OPS, "clsa": CLSA_OPS}
