@@ -29,7 +29,8 @@ FLAGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 METHODS = (
     "random", "rotation", "exemplar_cnn", "instance_discrimination", "pirl", "simclr", "moco",
     "infomin", "byol", "simsiam", "swav", "barlow_twins", "vicreg", "nnclr", "moco_v3", "dino",
-    "lejepa", "sup_con", "supervised",
+    "lejepa", "clsa", "pic", "pixpro", "deepcluster", "deepcluster_v2", "local_aggregation",
+    "sup_con", "supervised",
 )  # fmt: skip
 OWN = {
     "random": "cifar10/rotation.flags",

@@ -79,8 +79,8 @@ class Network:
       sync_batch_norm: Batch statistics of all replicas together, not of each by itself.
       bn_group_size: Images whose batch statistics are one; 0: all of a replica's.
       init_module: Start from this Hub module's weights, where names and shapes match.
-      neck: fpn: a feature pyramid on the backbone's maps, published as p3, p4, ..., for tasks that
-        learn maps and for detectors; default: none.
+      neck: fpn: a feature pyramid on the backbone's maps, published as p3, p4, ..., for detectors;
+        pixpro --map_endpoints=p3,p4,p5 trains it. Default: none.
       neck_width: Channels of each level of the neck.
     """
 
