@@ -1168,7 +1168,7 @@ def test_two_processes_extract_half_each(modules_dir, images, tmp_path, monkeypa
     first = first.finished()
     monkeypatch.delenv("TF_CONFIG")
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert "are extracted" not in first.stdout  # they were
+    assert "images 0 to 29 of 60 are extracted" not in first.stdout  # they were
     assert "images 30 to 59 of 60 are extracted" in second.stdout
     assert "knn@59" in first.stdout and "knn@59" not in second.stdout
     assert "worker 0 (localhost:40001) measures them" in second.stdout
