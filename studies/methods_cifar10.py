@@ -29,7 +29,7 @@ FLAGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 METHODS = (
     "random", "rotation", "exemplar_cnn", "instance_discrimination", "pirl", "simclr", "moco",
     "infomin", "byol", "simsiam", "swav", "barlow_twins", "vicreg", "nnclr", "moco_v3", "dino",
-    "lejepa", "clsa", "pic", "pixpro", "deepcluster", "deepcluster_v2", "local_aggregation",
+    "lejepa", "cmc", "split_brain", "clsa", "pic", "pixpro", "deepcluster", "deepcluster_v2", "local_aggregation",
     "sup_con", "supervised",
 )  # fmt: skip
 OWN = {

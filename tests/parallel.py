@@ -38,7 +38,8 @@ PARTS = {
         "broken_clause",
         "(byol or colorization or simsiam or swav)",
         "(barlow_twins or dino or lejepa or mae or vicreg)",
-        "(clsa or deepcluster or local_aggregation or pic or pixpro)",
+        "(clsa or cmc or split_brain)",
+        "(deepcluster or local_aggregation or pic or pixpro)",
     )
 }  # -k of parts that run apart: they grow large
 

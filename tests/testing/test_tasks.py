@@ -28,6 +28,8 @@ TASKS = {
     "relative_patch": PATCHES,
     "colorization": {"resize": 18, "bins": "gamut"},
     "instance_discrimination": {"negatives": 8, **EMBEDDING},
+    "cmc": {"negatives": 8, **EMBEDDING},
+    "split_brain": {"resize": 18, "bins": "gamut", "light_bins": 10},
     "local_aggregation": {
         "negatives": 8,
         "clusters": 6,

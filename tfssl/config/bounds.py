@@ -26,6 +26,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (1, COUNT, "background_neighbors window_stride"),
     (0, COUNT, "window"),
     (2, 1_000_000, "permutations"),
+    (2, 1000, "light_bins"),
     (0, 1_000_000, "num_classes top few_shot_ways few_shot_queries"),
     (-1_000_000, 1_000_000, "label_offset"),
     (0, 2**24, "loss_batch_size bn_group_size queue_size"),

@@ -146,7 +146,7 @@ class Colorization(Pretext):
         """[3 n, H, W, 3] in [0, 1]: for each image itself, its lightness, and its lightness with
         the colors that the network gives it."""
         images = self.to_float(batch)["image"]
-        chances = tf.nn.softmax(self({**batch, "image": images}) / ANNEAL)  # NxhxwxQ
+        chances = tf.nn.softmax(self.of_color(self({**batch, "image": images})) / ANNEAL)
         ab = tf.tensordot(chances, tf.cast(self.bins.points, chances.dtype), 1)
         ab = tf.image.resize(ab, images.shape[1:3])
         lightness = lab.from_rgb(images)[..., :1]
@@ -154,6 +154,10 @@ class Colorization(Pretext):
             lab.to_rgb(tf.concat([lightness, x], -1)) for x in (tf.zeros_like(ab), ab)
         ]
         return tf.reshape(tf.stack(rows, 1), [-1, *images.shape[1:]])
+
+    def of_color(self, outputs: Any) -> tf.Tensor:
+        """The logits of colors [N, h, w, Q] among what `call` returns."""
+        return outputs
 
     @property
     def evaluation_size(self) -> tuple[int, int]:

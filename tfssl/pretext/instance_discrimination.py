@@ -1,6 +1,8 @@
 """Instance discrimination: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance
 Discrimination", CVPR 2018 (arXiv 1805.01978)."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 
@@ -92,37 +94,46 @@ class InstanceDiscrimination(Views):
         found = self.discriminate(batch, outputs["z"][:, 0])
         return found.loss, {"accuracy": found.accuracy}
 
-    def discriminate(self, batch: Batch, z: tf.Tensor) -> contrastive.Contrast:
-        """`Contrast` of embeddings [N, E]: each image's own entry of the bank among the others."""
+    def discriminate(
+        self,
+        batch: Batch,
+        z: tf.Tensor,
+        bank: Bank | None = None,
+        constant: tf.Variable | None = None,
+    ) -> contrastive.Contrast:
+        """`Contrast` of embeddings [N, E]: each image's own entry of a bank among the others; by
+        default of the task's, with its constant of nce."""
+        bank, constant = bank or self.bank, self.constant if constant is None else constant
         v = contrastive.l2_normalize(z)
         # Other images than the bank's, in validation on another split, are given some entry: what
         # is measured of them is chance.
         index = batch["index"] % self.num_images
         if not self.negatives:
-            logits = (
-                tf.matmul(v, self.bank.entries, transpose_b=True) / self.temperature
-            )  # Nximages
+            logits = tf.matmul(v, bank.entries, transpose_b=True) / self.temperature  # Nximages
             return contrastive.classify(logits, tf.cast(index, tf.int32))
         # Validation has no draws: it takes one fixed set.
         spaced = tf.range(self.negatives, dtype=tf.int64) * self.num_images // self.negatives
         drawn = batch.get("negatives", tf.tile(spaced[None], [v.shape[0], 1]))  # NxK
-        positive = tf.reduce_sum(v * tf.gather(self.bank.entries, index), 1) / self.temperature  # N
+        positive = tf.reduce_sum(v * tf.gather(bank.entries, index), 1) / self.temperature  # N
         negative = (
-            tf.einsum("nd,nkd->nk", v, tf.gather(self.bank.entries, drawn)) / self.temperature
+            tf.einsum("nd,nkd->nk", v, tf.gather(bank.entries, drawn)) / self.temperature
         )  # NxK
         if self.form == "nce":
             return contrastive.nce(
-                positive, negative, self.negatives / self.num_images, self._constant(negative)
+                positive,
+                negative,
+                self.negatives / self.num_images,
+                self._estimate(negative, constant),
             )
         logits = tf.concat([positive[:, None], negative], 1)
         return contrastive.classify(logits, tf.zeros([v.shape[0]], tf.int32))
 
-    def _constant(self, negative: tf.Tensor) -> tf.Tensor:
+    def _estimate(self, negative: tf.Tensor, constant: tf.Variable) -> tf.Tensor:
         estimate = (
             replicas.mean(tf.reduce_mean(tf.exp(tf.stop_gradient(negative)))) * self.num_images
         )
-        estimate = tf.where(self.constant > 0, tf.cast(self.constant, estimate.dtype), estimate)
-        self.constant.assign(estimate)
+        estimate = tf.where(constant > 0, tf.cast(constant, estimate.dtype), estimate)
+        constant.assign(estimate)
         return estimate
 
     def after_step(self, batch: Batch, outputs: dict[str, Any]) -> None:
