@@ -20,6 +20,8 @@ class UserError(ValueError):
     status = 1
     # whether nothing else can succeed either, so that it ends what goes on after other errors
     lasting = False
+    # Keras adds to the text what a layer was called with, but to what it has added that to already.
+    _keras_call_info_injected = True
 
 
 def one_line(error: object, length: int = 200) -> str:

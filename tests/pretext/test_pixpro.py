@@ -184,7 +184,7 @@ def test_a_neck_is_trained_by_its_levels(source):
     "settings, message",
     [
         ({"map_endpoints": "pre_logits"}, "maps of more than one location"),
-        ({"map_endpoints": "nowhere"}, "map_endpoints=nowhere"),
+        ({"map_endpoints": "nowhere"}, "^map_endpoints=nowhere"),  # and nothing of Keras
         ({"kind": "both"}, "choose one of propagation, contrast"),
         ({"transform_layers": 3}, "0, 1 or 2"),
     ],
