@@ -103,7 +103,9 @@ def test_flags_are_read_from_the_class(name):
     a flag."""
     found = PROTOCOLS.find(name)
     settings = signatures.read(*PROTOCOLS.source(name))
-    hidden = {"linear_sgd": {"lr_scaling"}, "detection": {"jittered_views"}}.get(name, set())
+    jittered = {"jittered_views"}
+    hidden = {"linear_sgd": {"lr_scaling"}, "detection": jittered, "fcos": jittered}
+    hidden = hidden.get(name, set())
     assert {*settings, *hidden} == set(found.setting_names()) and not hidden & set(settings)
     assert all(setting.text for setting in settings.values())
     assert (
@@ -124,6 +126,7 @@ def test_flags_of_all_protocols():
         "low_shot_samples", "low_shot_choose", "few_shot_k", "few_shot_ways", "few_shot_queries", "few_shot_episodes", "few_shot_ridges",
         "dense_size", "dense_trunk", "dense_trunk_rate", "dense_epochs", "dense_learning_rate", "dense_batch_size", "dense_mirrored",
         "unsupervised_images", "unsupervised_crops", "dense_head", "ignore_class", "detection_layers", "detection_units", "detection_jitter", "normals_clusters",
+        "fcos_neck_width",
     }  # fmt: skip
     assert (
         flags.default("dense_epochs") is None and flags.default("knn_k") == 20
