@@ -364,6 +364,11 @@ def _check_head(model: Pretext, layers: int) -> None:
     if not layers:
         return
     head = getattr(model, "projection", None)
+    if len(model.published) > 1:
+        raise UserError(
+            f"head_endpoints={layers}: task {model.task!r} publishes {len(model.published)} "
+            "networks, and its heads read one each: leave it out"
+        )
     if head is None:
         raise UserError(
             f"head_endpoints={layers}: task {model.task!r} has no projection head; simclr, moco, "

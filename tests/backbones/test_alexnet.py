@@ -116,6 +116,18 @@ def test_equals_a_naive_network(float64, name, stem, size, training):
         )
 
 
+def test_without_groups_in_halves():
+    """The kernels of split-brain's halves, of L and of ab: 933,552 and 939,360 (Zhang et al., arXiv
+    1611.09842, Table 6)."""
+    for channels, expected in ((1, 933552), (2, 939360)):
+        model = build("alexnet", 0.5, conv_groups=1)
+        model.build((None, None, None, channels))
+        kernels = [v for v in model.trainable_variables if v.shape.rank == 4]
+        assert sum(int(np.prod(v.shape)) for v in kernels) == expected
+    with pytest.raises(UserError, match="conv_groups=3: choose 1 or 2"):
+        build("alexnet", conv_groups=3)
+
+
 def test_its_stems():
     with pytest.raises(UserError, match="stem=stride16: choose one of imagenet, patch, small"):
         build("alexnet", stem="stride16")

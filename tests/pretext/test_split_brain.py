@@ -24,7 +24,8 @@ def images():
 
 def test_losses_by_hand(model, images):
     """Cross-entropies of the nearest bin of the mean color, and of the mean lightness, 50 of 2
-    each; by scikit-image's colors."""
+    each; by scikit-image's colors. A black image counts like any."""
+    images = images * np.array([0, 1, 1], np.float32)[:, None, None, None]
     rng, lab = np.random.default_rng(1), color.rgb2lab(images)
     points = np.asarray(model.bins.points)
     outputs = {

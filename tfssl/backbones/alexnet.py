@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfssl.backbones.layers import Network, build_chain, global_mean
 from tfssl.backbones.norm import BatchNorm
 from tfssl.backbones.rematerialize import rematerialize
-from tfssl.errors import check_choice
+from tfssl.errors import UserError, check_choice
 from tfssl.precision import at_least_float32
 
 ROOTS = {
@@ -81,17 +81,25 @@ class AlexNet(Network):
       name: alexnet or alexnet_lrn.
       stem: stride of the first convolution: imagenet (11x11 stride 4), patch (stride 2), small (3x3
         stride 1).
+      conv_groups: groups of the second, fourth and fifth convolution: 2, as in the papers, or 1
+        (split-brain's halves have none).
     """
 
+    flag_bounds = {"conv_groups": (1, 2)}
     endpoint_names = ("conv1", "conv2", "conv3", "conv4", "conv5", "pre_logits")
 
-    def __init__(self, name: str, stem: str = "imagenet", **common: Any) -> None:
+    def __init__(
+        self, name: str, stem: str = "imagenet", conv_groups: int = 2, **common: Any
+    ) -> None:
         super().__init__(name, **common)
         check_choice("stem", stem, ROOTS)
-        self.stem = stem
+        if conv_groups not in (1, 2):
+            raise UserError(f"conv_groups={conv_groups}: choose 1 or 2")
+        self.stem, self.conv_groups = stem, conv_groups
         self.lrn = name == "alexnet_lrn"
         for i, (half, size, groups) in enumerate(CONVS, 1):
             size, stride = ROOTS[self.stem] if i == 1 else (size, 0)
+            groups = min(groups, conv_groups)
             norm = None if self.lrn and i < 3 else self.norm("bn")
             setattr(
                 self,

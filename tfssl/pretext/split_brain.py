@@ -24,7 +24,7 @@ class SplitBrain(Halves, Colorization):
 
     Args:
       nearest, rebalance, gray: as of colorization; the paper has hard labels, counts all colors
-        alike, and all images.
+        alike, and all images (gray=0).
       light_bins: classes of lightness (the paper: 50).
     """
 
@@ -40,6 +40,7 @@ class SplitBrain(Halves, Colorization):
         **common: Any,
     ) -> None:
         super().__init__(backbone, nearest=nearest, rebalance=rebalance, gray=gray, **common)
+        self.gray = gray or -1.0  # black goes to exactly 0, which is not beyond 0
         self.split()
         self.light_bins = light_bins
         raw = bool(getattr(backbone, "raw_maps", False))

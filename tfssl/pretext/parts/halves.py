@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfssl.errors import UserError
 from tfssl.pretext.task import Pretext
 
 Endpoints = dict[str, tf.Tensor]
@@ -16,13 +17,21 @@ class Halves(Pretext):
     networks' side by side.
 
     Raises:
-      UserError: the backbone is a model that cannot be made twice.
+      UserError: the backbone is a model that cannot be made twice, or for other channels than it
+        was made for.
     """
 
     other: tf.keras.Model
 
     def split(self) -> None:
         """Make the second network; call it in the constructor."""
+        taken = getattr(getattr(self.backbone, "model", None), "inputs", None)
+        if taken and taken[0].shape[-1] is not None:
+            raise UserError(
+                f"model {self.backbone.name!r} takes images of {taken[0].shape[-1]} channels; here "
+                "one copy of it sees one channel, and another two: take a Sequential model of "
+                "unknown input, or one of tfssl.backbones"
+            )
         self.other = self.backbone.twin()
 
     def halves(self, images: tf.Tensor, training: bool = False) -> tuple[Endpoints, Endpoints]:
@@ -38,6 +47,9 @@ class Halves(Pretext):
 
     def encode(self, images: tf.Tensor, training: bool = False) -> Endpoints:
         return side_by_side(*self.halves(images, training))
+
+    def endpoints(self, images: tf.Tensor, training: bool = False) -> Endpoints:
+        return self.encode(images, training)
 
 
 def side_by_side(first: Endpoints, second: Endpoints) -> Endpoints:
