@@ -35,6 +35,9 @@ def test_positives_of_simple_boxes():
     touching = mask(left, right)
     assert touching.sum() == 7 and touching.reshape(7, 7, 7, 7)[3, 6, 3, 0]
     assert not mask((0.0, 0.0, 0.2, 0.2), (0.8, 0.8, 1.0, 1.0)).any()
+    one, other = (0.1, 0.2, 0.7, 0.9), (0.3, 0.0, 0.8, 0.6)  # neither depends on which is first
+    there, back = mask(one, other, (False, True)), mask(other, one, (True, False))
+    assert 0 < there.sum() < 49**2 and np.array_equal(there, back.T)
 
 
 def naive(box, flipped, side, threshold):
@@ -85,10 +88,11 @@ def test_loss_and_metrics_equal_loops(kind, float64):
     for n in range(6):
         near, inside = naive(box[n], flipped[n], side, 0.7)
         np.testing.assert_array_equal(mask(*box[n], flipped[n], side), near)
-        total, matched = 0.0, []
+        total, matched, chances = 0.0, [], []
         for i, positive in ((0, near), (1, near.T)):
             cosines = y[n, i] @ targets[n, 1 - i].T
             matched += [p[row.argmax()] for p, row in zip(positive, cosines) if p.any()]
+            chances += [np.mean([p.mean() for p in positive if p.any()] or [0])]
             if kind == "propagation":
                 total += -2 * cosines[positive].mean() if positive.any() else 0
                 continue
@@ -104,10 +108,19 @@ def test_loss_and_metrics_equal_loops(kind, float64):
             counts = [np.any(near, 1).sum(), np.any(near, 0).sum()]
             parts = np.split(np.array(matched, float), [counts[0]])
             np.testing.assert_allclose(metrics["match"][0][n], np.mean([p.mean() for p in parts]))
+            np.testing.assert_allclose(metrics["match_chance"][0][n], np.mean(chances))
         others = [
             (targets[n, v] @ targets[n, v].T)[~np.eye(side**2, dtype=bool)].mean() for v in (0, 1)
         ]
         np.testing.assert_allclose(metrics["smoothness"][0][n], np.mean(others), atol=1e-12)
+    assert float(loss[5]) == 0 and set(model.chance()) >= set(metrics)
+    p, instances = rng.standard_normal([2, 6, 2, 5])  # the instance branch: -2 cos, both directions
+    model.instance_weight = 0.5
+    both, _ = model.contrast(
+        batch, {**outputs, "p": tf.constant(p), "instances": tf.constant(instances)}
+    )
+    cosines = np.sum(unit(p) * unit(instances)[:, ::-1], -1)
+    np.testing.assert_allclose(both - loss, -2 * 0.5 * cosines.sum(1), atol=1e-9)
 
 
 def test_equal_embeddings():
@@ -127,20 +140,24 @@ def test_equal_embeddings():
     assert model.alarm({"smoothness": 0.5, "spread": 1.0}) is None
 
 
-@pytest.mark.parametrize("sharpness", [2.0, 0.5])
-def test_propagation_equals_a_loop(sharpness, float64):
+def test_propagation_equals_a_loop(float64):
+    """With the transformation's layers 0, 1 and 2; with a root, and negative cosines clamped."""
+    norm = backbones.build("resnet18_v1", 1 / 8).norm_policy
     rng = np.random.default_rng(1)
-    x = rng.standard_normal([2, 3, 3, 5])
-    layer = pixpro.Propagation(sharpness, 1, backbones.build("resnet18_v1", 1 / 8).norm_policy)
-    found = layer(tf.constant(x)).numpy().reshape(2, 9, 5)
-    kernel, bias = (v.numpy() for v in layer.variables)
-    x = x.reshape(2, 9, 5)
-    g, x = unit(x @ kernel + bias), unit(x)
-    for n, i in np.ndindex(2, 9):
-        weights = [max(x[n, i] @ x[n, j], 0) + 1e-6 * (sharpness < 1) for j in range(9)]
-        np.testing.assert_allclose(
-            found[n, i], sum(w**sharpness * g[n, j] for j, w in enumerate(weights)), rtol=1e-9
-        )
+    for sharpness, layers in ((2.0, 1), (0.5, 0), (2.0, 2)):
+        x = rng.standard_normal([2, 3, 3, 24])  # so wide that no location is 0 after the ReLU
+        layer = pixpro.Propagation(sharpness, layers, norm)
+        found = layer(tf.constant(x), training=True).numpy().reshape(2, 9, 24)
+        g, x = x.reshape(-1, 24), unit(x.reshape(2, 9, 24))
+        for i, linear in enumerate(layer.transform.dense if layers else ()):
+            if i:  # batch normalization and ReLU between the two
+                g = np.maximum((g - g.mean(0)) / np.sqrt(g.var(0) + 1e-5), 0)
+            g = g @ linear.kernel.numpy() + linear.bias.numpy()
+        g = unit(g).reshape(2, 9, 24)
+        for n, i in np.ndindex(2, 9):
+            weights = [max(x[n, i] @ x[n, j], 0) + 1e-6 * (sharpness < 1) for j in range(9)]
+            expected = sum(w**sharpness * g[n, j] for j, w in enumerate(weights))
+            np.testing.assert_allclose(found[n, i], expected, rtol=1e-8, atol=1e-10)
 
 
 def test_parameters_of_the_published_heads():
@@ -159,9 +176,10 @@ def test_parameters_of_the_published_heads():
 
 
 def test_a_neck_is_trained_by_its_levels(source):
-    """Gradients reach trunk and neck; the maps are seen in the picture."""
+    """All levels of more than one location are compared, gradients reach trunk and neck, and the
+    maps are seen in the picture."""
     backbone = backbones.build("resnet18_v2", 1 / 16, neck="fpn", neck_width=8)
-    settings = {"image_size": 64, "augmentation": "crop", "map_endpoints": "p3,p4,p5", **SMALL}
+    settings = {"image_size": 64, "augmentation": "crop", **SMALL}
     model = pretext.build("pixpro", backbone, **settings)
     model.compile(tf.keras.optimizers.SGD(0.1))
     model.prepare()

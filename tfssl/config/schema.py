@@ -80,7 +80,7 @@ class Network:
       bn_group_size: Images whose batch statistics are one; 0: all of a replica's.
       init_module: Start from this Hub module's weights, where names and shapes match.
       neck: fpn: a feature pyramid on the backbone's maps, published as p3, p4, ..., for detectors;
-        pixpro --map_endpoints=p3,p4,p5 trains it. Default: none.
+        --task=pixpro trains it. Default: none.
       neck_width: Channels of each level of the neck.
     """
 

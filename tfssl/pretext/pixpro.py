@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfssl.backbones.necks import Necked
 from tfssl.backbones.norm import Norm
 from tfssl.errors import UserError, check_choice
 from tfssl.losses import contrastive
@@ -28,16 +29,16 @@ class PixPro(Views):
     The networks of the other view are moving averages. A location is taken to lie at the center of
     its cell, as in the published code, though with zeros on both sides a convolution of stride 32
     looks half a cell up and left of it. A low loss does not tell a good encoder: it falls fast, and
-    rises again; `match` and `smoothness` tell more.
+    rises again; `match`, beside `match_chance`, and `smoothness` tell more.
 
     Args:
       kind: propagation (PixPro) or contrast (PixContrast, of which no code was published).
       augmentation: policy of the views (the paper: BYOL's pair in torchvision's form, which
         barlow_twins is).
       map_endpoints: comma list of the endpoints that are compared, each with its like: one
-        projection for all of them, and the loss is their mean. Those of a neck, such as "p3,p4,p5",
-        train it. Default: the deepest map. Maps of more than 14 locations along a side are averaged
-        to 14.
+        projection for all of them, and the loss is their mean. Default: the levels of the
+        backbone's neck that have more than one location, or else its deepest map. Maps of more than
+        14 locations along a side are averaged to 14.
       projection_hidden: hidden units of the projection, by location (the paper: 4096).
       projection_size: its outputs (the paper: 256).
       threshold: locations whose centers are nearer than this are positives of each other; in
@@ -100,7 +101,11 @@ class PixPro(Views):
 
     def maps(self, endpoints: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
         """The endpoints that are compared: a list of [N, h, w, D]."""
-        names = self.levels or (last_map(self.backbone, endpoints, self.task),)
+        names = self.levels
+        if not names and isinstance(self.backbone, Necked):
+            own = [n for n in endpoints if n not in self.backbone.trunk.endpoint_names]
+            names = tuple(n for n in own if 1 not in endpoints[n].shape[1:3])
+        names = names or (last_map(self.backbone, endpoints, self.task),)
         kinds = self.backbone.endpoint_kinds
         wrong = [n for n in names if kinds.get(n) != "map" or 1 in endpoints[n].shape[1:3]]
         if wrong or len({endpoints[name].shape[-1] for name in names}) > 1:
@@ -201,12 +206,11 @@ class PixPro(Views):
 
     def chance(self) -> dict[str, float]:
         """Levels of directions that are independent of one another. How many locations are
-        positives, and so how many match by chance, depends on the images and the crops."""
-        nan = float("nan")
-        levels = {"positives": nan, "similarity": 0.0, "match": nan, "smoothness": 0.0}
-        return {
-            **super().chance(), **levels, "loss": 0.0 if self.kind == "propagation" else nan,
-        }  # fmt: skip
+        positives, and so how many match by chance, depends on the images and the crops: the metric
+        `match_chance`."""
+        loss = {"loss": 0.0} if self.kind == "propagation" else {}
+        of_crops = dict.fromkeys(("positives", "match", "match_chance"), float("nan"))
+        return {**super().chance(), **of_crops, "similarity": 0.0, "smoothness": 0.0, **loss}
 
     def pictures(self, batch: Batch) -> tf.Tensor | None:
         """[3 n, S, S, 3] in [0, 1]: for each image one view with a square of a color of its own in
@@ -345,12 +349,13 @@ def _measured(
     best = tf.one_hot(tf.argmax(cosines, -1), places, dtype=positive.dtype)  # NxPxP
     any_positive = tf.reduce_max(having, -1)  # N
     total = tf.reduce_sum(tf.square(tf.reduce_sum(targets, 1)), -1)  # N: all pairs, and P of 1
-    matched = tf.reduce_sum(positive * best, [1, 2]) / tf.maximum(tf.reduce_sum(having, 1), 1)
+    count = tf.maximum(tf.reduce_sum(having, 1), 1)  # N
     one = tf.ones_like(total)
     return {
         "positives": (tf.reduce_mean(positive, [1, 2]), one),
         "similarity": (mean_at(cosines, positive), any_positive),
-        "match": (matched, any_positive),
+        "match": (tf.reduce_sum(positive * best, [1, 2]) / count, any_positive),
+        "match_chance": (tf.reduce_sum(positive, [1, 2]) / (count * places), any_positive),
         "smoothness": ((total - places) / (places * (places - 1)), one),
     }
 
