@@ -7,6 +7,7 @@ import tensorflow as tf
 from networks import randomise, trainable
 
 from tfssl.backbones import build
+from tfssl.backbones.layers import Conv
 from tfssl.errors import UserError
 
 MAPS = ("after_root", "block1", "block2", "block3", "block4")
@@ -284,6 +285,23 @@ def test_paddings_equal_a_naive_network(policy, name, units, padding):
             found[endpoint], value, rtol=0, atol=1e-10 * np.abs(value).max(), err_msg=endpoint
         )
         assert np.abs(torch(images, False)[endpoint] - value).max() > 1e-3 * np.abs(value).max()
+
+
+@pytest.mark.parametrize("channels", [1, 4, 15, 16])
+def test_gradient_of_a_strided_kernel_of_one_pixel(channels):
+    """By hand. oneDNN's own writes where it must not below 16 channels: repeated, it crashes."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal([3, 16, 16, channels]).astype(np.float32)
+    by = rng.standard_normal([3, 8, 8, 8]).astype(np.float32)
+    conv = Conv(8, 1, 2, "conv")
+    conv.build(x.shape)
+    expected = np.einsum("nijc,nijd->cd", x[:, ::2, ::2], by)
+    for _ in range(200):
+        with tf.GradientTape() as tape:
+            y = conv(tf.constant(x))
+        gradient = tape.gradient(y, conv.kernel, output_gradients=tf.constant(by))
+        np.testing.assert_allclose(gradient[0, 0], expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(y, x[:, ::2, ::2] @ conv.kernel.numpy()[0, 0], atol=1e-4)
 
 
 @in_float64
