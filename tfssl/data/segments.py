@@ -21,6 +21,8 @@ _AT_ONCE = 2  # segments: while the last images of one are loaded, the first of 
 # that it runs in, which comes as late as the pass took (TensorFlow 2.15 to 2.21).
 FIXED = tf.data.Options()
 FIXED.autotune.enabled = False
+# Nor do its rewritings find anything in our pipelines: a tenth of a second for each.
+FIXED.experimental_optimization.apply_default_optimizations = False
 _CALLS = max(16, os.cpu_count() or 1)  # images under way; how many are computed, threads decide
 
 # What examples are made by has no Python branch on a tensor: to look for one would take longer than

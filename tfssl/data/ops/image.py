@@ -37,6 +37,7 @@ from typing import Union
 import tensorflow as tf
 
 from tfssl.data.ops import orientation
+from tfssl.data.ops.apart import apart
 from tfssl.errors import UserError, check_choice
 
 Size = Union[int, tuple[int, int]]  # in pixels: a side, or (height, width)
@@ -593,28 +594,31 @@ def _fixed_crop(image: tf.Tensor, size: Size, place: Callable[[tf.Tensor], tf.Te
 
 def _decode_other(data: tf.Tensor) -> tf.Tensor:
     """Decodes what is not JPEG."""
-
-    def of_any() -> tf.Tensor:
-        return tf.io.decode_image(data, channels=3, expand_animations=False)
-
-    def of_bounded() -> tf.Tensor:
-        with tf.control_dependencies([_bounded(_told_shape(data), data)]):
-            return of_any()
-
-    def of_others() -> tf.Tensor:
-        # A BMP of 1, 4 or 8 bits has a palette: TensorFlow takes its indices for gray levels, or
-        # refuses.
-        palette = tf.strings.regex_full_match(
-            data, r"BM\C{26}[\x01\x04\x08]\C*"
-        )  # byte 28: bits per pixel
-        return tf.cond(palette, lambda: _decode_palette_bmp(data), of_bounded)
-
     # Most are PNGs with both sides below 0x1300 = 4864 pixels, which is told faster than the number
     # of their pixels.
     usual = tf.strings.regex_full_match(  # \C: patterns are UTF-8, and 0x89 alone is not
         tf.strings.substr(data, 0, 24), r"\CPNG\C{12}(\x00\x00[\x00-\x12]\C){2}"
     )
-    return _upright(tf.cond(usual, of_any, of_others), orientation.of_file(data))
+    pixels = tf.cond(usual, lambda: _decode_any(data), lambda: _decode_unusual(data))
+    return _upright(pixels, orientation.of_file(data))
+
+
+def _decode_any(data: tf.Tensor) -> tf.Tensor:
+    return tf.io.decode_image(data, channels=3, expand_animations=False)
+
+
+@apart
+def _decode_unusual(data: tf.Tensor) -> tf.Tensor:
+    def of_bounded() -> tf.Tensor:
+        with tf.control_dependencies([_bounded(_told_shape(data), data)]):
+            return _decode_any(data)
+
+    # A BMP of 1, 4 or 8 bits has a palette: TensorFlow takes its indices for gray levels, or
+    # refuses.
+    palette = tf.strings.regex_full_match(
+        data, r"BM\C{26}[\x01\x04\x08]\C*"
+    )  # byte 28: bits per pixel
+    return tf.cond(palette, lambda: _decode_palette_bmp(data), of_bounded)
 
 
 def _told_shape(data: tf.Tensor) -> tf.Tensor:

@@ -19,10 +19,11 @@ still be shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import tensorflow as tf
+
+from tfssl.data.ops.apart import apart
 
 _TAG, _SHORT = 0x0112, 3
 _MOST = 64  # segments that are looked at
@@ -31,17 +32,6 @@ _MOST = 64  # segments that are looked at
 # application's segment begins with 0.)
 _PLAIN = r"\C{4}\x00\x10JFIF\x00\C{9}\C\C\x00[\x43\x84]\x00\C*|\CPNG\C{33}IDAT|GIF8\C*|BM\C*"
 _MIRRORS_ROWS, _MIRRORS_COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)  # after the transposition
-
-
-def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that a graph calls as one op: what is within a branch that is not taken would
-    still be passed through, op by op, which takes longer than to decode a small image."""
-    return tf.function(
-        function,
-        autograph=False,
-        reduce_retracing=True,
-        experimental_attributes={"_noinline": True},
-    )
 
 
 def of_file(data: tf.Tensor) -> tf.Tensor:
@@ -53,7 +43,7 @@ def of_file(data: tf.Tensor) -> tf.Tensor:
     return tf.cond(plain, lambda: tf.constant(1), lambda: _look_for(data))
 
 
-@_apart
+@apart
 def _look_for(data: tf.Tensor) -> tf.Tensor:
     return _read(data, *_exif(data))
 
@@ -64,7 +54,7 @@ def as_stored(data: tf.Tensor) -> tf.Tensor:
     return tf.cond(of_file(data) == 1, lambda: data, lambda: _without(data))
 
 
-@_apart
+@apart
 def _without(data: tf.Tensor) -> tf.Tensor:
     start, _ = _exif(data)
     rest = tf.strings.substr(data, start + 2, tf.strings.length(data) - start - 2)
@@ -90,7 +80,7 @@ def stored(
     )
 
 
-@_apart
+@apart
 def _stored(
     begins: tf.Tensor, extents: tf.Tensor, shape: tf.Tensor, orientation: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -110,7 +100,7 @@ def upright(parts: Sequence[tf.Tensor], orientation: tf.Tensor) -> list[tf.Tenso
     )
 
 
-@_apart
+@apart
 def _upright(parts: tuple[tf.Tensor, ...], orientation: tf.Tensor) -> tuple[tf.Tensor, ...]:
     parts = tf.cond(
         orientation < 5,

@@ -253,13 +253,15 @@ class _Found:
     def sort_out(self) -> None:
         """Of the images, those that are none here: arrays beside pictures, and formats whose
         package is absent."""
-        arrays = [name for name in self.images if _ending(name) == _ARRAYS]
-        if len(arrays) < len(self.images):
-            self.others[_ARRAYS] += len(arrays)
-            self.images = [name for name in self.images if _ending(name) != _ARRAYS]
-        lacking = {ending for ending in formats.EXTRAS if formats.absent(ending)}
-        self.unread += [name for name in self.images if _ending(name) in lacking]
-        self.images = [name for name in self.images if _ending(name) not in lacking]
+        endings = [_ending(name) for name in self.images]
+        arrays = endings.count(_ARRAYS)
+        beside = {_ARRAYS} if arrays < len(endings) else set()
+        if beside:
+            self.others[_ARRAYS] += arrays
+        lacking = {e for e in formats.EXTRAS if formats.absent(e)} - beside
+        known = list(zip(self.images, endings))
+        self.unread += [name for name, ending in known if ending in lacking]
+        self.images = [name for name, ending in known if ending not in lacking | beside]
 
     def ignored(self) -> dict[str, int]:
         return dict(
