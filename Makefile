@@ -21,7 +21,7 @@ demo: $(VENV)/installed
 	@echo "Next, on your own photographs:  $(BIN)/tfssl-train --dataset=folder:PHOTOS --dry_run"
 
 test: $(VENV)/installed
-	$(BIN)/python tests/parallel.py --processes=2 $(TESTS) -m "not slow"
+	$(BIN)/python tests/parallel.py --processes=3 $(TESTS) -m "not slow"
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=3600

@@ -26,12 +26,17 @@ import pytest  # noqa: E402
 import runs  # noqa: E402
 
 TESTS = pathlib.Path(__file__).parent
-FIRST = (  # which take longest
+FIRST = (  # which take longest, or wait most
     "testing/test_tasks.py",
     "pretext/test_task.py",
     "test_train.py",
-    "backbones/test_revnet.py",
+    "test_faults.py",
     "test_evaluate.py",
+    "downstream/features/test_extract.py",
+    "backbones/test_revnet.py",
+    "data/test_gaps.py",
+    "test_workers.py",
+    "step/test_phases.py",
 )
 PARTS = {
     "testing/test_tasks.py": (
@@ -45,18 +50,20 @@ PARTS = {
 
 
 ONCE = (  # what tells nothing of TensorFlow, or is shown by the checks of testing/ on both stacks
-    "backbones/test_resnet.py", "backbones/test_selective_kernel.py", "config/", "data/listing/",
-    "data/ops/test_formats.py", "data/ops/test_image.py", "data/ops/test_orientation.py",
-    "hub/test_handles.py", "runtime/test_tracking.py", "test_any_image.py",
-    "data/sources/test_identity.py", "downstream/metrics/", "downstream/protocols/test_svm.py",
-    "downstream/protocols/test_logistic.py", "downstream/protocols/test_knn.py",
-    "downstream/protocols/test_few_shot.py", "downstream/protocols/test_low_shot.py",
-    "downstream/protocols/test_unsupervised.py", "downstream/protocols/test_linear_sgd.py",
-    "downstream/report/", "downstream/solvers/",
-    "downstream/test_", "export/test_layouts.py", "interop/", "losses/", "pretext/parts/",
-    "test_import_weights.py",
-    "storage/", "test_costs.py", "test_examples.py", "test_full_disk.py", "test_fuzz.py",
-    "test_mistakes.py", "test_types.py", "testing/test_protocols.py", "testing/test_sources.py",
+    "backbones/test_resnet.py", "backbones/test_revnet.py", "backbones/test_selective_kernel.py",
+    "config/", "data/listing/", "data/ops/test_formats.py", "data/ops/test_image.py",
+    "data/ops/test_orientation.py", "data/sources/test_identity.py", "data/test_gaps.py",
+    "downstream/features/test_extract.py", "downstream/metrics/",
+    "downstream/protocols/test_few_shot.py", "downstream/protocols/test_knn.py",
+    "downstream/protocols/test_linear_sgd.py", "downstream/protocols/test_logistic.py",
+    "downstream/protocols/test_low_shot.py", "downstream/protocols/test_svm.py",
+    "downstream/protocols/test_unsupervised.py", "downstream/report/", "downstream/solvers/",
+    "downstream/test_", "export/test_layouts.py", "hub/test_handles.py", "interop/", "losses/",
+    "optim/", "pretext/parts/", "runtime/test_cli.py", "runtime/test_tracking.py",
+    "step/test_phases.py", "storage/", "test_any_image.py", "test_costs.py", "test_docs.py",
+    "test_examples.py", "test_faults.py", "test_full_disk.py", "test_fuzz.py",
+    "test_import_weights.py", "test_mistakes.py", "test_paths.py", "test_remote.py",
+    "test_types.py", "test_workers.py", "testing/test_protocols.py", "testing/test_sources.py",
     *(f"pretext/{path.name}" for path in (TESTS / "pretext").glob("test_*.py") if path.stem != "test_task"),
 )  # fmt: skip
 
@@ -107,7 +114,9 @@ def _session(arguments, folder):
         child
     ) in multiprocessing.active_children():  # what a test that failed has left would be waited for
         child.kill()
-    sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # threads of TensorFlow's that are left may crash while Python is torn down
 
 
 def main():
@@ -136,7 +145,7 @@ def main():
                 status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
                 or costs is None
             ):
-                failed.append(name)
+                failed.append(f"{name} (exit status {status})")
                 print(said, flush=True)
             if costs and costs["tests"]:
                 rows.append((costs["seconds"], costs["gigabytes"], name))
