@@ -3,7 +3,7 @@
 
 The network is that of DINO's, MAE's and timm's code: pre-norm blocks, one linear layer for queries,
 keys and values, an exact GELU, layer normalization with epsilon 1e-6. Registers: Darcet et al.
-(arXiv 2309.16588). Layer scale: Touvron et al. (arXiv 2103.17239).
+(arXiv 2309.16588). Layer scale: Touvron et al. (arXiv 2103.17239). Drop path: see `drop_path`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfssl.backbones import drop_path as stochastic_depth
 from tfssl.backbones.layers import Network, build_chain
 from tfssl.backbones.norm import LayerNorm, Norm
 from tfssl.backbones.rematerialize import rematerialize
@@ -68,7 +69,7 @@ class Attention(tf.keras.layers.Layer):
 
 class Block(tf.keras.layers.Layer):
     """Attention, and two linear layers with a GELU between them, each added to what it is given:
-    [N, L, D] -> [N, L, D]."""
+    [N, L, D] -> [N, L, D]. `factors` [N, 2], of `drop_path.factors`, multiply the two terms."""
 
     def __init__(
         self, channels: int, heads: int, layer_scale: float, dense: dict[str, Any], name: str
@@ -95,12 +96,17 @@ class Block(tf.keras.layers.Layer):
         ]
         self.built = True
 
-    def _scaled(self, x: tf.Tensor, i: int) -> tf.Tensor:
-        return x * tf.cast(self.scales[i], x.dtype) if self.scales else x
+    def _scaled(self, x: tf.Tensor, i: int, factors: tf.Tensor | None) -> tf.Tensor:
+        if self.scales:
+            x *= tf.cast(self.scales[i], x.dtype)
+        return x if factors is None else x * tf.cast(factors[:, i, None, None], x.dtype)
 
-    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        x += self._scaled(self.attn(self.norm1(x)), 0)
-        return x + self._scaled(self.fc2(tf.nn.gelu(self.fc1(self.norm2(x)), approximate=False)), 1)
+    def call(
+        self, x: tf.Tensor, training: bool | None = None, factors: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        x += self._scaled(self.attn(self.norm1(x)), 0, factors)
+        y = self.fc2(tf.nn.gelu(self.fc1(self.norm2(x)), approximate=False))
+        return x + self._scaled(y, 1, factors)
 
 
 class ViT(Network):
@@ -128,6 +134,9 @@ class ViT(Network):
       heads: ViT: attention heads; 0: as many as its name says (MoCo v3's ViT-S: 12, not 6).
       layer_scale: ViT: of each block's two terms, a factor for each channel that begins with this
         (DINOv2: 1e-5); 0: none.
+      drop_path: ViT: in training, probability with which an example skips each of the last block's
+        two terms; it grows linearly with depth, from 0 in the first block (MAE's fine-tuning: 0.1;
+        DINO: 0.1).
       train_patches: ViT: no: the projection of the patches stays as it began (MoCo v3).
       representation_size: see `Network`.
       initializer: of the kernels: normal, of deviation 0.02 (DINO), or glorot_uniform (MAE).
@@ -158,6 +167,7 @@ class ViT(Network):
         grid: int = 0,
         heads: int = 0,
         layer_scale: float = 0.0,
+        drop_path: float = 0.0,
         train_patches: bool = True,
         representation_size: int = 0,
         initializer: str = "normal",
@@ -183,6 +193,8 @@ class ViT(Network):
                 f"are not a multiple of its {self.heads} "
                 "heads" + (", and of 4 for fixed positions" if positions == "fixed" else "")
             )
+        if not 0 <= drop_path < 1:
+            raise UserError(f"drop_path={drop_path} is a probability, at least 0 and below 1")
         if pool == "cls" and not class_token:
             raise UserError(
                 "pool=cls needs the class token: take pool=mean, or leave class_token on"
@@ -195,6 +207,7 @@ class ViT(Network):
         )
         self.registers, self.positions, self.grid = registers, positions, grid
         self.layer_scale, self.train_patches = layer_scale, train_patches
+        self.drop_path = drop_path
         # By configuration: an initializer that layers share would give them all the same values.
         kernel = _normal(0.02) if initializer == "normal" else initializer
         dense = {"kernel_initializer": kernel}
@@ -292,8 +305,16 @@ class ViT(Network):
             [*(tf.tile(tf.cast(token, tokens.dtype), [count, 1, 1]) for token in front), tokens], 1
         )
         before, after = int(self.class_token) + self.registers, []
-        for block in self.blocks:
-            x = rematerialize(block, x) if self.remat and training else block(x, training=training)
+        dropped = (
+            stochastic_depth.factors(self.drop_path, self.depth, x.shape[0]) if training else None
+        )
+        for i, block in enumerate(self.blocks):
+            factors = None if dropped is None else dropped[:, i]
+            x = (
+                rematerialize(block, x, factors=factors)
+                if self.remat and training
+                else block(x, training=training, factors=factors)
+            )
             after.append(x[:, before:])
         x = self.last_norm(x)
         after[-1] = x[:, before:]

@@ -68,7 +68,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     "jigsaw_area jigsaw_weight rebalance distill_weight max_translation max_offset max_hue"),
     (0, 1, "center_momentum sigreg_weight"),
     (0.001, 0.999, "mask_ratio"),
-    (0, 0.99, "mlp_dropout head_dropout"),
+    (0, 0.99, "mlp_dropout head_dropout drop_path"),
     (0, 0.99999, "beta_2"),
     (1e-30, 1, "optimizer_epsilon"),
     (0, 0.9, "val_fraction"),
