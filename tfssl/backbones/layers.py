@@ -312,3 +312,17 @@ class Representation(tf.keras.layers.Dense):
 
     def __init__(self, size: int) -> None:
         super().__init__(size, name="representation", dtype=tf.keras.backend.floatx())
+
+
+def variable_shapes(network: Any) -> list[tuple[int, ...]]:
+    """Of the variables of a network that has none yet, without their memory; it is of no use
+    afterwards."""
+    found: list[tuple[int, ...]] = []
+
+    def stand_in(make: Any, **variable: Any) -> Any:
+        found.append(tuple(variable["shape"]))
+        return make(**{**variable, "initial_value": 0.0, "shape": ()})
+
+    with tf.variable_creator_scope(stand_in):
+        network.build((None, None, None, getattr(network, "input_channels", 3)))
+    return found

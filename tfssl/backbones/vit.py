@@ -9,6 +9,7 @@ keys and values, an exact GELU, layer normalization with epsilon 1e-6. Registers
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -290,20 +291,7 @@ class ViT(Network):
     ) -> tuple[list[tf.Tensor], tf.Tensor | None]:
         """Patches' tokens [N, K, D] through the blocks -> those after each block [N, K, D], and the
         class token [N, D], or None; the last two after the last normalization."""
-        count = tf.shape(tokens)[0] if tokens.shape[0] is None else tokens.shape[0]
-        front = []
-        if self.class_token:
-            cls = (
-                self.cls_token + self.cls_position
-                if self.positions == "learned"
-                else self.cls_token
-            )
-            front.append(cls)
-        if self.registers:
-            front.append(self.register_tokens)
-        x = tf.concat(
-            [*(tf.tile(tf.cast(token, tokens.dtype), [count, 1, 1]) for token in front), tokens], 1
-        )
+        x = self._sequence(tokens)
         before, after = int(self.class_token) + self.registers, []
         dropped = (
             stochastic_depth.factors(self.drop_path, self.depth, x.shape[0]) if training else None
@@ -320,6 +308,42 @@ class ViT(Network):
         after[-1] = x[:, before:]
         return after, x[:, 0] if self.class_token else None
 
+    def _sequence(self, tokens: tf.Tensor) -> tf.Tensor:
+        """What the blocks see: class token and registers in front of the patches' tokens."""
+        count = tf.shape(tokens)[0] if tokens.shape[0] is None else tokens.shape[0]
+        front = []
+        if self.class_token:
+            cls = (
+                self.cls_token + self.cls_position
+                if self.positions == "learned"
+                else self.cls_token
+            )
+            front.append(cls)
+        if self.registers:
+            front.append(self.register_tokens)
+        return tf.concat(
+            [*(tf.tile(tf.cast(token, tokens.dtype), [count, 1, 1]) for token in front), tokens], 1
+        )
+
+    def attention(self, images: tf.Tensor) -> tf.Tensor:
+        """What the class token attends to in the last block: [N, heads, H / patch, W / patch], in
+        float32 at least. Each head's sum is 1 less what goes to class token and registers (DINO,
+        Figure 1).
+
+        Raises:
+          UserError: there is no class token.
+        """
+        if not self.class_token:
+            raise UserError(f"{self.name} without a class token has no attention of one to show")
+        tokens, (height, width) = self.tokens(images)
+        x = self._sequence(tokens)
+        for block in self.blocks[:-1]:
+            x = block(x, training=False)
+        last = self.blocks[-1]
+        weights, _ = last.attn.weights_and_values(last.norm1(x))  # N x heads x L x L
+        patches = weights[:, :, 0, 1 + self.registers :]
+        return tf.reshape(patches, [-1, self.heads, height, width])
+
     def endpoints(
         self, images: tf.Tensor, training: bool | None, keep: tf.Tensor | None = None
     ) -> dict[str, tf.Tensor]:
@@ -335,6 +359,18 @@ class ViT(Network):
             endpoints["cls"] = at_least_float32(cls)
         endpoints["pre_logits"] = mean if self.pool == "mean" else at_least_float32(cls)
         return endpoints
+
+
+def stage(name: str) -> int | None:
+    """How deep a variable of a ViT lies, by its name: 0 for all that makes tokens of an image (the
+    projection of patches, class token, registers, positions), i for block i; None for what comes
+    after the blocks. MAE's and timm's groups of layer-wise learning rate decay."""
+    _, _, path = name.partition("/")
+    block = re.match(r"block(\d+)/", path)
+    if block:
+        return int(block[1])
+    first = re.split("[/:]", path)[0]
+    return 0 if first in ("patch_embed", "cls", "registers", "positions", "cls_position") else None
 
 
 def interpolation(size: int | tf.Tensor, grid: int) -> tf.Tensor:
