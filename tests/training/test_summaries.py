@@ -25,15 +25,15 @@ def test_attention_of_the_published_network_beside_its_images(source):
     found = summaries.pictures(model, source, 4)
     assert list(found) == ["attention"]  # DINO has no pictures of its own
     before = found["attention"]()
-    assert before.shape == (4 * 18 + 2, 4 * 18 + 2, 3) and before.dtype == np.uint8
+    assert before.shape == (4 * 66 + 2, 4 * 66 + 2, 3) and before.dtype == np.uint8
     for variable in model.teacher.backbone.trainable_variables:
         variable.assign(variable + 0.3 * tf.random.stateless_normal(variable.shape, [0, 1]))
     after = found["attention"]()
-    np.testing.assert_array_equal(after[:, :18], before[:, :18])  # the images
-    assert (after[:, 18:] != before[:, 18:]).any()
-    # Each head's map has a brightest patch of 4 x 4 pixels: viridis' last color.
-    brightest = (after[2:18, 20:36] == [253, 231, 37]).all(-1)
-    assert brightest.sum() % 16 == 0 and brightest.sum() >= 16
+    np.testing.assert_array_equal(after[:, :66], before[:, :66])  # the images
+    assert (after[:, 66:] != before[:, 66:]).any()
+    # Each head's map has a brightest patch, a quarter of the width: viridis' last color.
+    brightest = (after[2:66, 68:132] == [253, 231, 37]).all(-1)
+    assert brightest.sum() % 256 == 0 and brightest.sum() >= 256
 
 
 def test_what_has_none(source):

@@ -271,11 +271,20 @@ class ViT(Network):
                 )
         return build_chain([*self.blocks, self.last_norm], self.channels, rank=3)
 
-    def tokens(self, images: tf.Tensor) -> tuple[tf.Tensor, tuple[Any, Any]]:
+    def tokens(
+        self,
+        images: tf.Tensor,
+        seen: tf.Tensor | None = None,
+        mask_token: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, tuple[Any, Any]]:
         """Images [N, H, W, C] -> the embedded patches with their positions, [N, h * w, D], in
-        raster order, and (h, w)."""
+        raster order, and (h, w). Where `seen` [N, h * w] is 0 and not 1, a `mask_token` [1, 1, D]
+        replaces what a patch is embedded as (SimMIM)."""
         x = self.patch_embed(images)
         height, width = (x.shape[i] or tf.shape(x)[i] for i in (1, 2))
+        if seen is not None:
+            shown = tf.cast(tf.reshape(seen, [-1, height, width, 1]), x.dtype)
+            x = shown * x + (1 - shown) * tf.cast(mask_token, x.dtype)[:, None]
         if self.positions == "learned":
             rows, columns = (interpolation(side, self.grid) for side in (height, width))
             positions = tf.cast(self.patch_positions, rows.dtype)
@@ -351,14 +360,20 @@ class ViT(Network):
         if keep is not None:
             tokens = tf.gather(tokens, keep, axis=1, batch_dims=1)
         after, cls = self.transform(tokens, training)
-        mean = tf.reduce_mean(at_least_float32(after[-1]), 1)
+        pooled = self.pooled(after[-1], cls)
         if keep is None:
             after = [tf.reshape(x, [-1, height, width, self.channels]) for x in after]
         endpoints = {block.name: x for block, x in zip(self.blocks, after)}
         if "cls" in self.endpoint_names:
             endpoints["cls"] = at_least_float32(cls)
-        endpoints["pre_logits"] = mean if self.pool == "mean" else at_least_float32(cls)
+        endpoints["pre_logits"] = pooled
         return endpoints
+
+    def pooled(self, tokens: tf.Tensor, cls: tf.Tensor | None) -> tf.Tensor:
+        """pre_logits [N, D] in float32 at least, of the last tokens [N, K, D] and class token."""
+        if self.pool == "mean":
+            return tf.reduce_mean(at_least_float32(tokens), 1)
+        return at_least_float32(cls)
 
 
 def stage(name: str) -> int | None:

@@ -34,7 +34,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (0, 2**20, "split_batch_norm"),
     (2, 1024, "copies"),
     (0, 16_384, "image_size resize evaluation_resize"),  # pixels
-    (1, 16_384, "scaled_size patch_size jigsaw_size jigsaw_patch_size small_size"),
+    (1, 16_384, "scaled_size patch_size jigsaw_size jigsaw_patch_size small_size mask_unit"),
     (0, 2**16, "patch_embedding_size prediction_hidden"),  # units
     (1, 2**16, "projection_size projection_hidden prediction_size embedding_size head_units "
     "mlp_hidden detection_units pca_size neck_width fcos_neck_width"),

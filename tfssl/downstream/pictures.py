@@ -69,7 +69,7 @@ def boxed(
 
 
 def attention(
-    images: np.ndarray, weights: np.ndarray, side: int = 128
+    images: np.ndarray, weights: np.ndarray, sides: tuple[int, int] = (64, 128)
 ) -> tuple[list[list[np.ndarray]], list[str]]:
     """Rows and titles for `grid`: each image, and beside it what each head attends to, from dark to
     bright, where bright is the head's largest weight in this image.
@@ -77,13 +77,14 @@ def attention(
     Args:
       images: uint8 [n, H, W, 3].
       weights: [n, heads, h, w].
-      side: greatest width of each picture, in pixels.
+      sides: least and greatest width of each picture, in pixels.
     """
     from matplotlib import colormaps
 
     count, heads = weights.shape[:2]
     height, width = images.shape[1:3]
-    size = min(width, side), round(height * min(width, side) / width)
+    wide = min(max(width, sides[0]), sides[1])
+    size = wide, round(height * wide / width)
     shown = weights / np.maximum(weights.max((2, 3), keepdims=True), 1e-12)
     colored = np.rint(255 * colormaps["viridis"](shown)[..., :3]).astype(np.uint8)
 

@@ -31,14 +31,15 @@ def test_maps_are_drawn_where_the_weights_are():
     images = np.full([1, 8, 12, 3], 77, np.uint8)
     weights = np.zeros([1, 2, 2, 3])
     weights[0, 0, 1, 2], weights[0, 1, 0, 0] = 0.2, 0.01
-    (row,), titles = pictures.attention(images, weights)
+    (row,), titles = pictures.attention(images, weights, sides=(1, 128))
     assert titles == ["image", "head 1", "head 2"]
     assert [picture.shape for picture in row] == [(8, 12, 3)] * 3
     assert (row[0] == 77).all()
     assert (row[1][4:, 8:] == BRIGHT).all() and (row[1][:4] == DARK).all()
     assert (row[2][:4, :4] == BRIGHT).all() and (row[2][4:] == DARK).all()
-    (row,), _ = pictures.attention(images, weights, side=6)
-    assert row[0].shape == (4, 6, 3)
+    for sides, shape in (((1, 6), (4, 6, 3)), ((64, 128), (43, 64, 3))):
+        (row,), _ = pictures.attention(images, weights, sides)
+        assert {picture.shape for picture in row} == {shape}
 
 
 def test_a_module_shows_what_its_network_attends_to(model, tmp_path):
@@ -51,11 +52,11 @@ def test_a_module_shows_what_its_network_attends_to(model, tmp_path):
     images = np.stack([one for one in _crops(module, source, rows)])
     expected = model.backbone.attention(model.normalize(images / np.float32(255))).numpy()
     for i in range(3):
-        top = 14 + i * 20
-        np.testing.assert_array_equal(picture[top : top + 16, :16], images[i])
+        top = 14 + i * 68
+        np.testing.assert_array_equal(picture[top : top + 64 : 4, :64:4], images[i])
         for head in range(3):
-            left = (head + 1) * 20
-            drawn = picture[top : top + 16, left : left + 16][2::4, 2::4]  # one pixel per patch
+            left = (head + 1) * 68
+            drawn = picture[top : top + 64, left : left + 64][8::16, 8::16]  # one pixel per patch
             brightest = (drawn == BRIGHT).all(-1)
             np.testing.assert_array_equal(
                 np.argwhere(brightest)[0],
