@@ -106,7 +106,8 @@ def publish(
     Raises:
       UserError: the checkpoint is damaged.
     """
-    model = build_model(config, images)
+    # By the module's own graph, in which no path is dropped: the checkpoint has its variables.
+    model = build_model(config.replace(drop_path=0.0), images)
     model.backbone.trainable = True  # for whoever trains the classifier further
     model.prepare()
     reason = checkpoints.load(checkpoint, tf.train.Checkpoint(model=model))

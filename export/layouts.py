@@ -3,7 +3,6 @@ the other direction."""
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 from collections.abc import Mapping
@@ -14,11 +13,11 @@ import tensorflow as tf
 
 import tfssl
 from tfssl import backbones
+from tfssl.backbones.hub import network_of
 from tfssl.backbones.norm import BatchNorm
 from tfssl.backbones.vit import ViT, sinusoids
 from tfssl.errors import UserError
 from tfssl.hub import load as modules
-from tfssl.interop import load
 from tfssl.interop.formats import safetensors
 from tfssl.interop.layouts.layout import Layout
 from tfssl.interop.layouts.timm_vit import TimmViT
@@ -35,27 +34,7 @@ def of_module(handle: str) -> tuple[Any, Mapping[str, Any]]:
       UserError: the module does not say which network it is of.
     """
     module = modules.load(handle)
-    config = module.facts.get("network")
-    if not config or config.get("name") not in backbones.NAMES:
-        raise UserError(
-            f"module {handle!r} does not say which network it is of: those of tfssl-import, and of "
-            "tfssl-export from this version on, do (one network, of ours); export the run again "
-            "with --workdir"
-        )
-    try:
-        network = backbones.build(**config)
-        numbers = sum(math.prod(shape) for shape in load.shapes(network.twin()))
-        if numbers > sum(math.prod(v.shape) for v in module.variables):
-            raise ValueError(f"it has {numbers} weights, which are more than the module's")
-        network.build((None, None, None, 3))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"module {handle!r}: its network cannot be built ({error})") from error
-    variables = list(module.variables)[: len(network.variables)]
-    if [v.shape for v in variables] != [v.shape for v in network.variables]:
-        raise UserError(f"module {handle!r} has other variables than its network {config['name']}")
-    for mine, theirs in zip(network.variables, variables):
-        mine.assign(theirs)
-    return network, module.facts
+    return network_of(module), module.facts
 
 
 def save(

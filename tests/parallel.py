@@ -42,7 +42,7 @@ PARTS = {
     "testing/test_tasks.py": (
         "broken_clause",
         "(byol or colorization or simsiam or swav)",
-        "(barlow_twins or dino or lejepa or mae or vicreg)",
+        "(barlow_twins or dino or lejepa or mae or simmim or vicreg)",
         "(clsa or cmc or split_brain)",
         "(deepcluster or local_aggregation or pic or pixpro)",
     )

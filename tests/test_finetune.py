@@ -18,6 +18,7 @@ from encoders import save_encoder
 from runs import assert_identical, kill_when, logged, two_devices, weights
 
 import tfssl
+from tfssl import backbones, export, pretext
 from tfssl.backbones.hub import Hub
 from tfssl.classifiers.classifier import Classifier
 from tfssl.classifiers.images import LabeledData
@@ -29,6 +30,7 @@ from tfssl.export.module import save_classifier
 from tfssl.hub import load as modules
 from tfssl.training import checkpoints
 
+RECIPES = os.path.join(os.path.dirname(__file__), "..", "flags", "finetune")
 FLAGS = (
     "--batch_size=8", "--train_steps=16", "--checkpoint_steps=8", "--log_steps=4", "--learning_rate=0.1", "--lr_scaling=0",
     "--train_split=train[:75%]", "--test_split=train[75%:]", "--deterministic",
@@ -307,11 +309,12 @@ def test_recipes():
             v, rate = config.flags(), plan(config.optimization, 1000).peak
             print(os.path.basename(path)[:-6], v["train_labels"], v["optimizer"], f"{rate:g}", v["head_rate"], v["epochs"], v["endpoint"])
     """
-    recipes = os.path.join(os.path.dirname(__file__), "..", "flags", "finetune")
-    command = [sys.executable, "-c", textwrap.dedent(program), recipes]
+    command = [sys.executable, "-c", textwrap.dedent(program), RECIPES]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == [
         "distill all lars 6.4 1.0 400.0 ",
+        "mae_vit_b16 all adamw 0.002 1.0 100.0 block12",
+        "mae_vit_l16 all adamw 0.004 1.0 50.0 block24",
         "self_distill all lars 6.4 1.0 400.0 ",
         "simclr_10pct 10% nesterov 0.8 1.0 30.0 ",
         "simclr_1pct 1% nesterov 0.8 1.0 60.0 ",
@@ -321,6 +324,36 @@ def test_recipes():
         "swav_10pct 10% sgd 0.01 20.0 20.0 ",
         "swav_1pct 1% sgd 0.02 250.0 20.0 ",
     ], done.stderr
+
+
+def test_the_whole_recipe(photos, tmp_path, tfssl_command):
+    """Of a vision transformer: its classifier is measured by the module's own graph, and the run
+    resumes."""
+    backbone = backbones.build("vit_tiny", 1 / 16, depth=2, patch=4)
+    task = pretext.build("rotation", backbone, image_size=16)
+    module = export.save(task, tmp_path / "vit")
+    recipe = [
+        f"--flagfile={RECIPES}/mae_vit_b16.flags", "--endpoint=block2", "--warmup_epochs=1", "--random_erasing=1",
+    ]  # fmt: skip
+    flags = [
+        *recipe,
+        f"--module={module}",
+        f"--dataset=folder:{photos}",
+        *FLAGS,
+        "--learning_rate=0.01",
+    ]
+    workdir = tmp_path / "run"
+    done = tfssl_command("finetune", *flags, f"--workdir={workdir}", "--train_steps=8")
+    assert done.returncode == 0, done.stderr
+    extended = [f"--workdir={workdir}", "--train_steps=16", "--extend_schedule"]
+    done = tfssl_command("finetune", *flags, *extended)
+    assert done.returncode == 0 and "resuming at step 8" in done.stdout, done.stderr
+    record = json.loads((workdir / "results.json").read_text())
+    test = tfssl.open_source(f"folder:{photos}", "train[75%:]")
+    assert record["accuracy"] == pytest.approx(accuracies(workdir / "classifier" / "16", test))
+    assert record["flags"]["drop_path"] == 0.1 and record["flags"]["mixup"] == 0.8
+    facts = json.loads((workdir / "classifier" / "16" / "assets" / "tfssl.json").read_text())
+    assert "drop_path" not in facts["network"] and facts["network"]["name"] == "vit_tiny"
 
 
 def test_dry_run(encoder, photos, tmp_path, tfssl_command):

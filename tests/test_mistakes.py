@@ -120,6 +120,12 @@ CASES = [  # binary, flags, what the line names, a change to the folder or the e
     ("evaluate", "--endpoints=logits", "logits"),
     ("finetune", "--endpoint=logits", "logits"),
     ("finetune", "--layer_decay=0.7 --freeze", "--layer_decay=0.7"),
+    ("finetune", "--drop_path=0.1 --freeze", "--drop_path=0.1"),
+    ("finetune", "--drop_path=0.1", "--drop_path=0.1"),
+    ("finetune", "--label_smoothing=1", "--label_smoothing=1"),
+    ("finetune", "--mixup=-1", "--mixup=-1"),
+    ("finetune", "--mixup=0.8 --batch_size=7", "--batch_size"),
+    ("finetune", "--random_erasing=25", "--random_erasing=25"),
     ("finetune", "--train_labels=1% --train_list=x", "--train_list"),
     ("finetune", "--train_list=/no/such", "/no/such"),
     # Images

@@ -75,6 +75,35 @@ def test_attention_is_the_formula(float64):
     np.testing.assert_allclose(y[0], np.concatenate(heads, 1) @ out, rtol=1e-10)
 
 
+@pytest.mark.parametrize("registers", [0, 2])
+def test_the_class_tokens_attention_by_numpy(float64, registers):
+    """Of the last block: softmax of the class token's query with all keys, patches in raster
+    order."""
+    network = build("vit_tiny", **TINY, registers=registers)
+    images = tf.constant(normal(24, 2, 8, 12, 3))
+    network(images)
+    attention = network.attention(images).numpy()
+    assert attention.shape == (2, 3, 2, 3)
+    tokens, _ = network.tokens(images)
+    front = [network.cls_token + network.cls_position]
+    front += [network.register_tokens] if registers else []
+    x = tf.concat([*(tf.tile(token, [2, 1, 1]) for token in front), tokens], 1)
+    x = network.blocks[0](x)
+    last = network.blocks[1]
+    qkv = last.attn.qkv(last.norm1(x)).numpy()  # NxLx3D
+    for n in range(2):
+        for head in range(3):
+            q = qkv[n, 0, 4 * head : 4 * head + 4]
+            keys = qkv[n, :, 12 + 4 * head : 12 + 4 * head + 4]
+            weights = np.exp(keys @ q / 2)
+            weights = (weights / weights.sum())[1 + registers :]
+            np.testing.assert_allclose(attention[n, head].ravel(), weights, rtol=1e-9)
+    assert (attention.sum((2, 3)) < 1).all()
+    without = build("vit_tiny", **TINY, class_token=False, pool="mean")
+    with pytest.raises(UserError, match="without a class token"):
+        without.attention(images)
+
+
 def test_positions_are_interpolated_as_by_pytorch(float64):
     """An impulse at (1, 2) of 4 x 4, resized to 6 x 6: row 1 by torch.nn.functional.interpolate."""
     impulse = np.zeros([4, 4])

@@ -99,6 +99,7 @@ TASKS = {
         **EMBEDDING,
     },
     "mae": {"decoder_channels": 8, "decoder_depth": 1, "decoder_heads": 2},
+    "simmim": {"mask_unit": 8},
     "sup_con": EMBEDDING,
     "pic": {"small_crops": 2, "small_size": 12, "window": 12, "window_stride": 4, **EMBEDDING},
     "pixpro": {"projection_hidden": 8, "instance_weight": 1.0, **EMBEDDING},
@@ -144,7 +145,7 @@ def transformer(sync, groups):
 
 
 def check(task, replicas, skip=()):
-    own = {"backbone": transformer} if task == "mae" else {}
+    own = {"backbone": transformer} if task in ("mae", "simmim") else {}
     check_task(
         pretext.task_class(task.split()[0]), replicas=replicas, skip=skip, **own, **TASKS[task]
     )

@@ -125,8 +125,9 @@ class Network(tf.keras.Model):
       initializer: Of the backbone's kernels, whose variance is: glorot_uniform (2019 study; 2 /
         (fan_in + fan_out)), he_fan_out (torchvision's ResNets; 2 / fan_out), lecun_normal (SimCLR;
         1 / fan_in), torch_uniform (PyTorch's default; 1 / (3 fan_in)).
-      norm_policy: how training normalizes; None: the plain one. It, the initializer and `remat` are
-        about training alone: `config` leaves them out, and export publishes the plain network.
+      norm_policy: how training normalizes; None: the plain one. It, the initializer, `remat` and a
+        family's `drop_path` are about training alone: `config` leaves them out, and export
+        publishes the plain network.
       remat: in training, keep the inputs of the network's units only, and compute their activations
         again in the backward pass: less memory for about a third more computation. A family may
         ignore it.
@@ -302,7 +303,7 @@ class Network(tf.keras.Model):
         return endpoints
 
 
-TRAINING_ONLY = ("initializer", "norm_policy", "remat")
+TRAINING_ONLY = ("initializer", "norm_policy", "remat", "drop_path")
 
 
 class Representation(tf.keras.layers.Dense):
@@ -311,3 +312,17 @@ class Representation(tf.keras.layers.Dense):
 
     def __init__(self, size: int) -> None:
         super().__init__(size, name="representation", dtype=tf.keras.backend.floatx())
+
+
+def variable_shapes(network: Any) -> list[tuple[int, ...]]:
+    """Of the variables of a network that has none yet, without their memory; it is of no use
+    afterwards."""
+    found: list[tuple[int, ...]] = []
+
+    def stand_in(make: Any, **variable: Any) -> Any:
+        found.append(tuple(variable["shape"]))
+        return make(**{**variable, "initial_value": 0.0, "shape": ()})
+
+    with tf.variable_creator_scope(stand_in):
+        network.build((None, None, None, getattr(network, "input_channels", 3)))
+    return found

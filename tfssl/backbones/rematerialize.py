@@ -4,6 +4,7 @@ arXiv 1604.06174."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
@@ -12,8 +13,9 @@ from tensorflow.python.ops import control_flow_util
 from tfssl.backbones.norm import frozen_statistics
 
 
-def rematerialize(layer: tf.keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
-    """`layer(x, training=True)`, of whose activations only the input is kept for the backward pass.
+def rematerialize(layer: tf.keras.layers.Layer, x: tf.Tensor, **given: Any) -> tf.Tensor:
+    """`layer(x, training=True, **given)`, of whose activations only the input is kept for the
+    backward pass.
 
     There the layer runs a second time, on the same examples: its batch normalizations then leave
     their moving statistics alone. (`tf.recompute_grad` is no help: its second pass is the first one
@@ -30,13 +32,13 @@ def rematerialize(layer: tf.keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
             again, gradient = at_once([x, gradient])
             with frozen_statistics(), tf.GradientTape() as tape:
                 tape.watch(again)
-                y = layer(again, training=True)
+                y = layer(again, training=True, **given)
             of_input, *of_variables = tape.gradient(
                 y, [again, *variables], output_gradients=gradient
             )
             return of_input, of_variables
 
-        return layer(x, training=True), backward
+        return layer(x, training=True, **given), backward
 
     return run(x)
 

@@ -3,17 +3,19 @@
 
 The network is that of DINO's, MAE's and timm's code: pre-norm blocks, one linear layer for queries,
 keys and values, an exact GELU, layer normalization with epsilon 1e-6. Registers: Darcet et al.
-(arXiv 2309.16588). Layer scale: Touvron et al. (arXiv 2103.17239).
+(arXiv 2309.16588). Layer scale: Touvron et al. (arXiv 2103.17239). Drop path: see `drop_path`.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfssl.backbones import drop_path as stochastic_depth
 from tfssl.backbones.layers import Network, build_chain
 from tfssl.backbones.norm import LayerNorm, Norm
 from tfssl.backbones.rematerialize import rematerialize
@@ -68,7 +70,7 @@ class Attention(tf.keras.layers.Layer):
 
 class Block(tf.keras.layers.Layer):
     """Attention, and two linear layers with a GELU between them, each added to what it is given:
-    [N, L, D] -> [N, L, D]."""
+    [N, L, D] -> [N, L, D]. `factors` [N, 2], of `drop_path.factors`, multiply the two terms."""
 
     def __init__(
         self, channels: int, heads: int, layer_scale: float, dense: dict[str, Any], name: str
@@ -95,12 +97,17 @@ class Block(tf.keras.layers.Layer):
         ]
         self.built = True
 
-    def _scaled(self, x: tf.Tensor, i: int) -> tf.Tensor:
-        return x * tf.cast(self.scales[i], x.dtype) if self.scales else x
+    def _scaled(self, x: tf.Tensor, i: int, factors: tf.Tensor | None) -> tf.Tensor:
+        if self.scales:
+            x *= tf.cast(self.scales[i], x.dtype)
+        return x if factors is None else x * tf.cast(factors[:, i, None, None], x.dtype)
 
-    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        x += self._scaled(self.attn(self.norm1(x)), 0)
-        return x + self._scaled(self.fc2(tf.nn.gelu(self.fc1(self.norm2(x)), approximate=False)), 1)
+    def call(
+        self, x: tf.Tensor, training: bool | None = None, factors: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        x += self._scaled(self.attn(self.norm1(x)), 0, factors)
+        y = self.fc2(tf.nn.gelu(self.fc1(self.norm2(x)), approximate=False))
+        return x + self._scaled(y, 1, factors)
 
 
 class ViT(Network):
@@ -128,6 +135,9 @@ class ViT(Network):
       heads: ViT: attention heads; 0: as many as its name says (MoCo v3's ViT-S: 12, not 6).
       layer_scale: ViT: of each block's two terms, a factor for each channel that begins with this
         (DINOv2: 1e-5); 0: none.
+      drop_path: ViT: in training, probability with which an example skips each of the last block's
+        two terms; it grows linearly with depth, from 0 in the first block (MAE's fine-tuning: 0.1;
+        DINO: 0.1).
       train_patches: ViT: no: the projection of the patches stays as it began (MoCo v3).
       representation_size: see `Network`.
       initializer: of the kernels: normal, of deviation 0.02 (DINO), or glorot_uniform (MAE).
@@ -158,6 +168,7 @@ class ViT(Network):
         grid: int = 0,
         heads: int = 0,
         layer_scale: float = 0.0,
+        drop_path: float = 0.0,
         train_patches: bool = True,
         representation_size: int = 0,
         initializer: str = "normal",
@@ -183,6 +194,8 @@ class ViT(Network):
                 f"are not a multiple of its {self.heads} "
                 "heads" + (", and of 4 for fixed positions" if positions == "fixed" else "")
             )
+        if not 0 <= drop_path < 1:
+            raise UserError(f"drop_path={drop_path} is a probability, at least 0 and below 1")
         if pool == "cls" and not class_token:
             raise UserError(
                 "pool=cls needs the class token: take pool=mean, or leave class_token on"
@@ -195,6 +208,7 @@ class ViT(Network):
         )
         self.registers, self.positions, self.grid = registers, positions, grid
         self.layer_scale, self.train_patches = layer_scale, train_patches
+        self.drop_path = drop_path
         # By configuration: an initializer that layers share would give them all the same values.
         kernel = _normal(0.02) if initializer == "normal" else initializer
         dense = {"kernel_initializer": kernel}
@@ -257,11 +271,20 @@ class ViT(Network):
                 )
         return build_chain([*self.blocks, self.last_norm], self.channels, rank=3)
 
-    def tokens(self, images: tf.Tensor) -> tuple[tf.Tensor, tuple[Any, Any]]:
+    def tokens(
+        self,
+        images: tf.Tensor,
+        seen: tf.Tensor | None = None,
+        mask_token: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, tuple[Any, Any]]:
         """Images [N, H, W, C] -> the embedded patches with their positions, [N, h * w, D], in
-        raster order, and (h, w)."""
+        raster order, and (h, w). Where `seen` [N, h * w] is 0 and not 1, a `mask_token` [1, 1, D]
+        replaces what a patch is embedded as (SimMIM)."""
         x = self.patch_embed(images)
         height, width = (x.shape[i] or tf.shape(x)[i] for i in (1, 2))
+        if seen is not None:
+            shown = tf.cast(tf.reshape(seen, [-1, height, width, 1]), x.dtype)
+            x = shown * x + (1 - shown) * tf.cast(mask_token, x.dtype)[:, None]
         if self.positions == "learned":
             rows, columns = (interpolation(side, self.grid) for side in (height, width))
             positions = tf.cast(self.patch_positions, rows.dtype)
@@ -277,6 +300,25 @@ class ViT(Network):
     ) -> tuple[list[tf.Tensor], tf.Tensor | None]:
         """Patches' tokens [N, K, D] through the blocks -> those after each block [N, K, D], and the
         class token [N, D], or None; the last two after the last normalization."""
+        x = self._sequence(tokens)
+        before, after = int(self.class_token) + self.registers, []
+        dropped = (
+            stochastic_depth.factors(self.drop_path, self.depth, x.shape[0]) if training else None
+        )
+        for i, block in enumerate(self.blocks):
+            factors = None if dropped is None else dropped[:, i]
+            x = (
+                rematerialize(block, x, factors=factors)
+                if self.remat and training
+                else block(x, training=training, factors=factors)
+            )
+            after.append(x[:, before:])
+        x = self.last_norm(x)
+        after[-1] = x[:, before:]
+        return after, x[:, 0] if self.class_token else None
+
+    def _sequence(self, tokens: tf.Tensor) -> tf.Tensor:
+        """What the blocks see: class token and registers in front of the patches' tokens."""
         count = tf.shape(tokens)[0] if tokens.shape[0] is None else tokens.shape[0]
         front = []
         if self.class_token:
@@ -288,16 +330,28 @@ class ViT(Network):
             front.append(cls)
         if self.registers:
             front.append(self.register_tokens)
-        x = tf.concat(
+        return tf.concat(
             [*(tf.tile(tf.cast(token, tokens.dtype), [count, 1, 1]) for token in front), tokens], 1
         )
-        before, after = int(self.class_token) + self.registers, []
-        for block in self.blocks:
-            x = rematerialize(block, x) if self.remat and training else block(x, training=training)
-            after.append(x[:, before:])
-        x = self.last_norm(x)
-        after[-1] = x[:, before:]
-        return after, x[:, 0] if self.class_token else None
+
+    def attention(self, images: tf.Tensor) -> tf.Tensor:
+        """What the class token attends to in the last block: [N, heads, H / patch, W / patch], in
+        float32 at least. Each head's sum is 1 less what goes to class token and registers (DINO,
+        Figure 1).
+
+        Raises:
+          UserError: there is no class token.
+        """
+        if not self.class_token:
+            raise UserError(f"{self.name} without a class token has no attention of one to show")
+        tokens, (height, width) = self.tokens(images)
+        x = self._sequence(tokens)
+        for block in self.blocks[:-1]:
+            x = block(x, training=False)
+        last = self.blocks[-1]
+        weights, _ = last.attn.weights_and_values(last.norm1(x))  # N x heads x L x L
+        patches = weights[:, :, 0, 1 + self.registers :]
+        return tf.reshape(patches, [-1, self.heads, height, width])
 
     def endpoints(
         self, images: tf.Tensor, training: bool | None, keep: tf.Tensor | None = None
@@ -306,14 +360,32 @@ class ViT(Network):
         if keep is not None:
             tokens = tf.gather(tokens, keep, axis=1, batch_dims=1)
         after, cls = self.transform(tokens, training)
-        mean = tf.reduce_mean(at_least_float32(after[-1]), 1)
+        pooled = self.pooled(after[-1], cls)
         if keep is None:
             after = [tf.reshape(x, [-1, height, width, self.channels]) for x in after]
         endpoints = {block.name: x for block, x in zip(self.blocks, after)}
         if "cls" in self.endpoint_names:
             endpoints["cls"] = at_least_float32(cls)
-        endpoints["pre_logits"] = mean if self.pool == "mean" else at_least_float32(cls)
+        endpoints["pre_logits"] = pooled
         return endpoints
+
+    def pooled(self, tokens: tf.Tensor, cls: tf.Tensor | None) -> tf.Tensor:
+        """pre_logits [N, D] in float32 at least, of the last tokens [N, K, D] and class token."""
+        if self.pool == "mean":
+            return tf.reduce_mean(at_least_float32(tokens), 1)
+        return at_least_float32(cls)
+
+
+def stage(name: str) -> int | None:
+    """How deep a variable of a ViT lies, by its name: 0 for all that makes tokens of an image (the
+    projection of patches, class token, registers, positions), i for block i; None for what comes
+    after the blocks. MAE's and timm's groups of layer-wise learning rate decay."""
+    _, _, path = name.partition("/")
+    block = re.match(r"block(\d+)/", path)
+    if block:
+        return int(block[1])
+    first = re.split("[/:]", path)[0]
+    return 0 if first in ("patch_embed", "cls", "registers", "positions", "cls_position") else None
 
 
 def interpolation(size: int | tf.Tensor, grid: int) -> tf.Tensor:

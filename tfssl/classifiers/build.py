@@ -7,13 +7,17 @@ from typing import Optional
 import tensorflow as tf
 
 from tfssl import optim
-from tfssl.backbones.hub import Hub
+from tfssl.backbones.hub import Hub, network_of
+from tfssl.backbones.layers import Network
+from tfssl.backbones.vit import SIZES
 from tfssl.classifiers import predictions
 from tfssl.classifiers.classifier import Classifier
 from tfssl.classifiers.images import LabeledData
 from tfssl.config.configs import FinetuneConfig
+from tfssl.data.ops.mixing import Mixing
 from tfssl.errors import UserError
 from tfssl.hub import load as modules
+from tfssl.hub.load import Module
 
 
 def build_model(
@@ -28,9 +32,13 @@ def build_model(
       UserError: the module has no trainable variables.
     """
     settings, distillation = config.classifier, config.distillation
+    regularization = config.regularization
     module = modules.load(settings.handle())
     size, resize = module.sizes(settings.image_size or None, settings.resize or None)
-    backbone = Hub(module, size, trainable=not settings.freeze)
+    network = None
+    if regularization.drop_path:
+        network = _with_drop_path(module, regularization.drop_path)
+    backbone = Hub(module, size, trainable=not settings.freeze, network=network)
     if not settings.freeze and not backbone.learned:
         raise UserError(
             f"module {module.handle!r} has no variable that training could change: --freeze takes "
@@ -42,6 +50,16 @@ def build_model(
         backbone.choose(settings.endpoint),
         head_rate=settings.head_rate,
         layer_decay=settings.layer_decay,
+        mixing=Mixing(
+            regularization.mixup,
+            regularization.cutmix,
+            regularization.mix_switch,
+            regularization.mix_probability,
+        ),
+        label_smoothing=regularization.label_smoothing,
+        randaugment=regularization.randaugment,
+        randaugment_magnitude=regularization.randaugment_magnitude,
+        random_erasing=regularization.random_erasing,
         teacher=teacher,
         temperature=distillation.distill_temperature,
         distill_weight=distillation.distill_weight,
@@ -55,6 +73,18 @@ def build_model(
         if optim.own_decay(config.optimization.optimizer)
         else config.optimization.weight_decay,
     )
+
+
+def _with_drop_path(module: Module, rate: float) -> Network:
+    """The network of a module, to be trained with drop path, which its graph has not."""
+    name = (module.facts.get("network") or {}).get("name")
+    if name not in SIZES:
+        raise UserError(
+            f"--drop_path={rate:g} is of vision transformers that tfssl-export or tfssl-import "
+            f"wrote, and module {module.handle!r} is {f'a {name}' if name else 'none'}: leave it "
+            "out"
+        )
+    return network_of(module, drop_path=rate)
 
 
 def load_teacher(

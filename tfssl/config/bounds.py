@@ -34,7 +34,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (0, 2**20, "split_batch_norm"),
     (2, 1024, "copies"),
     (0, 16_384, "image_size resize evaluation_resize"),  # pixels
-    (1, 16_384, "scaled_size patch_size jigsaw_size jigsaw_patch_size small_size"),
+    (1, 16_384, "scaled_size patch_size jigsaw_size jigsaw_patch_size small_size mask_unit"),
     (0, 2**16, "patch_embedding_size prediction_hidden"),  # units
     (1, 2**16, "projection_size projection_hidden prediction_size embedding_size head_units "
     "mlp_hidden detection_units pca_size neck_width fcos_neck_width"),
@@ -42,7 +42,9 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (1, 128, "decoder_depth decoder_heads"),
     (1, 16, "projection_layers"),
     (0, 2, "transform_layers"),
-    (0, 16, "strong_ops"),
+    (0, 16, "strong_ops randaugment"),
+    (0, 10, "randaugment_magnitude"),
+    (0, 100, "mixup cutmix"),
     (1e-3, 100, "threshold"),  # diagonals of a cell
     (0, 100, "sharpness"),
     (0, 16, "head_layers head_endpoints detection_layers"),
@@ -68,7 +70,8 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     "jigsaw_area jigsaw_weight rebalance distill_weight max_translation max_offset max_hue"),
     (0, 1, "center_momentum sigreg_weight"),
     (0.001, 0.999, "mask_ratio"),
-    (0, 0.99, "mlp_dropout head_dropout"),
+    (0, 1, "random_erasing mix_switch mix_probability"),
+    (0, 0.99, "mlp_dropout head_dropout drop_path label_smoothing"),
     (0, 0.99999, "beta_2"),
     (1e-30, 1, "optimizer_epsilon"),
     (0, 0.9, "val_fraction"),

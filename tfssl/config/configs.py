@@ -161,6 +161,7 @@ class FinetuneConfig:
     data: schema.Data = schema.Data()
     labels: schema.Labels = schema.Labels()
     distillation: schema.Distillation = schema.Distillation()
+    regularization: schema.Regularization = schema.Regularization()
     optimization: schema.FinetuneOptimization = schema.FinetuneOptimization()
     accelerators: schema.Accelerators = schema.Accelerators()
     run: schema.Run = schema.Run()

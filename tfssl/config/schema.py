@@ -282,7 +282,8 @@ class Classifier:
       head_rate: The classifier learns at so many times the rate of the encoder (SwAV: 250 with 1%
         of the labels, 20 with 10%).
       layer_decay: Each stage of the encoder, from one endpoint to the next, learns at so many times
-        the rate of the stage after it (MAE: 0.75 for each layer of a ViT-B); 1: all learn alike.
+        the rate of the stage after it (MAE: 0.65 for each layer of a ViT-B, 0.75 of a ViT-L); 1:
+        all learn alike.
       image_size: Side of the crops, in pixels; 0: the module's own (SimCLR, SwAV: 224).
       resize: Shorter side of an evaluation image before its central crop, in pixels; 0: the
         module's own, or image_size * 256 / 224.
@@ -357,6 +358,41 @@ class Distillation:
     distill_temperature: float = 1.0
     distill_weight: float = 1.0
     distill_scale_by_t2: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Regularization:
+    """What keeps a large encoder from overfitting to the labels; all of it is off by default.
+
+    Args:
+      randaugment: So many ops of RandAugment on each training crop, on the host, of timm's
+        "increasing" pool (MAE, DeiT: 2); 0: none.
+      randaugment_magnitude: Their mean magnitude, whose standard deviation is 0.5 (MAE, DeiT: 9).
+      random_erasing: Probability of noise in place of a rectangle of a training crop, 2% to 33% of
+        its area (MAE, DeiT: 0.25).
+      mixup: Images and labels are mixed in pairs, by weights of Beta(alpha, alpha) with this alpha
+        (MAE, DeiT: 0.8); 0: none.
+      cutmix: Likewise, by a box of one image in the other, and by its area (MAE, DeiT: 1.0); 0:
+        none.
+      mix_switch: Probability of CutMix, and not mixup, where both are on.
+      mix_probability: Of a pair's being mixed at all.
+      label_smoothing: This much of each label is spread evenly over all classes (MAE, DeiT: 0.1).
+      drop_path: Stochastic depth: probability with which an image skips each term of the encoder's
+        last block; it grows linearly with depth, from 0 in the first (MAE: 0.1 for a ViT-B, 0.2 for
+        a ViT-L). Of modules of ours that are vision transformers.
+    """
+
+    heading = "Augmentation and regularization"
+
+    randaugment: int = 0
+    randaugment_magnitude: float = 9.0
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_switch: float = 0.5
+    mix_probability: float = 1.0
+    label_smoothing: float = 0.0
+    drop_path: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -161,8 +161,8 @@ class Policy:
       randaugment: how many ops of RandAugment follow one another, on the host only; 0 is none.
       randaugment_magnitude: their mean magnitude, up to 10.
       randaugment_deviation: its standard deviation.
-      randaugment_pool: its ops and their ranges: infomin; or clsa, whose magnitudes are 1 to 9, all
-        as likely.
+      randaugment_pool: its ops and their ranges: infomin; increasing, as DeiT and MAE fine-tune;
+        or clsa, whose magnitudes are 1 to 9, all as likely.
       rotate: probability of a turn by 90, 180 or 270 degrees.
       sobel: probability of showing the edges instead of the image.
       cutout: probability of a gray square.

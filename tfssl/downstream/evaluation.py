@@ -187,7 +187,7 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
                     stages.write_features(settings, name, features, record)
                 if settings.workdir and "test" in features:
                     endpoint = stages.show(
-                        settings, name, features, wanted[name], neighbors, record
+                        settings, name, module, features, wanted[name], neighbors, record
                     )
                     if settings.projector:
                         projected[name] = endpoint, features["test"]

@@ -1,4 +1,4 @@
-"""Pictures of dense predictions, for reports: PNG bytes of a grid of images."""
+"""Pictures of dense predictions and of attention, for reports: PNG bytes of a grid of images."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -66,3 +66,36 @@ def boxed(
         ends = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
         draw.rectangle([float(v) for v in ends], outline=tuple(int(v) for v in palette[c]), width=2)
     return np.asarray(picture)
+
+
+def attention(
+    images: np.ndarray, weights: np.ndarray, sides: tuple[int, int] = (64, 128)
+) -> tuple[list[list[np.ndarray]], list[str]]:
+    """Rows and titles for `grid`: each image, and beside it what each head attends to, from dark to
+    bright, where bright is the head's largest weight in this image.
+
+    Args:
+      images: uint8 [n, H, W, 3].
+      weights: [n, heads, h, w].
+      sides: least and greatest width of each picture, in pixels.
+    """
+    from matplotlib import colormaps
+
+    count, heads = weights.shape[:2]
+    height, width = images.shape[1:3]
+    wide = min(max(width, sides[0]), sides[1])
+    size = wide, round(height * wide / width)
+    shown = weights / np.maximum(weights.max((2, 3), keepdims=True), 1e-12)
+    colored = np.rint(255 * colormaps["viridis"](shown)[..., :3]).astype(np.uint8)
+
+    def resized(picture: np.ndarray, how: int) -> np.ndarray:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(size, how))
+
+    rows = [
+        [
+            resized(images[i], Image.Resampling.BOX),
+            *(resized(head, Image.Resampling.NEAREST) for head in colored[i]),
+        ]
+        for i in range(count)
+    ]
+    return rows, ["image", *(f"head {i + 1}" for i in range(heads))]

@@ -1,5 +1,5 @@
 """Steps of an evaluation beside the protocols: feature extraction, files of features, pictures of
-nearest neighbors."""
+nearest neighbors and of attention."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from tfssl.downstream.features import cache
 from tfssl.downstream.features import extract as extraction
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Protocol
-from tfssl.downstream.report import embedding_map
+from tfssl.downstream.report import attention, embedding_map
 from tfssl.downstream.report import neighbors as pictures
 from tfssl.downstream.report.record import Record
 from tfssl.downstream.report.view import View, baselines
@@ -120,15 +120,17 @@ def write_features(
 def show(
     settings: Evaluation,
     name: str,
+    module: Module,
     features: Mapping[str, Features],
     endpoints: Sequence[str],
     neighbors: int,
     record: Record,
 ) -> str:
     """Nearest images and map of a module, by the endpoint that validation chose, or else the
-    module's last one; returns it.
+    module's last one; returns it. And the attention of vision transformers.
 
-    WORKDIR/MODULE_neighbors.png has `neighbors` training images of each of ten test images.
+    WORKDIR/MODULE_neighbors.png has `neighbors` training images of each of ten test images;
+    WORKDIR/MODULE_attention.png a map for each head of each of six test images.
     """
     own = [endpoint for endpoint in endpoints if endpoint != PIXELS] or endpoints
     endpoint = View.of(record.results).starred(name) or own[-1]
@@ -142,6 +144,13 @@ def show(
         path = settings.file(f"{name}_neighbors.png")
         files.write_file(path, png)
         record.panels[name] = endpoint, png
+        record.say(f"written: {path}")
+    if attention.has_attention(module) and len(test.index):
+        png = attention.plot(module, test)
+        record.check()
+        path = settings.file(f"{name}_attention.png")
+        files.write_file(path, png)
+        record.attention[name] = png
         record.say(f"written: {path}")
     if settings.map != "none" and len(test.index) >= 4:
         record.maps[name] = embedding_map.make(test, endpoint, settings.map, settings.seed)

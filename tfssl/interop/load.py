@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfssl import backbones
+from tfssl.backbones.layers import variable_shapes
 from tfssl.errors import UserError
 from tfssl.interop.families import FAMILIES, Family
 from tfssl.interop.formats.weights import Weights
@@ -149,24 +149,10 @@ def assign(link: Link, tensor: np.ndarray, path: str) -> None:
         variable.assign(np.asarray(value, variable.dtype.as_numpy_dtype))
 
 
-def shapes(network: Any) -> list[tuple[int, ...]]:
-    """Of the variables of a network that has none yet, without their memory; it is of no use
-    afterwards."""
-    found: list[tuple[int, ...]] = []
-
-    def stand_in(make: Any, **variable: Any) -> Any:
-        found.append(tuple(variable["shape"]))
-        return make(**{**variable, "initial_value": 0.0, "shape": ()})
-
-    with tf.variable_creator_scope(stand_in):
-        network.build((None, None, None, 3))
-    return found
-
-
 def _check_size(network: Any, weights: Weights) -> None:
     """Refuse a network that the file cannot fill, before its memory is allocated: shapes are a
     stranger's numbers."""
-    numbers = sum(math.prod(shape) for shape in shapes(network))
+    numbers = sum(math.prod(shape) for shape in variable_shapes(network))
     if 2 * numbers > weights.size:  # float16 is the least
         raise UserError(
             f"--weights={weights.path} has {weights.size} bytes, too few for the {numbers} weights "

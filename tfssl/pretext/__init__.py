@@ -38,6 +38,7 @@ TASKS = Registry(
         "moco_v3": "tfssl.pretext.moco_v3:MoCoV3",
         "dino": "tfssl.pretext.dino:DINO",
         "mae": "tfssl.pretext.mae:MAE",
+        "simmim": "tfssl.pretext.simmim:SimMIM",
         "lejepa": "tfssl.pretext.lejepa:LeJEPA",
         "sup_con": "tfssl.pretext.sup_con:SupCon",
         "pic": "tfssl.pretext.pic:PIC",

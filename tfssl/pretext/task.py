@@ -1,15 +1,17 @@
 """A pretext task: a Keras model that owns a backbone, a head and an objective."""
 
+import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Optional
 
 import tensorflow as tf
 
 from tfssl import optim
+from tfssl.backbones import drop_path
 from tfssl.backbones.norm import BatchNorm, debiased
 from tfssl.data import pipeline
-from tfssl.data.ops.draws import Draws
+from tfssl.data.ops.draws import Draws, hashed, rows_of
 from tfssl.data.sources import require
 from tfssl.data.sources.base import ANNOTATIONS
 from tfssl.errors import UserError, check_choice
@@ -251,11 +253,14 @@ class Pretext(Contract):
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         batch = self.to_float(batch)
-        batch = self.augment(batch, Draws(batch, replicas))
+        draws = Draws(batch, replicas)
+        batch = self.augment(batch, draws)
+        if any(getattr(part, "drop_path", 0) for part in self.submodules):
+            batch = {**batch, _PATHS: draws.keys(view=1 << 20)}  # no task draws that many views
         # The mean is that of the global batch; the optimizer sums the replicas' gradients.
         fraction, parts = 1 / replicas, self._accumulate_steps
         step = gradients.Step(
-            lambda images: self(images, training=True),
+            self._forward,
             self._scaled_losses,
             self._scaled_decays,
             self.trainable_variables,
@@ -276,6 +281,12 @@ class Pretext(Contract):
         self.after_step(batch, outputs)
         self._prepared().count("replaced", tf.cast(batch["replaced"], tf.float32))
         return {}
+
+    def _forward(self, batch: Batch) -> Any:
+        """The outputs in training; of the same part of a batch networks skip the same blocks."""
+        bits = functools.partial(_bits, batch[_PATHS]) if _PATHS in batch else None
+        with drop_path.drawn(bits):
+            return self(batch, training=True)
 
     def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         batch = self.to_float(batch)
@@ -347,6 +358,13 @@ class Pretext(Contract):
     def _loss_scaling(self, step: str, values: Any) -> Any:
         """With float16's optimizer, one of its two steps; values as they are with all others."""
         return getattr(self.optimizer, step, lambda values: values)(values)
+
+
+_PATHS = "drop_path"  # of a batch: keys of the images, for drop path
+
+
+def _bits(keys: tf.Tensor, rows: int, shape: Sequence[int], use: int) -> tf.Tensor:
+    return hashed(rows_of(keys, rows, use), shape)
 
 
 def _reported(losses: Losses) -> dict[str, tf.Tensor]:

@@ -53,8 +53,8 @@ class Log(tf.keras.callbacks.Callback):
       last_good: function () -> where the run can go on from, for the NaN message.
       probe: function () -> {metric: value} of each validation, with `chance`, {metric: level}; or
         None.
-      pictures: function () -> a picture for TensorBoard at each validation, uint8 [H, W, 3]; or
-        None.
+      pictures: {name: function () -> a picture for TensorBoard at each validation, uint8
+        [H, W, 3]}.
       unreadable: `Source.unreadable` of the training images.
       tracker: receives the same values; or None.
 
@@ -79,7 +79,7 @@ class Log(tf.keras.callbacks.Callback):
         every: int,
         last_good: Callable[[], str],
         probe: Probe | None = None,
-        pictures: Callable[[], np.ndarray] | None = None,
+        pictures: Mapping[str, Callable[[], np.ndarray]] | None = None,
         unreadable: dict[str, str] | None = None,
         tracker: Tracker | None = None,
     ) -> None:
@@ -90,7 +90,7 @@ class Log(tf.keras.callbacks.Callback):
             every,
             last_good,
             probe,
-            pictures,
+            pictures or {},
         )
         self.total_steps, self.batch_size, self.epoch_steps = total_steps, batch_size, epoch_steps
         self.step = self.logged = self.begun = step
@@ -230,9 +230,9 @@ class Log(tf.keras.callbacks.Callback):
             }
         )
         self._record("validation", validation)
-        if self.pictures:
+        for name, picture in self.pictures.items():
             with self.writer("validation").as_default():
-                tf.summary.image("pictures", self.pictures()[None], self.step)
+                tf.summary.image(name, picture()[None], self.step)
         values = "  ".join(
             f"{name} {value:.4g} (chance {self.chance[name]:.3g})"
             for name, value in validation.items()

@@ -1,6 +1,7 @@
 """Contradictions between settings, refused before any work."""
 
 from tfssl import optim, pretext
+from tfssl.config import schema
 from tfssl.config.configs import Config, FinetuneConfig, TrainConfig
 from tfssl.config.schema import Optimization
 from tfssl.data.sources import require
@@ -60,9 +61,29 @@ def finetuning(config: FinetuneConfig) -> FinetuneConfig:
             "of the encoder's rates, and the other "
             "keeps it as it is"
         )
+    _regularization(config)
     if labels.train_list and labels.train_labels != "all":
         raise UserError("--train_labels and --train_list contradict each other: choose one")
     return config
+
+
+def _regularization(config: FinetuneConfig) -> None:
+    r, batch = config.regularization, config.optimization.batch_size
+    if r.drop_path and config.classifier.freeze:
+        raise UserError(
+            f"--drop_path={r.drop_path:g} and --freeze contradict each other: an encoder that does "
+            "not learn skips nothing"
+        )
+    if (r.mixup or r.cutmix) and batch % 2:
+        raise UserError(
+            f"--mixup and --cutmix mix pairs of images, and --batch_size={batch} is odd: give an "
+            "even number"
+        )
+    if r.mix_switch != schema.Regularization.mix_switch and not (r.mixup and r.cutmix):
+        raise UserError(
+            f"--mix_switch={r.mix_switch:g} chooses between mixup and CutMix: give both --mixup "
+            "and --cutmix, or leave it out"
+        )
 
 
 def _optimization_and_run(config: Config, decay: str = "kernels") -> None:

@@ -1,4 +1,4 @@
-"""Pictures of what the network sees, and the flags, for TensorBoard."""
+"""Pictures of what the network sees and attends to, and the flags, for TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from tfssl.backbones.vit import ViT
 from tfssl.config.configs import Config
 from tfssl.data import pipeline
 from tfssl.data.ops.draws import Draws
 from tfssl.data.sources.base import Source
 from tfssl.data.sources.subset import evenly_spaced
+from tfssl.downstream.pictures import attention as show_attention
 from tfssl.pretext.task import Pretext
 
 
@@ -30,15 +32,36 @@ def first_views(
     return np.clip(model.preview(model.augment(batch, Draws(batch)))[:count].numpy(), 0, 1)
 
 
-def pictures(model: Pretext, source: Source, count: int = 8) -> Callable[[], np.ndarray] | None:
-    """A function () -> the task's `pictures` of images spread over a source, as a `grid` of three
-    columns; None where it has none."""
-    if type(model).pictures is Pretext.pictures:
-        return None
+def pictures(model: Pretext, source: Source, count: int = 8) -> dict[str, Callable[[], np.ndarray]]:
+    """{name: function () -> picture} of images spread over a source: "pictures", the task's own, in
+    three columns; and "attention" of an encoder that is a vision transformer with a class token, a
+    row for each image and a column for each head. What there is not is left out."""
+    found: dict[str, Callable[[], np.ndarray]] = {}
     part = evenly_spaced(source, count)
-    batch = next(iter(model.evaluation_dataset(part, part.num_examples)))
-    show = tf.function(model.pictures, autograph=model.autograph)
-    return lambda: grid(np.clip(show(batch).numpy(), 0, 1), 3)
+    if type(model).pictures is not Pretext.pictures:
+        batch = next(iter(model.evaluation_dataset(part, part.num_examples)))
+        show = tf.function(model.pictures, autograph=model.autograph)
+        found["pictures"] = lambda: grid(np.clip(show(batch).numpy(), 0, 1), 3)
+    encoder = model.published[0]
+    if isinstance(encoder, ViT) and encoder.class_token:
+        found["attention"] = _attention(model, encoder, part)
+    return found
+
+
+def _attention(model: Pretext, encoder: ViT, source: Source) -> Callable[[], np.ndarray]:
+    crops = pipeline.evaluation_crops(source, *model.evaluation_size, source.num_examples)
+    batch = next(iter(crops))
+    real = batch["weight"].numpy() > 0
+    inputs = tf.boolean_mask(pipeline.as_floats(batch["image"]), real)
+    shown = np.rint(255 * inputs.numpy()).astype(np.uint8)
+    shown = shown[..., :3] if shown.shape[-1] > 2 else shown[..., :1].repeat(3, -1)
+    attend = tf.function(lambda x: encoder.attention(model.normalize(x)), autograph=False)
+
+    def picture() -> np.ndarray:
+        rows, titles = show_attention(shown, attend(inputs).numpy())
+        return grid(np.stack([image for row in rows for image in row]) / 255, len(titles))
+
+    return picture
 
 
 def grid(images: np.ndarray, columns: int = 8) -> np.ndarray:

@@ -64,18 +64,33 @@ CLSA = {
     "translate_x": (0.5, 1, lambda x: affine(x, (1, 0, 0.15 * 80, 0, 1, 0), BLACK), 1),
     "translate_y": (0.5, -1, lambda x: affine(x, (1, 0, 0, 0, 1, -0.15 * 60), BLACK), 1),
 }
-CASES = [("infomin", name) for name in BY_PILLOW] + [("clsa", name) for name in CLSA]
+# timm's increasing ops, where they differ from InfoMin's: each changes more at a greater level
+INCREASING = {
+    "posterize": (0.9, 1, lambda x: ImageOps.posterize(x, 1), 0),
+    "solarize": (0.9, 1, lambda x: ImageOps.solarize(x, 256 - 230), 0),
+    "color": (0.9, -1, lambda x: ImageEnhance.Color(x).enhance(0.19), 1),
+    "contrast": (0.9, 1, lambda x: ImageEnhance.Contrast(x).enhance(1.81), 1),
+    "brightness": (0.9, -1, lambda x: ImageEnhance.Brightness(x).enhance(0.19), 1),
+    "sharpness": (0.9, 1, lambda x: ImageEnhance.Sharpness(x).enhance(1.81), 2),
+}
+BY_POOL = {"infomin": BY_PILLOW, "increasing": INCREASING, "clsa": CLSA}
+CASES = [(pool, name) for pool, ops in BY_POOL.items() for name in ops]
 
 
 def test_all_ops_are_compared():
     assert set(randaugment.OPS) == set(BY_PILLOW)
     assert set(randaugment.CLSA_OPS) - set(CLSA) == {"autocontrast", "equalize", "identity"}
     assert len(randaugment.CLSA_OPS) == 14
+    increasing = randaugment.INCREASING_OPS
+    assert list(increasing) == list(randaugment.OPS)
+    assert {name for name in increasing if increasing[name] != randaugment.OPS[name]} == {
+        *INCREASING
+    }
 
 
 @pytest.mark.parametrize("pool, name", CASES)
 def test_ops_are_pillows(pool, name, photograph):
-    level, sign, by_pillow, tolerance = (CLSA if pool == "clsa" else BY_PILLOW)[name]
+    level, sign, by_pillow, tolerance = BY_POOL[pool][name]
     picture = photograph // 2 + 30 if name == "autocontrast" else photograph
     want = np.array(by_pillow(Image.fromarray(picture)), float)
     level = tf.constant(level)

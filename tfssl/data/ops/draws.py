@@ -62,13 +62,14 @@ class Draws:
         Each element is a hash (murmur3's finalizer, twice) of seed, step, row and place: a replica
         computes its own rows only, for masks are too large to be drawn for the whole batch.
         """
-        key = hash32(
+        return hashed(self.keys(view), shape) < int(probability * 2**32)
+
+    def keys(self, view: int = 0) -> tf.Tensor:
+        """A hash of seed, step, view and row: int64 [n] in [0, 2^32), for `hashed`."""
+        return hash32(
             hash32(hash32(self.seed[0] + 1) + self.seed[1] + view * 0x1000003)
             + tf.cast(self.row, tf.int64)
         )
-        place = tf.reshape(tf.range(math.prod(shape), dtype=tf.int64), shape)
-        bits = hash32(hash32(place) + tf.reshape(key, [-1] + [1] * len(shape)))
-        return bits < int(probability * 2**32)
 
     def uniform(
         self, low: float = 0.0, high: float = 1.0, shape: Sequence[int] = (), view: int = 0
@@ -79,6 +80,22 @@ class Draws:
             [self.global_rows, *shape], fork(self.seed, view), low, high
         )
         return tf.cast(tf.gather(drawn, self.row), tf.keras.backend.floatx())
+
+
+def hashed(keys: tf.Tensor, shape: Sequence[int] = ()) -> tf.Tensor:
+    """Random bits of each row, by its key [n] and the element's place: int64 [n, *shape] in
+    [0, 2^32)."""
+    place = tf.reshape(tf.range(math.prod(shape), dtype=tf.int64), shape)
+    return hash32(hash32(place) + tf.reshape(keys, [-1] + [1] * len(shape)))
+
+
+def rows_of(keys: tf.Tensor, rows: int, use: int = 0) -> tf.Tensor:
+    """Keys of the rows that a network sees of a batch whose images have `keys` [n]: int64 [rows],
+    image-major, each with as many successive rows as another. `use` tells apart successive uses of
+    the same keys."""
+    image = tf.range(rows) * keys.shape[0] // rows
+    place = tf.range(rows) - image * (rows // keys.shape[0])
+    return hash32(tf.gather(keys, image) + hash32(tf.cast(place, tf.int64) + (use << 20)))
 
 
 def hash32(x: tf.Tensor) -> tf.Tensor:

@@ -1,9 +1,9 @@
-"""RandAugment (arXiv 1909.13719) in the forms that InfoMin and CLSA train with, for one image on
-the host.
+"""RandAugment (arXiv 1909.13719) in the forms that InfoMin and CLSA train with, and DeiT and MAE
+fine-tune with, for one image on the host.
 
-Their ops and ranges are those of their code (InfoMin's is timm's port), and act on levels 0 to 255
-as Pillow's do. Other than there, geometric ops always interpolate bilinearly: TensorFlow has no
-bicubic kernel for them.
+Their ops and ranges are those of their code (InfoMin's is timm's port, DeiT's timm's "increasing"
+ops), and act on levels 0 to 255 as Pillow's do. Other than there, geometric ops always interpolate
+bilinearly: TensorFlow has no bicubic kernel for them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def rand_augment(
       numbers: uniform in [0, 1), [layers, DRAWS] (InfoMin: 2 layers).
       magnitude: mean of the magnitude, in [0, 10] (InfoMin: 10).
       deviation: its standard deviation; it is cut to [0, 10] (InfoMin: 0.5).
-      pool: one of POOLS: infomin; or clsa, whose magnitudes are 1 to 9, all as likely.
+      pool: one of POOLS: infomin; increasing, whose ops all change the image the more the greater
+        the magnitude is; or clsa, whose magnitudes are 1 to 9, all as likely.
 
     Returns:
       float [H, W, 3] in [0, 1] of the image's dtype, on 8-bit levels.
@@ -242,6 +243,22 @@ OPS = {
     "translate_x": lambda image, level, signed: translate(image, 0.45 * signed, 0.0),
     "translate_y": lambda image, level, signed: translate(image, 0.0, 0.45 * signed),
 }
+
+
+def _away(op: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> _Op:
+    """A factor that leaves 1, which changes nothing, for both sides: 0.1 to 1.9."""
+    return lambda image, level, signed: op(image, 1 + 0.9 * signed)
+
+
+INCREASING_OPS = {
+    **OPS,
+    "posterize": lambda image, level, signed: posterize(image, 4 - _whole(4 * level)),
+    "solarize": lambda image, level, signed: solarize(image, 256 - _whole(256 * level)),
+    "color": _away(color),
+    "contrast": _away(contrast),
+    "brightness": _away(brightness),
+    "sharpness": _away(sharpness),
+}
 _darker = functools.partial(_enhanced, least=0.05, reach=0.9)  # never beyond the original
 CLSA_OPS = {  # FixMatch's, in the ranges of CLSA's code, and black where there is no image
     "autocontrast": OPS["autocontrast"],
@@ -261,4 +278,4 @@ CLSA_OPS = {  # FixMatch's, in the ranges of CLSA's code, and black where there 
     "translate_x": lambda image, level, signed: translate(image, 0.3 * signed, 0.0, _BLACK),
     "translate_y": lambda image, level, signed: translate(image, 0.0, 0.3 * signed, _BLACK),
 }
-POOLS = {"infomin": OPS, "clsa": CLSA_OPS}
+POOLS = {"infomin": OPS, "increasing": INCREASING_OPS, "clsa": CLSA_OPS}

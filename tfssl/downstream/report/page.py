@@ -108,6 +108,7 @@ def of_view(
     panels: Panels,
     maps: Optional[Mapping[str, embedding_map.Map]] = None,
     thumbnails: str = "",
+    attention: Optional[Mapping[str, bytes]] = None,
 ) -> str:
     """The page of a view."""
     flags = record.get("flags", {})
@@ -120,6 +121,7 @@ def of_view(
         _section("By step of training", _plot(plots.steps(view, _steps(record)), _STEPS)),
         _section("By number of labels", _plot(plots.amounts(view), _AMOUNTS)),
         _section("Nearest images", _neighbors(view, panels)),
+        _section("Attention", _attention(attention or {})),
         _section("Maps", _maps(view, maps or {}, thumbnails)),
         _section("Pictures", _pictures(view)),
         _section(
@@ -352,6 +354,21 @@ def _neighbors(view: View, panels: Panels) -> str:
         "<p>Test images on the left, and beside each the training images that are nearest by "
         "cosine similarity: green of the same class, "
         f'red of another.</p><div class="pictures">{"".join(figures)}</div>'
+    )
+
+
+def _attention(attention: Mapping[str, bytes]) -> str:
+    """A picture for each vision transformer."""
+    if not attention:
+        return ""
+    figures = []
+    for module, png in attention.items():
+        alt = f"Test images, each with a map of attention for each head: {module}"
+        figures.append(f"<figure>{_image(png, alt)}<figcaption>{_e(module)}</figcaption></figure>")
+    return (
+        "<p>Test images on the left, and beside each what the class token attends to in the last "
+        "block, head by head; bright is each head's largest weight in that image.</p>"
+        f'<div class="pictures">{"".join(figures)}</div>'
     )
 
 

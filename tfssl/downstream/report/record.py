@@ -30,7 +30,7 @@ class Record:
       results: list of `Result`, with module and `chosen`.
       notes: lines, on what was skipped, shortened or refused.
       refused: {reason: what was refused}, of protocols and modules that were named.
-      modules, panels, maps, thumbnails, facts: arguments of `report.save`.
+      modules, panels, attention, maps, thumbnails, facts: arguments of `report.save`.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Record:
         self.refused: dict[str, str] = {}
         self.modules: dict[str, dict[str, Any]] = {}
         self.panels: dict[str, tuple[str, bytes]] = {}
+        self.attention: dict[str, bytes] = {}
         self.maps: dict[str, Map] = {}
         self.thumbnails = ""
 
@@ -117,7 +118,7 @@ class Record:
             self.check()
             written = report.save(
                 self.folder, self.results, title, self.panels, self.maps, self.thumbnails,
-                **self._about(finished=True),
+                self.attention, **self._about(finished=True),
             )  # fmt: skip
             self.say(f"written: {', '.join(written)}")
         if self.refused:

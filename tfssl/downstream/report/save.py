@@ -22,6 +22,7 @@ def save(
     panels: Optional[Mapping[str, tuple[str, bytes]]] = None,
     maps: Optional[Mapping[str, Map]] = None,
     thumbnails: str = "",
+    attention: Optional[Mapping[str, bytes]] = None,
     **facts: Any,
 ) -> list[str]:
     """Write an evaluation: results.json, results.png, results_curve.png where results have curves,
@@ -33,6 +34,7 @@ def save(
       title: of the plots.
       panels: {module: (endpoint, PNG's bytes)}, of nearest images, for report.html.
       maps, thumbnails: {module: its `Map`}, and the images on them, likewise.
+      attention: {module: PNG's bytes}, of what vision transformers attend to, likewise.
       **facts: other entries of results.json; "baselines" and "modules" among them.
 
     Returns:
@@ -46,7 +48,7 @@ def save(
     if any("curve" in r.details for r in results):
         files[f"{stem}_curve.png"] = plots.epochs(view, title)
     files[os.path.join(folder, "report.html")] = page.of_view(
-        view, record, panels or {}, maps or {}, thumbnails
+        view, record, panels or {}, maps or {}, thumbnails, attention or {}
     ).encode()
     for path, content in files.items():
         write_file(path, content)

@@ -13,7 +13,7 @@ class MomentumNetwork(tf.Module):
     optimizers and weight decay do not see them.
 
     Their batch normalizations have moving statistics of their own; only parameters follow, as in
-    MoCo and BYOL.
+    MoCo and BYOL. They have no drop path, as DINO's teacher.
 
     Args:
       layers: the backbone and the heads, in their order; each has `twin()`, which makes another
@@ -26,6 +26,10 @@ class MomentumNetwork(tf.Module):
         super().__init__(name="momentum_network")
         self._online = layers
         self.twins = [layer.twin() for layer in layers]
+        for twin in self.twins:
+            for part in (twin, *twin.submodules):
+                if getattr(part, "drop_path", 0):
+                    part.drop_path = 0.0
 
     @property
     def backbone(self) -> tf.keras.Model:
