@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import rectangles
+import runs
 import tensorflow as tf
 import tiny_detector
 import tiny_modules
@@ -157,3 +158,36 @@ def test_boxes_of_odd_sizes_by_hand(tmp_path):
     np.testing.assert_allclose(small["boxes"][0, 0], [0, 0, 5, 3], rtol=1e-6)
     with pytest.raises(UserError, match="exists, and published versions never change"):
         save_detector(tiny_detector.detector(tmp_path / "other"), path)
+
+
+def test_tfssl_eval_saves_it_and_tfssl_predict_runs_it(scenes, tmp_path, tfssl_command):
+    """Trained on two devices, read by one."""
+    encoder = tiny_modules.save_ours(tmp_path)
+    flags = [f"--module={encoder}", f"--dataset={scenes[0].spec}", "--protocol=fcos"]
+    flags += ["--dense_size=24,32", "--detection_layers=1", "--detection_units=8"]
+    flags += ["--fcos_neck_width=8", "--dense_epochs=1", "--val_fraction=0"]
+    saved = f"--save_detector={tmp_path / 'detector'}"
+    two = {"first": runs.two_devices}
+    done = runs.command("evaluate", *flags, "--strategy=mirrored", saved, **two)
+    assert done.returncode == 0, done.stderr
+    assert f"written: {tmp_path / 'detector'}" in done.stdout
+    photo = scenes[1].name(3)
+    flags += [f"--images={photo}", f"--module={tmp_path / 'detector'}", "--min_score=0"]
+    table = tmp_path / "boxes.csv"
+    settings = flags[-3:]
+    done = runs.command("predict", *settings, f"--output={table}", "--strategy=mirrored", **two)
+    assert done.returncode == 0, done.stderr
+    rows = table.read_text(encoding="utf-8").splitlines()[1:]
+    found = tf.saved_model.load(str(tmp_path / "detector"))(
+        tf.io.decode_jpeg(tf.io.read_file(photo), dct_method="INTEGER_ACCURATE")[None]
+    )
+    assert len(rows) == max(1, int(found["count"][0])) and all(
+        row.startswith(photo) for row in rows
+    )
+    for flags, expected in (
+        (["--protocol=detection", "--save_detector=x"], "fcos alone makes a detector"),
+        ([f"--save_detector={tmp_path / 'detector'}"], "exists, and published versions never"),
+    ):
+        named = [f"--module={encoder}", f"--dataset={scenes[0].spec}", "--protocol=fcos"]
+        done = tfssl_command("evaluate", *named, *flags, cwd=tmp_path)
+        assert done.returncode == 1 and expected in done.stderr, done.stderr

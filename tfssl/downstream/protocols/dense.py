@@ -452,10 +452,52 @@ def learn(
         )
     batch_size = min(batch_size, len(rows) // shares * shares)
     steps = len(rows) // batch_size
+
+    def shared(arrays: Any, chosen: np.ndarray) -> Any:
+        """Some rows of each array: tensors; of several replicas, each one's share of them."""
+        if shares == 1:
+            return _rows(arrays, chosen)
+        parts = np.split(chosen, shares)
+        return tf.nest.map_structure(
+            lambda array: strategy.experimental_distribute_values_from_function(
+                lambda context: tf.constant(array[parts[context.replica_id_in_sync_group]])
+            ),
+            arrays,
+        )
+
+    graph = tf.function(step_of(network, loss, learning_rate, epochs * steps), autograph=False)
+    compiled, total = None, 0.0
+    order, progress = (
+        np.random.default_rng([seed, 1]),
+        sgd.Progress(title, sgd.SGDSettings(epochs, (), batch_size, 0), steps),
+    )
+    for epoch in range(1, epochs + 1):
+        shuffled = order.permutation(rows)
+        total = tf.zeros([], tf.float64)
+        for i in range(0, steps * batch_size, batch_size):
+            batch = shared((network.array, targets), shuffled[i : i + batch_size])
+            # traced by hand: TensorFlow warns of many traces
+            compiled = compiled or graph.get_concrete_function(*batch)
+            total += tf.cast(compiled(*batch), tf.float64)
+            progress.step(epoch)
+    progress.close()
+    mean = float(total) / steps
+    return mean if np.isfinite(mean) else None
+
+
+def step_of(
+    network: DenseModel,
+    loss: Callable[[tf.Tensor, Example], tf.Tensor],
+    learning_rate: float,
+    steps: int,
+) -> Callable[[Any, Example], tf.Tensor]:
+    """One step of `learn`, whose arguments these are, of so many `steps`: the graph function (rows
+    of the network's array, rows of the targets) -> loss."""
+    strategy = tf.distribute.get_strategy()
     groups = [
         (
             tf.keras.optimizers.Adam(
-                tf.keras.optimizers.schedules.CosineDecay(rate * learning_rate, epochs * steps)
+                tf.keras.optimizers.schedules.CosineDecay(rate * learning_rate, steps)
             ),
             variables,
         )
@@ -478,35 +520,7 @@ def learn(
     def step(x: Any, batch: Example) -> tf.Tensor:
         return strategy.reduce("SUM", strategy.run(of_replica, (x, batch)), axis=None)
 
-    def shared(arrays: Any, chosen: np.ndarray) -> Any:
-        """Some rows of each array: tensors; of several replicas, each one's share of them."""
-        if shares == 1:
-            return _rows(arrays, chosen)
-        parts = np.split(chosen, shares)
-        return tf.nest.map_structure(
-            lambda array: strategy.experimental_distribute_values_from_function(
-                lambda context: tf.constant(array[parts[context.replica_id_in_sync_group]])
-            ),
-            arrays,
-        )
-
-    graph, compiled, total = tf.function(step, autograph=False), None, 0.0
-    order, progress = (
-        np.random.default_rng([seed, 1]),
-        sgd.Progress(title, sgd.SGDSettings(epochs, (), batch_size, 0), steps),
-    )
-    for epoch in range(1, epochs + 1):
-        shuffled = order.permutation(rows)
-        total = tf.zeros([], tf.float64)
-        for i in range(0, steps * batch_size, batch_size):
-            batch = shared((network.array, targets), shuffled[i : i + batch_size])
-            # traced by hand: TensorFlow warns of many traces
-            compiled = compiled or graph.get_concrete_function(*batch)
-            total += tf.cast(compiled(*batch), tf.float64)
-            progress.step(epoch)
-    progress.close()
-    mean = float(total) / steps
-    return mean if np.isfinite(mean) else None
+    return step
 
 
 def predictor(network: DenseModel, decode: Callable[[tf.Tensor], Any]) -> Predict:
