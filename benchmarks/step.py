@@ -5,6 +5,7 @@ in PyTorch?
     python benchmarks/step.py --backbone resnet18_v2 --batch 64 --image_size 64 --precision float32 --rounds 20
     python benchmarks/step.py --method simclr --backbone resnet18_v1 --batch 128 --image_size 32
     python benchmarks/step.py --method rotation --backbone resnet18_v2 --width 0.25 --batch 64 --image_size 32
+    python benchmarks/step.py --method fcos --backbone resnet18_v1 --batch 8 --image_size 256 --precision float32 --contenders torch,torch_nhwc --torch ~/torch/bin/python
     python benchmarks/step.py --isa AVX2 --contenders default,plain,torch,torch_nhwc --torch ~/torch/bin/python   # as on an older processor
     python benchmarks/step.py --contenders default --backbone vgg11,alexnet,revnet18,resnet18_v1   # what oneDNN is worth, any backbone
 
@@ -12,7 +13,8 @@ A step is forward, backward and SGD with momentum, supervised with 1000 classes,
 already in memory. With --method simclr it is a step of SimCLR on two views of each image, with the
 stem for CIFAR and weight decay; with rotation likewise, of four copies of each image: ours is what
 tfssl-train runs, with its augmentation and metrics; the others are network, head, loss and
-optimizer. The contenders beside ours:
+optimizer. With --method fcos it is a step of the protocol fcos that fine-tunes a published module,
+with its pyramid and head, by Adam: in float32, and beside PyTorch alone. The contenders beside ours:
 
   default     tfssl, with oneDNN left as TensorFlow has it (off where the processor has no AVX512-VNNI, AVX-VNNI or AMX)
   plain       Keras, the functional API, no tfssl; oneDNN as for ours
@@ -40,6 +42,7 @@ import sys
 import time
 
 CLASSES = 1000
+VOC, OBJECTS, LAYERS, WIDTH = 20, 10, 2, 128  # of fcos: classes, objects of an image, the head's
 
 
 def plain_resnet(name, image_size, width=1.0, small=False):
@@ -278,10 +281,48 @@ def with_rows(images, batch):
     }
 
 
+def our_fcos(name, batch, image_size, width):
+    """A step of `tfssl-eval --protocol=fcos --dense_trunk=fine_tuned`, on a published module."""
+    import tempfile
+
+    import numpy as np
+    import tensorflow as tf
+
+    import tfssl
+    from tfssl.downstream.protocols import dense, fcos
+    from tfssl.hub import load
+
+    backbone = tfssl.backbones.build(name, width, "imagenet")
+    model = tfssl.pretext.build("simclr", backbone, image_size=image_size)
+    model.prepare()
+    with tempfile.TemporaryDirectory() as folder:
+        module = load.load(tfssl.export.save(model, f"{folder}/module"))
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 0.7, [batch, OBJECTS, 2])
+    boxes = np.concatenate([low, low + rng.uniform(0.05, 0.3, [batch, OBJECTS, 2])], -1)
+    targets = {
+        "boxes": tf.constant(boxes * image_size, tf.float32),
+        "classes": tf.constant(rng.integers(0, VOC, [batch, OBJECTS]), tf.int32),
+        "difficult": tf.zeros([batch, OBJECTS], tf.bool),
+    }
+    task = fcos.FCOSTask(WIDTH, LAYERS, WIDTH, (1.0, 1.0), 0, (image_size, image_size))
+    task.names = [str(c) for c in range(VOC)]
+    images = random_bytes([batch, image_size, image_size, 3])
+
+    class Images:  # of them `DenseModel` asks for the size alone
+        arrays = {"images": images.numpy()}
+
+    levels = ["block2", "block3", "block4"]
+    network = dense.DenseModel(task.head(), module, Images, levels, np.arange(batch), "fine_tuned")
+    step = tf.function(dense.step_of(network, task.loss, 1e-3, 1000), autograph=False)
+    return lambda: float(step(images, targets)), network.trainable_variables
+
+
 METHODS = {
     "supervised": {"ours": our_supervised, "plain": plain_supervised},
     "simclr": {"ours": our_simclr, "plain": plain_simclr},
     "rotation": {"ours": our_rotation, "plain": plain_rotation},
+    "fcos": {"ours": our_fcos},
 }
 CONTENDERS = ("default", "plain", "torch", "torch_nhwc")
 

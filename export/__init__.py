@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["recalibrate", "save"]
+__all__ = ["recalibrate", "save", "save_detector"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from tfssl.export.statistics import recalibrate
 
         return recalibrate
+    if name == "save_detector":
+        from tfssl.export.detector import save_detector
+
+        return save_detector
     raise AttributeError(f"module 'tfssl.export' has no attribute {name!r}")

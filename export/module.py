@@ -31,12 +31,14 @@ from tfssl.classifiers.classifier import Classifier
 from tfssl.classifiers.predictions import KIND
 from tfssl.errors import UserError
 from tfssl.export import statistics
+from tfssl.hub.load import Module
 from tfssl.pretext.task import Pretext
 from tfssl.storage import files, locks
 
 FACTS = "tfssl.json"
 Path = Union[str, "os.PathLike[str]"]
 Outputs = dict[str, tf.Tensor]  # by endpoint
+Made = tuple[Any, dict[str, Any], dict[str, Any]]  # a module, its signatures, facts
 
 
 def save(
@@ -135,15 +137,10 @@ def save_classifier(
         "value_range": encoder.pixels["value_range"],
         "kind": KIND,
         "task": model.task,
-        **{name: encoder.facts.get(name) for name in _OF_THE_ENCODER},
+        **of_encoder(encoder),
         "endpoint": model.endpoint,
         "num_classes": model.num_classes,
         "class_names": class_names,
-        "encoder": {
-            "handle": encoder.handle,
-            "identity": encoder.identity,
-            "task": encoder.facts.get("task"),
-        },
         "step": int(step),
         "training_flags": training_flags or {},
     }
@@ -186,6 +183,36 @@ def write(
       autograph: whether they may hold Python branches on tensors; without, they are traced in half
         the time.
     """
+
+    def made() -> Made:
+        channels = facts.get("channels") or 3
+        module, widths = _module(endpoints, variables, trainable, outputs, autograph, channels)
+        module.parts = parts or []
+        signatures = {
+            "serving_default": module.signature_of[False],
+            "training": module.signature_of[True],
+        }
+        del module.signature_of
+        return module, signatures, {"endpoints": list(widths), "features": widths}
+
+    return publish(path, made, facts, assets, tarball)
+
+
+def publish(
+    path: Path,
+    made: Callable[[], Made],
+    facts: Mapping[str, Any],
+    assets: Optional[Mapping[str, str]] = None,
+    tarball: bool = False,
+) -> str:
+    """Write a SavedModel, which is complete or absent under its name, and holds nothing of an
+    earlier try.
+
+    Args:
+      path, assets, tarball: as of `write`.
+      made: a function () -> (the object to save, its signatures, what only it knows of the facts).
+      facts: for tfssl.json.
+    """
     path = str(path).rstrip("/")
     lock = path + ".lock"
     with locks.hold(
@@ -193,32 +220,16 @@ def write(
         path,
         f"wait for it, choose another folder, or remove {lock} if there is no such process",
     ):
-        _write(
-            path,
-            endpoints,
-            variables,
-            trainable,
-            outputs,
-            facts,
-            assets or {},
-            tarball,
-            parts or [],
-            autograph,
-        )
+        _publish(path, made, facts, assets or {}, tarball)
     return path
 
 
-def _write(
+def _publish(
     path: str,
-    endpoints: Callable[[tf.Tensor, bool], Outputs],
-    variables: Sequence[tf.Variable],
-    trainable: Sequence[tf.Variable],
-    outputs: Sequence[str],
+    made: Callable[[], Made],
     facts: Mapping[str, Any],
     assets: Mapping[str, str],
     tarball: bool,
-    parts: list[Any],
-    autograph: bool,
 ) -> None:
     """Under the lock of `path`: what unfinished things there are, are those of processes that are
     gone."""
@@ -230,10 +241,8 @@ def _write(
             f"{path + '.tar.gz' if packed else path} exists, and published versions never change: "
             "choose another folder"
         )
-    channels = facts.get("channels") or 3
-    module, widths = _module(endpoints, variables, trainable, outputs, autograph, channels)
-    module.parts = parts
-    facts = {**facts, "endpoints": list(widths), "features": widths}
+    module, signatures, more = made()
+    facts = {**facts, **more}
     if there:
         _check_same(path, facts)
         _write_tarball(path)
@@ -248,11 +257,6 @@ def _write(
             with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
                 f.write(text)
             module.assets.append(tf.saved_model.Asset(f.name))
-        signatures = {
-            "serving_default": module.signature_of[False],
-            "training": module.signature_of[True],
-        }
-        del module.signature_of
         try:
             tf.saved_model.save(module, unfinished, signatures=signatures)
             if local:
@@ -413,7 +417,18 @@ def _once(lists: Iterable[Sequence[tf.Variable]]) -> list[tf.Variable]:
     return list({id(v): v for variables in lists for v in variables}.values())
 
 
-_OF_THE_ENCODER = ("backbone", "width_multiplier", "stem", "network", "normalization")
+def of_encoder(encoder: Module) -> dict[str, Any]:
+    """What the facts of a classifier or detector repeat of the encoder that it is made of."""
+    names = ("backbone", "width_multiplier", "stem", "network", "normalization")
+    facts: Mapping[str, Any] = encoder.facts
+    return {
+        **{name: facts.get(name) for name in names},
+        "encoder": {
+            "handle": encoder.handle,
+            "identity": encoder.identity,
+            "task": facts.get("task"),
+        },
+    }
 
 
 def network_config(encoder: Pretext) -> Optional[dict[str, Any]]:
@@ -458,11 +473,16 @@ def _facts(model: Pretext, backbone: tf.keras.Model) -> dict[str, Any]:
         "resize": resize,
         "crop": crop,
         "weight_decay": model.weight_decay,
-        "versions": {
-            "python": platform.python_version(),
-            "tensorflow": tf.__version__,
-            "tfssl": tfssl.__version__,
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what a module was written by."""
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "tfssl": tfssl.__version__,
     }
 
 

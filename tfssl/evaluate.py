@@ -148,9 +148,9 @@ def main(_: list[str]) -> None:
     with contextlib.ExitStack() as held:
         request = read_flags()
         from tfssl.downstream import evaluation as measurement
-        from tfssl.export import untrained
+        from tfssl.export import save_detector, untrained
 
-        measurement.evaluate(request, held, untrained.beside)
+        measurement.evaluate(request, held, untrained.beside, save_detector)
 
 
 def run() -> None:

@@ -1,4 +1,5 @@
-"""Classify images: a classifier of tfssl-finetune and images in, a table of probabilities out.
+"""Classify images, or find objects in them: a classifier of tfssl-finetune, or a detector of
+tfssl-eval, and images in, a table out.
 
   tfssl-predict --module=runs/classifier/classifier/1000 --images=photos --output=photos.csv
       all images below a folder
@@ -6,9 +7,13 @@
       the top three classes of one image
   tfssl-predict --module=... --dataset=tfds:cifar10 --split=test --output=cifar10.csv
       a data set
+  tfssl-predict --module=detectors/cells --images=photos --output=boxes.csv --pictures=drawn
+      a detector (tfssl-eval --save_detector): boxes, and pictures of them
 
-Each row of the CSV file is an image: its name, the top class with its probability, the probability
-of each class, and `error`, which is empty. Images that cannot be read, or have an unsupported
+Each row of a classifier's CSV file is an image: its name, the top class with its probability, the
+probability of each class, and `error`, which is empty. Each row of a detector's is a box: name,
+class, score, ymin, xmin, ymax, xmax in pixels of the upright image, and `error`; an image in which
+nothing is found has a row with its name alone. Images that cannot be read, or have an unsupported
 format (.heic, .svg), come last: with name and error alone.
 
 A text that a spreadsheet would read as a formula, one that begins with = + - @, a tab or a line
@@ -17,22 +22,23 @@ names are restored by removing one apostrophe from each cell that begins so, as 
 does.
 """
 
-import csv
-import os
-import re
-import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from tfssl.classifiers.table import read as read
+from tfssl.classifiers.table import safe
 from tfssl.config import configs, data_flags
 from tfssl.config.schema import Inference
 from tfssl.errors import UserError
 from tfssl.runtime import cli
 
 if TYPE_CHECKING:
+    import tensorflow as tf
+
     from tfssl.data.sources.base import Source
+    from tfssl.hub.load import Module
 
 FLAGS = flags.FLAGS
 
@@ -42,8 +48,8 @@ def define_flags() -> None:
         flags.DEFINE_string(
             "module",
             None,
-            "Required. A classifier that tfssl-finetune wrote: a folder (local or gs://), or a "
-            ".tar.gz.",
+            "Required. A classifier that tfssl-finetune wrote, or a detector that tfssl-eval "
+            "--save_detector wrote: a folder (local or gs://), or a .tar.gz.",
         )
         flags.DEFINE_string(
             "images",
@@ -79,13 +85,21 @@ def define_flags() -> None:
         flags.DEFINE_string(
             "output",
             "predictions.csv",
-            "The CSV file, in UTF-8; one that is there is written anew.",
+            "The CSV file, in UTF-8; one that is there is written anew. Of a detector also JSON, a "
+            "list of rows: boxes.json.",
         )
         flags.DEFINE_integer(
             "top",
             0,
             "Columns class1, probability1, ... of so many likeliest classes; 0: a column for each "
             "class.",
+        )
+        flags.DEFINE_float("min_score", 0.5, "Of a detector: least score of a box, from 0 to 1.")
+        flags.DEFINE_string(
+            "pictures",
+            None,
+            "Of a detector: a folder for the images with their boxes, NUMBER_NAME_boxes.jpg. "
+            "Default: none are written.",
         )
 
 
@@ -99,10 +113,9 @@ def main(_: Sequence[str]) -> None:
     from tfssl.storage import files
 
     files.check_file(FLAGS.output, "--output")
-    from tfssl.classifiers import predictions as classify
-    from tfssl.data import open_source
-    from tfssl.data.ops.pixels import Pixels
-    from tfssl.data.sources import folder
+    if FLAGS.pictures:
+        files.check_writable(FLAGS.pictures, "--pictures")
+    from tfssl.classifiers import detections
     from tfssl.hub.precision import load
     from tfssl.runtime import strategy as strategies
 
@@ -115,37 +128,12 @@ def main(_: Sequence[str]) -> None:
     strategy, precision = strategies.for_inference(accelerators)[:2]
     with strategy.scope():
         module = load(FLAGS.module, precision)
-    classes = classify.num_classes(module)
-    if FLAGS.top > classes:
-        raise UserError(f"--top={FLAGS.top}: the classifier tells {classes} classes apart")
-    names = module.facts.get("class_names") or [str(label) for label in range(classes)]
-    if len(names) != classes:
-        raise UserError(
-            f"module {FLAGS.module!r} is damaged: it names {len(names)} classes and tells "
-            f"{classes} apart"
-        )
-    if FLAGS.images:
-        source: Source = folder.unlabelled(FLAGS.images, FLAGS.data_dir)
-        source.pixels = Pixels(**module.pixels)
+    if detections.is_detector(module):
+        if strategies.distributed(strategy):  # a detector computes on one device
+            module = load(FLAGS.module, precision)
+        source, unreadable = boxes(module, accelerators)
     else:
-        source = open_source(
-            FLAGS.dataset,
-            FLAGS.split,
-            **data_flags.where(FLAGS.flag_values_dict()),
-            **module.pixels,
-        )
-    for note in source.notes():
-        print(note, flush=True)
-    sizes = FLAGS.image_size or None, FLAGS.resize or None
-    batches = classify.predictions(
-        module,
-        source,
-        *sizes,
-        batch_size=min(FLAGS.batch_size, source.num_examples),
-        jit_compile=accelerators.jit_compile,
-    )
-    with strategy.scope():
-        unreadable = write(FLAGS.output, batches, source, names, FLAGS.top)
+        source, unreadable = classes(module, accelerators, strategy)
     for name, reason in unreadable[:20]:
         print(f"not readable: {name}: {reason}")
     summary = (
@@ -158,6 +146,78 @@ def main(_: Sequence[str]) -> None:
         f"written: {FLAGS.output}: {source.num_examples + len(source.unread) - len(unreadable)} "
         f"images{summary}"
     )
+
+
+def opened(module: "Module") -> "Source":
+    """The images that the flags name; what somebody who reads them should know is printed."""
+    from tfssl.data import open_source
+    from tfssl.data.ops.pixels import Pixels
+    from tfssl.data.sources import folder
+
+    if FLAGS.images:
+        source: Source = folder.unlabelled(FLAGS.images, FLAGS.data_dir)
+        source.pixels = Pixels(**module.pixels)
+    else:
+        source = open_source(
+            FLAGS.dataset,
+            FLAGS.split,
+            **data_flags.where(FLAGS.flag_values_dict()),
+            **module.pixels,
+        )
+    for note in source.notes():
+        print(note, flush=True)
+    return source
+
+
+def boxes(module: "Module", accelerators: Inference) -> tuple["Source", list[tuple[str, str]]]:
+    """Write the table of a detector: (images, (name, reason) of those without prediction)."""
+    from tfssl.classifiers import detections
+    from tfssl.data.listing import outputs
+
+    names = detections.class_names(module)
+    given = [name for name in ("image_size", "resize", "top") if FLAGS[name].value]
+    given += ["jit_compile"] if accelerators.jit_compile else []
+    if given:
+        raise UserError(
+            f"--{given[0]} is of classifiers: {FLAGS.module} is a detector, which resizes by "
+            "itself and whose suppression of boxes XLA does not compile: leave it out"
+        )
+    source = opened(module)
+    if FLAGS.pictures:
+        outputs.mark(FLAGS.pictures)
+    found = detections.detections(module, source, FLAGS.batch_size)
+    refused = detections.write(FLAGS.output, found, source, names, FLAGS.min_score, FLAGS.pictures)
+    return source, refused
+
+
+def classes(
+    module: "Module", accelerators: Inference, strategy: "tf.distribute.Strategy"
+) -> tuple["Source", list[tuple[str, str]]]:
+    """Write the table of a classifier: (images, (name, reason) of those that could not be read)."""
+    from tfssl.classifiers import predictions as classify
+
+    count = classify.num_classes(module)
+    if FLAGS.pictures:
+        raise UserError(f"--pictures is of detectors, and {FLAGS.module} is a classifier")
+    if FLAGS.top > count:
+        raise UserError(f"--top={FLAGS.top}: the classifier tells {count} classes apart")
+    names = module.facts.get("class_names") or [str(label) for label in range(count)]
+    if len(names) != count:
+        raise UserError(
+            f"module {FLAGS.module!r} is damaged: it names {len(names)} classes and tells "
+            f"{count} apart"
+        )
+    source = opened(module)
+    sizes = FLAGS.image_size or None, FLAGS.resize or None
+    batches = classify.predictions(
+        module,
+        source,
+        *sizes,
+        batch_size=min(FLAGS.batch_size, source.num_examples),
+        jit_compile=accelerators.jit_compile,
+    )
+    with strategy.scope():
+        return source, write(FLAGS.output, batches, source, names, FLAGS.top)
 
 
 def write(
@@ -179,18 +239,14 @@ def write(
     """
     import numpy as np
 
-    from tfssl.data.listing import checks
-    from tfssl.data.ops import formats
+    from tfssl.classifiers import table as tables
     from tfssl.storage import files
 
     unreadable: list[tuple[str, str]] = []
 
     def fill(file: Any) -> None:
         seen = np.zeros(source.num_examples, bool)
-        # csv quotes only line breaks of its own line terminator: so that is both kinds, and is cut
-        # off.
-        lines: Any = types.SimpleNamespace(write=lambda row: file.write(row[:-2].encode() + b"\n"))
-        table = csv.writer(lines, lineterminator="\r\n")
+        table = tables.writer(file)
         table.writerow(header(names, top))
         for batch in batches:
             for index, row in zip(batch["index"], batch["probabilities"]):
@@ -201,12 +257,7 @@ def write(
                 ]
                 all_of_them = [] if top else [f"{p:.6g}" for p in row]
                 table.writerow(map(safe, [source.name(int(index)), *likeliest, *all_of_them, ""]))
-        unreadable.extend(checks.reasons(source, ~seen))
-        unreadable.extend(
-            (name, f"{ending} is a format that {f'needs {needs}' if needs else 'is not read'}")
-            for name, ending in ((name, os.path.splitext(name)[1]) for name in source.unread)
-            for needs in (formats.absent(ending.lower()),)
-        )
+        unreadable.extend(tables.unreadable(source, seen))
         for name, reason in unreadable:
             table.writerow(map(safe, [name, *[""] * (len(header(names, top)) - 2), reason]))
 
@@ -229,30 +280,6 @@ def header(names: Sequence[str], top: int = 0) -> list[str]:
             name += " (class)"
         columns.insert(-1, name)
     return columns
-
-
-def safe(text: str) -> str:
-    """A cell that no spreadsheet reads as a formula: one that begins with = + - @, a tab or a line
-    break gets an apostrophe."""
-    return f"'{text}" if re.match(r"'*[=+\-@\t\r\n]", text) else text
-
-
-def read(path: str) -> list[dict[str, str]]:
-    """The rows of a table that `write` wrote, with the texts before `safe`.
-
-    Args:
-      path: the CSV file, local.
-
-    Returns:
-      list of {column: text}.
-    """
-
-    def plain(text: str) -> str:
-        return text[1:] if re.match(r"'+[=+\-@\t\r\n]", text) else text
-
-    with open(path, newline="", encoding="utf-8") as f:
-        columns, *rows = ([plain(cell) for cell in row] for row in csv.reader(f))
-    return [dict(zip(columns, row)) for row in rows]
 
 
 def run() -> None:

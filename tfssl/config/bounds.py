@@ -68,7 +68,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (0, 1, "head_bn_momentum bank_momentum key_momentum target_momentum momentum decay_factor "
     "min_area small_area "
     "jigsaw_area jigsaw_weight rebalance distill_weight max_translation max_offset max_hue"),
-    (0, 1, "center_momentum sigreg_weight"),
+    (0, 1, "center_momentum sigreg_weight min_score"),
     (0.001, 0.999, "mask_ratio"),
     (0, 1, "random_erasing mix_switch mix_probability"),
     (0, 0.99, "mlp_dropout head_dropout drop_path label_smoothing"),

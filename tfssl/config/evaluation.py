@@ -135,6 +135,9 @@ class Run:
       map: report.html has a map of each module's test images by that endpoint, colored by class or
         cluster: pca; tsne; umap, which needs the package umap-learn; none.
       projector: Write the same embeddings for TensorBoard's projector, into WORKDIR/projector.
+      save_detector: A folder, which must not exist, for the detector of --protocol=fcos: a
+        SavedModel, images in, boxes out, that tfssl-predict and TensorFlow alone run; of several
+        modules FOLDER/MODULE each.
       steal_lock: Take over a --workdir that another process uses; it ends before it writes there
         again.
     """
@@ -143,6 +146,7 @@ class Run:
     neighbors: Optional[int] = None
     map: Literal["pca", "tsne", "umap", "none"] = "pca"
     projector: bool = False
+    save_detector: Optional[str] = None
     steal_lock: bool = False
 
 
@@ -173,6 +177,11 @@ class Evaluation(Run, Inference, Protocols, Features, Images):
                 "or the projector's files"
             )
 
+        if self.save_detector and "fcos" not in self.protocol:
+            raise UserError(
+                f"--save_detector={self.save_detector} and --protocol={','.join(self.protocol)}: "
+                "fcos alone makes a detector"
+            )
         if self.several_hosts and not (self.features_folder and self.cache):
             raise UserError(
                 "--strategy=multi_worker: the hosts exchange features through --workdir: name a "

@@ -289,7 +289,7 @@ def _of_features(
     few = min(_ROWS, len(train.labels) // 2)
     for rows in (few, 2 * few):
         parts = sample(train, largest, rows), sample(test, largest, rows)
-        of = data.replace(train=parts[0], test=parts[1], val=None)
+        of = data.replace(train=parts[0], test=parts[1], val=None, publish=None)
         work = protocol.work(len(parts[0].labels), len(parts[1].labels), dims[largest])
         runs.append((functools.partial(_measure, data=of), work))
     counts = [partition.label_count(amount, len(train.labels)) for amount in train_labels]
@@ -310,7 +310,7 @@ def _of_maps(protocol: Protocol, data: Data[Source], endpoints: Sequence[str]) -
     few = min(_IMAGES, data.train.num_examples // 2)
     for images in (few, 2 * few):
         parts = [evenly_spaced(source, images, renumber=True) for source in (data.train, data.test)]
-        of = data.replace(train=parts[0], test=parts[1], val=None)
+        of = data.replace(train=parts[0], test=parts[1], val=None, publish=None)
         work = protocol.work(parts[0].num_examples, parts[1].num_examples, dims[largest])
         runs.append((functools.partial(_measure, data=of, endpoints=[largest]), work))
     count = data.train.num_examples

@@ -7,8 +7,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Optional
 
 import tensorflow as tf
 
@@ -18,6 +18,7 @@ from tfssl.data.listing import outputs
 from tfssl.data.sources import identity
 from tfssl.downstream import partition, runner, stages
 from tfssl.downstream.budget import Budget
+from tfssl.downstream.detector import Detector
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.report import projector
@@ -31,6 +32,8 @@ from tfssl.storage import files, locks
 # (modules, folder, seed, image size, resize, say=) -> {name: (untrained network of a module, names
 # of the modules with that network)}: `tfssl.export.untrained.beside`.
 Untrained = Callable[..., dict[str, tuple[Module, list[str]]]]
+# (detector, folder, flags): `tfssl.export.save_detector`.
+SaveDetector = Callable[[Detector, str, Mapping[str, Any]], str]
 
 
 class Request(NamedTuple):
@@ -45,13 +48,19 @@ class Request(NamedTuple):
     command: list[str]  # likewise
 
 
-def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained) -> None:
+def evaluate(
+    request: Request,
+    held: contextlib.ExitStack,
+    untrained: Untrained,
+    save_detector: SaveDetector,
+) -> None:
     """Run an evaluation, and write its record and report to --workdir.
 
     Args:
       request: settings and protocols.
       held: keeps the lock of --workdir.
       untrained: makes the untrained networks.
+      save_detector: publishes a detector.
 
     Raises:
       UserError: images, modules or settings do not fit each other; before any work where that can
@@ -64,6 +73,13 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
     # All checks: before any work.
     if settings.workdir:
         files.check_writable(settings.workdir, "--workdir")
+    if settings.save_detector:
+        files.check_writable(os.path.dirname(settings.save_detector) or ".", "--save_detector")
+        if tf.io.gfile.exists(settings.save_detector):
+            raise UserError(
+                f"--save_detector={settings.save_detector} exists, and published versions never "
+                "change: choose another folder"
+            )
     strategy, kind, share = strategies.for_inference(settings)
     load = functools.partial(_load, strategy, kind)
     opened = {name: load(handle) for name, handle in named.items()}
@@ -199,7 +215,13 @@ def evaluate(request: Request, held: contextlib.ExitStack, untrained: Untrained)
                 if strategies.distributed(strategy):  # dense protocols compute on one device
                     module = precision.load(module.handle, kind)
                 whole = Data(
-                    sources["train"], sources["test"], sources.get("val"), module, **choice
+                    sources["train"],
+                    sources["test"],
+                    sources.get("val"),
+                    module,
+                    **choice,
+                    strategy=strategy,
+                    publish=_publisher(settings, request.flags, name, opened, save_detector),
                 )
                 record.add(name, measure(of_maps, whole, names, pixels_of=pixels_of))
         except UserError as error:
@@ -252,6 +274,25 @@ def _tell_of_other_data(workdir: str, data: dict[str, dict[str, Any]]) -> None:
             f"{path}, of {date}, is about other images ({', '.join(other)}) than this evaluation, "
             f"and is replaced{kept}"
         )
+
+
+def _publisher(
+    settings: Evaluation,
+    flags: dict[str, Any],
+    name: str,
+    opened: Mapping[str, Module],
+    save: SaveDetector,
+) -> Optional[Callable[[Detector], None]]:
+    """`Data.publish` of a module."""
+    folder = settings.save_detector
+    if folder is None:
+        return None
+    path = os.path.join(folder, name.replace("/", "_")) if len(opened) > 1 else folder
+
+    def publish(detector: Detector) -> None:
+        _say(f"written: {save(detector, path, flags)}")
+
+    return publish
 
 
 def _load(strategy: tf.distribute.Strategy, kind: str, handle: str) -> Module:

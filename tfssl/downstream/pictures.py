@@ -1,10 +1,11 @@
-"""Pictures of dense predictions and of attention, for reports: PNG bytes of a grid of images."""
+"""Pictures of dense predictions and of attention: for reports, PNG bytes of a grid of images; of one
+image with its boxes, a JPEG."""
 
 import io
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 _GAP, _LINE = 4, 14  # pixels between images, and of a line of text
 
@@ -99,3 +100,32 @@ def attention(
         for i in range(count)
     ]
     return rows, ["image", *(f"head {i + 1}" for i in range(heads))]
+
+
+def labeled(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    of_class: np.ndarray,
+    scores: np.ndarray,
+    names: Sequence[str],
+) -> bytes:
+    """JPEG bytes of an image uint8 [H, W, 3] with boxes (ymin, xmin, ymax, xmax) in pixels, each
+    with its class and score; lines and letters grow with the image."""
+    picture, palette = Image.fromarray(image), colors(len(names))
+    draw, side = ImageDraw.Draw(picture), max(image.shape[:2])
+    font = ImageFont.load_default(max(10, side // 60))
+    for (top, left, bottom, right), c, score in reversed(list(zip(boxes, of_class, scores))):
+        color = tuple(int(v) for v in palette[c])
+        ends = [float(v) for v in (left, top, max(left, right), max(top, bottom))]
+        draw.rectangle(ends, outline=color, width=max(2, side // 400))
+        text = f"{names[c]} {score:.2f}"
+        corner = draw.textbbox((ends[0], ends[1]), text, font, "lt")
+        # above the box, where the image has room
+        up = min(corner[3] - corner[1] + 2, ends[1])
+        shown = (corner[0], corner[1] - up, corner[2] + 2, corner[3] - up + 2)
+        draw.rectangle(shown, fill=color)
+        ink = "black" if np.mean(color) > 140 else "white"
+        draw.text((ends[0] + 1, ends[1] - up + 1), text, ink, font, "lt")
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=92, subsampling=0)  # thin lines keep their color
+    return buffer.getvalue()

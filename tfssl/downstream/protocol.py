@@ -4,7 +4,7 @@ costs, that yields `Result`s."""
 import dataclasses
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Optional, TypeVar, Union
 
 import numpy as np
@@ -46,6 +46,10 @@ class Data(Generic[Part]):
       seed: of all randomness: subset, validation part, weights, order, episodes.
       state_dir: a folder for the progress of a protocol, by which an interrupted run resumes; None:
         nothing is kept.
+      strategy: whose replicas train heads on maps together; None: one device does. Features know
+        the strategy that they were extracted by.
+      publish: receives the trained network of a result, the `Detector` of fcos, while a fine-tuned
+        module has its learned weights. None: networks are not kept.
     """
 
     train: Part
@@ -56,6 +60,13 @@ class Data(Generic[Part]):
     val_fraction: float = 0.2
     seed: int = 0
     state_dir: Optional[str] = None
+    strategy: Optional[tf.distribute.Strategy] = None
+    publish: Optional[Callable[[Any], None]] = None
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas train a head on maps."""
+        return self.strategy.num_replicas_in_sync if self.strategy else 1
 
     @property
     def named_parts(self) -> dict[str, Part]:

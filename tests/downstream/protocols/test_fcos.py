@@ -136,6 +136,22 @@ def test_answers_are_those_of_a_naive_suppression():
     np.testing.assert_allclose(found["boxes"], [boxes[i] for _, _, i in kept], atol=1e-3)
 
 
+def test_boxes_are_decoded_as_by_hand():
+    """Distances are stride * exp(output), from the middle of the place."""
+    task, outputs, _ = task_and_outputs(2, count=1)
+    boxes = task.split_outputs([tf.constant(x) for x in outputs])[1].numpy()[0]
+    row = 0
+    for stride, level in zip(STRIDES, outputs):
+        for i, j in np.ndindex(level.shape[1:3]):
+            top, left, bottom, right = stride * np.exp(level[0, i, j, 2:6].astype(np.float64))
+            y, x = (i + 0.5) * stride, (j + 0.5) * stride
+            np.testing.assert_allclose(
+                boxes[row], [y - top, x - left, y + bottom, x + right], rtol=1e-4, atol=1e-3
+            )
+            row += 1
+    assert row == len(boxes)
+
+
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     return rectangles.sources(tmp_path_factory.mktemp("boxes"))
@@ -202,3 +218,24 @@ def test_levels_are_the_published_ones_or_those_whose_sides_halve(scenes):
     assert [tuple(x.shape) for x in outputs] == [(1, 8, 12, 7), (1, 4, 6, 7)]
     convs = 2 * (9 * 5 * 8 + 2 * 8) + 9 * 8 * 7 + 7
     assert head.count_params() == convs + 2
+
+
+def test_replicas_give_the_head_of_one_device(scenes, replicas, float64, monkeypatch, tmp_path):
+    """In double precision, over batches whose objects are shared unequally."""
+    handle, heads = tiny_modules.save_ours(tmp_path), []
+    monkeypatch.setattr(fcos.FCOSTask, "published", lambda task, network: network.head.variables)
+    few = {"units": 4, "layers": 1, "neck_width": 4, "size": (16, 16), "epochs": 1}
+    few |= {"learning_rate": 0.01, "val_fraction": 0, "mirrored": False, "publish": heads.append}
+    results = [
+        downstream.run("fcos", *scenes, module=modules.load(handle), strategy=among, **few)[0]
+        for among in (None, replicas)
+    ]
+    one, other = ([v.numpy() for v in head] for head in heads)
+    assert one[0].dtype == np.float64 and len(one) == len(other) > 10
+    for v, w in zip(one, other):
+        np.testing.assert_allclose(w, v, rtol=1e-9, atol=1e-9)
+    assert results[1]["loss"] == pytest.approx(results[0]["loss"], rel=1e-9)
+    assert results[1]["value"] == results[0]["value"]
+    with pytest.raises(UserError, match="batch_size=7 of 32 views does not divide over 2 replicas"):
+        module = modules.load(handle)
+        downstream.run("fcos", *scenes, module=module, strategy=replicas, batch_size=7, **few)

@@ -9,12 +9,13 @@ from collections.abc import Iterable
 
 from tfssl.storage import files
 
-MARK = ".tfssl"  # in the workdir of an evaluation; that of a training has flags.flags
+# in the workdir of an evaluation, and a folder of drawn boxes; a training's has flags.flags
+MARK = ".tfssl"
 _TEXT = (
     "tfssl writes into this folder. Where the folder lies among images, what tfssl wrote is passed "
     "over.\n"
 )
-_PICTURES = re.compile(r"results\.png|results_curve\.png|.+_neighbors\.png")
+_PICTURES = re.compile(r"results\.png|results_curve\.png|.+_neighbors\.png|\d{6}_.*_boxes\.jpg")
 _FOLDERS = {"checkpoints", "classifier", "features", "heads", "module", "untrained"}
 _OF_MODULES = {"assets", "assets.extra", "variables"}
 

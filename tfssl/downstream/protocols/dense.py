@@ -23,6 +23,7 @@ from tfssl.downstream.results import Result
 from tfssl.downstream.solvers import sgd
 from tfssl.errors import UserError, check_choice
 from tfssl.hub.load import Module
+from tfssl.losses import replicas
 
 TRUNKS = ("frozen", "fine_tuned")
 Example = dict[str, tf.Tensor]
@@ -95,13 +96,17 @@ class Task:
     def picture(self, predicted: Predictions, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
         """PNG bytes of a few predictions, for a report; None: there is no such picture."""
 
+    def published(self, network: "DenseModel") -> Any:
+        """What `Data.publish` receives of a trained network; None: nothing."""
+
 
 class Dense(Protocol[Source]):
     """A head on each feature map [N, h, w, C] of a module on whole images.
 
     `Data` has sources and a module; without a validation split a part of `train` is held out to
     choose the endpoint, and the reported head is then trained on all of it. `train_labels` is not
-    used: all annotated images are.
+    used: all annotated images are. The replicas of `strategy` share the batches of a head on frozen
+    maps; all else, fine-tuning too (a module's BN is of one replica), is computed on one device.
 
     Args:
       size: HEIGHT,WIDTH in pixels that images are resized to (detection: scaled to fit, and
@@ -193,15 +198,25 @@ class Dense(Protocol[Source]):
         )
         held_out = order[: 0 if val else round(data.val_fraction * len(order))]
 
-        def fit(name: str, images: np.ndarray, title: str) -> tuple[Predict, Optional[float]]:
+        def made(name: str, rows: np.ndarray) -> DenseModel:
             tf.keras.utils.set_random_seed(seed)
-            rows = learned.rows(images, all_views=True)
-            network = DenseModel(
+            return DenseModel(
                 task.head(), module, learned, self.levels(name), rows, self.trunk, self.trunk_rate
             )
+
+        def fit(name: str, images: np.ndarray, title: str) -> tuple[DenseModel, Optional[float]]:
+            rows = learned.rows(images, all_views=True)
+            network = made(name, rows)
             steps = self.epochs, self.batch_size, self.learning_rate
-            loss = learn(network, task.loss, targets, rows, *steps, seed, title)
-            return predictor(network, task.decode), loss
+            arguments = task.loss, targets, rows, *steps, seed, title
+            if data.strategy is None or data.replicas == 1 or not frozen:
+                return network, learn(network, *arguments)
+            with data.strategy.scope():
+                copies = made(name, rows)
+                loss = learn(copies, *arguments)
+            for variable, learned_value in zip(network.head.variables, copies.head.variables):
+                variable.assign(learned_value.numpy())
+            return network, loss
 
         def predictions(
             predict: Predict, part: str, images: Sequence[int], name: str, at_once: int = 8
@@ -225,9 +240,11 @@ class Dense(Protocol[Source]):
             with restored([] if frozen else module.variables):
                 if len(held_out):
                     trial, _ = fit(name, order[len(held_out) :], f"{title}, to choose")
-                    val_value = _known(measure(trial, "train", held_out.tolist(), name)["value"])
+                    predict = predictor(trial, task.decode)
+                    val_value = _known(measure(predict, "train", held_out.tolist(), name)["value"])
             with restored([] if frozen else module.variables):
-                predict, loss = fit(name, order, title)
+                network, loss = fit(name, order, title)
+                predict = predictor(network, task.decode)
                 if val:
                     val_value = _known(
                         measure(predict, "val", range(len(parts["val"])), name)["value"]
@@ -237,6 +254,9 @@ class Dense(Protocol[Source]):
                 picture = task.picture(
                     predictions(predict, "test", shown, name), parts["test"], shown
                 )
+                published = task.published(network) if data.publish else None
+                if data.publish and published is not None:
+                    data.publish(published)
             yield Result(
                 protocol=self.name,
                 endpoint=name,
@@ -280,7 +300,7 @@ def head(kind: str, outputs: int) -> tf.keras.Model:
     for _ in range(2 if kind == "dilated" else 0):
         layers += [
             tf.keras.layers.Conv2D(256, 3, padding="same", dilation_rate=6, use_bias=False),
-            tf.keras.layers.BatchNormalization(momentum=0.9),
+            tf.keras.layers.BatchNormalization(momentum=0.9, synchronized=replicas.count() > 1),
             tf.keras.layers.ReLU(),
         ]
     last = tf.keras.layers.Conv2D(
@@ -291,12 +311,12 @@ def head(kind: str, outputs: int) -> tf.keras.Model:
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     """Mean cross-entropy of logits [N, h, w, C], resized to `size`, and labels int [N, *size], -1
-    for none."""
+    for none; of several replicas, each one's part of the mean."""
     labels = tf.cast(labels, tf.int32)
     logits = tf.image.resize(logits, size)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), logits)
-    known = tf.cast(labels >= 0, tf.float32)
-    return tf.reduce_sum(known * losses) / tf.maximum(tf.reduce_sum(known), 1.0)
+    known = tf.cast(labels >= 0, losses.dtype)
+    return tf.reduce_sum(known * losses) / tf.maximum(replicas.total(tf.reduce_sum(known)), 1.0)
 
 
 class DenseModel:
@@ -318,6 +338,8 @@ class DenseModel:
         trunk_rate: float = 1.0,
     ) -> None:
         self.head, self._trunk_rate = head, trunk_rate
+        self.module, self.name = module, name
+        self._norms: list[tf.keras.layers.Layer] = []
         if trunk == "frozen":
             self.array, self._trunk = tf.nest.map_structure(maps.arrays.__getitem__, name), []
             arrays = tf.nest.flatten(self.array)
@@ -326,12 +348,12 @@ class DenseModel:
 
             def standardized(x: Any, training: bool) -> Any:
                 flat = zip(tf.nest.flatten(x), moments)
-                found = [(tf.cast(value, tf.float32) - mean) / std for value, (mean, std) in flat]
+                found = [(tf.cast(v, tf.keras.backend.floatx()) - m) / std for v, (m, std) in flat]
                 return tf.nest.pack_sequence_as(name, found)
         else:
             height, width = maps.arrays[IMAGES].shape[1:3]
             of_module, names = module.shapes((height, width)), tf.nest.flatten(name)
-            shapes, norms = [of_module[one] for one in names], []
+            shapes, norms = [of_module[one] for one in names], self._norms
             for shape in shapes:
                 norms.append(
                     tf.keras.layers.BatchNormalization(center=False, scale=False, momentum=0.9)
@@ -350,6 +372,24 @@ class DenseModel:
 
     def __call__(self, x: Any, training: bool = False) -> Any:
         return self.head(self._map(x, training), training=training)
+
+    def of_images(self, images: tf.Tensor) -> Any:
+        """Outputs in inference of images uint8 [N, H, W, 3]."""
+        if self._norms:
+            return self(images)
+        endpoints = self.module.endpoints(tf.cast(images, tf.float32) / 255)
+        return self(tf.nest.map_structure(endpoints.__getitem__, self.name))
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """Those of the module, of its maps' normalization and of the head."""
+        norms = [v for norm in self._norms for v in norm.variables]
+        return [*self.module.variables, *norms, *self.head.variables]
+
+    @property
+    def trainable_variables(self) -> list[tf.Variable]:
+        """Those of the module and of the head."""
+        return [*self.module.trainable_variables, *self.head.trainable_variables]
 
     def groups(self) -> list[tuple[list[tf.Variable], float]]:
         """[(variables, factor of the learning rate)]."""
@@ -383,11 +423,13 @@ def learn(
     seed: int = 0,
     title: str = "",
 ) -> Optional[float]:
-    """Train a network by Adam with cosine decay of the learning rate.
+    """Train a network by Adam with cosine decay of the learning rate, on all replicas of the
+    strategy in whose scope it is called and the network made.
 
     Args:
       network: a DenseModel.
-      loss: graph function (outputs, batch of targets) -> scalar.
+      loss: graph function (outputs, batch of targets) -> scalar; of several replicas, each one's
+        part of it.
       targets: dict of arrays [R, ...].
       rows: int [n], of the network's array and of the targets.
       epochs, batch_size: an epoch has floor(n / batch_size) batches, at least one, of all rows.
@@ -397,13 +439,65 @@ def learn(
 
     Returns:
       the mean loss of the last epoch, None where it is not finite.
+
+    Raises:
+      UserError: the replicas cannot share a batch.
     """
-    batch_size = min(batch_size, len(rows))
+    strategy = tf.distribute.get_strategy()
+    shares = strategy.num_replicas_in_sync
+    if batch_size % shares or len(rows) < shares:
+        raise UserError(
+            f"batch_size={batch_size} of {len(rows)} views does not divide over {shares} replicas: "
+            "give a multiple of their number"
+        )
+    batch_size = min(batch_size, len(rows) // shares * shares)
     steps = len(rows) // batch_size
+
+    def shared(arrays: Any, chosen: np.ndarray) -> Any:
+        """Some rows of each array: tensors; of several replicas, each one's share of them."""
+        if shares == 1:
+            return _rows(arrays, chosen)
+        parts = np.split(chosen, shares)
+        return tf.nest.map_structure(
+            lambda array: strategy.experimental_distribute_values_from_function(
+                lambda context: tf.constant(array[parts[context.replica_id_in_sync_group]])
+            ),
+            arrays,
+        )
+
+    graph = tf.function(step_of(network, loss, learning_rate, epochs * steps), autograph=False)
+    compiled, total = None, 0.0
+    order, progress = (
+        np.random.default_rng([seed, 1]),
+        sgd.Progress(title, sgd.SGDSettings(epochs, (), batch_size, 0), steps),
+    )
+    for epoch in range(1, epochs + 1):
+        shuffled = order.permutation(rows)
+        total = tf.zeros([], tf.float64)
+        for i in range(0, steps * batch_size, batch_size):
+            batch = shared((network.array, targets), shuffled[i : i + batch_size])
+            # traced by hand: TensorFlow warns of many traces
+            compiled = compiled or graph.get_concrete_function(*batch)
+            total += tf.cast(compiled(*batch), tf.float64)
+            progress.step(epoch)
+    progress.close()
+    mean = float(total) / steps
+    return mean if np.isfinite(mean) else None
+
+
+def step_of(
+    network: DenseModel,
+    loss: Callable[[tf.Tensor, Example], tf.Tensor],
+    learning_rate: float,
+    steps: int,
+) -> Callable[[Any, Example], tf.Tensor]:
+    """One step of `learn`, whose arguments these are, of so many `steps`: the graph function (rows
+    of the network's array, rows of the targets) -> loss."""
+    strategy = tf.distribute.get_strategy()
     groups = [
         (
             tf.keras.optimizers.Adam(
-                tf.keras.optimizers.schedules.CosineDecay(rate * learning_rate, epochs * steps)
+                tf.keras.optimizers.schedules.CosineDecay(rate * learning_rate, steps)
             ),
             variables,
         )
@@ -411,36 +505,22 @@ def learn(
     ]
     for optimizer, variables in groups:
         optimizer.build(variables)
-    total = tf.Variable(0.0, trainable=False)
 
-    def step(x: Any, batch: Example) -> None:
+    def of_replica(x: Any, batch: Example) -> tf.Tensor:
+        """A replica's part of a step; returns its part of the loss."""
         with tf.GradientTape() as tape:
             value = loss(network(x, training=True), batch)
         gradients = iter(tape.gradient(value, [v for _, variables in groups for v in variables]))
         for optimizer, variables in groups:
             pairs = [(next(gradients), v) for v in variables]  # None for layers above the endpoint
+            # summed over replicas
             optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
-        total.assign_add(value)
+        return value
 
-    specs = tf.nest.map_structure(
-        lambda array: tf.TensorSpec([batch_size, *array.shape[1:]], array.dtype),
-        (network.array, targets),
-    )
-    step = tf.function(step, autograph=False).get_concrete_function(*specs)
-    order, progress = (
-        np.random.default_rng([seed, 1]),
-        sgd.Progress(title, sgd.SGDSettings(epochs, (), batch_size, 0), steps),
-    )
-    for epoch in range(1, epochs + 1):
-        shuffled = order.permutation(rows)
-        total.assign(0.0)
-        for i in range(0, steps * batch_size, batch_size):
-            batch = shuffled[i : i + batch_size]
-            step(_rows(network.array, batch), _rows(targets, batch))
-            progress.step(epoch)
-    progress.close()
-    mean = float(total) / steps
-    return mean if np.isfinite(mean) else None
+    def step(x: Any, batch: Example) -> tf.Tensor:
+        return strategy.reduce("SUM", strategy.run(of_replica, (x, batch)), axis=None)
+
+    return step
 
 
 def predictor(network: DenseModel, decode: Callable[[tf.Tensor], Any]) -> Predict:

@@ -36,6 +36,7 @@ from tfssl.downstream.features.maps import Maps
 from tfssl.downstream.metrics import average_precision as ranking
 from tfssl.downstream.protocols.dense import Dense, Example, Predictions, Task, View
 from tfssl.errors import UserError
+from tfssl.losses import replicas
 from tfssl.losses.detection import focal, overlaps
 
 RADIUS = 1.5  # of the locations around an object's center that are assigned to it, in strides
@@ -111,6 +112,30 @@ def check_jitter(jitter: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
+def fitted(picture: tf.Tensor, size: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """An image scaled to fit, and padded with black below or to the right.
+
+    Args:
+      picture: encoded, or uint8 [H, W, 3].
+      size: (height, width) in pixels.
+
+    Returns:
+      (uint8 [*size, 3]; float32 [2], the sides of the image within it; float32 [2], pixels of the
+      image for each of its own: times this, boxes are in pixels of the image).
+    """
+    sides = tf.cast(image.image_size(picture), tf.float32)
+    scale = tf.reduce_min(tf.constant(size, tf.float32) / sides)
+    inner = tf.maximum(tf.cast(tf.round(sides * scale), tf.int32), 1)
+    pixels = tf.cond(
+        scale < 1,
+        lambda: image.resize(picture, tf.unstack(inner, 2), "area"),
+        lambda: image.resize(picture, tf.unstack(inner, 2)),
+    )
+    pixels = tf.ensure_shape(tf.image.pad_to_bounding_box(pixels, 0, 0, *size), [*size, 3])
+    inner = tf.cast(inner, tf.float32)
+    return pixels, inner, sides / inner
+
+
 class DetectionTask(Task):
     """Prediction of boxes with classes."""
 
@@ -132,24 +157,15 @@ class DetectionTask(Task):
         )
 
     def read(self, example: Example) -> tuple[tf.Tensor, Example]:
-        sides = tf.cast(image.image_size(example["image"]), tf.float32)
-        scale = tf.reduce_min(self.size / sides)
-        inner = tf.maximum(tf.cast(tf.round(sides * scale), tf.int32), 1)
-        pixels = tf.cond(
-            scale < 1,
-            lambda: image.resize(example["image"], tf.unstack(inner), "area"),
-            lambda: image.resize(example["image"], tf.unstack(inner)),
-        )
-        pixels = tf.ensure_shape(
-            tf.image.pad_to_bounding_box(pixels, 0, 0, *self.size), [*self.size, 3]
-        )
-        boxes = example["boxes"] * tf.tile(tf.cast(inner, tf.float32), [2])  # nx4, in pixels
+        pixels, inner, scale = fitted(example["image"], self.size)
+        boxes = example["boxes"] * tf.tile(inner, [2])  # nx4, in pixels
         difficult = example.get("difficult", tf.zeros_like(example["classes"], tf.bool))
         annotations = {
             "boxes": boxes,
             "classes": example["classes"],
             "difficult": difficult,
-            "scale": sides / tf.cast(inner, tf.float32),
+            "inner": inner,
+            "scale": scale,
         }
         return pixels, annotations
 
@@ -257,10 +273,15 @@ class DetectionTask(Task):
         positive &= ~difficult  # NxL
         truth = tf.gather(batch["boxes"], owner, batch_dims=1)  # NxLx4
         labels = tf.where(positive, tf.gather(batch["classes"], owner, batch_dims=1), -1)
-        count = tf.maximum(tf.reduce_sum(tf.cast(positive, tf.float32)), 1.0)
-        of_classes = focal(logits, tf.one_hot(labels, logits.shape[-1]))  # NxLxK
-        of_classes = tf.reduce_sum(tf.where(difficult[..., None], 0.0, of_classes))
-        overlap, generalized = overlaps(boxes, truth)  # NxL each
+        positives = replicas.total(tf.reduce_sum(tf.cast(positive, logits.dtype)))
+        count = tf.maximum(positives, 1.0)
+        of_classes = focal(
+            logits, tf.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+        )  # NxLxK
+        of_classes = tf.reduce_sum(
+            tf.where(difficult[..., None], tf.zeros_like(of_classes), of_classes)
+        )
+        overlap, generalized = overlaps(boxes, tf.cast(truth, boxes.dtype))  # NxL each
         of_quality = tf.nn.sigmoid_cross_entropy_with_logits(tf.stop_gradient(overlap), quality)
         at_objects = tf.reduce_sum(tf.where(positive, 1 - generalized + of_quality, 0.0))
         return (of_classes + at_objects) / count
@@ -298,13 +319,13 @@ class DetectionTask(Task):
         for prediction, i in predicted:
             annotations, n = maps.annotations[i * maps.views], int(prediction["count"])
             # to pixels of the file, by which COCO's areas are defined
-            scale = np.tile(annotations["scale"], 2)
+            inner, scale = (np.tile(annotations[key], 2) for key in ("inner", "scale"))
             truths.append(
                 (annotations["boxes"] * scale, annotations["classes"], annotations["difficult"])
             )
             predictions.append(
                 (
-                    prediction["boxes"][:n] * scale,
+                    np.minimum(prediction["boxes"][:n], inner) * scale,
                     prediction["classes"][:n].astype(int),
                     prediction["scores"][:n],
                 )

@@ -24,6 +24,7 @@ once (`jitter`), the least score (0.01 of the score, not 0.05 of the class).
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,9 +35,10 @@ import tensorflow as tf
 
 from tfssl.backbones.necks import FPN
 from tfssl.data.sources.base import Source
+from tfssl.downstream.detector import Detector
 from tfssl.downstream.features.maps import image_sides
 from tfssl.downstream.protocol import Data
-from tfssl.downstream.protocols.dense import Example, Task
+from tfssl.downstream.protocols.dense import DenseModel, Example, Task
 from tfssl.downstream.protocols.detection import (
     LEAST,
     MOST,
@@ -45,10 +47,12 @@ from tfssl.downstream.protocols.detection import (
     RADIUS,
     Detection,
     DetectionTask,
+    fitted,
     locations,
 )
 from tfssl.downstream.results import Result
 from tfssl.errors import UserError
+from tfssl.losses import replicas
 from tfssl.losses.detection import centerness, focal, overlaps
 
 REACH = 8.0  # of a level, in strides: the farthest side of an object that is its
@@ -180,21 +184,26 @@ class FCOSTask(DetectionTask):
         positive &= ~difficult  # NxL
         truth = tf.gather(batch["boxes"], owner, batch_dims=1)  # NxLx4
         labels = tf.where(positive, tf.gather(batch["classes"], owner, batch_dims=1), -1)
-        count = tf.maximum(tf.reduce_sum(tf.cast(positive, tf.float32)), 1.0)
-        of_classes = focal(logits, tf.one_hot(labels, logits.shape[-1]))  # NxLxK
-        of_classes = tf.reduce_sum(tf.where(difficult[..., None], 0.0, of_classes))
+        positives = replicas.total(tf.reduce_sum(tf.cast(positive, logits.dtype)))
+        count = tf.maximum(positives, 1.0)
+        of_classes = focal(
+            logits, tf.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+        )  # NxLxK
+        of_classes = tf.reduce_sum(
+            tf.where(difficult[..., None], tf.zeros_like(of_classes), of_classes)
+        )
         central = centerness(tf.concat([places - truth[..., :2], truth[..., 2:] - places], -1))
-        central = tf.where(positive, central, 0.0)
-        _, generalized = overlaps(boxes, truth)
+        central = tf.where(positive, tf.cast(central, logits.dtype), 0.0)
+        _, generalized = overlaps(boxes, tf.cast(truth, boxes.dtype))
         of_boxes = tf.reduce_sum(central * tf.where(positive, 1 - generalized, 0.0))
         of_quality = tf.nn.sigmoid_cross_entropy_with_logits(central, quality)
         of_quality = tf.reduce_sum(tf.where(positive, of_quality, 0.0))
-        weight = tf.maximum(tf.reduce_sum(central), 1e-6)
+        weight = tf.maximum(replicas.total(tf.reduce_sum(central)), 1e-6)
         return (of_classes + of_quality) / count + of_boxes / weight
 
     def decode(self, outputs: Sequence[tf.Tensor]) -> Any:
         logits, boxes, quality = self.split_outputs(outputs)
-        boxes = tf.clip_by_value(boxes, 0.0, np.tile(self.size, 2).astype(np.float32))
+        boxes = tf.clip_by_value(boxes, 0.0, np.tile(self.size, 2))
         scores = tf.sqrt(tf.sigmoid(logits) * tf.sigmoid(quality)[..., None])
         best, begin = [], 0
         for output in outputs:
@@ -203,11 +212,26 @@ class FCOSTask(DetectionTask):
             best.append(begin + tf.math.top_k(level, min(count, BEST)).indices)
             begin += count
         kept = tf.concat(best, 1)
-        boxes, scores = (tf.gather(x, kept, batch_dims=1) for x in (boxes, scores))
+        boxes, scores = (
+            tf.cast(tf.gather(x, kept, batch_dims=1), tf.float32) for x in (boxes, scores)
+        )
         found = tf.image.combined_non_max_suppression(
             boxes[:, :, None], scores, MOST, MOST, OVERLAP, LEAST, clip_boxes=False
         )
         return dict(zip(("boxes", "scores", "classes", "count"), found))
+
+    def published(self, network: DenseModel) -> Detector:
+        return Detector(
+            functools.partial(fitted, size=self.size),
+            lambda images: self.decode(network.of_images(images)),
+            self.size,
+            self.names,
+            network.module,
+            "+".join(network.name),
+            network.variables,
+            network.trainable_variables,
+            {"layers": self.layers, "units": self.units, "neck_width": self.neck_width},
+        )
 
 
 def assign(
