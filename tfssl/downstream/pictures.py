@@ -1,5 +1,5 @@
-"""Pictures of dense predictions and of attention: for reports, PNG bytes of a grid of images; of one
-image with its boxes, a JPEG."""
+"""Pictures of dense predictions and of attention: for reports, PNG bytes of a grid of images; of
+one image with its boxes, a JPEG."""
 
 import io
 from collections.abc import Iterable, Sequence
