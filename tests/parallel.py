@@ -43,7 +43,7 @@ PARTS = {
         "broken_clause",
         "(byol or colorization or simsiam or swav)",
         "(barlow_twins or dino or lejepa or mae or simmim or vicreg)",
-        "(clsa or cmc or split_brain)",
+        "(clsa or cmc or split_brain or frames or order_verification)",
         "(deepcluster or local_aggregation or pic or pixpro)",
     )
 }  # -k of parts that run apart: they grow large

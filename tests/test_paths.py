@@ -96,7 +96,7 @@ def test_every_kind_of_source(home, monkeypatch):
     # Where a folder's name is a pattern, TensorFlow's own glob finds nothing.
     assert tf.io.gfile.glob(f"{home}/train-*") == []
     for spec, count in {
-        "folder:~/photos": 2, "folder:~/photos.tar": 2, "voc:~/voc": 2, "voc:~": 2, "boxes:~/voc": 2, "masks:~/voc": 2,
+        "folder:~/photos": 2, "folder:~/photos.tar": 2, "voc:~/voc": 2, "voc:~": 2, "boxes:~/voc": 2, "masks:~/voc": 2, "frames:~/photos": 2,
         "normals:~/surfaces": 2, "tfrecord:~/train-*": 2, "tfrecord:~/odd[2].tfrecord": 1, "tfrecord:~": 3,
     }.items():  # fmt: skip
         source = tfssl.open_source(spec)

@@ -124,6 +124,15 @@ class Silent(Squares):
     provides = ()
 
 
+class Short(Squares):
+    """Its sequences are of other images than it has."""
+
+    provides = ("boxes", "frames")
+
+    def sequences(self):
+        return np.array([4, 7])
+
+
 class FewNames(Squares):
     def __init__(self):
         super().__init__()
@@ -150,6 +159,7 @@ class FewNames(Squares):
         (Silent(), "there is 'boxes', which the source does not say"),
         (OneName(), "all images have one name"),
         (TwoNames(), "is called 'square 0' and '0'"),
+        (Short(), "its sequences have 11 frames, and it has 12 images"),
         (FewNames(), "3 classes, 2 names"),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 import pytest
 import tensorflow as tf
 from published import Halves, Teacher
+from sequences import Sequences
 
 from tfssl import backbones, pretext
 from tfssl.backbones.norm import BatchNorm
@@ -61,6 +62,8 @@ TASKS = {
         **EMBEDDING,
     },
     "simclr": {"projection_size": 8},  # with all its augmentation
+    "simclr of frames": {"max_gap": 2, **EMBEDDING},
+    "order_verification": {"max_span": 8, "min_gap": 3, "head_layers": 1, "head_units": 8},
     "simclr with a memory": {"queue_size": 32, "num_classes": 0, **EMBEDDING},
     "byol": {"projection_hidden": 12, **EMBEDDING},
     "swav": {
@@ -113,6 +116,7 @@ LIKE_OTHERS = (
     "infomin",
     "clsa",
     "simclr with a memory",
+    "simclr of frames",
     "moco_v3",
     "nnclr",
     "sup_con",
@@ -146,6 +150,8 @@ def transformer(sync, groups):
 
 def check(task, replicas, skip=()):
     own = {"backbone": transformer} if task in ("mae", "simmim") else {}
+    if task in ("simclr of frames", "order_verification"):
+        own["source"] = Sequences([14, 1, 9, 3, 14])
     check_task(
         pretext.task_class(task.split()[0]), replicas=replicas, skip=skip, **own, **TASKS[task]
     )

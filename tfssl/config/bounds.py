@@ -23,8 +23,9 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (1, 1_000_000, "steps_per_execution max_iterations knn_k sgd_epochs mlp_epochs dense_epochs "
     "few_shot_episodes low_shot_samples "
     "prototypes permutations_per_image clusters clusterings kmeans_iterations"),
-    (1, COUNT, "background_neighbors window_stride"),
-    (0, COUNT, "window"),
+    (1, COUNT, "background_neighbors window_stride min_gap"),
+    (0, COUNT, "window max_gap"),
+    (2, COUNT, "max_span"),
     (2, 1_000_000, "permutations"),
     (2, 1000, "light_bins"),
     (0, 1_000_000, "num_classes top few_shot_ways few_shot_queries"),
@@ -69,7 +70,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     "min_area small_area "
     "jigsaw_area jigsaw_weight rebalance distill_weight max_translation max_offset max_hue"),
     (0, 1, "center_momentum sigreg_weight min_score"),
-    (0.001, 0.999, "mask_ratio"),
+    (0.001, 0.999, "mask_ratio positives"),
     (0, 1, "random_erasing mix_switch mix_probability"),
     (0, 0.99, "mlp_dropout head_dropout drop_path label_smoothing"),
     (0, 0.99999, "beta_2"),

@@ -34,8 +34,8 @@ class Data(Records):
     """Which images.
 
     Args:
-      dataset: tfds:NAME[/CONFIG], folder:PATH, tfrecord:GLOB, webdataset:GLOB, glyphs (the
-        embedded letters), or a class of your own,
+      dataset: tfds:NAME[/CONFIG], folder:PATH, frames:PATH (a folder for each sequence),
+        tfrecord:GLOB, webdataset:GLOB, glyphs (the embedded letters), or a class of your own,
         mypackage.mysource:MySource[:PATH][?SETTING=VALUE].
       data_dir: Where TensorFlow Datasets are, and archives are unpacked. Default: their own places.
       train_split: Images to train on, in TFDS's grammar: train, train[:90%], train+validation.

@@ -175,7 +175,8 @@ class Gaps:
 
     def _load_one(self, record: dict[str, tf.Tensor], load: Load) -> tuple[int, Any, bool] | None:
         position, index, tries = int(record["position"]), int(record["index"]), 0
-        while index not in self._undecodable:
+        made_of = self._source.indices(record)
+        while not any(image in self._undecodable for image in made_of):
             try:
                 read = self._source.read_again(record, stand_in=self._most is not None)
                 row = load(read)
@@ -185,11 +186,12 @@ class Gaps:
                 tf.errors.OpError,
                 UnicodeDecodeError,
             ) as error:  # the latter where TensorFlow's message quotes a record
-                if is_of_content(error):
+                image, reason = self._source.culprit(record, error)
+                if is_of_content(reason):
                     self._patience.reached()
-                    self._note(record, index, error)
+                    self._note(image, int(image["index"]), reason)
                 else:
-                    self._patience.wait(self._name(record), error, tries)
+                    self._patience.wait(self._name(image), reason, tries)
                     tries += 1
         return None
 

@@ -17,6 +17,7 @@ TASKS = Registry(
         "exemplar_cnn": "tfssl.pretext.exemplar_cnn:ExemplarCNN",
         "jigsaw": "tfssl.pretext.jigsaw:Jigsaw",
         "relative_patch": "tfssl.pretext.relative_patch:RelativePatch",
+        "order_verification": "tfssl.pretext.order_verification:OrderVerification",
         "colorization": "tfssl.pretext.colorization:Colorization",
         "split_brain": "tfssl.pretext.split_brain:SplitBrain",
         "instance_discrimination": "tfssl.pretext.instance_discrimination:InstanceDiscrimination",

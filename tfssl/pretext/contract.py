@@ -26,7 +26,8 @@ class Contract(Loop):
     paper adds:
 
       needs                       what the source's examples must hold beside an image: "label",
-                                  "mask", "boxes", "normals" ...
+                                  "mask", "boxes", "normals", "frames" ...
+      clip(position, length, seed)   of sequences: which frames an example is made of
       example(example, seed)      an example of the source -> one of the batch, on the host, inside
                                   tf.data; seed None: deterministic.
                                   Traced without autograph: tf.cond where a tensor decides
@@ -55,6 +56,8 @@ class Contract(Loop):
     spans_batch = False  # whether an image's loss depends on the other images of the batch
     # What the source's examples must hold beside an image, see `data.sources.require`.
     needs: tuple[str, ...] = ()
+    # The same, of settings that need it where they are not 0: {setting: what}.
+    needs_of: Mapping[str, tuple[str, ...]] = {}
     num_images = 0  # of the data set, where the task keeps an entry for each
     # What `pretext.build` was given: enough to build the same task again.
     settings: Optional[dict[str, Any]] = None
@@ -81,6 +84,19 @@ class Contract(Loop):
         given. `source` None: read back those that were kept in the workdir. `workdir` None: a dry
         run, which keeps nothing."""
         return {}
+
+    def clip(self, position: tf.Tensor, length: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Which frames of a sequence an example is made of, where the task needs "frames": int64
+        [T], their positions in it, from 0 on; beyond its ends they stand for the first and the last
+        frame. `example` gets them as "frames", a tuple of T images of which the first is "image"
+        too, with their "positions".
+
+        Args:
+          position: int64, that of the example's own image, which "index" and "label" are of.
+          length: int64, how many frames the sequence has.
+          seed: int64 [2], of this example; in evaluation (0, its position in the split).
+        """
+        raise NotImplementedError
 
     def example(self, example: Example, seed: Optional[tf.Tensor]) -> Example:
         """What the batch has of one image.

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 import tensorflow as tf
@@ -13,7 +13,8 @@ from tfssl.backbones.norm import BatchNorm, debiased
 from tfssl.data import pipeline
 from tfssl.data.ops.draws import Draws, hashed, rows_of
 from tfssl.data.sources import require
-from tfssl.data.sources.base import ANNOTATIONS
+from tfssl.data.sources.base import ANNOTATIONS, Source
+from tfssl.data.sources.frames import Clips
 from tfssl.errors import UserError, check_choice
 from tfssl.optim.groups import Group
 from tfssl.optim.groups import check as check_groups
@@ -105,14 +106,15 @@ class Pretext(Contract):
           UserError: the source does not provide what the task `needs`, the task has no entries for
             so many images, or examples have no static shape.
         """
-        require(source, self.needs, f"task {self.task or type(self).__name__!r}")
+        self.require(source)
         if 0 < self.num_images < source.num_examples:
             raise UserError(
                 f"num_images={self.num_images} does not hold the {source.num_examples} images of "
                 "the training split: leave it out"
             )
+        source = self.with_frames(self.order(source))
         data = pipeline.training_batches(
-            self.order(source), self.example, batch_size, seed, start_step, steps, **rows
+            source, self.example, batch_size, seed, start_step, steps, **rows
         )
         for name, specs in data.element_spec.items():
             for shape in (spec.shape[1:] for spec in tf.nest.flatten(specs)):
@@ -125,7 +127,27 @@ class Pretext(Contract):
 
     def evaluation_dataset(self, source: Any, batch_size: int, **rows: Any) -> tf.data.Dataset:
         """One deterministic pass over a source, ready for `evaluate`."""
+        source = self.with_frames(source)
         return pipeline.evaluation_batches(source, self.example, batch_size, **rows)
+
+    def require(self, source: Source) -> None:
+        """Refuse a source that does not provide what the task needs with its settings.
+
+        Raises:
+          UserError: it names what is missing, and who has it.
+        """
+        given = {name: getattr(self, name) for name in self.needs_of}
+        require_all(type(self), given, source, f"task {self.task or type(self).__name__!r}")
+
+    def with_frames(self, source: Source) -> Source:
+        """The source as examples are made of it: with the frames of each example's `clip`, where
+        the task needs any."""
+        return Clips(source, self.clip) if self._takes_frames else source
+
+    @property
+    def _takes_frames(self) -> bool:
+        asking = (whats for name, whats in self.needs_of.items() if getattr(self, name))
+        return "frames" in self.needs or any("frames" in whats for whats in asking)
 
     def prepare(self) -> None:
         """Create all variables, the optimizer's too where the model is compiled, by tracing one
@@ -170,13 +192,13 @@ class Pretext(Contract):
             name: tf.zeros([n or side for n in spec.shape], spec.dtype)
             for name, spec in specs.items()
         }
-        return {
-            # of RGB the bytes; other images come as floats, see `data.ops.pixels`
-            "image": tf.zeros([side, side, channels], tf.uint8 if channels == 3 else tf.float32),
-            "label": zero,
-            "index": zero,
-            **annotations,
-        }
+        # of RGB the bytes; other images come as floats, see `data.ops.pixels`
+        image = tf.zeros([side, side, channels], tf.uint8 if channels == 3 else tf.float32)
+        if self._takes_frames:
+            positions = self.clip(zero, zero + 1, tf.zeros([2], tf.int64))
+            annotations["frames"] = (image,) * positions.shape[0]
+            annotations["positions"] = tf.zeros_like(positions)
+        return {"image": image, "label": zero, "index": zero, **annotations}
 
     @property
     def metrics(self) -> list[tf.keras.metrics.Metric]:
@@ -358,6 +380,26 @@ class Pretext(Contract):
     def _loss_scaling(self, step: str, values: Any) -> Any:
         """With float16's optimizer, one of its two steps; values as they are with all others."""
         return getattr(self.optimizer, step, lambda values: values)(values)
+
+
+def require_all(
+    task: type[Contract], settings: Mapping[str, Any], source: Source, who: str
+) -> None:
+    """Refuse a source that does not provide what a task needs with its settings.
+
+    Args:
+      task: its class.
+      settings: those of `task.needs_of` at least.
+      source: a `Source`.
+      who: for the message: "--task=simclr".
+
+    Raises:
+      UserError: it names what is missing, and who has it.
+    """
+    require(source, task.needs, who)
+    for name, needs in task.needs_of.items():
+        if settings.get(name):
+            require(source, needs, f"{who} with {name}={settings[name]}")
 
 
 _PATHS = "drop_path"  # of a batch: keys of the images, for drop path

@@ -4,9 +4,9 @@ from tfssl import optim, pretext
 from tfssl.config import schema
 from tfssl.config.configs import Config, FinetuneConfig, TrainConfig
 from tfssl.config.schema import Optimization
-from tfssl.data.sources import require
 from tfssl.data.sources.base import Source
 from tfssl.errors import UserError, check_choice
+from tfssl.pretext.task import require_all
 from tfssl.runtime import strategy as strategies
 from tfssl.storage import files
 
@@ -43,7 +43,8 @@ def images(config: TrainConfig, *sources: Source) -> None:
       UserError: it names what is missing, and who has it.
     """
     for source in sources:
-        require(source, pretext.task_class(config.task).needs, f"--task={config.task}")
+        task = pretext.task_class(config.task)
+        require_all(task, config.task_settings, source, f"--task={config.task}")
 
 
 def finetuning(config: FinetuneConfig) -> FinetuneConfig:

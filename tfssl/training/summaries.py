@@ -23,6 +23,7 @@ def first_views(
 ) -> np.ndarray | None:
     """Up to `count` images that the network sees in step 0: [n, H, W, 3] in [0, 1], after all
     augmentation, on host and device; None where no image can be read."""
+    source = model.with_frames(source)
     batch = next(
         iter(pipeline.first_examples(source, model.example, min(batch_size, count), seed)), None
     )

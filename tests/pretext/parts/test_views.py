@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from joint_embedding import task, tiny, train
+from sequences import Sequences
 
 import tfssl
 from tfssl import pretext
@@ -169,3 +170,76 @@ def test_quarter_turns_have_no_box(monkeypatch):
     monkeypatch.setitem(augmentation.POLICIES, "turning", augmentation.Policy(rotate=0.5))
     with pytest.raises(UserError, match="augmentation=turning turns views by quarters"):
         Located(tiny(), image_size=16, augmentation="turning")
+
+
+class Colored(Sequences):
+    """Each frame of one color, which is its index."""
+
+    def fetch(self, record):
+        example = super().fetch(record)
+        return {**example, "image": tf.fill([20, 20, 3], tf.cast(record["index"], tf.uint8))}
+
+
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("simclr", {}),
+        ("swav", {"prototypes": 5, "small_crops": 3, "small_size": 8}),
+        ("infomin", {"jigsaw_size": 24, "jigsaw_patch_size": 7, "jigsaw_augmentation": "crop"}),
+        ("simclr", {"augment_on": "host"}),
+    ],
+)
+def test_views_are_cut_in_turn_from_two_frames_of_a_sequence(name, settings):
+    """That of the row and another one, uniform among those within the gap."""
+    lengths, gap = [9, 1, 30], 3
+    model = task(name, max_gap=gap, **{"projection_size": 4, **settings})
+    source = Colored(lengths)
+    rows = np.concatenate([np.arange(n) for n in lengths]), np.repeat(lengths, lengths)
+    begin = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+    steps = 100 if name == "simclr" else 5
+    counts = {}
+    for batch in model.dataset(source, 40, steps=steps).as_numpy_iterator():
+        groups = [x[..., 0].reshape(40, x.shape[1], -1) for x in batch["image"]]
+        assert all((x == x[..., :1]).all() for x in groups)
+        if name == "infomin":  # whose patches are of one crop
+            assert (groups[1][..., 0] == groups[1][:, :1, 0]).all()
+            groups[1] = groups[1][:, :1]
+        colors = np.concatenate([x[..., 0] for x in groups], 1).astype(int)
+        own, other = colors[:, ::2], colors[:, 1::2]
+        assert (own == batch["index"][:, None]).all() and (other == other[:, :1]).all()
+        for index, color in zip(batch["index"], other[:, 0]):
+            place, length = rows[0][index], rows[1][index]
+            reached = range(max(0, place - gap), min(length, place + gap + 1))
+            assert color - begin[index] in reached
+            counts.setdefault(len(reached), []).append(color - begin[index] - reached[0])
+    if steps == 100:
+        for reach, drawn in counts.items():
+            observed = np.bincount(drawn, minlength=reach)
+            expected = len(drawn) / reach
+            assert ((observed - expected) ** 2 / expected).sum() < reach + 5 * (2 * reach) ** 0.5
+
+
+def test_without_a_gap_frames_are_images_like_others():
+    """Bit by bit those of the same images from a source that knows of no sequences."""
+
+    class Images(Sequences):
+        provides = ()
+
+    model = task("simclr", projection_size=4)
+    ours, theirs = (
+        next(iter(model.dataset(cls([9, 7]), 8, seed=5))) for cls in (Sequences, Images)
+    )
+    tf.nest.map_structure(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_where_two_frames_make_no_views(source):
+    with pytest.raises(UserError, match="instance_discrimination' has one view of each image"):
+        task("instance_discrimination", num_images=3, max_gap=1)
+    with pytest.raises(UserError, match="pixpro' compares locations of one image: leave it out"):
+        task("pixpro", max_gap=1)
+    with pytest.raises(UserError, match="'rotation': got an unexpected keyword .*'max_gap'"):
+        pretext.build("rotation", tiny(), max_gap=1)
+    with pytest.raises(
+        UserError, match="'simclr' with max_gap=1 needs 'frames' .* take frames:PATH$"
+    ):
+        task("simclr", max_gap=1).dataset(source, 4)

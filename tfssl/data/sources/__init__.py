@@ -30,6 +30,7 @@ SOURCES = Registry(
         "masks": "tfssl.data.sources.masks:MaskSource",
         "boxes": "tfssl.data.sources.boxes:BoxSource",
         "normals": "tfssl.data.sources.normals:NormalSource",
+        "frames": "tfssl.data.sources.frames:FrameSource",
         "voc": "tfssl.data.sources.voc:VOCSource",
         "webdataset": "tfssl.data.sources.webdataset:WebDatasetSource",
         "tfrecord": "tfssl.data.sources.records:TFRecordSource",
@@ -68,6 +69,7 @@ def open_source(
         - "boxes:PATH": images with objects in boxes, in Pascal VOC's layout
           (tfssl/data/sources/boxes.py);
         - "normals:PATH": images with surface normals, or depth (tfssl/data/sources/normals.py);
+        - "frames:PATH": sequences, a folder of frames for each (tfssl/data/sources/frames.py);
         - "tfrecord:GLOB": files of tf.train.Example, or their folder; the split is in their name
           (train-00000-of-01024);
         - "webdataset:GLOB": tar shards of images with labels, or their folder

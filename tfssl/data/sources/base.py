@@ -38,6 +38,7 @@ ANNOTATIONS: Mapping[str, Mapping[str, tf.TensorSpec]] = {
     "normals": {
         "normals": tf.TensorSpec([None, None, 3], tf.float32)
     },  # of length 1, or 0 where not known
+    "frames": {},  # no more of an image itself: see `Source.sequences`
 }
 
 
@@ -185,6 +186,20 @@ class Source:
         hard to tell ("difficult"); labels are -1 then. None where an image has one label, or
         none."""
         return None
+
+    def sequences(self) -> np.ndarray:
+        """int64 [S], of a source that provides "frames" and has random access: the length of each
+        of its sequences, whose frames, in their order, are successive images of the split."""
+        raise NotImplementedError
+
+    def indices(self, record: dict[str, tf.Tensor]) -> list[int]:
+        """The images that the record's example is made of, by their indices; of eager tensors."""
+        return [int(record["index"])]
+
+    def culprit(self, record: dict[str, tf.Tensor], error: Any) -> tuple[dict[str, tf.Tensor], Any]:
+        """Which of a record's images cannot be read, where its example cannot be made for an
+        `error`: (the record of that image, why it cannot)."""
+        return record, error
 
     def parts(self) -> Parts:
         """What the examples are made of, by which `identity.of` knows them again: `identity.Parts`.

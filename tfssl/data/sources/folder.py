@@ -144,25 +144,28 @@ class FolderSource(Files):
     """
 
     form = "folder:PATH"
+    unit = "images"  # what is counted, sliced and sorted
 
     def __init__(
         self, spec: str, path: str, split: str = "train", data_dir: str | None = None
     ) -> None:
         root, _ = _open(path, spec, data_dir)
         found = _list(root, spec)
-        arranged = layout.arrange(found.images)
+        arranged = self._arrange(found.images)
         of_all = {c for parts in arranged.splits.values() for part in parts for c in part.classes()}
         names = sorted(c for c in of_all if c is not None)
         number: dict[str | None, int] = (
             {name: label for label, name in enumerate(names)} if len(names) > 1 else {}
         )
 
-        passed = f"; passed over: {first(_folders(arranged.passed))}" if arranged.passed else ""
+        left = _folders(arranged.passed, self.unit)
+        passed = f"; passed over: {first(left)}" if left else ""
         sizes = {
             name: [sum(len(part.names) for part in parts)]
             for name, parts in arranged.splits.items()
         }
-        ranges = resolve(split, sizes, spec, beside=passed)
+        unit = "examples" if self.unit == "images" else self.unit
+        ranges = resolve(split, sizes, spec, beside=passed, unit=unit)
         paths, labels = [], []
         for name, start, stop in ranges:
             files: list[tuple[str, str, int]] = []
@@ -174,15 +177,16 @@ class FolderSource(Files):
                     of_classes,
                 )
             for _, file, label in sorted(files, key=lambda file: _hash(file[0]))[start:stop]:
-                paths.append(f"{root}/{file}")
-                labels.append(label)
+                for image in self._images(file):
+                    paths.append(f"{root}/{image}")
+                    labels.append(label)
         named = (len(names), names) if max(labels) >= 0 else (None, None)
         super().__init__(spec, split, paths, labels, *named)
         self.ranges, self.ignored = ranges, found.ignored()
         for reason, those in (
-            ("folders that are no split", _folders(arranged.passed)),
-            ("images beside the splits", arranged.beside_splits),
-            ("images beside the classes", arranged.stray),
+            ("folders that are no split", left),
+            (f"{self.unit} beside the splits", arranged.beside_splits),
+            (f"{self.unit} beside the classes", arranged.stray),
         ):
             if those:
                 self.left_out[reason] = those
@@ -195,14 +199,22 @@ class FolderSource(Files):
         loose = [image for name, *_ in ranges for image in arranged.loose.get(name, [])]
         if loose:
             self.unlabelled_because = (
-                f"{len(loose)} images lie beside the class folders: move each into one, or out of "
-                f"there: {first(loose)}"
+                f"{len(loose)} {self.unit} lie beside the class folders: move each into one, or "
+                f"out of there: {first(loose)}"
             )
 
+    def _arrange(self, images: list[str]) -> layout.Layout:
+        """The splits and classes of the paths of all images."""
+        return layout.arrange(images)
 
-def _folders(passed: Mapping[str, int]) -> list[str]:
+    def _images(self, unit: str) -> Sequence[str]:
+        """The images of what a layout's part names."""
+        return (unit,)
+
+
+def _folders(passed: Mapping[str, int], unit: str) -> list[str]:
     """What is said of folders: {folder: images} -> list."""
-    return [f"{folder} ({count} images)" for folder, count in sorted(passed.items())]
+    return [f"{folder} ({count} {unit})" for folder, count in sorted(passed.items())]
 
 
 def _tell_left_out(source: Files, found: _Found) -> None:

@@ -27,6 +27,7 @@ def resolve(
     where: str,
     shards: bool = False,
     beside: str = "",
+    unit: str = "examples",
 ) -> list[Range]:
     """Absolute ranges of a split.
 
@@ -38,6 +39,7 @@ def resolve(
       shards: whether the numbers of `sizes` are those of record files, so that the unit `shard`
         means something.
       beside: what else there is, for the message of a name that is unknown.
+      unit: what is counted, for messages.
 
     Returns:
       list of (name, start, stop) with 0 <= start < stop <= sum(sizes[name]), in the order that was
@@ -48,14 +50,14 @@ def resolve(
         for a bound beyond the split; for shards of what has none; and for no examples.
     """
     totals = {name: sum(lengths) for name, lengths in sizes.items()}
-    exist = _count(totals)
+    exist = _count(totals, unit)
     if split in totals:  # also a name that the grammar has no place for, such as "my.data"
         ranges = [(split, 0, totals[split])]
     else:
         parts = []
         for part in str(split).split("+"):
             name, bracket, bounds = part.strip().partition("[")
-            parts.append((_find(name, totals, where, beside), bracket + bounds))
+            parts.append((_find(name, totals, where, beside, unit), bracket + bounds))
         if not shards and any("shard" in bounds for _, bounds in parts):
             raise UserError(
                 f"cannot use the split {split!r} of {where}: shards are the record files of "
@@ -69,18 +71,18 @@ def resolve(
                     f"the split {split!r} of {where}: {name} has {len(sizes[name])} shards, not "
                     f"{asked}"
                 )
-        ranges = _absolute(parts, sizes, split, where)
+        ranges = _absolute(parts, sizes, split, where, unit)
     ranges = [(name, start, stop) for name, start, stop in ranges if start < stop]
     if not ranges:
         raise UserError(f"the split {split!r} of {where} is empty; it has {exist}")
     return ranges
 
 
-def _count(totals: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} ({total} examples)" for name, total in totals.items())
+def _count(totals: Mapping[str, int], unit: str) -> str:
+    return ", ".join(f"{name} ({total} {unit})" for name, total in totals.items())
 
 
-def _find(name: str, totals: Mapping[str, int], where: str, beside: str) -> str:
+def _find(name: str, totals: Mapping[str, int], where: str, beside: str, unit: str) -> str:
     """The split that a name means."""
     if name in totals or name == "all":
         return name
@@ -97,7 +99,7 @@ def _find(name: str, totals: Mapping[str, int], where: str, beside: str) -> str:
         if len(likely) == 1:
             return likely[0]
         if likely:
-            either = " or ".join(_count({known: totals[known]}) for known in likely)
+            either = " or ".join(_count({known: totals[known]}, unit) for known in likely)
             raise UserError(
                 f"the split {name!r} of {where} could be {either}: name one, or join them: "
                 f"{'+'.join(likely)}"
@@ -107,7 +109,7 @@ def _find(name: str, totals: Mapping[str, int], where: str, beside: str) -> str:
         hint = f": hold a part of it out with a slice, such as '{next(iter(totals))}[90%:]'"
     elif all(known.startswith("fold") for known in totals):
         hint = f": join the folds to train on, such as {'+'.join(list(totals)[1:])}"
-    raise UserError(f"{where} has no split {name!r}; it has {_count(totals)}{hint}{beside}")
+    raise UserError(f"{where} has no split {name!r}; it has {_count(totals, unit)}{hint}{beside}")
 
 
 _BOUNDS = re.compile(r"(?:\[([^]]*)\])?")
@@ -115,7 +117,11 @@ _BOUND = re.compile(r"(?:(-?[\d_.]+)(%|shard)?)?")
 
 
 def _absolute(
-    parts: Sequence[tuple[str, str]], sizes: Mapping[str, Sequence[int]], split: str, where: str
+    parts: Sequence[tuple[str, str]],
+    sizes: Mapping[str, Sequence[int]],
+    split: str,
+    where: str,
+    unit: str = "examples",
 ) -> list[Range]:
     """The ranges of (name that exists, "" or "[bounds]") by TFDS's rules, without its import, which
     takes seconds."""
@@ -126,7 +132,7 @@ def _absolute(
             if not match:
                 raise ValueError("unrecognized format")
             if name != "all":
-                ranges.append((name, *_range(match[1], sizes[name])))
+                ranges.append((name, *_range(match[1], sizes[name], unit)))
             elif not bounds:
                 ranges += [(each, 0, sum(lengths)) for each, lengths in sizes.items()]
             else:
@@ -139,7 +145,7 @@ def _absolute(
         ) from error
 
 
-def _range(bounds: str | None, lengths: Sequence[int]) -> tuple[int, int]:
+def _range(bounds: str | None, lengths: Sequence[int], counted: str) -> tuple[int, int]:
     """(start, stop) of what stands between the brackets, None where there are none, in files of
     `lengths` examples."""
     total = sum(lengths)
@@ -166,7 +172,7 @@ def _range(bounds: str | None, lengths: Sequence[int]) -> tuple[int, int]:
         stop = stop if stop is None else sum(lengths[: stop if stop > 0 else len(lengths) + stop])
     start, stop = start or 0, total if stop is None else stop
     if abs(start) > total or abs(stop) > total:
-        raise ValueError(f"the slice [{bounds}] reaches beyond its {total} examples")
+        raise ValueError(f"the slice [{bounds}] reaches beyond its {total} {counted}")
     return start + total if start < 0 else start, stop + total if stop < 0 else stop
 
 

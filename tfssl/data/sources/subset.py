@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -57,6 +58,15 @@ class Derived(Source):
 
     def targets(self) -> np.ndarray | None:
         return self._source.targets()
+
+    def sequences(self) -> np.ndarray:
+        return self._source.sequences()
+
+    def indices(self, record: dict[str, tf.Tensor]) -> list[int]:
+        return self._source.indices(record)
+
+    def culprit(self, record: dict[str, tf.Tensor], error: Any) -> tuple[dict[str, tf.Tensor], Any]:
+        return self._source.culprit(record, error)
 
     def parts(self) -> Parts:
         return self._source.parts()
@@ -131,6 +141,15 @@ class Subset(Derived):
 
     def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return {**self._source.fetch(record), "index": self.index_of(record)}
+
+    def sequences(self) -> np.ndarray:
+        if self._renumbered:
+            raise UserError(
+                f"{self.spec}: --train_subset chooses single images, and the task takes several "
+                "frames of a sequence: take a part of the split, such as train[:50%], which keeps "
+                "sequences whole"
+            )
+        return super().sequences()
 
     def targets(self) -> np.ndarray | None:
         targets = self._source.targets()

@@ -10,13 +10,14 @@ import tensorflow as tf
 
 from tfssl.backbones.norm import Norm
 from tfssl.data import augmentation
-from tfssl.data.ops.draws import Draws
+from tfssl.data.ops.draws import Draws, fork
 from tfssl.errors import UserError, check_choice
 from tfssl.losses import contrastive
 from tfssl.pretext.parts.online_probe import Probed
 from tfssl.pretext.task import Batch, Example, Measured, image_major
 
 _Group = TypeVar("_Group")
+_OTHER_FRAME = 0x80  # its draw: above those of the crops and of a task, below those of the policies
 Crops = collections.namedtuple("Crops", ["count", "size", "area"])
 Crops.__doc__ = """So many views of `size` pixels; `area` (low, high) as a share of the image's, or
 None for the policy's."""
@@ -44,8 +45,12 @@ class Views(Probed):
         pipeline, rounded to bytes again).
       resize: shorter side, in pixels, to which an evaluation image is scaled before its central
         square of `image_size` is cut; 0 means image_size / 0.875.
+      max_gap: of sequences (frames:PATH): views are cut in turn from the image and from another
+        frame of its sequence, drawn among those at most so many frames before or after it; 0: all
+        from the image.
     """
 
+    needs_of = {"max_gap": ("frames",)}
     spans_batch = True  # if not by its loss, then by its spread, or by what it remembers
     # whether batches hold where each view lies: "crop_box" and "flipped", see `cell_centers`
     located = False
@@ -59,10 +64,12 @@ class Views(Probed):
         min_area: float = 0.0,
         augment_on: str = "device",
         resize: int = 0,
+        max_gap: int = 0,
         **common: Any,
     ) -> None:
         super().__init__(backbone, image_size=image_size, **common)
         check_choice("augment_on", augment_on, ("device", "host"))
+        self.max_gap = max_gap
         self.augmentation, self.strength, self.min_area, self.augment_on = (
             augmentation,
             strength,
@@ -77,6 +84,19 @@ class Views(Probed):
                 "pixels of views on one another by their "
                 "boxes: take a policy with rotate=0"
             )
+        if max_gap:
+            self._check_views()
+
+    def _check_views(self) -> None:
+        """Refuse `max_gap` where views of two frames would make no sense."""
+        cut = [self.regions(*numbered) for numbered in self._numbered(self.crops())]
+        if not self.located and sum(map(len, cut)) > 1:
+            return
+        reason = "compares locations of one image" if self.located else "has one view of each image"
+        raise UserError(
+            f"max_gap={self.max_gap}: task {self.task or type(self).__name__!r} {reason}: leave it "
+            "out, or take a task that compares two views, such as simclr"
+        )
 
     # What a method may define.
 
@@ -101,9 +121,13 @@ class Views(Probed):
         training, seed = seed is not None, tf.zeros([2], tf.int64) if seed is None else seed
         numbered = self._numbered(self.crops())
         regions = [self.regions(group, first) for group, first in numbered]
-        crops = iter(augmentation.crops(example["image"], seed, sum(regions, [])))
+        images = example["frames"] if self.max_gap else (example["image"],)
+        cut: dict[int, tf.Tensor] = {}
+        for i, image in enumerate(images):  # each is decoded once
+            own = [region for region in sum(regions, []) if region.number % len(images) == i]
+            cut.update(zip([r.number for r in own], augmentation.crops(image, seed, own)))
         groups = [
-            self.group([next(crops) for _ in own], seed, group, first)
+            self.group([cut[region.number] for region in own], seed, group, first)
             for own, (group, first) in zip(regions, numbered)
         ]
         if training and self.augment_on == "host":
@@ -121,6 +145,14 @@ class Views(Probed):
         if training and self.augment_on == "host":
             flipped = tuple(x[0] for x in self._flipped(draws))
         return {"image": tuple(groups), "crop_box": boxes, "flipped": flipped}
+
+    def clip(self, position: tf.Tensor, length: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """The image, and a frame drawn uniformly among those of its sequence within `max_gap`, of
+        which it is one itself."""
+        low = tf.maximum(position - self.max_gap, 0)
+        high = tf.minimum(position + self.max_gap, length - 1)
+        other = tf.random.stateless_uniform([], fork(seed, _OTHER_FRAME), low, high + 1, tf.int64)
+        return tf.stack([position, other])
 
     def regions(self, group: Crops, first: int) -> list[augmentation.Region]:
         """What is cut from an image for a group, whose views are numbered from `first` on: list of

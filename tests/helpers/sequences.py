@@ -1,0 +1,40 @@
+"""Made sequences, in memory and as folders of frames."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfssl.data.sources.base import IndexedSource
+
+
+class Sequences(IndexedSource):
+    """Sequences of given lengths; the frames are uint8 [S, S, 3], of a picture that moves by a pixel
+    a frame behind a window, and labels are the sequences modulo `classes`."""
+
+    provides = ("frames",)
+
+    def __init__(self, lengths, size=20, classes=2, seed=0):
+        super().__init__("sequences", "train", sum(lengths), classes)
+        rng = np.random.default_rng(seed)
+        frames, labels = [], []
+        for number, length in enumerate(lengths):
+            picture = rng.integers(0, 256, [size, size + length, 3])
+            frames += [picture[:, i : i + size] for i in range(length)]
+            labels += [number % classes] * length
+        self._lengths = np.array(lengths, np.int64)
+        with tf.device("CPU"):
+            self._frames = tf.constant(np.stack(frames), tf.uint8)
+            self._labels = tf.constant(labels, tf.int64)
+
+    def sequences(self):
+        return self._lengths
+
+    def fetch(self, record):
+        index = record["index"]
+        image, label = tf.gather(self._frames, index), tf.gather(self._labels, index)
+        return {"image": image, "label": label, "index": index}
+
+    def name_in_graph(self, record):
+        return tf.strings.join(["frame ", tf.strings.as_string(record["index"])])
+
+    def name(self, index):
+        return f"frame {index}"
