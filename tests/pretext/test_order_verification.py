@@ -142,7 +142,7 @@ class Dawn(Sequences):
 
     def fetch(self, record):
         example = super().fetch(record)
-        length = int(self._lengths[0])
+        length = int((self._numbers == 0).sum())
         light = tf.cast(record["index"] % length, tf.float32) * (170 / length)
         image = 0.3 * tf.cast(example["image"], tf.float32) + light
         return {**example, "image": tf.cast(image, tf.uint8)}

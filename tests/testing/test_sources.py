@@ -125,12 +125,12 @@ class Silent(Squares):
 
 
 class Short(Squares):
-    """Its sequences are of other images than it has."""
+    """It tells the sequence of some images."""
 
     provides = ("boxes", "frames")
 
     def sequences(self):
-        return np.array([4, 7])
+        return np.zeros([11], np.int64)
 
 
 class FewNames(Squares):
@@ -159,7 +159,7 @@ class FewNames(Squares):
         (Silent(), "there is 'boxes', which the source does not say"),
         (OneName(), "all images have one name"),
         (TwoNames(), "is called 'square 0' and '0'"),
-        (Short(), "its sequences have 11 frames, and it has 12 images"),
+        (Short(), "sequences.. is int64 .images., and not int64 .11,"),
         (FewNames(), "3 classes, 2 names"),
     ],
 )  # fmt: skip

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfssl.data.ops import photometric
@@ -75,11 +76,11 @@ class OrderVerification(InceptionImages):
         self.head = MLP("head", sizes, norm=self.backbone.norm_policy, stddev=0.01)
 
     def order(self, source: Source) -> Source:
-        lengths = source.sequences()
-        if lengths.max() < SHORTEST:
+        longest = np.unique(source.sequences(), return_counts=True)[1].max()
+        if longest < SHORTEST:
             raise UserError(
                 f"task {self.task!r} takes {SHORTEST} frames of a sequence, and the longest of "
-                f"{source.spec} ({source.split}) has {lengths.max()}"
+                f"{source.spec} ({source.split}) has {longest}"
             )
         return source
 

@@ -27,7 +27,7 @@ def check_source(source: Source, limit: int = 32) -> None:
     - Examples: images that can be decoded; labels in range, or -1; `index` as in the split; what
       the source says that it `provides`, and no more of it; the same of the same image, in a graph
       and out of it, in every epoch, and where it is found by its index.
-    - Sequences, where it provides "frames": their lengths are those of all images together.
+    - Sequences, where it provides "frames": each image has the number of its own.
     - Names: what `name` and `name_in_graph` call an image is one thing; identities repeat, and can
     be kept as JSON.
 
@@ -65,14 +65,10 @@ def _check_facts(source: Source, what: str) -> None:
             f"{what}: {source.num_classes} classes, {len(names)} names"
         )
     if "frames" in source.provides and source.places == source.num_examples:
-        lengths = source.sequences()
+        numbers = source.sequences()
         assert source.random_access, f"{what}: it provides 'frames', and has no random access"
-        assert lengths.dtype == np.int64 and lengths.ndim == 1 and np.all(lengths > 0), (
-            f"{what}: sequences() is int64 [sequences], each of a frame at least"
-        )
-        assert lengths.sum() == source.num_examples, (
-            f"{what}: its sequences have {lengths.sum()} frames, and it has {source.num_examples} "
-            "images"
+        assert numbers.dtype == np.int64 and numbers.shape == (source.num_examples,), (
+            f"{what}: sequences() is int64 [images], and not {numbers.dtype.name} {numbers.shape}"
         )
     targets = source.targets()
     if targets is not None:

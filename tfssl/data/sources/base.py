@@ -188,8 +188,9 @@ class Source:
         return None
 
     def sequences(self) -> np.ndarray:
-        """int64 [S], of a source that provides "frames" and has random access: the length of each
-        of its sequences, whose frames, in their order, are successive images of the split."""
+        """int64 [N], of a source that provides "frames" and has random access: the number of the
+        sequence that each image belongs to; in split order those of one are in the order of time.
+        """
         raise NotImplementedError
 
     def indices(self, record: dict[str, tf.Tensor]) -> list[int]:

@@ -19,7 +19,7 @@ import collections
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
@@ -166,7 +166,7 @@ class FolderSource(Files):
         }
         unit = "examples" if self.unit == "images" else self.unit
         ranges = resolve(split, sizes, spec, beside=passed, unit=unit)
-        paths, labels = [], []
+        units, of_units = [], []
         for name, start, stop in ranges:
             files: list[tuple[str, str, int]] = []
             for part in arranged.splits[name]:
@@ -176,10 +176,13 @@ class FolderSource(Files):
                     [part.folder + n for n in part.names],
                     of_classes,
                 )
-            for _, file, label in sorted(files, key=lambda file: _hash(file[0]))[start:stop]:
-                for image in self._images(file):
-                    paths.append(f"{root}/{image}")
-                    labels.append(label)
+            for _, file, label in sorted(files, key=lambda file: order_key(file[0]))[start:stop]:
+                units.append(file)
+                of_units.append(label)
+        paths, labels = [], []
+        for image, unit_number in self._images(units):
+            paths.append(f"{root}/{image}")
+            labels.append(of_units[unit_number])
         named = (len(names), names) if max(labels) >= 0 else (None, None)
         super().__init__(spec, split, paths, labels, *named)
         self.ranges, self.ignored = ranges, found.ignored()
@@ -207,9 +210,9 @@ class FolderSource(Files):
         """The splits and classes of the paths of all images."""
         return layout.arrange(images)
 
-    def _images(self, unit: str) -> Sequence[str]:
-        """The images of what a layout's part names."""
-        return (unit,)
+    def _images(self, units: Sequence[str]) -> Iterable[tuple[str, int]]:
+        """(image, the position of its unit among these) in the order of the split."""
+        return ((unit, i) for i, unit in enumerate(units))
 
 
 def _folders(passed: Mapping[str, int], unit: str) -> list[str]:
@@ -235,7 +238,8 @@ def _ending(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _hash(path: str) -> bytes:
+def order_key(path: str) -> bytes:
+    """What decides the order of a split: a hash of a path."""
     return hashlib.blake2b(path.encode(), digest_size=16).digest()
 
 

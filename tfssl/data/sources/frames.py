@@ -8,8 +8,9 @@ A sequence is a folder that holds images, its frames, and no further such folder
 within it (PATH/walk/frames/0001.jpg) is a part of its name. Frames are in the natural order of
 their names: frame_2 before frame_10. Splits and classes are found as `folder:` finds those of
 images, and a slice counts sequences, in the order of a hash of their paths: it never cuts one in
-two. Each frame is an image of the split, and the frames of a sequence follow one another. `Clips`
-puts several of them into one example, for tasks that ask for them.
+two. Each frame is an image of the split, in which those of a sequence are spread evenly, in the
+order of time: batches of an evaluation, like those of training, are of many sequences. `Clips` puts
+several frames of one into an example, for tasks that ask for them.
 
 Videos become such folders by `ffmpeg -i walk.mp4 -q:v 2 PATH/walk/%06d.jpg` (`-vf fps=5`: five
 frames a second).
@@ -18,7 +19,7 @@ frames a second).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ import tensorflow as tf
 from tfssl.data.listing import layout, roles
 from tfssl.data.ops import image as image_ops
 from tfssl.data.sources.base import Rows, Source, first
-from tfssl.data.sources.folder import FolderSource
+from tfssl.data.sources.folder import FolderSource, order_key
 from tfssl.data.sources.subset import Derived
 from tfssl.errors import UserError
 
@@ -48,23 +49,22 @@ class FrameSource(FolderSource):
         self, spec: str, path: str, split: str = "train", data_dir: str | None = None
     ) -> None:
         self._frames: dict[str, list[str]] = {}  # of each sequence, by the layout's name of it
-        self._lengths: dict[str, int] = {}  # of the sequences of this split, likewise
         self._beside: list[str] = []
         super().__init__(spec, path, split, data_dir)
         self._frames.clear()  # those of all splits
-        lengths = self.sequences()
-        self.remarks.append(
-            f"sequences: {len(lengths):,}, of {lengths.min():,} to {lengths.max():,} frames "
-            f"(median {np.median(lengths):g})"
-        )
-        alone = [name for name, length in self._lengths.items() if length == 1]
+        lengths = np.bincount(self._numbers)
+        least, most = lengths.min(), lengths.max()
+        between = f"{least:,} to {most:,}, {np.median(lengths):g} in the median"
+        length = between if least < most else f"{least:,}"
+        self.remarks.append(f"sequences: {len(lengths):,}, of length {length}")
+        alone = [name for name, length in zip(self._chosen, lengths) if length == 1]
         if alone:
             self.remarks.append(f"sequences of one frame: {first(alone)}")
         if self._beside:
             self.left_out["images beside the folders of sequences"] = self._beside
 
     def sequences(self) -> np.ndarray:
-        return np.array(list(self._lengths.values()), np.int64)
+        return self._numbers
 
     def _arrange(self, images: list[str]) -> layout.Layout:
         folders: dict[str, list[str]] = {}
@@ -86,9 +86,17 @@ class FrameSource(FolderSource):
             self._frames[name] = [start + file for file in sorted(folders[folder], key=natural)]
         return found
 
-    def _images(self, unit: str) -> Sequence[str]:
-        self._lengths[unit] = len(self._frames[unit])
-        return self._frames[unit]
+    def _images(self, units: Sequence[str]) -> Iterable[tuple[str, int]]:
+        self._chosen = units
+        lengths = [len(self._frames[unit]) for unit in units]
+        # the fraction of its sequence at which each frame stands, by an offset of the sequence
+        offsets = [int.from_bytes(order_key(unit)[:4], "big") / 2**32 for unit in units]
+        when = [(np.arange(n) + offset) / n for n, offset in zip(lengths, offsets)]
+        order = np.argsort(np.concatenate(when), kind="stable")
+        numbers = np.repeat(np.arange(len(units), dtype=np.int64), lengths)[order]
+        self._numbers = numbers
+        frames = [frame for unit in units for frame in self._frames[unit]]
+        return zip([frames[i] for i in order], numbers.tolist())
 
 
 def _ends(folder: str) -> list[int]:
@@ -140,10 +148,17 @@ class Clips(Derived):
             )
         super().__init__(source, source.num_examples)
         self.block_size, self.unreadable, self._clip = source.block_size, source.unreadable, clip
-        ends = np.cumsum(source.sequences())
+        _, numbers, lengths = np.unique(source.sequences(), return_inverse=True, return_counts=True)
+        begins = np.cumsum(lengths) - lengths
+        order = np.argsort(numbers, kind="stable")
+        positions = np.empty_like(order)
+        positions[order] = np.arange(len(order)) - begins[numbers[order]]
         with tf.device("CPU"):
-            self._ends = tf.constant(ends, tf.int64)
-            self._begins = tf.constant([0, *ends[:-1]], tf.int64)
+            self._number = tf.constant(numbers, tf.int32)  # of each image: of its sequence, and
+            self._position = tf.constant(positions, tf.int64)  # where it stands in it
+            self._begin = tf.constant(begins, tf.int64)  # of each sequence, among
+            self._images = tf.constant(order, tf.int64)  # the images, sequence by sequence
+            self._length = tf.constant(lengths, tf.int64)
 
     def records(
         self, seed: int | None = None, start: int | tf.Tensor = 0, rows: Rows | None = None
@@ -158,28 +173,25 @@ class Clips(Derived):
 
         @tf.autograph.experimental.do_not_convert
         def choose(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            begin, length = self._sequence(self.index_of(record))
+            index = self.index_of(record)
+            number = tf.gather(self._number, index)
+            length = tf.gather(self._length, number)
             own = tf.stack([tf.constant(seed or 0, tf.int64), record["number"]])
-            positions = self._clip(self.index_of(record) - begin, length, own)
-            return {**record, "frames": begin + tf.clip_by_value(positions, 0, length - 1)}
+            positions = self._clip(tf.gather(self._position, index), length, own)
+            positions = tf.clip_by_value(positions, 0, length - 1)
+            frames = tf.gather(self._images, tf.gather(self._begin, number) + positions)
+            return {**record, "frames": frames}
 
         return records.map(choose)
 
-    def _sequence(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """(index of the first frame, length) of an image's sequence."""
-        number = tf.searchsorted(self._ends, index[None], side="right")[0]
-        begin = tf.gather(self._begins, number)
-        return begin, tf.gather(self._ends, number) - begin
-
     def fetch(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        frames, index = record["frames"], self.index_of(record)
+        frames = record["frames"]
         examples = [self._source.fetch(self._at(frames[i], record)) for i in range(frames.shape[0])]
-        begin, _ = self._sequence(index)
         return {
             **examples[0],
-            "index": index,
+            "index": self.index_of(record),
             "frames": tuple(example["image"] for example in examples),
-            "positions": frames - begin,
+            "positions": tf.gather(self._position, frames),
         }
 
     def _at(self, index: tf.Tensor, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
