@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfssl import backbones
 from tfssl.backbones.norm import (
     BatchNorm,
+    GroupNorm,
     LayerNorm,
     Norm,
     debiased,
@@ -41,7 +42,8 @@ def with_gradients(layer, x, training=True):
         y = layer(x, training=training)
         loss = tf.reduce_sum(y * y * weights)
     gradients = tape.gradient(loss, [x, layer.gamma, layer.beta])
-    return [y, *gradients, layer.moving_mean, layer.moving_variance]
+    moving = [getattr(layer, name, None) for name in ("moving_mean", "moving_variance")]
+    return [y, *gradients, *moving]
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 3, 5), (8, 5)])
@@ -268,3 +270,23 @@ def test_an_untrainable_layer_uses_its_moving_statistics():
     layer, x = made(2), tf.constant(rows(4, 5), tf.float32)
     layer.trainable = False
     np.testing.assert_array_equal(layer(x, training=True), layer(x, training=False))
+
+
+@pytest.mark.parametrize("groups", [1, 3, 12])
+def test_group_norm_is_that_of_a_loop_and_its_gradient_is_kerass(groups, float64):
+    layer, keras = GroupNorm(groups), tf.keras.layers.GroupNormalization(groups)
+    x, rng = rows(2, 5, 4, 12, mean=3.0), np.random.default_rng(2)
+    for one in (layer, keras):
+        one.build(x.shape)
+    for ours, other in zip(layer.variables, keras.variables):
+        ours.assign(rng.uniform(0.5, 1.5, 12))
+        other.assign(ours)
+    (y, *gradients), (_, *expected) = (with_gradients(one, x)[:4] for one in (layer, keras))
+    gamma, beta = (v.numpy() for v in (layer.gamma, layer.beta))
+    for n in range(2):
+        for g in np.split(np.arange(12), groups):
+            part = x[n][..., g]
+            normal = (part - part.mean()) / np.sqrt(part.var() + 1e-3)
+            np.testing.assert_allclose(y.numpy()[n][..., g], normal * gamma[g] + beta[g], rtol=1e-9)
+    for ours, other in zip(tf.nest.flatten(gradients), tf.nest.flatten(expected)):
+        np.testing.assert_allclose(ours, other, rtol=1e-7, atol=1e-9)

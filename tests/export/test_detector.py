@@ -187,6 +187,7 @@ def test_tfssl_eval_saves_it_and_tfssl_predict_runs_it(scenes, tmp_path, tfssl_c
     for flags, expected in (
         (["--protocol=detection", "--save_detector=x"], "fcos alone makes a detector"),
         ([f"--save_detector={tmp_path / 'detector'}"], "exists, and published versions never"),
+        ([f"--module={tmp_path / 'detector'}"], "a detector, and no encoder: give the one"),
     ):
         named = [f"--module={encoder}", f"--dataset={scenes[0].spec}", "--protocol=fcos"]
         done = tfssl_command("evaluate", *named, *flags, cwd=tmp_path)

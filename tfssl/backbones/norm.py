@@ -2,7 +2,7 @@
 
 Batch normalization (Ioffe and Szegedy, arXiv 1502.03167), whose statistics can span replicas, or
 groups of the batch; at inference, and in what export publishes, it is Keras's plain layer. Layer
-normalization (Ba et al., arXiv 1607.06450).
+normalization (Ba et al., arXiv 1607.06450). Group normalization (Wu and He, arXiv 1803.08494).
 """
 
 from __future__ import annotations
@@ -171,6 +171,31 @@ class LayerNorm(tf.keras.layers.LayerNormalization):
         return tf.cast(
             (wide - mean) * (tf.math.rsqrt(variance + self.epsilon) * gamma) + beta, x.dtype
         )
+
+
+class GroupNorm(tf.keras.layers.GroupNormalization):
+    """Group normalization of maps [N, h, w, C] over locations and the channels of a group, with
+    Keras's epsilon, 1e-3; `training` changes nothing.
+
+    Keras's own layer, whose variables these are, normalizes [N, h, w, groups, C / groups], which
+    takes a detector's step a quarter longer: here moments of channels are combined, and the map is
+    multiplied and added to once.
+    """
+
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        values = at_least_float32(x)
+        shape = [-1, self.groups, x.shape[-1] // self.groups]
+        mean, variance = (tf.reshape(v, shape) for v in tf.nn.moments(values, [1, 2]))  # NxGxD
+        # of a group: the mean of its channels' variances, and the variance of their means
+        center, between = tf.nn.moments(mean, [2], keepdims=True)  # NxGx1
+        std = tf.sqrt(tf.reduce_mean(variance, 2, keepdims=True) + between + self.epsilon)
+        gamma, beta = (
+            tf.cast(tf.reshape(v, shape[1:]), values.dtype) for v in (self.gamma, self.beta)
+        )
+        scale = gamma / std
+        shift = beta - center * scale
+        scale, shift = (tf.reshape(v, [-1, 1, 1, x.shape[-1]]) for v in (scale, shift))
+        return tf.cast(values * scale + shift, x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

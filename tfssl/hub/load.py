@@ -173,6 +173,11 @@ class Module:
 
         Outputs other than float vectors or maps, one per image, are left out. The module runs once.
         """
+        if self.facts.get("kind") == "detector":
+            raise UserError(
+                f"module {self.handle!r} is a detector, and no encoder: give the one that it was "
+                f"made of, {(self.facts.get('encoder') or {}).get('handle', 'in its tfssl.json')}"
+            )
         size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
         channels = self.pixels["channels"]
         if size not in self._shapes:

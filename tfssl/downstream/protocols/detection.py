@@ -29,6 +29,7 @@ from typing import Any, ClassVar, Optional
 import numpy as np
 import tensorflow as tf
 
+from tfssl.backbones.norm import GroupNorm
 from tfssl.data.ops import image
 from tfssl.data.sources.base import Source
 from tfssl.downstream import pictures
@@ -365,7 +366,7 @@ class Head(tf.keras.Model):
         def tower() -> tf.keras.Model:
             block = lambda: [  # noqa: E731
                 conv(units, 3, padding="same", use_bias=False),
-                tf.keras.layers.GroupNormalization(groups=np.gcd(units, 32)),
+                GroupNorm(groups=int(np.gcd(units, 32))),
                 tf.keras.layers.ReLU(),
             ]
             return tf.keras.Sequential(

@@ -34,6 +34,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.backbones.necks import FPN
+from tfssl.backbones.norm import GroupNorm
 from tfssl.data.sources.base import Source
 from tfssl.downstream.detector import Detector
 from tfssl.downstream.features.maps import image_sides
@@ -258,13 +259,6 @@ def assign(
     return tf.argmin(area, -1, tf.int32), tf.reduce_min(area, -1) < np.inf
 
 
-class _Group(tf.keras.layers.GroupNormalization):
-    """As a neck calls its normalizations."""
-
-    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        return super().call(x)
-
-
 class Head(tf.keras.Model):
     """Maps [N, h, w, C] of several levels -> [N, h, w, K + 5] of each.
 
@@ -289,7 +283,7 @@ class Head(tf.keras.Model):
                 for _ in range(layers)
                 for layer in (
                     conv(units, 3, padding="same", use_bias=False),
-                    tf.keras.layers.GroupNormalization(groups=groups),
+                    GroupNorm(groups=groups),
                     tf.keras.layers.ReLU(),
                 )
             ]
@@ -315,7 +309,7 @@ class Head(tf.keras.Model):
         if self._width:
             groups = int(np.gcd(self._width, 32))
             self.fpn = FPN(
-                self._width, len(shapes), False, lambda name: _Group(groups=groups, name=name)
+                self._width, len(shapes), False, lambda name: GroupNorm(groups=groups, name=name)
             )
             self.fpn.build_maps([shape[-1] for shape in shapes])
         levels = len(shapes) + (1 if self._width else 0)
