@@ -36,7 +36,7 @@ class OrderVerification(InceptionImages):
 
     Args:
       max_span: between the first and the last frame of a tuple at most, and to the wrong one, in
-        frames (the paper's tau_max: 60, two seconds).
+        frames (the paper's tau_max: 60).
       min_gap: from a tuple to the wrong frame before or after it at least, in frames (the paper's
         tau_min: 15).
       positives: fraction of tuples in order (the paper: 0.25).

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import tensorflow as tf
 
@@ -137,7 +137,7 @@ class Pretext(Contract):
           UserError: it names what is missing, and who has it.
         """
         given = {name: getattr(self, name) for name in self.needs_of}
-        require_all(type(self), given, source, f"task {self.task or type(self).__name__!r}")
+        require_all(self, given, source, f"task {self.task or type(self).__name__!r}")
 
     def with_frames(self, source: Source) -> Source:
         """The source as examples are made of it: with the frames of each example's `clip`, where
@@ -383,12 +383,12 @@ class Pretext(Contract):
 
 
 def require_all(
-    task: type[Contract], settings: Mapping[str, Any], source: Source, who: str
+    task: Union[Contract, type[Contract]], settings: Mapping[str, Any], source: Source, who: str
 ) -> None:
     """Refuse a source that does not provide what a task needs with its settings.
 
     Args:
-      task: its class.
+      task: it, or its class.
       settings: those of `task.needs_of` at least.
       source: a `Source`.
       who: for the message: "--task=simclr".

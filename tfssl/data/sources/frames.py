@@ -12,6 +12,9 @@ two. Each frame is an image of the split, in which those of a sequence are sprea
 order of time: batches of an evaluation, like those of training, are of many sequences. `Clips` puts
 several frames of one into an example, for tasks that ask for them.
 
+Of labeled frames, slices are the way to hold some out: a random part, such as --val_fraction takes,
+is of single frames, whose neighbors are elsewhere.
+
 Videos become such folders by `ffmpeg -i walk.mp4 -q:v 2 PATH/walk/%06d.jpg` (`-vf fps=5`: five
 frames a second).
 """
