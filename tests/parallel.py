@@ -68,6 +68,9 @@ ONCE = (  # what tells nothing of TensorFlow, or is shown by the checks of testi
 )  # fmt: skip
 
 
+PATIENCE = ("-o", "faulthandler_timeout=180")  # of a test that shares two cores with two others
+
+
 def work(once=True):
     """[(name, pytest's arguments)], in the order in which they begin; without those of ONCE, if you
     like."""
@@ -136,7 +139,9 @@ def main():
         concurrent.futures.ThreadPoolExecutor(options.processes) as pool,
     ):
         waiting = {
-            pool.submit(run, name, [*arguments, *others], pathlib.Path(folder, str(i))): name
+            pool.submit(
+                run, name, [*arguments, *PATIENCE, *others], pathlib.Path(folder, str(i))
+            ): name
             for i, (name, arguments) in enumerate(work(once=not options.again))
         }
         for done in concurrent.futures.as_completed(waiting):
