@@ -6,6 +6,7 @@ in PyTorch?
     python benchmarks/step.py --method simclr --backbone resnet18_v1 --batch 128 --image_size 32
     python benchmarks/step.py --method rotation --backbone resnet18_v2 --width 0.25 --batch 64 --image_size 32
     python benchmarks/step.py --method fcos --backbone resnet18_v1 --batch 8 --image_size 256 --precision float32 --contenders torch,torch_nhwc --torch ~/torch/bin/python
+    python benchmarks/step.py --backbone vit_small --batch 8 --contenders plain,torch --torch ~/torch/bin/python   # ViT-S/16 (to 64 pixels: /4)
     python benchmarks/step.py --isa AVX2 --contenders default,plain,torch,torch_nhwc --torch ~/torch/bin/python   # as on an older processor
     python benchmarks/step.py --contenders default --backbone vgg11,alexnet,revnet18,resnet18_v1   # what oneDNN is worth, any backbone
 
@@ -114,13 +115,55 @@ def plain_resnet(name, image_size, width=1.0, small=False):
     return tf.keras.Model(images, layers.GlobalAveragePooling2D(dtype="float32")(x))
 
 
+VITS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}  # channels, heads
+
+
+def patch_of(image_size):
+    return 16 if image_size > 64 else 4
+
+
+def plain_vit(name, image_size, width=1.0):
+    """A vision transformer of twelve blocks, likewise. Up to the class token."""
+    import tensorflow as tf
+    from tensorflow.keras import layers
+
+    channels, heads = int(VITS[name][0] * width + 0.5), VITS[name][1]
+
+    class Tokens(layers.Layer):
+        """The class token in front, and positions."""
+
+        def build(self, shape):
+            self.cls = self.add_weight("cls", [1, 1, channels])
+            self.positions = self.add_weight("positions", [1, 1 + shape[1], channels])
+
+        def call(self, x):
+            cls = tf.tile(tf.cast(self.cls, x.dtype), [tf.shape(x)[0], 1, 1])
+            return tf.concat([cls, x], 1) + tf.cast(self.positions, x.dtype)
+
+    def norm(x):
+        return layers.LayerNormalization(epsilon=1e-6)(x)
+
+    patch = patch_of(image_size)
+    images = tf.keras.Input([image_size, image_size, 3])
+    x = layers.Conv2D(channels, patch, patch)(images)
+    x = Tokens()(layers.Reshape([-1, channels])(x))
+    for _ in range(12):
+        y = norm(x)
+        x = layers.Add()([x, layers.MultiHeadAttention(heads, channels // heads)(y, y)])
+        y = layers.Dense(4 * channels, activation="gelu")(norm(x))
+        x = layers.Add()([x, layers.Dense(channels)(y)])
+    return tf.keras.Model(images, layers.Lambda(lambda x: x[:, 0], dtype="float32")(norm(x)))
+
+
 def our_network(name, image_size, width):
     import tensorflow as tf
 
     import tfssl
 
     images = tf.keras.Input([image_size, image_size, 3])
-    network = tfssl.backbones.build(name, width, "imagenet" if image_size > 64 else "small")
+    stem = {"stem": "imagenet" if image_size > 64 else "small"}
+    own = {"patch": patch_of(image_size)} if name in VITS else stem
+    network = tfssl.backbones.build(name, width, **own)
     return tf.keras.Model(images, network(images)["pre_logits"])
 
 
@@ -152,9 +195,10 @@ def our_supervised(*settings):
 
 
 def plain_supervised(name, batch, image_size, width):
-    return supervised(
-        lambda *args: plain_resnet(*args, small=image_size <= 64), name, batch, image_size, width
-    )
+    def make(*args):
+        return plain_vit(*args) if name in VITS else plain_resnet(*args, small=image_size <= 64)
+
+    return supervised(make, name, batch, image_size, width)
 
 
 def our_task(task, name, batch, image_size, width, images, **settings):
@@ -457,7 +501,7 @@ def main():
     parser.add_argument(
         "--contenders",
         default="plain",
-        help=f"comma list of {', '.join(CONTENDERS)}; plain and torch: ResNets only",
+        help=f"comma list of {', '.join(CONTENDERS)}; plain and torch: ResNets and ViTs (supervised)",
     )
     parser.add_argument(
         "--torch", default=sys.executable, help="interpreter of the contenders in PyTorch"

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import step as step_by_step  # noqa: E402
+
 CLASSES = 1000
 
 
@@ -101,6 +104,45 @@ class ResNet(nn.Module):
                 found.append(x)
             x = y
         return [*found, x]
+
+
+class Block(nn.Module):
+    """A pre-norm block of a vision transformer."""
+
+    def __init__(self, channels, heads):
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(channels, eps=1e-6) for _ in range(2))
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels)
+        )
+
+    def forward(self, x):
+        n, length, channels = x.shape
+        qkv = self.qkv(self.norms[0](x)).reshape(n, length, 3, self.heads, -1)
+        y = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
+        x = x + self.out(y.transpose(1, 2).reshape(n, length, channels))
+        return x + self.mlp(self.norms[1](x))
+
+
+class ViT(nn.Module):
+    """Twelve blocks, up to the class token, in float32."""
+
+    def __init__(self, name, image_size, width):
+        super().__init__()
+        channels, heads = step_by_step.VITS[name]
+        channels, patch = int(channels * width + 0.5), step_by_step.patch_of(image_size)
+        self.embed = nn.Conv2d(3, channels, patch, patch)
+        self.cls = nn.Parameter(torch.zeros(1, 1, channels))
+        self.positions = nn.Parameter(torch.zeros(1, 1 + (image_size // patch) ** 2, channels))
+        self.blocks = nn.Sequential(*(Block(channels, heads) for _ in range(12)))
+        self.norm, self.channels = nn.LayerNorm(channels, eps=1e-6), channels
+
+    def forward(self, images):
+        x = self.embed(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.positions
+        return self.norm(self.blocks(x))[:, 0].float()
 
 
 def optimizer_of(model, decay):
@@ -255,8 +297,11 @@ def fcos(network, batch, image_size):
 def contender(method, who, precision, name, batch, image_size, width):
     """A function that takes one step, and the number of parameters."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # as TensorFlow counts
-    small = method not in ("supervised", "fcos") or image_size <= 64
-    network = ResNet(name, small, width)
+    if name in step_by_step.VITS:
+        network = ViT(name, image_size, width)
+    else:
+        small = method not in ("supervised", "fcos") or image_size <= 64
+        network = ResNet(name, small, width)
     model, decay, inputs, loss_of = globals()[method](network, batch, image_size)
     layout = torch.channels_last if who == "torch_nhwc" else torch.contiguous_format
     model = model.to(memory_format=layout).train()
@@ -280,7 +325,4 @@ def contender(method, who, precision, name, batch, image_size, width):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    import step as step_by_step
-
     step_by_step.take_turns(*contender(*json.loads(sys.argv[2])))
