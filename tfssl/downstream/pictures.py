@@ -119,13 +119,12 @@ def labeled(
         ends = [float(v) for v in (left, top, max(left, right), max(top, bottom))]
         draw.rectangle(ends, outline=color, width=max(2, side // 400))
         text = f"{names[c]} {score:.2f}"
-        corner = draw.textbbox((ends[0], ends[1]), text, font, "lt")
-        # above the box, where the image has room
-        up = min(corner[3] - corner[1] + 2, ends[1])
-        shown = (corner[0], corner[1] - up, corner[2] + 2, corner[3] - up + 2)
-        draw.rectangle(shown, fill=color)
+        _, _, wide, high = draw.textbbox((0, 0), text, font, "lt")
+        # above the box, and within the image
+        x, y = max(0.0, min(ends[0], image.shape[1] - wide - 2)), max(0.0, ends[1] - high - 2)
+        draw.rectangle((x, y, x + wide + 2, y + high + 2), fill=color)
         ink = "black" if np.mean(color) > 140 else "white"
-        draw.text((ends[0] + 1, ends[1] - up + 1), text, ink, font, "lt")
+        draw.text((x + 1, y + 1), text, ink, font, "lt")
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=92, subsampling=0)  # thin lines keep their color
     return buffer.getvalue()
