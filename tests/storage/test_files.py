@@ -178,7 +178,10 @@ WRITERS = {
     ("tfssl/downstream/report/plots.py", "_png"): "into memory",
     ("tfssl/downstream/report/neighbors.py", "plot"): "into memory",
     ("tfssl/downstream/pictures.py", "grid"): "into memory",
-    ("tfssl/export/module.py", "_write"): "assets in a temporary folder, which SavedModel copies",
+    (
+        "tfssl/export/module.py",
+        "_publish",
+    ): "assets in a temporary folder, which SavedModel copies; renamed when it is complete",
     ("tfssl/export/module.py", "pack"): "into the file that write_file gives it",
     ("tfssl/export/module.py", "_write_tarball"): "a temporary copy of a remote module",
 }
