@@ -147,6 +147,11 @@ BAD = {
     "missing folder": (["--module={classifier}", "--images=/no/such/folder"], "/no/such/folder"),
     "nothing to look at": (["--module={classifier}"], "--images"),
     "too many": (["--module={classifier}", "--images={photos}", "--top=8"], "7 classes"),
+    "of detectors": (
+        ["--module={classifier}", "--images={photos}", "--min_score=0.3"],
+        "--min_score is of detectors",
+    ),
+    "json": (["--module={classifier}", "--images={photos}", "--output=x.json"], "name in .csv"),
     "broken image": (["--module={classifier}", "--images={broken}"], "broken.png"),
 }
 

@@ -197,8 +197,11 @@ def classes(
     from tfssl.classifiers import predictions as classify
 
     count = classify.num_classes(module)
-    if FLAGS.pictures:
-        raise UserError(f"--pictures is of detectors, and {FLAGS.module} is a classifier")
+    given = [name for name in ("pictures", "min_score") if FLAGS[name].present]
+    if given:
+        raise UserError(f"--{given[0]} is of detectors, and {FLAGS.module} is a classifier")
+    if FLAGS.output.lower().endswith(".json"):
+        raise UserError("--output: the table of a classifier is CSV: give it a name in .csv")
     if FLAGS.top > count:
         raise UserError(f"--top={FLAGS.top}: the classifier tells {count} classes apart")
     names = module.facts.get("class_names") or [str(label) for label in range(count)]
