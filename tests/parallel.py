@@ -61,7 +61,7 @@ ONCE = (  # what tells nothing of TensorFlow, or is shown by the checks of testi
     "downstream/test_", "export/test_layouts.py", "hub/test_handles.py", "interop/", "losses/",
     "optim/", "pretext/parts/", "runtime/test_cli.py", "runtime/test_tracking.py",
     "step/test_phases.py", "storage/", "test_any_image.py", "test_costs.py", "test_docs.py",
-    "test_examples.py", "test_faults.py", "test_full_disk.py", "test_fuzz.py",
+    "test_examples.py", "test_full_disk.py", "test_fuzz.py",
     "test_import_weights.py", "test_mistakes.py", "test_paths.py", "test_remote.py",
     "test_types.py", "test_workers.py", "testing/test_protocols.py", "testing/test_sources.py",
     *(f"pretext/{path.name}" for path in (TESTS / "pretext").glob("test_*.py") if path.stem != "test_task"),
