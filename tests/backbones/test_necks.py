@@ -13,21 +13,26 @@ from tfssl.errors import UserError
 def test_parameters_and_sizes_of_the_levels_on_a_resnet50():
     """Kernels of 512, 1024 and 2048 to 256 channels, three 3x3 of 256, and another for the coarsest
     level."""
-    model = build("resnet50_v1", neck="fpn")
+    model = build("resnet50_v1", neck="fpn", neck_tower=4)
     run = tf.function(lambda x: model(x, training=False), autograph=False)
     endpoints = run.get_concrete_function(tf.TensorSpec([2, 224, 224, 3])).structured_outputs
     kernels = sum(int(np.prod(v.shape)) for v in model.fpn.trainable_variables if v.shape.rank == 4)
     assert kernels == 917_504 + 1_769_472 + 589_824
     sides = {name: endpoints[name].shape[1:] for name in ("p3", "p4", "p5", "p6")}
     assert sides == {f"p{i}": (side, side, 256) for i, side in ((3, 28), (4, 14), (5, 7), (6, 4))}
+    tower = {f"t{i}": endpoints[f"t{i}"].shape[1:] for i in (3, 4, 5, 6)}
+    assert list(tower.values()) == list(sides.values()) and model.levels == tuple(tower)
+    assert sum(int(np.prod(v.shape)) for v in model.tower.variables) == 4 * (589_824 + 2 * 256)
     trunk = build("resnet50_v1")
     assert (
         list(endpoints)
-        == [*trunk.endpoint_names[:-1], *sides, "pre_logits"]
+        == [*trunk.endpoint_names[:-1], *sides, *tower, "pre_logits"]
         == list(model.endpoint_names)
     )
     assert endpoints["pre_logits"].shape == (2, 2048) and model.endpoint_kinds["p6"] == "map"
-    assert model.config() == {**trunk.config(), "neck": "fpn", "neck_width": 256}
+    own = {"neck": "fpn", "neck_width": 256, "neck_tower": 4}
+    assert model.config() == {**trunk.config(), **own}
+    assert model.twin().config() == model.config()
 
 
 def conv(x, kernel, stride=1):
@@ -45,11 +50,12 @@ def conv(x, kernel, stride=1):
 @pytest.mark.parametrize("name", ["resnet18_v1", "resnet18_v2"])
 def test_equals_a_naive_pyramid(float64, name, training):
     """Of maps with odd sides; v2's maps are sums, which a normalization and a ReLU follow first."""
-    model = build(name, 1 / 16, "small", neck="fpn", neck_width=3, bn_epsilon=0.01)
+    model = build(name, 1 / 16, "small", neck="fpn", neck_width=6, neck_tower=2, bn_epsilon=0.01)
     images = np.random.default_rng(0).uniform(-1, 1, [2, 18, 11, 3])
     model(images)
     randomise(model)
     values = {v.name.split("/fpn/")[1][:-2]: v.numpy() for v in model.fpn.variables}
+    tower = {v.name.split("/tower/")[1][:-2]: v.numpy() for v in model.tower.variables}
 
     def norm(x, name):
         gamma, beta, mean, var = (
@@ -74,6 +80,15 @@ def test_equals_a_naive_pyramid(float64, name, training):
         largest = np.abs(level).max()
         np.testing.assert_allclose(
             endpoints[f"p{i + 1}"], level, rtol=0, atol=1e-10 * largest, err_msg=f"p{i + 1}"
+        )
+        for j in range(2):  # of the tower: two groups of three channels, and the same at all levels
+            level = conv(level, tower[f"conv{j}/kernel"])
+            groups = level.reshape([2, -1, 2, 3])
+            mean, var = (f(groups, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+            level = ((groups - mean) / np.sqrt(var + 0.001)).reshape(level.shape)
+            level = np.maximum(tower[f"norm{j}/gamma"] * level + tower[f"norm{j}/beta"], 0)
+        np.testing.assert_allclose(
+            endpoints[f"t{i + 1}"], level, rtol=0, atol=1e-10 * level.max(), err_msg=f"t{i + 1}"
         )
 
 
@@ -104,6 +119,8 @@ def test_what_a_neck_refuses():
         build("resnet18_v1", neck="pan")
     with pytest.raises(UserError, match="neck_width=0"):
         build("resnet18_v1", neck="fpn", neck_width=0)
+    with pytest.raises(UserError, match="neck_tower=-1"):
+        build("resnet18_v1", neck="fpn", neck_tower=-1)
     vectors = tf.keras.Sequential([tf.keras.layers.GlobalAveragePooling2D()])
     with pytest.raises(UserError, match="needs maps whose sides halve"):
         build(vectors, neck="fpn").build(tf.TensorShape([None, 16, 16, 3]))

@@ -198,6 +198,21 @@ def test_a_neck_is_trained_by_its_levels(source):
     assert pictures.shape == (6, 64, 64, 3) and 0 <= pictures.numpy().min() <= 1
 
 
+def test_a_tower_is_trained_through_its_pyramid(source):
+    backbone = backbones.build("resnet18_v2", 1 / 16, neck="fpn", neck_width=8, neck_tower=1)
+    model = pretext.build("pixpro", backbone, image_size=64, augmentation="crop", **SMALL)
+    model.prepare()
+    batch = model.to_float(next(iter(model.dataset(source, 2))))
+    with tf.GradientTape() as tape:
+        endpoints = model.endpoints(model.each(batch)[0][:, 0], True)
+        maps = model.maps(endpoints)
+    names = {id(x): name for name, x in endpoints.items()}
+    assert [names[id(x)] for x in maps] == ["t3", "t4", "t5"]
+    learned = [v for part in (backbone.tower, backbone.fpn) for v in part.trainable_variables]
+    learned = [v for v in learned if "output3" not in v.name and "output_bn3" not in v.name]
+    assert all(g is not None for g in tape.gradient(maps, learned)) and len(learned) > 20
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [

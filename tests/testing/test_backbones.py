@@ -18,7 +18,7 @@ OURS = {
     "resnet50_v2": {**TINY, "stem": "imagenet", "output_stride": 8},
     "revnet18": {**TINY, "remat": True},
     "vgg11": {**TINY, "width_multiplier": 1 / 32, "remat": True},
-    "resnet18_v2 ": {**TINY, "neck": "fpn", "neck_width": 5},
+    "resnet18_v2 ": {**TINY, "neck": "fpn", "neck_width": 5, "neck_tower": 1},
     "alexnet_lrn": {**TINY, "remat": True, "jit_compile": True, "image_size": 20},
 }
 

@@ -85,6 +85,7 @@ def build(
     bn_groups: int = 1,
     neck: str = "",
     neck_width: int = 256,
+    neck_tower: int = 0,
     **settings: Any,
 ) -> Any:
     """A backbone: a `tf.keras.Model` whose `model(images, training)` is a dict of endpoints, in
@@ -112,8 +113,8 @@ def build(
       bn_sync: in training, batch statistics are those of all replicas together.
       bn_groups: in training, the batch is normalized in so many groups of successive rows. Both are
         the `norm_policy` (`tfssl.backbones.Norm`), which may be given in their place.
-      neck: "fpn" adds a feature pyramid's levels to the endpoints, of `neck_width` channels (see
-        `necks.Necked`); "": none.
+      neck: "fpn" adds a feature pyramid's levels to the endpoints, of `neck_width` channels, and
+        those of a tower of `neck_tower` convolutions (see `necks.Necked`); "": none.
       settings: further arguments of the family's class, such as those of `resnet.ResNet` and
         `layers.Network`. One that the family has not is refused, unless it is the default of those
         that have it.
@@ -128,7 +129,7 @@ def build(
     if bn_sync or bn_groups != 1:
         settings["norm_policy"] = Norm(sync=bn_sync, groups=bn_groups)
     trunk = _trunk(name, {"width_multiplier": width_multiplier, "stem": stem, **settings})
-    return Necked(trunk, neck, neck_width) if neck else trunk
+    return Necked(trunk, neck, neck_width, neck_tower) if neck else trunk
 
 
 def _trunk(name: str | type | tf.keras.Model, settings: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfssl.backbones.layers import Conv, build_chain
-from tfssl.backbones.norm import Norm
+from tfssl.backbones.norm import GroupNorm, Norm
 from tfssl.errors import UserError, check_choice
 
 Endpoints = dict[str, tf.Tensor]
@@ -64,6 +64,31 @@ class FPN(tf.keras.layers.Layer):
         return [*levels, self.output_norms[-1](self.outputs[-1](levels[-1]), training=training)]
 
 
+class Tower(tf.keras.layers.Layer):
+    """3x3 convolutions, each with GroupNorm and ReLU: [N, h, w, C] -> [N, h, w, width].
+
+    Args:
+      width: channels; groups have as many of them that there are at most 32.
+      convolutions: how many.
+    """
+
+    def __init__(self, width: int, convolutions: int) -> None:
+        super().__init__(name="tower")
+        self.convolutions = [Conv(width, 3, 1, f"conv{i}") for i in range(convolutions)]
+        groups = math.gcd(width, 32)
+        self.norms = [GroupNorm(groups=groups, name=f"norm{i}") for i in range(convolutions)]
+
+    def build(self, input_shape: tf.TensorShape) -> None:
+        layers = [layer for pair in zip(self.convolutions, self.norms) for layer in pair]
+        build_chain(layers, input_shape[-1])
+        self.built = True
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        for conv, norm in zip(self.convolutions, self.norms):
+            x = tf.nn.relu(norm(conv(x)))
+        return x
+
+
 def twice(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """Each location of a map four times, cut to the sides of another: NxhxwxC -> NxHxWxC, h =
     ceil(H / 2)."""
@@ -77,17 +102,20 @@ def twice(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
 
 
 class Necked(tf.keras.Model):
-    """A backbone and its neck: the backbone's endpoints, the neck's levels `p...`, and the
-    backbone's `pre_logits`.
+    """A backbone and its neck: the backbone's endpoints, the neck's levels `p...`, those of its
+    tower `t...`, and the backbone's `pre_logits`.
 
     The number of a level is the binary logarithm of its stride: of a ResNet with its standard stem
-    p3 to p6. They are made of the deepest map of each size, the three coarsest of them. A task that
-    reads `pre_logits` alone does not train the neck.
+    p3 to p6. They are made of the deepest map of each size, the three coarsest of them. The tower
+    is what a dense detector has between levels and predictions (RetinaNet, FCOS): 3x3 convolutions,
+    each with GroupNorm and ReLU, that all levels share. A task that reads `pre_logits` alone trains
+    neither.
 
     Args:
       trunk: a backbone with maps.
       neck: fpn.
-      width: channels of the levels.
+      width: channels of the levels, and of the tower.
+      tower: its number of convolutions (FCOS: 4); 0: none.
 
     Raises:
       UserError: there is no such neck, or the backbone has not two maps of which one has half the
@@ -96,14 +124,19 @@ class Necked(tf.keras.Model):
 
     raw_maps = False  # the deepest one is a level
 
-    def __init__(self, trunk: tf.keras.Model, neck: str = "fpn", width: int = 256) -> None:
+    def __init__(
+        self, trunk: tf.keras.Model, neck: str = "fpn", width: int = 256, tower: int = 0
+    ) -> None:
         super().__init__(name=trunk.name)
         check_choice("neck", neck, ("fpn",))
         if width < 1:
             raise UserError(f"neck_width={width} is a number of channels: at least 1")
-        self.trunk, self.neck, self.neck_width = trunk, neck, width
+        if tower < 0:
+            raise UserError(f"neck_tower={tower} is a number of convolutions: at least 0")
+        self.trunk, self.neck, self.neck_width, self.neck_tower = trunk, neck, width, tower
         self.input_channels = getattr(trunk, "input_channels", 3)
         self.fpn: tf.keras.layers.Layer = None  # made in `build`, where the maps are known
+        self.tower: tf.keras.layers.Layer = None
         self._maps: tuple[str, ...] = ()
         self._levels: tuple[str, ...] = ()
 
@@ -136,9 +169,15 @@ class Necked(tf.keras.Model):
         self.fpn = FPN(self.neck_width, len(maps), raw, norm)
         with tf.name_scope(f"{self.name}/{self.fpn.name}/"):
             self.fpn.build_maps([endpoints[name].shape[-1] for _, name in maps])
+        if self.neck_tower:
+            self.tower = Tower(self.neck_width, self.neck_tower)
+            with tf.name_scope(f"{self.name}/{self.tower.name}/"):
+                self.tower.build(tf.TensorShape([None, None, None, self.neck_width]))
         strides = [round(math.log2(sides[0] / size[0])) for size, _ in maps]
+        strides.append(strides[-1] + 1)
+        kinds_of_levels = "pt" if self.tower else "p"
         self._maps = tuple(name for _, name in maps)
-        self._levels = tuple(f"p{stride}" for stride in (*strides, strides[-1] + 1))
+        self._levels = tuple(f"{kind}{stride}" for kind in kinds_of_levels for stride in strides)
         self.built = True
 
     def call(
@@ -152,6 +191,8 @@ class Necked(tf.keras.Model):
             )
         endpoints = dict(self.trunk(images, training=training))
         levels = self.fpn([endpoints[name] for name in self._maps], training=training)
+        if self.tower:
+            levels += [self.tower(level) for level in levels]
         last = endpoints.pop("pre_logits")
         return {**endpoints, **dict(zip(self._levels, levels)), "pre_logits": last}
 
@@ -161,6 +202,12 @@ class Necked(tf.keras.Model):
         kinds = dict(self.trunk.endpoint_kinds)
         last = kinds.pop("pre_logits")
         return {**kinds, **dict.fromkeys(self._levels, "map"), "pre_logits": last}
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The last levels there are, the tower's or the pyramid's, the finest first, once the
+        variables exist."""
+        return tuple(name for name in self._levels if name[0] == self._levels[-1][0])
 
     @property
     def endpoint_names(self) -> tuple[str, ...]:
@@ -189,8 +236,9 @@ class Necked(tf.keras.Model):
     def config(self) -> dict[str, Any] | None:
         """As `layers.Network.config`."""
         config = self.trunk.config()
-        return config and {**config, "neck": self.neck, "neck_width": self.neck_width}
+        own = {"neck": self.neck, "neck_width": self.neck_width, "neck_tower": self.neck_tower}
+        return config and {**config, **own}
 
     def twin(self) -> Necked:
         """A network of the same form, with weights of its own."""
-        return Necked(self.trunk.twin(), self.neck, self.neck_width)
+        return Necked(self.trunk.twin(), self.neck, self.neck_width, self.neck_tower)

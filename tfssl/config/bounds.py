@@ -48,7 +48,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (0, 100, "mixup cutmix"),
     (1e-3, 100, "threshold"),  # diagonals of a cell
     (0, 100, "sharpness"),
-    (0, 16, "head_layers head_endpoints detection_layers"),
+    (0, 16, "head_layers head_endpoints detection_layers neck_tower"),
     (0, 64, "small_crops"),
     (2, 128, "grid"),
     (1, 1000, "nearest sinkhorn_iterations"),

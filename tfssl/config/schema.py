@@ -82,6 +82,8 @@ class Network:
       neck: fpn: a feature pyramid on the backbone's maps, published as p3, p4, ..., for detectors;
         --task=pixpro trains it. Default: none.
       neck_width: Channels of each level of the neck.
+      neck_tower: 3x3 convolutions after the neck, which all levels share, as a detector's head has
+        them; published as t3, t4, ... (FCOS: 4). Default: none.
     """
 
     heading = "Task and network"
@@ -92,6 +94,7 @@ class Network:
     init_module: Optional[str] = None
     neck: str = ""
     neck_width: int = 256
+    neck_tower: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

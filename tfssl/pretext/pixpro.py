@@ -103,8 +103,7 @@ class PixPro(Views):
         """The endpoints that are compared: a list of [N, h, w, D]."""
         names = self.levels
         if not names and isinstance(self.backbone, Necked):
-            own = [n for n in endpoints if n not in self.backbone.trunk.endpoint_names]
-            names = tuple(n for n in own if 1 not in endpoints[n].shape[1:3])
+            names = tuple(n for n in self.backbone.levels if 1 not in endpoints[n].shape[1:3])
         names = names or (last_map(self.backbone, endpoints, self.task),)
         kinds = self.backbone.endpoint_kinds
         wrong = [n for n in names if kinds.get(n) != "map" or 1 in endpoints[n].shape[1:3]]

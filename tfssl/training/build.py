@@ -52,6 +52,7 @@ def build_model(config: TrainConfig) -> Pretext:
         **given,
         neck=network.neck,
         neck_width=network.neck_width,
+        neck_tower=network.neck_tower,
         bn_sync=network.sync_batch_norm,
         bn_groups=bn_groups(config),
     )

@@ -203,6 +203,8 @@ def test_levels_are_the_published_ones_or_those_whose_sides_halve(scenes):
 
     assert chosen(**trunk) == ["block2+block3+block4"]
     assert chosen(**trunk, **levels) == ["p3+p4+p5+p6"]
+    tower = {name.replace("p", "t"): shape for name, shape in levels.items()}
+    assert chosen(**trunk, **levels, **tower) == ["t3+t4+t5+t6"]
     assert chosen(["block1", "block2"], **trunk) == chosen(["block1+block2"], **trunk)
     assert chosen(["block1", "block2"], **trunk) == ["block1+block2"]
     for names, message in ((["block2"], "two maps"), (["block1", "block3"], "sides halve")):

@@ -23,6 +23,7 @@ fine-tuned backbones: this protocol compares encoders, and its figures are not c
 
 import contextlib
 import io
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Optional
 
@@ -41,7 +42,7 @@ from tfssl.losses import replicas
 from tfssl.losses.detection import focal, overlaps
 
 RADIUS = 1.5  # of the locations around an object's center that are assigned to it, in strides
-PRIOR = 0.01  # initial probability of each class
+RARE = -math.log((1 - 0.01) / 0.01)  # the logit of the initial probability of each class
 # of the predictions: IoU that is suppressed, least score, number in an image
 OVERLAP, LEAST, MOST = 0.6, 0.01, 100
 
@@ -270,22 +271,35 @@ class DetectionTask(Task):
             batch["classes"] >= 0,
             self.stride(outputs),
         )
-        difficult = positive & tf.gather(batch["difficult"], owner, batch_dims=1)
-        positive &= ~difficult  # NxL
-        truth = tf.gather(batch["boxes"], owner, batch_dims=1)  # NxLx4
-        labels = tf.where(positive, tf.gather(batch["classes"], owner, batch_dims=1), -1)
-        positives = replicas.total(tf.reduce_sum(tf.cast(positive, logits.dtype)))
-        count = tf.maximum(positives, 1.0)
-        of_classes = focal(
-            logits, tf.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-        )  # NxLxK
-        of_classes = tf.reduce_sum(
-            tf.where(difficult[..., None], tf.zeros_like(of_classes), of_classes)
-        )
+        positive, truth, count, of_classes = self.of_objects(logits, owner, positive, batch)
         overlap, generalized = overlaps(boxes, tf.cast(truth, boxes.dtype))  # NxL each
         of_quality = tf.nn.sigmoid_cross_entropy_with_logits(tf.stop_gradient(overlap), quality)
         at_objects = tf.reduce_sum(tf.where(positive, 1 - generalized + of_quality, 0.0))
         return (of_classes + at_objects) / count
+
+    def of_objects(
+        self, logits: tf.Tensor, owner: tf.Tensor, positive: tf.Tensor, batch: Example
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """What an assignment means for the loss.
+
+        Args:
+          logits: of classes, [N, L, K].
+          owner: [N, L], the object of each location; positive: bool [N, L], whether there is one.
+          batch: targets.
+
+        Returns:
+          (bool [N, L], locations that have an object which is not difficult; their boxes [N, L, 4];
+          their number over all replicas, at least 1; the focal loss, summed over locations without
+          a difficult object).
+        """
+        difficult = positive & tf.gather(batch["difficult"], owner, batch_dims=1)
+        positive &= ~difficult
+        labels = tf.where(positive, tf.gather(batch["classes"], owner, batch_dims=1), -1)
+        losses = focal(logits, tf.one_hot(labels, logits.shape[-1], dtype=logits.dtype))  # NxLxK
+        losses = tf.where(difficult[..., None], tf.zeros_like(losses), losses)
+        count = replicas.total(tf.reduce_sum(tf.cast(positive, logits.dtype)))
+        truth = tf.gather(batch["boxes"], owner, batch_dims=1)
+        return positive, truth, tf.maximum(count, 1.0), tf.reduce_sum(losses)
 
     def split_outputs(self, outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """[N, h, w, K + 5] -> (logits of classes [N, L, K], boxes in pixels [N, L, 4], logits of
@@ -361,35 +375,37 @@ class Head(tf.keras.Model):
 
     def __init__(self, layers: int, units: int, classes: int) -> None:
         super().__init__()
-        conv = tf.keras.layers.Conv2D
-
-        def tower() -> tf.keras.Model:
-            block = lambda: [  # noqa: E731
-                conv(units, 3, padding="same", use_bias=False),
-                GroupNorm(groups=int(np.gcd(units, 32))),
-                tf.keras.layers.ReLU(),
-            ]
-            return tf.keras.Sequential(
-                [layer for _ in range(layers) for layer in block()] or [tf.keras.layers.ReLU()]
-            )
-
-        small, rare = (
-            lambda: tf.keras.initializers.RandomNormal(stddev=0.01),
-            -np.log((1 - PRIOR) / PRIOR),
-        )  # noqa: E731
-        self.of_classes, self.of_boxes = tower(), tower()
-        self.classes = conv(
-            classes,
-            3,
-            padding="same",
-            kernel_initializer=small(),
-            bias_initializer=tf.keras.initializers.Constant(rare),
-        )
-        self.boxes = conv(5, 3, padding="same", kernel_initializer=small())
+        self.of_classes, self.of_boxes = tower(layers, units), tower(layers, units)
+        self.classes, self.boxes = last(classes, RARE), last(5)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         boxes = self.boxes(self.of_boxes(x, training=training))
         return tf.concat([self.classes(self.of_classes(x, training=training)), boxes], -1)
+
+
+def tower(layers: int, units: int) -> tf.keras.Model:
+    """`layers` times a 3x3 convolution to `units` channels, GroupNorm and ReLU; a ReLU if 0."""
+    block = [
+        layer
+        for _ in range(layers)
+        for layer in (
+            tf.keras.layers.Conv2D(units, 3, padding="same", use_bias=False),
+            GroupNorm(groups=math.gcd(units, 32)),
+            tf.keras.layers.ReLU(),
+        )
+    ]
+    return tf.keras.Sequential(block or [tf.keras.layers.ReLU()])
+
+
+def last(channels: int, bias: float = 0.0) -> tf.keras.layers.Layer:
+    """The 3x3 convolution to a tower's predictions, small at first."""
+    return tf.keras.layers.Conv2D(
+        channels,
+        3,
+        padding="same",
+        kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01),
+        bias_initializer=tf.keras.initializers.Constant(bias),
+    )
 
 
 def locations(size: Sequence[int], shape: Sequence[int]) -> np.ndarray:

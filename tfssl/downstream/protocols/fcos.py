@@ -1,9 +1,10 @@
 """FCOS: an anchor-free detector on a pyramid of maps (Tian et al., ICCV 2019, arXiv 1904.01355),
 frozen or fine-tuned.
 
-    levels:      the pyramid that a module publishes (p3, p4, ...: `--neck=fpn`), or its three
-                 coarsest maps whose sides halve, and a new pyramid on them (`necks.FPN`, with
-                 GroupNorm), which adds one coarser level
+    levels:      the tower's levels that a module publishes (t3, t4, ...: `--neck_tower`), or its
+                 pyramid's (p3, p4, ...: `--neck=fpn`), or its three coarsest maps whose sides
+                 halve, and a new pyramid on them (`necks.FPN`, with GroupNorm), which adds one
+                 coarser level
     head:        `layers` times a 3x3 convolution to `units` channels, GroupNorm, ReLU; a tower for
                  classes and one for boxes, shared by all levels
     place:       the logit of each class; the distances to the four sides, stride * exp(s x) with a
@@ -44,21 +45,23 @@ from tfssl.downstream.protocols.detection import (
     LEAST,
     MOST,
     OVERLAP,
-    PRIOR,
     RADIUS,
+    RARE,
     Detection,
     DetectionTask,
     fitted,
+    last,
     locations,
+    tower,
 )
 from tfssl.downstream.results import Result
 from tfssl.errors import UserError
 from tfssl.losses import replicas
-from tfssl.losses.detection import centerness, focal, overlaps
+from tfssl.losses.detection import centerness, overlaps
 
 REACH = 8.0  # of a level, in strides: the farthest side of an object that is its
 BEST = 1000  # places of a level that non-maximum suppression sees
-_LEVEL = re.compile(r"p\d+")
+_LEVELS = (re.compile(r"t\d+"), re.compile(r"p\d+"))  # of a tower, else of its pyramid
 
 
 class FCOS(Detection):
@@ -100,7 +103,9 @@ class FCOS(Detection):
             if len(shape) == 3
         }
         if names is None:
-            found = [name for name in shapes if _LEVEL.fullmatch(name)] or pyramid(shapes)
+            found = pyramid(shapes)
+            for kind in reversed(_LEVELS):
+                found = [name for name in shapes if kind.fullmatch(name)] or found
         else:
             found = [one for name in names for one in self.levels(name)]
             unknown = [name for name in found if name not in shapes]
@@ -119,7 +124,9 @@ class FCOS(Detection):
 
     def run(self, data: Data[Source], endpoints: Sequence[str]) -> Iterator[Result]:
         for endpoint in endpoints:
-            self._published = all(_LEVEL.fullmatch(name) for name in self.levels(endpoint))
+            self._published = any(
+                all(kind.fullmatch(name) for name in self.levels(endpoint)) for kind in _LEVELS
+            )
             yield from super().run(data, [endpoint])
 
 
@@ -181,18 +188,7 @@ class FCOSTask(DetectionTask):
         logits, boxes, quality = self.split_outputs(outputs)
         places, strides, ranges = self.geometry(outputs)
         owner, positive = assign(places, strides, ranges, batch["boxes"], batch["classes"] >= 0)
-        difficult = positive & tf.gather(batch["difficult"], owner, batch_dims=1)
-        positive &= ~difficult  # NxL
-        truth = tf.gather(batch["boxes"], owner, batch_dims=1)  # NxLx4
-        labels = tf.where(positive, tf.gather(batch["classes"], owner, batch_dims=1), -1)
-        positives = replicas.total(tf.reduce_sum(tf.cast(positive, logits.dtype)))
-        count = tf.maximum(positives, 1.0)
-        of_classes = focal(
-            logits, tf.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-        )  # NxLxK
-        of_classes = tf.reduce_sum(
-            tf.where(difficult[..., None], tf.zeros_like(of_classes), of_classes)
-        )
+        positive, truth, count, of_classes = self.of_objects(logits, owner, positive, batch)
         central = centerness(tf.concat([places - truth[..., :2], truth[..., 2:] - places], -1))
         central = tf.where(positive, tf.cast(central, logits.dtype), 0.0)
         _, generalized = overlaps(boxes, tf.cast(truth, boxes.dtype))
@@ -273,35 +269,12 @@ class Head(tf.keras.Model):
 
     def __init__(self, layers: int, units: int, classes: int, neck_width: int = 0) -> None:
         super().__init__()
-        conv, groups = tf.keras.layers.Conv2D, int(np.gcd(units, 32))
         self.fpn: Any = None
         self._width = neck_width
-
-        def tower() -> tf.keras.Model:
-            block = [
-                layer
-                for _ in range(layers)
-                for layer in (
-                    conv(units, 3, padding="same", use_bias=False),
-                    GroupNorm(groups=groups),
-                    tf.keras.layers.ReLU(),
-                )
-            ]
-            return tf.keras.Sequential(block or [tf.keras.layers.ReLU()])
-
-        def last(channels: int, bias: float) -> tf.keras.layers.Layer:
-            return conv(
-                channels,
-                3,
-                padding="same",
-                kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01),
-                bias_initializer=tf.keras.initializers.Constant(bias),
-            )
-
-        self.of_classes, self.of_boxes = tower(), tower()
-        self.classes = last(classes, -math.log((1 - PRIOR) / PRIOR))
+        self.of_classes, self.of_boxes = tower(layers, units), tower(layers, units)
+        self.classes = last(classes, RARE)
         # 4 strides at first, the middle of a level's range being 4 to 8 of the farthest side
-        self.sides, self.quality = last(4, math.log(4.0)), last(1, 0.0)
+        self.sides, self.quality = last(4, math.log(4.0)), last(1)
         self.factors: list[tf.Variable] = []
 
     def build(self, shapes: list[tuple[int | None, ...]]) -> None:
