@@ -2,6 +2,11 @@
 random initialization and raw pixels.
 
     python studies/dense.py --bccd boxes:bccd --camvid masks:camvid --out runs/dense --seeds 0,1,2
+    python studies/dense.py --bccd_detector boxes:bccd --glyphs '' --tasks random,simclr,pixpro,pixpro_fpn --out runs/dense
+
+--bccd_detector asks it of a whole detector that is fine-tuned: FCOS with a new neck on a trunk, or
+with the neck that `pixpro_fpn` trained on as many images: does it help to pretrain the detector's
+own layers?
 
 Three small data sets: blood cells (BCCD, boxes; 205 images to learn from, 87 to choose on, 72 to
 test), streets (CamVid, masks; 60, 20 and 30 in the pack), and `glyphs` (both; heads learn from
@@ -10,8 +15,8 @@ training images, tfssl-export, tfssl-eval with every map; see studies/cells.py f
 where it was stopped.
 
 How to read the table: AP50 of detection and mIoU of segmentation on the test images, in percent, at
-the endpoint that the validation images chose; frozen trunks. A task helps where its lower figure is
-above random initialization's and above raw pixels, in each seed.
+the endpoint that the validation images chose; frozen trunks, except in --bccd_detector. A task
+helps where its lower figure is above random initialization's and above raw pixels, in each seed.
 """
 
 import argparse
@@ -24,10 +29,11 @@ CROPS = "--image_size=96 --resize=240 --augmentation=simclr"
 # Blood cells look alike, and so do street scenes: with all of SimCLR's colors and small crops no
 # view can be told (0.7 and 2 % of pairs, chance 0.8). Strength, area and rate are, for each, those
 # of two tries with the better figure on the validation images.
+BCCD = f"{CROPS} --strength=0.15 --min_area=0.15 --learning_rate=0.01"
 DATA = {  # data set: (protocols, training flags, evaluation flags)
     "bccd": (
         "detection",
-        f"{CROPS} --strength=0.15 --min_area=0.15 --learning_rate=0.01",
+        BCCD,
         "--train_split=train --val_split=val --test_split=test --dense_size=240,320 "
         "--dense_epochs=20 --detection_layers=1 "
         "--detection_units=64",
@@ -46,13 +52,23 @@ DATA = {  # data set: (protocols, training flags, evaluation flags)
         "--dense_epochs=20 --dense_batch_size=32 "
         "--detection_layers=1 --detection_units=64",
     ),
+    "bccd_detector": (
+        "fcos",
+        BCCD,
+        "--train_split=train --val_split=val --test_split=test --dense_size=240,320 "
+        "--dense_trunk=fine_tuned --dense_trunk_rate=0.3 --dense_epochs=6 --detection_layers=1 "
+        "--detection_units=64 --fcos_neck_width=64",
+    ),
 }
 NETWORK = "--backbone=resnet18_v2 --width_multiplier=0.25 --bn_momentum=0.9"
+PIXPRO = "--task=pixpro --projection_hidden=512 --projection_size=128 --target_momentum=0.97"
 TASKS = {
     "random": "--task=simclr",
     "simclr": "--task=simclr --temperature=0.2",
     "moco": "--task=moco --queue_size=2048 --temperature=0.1",
     "byol": "--task=byol",
+    "pixpro": f"{PIXPRO} --map_endpoints=block3",
+    "pixpro_fpn": f"{PIXPRO} --neck=fpn --neck_width=64",
 }
 TRAINING = (
     "--batch_size=64 --lr_scaling=64 --schedule=cosine --warmup_epochs=1 --weight_decay=1e-4 "
@@ -70,6 +86,7 @@ def main():
     parser.add_argument(
         "--camvid", default="", help="its source, such as masks:camvid; empty: without it"
     )
+    parser.add_argument("--bccd_detector", default="", help="its source again; empty: without it")
     parser.add_argument("--glyphs", default="glyphs", help="empty: without it")
     parser.add_argument("--out", default="runs/dense")
     parser.add_argument("--tasks", default="random,simclr")
@@ -127,10 +144,11 @@ def table(rows):
     columns, lines = {}, []
     for row in sorted(rows, key=lambda row: (row["data"], row["task"], row["seed"])):
         for protocol, of in row["results"].items():
-            value, pixels = 100 * of["values"][of["chosen"]], 100 * of["values"]["pixels"]
+            value, pixels = 100 * of["values"][of["chosen"]], of["values"].get("pixels")
             found = columns.setdefault((row["data"], protocol), {})
             found.setdefault(row["task"], {})[row["seed"]] = value
-            found.setdefault("pixels", {})[row["seed"]] = pixels
+            if pixels is not None:  # which have no pyramid
+                found.setdefault("pixels", {})[row["seed"]] = 100 * pixels
             found.setdefault("random's best on test", {})
             if row["task"] == "random":
                 found["random's best on test"][row["seed"]] = 100 * max(
@@ -144,7 +162,7 @@ def table(rows):
                     row["seed"],
                     of["chosen"],
                     f"{value:.1f}",
-                    f"{pixels:.1f}",
+                    "" if pixels is None else f"{100 * pixels:.1f}",
                 ]
             )
 
@@ -158,12 +176,12 @@ def table(rows):
             if encoder in TASKS and encoder != "random":
                 for baselines in (("random", "pixels"), ("random's best on test",)):
                     gains = [
-                        values[seed] - max(found[b][seed] for b in baselines)
+                        values[seed] - max(found[b][seed] for b in baselines if b in found)
                         for seed in values
                         if seed in found.get("random", {})
                     ]
                     if gains:
-                        above = " and ".join(baselines)
+                        above = " and ".join(b for b in baselines if b in found)
                         margins.append(
                             f"{data}, {protocol}, {encoder}: at least {min(gains):+.1f} above "
                             f"{above} ({len(gains)} seeds)."
