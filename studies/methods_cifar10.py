@@ -5,8 +5,8 @@ raw pixels and supervised training.
     python studies/methods_cifar10.py --data folder:cifar10 --out runs/short --short
     python studies/methods_cifar10.py --out docs/cifar10 --plot docs/cifar10/methods.svg         # the README's picture, trains nothing
 
---short is the same table after 600 steps of 128 images in float32: minutes depend on the processor,
-steps do not.
+--short is the same table after 600 steps of 128 images in float32, or as many as PACE says of a
+method that needs more: minutes depend on the processor, steps do not.
 
 Each line of OUT/results.jsonl is one encoder: tfssl-train with the method's cifar10_cpu.flags,
 tfssl-export, tfssl-eval; see studies/cells.py for how it goes on where it was stopped. How to read
@@ -27,18 +27,27 @@ import cells
 
 FLAGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "flags")
 METHODS = (
-    "random", "rotation", "exemplar_cnn", "instance_discrimination", "pirl", "simclr", "moco",
+    "random", "rotation", "exemplar_cnn", "instance_discrimination", "pirl", "simclr", "dcl", "moco",
     "infomin", "byol", "simsiam", "swav", "barlow_twins", "vicreg", "nnclr", "moco_v3", "dino",
     "lejepa", "cmc", "split_brain", "clsa", "pic", "pixpro", "deepcluster", "deepcluster_v2", "local_aggregation",
-    "sup_con", "supervised",
+    "sup_con", "supervised", "vit_random", "vit_lejepa", "vit_simclr", "vit_dino",
 )  # fmt: skip
-OWN = {
-    "random": "cifar10/rotation.flags",
-    "rotation": "cifar10/rotation.flags",
-    "supervised": "cifar10/supervised.flags",
+OWN = {  # flagfile, and what is added to it
+    "random": ("cifar10/rotation.flags",),
+    "rotation": ("cifar10/rotation.flags",),
+    "supervised": ("cifar10/supervised.flags",),
+    "dcl": ("simclr/cifar10_cpu.flags", "--decoupled"),
+    "vit_random": ("lejepa/cifar10_vit_cpu.flags",),
+    "vit_lejepa": ("lejepa/cifar10_vit_cpu.flags",),
+    "vit_simclr": ("simclr/cifar10_vit_cpu.flags",),
+    "vit_dino": ("dino/cifar10_vit_cpu.flags",),
 }
 PROTOCOLS = ("logistic", "knn")
-SHORT = "--train_steps=600 --batch_size=128 --precision=float32"
+PACE = {  # steps of --short
+    "dcl": 1200, "barlow_twins": 1200, "vicreg": 1200, "nnclr": 1200, "moco_v3": 1200, "dino": 1200, "lejepa": 1200,
+    "cmc": 2400, "split_brain": 2400, "clsa": 1200, "pic": 2400, "pixpro": 1200,
+    "deepcluster": 3000, "deepcluster_v2": 1200, "local_aggregation": 2400,
+}  # fmt: skip
 
 
 def main():
@@ -55,7 +64,7 @@ def main():
         "--labels", type=int, default=10000, help="training images of the evaluation"
     )
     parser.add_argument(
-        "--short", action="store_true", help=f"train with {SHORT}, after each method's own flags"
+        "--short", action="store_true", help="600 steps, or those of PACE, of 128 images in float32"
     )
     parser.add_argument("--extra", default="", help="more training flags, separated by blanks")
     parser.add_argument("--hours", type=float, help="begin no cell that would end after so long")
@@ -66,7 +75,6 @@ def main():
     args = parser.parse_args()
     if args.plot:
         return plot(cells.read(args.out), args.plot)
-    args.extra = " ".join(filter(None, [SHORT if args.short else "", args.extra]))
     todo = [
         {"method": method, "seed": int(seed)}
         for seed in args.seeds.split(",")
@@ -85,15 +93,20 @@ def main():
 def measure(method, seed, args, call):
     """One encoder: what its line says. The folder of its run is removed at the end."""
     run = os.path.join(args.out, f"{method}-{seed}")
-    flagfile = os.path.join(FLAGS, OWN.get(method, f"{method}/cifar10_cpu.flags"))
+    flagfile, *own = OWN.get(method, (f"{method}/cifar10_cpu.flags",))
+    extra = args.extra.split()
+    if args.short:
+        steps = PACE.get(method, 600)
+        extra = [f"--train_steps={steps}", "--batch_size=128", "--precision=float32", *extra]
     given = [
-        f"--flagfile={flagfile}",
+        f"--flagfile={os.path.join(FLAGS, flagfile)}",
         f"--dataset={args.data}",
         f"--seed={seed}",
-        *args.extra.split(),
+        *own,
+        *extra,
     ]
     begun, minutes = time.perf_counter(), None
-    if method == "random":
+    if method in ("random", "vit_random"):
         call("export", "--random_init", *given, f"--export_dir={run}/module")
     else:
         call("train", *given, f"--workdir={run}")
@@ -105,7 +118,7 @@ def measure(method, seed, args, call):
         f"--protocol={','.join(PROTOCOLS)}", f"--seed={seed}", f"--workdir={run}/eval", "--nocache",
     )  # fmt: skip
     results = cells.results_of(f"{run}/eval")
-    row = {"labels": args.labels, "training_minutes": minutes, "extra": args.extra}
+    row = {"labels": args.labels, "training_minutes": minutes, "extra": " ".join(extra)}
     for protocol in PROTOCOLS:
         found = [r for r in results if r["protocol"] == protocol]
         own = [r for r in found if r["endpoint"] != "pixels"]
@@ -120,6 +133,14 @@ def table(rows):
     baselines; and a line per encoder."""
     rows = sorted(rows, key=lambda r: (METHODS.index(r["method"]), r["seed"]))
     random = {r["seed"]: r for r in rows if r["method"] == "random"}
+    untrained = {(r["method"], r["seed"]): r for r in rows if r["method"].endswith("random")}
+
+    def without(r):
+        """The untrained network beside it."""
+        return untrained.get(
+            ("vit_random" if r["method"].startswith("vit") else "random", r["seed"])
+        )
+
     means = []
     for method in dict.fromkeys(r["method"] for r in rows):
         mine = [r for r in rows if r["method"] == method]
@@ -127,10 +148,10 @@ def table(rows):
             cells.mean_and_range([100 * best(r, protocol) for r in mine]) for protocol in PROTOCOLS
         ]
         above = [
-            best(r, protocol) - max(best(random[r["seed"]], protocol), r[protocol]["pixels"])
+            best(r, protocol) - max(best(without(r), protocol), r[protocol]["pixels"])
             for r in mine
             for protocol in PROTOCOLS
-            if method != "random" and r["seed"] in random
+            if not method.endswith("random") and without(r)
         ]
         means.append(
             [method, len(mine), *shown, f"{100 * min(above):+.1f}" if above else "", took(mine)]
