@@ -57,21 +57,28 @@ def main():
     parser.add_argument(
         "--data", default="tfds:cifar10", help="a source with splits train and test"
     )
-    parser.add_argument("--out", default="runs/methods", help="folder for runs and results")
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument(
         "--labels", type=int, default=10000, help="training images of the evaluation"
     )
+    parser.set_defaults(held_out=4000, evaluation=())
     parser.add_argument(
         "--short", action="store_true", help="600 steps, or those of PACE, of 128 images in float32"
     )
     parser.add_argument("--extra", default="", help="more training flags, separated by blanks")
-    parser.add_argument("--hours", type=float, help="begin no cell that would end after so long")
-    parser.add_argument("--processes", type=int, default=1, help="cells side by side")
     parser.add_argument(
         "--plot", help="draw OUT/results.jsonl into this SVG file, and do nothing else"
     )
+    run(parser, "runs/methods", METHODS, "0,1,2")
+
+
+def run(parser, out, methods, seeds):
+    """Measure what the command line asks of a parser that knows a study's own settings, and print
+    the table, or draw it; `out`, `methods` and `seeds` are defaults."""
+    parser.add_argument("--out", default=out, help="folder for runs and results")
+    parser.add_argument("--methods", default=",".join(methods))
+    parser.add_argument("--seeds", default=seeds)
+    parser.add_argument("--hours", type=float, help="begin no cell that would end after so long")
+    parser.add_argument("--processes", type=int, default=1, help="cells side by side")
     args = parser.parse_args()
     if args.plot:
         return plot(cells.read(args.out), args.plot)
@@ -114,8 +121,9 @@ def measure(method, seed, args, call):
         call("export", f"--workdir={run}", f"--export_dir={run}/module")
     call(
         "evaluate", f"--module={run}/module", f"--flagfile={FLAGS}/cifar10/eval.flags", f"--dataset={args.data}",
-        f"--train_split=train[:{args.labels}]", f"--val_split=train[{args.labels}:{args.labels + 4000}]",
+        f"--train_split=train[:{args.labels}]", f"--val_split=train[{args.labels}:{args.labels + args.held_out}]",
         f"--protocol={','.join(PROTOCOLS)}", f"--seed={seed}", f"--workdir={run}/eval", "--nocache",
+        *args.evaluation,
     )  # fmt: skip
     results = cells.results_of(f"{run}/eval")
     row = {"labels": args.labels, "training_minutes": minutes, "extra": " ".join(extra)}
