@@ -101,6 +101,26 @@ def results_of(folder):
         return json.load(f)["results"]
 
 
+def by_endpoint(folder, protocols):
+    """The accuracies of an evaluation's workdir: {protocol: {endpoint: value, in [0, 1]},
+    protocol_best: the endpoint that the validation images chose, "pixels" apart}."""
+    row = {}
+    for protocol in protocols:
+        found = [r for r in results_of(folder) if r["protocol"] == protocol]
+        own = [r for r in found if r["endpoint"] != "pixels"]
+        row[protocol] = {r["endpoint"]: r["value"] for r in found}
+        row[f"{protocol}_best"] = max(own, key=lambda r: r["val_value"])["endpoint"]
+    return row
+
+
+def options(parser, out, seeds="0,1,2"):
+    """Adds what every study's command line has; `out` and `seeds` are defaults."""
+    parser.add_argument("--out", default=out, help="folder for runs and results")
+    parser.add_argument("--seeds", default=seeds)
+    parser.add_argument("--hours", type=float, help="begin no cell that would end after so long")
+    parser.add_argument("--processes", type=int, default=1, help="cells side by side")
+
+
 def mean_and_range(values):
     """Mean and, of several, range: "52.3 (50.8 to 53.1)"; "" of none. `values`: a list or array of
     numbers, in percent."""

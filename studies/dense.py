@@ -88,12 +88,9 @@ def main():
     )
     parser.add_argument("--bccd_detector", default="", help="its source again; empty: without it")
     parser.add_argument("--glyphs", default="glyphs", help="empty: without it")
-    parser.add_argument("--out", default="runs/dense")
     parser.add_argument("--tasks", default="random,simclr")
-    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=1500, help="training steps of 64 images")
-    parser.add_argument("--hours", type=float, help="begin no cell that would end after so long")
-    parser.add_argument("--processes", type=int, default=1, help="cells side by side")
+    cells.options(parser, "runs/dense")
     args = parser.parse_args()
     sources = {name: getattr(args, name) for name in DATA if getattr(args, name)}
     todo = [

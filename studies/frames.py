@@ -56,17 +56,14 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photos", default="imagenette", help="folder with train/CLASS, val/CLASS")
-    parser.add_argument("--out", default="runs/frames", help="folder for runs and results")
     parser.add_argument("--rows", default=";".join(ROWS), help="rows of the table, by semicolons")
-    parser.add_argument("--seeds", default="0")
     parser.add_argument("--sequences", type=int, default=2000, help="photographs that are filmed")
     parser.add_argument("--length", type=int, default=12, help="frames of a sequence")
     parser.add_argument("--gap", type=int, default=6, help="--max_gap, and --max_span, in frames")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--labels", type=int, default=2000, help="training images of the probes")
-    parser.add_argument("--hours", type=float, help="begin no cell that would end after so long")
-    parser.add_argument("--processes", type=int, default=1, help="cells side by side")
+    cells.options(parser, "runs/frames", "0")
     parser.add_argument("--table", action="store_true", help="print the table, and train nothing")
     args = parser.parse_args()
     if not args.table:
@@ -139,13 +136,8 @@ def measure(row, seed, args, call):
         f"--protocol={','.join(PROTOCOLS)}", f"--seed={seed}", f"--workdir={run}/eval",
         "--nocache",
     )  # fmt: skip
-    results = cells.results_of(f"{run}/eval")
     line = {"steps": args.steps, "batch_size": args.batch_size, "gap": args.gap}
-    for protocol in PROTOCOLS:
-        found = [r for r in results if r["protocol"] == protocol]
-        trained = [r for r in found if r["endpoint"] != "pixels"]
-        line[protocol] = {r["endpoint"]: r["value"] for r in found}
-        line[f"{protocol}_best"] = max(trained, key=lambda r: r["val_value"])["endpoint"]
+    line |= cells.by_endpoint(f"{run}/eval", PROTOCOLS)
     shutil.rmtree(run)
     return line
 

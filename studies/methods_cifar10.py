@@ -74,11 +74,8 @@ def main():
 def run(parser, out, methods, seeds):
     """Measure what the command line asks of a parser that knows a study's own settings, and print
     the table, or draw it; `out`, `methods` and `seeds` are defaults."""
-    parser.add_argument("--out", default=out, help="folder for runs and results")
     parser.add_argument("--methods", default=",".join(methods))
-    parser.add_argument("--seeds", default=seeds)
-    parser.add_argument("--hours", type=float, help="begin no cell that would end after so long")
-    parser.add_argument("--processes", type=int, default=1, help="cells side by side")
+    cells.options(parser, out, seeds)
     args = parser.parse_args()
     if args.plot:
         return plot(cells.read(args.out), args.plot)
@@ -125,13 +122,8 @@ def measure(method, seed, args, call):
         f"--protocol={','.join(PROTOCOLS)}", f"--seed={seed}", f"--workdir={run}/eval", "--nocache",
         *args.evaluation,
     )  # fmt: skip
-    results = cells.results_of(f"{run}/eval")
     row = {"labels": args.labels, "training_minutes": minutes, "extra": " ".join(extra)}
-    for protocol in PROTOCOLS:
-        found = [r for r in results if r["protocol"] == protocol]
-        own = [r for r in found if r["endpoint"] != "pixels"]
-        row[protocol] = {r["endpoint"]: r["value"] for r in found}
-        row[f"{protocol}_best"] = max(own, key=lambda r: r["val_value"])["endpoint"]
+    row |= cells.by_endpoint(f"{run}/eval", PROTOCOLS)
     shutil.rmtree(run)
     return row
 
