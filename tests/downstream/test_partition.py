@@ -75,6 +75,29 @@ def test_each_class_stays_in_the_fitted_part():
     assert sorted(labels[val]) == [1, 2]  # at least one of a class of two or more
 
 
+@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.9])
+def test_sequences_are_held_out_whole(fraction):
+    """Of each class as many as make up the fraction, and one is left; class 3 has but one."""
+    rng = np.random.default_rng(0)
+    lengths, classes = rng.integers(1, 30, 60), np.append(np.arange(59) % 3, 3)
+    sequences = np.repeat(np.arange(60), lengths)
+    order = rng.permutation(len(sequences))
+    sequences, labels = sequences[order], np.repeat(classes, lengths)[order]
+    fit, val = stratified(labels, sequences, fraction, seed=3)
+    assert sorted([*fit, *val]) == list(range(len(labels)))
+    assert not set(sequences[fit]) & set(sequences[val]) and not (labels[val] == 3).any()
+    assert set(labels[fit]) == {0, 1, 2, 3} and set(labels[val]) == {0, 1, 2}
+    for label in range(3):
+        size, held = (labels == label).sum(), (labels[val] == label).sum()
+        wanted = max(round(size * fraction), 1)
+        left = set(sequences[fit][labels[fit] == label])
+        assert held < wanted + 29 and (held >= wanted or len(left) == 1)
+    train = features(labels)
+    train.sequences = sequences
+    part = split(train, train, val_fraction=fraction, seed=3)
+    np.testing.assert_array_equal(part.val, val)
+
+
 def test_split_stays_within_the_labels_used():
     train = features(LABELS)
     part = split(train, train, train_labels=100, val_fraction=0.2, seed=1)

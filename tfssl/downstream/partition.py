@@ -58,7 +58,8 @@ def split(
                 "choose on"
             )
         return Split(rows, rows, held, val)
-    fit, held = stratified(train.labels[rows], train.index[rows], val_fraction, seed)
+    units = train.index if train.sequences is None else train.sequences
+    fit, held = stratified(train.labels[rows], units[rows], val_fraction, seed)
     return Split(rows, rows[fit], rows[held], train)
 
 
@@ -237,32 +238,44 @@ def balanced(labels: np.ndarray, index: np.ndarray, count: int, seed: int) -> np
 
 
 def stratified(
-    labels: np.ndarray, index: np.ndarray, fraction: float, seed: int
+    labels: np.ndarray, units: np.ndarray, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split rows into (fit, val): `fraction` of each class, rounded, goes to val; at least one
-    image of each class stays in fit. A fraction of 0 leaves val empty.
+    """Split rows into (fit, val): `fraction` of each class, rounded, goes to val, or as many more
+    rows as their last unit has; at least one unit of each class stays in fit. A fraction of 0
+    leaves val empty.
+
+    Args:
+      labels: int [N], in 0..C-1.
+      units: int [N], what goes to val whole: the position of the image, or the sequence of the
+        frame.
 
     Returns:
-      two int arrays of rising row numbers. A class of one image has none in val.
+      two int arrays of rising row numbers. A class of one unit has none in val.
     """
     if not 0 <= fraction < 1:
         raise UserError(
             f"val_fraction={fraction}: give the part of the training labels that choices are made "
             "on, between 0 and 1"
         )
+    if not fraction:
+        return np.arange(len(labels)), np.array([], int)
     sizes = np.bincount(labels)
-    held_out = (
-        np.minimum(np.maximum(np.round(sizes * fraction), 1), sizes - 1)
-        if fraction
-        else np.zeros(len(sizes))
-    )
-    val = rank_within_class(labels, draws(index, seed, 2)) < held_out[labels]
+    held_out = np.maximum(np.round(sizes * fraction), 1)[labels]
+    drawn = draws(units, seed, 2)
+    order = np.lexsort((drawn, labels))
+    parted = (np.diff(drawn[order]) != 0) | (np.diff(labels[order]) != 0)
+    first = np.flatnonzero(np.concatenate([[True], parted]))  # of each unit of each class, in order
+    counts = np.diff([*first, len(labels)])
+    start = np.repeat(rank_within_class(labels, drawn)[order][first], counts)  # rows before a unit
+    rank, last = np.empty(len(labels), int), np.empty(len(labels), bool)
+    rank[order], last[order] = start, start + np.repeat(counts, counts) == sizes[labels[order]]
+    val = (rank < held_out) & ~last
     return np.flatnonzero(~val), np.flatnonzero(val)
 
 
 def draws(index: np.ndarray, seed: int, *stream: int) -> np.ndarray:
-    """A random number for each image, float [N], a function of its position in the split and the
-    seeds alone."""
+    """A random number for each image, float [N], a function of its position in the split, or of its
+    sequence, and the seeds alone."""
     return np.random.default_rng([seed, *stream]).random(int(index.max()) + 1)[index]
 
 

@@ -117,6 +117,7 @@ def check_labels(
             source.class_names,
             partition.described(source),
             targets=None if targets is None else targets[rows["index"]],
+            sequences=features.sequences(source, rows["index"]),
         )
     data = Data(parts["train"], parts["test"], parts.get("val"), **data_settings)
     for protocol in protocols:

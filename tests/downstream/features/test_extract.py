@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny_modules
+from sequences import Sequences
 
 import tfssl
 from tfssl.downstream.features import extract as features
@@ -77,6 +78,16 @@ def test_pixels(module, source, pictures):
     np.testing.assert_allclose(
         found.endpoints["pixels"], crops(source, pictures, range(11)).reshape(11, -1), atol=1e-6
     )
+
+
+def test_frames_know_their_sequences(module):
+    """By which a validation part takes or leaves them whole; of images there are none."""
+    frames = Sequences([3, 5, 4])
+    found = extract(module, frames, ["pixels"], batch_size=4, progress=False)
+    assert found.sequences.dtype == np.int64
+    np.testing.assert_array_equal(found.sequences, frames.sequences()[found.index])
+    lost = features.sequences(frames, np.array([11, 2]))
+    np.testing.assert_array_equal(lost, frames.sequences()[[11, 2]])
 
 
 def test_large_pixels_are_averaged(module, source, pictures):

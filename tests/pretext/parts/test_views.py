@@ -185,6 +185,7 @@ class Colored(Sequences):
     [
         ("simclr", {}),
         ("swav", {"prototypes": 5, "small_crops": 3, "small_size": 8}),
+        ("deepcluster_v2", {"clusters": 5, "small_crops": 3, "small_size": 8, "num_images": 40}),
         ("infomin", {"jigsaw_size": 24, "jigsaw_patch_size": 7, "jigsaw_augmentation": "crop"}),
         ("simclr", {"augment_on": "host"}),
     ],

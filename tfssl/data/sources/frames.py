@@ -12,8 +12,8 @@ two. Each frame is an image of the split, in which those of a sequence are sprea
 order of time: batches of an evaluation, like those of training, are of many sequences. `Clips` puts
 several frames of one into an example, for tasks that ask for them.
 
-Of labeled frames, slices are the way to hold some out: a random part, such as --val_fraction takes,
-is of single frames, whose neighbors are elsewhere.
+What `--val_fraction` holds out of labeled frames are whole sequences too; a random subset of the
+images (`--train_labels`, `--train_subset`) is of single frames.
 
 Videos become such folders by `ffmpeg -i walk.mp4 -q:v 2 PATH/walk/%06d.jpg` (`-vf fps=5`: five
 frames a second).

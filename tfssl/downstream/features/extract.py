@@ -65,6 +65,8 @@ class Features:
         images.
       targets: int8 [N, C] of multi-label images: 1 positive, -1 negative, 0 difficult; None where
         images have one label each, or none.
+      sequences: int64 [N], the sequence that each frame belongs to, of which validation takes all
+        frames or none; None where images are not frames.
     """
 
     endpoints: dict[str, np.ndarray]
@@ -77,6 +79,7 @@ class Features:
     seconds: float = 0.0
     images: Optional[Encoder] = None
     targets: Optional[np.ndarray] = None
+    sequences: Optional[np.ndarray] = None
 
     def __post_init__(self) -> None:
         self._sound: set[str] = set()  # endpoints that have passed `check`
@@ -250,6 +253,7 @@ def extract(
         seconds=time.time() - start if passes else 0.0,
         images=images,
         targets=None if targets is None else targets[rows["index"]],
+        sequences=sequences(source, rows["index"]),
     )
     refused = [line for line in (_reason(extracted, name) for name in wanted) if line]
     if refused and len(refused) == len([name for name in wanted if name != PIXELS]):
@@ -525,6 +529,12 @@ def _fill(
 
 def _joined(labels: list[np.ndarray], index: list[np.ndarray]) -> Rows:
     return {"labels": np.concatenate(labels), "index": np.concatenate(index)}
+
+
+def sequences(source: Source, index: np.ndarray) -> Optional[np.ndarray]:
+    """The sequence of each of some images, int64 [n]; None where they are not frames."""
+    known = "frames" in source.provides and source.random_access
+    return source.sequences()[index] if known else None
 
 
 def lost(source: Source, index: npt.ArrayLike) -> np.ndarray:
