@@ -212,9 +212,9 @@ class Problem:
         return product / self.count
 
 
-def in_chunks(rows: np.ndarray, dims: int) -> list[np.ndarray]:
-    """Row numbers in chunks whose features have at most _CHUNK_VALUES values."""
-    size = max(_CHUNK_VALUES // dims, 1)
+def in_chunks(rows: np.ndarray, dims: int, values: Optional[int] = None) -> list[np.ndarray]:
+    """Row numbers in chunks whose features have at most `values` values; None: 2^25."""
+    size = max((values or _CHUNK_VALUES) // dims, 1)
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
