@@ -529,7 +529,10 @@ def _joined(labels: list[np.ndarray], index: list[np.ndarray]) -> Rows:
 
 def lost(source: Source, index: npt.ArrayLike) -> np.ndarray:
     """Names of the images that are missing in `index`."""
-    missing = np.setdiff1d(np.arange(source.num_examples), index)
+    positions = _positions(source)
+    missing = np.setdiff1d(
+        np.arange(source.num_examples) if positions is None else positions, index
+    )
     return np.array([source.name(int(i)) for i in missing], str)
 
 
