@@ -81,6 +81,11 @@ class Features:
     def __post_init__(self) -> None:
         self._sound: set[str] = set()  # endpoints that have passed `check`
 
+    @property
+    def strategy(self) -> tf.distribute.Strategy:
+        """The one that they were extracted by; the current one without images."""
+        return self.images.strategy if self.images else tf.distribute.get_strategy()
+
     def check(self, names: Iterable[str]) -> None:
         """Raise UserError unless these endpoints are finite [N, D], with a row for each label."""
         for name in set(names) - self._sound:

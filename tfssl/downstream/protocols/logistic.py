@@ -19,6 +19,7 @@ from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.results import Result
 from tfssl.downstream.solvers.lbfgs import Fit, Moments, Problem, Rows, in_chunks, moments
+from tfssl.downstream.solvers.shares import Replicas
 from tfssl.errors import UserError
 
 
@@ -68,20 +69,25 @@ class Logistic(Protocol[Features]):
         return part
 
     def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
-        part = self._split(data)
+        part, replicas = self._split(data), Replicas(data.train.strategy)
         for endpoint in endpoints:
-            yield self._evaluate(data.train, data.test, endpoint, part)
+            yield self._evaluate(data.train, data.test, endpoint, part, replicas)
 
     def _evaluate(
-        self, train: Features, test: Features, endpoint: str, part: partition.Split
+        self,
+        train: Features,
+        test: Features,
+        endpoint: str,
+        part: partition.Split,
+        replicas: Replicas,
     ) -> Result:
         start, features = time.time(), train.endpoints[endpoint]
         scale = moments(features, part.rows) if self.standardize else None
         classes, labels = np.unique(train.labels, return_inverse=True)
-        fit_rows = Rows(features, labels, part.fit, scale)
+        fit_rows = Rows(features, labels, part.fit, scale, replicas)
         # of the rows `part.val`, which are of these classes
         held = np.searchsorted(classes, part.held.labels)
-        val_rows = Rows(part.held.endpoints[endpoint], held, part.val, scale)
+        val_rows = Rows(part.held.endpoints[endpoint], held, part.val, scale, replicas)
 
         problem = Problem([fit_rows], len(classes), self.precondition)
         start_at = None
@@ -179,12 +185,20 @@ def evaluate(rows: Rows, fit: Fit) -> tuple[float, float]:
     right, loss = 0, 0.0
     w, b = tf.constant(fit.weights, rows.dtype), tf.constant(fit.bias, rows.dtype)
     for x, y in rows.chunks:
-        logits = tf.cast(x, w.dtype) @ w + b  # NxC
-        right += int(tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == y, tf.int32)))
-        loss += float(
-            tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits))
-        )
+        of_chunk = rows.replicas.sum(_right_and_loss, x, y, w, b)
+        right, loss = right + int(of_chunk[0]), loss + float(of_chunk[1])
     return right / rows.count, loss / rows.count
+
+
+def _right_and_loss(
+    x: tf.Tensor, y: tf.Tensor, w: tf.Tensor, b: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sums over the rows that have a label."""
+    logits = tf.cast(x, w.dtype) @ w + b  # NxC
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(y, 0), logits)
+    loss *= tf.cast(y >= 0, w.dtype)
+    right = tf.cast(tf.argmax(logits, 1, tf.int32) == y, tf.int32)
+    return tf.reduce_sum(right), tf.reduce_sum(loss)
 
 
 def predict(features: np.ndarray, fit: Fit, scale: Optional[Moments] = None) -> np.ndarray:
