@@ -167,6 +167,11 @@ def test_replicas_give_the_objective_and_heads_of_one_device(resident, replicas,
         for name in ("weights", "bias", "loss"):
             ours, theirs = (getattr(fit, name) for fit in fits)
             np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+        classes = [
+            logistic.predict(x, fits[1], moments_of_rows, Replicas(each))
+            for each in (replicas, None)
+        ]
+        np.testing.assert_array_equal(*classes)
         told = [logistic.evaluate(p.parts[0], fit) for p, fit in zip((several, one), fits)]
         np.testing.assert_allclose(told[0], told[1], rtol=1e-9)
 

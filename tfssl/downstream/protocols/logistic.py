@@ -103,7 +103,7 @@ class Logistic(Protocol[Features]):
                 l2, self.max_iterations, start_at
             )
 
-        predicted = classes[predict(test.endpoints[endpoint], final, scale)]
+        predicted = classes[predict(test.endpoints[endpoint], final, scale, replicas)]
         return Result(
             protocol=self.name,
             endpoint=endpoint,
@@ -201,13 +201,22 @@ def _right_and_loss(
     return tf.reduce_sum(right), tf.reduce_sum(loss)
 
 
-def predict(features: np.ndarray, fit: Fit, scale: Optional[Moments] = None) -> np.ndarray:
+def predict(
+    features: np.ndarray,
+    fit: Fit,
+    scale: Optional[Moments] = None,
+    replicas: Optional[Replicas] = None,
+) -> np.ndarray:
     """The most likely class of each row of float [N, D]: int64 [N]."""
+    replicas = replicas or Replicas()
     labels, predicted = np.zeros(len(features), int), []
     for part in in_chunks(np.arange(len(features)), features.shape[1]):
-        rows = Rows(features, labels, part, scale)
+        rows = Rows(features, labels, part, scale, replicas)
         ((x, _),) = rows.chunks
         w, b = tf.constant(fit.weights, rows.dtype), tf.constant(fit.bias, rows.dtype)
-        logits = tf.cast(x, w.dtype) @ w + b  # NxC
-        predicted.append(tf.argmax(logits, 1).numpy())
+        predicted.append(replicas.joined(replicas.map(_most_likely, x, w, b), len(part)))
     return np.concatenate(predicted)
+
+
+def _most_likely(x: tf.Tensor, w: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    return tf.argmax(tf.cast(x, w.dtype) @ w + b, 1)
