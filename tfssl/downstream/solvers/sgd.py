@@ -361,8 +361,8 @@ class Progress:
 def strategy_for(features: "Features", batch_size: int) -> tf.distribute.Strategy:
     """The strategy that trains a small network on batches of features: a TPU's, whose cores can
     share each batch; else the current one, by default one device, to which a TensorFlow with GPUs
-    adds the first of them. Several GPUs would take longer to exchange gradients than one takes for
-    the step.
+    adds the first of them. Several GPUs are not used: by reckoning, the exchange of gradients costs
+    them more than one of them takes for the step.
 
     Raises:
       UserError: the current one has several replicas, over which the batch does not divide.
