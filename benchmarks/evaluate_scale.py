@@ -15,6 +15,8 @@ TensorFlow's own half gigabyte included, and memory-mapped pages too; `disk` is 
 - write: an endpoint's array, without the network. read: its checksums, as each evaluation does. check:
   finite values. knn: --queries against all rows, k 20. logistic: L-BFGS, --updates of one l2; the first
   evaluations look for the preconditioner. sgd: an epoch of a linear classifier on the features.
+- svm: --svm_classes SVMs of C = 1 on all rows, without cross-validation. low_shot: --shots images of each class,
+  two samples, C = 1. few_shot: 600 episodes of five classes and five images.
 - extract: tfssl-eval's extraction of --images from a folder of JPEGs, against the network alone, on one
   batch that stays in memory: `each` is images/s of the first, and their ratio, aimed at 0.95. On a
   processor, decoding takes a part of the cores: there the ratio is lower.
@@ -31,7 +33,18 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 CHUNK = 1 << 13  # rows that are made at once
-PARTS = ("write", "read", "check", "knn", "logistic", "sgd", "extract")
+PARTS = (
+    "write",
+    "read",
+    "check",
+    "knn",
+    "logistic",
+    "sgd",
+    "svm",
+    "low_shot",
+    "few_shot",
+    "extract",
+)
 
 
 def rows_of(args, low, high, seed):
@@ -178,6 +191,57 @@ def sgd(args):
     }
 
 
+def svm(args):
+    import numpy as np
+
+    from tfssl.downstream.protocols import svm as protocol
+    from tfssl.downstream.solvers import squared_hinge
+
+    squared_hinge._RESIDENT = args.resident * 1e9
+    train, test = stored(args), asked(args)
+    begun = time.perf_counter()
+    y = np.where(train.labels[:, None] == np.arange(args.svm_classes), 1, -1)
+    y, weights = protocol.signed(y, 2.0)
+    rows = squared_hinge.Rows(train.endpoints["pre_logits"], prepare=protocol.unit)
+    (fit,) = rows.path(y, weights, [1.0])
+    seconds = time.perf_counter() - begun
+    decision = protocol.decide(test.endpoints["pre_logits"], *rows.weights(fit))
+    shown = test.labels[:, None] == np.arange(args.svm_classes)
+    return {
+        "seconds": seconds,
+        "each": int(fit.steps.sum()),
+        "unit": "steps/s",
+        "note": f"{fit.steps.sum()} steps of Newton's method for {args.svm_classes} SVMs",
+        "accuracy": float(np.mean((decision > 0) == shown)),
+    }
+
+
+def low_shot(args):
+    from tfssl import downstream
+
+    train, test = stored(args), asked(args)
+    begun = time.perf_counter()
+    settings = {"shots": [args.shots], "samples": 2, "costs": [1.0]}
+    (result,) = downstream.run("low_shot", train, test, **settings)
+    seconds = time.perf_counter() - begun
+    return {
+        "seconds": seconds,
+        "each": 2 * args.classes,
+        "unit": "SVMs/s",
+        "accuracy": result.value,
+    }
+
+
+def few_shot(args):
+    from tfssl import downstream
+
+    train, test = stored(args), asked(args)
+    begun = time.perf_counter()
+    (result,) = downstream.run("few_shot", train, test, shots=[5], ridges=[1.0])
+    seconds = time.perf_counter() - begun
+    return {"seconds": seconds, "each": 600, "unit": "episodes/s", "accuracy": result.value}
+
+
 def extract(args):
     import numpy as np
     import tensorflow as tf
@@ -259,6 +323,9 @@ def main():
     parser.add_argument("--queries", type=int, default=50_000, help="test images")
     parser.add_argument("--noise", type=float, default=8.0, help="beside a class's direction of 1")
     parser.add_argument("--updates", type=int, default=3, help="of L-BFGS")
+    parser.add_argument("--svm_classes", type=int, default=10, help="svm: the first so many")
+    parser.add_argument("--resident", type=float, default=2, help="svm: GB that stay in memory")
+    parser.add_argument("--shots", type=int, default=16, help="low_shot: images of each class")
     parser.add_argument("--parts", default=",".join(PARTS[:-1]), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--folder", help="for the features; default: a new one, which goes again")
     parser.add_argument("--network", default="resnet50_v2", help="extract: the backbone")

@@ -7,9 +7,11 @@ without a TPU.
     python benchmarks/tpu_compile.py --compiler tpu-compiler/bin/python --step extract,linear_sgd --batch 128   # of an evaluation
 
 TensorFlow lowers the real step (augmentation, forward, backward, optimizer, metrics) to HLO; libtpu
-compiles it ahead of time for one core of each TPU kind. So it does with the two steps of tfssl-eval: the
+compiles it ahead of time for one core of each TPU kind. So it does with steps of tfssl-eval: the
 forward pass of an extraction, of all endpoints and pixels, and that of linear_sgd with new crops, of a
-head of 1000 classes for each endpoint; the task is then that of the exported network.
+head of 1000 classes for each endpoint; the task is then that of the exported network. And with what
+protocols compute of features, 2048 values of --batch rows: logistic (loss and gradient of 1000 classes),
+knn (20 neighbors among 16384 rows), mlp (a step of four networks); network and task play no part.
 
 How to read the table: `batch` is images per core, before rotations. TFLOP is what one step
 computes, by the compiler's count. `arguments` are weights, optimizer state and input, `temporaries`
@@ -49,6 +51,8 @@ def lower(row, path):
     """Write the HLO of one training step to `path`: TensorFlow's half, run in a process of its
     own."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if row["step"] in ("logistic", "knn", "mlp"):
+        return lower_solver(row["step"], int(row["flags"]["batch_size"]), path)
     from absl import flags
 
     from tfssl.config.configs import TrainConfig
@@ -114,6 +118,43 @@ def lower_evaluation(kind, config, path):
     step = tf.function(compute, jit_compile=True, autograph=False)
     with open(path, "wb") as f:
         f.write(step.experimental_get_compiler_ir(images, *arguments)(stage="hlo_serialized"))
+
+
+def lower_solver(kind, batch, path):
+    """The same with what a protocol computes of features, in the precision that it asks for."""
+    import tfssl  # noqa: F401, I001 (before TensorFlow)
+    import numpy as np
+    import tensorflow as tf
+
+    from tfssl.downstream.protocols.knn import KNN
+    from tfssl.downstream.protocols.logistic import Logistic
+    from tfssl.downstream.protocols.mlp import MLP, Perceptron
+    from tfssl.downstream.solvers import lbfgs, nearest, sgd
+
+    dims, classes, k = 2048, 1000, 20
+    x, rows = tf.zeros([batch, dims]), tf.zeros([batch], tf.int32)
+    protocol = {"logistic": Logistic, "knn": KNN, "mlp": MLP}[kind]
+    tf.config.experimental.enable_tensor_float_32_execution(not protocol.exact)
+    if kind == "logistic":
+        compute = lbfgs._cross_entropy.python_function
+        arguments = rows, tf.zeros([dims, classes]), tf.zeros([classes])
+    elif kind == "knn":
+        found = tf.zeros([batch, k]), tf.zeros([batch, k], tf.int32)
+        arguments = tf.zeros([1 << 14, dims]), *found, tf.constant(0)
+
+        def compute(x, block, similarity, position, low):
+            return nearest._nearest(x, block, similarity, position, tf.constant(k), low)
+
+    else:
+        networks = [Perceptron("x", dims, classes, l2=l2) for l2 in (1e-2, 1e-3, 1e-4, 1e-5)]
+        labels, settings = np.arange(batch) % classes, sgd.SGDSettings(180, (60, 120), batch, 0.01)
+        learn, _ = sgd.step_of(
+            networks, lambda x: {"x": x}, labels, labels >= 0, settings, steps=1000
+        )
+        compute, arguments = learn, (tf.range(batch, dtype=tf.int64), tf.constant(0, tf.int64))
+    step = tf.function(compute, jit_compile=True, autograph=False)
+    with open(path, "wb") as f:
+        f.write(step.experimental_get_compiler_ir(x, *arguments)(stage="hlo_serialized"))
 
 
 def compile_ahead(path, kind):
@@ -188,6 +229,7 @@ def line(row, kind, found):
         if str(f.get(name, "1")).lower() not in ("1", "false")
     ]
     task = f["task"] if row["step"] == "train" else f"{row['step']} ({f['task']})"
+    task = row["step"] if row["step"] in ("logistic", "knn", "mlp") else task
     cells = [
         task,
         f["backbone"],
@@ -195,6 +237,8 @@ def line(row, kind, found):
         f["batch_size"],
         f["precision"].replace("mixed_", ""),
     ]
+    if row["step"] in ("logistic", "knn", "mlp"):
+        cells[1:3] = ["", ""]
     cells += [", ".join(levers) or "none", kind]
     if "error" in found:
         fits = "out of memory" in found["error"]
@@ -260,7 +304,9 @@ def main():
     parser.add_argument("--width", default="1.0", help="width multipliers")
     parser.add_argument("--batch", default="64", help="images per core")
     parser.add_argument("--precision", default="mixed_bfloat16")
-    parser.add_argument("--step", default="train", help="train, extract, linear_sgd")
+    parser.add_argument(
+        "--step", default="train", help="train, extract, linear_sgd, logistic, knn, mlp"
+    )
     parser.add_argument("--rematerialize", default="false", help="false, true, or both")
     parser.add_argument("--kind", default="v4,v5e,v6e", help=f"comma list of {', '.join(KINDS)}")
     parser.add_argument(

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
@@ -24,6 +25,7 @@ from tfssl.export.network import save_network
 from tfssl.hub import load as modules
 from tfssl.pretext.task import Pretext
 from tfssl.registry import Registry
+from tfssl.storage import locks
 from tfssl.training import checks
 from tfssl.training.build import build_model
 from tfssl.training.registered import registered
@@ -51,7 +53,8 @@ def beside(
 
     Args:
       opened: {name: `modules.Module`}.
-      folder: where they are written; one that is there is taken as it is.
+      folder: where they are written; one that is there is taken as it is, so that of several
+        hosts with one folder each gets the same, whoever writes it.
       seed: of their weights.
       image_size, resize: what images are brought to, see `Module.sizes`.
       say: told, in one line each, what is made and what not.
@@ -177,18 +180,22 @@ def _export(
 ) -> Optional[modules.Module]:
     """The untrained module of these flags; None where they contradict each other."""
     path = os.path.join(folder, hashlib.sha256("\n".join(flags).encode()).hexdigest()[:12])
-    if not os.path.exists(path):
+    while not os.path.exists(path):
         try:
             if flags[0].startswith("{"):
                 export_network(json.loads(flags[0]), int(flags[1].partition("=")[2]), path)
-                return modules.load(path)
+                continue
             texts = dict(flag[2:].split("=", 1) for flag in flags)
             head_endpoints = int(texts.pop("head_endpoints"))
             config = TrainConfig.from_record(
                 texts, *registered({kind: texts[kind] for kind in _OF_THE_NETWORK})
             )
             export(checks.pretraining(config.replace(workdir=path)), path, head_endpoints)
+        except locks.Busy:  # another host writes the same one
+            time.sleep(0.2)
         except Exception as error:
+            if os.path.exists(path):  # it has
+                break
             # Whatever somebody's facts make of a network, the evaluation goes on without it.
             say(f"{name}: no untrained network beside it: {one_line(error)}")
             return None

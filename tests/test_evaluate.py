@@ -22,12 +22,15 @@ from absl import flags
 
 import tfssl
 from tfssl import downstream
+from tfssl.config.configs import TrainConfig
 from tfssl.data.overlap import overlap as shared
 from tfssl.downstream.report.record import Record
 from tfssl.downstream.results import Result
 from tfssl.errors import UserError
+from tfssl.export import untrained
 from tfssl.hub import handles
 from tfssl.storage import locks
+from tfssl.training.registered import registered
 
 
 @pytest.fixture(scope="module")
@@ -528,6 +531,7 @@ import sys
 from absl import flags
 from tfssl import evaluate
 from tfssl.errors import UserError
+from tfssl.export import untrained
 from tfssl.runtime import cli
 evaluate.define_flags()
 for line in sys.stdin.read().splitlines():
@@ -1028,6 +1032,7 @@ import numpy as np
 from tfssl.downstream.protocol import Protocol
 from tfssl.downstream.results import Result
 from tfssl.errors import UserError
+from tfssl.export import untrained
 
 
 class NearestMean(Protocol):
@@ -1174,6 +1179,9 @@ def test_two_processes_extract_half_each(modules_dir, images, tmp_path, monkeypa
     assert "worker 0 (localhost:40001) measures them" in second.stdout
     whole = runs.command("evaluate", *arguments, f"--workdir={alone}")
     assert whole.returncode == 0, whole.stderr
+    lost = [re.findall(r".* could not be read .*", process.stderr) for process in (first, whole)]
+    assert [line.split("] ")[-1] for line in lost[0]] == [line.split("] ")[-1] for line in lost[1]]
+    assert "1 of 60 images could not be read" in lost[0][0]
     for part in ("train", "test"):
         one, other = (np.load(folder / f"ours_{part}.npz") for folder in (alone, together))
         for name in one:
@@ -1181,3 +1189,44 @@ def test_two_processes_extract_half_each(modules_dir, images, tmp_path, monkeypa
     assert [len(os.listdir(folder / "features")) for folder in (alone, together)] == [2, 2]
     again = runs.command("evaluate", *arguments, f"--workdir={together}")
     assert "from the cache" in again.stdout
+
+
+def test_two_processes_extract_half_each_of_an_untrained_network(images, tmp_path, monkeypatch):
+    """The same one, which both build by themselves; and that of a single process elsewhere."""
+    flags = {"backbone": "resnet18_v2", "width_multiplier": "0.0625", "stem": "small"}
+    flags |= {"task": "rotation", "image_size": "16"}
+    kinds = {kind: flags[kind] for kind in ("task", "backbone")}
+    config = TrainConfig.from_record(flags, *registered(kinds))
+    untrained.export(config.replace(workdir="w"), f"{tmp_path}/made")
+    facts = json.loads((tmp_path / "made/assets/tfssl.json").read_text())
+    (tmp_path / "made/assets/tfssl.json").write_text(
+        json.dumps({**facts, "random_init": False})
+    )  # as if trained
+    arguments = [f"--module=made={tmp_path}/made", f"--dataset=folder:{images}"]
+    arguments += ["--protocol=features", "--random_init", "--seed=3", "--batch_size=8"]
+    arguments += ["--endpoints=block4,pre_logits"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    workers = {"worker": ["localhost:40001", "localhost:40002"]}  # nobody listens there
+
+    def started(index):
+        task = {"type": "worker", "index": index}
+        monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": workers, "task": task}))
+        return runs.Forked(
+            "evaluate", *arguments, "--strategy=multi_worker", f"--workdir={together}"
+        )
+
+    both = [process.finished() for process in [started(0), started(1)]]
+    monkeypatch.delenv("TF_CONFIG")
+    assert [process.returncode for process in both] == [0, 0], both[0].stderr + both[1].stderr
+    for line, process in zip(("images 0 to 29 of 60", "images 30 to 59 of 60"), both):
+        assert process.stdout.count(line) == 2  # of the trained module and the untrained one
+    whole = runs.command("evaluate", *arguments, f"--workdir={alone}")
+    assert whole.returncode == 0, whole.stderr
+    for name in ("made_train", "made_test", "random_train", "random_test"):
+        one, other = (np.load(folder / f"{name}.npz") for folder in (alone, together))
+        assert set(one) == set(other) and {"block4", "pre_logits"} < set(one)
+        for key in one:
+            np.testing.assert_array_equal(other[key], one[key])
+    made, random = (np.load(together / f"{name}_test.npz") for name in ("made", "random"))
+    assert not np.array_equal(made["block4"], random["block4"])  # of another seed
+    assert len(os.listdir(together / "untrained")) == 1

@@ -41,6 +41,7 @@ def test_what_follows_from_all():
     without = dataclasses.replace(every, budget_minutes=0.0, random_init=False, workdir=None)
     assert (without.minutes, without.beside_untrained) == (None, False)
     assert dataclasses.replace(every, budget_minutes=2.5).minutes == 2.5
+    assert dataclasses.replace(every, strategy="multi_worker").beside_untrained
 
 
 def test_neighbors_are_shown_where_they_cost_no_extraction():

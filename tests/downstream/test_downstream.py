@@ -1,12 +1,21 @@
 """What all protocols share: features that no solver can take are refused, and those of an extreme
-scale are measured."""
+scale are measured, in bounded memory."""
+
+import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
+from photographs import photographs
 
 import tfssl
 from tfssl import downstream
 from tfssl.downstream.features.extract import Features
+from tfssl.downstream.protocol import Data
+from tfssl.downstream.protocols.few_shot import FewShot
+from tfssl.downstream.protocols.low_shot import LowShot
+from tfssl.downstream.protocols.svm import SVM
+from tfssl.downstream.solvers import lbfgs, squared_hinge
 from tfssl.errors import UserError
 
 SETTINGS = {
@@ -95,3 +104,44 @@ def test_features_and_sources_are_not_mistaken():
         match="protocol knn has no setting neighbors; it has: k, temperature, endpoints, val",
     ):
         downstream.run("knn", blobs(0), blobs(1), neighbors=3)
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        SVM(costs=[0.1], folds=2),
+        LowShot(costs=[0.1], shots=[250], samples=2),
+        FewShot(shots=[5], ridges=[1.0], ways=0, queries=0, episodes=3),
+    ],
+    ids=lambda protocol: protocol.name,
+)
+def test_memory_is_that_of_a_chunk(protocol, tmp_path, monkeypatch):
+    """Features on disk, of more rows than stay in memory: the same results, without an array of
+    all of them."""
+
+    def stored(rows):
+        features = photographs(rows, rows, 400, several=False)
+        np.save(tmp_path / f"{rows}.npy", features.endpoints["x"])
+        array = np.load(tmp_path / f"{rows}.npy", mmap_mode="r")
+        return dataclasses.replace(features, endpoints={"x": array})
+
+    def measured():
+        tracemalloc.start()
+        try:
+            (result,) = protocol.run(data, ["x"])
+            return result, tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    data = Data(stored(4000), stored(3999))
+    size = 4000 * 400 * 8  # bytes in float64, which the solvers compute in
+    whole, most = measured()
+    assert most > size
+    monkeypatch.setattr(squared_hinge, "_RESIDENT", 0)
+    monkeypatch.setattr(squared_hinge, "_CHUNK_VALUES", 1 << 16)
+    monkeypatch.setattr(squared_hinge, "_AXES_VALUES", 1 << 16)
+    monkeypatch.setattr(lbfgs, "_CHUNK_VALUES", 1 << 16)
+    result, most = measured()
+    assert most < size / 2
+    assert result.value == pytest.approx(whole.value, abs=1e-5)
+    assert result.value > result.chance + 0.1

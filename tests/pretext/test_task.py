@@ -156,8 +156,15 @@ def test_split_groups_train_like_one(task, source, replicas, float64, monkeypatc
             "and exemplar and not cnn)",
         ),
         (
-            ("downstream/features/test_forward.py", "downstream/protocols/test_linear_sgd.py"),
-            "bits_of_one_device or heads_of_one_device",
+            (
+                "downstream/features/test_forward.py",
+                *(
+                    f"downstream/protocols/test_{name}.py"
+                    for name in ("linear_sgd", "logistic", "mlp")
+                ),
+                "downstream/solvers/test_nearest.py",
+            ),
+            "of_one_device",
         ),
     ],
     ids=["training", "evaluation"],

@@ -187,11 +187,6 @@ class Evaluation(Run, Inference, Protocols, Features, Images):
                 "--strategy=multi_worker: the hosts exchange features through --workdir: name a "
                 "folder that all of them reach, without --nocache"
             )
-        if self.several_hosts and self.beside_untrained:
-            raise UserError(
-                "--strategy=multi_worker and --random_init: an untrained network is a module of "
-                "its own there, which tfssl-export --random_init writes: give --norandom_init"
-            )
 
     @property
     def several_hosts(self) -> bool:

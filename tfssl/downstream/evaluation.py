@@ -117,6 +117,10 @@ def evaluate(
     extracting = bool(of_features or neighbors or settings.writes_features or settings.projector)
     wanted = runner.endpoints(opened, names, *settings.sizes) if extracting else {}
     if share.number:
+        if settings.beside_untrained:
+            beside = _untrained(settings, opened, untrained, _say, load, held)
+            opened |= {name: module for name, (module, _) in beside.items()}
+            wanted = runner.endpoints(opened, names, *settings.sizes) if extracting else {}
         for name, endpoints in wanted.items():
             with strategy.scope():
                 stages.extract_share(

@@ -98,7 +98,7 @@ def one_vs_rest(
         rows = balanced(train.labels, train.index, count, seed)
         check_classes(train.labels[rows], train)
         targets = [
-            np.where(part.labels[:, None] == np.arange(classes), 1, -1).astype(np.int8)
+            np.where(part.labels[:, None] == np.arange(classes), np.int8(1), np.int8(-1))
             for part in parts
         ]
     else:

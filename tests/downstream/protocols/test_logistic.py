@@ -9,6 +9,7 @@ from tfssl.downstream import partition
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocols import logistic
 from tfssl.downstream.solvers.lbfgs import Problem, Rows, moments
+from tfssl.downstream.solvers.shares import Replicas
 from tfssl.errors import UserError
 
 
@@ -138,6 +139,59 @@ def test_rows_that_are_read_again_for_each_update_give_the_same_bits(dtype, tmp_
         assert isinstance(one.chunks, list) and other.chunks is other
         fits = [Problem([part], 3).fit(1e-3, 20) for part in (one, other)]
         np.testing.assert_array_equal(fits[0].weights, fits[1].weights)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_replicas_give_the_objective_and_heads_of_one_device(resident, replicas, monkeypatch):
+    """In double precision, of chunks that do not divide over them. Run again with four devices by
+    tests/pretext/test_task.py."""
+    x, y = blobs(403, 0)
+    rows = np.flatnonzero(np.arange(403) % 3)  # 268
+    monkeypatch.setattr("tfssl.downstream.solvers.lbfgs._CHUNK_VALUES", 12 * 37)
+    if not resident:
+        monkeypatch.setattr("tfssl.downstream.solvers.lbfgs._RESIDENT", {"CPU": 0, "GPU": 0})
+    scale, rng = moments(x, rows), np.random.default_rng(1)
+    for moments_of_rows in (None, scale):
+        one, several = (
+            Problem([Rows(x, y, rows, moments_of_rows, Replicas(each))], 3)
+            for each in (None, replicas)
+        )
+        assert len(list(several.chunks)) < len(list(one.chunks))
+        assert several.variance == pytest.approx(one.variance, rel=1e-12)
+        weights, bias = rng.normal(size=[12, 3]) / 10, rng.normal(size=3)
+        found, expected = (p.objective(weights, bias, 1e-3) for p in (several, one))
+        for value, of_one in zip(found, expected):
+            np.testing.assert_allclose(value, of_one, rtol=1e-9, atol=1e-12)
+        fits = [p.fit(1e-3, ftol=1e-15) for p in (several, one)]
+        assert fits[0].converged
+        for name in ("weights", "bias", "loss"):
+            ours, theirs = (getattr(fit, name) for fit in fits)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+        classes = [
+            logistic.predict(x, fits[1], moments_of_rows, Replicas(each))
+            for each in (replicas, None)
+        ]
+        np.testing.assert_array_equal(*classes)
+        told = [logistic.evaluate(p.parts[0], fit) for p, fit in zip((several, one), fits)]
+        np.testing.assert_allclose(told[0], told[1], rtol=1e-9)
+
+
+def test_the_protocol_is_shared_by_the_replicas_of_a_scope(replicas, monkeypatch):
+    (x, y), (x2, y2) = blobs(203, 0), blobs(101, 1)
+    train, test, shared = features(x, y), features(x2, y2), []
+    total = Replicas.sum
+    monkeypatch.setattr(
+        Replicas, "sum", lambda self, *args: shared.append(self.count) or total(self, *args)
+    )
+    alone = downstream.run("logistic", train, test)[0]
+    assert set(shared) == {1}
+    shared.clear()
+    with replicas.scope():
+        together = downstream.run("logistic", train, test)[0]
+    assert set(shared) == {replicas.num_replicas_in_sync}
+    for key in ("value", "val_value", "l2"):
+        assert together[key] == alone[key]
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-9)
 
 
 def test_degenerate_features():

@@ -7,7 +7,7 @@ from sklearn.svm import LinearSVC
 
 from tfssl import downstream
 from tfssl.downstream.metrics.average_precision import average_precision
-from tfssl.downstream.protocols import low_shot
+from tfssl.downstream.protocols import low_shot, svm
 from tfssl.errors import UserError
 
 
@@ -113,6 +113,31 @@ def test_the_whole_protocol_is_that_of_scikit_learn(several, choose):
         assert result["val_value"] == pytest.approx(on_rest[:, best].mean(), abs=1e-3)
         where = "set 1 (optimistic)" if choose == "test" else "set 0 outside of each sample"
         assert (result["chosen_on"], result["reported_on"]) == (where, "set 1")
+
+
+@pytest.mark.parametrize("several", [True, False])
+@pytest.mark.parametrize("with_val", [True, False])
+def test_groups_of_classes_change_nothing(several, with_val, monkeypatch):
+    train, test, val = (
+        photographs(n, seed, several=several) for seed, n in enumerate([200, 90, 80])
+    )
+    found = []
+    for values in (1 << 23, 1):  # four classes together, or each alone
+        monkeypatch.setattr(svm, "_COLUMN_VALUES", values)
+        found.append(
+            downstream.run(
+                "low_shot",
+                train,
+                test,
+                val=val if with_val else None,
+                shots=[2, 8],
+                costs=[0.1, 10.0],
+            )
+        )
+    for whole, parts in zip(*found):
+        assert whole["cost"] == parts["cost"] and parts["gap"] <= 1e-8
+        for key in ("value", "val_value", "std"):
+            assert whole[key] == pytest.approx(parts[key], abs=1e-3)
 
 
 @pytest.mark.parametrize("with_val", [True, False])

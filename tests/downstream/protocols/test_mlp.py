@@ -1,3 +1,6 @@
+import dataclasses
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -134,6 +137,46 @@ def test_standardize():
     (scaled,) = downstream.run("mlp", *big, l2=1e-3, standardize=True, **SMALL)
     assert scaled["value"] == pytest.approx(plain["value"], abs=0.02)
     assert scaled["loss"] == pytest.approx(plain["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("protocol", ["mlp", "linear_sgd"])
+def test_replicas_give_the_networks_of_one_device(protocol, replicas, monkeypatch):
+    """In double precision, of batches that they share. Run again with four devices by
+    tests/pretext/test_task.py."""
+    made = []
+    layer = sgd.Readout.layer
+    monkeypatch.setattr(
+        sgd.Readout, "layer", lambda self, *a: made.append(layer(self, *a)) or made[-1]
+    )
+    settings = {**SMALL, "l2": 1e-3} if protocol == "mlp" else {"augment": False, "epochs": 5}
+    settings |= {"decay_epochs": (2, 4), "batch_size": 16}
+    train, test = xor(100, 0, np.float64), xor(80, 1, np.float64)
+    (alone,) = downstream.run(protocol, train, test, **settings)
+    with replicas.scope():
+        (together,) = downstream.run(protocol, train, test, **settings)
+        with pytest.raises(UserError, match="does not divide over .* replicas"):
+            downstream.run(protocol, train, test, **{**settings, "batch_size": 15})
+    assert together["curve"] == alone["curve"]
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-9)
+    ones, others = made[: len(made) // 2], made[len(made) // 2 :]
+    assert len(ones) == (4 if protocol == "mlp" else 2)  # with the validation part, and without
+    for one, other in zip(ones, others):
+        for v, w in zip(one, other):
+            np.testing.assert_allclose(w.numpy(), v.numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_the_cores_of_a_tpu_share_a_batch_where_it_divides(replicas, monkeypatch):
+    """By the strategy of the features, of which the current one is none."""
+    train, test = xor(100, 0, np.float64), xor(80, 1, np.float64)
+    alone = downstream.run("mlp", train, test, l2=1e-3, **SMALL)[0]
+    train = dataclasses.replace(train, images=types.SimpleNamespace(strategy=replicas))
+    assert sgd.strategy_for(train, 16) is tf.distribute.get_strategy()  # devices that are no TPU
+    monkeypatch.setattr(tf.distribute, "TPUStrategy", type(replicas))
+    assert sgd.strategy_for(train, 16) is replicas
+    assert sgd.strategy_for(train, 15) is tf.distribute.get_strategy()
+    together = downstream.run("mlp", train, test, l2=1e-3, **SMALL)[0]
+    assert together["curve"] == alone["curve"]
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-9)
 
 
 def test_half_precision_on_disk(tmp_path):

@@ -54,6 +54,20 @@ def test_the_whole_protocol_is_that_of_scikit_learn(several, n, dims):
     assert (result["chosen_on"], result["reported_on"]) == ("3 folds of set 0", "set 1")
 
 
+def test_groups_of_classes_change_nothing(monkeypatch):
+    train, test = photographs(150, 0, 300), photographs(100, 1, 300)
+    val = photographs(80, 2, 300)
+    for settings in ({}, {"val": val}, {"shuffle_folds": True}):
+        whole, parts = [], []
+        for values, found in ((1 << 23, whole), (150 * 3, parts)):  # four classes, or three and one
+            monkeypatch.setattr(svm, "_COLUMN_VALUES", values)
+            found += downstream.run("svm", train, test, costs=COSTS, **settings)
+        assert whole[0]["costs"] == parts[0]["costs"]
+        for key in ("value", "val_value"):
+            assert whole[0][key] == pytest.approx(parts[0][key], abs=1e-3)
+        assert whole[0]["per_class"] == pytest.approx(parts[0]["per_class"], abs=1e-3)
+
+
 def test_cross_validation_scores_are_scikit_learns():
     train = photographs(150, 0, 300)
     x = normed(train.endpoints["x"])

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from tfssl.downstream.solvers import nearest
+from tfssl.downstream.solvers.shares import Replicas
 
 
 def points(n, seed, dims=6, classes=4):
@@ -43,6 +44,29 @@ def test_blocks_change_nothing(monkeypatch):
     chosen = np.arange(0, 60, 7)
     some = nearest.vote(bank, labels, rows, queries, 5, 0.07, chosen)
     np.testing.assert_array_equal(some, whole[chosen])
+
+
+@pytest.mark.parametrize("count", [1, 60, 61])  # fewer than replicas, and shares that are filled up
+@pytest.mark.parametrize("ties", [True, False])
+def test_replicas_find_the_neighbors_of_one_device(count, ties, replicas, monkeypatch):
+    """In double precision; and of ties, whose products are exact, the earlier rows. Run again with
+    four devices by tests/pretext/test_task.py."""
+    (bank, labels), (queries, _) = points(301, 0, 4), points(count, 1, 4)
+    bank, queries = bank.astype(np.float64), queries.astype(np.float64)
+    if ties:  # of norm 2
+        bank, queries = np.sign(bank), np.sign(queries)
+    rows = np.flatnonzero(np.arange(301) % 5)
+    chosen = np.arange(count)[::-1]
+    expected = nearest.nearest(bank, rows, queries, 7, chosen)
+    monkeypatch.setattr(nearest, "_QUERIES", 7)
+    monkeypatch.setattr(nearest, "_BANK", 11)
+    for resident in (1 << 30, 0):
+        monkeypatch.setattr(nearest, "_RESIDENT", resident)
+        similarity, position = nearest.nearest(bank, rows, queries, 7, chosen, Replicas(replicas))
+        np.testing.assert_allclose(similarity, expected[0], rtol=1e-9)
+        np.testing.assert_array_equal(position, expected[1])
+    votes = nearest.vote(bank, labels, rows, queries, 7, 0.07, chosen, Replicas(replicas))
+    np.testing.assert_array_equal(votes, nearest.vote(bank, labels, rows, queries, 7, 0.07, chosen))
 
 
 def test_memory_mapped_rows_of_float16_are_those_of_float32(tmp_path):

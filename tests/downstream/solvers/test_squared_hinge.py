@@ -39,8 +39,14 @@ def gradient(x, y, c, w, b, scaling):
 @pytest.mark.parametrize("n, dims", [(60, 200), (80, 80), (300, 20)])
 @pytest.mark.parametrize("separable", [True, False])
 @pytest.mark.parametrize("scaling", [1.0, 10.0])
-def test_objective_is_no_larger_than_scikit_learns(n, dims, separable, scaling):
+@pytest.mark.parametrize("resident", [True, False])
+def test_objective_is_no_larger_than_scikit_learns(
+    n, dims, separable, scaling, resident, monkeypatch
+):
     x, y, weights = problem(n, dims, separable)
+    if not resident:
+        monkeypatch.setattr(squared_hinge, "_RESIDENT", 0)
+        monkeypatch.setattr(squared_hinge, "_CHUNK_VALUES", 37 * (dims + 1))  # the last is smaller
     rows = Rows(x, scaling)
     for cost, fit in zip(COSTS, rows.path(y, weights, COSTS)):
         w, b = rows.weights(fit)
@@ -141,6 +147,30 @@ def test_both_ways_of_a_step_lead_to_the_same_point(n, dims, gradients, monkeypa
     for fit, expected in zip(Rows(x).path(y, weights, COSTS), reference):
         assert fit.objective == pytest.approx(expected.objective, rel=1e-8)
     assert bool(calls) != gradients
+
+
+@pytest.mark.parametrize("n, dims", [(60, 200), (300, 20)])
+@pytest.mark.parametrize("solve", [True, False])
+def test_chosen_rows_of_a_file_in_blocks(n, dims, solve, tmp_path, monkeypatch):
+    """Read again for each product, from float16, and normalized as they are read: the classifiers
+    of the same rows in memory."""
+    x, y, weights = problem(n, dims, False)
+    chosen, kind = np.flatnonzero(np.arange(n) % 3), squared_hinge._Gram
+    np.save(tmp_path / "x.npy", (7 * x).astype(np.float16))
+    stored = np.load(tmp_path / "x.npy", mmap_mode="r")
+    halved = Rows(stored[chosen].astype(np.float64) / 2)
+    if len(chosen) > dims:
+        kind = squared_hinge._Primal
+    if solve:
+        monkeypatch.setattr(kind, "patience", lambda _, c: np.ones(c.shape[1]))
+    expected = list(halved.path(y[chosen], weights[chosen], COSTS))
+    monkeypatch.setattr(squared_hinge, "_RESIDENT", 0)
+    monkeypatch.setattr(squared_hinge, "_CHUNK_VALUES", 11 * (dims + 1))
+    rows = Rows(stored, 1.0, chosen, lambda values: values.astype(np.float64) / 2)
+    for fit, other in zip(rows.path(y[chosen], weights[chosen], COSTS), expected):
+        assert fit.objective == pytest.approx(other.objective, rel=1e-8)
+        for one, two in zip(rows.weights(fit), halved.weights(other)):
+            np.testing.assert_allclose(one, two, atol=1e-4 * np.abs(two).max())
 
 
 @pytest.mark.parametrize("n, dims", [(40, 100), (100, 10)])

@@ -84,6 +84,11 @@ class Features:
     def __post_init__(self) -> None:
         self._sound: set[str] = set()  # endpoints that have passed `check`
 
+    @property
+    def strategy(self) -> tf.distribute.Strategy:
+        """The one that they were extracted by; the current one without images."""
+        return self.images.strategy if self.images else tf.distribute.get_strategy()
+
     def check(self, names: Iterable[str]) -> None:
         """Raise UserError unless these endpoints are finite [N, D], with a row for each label."""
         for name in set(names) - self._sound:
@@ -539,7 +544,10 @@ def sequences(source: Source, index: np.ndarray) -> Optional[np.ndarray]:
 
 def lost(source: Source, index: npt.ArrayLike) -> np.ndarray:
     """Names of the images that are missing in `index`."""
-    missing = np.setdiff1d(np.arange(source.num_examples), index)
+    positions = _positions(source)
+    missing = np.setdiff1d(
+        np.arange(source.num_examples) if positions is None else positions, index
+    )
     return np.array([source.name(int(i)) for i in missing], str)
 
 

@@ -14,7 +14,7 @@ images.
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Union
 
 import numpy as np
@@ -26,7 +26,9 @@ from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.protocols.low_shot import check as check_shots
 from tfssl.downstream.protocols.svm import unit
 from tfssl.downstream.results import Result
+from tfssl.downstream.solvers.lbfgs import in_chunks
 from tfssl.errors import UserError
+from tfssl.storage import mapped
 
 
 class FewShot(Protocol[Features]):
@@ -218,8 +220,11 @@ def accuracies(
     """Accuracy for each episode and ridge: float64 [episodes, ridges].
 
     Args:
-      features: [N, D]; learn: for each class the rows of its training images.
+      features: [N, D], perhaps memory-mapped; learn: for each class the rows of its training
+        images.
       query_features, ask: the same of the queries.
+
+    Memory: the features of an episode's support, and of its queries by chunks.
     """
     correct = np.zeros((drawn.episodes, len(ridges)))
     for episode in range(drawn.episodes):
@@ -232,25 +237,32 @@ def accuracies(
         ]
         y = np.repeat(np.arange(drawn.ways), drawn.shots)
         truth = np.repeat(np.arange(drawn.ways), [len(q) for q in queries])
-        support, query_rows = (
-            unit(features[np.concatenate(rows)]),
-            unit(query_features[np.concatenate(queries)]),
-        )
-        outputs = ridge_regression(support, np.eye(drawn.ways)[y], query_rows, ridges)
-        correct[episode] = (outputs.argmax(2) == truth).mean(1)
+        support, asked = unit(features[np.concatenate(rows)]), np.concatenate(queries)
+        outputs = ridge_regression(support, np.eye(drawn.ways)[y], ridges)
+        for part in in_chunks(np.arange(len(asked)), features.shape[1]):
+            predicted = outputs(unit(query_features[asked[part]])).argmax(2)
+            correct[episode] += (predicted == truth[part]).sum(1)
+        correct[episode] /= len(asked)
+        mapped.release(features)
+        mapped.release(query_features)
     return correct
 
 
 def ridge_regression(
-    x: np.ndarray, y: np.ndarray, queries: np.ndarray, ridges: Sequence[float]
-) -> np.ndarray:
-    """Outputs for `queries` [M, D] of W, b minimizing sum ||W x_i + b - y_i||^2 + ridge * ||W||^2:
-    [ridges, M, C].
+    x: np.ndarray, y: np.ndarray, ridges: Sequence[float]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The function of queries [M, D] -> outputs [ridges, M, C] of W, b minimizing sum ||W x_i + b -
+    y_i||^2 + ridge * ||W||^2.
 
     Args:
       x: [N, D]; y: [N, C].
     """
     center, offset = x.mean(0), y.mean(0)
     u, s, v = np.linalg.svd(x - center, full_matrices=False)
-    inner, outer = u.T @ (y - offset), (queries - center) @ v.T
-    return np.stack([(outer * (s / (s**2 + ridge))) @ inner + offset for ridge in ridges])
+    inner = u.T @ (y - offset)
+
+    def outputs(queries: np.ndarray) -> np.ndarray:
+        outer = (queries - center) @ v.T
+        return np.stack([(outer * (s / (s**2 + ridge))) @ inner + offset for ridge in ridges])
+
+    return outputs

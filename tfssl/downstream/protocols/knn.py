@@ -16,6 +16,7 @@ from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.results import Result
 from tfssl.downstream.solvers import nearest
+from tfssl.downstream.solvers.shares import Replicas
 from tfssl.errors import UserError
 
 
@@ -55,6 +56,7 @@ class KNN(Protocol[Features]):
                 "k=%d is more than there are training images: all %d vote", k, len(part.rows)
             )
             k = len(part.rows)
+        replicas = Replicas(train.strategy)
         for endpoint in endpoints:
             start, features, held = (
                 time.time(),
@@ -71,7 +73,14 @@ class KNN(Protocol[Features]):
             ) -> float:
                 neighbors = min(k, len(bank))
                 votes = nearest.vote(
-                    features, train.labels, bank, queries, neighbors, self.temperature, chosen
+                    features,
+                    train.labels,
+                    bank,
+                    queries,
+                    neighbors,
+                    self.temperature,
+                    chosen,
+                    replicas,
                 )
                 return float(np.mean(votes == labels))
 

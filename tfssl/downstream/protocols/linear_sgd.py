@@ -33,6 +33,7 @@ from tfssl.downstream.solvers import sgd
 from tfssl.downstream.solvers.feature_norm import KINDS, FeatureNorm
 from tfssl.downstream.solvers.lbfgs import Moments, moments
 from tfssl.downstream.solvers.resume import Curve, Losses, State
+from tfssl.downstream.solvers.shares import Replicas
 from tfssl.errors import UserError, check_choice
 from tfssl.runtime import strategy as strategies
 
@@ -149,7 +150,8 @@ class LinearSGD(Protocol[Features]):
         part = data.split()
         sgd.check_epoch(self.epoch, part)
         images = _images(train) if self.augment else None
-        strategy = images.strategy if images else tf.distribute.get_strategy()
+        smaller = min(self.batch_size, len(part.rows))
+        strategy = images.strategy if images else sgd.strategy_for(train, smaller)
         start = time.time()
         batch = self._batch(len(part.rows), strategy.num_replicas_in_sync)
         rate = self.learning_rate * (batch / self.lr_scaling if self.lr_scaling else 1)
@@ -235,7 +237,8 @@ class LinearSGD(Protocol[Features]):
             share = batch // images.strategy.num_replicas_in_sync
             encode = images.large_batch_encoder(names, share)
         else:
-            batches = sgd.feature_batches(train, names, part.rows, batch, seed, done)
+            replicas = Replicas(tf.distribute.get_strategy())
+            batches = sgd.feature_batches(train, names, part.rows, batch, seed, done, replicas)
             encode = _unchanged
         return sgd.train(
             heads,

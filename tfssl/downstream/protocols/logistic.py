@@ -19,6 +19,7 @@ from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
 from tfssl.downstream.results import Result
 from tfssl.downstream.solvers.lbfgs import Fit, Moments, Problem, Rows, in_chunks, moments
+from tfssl.downstream.solvers.shares import Replicas
 from tfssl.errors import UserError
 
 
@@ -68,20 +69,25 @@ class Logistic(Protocol[Features]):
         return part
 
     def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
-        part = self._split(data)
+        part, replicas = self._split(data), Replicas(data.train.strategy)
         for endpoint in endpoints:
-            yield self._evaluate(data.train, data.test, endpoint, part)
+            yield self._evaluate(data.train, data.test, endpoint, part, replicas)
 
     def _evaluate(
-        self, train: Features, test: Features, endpoint: str, part: partition.Split
+        self,
+        train: Features,
+        test: Features,
+        endpoint: str,
+        part: partition.Split,
+        replicas: Replicas,
     ) -> Result:
         start, features = time.time(), train.endpoints[endpoint]
         scale = moments(features, part.rows) if self.standardize else None
         classes, labels = np.unique(train.labels, return_inverse=True)
-        fit_rows = Rows(features, labels, part.fit, scale)
+        fit_rows = Rows(features, labels, part.fit, scale, replicas)
         # of the rows `part.val`, which are of these classes
         held = np.searchsorted(classes, part.held.labels)
-        val_rows = Rows(part.held.endpoints[endpoint], held, part.val, scale)
+        val_rows = Rows(part.held.endpoints[endpoint], held, part.val, scale, replicas)
 
         problem = Problem([fit_rows], len(classes), self.precondition)
         start_at = None
@@ -97,7 +103,7 @@ class Logistic(Protocol[Features]):
                 l2, self.max_iterations, start_at
             )
 
-        predicted = classes[predict(test.endpoints[endpoint], final, scale)]
+        predicted = classes[predict(test.endpoints[endpoint], final, scale, replicas)]
         return Result(
             protocol=self.name,
             endpoint=endpoint,
@@ -179,21 +185,38 @@ def evaluate(rows: Rows, fit: Fit) -> tuple[float, float]:
     right, loss = 0, 0.0
     w, b = tf.constant(fit.weights, rows.dtype), tf.constant(fit.bias, rows.dtype)
     for x, y in rows.chunks:
-        logits = tf.cast(x, w.dtype) @ w + b  # NxC
-        right += int(tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == y, tf.int32)))
-        loss += float(
-            tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits))
-        )
+        of_chunk = rows.replicas.sum(_right_and_loss, x, y, w, b)
+        right, loss = right + int(of_chunk[0]), loss + float(of_chunk[1])
     return right / rows.count, loss / rows.count
 
 
-def predict(features: np.ndarray, fit: Fit, scale: Optional[Moments] = None) -> np.ndarray:
+def _right_and_loss(
+    x: tf.Tensor, y: tf.Tensor, w: tf.Tensor, b: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sums over the rows that have a label."""
+    logits = tf.cast(x, w.dtype) @ w + b  # NxC
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(y, 0), logits)
+    loss *= tf.cast(y >= 0, w.dtype)
+    right = tf.cast(tf.argmax(logits, 1, tf.int32) == y, tf.int32)
+    return tf.reduce_sum(right), tf.reduce_sum(loss)
+
+
+def predict(
+    features: np.ndarray,
+    fit: Fit,
+    scale: Optional[Moments] = None,
+    replicas: Optional[Replicas] = None,
+) -> np.ndarray:
     """The most likely class of each row of float [N, D]: int64 [N]."""
+    replicas = replicas or Replicas()
     labels, predicted = np.zeros(len(features), int), []
     for part in in_chunks(np.arange(len(features)), features.shape[1]):
-        rows = Rows(features, labels, part, scale)
+        rows = Rows(features, labels, part, scale, replicas)
         ((x, _),) = rows.chunks
         w, b = tf.constant(fit.weights, rows.dtype), tf.constant(fit.bias, rows.dtype)
-        logits = tf.cast(x, w.dtype) @ w + b  # NxC
-        predicted.append(tf.argmax(logits, 1).numpy())
+        predicted.append(replicas.joined(replicas.map(_most_likely, x, w, b), len(part)))
     return np.concatenate(predicted)
+
+
+def _most_likely(x: tf.Tensor, w: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    return tf.argmax(tf.cast(x, w.dtype) @ w + b, 1)

@@ -23,7 +23,15 @@ from tfssl.downstream import partition
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.metrics import average_precision
 from tfssl.downstream.protocol import Data
-from tfssl.downstream.protocols.svm import Hinge, class_names, decide, mean, unit
+from tfssl.downstream.protocols.svm import (
+    Hinge,
+    class_names,
+    decide,
+    in_groups,
+    mean,
+    signed,
+    unit,
+)
 from tfssl.downstream.results import Result
 from tfssl.downstream.solvers.squared_hinge import Rows
 from tfssl.errors import UserError
@@ -104,30 +112,37 @@ class LowShot(Hinge):
             for sample in range(self.samples)
         ]
         drawn = np.flatnonzero(np.any([rank.min(1) < max(self.shots) for rank in ranks], 0))
-        y = np.where(targets[drawn] > 0, 1.0, -1.0)
-        weights = np.where(y > 0, self.positive_weight, 1.0)
         held = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_HELD])
+        groups = in_groups(targets.shape[1], max(len(drawn), len(test.labels) * len(self.costs)))
         for endpoint in endpoints:
-            svms = Rows(unit(train.endpoints[endpoint][rows[drawn]]), self.intercept_scaling)
+            features = train.endpoints[endpoint]
+            svms = Rows(features, self.intercept_scaling, rows[drawn], unit)
             for k in self.shots:
                 start, gaps = time.time(), []
                 on_test, on_val = np.zeros((2, self.samples, len(self.costs)))
                 for sample, rank in enumerate(ranks):
-                    fits = list(svms.path(y, weights * (rank[drawn] < k), self.costs))
-                    gaps += [float(fit.gap.max()) for fit in fits]
-                    solution = [np.concatenate(part, -1) for part in zip(*map(svms.weights, fits))]
-                    on_test[sample] = self._of_costs(
-                        solution, test.endpoints[endpoint], test_targets
-                    )
+                    chosen_on: tuple[np.ndarray, np.ndarray, Optional[np.ndarray]]
                     if val is not None and val_targets is not None:
-                        on_val[sample] = self._of_costs(
-                            solution, val.endpoints[endpoint], val_targets
-                        )
+                        chosen_on = val.endpoints[endpoint], val_targets, None
                     else:
                         outside = np.where(rank[held] < k, 0, targets[held])
-                        on_val[sample] = self._of_costs(
-                            solution, train.endpoints[endpoint][rows[held]], outside
-                        )
+                        chosen_on = features, outside, rows[held]
+                    precisions = np.zeros((2, targets.shape[1], len(self.costs)))
+                    for group in groups:
+                        some = np.ix_(drawn, group)
+                        y, weights = signed(targets[some], self.positive_weight)
+                        weights *= np.broadcast_to(rank, targets.shape)[some] < k
+                        fits = list(svms.path(y, weights, self.costs))
+                        gaps += [float(fit.gap.max()) for fit in fits]
+                        solution = [np.concatenate(p, -1) for p in zip(*map(svms.weights, fits))]
+                        reported_on = test.endpoints[endpoint], test_targets, None
+                        for i, (part, answers, asked) in enumerate((reported_on, chosen_on)):
+                            precisions[i, group] = self._of_costs(
+                                solution, part, answers[:, group], asked
+                            )
+                    on_test[sample], on_val[sample] = (
+                        [mean(of_cost) for of_cost in of_part.T] for of_part in precisions
+                    )
                 judged = on_test if self.choose == "test" else on_val
                 if np.isnan(judged).any():
                     raise UserError(
@@ -163,13 +178,18 @@ class LowShot(Hinge):
                 )
 
     def _of_costs(
-        self, solution: Sequence[np.ndarray], features: np.ndarray, targets: np.ndarray
-    ) -> list[float]:
-        """Mean average precision of the SVMs of each C: list of float."""
-        decisions = np.split(decide(features, *solution), len(self.costs), 1)
-        return [
-            mean(average_precision.each_class(targets, decision, self.ap)) for decision in decisions
-        ]
+        self,
+        solution: Sequence[np.ndarray],
+        features: np.ndarray,
+        targets: np.ndarray,
+        chosen: Optional[np.ndarray],
+    ) -> np.ndarray:
+        """Average precision of the SVMs of each class and C on some rows: [classes, costs]."""
+        weights, bias = solution
+        decisions = np.split(decide(features, weights, bias, chosen), len(self.costs), 1)
+        return np.stack(
+            [average_precision.each_class(targets, decision, self.ap) for decision in decisions], 1
+        )
 
     def _chosen_on(self, data: Data[Features]) -> str:
         if self.choose == "test":

@@ -26,6 +26,7 @@ from tfssl.downstream.results import Result
 from tfssl.downstream.solvers import sgd
 from tfssl.downstream.solvers.lbfgs import moments
 from tfssl.downstream.solvers.resume import Curve, Losses
+from tfssl.downstream.solvers.shares import Replicas
 from tfssl.errors import UserError, check_choice
 
 L2 = (1e-2, 1e-3, 1e-4, 1e-5)  # candidates of "select"
@@ -168,22 +169,25 @@ class MLP(Protocol[Features]):
         ) -> tuple[Curve, Losses, float]:
             """Train a network for each l2: (curve [[epoch, accuracies of all on the first part,
             ...], ...], losses, rate)."""
-            networks = [perceptron(l2=value) for value in l2s]
-            settings = sgd.SGDSettings(
-                self.epochs, self.decay_epochs, min(self.batch_size, len(rows)), self.learning_rate
-            )
-            return sgd.train(
-                networks,
-                sgd.feature_batches(train, [endpoint], rows, settings.batch_size, seed),
-                lambda inputs: inputs,
-                labels,
-                np.ones(len(labels), bool),
-                settings,
-                len(rows),
-                lambda: [held.accuracies(networks) for held in measured_on],
-                seed,
-                title=f"mlp@{len(rows)} {endpoint}",
-            )
+            batch = min(self.batch_size, len(rows))
+            settings = sgd.SGDSettings(self.epochs, self.decay_epochs, batch, self.learning_rate)
+            strategy = sgd.strategy_for(train, batch)
+            with strategy.scope():
+                networks = [perceptron(l2=value) for value in l2s]
+                return sgd.train(
+                    networks,
+                    sgd.feature_batches(
+                        train, [endpoint], rows, batch, seed, replicas=Replicas(strategy)
+                    ),
+                    lambda inputs: inputs,
+                    labels,
+                    np.ones(len(labels), bool),
+                    settings,
+                    len(rows),
+                    lambda: [held.accuracies(networks) for held in measured_on],
+                    seed,
+                    title=f"mlp@{len(rows)} {endpoint}",
+                )
 
         given = self.l2 != "select"
         tried = (

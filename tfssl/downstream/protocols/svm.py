@@ -25,7 +25,10 @@ from tfssl.downstream.results import Result
 from tfssl.downstream.solvers.lbfgs import in_chunks
 from tfssl.downstream.solvers.squared_hinge import Rows
 from tfssl.errors import UserError
+from tfssl.storage import mapped
 
+# values of an array [rows, classes], at most: more classes are fitted in groups
+_COLUMN_VALUES = 1 << 23
 COSTS = {
     "vissl": (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0),
     "goyal": tuple(sorted([10.0**i for i in range(-7, 3)] + [0.5**i for i in range(4, 20)])),
@@ -75,15 +78,13 @@ class Classes(NamedTuple):
       names: of all C classes.
       learned: int [L], the classes with positives and negatives in training.
       tested: bool [C], whether a class has positives on test.
-      y: float [N, L], 1 or -1: targets of the training rows.
-      folds: bool [folds, N, L], the rows that a fold is tested on; no fold with a validation split.
+      targets: int8 [N, L], of the training rows for the classes learned.
     """
 
     names: list[str]
     learned: np.ndarray
     tested: np.ndarray
-    y: np.ndarray
-    folds: np.ndarray
+    targets: np.ndarray
 
 
 class SVM(Hinge):
@@ -132,35 +133,42 @@ class SVM(Hinge):
                 f"{data.test.source}: shows no class that has positives and negatives in "
                 f"{data.train.source}"
             )
-        y = np.where(of_train[:, learned] > 0, 1.0, -1.0)
-        folds = np.zeros((0, *y.shape), bool)
+        of_train = of_train[:, learned]
         if data.val is None:
-            folds = fold_masks(y, self.folds, data.seed if self.shuffle_folds else None)
-        return targets, Classes(names, learned, tested, y, folds)
+            positives = (of_train > 0).sum(0)
+            check_folds(self.folds, np.maximum(positives, len(of_train) - positives))
+        return targets, Classes(names, learned, tested, of_train)
 
     def run(self, data: Data[Features], endpoints: Sequence[str]) -> Iterator[Result]:
         train, test, val = data.train, data.test, data.val
-        targets, (names, learned, tested, y, folds) = self._prepare(data)
+        targets, (names, learned, tested, of_train) = self._prepare(data)
         missing = [name for c, name in enumerate(names) if c not in learned or not tested[c]]
         if missing:
             logging.warning(
                 "left out, for want of positives or negatives in training or test: %s",
                 ", ".join(missing),
             )
-        weights = np.where(y > 0, self.positive_weight, 1.0)
+        groups = in_groups(len(learned), len(of_train))
+        shuffled = data.seed if self.shuffle_folds else None
         for endpoint in endpoints:
             start, features = time.time(), train.endpoints[endpoint]
-            svms = Rows(unit(features[targets.rows]), self.intercept_scaling)
-            if val is None or targets.val is None:
-                scores = cross_validate(svms, y, weights, folds, self.costs)  # classes x costs
-            else:
-                held = val.endpoints[endpoint]
-                scores = validate(
-                    svms, y, weights, self.costs, held, targets.val[:, learned], self.ap
-                )
+            svms = Rows(features, self.intercept_scaling, targets.rows, unit)
+            scores = np.zeros((len(learned), len(self.costs)))
+            for group in groups:
+                y, weights = signed(of_train[:, group], self.positive_weight)
+                if val is None or targets.val is None:
+                    masks = fold_masks(y, self.folds, shuffled)
+                    scores[group] = cross_validate(svms, y, weights, masks, self.costs)
+                else:
+                    held, of_val = val.endpoints[endpoint], targets.val[:, learned[group]]
+                    scores[group] = validate(svms, y, weights, self.costs, held, of_val, self.ap)
             chosen = choose(scores)
-            (fit,) = svms.path(y, weights, [np.array(self.costs)[chosen]])
-            decision = decide(test.endpoints[endpoint], *svms.weights(fit))
+            decision, gaps = np.zeros((len(test.labels), len(learned))), []
+            for group in groups:
+                y, weights = signed(of_train[:, group], self.positive_weight)
+                (fit,) = svms.path(y, weights, [np.array(self.costs)[chosen[group]]])
+                decision[:, group] = decide(test.endpoints[endpoint], *svms.weights(fit))
+                gaps.append(float(fit.gap.max()))
             precisions = average_precision.each_class(targets.test[:, learned], decision, self.ap)
             details: dict[str, Any] = {
                 "features": features.shape[1],
@@ -170,7 +178,7 @@ class SVM(Hinge):
                 "ap": self.ap,
                 "positive_weight": self.positive_weight,
                 "intercept_scaling": self.intercept_scaling,
-                "gap": float(fit.gap.max()),
+                "gap": max(gaps),
             }
             if test.targets is None:
                 details["accuracy"] = float(np.mean(learned[decision.argmax(1)] == test.labels))
@@ -225,15 +233,44 @@ def unit(features: np.ndarray) -> np.ndarray:
     return features
 
 
-def decide(features: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Decision values for features of any norm, float64 [N, P]."""
-    parts = in_chunks(np.arange(len(features)), features.shape[1])
-    return np.concatenate([unit(features[part]) @ weights + bias for part in parts])
+def decide(
+    features: np.ndarray,
+    weights: np.ndarray,
+    bias: np.ndarray,
+    chosen: Optional[np.ndarray] = None,
+) -> np.ndarray:
+    """Decision values for features of any norm, perhaps memory-mapped: float64 [n, P], of the rows
+    `chosen` or of all."""
+    rows, parts = np.arange(len(features)) if chosen is None else chosen, []
+    for part in in_chunks(rows, features.shape[1]):
+        parts.append(unit(features[part]) @ weights + bias)
+        mapped.release(features)
+    return np.concatenate(parts)
+
+
+def signed(targets: np.ndarray, positive_weight: float) -> tuple[np.ndarray, np.ndarray]:
+    """(1 or -1, weight in the loss), float64 [N, P] each, of targets int8 [N, P]."""
+    y = np.where(targets > 0, 1.0, -1.0)
+    return y, np.where(y > 0, positive_weight, 1.0)
+
+
+def in_groups(classes: int, rows: int) -> list[np.ndarray]:
+    """Numbers of the classes in groups that are fitted together: all, where arrays [rows, classes]
+    are small."""
+    size = max(_COLUMN_VALUES // max(rows, 1), 1)
+    return [np.arange(low, min(low + size, classes)) for low in range(0, classes, size)]
 
 
 def class_names(features: Features, count: int) -> list[str]:
     """Names of all classes, or else their numbers."""
     return list(features.class_names) if features.class_names else [str(c) for c in range(count)]
+
+
+def check_folds(folds: int, largest: np.ndarray) -> None:
+    """Raise UserError where rows are too few; `largest`, int [C]: how many rows the larger side of
+    each class has."""
+    if largest.min() < folds:
+        raise UserError(f"folds={folds}: {largest.min()} training images are too few")
 
 
 def fold_masks(y: np.ndarray, folds: int, seed: Optional[int] = None) -> np.ndarray:
@@ -247,11 +284,7 @@ def fold_masks(y: np.ndarray, folds: int, seed: Optional[int] = None) -> np.ndar
         # of classes with fewer positives than folds: see `choose`
         warnings.simplefilter("ignore", UserWarning)
         for c in range(y.shape[1]):
-            try:
-                parts = [held for _, held in split.split(y[:, c], y[:, c])]
-            except ValueError:
-                raise UserError(f"folds={folds}: {len(y)} training images are too few") from None
-            for fold, held in enumerate(parts):
+            for fold, (_, held) in enumerate(split.split(y[:, c], y[:, c])):
                 masks[fold, held, c] = True
     return masks
 

@@ -7,6 +7,9 @@ Raw features are ill-conditioned: a few directions carry most of the variance, a
 not reach the optimum. Hence a preconditioner, W = P V: P divides by the square root of the
 curvature, estimated from the leading principal components, and features are centered, which shifts
 the bias by -mean W. Both are changes of variables: objective and minimum stay the same.
+
+The replicas of a strategy share the rows of each product, whose sums L-BFGS reads on the host:
+their number changes rounding alone.
 """
 
 import dataclasses
@@ -20,13 +23,14 @@ import tensorflow as tf
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
+from tfssl.downstream.solvers.shares import Replicas
 from tfssl.storage import mapped
 
 _COMPONENTS = 128  # principal components in P; 512 save no updates
-# values of features per product (128 MB), which bounds the memory of temporaries
+# values of features per product and replica (128 MB), which bounds the memory of temporaries
 _CHUNK_VALUES = 1 << 25
-# bytes of features that may stay in an accelerator's memory, or in the host's; more are read again
-# at each update
+# bytes of features that may stay in each GPU's memory, or in the host's; more are read again at
+# each update
 _RESIDENT = {"GPU": 8 << 30, "CPU": 2 << 30}
 # TensorFlow's threads do the large products. BLAS threads beside them spin while they wait: 20
 # times slower on busy cores.
@@ -34,7 +38,8 @@ _one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
 
 Moments = tuple[np.ndarray, np.ndarray]  # mean and standard deviation of each feature, float64 [D]
-Chunk = tuple[tf.Tensor, tf.Tensor]  # features [n, D] and labels int32 [n]
+# features [n, D] and labels int32 [n], or shares of them: see `Replicas.share`
+Chunk = tuple[Any, Any]
 
 
 class Rows:
@@ -47,9 +52,11 @@ class Rows:
       features: float [N, D], perhaps memory-mapped; labels: int [N], in 0..C-1.
       chosen: int [n], the rows.
       moments: (mean, standard deviation) [D] to standardize by; None: not standardized.
+      replicas: who shares each chunk; None: one device.
 
     Attributes:
-      chunks: an iterable, again and again, of (features [n, D], labels int32 [n]).
+      chunks: an iterable, again and again, of (features [n, D], labels int32 [n]), or of shares of
+        them; rows that fill up a share have label -1, and features of 0.
     """
 
     def __init__(
@@ -58,24 +65,29 @@ class Rows:
         labels: np.ndarray,
         chosen: np.ndarray,
         moments: Optional[Moments] = None,
+        replicas: Optional[Replicas] = None,
     ) -> None:
+        self.replicas = replicas or Replicas()
         self.dtype = np.float64 if features.dtype == np.float64 else np.float32
         self.count, self.dims = len(chosen), features.shape[1]
         self._features, self._labels, self._chosen = features, labels, chosen
         self._moments = moments
         size = self.count * self.dims * np.dtype(self.dtype if moments else features.dtype).itemsize
         accelerated = bool(tf.config.list_logical_devices("GPU"))
-        resident = size <= _RESIDENT["GPU" if accelerated else "CPU"]
+        resident = size <= (
+            _RESIDENT["GPU"] * self.replicas.count if accelerated else _RESIDENT["CPU"]
+        )
         self.chunks: Union[list[Chunk], Rows] = list(self) if resident else self
 
     def __iter__(self) -> Iterator[Chunk]:
-        for part in in_chunks(self._chosen, self.dims):
+        for part in in_chunks(self._chosen, self.dims, _CHUNK_VALUES * self.replicas.count):
             values = self._features[part]
             mapped.release(self._features)
             if self._moments:
                 mean, std = self._moments
                 values = ((values.astype(self.dtype) - mean) / std).astype(self.dtype)
-            yield tf.constant(values), tf.constant(self._labels[part].astype(np.int32))
+            labels = self._labels[part].astype(np.int32)
+            yield self.replicas.share(values), self.replicas.share(labels, -1)
 
 
 @dataclasses.dataclass
@@ -93,7 +105,7 @@ class Problem:
     """Minimizes mean cross-entropy + l2 * ||W||^2 over some rows, for one l2 after another.
 
     Args:
-      parts: list of Rows.
+      parts: list of Rows, of the same replicas.
       num_classes: C.
       precondition: whether to optimize in centered, decorrelated coordinates.
     """
@@ -102,7 +114,8 @@ class Problem:
         self.parts = parts
         self.count, self.dims = sum(part.count for part in parts), parts[0].dims
         self.dtype, self.num_classes, self.precondition = parts[0].dtype, num_classes, precondition
-        sums = sum(np.stack(_sums(x)) for x, _ in self.chunks)
+        self._sum = parts[0].replicas.sum
+        sums = sum(np.stack([s.numpy() for s in self._sum(_sums, x)]) for x, _ in self.chunks)
         self.mean = sums[0] / self.count
         #: sum of the features' variances: the scale of l2
         self.variance = float(np.maximum(sums[1] / self.count - self.mean**2, 0).sum())
@@ -121,7 +134,7 @@ class Problem:
         w, b = tf.constant(weights, self.dtype), tf.constant(bias, self.dtype)
         loss, dw, db = 0.0, np.zeros_like(weights), np.zeros_like(bias)
         for x, y in self.chunks:
-            terms = [t.numpy().astype(np.float64) for t in _cross_entropy(x, y, w, b)]
+            terms = [t.numpy().astype(np.float64) for t in self._sum(_cross_entropy, x, y, w, b)]
             loss, dw, db = loss + float(terms[0]), dw + terms[1], db + terms[2]
         loss = loss / self.count + l2 * float((weights**2).sum())
         return loss, dw / self.count + 2 * l2 * weights, db / self.count
@@ -207,14 +220,15 @@ class Problem:
     def _covariance_times(self, vectors: np.ndarray) -> np.ndarray:
         v = tf.constant(vectors, self.dtype)
         offset = tf.constant(self.mean @ vectors, self.dtype)
-        product = sum(_gram_times(x, v, offset).numpy().astype(np.float64) for x, _ in self.chunks)
+        products = (self._sum(_gram_times, x, v, offset) for x, _ in self.chunks)
+        product = sum(of_chunk.numpy().astype(np.float64) for (of_chunk,) in products)
         # (x - mean) v sums to zero over the rows, so x^T of it needs no centering
         return product / self.count
 
 
-def in_chunks(rows: np.ndarray, dims: int) -> list[np.ndarray]:
-    """Row numbers in chunks whose features have at most _CHUNK_VALUES values."""
-    size = max(_CHUNK_VALUES // dims, 1)
+def in_chunks(rows: np.ndarray, dims: int, values: Optional[int] = None) -> list[np.ndarray]:
+    """Row numbers in chunks whose features have at most `values` values; None: 2^25."""
+    size = max((values or _CHUNK_VALUES) // dims, 1)
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
@@ -231,19 +245,20 @@ def moments(features: np.ndarray, rows: np.ndarray) -> Moments:
     return mean, np.where(std > 1e-6 * np.abs(mean), std, 1.0)
 
 
-def _sums(x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _sums(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     x = tf.cast(x, tf.float64)
-    return tf.reduce_sum(x, 0).numpy(), tf.reduce_sum(x * x, 0).numpy()
+    return tf.reduce_sum(x, 0), tf.reduce_sum(x * x, 0)
 
 
 @tf.function(reduce_retracing=True, autograph=False)
 def _cross_entropy(
     x: tf.Tensor, y: tf.Tensor, w: tf.Tensor, b: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    x = tf.cast(x, w.dtype)
+    x, real = tf.cast(x, w.dtype), tf.cast(y >= 0, w.dtype)
     logits = x @ w + b  # NxC
-    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
+    loss = real * tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(y, 0), logits)
     error = tf.nn.softmax(logits) - tf.one_hot(y, tf.shape(w)[1], dtype=x.dtype)  # NxC
+    error *= real[:, None]
     return (
         tf.reduce_sum(tf.cast(loss, tf.float64)),
         tf.linalg.matmul(x, error, transpose_a=True),

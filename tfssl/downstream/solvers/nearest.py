@@ -1,12 +1,16 @@
 """Nearest neighbors by cosine similarity, exact and in blocks. Ties go to the earlier row; ties in
-votes to the lower class."""
+votes to the lower class.
+
+The replicas of a strategy share the queries, and compare each with all rows.
+"""
 
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
 
+from tfssl.downstream.solvers.shares import Replicas
 from tfssl.storage import mapped
 
 # rows of a part of the queries and, at most, of a block of the training rows: 128 MB of
@@ -24,6 +28,7 @@ def vote(
     k: int,
     temperature: float,
     chosen: Optional[np.ndarray] = None,
+    replicas: Optional[Replicas] = None,
 ) -> np.ndarray:
     """The class of each query, by a vote of its nearest neighbors, weighted by exp(similarity /
     temperature).
@@ -36,13 +41,14 @@ def vote(
       k: neighbors, at most n.
       temperature: of the votes.
       chosen: int [m], those rows of `queries` that are asked about; None: all, m = M.
+      replicas: who shares them; None: one device.
 
     Memory: blocks, and what is returned; features and queries may be memory-mapped.
 
     Returns:
       int [m].
     """
-    similarity, position = nearest(features, bank, queries, k, chosen)
+    similarity, position = nearest(features, bank, queries, k, chosen, replicas)
     voters = labels[bank][position]  # MxK
     # relative to the nearest: no overflow
     weights = np.exp((similarity - similarity[:, :1]) / temperature)
@@ -62,6 +68,7 @@ def nearest(
     queries: np.ndarray,
     k: int,
     chosen: Optional[np.ndarray] = None,
+    replicas: Optional[Replicas] = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k rows of highest cosine similarity for each query; arguments as for `vote`.
 
@@ -69,43 +76,54 @@ def nearest(
       (float [m, k], similarities, highest first; int [m, k], positions in `bank`).
     """
     chosen = np.arange(len(queries)) if chosen is None else chosen
+    replicas = replicas or Replicas()
     dims = features.shape[1]
     rows = min(_BANK, max(_VALUES // dims, 1))
     share = max(min(_QUERIES * _BANK // rows, _VALUES // dims), 1)
-    parts = [chosen[i : i + share] for i in range(0, len(chosen), share)]
-    units: Sequence[Optional[tf.Tensor]] = [None] * len(parts)
+    share = max(min(share, -(-len(chosen) // replicas.count)), 1)  # queries of a replica
+    step = share * replicas.count
+    parts = [chosen[i : i + step] for i in range(0, len(chosen), step)]
+
+    def shared(part: np.ndarray) -> Any:
+        x = replicas.share(queries[part], size=share)
+        mapped.release(queries)
+        return replicas.map(_unit, x)
+
+    units: Sequence[Any] = [None] * len(parts)
     if len(chosen) * dims * max(queries.dtype.itemsize, 4) <= _RESIDENT:
-        units = [_unit(queries, part) for part in parts]
+        units = [shared(part) for part in parts]
+    none = np.float64 if features.dtype == np.float64 else np.float32, np.int32
     best = [
-        (tf.zeros([len(part), 0], _computed(features)), tf.zeros([len(part), 0], tf.int32))
+        [replicas.share(np.zeros((len(part), 0), dtype), size=share) for dtype in none]
         for part in parts
     ]
-    count = tf.constant(k)
+
+    def compare(*arguments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        *others, low = arguments
+        return _nearest(*others, tf.constant(k), low)  # to a graph of replicas a constant
+
     for low in range(0, len(bank), rows):
-        block = _unit(features, bank[low : low + rows])  # BxD
+        block = _unit(tf.constant(features[bank[low : low + rows]]))  # BxD
+        mapped.release(features)
         best = [
-            _nearest(
-                _unit(queries, part) if unit is None else unit,
-                block,
-                *found,
-                count,
-                tf.constant(low),
+            replicas.map(
+                compare, shared(part) if unit is None else unit, block, *found, tf.constant(low)
             )
             for part, unit, found in zip(parts, units, best)
         ]
-    none = np.zeros((0, k))
-    similarity, position = (np.concatenate([x[j].numpy() for x in best] or [none]) for j in (0, 1))
+    similarity, position = (
+        np.concatenate(
+            [replicas.joined(found[j], len(part)) for found, part in zip(best, parts)]
+            or [np.zeros((0, k))]
+        )
+        for j in (0, 1)
+    )
     return similarity.astype(np.float64), position.astype(int)
 
 
-def _computed(features: np.ndarray) -> tf.DType:
-    return tf.float64 if features.dtype == np.float64 else tf.float32
-
-
-def _unit(features: np.ndarray, rows: np.ndarray) -> tf.Tensor:
+def _unit(x: tf.Tensor) -> tf.Tensor:
     """L2-normalized rows, at least float32; a row of zeros stays zero."""
-    x = tf.cast(tf.constant(features[rows]), _computed(features))
-    mapped.release(features)
+    x = tf.cast(x, tf.float64 if x.dtype == tf.float64 else tf.float32)
     # or the squares might overflow
     x = tf.math.divide_no_nan(x, tf.reduce_max(tf.abs(x), 1, keepdims=True))
     return tf.math.divide_no_nan(x, tf.norm(x, axis=1, keepdims=True))

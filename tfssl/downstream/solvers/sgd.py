@@ -23,6 +23,7 @@ from tfssl.downstream.partition import Split
 from tfssl.downstream.solvers.feature_norm import FeatureNorm
 from tfssl.downstream.solvers.lbfgs import Moments, in_chunks
 from tfssl.downstream.solvers.resume import Curve, Losses, State
+from tfssl.downstream.solvers.shares import Replicas
 from tfssl.errors import UserError
 from tfssl.losses import replicas
 from tfssl.optim.schedules import schedule
@@ -276,7 +277,8 @@ def step_of(
         y, held_in = tf.gather(labels, rows), tf.gather(in_fit, rows)  # B
         first = tf.cast(context.replica_id_in_sync_group, tf.int64) * share
         positions = number * settings.batch_size + first + tf.range(share, dtype=tf.int64)
-        draws = Draws({"number": positions, "seed": tf.fill([share], tf.constant(seed, tf.int64))})
+        seeds = tf.fill([share], tf.constant(seed, tf.int64))
+        draws = Draws({"number": positions, "seed": seeds}, strategy.num_replicas_in_sync)
         losses, gradients = [], []
         for c, learned in zip(classifiers, variables):
             with tf.GradientTape() as tape:
@@ -356,6 +358,27 @@ class Progress:
         self.bar.close()
 
 
+def strategy_for(features: "Features", batch_size: int) -> tf.distribute.Strategy:
+    """The strategy that trains a small network on batches of features: a TPU's, whose cores can
+    share each batch; else the current one, by default one device, to which a TensorFlow with GPUs
+    adds the first of them. Several GPUs are not used: by reckoning, the exchange of gradients costs
+    them more than one of them takes for the step.
+
+    Raises:
+      UserError: the current one has several replicas, over which the batch does not divide.
+    """
+    strategy, current = features.strategy, tf.distribute.get_strategy()
+    tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+    if tpu and not batch_size % strategy.num_replicas_in_sync:
+        return strategy
+    if batch_size % current.num_replicas_in_sync:
+        raise UserError(
+            f"a batch of {batch_size} rows does not divide over {current.num_replicas_in_sync} "
+            "replicas: give a batch_size that is a multiple of their number"
+        )
+    return current
+
+
 def shuffled(rows: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
     """Endless batches of row numbers, int64 [B]: each epoch has all rows in another order; batches
     span epochs."""
@@ -374,15 +397,17 @@ def feature_batches(
     batch_size: int,
     seed: int,
     start: int = 0,
-) -> Iterator[tuple[dict[str, tf.Tensor], tf.Tensor]]:
+    replicas: Optional[Replicas] = None,
+) -> Iterator[tuple[dict[str, Any], Any]]:
     """Batches for `train` from features in memory or on disk, from step `start`: ({endpoint:
-    [B, D]}, rows)."""
+    [B, D]}, rows), or shares of them."""
+    replicas = replicas or Replicas()
     for chosen in itertools.islice(shuffled(rows, batch_size, seed), start, None):
         arrays = {name: features.endpoints[name] for name in endpoints}
-        batch = {name: tf.constant(array[chosen]) for name, array in arrays.items()}
+        batch = {name: replicas.share(array[chosen]) for name, array in arrays.items()}
         for array in arrays.values():
             mapped.release(array)
-        yield batch, tf.constant(chosen)
+        yield batch, replicas.share(chosen)
 
 
 class Held:

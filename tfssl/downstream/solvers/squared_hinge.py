@@ -18,20 +18,34 @@ Cholesky would take.
 With a_i = 2 c_i max(0, 1 - y_i w . x_i) as dual variables, the duality gap is exactly 0.5 *
 ||gradient||^2. It bounds how far the objective is above its minimum: it is the stopping criterion,
 in float64, and a certificate.
+
+Memory: the features where they are small; more are read again for each product, in blocks. What
+remains are the systems of Newton's method, [min(N, D), min(N, D)], about a dozen arrays [N, P], and
+the image of the preconditioner's directions. Callers bound N x P by taking classes in groups.
 """
 
 import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Union
+from typing import Optional, Union
 
 import numpy as np
+import numpy.typing as npt
 import scipy.linalg
 from absl import logging
 from threadpoolctl import threadpool_limits
 
-_AXES = 256  # principal directions that the preconditioner solves for
+from tfssl.downstream.solvers.lbfgs import in_chunks
+from tfssl.storage import mapped
+
+# bytes of features, in float64 and float32, that stay in memory; more are read again for each
+# product
+_RESIDENT = 2 << 30
+# values that each thread reads at once: 4 MB in float64, for the processor's cache
+_CHUNK_VALUES = 1 << 19
+# principal directions that the preconditioner solves for, and values of all rows along them: 256 MB
+_AXES, _AXES_VALUES = 256, 1 << 25
 _COLUMNS = 4  # of a thread, at least: products with fewer are slow
 _STEPS = 200  # of Newton's method, at most; about ten are taken
 
@@ -63,19 +77,37 @@ Solution = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 class Rows:
     """Features to fit any number of classifiers to.
 
-    Memory: one and a half float64 copies of the features; with N <= D twice [N, N] in place of the
-    half.
-
     Args:
-      features: float [N, D].
+      features: float [N, D], perhaps memory-mapped.
       intercept_scaling: the constant feature; the larger, the smaller the penalty of the bias.
+      chosen: int [n], the rows; None: all.
+      prepare: function float [m, D] -> float64 [m, D] of rows as they are read, such as a
+        normalization; None: they are used as they are.
+
+    Memory: one and a half float64 copies of the chosen rows; blocks of them where these would
+    exceed 2 GB. With n <= D also [n, n].
     """
 
-    def __init__(self, features: np.ndarray, intercept_scaling: float = 1.0) -> None:
-        count, self.dims = features.shape
-        self._x = np.empty((count, self.dims + 1))
-        self._x[:, :-1], self._x[:, -1] = features, intercept_scaling
-        self._gram = self._x @ self._x.T if count <= self.dims else None
+    def __init__(
+        self,
+        features: np.ndarray,
+        intercept_scaling: float = 1.0,
+        chosen: Optional[np.ndarray] = None,
+        prepare: Optional[Callable[[np.ndarray], np.ndarray]] = None,
+    ) -> None:
+        rows = np.arange(len(features)) if chosen is None else chosen
+        self.dims, self._scaling = features.shape[1], intercept_scaling
+
+        def read(part: np.ndarray) -> np.ndarray:
+            x = np.empty((len(part), self.dims + 1))
+            values = features[rows[part]]
+            x[:, :-1] = values if prepare is None else prepare(values)
+            x[:, -1] = intercept_scaling
+            mapped.release(features)
+            return x
+
+        self._x = _Matrix(read, np.arange(len(rows)), self.dims + 1)
+        self._gram = self._x.gram() if len(rows) <= self.dims else None
 
     def path(
         self,
@@ -99,7 +131,7 @@ class Rows:
         """
         used = np.flatnonzero(np.any(weights, 1))
         if self._gram is None:
-            space = _Primal(self._x if len(used) == len(self._x) else self._x[used])
+            space = _Primal(self._x.take(used))
         else:
             space = _Gram(self._gram[np.ix_(used, used)])
         targets, weights = targets[used], weights[used]
@@ -132,15 +164,90 @@ class Rows:
                     gap.max(),
                 )
             if self._gram is not None:
-                coefficients, inner = np.zeros((len(self._x), columns)), coefficients
+                coefficients, inner = np.zeros((self._x.count, columns)), coefficients
                 coefficients[used] = inner
-            decision = (self._x if self._gram is None else self._gram) @ coefficients
+            if self._gram is None:
+                decision = self._x.times(coefficients)
+            else:
+                decision = self._gram @ coefficients
             yield Fit(decision, objective, gap, steps, coefficients)
 
     def weights(self, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
         """(float64 [D, P], bias [P]): the decision for features x is x @ weights + bias."""
-        w = fit.coefficients if self._gram is None else self._x.T @ fit.coefficients
-        return w[:-1], w[-1] * self._x[0, -1]
+        w = fit.coefficients if self._gram is None else self._x.adjoint(fit.coefficients)
+        return w[:-1], w[-1] * self._scaling
+
+
+class _Matrix:
+    """X, [N, M], in blocks of rows: one that stays in memory where it is small, else many that are
+    read again for each product.
+
+    Args:
+      read: function int [n] -> float64 [n, M], the rows of these numbers.
+      rows: int [N], the numbers.
+      size: M.
+      kept: the matrix itself, if it is there already.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[np.ndarray], np.ndarray],
+        rows: np.ndarray,
+        size: int,
+        kept: Optional[np.ndarray] = None,
+    ) -> None:
+        self._read, self._rows, self.count, self.size = read, rows, len(rows), size
+        self._kept, self._fast = kept, None if kept is None else kept.astype(np.float32)
+        if kept is None and 12 * self.count * size <= _RESIDENT:
+            self._kept = np.empty((self.count, size))
+            for part in in_chunks(np.arange(self.count), size, _CHUNK_VALUES):
+                self._kept[part] = read(rows[part])
+
+    def take(self, rows: np.ndarray) -> "_Matrix":
+        """Some of the rows."""
+        if len(rows) == self.count:
+            return self
+        kept = None if self._kept is None else self._kept[rows]
+        return _Matrix(self._read, self._rows[rows], self.size, kept)
+
+    def blocks(
+        self, dtype: npt.DTypeLike, rows: Optional[np.ndarray] = None
+    ) -> Iterator[tuple[Union[slice, np.ndarray], np.ndarray]]:
+        """(where the rows of a block are, the block [n, M]) of all rows, or of some."""
+        if self._kept is not None:
+            x = self._kept
+            if dtype == np.float32:
+                x = self._fast = x.astype(np.float32) if self._fast is None else self._fast
+            yield (slice(None), x) if rows is None else (rows, x[rows])
+            return
+        for part in in_chunks(
+            np.arange(self.count) if rows is None else rows, self.size, _CHUNK_VALUES
+        ):
+            where = slice(part[0], part[-1] + 1) if rows is None else part
+            yield where, self._read(self._rows[part]).astype(dtype, copy=False)
+
+    def times(self, w: np.ndarray) -> np.ndarray:
+        """X w, in the precision of w: [M, P] -> [N, P]."""
+        result = np.empty((self.count, w.shape[1]), w.dtype)
+        for part, x in self.blocks(w.dtype):
+            result[part] = x @ w
+        return result
+
+    def adjoint(self, u: np.ndarray) -> np.ndarray:
+        """X' u, in the precision of u: [N, P] -> [M, P]."""
+        return _sum(x.T @ u[part] for part, x in self.blocks(u.dtype))
+
+    def normal_times(self, w: np.ndarray) -> np.ndarray:
+        """X' X w, without an array [N, P]: [M, P] -> [M, P]."""
+        return _sum(x.T @ (x @ w) for _, x in self.blocks(w.dtype))
+
+    def gram(self) -> np.ndarray:
+        """X X', [N, N]."""
+        result = np.empty((self.count, self.count))
+        for rows, x in self.blocks(np.float64):
+            for columns, y in self.blocks(np.float64):
+                result[rows, columns] = x @ y.T
+        return result
 
 
 def _minimize(
@@ -236,10 +343,11 @@ def _conjugate_gradients(
 class _Primal:
     """w itself, [D, P], and its image X w, [N, P]."""
 
-    def __init__(self, x: np.ndarray) -> None:
-        self._x, self._fast, self.size = x, x.astype(np.float32), x.shape[1]
-        axes = _leading(lambda v: self._fast.T @ (self._fast @ v), self.size)  # D x A
-        image = x @ axes
+    def __init__(self, x: _Matrix) -> None:
+        self._x, self.size = x, x.size
+        count = max(min(_AXES, self.size, _AXES_VALUES // max(x.count, 1)), 1)
+        axes = _leading(x.normal_times, self.size, count)  # D x A
+        image = x.times(axes)
         turn = np.linalg.eigh(image.T @ image)[1]  # makes X' X diagonal on the axes
         self._axes, self._axes_image = (
             (axes @ turn).astype(np.float32),
@@ -247,11 +355,11 @@ class _Primal:
         )
 
     def image(self, w: np.ndarray) -> np.ndarray:
-        return self._like(w) @ w
+        return self._x.times(w)
 
     def adjoint(self, u: np.ndarray) -> np.ndarray:
         """X' u."""
-        return self._like(u).T @ u
+        return self._x.adjoint(u)
 
     def metric(self, w: np.ndarray) -> np.ndarray:
         """The inner product of v and w is the sum of v * metric(w)."""
@@ -270,32 +378,32 @@ class _Primal:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(r with its components along the axes divided by 1 + `along_axes`, the image of that)."""
         z = r - self._axes @ (shrink * (self._axes.T @ normal))
-        return z, self._fast @ z
+        return z, self.image(z)
 
     def patience(self, curvature: np.ndarray) -> np.ndarray:
         """For each column, the number of conjugate gradient steps that take as long as `solve`."""
-        rows, dims = self._x.shape
+        rows, dims = self._x.count, self.size
         return (np.count_nonzero(curvature, 0) * dims**2 + dims**3 / 3) / (4 * rows * dims) + 1
 
     def solve(self, curvature: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """The minimizer if the active rows stay those of one column's `curvature`: (1 + X' D X) w =
         X' D y."""
         active = np.flatnonzero(curvature)
-        x = self._x[active]
-        hessian = x.T @ (curvature[active, None] * x)
+        hessian, right = np.zeros((self.size, self.size)), np.zeros(self.size)
+        for rows, x in self._x.blocks(np.float64, active):
+            hessian += x.T @ (curvature[rows, None] * x)
+            right += x.T @ (curvature[rows] * targets[rows])
         hessian[np.diag_indices(self.size)] += 1
-        return _solve(hessian, x.T @ (curvature[active] * targets[active]))
-
-    def _like(self, v: np.ndarray) -> np.ndarray:
-        return self._x if v.dtype == np.float64 else self._fast
+        return _solve(hessian, right)
 
 
 class _Gram(_Primal):
     """w = X' b, represented by b, [N, P]: its image is G b, inner products are b' G b; G = X X'."""
 
     def __init__(self, gram: np.ndarray) -> None:
-        self._x, self._fast, self.size = gram, gram.astype(np.float32), len(gram)
-        axes = _leading(lambda v: self._fast @ v, self.size)
+        self._gram, self.size = gram, len(gram)
+        self._x = _Matrix(lambda rows: gram[rows], np.arange(self.size), self.size, gram)
+        axes = _leading(self._x.times, self.size, min(_AXES, self.size))
         image = gram @ axes
         values, turn = np.linalg.eigh(axes.T @ image)
         # to length 1
@@ -326,7 +434,7 @@ class _Gram(_Primal):
     def solve(self, curvature: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """The same for b: (G + 1 / D) b = y on the active rows, 0 on the others."""
         active = np.flatnonzero(curvature)
-        system = self._x[np.ix_(active, active)]
+        system = self._gram[np.ix_(active, active)]
         system[np.diag_indices(len(active))] += 1 / curvature[active]
         b = np.zeros(self.size)
         b[active] = _solve(system, targets[active])
@@ -339,9 +447,16 @@ def _solve(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     )
 
 
-def _leading(product: Callable[[np.ndarray], np.ndarray], size: int) -> np.ndarray:
-    """Orthonormal [size, A]: the leading eigenvectors, roughly, by subspace iteration."""
-    axes = np.random.default_rng(0).standard_normal((size, min(_AXES, size)))
+def _sum(parts: Iterator[np.ndarray]) -> np.ndarray:
+    total = next(parts)
+    for part in parts:
+        total += part
+    return total
+
+
+def _leading(product: Callable[[np.ndarray], np.ndarray], size: int, count: int) -> np.ndarray:
+    """Orthonormal [size, count]: the leading eigenvectors, roughly, by subspace iteration."""
+    axes = np.random.default_rng(0).standard_normal((size, count))
     for _ in range(3):
         axes = np.linalg.qr(product(axes.astype(np.float32)).astype(float))[0]
     return axes
