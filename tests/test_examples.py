@@ -178,6 +178,21 @@ def test_the_new_method_on_replicas(new_method, replicas, float64):
         np.testing.assert_allclose(several, one, rtol=1e-9, atol=1e-12)
 
 
+def test_scenes(tmp_path):
+    """What is read is what was drawn, and no letter hides another."""
+    example = script("scenes")
+    example["main"](str(tmp_path / "scenes"), {"train": 4, "test": 2})
+    source = tfssl.open_source(f"boxes:{tmp_path / 'scenes'}", "train")
+    rng = np.random.default_rng(0)
+    for read in source.records().map(source.fetch):
+        _, placed = example["scene"](rng)
+        boxes = np.array([box for _, box in placed])[:, [1, 0, 3, 2]] / np.tile(example["SIZE"], 2)
+        np.testing.assert_allclose(read["boxes"], boxes, atol=0.01)  # VOC counts pixels from 1
+        assert [source.class_names[c] for c in read["classes"]] == [letter for letter, _ in placed]
+        for i, (_, one) in enumerate(placed):
+            assert all(example["overlap"](one, other) <= 0.2 for _, other in placed[:i])
+
+
 def test_every_example_is_tested():
     tests = pathlib.Path(__file__).read_text()
     assert (
