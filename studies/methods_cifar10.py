@@ -20,6 +20,7 @@ it.
 
 import argparse
 import os
+import re
 import shutil
 import time
 
@@ -252,8 +253,11 @@ def plot(rows, path):
 
 
 def took(rows):
+    """Steps, where a study has set them, and the longest training."""
+    steps = sorted(set(re.findall(r"--train_steps=(\d+)", " ".join(r["extra"] for r in rows))))
     minutes = [r["training_minutes"] for r in rows if r["training_minutes"]]
-    return f"{max(minutes):.1f} min" if minutes else ""
+    shown = [f"{max(minutes):.1f} min"] if minutes else []
+    return ", ".join([f"{' or '.join(steps)} steps"] * bool(steps and minutes) + shown)
 
 
 def best(row, protocol):
