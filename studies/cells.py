@@ -65,6 +65,18 @@ def run(cells, measure, out, hours=None, processes=1):
             finished.result()
 
 
+def each_seed(measure, args):
+    """Measure one cell for each seed of a command line (see `options`), by a function (seed, args,
+    call) -> dict; returns all lines there are."""
+    todo = [{"seed": int(seed)} for seed in args.seeds.split(",")]
+
+    def of(cell, call):
+        return measure(cell["seed"], args, call)
+
+    run(todo, of, args.out, args.hours, args.processes)
+    return read(args.out)
+
+
 def expected(cells, done):
     """Minutes that cells will take, if each takes as long as those of its task did, or else as all
     did."""

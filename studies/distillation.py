@@ -33,16 +33,7 @@ def main():
     parser.add_argument("--teacher_steps", type=int, default=1500)
     parser.add_argument("--student_steps", type=int, default=2500)
     cells.options(parser, "runs/distillation")
-    args = parser.parse_args()
-    todo = [{"seed": int(seed)} for seed in args.seeds.split(",")]
-    cells.run(
-        todo,
-        lambda cell, call: measure(cell["seed"], args, call),
-        args.out,
-        args.hours,
-        args.processes,
-    )
-    print(table(cells.read(args.out)))
+    print(table(cells.each_seed(measure, parser.parse_args())))
 
 
 def measure(seed, args, call):

@@ -40,16 +40,7 @@ def main():
     parser.add_argument("--labels", type=int, default=2000, help="of fine-tuning")
     parser.add_argument("--epochs", type=int, default=40, help="of fine-tuning")
     cells.options(parser, "runs/masked")
-    args = parser.parse_args()
-    todo = [{"seed": int(seed)} for seed in args.seeds.split(",")]
-    cells.run(
-        todo,
-        lambda cell, call: measure(cell["seed"], args, call),
-        args.out,
-        args.hours,
-        args.processes,
-    )
-    print(tables(cells.read(args.out)))
+    print(tables(cells.each_seed(measure, parser.parse_args())))
 
 
 def measure(seed, args, call):
