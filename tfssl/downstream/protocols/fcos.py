@@ -61,7 +61,7 @@ from tfssl.losses.detection import centerness, overlaps
 
 REACH = 8.0  # of a level, in strides: the farthest side of an object that is its
 BEST = 1000  # places of a level that non-maximum suppression sees
-_LEVELS = (re.compile(r"t\d+"), re.compile(r"p\d+"))  # of a tower, else of its pyramid
+_LEVEL = re.compile(r"[pt]\d+")  # of a pyramid, and of the tower behind it
 
 
 class FCOS(Detection):
@@ -103,9 +103,8 @@ class FCOS(Detection):
             if len(shape) == 3
         }
         if names is None:
-            found = pyramid(shapes)
-            for kind in reversed(_LEVELS):
-                found = [name for name in shapes if kind.fullmatch(name)] or found
+            levels = [name for name in shapes if _LEVEL.fullmatch(name)]
+            found = [name for name in levels if name[0] == levels[-1][0]] or pyramid(shapes)
         else:
             found = [one for name in names for one in self.levels(name)]
             unknown = [name for name in found if name not in shapes]
@@ -124,9 +123,7 @@ class FCOS(Detection):
 
     def run(self, data: Data[Source], endpoints: Sequence[str]) -> Iterator[Result]:
         for endpoint in endpoints:
-            self._published = any(
-                all(kind.fullmatch(name) for name in self.levels(endpoint)) for kind in _LEVELS
-            )
+            self._published = all(_LEVEL.fullmatch(name) for name in self.levels(endpoint))
             yield from super().run(data, [endpoint])
 
 
