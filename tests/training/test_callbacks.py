@@ -175,3 +175,8 @@ def test_lines_of_a_killed_run_go_whatever_they_hold(tmp_path):
         path.write_bytes(good + bad)
         callbacks._drop_later_lines(str(path), 4)
         assert path.read_bytes() == good, bad
+
+
+def test_a_chance_level_that_is_unknown_is_not_shown():
+    assert callbacks.beside_chance("loss", 2.125, 2.302585) == "loss 2.125 (chance 2.3)"
+    assert callbacks.beside_chance("match", 0.25379, float("nan")) == "match 0.2538"

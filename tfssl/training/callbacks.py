@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -186,9 +187,7 @@ class Log(tf.keras.callbacks.Callback):
             f"step {self.step}/{self.total_steps}",
             f"epoch {self.step / self.epoch_steps:.2f}",
         ]
-        parts += [
-            f"{name} {values[name]:.4g} (chance {level:.3g})" for name, level in chance.items()
-        ]
+        parts += [beside_chance(name, values[name], level) for name, level in chance.items()]
         parts += [
             f"lr {values['learning_rate']:.3g}",
             f"{values['images_per_second']:.0f} images/s",
@@ -234,8 +233,7 @@ class Log(tf.keras.callbacks.Callback):
             with self.writer("validation").as_default():
                 tf.summary.image(name, picture()[None], self.step)
         values = "  ".join(
-            f"{name} {value:.4g} (chance {self.chance[name]:.3g})"
-            for name, value in validation.items()
+            beside_chance(name, value, self.chance[name]) for name, value in validation.items()
         )
         say(f"validation at step {self.step}  {values}")
 
@@ -385,6 +383,13 @@ def _learning_rate(optimizer: tf.keras.optimizers.Optimizer) -> float | tf.Tenso
     """The rate of the next step; optimizers of the older type hold the schedule itself."""
     rate = optimizer.learning_rate
     return rate(optimizer.iterations) if callable(rate) else rate
+
+
+def beside_chance(name: str, value: float, level: float) -> str:
+    """A metric as the log shows it: "loss 2.1 (chance 2.3)", or "loss 2.1" where the chance level,
+    NaN, is unknown."""
+    shown = f"{name} {value:.4g}"
+    return shown if math.isnan(level) else f"{shown} (chance {level:.3g})"
 
 
 def _clock(seconds: float) -> str:
