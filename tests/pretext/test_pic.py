@@ -40,6 +40,26 @@ def test_a_window_slides_over_a_fixed_order(source):
     assert model.order(source) is source
 
 
+def test_several_pipelines_share_the_windows(source):
+    """The rows that three input pipelines deliver, one of them to two replicas, are those of one:
+    the window is that of the global batch, wherever a run starts."""
+    model = task("pic", **SMALL, window=24, window_stride=4)
+
+    def rows(**share):
+        return list(model.dataset(source, 12, 3, 7, 4, **share).as_numpy_iterator())
+
+    whole, first, last = rows(), rows(rows=(0, 4)), rows(rows=(8, 12))
+    pair = iter(rows(rows=(4, 8), chunk=2))
+    for step, batch in enumerate(whole):
+        parts = [tf.nest.flatten(p) for p in (first[step], next(pair), next(pair), last[step])]
+        for found, *shared in zip(tf.nest.flatten(batch), *parts):
+            np.testing.assert_array_equal(np.concatenate(shared), found)
+    np.testing.assert_array_equal(
+        np.concatenate([batch["index"] for batch in whole]),
+        orders(source, 48, start=12 * 7, window=24, window_stride=4),
+    )
+
+
 def test_the_loss_and_its_floor(float64):
     """The loss is a softmax over cosines, whatever the norms; directions at the corners of a simplex
     have the least one."""

@@ -1,6 +1,7 @@
 """Segmentation: the metric against Keras's, that heads learn what is there and nothing else, what
 is refused."""
 
+import dense_heads
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -74,29 +75,14 @@ def test_heads_learn_what_is_there(scenes, module, head, epochs, names):
 
 @pytest.mark.parametrize("head, layers", [("linear", 2), ("dilated", 12)])
 def test_replicas_give_the_head_of_one_device(
-    scenes, replicas, monkeypatch, tmp_path, head, layers
+    scenes, replicas, float64, monkeypatch, tmp_path, head, layers
 ):
-    """Over batches whose halves have unequally many pixels of a class; resizing computes in
-    float32. BN of the dilated head has statistics of both."""
-    train, _ = scenes
-    handle, heads = tiny_modules.save_ours(tmp_path), []
-    monkeypatch.setattr(
-        segmentation.SegmentationTask, "published", lambda task, network: network.head.variables
+    """Over batches whose halves have unequally many pixels of a class. BN of the dilated head has
+    statistics of both."""
+    task = segmentation.SegmentationTask
+    dense_heads.check_replicas(
+        "segmentation", task, scenes[0], tmp_path, replicas, monkeypatch, layers, head=head
     )
-    few = {"head": head, "epochs": 2, "learning_rate": 0.01, "batch_size": 4, "endpoints": ["stem"]}
-    few |= {"val_fraction": 0, "publish": heads.append}
-    results = [
-        downstream.run(
-            "segmentation", train, train, module=modules.load(handle), strategy=among, **few
-        )[0]
-        for among in (None, replicas)
-    ]
-    one, other = ([v.numpy() for v in found] for found in heads)
-    assert len(one) == len(other) == layers
-    for v, w in zip(one, other):
-        np.testing.assert_allclose(w, v, rtol=0, atol=2e-3 * np.abs(v).max())
-    assert results[1]["loss"] == pytest.approx(results[0]["loss"], rel=1e-5)
-    assert results[1]["value"] == pytest.approx(results[0]["value"], abs=0.01)
 
 
 def test_iou_is_that_of_keras():

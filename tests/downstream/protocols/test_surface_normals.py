@@ -1,5 +1,6 @@
 """Surface normals: angles against their cosine, and that heads learn shading."""
 
+import dense_heads
 import numpy as np
 import pytest
 import tiny_modules
@@ -84,6 +85,15 @@ def test_heads_learn_shading(scenes, module, head, epochs):
         <= result["within"]["30"]
     )
     assert result["clusters"] == 6 and result.picture.startswith(b"\x89PNG")
+
+
+def test_replicas_give_the_head_of_one_device(scenes, replicas, float64, monkeypatch, tmp_path):
+    """Batches whose halves have as many known pixels; the clusters are the same, for they come
+    before."""
+    task = surface_normals.NormalsTask
+    dense_heads.check_replicas(
+        "surface_normals", task, scenes[0], tmp_path, replicas, monkeypatch, 2, clusters=6
+    )
 
 
 def test_a_mirrored_surface_faces_the_other_side(scenes):
