@@ -91,7 +91,10 @@ def test_decay_acts_on_kernels_or_on_all(name):
 
 def test_where_nobody_tells_kernels_they_are_seen_by_shape():
     variables = [tf.Variable(tf.ones([2, 2]), name="w"), tf.Variable(tf.ones([2]), name="b")]
-    variables.append(tf.Variable(tf.ones([2, 2]), name="norm/gamma"))
+    variables += [
+        tf.Variable(tf.ones([1, 2, 2]), name=name)
+        for name in ("norm/gamma", "vit/cls", "vit/registers", "vit/positions", "vit/cls_position")
+    ]
     optimizer = optim.build("adamw", 0.1, weight_decay=0.5)
     optimizer.apply_gradients([(tf.zeros(v.shape), v) for v in variables])
-    np.testing.assert_allclose([v.numpy().min() for v in variables], [0.95, 1, 1])
+    np.testing.assert_allclose([v.numpy().min() for v in variables], [0.95, *[1] * 6])

@@ -20,6 +20,14 @@ def context_of(model, source):
     return Context(strategy, batches, source.places, 3, model.to_float)
 
 
+def test_areas_of_small_views():
+    """From the large views' least on, unless it is said: the published script's are 0.05 to 0.14
+    beside 0.08 to 1."""
+    for settings, areas in (({}, (0.05, 0.08)), ({"small_max_area": 0.14}, (0.05, 0.14))):
+        large, small = task("deepcluster_v2", **SETTINGS, min_area=0.08, **settings).crops()
+        assert large.area is None and small.area == areas
+
+
 def norm(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from check_values import X, Y, normal
 from joint_embedding import task
 
+from tfssl.pretext import lejepa
 from tfssl.pretext.lejepa import directions
 
 SMALL = {
@@ -14,6 +16,20 @@ SMALL = {
     "small_crops": 2,
     "small_size": 8,
 }
+
+
+def test_the_loss_of_a_second_implementation(float64, monkeypatch):
+    """lightly 1.6, of two large views and a small one."""
+    along = normal(8, 64, 16) / np.linalg.norm(normal(8, 64, 16), axis=0)
+    monkeypatch.setattr(lejepa, "directions", lambda *_: along)
+    model, z = task("lejepa", **SMALL), tf.constant(np.stack([X, Y, normal(9)], 1))
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        loss, measured = model.contrast({"weight": tf.ones([len(X)], tf.float64)}, {"z": z})
+        loss = tf.reduce_mean(loss)
+    assert float(loss) == pytest.approx(0.7264386501, abs=1e-9)
+    assert np.mean(measured["invariance"]) == pytest.approx(0.7084387362, abs=1e-9)
+    assert np.linalg.norm(tape.gradient(loss, z)) == pytest.approx(0.0281193657, abs=2e-8)
 
 
 def test_a_collapse_raises_the_alarm():

@@ -1,6 +1,7 @@
 """Local Aggregation: its loss against instance discrimination and a naive loop."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from joint_embedding import task
 
@@ -56,13 +57,16 @@ def test_the_loss_is_the_papers(float64):
     np.testing.assert_allclose(loss(), 0, atol=1e-12)
 
 
-def test_instance_discrimination_comes_first(source):
+@pytest.mark.parametrize("epoch_steps", [6, 6.25, 5.75])
+def test_instance_discrimination_comes_first(source, epoch_steps):
+    """And the first clustering with the first step of aggregation, of epochs that are no whole
+    number of steps too."""
     model = task("local_aggregation", **{**SETTINGS, "num_images": 48}, instance_epochs=2.0)
-    model.epoch_steps = 6
+    model.epoch_steps = epoch_steps
     model.clusterings.labels.assign(np.zeros([3, 48], int))
     batch = model.to_float(next(iter(model.dataset(source, 6))))
     outputs = model(batch)
-    for step, loss in ((0, model.discriminate(batch, outputs["z"][:, 0]).loss), (12, 24 * [0])):
+    for step, loss in ((11, model.discriminate(batch, outputs["z"][:, 0]).loss), (12, 24 * [0])):
         model.optimizer.iterations.assign(step)
         np.testing.assert_allclose(model.contrast(batch, outputs)[0], loss[:6], atol=1e-5)
     ran = []

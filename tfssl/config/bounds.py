@@ -67,7 +67,7 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     "mlp_learning_rate"),
     (1e-8, RATE, "dense_learning_rate"),
     (0, 1, "head_bn_momentum bank_momentum key_momentum target_momentum momentum decay_factor "
-    "min_area small_area "
+    "min_area small_area small_max_area "
     "jigsaw_area jigsaw_weight rebalance distill_weight max_translation max_offset max_hue"),
     (0, 1, "center_momentum sigreg_weight min_score"),
     (0.001, 0.999, "mask_ratio positives"),

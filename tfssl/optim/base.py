@@ -69,11 +69,16 @@ class Optimizer(tf.keras.optimizers.Optimizer):
         )
 
 
+_NO_KERNELS = (
+    "bias", "gamma", "beta", "alpha", "cls", "registers", "positions", "cls_position", "mask_token",
+)  # fmt: skip
+
+
 def is_kernel(variable: tf.Variable) -> bool:
     """Whether a variable is a weight of a linear map, on which weight decay of kernels acts: it has
     more than one axis. So of a depthwise convolution, and of a SavedModel, whose variables do not
     know their layers. Not so biases, normalizations and slopes of a PReLU, of which some have an
-    axis per head, row or column.
+    axis per head, row or column, nor tokens and positions of a transformer.
     """
     named = variable.name.split(":")[0].split("/")[-1]
-    return variable.shape.rank > 1 and named not in ("bias", "gamma", "beta", "alpha")
+    return variable.shape.rank > 1 and named not in _NO_KERNELS

@@ -1,6 +1,7 @@
 """Local Aggregation: Zhuang, Zhai and Yamins, "Local Aggregation for Unsupervised Learning of
 Visual Embeddings", ICCV 2019 (arXiv 1903.12355); and its published code."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Optional
 
@@ -30,7 +31,8 @@ class LocalAggregation(InstanceDiscrimination):
       clusters: of each clustering (the paper: 30000, and 10000 of smaller networks).
       clusterings: how many (the code: 10).
       background_neighbors: so many entries of the bank, all of a smaller one (the paper: 4096).
-      instance_epochs: epochs of instance discrimination before (the code: 10).
+      instance_epochs: epochs of instance discrimination before (the code: 10), up to the next
+        clustering.
       kmeans_iterations: of each clustering (the code: 20).
       clustering_epochs: epochs from one to the next (the code: 1).
     """
@@ -62,9 +64,17 @@ class LocalAggregation(InstanceDiscrimination):
             loss = tf.where(self._aggregates(), loss, instance)
         return loss, {"accuracy": found.accuracy, **self.clusterings.health(loss)}
 
+    def _every(self) -> int:
+        """Steps from one clustering to the next."""
+        return every(self.clustering_epochs, self.epoch_steps)
+
+    def _start(self) -> int:
+        """The step from which on it aggregates: that of the first clustering."""
+        return math.ceil(self.instance_epochs / self.clustering_epochs) * self._every()
+
     def _aggregates(self) -> tf.Tensor:
         step = self.optimizer.iterations if getattr(self, "optimizer", None) else 0
-        return tf.cast(step, tf.float32) >= self.instance_epochs * self.epoch_steps
+        return tf.cast(step, tf.int64) >= self._start()
 
     def aggregate(self, batch: Batch, z: tf.Tensor) -> contrastive.Contrast:
         """`Contrast` of embeddings [N, E]: close neighbors among background neighbors; accuracy is
@@ -93,12 +103,12 @@ class LocalAggregation(InstanceDiscrimination):
         self.clusterings.see(batch)
 
     def phases(self) -> list[Phase]:
-        steps = every(self.clustering_epochs, self.epoch_steps)
-        return [Phase(steps, self.cluster, self.clusterings.flops(self.bank.entries.shape[1]))]
+        flops = self.clusterings.flops(self.bank.entries.shape[1])
+        return [Phase(self._every(), self.cluster, flops)]
 
     def cluster(self, context: Context) -> dict[str, float]:
         """The phase, once instance discrimination is over: labels by k-means on the bank."""
-        if context.step < self.instance_epochs * self.epoch_steps:
+        if context.step < self._start():
             return {}
         rows = tf.convert_to_tensor(self.bank.entries)
         return self.clusterings.compute(context, [rows], np.ones(self.num_images, bool))[1]

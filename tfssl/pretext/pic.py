@@ -24,10 +24,10 @@ class PIC(MultiCrop):
     Its loss never comes near 0: over N images it is at least log(1 + (N - 1) exp(-(1 + 1 / (N - 1))
     / T)) on average, 9.06 for ImageNet, where chance is 14.06.
 
-    An image's direction moves only when the image is seen, once an epoch. So a run stays within a
-    window of images for a while (the paper's Section 3.2): it sees `window` images of a fixed
-    random order, each once, and then moves on by `window_stride`. The published sampler does
-    something else: it redraws the order whenever the window moves.
+    An image's direction is pulled towards its image only when that is seen, once an epoch. So a run
+    stays within a window of images for a while (the paper's Section 3.2): it sees `window` images
+    of a fixed random order, each once, and then moves on by `window_stride`. The published sampler
+    does something else: it redraws the order whenever the window moves.
 
     Args:
       num_images: images of the data set; 0 takes its number.

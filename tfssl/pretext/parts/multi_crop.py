@@ -18,8 +18,8 @@ class MultiCrop(Views):
     Args:
       small_crops: small views of each image beside the two large ones (SwAV: 6).
       small_size: their side, in pixels (SwAV: 96).
-      small_area: the least area of a small view, as a share of the image (SwAV: 0.05); its greatest
-        is the large views' least.
+      small_area: the least area of a small view, as a share of the image (SwAV: 0.05).
+      small_max_area: its greatest; 0: the large views' least (SwAV).
     """
 
     def __init__(
@@ -29,12 +29,15 @@ class MultiCrop(Views):
         small_crops: int = 6,
         small_size: int = 96,
         small_area: float = 0.05,
+        small_max_area: float = 0.0,
         **common: Any,
     ) -> None:
-        self.small_crops, self.small_size, self.small_area = small_crops, small_size, small_area
+        self.small_crops, self.small_size = small_crops, small_size
+        self.small_area, self.small_max_area = small_area, small_max_area
         super().__init__(backbone, augmentation=augmentation, **common)
 
     def crops(self) -> list[Crops]:
-        greatest = self.min_area or augmentation.per_view(self.augmentation, 1)[0].crop_area[0]
-        small = Crops(self.small_crops, self.small_size, (self.small_area, greatest))
+        least = self.min_area or augmentation.per_view(self.augmentation, 1)[0].crop_area[0]
+        area = self.small_area, self.small_max_area or least
+        small = Crops(self.small_crops, self.small_size, area)
         return [*super().crops(), small][: 1 + bool(self.small_crops)]
