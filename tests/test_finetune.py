@@ -289,6 +289,23 @@ def test_bad_input_ends_in_one_clear_line(case, encoder, three, photos, tmp_path
     assert not os.path.exists(workdir / "checkpoints")
 
 
+def test_an_encoder_of_other_pixels(modules_dir, pictures, tmp_path, tfssl_command):
+    """HANDLE#-1..1, and the classifier takes pixels from 0 to 1."""
+    handle = f"{modules_dir / 'callable'}#-1..1"
+    done = tfssl_command(
+        "finetune", f"--module={handle}", "--freeze", f"--dataset=folder:{pictures[0]}",
+        f"--workdir={tmp_path}/run", "--test_split=", "--batch_size=4", "--train_steps=2",
+        "--train_split=train", "--image_size=16", "--warmup_epochs=0", "--lr_scaling=0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    images = tf.random.stateless_uniform([2, 16, 16, 3], [0, 1])
+    classifier = modules.load(tmp_path / "run" / "classifier" / "2")
+    (expected,) = modules.load(modules_dir / "callable").endpoints(2 * images - 1).values()
+    found = classifier.endpoints(images)
+    (kernel, bias) = classifier.variables[-2:]
+    np.testing.assert_allclose(found["logits"], expected @ kernel + bias, rtol=1e-4, atol=1e-4)
+
+
 def test_recipes():
     """Each names only flags that there are, without contradiction; rates of square-root scaling are
     written out."""

@@ -47,6 +47,20 @@ def test_identity_is_of_the_precision_and_the_same_again(modules_dir):
     assert found[0] == modules.load(folder).identity
 
 
+@pytest.mark.parametrize("kind", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_a_range_of_pixels_in_the_handle(modules_dir, kind):
+    """HANDLE#-1..1 of an image in [0, 1] is HANDLE of 2 x - 1, and another module for caches."""
+    plain = precision.load(modules_dir / "callable", kind)
+    signed = precision.load(f"{modules_dir / 'callable'}#-1..1", kind)
+    images = tf.random.stateless_uniform([3, 16, 16, 3], [0, 1])
+    (found,), (expected,) = (
+        module.endpoints(x).values() for module, x in ((signed, images), (plain, 2 * images - 1))
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    assert signed.identity != plain.identity
+    assert modules.pixels_of(signed.handle) == modules.pixels_of(plain.handle) == signed.pixels
+
+
 def precision_names():
     return "float32", "mixed_bfloat16", "mixed_float16"
 

@@ -51,7 +51,8 @@ def _pixels(facts: Facts) -> dict[str, Any]:
 
 def pixels_of(handle: str) -> dict[str, Any]:
     """`Module.pixels`, of a module that is not loaded yet."""
-    return _pixels(module_facts.read(folders.resolve(handle)))
+    plain, _ = value_range.parted(handle)  # the range that it takes is not that of the files
+    return _pixels(module_facts.read(folders.resolve(plain)))
 
 
 def common_pixels(modules: Iterable[Module]) -> dict[str, Any]:

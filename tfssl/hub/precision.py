@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow.core.framework import node_def_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tfssl.hub import folders
+from tfssl.hub import folders, value_range
 from tfssl.hub.load import Module
 from tfssl.hub.load import load as load_float32
 from tfssl.storage import files
@@ -35,7 +35,7 @@ def load(handle: str | os.PathLike[str], precision: str = "float32") -> Module:
     its own, by which cached features are told apart.
 
     Args:
-      handle: of the module.
+      handle: of the module, with HANDLE#-1..1's range of pixels.
       precision: float32, mixed_bfloat16 or mixed_float16.
 
     Raises:
@@ -45,7 +45,8 @@ def load(handle: str | os.PathLike[str], precision: str = "float32") -> Module:
         return load_float32(handle)
     kind = tf.as_dtype(precision.replace("mixed_", "")).as_datatype_enum
     handle = os.fspath(handle)
-    folder = folders.resolve(handle)
+    plain, pixels = value_range.parted(handle)
+    folder = folders.resolve(plain)
     with tf.io.gfile.GFile(os.path.join(folder, "saved_model.pb"), "rb") as f:
         saved = saved_model_pb2.SavedModel.FromString(f.read())
     for meta in saved.meta_graphs:
@@ -60,7 +61,7 @@ def load(handle: str | os.PathLike[str], precision: str = "float32") -> Module:
             _link(os.path.join(folder, name), os.path.join(copy, name))
     graph = saved.SerializeToString(deterministic=True)
     files.write_file(os.path.join(copy, "saved_model.pb"), graph)
-    return Module(handle, copy)
+    return Module(handle, copy, pixels)
 
 
 def _rewrite(
