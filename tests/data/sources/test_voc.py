@@ -174,6 +174,7 @@ class TfsslVoc(tfds.core.GeneratorBasedBuilder):
                 {
                     "label": label,
                     "is_difficult": np.bool_,
+                    "is_crowd": np.bool_,
                     "bbox": tfds.features.BBoxFeature(),
                     "pose": tfds.features.Text(),
                 }
@@ -198,17 +199,21 @@ class TfsslVoc(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self):
         for i, name in enumerate(SPLITS["trainval"]):
             marks = {of_class: MARKS[of_class][name] for of_class in MARKS}
+            boxes = {c: [_box(i, c)] for c, mark in marks.items() if mark != -1}
+            if i == 1:
+                boxes["cat"] = [*boxes.get("cat", []), (0.25, 0.5, 0.25, 1.0)]  # without area
             example = {
                 "image": np.full((4, 5, 3), i, np.uint8),
                 "objects": [
                     {
                         "label": c,
-                        "is_difficult": mark == 0,
-                        "bbox": tfds.features.BBox(*_box(i, c)),
+                        "is_difficult": marks[c] == 0,
+                        "is_crowd": c == "boat",
+                        "bbox": tfds.features.BBox(*box),
                         "pose": "Left",
                     }
-                    for c, mark in marks.items()
-                    if mark != -1
+                    for c, found in boxes.items()
+                    for box in found
                 ],
                 "labels": [c for c, mark in marks.items() if mark != -1],
                 "labels_no_difficult": [c for c, mark in marks.items() if mark == 1],
@@ -240,6 +245,7 @@ def test_tfds(tmp_path, config):
             number = SPLITS["trainval"].index(name)
             assert record["classes"].tolist() == [c for c, _ in shown]
             assert record["difficult"].tolist() == [mark == 0 for _, mark in shown]
+            assert record["crowd"].tolist() == [source.class_names[c] == "boat" for c, _ in shown]
             boxes = np.array([_box(number, source.class_names[c]) for c, _ in shown]).reshape(-1, 4)
             np.testing.assert_allclose(record["boxes"], boxes, atol=1e-6)
         assert record["label"] == -1 and source.targets()[record["index"]].tolist() == marks

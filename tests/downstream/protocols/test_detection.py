@@ -195,8 +195,38 @@ def test_average_precision_of_known_cases():
     assert (
         found["value"] == found["voc_ap"] == 1.0
     )  # an answer to a difficult object counts neither way
+    # within a difficult object, at a hundredth of its IoU: wrong; within a crowd: neither
+    truth = np.array([[0.0, 0, 100, 100], [0, 200, 50, 250]]), np.zeros(2, int)
+    answers = [[0.0, 0, 10, 10], [0, 0, 99, 99], [0, 0, 98, 98], [0, 200, 50, 250]]
+    answers = np.array(answers), np.zeros(4, int), np.array([0.9, 0.8, 0.7, 0.6])
+    for hard, value in ((np.array([True, False]), 0.5), (np.array([2, 0]), 1.0)):
+        found = detection.average_precision([(*truth, hard)], [answers], ["a"])
+        assert found["value"] == found["ap75"] == pytest.approx(value) and found["voc_ap"] == 0.5
     nothing = [(np.zeros([0, 4]), np.zeros(0, int), np.zeros(0))] * 4
     assert detection.average_precision(truths, nothing, names)["value"] == 0
+
+
+@pytest.mark.parametrize("side, layers, stride", [(375, 4, 16), (240, 6, 64), (96, 5, 32)])
+def test_locations_lie_where_a_network_looks(side, layers, stride):
+    """The centroids of what places of a chain of convolutions see, in the inner half of a map:
+    `stride` pixels apart, and in all as far to one side as to the other, up to a place's half."""
+    x = tf.Variable(tf.ones([1, side, 1, 1]))
+    with tf.GradientTape(persistent=True) as tape:
+        y = x
+        for _ in range(layers):
+            y = tf.nn.conv2d(y, tf.ones([3, 1, 1, 1]), [2, 1], "SAME")
+    places = y.shape[1]
+    at = detection.locations((side, side), (places, places)).reshape(places, places, 2)[:, 0, 0]
+    np.testing.assert_allclose(np.diff(at), stride)
+    assert at[0] == side - at[-1]
+    inner = range(places // 4, places - places // 4)
+    with tape:
+        picked = [y[0, i, 0, 0] for i in inner]
+    seen = [tape.gradient(p, x).numpy().ravel() for p in picked]
+    centroids = np.array([(g * (np.arange(side) + 0.5)).sum() / g.sum() for g in seen])
+    assert np.abs(centroids - at[inner.start : inner.stop]).max() <= stride / 2
+    if places > 8:  # whose inner places do not see the border
+        np.testing.assert_allclose(np.diff(centroids), stride)
 
 
 def test_voc_average_precision_is_that_of_coco_at_its_eleven_recalls():

@@ -1,6 +1,8 @@
 """Segmentation: the metric against Keras's, that heads learn what is there and nothing else, what
 is refused."""
 
+import types
+
 import dense_heads
 import numpy as np
 import pytest
@@ -106,6 +108,20 @@ def test_iou_is_that_of_keras():
         assert per_class[c] == pytest.approx(both / either)
 
 
+def test_a_class_that_was_never_learned_counts_as_missed(scenes):
+    """Two classes learned, a third one on the test image: IoU 1/3 and 1 of those, 0 of it."""
+    task = segmentation.SegmentationTask("linear", 255, (2, 2), 0, False)
+    task.classes, task.names = 2, ["a", "b"]
+    truth, guess = np.array([[0, 1], [2, 2]]), np.array([[0, 1], [0, 0]])
+    maps = types.SimpleNamespace(
+        annotations=[{"mask": truth}], views=1, shown={0: np.zeros([2, 2, 3], np.uint8)}
+    )
+    measured = task.measure([(guess, 0)], maps, [0])
+    assert measured["per_class"] == pytest.approx([1 / 3, 1, 0])
+    assert measured["value"] == pytest.approx(4 / 9)
+    assert task.picture([(guess, 0)], maps, [0]).startswith(b"\x89PNG")
+
+
 def test_validation_of_its_own(scenes, module):
     train, test = scenes
     (result,) = downstream.run(
@@ -118,7 +134,7 @@ def test_validation_of_its_own(scenes, module):
     assert result["val_value"] is None
 
 
-def test_a_damaged_image_is_left_out_and_named(module, tmp_path, caplog):
+def test_a_damaged_image_or_one_of_another_shape_is_left_out_and_named(module, tmp_path, caplog):
     for folder in ("train", "trainannot"):
         (tmp_path / folder).mkdir()
         for i in range(4):
@@ -129,15 +145,16 @@ def test_a_damaged_image_is_left_out_and_named(module, tmp_path, caplog):
                 tmp_path / folder / f"{i}.png"
             )
     (tmp_path / "train" / "2.png").write_bytes(b"\x89PNG damaged")
+    turned = tmp_path / "trainannot" / "1.png"
+    Image.open(turned).crop((0, 0, 8, 16)).save(turned)
     source = tfssl.open_source(f"masks:{tmp_path}", "train")
     (result,) = downstream.run(
         "segmentation", source, source, module=module, endpoints=["stem"], epochs=1, val_fraction=0
     )
-    assert result["train_labels"] == 3
+    assert result["train_labels"] == 2
     for part in ("train", "test"):
-        (name,) = result["unreadable"][part]
-        assert name.endswith("2.png")
-    assert "1 of 4 images could not be read and are left out" in caplog.text
+        assert [name[-5:] for name in result["unreadable"][part]] == ["1.png", "2.png"]
+    assert "2 of 4 images could not be read and are left out" in caplog.text
 
 
 def test_refusals(scenes, module, tmp_path):

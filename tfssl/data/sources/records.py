@@ -305,8 +305,15 @@ class TFDSSource(StreamSource):
         if "objects" in example:
             objects, none = example["objects"], tf.zeros_like(example["objects"]["label"], tf.bool)
             found["image"] = orientation.as_stored(found["image"])
-            found |= {"boxes": objects["bbox"], "classes": tf.cast(objects["label"], tf.int64)}
-            found["difficult"] = objects.get("is_difficult", objects.get("is_crowd", none))
+            found |= {
+                "boxes": objects["bbox"],
+                "classes": tf.cast(objects["label"], tf.int64),
+                "difficult": objects.get("is_difficult", none),
+                "crowd": objects.get("is_crowd", none),
+            }
+            area = tf.reduce_all(found["boxes"][:, 2:] > found["boxes"][:, :2], 1)
+            of_objects = "boxes", "classes", "difficult", "crowd"
+            found |= {key: tf.boolean_mask(found[key], area) for key in of_objects}
         found["image"] = self.read(found["image"])
         return found
 

@@ -63,7 +63,10 @@ def check_endpoints(
 
 
 def image_sides(source: Source, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width): `size`, or where that is (0, 0) the sides of the first readable image."""
+    """(height, width): `size`, or where that is (0, 0) the sides of the first readable image;
+    UserError for one side without the other."""
+    if any(size) != all(size) or min(size) < 0:
+        raise UserError(f"size={size[0]},{size[1]}: give both sides in pixels, or 0,0")
     if all(size):
         return size
     images = Gaps(source, lambda record: image.image_size(source.fetch(record)["image"]))

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, Optional
 import numpy as np
 import tensorflow as tf
 
+from tfssl.data.ops import image
 from tfssl.data.sources.base import Source
 from tfssl.downstream.features.maps import IMAGES, Maps, check_endpoints, image_sides
 from tfssl.downstream.protocol import Data, Protocol
@@ -290,6 +291,18 @@ def _rows(arrays: Any, rows: np.ndarray) -> Any:
 def _known(value: float) -> Optional[float]:
     """None for NaN, the mean of nothing."""
     return None if np.isnan(value) else value
+
+
+def shaped_like(annotation: tf.Tensor, picture: tf.Tensor) -> tf.Tensor:
+    """An annotation [h, w, ...] of a picture, encoded or [H, W, 3]; a tf.errors.InvalidArgumentError
+    where its sides are not in the picture's proportion, to a pixel, as of one that is turned."""
+    theirs, its = (tf.cast(x, tf.int64) for x in (image.image_size(picture), tf.shape(annotation)))
+    apart = tf.abs(theirs[0] * its[1] - theirs[1] * its[0])
+    said = "an annotation is not in its picture's proportion"
+    with tf.control_dependencies(
+        [tf.debugging.assert_less_equal(apart, tf.reduce_max(theirs), said)]
+    ):
+        return tf.identity(annotation)
 
 
 def head(kind: str, outputs: int) -> tf.keras.Model:

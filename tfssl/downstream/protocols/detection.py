@@ -47,7 +47,7 @@ RARE = -math.log((1 - 0.01) / 0.01)  # the logit of the initial probability of e
 OVERLAP, LEAST, MOST = 0.6, 0.01, 100
 
 
-# of each image: boxes, classes, difficult or scores
+# of each image: boxes, classes, how hard they are or scores
 Boxes = Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -55,9 +55,8 @@ class Detection(Dense):
     """Object detection: AP50.
 
     Images are scaled to fit `size`, and padded with black below or to the right. "coco_ap" is AP
-    over IoUs from 0.5 to 0.95, "per_class" {name: AP50}. Difficult objects are ignored in training
-    and evaluation.
-
+    over IoUs from 0.5 to 0.95, "per_class" {name: AP50}. Difficult objects and crowds are ignored
+    in training and evaluation.
     Args:
       layers: Convolutions of each of detection's two towers (FCOS: 4).
       units: Channels of the towers (FCOS: 256).
@@ -161,11 +160,13 @@ class DetectionTask(Task):
     def read(self, example: Example) -> tuple[tf.Tensor, Example]:
         pixels, inner, scale = fitted(example["image"], self.size)
         boxes = example["boxes"] * tf.tile(inner, [2])  # nx4, in pixels
-        difficult = example.get("difficult", tf.zeros_like(example["classes"], tf.bool))
+        none = tf.zeros_like(example["classes"], tf.bool)
+        crowd = example.get("crowd", none)
         annotations = {
             "boxes": boxes,
             "classes": example["classes"],
-            "difficult": difficult,
+            "difficult": example.get("difficult", none) | crowd,
+            "crowd": crowd,
             "inner": inner,
             "scale": scale,
         }
@@ -265,12 +266,9 @@ class DetectionTask(Task):
 
     def loss(self, outputs: tf.Tensor, batch: Example) -> tf.Tensor:
         logits, boxes, quality = self.split_outputs(outputs)  # NxLxK, NxLx4, NxL
-        owner, positive = assign(
-            locations(self.size, outputs.shape[1:3]),
-            batch["boxes"],
-            batch["classes"] >= 0,
-            self.stride(outputs),
-        )
+        shape = outputs.shape[1:3]
+        at, stride = locations(self.size, shape), spacing(self.size, shape)
+        owner, positive = assign(at, batch["boxes"], batch["classes"] >= 0, stride)
         positive, truth, count, of_classes = self.of_objects(logits, owner, positive, batch)
         overlap, generalized = overlaps(boxes, tf.cast(truth, boxes.dtype))  # NxL each
         of_quality = tf.nn.sigmoid_cross_entropy_with_logits(tf.stop_gradient(overlap), quality)
@@ -307,13 +305,10 @@ class DetectionTask(Task):
         count, channels = outputs.shape[1] * outputs.shape[2], outputs.shape[3]
         flat = tf.reshape(outputs, [-1, count, channels])
         logits, shift, sides, quality = tf.split(flat, [channels - 5, 2, 2, 1], -1)
-        center = locations(self.size, outputs.shape[1:3]) + shift * self.stride(outputs)
+        shape = outputs.shape[1:3]
+        center = locations(self.size, shape) + shift * spacing(self.size, shape)
         half = self.typical * tf.exp(tf.clip_by_value(sides, -6.0, 6.0)) / 2
         return logits, tf.concat([center - half, center + half], -1), quality[..., 0]
-
-    def stride(self, outputs: tf.Tensor) -> np.ndarray:
-        """Pixels between adjacent locations, down and across."""
-        return np.array([s / p for s, p in zip(self.size, outputs.shape[1:3])], np.float32)
 
     def decode(self, outputs: tf.Tensor) -> Any:
         logits, boxes, quality = self.split_outputs(outputs)
@@ -335,9 +330,8 @@ class DetectionTask(Task):
             annotations, n = maps.annotations[i * maps.views], int(prediction["count"])
             # to pixels of the file, by which COCO's areas are defined
             inner, scale = (np.tile(annotations[key], 2) for key in ("inner", "scale"))
-            truths.append(
-                (annotations["boxes"] * scale, annotations["classes"], annotations["difficult"])
-            )
+            hard = annotations["difficult"].astype(int) + annotations["crowd"]
+            truths.append((annotations["boxes"] * scale, annotations["classes"], hard))
             predictions.append(
                 (
                     np.minimum(prediction["boxes"][:n], inner) * scale,
@@ -384,7 +378,7 @@ class Head(tf.keras.Model):
 
 
 def tower(layers: int, units: int) -> tf.keras.Model:
-    """`layers` times a 3x3 convolution to `units` channels, GroupNorm and ReLU; a ReLU if 0."""
+    """`layers` times a 3x3 convolution to `units` channels, GroupNorm and ReLU."""
     block = [
         layer
         for _ in range(layers)
@@ -394,7 +388,7 @@ def tower(layers: int, units: int) -> tf.keras.Model:
             tf.keras.layers.ReLU(),
         )
     ]
-    return tf.keras.Sequential(block or [tf.keras.layers.ReLU()])
+    return tf.keras.Sequential(block or [tf.keras.layers.Activation("linear")])
 
 
 def last(channels: int, bias: float = 0.0) -> tf.keras.layers.Layer:
@@ -408,10 +402,25 @@ def last(channels: int, bias: float = 0.0) -> tf.keras.layers.Layer:
     )
 
 
+def spacing(size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """Pixels between adjacent locations of a map [h, w] on an image [H, W], down and across:
+    float32 [2]. Layers that halve a side round up, so that h = ceil(H / stride) for a power of two;
+    where there is none, h locations share H."""
+
+    def of(side: int, places: int) -> float:
+        power = 1 << (math.ceil(side / places) - 1).bit_length()
+        return power if math.ceil(side / power) == places else side / places
+
+    return np.array([of(*pair) for pair in zip(size, shape)], np.float32)
+
+
 def locations(size: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """The center (y, x) in pixels of each location of a map [h, w] on an image [H, W]: float32
-    [L, 2]."""
-    rows, columns = ((np.arange(p) + 0.5) * s / p for s, p in zip(size, shape))
+    """The center (y, x) in pixels of each location of a map [h, w] on an image [H, W], which all
+    of them together lie in the middle of: float32 [L, 2]."""
+    rows, columns = (
+        (side - (places - 1) * stride) / 2 + stride * np.arange(places)
+        for side, places, stride in zip(size, shape, spacing(size, shape))
+    )
     return np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
 
 
@@ -444,7 +453,9 @@ def average_precision(truths: Boxes, predictions: Boxes, names: Sequence[str]) -
     """AP50, COCO's AP and AP50 of each class, by pycocotools.
 
     Args:
-      truths: for each image (boxes [n, 4] in pixels, classes int [n], difficult bool [n]).
+      truths: for each image (boxes [n, 4] in pixels, classes int [n], how hard int or bool [n]: 1
+        difficult, whose answers count neither way; 2 a crowd, likewise, by COCO's rule that a box
+        within it is an answer to it, whatever its size).
       predictions: for each image (boxes [n, 4], classes int [n], scores [n]).
       names: of the classes.
 
@@ -454,6 +465,18 @@ def average_precision(truths: Boxes, predictions: Boxes, names: Sequence[str]) -
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
+
+    class Judge(COCOeval):
+        """Difficult objects can be answered to repeatedly, as crowds, but by IoU."""
+
+        def computeIoU(self, image: int, category: int) -> Any:
+            alone = [g for g in self._gts[image, category] if g["iscrowd"] and not g["crowd"]]
+            for entry in alone:
+                entry["iscrowd"] = 0
+            overlaps = super().computeIoU(image, category)
+            for entry in alone:
+                entry["iscrowd"] = 1
+            return overlaps
 
     def entry(i: int, box: np.ndarray, c: int, **more: float) -> dict[str, Any]:
         top, left, bottom, right = map(float, box)
@@ -472,9 +495,9 @@ def average_precision(truths: Boxes, predictions: Boxes, names: Sequence[str]) -
         }
         lists = [
             [
-                entry(i, box, c, iscrowd=int(hard), ignore=int(hard))
-                for i, (boxes, classes, difficult) in enumerate(truths)
-                for box, c, hard in zip(boxes, classes, difficult)
+                entry(i, box, c, iscrowd=int(hard > 0), crowd=int(hard > 1))
+                for i, (boxes, classes, hardness) in enumerate(truths)
+                for box, c, hard in zip(boxes, classes, hardness)
             ],
             [
                 entry(i, box, c, score=float(score))
@@ -487,7 +510,7 @@ def average_precision(truths: Boxes, predictions: Boxes, names: Sequence[str]) -
                 item.update(id=number, area=item["bbox"][2] * item["bbox"][3])
             index.dataset = {**common, "annotations": entries}
             index.createIndex()
-        judge = COCOeval(truth, detected, "bbox")
+        judge = Judge(truth, detected, "bbox")
         judge.evaluate()
         judge.accumulate()
     # IoU x recall x class, of all sizes, 100 predictions

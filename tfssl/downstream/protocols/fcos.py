@@ -52,6 +52,7 @@ from tfssl.downstream.protocols.detection import (
     fitted,
     last,
     locations,
+    spacing,
     tower,
 )
 from tfssl.downstream.results import Result
@@ -161,7 +162,7 @@ class FCOSTask(DetectionTask):
         places, strides, ranges, begin = [], [], [], 0.0
         for i, output in enumerate(outputs):
             places.append(locations(self.size, output.shape[1:3]))
-            stride, count = self.stride(output), len(places[-1])
+            stride, count = spacing(self.size, output.shape[1:3]), len(places[-1])
             end = float("inf") if i == len(outputs) - 1 else REACH * float(stride.mean())
             strides.append(np.tile(stride, [count, 1]))
             ranges.append(np.tile(np.array([begin, end], np.float32), [count, 1]))

@@ -23,6 +23,7 @@ from tfssl.downstream.protocols.dense import (
     Task,
     cross_entropy,
     head,
+    shaped_like,
 )
 from tfssl.errors import UserError, check_choice
 
@@ -66,7 +67,8 @@ class SegmentationTask(Task):
         self.kind, self.ignore = head, ignore
 
     def read(self, example: Example) -> tuple[tf.Tensor, Example]:
-        mask = tf.image.resize(example["mask"][..., None], self.size, "nearest")[..., 0]
+        mask = shaped_like(example["mask"], example["image"])
+        mask = tf.image.resize(mask[..., None], self.size, "nearest")[..., 0]
         return image.resize(example["image"], self.size), {"mask": mask}
 
     def mirror(self, picture: tf.Tensor, annotations: Example) -> tuple[tf.Tensor, Example]:
@@ -102,7 +104,7 @@ class SegmentationTask(Task):
 
     def measure(self, predicted: Predictions, maps: Maps, images: Sequence[int]) -> dict[str, Any]:
         masks = ((prediction, self.targets_of(maps, i)) for prediction, i in predicted)
-        value, per_class = iou(masks, self.classes)
+        value, per_class = iou(masks, self.occurring(maps, images))
         return {"value": value, "per_class": per_class}
 
     def tested(self, maps: Maps) -> bool:
@@ -115,23 +117,31 @@ class SegmentationTask(Task):
         mask = maps.annotations[number * maps.views]["mask"].astype(np.int32)
         return np.where(mask == self.ignore, -1, mask)
 
+    def occurring(self, maps: Maps, images: Iterable[int]) -> int:
+        """The number of classes that were learned or that these images show: what no image of the
+        training split showed cannot be predicted, and counts as missed."""
+        return max(self.classes, *(int(self.targets_of(maps, i).max()) + 1 for i in images))
+
     def picture(self, predicted: Predictions, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
-        colors = pictures.colors(self.classes)
+        classes = self.occurring(maps, images)
+        colors = pictures.colors(classes)
+        names = [*self.names, *(f"class {c}" for c in range(self.classes, classes))]
         rows = []
         for prediction, i in predicted:
             truth = self.targets_of(maps, i)
             rows.append((maps.shown[i], colors[truth], colors[prediction]))
-        return pictures.grid(rows, ("image", "mask", "predicted"), self.names, colors)
+        return pictures.grid(rows, ("image", "mask", "predicted"), names, colors)
 
 
 def iou(
     pairs: Iterable[tuple[np.ndarray, np.ndarray]], classes: int
 ) -> tuple[float, list[Optional[float]]]:
-    """(mean IoU, IoU of each class) of pairs (predicted, true) int [H, W], true -1 where there is
-    no class; None for a class that neither occurs nor is predicted, which the mean leaves out."""
+    """(mean IoU, IoU of each class) of pairs (predicted, true) int [H, W] below `classes`, true -1
+    where there is no class; None for a class that neither occurs nor is predicted, which the mean
+    leaves out."""
     confusion = np.zeros([classes, classes], np.int64)
     for prediction, truth in pairs:
-        known = (truth >= 0) & (truth < classes)
+        known = truth >= 0
         confusion += np.bincount(
             truth[known] * classes + prediction[known], minlength=classes**2
         ).reshape(classes, classes)

@@ -25,6 +25,7 @@ from tfssl.downstream.protocols.dense import (
     Task,
     cross_entropy,
     head,
+    shaped_like,
 )
 from tfssl.errors import UserError, check_choice
 
@@ -72,7 +73,8 @@ class NormalsTask(Task):
         self.kind, self.clusters = head, clusters
 
     def read(self, example: Example) -> tuple[tf.Tensor, Example]:
-        normals = tf.image.resize(example["normals"], self.size, "nearest")
+        normals = shaped_like(example["normals"], example["image"])
+        normals = tf.image.resize(normals, self.size, "nearest")
         return image.resize(example["image"], self.size), {"normals": tf.cast(normals, tf.float16)}
 
     def mirror(self, picture: tf.Tensor, annotations: Example) -> tuple[tf.Tensor, Example]:
