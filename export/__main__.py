@@ -133,7 +133,7 @@ def of_module(export: schema.Export) -> None:
         texts = {name: str(source[name]) for name in ("family", "license") if source.get(name)}
         images = facts.get("normalization")
         written = layouts.save(export.layout, network, where, images, facts["crop"], texts)
-        return _say(written, images)
+        return _say(written, images, layouts.requirements(export.layout, network))
     module, given = modules.load(export.module), {}
     if export.calibration_images:
         split = configs.read(schema.Data, FLAGS)
@@ -154,11 +154,15 @@ def _save_layout(layout: str, model: Any, where: str) -> None:
             f"publishes {' and '.join(network.name for network in model.published)}"
         )
     images = normalization(model)
-    _say(layouts.save(layout, model.published[0], where, images, model.image_size), images)
+    network = model.published[0]
+    written = layouts.save(layout, network, where, images, model.image_size)
+    _say(written, images, layouts.requirements(layout, network))
 
 
-def _say(written: str, images: Any) -> None:
+def _say(written: str, images: Any, requirements: Iterable[str]) -> None:
     print(f"written: {written}")
+    for line in requirements:
+        print(line)
     told = f"mean {images['mean']}, std {images['std']}" if images else "as its task does"
     print(f"its images in [0, 1] are normalized: {told}")
 

@@ -12,11 +12,30 @@ import sys
 
 import numpy as np
 
+# {folder: (their name, our settings, and theirs that `layouts.requirements` names)}
+_RESNET50, _VIT = {"name": "resnet50_v1"}, {"name": "vit_tiny", "grid": 4}
 NETWORKS = {
-    "resnet18": {"name": "resnet18_v1"},
-    "resnet50": {"name": "resnet50_v1"},
-    "vit_tiny_patch16_224": {"name": "vit_tiny", "grid": 4},
-    "vit_small_patch16_224": {"name": "vit_small", "positions": "fixed"},
+    "resnet18": ("resnet18", {"name": "resnet18_v1"}, {}),
+    "resnet50": ("resnet50", _RESNET50, {}),
+    "dilated": (
+        "resnet50",
+        {**_RESNET50, "output_stride": 16},
+        {"replace_stride_with_dilation": [False, False, True]},
+    ),
+    "neck": ("resnet50", {**_RESNET50, "neck": "fpn"}, {}),
+    "vit_tiny": ("vit_tiny_patch16_224", _VIT, {}),
+    "vit_small": ("vit_small_patch16_224", {"name": "vit_small", "positions": "fixed"}, {}),
+    "heads": ("vit_tiny_patch16_224", {**_VIT, "heads": 6}, {"num_heads": 6}),
+    "mean": (
+        "vit_tiny_patch16_224",
+        {**_VIT, "pool": "mean"},
+        {"global_pool": "avg", "fc_norm": False},
+    ),
+    "no_token": (
+        "vit_tiny_patch16_224",
+        {**_VIT, "pool": "mean", "class_token": False},
+        {"global_pool": "avg", "fc_norm": False, "class_token": False},
+    ),
 }
 
 
@@ -27,7 +46,7 @@ def write(folder):
     from tfssl.export import layouts
 
     images = np.random.default_rng(0).normal(size=[2, 64, 64, 3]).astype(np.float32)
-    for name, settings in NETWORKS.items():
+    for name, (_, settings, _) in NETWORKS.items():
         network = backbones.build(**settings)
         network.build((None, None, None, 3))
         rng = np.random.default_rng(1)
@@ -45,11 +64,13 @@ def check(folder):
     import torchvision
     from safetensors.torch import load_file
 
-    for name in NETWORKS:
-        if name.startswith("vit"):
-            network = timm.create_model(name, pretrained=False, img_size=64, num_classes=0)
+    for name, (theirs, _, settings) in NETWORKS.items():
+        if theirs.startswith("vit"):
+            network = timm.create_model(
+                theirs, pretrained=False, img_size=64, num_classes=0, **settings
+            )
         else:
-            network = getattr(torchvision.models, name)(weights=None)
+            network = getattr(torchvision.models, theirs)(weights=None, **settings)
             network.fc = torch.nn.Identity()
         network.load_state_dict(load_file(folder / name / "model.safetensors"), strict=True)
         with np.load(folder / f"{name}.npz") as file, torch.no_grad():

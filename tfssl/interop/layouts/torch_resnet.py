@@ -59,3 +59,18 @@ def detectron2(name: str) -> str:
     name = re.sub(r"bn(\d)", r"conv\1.norm", name)
     name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
     return name if name.startswith("res") else f"stem.{name}"
+
+
+def detectron2_pyramid(fpn: Any, first: int = 3) -> list[Link]:
+    """fpn_lateral3, its norm, fpn_output3, its norm, fpn_lateral4, ...: of a `backbones.necks.FPN`
+    whose first level is p3. Its last level is left out: detectron2's is made in another way."""
+    found: list[Link] = []
+    laterals = zip(fpn.laterals, fpn.lateral_norms)
+    for i, (lateral, output) in enumerate(zip(laterals, zip(fpn.outputs, fpn.output_norms)), first):
+        for key, (convolution, normalization) in (
+            (f"fpn_lateral{i}", lateral),
+            (f"fpn_output{i}", output),
+        ):
+            found.append(conv(f"{key}.weight", convolution))
+            found += batch_norm(normalization, [f"{key}.norm.{name}" for name in _NORM])
+    return found
