@@ -77,6 +77,25 @@ def test_nt_xent_leaves_blank_rows_out():
     np.testing.assert_allclose(found, naive_nt_xent(z1[valid], z2[valid], 0.3), rtol=1e-10)
 
 
+def test_images_of_a_group_are_not_each_others_negatives():
+    """The loss of an image is that of the batch without the others of its group; in_batch
+    likewise."""
+    rng, groups = np.random.default_rng(3), np.array([0, 1, 0, 2, 1, 0])
+    z1, z2 = rng.normal(size=(2, 6, 4))
+    found = contrastive.nt_xent(tf.constant(z1), tf.constant(z2), 0.3, groups=tf.constant(groups))
+    among = contrastive.in_batch(tf.constant(z1), tf.constant(z2), 0.3, None, tf.constant(groups))
+    for i in range(6):
+        kept = np.flatnonzero((groups != groups[i]) | (np.arange(6) == i))
+        place = list(kept).index(i)
+        alone = naive_nt_xent(z1[kept], z2[kept], 0.3)[place]
+        np.testing.assert_allclose(found.loss[i], alone, rtol=1e-10)
+        cosines = unit(z2[kept]) @ unit(z1[i]) / 0.3
+        expected = np.log(np.exp(cosines).sum()) - cosines[place]
+        np.testing.assert_allclose(among.loss[i], expected, rtol=1e-10)
+    each = contrastive.nt_xent(tf.constant(z1), tf.constant(z2), 0.3, groups=tf.range(6)).loss
+    np.testing.assert_allclose(each, naive_nt_xent(z1, z2, 0.3), rtol=1e-10)
+
+
 def test_info_nce():
     rng = np.random.default_rng(2)
     q, k, negatives = (
@@ -186,13 +205,17 @@ def test_replicas_give_the_loss_of_the_whole_batch(replicas):
     valid = tf.constant(rng.random(count * rows) < 0.7)
     negatives = contrastive.l2_normalize(tf.constant(rng.normal(size=(5, 4))))
 
-    def losses(z1, z2, q, valid):
+    groups = tf.constant(rng.integers(0, 3, count * rows))
+
+    def losses(z1, z2, q, valid, groups):
         with tf.GradientTape() as tape:
             tape.watch([z1, z2])
             keys = tf.stack([z2, q], 1)
             found = [
                 contrastive.nt_xent(z1, z2, 0.2, valid),
                 contrastive.nt_xent(z1, q, 0.2, valid, keys, negatives),
+                contrastive.in_batch(z1, q, 0.2, valid, groups),
+                contrastive.nt_xent(z1, z2, 0.2, groups=groups),
             ]
             total = tf.add_n([tf.reduce_sum(f.loss) for f in found])
         return (
@@ -211,9 +234,10 @@ def test_replicas_give_the_loss_of_the_whole_batch(replicas):
         return replicas.run(losses, parts)
 
     parts = [
-        replicas.experimental_local_results(x) for x in together(*map(mine, (z1, z2, q, valid)))
+        replicas.experimental_local_results(x)
+        for x in together(*map(mine, (z1, z2, q, valid, groups)))
     ]
-    for whole, split in zip(losses(z1, z2, q, valid), parts):
+    for whole, split in zip(losses(z1, z2, q, valid, groups), parts):
         joined = split[0] if whole.shape[0] == 1 else tf.concat(split, 0)
         np.testing.assert_allclose(joined, whole, rtol=1e-10, atol=1e-12)
 

@@ -40,6 +40,7 @@ def nt_xent(
     negatives: tf.Tensor | None = None,
     decoupled: bool = False,
     labels: tf.Tensor | None = None,
+    groups: tf.Tensor | None = None,
 ) -> Contrast:
     """Normalized temperature-scaled cross-entropy, among the views of all replicas (Chen et al.,
     arXiv 2002.05709, Equation 1).
@@ -57,6 +58,8 @@ def nt_xent(
       labels: int [N]; the positives are all views of images with the same label, and the loss is
         the mean over them (Khosla et al., arXiv 2004.11362, Equation 2). An image whose label is
         negative has its own other view alone.
+      groups: int [N]; images of one number, such as frames of a sequence, are not each other's
+        negatives.
 
     Returns:
       `Contrast`, each [N]: the mean over an image's two views. The paper's loss is the mean over
@@ -76,6 +79,9 @@ def nt_xent(
     excluded = candidates == me[:, None]
     if valid is not None:
         excluded |= tf.repeat(replicas.gather(tf.cast(valid, tf.int32)), 2) == 0
+    if groups is not None:
+        alike = tf.repeat(_same(groups), 2, 0)  # 2NxRN
+        excluded |= tf.repeat(alike, 2, 1) & (candidates != other[:, None])
     logits = tf.where(excluded, tf.cast(NEVER, logits.dtype), logits / temperature)
     if negatives is not None:
         logits = tf.concat(
@@ -94,6 +100,12 @@ def nt_xent(
     return Contrast(*(tf.reduce_mean(tf.reshape(value, [rows, 2]), 1) for value in found))
 
 
+def _same(groups: tf.Tensor) -> tf.Tensor:
+    """bool [N, R * N]: whether images of this replica and of all have the same number."""
+    groups = tf.cast(groups, tf.int32)
+    return groups[:, None] == replicas.gather(groups)
+
+
 def _among(logits: tf.Tensor, positive: tf.Tensor, decoupled: bool) -> Contrast:
     """`Contrast` of logits [N, K] with the positives, bool [N, K], at least one in each row: the
     mean of their cross-entropies."""
@@ -106,7 +118,11 @@ def _among(logits: tf.Tensor, positive: tf.Tensor, decoupled: bool) -> Contrast:
 
 
 def in_batch(
-    queries: tf.Tensor, keys: tf.Tensor, temperature: float = 0.1, valid: tf.Tensor | None = None
+    queries: tf.Tensor,
+    keys: tf.Tensor,
+    temperature: float = 0.1,
+    valid: tf.Tensor | None = None,
+    groups: tf.Tensor | None = None,
 ) -> Contrast:
     """Each query's own key among the keys of all replicas' images (NNCLR, MoCo v3).
 
@@ -114,11 +130,13 @@ def in_batch(
       queries, keys: [N, D]; row i of one belongs to row i of the other.
       temperature: what cosines are divided by.
       valid: bool [N]; rows that are False are nobody's candidates. All by default.
+      groups: see `nt_xent`.
 
     Returns:
       `Contrast`, each [N].
     """
     rows = queries.shape[0]
+    own = replicas.first_row(rows) + tf.range(rows)
     logits = (
         tf.matmul(l2_normalize(queries), replicas.gather(l2_normalize(keys)), transpose_b=True)
         / temperature
@@ -126,7 +144,10 @@ def in_batch(
     if valid is not None:
         candidate = replicas.gather(tf.cast(valid, tf.int32)) > 0
         logits = tf.where(candidate, logits, tf.cast(NEVER, logits.dtype))
-    return classify(logits, replicas.first_row(rows) + tf.range(rows))
+    if groups is not None:
+        others = _same(groups) & (tf.range(logits.shape[1]) != own[:, None])
+        logits = tf.where(others, tf.cast(NEVER, logits.dtype), logits)
+    return classify(logits, own)
 
 
 def nearest(z: tf.Tensor, memory: tf.Tensor) -> tf.Tensor:

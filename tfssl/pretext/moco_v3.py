@@ -66,7 +66,9 @@ class MoCoV3(BYOL):
     def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         p, targets, valid = outputs["p"], outputs["targets"], batch["weight"] > 0
         found = [
-            contrastive.in_batch(p[:, i], targets[:, 1 - i], self.temperature, valid)
+            contrastive.in_batch(
+                p[:, i], targets[:, 1 - i], self.temperature, valid, batch.get("sequence")
+            )
             for i in (0, 1)
         ]
         loss = 2 * self.temperature * (found[0].loss + found[1].loss)

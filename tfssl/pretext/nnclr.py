@@ -55,10 +55,9 @@ class NNCLR(Views):
 
     def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         z, p, valid = outputs["z"], outputs["p"], batch["weight"] > 0
+        among = self.temperature, valid, batch.get("sequence")
         found = [
-            contrastive.in_batch(
-                contrastive.nearest(z[:, i], self.queue.rows), p[:, 1 - i], self.temperature, valid
-            )
+            contrastive.in_batch(contrastive.nearest(z[:, i], self.queue.rows), p[:, 1 - i], *among)
             for i in (0, 1)
         ]
         return (found[0].loss + found[1].loss) / 2, {

@@ -94,6 +94,7 @@ class SimCLR(Views):
             outputs.get("keys"),
             queue,
             self.decoupled,
+            groups=batch.get("sequence"),
         )
         return self.loss_factor * found.loss, {"accuracy": found.accuracy}
 

@@ -198,6 +198,7 @@ class Pretext(Contract):
             positions = self.clip(zero, zero + 1, tf.zeros([2], tf.int64))
             annotations["frames"] = (image,) * positions.shape[0]
             annotations["positions"] = tf.zeros_like(positions)
+            annotations["sequence"] = tf.zeros([], tf.int32)
         return {"image": image, "label": zero, "index": zero, **annotations}
 
     @property

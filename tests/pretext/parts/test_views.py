@@ -196,12 +196,14 @@ def test_views_are_cut_in_turn_from_two_frames_of_a_sequence(name, settings):
     model = task(name, max_gap=gap, **{"projection_size": 4, **settings})
     source = Colored(lengths)
     rows = np.concatenate([np.arange(n) for n in lengths]), np.repeat(lengths, lengths)
+    numbers = np.repeat(np.arange(3), lengths)
     begin = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
     steps = 100 if name == "simclr" else 5
     counts = {}
     for batch in model.dataset(source, 40, steps=steps).as_numpy_iterator():
         groups = [x[..., 0].reshape(40, x.shape[1], -1) for x in batch["image"]]
         assert all((x == x[..., :1]).all() for x in groups)
+        assert (batch["sequence"] == numbers[batch["index"]]).all()
         if name == "infomin":  # whose patches are of one crop
             assert (groups[1][..., 0] == groups[1][:, :1, 0]).all()
             groups[1] = groups[1][:, :1]

@@ -129,8 +129,8 @@ class Clips(Derived):
     """A source whose examples have several frames of a sequence.
 
     Beside what the source's have, with "image" the first of the frames: "frames", a tuple of T
-    images, each as "image" is; and "positions", int64 [T], where they stand in their sequence, from
-    0 on. Label and index are those of the example's own image.
+    images, each as "image" is; "positions", int64 [T], where they stand in their sequence, from 0
+    on; and "sequence", int32, its number. Label and index are those of the example's own image.
 
     Args:
       source: of random access; it provides "frames".
@@ -195,6 +195,7 @@ class Clips(Derived):
             "index": self.index_of(record),
             "frames": tuple(example["image"] for example in examples),
             "positions": tf.gather(self._position, frames),
+            "sequence": tf.gather(self._number, self.index_of(record)),
         }
 
     def _at(self, index: tf.Tensor, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -125,7 +125,10 @@ class FCOS(Detection):
     def run(self, data: Data[Source], endpoints: Sequence[str]) -> Iterator[Result]:
         for endpoint in endpoints:
             self._published = all(_LEVEL.fullmatch(name) for name in self.levels(endpoint))
-            yield from super().run(data, [endpoint])
+            for result in super().run(data, [endpoint]):
+                if self._published:
+                    result.details["neck_width"] = 0
+                yield result
 
 
 def _halve(shapes: Sequence[Sequence[int]]) -> bool:

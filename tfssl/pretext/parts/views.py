@@ -117,7 +117,8 @@ class Views(Probed):
     def example(self, example: Example, seed: tf.Tensor | None) -> Example:
         """{"image": a tuple of one uint8 [V, S, S, 3] for each group of crops}, and where `located`
         two more such tuples: "crop_box", float32 [V, 4], (ymin, xmin, ymax, xmax) as fractions of
-        the image's sides, and "flipped", bool [V]."""
+        the image's sides, and "flipped", bool [V]; of two frames, the number of their
+        "sequence"."""
         training, seed = seed is not None, tf.zeros([2], tf.int64) if seed is None else seed
         numbered = self._numbered(self.crops())
         regions = [self.regions(group, first) for group, first in numbered]
@@ -139,7 +140,8 @@ class Views(Probed):
             ]
             groups = groups if deep else [to_bytes(x) for x in groups]
         if not self.located:
-            return {"image": tuple(groups)}
+            of_frames = {"sequence": example["sequence"]} if self.max_gap else {}
+            return {"image": tuple(groups), **of_frames}
         boxes = tuple(augmentation.crop_boxes(example["image"], seed, own) for own in regions)
         flipped = tuple(tf.zeros([group.count], tf.bool) for group in self.crops())
         if training and self.augment_on == "host":
