@@ -32,10 +32,10 @@ def output_of(module: modules.Module) -> str:
 
 
 def _function(module: modules.Module, batch: int | None) -> Any:
-    """images [batch, size, size, 3] in [0, 1] -> the module's result, a tf.function of that input
+    """images [batch, size, size, C] in [0, 1] -> the module's result, a tf.function of that input
     alone."""
-    size, output = module.sizes()[0], output_of(module)
-    images = tf.TensorSpec([batch, size, size, 3], tf.float32, name="images")
+    size, channels, output = module.sizes()[0], module.pixels["channels"], output_of(module)
+    images = tf.TensorSpec([batch, size, size, channels], tf.float32, name="images")
 
     def result(images: tf.Tensor) -> tf.Tensor:
         return tf.identity(module.endpoints(images)[output], name=output)
@@ -44,7 +44,7 @@ def _function(module: modules.Module, batch: int | None) -> Any:
 
 
 def save_onnx(module: modules.Module, path: str) -> str:
-    """Write PATH/model.onnx: images [N, size, size, 3] in [0, 1], normalization inside, to the
+    """Write PATH/model.onnx: images [N, size, size, C] in [0, 1], normalization inside, to the
     module's result.
 
     Raises:
@@ -60,7 +60,9 @@ def save_onnx(module: modules.Module, path: str) -> str:
     function = _function(module, None)
     with _quiet():
         model, _ = tf2onnx.convert.from_function(function, function.input_signature, opset=17)
-    model.graph.doc_string = "RGB images in [0, 1], [N, height, width, 3]"
+    channels = module.pixels["channels"]
+    kind = "RGB images" if channels == 3 else "images"
+    model.graph.doc_string = f"{kind} in [0, 1], [N, height, width, {channels}]"
     file = os.path.join(path, "model.onnx")
     files.write_file(file, model.SerializeToString())
     return file
@@ -69,13 +71,13 @@ def save_onnx(module: modules.Module, path: str) -> str:
 def save_tflite(
     module: modules.Module, path: str, calibration: Iterable[np.ndarray] | None = None
 ) -> str:
-    """Write PATH/model.tflite: an image [1, size, size, 3] in [0, 1], normalization inside, to the
+    """Write PATH/model.tflite: an image [1, size, size, C] in [0, 1], normalization inside, to the
     module's result [1, D]; weights in float16, or weights and activations in int8.
 
     Args:
       module: the module.
       path: a folder, which must not exist yet.
-      calibration: images [size, size, 3] in [0, 1] by which int8's ranges are chosen; None:
+      calibration: images [size, size, C] in [0, 1] by which int8's ranges are chosen; None:
         float16.
 
     Raises:
@@ -125,7 +127,7 @@ def save_keras3(module: modules.Module, path: str) -> str:
 
 
 def crops(source: Any, module: modules.Module, count: int) -> Iterator[np.ndarray]:
-    """The first `count` readable images of a source, as the module gets them: [size, size, 3] in
+    """The first `count` readable images of a source, as the module gets them: [size, size, C] in
     [0, 1]."""
     from tfssl.data import pipeline
 

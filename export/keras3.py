@@ -2,12 +2,13 @@
 
     from encoder import encoder
 
-    features = encoder(trainable=True)          # images [N, H, W, 3] in [0, 1] -> [N, D]
+    features = encoder(trainable=True)          # images [N, H, W, C] in [0, 1] -> [N, D]
     model = keras.Sequential([features, keras.layers.Dense(10)])
 
 Needs keras 3 and TensorFlow, its backend, alone. `tfssl-export --layout=keras3` has written it.
 """
 
+import json
 import os
 from typing import Any
 
@@ -30,6 +31,8 @@ def encoder(trainable: bool = False, output: str = "") -> Any:
         call_training_endpoint="training" if trainable else None,
         trainable=trainable,
     )
-    images = keras.Input([None, None, 3])
+    with open(os.path.join(MODULE, "assets", "tfssl.json"), encoding="utf-8") as file:
+        channels = json.load(file).get("channels", 3)
+    images = keras.Input([None, None, channels])
     outputs = layer(images)
     return keras.Model(images, outputs[output or next(iter(outputs))], name="encoder")

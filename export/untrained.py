@@ -271,9 +271,9 @@ def _same(
 ) -> bool:
     """Whether two modules do the same with the same images."""
     size, scaled = one.sizes(image_size, resize)
-    if other.sizes(image_size, resize) != (size, scaled):
+    if other.sizes(image_size, resize) != (size, scaled) or one.pixels != other.pixels:
         return False
-    images = np.random.default_rng(0).random([2, size, size, 3], np.float32)
+    images = np.random.default_rng(0).random([2, size, size, one.pixels["channels"]], np.float32)
     ours, theirs = (module.endpoints(tf.constant(images)) for module in (one, other))
     return list(ours) == list(theirs) and all(
         ours[key].shape == theirs[key].shape and np.allclose(ours[key], theirs[key], 1e-3, 1e-5)

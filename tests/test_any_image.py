@@ -1,6 +1,8 @@
 """Images of 16 bits and one channel from the file to the table of an evaluation: what the network
 sees are the file's values."""
 
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -96,6 +98,29 @@ def test_its_module_says_what_it_takes_and_evaluation_reads_that(source, rotatio
     )
     with pytest.raises(UserError, match="takes images of 1 channels.*open it with channels=1"):
         extract(loaded, tfssl.open_source(source.spec))
+
+
+def test_an_evaluation_beside_the_untrained_network(folder, rotation, tmp_path, tfssl_command):
+    """Without flags, of a module that says how its images are read; alignment is of crops of them,
+    and the untrained network takes the same images."""
+    network = {
+        "backbone": "resnet18_v2",
+        "width_multiplier": 1 / 64,
+        "stem": "small",
+        "channels": 1,
+    }
+    read = {"value_range": "1000,33768", "image_size": SIDE, "resize": SIDE}
+    flags = {"task": "rotation", **network, **read}
+    module = export.save(rotation, tmp_path / "trained", training_flags=flags)
+    done = tfssl_command(
+        "evaluate", f"--module={module}", f"--dataset=folder:{folder}", "--random_init",
+        "--train_split=train[:50%]", "--test_split=train[50%:]", "--protocol=unsupervised",
+        f"--workdir={tmp_path}/eval", "--endpoints=pre_logits",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "eval" / "results.json").read_text())["results"]
+    assert {row["module"] for row in rows} == {"trained", "random"}, rows
+    assert all("alignment" in row for row in rows)
 
 
 def test_another_range_of_values(folder):

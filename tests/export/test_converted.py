@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from networks import randomise
 
-from tfssl import backbones
+from tfssl import backbones, export, pretext
 from tfssl.errors import UserError
 from tfssl.export import converted
 from tfssl.export.network import save_network
@@ -24,8 +24,18 @@ def module(tmp_path_factory):
     return modules.load(save_network(randomise(network), folder, (0.5,) * 3, (0.25,) * 3, 16))
 
 
-def images(count=1):
-    return np.random.default_rng(0).random([count, 16, 16, 3], np.float32)
+@pytest.fixture(scope="module")
+def gray(tmp_path_factory):
+    """A module of one channel."""
+    backbone = backbones.build("resnet18_v1", 1 / 16, "small", input_channels=1)
+    model = pretext.build("rotation", backbone, image_size=16, resize=16)
+    model.prepare()
+    randomise(model.backbone)
+    return modules.load(export.save(model, tmp_path_factory.mktemp("modules") / "gray"))
+
+
+def images(count=1, channels=3):
+    return np.random.default_rng(0).random([count, 16, 16, channels], np.float32)
 
 
 def expected(module, x):
@@ -64,12 +74,21 @@ def test_tensorflow_lite(module, photos, tmp_path, tfssl_command):
         converted.save_tflite(module, str(tmp_path / "half"))
 
 
-def test_onnx(module, tmp_path):
+def test_tensorflow_lite_of_one_channel(gray, tmp_path):
+    image = images(channels=1)
+    found = interpreted(converted.save_tflite(gray, str(tmp_path / "half")), image[0])
+    answer = expected(gray, image)[0]
+    np.testing.assert_allclose(found, answer, atol=2e-3 * np.abs(answer).max())
+
+
+@pytest.mark.parametrize("made,channels", [("module", 3), ("gray", 1)])
+def test_onnx(made, channels, request, tmp_path):
     pytest.importorskip("tf2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
+    module = request.getfixturevalue(made)
     session = onnxruntime.InferenceSession(converted.save_onnx(module, str(tmp_path / "onnx")))
-    (found,) = session.run(None, {session.get_inputs()[0].name: images(3)})
-    answer = expected(module, images(3))
+    (found,) = session.run(None, {session.get_inputs()[0].name: images(3, channels)})
+    answer = expected(module, images(3, channels))
     np.testing.assert_allclose(found, answer, atol=1e-5 * np.abs(answer).max())
 
 
@@ -79,12 +98,14 @@ def test_onnx_without_its_packages(module, tmp_path, monkeypatch):
         converted.save_onnx(module, str(tmp_path / "onnx"))
 
 
-def test_keras_3_trains_it_without_tfssl(module, tmp_path):
+@pytest.mark.parametrize("made,channels", [("module", 3), ("gray", 1)])
+def test_keras_3_trains_it_without_tfssl(made, channels, request, tmp_path):
     keras = pytest.importorskip("keras", minversion="3")
+    module = request.getfixturevalue(made)
     written = converted.save_keras3(module, str(tmp_path / "k"))
     assert keras and written == str(tmp_path / "k" / "encoder.py")
-    np.save(tmp_path / "images.npy", images(4))
-    np.save(tmp_path / "expected.npy", expected(module, images(4)))
+    np.save(tmp_path / "images.npy", images(4, channels))
+    np.save(tmp_path / "expected.npy", expected(module, images(4, channels)))
     program = """
 import sys
 import numpy as np

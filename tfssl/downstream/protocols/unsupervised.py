@@ -104,6 +104,7 @@ class Unsupervised(Protocol[Features]):
         if images is None:
             return None
         size, resize, crop = images.size, images.resize, CROPS[self.crops]
+        channels = images.source.pixels.channels
         batch = min(len(index), max(1, images.batch_size // 2))
 
         def two(example: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -115,7 +116,7 @@ class Unsupervised(Protocol[Features]):
         views = pipeline.training_batches(Subset(images.source, index), two, batch, seed)
         parts: dict[str, list[np.ndarray]] = {endpoint: [] for endpoint in endpoints}
         for both in views.take(len(index) // batch):
-            features = encode(tf.reshape(both["image"], [2 * batch, size, size, 3]))
+            features = encode(tf.reshape(both["image"], [2 * batch, size, size, channels]))
             for endpoint in endpoints:
                 parts[endpoint].append(features[endpoint].numpy().reshape(batch, 2, -1))
         joined = {endpoint: np.concatenate(part) for endpoint, part in parts.items()}
