@@ -137,7 +137,8 @@ def of_module(export: schema.Export) -> None:
     module, given = modules.load(export.module), {}
     if export.calibration_images:
         split = configs.read(schema.Data, FLAGS)
-        source = data.open_source(split.dataset, split.train_split, **split.where())
+        reading = {**split.where(), **module.pixels}
+        source = data.open_source(split.dataset, split.train_split, **reading)
         given["calibration"] = converted.crops(source, module, export.calibration_images)
     written = converted.SAVE[export.layout](module, where, **given)
     print(f"written: {written}, {converted.output_of(module)} of {module.sizes()[0]}-pixel images")

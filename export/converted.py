@@ -127,16 +127,15 @@ def save_keras3(module: modules.Module, path: str) -> str:
 
 
 def crops(source: Any, module: modules.Module, count: int) -> Iterator[np.ndarray]:
-    """The first `count` readable images of a source, as the module gets them: [size, size, C] in
-    [0, 1]."""
+    """The first `count` readable images of a source that was opened with `module.pixels`, as the
+    module gets them: [size, size, C] in [0, 1]."""
     from tfssl.data import pipeline
 
     size, resize = module.sizes()
     left = count
     for batch in pipeline.evaluation_crops(source, size, resize, min(count, 32)):
-        real = batch["image"].numpy()[batch["weight"].numpy() > 0]
-        for image in real[:left]:
-            yield image.astype(np.float32) / 255
+        real = pipeline.as_floats(batch["image"]).numpy()[batch["weight"].numpy() > 0]
+        yield from real[:left]
         left -= len(real)
         if left <= 0:
             return

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+import tifffile
 from networks import randomise
 
 from tfssl import backbones, export, pretext
@@ -31,7 +32,8 @@ def gray(tmp_path_factory):
     model = pretext.build("rotation", backbone, image_size=16, resize=16)
     model.prepare()
     randomise(model.backbone)
-    return modules.load(export.save(model, tmp_path_factory.mktemp("modules") / "gray"))
+    path = tmp_path_factory.mktemp("modules") / "gray"
+    return modules.load(export.save(model, path, value_range="1000,33768"))
 
 
 def images(count=1, channels=3):
@@ -79,6 +81,32 @@ def test_tensorflow_lite_of_one_channel(gray, tmp_path):
     found = interpreted(converted.save_tflite(gray, str(tmp_path / "half")), image[0])
     answer = expected(gray, image)[0]
     np.testing.assert_allclose(found, answer, atol=2e-3 * np.abs(answer).max())
+
+
+def test_calibration_by_images_in_full_depth(gray, tmp_path, tfssl_command):
+    """int8's ranges are those of the files' values as the module says that they are read."""
+    from tfssl import data
+
+    pixels = np.random.default_rng(0).integers(0, 50_000, [8, 16, 16], np.uint16)
+    for i, image in enumerate(pixels):
+        (tmp_path / "photos" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(tmp_path / "photos" / f"class{i % 2}" / f"{i}.tif", image)
+    dataset = f"folder:{tmp_path}/photos"
+    wanted = np.clip((pixels[..., None].astype(np.float64) - 1000) / 32768, 0, 1)
+    crops = list(converted.crops(data.open_source(dataset, "train", **gray.pixels), gray, 8))
+    assert len(crops) == 8
+    for crop in crops:
+        assert crop.dtype == np.float32 and np.abs(wanted - crop).max((1, 2, 3)).min() < 1e-6
+    done = tfssl_command(
+        "export", f"--module={gray.handle}", "--layout=tflite", f"--export_dir={tmp_path}/int8",
+        "--calibration_images=8", f"--dataset={dataset}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = interpreted(str(tmp_path / "int8" / "model.tflite"), crops[0])
+    answer = expected(gray, crops[0][None])[0]
+    assert (
+        np.corrcoef(found, answer)[0, 1] > 0.99 and np.abs(found).max() > np.abs(answer).max() / 2
+    )
 
 
 @pytest.mark.parametrize("made,channels", [("module", 3), ("gray", 1)])
