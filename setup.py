@@ -45,7 +45,7 @@ setup(
         f"tensorflow==2.15.1; {OLD}",
         f"keras==2.15.*; {OLD}",
         f"tf-keras==2.15.*; {OLD}",
-        f"tensorflow-addons==0.23.*; {OLD}",
+        f"tensorflow-addons==0.23.*; {OLD} and platform_machine != 'aarch64'",
         # 1.17 wants a newer protobuf than TensorFlow 2.15 allows
         f"tensorflow-metadata<1.17; {OLD}",
         # From Python 3.12: the newest TensorFlow, with Keras 2 beside its Keras 3. tf-keras pins

@@ -48,7 +48,7 @@ def main(argv: Optional[Sequence[str]] = None) -> dict[str, list[str]]:
     parser.add_argument("photos", help="a folder of images, or an archive of one")
     parser.add_argument(
         "--out",
-        default="runs/photos/module",
+        default="runs/photos/module/1000",
         help="folder of the published module; it must not exist yet",
     )
     parser.add_argument("--image_size", type=int, default=96)

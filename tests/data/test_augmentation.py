@@ -73,7 +73,9 @@ def test_policies_are_the_published():
         "swav": ((0.8, 0.8, 0.8, 0.2), 0.8, 0.2, (0.14, 1), (0.5, 0.5), (0, 0)),
         "infomin": ((0.8, 0.8, 0.8, 0.2), 0.8, 0.2, (0.2, 1), (0.5, 0.5), (0, 0)),
         "crop": ((0.8, 0.8, 0.8, 0.2), 0, 0, (0.08, 1), (0, 0), (0, 0)),
+        "torch_crop": ((0.8, 0.8, 0.8, 0.2), 0, 0, (0.08, 1), (0, 0), (0, 0)),
         "cifar": ((0.4, 0.4, 0.4, 0.1), 0.8, 0.2, (0.08, 1), (0, 0), (0, 0)),
+        "cifar_byol": ((0.4, 0.4, 0.2, 0.1), 0.8, 0.2, (0.08, 1), (0, 0), (0, 0.2)),
     }
     assert set(published) == set(POLICIES)
     for name, (jitter, probability, gray, area, blur, solarize) in published.items():
@@ -100,9 +102,8 @@ def test_policies_are_the_published():
             tensorflow = ("byol" if name == "byol" else "tf", "bicubic", 0, "zero")
             torch = ("torch", "pillow", 13, "reflect")
             crop = (view.crop_sampler, view.crop_method, view.blur_taps, view.blur_edges)
-            assert crop == (tensorflow if name in ("simclr", "byol", "crop", "cifar") else torch), (
-                name
-            )
+            ours = name in ("simclr", "byol", "crop", "cifar", "cifar_byol")
+            assert crop == (tensorflow if ours else torch), name
 
 
 def test_per_view_repeats_and_scales():

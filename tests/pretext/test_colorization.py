@@ -8,6 +8,7 @@ from skimage import color
 
 from tfssl import backbones, pretext
 from tfssl.errors import UserError
+from tfssl.pretext.colorization import Colorization
 from tfssl.pretext.parts import ab_bins
 
 
@@ -107,6 +108,17 @@ def test_pictures(source):
     assert np.abs(gray[..., 1:]).max() < 0.1
     np.testing.assert_allclose(gray[..., 0], truth[..., 0], atol=0.1)
     assert colored[..., 1:].std() > 0
+
+
+def test_bins_that_nobody_counted_are_told(tmp_path, caplog):
+    """Without a prior no color is rare."""
+    path = str(tmp_path / "points.npy")
+    np.save(path, np.array([[0.0, 0], [50, 50]]))
+    for rebalance in (0.5, 1.0):
+        caplog.clear()
+        settings = {"bins": path, "rebalance": rebalance}
+        assert Colorization.from_data(settings, None, None) == {}
+        assert ("has no prior" in caplog.text) == (rebalance < 1)
 
 
 def test_bins_are_measured_once_and_kept(photos, tmp_path, tfssl_command):

@@ -468,6 +468,8 @@ _MOCO: dict[str, Any] = {
 }
 # Barlow Twins, VICReg, MoCo v3 and DINO resize by Pillow's bicubic: here bilinear, antialiased too.
 _PAIR = Policy(**_TORCH, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
+_CIFAR = dataclasses.replace(_SIMCLR.scaled(0.5), blur=0.0)
+_CIFAR_BYOL = dataclasses.replace(_CIFAR, saturation=0.2, hue=0.1)
 _PIRL = Policy(**{**_MOCO, "crop_area": (0.08, 1.0)}, hue=0.2, jitter=1.0, blur=0.0)
 
 # A policy for all views, or a tuple of one for each view.
@@ -475,6 +477,7 @@ POLICIES: dict[str, Policy | tuple[Policy, ...]] = {
     "crop": Policy(
         jitter=0.0, gray=0.0, blur=0.0
     ),  # crop and flip alone, which SimCLR's ablation finds not to be enough
+    "torch_crop": Policy(**_TORCH, jitter=0.0, gray=0.0, blur=0.0),  # likewise, as in PyContrast
     "simclr": _SIMCLR,  # arXiv 2002.05709, and the brightness of its second code
     "moco_v1": Policy(
         **_MOCO, hue=0.4, jitter=1.0, gray_at="before", blur=0.0
@@ -502,7 +505,8 @@ POLICIES: dict[str, Policy | tuple[Policy, ...]] = {
     "infomin": Policy(
         **_TORCH, crop_area=(0.2, 1.0), gray_at="last", randaugment=2
     ),  # arXiv 2005.10243
-    "cifar": dataclasses.replace(_SIMCLR.scaled(0.5), blur=0.0),  # SimCLR's for 32 pixels
+    "cifar": _CIFAR,  # SimCLR's for 32 pixels
+    "cifar_byol": (_CIFAR_BYOL, dataclasses.replace(_CIFAR_BYOL, solarize=0.2)),  # lightly's BYOL
 }
 
 

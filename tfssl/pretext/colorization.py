@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from tfssl.data.ops import image as ops
 from tfssl.data.ops import lab
@@ -83,7 +84,14 @@ class Colorization(Pretext):
     @staticmethod
     def from_data(settings: Mapping[str, Any], source: Any, workdir: str | None) -> dict[str, Any]:
         """{"bins": file} where the settings ask for those of the data: measured once, and kept in
-        the workdir."""
+        the workdir. Of a file whose bins nobody counted, a line says what that costs."""
+        if settings["bins"] not in ("data", "gamut") and settings["rebalance"] < 1:
+            if ab_bins.read(settings["bins"]).prior is None:
+                logging.warning(
+                    "bins=%s has no prior, so that rare colors count as much as others, whatever "
+                    "rebalance: python -m tfssl.ab_bins makes a file that has one",
+                    settings["bins"],
+                )
         if settings["bins"] != "data" or not workdir:
             return {}
         path = os.path.join(workdir, "ab_bins.npz")

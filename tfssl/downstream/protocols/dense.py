@@ -294,8 +294,8 @@ def _known(value: float) -> Optional[float]:
 
 
 def shaped_like(annotation: tf.Tensor, picture: tf.Tensor) -> tf.Tensor:
-    """An annotation [h, w, ...] of a picture, encoded or [H, W, 3]; a tf.errors.InvalidArgumentError
-    where its sides are not in the picture's proportion, to a pixel, as of one that is turned."""
+    """An annotation [h, w, ...] of a picture, encoded or [H, W, 3]; InvalidArgumentError where its
+    sides are not in the picture's proportion, to a pixel, as of one that is turned."""
     theirs, its = (tf.cast(x, tf.int64) for x in (image.image_size(picture), tf.shape(annotation)))
     apart = tf.abs(theirs[0] * its[1] - theirs[1] * its[0])
     said = "an annotation is not in its picture's proportion"
