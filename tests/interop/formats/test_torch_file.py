@@ -5,6 +5,7 @@ import os
 import pathlib
 import pickle
 import pickletools
+import time
 import zipfile
 
 import numpy as np
@@ -193,3 +194,66 @@ def test_damaged_files(tmp_path):
         laughs += b"}(X" + _text("a") + b"j\xff\xff\xff\xffX" + _text("b") + b"j\xff\xff\xff\xffu"
         laughs += b"r\xff\xff\xff\xff"
     assert "no tensors" in refused(archive(tmp_path / "laughs", laughs + b"."))
+
+
+# Each instruction pair is a tuple of what was there, twice: 60 of them are 2^60 numbers to whoever
+# walks through them, to hash them or to write them down.
+BOMB = b"K\x01" + b"2\x86" * 60
+DTYPE = b"cnumpy\ndtype\n"
+FLOAT = DTYPE + b"X" + _text("f4") + b"\x85R"
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n)R"
+STORAGE = b"(X" + _text("storage")
+BOMBS = {
+    "an array's type": DTYPE + BOMB + b"\x85R",
+    "an array's shape": ARRAY + b"(K\x01" + BOMB + FLOAT + b"\x89" + b"C\x00tb",
+    "an array's sizes": ARRAY + b"(K\x01" + BOMB + b"\x85" + FLOAT + b"\x89" + b"C\x00tb",
+    "an array's bytes": ARRAY + b"(K\x01)" + FLOAT + b"\x89" + BOMB + b"tb",
+    "a byte order": FLOAT + b"K\x01" + BOMB + b"\x86b",
+    "an encoding": b"c_codecs\nencode\nX" + _text("a") + BOMB + b"\x86R",
+    "SETITEM": b"}" + BOMB + b"K\x01s",
+    "SETITEMS": b"}(K\x01K\x01" + BOMB + b"K\x01u",
+    "DICT": b"(" + BOMB + b"K\x01d",
+    "ADDITEMS": b"\x8f(" + BOMB + b"\x90",
+    "FROZENSET": b"(" + BOMB + b"\x91",
+    "an OrderedDict": b"ccollections\nOrderedDict\n](" + BOMB + b"K\x01\x86e\x85R",
+    "a storage's kind": STORAGE + BOMB + b"X" + _text("0") + b"NK\x01tQ",
+    "a storage's key": STORAGE + b"ctorch\nFloatStorage\n" + BOMB + b"NK\x01tQ",
+    "a name": BOMB + b"X" + _text("a") + b"\x93",
+    "arguments": b"ccollections\nOrderedDict\n" + BOMB + b"R",
+    "a long name": b"}X" + _text("a" * 3000) + b"q\x00" + b"}h\x00" * 2000 + b"}" + b"s" * 2001,
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+@pytest.mark.parametrize("form", ["zip", "haiku"])
+def test_bombs_cost_nothing(tmp_path, kind, form):
+    pickled = b"\x80\x04" + BOMBS[kind] + b"."
+    path = tmp_path / "weights"
+    if form == "zip":
+        archive(path, pickled)
+    else:
+        path.write_bytes(pickled)
+    began = time.process_time()
+    assert len(refused(str(path))) < 400
+    assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize("keys", [b"](" + BOMB + b"e", b"](\x8a\xff" + b"\x7f" * 255 + b"e"])
+def test_a_bomb_in_the_list_of_storages(tmp_path, keys):
+    """Of the older format; and a number that has no text."""
+    content = (FIXTURES / "older.pth").read_bytes()
+    begin = content.index(b"\x80\x02]q")  # the last pickle, of keys; what follows are numbers
+    (tmp_path / "x.pth").write_bytes(content[:begin] + b"\x80\x02" + keys + b".")
+    began = time.process_time()
+    assert "list of storages" in refused(str(tmp_path / "x.pth"))
+    assert time.process_time() - began < 0.5
+
+
+def test_keys_of_numbers_and_bytes_are_fine(tmp_path):
+    """As optimizers have them beside the weights."""
+    raw = {"0": BASE[:6].tobytes()}
+    pickled = tensor()
+    for key in (b"K\x03", b"C\x01a", b"G" + bytes(8), b"\x88", b"N"):
+        pickled = pickled[:-1] + key + b"K\x01s."
+    found = weights.read(archive(tmp_path / "x", pickled, raw))
+    assert list(found.tensors) == ["x"]

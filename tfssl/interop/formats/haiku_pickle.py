@@ -22,17 +22,9 @@ class _Dtype(Stand):
     """numpy.dtype(code, align, copy), then a state whose second entry is the byte order."""
 
     def __init__(self, code: Any, *_: Any) -> None:
-        if not isinstance(code, str) or code not in (
-            "f2",
-            "f4",
-            "f8",
-            "i4",
-            "i8",
-            "u1",
-            "u4",
-            "b1",
-        ):
-            raise Refused(f"it holds an array of {code!r:.40}, which are no numbers")
+        if not isinstance(code, str) or code not in _CODES:
+            kind = f"{code!r:.40}" if isinstance(code, str) else type(code).__name__
+            raise Refused(f"it holds an array of {kind}, which are no numbers")
         self.code, self.order = code, "<"
 
     def __setstate__(self, state: Any) -> None:
@@ -58,9 +50,10 @@ class _Array(Stand):
             _, shape, dtype, fortran, raw = state
             kind = dtype.dtype
             raw = raw.encode("latin1") if isinstance(raw, str) else raw
-            sized = all(type(n) is int and n >= 0 for n in shape) and len(shape) <= 32
-            if not sized or math.prod(shape) * kind.itemsize != len(raw):
-                raise ValueError(f"{len(raw)} bytes for {shape}")
+            if len(shape) > 32 or any(type(n) is not int or n < 0 for n in shape):
+                raise ValueError("its sizes are no numbers")
+            if math.prod(shape) * kind.itemsize != len(raw):
+                raise ValueError(f"{len(raw)} bytes for {tuple(shape)}")
             self.values = np.frombuffer(raw, kind).reshape(shape, order="F" if fortran else "C")
         except (AttributeError, TypeError, ValueError) as error:
             raise Refused(f"it holds a damaged array ({error})") from error

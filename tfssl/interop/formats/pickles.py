@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -35,7 +35,28 @@ class Inert(Stand, tuple):
 
 
 class Ordered(Stand, dict):
-    """An OrderedDict."""
+    """An OrderedDict, of nothing or of pairs."""
+
+    def __init__(self, pairs: Any = ()) -> None:
+        super().__init__()
+        for key, value in pairs.items() if isinstance(pairs, Mapping) else pairs:
+            _check_keys([key])
+            self[key] = value
+
+
+_KEYS = frozenset({str, bytes, int, float, bool, type(None)})
+_LONGEST_NAME = 4096
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    """Refuse keys of dicts, and members of sets, that are no texts, bytes or numbers: a tuple that
+    holds itself twice over, n times, is n bytes of a file, and its hash takes 2^n steps. So does
+    its text, which therefore stands in no message."""
+    for key in keys:
+        if type(key) not in _KEYS:
+            raise Refused(
+                f"its pickle has keys that are no texts, bytes or numbers ({type(key).__name__})"
+            )
 
 
 # No EXT (names by number), INST and OBJ (classes without a name on the stack), nor NEXT_BUFFER.
@@ -117,7 +138,37 @@ class _Unpickler(pickle._Unpickler):  # in Python: its memo is a dict, so number
             raise Refused("its pickle sets the state of something that has none")
         self.stack[-1].__setstate__(state)  # type: ignore[attr-defined]
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[dict-item]
+    # Before Python's own instructions that hash what is on the stack: a look at what they will.
+
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:-1])  # type: ignore[attr-defined]
+        super().load_setitem()  # type: ignore[misc]
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack[::2])  # type: ignore[attr-defined]
+        super().load_setitems()  # type: ignore[misc]
+
+    def load_dict(self) -> None:
+        _check_keys(self.stack[::2])  # type: ignore[attr-defined]
+        super().load_dict()  # type: ignore[misc]
+
+    def load_additems(self) -> None:
+        _check_keys(self.stack)  # type: ignore[attr-defined]
+        super().load_additems()  # type: ignore[misc]
+
+    def load_frozenset(self) -> None:
+        _check_keys(self.stack)  # type: ignore[attr-defined]
+        super().load_frozenset()  # type: ignore[misc]
+
+    dispatch = {
+        **pickle._Unpickler.dispatch,  # type: ignore[dict-item]
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
+    }
 
     def persistent_load(self, identifier: Any) -> Any:
         if self._persistent is None:
@@ -134,6 +185,8 @@ def leaves(
     nested = [("", top)]
     while nested:
         name, value = nested.pop()
+        if len(name) > _LONGEST_NAME:
+            raise Refused(f"it has names of more than {_LONGEST_NAME} letters")
         if isinstance(value, kind):
             yield name, value
         elif isinstance(value, (Mapping, tuple)) and id(value) not in seen:

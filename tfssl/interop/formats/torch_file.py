@@ -104,11 +104,17 @@ class _Storages(dict[str, _Storage]):
         if not isinstance(identifier, tuple) or len(identifier) < 5 or identifier[0] != "storage":
             raise Refused("its pickle refers to something that is no storage")
         _, kind, key, _, count, *view = identifier
-        if kind not in _STORAGES.values() or type(key) is not str or type(count) is not int:
+        texts = type(kind) is str and type(key) is str
+        if not texts or kind not in _STORAGES.values() or not _is_number(count):
             raise Refused("its pickle refers to a storage in a way that is not known")
         if view and view[0] is not None:
             raise Refused("it holds views of storages: save it with a newer PyTorch")
         return self.setdefault(key, _Storage(kind, count))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is an integer that a file's size or a key could be."""
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 _NAMES: dict[tuple[str, str], Any] = {
@@ -187,7 +193,8 @@ def _older(path: str) -> Any:
         pickles.load(file, {})
     top = pickles.load(file, _NAMES, storages)
     keys = pickles.load(file, {})
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+    known = isinstance(keys, list) and all(type(key) is str or _is_number(key) for key in keys)
+    if not known or sorted(map(str, keys)) != sorted(storages):
         raise Refused("its list of storages is not that of its tensors")
     view, at = memoryview(content), file.tell()
     for key in keys:
