@@ -400,6 +400,20 @@ class TestImages:
         downstream.run("linear_sgd", found, found, **{**settings, "seed": 1})
         assert len(measured) == 12 + 2 * 5 and len(list(tmp_path.iterdir())) == 2  # another run
 
+    @pytest.mark.parametrize("augment", [False, True])
+    def test_a_finished_run_is_of_the_features_own_type(self, parts, module, tmp_path, augment):
+        """A run on features of 16 bits answers for none on those of 32, nor the other way around."""
+        whole, source = parts
+        half = extraction.extract(module, source, ["block"], dtype="float16")
+        settings = {"endpoints": ["block"], "augment": augment, **SHORT, "batch_size": 4}
+        expected = [timeless(downstream.run("linear_sgd", x, x, **settings)) for x in (half, whole)]
+        for _ in ("first", "again"):
+            found = [
+                timeless(downstream.run("linear_sgd", x, x, **settings, state_dir=str(tmp_path)))
+                for x in (half, whole)
+            ]
+            assert found == expected and len(list(tmp_path.iterdir())) == 2
+
     def test_maps_share_statistics_over_places(self, parts, monkeypatch):
         made, build = [], linear_sgd.Linear
         monkeypatch.setattr(

@@ -290,7 +290,10 @@ class LinearSGD(Protocol[Features]):
             return None
         common = {name: getattr(data, name) for name in ("train_labels", "val_fraction", "seed")}
         modules = [(images.module.identity, content) for images, content in zip(behind, known)]
-        sizes = [(images.size, images.resize, images.pool, images.target) for images in behind]
+        sizes = [
+            (images.size, images.resize, images.pool, images.target, images.dtype)
+            for images in behind
+        ]
         rows = [
             hashlib.sha256(part.index.tobytes() + part.labels.tobytes()).hexdigest()
             for part in data.parts
