@@ -160,8 +160,7 @@ class _Unpickler(pickle._Unpickler):  # in Python: its memo is a dict, so number
         _check_keys(self.stack)  # type: ignore[attr-defined]
         super().load_frozenset()  # type: ignore[misc]
 
-    dispatch = {
-        **pickle._Unpickler.dispatch,  # type: ignore[dict-item]
+    _own: Any = {
         pickle.BUILD[0]: load_build,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
@@ -169,6 +168,7 @@ class _Unpickler(pickle._Unpickler):  # in Python: its memo is a dict, so number
         pickle.ADDITEMS[0]: load_additems,
         pickle.FROZENSET[0]: load_frozenset,
     }
+    dispatch = {**pickle._Unpickler.dispatch, **_own}
 
     def persistent_load(self, identifier: Any) -> Any:
         if self._persistent is None:
