@@ -34,7 +34,8 @@ from tfssl.training.registered import registered
 # backbone: what a module's tfssl.json says of others does not become part of a command.
 _OF_THE_NETWORK = ("task", "backbone")
 _OF_IMPORTED = ("network", "normalization", "crop", "resize")
-_FILES = ("bins", "permutations_file")  # settings that are paths, and shape heads alone
+# Settings that name files or modules, and shape heads alone.
+_FILES = ("bins", "permutations_file", "teacher", "teacher_endpoint")
 
 
 def beside(

@@ -90,7 +90,10 @@ def last_metrics(folder):
 
 @pytest.mark.costs(120, "two processes that import everything")
 def test_workers_stop_together(photos, tmp_path):
-    processes = start(tmp_path, photos, "--train_steps=4000", "--checkpoint_steps=4000")
+    """A task with pictures and batch statistics, after a validation: one of them draws it alone."""
+    task = "--task=colorization", "--resize=18", "--checkpoint_steps=8"
+    processes = start(tmp_path, photos, *task, "--train_steps=4000")
+    when(processes, tmp_path, "validation at step 8")
     when(processes, tmp_path, "step 13/")
     processes[1].send_signal(signal.SIGTERM)
     ended = wait(processes, tmp_path)

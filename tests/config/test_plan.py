@@ -19,6 +19,13 @@ def test_the_2019_study():
     )
 
 
+def test_whole_epochs_are_whole_steps():
+    """50,000 images in 60 epochs of 192: 15,625 steps, though 50000 / 192 is no float."""
+    assert plan(Optimization(batch_size=192, epochs=60), 50_000).total_steps == 15_625
+    assert plan(Optimization(batch_size=120, epochs=30), 1_000).total_steps == 250
+    assert plan(Optimization(batch_size=100, epochs=0.35), 1_001).total_steps == 4  # 3.5035
+
+
 def test_steps_override_epochs_and_the_rate_may_be_unscaled():
     found = plan(Optimization(train_steps=7, lr_scaling=0, learning_rate=0.3), 100)
     assert (found.total_steps, found.peak, found.epoch_steps) == (7, 0.3, 100 / 256)

@@ -128,6 +128,8 @@ def test_facts_of_a_module_are_no_command_line():
         "permutations": 10,
     }
     assert "gs://" not in str(untrained._flags({"training_flags": jigsaw}))
+    distill = {"task": "distill", "backbone": "vgg11", "teacher": "https://elsewhere/module"}
+    assert untrained._flags({"training_flags": distill})[-1] == "--task=distill"
 
 
 def test_the_same_weights_as_the_command_in_a_process_of_its_own(tmp_path, tfssl_command):

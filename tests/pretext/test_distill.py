@@ -68,7 +68,6 @@ def test_the_teacher_is_neither_trained_nor_saved(teacher):
 @pytest.mark.parametrize(
     "settings, complaint",
     [
-        ({"teacher": ""}, "--teacher=MODULE"),
         ({"beta": 0.0}, "beta=0"),
         ({"teacher_endpoint": "none"}, "teacher_endpoint"),
     ],
@@ -76,3 +75,12 @@ def test_the_teacher_is_neither_trained_nor_saved(teacher):
 def test_what_is_refused(teacher, settings, complaint):
     with pytest.raises(UserError, match=complaint):
         task("distill", **{"teacher": teacher, **settings})
+
+
+def test_without_a_teacher_there_is_the_network_alone(source):
+    """For an untrained one beside a published one: it does not train."""
+    model = task("distill")
+    model.prepare()
+    assert model.backbone.variables and model.projection is None
+    with pytest.raises(UserError, match="give --teacher=MODULE"):
+        model.dataset(source, 4)

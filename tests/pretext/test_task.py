@@ -329,6 +329,18 @@ def test_steps_per_execution_change_nothing(source):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
+def test_a_short_interval_leaves_later_passes_whole(source):
+    """Keras lowers steps_per_execution where fewer steps are left, also before anything is traced."""
+    model = build("rotation")
+    model.compile(tf.keras.optimizers.SGD(0.1), steps_per_execution=4)
+    validation = model.evaluation_dataset(source, 6)
+    keras = {"validation_data": validation, "validation_steps": 8, "verbose": 0}
+    model.fit(model.dataset(source, 8, steps=1), steps_per_epoch=1, **keras)
+    assert int(model._test_counter) == 8
+    model.evaluate(validation, steps=8, verbose=0)
+    assert int(model._test_counter) == 8
+
+
 def test_evaluation_weighs_every_image_once(source):
     """Batches of 7 over 48 images: the blank rows of the last batch change nothing."""
     model = build("supervised")

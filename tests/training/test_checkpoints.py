@@ -289,11 +289,18 @@ def test_checkpoints_of_tensorflows_own_manager_are_read(tmp_path):
     np.testing.assert_array_equal(again.layers[0].kernel, model.layers[0].kernel)
 
 
-def test_a_kill_while_an_old_one_is_removed_leaves_no_damage(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name, after", [("remove", 0), ("move", 1)])
+def test_a_kill_while_an_old_one_is_removed_leaves_no_damage(tmp_path, monkeypatch, name, after):
+    """Before its bin is removed; between its index and its data."""
     Checkpoints(compiled(), str(tmp_path)).save(1)
-    monkeypatch.setattr(
-        module.files, "remove", lambda path: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
+    done, function = [], getattr(module.files, name)
+
+    def killed(*paths):
+        if len(done) == after:
+            raise KeyboardInterrupt
+        done.append(function(*paths))
+
+    monkeypatch.setattr(module.files, name, killed)
     with pytest.raises(KeyboardInterrupt):
         module._delete(str(tmp_path / "ckpt-1"))
     monkeypatch.undo()

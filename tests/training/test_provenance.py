@@ -46,6 +46,32 @@ def test_it_is_written_once(photos, copy, tmp_path):
     assert (tmp_path / "provenance.json").read_bytes() == before
 
 
+def test_another_module_behind_a_flag_is_refused_or_accepted_and_noted(photos, tmp_path, capsys):
+    """Whatever its path: a copy is the same one."""
+
+    def start(name):
+        source = tfssl.open_source(f"folder:{photos}")
+        handle = f"{tmp_path}/{name}"
+        return Provenance(str(tmp_path / "run"), source, {"teacher": handle + "#-1..1"})
+
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "saved_model.pb").write_bytes(content)
+    first = start("a")
+    first.write(0)
+    start("b").check()
+    assert first.digests().keys() == {"versions", "data", "the module behind --teacher"}
+    other = start("c")
+    with pytest.raises(UserError, match="the module behind --teacher is not .*accept_changed"):
+        other.check()
+    other.check(accept=True)
+    assert "accepted, and noted" in capsys.readouterr().out
+    other.write(8)
+    start("c").check()
+    with pytest.raises(UserError, match="--teacher"):
+        start("a").check()
+
+
 def test_other_data_are_refused_by_name_or_accepted_and_noted(photos, copy, tmp_path, capsys):
     begin(tmp_path, photos)
     (copy / "cold").rename(copy / "zold")

@@ -1,6 +1,7 @@
 """Lengths in steps: what epochs and a batch size mean for so many images."""
 
 import dataclasses
+import fractions
 import math
 
 from tfssl.config.schema import Optimization
@@ -36,7 +37,8 @@ def plan(optimization: Optimization, images: int) -> Plan:
     return Plan(
         images=images,
         epoch_steps=epoch,
-        total_steps=o.train_steps or math.ceil(o.epochs * epoch),
+        total_steps=o.train_steps
+        or math.ceil(fractions.Fraction(str(o.epochs)) * images / o.batch_size),
         start=o.initial_rate * scale,
         peak=o.learning_rate * scale,
         end=o.final_rate * scale,

@@ -94,8 +94,11 @@ class Colorization(Pretext):
                 )
         if settings["bins"] != "data" or not workdir:
             return {}
-        path = os.path.join(workdir, "ab_bins.npz")
-        if source is not None and not tf.io.gfile.exists(path):
+        path, begun = (os.path.join(workdir, name) for name in ("ab_bins.npz", "checkpoints"))
+        # Before there is a checkpoint nothing stands on them, and they may be of a start with other
+        # data, which came to nothing.
+        known = tf.io.gfile.exists(path) and tf.io.gfile.exists(begun)
+        if source is not None and not known:
             tf.io.gfile.makedirs(workdir)
             ab_bins.of_images(source).save(path)
         return {"bins": path} if tf.io.gfile.exists(path) else {}

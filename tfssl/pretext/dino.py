@@ -93,7 +93,7 @@ class DINO(MultiCrop):
     def epoch(self) -> tf.Tensor:
         """How many epochs have been, of Keras's floatx."""
         step = self.optimizer.iterations if getattr(self, "optimizer", None) else 0
-        return tf.cast(step, tf.keras.backend.floatx()) / max(self.epoch_steps, 1.0)
+        return tf.cast(step, tf.keras.backend.floatx()) / (self.epoch_steps or 1.0)
 
     def probe_logits(self, x: tf.Tensor, encoded: Any) -> dict[str, tf.Tensor]:
         """The probe reads the teacher, which has seen the large views: see `call`."""

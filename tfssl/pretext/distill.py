@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfssl.backbones.hub import PRE_LOGITS, Hub
+from tfssl.data.sources.base import Source
 from tfssl.errors import UserError, check_choice
 from tfssl.hub import load as modules
 from tfssl.losses import distillation
@@ -42,11 +43,11 @@ class Distill(Views):
         **common: Any,
     ) -> None:
         super().__init__(backbone, augmentation=augmentation, **common)
-        if not teacher:
-            raise UserError("task 'distill' needs an encoder to learn from: give --teacher=MODULE")
         if not beta > 0:
             raise UserError(f"beta={beta}: give a number above 0")
-        self.beta = beta
+        self.beta, self.projection = beta, None
+        if not teacher:  # the network alone, untrained
+            return
         # A plain list in a tuple's place would be tracked: the module is no part of checkpoints.
         network = Hub(modules.load(teacher), self.image_size, trainable=False)
         self._teacher = lambda: network
@@ -58,8 +59,15 @@ class Distill(Views):
     def crops(self) -> list[Crops]:
         return [Crops(1, self.image_size, None)]
 
+    def require(self, source: Source) -> None:
+        if self.projection is None:
+            raise UserError("task 'distill' needs an encoder to learn from: give --teacher=MODULE")
+        super().require(source)
+
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         (views,) = batch["image"]
+        if self.projection is None:
+            return self.embed(views, {}, training)
         network = self._teacher()
         endpoints = network(tf.cast(views[:, 0], tf.float32), training=False)
         target = tf.stop_gradient(network.vector(endpoints, self.endpoint))  # NxD

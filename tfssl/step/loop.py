@@ -18,6 +18,12 @@ class Loop(tf.keras.Model):
 
     train_function: Optional[Function]
     test_function: Optional[Function]
+    _per_execution = 1
+
+    def compile(self, *args: Any, **keras: Any) -> None:
+        super().compile(*args, **keras)
+        # Keras lowers its own where few steps are left, also before a step is traced.
+        self._per_execution = int(self._steps_per_execution.numpy())
 
     @property
     def autograph(self) -> bool:
@@ -100,9 +106,7 @@ class Loop(tf.keras.Model):
 
     def _repeats(self) -> Callable[[Callable[[tf.Tensor], tf.Tensor], tf.Tensor], tf.Tensor]:
         """A function (step, value) -> the value after `steps_per_execution` calls of `step`."""
-        if (
-            int(self._steps_per_execution.numpy()) == 1
-        ):  # A loop would be traced, optimized and started for nothing.
+        if self._per_execution == 1:  # A loop would be traced, optimized and started for nothing.
             return lambda step, value: step(value)
 
         def repeated(step: Callable[[tf.Tensor], tf.Tensor], value: tf.Tensor) -> tf.Tensor:

@@ -83,6 +83,7 @@ def unpack(path: str, data_dir: str | None = None) -> str:
                     ):
                         extract = _unzip if path.lower().endswith(".zip") else _untar
                         extract(file, Extraction(path, size, unfinished))
+                    files.sync_tree(unfinished)
                     os.rename(unfinished, target)
                 finally:
                     with contextlib.suppress(OSError):

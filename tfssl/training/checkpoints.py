@@ -298,9 +298,15 @@ def saved(directory: str) -> list[tuple[int, str]]:
 
 
 def _tidy(directory: str) -> None:
-    """Remove what a killed writer left; data without an index, of which more may have been there,
-    are set aside."""
+    """Remove what a killed writer or a killed `_delete` left; data without an index, of which more
+    may have been there, are set aside."""
     complete = {os.path.basename(path) for _, path in saved(directory)}
+    names = files.listdir(directory)
+    for name in names:  # data whose index is in the bin already
+        bin_ = re.match(r"(ckpt-\d+)_temp-", name)
+        if bin_ and f"{bin_[1]}.index" in files.listdir(os.path.join(directory, name)):
+            for part in set(_parts(os.path.join(directory, bin_[1]))) & set(names):
+                files.remove(os.path.join(directory, part))
     for name in files.listdir(directory):
         match = re.match(r"(ckpt-\d+)(_temp|\.(?:data|index).*\.tempstate|\.data-)", name)
         if match and match[2] != ".data-":

@@ -5,8 +5,9 @@ knows its data again.
 "machine": ...}]}
 
 "data" is the identity of the training images (`tfssl.data.sources.identity`), "machine" what the
-bits of the results depend on beside them. There is one entry, and another for each time that
-changed data were accepted.
+bits of the results depend on beside them, "modules" {flag: identity of the module that it names},
+of those that are computed with. There is one entry, and another for each time that changed data
+were accepted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypedDict
 
 import tensorflow as tf
@@ -23,6 +25,7 @@ from tfssl.data.ops.image import DECODING
 from tfssl.data.sources import identity
 from tfssl.data.sources.base import Source
 from tfssl.errors import UserError, one_line
+from tfssl.hub import facts, folders, value_range
 from tfssl.runtime import processor
 from tfssl.storage import files
 
@@ -38,6 +41,7 @@ class Entry(TypedDict):
     split: str
     data: identity.Identity
     machine: Mapping[str, Any]
+    modules: Mapping[str, str]
 
 
 class Provenance:
@@ -46,17 +50,25 @@ class Provenance:
     Args:
       workdir: of the run.
       source: the training images.
+      modules: {flag: handle of a module that training computes with}.
 
     Attributes:
       data: the identity of the training images, as of now.
       machine: see `machine`.
+      modules: {flag: the module's identity, as of now}.
       recorded: the newest entry of the file; None where there is none.
     """
 
-    def __init__(self, workdir: str, source: Source) -> None:
+    def __init__(
+        self, workdir: str, source: Source, modules: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.path = os.path.join(workdir, NAME)
         self.dataset, self.split = source.spec, source.split
         self.data, self.machine = identity.of(source, sample=True), machine()
+        self.modules = {
+            flag: facts.identity(folders.resolve(value_range.parted(handle)[0]))
+            for flag, handle in modules.items()
+        }
         self._starts = read(self.path)
         self.recorded = self._starts[-1] if self._starts else None
 
@@ -74,7 +86,7 @@ class Provenance:
             others, that is said.
 
         Raises:
-          UserError: the data are others.
+          UserError: the data, or a module, are others.
         """
         if not self.recorded:
             return
@@ -94,6 +106,14 @@ class Provenance:
             )
             for number, before, after in identity.renumbered(then["data"], self.data):
                 say(f"WARNING: label {number} was {before} and is {after}")
+        for flag in self._other_modules():
+            text = f"the module behind --{flag} is not the one that the run began with"
+            if not accept:
+                raise UserError(
+                    f"{os.path.dirname(self.path)!r}: {text}: put that one back, use another "
+                    "--workdir, or go on with this one by --accept_changed_data"
+                )
+            say(f"WARNING: {text}; accepted, and noted in {self.path}")
         if then["machine"].get("decoding") != self.machine["decoding"]:
             say(
                 "images are decoded as not when the run began: those with an EXIF orientation are "
@@ -115,7 +135,11 @@ class Provenance:
     def write(self, step: int) -> None:
         """Note the data down, unless they are already: of a new run, of one from before there was
         such a file, and of changed ones."""
-        if self.recorded and not identity.differences(self.recorded["data"], self.data):
+        if (
+            self.recorded
+            and not identity.differences(self.recorded["data"], self.data)
+            and not self._other_modules()
+        ):
             return
         entry: Entry = {
             "step": step,
@@ -124,6 +148,7 @@ class Provenance:
             "split": self.split,
             "data": self.data,
             "machine": self.machine,
+            "modules": self.modules,
         }
         files.write_file(
             self.path, json.dumps({"format": 1, "starts": [*self._starts, entry]}, indent=1) + "\n"
@@ -133,7 +158,13 @@ class Provenance:
     def digests(self) -> dict[str, str]:
         """What all hosts of a run have to have in common: {what: text}."""
         versions = ", ".join(f"{name} {self.machine[name]}" for name in ("tfssl", "tensorflow"))
-        return {"versions": versions, "data": identity.text(self.data)}
+        modules = {f"the module behind --{flag}": text for flag, text in self.modules.items()}
+        return {"versions": versions, "data": identity.text(self.data), **modules}
+
+    def _other_modules(self) -> list[str]:
+        """Flags whose modules are not those on record."""
+        known = self.recorded.get("modules") or {} if self.recorded else {}
+        return [flag for flag, text in self.modules.items() if known.get(flag, text) != text]
 
 
 def read(path: str) -> list[Entry]:

@@ -30,7 +30,9 @@ def know_data(
 ) -> Provenance:
     """The `Provenance` of a run, once its data are known to be its own, and the same on all
     hosts."""
-    provenance = Provenance(config.run.folder(), source)
+    flags = config.flags()
+    used = {name: str(flags[name]) for name in ("module", "teacher") if flags.get(name)}
+    provenance = Provenance(config.run.folder(), source, used)
     if strategies.several_workers(strategy):
         facts = provenance.digests()
         here = (
@@ -112,6 +114,8 @@ def _train(
     folder, keep = os.path.join(workdir, "checkpoints"), (run.keep_checkpoints, run.keep_every)
     saver = checkpoints.Checkpoints(model, folder, *keep, writes=chief, guard=check)
     step = saver.restore(say)
+    here = f"step {step} of {folder}, which all hosts have to see alike"
+    strategies.compare_hosts(strategy, {"the checkpoint": str(step)}, here)
     if chief:
         claim_workdir(config, source)
         provenance.write(step)

@@ -41,8 +41,17 @@ def pictures(model: Pretext, source: Source, count: int = 8) -> dict[str, Callab
     part = evenly_spaced(source, count)
     if type(model).pictures is not Pretext.pictures:
         batch = next(iter(model.evaluation_dataset(part, part.num_examples)))
-        show = tf.function(model.pictures, autograph=model.autograph)
-        found["pictures"] = lambda: grid(np.clip(show(batch).numpy(), 0, 1), 3)
+        # On a replica: outside of one, statistics of several hosts would be averaged, and they do
+        # not all come here.
+        strategy = model.distribute_strategy
+        show = tf.function(
+            lambda batch: strategy.run(model.pictures, (batch,)), autograph=model.autograph
+        )
+
+        def own() -> np.ndarray:
+            return grid(np.clip(strategy.experimental_local_results(show(batch))[0], 0, 1), 3)
+
+        found["pictures"] = own
     encoder = model.published[0]
     if isinstance(encoder, ViT) and encoder.class_token:
         found["attention"] = _attention(model, encoder, part)

@@ -116,12 +116,16 @@ def check_workdir(config: Config) -> None:
     o = config.optimization
     if (
         lengths
-        and (o.schedule == "cosine" or o.final_weight_decay is not None)
+        and (
+            o.schedule == "cosine"
+            or o.final_weight_decay is not None
+            or new.get("momentum_schedule") == "cosine"
+        )
         and not config.run.extend_schedule
     ):
         raise UserError(
-            f"--{lengths[0]} differs from the run's own, and its cosine schedule ends with it: "
-            "--extend_schedule accepts the jump of the rate"
+            f"--{lengths[0]} differs from the run's own, and a cosine schedule ends with it: "
+            "--extend_schedule accepts the jump of the rate, the decay or the target's momentum"
         )
 
 

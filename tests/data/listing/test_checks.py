@@ -5,6 +5,7 @@ import tensorflow as tf
 import tfssl
 from tfssl.data import gaps
 from tfssl.data.sources.base import IndexedSource
+from tfssl.data.sources.subset import nested
 from tfssl.errors import UserError
 
 
@@ -61,6 +62,17 @@ def test_scan_counts_classes_and_finds_what_is_wrong(write_images, tmp_path):
     assert sorted(map(set, found.duplicates), key=len, reverse=True) == groups
     assert found.ignored == {".txt": 1} and found.sizes == {(6, 5): 8}
     assert seen[-1] == (8, 10)
+
+
+def test_unreadable_images_of_a_subset_are_named(write_images, tmp_path):
+    """Theirs alone, also where their place in the split is beyond the subset's length."""
+    root = write_images([f"{i:02}.png" for i in range(40)])
+    for i in range(0, 40, 4):
+        (tmp_path / "photos" / f"{i:02}.png").write_bytes(b"no image")
+    source = nested(tfssl.open_source("folder:" + root), 20, seed=3)
+    chosen = {source.name_in_graph(r).numpy().decode() for r in source.records()}
+    found = {name for name, _ in source.scan().unreadable}
+    assert found == {name for name in chosen if int(name[-6:-4]) % 4 == 0} and found
 
 
 def test_scan_of_a_stream(write_records, tmp_path):

@@ -137,7 +137,9 @@ def reasons(source: Source, missing: np.ndarray) -> list[tuple[str, str]]:
     with tf.device("CPU"):
         missing = tf.constant(missing)
     found, images = [], _decoded(source)
-    for record in source.records().filter(lambda record: tf.gather(missing, record["index"])):
+    for record in source.records().filter(
+        lambda record: tf.gather(missing, source.index_of(record))
+    ):
         _, reason = images.read(record)
         found.append(
             (

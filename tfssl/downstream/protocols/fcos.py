@@ -25,6 +25,7 @@ once (`jitter`), the least score (0.01 of the score, not 0.05 of the class).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import re
@@ -126,9 +127,8 @@ class FCOS(Detection):
         for endpoint in endpoints:
             self._published = all(_LEVEL.fullmatch(name) for name in self.levels(endpoint))
             for result in super().run(data, [endpoint]):
-                if self._published:
-                    result.details["neck_width"] = 0
-                yield result
+                own = {"neck_width": 0} if self._published else {}
+                yield dataclasses.replace(result, details={**result.details, **own})
 
 
 def _halve(shapes: Sequence[Sequence[int]]) -> bool:
