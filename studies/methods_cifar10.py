@@ -85,6 +85,14 @@ def run(parser, out, methods, seeds):
         for seed in args.seeds.split(",")
         for method in args.methods.split(",")
     ]
+    for line in cells.read(args.out):
+        asked = " ".join(settings(line["method"], args)), args.labels
+        if line["method"] in args.methods.split(",") and asked != (line["extra"], line["labels"]):
+            raise SystemExit(
+                f"{args.out} has {line['method']} with {line['labels']} labels and "
+                f"{line['extra'] or 'no more flags'}, not with {args.labels} and "
+                f"{asked[0] or 'none'}: take another --out, or remove the line"
+            )
     cells.run(
         todo,
         lambda cell, call: measure(**cell, args=args, call=call),
@@ -95,14 +103,17 @@ def run(parser, out, methods, seeds):
     print(table(cells.read(args.out)))
 
 
+def settings(method, args):
+    """Training flags of a method beyond its flagfile, a list."""
+    short = (f"--train_steps={PACE.get(method, 600)}", "--batch_size=128", "--precision=float32")
+    return [*(short if args.short else ()), *args.extra.split()]
+
+
 def measure(method, seed, args, call):
     """One encoder: what its line says. The folder of its run is removed at the end."""
     run = os.path.join(args.out, f"{method}-{seed}")
     flagfile, *own = OWN.get(method, (f"{method}/cifar10_cpu.flags",))
-    extra = args.extra.split()
-    if args.short:
-        steps = PACE.get(method, 600)
-        extra = [f"--train_steps={steps}", "--batch_size=128", "--precision=float32", *extra]
+    extra = settings(method, args)
     given = [
         f"--flagfile={os.path.join(FLAGS, flagfile)}",
         f"--dataset={args.data}",

@@ -40,8 +40,8 @@ cannot:
 - A larger network's random features may be better too: what capacity adds to the task is its gain less the untrained ones'.
 - The jigsaw shows each image in 8 orders, and its encoder averages over nine patches; the paper's takes one order, and whole images.
 - The settings are those of earlier tries with one seed, whose test figures had been seen; none was changed since.
-- Sweeps have one seed where their tables show no range. The range of the seeds at the default is the yardstick: what lies within it
-  is noise."""
+- Sweeps have one seed where their tables show no range. The range of the seeds at the default, of the task or of its untrained
+  network, is the yardstick: what lies within it is noise, and what lies beyond it a hint (of one seed more, one difference in seven would)."""
 
 
 def report(rows, folder):
@@ -234,11 +234,11 @@ def sweep(rows, task, axis, title):
 
 def directions(rows):
     """For each task and axis: last place less first, each the mean of its seeds; beyond the
-    yardstick or not."""
+    yardstick or not, which is the range of the seeds of the same task, trained or not."""
     first, *others = networks(rows)
     lines = []
     for task in LEVEL:
-        defaults, pairs = at_default(rows, task, first), []
+        pairs = []
         for axis in ("images", "level"):
             for network in networks(rows):
                 its = list(curve(rows, task, axis, network).items())
@@ -258,9 +258,11 @@ def directions(rows):
                             found,
                         )
                     )
-        noise = np.ptp(values(defaults, "svm")) if len(defaults) > 1 else np.nan
-        yardstick = "" if np.isnan(noise) else f"{noise:.1f}"
         for network, axis, few, many in pairs:
+            of = UNTRAINED[task] if "untrained" in axis else task
+            defaults = at_default(rows, of, first)
+            noise = np.ptp(values(defaults, "svm")) if len(defaults) > 1 else np.nan
+            yardstick = "" if np.isnan(noise) else f"{noise:.1f}"
             gain = np.mean(values(many, "svm")) - np.mean(values(few, "svm"))
             verdict = (
                 "no yardstick"
