@@ -138,7 +138,8 @@ def measure(config: FinetuneConfig, test: Source, where: str) -> dict[str, Any]:
     """What results.json says of the classifier, read from its files."""
     begun = time.time()
     module = modules.load(where)
-    found = predictions.accuracy(module, test, batch_size=config.optimization.batch_size)
+    # Of one device, whatever shared the batches of training; the size changes nothing.
+    found = predictions.accuracy(module, test, batch_size=min(64, test.num_examples))
     return {
         "accuracy": found["accuracy"],
         "top5_accuracy": found["top5_accuracy"],

@@ -1,5 +1,7 @@
 """What fits into a time: estimates against protocols of a known price, and what is made of them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny_modules
@@ -15,7 +17,12 @@ from tfssl.downstream.protocols.low_shot import LowShot
 from tfssl.downstream.protocols.mlp import MLP
 from tfssl.downstream.protocols.segmentation import Segmentation
 from tfssl.downstream.protocols.svm import SVM
+from tfssl.errors import UserError
 from tfssl.hub import load as modules
+
+
+def raise_user_error():
+    raise UserError("the sample is too small")
 
 
 def test_passes():
@@ -163,6 +170,31 @@ def test_estimates_are_made_by_trials_on_samples(tmp_path, monkeypatch):
     assert max(len(train.labels) for train in seen) == 1000
     assert 0 < seconds(budget.Extent(svm.replace(costs="1"))) <= seconds(budget.Extent(svm)) < 600
     assert of.permit(svm, data, ["x"]).protocol is svm
+
+    # of many classes a part, with rows enough of each to be chosen on, and a price for all
+    seen.clear()
+    many = Features(
+        {"x": rng.normal(size=[6000, 4]).astype(np.float32)},
+        np.arange(6000) % 300,
+        np.arange(6000),
+        num_classes=300,
+    )
+    for protocol in (Logistic(), FewShot(episodes=2), svm):
+        seconds = of.estimate(protocol, Data(many, many), ["x"], ["all"])
+        assert 0 < seconds(budget.Extent(protocol)) < 1e4, protocol
+    kept = [np.unique(train.labels, return_counts=True) for train in seen]
+    assert all(len(labels) == 25 and counts.min() >= 20 for labels, counts in kept)
+    assert budget._of_features(svm, Data(many, many), ["x"], ["all"]).classes == 12
+
+    # what cannot be tried is not free
+    monkeypatch.setattr(budget, "measured", lambda *_: raise_user_error())
+    seconds = of.estimate(svm, Data(many, many), ["x"], ["all"])
+    assert seconds(budget.Extent(svm)) == np.inf and budget._clock(np.inf) == "an unknown time"
+    assert seconds(budget.Extent.quickly(svm)) == 0
+    one = dataclasses.replace(many, labels=np.zeros(6000, int), num_classes=1)
+    assert of.estimate(svm, Data(one, one), ["x"], ["all"])(budget.Extent(svm)) == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(Protocol, "measure", record)
 
     seen.clear()
     module = modules.load(tiny_modules.save_ours(tmp_path))

@@ -26,6 +26,9 @@ from tfssl.errors import UserError
 
 # size of the smaller sample, at most: rows of features; images of a dense protocol
 _ROWS, _IMAGES = 500, 4
+_EACH = (
+    20  # rows of each class of the smaller sample, at least: so many are told apart and chosen on
+)
 
 
 class Price(NamedTuple):
@@ -107,13 +110,24 @@ def measured(protocol: Protocol, trials: Iterable[Trial]) -> Price:
     return Price(max(base - row * few, 0.0), row, each)
 
 
-def sample(features: Features, endpoint: str, count: int, seed: int = 0) -> Features:
-    """`Features` of at most `count` images, of all classes in turn, and of one endpoint."""
-    count = min(count, len(features.labels))
-    if features.targets is None and features.labels.min() >= 0:
-        rows = partition.balanced(features.labels, features.index, count, seed)
+def sample(
+    features: Features,
+    endpoint: str,
+    count: int,
+    classes: Optional[np.ndarray] = None,
+    seed: int = 0,
+) -> Features:
+    """`Features` of at most `count` images, of all classes in turn, or of some, and of one
+    endpoint."""
+    among = np.arange(len(features.labels))
+    if classes is not None:
+        among = among[np.isin(features.labels, classes)]
+    count = min(count, len(among))
+    if features.targets is None and features.labels[among].min(initial=0) >= 0:
+        chosen = partition.balanced(features.labels[among], features.index[among], count, seed)
     else:
-        rows = np.linspace(0, len(features.labels) - 1, count).round().astype(int)
+        chosen = np.linspace(0, len(among) - 1, count).round().astype(int)
+    rows = among[chosen]
     targets = None if features.targets is None else features.targets[rows]
     return dataclasses.replace(
         features,
@@ -237,8 +251,12 @@ class Budget:
         )
         try:
             price = measured(protocol, trials.runs)
-        except UserError:  # raised again by the run itself, which then takes no time
-            return lambda extent: 0.0
+        except UserError:
+            try:
+                protocol.check(data)
+            except UserError:  # raised again by the run itself, which then takes no time
+                return lambda extent: 0.0
+            return lambda extent: 0.0 if extent.quick else math.inf  # the sample alone is too small
 
         def seconds(extent: Extent) -> float:
             passes, total = extent.protocol.passes(), 0.0
@@ -249,7 +267,7 @@ class Budget:
                     each = price.each * passes * protocol.work(count, tests_each, dims)
                     modules = 1 if name == PIXELS else self.modules  # pixels are the same for all
                     total += (price.once + rows + each) * modules
-            return total
+            return total * (trials.classes if protocol.per_class else 1.0)
 
         return seconds
 
@@ -268,12 +286,14 @@ class Trials(NamedTuple):
       amounts: extent -> numbers of labels, or of images.
       tests: test images.
       dims: {endpoint: values of an image}.
+      classes: those of all images over those of the trials.
     """
 
     runs: list[Trial]
     amounts: Callable[[Extent], Iterable[int]]
     tests: int
     dims: dict[str, int]
+    classes: float = 1.0
 
 
 def _of_features(
@@ -287,9 +307,11 @@ def _of_features(
     largest = max(endpoints, key=lambda name: dims[name])
     runs: list[Trial] = []
     few = min(_ROWS, len(train.labels) // 2)
+    kept = _classes(train, few)
     for rows in (few, 2 * few):
-        parts = sample(train, largest, rows), sample(test, largest, rows)
-        of = data.replace(train=parts[0], test=parts[1], val=None, publish=None)
+        parts = [sample(part, largest, rows, kept) for part in (train, test)]
+        val = sample(data.val, largest, rows // 2, kept) if data.val else None
+        of = data.replace(train=parts[0], test=parts[1], val=val, publish=None)
         work = protocol.work(len(parts[0].labels), len(parts[1].labels), dims[largest])
         runs.append((functools.partial(_measure, data=of), work))
     counts = [partition.label_count(amount, len(train.labels)) for amount in train_labels]
@@ -297,7 +319,18 @@ def _of_features(
     def amounts(extent: Extent) -> Iterable[int]:
         return dict.fromkeys(extent.limited(count, train) for count in counts)
 
-    return Trials(runs, amounts, len(test.labels), dims)
+    classes = 1.0 if kept is None else len(np.unique(train.labels)) / len(kept)
+    return Trials(runs, amounts, len(test.labels), dims, classes)
+
+
+def _classes(train: Features, rows: int) -> Optional[np.ndarray]:
+    """The labels of a sample of so many rows, those of the most images, where there are more than
+    it can show; None: all."""
+    if train.targets is not None or train.labels.min() < 0:
+        return None
+    labels, counts = np.unique(train.labels, return_counts=True)
+    most = max(2, rows // _EACH)
+    return labels[np.argsort(-counts, kind="stable")[:most]] if len(labels) > most else None
 
 
 def _of_maps(protocol: Protocol, data: Data[Source], endpoints: Sequence[str]) -> Trials:
@@ -329,7 +362,9 @@ def _shown(value: object) -> str:
 
 def _clock(seconds: float) -> str:
     return (
-        f"{seconds / 60:.1f} min"
+        "an unknown time"
+        if seconds == math.inf
+        else f"{seconds / 60:.1f} min"
         if seconds >= 90
         else f"{seconds:.0f} s"
         if seconds >= 1

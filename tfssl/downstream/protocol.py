@@ -142,6 +142,7 @@ class Protocol(Generic[Part]):
       magnitudes: (least, greatest) largest absolute value of features that are used unchanged;
         others are scaled by a power of two.
       order_independent: whether the order of the rows in `Features` changes nothing but rounding.
+      per_class: whether the time grows with the number of classes.
       expense: rank among the protocols of --protocol=all, cheapest first; None: run only where it
         is named.
       quick: settings that take a fraction of the time; "train_labels" among them: the largest
@@ -158,6 +159,7 @@ class Protocol(Generic[Part]):
     magnitudes: ClassVar[tuple[float, float]] = (1e-12, math.inf)
     order_independent: ClassVar[bool] = True
     expense: ClassVar[Optional[float]] = None
+    per_class: ClassVar[bool] = False
     quick: ClassVar[Mapping[str, Any]] = {}
     trials: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = ({}, {})
 

@@ -15,6 +15,8 @@ def test_baselines():
     assert baselines(train, test) == pytest.approx({"chance": 1 / 3, "majority class": 3 / 5})
     unlabeled = Features({}, np.full(4, -1), np.arange(4))
     assert baselines(unlabeled, unlabeled) == {} == baselines(train, unlabeled)
+    partly = Features({}, np.array([-1, 1, 1, 2]), np.arange(4), num_classes=3)
+    assert baselines(partly, partly)["majority class"] == pytest.approx(2 / 3)
 
 
 def test_columns_and_rows():

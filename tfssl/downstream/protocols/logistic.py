@@ -44,6 +44,7 @@ class Logistic(Protocol[Features]):
     exact = True  # for the line search
     magnitudes = (1e-12, 1e12)
     expense = 2
+    per_class = True
     quick = {"train_labels": 1000}
 
     def __init__(

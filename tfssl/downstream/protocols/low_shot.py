@@ -56,6 +56,7 @@ class LowShot(Hinge):
     name = "low_shot"
     flag_names = {"shots": "low_shot_k", "samples": "low_shot_samples", "choose": "low_shot_choose"}
     expense = 5
+    per_class = True
     quick = {"samples": 2, "shots": (1, 4, 16, 64), "costs": "0.1,1,10,100"}
     trials = (
         {"samples": 1, "shots": (1,), "costs": "1"},

@@ -104,6 +104,7 @@ class SVM(Hinge):
     name = "svm"
     order_independent = False  # folds are in the order of the images
     expense = 3
+    per_class = True
     quick = {"train_labels": 1000, "costs": "0.1,1,10,100", "folds": 2}
     trials = {"costs": "1", "folds": 2}, {"costs": "0.1,1,10", "folds": 2}
 

@@ -181,13 +181,14 @@ def headings(columns: Sequence[Column]) -> dict[Column, str]:
 
 def baselines(train: Features, test: Features) -> dict[str, float]:
     """Accuracies without a look at the images: a uniform guess, and the most frequent class of the
-    training split. None for multi-label images, nor without labels; a result's own "chance" takes
-    precedence."""
-    if train.targets is not None or any((part.labels < 0).all() for part in (train, test)):
+    training split; of labeled images. None for multi-label images, nor without labels; a
+    result's own "chance" takes precedence."""
+    learned, asked = (part.labels[part.labels >= 0] for part in (train, test))
+    if train.targets is not None or not len(learned) or not len(asked):
         return {}
-    classes = np.unique(np.concatenate([train.labels, test.labels]))
-    majority = np.bincount(train.labels).argmax()
+    classes = np.unique(np.concatenate([learned, asked]))
+    majority = np.bincount(learned).argmax()
     return {
         "chance": 1 / (train.num_classes or len(classes)),
-        "majority class": float(np.mean(test.labels == majority)),
+        "majority class": float(np.mean(asked == majority)),
     }
