@@ -3,7 +3,8 @@ import pytest
 import tensorflow as tf
 
 import tfssl
-from tfssl.data import gaps
+from tfssl.data import gaps, pipeline
+from tfssl.data.listing import checks
 from tfssl.data.sources.base import IndexedSource
 from tfssl.data.sources.subset import nested
 from tfssl.errors import UserError
@@ -62,6 +63,34 @@ def test_scan_counts_classes_and_finds_what_is_wrong(write_images, tmp_path):
     assert sorted(map(set, found.duplicates), key=len, reverse=True) == groups
     assert found.ignored == {".txt": 1} and found.sizes == {(6, 5): 8}
     assert seen[-1] == (8, 10)
+
+
+@pytest.mark.parametrize("codec", [tf.io.encode_png, tf.io.encode_jpeg])
+def test_images_too_thin_to_crop_are_named_with_their_sides(write_images, tmp_path, codec):
+    """Decoding alone reads them; the crop of training, evaluation and prediction refuses them."""
+    root = write_images(["a.png", "b.png"])
+    for name, sides in {"thin": (4, 400), "tall": (404, 8), "just": (4, 200)}.items():
+        image = codec(np.zeros([*sides, 3], np.uint8)).numpy()
+        (tmp_path / "photos" / f"{name}.png").write_bytes(image)
+    source = tfssl.open_source("folder:" + root)
+    found = source.scan()
+    assert found.images == 5 and found.sizes == {(6, 5): 2, (4, 200): 1}
+    reasons = dict(found.unreadable)
+    assert set(reasons) == {f"{root}/{name}.png" for name in ("thin", "tall")}
+    for name, sides in (("thin", "4 400"), ("tall", "404 8")):
+        assert "more than 50 times the other" in reasons[f"{root}/{name}.png"]
+        assert sides in reasons[f"{root}/{name}.png"]
+
+    seen = np.zeros(source.places, bool)
+    for batch in pipeline.evaluation_crops(source, 8, 8, 5).as_numpy_iterator():
+        seen[batch["index"][batch["weight"] > 0]] = True
+    assert seen.sum() == 3
+    assert dict(checks.reasons(source, ~seen)) == reasons  # as predictions.csv tells them
+
+    for name in ("a", "b", "just"):
+        (tmp_path / "photos" / f"{name}.png").unlink()
+    with pytest.raises(UserError, match="none of the first 2 images.*more than 50 times"):
+        tfssl.open_source("folder:" + root).check_readable()
 
 
 def test_unreadable_images_of_a_subset_are_named(write_images, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfssl.data.gaps import Gaps
-from tfssl.data.ops.image import decode
+from tfssl.data.ops.image import decode_to_crop
 from tfssl.data.segments import readable
 from tfssl.errors import UserError
 
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 
 def _decoded(source: Source) -> Gaps:
-    return Gaps(source, lambda record: decode(source.fetch(record)["image"]))
+    # what a crop refuses, too: training would replace it
+    return Gaps(source, lambda record: decode_to_crop(source.fetch(record)["image"]))
 
 
 def check_readable(source: Source, limit: int = 256) -> None:
-    """Raises UserError if none of the first `limit` images can be decoded, naming the first and the
-    reason; or if one cannot be reached.
+    """Raises UserError if none of the first `limit` images can be decoded and cropped, naming the
+    first and the reason; or if one cannot be reached.
 
     Training replaces an unreadable image by the next readable one: with no readable one it would
     look for ever.
@@ -52,7 +53,7 @@ class Scan:
       images: how many images there are, unreadable ones included.
       per_class: dict of class name -> images; empty without labels.
       unlabelled: images without a label.
-      unreadable: list of (name, reason).
+      unreadable: list of (name, reason) of images that cannot be decoded, or are too thin to crop.
       duplicates: list of lists of names, each of images with the same content (bytes of the file,
         or pixels).
       ignored: dict of file name ending -> files passed over.
@@ -95,7 +96,7 @@ def scan(source: Source, progress: Callable[[int, int], object] | None = None) -
             "index": example["index"],
             "label": example["label"],
             "content": tf.stack(hashes),
-            "size": tf.shape(decode(image))[:2],
+            "size": tf.shape(decode_to_crop(image))[:2],
         }
 
     count = source.num_examples

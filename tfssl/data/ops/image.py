@@ -79,6 +79,13 @@ def decode(image: tf.Tensor) -> tf.Tensor:
     return tf.cond(_is_jpeg(image), of_jpeg, lambda: _decode_other(image))
 
 
+def decode_to_crop(image: tf.Tensor) -> tf.Tensor:
+    """`decode`, of an image that is not too thin to be cropped and resized; uint8 [H, W, 3]."""
+    image = decode(image)
+    with tf.control_dependencies([_not_thin(tf.shape(image))]):
+        return tf.identity(image)
+
+
 def decode_crop(image: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
     """The part in `box` = int32 [y, x, h, w], uint8 [h, w, 3]: equal to slicing `decode(image)`,
     but faster.
@@ -97,7 +104,7 @@ def resize(image: tf.Tensor, size: Size, method: str = "bilinear") -> tf.Tensor:
       method: of `tf.image.resize`, not antialiased, except by the nature of "area"; or "pillow":
         antialiased bilinear, as Pillow and torchvision resize, whose pixels it gives up to 1 level.
     """
-    image = _to_resize(image)
+    image = decode_to_crop(image)
     if method == "nearest":
         return tf.image.resize(image, _pair(size), method)
     pixels = resize_levels(image, size, method)
@@ -128,7 +135,7 @@ def resize_levels(image: tf.Tensor, size: Size, method: str) -> tf.Tensor:
 def resize_small(image: tf.Tensor, smaller: int) -> tf.Tensor:
     """AREA resize that brings the shorter side to `smaller` and keeps the aspect (sides rounded);
     uint8 [h, w, 3]."""
-    image = _to_resize(image)
+    image = decode_to_crop(image)
     size = tf.shape(image)[:2]
     shorter = tf.reduce_min(size)
     height, width = tf.unstack((2 * size * smaller + shorter) // (2 * shorter))
@@ -426,13 +433,6 @@ def _not_thin(shape: tf.Tensor) -> tf.Operation:
     proportionate = tf.maximum(height, width) <= LONGEST * tf.minimum(height, width)
     what = f"one side is more than {LONGEST} times the other; height, width:"
     return tf.raw_ops.Assert(condition=proportionate, data=[what, height, width])
-
-
-def _to_resize(image: tf.Tensor) -> tf.Tensor:
-    """`decode`, of an image that is not too thin to be resized."""
-    image = decode(image)
-    with tf.control_dependencies([_not_thin(tf.shape(image))]):
-        return tf.identity(image)
 
 
 def _rgb(image: tf.Tensor) -> tf.Tensor:
