@@ -92,6 +92,37 @@ def test_as_rgb_of_8_bits(name):
     np.testing.assert_array_equal(read(data), want)
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64])
+def test_unsigned_integers_are_cut_to_their_upper_8_bits(dtype):
+    """All 256 of them come out, from the least and the greatest value that has them."""
+    upper = np.arange(256, dtype=dtype).reshape(16, 16)
+    shift = dtype(8 * np.dtype(dtype).itemsize - 8)
+    for lower in (dtype(0), dtype((1 << int(shift)) - 1)):
+        gray = upper << shift | lower
+        np.testing.assert_array_equal(read(npy(gray)), rgb(upper.astype(np.uint8)))
+        floats = read(npy(gray), 1)[..., 0]
+        np.testing.assert_allclose(floats, gray / np.iinfo(dtype).max, rtol=0, atol=1e-6)
+
+
+def test_black_and_white_npy():
+    mask = RGB[..., 0] > 99
+    np.testing.assert_array_equal(read(npy(mask)), rgb(np.where(mask, 255, 0)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_few_bits_are_scaled_by_their_white(monkeypatch, bits, dtype):
+    """As of a DICOM whose BitsStored is 2 to 7: the level nearest to 255 v / (2^bits - 1), of which
+    none lies in the middle of two; values beyond are white."""
+    white = 2**bits - 1
+    values = np.arange(256, dtype=dtype).reshape(16, 16)
+    made = formats.Image(values[..., None], float(white))
+    monkeypatch.setattr(formats, "read", lambda data: made)
+    found = tf.io.decode_bmp(formats.as_bmp(b"")).numpy()
+    want = np.rint(255 * np.minimum(values, white).astype(np.float64) / white)
+    np.testing.assert_array_equal(found, rgb(want))
+
+
 F32 = np.float32
 # name: (the file, channels, range of values, its floats)
 DEPTHS = {

@@ -81,8 +81,8 @@ def read(data: bytes) -> Image:
 
 
 def as_bmp(data: bytes) -> bytes:
-    """The same image as a BMP of 8 bits and RGB, which TensorFlow decodes: 16 bits are cut to the
-    upper 8, gray becomes RGB, and an alpha channel is dropped.
+    """The same image as a BMP of 8 bits and RGB, which TensorFlow decodes: more bits are cut to the
+    upper 8, fewer are scaled to 255, gray becomes RGB, and an alpha channel is dropped.
 
     Raises:
       ValueError: of `read`; or it has floats, or more channels, which need to be told how to be
@@ -96,11 +96,7 @@ def as_bmp(data: bytes) -> bytes:
         raise ValueError(
             f"its values are {pixels.dtype.name}: give their range, --value_range=LOW,HIGH"
         )
-    if pixels.dtype != np.uint8:
-        bits = math.ceil(math.log2(white + 1))
-        pixels = (pixels.astype(np.uint32) << 8 >> bits).astype(np.uint8)
-    elif white != 255:
-        pixels = pixels * np.uint8(255)
+    pixels = _in_8_bits(pixels, white)
     row = np.zeros((height, -(-3 * width // 4) * 4), np.uint8)  # of whole four bytes
     rgb = pixels[..., 2::-1] if channels > 2 else np.repeat(pixels[..., :1], 3, -1)
     row[:, : 3 * width] = rgb.reshape(height, -1)
@@ -109,6 +105,20 @@ def as_bmp(data: bytes) -> bytes:
         row.size, 0, 0, 0, 0,
     )  # fmt: skip
     return head + row.tobytes()
+
+
+def _in_8_bits(pixels: np.ndarray, white: float) -> np.ndarray:
+    """Unsigned integers or bools, 0 to `white`, as uint8, 0 to 255; what is beyond is clipped."""
+    if pixels.dtype == np.bool_:
+        return np.where(pixels, np.uint8(255), np.uint8(0))
+    full = min(int(white), int(np.iinfo(pixels.dtype).max))
+    if pixels.dtype == np.uint8 and full == 255:
+        return pixels
+    pixels = np.minimum(pixels, pixels.dtype.type(full))
+    bits = full.bit_length()
+    if bits >= 8:  # as TensorFlow cuts 16 bits of PNG
+        return (pixels >> pixels.dtype.type(bits - 8)).astype(np.uint8)
+    return ((pixels.astype(np.uint16) * 255 + full // 2) // full).astype(np.uint8)
 
 
 def _check(height: int, width: int, channels: int, data: bytes) -> None:
