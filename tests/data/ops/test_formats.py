@@ -3,6 +3,8 @@
 import io
 import os
 import re
+import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -244,9 +246,9 @@ def test_a_package_that_is_absent_is_named(monkeypatch):
         formats.read(DEPTHS["tiff of 13 channels"][0])
 
 
-def test_dicom():
+def dicom(pixels, photometric="MONOCHROME2", bits=12, **elements):
+    """A file of [H, W], or [frames, H, W], uint8 or uint16; of `elements` by keyword."""
     pydicom = pytest.importorskip("pydicom")
-    stored = DEEP[..., 0] >> 4
     data = pydicom.Dataset()
     data.file_meta = pydicom.dataset.FileMetaDataset()
     data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
@@ -254,23 +256,109 @@ def test_dicom():
     data.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
     data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID
     data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID
-    data.Rows, data.Columns = stored.shape
-    data.SamplesPerPixel, data.BitsAllocated, data.BitsStored, data.HighBit = 1, 16, 12, 11
-    data.PixelRepresentation, data.PhotometricInterpretation = 0, "MONOCHROME2"
-    data.PixelData = stored.astype("<u2").tobytes()
+    data.Rows, data.Columns = pixels.shape[-2:]
+    if pixels.ndim > 2:
+        data.NumberOfFrames = len(pixels)
+    data.SamplesPerPixel, data.BitsAllocated = 1, 8 * pixels.itemsize
+    data.BitsStored, data.HighBit = bits, bits - 1
+    data.PixelRepresentation, data.PhotometricInterpretation = 0, photometric
+    data.PixelData = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+    data["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
+    for name, value in elements.items():
+        if name == "TransferSyntaxUID":
+            data.file_meta.TransferSyntaxUID = value
+            data["PixelData"].VR = "OB"
+        else:
+            setattr(data, name, value)
+    data.is_little_endian, data.is_implicit_VR = True, False  # before pydicom 3
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, data, write_like_original=False)
+    return buffer.getvalue()
 
-    def file():
-        buffer = io.BytesIO()
-        pydicom.dcmwrite(buffer, data, enforce_file_format=True)
-        return buffer.getvalue()
 
+def test_dicom():
+    stored = DEEP[..., 0] >> 4
     want = (stored / F32(4095))[..., None]  # full is what 12 bits can hold
-    np.testing.assert_allclose(read(file(), 1), want, atol=1e-6)
-    np.testing.assert_array_equal(read(file()), rgb(stored >> 4))
-    data.PhotometricInterpretation = "MONOCHROME1"
-    np.testing.assert_allclose(read(file(), 1), 1 - want, atol=1e-6)
-    data.PhotometricInterpretation = "MONOCHROME2"
-    data.RescaleSlope, data.RescaleIntercept = 2, -1000  # as of Hounsfield units
+    np.testing.assert_allclose(read(dicom(stored), 1), want, atol=1e-6)
+    np.testing.assert_array_equal(read(dicom(stored)), rgb(stored >> 4))
+    inverted = dicom(stored, "MONOCHROME1")
+    np.testing.assert_allclose(read(inverted, 1), 1 - want, atol=1e-6)
+    hounsfield = dicom(stored, RescaleSlope=2, RescaleIntercept=-1000)
     units = stored.astype(np.float64) * 2 - 1000
-    found = read(file(), 1, "-160,240")[..., 0]
+    found = read(hounsfield, 1, "-160,240")[..., 0]
     np.testing.assert_allclose(found, np.clip((units + 160) / 400, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+def test_dicom_of_few_bits(photometric):
+    stored = (np.arange(16, dtype=np.uint8) % 16).reshape(4, 4)
+    want = 17 * stored if photometric == "MONOCHROME2" else 255 - 17 * stored
+    np.testing.assert_array_equal(read(dicom(stored, photometric, bits=4)), rgb(want))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_dicom_of_a_palette_has_its_colors(dtype, bits):
+    """Indices below the first entry take its color, and those above the last the last one's."""
+    colors = RNG.integers(0, 1 << bits, [100, 3], np.uint16)  # of the indices 20 to 119
+    stored = RNG.integers(0, 256, [7, 40]).astype(dtype)
+    stored[0, 0] = np.iinfo(dtype).max
+    channels = zip(("Red", "Green", "Blue"), colors.T)
+    tables = {
+        f"{name}PaletteColorLookupTableData": table.astype(f"<u{bits // 8}").tobytes()
+        for name, table in channels
+    }
+    descriptors = {
+        f"{name}PaletteColorLookupTableDescriptor": [100, 20, bits]
+        for name in ("Red", "Green", "Blue")
+    }
+    data = dicom(
+        stored, "PALETTE COLOR", 8 * stored.itemsize, RescaleSlope=3, **descriptors, **tables
+    )
+    want = colors[np.clip(stored.astype(int) - 20, 0, 99)]
+    np.testing.assert_array_equal(read(data), want >> (bits - 8))
+    np.testing.assert_allclose(read(data, 3, "full"), want / (2**bits - 1), rtol=0, atol=1e-6)
+
+
+def test_dicom_of_a_palette_that_is_not_read_is_refused():
+    """pydicom would wrap indices of more than 8 bits into a table of 8 bits."""
+    table = bytes(range(250)) * 4
+    elements = {
+        f"{name}PaletteColorLookupTable{kind}": value
+        for name in ("Red", "Green", "Blue")
+        for kind, value in (("Data", table), ("Descriptor", [1000, 0, 8]))
+    }
+    with pytest.raises(ValueError, match="8 bits|out of bounds|cast"):
+        formats.read(dicom(GRAY16, "PALETTE COLOR", 16, **elements))
+    with pytest.raises(ValueError, match="Palette"):
+        formats.read(dicom(RGB[..., 0], "PALETTE COLOR", 8))
+
+
+def test_dicom_of_several_frames_is_its_first():
+    stored = np.moveaxis(DEEP >> 4, -1, 0)
+    np.testing.assert_array_equal(read(dicom(stored)), rgb(stored[0] >> 4))
+
+
+def test_frames_of_a_dicom_take_no_memory():
+    """A frame is decoded alone; before pydicom 3, which decodes all, those that are too large
+    together are refused."""
+    pydicom = pytest.importorskip("pydicom")
+    runs = b"\x81\x05" * (2048 * 2048 // 128)  # of 128 values
+    frame = struct.pack("<16L", 1, 64, *[0] * 14) + runs
+    data = dicom(
+        np.zeros([60, 2048, 2048], np.uint8), bits=8,
+        PixelData=pydicom.encaps.encapsulate([frame] * 60),
+        TransferSyntaxUID=pydicom.uid.RLELossless,
+    )  # fmt: skip
+    assert 60 * 2048 * 2048 > max(formats.VALUES, formats.VALUES_PER_BYTE * len(data))
+    tracemalloc.start()
+    try:
+        if int(pydicom.__version__.split(".")[0]) < 3:
+            with pytest.raises(ValueError, match="for each byte of the file"):
+                formats.read(data)
+        else:
+            pixels, white = formats.read(data)
+            assert pixels.shape == (2048, 2048, 1) and (pixels == 5).all() and white == 255
+        assert tracemalloc.get_traced_memory()[1] < 60 << 20
+    finally:
+        tracemalloc.stop()

@@ -219,17 +219,52 @@ def _dicom(data: bytes) -> tuple[np.ndarray, float]:
     import pydicom
 
     found = pydicom.dcmread(io.BytesIO(data))
+    pixels = _first_frame(found, data)
+    if found.get("PhotometricInterpretation") == "PALETTE COLOR":
+        return _colors(pixels, found)
     bits = int(found.get("BitsStored", 16))
-    _check(int(found.Rows), int(found.Columns), int(found.get("SamplesPerPixel", 1)), data)
-    pixels = found.pixel_array
-    if int(found.get("NumberOfFrames", 1) or 1) > 1:
-        pixels = pixels[0]
+    if bits < 1:
+        raise ValueError(f"a DICOM file whose BitsStored is {bits}")
     slope, zero = (float(found.get(f"Rescale{name}", one)) for name, one in
                    (("Slope", 1), ("Intercept", 0)))  # fmt: skip
-    white = float(2**bits - 1)
+    white = 1.0 if pixels.dtype.kind == "f" else float(2**bits - 1)
     if (slope, zero) != (1, 0):  # such as Hounsfield units
         pixels, white = pixels.astype(np.float32) * np.float32(slope) + np.float32(zero), 1.0
     if found.get("PhotometricInterpretation") == "MONOCHROME1":
         unsigned = pixels.dtype.kind == "u"
         pixels = (np.asarray(white, pixels.dtype) - pixels) if unsigned else -pixels
     return pixels, white
+
+
+def _first_frame(found: Any, data: bytes) -> np.ndarray:
+    """[H, W] or [H, W, C], as it is stored."""
+    palette = found.get("PhotometricInterpretation") == "PALETTE COLOR"
+    samples = 4 if palette else int(found.get("SamplesPerPixel", 1))
+    height, width = int(found.Rows), int(found.Columns)
+    try:
+        from pydicom.pixels import pixel_array
+    except ImportError:  # before pydicom 3, which decodes all frames
+        frames = int(found.get("NumberOfFrames", 1) or 1)
+        _check(frames * height, width, samples, data)
+        pixels = found.pixel_array
+        return pixels[0] if frames > 1 else pixels
+    _check(height, width, samples, data)
+    return pixel_array(found, index=0)
+
+
+def _colors(indices: np.ndarray, found: Any) -> tuple[np.ndarray, float]:
+    """The colors of a DICOM palette (PS3.3, C.7.6.3.1.5): [H, W] -> [H, W, 3], or 4 with alpha."""
+    try:
+        from pydicom.pixels import apply_color_lut
+    except ImportError:  # before pydicom 3
+        from pydicom.pixel_data_handlers.util import apply_color_lut
+
+    entries, first, bits = map(int, found.RedPaletteColorLookupTableDescriptor)
+    entries = entries or 1 << 16
+    # pydicom casts indices to the type of the colors before it clips them
+    indices = np.clip(indices.astype(np.int64), first, first + entries - 1)
+    pixels = apply_color_lut(indices, found)
+    if pixels.dtype == np.uint8 and entries > 256:
+        raise ValueError(f"a palette of {entries} colors of 8 bits is not read")
+    # colors of 8 bits may lie in words of 16
+    return pixels, min(float(2**bits - 1), _white(pixels.dtype))
