@@ -1,5 +1,7 @@
 """Nearest images: the rows that are found, the pictures behind them, and the file."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -67,6 +69,14 @@ def test_plot(features):
     assert picture.shape[0] > 500 and picture.shape[1] > 300
     colors = {tuple(color) for color in picture.reshape(-1, picture.shape[-1])[:, :3]}
     assert {(0x22, 0x88, 0x33), (0xEE, 0x66, 0x77)} <= colors  # of the same class and of another
+
+
+def test_names_with_dollars_are_no_formulas(features):
+    """Those of classes, of a module and of an endpoint; Matplotlib would refuse the formula _5."""
+    names = ["from_$5_to_$10", "_{$"]
+    train, test = (dataclasses.replace(part, class_names=names) for part in features)
+    png = neighbors.plot(train, test, "pixels", 3, title="price_$5_to_$10, block_$1_$2")
+    assert png.startswith(b"\x89PNG")
 
 
 def test_saved_features(features, tmp_path):

@@ -3,6 +3,8 @@
 import pytest
 import tensorflow as tf
 from evaluations import RESULTS, result
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from tfssl.downstream.report import plots
 from tfssl.downstream.report.view import View
@@ -51,3 +53,70 @@ def test_steps_are_a_line_of_each_run_and_the_legend_is_whole():
         assert (abs(picture - color) < 4).all(-1).sum() > 100
     assert (picture[:, -3:] == 255).all()  # no letter reaches the margin
     assert plots.steps(view, {"one/100": 100, "alone": 5}) is None
+
+
+LONG = "runs/of/an/experiment/with/many/settings/"  # and the names' first 39 letters
+MODULES = (f"{LONG}seed_0/export", f"{LONG}seed_1/export")
+ENDPOINTS = (
+    "stage/of/a/network/with/a/path/of/its_own/a",
+    "stage/of/a/network/with/a/path/of/its_own/b",
+)
+
+
+def legends(monkeypatch, draw):
+    """[(label, color), ...] of the legends of the picture that `draw()` makes."""
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1]
+    )
+    assert draw().startswith(b"\x89PNG")
+    (figure,) = figures
+    found = [*figure.legends, *(axis.get_legend() for axis in figure.axes)]
+    return [
+        (
+            text.get_text(),
+            to_hex(
+                handle.get_facecolor() if hasattr(handle, "get_facecolor") else handle.get_color()
+            ),
+        )
+        for legend in found
+        if legend
+        for text, handle in zip(legend.get_texts(), legend.legend_handles)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["bars", "layers", "amounts", "steps", "epochs"])
+def test_names_that_begin_alike_have_their_own_lines_in_the_legend(monkeypatch, kind):
+    """Each of its color, and with both of its ends."""
+    curve = [[epoch, 0.4, 0.3] for epoch in (1, 2)]
+    view = View.of(
+        mark_chosen(
+            result(f"{module}{step}", endpoint, 0.5, 0.5, train_labels=labels, curve=curve)
+            for module in MODULES
+            for step in (("/1", "/2") if kind == "steps" else ("",))
+            for endpoint in ENDPOINTS
+            for labels in (100, 1000)
+        ),
+        {"chance": 0.1},
+    )
+    trained = {name: int(name[-1]) for name in view.modules} if kind == "steps" else None
+    draw = getattr(plots, kind)
+    found = legends(monkeypatch, lambda: draw(view, trained) if trained else draw(view))
+    want = ENDPOINTS if kind == "epochs" else MODULES
+    assert [color for _, color in found[:2]] == ["#4477aa", "#ee6677"]
+    for (label, _), name in zip(found, want):
+        assert len(label) <= 40 and label[:19] == name[:19] and label[-19:] == name[-19:]
+    assert [label for label, _ in found[2:]] == {
+        "bars": ["chance", "endpoint chosen on validation"],
+        "layers": ["chance", "endpoint chosen on validation"],
+        "epochs": ["validation", "test"],
+    }.get(kind, ["chance"])
+
+
+def test_names_are_cut_in_the_middle_and_escaped():
+    assert plots.plain("a\n b") == "a b" and plots.plain("_a") == " _a"
+    assert plots.plain("from_$5_to_$10") == r"from_\$5_to_\$10"
+    assert plots.plain("0123456789", 10) == "0123456789"
+    assert plots.plain("0123456789", 9) == "0123\u20266789"
+    assert plots.plain("0123456789", 6) == "012\u202689"

@@ -9,6 +9,7 @@ import numpy as np
 from tfssl.data import pipeline
 from tfssl.data.sources.subset import Subset
 from tfssl.downstream.features.extract import Features
+from tfssl.downstream.report.plots import plain
 from tfssl.downstream.solvers import nearest
 from tfssl.errors import UserError
 
@@ -76,7 +77,7 @@ def plot(
             color = "#bbbbbb" if test.labels[row] < 0 else "#228833" if same else "#ee6677"
             _show(axes, j + 1, q, neighbors[q * k + j], f"{similarity[q, j]:.2f}", color)
     explained = "test images, and beside each the nearest training images with their cosine"
-    figure.suptitle(f"{title}: {explained}".lstrip(": "), fontsize=8, x=0.02, ha="left")
+    figure.suptitle(f"{plain(title, 80)}: {explained}".lstrip(": "), fontsize=8, x=0.02, ha="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
@@ -113,4 +114,4 @@ def _show(axes: "Axes", x: int, y: int, picture: np.ndarray, text: str, color: s
     axes.plot(
         [left, right, right, left, left], [top, top, bottom, bottom, top], color=color, linewidth=2
     )
-    axes.text(x, top - 0.05, text, fontsize=6, ha="center", va="bottom")
+    axes.text(x, top - 0.05, plain(text, 22), fontsize=6, ha="center", va="bottom")

@@ -12,6 +12,7 @@ from tfssl.downstream.report.view import View
 from tfssl.downstream.results import PIXELS, Column
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
 Style = Mapping[str, Any]  # Matplotlib's keyword arguments of a line
@@ -30,12 +31,16 @@ _COLORS = (
 def bars(view: View, title: str = "") -> bytes:
     """A panel per column of the table, with a group of bars per endpoint, a bar per module; pixels
     and chance as lines: a PNG."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
     modules = view.modules
     endpoints = list(dict.fromkeys(r.endpoint for r in view.results if not r.of_pixels))
     bar = 0.8 / max(len(modules), 1)
     width = min(max(5.0, 1.2 + len(endpoints) * (0.35 + 0.3 * len(modules))), 16.0)
     figure = _figure(width, 0.9 + 2.6 * len(view.columns))
     axes = figure.subplots(len(view.columns), 1, sharex=True, squeeze=False)[:, 0]
+    levels_drawn: dict[str, Artist] = {}
     for axis, column in zip(axes, view.columns):
         for m, module in enumerate(modules):
             rows = view.of_column(column, module)
@@ -47,7 +52,6 @@ def bars(view: View, title: str = "") -> bytes:
                 [100 * r.value for r in rows],
                 0.92 * bar,
                 color=_COLORS[m % len(_COLORS)],
-                label=_plain(module),
                 zorder=2,
             )
             for position, r in zip(positions, rows):
@@ -66,31 +70,34 @@ def bars(view: View, title: str = "") -> bytes:
         lines = [(PIXELS, pixels.value, "--")] if pixels else []
         lines += [("chance", levels["chance"], ":")] if "chance" in levels else []
         for name, value, dashes in lines:
-            axis.axhline(
-                100 * value, color="#444444", linewidth=1, linestyle=dashes, label=name, zorder=1
+            levels_drawn[name] = axis.axhline(
+                100 * value, color="#444444", linewidth=1, linestyle=dashes, zorder=1
             )
         axis.set_ylabel(f"{view.headings[column]}\ntest {view.metrics[column]}, %")
-        axis.set_xticks(range(len(endpoints)), [_plain(endpoint) for endpoint in endpoints])
+        axis.set_xticks(range(len(endpoints)), [plain(endpoint) for endpoint in endpoints])
         highest = max([r.value for r in view.of_column(column)] + list(levels.values()))
         axis.set_ylim(0, min(1.18 * 100 * highest, 112))
         axis.grid(axis="y", color="#dddddd", linewidth=0.6, zorder=0)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].scatter([], [], marker="*", color="black", label="endpoint chosen on validation")
-    drawn = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
-    shown = [_plain(module) for module in modules]
-    names = [*shown, *(label for label in drawn if label not in shown)]
+    entries: list[tuple[str, Artist]] = [
+        (plain(module), Patch(color=_COLORS[m % len(_COLORS)])) for m, module in enumerate(modules)
+    ]
+    entries += [(name, levels_drawn[name]) for name in (PIXELS, "chance") if name in levels_drawn]
+    star = Line2D([], [], color="black", linestyle="", marker="*")
+    entries.append(("endpoint chosen on validation", star))
+    labels, handles = zip(*entries)
     legend: Style = {
         "loc": "lower left",
         "bbox_to_anchor": (0, 1.02),
-        "ncols": 3 if len(names) > 4 else len(names),
+        "ncols": 3 if len(entries) > 4 else len(entries),
     }
     axes[0].legend(
-        [drawn[n] for n in names],
-        names,
+        handles,
+        labels,
         **legend,
         frameon=False,
         fontsize=8,
-        title=_plain(title),
+        title=plain(title),
         alignment="left",
     )
     return _png(figure)
@@ -99,6 +106,8 @@ def bars(view: View, title: str = "") -> bytes:
 def epochs(view: View, title: str = "") -> bytes:
     """Accuracy over epochs, as in figure 8 of the 2019 study: a panel per module and column of the
     table, a line per endpoint; bold on validation, thin on test. A PNG."""
+    from matplotlib.lines import Line2D
+
     results = [r for r in view.results if "curve" in r.details]
     # pixels alone
     modules = list(dict.fromkeys(r.module for r in results if not r.of_pixels)) or [""]
@@ -107,6 +116,7 @@ def epochs(view: View, title: str = "") -> bytes:
     size = 1.0 + 4.2 * len(modules), 1.2 + 2.9 * len(columns)
     figure = _figure(*size)
     grid = figure.subplots(len(columns), len(modules), sharey="row", squeeze=False)
+    drawn: dict[str, Artist] = {}  # a line of each endpoint
     for axes, column in zip(grid, columns):
         for axis, module in zip(axes, modules):
             for r in results:
@@ -117,28 +127,22 @@ def epochs(view: View, title: str = "") -> bytes:
                     "color": _COLORS[endpoints.index(r.endpoint) % len(_COLORS)]
                 }
                 line["linestyle"] = "--" if r.of_pixels else "-"
-                if on_val[0] is not None:
-                    axis.plot(
-                        number,
-                        [100 * v for v in on_val],
-                        label=_plain(r.endpoint),
-                        linewidth=1.8,
-                        **line,
-                    )
-                label = _plain(r.endpoint) if on_val[0] is None else None
-                axis.plot(number, [100 * v for v in on_test], label=label, linewidth=0.7, **line)
-            axis.set_title(_plain(module), fontsize=9, loc="left")
+                curves = [] if on_val[0] is None else [(on_val, 1.8)]
+                curves.append((on_test, 0.7))
+                lines = [
+                    axis.plot(number, [100 * v for v in curve], linewidth=width, **line)[0]
+                    for curve, width in curves
+                ]
+                drawn[r.endpoint] = lines[0]
+            axis.set_title(plain(module), fontsize=9, loc="left")
             axis.grid(color="#dddddd", linewidth=0.6)
             axis.spines[["top", "right"]].set_visible(False)
             axis.set_xlabel("epoch")
         axes[0].set_ylabel(f"{view.headings[column]}\naccuracy, %")
-    axis = grid[0, 0]
-    axis.plot([], [], color="#444444", linewidth=1.8, label="validation")
-    axis.plot([], [], color="#444444", linewidth=0.7, label="test")
-    drawn = {}
-    for each in grid.flat:
-        drawn.update(dict(zip(*reversed(each.get_legend_handles_labels()))))
-    names = [n for n in [*map(_plain, endpoints), "validation", "test"] if n in drawn]
+    entries = [(plain(endpoint), drawn[endpoint]) for endpoint in endpoints if endpoint in drawn]
+    for name, width in (("validation", 1.8), ("test", 0.7)):
+        entries.append((name, Line2D([], [], color="#444444", linewidth=width)))
+    labels, handles = zip(*entries)
     legend: Style = {
         "loc": "outside upper left",
         "ncols": 4,
@@ -146,7 +150,7 @@ def epochs(view: View, title: str = "") -> bytes:
         "fontsize": 8,
         "alignment": "left",
     }
-    figure.legend([drawn[n] for n in names], names, title=_plain(title), **legend)
+    figure.legend(handles, labels, title=plain(title), **legend)
     return _png(figure)
 
 
@@ -182,7 +186,7 @@ def layers(view: View) -> Optional[bytes]:
             axis.axhline(100 * view.levels[column]["chance"], **_CHANCE)
         axis.set_xticks(
             range(len(endpoints)),
-            [_plain(e, 16) for e in endpoints],
+            [plain(e, 16) for e in endpoints],
             rotation=30,
             ha="right",
             fontsize=8,
@@ -318,18 +322,20 @@ def _panels(count: int) -> "tuple[Figure, np.ndarray]":
 def _legend(figure: "Figure", styles: Mapping[str, Style], view: View, star: str = "") -> None:
     from matplotlib.lines import Line2D
 
-    lines = {_plain(module): Line2D([], [], **style) for module, style in styles.items()}
+    entries = [(plain(module), Line2D([], [], **style)) for module, style in styles.items()]
     if view.pixels:
-        lines[PIXELS] = Line2D([], [], **_PIXELS)
+        entries.append((PIXELS, Line2D([], [], **_PIXELS)))
     if any("chance" in of_column for of_column in view.levels.values()):
-        lines["chance"] = Line2D([], [], **_CHANCE)
+        entries.append(("chance", Line2D([], [], **_CHANCE)))
     if star:
-        lines[star] = Line2D([], [], color="#444444", linestyle="", marker="*", markersize=10)
+        marker: Style = {"color": "#444444", "linestyle": "", "marker": "*", "markersize": 10}
+        entries.append((star, Line2D([], [], **marker)))
+    labels, lines = zip(*entries)
     # As many columns as fit: a letter takes about a fourteenth of an inch, a sample half an inch.
-    widest = max(map(len, lines)) / 14 + 0.6
+    widest = max(map(len, labels)) / 14 + 0.6
     columns = max(1, min(4, int(figure.get_figwidth() / widest)))
     position: Style = {"loc": "outside upper left", "frameon": False, "fontsize": 9}
-    figure.legend(list(lines.values()), list(lines), ncols=columns, **position)
+    figure.legend(lines, labels, ncols=columns, **position)
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -350,9 +356,10 @@ def _png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-def _plain(text: str, most: int = 40) -> str:
-    """A name, shortened and escaped: Matplotlib reads dollars as formulas, and drops labels that
-    begin with _ from legends."""
+def plain(text: str, most: int = 40) -> str:
+    """A name, cut in its middle to `most` letters and escaped: Matplotlib reads dollars as
+    formulas, and drops labels that begin with _ from legends. Two names may become one: no key."""
     text = " ".join(str(text).split())
-    text = text if len(text) <= most else text[: most - 1] + "\u2026"
+    if len(text) > most:
+        text = text[: most // 2] + "\u2026" + text[len(text) - (most - 1) // 2 :]
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
