@@ -6,7 +6,7 @@ from evaluations import RESULTS, result
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from tfssl.downstream.report import plots
+from tfssl.downstream.report import names, plots
 from tfssl.downstream.report.view import View
 from tfssl.downstream.results import mark_chosen
 
@@ -114,9 +114,17 @@ def test_names_that_begin_alike_have_their_own_lines_in_the_legend(monkeypatch, 
     }.get(kind, ["chance"])
 
 
+def test_long_names_take_no_room_from_the_bars():
+    results = [result(module, "block1", 0.5, 0.5) for module in MODULES]
+    png = plots.bars(View.of(mark_chosen(results), {"chance": 0.1}))
+    picture = tf.io.decode_png(png, channels=3).numpy()
+    bar = (picture[-150] == (0x44, 0x77, 0xAA)).all(-1).sum()  # of two in the panel
+    assert bar > picture.shape[1] / 5
+
+
 def test_names_are_cut_in_the_middle_and_escaped():
-    assert plots.plain("a\n b") == "a b" and plots.plain("_a") == " _a"
-    assert plots.plain("from_$5_to_$10") == r"from_\$5_to_\$10"
-    assert plots.plain("0123456789", 10) == "0123456789"
-    assert plots.plain("0123456789", 9) == "0123\u20266789"
-    assert plots.plain("0123456789", 6) == "012\u202689"
+    assert names.plain("a\n b") == "a b" and names.plain("_a") == " _a"
+    assert names.plain("from_$5_to_$10") == r"from_\$5_to_\$10"
+    assert names.plain("0123456789", 10) == "0123456789"
+    assert names.plain("0123456789", 9) == "0123\u20266789"
+    assert names.plain("0123456789", 6) == "012\u202689"

@@ -9,7 +9,7 @@ import numpy as np
 from tfssl.data import pipeline
 from tfssl.data.sources.subset import Subset
 from tfssl.downstream.features.extract import Features
-from tfssl.downstream.report.plots import plain
+from tfssl.downstream.report.names import plain
 from tfssl.downstream.solvers import nearest
 from tfssl.errors import UserError
 

@@ -3,11 +3,12 @@
 import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
+from tfssl.downstream.report.names import plain
 from tfssl.downstream.report.view import View
 from tfssl.downstream.results import PIXELS, Column
 
@@ -89,7 +90,7 @@ def bars(view: View, title: str = "") -> bytes:
     legend: Style = {
         "loc": "lower left",
         "bbox_to_anchor": (0, 1.02),
-        "ncols": 3 if len(entries) > 4 else len(entries),
+        "ncols": _columns(labels, width - 0.8, 3 if len(entries) > 4 else len(entries)),
     }
     axes[0].legend(
         handles,
@@ -338,6 +339,17 @@ def _legend(figure: "Figure", styles: Mapping[str, Style], view: View, star: str
     figure.legend(lines, labels, ncols=columns, **position)
 
 
+def _columns(labels: Sequence[str], width: float, most: int) -> int:
+    """Columns of a legend of 8 points within `width` inches, at least one: beyond it, the layout
+    would narrow the panels. Matplotlib fills column after column."""
+    for columns in range(most, 1, -1):
+        parts = np.array_split([len(label) for label in labels], columns)
+        # a letter takes a sixteenth of an inch
+        if sum(part.max() / 16 + 0.6 for part in parts if part.size) <= width:
+            return columns
+    return 1
+
+
 def _figure(width: float, height: float) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -354,12 +366,3 @@ def _png(figure: "Figure") -> bytes:
         warnings.simplefilter("ignore")  # of letters that its font lacks
         figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
-
-
-def plain(text: str, most: int = 40) -> str:
-    """A name, cut in its middle to `most` letters and escaped: Matplotlib reads dollars as
-    formulas, and drops labels that begin with _ from legends. Two names may become one: no key."""
-    text = " ".join(str(text).split())
-    if len(text) > most:
-        text = text[: most // 2] + "\u2026" + text[len(text) - (most - 1) // 2 :]
-    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
