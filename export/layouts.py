@@ -229,6 +229,8 @@ def _of_timm(network: ViT) -> list[str]:
     settings = []
     if network.heads != usual.get(network.channels):
         settings.append(f"num_heads={network.heads}")
+    if network.registers:
+        settings += [f"reg_tokens={network.registers}", "no_embed_class=True"]
     if network.pool == "mean":  # timm would return the class token; or normalize after the mean
         settings += ["global_pool='avg'", "fc_norm=False"]
     return settings if network.class_token else [*settings, "class_token=False"]
@@ -238,7 +240,13 @@ def _of_trunk(network: Any, image_size: int = 224) -> dict[str, np.ndarray]:
     trunk = _trunk(network)
     trunk = _with_positions(trunk, image_size) if isinstance(trunk, ViT) else trunk
     layout: Layout = TimmViT() if isinstance(trunk, ViT) else TorchResNet()
-    return _written(layout.links(trunk), trunk)
+    found = _written(layout.links(trunk), trunk)
+    if isinstance(trunk, ViT) and trunk.registers and trunk.class_token:
+        # timm has positions of all tokens, or of patches alone: the class token takes its own.
+        positions = found["pos_embed"]
+        found["cls_token"] = found["cls_token"] + positions[:, :1]
+        found["pos_embed"] = np.ascontiguousarray(positions[:, 1:])
+    return found
 
 
 def _written(links: Iterable[Link], network: Any) -> dict[str, np.ndarray]:

@@ -117,6 +117,7 @@ CASES = [  # binary, flags, what the line names, a change to the folder or the e
     ("train", "--deterministic --data_service=grpc://localhost:1", "--deterministic"),
     ("train", "--sync_batch_norm --bn_group_size=2", "--bn_group_size"),
     ("train", "--strategy=tpu --tpu=local", "TPU"),
+    ("train", "--strategy=tpu --precision=mixed_float16", "a TPU computes in mixed_bfloat16"),
     ("train", "--nodeterministic --data_service=localhost:1", "grpc://HOST:PORT"),
     ("train", "--nodeterministic --data_service=grpc://localhost:1 --data_service_timeout=1", "nobody listens there"),
     ("train", "--task=colorization --bins=/no/such.npz", "/no/such.npz"),

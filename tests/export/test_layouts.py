@@ -18,7 +18,7 @@ from tfssl.interop import load
 from tfssl.interop.formats import weights
 
 RESNET = {"name": "resnet50_v1", "width_multiplier": 1 / 32}
-VIT = {"name": "vit_tiny", "depth": 2, "patch": 4, "grid": 4, "registers": 1, "layer_scale": 0.1}
+VIT = {"name": "vit_tiny", "depth": 2, "patch": 4, "grid": 4, "layer_scale": 0.1}
 
 
 def built(**settings):
@@ -47,6 +47,21 @@ def test_there_and_back_every_bit_is_the_same(tmp_path, settings, family):
     assert not unused and [v.name for v in last.variables] == [v.name for v in network.variables]
     for ours, theirs in zip(last.variables, network.variables):
         assert ours.numpy().tobytes() == theirs.numpy().tobytes(), ours.name
+
+
+def test_registers_as_in_timm(tmp_path):
+    """Which has no position of the class token beside registers: it is added to the token, and the
+    network that is read back computes the same."""
+    network = built(**VIT, registers=3)
+    file = weights.read(layouts.save("torch", network, str(tmp_path / "t")))
+    assert file.tensors["pos_embed"].shape == (1, 16, 192)
+    assert file.tensors["reg_token"].shape == (1, 3, 192)
+    theirs, unused = load.build(file, load.plan(file, "timm"))
+    images = tf.constant(np.random.default_rng(0).normal(size=[2, 16, 16, 3]), tf.float32)
+    assert not unused and theirs.registers == 3
+    for name, expected in network(images, training=False).items():
+        atol = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(theirs(images, training=False)[name], expected, atol=atol)
 
 
 def test_a_runs_epsilon_becomes_pytorchs(tmp_path):
@@ -160,6 +175,7 @@ def test_torchvision_computes_the_same_with_the_settings_that_are_told(tmp_path,
         ({"heads": 6}, "num_heads=6"),
         ({"width_multiplier": 2.0}, "num_heads=3"),  # the shapes of timm's vit_small, of six
         ({"width_multiplier": 2.0, "heads": 6}, None),
+        ({"registers": 2}, "reg_tokens=2, no_embed_class=True"),
         ({"pool": "mean"}, "global_pool='avg', fc_norm=False"),
         (
             {"pool": "mean", "class_token": False},

@@ -26,6 +26,11 @@ NETWORKS = {
     "vit_tiny": ("vit_tiny_patch16_224", _VIT, {}),
     "vit_small": ("vit_small_patch16_224", {"name": "vit_small", "positions": "fixed"}, {}),
     "heads": ("vit_tiny_patch16_224", {**_VIT, "heads": 6}, {"num_heads": 6}),
+    "registers": (
+        "vit_tiny_patch16_224",
+        {**_VIT, "registers": 4},
+        {"reg_tokens": 4, "no_embed_class": True},
+    ),
     "mean": (
         "vit_tiny_patch16_224",
         {**_VIT, "pool": "mean"},

@@ -36,6 +36,26 @@ def test_replicas_see_all_rows_in_order(replicas, shape):
         assert first == 2 * replica
 
 
+def test_integers_of_a_tpu_travel_as_it_can_add_them(replicas, monkeypatch):
+    """It has sums of half, bfloat16, float, double, int32 and uint32: of large numbers too."""
+    values = tf.constant([-(2**40), 3, 2**62 + 1, -1, 7, 2**31][: 3 * 2], tf.int64)
+    values = tf.tile(values, [replicas.num_replicas_in_sync])
+    monkeypatch.setattr(across, "_on_tpu", lambda: True)
+    summed = []
+
+    def gather(x):
+        context = tf.distribute.get_replica_context()
+        add = context.all_reduce
+        monkeypatch.setattr(
+            context, "all_reduce", lambda op, v: summed.append(v.dtype) or add(op, v), raising=False
+        )
+        return across.gather(x)
+
+    for gathered in on_each(replicas, gather, values):
+        np.testing.assert_array_equal(gathered, values)
+    assert set(summed) <= {tf.int32} and summed
+
+
 @pytest.mark.parametrize("shape", [(5, 3), (2, 4, 1)])  # 15 bytes, which are padded, and 8
 def test_bytes_arrive_as_they_are(replicas, shape):
     """Every value of a byte; the same without replicas, and compiled."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from joint_embedding import SMALL, normalized, task, tiny, train
+from sequences import Sequences
 
 from tfssl import pretext
 from tfssl.backbones.norm import BatchNorm, Norm
@@ -11,6 +12,7 @@ from tfssl.data.ops.draws import Draws
 from tfssl.errors import UserError
 from tfssl.losses import replicas as replicas_module
 from tfssl.pretext.parts.views import Views
+from tfssl.runtime import strategy as strategies
 
 
 def test_moco_fills_its_queue_with_keys_and_follows(source):
@@ -106,6 +108,34 @@ def test_moco_splits_batch_normalisation_by_default():
     model = pretext.build("moco", given, **SMALL)
     model.prepare()
     assert model.backbone.norm_policy == Norm(groups=2)
+
+
+def test_keys_of_full_depth_keep_it_on_replicas(replicas):
+    """Images that are floats, of which a fiftieth of the range is used: their keys are of the same
+    views, to the last bit."""
+
+    class Dark(Sequences):
+        def fetch(self, record):
+            found = super().fetch(record)
+            return {**found, "image": tf.cast(found["image"], tf.float32) / 255 / 50}
+
+    with replicas.scope():
+        model = task("moco", augmentation="crop", augment_on="host", queue_size=16)
+
+    def keys(batch):
+        batch = model.to_float(batch)
+        return model.augment(batch, Draws(batch, replicas.num_replicas_in_sync))["keys"]
+
+    data = iter(strategies.training_data(replicas, model, Dark([12, 12]), 8, 0, 0, 1))
+    batch = next(data)
+    found = tf.function(lambda batch: replicas.run(keys, (batch,)))(batch)
+    found, views = (
+        np.concatenate([x.numpy()[:, -1] for x in replicas.experimental_local_results(of)])
+        for of in (found, batch["image"][0])
+    )
+    assert len(np.unique(views)) > 255 and views.max() < 0.03
+    flat = {x.tobytes() for x in views}
+    assert len(flat) == 8 and {x.tobytes() for x in found} == flat
 
 
 @pytest.mark.parametrize("name", ["moco", "infomin"])

@@ -1,6 +1,7 @@
 """The one training step: its loss against a hand computation, statistics on replicas and in parts,
 precision, bookkeeping. (What every task is held to: testing/test_tasks.py.)"""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -339,6 +340,15 @@ def test_a_short_interval_leaves_later_passes_whole(source):
     assert int(model._test_counter) == 8
     model.evaluate(validation, steps=8, verbose=0)
     assert int(model._test_counter) == 8
+
+
+def test_layers_that_draw_are_refused_where_parts_are_computed_twice():
+    layers = [tf.keras.layers.Conv2D(4, 3, 2), tf.keras.layers.Dropout(0.5, name="drop")]
+    for task, said in (("simclr", "drop of the backbone would draw anew"), ("rotation", None)):
+        backbone = backbones.build(tf.keras.Sequential(layers))
+        model = pretext.build(task, backbone, image_size=16)
+        with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+            model.compile(tf.keras.optimizers.SGD(0.1), accumulate_steps=2)
 
 
 def test_evaluation_weighs_every_image_once(source):

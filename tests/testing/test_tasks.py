@@ -4,12 +4,15 @@ import pytest
 import tensorflow as tf
 from published import Halves, Teacher
 from sequences import Sequences
+from tensorflow.python.distribute import mirrored_strategy
 
+import tfssl
 from tfssl import backbones, pretext
 from tfssl.backbones.norm import BatchNorm
 from tfssl.errors import UserError
 from tfssl.pretext.rotation import Rotation
-from tfssl.testing import check_task
+from tfssl.runtime import strategy as strategies
+from tfssl.testing import check_task, subject
 from tfssl.testing.tasks import PARTS
 
 PATCHES = {
@@ -174,6 +177,29 @@ def test_our_tasks_keep_the_contract(task, replicas):
 @pytest.mark.parametrize("task", SKIPPED)
 def test_the_parts_that_others_show_too(task, replicas):
     check(task, replicas)
+
+
+QUICK = ("moco", "instance_discrimination", "deepcluster")  # a queue; a bank; labels, a reset
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(t, marks=() if t in QUICK else pytest.mark.slow) for t in TASKS]
+)
+def test_a_step_that_xla_compiles_for_several_gpus_is_traced(task, replicas, monkeypatch):
+    """TensorFlow has no `merge_call` then; what needs it fails as soon as it is traced."""
+    frames = task in ("simclr of frames", "order_verification")
+    source = Sequences([14, 1, 9, 3, 14]) if frames else tfssl.open_source("glyphs:48")
+    network = transformer if task in ("mae", "simmim") else subject.small_network
+    its = subject.Subject(pretext.task_class(task.split()[0]), source, network, TASKS[task])
+    model = its.build(strategy=replicas)
+    with replicas.scope():
+        model.compile(tf.keras.optimizers.SGD(0.5, momentum=0.9), jit_compile=True)
+        model._measures = None  # `prepare` again, for the new optimizer
+        model.prepare()
+    data = strategies.training_data(replicas, model, source, subject.ROWS, 0, 0, 3)
+    step = model.make_train_function(force=True)
+    monkeypatch.setattr(mirrored_strategy, "_is_gpu_device", lambda device: True)
+    step.get_concrete_function(iter(data))
 
 
 @pytest.mark.parametrize("task", [Teacher, Halves])

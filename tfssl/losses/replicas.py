@@ -19,11 +19,14 @@ def gather(x: tf.Tensor) -> tf.Tensor:
 
     Each replica puts its rows into its own slot of zeros, and the slots are summed. That is
     differentiable: a row's gradient is the sum of what all replicas do with it. (`tf.distribute`'s
-    own gather has neither a static shape nor a form for every strategy.)
+    own gather has neither a static shape nor a form for every strategy.) A TPU does not add int64:
+    it travels as two int32 there, whose sums with zeros are exact.
     """
     replicas = count()
     if replicas == 1:
         return x
+    if x.dtype == tf.int64 and _on_tpu():
+        return tf.bitcast(gather(tf.bitcast(x, tf.int32)), tf.int64)
     context = tf.distribute.get_replica_context()
     mine = tf.equal(tf.range(replicas), tf.cast(context.replica_id_in_sync_group, tf.int32))
     mine = tf.reshape(mine, [replicas] + [1] * x.shape.rank)
@@ -31,6 +34,10 @@ def gather(x: tf.Tensor) -> tf.Tensor:
         mine, x[None], tf.zeros_like(x)[None]
     )  # not a product: one replica's NaN stays its own
     return tf.reshape(context.all_reduce("SUM", slots), [replicas * x.shape[0], *x.shape[1:]])
+
+
+def _on_tpu() -> bool:
+    return isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
 
 
 def gather_bytes(x: tf.Tensor) -> tf.Tensor:

@@ -159,7 +159,7 @@ def forget(optimizer: tf.keras.optimizers.Optimizer, variables: Iterable[tf.Vari
 
     Args:
       optimizer: after its state was created; also within loss scaling.
-      variables: of those that it was created for. In a strategy's scope, outside of its replicas.
+      variables: of those that it was created for. In a strategy's scope, or on each replica.
     """
     optimizer = inner(optimizer)
     places = [optimizer._index_dict[optimizer._var_key(v)] for v in variables]

@@ -67,7 +67,6 @@ class CMC(Halves, InstanceDiscrimination):
             [],
             initializer="zeros",
             trainable=False,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
 
     @staticmethod

@@ -167,9 +167,9 @@ class DeepCluster(InceptionImages):
     def after_step(self, batch: Batch, outputs: Any) -> None:
         self.clusterings.see(batch)
         if not self.head_momentum:
-            tf.distribute.get_replica_context().merge_call(self._forget_head)
+            self._forget_head()
 
-    def _forget_head(self, strategy: tf.distribute.Strategy | None = None) -> None:
+    def _forget_head(self) -> None:
         optim.forget(self.optimizer, self.head.trainable_variables)
 
     def phases(self) -> list[Phase]:

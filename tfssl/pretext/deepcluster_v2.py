@@ -68,7 +68,6 @@ class DeepClusterV2(MultiCrop):
             [clusterings, clusters, projection_size],
             initializer="zeros",
             trainable=False,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             experimental_autocast=False,
         )
 

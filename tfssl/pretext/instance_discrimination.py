@@ -72,7 +72,6 @@ class InstanceDiscrimination(Views):
             [],
             initializer="zeros",
             trainable=False,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
 
     def crops(self) -> list[Crops]:

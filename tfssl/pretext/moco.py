@@ -67,6 +67,7 @@ class MoCo(Views):
         self.projection = MLP("projection", [0] * (projection_layers - 1) + [projection_size])
         self.keys = MomentumNetwork(self.backbone, self.projection)
         self.queue = Queue(queue_size, projection_size)
+        self._bytes = True  # whether images came as bytes
 
     def compile(self, *args: Any, **keras: Any) -> None:
         super().compile(*args, **keras)
@@ -97,6 +98,11 @@ class MoCo(Views):
                 f"{self.batch_size * (1 + self.symmetric)} keys of one step"
             )
 
+    def to_float(self, batch: Batch) -> Batch:
+        images = tf.nest.flatten(batch["image"])
+        self._bytes = all(x.dtype == tf.uint8 for x in images)  # of a trace; not of full depth
+        return super().to_float(batch)
+
     def augment(self, batch: Batch, draws: Draws) -> Batch:
         """Adds "keys", the views [N, P, S, S, 3] whose keys this replica computes, rows of the
         global batch in a random order; and "place" [N], where among all replicas' the keys of this
@@ -106,12 +112,11 @@ class MoCo(Views):
         order = draws.permutation(view=1)  # RN, the same on every replica
         theirs, place = tf.gather(order, draws.row), tf.gather(tf.argsort(order), draws.row)  # N
         keys = views[:, first_key:]
-        if draws.replicas > 1:
-            keys = (
-                tf.cast(tf.gather(replicas.gather_bytes(to_bytes(keys)), theirs), views.dtype) / 255
-            )
-        else:
-            keys = tf.gather(keys, theirs)
+        if draws.replicas > 1 and self._bytes:
+            keys = tf.cast(replicas.gather_bytes(to_bytes(keys)), views.dtype) / 255
+        elif draws.replicas > 1:
+            keys = replicas.gather(keys)
+        keys = tf.gather(keys, theirs)
         if self.augment_on == "device":
             keys = self._policed(keys, draws.of(theirs), first_key)
         queries = super().augment(

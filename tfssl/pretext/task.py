@@ -25,6 +25,12 @@ from tfssl.step.measures import Measures
 
 __all__ = ["Batch", "Example", "Losses", "Measured", "Pretext"]
 
+_RANDOM = (
+    tf.keras.layers.Dropout,
+    tf.keras.layers.AlphaDropout,
+    tf.keras.layers.GaussianDropout,
+    tf.keras.layers.GaussianNoise,
+)
 ROWS = {
     "label": tf.int64,
     "index": tf.int64,
@@ -253,7 +259,8 @@ class Pretext(Contract):
             computation.
 
         Raises:
-          UserError: batch statistics are synchronized over replicas, which parts cannot be.
+          UserError: batch statistics are synchronized over replicas, which parts cannot be; parts
+            are computed twice, and a layer of the network draws.
         """
         strategy = self.distribute_strategy
         synchronized = strategy.num_replicas_in_sync > 1 and self.backbone.norm_policy.sync
@@ -266,6 +273,16 @@ class Pretext(Contract):
                 f"--accumulate_steps={accumulate_steps} and --sync_batch_norm together need a TPU: "
                 "other replicas cannot meet within a "
                 "loop; leave one of them out"
+            )
+        random = [
+            layer.name
+            for layer in self.submodules
+            if isinstance(layer, _RANDOM) and vars(layer).get("rate", 1)
+        ]
+        if random and self.spans_batch and accumulate_steps > 1:
+            raise UserError(
+                f"--accumulate_steps={accumulate_steps}: {', '.join(random)} of the backbone would "
+                "draw anew in the second of two passes: leave it out, or these layers"
             )
         super().compile(optimizer=optimizer, **keras)
         optim.tell_kernels(self.optimizer, self.decaying, self.adapted)

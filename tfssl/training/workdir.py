@@ -58,6 +58,11 @@ def choose_precision(config: TrainConfig) -> TrainConfig:
         else:
             precision, why = strategies.auto_precision(strategy)
         say(f"--precision=auto: {precision} ({why})")
+    if precision == "mixed_float16" and strategy == "tpu":
+        raise UserError(
+            "--precision=mixed_float16 is for GPUs: a TPU computes in mixed_bfloat16, which needs "
+            "no loss scaling"
+        )
     costly = strategies.emulated(precision, strategy)
     if costly:
         logging.warning("%s", costly)

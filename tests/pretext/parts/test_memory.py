@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.distribute import mirrored_strategy
 
+from tfssl import optim
 from tfssl.errors import UserError
+from tfssl.pretext.parts.clusterings import Clusterings
 from tfssl.pretext.parts.memory import Bank, Queue
 
 
@@ -30,3 +33,33 @@ def test_bank_moves_entries_and_keeps_their_norm():
         moved = 0.5 * before[i] + 0.5 * row.numpy()
         np.testing.assert_allclose(bank.entries[i], moved / np.linalg.norm(moved), rtol=1e-6)
     np.testing.assert_array_equal(bank.entries.numpy()[[0, 2, 3]], before[[0, 2, 3]])
+
+
+def test_copies_are_written_where_xla_lets_no_replica_wait(replicas, monkeypatch):
+    """On GPUs alone and within XLA, TensorFlow has no `merge_call`: what writes variables whose
+    copies are aggregated fails as soon as it is traced."""
+    rows, index = tf.ones([2, 4]), tf.constant([1, 3], tf.int64)
+    with replicas.scope():
+        queue, bank, clusterings = Queue(8, 4), Bank(6, 4), Clusterings(6, 2, 1)
+        weight = tf.Variable(tf.ones([4, 4]))
+        optimizer = tf.keras.optimizers.SGD(0.1, momentum=0.9)
+        optimizer.build([weight])
+
+    def step():
+        queue.push(rows)
+        bank.update(index, rows)
+        clusterings.see({"index": index, "label": index})
+        optim.forget(optimizer, [weight])
+
+    def traced(step=step):
+        compiled = tf.function(step, jit_compile=True)
+        of_replica = tf.autograph.experimental.do_not_convert(lambda: [compiled(), None][1])
+        tf.function(lambda: replicas.run(of_replica), autograph=False).get_concrete_function()
+
+    monkeypatch.setattr(mirrored_strategy, "_is_gpu_device", lambda device: True)
+    traced()
+    first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+    with replicas.scope():
+        aggregated = tf.Variable(tf.zeros([4, 4]), aggregation=first)
+    with pytest.raises(RuntimeError, match="merge_call"):  # as all of them were before
+        traced(lambda: aggregated.assign(weight + 1))

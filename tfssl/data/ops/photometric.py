@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -420,11 +421,16 @@ def _recolour(rows: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
 
 def _kernel(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """One pass over memory, by XLA, in whatever graph it is called; eagerly op by op, since to
-    compile would take longer."""
+    compile would take longer. On a TPU's core the whole step is compiled anyway."""
     compiled = tf.function(function, jit_compile=True, autograph=False)
-    return functools.wraps(function)(
-        lambda *args: function(*args) if tf.executing_eagerly() else compiled(*args)
-    )
+
+    @functools.wraps(function)
+    def kernel(*args: Any) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()  # None on the host of a strategy
+        on_core = context and isinstance(context.strategy, tf.distribute.TPUStrategy)
+        return function(*args) if tf.executing_eagerly() or on_core else compiled(*args)
+
+    return kernel
 
 
 @_kernel

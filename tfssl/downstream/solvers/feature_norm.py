@@ -30,12 +30,10 @@ class FeatureNorm(tf.Module):
     ) -> None:
         super().__init__()
         self.channels, self.epsilon = channels, epsilon
-        # Every replica computes the same value, of all replicas' rows.
-        same = tf.VariableAggregation.ONLY_FIRST_REPLICA
-        self.count = tf.Variable(tf.zeros([], tf.float64), False, aggregation=same)  # of rows
+        # Every replica computes the same value for its own copy, of all replicas' rows.
+        self.count = tf.Variable(tf.zeros([], tf.float64), False)  # of rows
         # Sums over the rows of their means and mean squares.
-        zeros = tf.zeros([2, channels], tf.float64)
-        self.sums = tf.Variable(zeros, False, aggregation=same)
+        self.sums = tf.Variable(tf.zeros([2, channels], tf.float64), False)
         if learned:
             self.scale = tf.Variable(tf.ones([channels], dtype))
             self.shift = tf.Variable(tf.zeros([channels], dtype))

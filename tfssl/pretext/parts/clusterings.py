@@ -183,7 +183,6 @@ def _variable(name: str, initial: np.ndarray | float, dtype: tf.DType | str) -> 
         tf.cast(initial, dtype),
         trainable=False,
         name=name,
-        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     )
 
 

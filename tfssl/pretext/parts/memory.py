@@ -1,7 +1,9 @@
 """Embeddings that outlive their step: a queue of the latest, and a bank with one for each image.
 
 Both are variables, the same on every replica, and so part of every checkpoint: a resumed run
-remembers what an uninterrupted one would.
+remembers what an uninterrupted one would. Each replica computes the same values for its own copy,
+and none is sent: an aggregation of copies is what XLA on several GPUs, and scattered writes on a
+TPU, do not have.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +27,6 @@ def _variable(name: str, initial: Any) -> tf.Variable:
         initial,
         trainable=False,
         name=name,
-        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         dtype=tf.keras.backend.floatx(),
     )
 
@@ -53,7 +54,6 @@ class Queue(tf.Module):
             size if filled else 0,
             trainable=False,
             name="count",
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             dtype=tf.int64,
         )
 
