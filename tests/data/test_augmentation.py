@@ -115,7 +115,7 @@ def test_per_view_repeats_and_scales():
         == POLICIES["simclr"]
         == augmentation.per_view(Policy(), 2)[1]
     )
-    with pytest.raises(UserError, match="'simclear': choose one of crop, simclr, moco_v1"):
+    with pytest.raises(UserError, match="'simclear': choose one of crop, torch_crop, simclr"):
         augmentation.per_view("simclear", 2)
     for wrong in ({"flip": 1.5}, {"gray_at": "never"}, {"crop_sampler": "slim"}):
         with pytest.raises(UserError, match=next(iter(wrong))):
