@@ -68,7 +68,7 @@ ONCE = (  # what tells nothing of TensorFlow, or is shown by the checks of testi
 )  # fmt: skip
 
 
-PATIENCE = ("-o", "faulthandler_timeout=180")  # of a test that shares two cores with two others
+PATIENCE = ("-o", "faulthandler_timeout=400")  # of a test that shares two cores with two others
 
 
 def work(once=True):
