@@ -26,9 +26,7 @@ from tfssl.errors import UserError
 
 # size of the smaller sample, at most: rows of features; images of a dense protocol
 _ROWS, _IMAGES = 500, 4
-_EACH = (
-    20  # rows of each class of the smaller sample, at least: so many are told apart and chosen on
-)
+_EACH = 20  # rows of each class of the smaller sample, at least
 
 
 class Price(NamedTuple):
