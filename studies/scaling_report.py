@@ -244,7 +244,7 @@ def directions(rows):
                 its = list(curve(rows, task, axis, network).items())
                 if len(its) > 1:
                     (low, few), (high, many) = its[0], its[-1]
-                    pairs.append((network, f"{axis}: {low} to {high}", few, many))
+                    pairs.append((task, network, f"{axis}: {low} to {high}", few, many))
         for network in others:
             for what in (task, UNTRAINED[task]):
                 found = at_default(rows, what, network)
@@ -252,15 +252,15 @@ def directions(rows):
                     of = "" if what == task else ", both untrained"
                     pairs.append(
                         (
+                            what,
                             network,
                             f"capacity: {first} to this{of}",
                             at_default(rows, what, first),
                             found,
                         )
                     )
-        for network, axis, few, many in pairs:
-            of = UNTRAINED[task] if "untrained" in axis else task
-            defaults = at_default(rows, of, first)
+        for what, network, axis, few, many in pairs:
+            defaults = at_default(rows, what, first)
             noise = np.ptp(values(defaults, "svm")) if len(defaults) > 1 else np.nan
             yardstick = "" if np.isnan(noise) else f"{noise:.1f}"
             gain = np.mean(values(many, "svm")) - np.mean(values(few, "svm"))
