@@ -57,6 +57,7 @@ class Detection(Dense):
     Images are scaled to fit `size`, and padded with black below or to the right. "coco_ap" is AP
     over IoUs from 0.5 to 0.95, "per_class" {name: AP50}. Difficult objects and crowds are ignored
     in training and evaluation.
+
     Args:
       layers: Convolutions of each of detection's two towers (FCOS: 4).
       units: Channels of the towers (FCOS: 256).
@@ -454,8 +455,8 @@ def average_precision(truths: Boxes, predictions: Boxes, names: Sequence[str]) -
 
     Args:
       truths: for each image (boxes [n, 4] in pixels, classes int [n], how hard int or bool [n]: 1
-        difficult, whose answers count neither way; 2 a crowd, likewise, by COCO's rule that a box
-        within it is an answer to it, whatever its size).
+        difficult, whose matches count neither way; 2 a crowd, likewise, by COCO's rule that a box
+        within it matches it, whatever its size).
       predictions: for each image (boxes [n, 4], classes int [n], scores [n]).
       names: of the classes.
 
@@ -467,7 +468,7 @@ def average_precision(truths: Boxes, predictions: Boxes, names: Sequence[str]) -
     from pycocotools.cocoeval import COCOeval
 
     class Judge(COCOeval):
-        """Difficult objects can be answered to repeatedly, as crowds, but by IoU."""
+        """Difficult objects may be matched repeatedly, as crowds, but by their IoU."""
 
         def computeIoU(self, image: int, category: int) -> Any:
             alone = [g for g in self._gts[image, category] if g["iscrowd"] and not g["crowd"]]

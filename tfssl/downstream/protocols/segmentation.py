@@ -120,7 +120,7 @@ class SegmentationTask(Task):
     def occurring(self, maps: Maps, images: Iterable[int]) -> int:
         """The number of classes that were learned or that these images show: what no image of the
         training split showed cannot be predicted, and counts as missed."""
-        return max(self.classes, *(int(self.targets_of(maps, i).max()) + 1 for i in images))
+        return max([self.classes, *(int(self.targets_of(maps, i).max()) + 1 for i in images)])
 
     def picture(self, predicted: Predictions, maps: Maps, images: Sequence[int]) -> Optional[bytes]:
         classes = self.occurring(maps, images)
