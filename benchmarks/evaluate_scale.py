@@ -340,9 +340,8 @@ def main():
     args = parser.parse_args()
     if args.part:
         begun = time.perf_counter()
-        import tensorflow  # noqa: F401, I001
-
-        import tfssl  # noqa: F401 (before TensorFlow)
+        import tfssl  # noqa: F401, I001 (before TensorFlow: it chooses Keras 2 and oneDNN)
+        import tensorflow  # noqa: F401
 
         begun = time.perf_counter()
         found = globals()[args.part](args)
