@@ -34,14 +34,14 @@ import numpy as np
 import tensorflow as tf
 
 sys.path.append(str(pathlib.Path(__file__).parent / "helpers"))
-from runs import TINY, Forked, logged, weights  # noqa: E402
+from runs import BLOCK, Forked, logged, weights  # noqa: E402
 
 STEPS = 12
 MOUNTED = ("full disk", "no permission")  # kinds that need a file system of their own
 LIMIT = 90  # seconds, after which a disturbed command counts as hung
 SIZE = "96m"  # of the small file system
 TRAIN = (
-    *TINY, f"--train_steps={STEPS}", "--checkpoint_steps=4", "--log_steps=1", "--keep_checkpoints=1", "--learning_rate=0.05",
+    *BLOCK, f"--train_steps={STEPS}", "--checkpoint_steps=4", "--log_steps=1", "--keep_checkpoints=1",
     "--train_split=train[:75%]", "--val_split=train[75%:]",
 )  # fmt: skip
 EVAL = (
@@ -358,11 +358,10 @@ class Bench:
 
     def _start_outage(self, room, steps, first=None):
         flags = (
-            *TINY,
+            *BLOCK,
             f"--train_steps={steps}",
             "--checkpoint_steps=50",
             "--log_steps=1",
-            "--learning_rate=0.05",
         )
         dataset, workdir = f"--dataset=folder:{room}/data/photos", f"--workdir={room}/disk/out"
         return Forked("train", dataset, workdir, *flags, first=first)

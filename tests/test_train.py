@@ -13,7 +13,17 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import TINY, TRAIN, anew, assert_identical, kill_when, logged, logged_steps, weights
+from runs import (
+    BLOCK,
+    TINY,
+    TRAIN,
+    anew,
+    assert_identical,
+    kill_when,
+    logged,
+    logged_steps,
+    weights,
+)
 
 from tfssl import train
 from tfssl.config import flagfile
@@ -272,7 +282,7 @@ def test_a_folder_with_broken_files_trains_and_reports_them(photos, tmp_path, tf
         "train",
         f"--dataset=folder:{folder}",
         f"--workdir={tmp_path / 'run'}",
-        *TINY,
+        *BLOCK,
         "--train_steps=12",
     )
     assert done.returncode == 0, done.stderr
@@ -382,7 +392,7 @@ def test_records_with_other_keys(photos, tmp_path, tfssl_command):
             )
             features = tf.train.Features(feature={"image": encoded, "label": label})
             writer.write(tf.train.Example(features=features).SerializeToString())
-    flags = (f"--dataset=tfrecord:{tmp_path}", "--dry_run", *TINY)
+    flags = (f"--dataset=tfrecord:{tmp_path}", "--dry_run", *BLOCK)
     done = tfssl_command("train", *flags, cwd=tmp_path)
     assert done.returncode == 1 and "give --image_key=image --label_key=label" in done.stderr
     done = tfssl_command("train", *flags, "--image_key=image", "--label_key=label", cwd=tmp_path)
@@ -463,7 +473,7 @@ def test_supervised_takes_its_classes_from_the_data_and_resumes(photos, tmp_path
     command = (
         f"--dataset=folder:{tmp_path / 'photos'}",
         f"--workdir={tmp_path / 'run'}",
-        *TINY,
+        *BLOCK,
         "--task=supervised",
         "--schedule=cosine",
     )

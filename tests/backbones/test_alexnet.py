@@ -48,6 +48,11 @@ def test_smallest_sensible_image(stem, smallest):
     model = build("alexnet", 1 / 24, stem)
     assert model.min_image_size == smallest
     assert np.isfinite(model(tf.zeros([1, smallest, smallest, 3]))["pre_logits"]).all()
+    remedy = "take larger ones$" if stem == "small" else "take larger ones, or the small stem"
+    with pytest.raises(
+        UserError, match=f"{smallest} pixels at least, not 99x{smallest - 1}: {remedy}"
+    ):
+        model(tf.zeros([1, 99, smallest - 1, 3]))
 
 
 def conv(x, kernel, stride, padded):

@@ -20,9 +20,13 @@ import tensorflow as tf
 
 from tfssl.storage.files import plain
 
-TINY = (
-    "--backbone=resnet18_v2", "--width_multiplier=0.0625", "--stem=small", "--image_size=16", "--batch_size=8", "--train_steps=24",
-    "--checkpoint_steps=8", "--log_steps=4", "--warmup_epochs=0", "--learning_rate=0.5", "--deterministic",
+STEPS = (
+    "--width_multiplier=0.0625", "--image_size=16", "--batch_size=8", "--train_steps=24", "--checkpoint_steps=8", "--log_steps=4",
+    "--warmup_epochs=0", "--deterministic",
+)  # fmt: skip
+TINY = ("--backbone=resnet18_v2", "--stem=small", *STEPS, "--learning_rate=0.5")
+BLOCK = (  # half of TINY's time, where the network does not matter
+    "--backbone=vit_tiny", "--depth=1", "--patch=8", *STEPS, "--learning_rate=0.05",
 )  # fmt: skip
 
 TRAIN = (sys.executable, "-m", "tfssl.train")
@@ -148,7 +152,7 @@ def peak_gigabytes():
     )
 
 
-def weights(workdir, step=24, least=50):
+def weights(workdir, step=24, least=30):
     """Every tensor of a checkpoint but the bookkeeping of how often it was saved."""
     with plain(str(workdir / "checkpoints" / f"ckpt-{step}")) as path:
         reader = tf.train.load_checkpoint(path)

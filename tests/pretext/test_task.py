@@ -2,9 +2,6 @@
 precision, bookkeeping. (What every task is held to: testing/test_tasks.py.)"""
 
 import contextlib
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -145,40 +142,6 @@ def test_split_groups_train_like_one(task, source, replicas, float64, monkeypatc
         for name in [name for name in result[1] if "moving" in name]:
             del result[1][name]
     assert_equal(alone, together, 1e-9)
-
-
-@pytest.mark.costs(120, "another pytest")
-@pytest.mark.parametrize(
-    "files, chosen",
-    [
-        (
-            ("pretext/test_task.py", "losses/test_replicas.py", "testing/test_tasks.py"),
-            "(split_groups and moco) or rows_in_order or bytes_arrive or one_batch or (contract "
-            "and exemplar and not cnn)",
-        ),
-        (
-            (
-                "downstream/features/test_forward.py",
-                *(
-                    f"downstream/protocols/test_{name}.py"
-                    for name in ("linear_sgd", "logistic", "mlp")
-                ),
-                "downstream/solvers/test_nearest.py",
-            ),
-            "of_one_device",
-        ),
-    ],
-    ids=["training", "evaluation"],
-)
-def test_four_replicas(files, chosen):
-    """The same tests with four devices, in a process that has them."""
-    tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", *(f"tests/{file}" for file in files), "-k", chosen],
-        env={**os.environ, "TFSSL_TEST_REPLICAS": "4"}, capture_output=True, text=True, check=False, timeout=600,
-        cwd=os.path.dirname(tests),
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout[-3000:]
 
 
 @pytest.mark.parametrize("parts", [2, slow(4)])

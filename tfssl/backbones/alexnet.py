@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfssl.backbones.layers import Network, build_chain, global_mean
+from tfssl.backbones.layers import Network, build_chain, global_mean, too_small
 from tfssl.backbones.norm import BatchNorm
 from tfssl.backbones.rematerialize import rematerialize
 from tfssl.errors import UserError, check_choice
@@ -119,6 +119,9 @@ class AlexNet(Network):
         )
 
     def endpoints(self, images: tf.Tensor, training: bool | None) -> dict[str, tf.Tensor]:
+        height, width = images.shape[1:3]
+        if min(height or self.min_image_size, width or self.min_image_size) < self.min_image_size:
+            raise too_small(self, height, width)
         endpoints, x = {}, images
         for name in self.endpoint_names[:5]:
             stage = getattr(self, name)

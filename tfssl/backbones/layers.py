@@ -51,6 +51,15 @@ def stem_stride(stem: str) -> int:
     return stride * (2 if max_pool else 1)
 
 
+def too_small(network: Any, height: int, width: int) -> UserError:
+    """What to raise of images below a network's `min_image_size`, where its maps would be empty."""
+    return UserError(
+        f"{network.name} with the {network.stem} stem needs images of {network.min_image_size} "
+        f"pixels at least, not {height}x{width}: take larger ones"
+        + ("" if network.stem == "small" else ", or the small stem")
+    )
+
+
 def zero_pad(x: tf.Tensor, size: int) -> tf.Tensor:
     """What makes a VALID window of an odd size symmetric: NxHxWxC -> Nx(H+size-1)x(W+size-1)xC."""
     # Not the explicit padding of tf.nn.conv2d: oneDNN leaves that alone, and in bfloat16 it takes

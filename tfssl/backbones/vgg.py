@@ -18,10 +18,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfssl.backbones.layers import STEMS, Conv, Network, build_chain, global_mean
+from tfssl.backbones.layers import STEMS, Conv, Network, build_chain, global_mean, too_small
 from tfssl.backbones.norm import BatchNorm
 from tfssl.backbones.rematerialize import rematerialize
-from tfssl.errors import UserError, check_choice
+from tfssl.errors import check_choice
 
 CONVS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
@@ -93,11 +93,7 @@ class VGG(Network):
         height, width, channels = input_shape[1:]
         map_size = height // self.min_image_size, width // self.min_image_size
         if 0 in map_size:
-            raise UserError(
-                f"{self.name} with the {self.stem} stem needs images of {self.min_image_size} "
-                f"pixels at least, not {height}x{width}: "
-                "take larger ones" + ("" if self.stem == "small" else ", or the small stem")
-            )
+            raise too_small(self, height, width)
         self.min_image_size = max(height, width)
         self.fc6 = Stage([valid_conv(64 * self.block1.filters, map_size)], self.norm, "fc6")
         self.fc7 = Stage([valid_conv(64 * self.block1.filters, 1)], self.norm, "fc7")

@@ -108,8 +108,10 @@ def check_task(
             _check_training(subject, model, batches, folder, replicas, skip)
             if "export" not in skip:
                 _check_export(subject, model, folder)
-        if not {"accumulation", "xla"} <= set(skip):
-            _check_compiled(subject, batches[0], skip)
+            if "accumulation" not in skip:
+                _check_accumulation(subject, batches[0], skip)
+            elif "xla" not in skip:
+                _check_compiled(subject, model, batches[0], folder)
     if "precision" not in skip:
         with computing_in("mixed_bfloat16"):
             _check_precision(subject, batches[0])
@@ -277,16 +279,17 @@ def _check_training(
     replicas: tf.distribute.Strategy | None,
     skip: Collection[str],
 ) -> None:
-    """Two steps: uninterrupted, resumed after the first, and the same on replicas."""
+    """Two steps: uninterrupted, resumed after the first, and the same on replicas, which begin from
+    a checkpoint of the start. The checkpoints stay in `folder`, by `_kept`."""
     begun, count = [v.numpy() for v in model.trainable_variables], len(state_of(model))
     augmented = _augmented(model, batches[0])
     states = []
+    _kept(model, folder, 0).save(0)
     for step, batch in enumerate(batches, 1):
         model.reset_metrics()
         model.train_step(batch)
         states.append(state_of(model))
-        if step == 1:
-            Checkpoints(model, folder).save(step)
+        _kept(model, folder, step).save(step)
     subject.expect(
         len(states[-1]) == count, "all variables exist before the first step: prepare() makes them"
     )
@@ -295,18 +298,19 @@ def _check_training(
         not still,
         f"the loss depends on every trainable variable; two steps do not change {', '.join(still)}",
     )
-    if "resume" not in skip:
-        other = subject.build(seed=7, sync=True)
-        Checkpoints(other, folder).restore()
-        other.train_step(batches[1])
-        clause = (
-            "a resumed run is the uninterrupted one: what a step needs of earlier ones is in "
-            "variables"
-        )
-        subject.expect_equal(state_of(other), states[1], 1e-12, clause)
+    resumed = (
+        "a resumed run is the uninterrupted one: what a step needs of earlier ones is in variables"
+    )
     if replicas is None or "replicas" in skip:
+        if "resume" not in skip:
+            other = subject.build(seed=7, sync=True)
+            _kept(other, folder, 1).restore()
+            other.train_step(batches[1])
+            subject.expect_equal(state_of(other), states[1], 1e-12, resumed)
         return
-    together = subject.build(strategy=replicas, sync=True)
+    # Made of other weights, which the checkpoint replaces: what it does not hold would differ.
+    together = subject.build(seed=7, strategy=replicas, sync=True)
+    _kept(together, folder, 0).restore()
     step_on, count = _on_replicas(together, replicas), replicas.num_replicas_in_sync
     for number, (batch, state) in enumerate(zip(batches, states)):
         together.reset_metrics()
@@ -323,12 +327,17 @@ def _check_training(
             f"{count} replicas learn what one does: sums and rows are of all replicas",
         )
     if "resume" not in skip:
-        Checkpoints(together, folder).restore()
+        _kept(together, folder, 1).restore()
         together.reset_metrics()
         step_on(batches[1])
         subject.expect_equal(
-            state_of(together), states[1], 1e-9, f"a run of one replica goes on alike on {count}"
+            state_of(together), states[1], 1e-9, f"{resumed}; here one of one replica, on {count}"
         )
+
+
+def _kept(model: Pretext, folder: str, step: int) -> Checkpoints:
+    """The checkpoint after a step of `_check_training`."""
+    return Checkpoints(model, f"{folder}/{step}")
 
 
 def _on_replicas(model: Any, strategy: tf.distribute.Strategy) -> Callable[[Batch], Batch]:
@@ -366,43 +375,62 @@ def _on_replicas(model: Any, strategy: tf.distribute.Strategy) -> Callable[[Batc
     return on_replicas
 
 
-def _check_compiled(subject: Subject, batch: Batch, skip: Collection[str]) -> None:
-    """A step in parts under XLA, in one compilation; which of the two is to blame is found out if
-    it is not the step."""
-    parts = 1 if "accumulation" in skip else 2
+XLA = "a step that XLA compiled is the step"
+
+
+def _check_compiled(subject: Subject, model: Any, batch: Batch, folder: str) -> None:
+    """The first step of `_check_training` again, under XLA."""
+    _kept(model, folder, 1).restore()
+    expected = state_of(model)[: len(model.variables) + len(model.optimizer.variables)]
+    _kept(model, folder, 0).restore()
+    try:
+        _compiled(model, batch, _augmented(model, batch))
+        found = state_of(model)[: len(expected)]
+        subject.expect_equal(found, expected, 1e-8, XLA)
+    except Exception as error:
+        raise _broken(subject, XLA, error) from error
+
+
+def _check_accumulation(subject: Subject, batch: Batch, skip: Collection[str]) -> None:
+    """A step in parts, under XLA unless that is skipped; which of the two is to blame is found out
+    if it is not the step."""
+    parts = 2
     model = subject.build(groups=parts)
     augmented = _augmented(model, batch)
     model.train_step(batch)
     expected = state_of(model, moving=False)
 
-    def compiled(jit: bool) -> State:
-        model: Any = subject.build(accumulate_steps=parts)
-        augment = model.augment
-
-        def step(batch: Batch, augmented: Batch) -> Batch:
-            drawn = augment(
-                Pretext.to_float(model, batch), Draws(batch)
-            )  # compiled as well, though XLA draws other numbers
-            model.to_float, model.augment = (lambda batch: batch), (lambda batch, draws: augmented)
-            model.train_step(batch)
-            return drawn
-
-        tf.function(step, jit_compile=jit, autograph=model.autograph)(batch, augmented)
+    def of_parts(jit: bool) -> State:
+        model = subject.build(accumulate_steps=parts)
+        _compiled(model, batch, augmented, jit)
         return state_of(model, moving=False)
 
     accumulation = "accumulation: a batch in parts is the whole batch"
-    xla = "a step that XLA compiled is the step"
     try:
-        found = compiled(jit="xla" not in skip)
-        subject.expect_equal(found, expected, 1e-8, xla if parts == 1 else accumulation)
+        subject.expect_equal(of_parts(jit="xla" not in skip), expected, 1e-8, accumulation)
     except Exception as error:
         if "xla" in skip:
             raise _broken(subject, accumulation, error) from error
         try:
-            subject.expect_equal(compiled(jit=False), expected, 1e-8, accumulation)
+            subject.expect_equal(of_parts(jit=False), expected, 1e-8, accumulation)
         except Exception as other:
             raise _broken(subject, accumulation, other) from other
-        raise _broken(subject, xla, error) from error
+        raise _broken(subject, XLA, error) from error
+
+
+def _compiled(model: Any, batch: Batch, augmented: Batch, jit: bool = True) -> None:
+    """A training step of a batch that is augmented already, in one graph."""
+    augment = model.augment
+
+    def step(batch: Batch, augmented: Batch) -> Batch:
+        drawn = augment(
+            Pretext.to_float(model, batch), Draws(batch)
+        )  # compiled as well, though XLA draws other numbers
+        model.to_float, model.augment = (lambda batch: batch), (lambda batch, draws: augmented)
+        model.train_step(batch)
+        return drawn
+
+    tf.function(step, jit_compile=jit, autograph=model.autograph)(batch, augmented)
 
 
 def _broken(subject: Subject, clause: str, error: Exception) -> AssertionError:

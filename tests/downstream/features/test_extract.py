@@ -603,7 +603,9 @@ def test_killed_at_twenty_moments_it_goes_on_to_the_same_arrays(modules_dir, tmp
         process.kill()
         reached.append(int(line.split()[1]))
         process.communicate()
-    assert reached == sorted(reached) and reached[-1] >= reached[0] + 19 * 4, reached  # each went on
+    assert reached == sorted(reached) and reached[-1] >= reached[0] + 19 * 4, (
+        reached
+    )  # each went on
     last = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "of 400 images are done" in last
     settings = {"endpoints": ["block", "pixels"], "batch_size": 4}

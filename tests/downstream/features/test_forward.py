@@ -1,5 +1,5 @@
 """A forward pass on several replicas gives the bits of one; with XLA, its values. Run again with
-four devices by tests/pretext/test_task.py."""
+four devices by tests/test_four_replicas.py."""
 
 import numpy as np
 import pytest

@@ -450,7 +450,7 @@ def test_replicas_give_the_heads_of_one_device(
     modules_dir, pictures, replicas, monkeypatch, norm, val_fraction
 ):
     """In double precision, of crops that each device encodes in micro-batches of one size. Run
-    again with four devices by tests/pretext/test_task.py."""
+    again with four devices by tests/test_four_replicas.py."""
     made, build = [], linear_sgd.Linear
     monkeypatch.setattr(
         linear_sgd, "Linear", lambda *args, **kw: made.append(build(*args, **kw)) or made[-1]

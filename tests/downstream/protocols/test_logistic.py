@@ -144,7 +144,7 @@ def test_rows_that_are_read_again_for_each_update_give_the_same_bits(dtype, tmp_
 @pytest.mark.parametrize("resident", [True, False])
 def test_replicas_give_the_objective_and_heads_of_one_device(resident, replicas, monkeypatch):
     """In double precision, of chunks that do not divide over them. Run again with four devices by
-    tests/pretext/test_task.py."""
+    tests/test_four_replicas.py."""
     x, y = blobs(403, 0)
     rows = np.flatnonzero(np.arange(403) % 3)  # 268
     monkeypatch.setattr("tfssl.downstream.solvers.lbfgs._CHUNK_VALUES", 12 * 37)

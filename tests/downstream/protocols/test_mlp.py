@@ -142,7 +142,7 @@ def test_standardize():
 @pytest.mark.parametrize("protocol", ["mlp", "linear_sgd"])
 def test_replicas_give_the_networks_of_one_device(protocol, replicas, monkeypatch):
     """In double precision, of batches that they share. Run again with four devices by
-    tests/pretext/test_task.py."""
+    tests/test_four_replicas.py."""
     made = []
     layer = sgd.Readout.layer
     monkeypatch.setattr(

@@ -50,7 +50,7 @@ def test_blocks_change_nothing(monkeypatch):
 @pytest.mark.parametrize("ties", [True, False])
 def test_replicas_find_the_neighbors_of_one_device(count, ties, replicas, monkeypatch):
     """In double precision; and of ties, whose products are exact, the earlier rows. Run again with
-    four devices by tests/pretext/test_task.py."""
+    four devices by tests/test_four_replicas.py."""
     (bank, labels), (queries, _) = points(301, 0, 4), points(count, 1, 4)
     bank, queries = bank.astype(np.float64), queries.astype(np.float64)
     if ties:  # of norm 2
