@@ -20,6 +20,8 @@ import runs  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from tensorflow.python.framework.ops import gradient_registry  # noqa: E402 (there is no public way)
 
+from tfssl.runtime import strategy as strategies  # noqa: E402
+
 pytest_plugins = ["costs", "image_files", "saved_modules", "pytester"]
 
 # CPU devices for the tests of replicas: two, or as many as a test that starts pytest again asks
@@ -28,6 +30,7 @@ REPLICAS = int(os.environ.get("TFSSL_TEST_REPLICAS", 2))
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * REPLICAS
 )
+strategies.build("default")  # as each command does: TensorFlow begins as it does there
 
 
 def pytest_configure(config):

@@ -69,11 +69,11 @@ AGAIN = (  # on the other stack, by what a file's path begins with: what leans o
 PATIENCE = ("-o", "faulthandler_timeout=400")  # of a test that shares two cores with two others
 
 
-def work(again=False):
-    """[(name, pytest's arguments)], in the order in which they begin; those of AGAIN alone, if you
-    like."""
+def work(only=""):
+    """[(name, pytest's arguments)], in the order in which they begin, of the files whose paths
+    begin with one of `only`."""
     files = sorted(path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py"))
-    files = [file for file in files if not again or file.startswith(AGAIN)]
+    files = [file for file in files if file.startswith(only)]
     for file in sorted(files, key=lambda file: FIRST.index(file) if file in FIRST else len(FIRST)):
         parts = PARTS.get(file, ())
         for part in parts:
@@ -128,9 +128,12 @@ def main():
         action="store_true",
         help="after the other stack: only what leans on TensorFlow itself",
     )
+    parser.add_argument("--only", help="files, by what their paths begin with: data/,test_train")
+    parser.add_argument("--costs", help="a JSON file of what each test took, to be written")
     options, others = parser.parse_known_args()
+    only = tuple(options.only.split(",")) if options.only else AGAIN if options.again else ""
     sys.path.insert(0, str(TESTS.parent))  # this tree's tfssl, in the forked processes too
-    begun, failed, rows = time.monotonic(), [], []
+    begun, failed, rows, tests = time.monotonic(), [], [], {}
     outcomes = collections.Counter()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -140,7 +143,7 @@ def main():
             pool.submit(
                 run, name, [*arguments, *PATIENCE, *others], pathlib.Path(folder, str(i))
             ): name
-            for i, (name, arguments) in enumerate(work(options.again))
+            for i, (name, arguments) in enumerate(work(only))
         }
         for done in concurrent.futures.as_completed(waiting):
             name, (status, said, costs) = waiting[done], done.result()
@@ -153,6 +156,7 @@ def main():
             if costs and costs["tests"]:
                 rows.append((costs["seconds"], costs["gigabytes"], name))
                 outcomes.update(costs["outcomes"])
+                tests.update(costs["tests"])
                 print("{:7.1f} s {:5.2f} GB  {}".format(*rows[-1]), flush=True)
     print("\nprocessor seconds, and the most memory of a process, GB")
     for row in sorted(rows, reverse=True):
@@ -163,6 +167,8 @@ def main():
         ", ".join(f"{n} {what}" for what, n in outcomes.items()),
         f"in {seconds // 60} min {seconds % 60} s",
     )
+    if options.costs:
+        pathlib.Path(options.costs).write_text(json.dumps(tests))
     for name in failed:
         print("FAILED", name)
     sys.exit(bool(failed))

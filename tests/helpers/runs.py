@@ -15,6 +15,9 @@ import sys
 import tempfile
 import time
 
+import tfssl  # noqa: F401 (before TensorFlow: it switches oneDNN on)
+
+# isort: split
 import numpy as np
 import tensorflow as tf
 
@@ -32,6 +35,16 @@ BLOCK = (  # half of TINY's time, where the network does not matter
 TRAIN = (sys.executable, "-m", "tfssl.train")
 
 
+def _modules():
+    """Of tfssl, but the commands themselves, which run anew in each process."""
+    for package, name in ((tfssl, "tfssl"), (tfssl.export, "tfssl.export")):
+        folder = pathlib.Path(package.__file__).parent
+        for path in sorted(folder.rglob("[!_]*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            if len(parts) > 1 or package is tfssl.export:
+                yield ".".join((name, *parts))
+
+
 # Processes of their own, forked from one that has imported the libraries and used none: importing
 # takes longer than most of their work.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -45,6 +58,9 @@ PROCESSES.set_forkserver_preload(
         "tf_keras",
         "sklearn.linear_model",
         "matplotlib.pyplot",
+        "matplotlib.backends.backend_agg",
+        "tqdm.auto",
+        *_modules(),
     ]
 )
 

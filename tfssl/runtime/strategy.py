@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import math
@@ -11,7 +12,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -164,6 +165,25 @@ def _compute_capability(gpu: tf.config.PhysicalDevice) -> tuple[int, int]:
     return tf.config.experimental.get_device_details(gpu).get("compute_capability") or (0, 0)
 
 
+@contextlib.contextmanager
+def unoptimized_input() -> Iterator[None]:
+    """TensorFlow, if it looks at its devices in here for the first time, leaves the functions of
+    input pipelines as they are; those of steps are optimized as ever.
+
+    Its graph optimizer takes half of the time in which a pipeline begins, at each one's first
+    batch, and makes none faster (docs/results.md).
+    """
+    option = "disable_meta_optimizer"
+    before = tf.config.optimizer.get_experimental_options().get(option, False)
+    tf.config.optimizer.set_experimental_options({option: True})
+    try:
+        yield
+        tf.config.list_logical_devices()  # it keeps for ever by what it begins with
+    finally:
+        tf.config.optimizer.set_experimental_options({option: before})
+
+
+@unoptimized_input()
 def build(
     name: str = "auto",
     tpu: str = "",
@@ -203,6 +223,7 @@ def build(
     return _of_this_host(name, tpu, tpu_zone, gcp_project)
 
 
+@unoptimized_input()
 def _of_this_host(
     name: str, tpu: str = "", tpu_zone: str | None = None, gcp_project: str | None = None
 ) -> tf.distribute.Strategy:
