@@ -18,7 +18,8 @@ import tensorflow as tf
 
 from tfssl.classifiers import detections
 from tfssl.downstream.detector import Detector
-from tfssl.export.module import Made, Outputs, Path, of_encoder, publish, versions
+from tfssl.export.folder import Made, Path, publish
+from tfssl.export.module import Outputs, of_encoder, versions
 
 
 def save_detector(
@@ -68,7 +69,7 @@ def save_detector(
 
 
 def _made(detector: Detector) -> Made:
-    """See `module.publish`."""
+    """See `folder.publish`."""
 
     @tf.function(autograph=False)
     def detect(images: tf.Tensor) -> Outputs:

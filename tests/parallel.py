@@ -59,9 +59,9 @@ AGAIN = (  # on the other stack, by what a file's path begins with: what leans o
     "downstream/features/test_forward.py", "export/test_converted.py", "export/test_module.py",
     "export/test_published.py", "hub/", "pretext/test_task.py",
     "runtime/test_preemption.py", "runtime/test_processor.py", "runtime/test_strategy.py", "runtime/test_watchdog.py", "step/test_gradients.py",
-    "test_compatibility.py", "test_faults.py", "test_notebook.py", "test_outside_package.py",
+    "test_compatibility.py", "test_notebook.py", "test_outside_package.py",
     "test_own_task.py", "test_package.py", "test_predict.py", "test_registry.py", "test_train.py",
-    "testing/test_backbones.py", "testing/test_optimizers.py", "testing/test_protocols.py",
+    "testing/test_backbones.py", "testing/test_optimizers.py",
     "testing/test_tasks.py", "training/",
 )  # fmt: skip
 
@@ -126,12 +126,14 @@ def main():
     parser.add_argument(
         "--again",
         action="store_true",
-        help="after the other stack: only what leans on TensorFlow itself",
+        help="after the other stack: only what leans on TensorFlow itself, but what is marked `once`",
     )
     parser.add_argument("--only", help="files, by what their paths begin with: data/,test_train")
     parser.add_argument("--costs", help="a JSON file of what each test took, to be written")
     options, others = parser.parse_known_args()
     only = tuple(options.only.split(",")) if options.only else AGAIN if options.again else ""
+    if options.again:
+        others += ["-m", "not slow and not once"]
     sys.path.insert(0, str(TESTS.parent))  # this tree's tfssl, in the forked processes too
     begun, failed, rows, tests = time.monotonic(), [], [], {}
     outcomes = collections.Counter()

@@ -846,21 +846,18 @@ def test_labels_and_masks_of_one_data_set(tfssl_command, modules_dir, tmp_path):
         "--detection_layers=0",
         f"--workdir={tmp_path}",
     )
-    module = f"--module=a={modules_dir}/ours/1,b={modules_dir}/ours/1"
+    module = f"--module=a={modules_dir}/ours/1"
     run = tfssl_command(
         "evaluate", module, "--dataset=glyphs", "--protocol=segmentation,detection,knn", *flags
     )
     assert run.returncode == 0, run.stdout + run.stderr
     record = json.loads((tmp_path / "results.json").read_text())
-    found = [(r["module"], r["protocol"], r["endpoint"]) for r in record["results"]]
-    maps, all_endpoints = ["stem", "block"], ["stem", "block", "pre_logits"]
+    found = [(r["protocol"], r["endpoint"]) for r in record["results"]]
+    maps = ["stem", "block", "pixels"]
     assert found == [
-        *(("a", "knn", endpoint) for endpoint in [*all_endpoints, "pixels"]),
-        *(("a", "segmentation", endpoint) for endpoint in [*maps, "pixels"]),
-        *(("a", "detection", endpoint) for endpoint in [*maps, "pixels"]),
-        *(("b", "knn", endpoint) for endpoint in all_endpoints),
-        *(("b", "segmentation", endpoint) for endpoint in maps),
-        *(("b", "detection", endpoint) for endpoint in maps),
+        *(("knn", endpoint) for endpoint in ["stem", "block", "pre_logits", "pixels"]),
+        *(("segmentation", endpoint) for endpoint in maps),
+        *(("detection", endpoint) for endpoint in maps),
     ]
     assert (record["train_examples"], record["test_examples"], record["num_classes"]) == (
         60,
@@ -1072,14 +1069,18 @@ def test_a_protocol_of_ones_own(modules_dir, images, tmp_path):
     """A class outside of the package: its own flags, its own place in table and report; no other
     file is touched."""
     (tmp_path / "mine.py").write_text(MINE)
-    run = functools.partial(runs.anew, "evaluate", cwd=tmp_path)
+    run = functools.partial(
+        runs.command, "evaluate", cwd=tmp_path, first=functools.partial(runs.on_path, str(tmp_path))
+    )
     common = (
         f"--module={modules_dir}/ours/1",
         f"--dataset=folder:{images}",
         "--endpoints=block,pixels",
     )
     (tmp_path / "own.flags").write_text("--protocol=knn,mine:NearestMean\n--mean_power=2\n")
-    done = run(*common, "--flagfile=own.flags", f"--workdir={tmp_path}/out")
+    done = runs.anew(
+        "evaluate", *common, "--flagfile=own.flags", f"--workdir={tmp_path}/out", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert (
         "nearest_mean@59" in done.stdout

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 
-@pytest.mark.costs(120, "another pytest")
+@pytest.mark.costs(240, "another pytest")
 @pytest.mark.parametrize(
     "files, chosen",
     [

@@ -185,7 +185,7 @@ def command(tmp_path_factory):
     return functools.partial(runs.command, first=functools.partial(runs.on_path, str(installed)))
 
 
-@pytest.mark.costs(90, "five commands")
+@pytest.mark.costs(180, "five commands")
 def test_all_five_commands(command, photos, tmp_path):
     run, module, classifier = (str(tmp_path / name) for name in ("run", "module", "classifier"))
     common = (DATASET, "--batch_size=8", "--train_steps=1", "--learning_rate=0.1")

@@ -86,7 +86,7 @@ def command(tmp_path_factory):
     return functools.partial(runs.command, first=functools.partial(runs.on_path, str(folder)))
 
 
-@pytest.mark.costs(120, "six commands")
+@pytest.mark.costs(180, "six commands")
 def test_from_training_to_evaluation(command, photos, tmp_path):
     workdir = tmp_path / "run"
     flags = (

@@ -117,7 +117,7 @@ def test_only_the_newest_checkpoints_are_kept_and_a_finished_run_says_so(
     assert again.returncode == 0 and "finished" in again.stdout
 
 
-@pytest.mark.costs(120, "three runs")
+@pytest.mark.costs(180, "three runs")
 def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
     """SIGKILL before the first checkpoint and after the first; several steps per execution on top,
     and a name like a pattern. A validation that is missing at the checkpoint, as SIGTERM in the
@@ -155,6 +155,7 @@ def test_killed_runs_resume_to_identical_weights(run, tmp_path, tfssl_command):
     assert not (workdir / "lock").exists()
 
 
+@pytest.mark.once
 def test_one_process_uses_a_workdir_and_its_screen_may_go(run, tmp_path, tfssl_command):
     """A second start is refused while the first goes on, though nobody reads what it prints any
     more."""
@@ -204,6 +205,7 @@ def test_a_run_that_is_told_to_stop_saves_and_says_so(run, photos, tmp_path, tfs
     assert logged_steps(workdir, "validation_loss") == [8, 16, 24]
 
 
+@pytest.mark.once
 def test_other_data_under_the_same_path_are_refused_before_any_work(
     run, photos, tmp_path, tfssl_command
 ):
@@ -238,6 +240,7 @@ def test_other_data_under_the_same_path_are_refused_before_any_work(
     assert [start["step"] for start in starts] == [0, 24]
 
 
+@pytest.mark.once
 def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path, tfssl_command):
     """No file may grow beyond the size of half a checkpoint: the save fails, the one before
     stays."""
@@ -272,6 +275,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, tmp_path, tfssl_c
     assert_identical(weights(workdir), weights(whole))
 
 
+@pytest.mark.once
 def test_a_folder_with_broken_files_trains_and_reports_them(photos, tmp_path, tfssl_command):
     folder = tmp_path / "broken"
     shutil.copytree(photos, folder)
@@ -295,6 +299,7 @@ def test_a_folder_with_broken_files_trains_and_reports_them(photos, tmp_path, tf
     assert last["replaced_images"] >= 2
 
 
+@pytest.mark.once
 def test_dry_run(photos, tmp_path, tfssl_command):
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
@@ -382,6 +387,7 @@ def test_validation_needs_a_readable_image(photos, tmp_path, tfssl_command):
     assert "left out: folders that are no split: notes/ (1 images)" in done.stdout
 
 
+@pytest.mark.once
 def test_records_with_other_keys(photos, tmp_path, tfssl_command):
     """Those of tutorials: the message names the flags that read them."""
     with tf.io.TFRecordWriter(str(tmp_path / "train.tfrecord")) as writer:
@@ -468,6 +474,7 @@ def test_export_then_evaluate_the_run(run, tmp_path, tfssl_command):
     )  # of the run's images; untrained networks begin at 0
 
 
+@pytest.mark.once
 def test_supervised_takes_its_classes_from_the_data_and_resumes(photos, tmp_path, tfssl_command):
     shutil.copytree(photos, tmp_path / "photos")
     command = (

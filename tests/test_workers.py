@@ -19,6 +19,14 @@ FLAGS = (
     "--batch_size=8", "--train_steps=40", "--checkpoint_steps=10", "--log_steps=1", "--warmup_epochs=0", "--learning_rate=0.1",
     "--train_split=train[:80%]", "--val_split=train[80%:]", "--deterministic",
 )  # fmt: skip
+# `python -m tfssl.train` that takes its time to end: two workers save together, on a machine that
+# may be busy with other tests.
+TRAIN = """
+import runpy
+from tfssl.runtime import watchdog
+watchdog.GRACE = 90
+runpy.run_module("tfssl.train", run_name="__main__", alter_sys=True)
+"""
 
 
 def start(folder, photos, *flags, second=None, count=2):
@@ -39,8 +47,8 @@ def start(folder, photos, *flags, second=None, count=2):
         its = (second or photos) if index else photos
         command = [
             sys.executable,
-            "-m",
-            "tfssl.train",
+            "-c",
+            TRAIN,
             f"--dataset=folder:{its}",
             f"--workdir={folder}/run",
             *FLAGS,
@@ -88,7 +96,7 @@ def last_metrics(folder):
     )
 
 
-@pytest.mark.costs(120, "two processes that import everything")
+@pytest.mark.costs(240, "two processes that import everything")
 def test_workers_stop_together(photos, tmp_path):
     """A task with pictures and batch statistics, after a validation: one of them draws it alone."""
     task = "--task=colorization", "--resize=18", "--checkpoint_steps=8"
@@ -104,7 +112,7 @@ def test_workers_stop_together(photos, tmp_path):
     assert ended[1][1] == ""  # one of the two talks
 
 
-@pytest.mark.costs(120, "three processes that import everything")
+@pytest.mark.costs(240, "three processes that import everything")
 def test_hosts_that_differ_or_do_not_come_are_named(photos, tmp_path):
     """Before the first step; the second host's images lie elsewhere, which may be, and one is
     missing, which may not."""

@@ -118,6 +118,7 @@ def assert_equal(a, b, tolerance):
         )
 
 
+@pytest.mark.once
 def test_a_synchronised_resnet_on_replicas(source, replicas, float64):
     alone, together = (
         trained("rotation", lambda: resnet(bn_sync=True), source, s, 1) for s in (None, replicas)
@@ -126,6 +127,7 @@ def test_a_synchronised_resnet_on_replicas(source, replicas, float64):
 
 
 @pytest.mark.parametrize("task", ["moco", slow("infomin")])
+@pytest.mark.once
 def test_split_groups_train_like_one(task, source, replicas, float64, monkeypatch):
     """Four groups of the global batch, in whose random order the keys are computed: on one device,
     and on several that share the groups and exchange the keys' images. The colors are drawn on the
@@ -145,6 +147,7 @@ def test_split_groups_train_like_one(task, source, replicas, float64, monkeypatc
 
 
 @pytest.mark.parametrize("parts", [2, slow(4)])
+@pytest.mark.once
 def test_parts_move_statistics_as_groups_do(parts, source, float64):
     """The reference is the whole batch, normalized in groups of a part's size; without batch
     normalization, the whole batch as it is."""
@@ -156,6 +159,7 @@ def test_parts_move_statistics_as_groups_do(parts, source, float64):
     assert abs(whole[0]["loss"][0] - grouped[0]["loss"][0]) > 1e-6
 
 
+@pytest.mark.once
 def test_accumulation_on_replicas(source, replicas, float64):
     """Two parts on each of two replicas are four groups on one device; their statistics move in
     another order."""
@@ -412,6 +416,7 @@ def test_kernels_of_a_mobile_network_are_all_of_its_convolutions():
     assert adapted == {id(model.probe.kernel)}  # BYOL's code has its probe in LARS
 
 
+@pytest.mark.once
 def test_decay_of_all_parameters_is_pytorchs(float64):
     """SGD in PyTorch: g <- g + w d for every parameter; here on the loss, where the difference to a
     run without decay has to be r w d."""
@@ -442,6 +447,7 @@ def test_decay_of_all_parameters_is_pytorchs(float64):
 
 
 @pytest.mark.parametrize("task", ["rotation", "byol"])
+@pytest.mark.once
 def test_a_short_runs_statistics_are_those_of_its_images(task, source, float64):
     """Ten steps on one batch at the default momentum 0.99, which alone would leave nine tenths of
     where the statistics began; those of a target network too."""

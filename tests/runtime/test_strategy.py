@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from tfssl.errors import UserError
 from tfssl.runtime import strategy as strategies
@@ -33,6 +34,29 @@ def test_names():
     )
     with pytest.raises(UserError, match="auto, default, mirrored, multi_worker, tpu"):
         strategies.build("miror")
+
+
+def test_steps_are_optimized_though_input_is_not():
+    """A convolution, its bias and ReLU become one operation; and the user's choice stays."""
+    strategies.build("default")
+    assert not tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer")
+
+    @tf.function
+    def step(x, kernel, bias):
+        return tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias))
+
+    context.enable_run_metadata()
+    step(tf.ones([2, 8, 8, 3]), tf.ones([3, 3, 3, 4]), tf.ones([4]))
+    graphs = context.export_run_metadata().partition_graphs
+    context.disable_run_metadata()
+    ops = {node.op for graph in graphs for node in graph.node}
+    assert any("FusedConv2D" in op for op in ops) and "Relu" not in ops, ops
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        strategies.build("default")
+        assert tf.config.optimizer.get_experimental_options()["disable_meta_optimizer"]
+    finally:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
 
 
 def test_multi_worker_needs_its_environment(monkeypatch):

@@ -179,11 +179,11 @@ WRITERS = {
     ("tfssl/downstream/report/neighbors.py", "plot"): "into memory",
     ("tfssl/downstream/pictures.py", "grid"): "into memory",
     (
-        "tfssl/export/module.py",
+        "tfssl/export/folder.py",
         "_publish",
     ): "assets in a temporary folder, which SavedModel copies; renamed when it is complete",
-    ("tfssl/export/module.py", "pack"): "into the file that write_file gives it",
-    ("tfssl/export/module.py", "_write_tarball"): "a temporary copy of a remote module",
+    ("tfssl/export/folder.py", "pack"): "into the file that write_file gives it",
+    ("tfssl/export/folder.py", "_write_tarball"): "a temporary copy of a remote module",
 }
 OPENERS = {"open", "GFile", "fdopen", "TarFile", "ZipFile", "memmap", "open_memmap", "FileIO"}
 WRITING = {
