@@ -72,7 +72,7 @@ TASKS = {
 }
 TRAINING = (
     "--batch_size=64 --lr_scaling=64 --schedule=cosine --warmup_epochs=1 --weight_decay=1e-4 "
-    "--precision=mixed_bfloat16"
+    "--precision=auto"
 )
 
 

@@ -122,8 +122,8 @@ def strikes_at(place, number):
             signal.SIGTERM,
             ("--module=none", "--test_split="),
         ),
-        ("evaluate", "tfssl.hub.load:load", signal.SIGHUP, ("--module=none",)),
-        ("predict", "tfssl.hub.load:load", signal.SIGTERM, ("--module=none",)),
+        ("evaluate", "tfssl.hub.folders:resolve", signal.SIGHUP, ("--module=none",)),
+        ("predict", "tfssl.hub.folders:resolve", signal.SIGTERM, ("--module=none",)),
         (
             "export.__main__",
             "tfssl.export:save",
