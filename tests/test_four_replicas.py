@@ -19,16 +19,18 @@ import pytest
         (
             (
                 "downstream/features/test_forward.py",
-                *(
-                    f"downstream/protocols/test_{name}.py"
-                    for name in ("linear_sgd", "logistic", "mlp")
-                ),
+                "downstream/protocols/test_linear_sgd.py",
                 "downstream/solvers/test_nearest.py",
             ),
             "of_one_device",
         ),
+        pytest.param(
+            ("downstream/protocols/test_logistic.py", "downstream/protocols/test_mlp.py"),
+            "of_one_device",
+            marks=pytest.mark.slow,  # as test_linear_sgd's
+        ),
     ],
-    ids=["training", "evaluation"],
+    ids=["training", "evaluation", "other heads"],
 )
 def test_four_replicas(files, chosen):
     """The same tests with four devices, in a process that has them."""

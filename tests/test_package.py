@@ -107,7 +107,7 @@ def test_training_imports_no_more_than_it_uses(photos, tmp_path, monkeypatch):
     of the list takes seconds to import."""
     monkeypatch.setenv("TFSSL_CACHE", str(tmp_path / "cache"))
     splits = ("--train_split=train[:90%]", "--val_split=train[90%:]")
-    flags = (*runs.BLOCK, "--train_steps=1", *splits)
+    flags = (*runs.TINY, "--train_steps=1", *splits)
     for dataset in ("glyphs", f"folder:{photos}"):
         line = [
             sys.executable,

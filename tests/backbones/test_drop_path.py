@@ -108,7 +108,7 @@ TASKS = {
 }
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [Supervised, pytest.param(DINO, marks=pytest.mark.slow)])
 def test_training_is_exact(replicas, task):
     """A batch at once, whose blocks are computed twice; and in parts, one whose loss compares views
     of two sizes."""

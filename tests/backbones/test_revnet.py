@@ -444,6 +444,7 @@ def test_a_module_fine_tunes_as_the_network_does(published, training):
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow  # tests/export/test_module.py has one of another network
 def test_a_module_fine_tunes_in_a_keras_layer(published):
     hub = pytest.importorskip("tensorflow_hub")
     layer = hub.KerasLayer(published[1], trainable=True)

@@ -197,6 +197,7 @@ def test_replicas_learn_what_one_does(float64, encoder, replicas):
         np.testing.assert_allclose(theirs, mine, atol=1e-9 * max(1, np.abs(mine).max()))
 
 
+@pytest.mark.slow  # tests/test_finetune.py has one
 def test_a_resumed_run_is_the_uninterrupted_one(encoder, tmp_path):
     whole, _ = train(encoder, 4)
     half, _ = train(encoder, 2)

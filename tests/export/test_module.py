@@ -15,6 +15,7 @@ import tensorflow as tf
 import tfssl
 from tfssl import backbones, export, pretext
 from tfssl.errors import UserError
+from tfssl.testing.subject import small_network
 
 
 @pytest.fixture(scope="module")
@@ -355,9 +356,7 @@ def head_by_numpy(model, x, layers):
 def test_layers_of_the_head_are_endpoints(task, tmp_path):
     """And the module trains, whatever groups the task normalizes its batches in."""
     layers, settings = HEADS[task]
-    model = pretext.build(
-        task, backbones.build("resnet18_v1", 0.0625, "small"), image_size=16, **settings
-    )
+    model = pretext.build(task, small_network(), image_size=16, **settings)
     model.prepare()
     rng = np.random.default_rng(0)
     for v in model.projection.variables:

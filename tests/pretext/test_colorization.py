@@ -126,8 +126,8 @@ def test_bins_are_measured_once_and_kept(photos, tmp_path, tfssl_command):
     from another place too."""
     flags = (
         "--task=colorization", f"--dataset=folder:{photos}", "--train_split=train[:80%]", "--val_split=train[80%:]", "--batch_size=8",
-        "--backbone=resnet18_v2", "--width_multiplier=0.0625", "--stem=small", "--image_size=16", "--resize=18", "--checkpoint_steps=4",
-        "--warmup_epochs=0", "--log_steps=4",
+        "--backbone=vit_tiny", "--width_multiplier=0.0625", "--depth=1", "--patch=4", "--image_size=16", "--resize=18",
+        "--checkpoint_steps=4", "--warmup_epochs=0", "--log_steps=4",
     )  # fmt: skip
     for steps in (4, 8):
         done = tfssl_command("train", *flags, f"--train_steps={steps}", f"--workdir={tmp_path}/run")

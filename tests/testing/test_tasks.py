@@ -214,8 +214,8 @@ def test_a_step_that_xla_compiles_for_several_gpus_is_traced(task, replicas, mon
     step.get_concrete_function(iter(data))
 
 
+@pytest.mark.slow  # as DINO and CMC do
 @pytest.mark.parametrize("task", [Teacher, Halves])
-@pytest.mark.once
 def test_what_publishes_other_networks_than_its_backbone(task, replicas):
     settings = {"projection_hidden": 8, **EMBEDDING} if task is Teacher else {}
     check_task(task, replicas=replicas, skip=["resume", "export", "precision"], **settings)
