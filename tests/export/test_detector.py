@@ -15,7 +15,7 @@ import tiny_modules
 from PIL import Image
 
 from tfssl import downstream
-from tfssl.downstream.protocols import detection
+from tfssl.downstream.metrics.boxes import average_precision
 from tfssl.errors import UserError
 from tfssl.export import save_detector
 from tfssl.hub import load as modules
@@ -67,7 +67,7 @@ def measured(detector, source):
             found["names"][:n] == np.array(["bright", "dark"], bytes)[found["classes"][:n]]
         ).all()
         assert set(found["names"][n:]) <= {b""} and not found["scores"][n:].any()
-    return detection.average_precision(truths, predictions, ["bright", "dark"])
+    return average_precision(truths, predictions, ["bright", "dark"])
 
 
 def test_it_is_as_good_as_the_protocol_says(scenes, frozen):
