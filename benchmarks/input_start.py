@@ -3,8 +3,9 @@
     python benchmarks/input_start.py                          # 256 JPEGs of its own, 500 x 375 as in ImageNet
     python benchmarks/input_start.py --data photos --rounds 7 # of yours
 
-Two programs take turns, each in a new process: as the commands do (`strategy.build`: the functions
-of input pipelines are left as they are), and as TensorFlow begins by itself. Printed are medians,
+Two programs take turns, each in a new process: as the commands do where processors alone compute
+(`strategy.build`: the functions of input pipelines are left as they are), and as TensorFlow begins
+by itself. Printed are medians,
 with their quartiles: processor seconds until the first batch of 64 is there, and images per
 processor second after. The views are SimCLR's and rotation's, at 96 pixels.
 """

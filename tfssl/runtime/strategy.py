@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import hashlib
 import json
 import math
@@ -12,7 +11,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -165,25 +164,6 @@ def _compute_capability(gpu: tf.config.PhysicalDevice) -> tuple[int, int]:
     return tf.config.experimental.get_device_details(gpu).get("compute_capability") or (0, 0)
 
 
-@contextlib.contextmanager
-def unoptimized_input() -> Iterator[None]:
-    """TensorFlow, if it looks at its devices in here for the first time, leaves the functions of
-    input pipelines as they are; those of steps are optimized as ever.
-
-    Its graph optimizer takes half of the time in which a pipeline begins, at each one's first
-    batch, and makes none faster (docs/results.md).
-    """
-    option = "disable_meta_optimizer"
-    before = tf.config.optimizer.get_experimental_options().get(option, False)
-    tf.config.optimizer.set_experimental_options({option: True})
-    try:
-        yield
-        tf.config.list_logical_devices()  # it keeps for ever by what it begins with
-    finally:
-        tf.config.optimizer.set_experimental_options({option: before})
-
-
-@unoptimized_input()
 def build(
     name: str = "auto",
     tpu: str = "",
@@ -223,11 +203,10 @@ def build(
     return _of_this_host(name, tpu, tpu_zone, gcp_project)
 
 
-@unoptimized_input()
 def _of_this_host(
     name: str, tpu: str = "", tpu_zone: str | None = None, gcp_project: str | None = None
 ) -> tf.distribute.Strategy:
-    gpus = tf.config.list_logical_devices("GPU")
+    gpus = _begin(name)
     if name == "default" or (name == "auto" and len(gpus) < 2):
         return tf.distribute.get_strategy()
     if name == "auto":
@@ -249,6 +228,26 @@ def _of_this_host(
                 f"no TPU answers at --tpu={tpu or 'local'}: {str(e).splitlines()[0]}"
             ) from e
     raise UserError(f"unknown strategy {name!r}: choose one of {', '.join(NAMES)}")
+
+
+def _begin(name: str) -> list[tf.config.LogicalDevice]:
+    """The GPUs that TensorFlow finds; with this question it begins, and keeps by what it begins
+    with.
+
+    Where processors alone compute, the functions of input pipelines are left as they are:
+    TensorFlow's graph optimizer takes two fifths of the time in which each pipeline begins, for
+    batches that come a few percent faster (docs/results.md). An accelerator, which may wait for
+    them, gets these; steps are optimized everywhere.
+    """
+    if name == "tpu" or tf.config.list_physical_devices("GPU"):
+        return tf.config.list_logical_devices("GPU")
+    option = "disable_meta_optimizer"
+    before = tf.config.optimizer.get_experimental_options().get(option, False)
+    tf.config.optimizer.set_experimental_options({option: True})
+    try:
+        return tf.config.list_logical_devices("GPU")
+    finally:
+        tf.config.optimizer.set_experimental_options({option: before})
 
 
 def _own_address(config: str) -> str:
