@@ -5,9 +5,8 @@
 
 Two programs take turns, each in a new process: as the commands do where processors alone compute
 (`strategy.build`: the functions of input pipelines are left as they are), and as TensorFlow begins
-by itself. Printed are medians,
-with their quartiles: processor seconds until the first batch of 64 is there, and images per
-processor second after. The views are SimCLR's and rotation's, at 96 pixels.
+by itself. Printed are medians and quartiles: processor seconds until the first batch of 64 is
+there, and images per processor second after. The views are SimCLR's and rotation's, at 96 pixels.
 """
 
 import argparse

@@ -126,7 +126,7 @@ def main():
     parser.add_argument(
         "--again",
         action="store_true",
-        help="after the other stack: only what leans on TensorFlow itself, but what is marked `once`",
+        help="after the other stack: only what leans on TensorFlow itself, except what is marked `once`",
     )
     parser.add_argument("--only", help="files, by what their paths begin with: data/,test_train")
     parser.add_argument("--costs", help="a JSON file of what each test took, to be written")
