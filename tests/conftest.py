@@ -5,6 +5,7 @@ import ctypes
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from multiprocessing.util import Finalize
 
@@ -30,6 +31,10 @@ REPLICAS = int(os.environ.get("TFSSL_TEST_REPLICAS", 2))
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * REPLICAS
 )
+if sys.version_info < (3, 12):
+    # TensorFlow's graph optimizer takes a seventh of the processor time of tests that trace much and
+    # run little. The commands that they start have it, and the tests on the newest stack.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 strategies.build("default")  # as each command does: TensorFlow begins as it does there
 
 

@@ -36,7 +36,17 @@ def test_names():
         strategies.build("miror")
 
 
-def test_steps_are_optimized_though_input_is_not():
+@pytest.fixture
+def optimizer():
+    """TensorFlow's graph optimizer as it is when nobody has said anything (conftest.py does)."""
+    option = "disable_meta_optimizer"
+    before = tf.config.optimizer.get_experimental_options().get(option, False)
+    tf.config.optimizer.set_experimental_options({option: False})
+    yield
+    tf.config.optimizer.set_experimental_options({option: before})
+
+
+def test_steps_are_optimized_though_input_is_not(optimizer):
     """A convolution, its bias and ReLU become one operation; and the user's choice stays."""
     strategies.build("default")
     assert not tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer")
@@ -52,11 +62,8 @@ def test_steps_are_optimized_though_input_is_not():
     ops = {node.op for graph in graphs for node in graph.node}
     assert any("FusedConv2D" in op for op in ops) and "Relu" not in ops, ops
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    try:
-        strategies.build("default")
-        assert tf.config.optimizer.get_experimental_options()["disable_meta_optimizer"]
-    finally:
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+    strategies.build("default")
+    assert tf.config.optimizer.get_experimental_options()["disable_meta_optimizer"]
 
 
 def test_multi_worker_needs_its_environment(monkeypatch):
