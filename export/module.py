@@ -10,9 +10,10 @@ Signatures `serving_default` and `training` do the same for loaders that know si
 https://www.tensorflow.org/hub/reusable_saved_models.
 """
 
+import contextlib
 import functools
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -20,13 +21,14 @@ import tensorflow as tf
 
 import tfssl
 from tfssl import backbones, pretext
-from tfssl.backbones.norm import set_statistics
+from tfssl.backbones.norm import BatchNorm
 from tfssl.classifiers.classifier import Classifier
 from tfssl.classifiers.predictions import KIND
 from tfssl.errors import UserError
 from tfssl.export import statistics
 from tfssl.export.folder import Made, Path, publish
 from tfssl.hub.load import Module
+from tfssl.pretext.parts.heads import MLP
 from tfssl.pretext.task import Pretext
 
 Outputs = dict[str, tf.Tensor]  # by endpoint
@@ -97,16 +99,17 @@ def save(
         _once(part.variables for part in parts),
         _once(part.trainable_variables for part in parts),
     )
-    return write(
-        path,
-        endpoints,
-        variables,
-        trainable,
-        ["pre_logits"],
-        facts,
-        tarball=tarball,
-        autograph=encoder.autograph,
-    )
+    with _statistics_of_the_batch(parts):
+        return write(
+            path,
+            endpoints,
+            variables,
+            trainable,
+            ["pre_logits"],
+            facts,
+            tarball=tarball,
+            autograph=encoder.autograph,
+        )
 
 
 def save_classifier(
@@ -252,11 +255,10 @@ def _check_head(model: Pretext, layers: int) -> None:
             f"head_endpoints={layers}: task {model.task!r} publishes {len(model.published)} "
             "networks, and its heads read one each: leave it out"
         )
-    if head is None:
+    if not isinstance(head, MLP):  # pixpro's is of maps
         raise UserError(
-            f"head_endpoints={layers}: task {model.task!r} has no projection head; simclr, moco, "
-            "byol, swav, simsiam and "
-            "instance_discrimination have one"
+            f"head_endpoints={layers}: task {model.task!r} has no projection of the last vector; "
+            "simclr, moco, byol, swav and most other joint-embedding tasks have one"
         )
     if layers > len(head.sizes):
         raise UserError(
@@ -280,8 +282,6 @@ def _plain(model: Pretext) -> Pretext:
         copy.prepare()
     finally:
         tf.keras.mixed_precision.set_global_policy(policy)
-    for network in copy.published:
-        set_statistics(network)  # a task may have set some of its own
     ours, theirs = (
         [*m.published, *filter(None, [getattr(m, "projection", None)])] for m in (copy, model)
     )
@@ -289,6 +289,21 @@ def _plain(model: Pretext) -> Pretext:
         for variable, value in zip(mine.variables, other.variables):
             variable.assign(value)
     return copy
+
+
+@contextlib.contextmanager
+def _statistics_of_the_batch(parts: Iterable[tf.Module]) -> Iterator[None]:
+    """While they are traced, batch normalizations act on a device's whole batch, which a task may
+    want in groups (MoCo) or of all replicas."""
+    layers = [m for part in parts for m in (part, *part.submodules) if isinstance(m, BatchNorm)]
+    before = [(layer.sync, layer.groups) for layer in layers]
+    for layer in layers:
+        layer.sync, layer.groups = False, 1
+    try:
+        yield
+    finally:
+        for layer, (sync, groups) in zip(layers, before):
+            layer.sync, layer.groups = sync, groups
 
 
 def _once(lists: Iterable[Sequence[tf.Variable]]) -> list[tf.Variable]:

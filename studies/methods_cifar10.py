@@ -1,5 +1,5 @@
-"""Do the methods learn? CIFAR-10, ten minutes of two CPU cores each, beside random initialization,
-raw pixels and supervised training.
+"""Do the methods learn? CIFAR-10, about ten minutes of a CPU core each, beside random
+initialization, raw pixels and supervised training.
 
     python studies/methods_cifar10.py --data folder:cifar10 --out runs/methods --methods simclr,moco,byol,swav --seeds 0,1,2
     python studies/methods_cifar10.py --data folder:cifar10 --out runs/short --short

@@ -145,6 +145,16 @@ def replicas():
 
 
 @pytest.fixture
+def optimized():
+    """The graph optimizer as commands have it: for what has to equal them bit by bit."""
+    option = "disable_meta_optimizer"
+    before = tf.config.optimizer.get_experimental_options().get(option, False)
+    tf.config.optimizer.set_experimental_options({option: False})
+    yield
+    tf.config.optimizer.set_experimental_options({option: before})
+
+
+@pytest.fixture
 def float64():
     """Keras computes in double precision, in which equal means equal."""
     tf.keras.mixed_precision.set_global_policy(None)  # a policy that was set would win over floatx

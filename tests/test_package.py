@@ -139,7 +139,9 @@ def test_keras3_first_is_refused_in_one_line():
 
 def test_the_wheel_holds_code_export_and_flagfiles(tmp_path):
     copy = tmp_path / "tree"  # building leaves its traces in the tree
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "*.egg-info", "build", "demo", "generated"))
+    shutil.copytree(
+        ROOT, copy, ignore=shutil.ignore_patterns(".*", "*.egg-info", "build", "demo", "generated")
+    )
     command = [
         sys.executable,
         "-m",

@@ -96,6 +96,36 @@ def test_images_of_a_group_are_not_each_others_negatives():
     np.testing.assert_allclose(each, naive_nt_xent(z1, z2, 0.3), rtol=1e-10)
 
 
+def test_images_of_a_group_are_positives_by_their_labels_alone():
+    """By loops: frames of a sequence with the same label are positives, those without a label or
+    with another are no candidates."""
+    rng = np.random.default_rng(4)
+    z1, z2 = rng.normal(size=(2, 6, 4))
+    groups, labels = np.array([0, 0, 0, 0, 1, 1]), np.array([3, 3, 5, -1, -1, 3])
+    found = contrastive.nt_xent(
+        tf.constant(z1),
+        tf.constant(z2),
+        0.3,
+        labels=tf.constant(labels),
+        groups=tf.constant(groups),
+    )
+    views = unit(np.stack([z1, z2], 1).reshape(12, 4))
+    for i in range(6):
+        losses = []
+        for me in (2 * i, 2 * i + 1):
+            scores, positive = [], []
+            for j in range(12):
+                image = j // 2
+                same = labels[image] == labels[i] >= 0
+                if j == me or (groups[image] == groups[i] and image != i and not same):
+                    continue
+                scores.append(views[me] @ views[j] / 0.3)
+                positive.append(same or image == i)
+            scores = np.array(scores) - np.log(np.exp(scores).sum())
+            losses.append(-scores[np.array(positive)].mean())
+        np.testing.assert_allclose(found.loss[i], np.mean(losses), rtol=1e-10)
+
+
 def test_info_nce():
     rng = np.random.default_rng(2)
     q, k, negatives = (

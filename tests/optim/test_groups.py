@@ -95,6 +95,31 @@ def test_a_groups_schedule_takes_the_place_of_the_runs(name, scaled):
     assert at_peak(tf.keras.optimizers.SGD(0.1)) is None
 
 
+@pytest.mark.parametrize("name", ["adamw", "nesterov", "lars"])
+def test_a_group_that_waits_has_warm_moments(name):
+    """With a gradient of 1 throughout, an AdamW that knows it moves by its rate from the first step
+    after the wait on; one whose gradients were 0 would move by 3 to 6 times as much. SGD's momentum,
+    made of rates, begins as in a fresh run."""
+    own, fresh = variables(), variables()
+    waiting = build(name, 0.01, own)
+    use(
+        waiting, [Group(own[:1]), Group(own[1:], rate=lambda step: tf.cast(step >= 40, tf.float32))]
+    )
+    waiting.build(own)
+    gradient = tf.ones([3, 4])
+    start = own[1].numpy()
+    for _ in range(40):
+        waiting.apply_gradients([(gradient, v) for v in own])
+    np.testing.assert_array_equal(own[1], start)
+    assert np.abs(own[0].numpy() - start).max() > 0.1 or name == "lars"
+    alone = build(name, 0.01, fresh[1:])
+    alone.build(fresh[1:])
+    for _ in range(10):
+        waiting.apply_gradients([(gradient, v) for v in own])
+        alone.apply_gradients([(gradient, fresh[1])])
+    np.testing.assert_allclose(own[1], fresh[1], rtol=1e-5)
+
+
 def test_groups_on_replicas(replicas):
     with replicas.scope():
         own = variables()

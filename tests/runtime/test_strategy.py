@@ -36,17 +36,7 @@ def test_names():
         strategies.build("miror")
 
 
-@pytest.fixture
-def optimizer():
-    """TensorFlow's graph optimizer as it is when nobody has said anything (conftest.py does)."""
-    option = "disable_meta_optimizer"
-    before = tf.config.optimizer.get_experimental_options().get(option, False)
-    tf.config.optimizer.set_experimental_options({option: False})
-    yield
-    tf.config.optimizer.set_experimental_options({option: before})
-
-
-def test_steps_are_optimized_though_input_is_not(optimizer):
+def test_steps_are_optimized_though_input_is_not(optimized):
     """A convolution, its bias and ReLU become one operation; and the user's choice stays."""
     strategies.build("default")
     assert not tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer")

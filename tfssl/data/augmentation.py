@@ -466,7 +466,7 @@ _MOCO: dict[str, Any] = {
     "contrast": 0.4,
     "saturation": 0.4,
 }
-# Barlow Twins, VICReg, MoCo v3 and DINO resize by Pillow's bicubic: here bilinear, antialiased too.
+# Barlow Twins, VICReg and DINO resize by Pillow's bicubic: here bilinear, antialiased too.
 _PAIR = Policy(**_TORCH, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
 _CIFAR = dataclasses.replace(_SIMCLR.scaled(0.5), blur=0.0)
 _CIFAR_BYOL = dataclasses.replace(_CIFAR, saturation=0.2, hue=0.1)

@@ -59,7 +59,7 @@ def nt_xent(
         the mean over them (Khosla et al., arXiv 2004.11362, Equation 2). An image whose label is
         negative has its own other view alone.
       groups: int [N]; images of one number, such as frames of a sequence, are not each other's
-        negatives.
+        negatives; where `labels` are given, they are positives if these are the same.
 
     Returns:
       `Contrast`, each [N]: the mean over an image's two views. The paper's loss is the mean over
@@ -79,9 +79,14 @@ def nt_xent(
     excluded = candidates == me[:, None]
     if valid is not None:
         excluded |= tf.repeat(replicas.gather(tf.cast(valid, tf.int32)), 2) == 0
+    named = tf.zeros_like(logits, tf.bool)  # 2Nx2RN: whose labels are the same
+    if labels is not None:
+        theirs = tf.repeat(replicas.gather(tf.cast(labels, tf.int32)), 2)  # 2RN
+        own = tf.repeat(tf.cast(labels, tf.int32), 2)[:, None]
+        named = (own == theirs) & (own >= 0)
     if groups is not None:
         alike = tf.repeat(_same(groups), 2, 0)  # 2NxRN
-        excluded |= tf.repeat(alike, 2, 1) & (candidates != other[:, None])
+        excluded |= tf.repeat(alike, 2, 1) & (candidates != other[:, None]) & ~named
     logits = tf.where(excluded, tf.cast(NEVER, logits.dtype), logits / temperature)
     if negatives is not None:
         logits = tf.concat(
@@ -92,10 +97,8 @@ def nt_xent(
     else:
         positive = tf.range(logits.shape[1]) == other[:, None]
         if labels is not None:
-            theirs = tf.repeat(replicas.gather(tf.cast(labels, tf.int32)), 2)  # 2RN
-            own = tf.repeat(tf.cast(labels, tf.int32), 2)[:, None]
-            alike = (own == theirs) & (own >= 0) & ~excluded
-            positive |= tf.pad(alike, [[0, 0], [0, logits.shape[1] - alike.shape[1]]])
+            named &= ~excluded
+            positive |= tf.pad(named, [[0, 0], [0, logits.shape[1] - named.shape[1]]])
         found = _among(logits, positive, decoupled)
     return Contrast(*(tf.reduce_mean(tf.reshape(value, [rows, 2]), 1) for value in found))
 

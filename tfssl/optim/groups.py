@@ -1,7 +1,7 @@
 """Groups of variables that learn at a rate of their own."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import tensorflow as tf
 
@@ -13,7 +13,8 @@ class Group(NamedTuple):
 
     Attributes:
       variables: trainable ones; each belongs to one group.
-      rate: factor on the learning rate, a number.
+      rate: factor on the learning rate, a number or a function (step, int64 scalar) -> number.
+        Where it is 0, variables wait, while moments of gradients go on.
       schedule: function (step, int64 scalar) -> learning rate, in place of the optimizer's own;
         `rate` acts on it too.
       decay: factor on the weight decay of its kernels (0: they have none). Optimizers that carry
@@ -24,7 +25,7 @@ class Group(NamedTuple):
     """
 
     variables: Sequence[tf.Variable]
-    rate: float = 1.0
+    rate: Union[float, Callable[[tf.Tensor], tf.Tensor]] = 1.0
     schedule: Optional[Callable[[tf.Tensor], tf.Tensor]] = None
     decay: float = 1.0
     adapt: Optional[bool] = None
@@ -134,7 +135,8 @@ class _Grouped(_InFront):
     def learning_rate(self) -> Any:
         rate, schedule = self._rates.get(self._updated, (1.0, None))
         whole = super().learning_rate if schedule is None else schedule(self.iterations)
-        return whole if rate == 1 else whole * rate
+        factor = rate(self.iterations) if callable(rate) else rate
+        return whole if rate == 1 else whole * factor
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:

@@ -77,7 +77,8 @@ class BYOL(Views):
 
     def after_step(self, batch: Batch, outputs: dict[str, Any]) -> None:
         length = self.total_steps if self.momentum_schedule == "cosine" else 0
-        self.target.follow(cosine_momentum(self.target_momentum, self.optimizer.iterations, length))
+        step = self.optimizer.iterations - 1  # this one's
+        self.target.follow(cosine_momentum(self.target_momentum, step, length))
 
     def chance(self) -> dict[str, float]:
         """The loss of directions that are independent of one another."""

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfssl.errors import check_choice
 from tfssl.losses import replicas
 from tfssl.losses.distillation import dino
+from tfssl.optim.groups import Group, apart
 from tfssl.pretext.parts.heads import MLP, Prototypes
 from tfssl.pretext.parts.multi_crop import MultiCrop
 from tfssl.pretext.parts.target import MomentumNetwork, cosine_momentum
@@ -73,7 +74,8 @@ class DINO(MultiCrop):
         sizes = [projection_hidden, projection_hidden, projection_size]
         norm = self.head_norm if projection_norm else None
         self.projection = MLP("projection", sizes, norm=norm, stddev=0.02, activation="gelu")
-        self.prototypes = Prototypes("prototypes", prototypes)
+        # as PyTorch's linear layer draws them: uniform, up to 1 / sqrt(projection_size)
+        self.prototypes = Prototypes("prototypes", prototypes, (3 * projection_size) ** -0.5)
         self.teacher = MomentumNetwork(self.backbone, self.projection, self.prototypes)
         self.center = self.add_weight(
             "center",
@@ -101,8 +103,7 @@ class DINO(MultiCrop):
 
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         outputs = self.embed(batch["image"], {"z": self.projection}, training)  # NxVxE
-        learns = self.epoch() >= self.freeze_prototypes_epochs
-        scores = self.prototypes(outputs["z"], learns=learns)  # NxVxK
+        scores = self.prototypes(outputs["z"])  # NxVxK
         large = batch["image"][0]  # Nx2xSxSx3
         features = self.teacher.backbone(self.normalize(image_major(large)), training=training)[
             "pre_logits"
@@ -130,12 +131,21 @@ class DINO(MultiCrop):
         )
         return found.loss, {"entropy": found.entropy, "divergence": found.loss - found.entropy}
 
+    def groups(self) -> list[Group]:
+        """Prototypes wait at a rate of 0: without gradients, the first steps of Adam, whose
+        correction counts the run's steps, would then be several times too long."""
+
+        def learns(step: tf.Tensor) -> tf.Tensor:
+            return tf.cast(self.epoch() >= self.freeze_prototypes_epochs, tf.float32)
+
+        return apart(super().groups(), Group([self.prototypes.kernel], rate=learns))
+
     def after_step(self, batch: Batch, outputs: dict[str, Any]) -> None:
         mean = replicas.mean(tf.reduce_mean(tf.stop_gradient(outputs["targets"]), [0, 1]))
         self.center.assign(self.center_momentum * self.center + (1 - self.center_momentum) * mean)
         length = self.total_steps if self.momentum_schedule == "cosine" else 0
         self.teacher.follow(
-            cosine_momentum(self.target_momentum, self.optimizer.iterations, length)
+            cosine_momentum(self.target_momentum, self.optimizer.iterations - 1, length)
         )
 
     def chance(self) -> dict[str, float]:

@@ -193,7 +193,8 @@ class PixPro(Views):
 
     def after_step(self, batch: Batch, outputs: dict[str, Any]) -> None:
         length = self.total_steps if self.momentum_schedule == "cosine" else 0
-        self.target.follow(cosine_momentum(self.target_momentum, self.optimizer.iterations, length))
+        step = self.optimizer.iterations - 1  # this one's
+        self.target.follow(cosine_momentum(self.target_momentum, step, length))
 
     def alarm(self, measured: Mapping[str, float]) -> str | None:
         if measured["smoothness"] > 0.98:

@@ -57,7 +57,7 @@ class SimMIM(Masked):
         self.backbone.build((None, self.image_size, self.image_size, self.channels))
         floatx = tf.keras.backend.floatx()
         self.head = tf.keras.layers.Dense(self.values, name="head", dtype=floatx)
-        normal = tf.keras.initializers.TruncatedNormal(stddev=0.02)
+        normal = tf.keras.initializers.RandomNormal(stddev=0.02)
         channels = self.backbone.channels
         self.mask_token = self.add_weight("mask_token", [1, 1, channels], initializer=normal)
 

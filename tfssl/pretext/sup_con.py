@@ -14,7 +14,7 @@ from tfssl.pretext.task import Batch, Measured
 class SupCon(Views):
     """Identify, for each view, the views of all images with the same label among those of the
     batch. An image without a label has its own other view alone, as in SimCLR: so a few labels can
-    be used along with many images.
+    be used along with many images. Frames of one sequence are not each other's negatives.
 
     Args:
       temperature: softmax temperature (the paper: 0.1; 0.5 for CIFAR-10).
@@ -40,8 +40,9 @@ class SupCon(Views):
 
     def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         z, valid = outputs["z"], batch["weight"] > 0
+        groups = batch.get("sequence")
         found = contrastive.nt_xent(
-            z[:, 0], z[:, 1], self.temperature, valid, labels=batch["label"]
+            z[:, 0], z[:, 1], self.temperature, valid, labels=batch["label"], groups=groups
         )
         return found.loss, {"accuracy": found.accuracy}
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfssl.losses import contrastive, replicas
 from tfssl.losses.sinkhorn import sinkhorn
+from tfssl.optim.groups import Group, apart
 from tfssl.pretext.parts.heads import MLP
 from tfssl.pretext.parts.memory import Queue
 from tfssl.pretext.parts.multi_crop import MultiCrop
@@ -75,13 +76,9 @@ class SwAV(MultiCrop):
         self.prototypes.assign(contrastive.l2_normalize(self.prototypes))
 
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
-        prototypes = self.prototypes
-        if training:
-            learns = self.optimizer.iterations >= self.freeze_prototypes_steps
-            prototypes = tf.where(learns, prototypes, tf.stop_gradient(prototypes))
         outputs = self.embed(batch["image"], {"z": self.projection}, training)
         z = contrastive.l2_normalize(outputs["z"])  # NxVxE
-        scores = tf.matmul(z, prototypes, transpose_b=True)
+        scores = tf.matmul(z, self.prototypes, transpose_b=True)
         return {**outputs, "z": z[:, :2], "scores": scores}  # Nx2xE, NxVxK
 
     def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
@@ -115,6 +112,14 @@ class SwAV(MultiCrop):
     def _queue_is_on(self) -> tf.Tensor:
         step = self.optimizer.iterations if getattr(self, "optimizer", None) else 0
         return tf.cast(step, tf.float32) >= self.queue_start_epoch * self.epoch_steps
+
+    def groups(self) -> list[Group]:
+        """Prototypes wait at a rate of 0, whatever moments an optimizer keeps."""
+
+        def learns(step: tf.Tensor) -> tf.Tensor:
+            return tf.cast(step >= self.freeze_prototypes_steps, tf.float32)
+
+        return apart(super().groups(), Group([self.prototypes], rate=learns, decay=0.0))
 
     def after_step(self, batch: Batch, outputs: dict[str, Any]) -> None:
         for large, queue in enumerate(self.queues):

@@ -546,6 +546,7 @@ print(kept[0], "steps")
 """
 
 
+@pytest.mark.usefixtures("optimized")  # which the processes have
 def test_killed_at_each_of_its_steps_it_goes_on_to_the_same_array(modules_dir, pictures, tmp_path):
     """Before and after a record of its progress: SIGKILL, four times in a row, and then the end."""
     module, source = str(modules_dir / "ours" / "1"), f"folder:{pictures[0]}"

@@ -8,7 +8,7 @@ images are multi-label (VOC07); with labels they are the k images of each other 
 Here draws come from a seed, and the sample of a smaller k lies within that of a larger one.
 
 All classes and samples of a k share one C. As published (choose="test") it is the one with the best
-mean on the test images, which is optimiztic. By default it is the best on training images outside
+mean on the test images, which is optimistic. By default it is the best on training images outside
 of the sample: labels that are not available in a true low-shot setting, but independent of the test
 images.
 """
@@ -50,7 +50,7 @@ class LowShot(Hinge):
         1 to 96).
       samples: Random samples for each k; their mean is reported (Goyal et al.: 5).
       choose: Images to choose C on, one for all classes: the validation split, or else training
-        images outside of the sample, at most 10,000; or the test images (Goyal et al.; optimiztic).
+        images outside of the sample, at most 10,000; or the test images (Goyal et al.; optimistic).
     """
 
     name = "low_shot"

@@ -115,13 +115,11 @@ class Prototypes(tf.keras.layers.Layer):
         )
         self.built = True
 
-    def call(
-        self, x: tf.Tensor, training: bool | None = None, learns: bool | tf.Tensor = True
-    ) -> tf.Tensor:
+    def call(self, x: tf.Tensor, training: bool | None = None, learns: bool = True) -> tf.Tensor:
         """`learns`: whether gradients reach the directions."""
         directions = tf.math.l2_normalize(self.kernel, 1)
-        if learns is not True:
-            directions = tf.where(learns, directions, tf.stop_gradient(directions))
+        if not learns:
+            directions = tf.stop_gradient(directions)
         return tf.matmul(
             tf.math.l2_normalize(at_least_float32(x), -1), directions, transpose_b=True
         )
