@@ -68,6 +68,7 @@ def test_policies_are_the_published():
         "moco_v2": ((0.4, 0.4, 0.4, 0.1), 0.8, 0.2, (0.2, 1), (0.5, 0.5), (0, 0)),
         "byol": ((0.4, 0.4, 0.2, 0.1), 0.8, 0.2, (0.08, 1), (1.0, 0.1), (0, 0.2)),
         "barlow_twins": ((0.4, 0.4, 0.2, 0.1), 0.8, 0.2, (0.08, 1), (1.0, 0.1), (0, 0.2)),
+        "moco_v3": ((0.4, 0.4, 0.2, 0.1), 0.8, 0.2, (0.08, 1), (1.0, 0.1), (0, 0.2)),
         "dino": ((0.4, 0.4, 0.2, 0.1), 0.8, 0.2, (0.14, 1), (1.0, 0.1), (0, 0.2)),
         "lejepa": ((0.4, 0.4, 0.2, 0.1), 0.8, 0.2, (0.3, 1), (0.5, 0.5), (0.2, 0.2)),
         "swav": ((0.8, 0.8, 0.8, 0.2), 0.8, 0.2, (0.14, 1), (0.5, 0.5), (0, 0)),
@@ -100,7 +101,8 @@ def test_policies_are_the_published():
             assert (view.rotate, view.sobel, view.cutout, view.noise) == (0, 0, 0, 0)
             assert view.photometric == (0.66 if name == "pirl_photometric" else 0)
             tensorflow = ("byol" if name == "byol" else "tf", "bicubic", 0, "zero")
-            torch = ("torch", "pillow", 13, "reflect")
+            method = "pillow_bicubic" if name in ("barlow_twins", "dino") else "pillow"
+            torch = ("torch", method, 13, "reflect")
             crop = (view.crop_sampler, view.crop_method, view.blur_taps, view.blur_edges)
             ours = name in ("simclr", "byol", "crop", "cifar", "cifar_byol")
             assert crop == (tensorflow if ours else torch), name

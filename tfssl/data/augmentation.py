@@ -466,8 +466,8 @@ _MOCO: dict[str, Any] = {
     "contrast": 0.4,
     "saturation": 0.4,
 }
-# Barlow Twins, VICReg and DINO resize by Pillow's bicubic: here bilinear, antialiased too.
 _PAIR = Policy(**_TORCH, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=1.0)
+_BICUBIC = dataclasses.replace(_PAIR, crop_method="pillow_bicubic")
 _CIFAR = dataclasses.replace(_SIMCLR.scaled(0.5), blur=0.0)
 _CIFAR_BYOL = dataclasses.replace(_CIFAR, saturation=0.2, hue=0.1)
 _PIRL = Policy(**{**_MOCO, "crop_area": (0.08, 1.0)}, hue=0.2, jitter=1.0, blur=0.0)
@@ -487,14 +487,13 @@ POLICIES: dict[str, Policy | tuple[Policy, ...]] = {
     "pirl_photometric": dataclasses.replace(_PIRL, photometric=0.66),
     "moco_v2": Policy(**_MOCO, hue=0.1),  # arXiv 2003.04297, and SimSiam
     "byol": (_BYOL, dataclasses.replace(_BYOL, blur=0.1, solarize=0.2)),  # arXiv 2006.07733
-    "barlow_twins": (
-        _PAIR,
-        dataclasses.replace(_PAIR, blur=0.1, solarize=0.2),
-    ),  # arXiv 2103.03230, VICReg and MoCo v3
+    "moco_v3": (_PAIR, dataclasses.replace(_PAIR, blur=0.1, solarize=0.2)),  # arXiv 2104.02057
+    # arXiv 2103.03230, and VICReg
+    "barlow_twins": (_BICUBIC, dataclasses.replace(_BICUBIC, blur=0.1, solarize=0.2)),
     "dino": (  # arXiv 2104.14294: two large views, and any number of small ones
-        dataclasses.replace(_PAIR, crop_area=(0.14, 1.0)),
-        dataclasses.replace(_PAIR, crop_area=(0.14, 1.0), blur=0.1, solarize=0.2),
-        *[dataclasses.replace(_PAIR, crop_area=(0.14, 1.0), blur=0.5)] * 30,
+        dataclasses.replace(_BICUBIC, crop_area=(0.14, 1.0)),
+        dataclasses.replace(_BICUBIC, crop_area=(0.14, 1.0), blur=0.1, solarize=0.2),
+        *[dataclasses.replace(_BICUBIC, crop_area=(0.14, 1.0), blur=0.5)] * 30,
     ),
     "lejepa": dataclasses.replace(
         _PAIR, crop_area=(0.3, 1.0), blur=0.5, solarize=0.2

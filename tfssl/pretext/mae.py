@@ -34,6 +34,7 @@ class MAE(Masked):
     """
 
     task = "mae"
+    crop_method = "pillow_bicubic"
 
     def __init__(
         self,

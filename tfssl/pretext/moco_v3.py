@@ -18,7 +18,7 @@ class MoCoV3(BYOL):
     of the batch. There is no queue.
 
     Args:
-      augmentation: policy of the views (the paper: barlow_twins, with crops of 0.2 to 1 for ResNets
+      augmentation: policy of the views (the paper: moco_v3, with crops of 0.2 to 1 for ResNets
         and 0.08 to 1 for ViTs).
       temperature: what cosines are divided by (the paper: 1 for ResNet-50, 0.2 for ViTs).
       projection_layers: layers of the projection (the paper: 2 for ResNet-50, 3 for ViTs).
@@ -34,7 +34,7 @@ class MoCoV3(BYOL):
     def __init__(
         self,
         backbone: tf.keras.Model,
-        augmentation: str = "barlow_twins",
+        augmentation: str = "moco_v3",
         temperature: float = 1.0,
         projection_layers: int = 2,
         projection_hidden: int = 4096,

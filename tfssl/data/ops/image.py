@@ -101,8 +101,9 @@ def resize(image: tf.Tensor, size: Size, method: str = "bilinear") -> tf.Tensor:
     [h, w, 3].
 
     Args:
-      method: of `tf.image.resize`, not antialiased, except by the nature of "area"; or "pillow":
-        antialiased bilinear, as Pillow and torchvision resize, whose pixels it gives up to 1 level.
+      method: of `tf.image.resize`, not antialiased, except by the nature of "area"; or "pillow" and
+        "pillow_bicubic": antialiased, as Pillow and torchvision resize, whose pixels they give up
+        to 1 level.
     """
     image = decode_to_crop(image)
     if method == "nearest":
@@ -124,12 +125,16 @@ def resize_levels(image: tf.Tensor, size: Size, method: str) -> tf.Tensor:
     # TensorFlow's bilinear kernel is vectorized for floats only: with the cast before it, it takes
     # half the time.
     pixels = tf.cast(image, tf.float32)
-    if method != "pillow":
+    if method not in _KERNELS:
         return tf.image.resize(pixels, _pair(size), method)
-    # tf.image.resize's antialias takes three times as long as this.
-    for side in _pair(size):
-        pixels = tf.transpose(_resize_rows(pixels, side), [1, 0, 2])
-    return pixels
+    # tf.image.resize's antialias takes three times as long. Pillow's first pass, along rows,
+    # gives bytes again, which cuts what a cubic kernel overshoots. (Its newest versions begin with
+    # columns where that is less work.)
+    height, width = _pair(size)
+    pixels = _resize_rows(tf.transpose(pixels, [1, 0, 2]), width, *_KERNELS[method])
+    if method == "pillow_bicubic" and image.dtype == tf.uint8:
+        pixels = tf.clip_by_value(tf.round(pixels), 0.0, 255.0)
+    return _resize_rows(tf.transpose(pixels, [1, 0, 2]), height, *_KERNELS[method])
 
 
 def resize_small(image: tf.Tensor, smaller: int) -> tf.Tensor:
@@ -481,20 +486,37 @@ def _each_reduced(parts: Sequence[tf.Tensor], ratios: tf.Tensor) -> list[tf.Tens
     ]
 
 
-def _resize_rows(pixels: tf.Tensor, size: int | tf.Tensor) -> tf.Tensor:
-    """Antialiased bilinear resize of the first axis of float32 [H, W, 3]: each new row is a mean of
-    those rows whose centers lie in a triangle about its own, of half-width H / size, or 1 where
-    that is less."""
+def _triangle(x: tf.Tensor) -> tf.Tensor:
+    return tf.nn.relu(1 - tf.abs(x))
+
+
+def _cubic(x: tf.Tensor) -> tf.Tensor:
+    """Keys's kernel with a = -1/2."""
+    x = tf.abs(x)
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    return tf.where(x < 1, near, tf.where(x < 2, far, 0.0))
+
+
+_KERNELS = {"pillow": (_triangle, 1), "pillow_bicubic": (_cubic, 2)}  # and half-widths
+
+
+def _resize_rows(
+    pixels: tf.Tensor,
+    size: int | tf.Tensor,
+    kernel: Callable[[tf.Tensor], tf.Tensor],
+    half_width: int,
+) -> tf.Tensor:
+    """Antialiased resize of the first axis of float32 [H, W, 3]: each new row is a mean of those
+    about its center, weighted by a kernel whose unit is H / size rows, or 1 where that is less."""
     height, width, channels = tf.unstack(tf.shape(pixels))
     step = tf.cast(height, tf.float32) / tf.cast(size, tf.float32)
-    reach = tf.maximum(step, 1.0)
+    unit = tf.maximum(step, 1.0)
+    reach = half_width * unit
     center = (tf.range(size, dtype=tf.float32) + 0.5) * step  # of each new row
     row = tf.cast(tf.floor(center - reach + 0.5), tf.int32)[:, None] + tf.range(
         2 * tf.cast(tf.math.ceil(reach), tf.int32) + 1
     )
-    weights = tf.nn.relu(
-        1 - tf.abs(tf.cast(row, tf.float32) + 0.5 - center[:, None]) / reach
-    )  # size x taps
+    weights = kernel((tf.cast(row, tf.float32) + 0.5 - center[:, None]) / unit)  # size x taps
     weights = tf.where((row >= 0) & (row < height), weights, 0.0)
     weights /= tf.reduce_sum(weights, 1, keepdims=True)
     new = tf.broadcast_to(tf.range(size)[:, None], tf.shape(row))

@@ -30,6 +30,8 @@ class Masked(Probed):
         square of `image_size` is cut; 0 means image_size / 0.875.
     """
 
+    crop_method = "pillow"  # of `data.ops.resize`
+
     def __init__(
         self,
         backbone: tf.keras.Model,
@@ -74,7 +76,7 @@ class Masked(Probed):
             seed,
             self.image_size,
             (self.min_area, 1.0),
-            method="pillow",
+            method=self.crop_method,
             sampler="torch",
         )
         return {"image": ops.random_flip(image, fork(seed, 0))}

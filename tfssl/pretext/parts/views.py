@@ -35,9 +35,9 @@ class Views(Probed):
     Args:
       image_size: side of the views, in pixels.
       augmentation: policy of the views: simclr, moco_v1, moco_v2, pirl, pirl_photometric, byol,
-        barlow_twins, dino, lejepa, swav, infomin, cifar (SimCLR's for 32 pixels), cifar_byol, crop
-        (crops and flips alone) or torch_crop (likewise, by torchvision's sampler); see
-        tfssl/data/augmentation.py. Or a file of your own, FILE.json: the fields of its Policy.
+        barlow_twins, moco_v3, dino, lejepa, swav, infomin, cifar (SimCLR's for 32 pixels),
+        cifar_byol, crop (crops and flips alone) or torch_crop (likewise, by torchvision's sampler);
+        see tfssl/data/augmentation.py. Or a file of your own, FILE.json: the fields of its Policy.
       strength: scales the policy's color jitter (SimCLR: 1 for ImageNet, 0.5 for CIFAR-10; the
         policy cifar has its 0.5 already).
       min_area: smallest area of a crop, as a share of the image; 0 takes the policy's.
