@@ -135,8 +135,9 @@ class _Grouped(_InFront):
     def learning_rate(self) -> Any:
         rate, schedule = self._rates.get(self._updated, (1.0, None))
         whole = super().learning_rate if schedule is None else schedule(self.iterations)
-        factor = rate(self.iterations) if callable(rate) else rate
-        return whole if rate == 1 else whole * factor
+        if callable(rate):
+            return whole * tf.cast(rate(self.iterations), whole.dtype)
+        return whole if rate == 1 else whole * rate
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
