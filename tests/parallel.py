@@ -97,9 +97,10 @@ def run(name, arguments, folder):
     process.join()
     with contextlib.suppress(ProcessLookupError):  # what a test that was timed out had started
         os.killpg(process.pid, signal.SIGKILL)
-    costs = folder / "costs.json"
+    costs, status = folder / "costs.json", folder / "status"
     return (
-        process.exitcode,
+        # On a busy machine the fork server loses a status now and then, and says 255.
+        int(status.read_text()) if status.exists() else process.exitcode or 255,
         (folder / "out").read_text(),
         json.loads(costs.read_text()) if costs.exists() else None,
     )
@@ -117,6 +118,7 @@ def _session(arguments, folder):
         child.kill()
     sys.stdout.flush()
     sys.stderr.flush()
+    (folder / "status").write_text(str(status))
     os._exit(status)  # threads of TensorFlow's that are left may crash while Python is torn down
 
 
