@@ -293,8 +293,8 @@ def _plain(model: Pretext) -> Pretext:
 
 @contextlib.contextmanager
 def _statistics_of_the_batch(parts: Iterable[tf.Module]) -> Iterator[None]:
-    """While they are traced, batch normalizations act on a device's whole batch, which a task may
-    want in groups (MoCo) or of all replicas."""
+    """While they are traced, batch normalizations take the statistics of a device's batch; in
+    training a task may want those of groups (MoCo), or of all replicas."""
     layers = [m for part in parts for m in (part, *part.submodules) if isinstance(m, BatchNorm)]
     before = [(layer.sync, layer.groups) for layer in layers]
     for layer in layers:

@@ -14,7 +14,7 @@ class Group(NamedTuple):
     Attributes:
       variables: trainable ones; each belongs to one group.
       rate: factor on the learning rate, a number or a function (step, int64 scalar) -> number.
-        Where it is 0, variables wait, while moments of gradients go on.
+        Where it is 0, variables are frozen, while the optimizer's moments go on.
       schedule: function (step, int64 scalar) -> learning rate, in place of the optimizer's own;
         `rate` acts on it too.
       decay: factor on the weight decay of its kernels (0: they have none). Optimizers that carry

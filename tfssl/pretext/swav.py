@@ -114,7 +114,7 @@ class SwAV(MultiCrop):
         return tf.cast(step, tf.float32) >= self.queue_start_epoch * self.epoch_steps
 
     def groups(self) -> list[Group]:
-        """Prototypes wait at a rate of 0, whatever moments an optimizer keeps."""
+        """Prototypes are frozen by a rate of 0, as DINO's."""
 
         def learns(step: tf.Tensor) -> tf.Tensor:
             return tf.cast(step >= self.freeze_prototypes_steps, tf.float32)

@@ -147,8 +147,8 @@ def l2_of(rule: Union[str, float], dims: int, num_classes: int) -> float:
     return 100 / (dims * num_classes) if rule == "published" else float(rule)
 
 
-# Tolerances of fits that are there to be compared: their validation losses are those of SciPy's own
-# (2e-9, 1e-5) to 1e-4, in half of the evaluations.
+# Tolerances of the trial fits: their validation losses equal those at SciPy's defaults (2e-9 and
+# 1e-5) to 1e-4, in half of the evaluations.
 _TRIAL = {"ftol": 1e-6, "gtol": 1e-4}
 
 
