@@ -132,8 +132,8 @@ class DINO(MultiCrop):
         return found.loss, {"entropy": found.entropy, "divergence": found.loss - found.entropy}
 
     def groups(self) -> list[Group]:
-        """Prototypes are frozen by a rate of 0. Without gradients Adam's moments would be 0 then, and
-        its first steps several times too long: its bias correction counts the run's steps."""
+        """Prototypes are frozen by a rate of 0. Without gradients Adam's moments would be 0 by then,
+        and its first steps several times too long: bias correction counts the run's steps."""
 
         def learns(step: tf.Tensor) -> tf.Tensor:
             return tf.cast(self.epoch() >= self.freeze_prototypes_epochs, tf.float32)
