@@ -132,7 +132,7 @@ class DINO(MultiCrop):
         return found.loss, {"entropy": found.entropy, "divergence": found.loss - found.entropy}
 
     def groups(self) -> list[Group]:
-        """Prototypes are frozen by a rate of 0. Without gradients Adam's moments would be 0 by then,
+        """Prototypes are frozen by a rate of 0. Without gradients Adam's moments would be 0,
         and its first steps several times too long: bias correction counts the run's steps."""
 
         def learns(step: tf.Tensor) -> tf.Tensor:
