@@ -9,6 +9,7 @@ import concurrent.futures
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -92,7 +93,11 @@ def expected(cells, done):
 
 def command(module, *flags, processes=1):
     """Run `python -m tfssl.MODULE FLAGS`, and pass on what it says of images left out; SystemExit
-    with its last words where it fails."""
+    with its last words where it fails. A module that a stopped cell had exported is exported
+    anew."""
+    for flag in flags:
+        if module == "export" and flag.startswith("--export_dir="):
+            shutil.rmtree(flag.partition("=")[2], ignore_errors=True)
     line = [sys.executable, "-m", f"tfssl.{module}", *flags]
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

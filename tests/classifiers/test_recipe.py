@@ -20,7 +20,7 @@ from tfssl.export.module import save_classifier
 from tfssl.hub import load as modules
 from tfssl.runtime import strategy as strategies
 
-DEPTH = 4
+DEPTH = 2
 VIT = {"width_multiplier": 1 / 16, "depth": DEPTH, "patch": 4, "registers": 1}
 RECIPE = {
     "mixing": Mixing(0.8, 1.0),

@@ -1,5 +1,5 @@
 """What the tests cost: processor time and the memory of their processes. A test above the limits
-fails.
+fails, unless it is marked slow.
 
 Processor time, not wall time: a machine that is busy with other work does not fail a test.
 """
@@ -43,8 +43,8 @@ def pytest_runtest_makereport(item, call):
     report.user_properties = [("seconds", spent), ("gigabytes", peak)]
     granted = item.get_closest_marker("costs")
     seconds = granted.args[0] if granted else SECONDS
-    if call.when == "call" and report.passed:
-        if spent > seconds and not item.get_closest_marker("slow"):
+    if call.when == "call" and report.passed and not item.get_closest_marker("slow"):
+        if spent > seconds:
             report.outcome = "failed"
             report.longrepr = (
                 f"took {spent:.0f} s of processor time; a test may take {seconds} "
