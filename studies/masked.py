@@ -9,7 +9,8 @@ with another number of --steps; logistic regression and 20 nearest neighbors as 
 studies/methods_cifar10.py, on the pretrained network, the untrained one, and pixels; and both networks
 fine-tuned on --labels images, by the rate of RATES with the better figure on validation images, each by
 itself. How to read the tables: `loss` is the mean of the last tenth of the steps, `chance` that of the
-mean of each patch; accuracies in percent, on test images.
+mean of each patch; accuracies in percent, on test images. OUT/SEED.png has eight test images after the
+last step: what the network sees, what it predicts of the rest, and the image.
 """
 
 import argparse
@@ -48,11 +49,16 @@ def measure(seed, args, call):
     folder = os.path.join(args.out, str(seed))
     data, seeded = f"--dataset={args.data}", f"--seed={seed}"
     mae = [f"--flagfile={FLAGS}/mae/cifar10_cpu.flags", data, seeded, "--precision=float32"]
-    call("train", *mae, f"--train_steps={args.steps}", f"--workdir={folder}/run")
+    call(
+        "train", *mae, f"--train_steps={args.steps}", f"--workdir={folder}/run",
+        "--val_split=test[:500]",
+    )  # fmt: skip
     call("export", f"--workdir={folder}/run", f"--export_dir={folder}/MAE")
     call("export", "--random_init", *mae, f"--export_dir={folder}/untrained")
     line = {"steps": args.steps, "epochs": args.epochs, "labels": args.labels}
     line |= losses(f"{folder}/run")
+    with open(os.path.join(args.out, f"{seed}.png"), "wb") as f:
+        f.write(summary(f"{folder}/run/validation", "pictures")[2])
     for row in ROWS:
         call(
             "evaluate", f"--module={folder}/{row}", f"--flagfile={FLAGS}/cifar10/eval.flags", data, seeded,
@@ -80,19 +86,22 @@ def losses(workdir):
     values = [line["loss"] for line in seen if "loss" in line]
     tenth = max(len(values) // 10, 1)
     first, last = (sum(part) / tenth for part in (values[:tenth], values[-tenth:]))
-    return {"first": first, "loss": last, "chance": chance(workdir)}
+    return {"first": first, "loss": last, "chance": float(summary(f"{workdir}/chance", "loss"))}
 
 
-def chance(workdir):
-    """The chance level of a run's loss, from TensorBoard's files."""
+def summary(folder, name):
+    """The last array of a name in TensorBoard's files; of a picture, [width, height, PNG]."""
     import tensorflow as tf
 
-    for path in tf.io.gfile.glob(os.path.join(workdir, "chance", "*")):
+    found = None
+    for path in sorted(tf.io.gfile.glob(os.path.join(folder, "*"))):
         for event in tf.compat.v1.train.summary_iterator(path):
             for value in event.summary.value:
-                if value.tag == "loss":
-                    return float(tf.make_ndarray(value.tensor))
-    raise SystemExit(f"{workdir} tells no chance level of the loss")
+                if value.tag == name:
+                    found = value.tensor
+    if found is None:
+        raise SystemExit(f"{folder} has no {name}")
+    return tf.make_ndarray(found)
 
 
 def accuracies(workdir):
