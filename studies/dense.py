@@ -2,10 +2,10 @@
 random initialization and raw pixels.
 
     python studies/dense.py --bccd boxes:bccd --camvid masks:camvid --out runs/dense --seeds 0,1,2
-    python studies/dense.py --bccd_detector boxes:bccd --glyphs '' --tasks random,simclr,pixpro,pixpro_fpn --out runs/dense
+    python studies/dense.py --bccd_detector boxes:bccd --glyphs '' --tasks random,simclr,pixcontrast,pixcontrast_fpn --out runs/dense
 
 --bccd_detector asks it of a whole detector that is fine-tuned: FCOS with a new neck on a trunk, or
-with the neck that `pixpro_fpn` trained on as many images: does it help to pretrain the detector's
+with the neck that `pixcontrast_fpn` trained on as many images: does it help to pretrain the detector's
 own layers?
 
 Three small data sets: blood cells (BCCD, boxes; 205 images to learn from, 87 to choose on, 72 to
@@ -68,7 +68,8 @@ TASKS = {
     "moco": "--task=moco --queue_size=2048 --temperature=0.1",
     "byol": "--task=byol",
     "pixpro": f"{PIXPRO} --map_endpoints=block3",
-    "pixpro_fpn": f"{PIXPRO} --neck=fpn --neck_width=64",
+    "pixcontrast": f"{PIXPRO} --kind=contrast --map_endpoints=block3",
+    "pixcontrast_fpn": f"{PIXPRO} --kind=contrast --neck=fpn --neck_width=64",
 }
 TRAINING = (
     "--batch_size=64 --lr_scaling=64 --schedule=cosine --warmup_epochs=1 --weight_decay=1e-4 "
