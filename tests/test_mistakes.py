@@ -76,6 +76,8 @@ CASES = [  # binary, flags, what the line names, a change to the folder or the e
     ("train", "--task=jigsaw", "patch_size=64"),
     ("train", "--task=simclr --max_gap=2", "--task=simclr with max_gap=2 needs 'frames'"),
     ("train", "--task=order_verification", "needs 'frames' of each image"),
+    ("train", "--task=distill", "give --teacher=MODULE"),
+    ("train", "--task=mae --neck=fpn", "without --neck"),
     ("train", "--task=rotation --max_gap=2", "--max_gap"),
     ("train", "--dataset=frames:{photos} --train_split=train[:7]", "beyond its 2 sequences"),
     ("train", "--task=byol --max_gap=-1", "--max_gap=-1"),
@@ -270,6 +272,8 @@ def test_a_mistake_ends_in_one_line(case, places, tmp_path, monkeypatch):
         len(said) == 1 and "Traceback" not in done.stderr and "the traceback is in" not in said[0]
     ), done.stderr
     assert named.format(**words) in said[0]
+    claimed = tmp_path / "run" / "flags.flags"
+    assert not claimed.exists(), "the workdir would be refused once the mistake is mended"
 
 
 def test_where_each_image_is_a_class_validation_is_on_those_images(photos, tmp_path):

@@ -97,6 +97,7 @@ def _train(
     images = [source] if validation is None else [source, validation]
     for note in dict.fromkeys(note for part in images for note in part.notes()):
         say(note)
+    model.require(source)
     for part in images:
         part.check_readable()
     if model.order(source) is not source and config.accelerators.data_service:

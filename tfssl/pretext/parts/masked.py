@@ -46,7 +46,7 @@ class Masked(Probed):
         if not self.patch:
             raise UserError(
                 f"task {self.task!r} needs a backbone that computes with some patches alone: take "
-                "--backbone=vit_small"
+                "--backbone=vit_small, without --neck"
             )
         if image_size % self.patch:
             raise UserError(
