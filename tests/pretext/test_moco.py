@@ -158,7 +158,7 @@ def test_mocos_synchronized_statistics_are_warned_of(name, caplog):
 def test_batches_that_moco_cannot_use_are_refused():
     for batch_size, message in (
         (12, "the 12 images .* 8 equal groups"),
-        (64, "queue_size=32 does not hold the 64 keys"),
+        (64, "queue_size=32 does not hold the 64 embeddings"),
     ):
         model = pretext.build("moco", tiny(), queue_size=32, **SMALL)
         model.batch_size = batch_size

@@ -25,7 +25,7 @@ def test_simclr_with_a_memory(source):
     )
     small = pretext.build("simclr", tiny(), queue_size=15, **SMALL)
     small.batch_size = 8
-    with pytest.raises(UserError, match="queue_size=15 does not hold the 16 views of one step"):
+    with pytest.raises(UserError, match="queue_size=15 does not hold the 16 embeddings"):
         small.prepare()
 
 

@@ -88,21 +88,6 @@ def log_of(model, tmp_path):
     return callbacks.Log(model, str(tmp_path), 0, 10, 8, 5.0, 5, lambda: "nowhere")
 
 
-def test_where_chance_is_always_right_nothing_is_begun(tmp_path):
-    """SimCLR of one image: its two views have no other to be told from."""
-    backbone = build_backbone("resnet18_v2", 0.0625, "small")
-    for images, refused in ((1, True), (2, False)):
-        model = pretext.build("simclr", backbone, image_size=16)
-        model.batch_size = images
-        model.trainable_variables  # noqa: B018 (none are built yet)
-        assert (model.chance()["accuracy"] == 1) == refused
-        if refused:
-            with pytest.raises(UserError, match="nothing to learn.*--batch_size"):
-                log_of(model, tmp_path)
-        else:
-            log_of(model, tmp_path)
-
-
 @pytest.mark.parametrize(
     "replaced, ends", [(0, False), (100, False), (128, False), (129, True), (1000, True)]
 )

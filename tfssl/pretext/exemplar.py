@@ -73,9 +73,6 @@ class Exemplar(InceptionImages):
             embedding_size, name="head", dtype=tf.keras.backend.floatx()
         )
 
-    def start(self) -> None:
-        _check_others(self.batch_size // (1 if self.global_triplets else replicas.count()))
-
     def example(self, example: Example, seed: tf.Tensor | None) -> Example:
         training, seed = seed is not None, tf.zeros([2], tf.int64) if seed is None else seed
         seeds = [fork(seed, view) for view in range(self.copies)]
@@ -116,7 +113,11 @@ class Exemplar(InceptionImages):
         if self.global_triplets:
             anchors += replicas.first_row(embeddings.shape[0])
             embeddings, weight = replicas.gather(embeddings), replicas.gather(weight)  # RNKxD, RNK
-        _check_others(embeddings.shape[0] // self.copies)
+        if embeddings.shape[0] == self.copies:
+            raise UserError(
+                "a replica that holds one image has none to compare it with: take a larger "
+                "batch_size, or global_triplets"
+            )
         image = tf.range(embeddings.shape[0]) // self.copies
         valid = (
             weight > 0
@@ -135,12 +136,3 @@ class Exemplar(InceptionImages):
 
     def preview(self, batch: dict) -> tf.Tensor:
         return image_major(batch["image"])  # NKxSxSx3
-
-
-def _check_others(images: int) -> None:
-    """Refuse a single image."""
-    if images == 1:
-        raise UserError(
-            "a replica that holds one image has none to compare it with: take a larger "
-            "batch_size, or global_triplets"
-        )

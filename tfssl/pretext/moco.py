@@ -92,11 +92,7 @@ class MoCo(Views):
                 "equal groups: take another batch_size or "
                 "split_batch_norm"
             )
-        if self.batch_size * (1 + self.symmetric) > self.queue.size:
-            raise UserError(
-                f"queue_size={self.queue.size} does not hold the "
-                f"{self.batch_size * (1 + self.symmetric)} keys of one step"
-            )
+        self.queue.check_step(self.batch_size * (1 + self.symmetric))
 
     def to_float(self, batch: Batch) -> Batch:
         images = tf.nest.flatten(batch["image"])

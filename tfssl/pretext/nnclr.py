@@ -48,6 +48,9 @@ class NNCLR(Views):
         )
         self.queue = Queue(queue_size, projection_size)
 
+    def start(self) -> None:
+        self.queue.check_step(self.batch_size)
+
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         return self.embed_each(
             batch, {"z": self.projection, "p": self.prediction}, training

@@ -6,7 +6,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfssl.errors import UserError
 from tfssl.losses import contrastive
 from tfssl.pretext.parts.heads import MLP
 from tfssl.pretext.parts.memory import Queue
@@ -69,11 +68,7 @@ class SimCLR(Views):
         if self.queue is None or self.keys is None:
             return
         self.keys.copy()
-        if 2 * self.batch_size > self.queue.size:
-            raise UserError(
-                f"queue_size={self.queue.size} does not hold the {2 * self.batch_size} views of "
-                "one step"
-            )
+        self.queue.check_step(2 * self.batch_size)
 
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         outputs = self.embed(batch["image"][0], {"z": self.projection}, training)  # Nx2xE

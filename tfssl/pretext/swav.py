@@ -70,6 +70,8 @@ class SwAV(MultiCrop):
         )
 
     def start(self) -> None:
+        for queue in self.queues:
+            queue.check_step(self.batch_size)
         self._normalize_prototypes()
 
     def _normalize_prototypes(self) -> None:

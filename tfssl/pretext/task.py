@@ -157,9 +157,18 @@ class Pretext(Contract):
 
     def prepare(self) -> None:
         """Create all variables, the optimizer's too where the model is compiled, by tracing one
-        step: nothing is computed."""
+        step: nothing is computed.
+
+        Raises:
+          UserError: the settings do not go with the batch.
+        """
         if self._measures is not None:
             return
+        if self.spans_batch and self.batch_size == 1:
+            raise UserError(
+                f"batch_size=1: task {self.task!r} compares the images of a batch, or watches how "
+                "far they spread: take 2 or more"
+            )
         batch = self.zero_batch(2)
         with self.distribute_strategy.scope():
             self._measures = Measures(self.chance())

@@ -60,9 +60,8 @@ class Log(tf.keras.callbacks.Callback):
       tracker: receives the same values; or None.
 
     Raises:
-      UserError: there is nothing to learn: chance alone is always right. At the end of a fit epoch:
-        more than `REPLACED` of its images were unreadable, by more than chance makes of such a
-        fraction.
+      UserError: at the end of a fit epoch: more than `REPLACED` of its images were unreadable, by
+        more than chance makes of such a fraction.
     """
 
     REPLACED = 0.1
@@ -103,12 +102,6 @@ class Log(tf.keras.callbacks.Callback):
         )
         self.writers: dict[str, tf.summary.SummaryWriter] = {}
         self.live = sys.stdout.isatty() and workdir is not None
-        if model.chance().get("accuracy", 0.0) >= 1:
-            raise UserError(
-                "there is nothing to learn: one answer alone is possible, so that chance is always "
-                "right; a larger --batch_size (where "
-                "the images of a batch are told apart), or images of two classes or more, helps"
-            )
         if workdir is None:
             return
         self.watch = Watch(model)

@@ -98,6 +98,11 @@ def _train(
     for note in dict.fromkeys(note for part in images for note in part.notes()):
         say(note)
     model.require(source)
+    if model.chance().get("accuracy", 0.0) >= 1:
+        raise UserError(
+            "there is nothing to learn: one answer alone is possible, so that chance is always "
+            "right; it takes two classes, prototypes or clusters"
+        )
     for part in images:
         part.check_readable()
     if model.order(source) is not source and config.accelerators.data_service:

@@ -17,7 +17,7 @@ def test_queue_keeps_the_newest_first():
         queue.push(tf.constant([[first + i, 0.0] for i in range(4)]))
     np.testing.assert_array_equal(queue.rows[:, 0], [8, 9, 10, 11, 4, 5])
     assert int(queue.count) == 6
-    with pytest.raises(UserError, match="a queue of 6 does not hold the 7 embeddings of one step"):
+    with pytest.raises(UserError, match="queue_size=6 does not hold the 7 embeddings of one step"):
         queue.push(tf.zeros([7, 2]))
     np.testing.assert_allclose(np.linalg.norm(Queue(50, 8).rows, axis=1), 1, rtol=1e-6)
 

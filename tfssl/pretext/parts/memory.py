@@ -63,15 +63,19 @@ class Queue(tf.Module):
     def non_trainable_variables(self) -> tuple[tf.Variable, ...]:
         return (self.rows, self.count)
 
+    def check_step(self, new: int) -> None:
+        """UserError where so many rows of a step, of all replicas, are more than the queue has."""
+        if new > self.size:
+            raise UserError(
+                f"queue_size={self.size} does not hold the {new} embeddings of one step: take a "
+                "larger one"
+            )
+
     def push(self, rows: tf.Tensor) -> None:
         """This replica's rows [n, D] and those of the others take the place of the oldest."""
         rows = tf.cast(replicas.gather(tf.stop_gradient(rows)), self.rows.dtype)  # RNxD
         new = rows.shape[0]
-        if new > self.size:
-            raise UserError(
-                f"a queue of {self.size} does not hold the {new} embeddings of one step: take a "
-                "larger queue_size"
-            )
+        self.check_step(new)
         # Moved as a whole, not written at a pointer: static slices, on which compilers do best.
         self.rows.assign(tf.concat([rows, self.rows[: self.size - new]], 0))
         self.count.assign(tf.minimum(self.count + new, self.size))
