@@ -67,6 +67,7 @@ CASES = [  # binary, flags, what the line names, a change to the folder or the e
     ("train", "--warmup_epochs=nan", "--warmup_epochs=nan"),
     ("train", "--seed=9223372036854775808", "--seed=9223372036854775808"),
     ("train", "--seed=one", "--seed=one"),
+    ("train", "--jit_compile=maybe", "flag --jit_compile=maybe: give true or false"),
     ("train", "--decay_epochs=15,soon", "--decay_epochs=15,soon"),
     ("train", "--task=simclr --temperature=0", "--temperature=0"),
     ("train", "--batch_size=9 --accumulate_steps=2", "--batch_size=9"),

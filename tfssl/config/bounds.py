@@ -97,9 +97,12 @@ OF_FLAG: dict[str, tuple[float, float]] = {
 
 
 def apply(values: flags.FlagValues = flags.FLAGS) -> None:
-    """From here on the numeric flags among absl's `FlagValues` take only what the table permits."""
+    """From here on the numeric flags among absl's `FlagValues` take only what the table permits,
+    and Boolean ones say what they take."""
     for name in values:
-        if name in OF_FLAG and values[name].flag_type() in ("int", "float"):
+        if values[name].flag_type() == "bool":
+            values[name].parser = _Boolean()
+        elif name in OF_FLAG and values[name].flag_type() in ("int", "float"):
             values[name].parser = _Number(values[name].flag_type(), *OF_FLAG[name])
 
 
@@ -115,6 +118,14 @@ def numbers(name: str, texts: Sequence[str]) -> list[float]:
     except ValueError as e:
         given = ",".join(texts)
         raise UserError(f"--{name}={given}: {e} each, separated by commas") from e
+
+
+class _Boolean(flags.BooleanParser):
+    def parse(self, argument: Any) -> bool:
+        try:
+            return super().parse(argument)
+        except (TypeError, ValueError) as e:
+            raise ValueError("give true or false") from e
 
 
 class _Number(flags.ArgumentParser):
