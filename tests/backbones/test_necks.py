@@ -29,7 +29,7 @@ def test_parameters_and_sizes_of_the_levels_on_a_resnet50():
         == [*trunk.endpoint_names[:-1], *sides, *tower, "pre_logits"]
         == list(model.endpoint_names)
     )
-    assert endpoints["pre_logits"].shape == (2, 2048) and model.endpoint_kinds["p6"] == "map"
+    assert endpoints["pre_logits"].shape == (2, 2048 + 256) and model.endpoint_kinds["p6"] == "map"
     own = {"neck": "fpn", "neck_width": 256, "neck_tower": 4}
     assert model.config() == {**trunk.config(), **own}
     assert model.twin().config() == model.config()
@@ -105,6 +105,28 @@ def test_the_trunk_is_itself_and_its_statistics_are_the_necks():
     norms = [layer for layer in model.submodules if isinstance(layer, BatchNorm)]
     assert len(norms) == 20 + 3 + 4 and {layer.groups for layer in norms} == {2}
     assert model.norm_policy == Norm(groups=2) == model.twin().norm_policy
+
+
+@pytest.mark.parametrize("tower", [0, 1])
+def test_what_tasks_read_of_images_and_of_pixels(float64, tower):
+    """The vector by NumPy; the sum of the levels, whose sides here halve exactly; and both send
+    gradients to all of the neck's last levels."""
+    model = build("resnet18_v2", 1 / 16, "small", neck="fpn", neck_width=6, neck_tower=tower)
+    images = tf.constant(np.random.default_rng(0).uniform(-1, 1, [2, 32, 32, 3]))
+    with tf.GradientTape(persistent=True) as tape:
+        endpoints = model(images, training=True)
+        merged = model.merged(endpoints)
+        vector, total = tf.reduce_sum(endpoints["pre_logits"]), tf.reduce_sum(tf.square(merged))
+    levels = [np.asarray(endpoints[name]) for name in model.levels]
+    pooled = np.mean([np.maximum(level, 0).mean((1, 2)) for level in levels], 0)
+    np.testing.assert_allclose(endpoints["pre_logits"][:, -6:], pooled, rtol=1e-12)
+    trunk = model.trunk(images, training=True)["pre_logits"]
+    np.testing.assert_allclose(endpoints["pre_logits"][:, :-6], trunk, rtol=1e-12)
+    enlarged = [x.repeat(2**i, 1).repeat(2**i, 2) for i, x in enumerate(levels)]
+    np.testing.assert_allclose(merged, np.sum(enlarged, 0), atol=1e-12)
+    neck = [v for v in model.trainable_variables if "/fpn/" in v.name or "/tower/" in v.name]
+    for read, variables in ((vector, model.trainable_variables), (total, neck)):
+        assert all(gradient is not None for gradient in tape.gradient(read, variables))
 
 
 @pytest.mark.parametrize("side", [1, 2, 5, 6])

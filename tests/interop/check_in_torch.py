@@ -59,7 +59,8 @@ def write(folder):
             if len(v.shape) == 1:
                 v.assign(v + rng.uniform(0, 0.5, v.shape))
         layouts.save("torch", network, str(folder / name), image_size=64)
-        outputs = network(tf.constant(images), training=False)["pre_logits"]
+        trunk = getattr(network, "trunk", network)  # a neck is left out
+        outputs = trunk(tf.constant(images), training=False)["pre_logits"]
         np.savez(folder / f"{name}.npz", images=images, outputs=outputs)
 
 

@@ -103,13 +103,14 @@ def twice(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
 
 class Necked(tf.keras.Model):
     """A backbone and its neck: the backbone's endpoints, the neck's levels `p...`, those of its
-    tower `t...`, and the backbone's `pre_logits`.
+    tower `t...`, and `pre_logits`: the backbone's, and behind it the mean of the last levels,
+    rectified, over locations and levels, so that a task that compares whole images trains the neck
+    as well.
 
     The number of a level is the binary logarithm of its stride: of a ResNet with its standard stem
     p3 to p6. They are made of the deepest map of each size, the three coarsest of them. The tower
     is what a dense detector has between levels and predictions (RetinaNet, FCOS): 3x3 convolutions,
-    each with GroupNorm and ReLU, that all levels share. A task that reads `pre_logits` alone trains
-    neither.
+    each with GroupNorm and ReLU, that all levels share.
 
     Args:
       trunk: a backbone with maps.
@@ -193,8 +194,20 @@ class Necked(tf.keras.Model):
         levels = self.fpn([endpoints[name] for name in self._maps], training=training)
         if self.tower:
             levels += [self.tower(level) for level in levels]
-        last = endpoints.pop("pre_logits")
-        return {**endpoints, **dict(zip(self._levels, levels)), "pre_logits": last}
+        own = endpoints.pop("pre_logits")
+        last = levels[-len(self.levels) :]
+        pooled = [tf.reduce_mean(tf.nn.relu(level), [1, 2]) for level in last]
+        pyramid = tf.cast(tf.add_n(pooled) / len(pooled), own.dtype)  # NxE
+        vector = tf.concat([own, pyramid], 1)
+        return {**endpoints, **dict(zip(self._levels, levels)), "pre_logits": vector}
+
+    def merged(self, endpoints: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """The sum of the last levels, each enlarged to the finest one's size: what a task of pixels
+        reads (Kirillov et al., arXiv 1901.02446, without the convolutions between)."""
+        *finer, total = (endpoints[name] for name in self.levels)
+        for level in reversed(finer):
+            total = level + twice(total, level)
+        return total
 
     @property
     def endpoint_kinds(self) -> dict[str, str]:

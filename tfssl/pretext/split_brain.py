@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfssl.data.ops import lab
 from tfssl.pretext.colorization import Colorization
 from tfssl.pretext.parts.halves import Halves
-from tfssl.pretext.parts.maps import last_map, mean_pool
+from tfssl.pretext.parts.maps import deepest, mean_pool
 from tfssl.pretext.task import Batch, Measured
 
 
@@ -56,8 +56,10 @@ class SplitBrain(Halves, Colorization):
 
     def call(self, batch: Batch, training: bool = False) -> dict[str, tf.Tensor]:
         light, color = self.halves(batch["image"], training)
-        name = last_map(self.backbone, light, self.task)
-        x, y = light[name], color[name]  # NxhxwxD
+        x, y = (
+            deepest(network, endpoints, self.task)
+            for network, endpoints in ((self.backbone, light), (self.other, color))
+        )  # NxhxwxD
         if self.head_norm and self.light_norm:
             x = tf.nn.relu(self.head_norm(x, training=training))
             y = tf.nn.relu(self.light_norm(y, training=training))

@@ -7,7 +7,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tfssl.backbones.necks import Necked
 from tfssl.errors import UserError
+
+
+def deepest(backbone: tf.keras.Model, endpoints: Mapping[str, tf.Tensor], task: str) -> tf.Tensor:
+    """The map [N, h, w, D] that a task of pixels reads: the deepest, or all levels of a neck (see
+    `necks.Necked.merged`).
+
+    Raises:
+      UserError: there is none, and `task` needs one.
+    """
+    if isinstance(backbone, Necked):
+        return backbone.merged(endpoints)
+    return endpoints[last_map(backbone, endpoints, task)]
 
 
 def last_map(backbone: tf.keras.Model, endpoints: Mapping[str, tf.Tensor], task: str) -> str:
