@@ -2,11 +2,11 @@
 random initialization and raw pixels.
 
     python studies/dense.py --bccd boxes:bccd --camvid masks:camvid --out runs/dense --seeds 0,1,2
-    python studies/dense.py --bccd_detector boxes:bccd --glyphs '' --tasks random,simclr,pixcontrast,pixcontrast_fpn --out runs/dense
+    python studies/dense.py --bccd_detector boxes:bccd --glyphs '' --tasks random,simclr,simclr_fpn,pixcontrast,pixcontrast_fpn --out runs/dense
 
 --bccd_detector asks it of a whole detector that is fine-tuned: FCOS with a new neck on a trunk, or
-with the neck that `pixcontrast_fpn` trained on as many images: does it help to pretrain the detector's
-own layers?
+with the neck that the tasks in `_fpn` trained on as many images: does it help to pretrain the
+detector's own layers?
 
 Three small data sets: blood cells (BCCD, boxes; 205 images to learn from, 87 to choose on, 72 to
 test), streets (CamVid, masks; 60, 20 and 30 in the pack), and `glyphs` (both; heads learn from
@@ -67,6 +67,7 @@ PIXPRO = "--task=pixpro --projection_hidden=512 --projection_size=128 --target_m
 TASKS = {
     "random": "--task=simclr",
     "simclr": "--task=simclr --temperature=0.2",
+    "simclr_fpn": "--task=simclr --temperature=0.2 --neck=fpn --neck_width=64",
     "moco": "--task=moco --queue_size=2048 --temperature=0.1",
     "byol": "--task=byol",
     "pixpro": f"{PIXPRO} --map_endpoints=block3",
