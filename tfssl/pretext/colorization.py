@@ -16,7 +16,7 @@ from tfssl.data.ops import lab
 from tfssl.data.ops.draws import fork
 from tfssl.errors import UserError
 from tfssl.pretext.parts import ab_bins
-from tfssl.pretext.parts.maps import deepest, mean_pool
+from tfssl.pretext.parts.maps import mean_pool, pixel_map
 from tfssl.pretext.task import Batch, Example, Measured, Pretext
 
 ANNEAL = 0.38  # temperature of the distribution whose mean is shown as a color (Zhang et al.)
@@ -119,7 +119,7 @@ class Colorization(Pretext):
 
     def call(self, batch: Batch, training: bool = False) -> tf.Tensor:
         endpoints = self.endpoints(batch["image"], training)
-        x = deepest(self.backbone, endpoints, "colorization")  # NxhxwxD
+        x = pixel_map(self.backbone, endpoints, "colorization")  # NxhxwxD
         if self.head_norm:
             x = tf.nn.relu(self.head_norm(x, training=training))
         return self.head(x)  # NxhxwxQ

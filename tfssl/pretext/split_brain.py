@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfssl.data.ops import lab
 from tfssl.pretext.colorization import Colorization
 from tfssl.pretext.parts.halves import Halves
-from tfssl.pretext.parts.maps import deepest, mean_pool
+from tfssl.pretext.parts.maps import mean_pool, pixel_map
 from tfssl.pretext.task import Batch, Measured
 
 
@@ -57,7 +57,7 @@ class SplitBrain(Halves, Colorization):
     def call(self, batch: Batch, training: bool = False) -> dict[str, tf.Tensor]:
         light, color = self.halves(batch["image"], training)
         x, y = (
-            deepest(network, endpoints, self.task)
+            pixel_map(network, endpoints, self.task)
             for network, endpoints in ((self.backbone, light), (self.other, color))
         )  # NxhxwxD
         if self.head_norm and self.light_norm:

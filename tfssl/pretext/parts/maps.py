@@ -11,7 +11,7 @@ from tfssl.backbones.necks import Necked
 from tfssl.errors import UserError
 
 
-def deepest(backbone: tf.keras.Model, endpoints: Mapping[str, tf.Tensor], task: str) -> tf.Tensor:
+def pixel_map(backbone: tf.keras.Model, endpoints: Mapping[str, tf.Tensor], task: str) -> tf.Tensor:
     """The map [N, h, w, D] that a task of pixels reads: the deepest, or all levels of a neck (see
     `necks.Necked.merged`).
 
