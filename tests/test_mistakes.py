@@ -77,6 +77,7 @@ CASES = [  # binary, flags, what the line names, a change to the folder or the e
     ("train", "--task=jigsaw", "patch_size=64"),
     ("train", "--task=simclr --max_gap=2", "--task=simclr with max_gap=2 needs 'frames'"),
     ("train", "--task=order_verification", "needs 'frames' of each image"),
+    ("train", "--task=dino --small_crops=2", "small_size=96 is above image_size=16"),
     ("train", "--task=simclr --batch_size=1", "batch_size=1: task 'simclr' compares"),
     ("train", "--task=nnclr --queue_size=3 --batch_size=8", "queue_size=3 does not hold the 8"),
     ("train", "--task=swav --small_crops=0 --prototypes=1", "there is nothing to learn"),

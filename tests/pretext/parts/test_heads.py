@@ -24,7 +24,7 @@ from tfssl.pretext.parts.heads import MLP
             dense(2048, 4096) + 2 * 4096 + 4096 * 256 + dense(256, 4096) + 2 * 4096 + 4096 * 256,
         ),
         ("simsiam", {}, 3 * 2048**2 + 2 * 2 * 2048 + 2048 * 512 + 2 * 512 + dense(512, 2048)),
-        ("swav", {}, dense(2048, 2048) + 2 * 2048 + dense(2048, 128) + 3000 * 128),
+        ("swav", {"small_crops": 0}, dense(2048, 2048) + 2 * 2048 + dense(2048, 128) + 3000 * 128),
         ("instance_discrimination", {"num_images": 4}, dense(2048, 128)),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfssl.data import augmentation
+from tfssl.errors import UserError
 from tfssl.pretext.parts.views import Crops, Views
 
 
@@ -17,9 +18,12 @@ class MultiCrop(Views):
 
     Args:
       small_crops: small views of each image beside the two large ones (SwAV: 6).
-      small_size: their side, in pixels (SwAV: 96).
+      small_size: their side, in pixels, no longer than `image_size` (SwAV: 96).
       small_area: the least area of a small view, as a share of the image (SwAV: 0.05).
       small_max_area: its greatest; 0: the large views' least (SwAV).
+
+    Raises:
+      UserError: the small views are larger than the others.
     """
 
     def __init__(
@@ -35,6 +39,11 @@ class MultiCrop(Views):
         self.small_crops, self.small_size = small_crops, small_size
         self.small_area, self.small_max_area = small_area, small_max_area
         super().__init__(backbone, augmentation=augmentation, **common)
+        if small_crops and small_size > self.image_size:
+            raise UserError(
+                f"small_size={small_size} is above image_size={self.image_size}: small crops cost "
+                "less than the two large ones; take a smaller size, or small_crops=0"
+            )
 
     def crops(self) -> list[Crops]:
         least = self.min_area or augmentation.per_view(self.augmentation, 1)[0].crop_area[0]
