@@ -100,7 +100,7 @@ def apply(values: flags.FlagValues = flags.FLAGS) -> None:
     """From here on the numeric flags among absl's `FlagValues` take only what the table permits,
     and Boolean ones say what they take."""
     for name in values:
-        if type(values[name].parser) is flags.BooleanParser:
+        if type(values[name].parser) is flags.BooleanParser:  # not one that takes more words
             values[name].parser = _Boolean()
         elif name in OF_FLAG and values[name].flag_type() in ("int", "float"):
             values[name].parser = _Number(values[name].flag_type(), *OF_FLAG[name])
