@@ -62,6 +62,7 @@ setup(
         "scikit-learn>=1.3",
         "scipy>=1.10",
         "matplotlib>=3.7",
+        "pillow>=10.1",  # fonts of a size, for the labels of pictures
         "pycocotools>=2.0.7",
         "threadpoolctl>=3",
         "tqdm>=4.60",

@@ -78,7 +78,7 @@ def main(_: Sequence[str]) -> None:
             "--export_dir" if export.export_dir else "--workdir",
         )
     strategies.start(config.optimization.seed)  # float32, whatever the training's precision was
-    model = build_model(config)
+    model = build_model(config, publish=not export.head_endpoints)
     model.prepare()
     for path, step in chosen:
         where = wheres[step]

@@ -70,17 +70,16 @@ def save(
     model.prepare()
     _check_head(model, head_endpoints)
     statistics.warn(model, step)
-    encoder = _plain(model)
+    encoder = _plain(model, {} if head_endpoints else model.training_only)
     names, layers = [f"head{i + 1}" for i in range(head_endpoints)], []
+    head: Any = encoder.published_head
     if head_endpoints:
-        pairs = zip(encoder.projection.dense, encoder.projection.norms)
+        pairs = zip(head.dense, head.norms)
         layers = [layer for pair in list(pairs)[:head_endpoints] for layer in pair if layer]
 
     def endpoints(images: tf.Tensor, training: bool) -> Outputs:
         found = encoder.encode(images, training=training)
-        outputs = (
-            encoder.projection.each(found["pre_logits"], training, head_endpoints) if names else []
-        )
+        outputs = head.each(found["pre_logits"], training, head_endpoints) if names else []
         return {**found, **dict(zip(names, outputs))}
 
     value_range = value_range or (training_flags or {}).get("value_range") or ""
@@ -249,7 +248,7 @@ def _module(
 def _check_head(model: Pretext, layers: int) -> None:
     if not layers:
         return
-    head = getattr(model, "projection", None)
+    head = model.published_head
     if len(model.published) > 1:
         raise UserError(
             f"head_endpoints={layers}: task {model.task!r} publishes {len(model.published)} "
@@ -266,10 +265,10 @@ def _check_head(model: Pretext, layers: int) -> None:
         )
 
 
-def _plain(model: Pretext) -> Pretext:
-    """A copy that computes in float32, and as its paper says: without what only training needs.
-    Over a user's own backbone, and where `pretext.build` has not made the model, it stays
-    itself."""
+def _plain(model: Pretext, settings: Mapping[str, Any]) -> Pretext:
+    """A copy that computes in float32, and as its paper says: without what only training needs,
+    and with `settings` of the task in place of its own. Over a user's own backbone, and where
+    `pretext.build` has not made the model, it stays itself."""
     policy = tf.keras.mixed_precision.global_policy()
     config = model.backbone.config()
     if config is None or model.settings is None:
@@ -278,13 +277,13 @@ def _plain(model: Pretext) -> Pretext:
         "float32" if policy.compute_dtype != policy.variable_dtype else policy
     )
     try:
-        copy = pretext.build(type(model), backbones.build(**config), **model.settings)
+        copy = pretext.build(
+            type(model), backbones.build(**config), **{**model.settings, **settings}
+        )
         copy.prepare()
     finally:
         tf.keras.mixed_precision.set_global_policy(policy)
-    ours, theirs = (
-        [*m.published, *filter(None, [getattr(m, "projection", None)])] for m in (copy, model)
-    )
+    ours, theirs = ([*m.published, *filter(None, [m.published_head])] for m in (copy, model))
     for mine, other in zip(ours, theirs):
         for variable, value in zip(mine.variables, other.variables):
             variable.assign(value)

@@ -127,6 +127,26 @@ def test_fixed_positions_are_those_of_mae():
     np.testing.assert_allclose(positions[1, 2], expected, atol=1e-6)
 
 
+def test_fixed_positions_of_other_images_are_interpolated():
+    """In place of positions that the network has never seen: as the learned ones of this grid."""
+    own, resized = vit.sinusoids(14, 14, 192).numpy(), vit.sinusoids(24, 10, 192, grid=14).numpy()
+    np.testing.assert_allclose(vit.sinusoids(14, 14, 192, grid=14), own, atol=1e-6)
+    rows, columns = (vit.interpolation(side, 14).numpy() for side in (24, 10))
+    expected = np.einsum("hg,gkd,wk->hwd", rows, own, columns)
+    norms = np.linalg.norm(resized, axis=-1) * np.linalg.norm(expected, axis=-1)
+    assert ((resized * expected).sum(-1) / norms).min() > 0.999
+    network = build("vit_tiny", **TINY, positions="fixed")
+    images = [tf.fill([1, side, side, 3], 0.5) for side in (8, 16)]
+    means = [tf.reduce_mean(network.tokens(x)[0], 1) for x in images if network(x)]
+    np.testing.assert_allclose(*means, atol=0.05)  # 0.35 apart where each size has its own
+    assert network.config()["grid"] == 2
+
+
+def test_images_below_a_patch_are_refused():
+    with pytest.raises(UserError, match="patches of 4 pixels, and these have 3x8"):
+        build("vit_tiny", **TINY)(tf.zeros([1, 3, 8, 3]))
+
+
 def test_images_of_another_size_and_shape():
     network = build("vit_tiny", **TINY)
     assert network(tf.zeros([1, 16, 16, 3]))["block2"].shape == (1, 4, 4, 12)
@@ -151,6 +171,7 @@ def test_a_projection_of_patches_that_stays():
     network(tf.zeros([1, 8, 8, 3]))
     assert not [v.name for v in network.trainable_variables if "patch_embed" in v.name]
     assert trainable("vit_tiny", 1 / 16, 8)  # the usual one counts it
+    assert "train_patches" not in network.config()  # what is published learns again
 
 
 @pytest.mark.parametrize(

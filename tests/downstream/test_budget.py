@@ -10,6 +10,7 @@ import tfssl
 from tfssl.downstream import budget, runner
 from tfssl.downstream.features.extract import Features
 from tfssl.downstream.protocol import Data, Protocol
+from tfssl.downstream.protocols.fcos import FCOS
 from tfssl.downstream.protocols.few_shot import FewShot
 from tfssl.downstream.protocols.knn import KNN
 from tfssl.downstream.protocols.logistic import Logistic
@@ -205,3 +206,10 @@ def test_estimates_are_made_by_trials_on_samples(tmp_path, monkeypatch):
     assert 0 < seconds(budget.Extent(dense)) < 600
     monkeypatch.setattr(budget, "measured", lambda *_: budget.Price(1.0, 0.0, 0.0))
     assert of.estimate(dense, data, ["stem", "pixels"], ["all"])(budget.Extent(dense)) == 2 + 1
+
+    # an endpoint of several maps has as many values as they have together
+    fcos = FCOS(epochs=2)
+    (joined,) = fcos.endpoints(data)
+    assert joined == "stem+block"
+    dims = budget._of_maps(fcos, data, [joined]).dims[joined]
+    assert dims == sum(budget._of_maps(dense, data, ["stem", "block"]).dims.values())

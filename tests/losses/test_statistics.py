@@ -53,6 +53,12 @@ def test_vicreg_of_a_second_implementation():
     np.testing.assert_allclose(by_x[0, :2], [-0.00752495842, -0.01468327966], atol=1e-10)
 
 
+def test_vicreg_of_one_image():
+    """Such as the last batch of a validation split: no covariance, and no variance."""
+    found = vicreg(tf.ones([1, 4]), tf.ones([1, 4]))
+    np.testing.assert_allclose(np.ravel(found.loss), 25 * (1 - 1e-2), rtol=1e-6)
+
+
 def test_vicreg_of_a_collapse():
     constant = np.ones([8, 4])
     assert float(tf.reduce_mean(vicreg(constant, constant).loss)) == pytest.approx(24.75, abs=1e-12)

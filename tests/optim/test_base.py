@@ -57,6 +57,34 @@ def test_a_batch_in_parts_is_clipped_as_a_whole(source, float64):
     assert_same(trained(source, "sgd", accumulate=2, **settings)[0], alone)
 
 
+@pytest.mark.parametrize("name", ["sgd", "lamb"])
+def test_the_online_probe_has_no_part_in_clipping(name, photos):
+    """Labels would otherwise change the network's steps, and a diverging probe stop it."""
+    source = tfssl.open_source(f"folder:{photos}")
+
+    def task(**settings):
+        network = tf.keras.Sequential(
+            [
+                tf.keras.layers.Conv2D(6, 3, 2, name="conv"),
+                tf.keras.layers.GlobalAveragePooling2D(name="pool"),
+            ]
+        )
+        model = pretext.build(
+            "simclr", backbones.build(network), image_size=16, augmentation="crop", **settings
+        )
+        model.compile(optim.build(name, 0.1, global_clipnorm=1e-3))
+        model.prepare()
+        return model, [v for part in (network, model.projection) for v in part.variables]
+
+    (alone, own), (probed, others) = task(), task(num_classes=2)
+    for mine, other in zip(own, others):
+        other.assign(mine)
+    for model in (alone, probed):
+        model.fit(model.dataset(source, 8, steps=2), steps_per_epoch=2, verbose=0)
+    assert np.ptp(probed.probe.bias) > 1e-3  # it learns, unclipped
+    assert_same(others, own)
+
+
 def test_replicas_clip_and_decay_like_one(source, replicas, float64):
     settings = {"weight_decay": optim.schedule("cosine", 0.04, 3, end=0.4), "global_clipnorm": 1e-3}
     alone, _ = trained(source, "adamw", **settings)

@@ -24,6 +24,7 @@ def test_the_teacher_and_its_center_follow(source):
     for old, own, followed in zip(before, teacher, online):
         np.testing.assert_allclose(own, 0.75 * old + 0.25 * followed.numpy(), atol=1e-6)
     assert model.published == (model.teacher.backbone,)
+    assert model.published_head is model.teacher.twins[1]  # not the student's
     assert np.abs(model.center).max() > 0
 
 

@@ -1,11 +1,14 @@
 """Distillation of a module: the contract, whose features are matched, and what is refused."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny_modules
 from joint_embedding import task
 
+from tfssl import backbones, export, pretext
 from tfssl.errors import UserError
 from tfssl.losses import distillation
 from tfssl.pretext.distill import Distill
@@ -84,3 +87,16 @@ def test_without_a_teacher_there_is_the_network_alone(source):
     assert model.backbone.variables and model.projection is None
     with pytest.raises(UserError, match="give --teacher=MODULE"):
         model.dataset(source, 4)
+
+
+def test_its_network_is_published_when_the_teacher_is_gone(tmp_path):
+    (tmp_path / "teacher").mkdir()
+    module = tiny_modules.save_ours(tmp_path / "teacher")
+    network = backbones.build("resnet18_v2", 1 / 16, "small")
+    model = pretext.build("distill", network, teacher=module, image_size=16, augmentation="crop")
+    model.prepare()
+    shutil.rmtree(module)
+    published = tf.saved_model.load(export.save(model, tmp_path / "student"))
+    x = tf.random.stateless_uniform([2, 16, 16, 3], [0, 1])
+    expected = model.encode(x)["pre_logits"]
+    np.testing.assert_allclose(published(x), expected, rtol=1e-4, atol=1e-5)

@@ -89,6 +89,8 @@ def test_pictures_show_what_is_predicted():
         ("resnet18_v2", {}, "some patches alone"),
         ("vit_tiny", {"image_size": 20}, "multiple of the patches"),
         ("vit_tiny", {"image_size": 32, "mask_ratio": 1.0}, "mask_ratio"),
+        ("vit_tiny", {"image_size": 32, "decoder_channels": 100}, "multiple of decoder_heads=16"),
+        ("vit_tiny", {"image_size": 32, "decoder_channels": 90, "decoder_heads": 3}, "and of 4"),
     ],
 )
 def test_settings_are_checked(backbone, settings, said):

@@ -90,8 +90,8 @@ def test_loss_and_metrics_equal_loops(kind, float64):
         np.testing.assert_array_equal(mask(*box[n], flipped[n], side), near)
         total, matched, chances = 0.0, [], []
         for i, positive in ((0, near), (1, near.T)):
-            cosines = y[n, i] @ targets[n, 1 - i].T
-            matched += [p[row.argmax()] for p, row in zip(positive, cosines) if p.any()]
+            cosines, alike = (x[n, i] @ targets[n, 1 - i].T for x in (y, targets))
+            matched += [p[row.argmax()] for p, row in zip(positive, alike) if p.any()]
             chances += [np.mean([p.mean() for p in positive if p.any()] or [0])]
             if kind == "propagation":
                 total += -2 * cosines[positive].mean() if positive.any() else 0
@@ -220,6 +220,7 @@ def test_a_tower_is_trained_through_its_pyramid(source):
         ({"map_endpoints": "nowhere"}, "^map_endpoints=nowhere"),  # and nothing of Keras
         ({"kind": "both"}, "choose one of propagation, contrast"),
         ({"transform_layers": 3}, "0, 1 or 2"),
+        ({"augmentation": "infomin", "augment_on": "host"}, "rotate=0 and randaugment=0"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

@@ -1,8 +1,12 @@
 """SupCon: whose views are positives."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from joint_embedding import task
+
+import tfssl
+from tfssl.errors import UserError
 
 
 def test_images_of_one_class_are_positives_and_those_without_label_are_by_themselves():
@@ -30,3 +34,9 @@ def test_frames_of_a_sequence_are_no_negatives():
     found = loss([0, 1, 2, 3], sequence=tf.constant([7, 7, 8, 9]))
     np.testing.assert_allclose(found[0], loss([0, 2, 3])[0], rtol=1e-5)
     np.testing.assert_allclose(found[2:], loss([0, 1, 2, 3])[2:], rtol=1e-5)
+
+
+def test_images_without_any_label_are_refused(tmp_path):
+    tf.io.write_file(str(tmp_path / "a.png"), tf.io.encode_png(tf.zeros([8, 8, 3], tf.uint8)))
+    with pytest.raises(UserError, match="has no labels: take simclr"):
+        task("sup_con").require(tfssl.open_source(f"folder:{tmp_path}"))

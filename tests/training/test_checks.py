@@ -70,6 +70,7 @@ def test_decay_of_all_is_refused_where_the_optimizer_decays_kernels(name):
         ({"layer_decay": 0.5, "freeze": True}, "--layer_decay=0.5 and --freeze"),
         ({"drop_path": 0.1, "freeze": True}, "--drop_path=0.1 and --freeze"),
         ({"mixup": 0.8, "batch_size": 7}, "--batch_size=7 is odd"),
+        ({"mix_probability": 0.3}, "--mix_probability=0.3 is that of mixup or CutMix"),
         ({"mix_switch": 0.3, "mixup": 0.8}, "--mix_switch=0.3 chooses between"),
         ({"train_list": "a", "train_labels": "1%"}, "--train_labels and --train_list"),
         ({"schedule": "step"}, "--schedule=step: choose one of"),

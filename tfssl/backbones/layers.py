@@ -312,7 +312,7 @@ class Network(tf.keras.Model):
         return endpoints
 
 
-TRAINING_ONLY = ("initializer", "norm_policy", "remat", "drop_path")
+TRAINING_ONLY = ("initializer", "norm_policy", "remat", "drop_path", "train_patches")
 
 
 class Representation(tf.keras.layers.Dense):

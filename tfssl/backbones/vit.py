@@ -130,7 +130,7 @@ class ViT(Network):
       class_token: ViT: whether there is one.
       registers: ViT: tokens beside class token and patches (DINOv2 with registers: 4).
       positions: ViT: of the patches: learned, or fixed, sines and cosines (MAE, MoCo v3).
-      grid: ViT: side of the square grid of learned positions, in patches; other images have them
+      grid: ViT: side of the square grid that positions are of, in patches; other images have them
         interpolated. 0: that of the first images.
       heads: ViT: attention heads; 0: as many as its name says (MoCo v3's ViT-S: 12, not 6).
       layer_scale: ViT: of each block's two terms, a factor for each channel that begins with this
@@ -253,15 +253,14 @@ class ViT(Network):
             self.register_tokens = self.add_weight(
                 "registers", [1, self.registers, self.channels], initializer=_normal(1e-6)
             )
+        if not self.grid and None not in input_shape[1:3]:
+            self.grid = max(1, max(input_shape[1:3]) // self.patch)
         if self.positions == "learned":
             if not self.grid:
-                if None in input_shape[1:3]:
-                    raise UserError(
-                        f"{self.name} learns a position for each place of its images: set grid, or "
-                        "call it first with images of a "
-                        "known height and width"
-                    )
-                self.grid = max(1, max(input_shape[1:3]) // self.patch)
+                raise UserError(
+                    f"{self.name} learns a position for each place of its images: set grid, or "
+                    "call it first with images of a known height and width"
+                )
             self.patch_positions = self.add_weight(
                 "positions", [self.grid, self.grid, self.channels], initializer=normal
             )
@@ -280,6 +279,11 @@ class ViT(Network):
         """Images [N, H, W, C] -> the embedded patches with their positions, [N, h * w, D], in
         raster order, and (h, w). Where `seen` [N, h * w] is 0 and not 1, a `mask_token` [1, 1, D]
         replaces what a patch is embedded as (SimMIM)."""
+        if min(side or self.patch for side in images.shape[1:3]) < self.patch:
+            raise UserError(
+                f"{self.name} cuts images into patches of {self.patch} pixels, and these have "
+                f"{images.shape[1]}x{images.shape[2]}: take larger images, or a smaller patch"
+            )
         x = self.patch_embed(images)
         height, width = (x.shape[i] or tf.shape(x)[i] for i in (1, 2))
         if seen is not None:
@@ -291,7 +295,7 @@ class ViT(Network):
             if tuple(x.shape[1:3]) != (self.grid, self.grid):
                 positions = tf.einsum("hg,gkd,wk->hwd", rows, positions, columns)
         else:
-            positions = sinusoids(height, width, self.channels)
+            positions = sinusoids(height, width, self.channels, self.grid)
         x += tf.cast(positions, x.dtype)
         return tf.reshape(x, [-1, height * width, self.channels]), (height, width)
 
@@ -406,15 +410,21 @@ def interpolation(size: int | tf.Tensor, grid: int) -> tf.Tensor:
     return tf.cast(matrix, floatx)
 
 
-def sinusoids(height: int | tf.Tensor, width: int | tf.Tensor, channels: int) -> tf.Tensor:
+def sinusoids(
+    height: int | tf.Tensor, width: int | tf.Tensor, channels: int, grid: int = 0
+) -> tf.Tensor:
     """Fixed positions as MAE's code has them, [height, width, channels] of Keras's floatx: sines
     and cosines of the column, then of the row, with D / 4 frequencies from 1 down to nearly 1 /
-    10,000."""
+    10,000. Those of a square `grid` lie between its first and its last row and column, whatever
+    height and width, as interpolated ones do; 0: each image has its own."""
     quarter = channels // 4
     frequencies = tf.constant(10000.0 ** -(np.arange(quarter) / quarter))
 
     def one(size: int | tf.Tensor) -> tf.Tensor:
-        angle = tf.cast(tf.range(size), "float64")[:, None] * frequencies
+        at = tf.cast(tf.range(size), "float64")
+        if grid:
+            at = (at + 0.5) * (grid / tf.cast(size, "float64")) - 0.5
+        angle = at[:, None] * frequencies
         return tf.concat([tf.sin(angle), tf.cos(angle)], 1)  # size x D/2
 
     rows, columns = one(height)[:, None], one(width)[None]

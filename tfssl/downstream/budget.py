@@ -334,8 +334,11 @@ def _classes(train: Features, rows: int) -> Optional[np.ndarray]:
 def _of_maps(protocol: Protocol, data: Data[Source], endpoints: Sequence[str]) -> Trials:
     """The same for a dense protocol, whose sources have no label subsets."""
     size = maps.image_sides(data.train, protocol.settings.get("size", (0, 0)))
-    shapes = data.required_module.shapes(size)
-    dims = {name: math.prod((*size, 3) if name == PIXELS else shapes[name]) for name in endpoints}
+    shapes = {**data.required_module.shapes(size), PIXELS: (*size, 3)}
+    dims = {
+        name: sum(math.prod(shapes[level]) for level in np.atleast_1d(protocol.levels(name)))
+        for name in endpoints
+    }
     largest = max(endpoints, key=lambda name: dims[name])
     runs: list[Trial] = []
     few = min(_IMAGES, data.train.num_examples // 2)

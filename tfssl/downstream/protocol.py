@@ -194,6 +194,10 @@ class Protocol(Generic[Part]):
             [part for part in data.parts if isinstance(part, Features)], names
         )
 
+    def levels(self, endpoint: str) -> Any:
+        """The names of the module's endpoints that an endpoint is made of: one, or a list."""
+        return endpoint
+
     def reads_train(self, held_out: bool) -> bool:
         """Whether features of the training images are read; `held_out`: whether a part of them is
         the validation part."""

@@ -56,8 +56,10 @@ def _positions(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndar
     if x.ndim != 3 or x.shape[::2] != (1, channels):
         return [x, x]  # refused for its shape
     side = math.isqrt(x.shape[1])
-    own = x.shape[1] - side**2 if len(shapes) > 1 else 0  # of the class token, if it has one
-    grid = x[0, own:].reshape(side, side, channels) if own in (0, 1) else x
+    own = x.shape[1] - side**2  # of the class token, if it has one
+    if own not in range(len(shapes)):
+        return [x] * len(shapes)  # likewise: no square
+    grid = x[0, own:].reshape(side, side, channels)
     cls = x[:, :1] if own else np.zeros((1, 1, channels), x.dtype)
     return [cls, grid][-len(shapes) :]
 

@@ -79,7 +79,8 @@ def vicreg(
     variance, covariance = 0.0, 0.0
     for z in (z1, z2):
         z = _centered(z, w, n)
-        matrix = replicas.total(tf.matmul(z, w * z, transpose_a=True)) / (n - 1)  # DxD
+        matrix = replicas.total(tf.matmul(z, w * z, transpose_a=True))
+        matrix /= tf.maximum(n - 1, 1)  # DxD, of zeros for a single image
         diagonal = tf.linalg.diag_part(matrix)
         variance += tf.reduce_mean(tf.nn.relu(1 - tf.sqrt(diagonal + 1e-4))) / 2
         off = tf.reduce_sum(tf.square(matrix)) - tf.reduce_sum(tf.square(diagonal))

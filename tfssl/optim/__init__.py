@@ -109,19 +109,22 @@ def tell_kernels(
     optimizer: "tf.keras.optimizers.Optimizer",
     decayed: "Callable[[], Sequence[tf.Variable]]",
     adapted: "Callable[[], Sequence[tf.Variable]]",
+    unclipped: "Callable[[], Sequence[tf.Variable]]" = tuple,
 ) -> None:
-    """Tell an optimizer that treats kernels in a way of its own which variables they are; the
-    others do not need to know.
+    """Tell an optimizer that treats kernels in a way of its own which variables they are, and one
+    that clips all gradients together which it leaves out; others do not need to know.
 
     Args:
       optimizer: before its first step; also within loss scaling.
       decayed: a function that lists the variables on which weight decay acts; it is called once the
         variables exist.
       adapted: as `decayed`, of optimizers whose steps a variable's norm scales: both acts on these.
+      unclipped: as `decayed`, the variables whose gradients `global_clipnorm` leaves out.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if hasattr(optimizer, "kernels"):
         optimizer.kernels = adapted if optimizer.adapts else decayed
+        optimizer.unclipped = unclipped
 
 
 def create_slots(

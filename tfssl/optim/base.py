@@ -25,7 +25,8 @@ class Optimizer(tf.keras.optimizers.Optimizer):
       keras: what all optimizers of Keras take.
 
     Both scale down the gradients of the whole batch: after the sum over replicas and accumulated
-    parts, and after loss scaling is undone.
+    parts, and after loss scaling is undone. `global_clipnorm` neither counts nor scales those of
+    `unclipped`: the online probe's would bring labels into the network's steps.
 
     Attributes:
       own_decay: which kinds of weight decay the optimizer carries out itself; () leaves it to the
@@ -34,6 +35,7 @@ class Optimizer(tf.keras.optimizers.Optimizer):
       adapts: whether a variable's norm scales its steps, as in LARS: of the variables in `kernels`.
       kernels: a function without arguments that lists variables, called when the optimizer is
         built; set by `optim.tell_kernels`. Where nobody set it, those of which `is_kernel` holds.
+      unclipped: likewise, the variables that `global_clipnorm` leaves out.
 
     Raises:
       UserError: both kinds of clipping at once.
@@ -43,6 +45,8 @@ class Optimizer(tf.keras.optimizers.Optimizer):
     own_decay: tuple[str, ...] = ()
     adapts = False
     kernels: Optional[Callable[[], Sequence[tf.Variable]]] = None
+    unclipped: Callable[[], Sequence[tf.Variable]] = tuple
+    _counted: Sequence[bool] = ()  # of each gradient that is not None
 
     def __init__(
         self, *, clipnorm: float = 0.0, global_clipnorm: float = 0.0, **keras: Any
@@ -61,6 +65,21 @@ class Optimizer(tf.keras.optimizers.Optimizer):
         built for."""
         kernels = filter(is_kernel, var_list) if self.kernels is None else self.kernels()
         return frozenset(self._var_key(variable) for variable in kernels)
+
+    def apply_gradients(self, grads_and_vars: Any, *args: Any, **keras: Any) -> Any:
+        pairs = list(grads_and_vars)
+        left_out = {self._var_key(variable) for variable in self.unclipped()}
+        self._counted = tuple(
+            self._var_key(variable) not in left_out for grad, variable in pairs if grad is not None
+        )
+        return super().apply_gradients(pairs, *args, **keras)
+
+    def _clip_gradients(self, grads: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
+        if not self.global_clipnorm or all(self._counted):
+            return super()._clip_gradients(grads)
+        kept = [grad if counts else None for grad, counts in zip(grads, self._counted)]
+        clipped = super()._clip_gradients(kept)
+        return [own if scaled is None else scaled for own, scaled in zip(grads, clipped)]
 
     def now(self, value: Rate, dtype: tf.DType) -> tf.Tensor:
         """The value at this step of a schedule, or of a number."""

@@ -58,6 +58,8 @@ class Contract(Loop):
     needs: tuple[str, ...] = ()
     # The same, of settings that need it where they are not 0: {setting: what}.
     needs_of: Mapping[str, tuple[str, ...]] = {}
+    # settings that only training needs, as they are where the published network alone is built
+    training_only: Mapping[str, Any] = {}
     num_images = 0  # of the data set, where the task keeps an entry for each
     # What `pretext.build` was given: enough to build the same task again.
     settings: Optional[dict[str, Any]] = None
@@ -191,6 +193,12 @@ class Contract(Loop):
         (`MomentumNetwork.backbone`), or the parts of an encoder, each once. `encode` uses no
         variable but theirs."""
         return (self.backbone,)
+
+    @property
+    def published_head(self) -> Optional[tf.keras.layers.Layer]:
+        """The projection of the published encoder's last vector, whose first layers an export with
+        `head_endpoints` publishes along; None: there is none."""
+        return getattr(self, "projection", None)
 
     def encode(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Images [N, H, W, 3] in [0, 1] -> dict of the published encoder's endpoints, in depth

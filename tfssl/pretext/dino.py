@@ -89,6 +89,10 @@ class DINO(MultiCrop):
     def published(self) -> tuple[tf.keras.Model, ...]:
         return (self.teacher.backbone,)
 
+    @property
+    def published_head(self) -> tf.keras.layers.Layer:
+        return self.teacher.twins[1]
+
     def start(self) -> None:
         self.teacher.copy()
 
@@ -102,8 +106,8 @@ class DINO(MultiCrop):
         return {}
 
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
-        outputs = self.embed(batch["image"], {"z": self.projection}, training)  # NxVxE
-        scores = self.prototypes(outputs["z"])  # NxVxK
+        heads = {"z": self.projection, "scores": self.prototypes}
+        outputs = self.embed(batch["image"], heads, training)  # NxVxE, NxVxK
         large = batch["image"][0]  # Nx2xSxSx3
         features = self.teacher.backbone(self.normalize(image_major(large)), training=training)[
             "pre_logits"
@@ -114,7 +118,7 @@ class DINO(MultiCrop):
         found = {
             name: tf.reshape(x, [-1, large.shape[1], x.shape[-1]]) for name, x in found.items()
         }
-        return {**found, "z": outputs["z"][:, :2], "scores": scores}
+        return {**found, "z": outputs["z"][:, :2], "scores": outputs["scores"]}
 
     def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:
         done = tf.minimum(self.epoch() / max(self.teacher_warmup_epochs, 1e-6), 1.0)
@@ -155,7 +159,7 @@ class DINO(MultiCrop):
 
     def alarm(self, measured: Mapping[str, float]) -> Optional[str]:
         share = measured["entropy"] / math.log(self.prototypes.count)
-        if not 0.001 < share < 0.999:
+        if not 0.001 < share < 0.99:
             how, remedy = (
                 ("all prototypes alike", "lower") if share > 0.5 else ("one prototype", "raise")
             )

@@ -30,6 +30,7 @@ class Distill(Views):
     """
 
     task = "distill"
+    training_only = {"teacher": "", "teacher_endpoint": ""}
 
     def __init__(
         self,

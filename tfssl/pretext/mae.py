@@ -54,6 +54,16 @@ class MAE(Masked):
                 f"mask_ratio={mask_ratio} leaves {self.kept} of {self.side**2} patches: the "
                 "encoder needs one, and the decoder one to reconstruct"
             )
+        if decoder_channels % decoder_heads or decoder_channels % 4:
+            raise UserError(
+                f"decoder_channels={decoder_channels} has to be a multiple of "
+                f"decoder_heads={decoder_heads}, and of 4"
+            )
+        if getattr(backbone, "representation", None):
+            raise UserError(
+                "representation_size: MAE's decoder reads the class token as wide as the patches' "
+                "tokens: leave it out"
+            )
         self.decoder_channels = decoder_channels
         dense: dict[str, Any] = {"kernel_initializer": "glorot_uniform"}
         self.decoder_embed = tf.keras.layers.Dense(decoder_channels, name="decoder_embed", **dense)

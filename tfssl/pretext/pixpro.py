@@ -186,7 +186,8 @@ class PixPro(Views):
             else:
                 within = tf.cast(inside[:, i], y.dtype)
                 losses.append(among_locations(cosines / self.temperature, near, within) / 2)
-            found.append(_measured(cosines, near, targets[:, i]))
+            alike = tf.matmul(targets[:, i], targets[:, 1 - i], transpose_b=True)  # NxPxP
+            found.append(_measured(cosines, alike, near, targets[:, i]))
         return losses[0] + losses[1], {
             name: _mean([one[name] for one in found]) for name in found[0]
         }
@@ -215,17 +216,14 @@ class PixPro(Views):
     def pictures(self, batch: Batch) -> tf.Tensor | None:
         """[3 n, S, S, 3] in [0, 1]: for each image one view with a square of a color of its own in
         each cell, the other view, and that with, in each cell, the color of the cell of the first
-        that it is most similar to."""
+        that it is most similar to, by the target network."""
         images = self.to_float(batch)["image"]
-        outputs = self({**batch, "image": images})
-        y, targets = outputs["y"][-1][:, 0], outputs["targets"][-1][:, 1]  # NxhxwxE
-        side = y.shape[1]
-        y, targets = (
-            tf.math.l2_normalize(tf.reshape(x, [-1, side * side, x.shape[-1]]), -1)
-            for x in (y, targets)
-        )
-        like = tf.argmax(tf.matmul(targets, y, transpose_b=True), -1)  # NxP: a cell of the first
-        ticks = (tf.range(side, dtype=y.dtype) + 0.5) / side
+        targets = self({**batch, "image": images})["targets"][-1]  # Nx2xhxwxE
+        side = targets.shape[2]
+        maps = tf.reshape(targets, [-1, 2, side * side, targets.shape[-1]])
+        shown, other = tf.unstack(tf.math.l2_normalize(maps, -1), axis=1)  # NxPxE
+        like = tf.argmax(tf.matmul(other, shown, transpose_b=True), -1)  # NxP: a cell of the first
+        ticks = (tf.range(side, dtype=shown.dtype) + 0.5) / side
         down, right = tf.meshgrid(ticks, ticks, indexing="ij")
         palette = tf.reshape(tf.stack([right, down, 1 - (down + right) / 2], -1), [-1, 3])  # Px3
         first, second = images[0][:, 0], images[0][:, 1]  # NxSxSx3
@@ -340,13 +338,17 @@ def among_locations(logits: tf.Tensor, positive: tf.Tensor, within: tf.Tensor) -
 
 
 def _measured(
-    cosines: tf.Tensor, positive: tf.Tensor, targets: tf.Tensor
+    cosines: tf.Tensor, alike: tf.Tensor, positive: tf.Tensor, targets: tf.Tensor
 ) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
-    """{metric: ([N], weights [N])} of cosines [N, P, P] and target embeddings [N, P, E], of norm
-    1."""
+    """{metric: ([N], weights [N])} of the cosines of the loss [N, P, P], those of the target
+    embeddings of both views, likewise, and those of one view [N, P, E], of norm 1.
+
+    `match` is the targets': propagation sums a map, and while maps are smooth each of its sums has
+    the same nearest location, whatever the embeddings tell apart.
+    """
     places = cosines.shape[-1]
     having = tf.reduce_max(positive, -1)  # NxP: locations with positives
-    best = tf.one_hot(tf.argmax(cosines, -1), places, dtype=positive.dtype)  # NxPxP
+    best = tf.one_hot(tf.argmax(alike, -1), places, dtype=positive.dtype)  # NxPxP
     any_positive = tf.reduce_max(having, -1)  # N
     total = tf.reduce_sum(tf.square(tf.reduce_sum(targets, 1)), -1)  # N: all pairs, and P of 1
     count = tf.maximum(tf.reduce_sum(having, 1), 1)  # N

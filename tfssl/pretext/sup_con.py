@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfssl.data.sources.base import Source
+from tfssl.errors import UserError
 from tfssl.losses import contrastive
 from tfssl.pretext.parts.heads import MLP
 from tfssl.pretext.parts.views import Views
@@ -34,6 +36,14 @@ class SupCon(Views):
         super().__init__(backbone, **common)
         self.temperature = temperature
         self.projection = MLP("projection", [0, projection_size])
+
+    def require(self, source: Source) -> None:
+        super().require(source)
+        if not source.num_classes:
+            raise UserError(
+                f"task 'sup_con' compares images of one label, and {source.spec} has no labels: "
+                "take simclr, which is the same without them"
+            )
 
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         return self.embed(batch["image"][0], {"z": self.projection}, training)  # Nx2xE

@@ -80,7 +80,8 @@ class SwAV(MultiCrop):
     def call(self, batch: Batch, training: bool = False) -> dict[str, Any]:
         outputs = self.embed(batch["image"], {"z": self.projection}, training)
         z = contrastive.l2_normalize(outputs["z"])  # NxVxE
-        scores = tf.matmul(z, self.prototypes, transpose_b=True)
+        # One matrix for the gradient of the prototypes, not one for each image as tf.matmul's.
+        scores = tf.tensordot(z, self.prototypes, [[2], [1]])
         return {**outputs, "z": z[:, :2], "scores": scores}  # Nx2xE, NxVxK
 
     def contrast(self, batch: Batch, outputs: dict[str, Any]) -> tuple[tf.Tensor, Measured]:

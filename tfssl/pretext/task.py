@@ -109,15 +109,9 @@ class Pretext(Contract):
         """The training batches of a source (see `data.pipeline.training_batches`), ready for `fit`.
 
         Raises:
-          UserError: the source does not provide what the task `needs`, the task has no entries for
-            so many images, or examples have no static shape.
+          UserError: as of `require`; or examples have no static shape.
         """
         self.require(source)
-        if 0 < self.num_images < source.num_examples:
-            raise UserError(
-                f"num_images={self.num_images} does not hold the {source.num_examples} images of "
-                "the training split: leave it out"
-            )
         source = self.with_frames(self.order(source))
         data = pipeline.training_batches(
             source, self.example, batch_size, seed, start_step, steps, **rows
@@ -137,11 +131,17 @@ class Pretext(Contract):
         return pipeline.evaluation_batches(source, self.example, batch_size, **rows)
 
     def require(self, source: Source) -> None:
-        """Refuse a source that does not provide what the task needs with its settings.
+        """Refuse a source that does not provide what the task needs with its settings, or has more
+        images than the task has entries.
 
         Raises:
           UserError: it names what is missing, and who has it.
         """
+        if 0 < self.num_images < source.num_examples:
+            raise UserError(
+                f"num_images={self.num_images} does not hold the {source.num_examples} images of "
+                "the training split: leave it out"
+            )
         given = {name: getattr(self, name) for name in self.needs_of}
         require_all(self, given, source, f"task {self.task or type(self).__name__!r}")
 
@@ -250,6 +250,12 @@ class Pretext(Contract):
         adapted = self._of_groups(lambda group: group.adapts)
         return [v for v in adapted if self.decay == "all" or optim.is_kernel(v)]
 
+    def unclipped(self) -> list[tf.Variable]:
+        """The trainable variables of the layers whose attribute `clipped` is False: the norm of all
+        gradients together, by which `global_clipnorm` clips, is without theirs."""
+        left_out = (m for m in self.submodules if not getattr(m, "clipped", True))
+        return [variable for layer in left_out for variable in layer.trainable_variables]
+
     def _of_groups(self, chosen: Callable[[Group], bool]) -> list[tf.Variable]:
         ids = {id(v) for group in self.groups() if chosen(group) for v in group.variables}
         return [variable for variable in self.trainable_variables if id(variable) in ids]
@@ -294,7 +300,7 @@ class Pretext(Contract):
                 "draw anew in the second of two passes: leave it out, or these layers"
             )
         super().compile(optimizer=optimizer, **keras)
-        optim.tell_kernels(self.optimizer, self.decaying, self.adapted)
+        optim.tell_kernels(self.optimizer, self.decaying, self.adapted, self.unclipped)
         self._accumulate_steps = accumulate_steps
         if self._measures is not None:
             self._use_groups()

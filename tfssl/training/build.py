@@ -42,8 +42,9 @@ def of_data(config: TrainConfig, source: Source) -> TrainConfig:
     return dataclasses.replace(config, task_settings={**config.task_settings, **found})
 
 
-def build_model(config: TrainConfig) -> Pretext:
-    """The task's model, untrained; call it in the strategy's scope."""
+def build_model(config: TrainConfig, publish: bool = False) -> Pretext:
+    """The task's model, untrained; call it in the strategy's scope. `publish`: without what only
+    training needs, such as a distillation's teacher."""
     network, given = config.network, dict(config.backbone_settings)
     if config.accelerators.rematerialize:
         given["remat"] = True
@@ -58,6 +59,8 @@ def build_model(config: TrainConfig) -> Pretext:
     )
     own = dict(config.task_settings)
     own |= pretext.task_class(config.task).from_data(own, None, config.run.workdir)
+    if publish:
+        own |= pretext.task_class(config.task).training_only
     if optim.own_decay(config.optimization.optimizer):
         own["weight_decay"] = 0.0  # the optimizer's takes its place
     return pretext.build(config.task, backbone, **own)
@@ -86,7 +89,7 @@ def build_optimizer(
         plan.end,
     )
     decay = weight_decay if optim.own_decay(o.optimizer) else 0.0  # else the loss has it
-    if decay and o.final_weight_decay is not None:
+    if optim.own_decay(o.optimizer) and o.final_weight_decay is not None:
         decay = optim.schedule("cosine", decay, plan.total_steps, end=o.final_weight_decay)
     return optim.build(o.optimizer, rate, weight_decay=decay, **config.optimizer_settings)
 

@@ -80,6 +80,11 @@ def _regularization(config: FinetuneConfig) -> None:
             f"--mixup and --cutmix mix pairs of images, and --batch_size={batch} is odd: give an "
             "even number"
         )
+    if r.mix_probability != schema.Regularization.mix_probability and not (r.mixup or r.cutmix):
+        raise UserError(
+            f"--mix_probability={r.mix_probability:g} is that of mixup or CutMix: give --mixup or "
+            "--cutmix, or leave it out"
+        )
     if r.mix_switch != schema.Regularization.mix_switch and not (r.mixup and r.cutmix):
         raise UserError(
             f"--mix_switch={r.mix_switch:g} chooses between mixup and CutMix: give both --mixup "

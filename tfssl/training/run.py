@@ -174,7 +174,7 @@ def _train(
         phases.Context(
             strategy,
             lambda: strategies.evaluation_data(strategy, model, source, batch_size),
-            source.places,
+            max(source.places, model.num_images),  # of more entries than images, some stay unseen
             seed,
             model.to_float,
         ),

@@ -147,7 +147,7 @@ class Maps:
                 {key: value[v] for key, value in annotations.items()} for v in range(self.views)
             ]
             waiting += list(views)
-            if len(waiting) >= batch_size:
+            while len(waiting) >= batch_size:
                 self._keep(module, names, waiting[:batch_size], source)
                 waiting = waiting[batch_size:]
         if waiting:

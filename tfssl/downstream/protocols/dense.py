@@ -149,10 +149,6 @@ class Dense(Protocol[Source]):
         """The `Task` on images of one size."""
         raise NotImplementedError
 
-    def levels(self, endpoint: str) -> Any:
-        """The names of the maps that a head on an endpoint takes: one, or a list."""
-        return endpoint
-
     def passes(self) -> float:
         return self.epochs
 

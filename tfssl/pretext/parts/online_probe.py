@@ -45,7 +45,7 @@ class Probed(Pretext):
             tf.keras.layers.Dense(num_classes, name="probe", dtype=floatx) if num_classes else None
         )
         if self.probe:
-            self.probe.decayed = False
+            self.probe.decayed = self.probe.clipped = False
         self._probe_is_lost = False
 
     def normalize(self, images: tf.Tensor) -> tf.Tensor:

@@ -78,11 +78,11 @@ class Views(Probed):
         )
         self.resize = resize or round(image_size / 0.875)
         policies = self.policies()  # an unknown name is refused here
-        if self.located and any(policy.rotate for policy in policies):
+        if self.located and any(policy.rotate or policy.randaugment for policy in policies):
             raise UserError(
-                f"augmentation={augmentation} turns views by quarters, and this task maps the "
-                "pixels of views on one another by their "
-                "boxes: take a policy with rotate=0"
+                f"augmentation={augmentation} turns or moves what views show, and this task maps "
+                "their pixels on one another by their boxes: take a policy with rotate=0 and "
+                "randaugment=0"
             )
         if max_gap:
             self._check_views()
