@@ -45,7 +45,7 @@ OWN = {  # flagfile, and what is added to it
 }
 PROTOCOLS = ("logistic", "knn")
 PACE = {  # steps of --short
-    "dcl": 1200, "barlow_twins": 2400, "vicreg": 1200, "nnclr": 1200, "moco_v3": 1200, "dino": 2400, "lejepa": 1200,
+    "dcl": 1200, "barlow_twins": 1200, "vicreg": 1200, "nnclr": 1200, "moco_v3": 1200, "dino": 2400, "lejepa": 1200,
     "cmc": 2400, "split_brain": 2400, "clsa": 1200, "pic": 2400, "pixpro": 1200,
     "deepcluster": 3000, "deepcluster_v2": 1200, "local_aggregation": 3600,
 }  # fmt: skip
