@@ -17,6 +17,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfssl.classifiers import detections
+from tfssl.data.listing.text import to_lines
 from tfssl.downstream.detector import Detector
 from tfssl.export.folder import Made, Path, publish
 from tfssl.export.module import Outputs, of_encoder, versions
@@ -64,8 +65,8 @@ def save_detector(
         "training_flags": dict(training_flags or {}),
         "versions": versions(),
     }
-    labels = "".join(f"{name}\n" for name in detector.class_names)
-    return publish(path, lambda: _made(detector), facts, {"labels.txt": labels}, tarball)
+    labels = {"labels.txt": to_lines(detector.class_names)}
+    return publish(path, lambda: _made(detector), facts, labels, tarball)
 
 
 def _made(detector: Detector) -> Made:

@@ -24,6 +24,7 @@ from tfssl import backbones, pretext
 from tfssl.backbones.norm import BatchNorm
 from tfssl.classifiers.classifier import Classifier
 from tfssl.classifiers.predictions import KIND
+from tfssl.data.listing.text import to_lines
 from tfssl.errors import UserError
 from tfssl.export import statistics
 from tfssl.export.folder import Made, Path, publish
@@ -139,7 +140,7 @@ def save_classifier(
     }
     variables = [*encoder.variables, *head.variables]
     trainable = [*encoder.trainable_variables, *head.trainable_variables]
-    labels = "".join(f"{name}\n" for name in class_names or range(model.num_classes))
+    labels = to_lines(class_names or range(model.num_classes))
     # Of a module that is not ours nobody knows what else its functions need.
     parts = [] if encoder.facts else [encoder.model]
     assets = {"labels.txt": labels}

@@ -112,6 +112,11 @@ def main(_: Sequence[str]) -> None:
         raise UserError("give one of --images (a file or a folder) and --dataset")
     from tfssl.storage import files
 
+    if not FLAGS.output.lower().endswith((".csv", ".json")):
+        raise UserError(
+            f"--output={FLAGS.output}: the table is CSV, or of a detector JSON: give it a name in "
+            ".csv or .json"
+        )
     files.check_file(FLAGS.output, "--output")
     if FLAGS.pictures:
         files.check_writable(FLAGS.pictures, "--pictures")

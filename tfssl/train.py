@@ -40,6 +40,7 @@ def main(_: Sequence[str]) -> None:
     config = checks.pretraining(
         TrainConfig.from_flags(FLAGS, *registered(FLAGS.flag_values_dict()))
     )
+    checks.neck(config.network)
     config = workdir.choose_precision(config)
     trying = config.run.dry_run
     if not trying:

@@ -319,6 +319,13 @@ def simclr_module(folder):
     return str(folder)
 
 
+def test_a_class_whose_name_has_a_line_break_takes_one_line(encoder, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr("tfssl.export.module.write", lambda *given: written.append(given))
+    save_classifier(build(encoder), tmp_path / "mine", class_names=["cold", "polar\nbear"])
+    assert {"labels.txt": "cold\npolar bear\n"} in written[0]
+
+
 FOREIGN = {
     "keras": (keras_module, "", True),
     "plain module": (tiny_modules.save_callable, "", False),

@@ -46,3 +46,8 @@ def test_a_record_that_is_no_text_is_a_user_error(tmp_path):
     (tmp_path / "flags.flags").write_bytes(b"--dataset=caf\xe9\n")
     with pytest.raises(UserError, match="flags.flags, the record of the run, cannot be read"):
         flagfile.read(str(tmp_path / "flags.flags"))
+
+
+def test_a_line_break_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--name='a.nb': a run's flags cannot have line breaks"):
+        flagfile.write(str(tmp_path / "flags.flags"), {"name": "a\nb"})

@@ -80,6 +80,25 @@ def test_an_outage_that_lasts_is_one_line_that_names_a_file(kind, tmp_path, monk
     assert "\n" not in line and "Traceback" not in line
 
 
+def test_a_file_that_is_away_alone_may_be_taken_out(tmp_path, monkeypatch, capfd):
+    """Its folder answers; where it is a link, the line says where that leads."""
+    monkeypatch.setattr(gaps, "PATIENCE", 0.2)
+    source = folder(tmp_path / "photos")
+    for path in (tmp_path / "photos").iterdir():
+        path.unlink()
+        path.symlink_to(tmp_path / "gone.png")
+    with pytest.raises(errors.UserError) as caught:
+        source.check_readable(1)
+    link = f"No such file or directory (it is a link to {tmp_path}/gone.png, which is not there)"
+    line = str(caught.value)
+    assert f"{link}; it was tried for 0.2 s. Once it can be read again" in line
+    assert line.endswith("from what is saved; or take it out of the data") and "\n" not in line
+    assert f"{link}; trying again" in capfd.readouterr().err
+    shutil.move(tmp_path / "photos", tmp_path / "gone")
+    with pytest.raises(errors.UserError, match="directory; it was tried .* from what is saved$"):
+        source.check_readable(1)
+
+
 def all_maps(source):
     def read(example):
         return number(example, None)["image"], {"boxes": tf.range(example["index"] % 3)}

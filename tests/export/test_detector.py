@@ -1,6 +1,7 @@
 """A published detector: TensorFlow alone runs it on an image of any size; its boxes are in pixels of
 that image; and it is as good as the protocol has measured."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -134,6 +135,19 @@ def test_its_facts(frozen):
     towers = 2 * (9 * 16 * 16 + 32)
     last = 9 * 16 * 7 + 7 + 3  # and a factor for each level
     assert count == encoder + neck + towers + last
+
+
+def test_a_class_whose_name_has_a_line_break_takes_one_line(tmp_path, monkeypatch):
+    assets = {}
+    detector = dataclasses.replace(
+        tiny_detector.detector(tmp_path), class_names=["all", "polar\nbear"]
+    )
+    monkeypatch.setattr(
+        "tfssl.export.detector.publish",
+        lambda path, made, facts, labels, tar: assets.update(labels),
+    )
+    save_detector(detector, tmp_path / "detector")
+    assert assets == {"labels.txt": "all\npolar bear\n"}
 
 
 def test_boxes_of_odd_sizes_by_hand(tmp_path):

@@ -41,6 +41,8 @@ def test_flagfile_errors_name_the_file(tmp_path):
         cli.expand_flagfiles(["prog", "--flagfile=absent.flags"])
     with pytest.raises(UserError, match=r"installed: .*revisiting/rotation.flags"):
         cli.expand_flagfiles(["prog", "--flagfile=tfssl:absent.flags"])
+    with pytest.raises(UserError, match=r"installed: dino/imagenet.flags, .*\.\.\.$"):
+        cli.expand_flagfiles(["prog", "--flagfile=tfssl:dnio/imagenet.flags"])
 
 
 def test_flagfiles_of_other_editors(tmp_path):

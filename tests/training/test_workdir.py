@@ -38,7 +38,9 @@ def test_a_run_goes_on_as_it_was(tmp_path, make):
         make(tmp_path, train_steps=9, log_steps=3, strategy="mirrored", data_dir="/elsewhere")
     )
     with pytest.raises(
-        UserError, match="holds another run: its --learning_rate is 0.[01]5?, not 0.3"
+        UserError,
+        match="holds another run: its --learning_rate is 0.[01]5?, not 0.3; use another --workdir, "
+        "or remove this one, which has no checkpoint yet",
     ):
         workdir.check_workdir(make(tmp_path, train_steps=9, learning_rate=0.3))
     # Its data are not on record, so that another place may be other data.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 import io
 import math
@@ -40,8 +41,20 @@ class KerasApplication(tf.keras.Model):
         self.net = _built(application, channels)
 
     def call(self, images: tf.Tensor, training: bool | None = None) -> dict[str, tf.Tensor]:
-        """{endpoint: map [N, h, w, D]}; of the last one `UserModel` takes the mean."""
-        return self.net(images, training=training)
+        """{endpoint: map [N, h, w, D]}; of the last one `UserModel` takes the mean.
+
+        Raises:
+          UserError: the images are too small: one of its windows does not fit.
+        """
+        try:
+            return self.net(images, training=training)
+        except ValueError as error:
+            if "Negative dimension size" not in str(error):
+                raise
+            raise UserError(
+                f"images of {images.shape[1]}x{images.shape[2]} are too small for backbone "
+                f"'keras:{self.net.name}': take larger ones"
+            ) from error
 
 
 def names() -> list[str]:
@@ -52,9 +65,10 @@ def names() -> list[str]:
 
 def _built(application: str, channels: int) -> tf.keras.Model:
     if application not in names():
-        raise UserError(
-            f"backbone 'keras:{application}': tf.keras.applications has {', '.join(names())}"
-        )
+        known = {name.lower(): name for name in names()}
+        near = difflib.get_close_matches(application.lower(), known, 3, 0.8)
+        shown = f"{', '.join(known[name] for name in near)}, ..." if near else ", ".join(names())
+        raise UserError(f"backbone 'keras:{application}': tf.keras.applications has {shown}")
     make = getattr(tf.keras.applications, application)
     settings: dict[str, Any] = {"include_top": False, "weights": None}
     if "include_preprocessing" in inspect.signature(make).parameters:
@@ -79,7 +93,10 @@ def _built(application: str, channels: int) -> tf.keras.Model:
             if isinstance(getattr(layer, rate, None), float):
                 setattr(layer, rate, 0.0)
     if len(whole.layers) != len(sized.layers):
-        raise UserError(f"backbone 'keras:{application}': its layers depend on the images' size")
+        raise UserError(
+            f"backbone 'keras:{application}': its layers depend on the images' size: take another, "
+            "such as keras:EfficientNetV2B0"
+        )
     last: dict[int, int] = {}  # halvings of the resolution -> the last layer that makes such a map
     for number, layer in enumerate(sized.layers):
         shape = layer.output_shape

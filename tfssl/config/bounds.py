@@ -22,11 +22,11 @@ _TABLE = (  # least, greatest, both allowed: names of flags, the same in every b
     (1, COUNT, "checkpoint_steps keep_checkpoints log_steps images"),
     (1, 1_000_000, "steps_per_execution max_iterations knn_k sgd_epochs mlp_epochs dense_epochs "
     "few_shot_episodes low_shot_samples "
-    "permutations_per_image clusters clusterings kmeans_iterations"),
+    "prototypes permutations_per_image clusters clusterings kmeans_iterations"),
     (1, COUNT, "background_neighbors window_stride min_gap"),
     (0, COUNT, "window max_gap"),
     (2, COUNT, "max_span"),
-    (2, 1_000_000, "permutations prototypes"),
+    (2, 1_000_000, "permutations"),
     (2, 1000, "light_bins"),
     (0, 1_000_000, "num_classes top few_shot_ways few_shot_queries"),
     (-1_000_000, 1_000_000, "label_offset"),

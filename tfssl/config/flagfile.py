@@ -11,7 +11,14 @@ from tfssl.storage.files import write_file
 
 
 def write(path: str, values: Mapping[str, Any]) -> None:
-    """Write {flag: value} as a flagfile, in one step: the file is complete or absent."""
+    """Write {flag: value} as a flagfile, in one step: the file is complete or absent.
+
+    Raises:
+      UserError: a value has a line break, which a flagfile cannot hold.
+    """
+    for name, value in values.items():
+        if "\n" in as_text(value):
+            raise UserError(f"--{name}={as_text(value)!r}: a run's flags cannot have line breaks")
     lines = [f"--{name}={as_text(value)}" for name, value in values.items() if value is not None]
     write_file(path, "\n".join(lines) + "\n")
 

@@ -10,6 +10,7 @@ missing.
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import sys
 import threading
 import time
@@ -74,19 +75,34 @@ class Patience:
         )
         what = (
             f"{name} cannot be read: "
-            f"{reason[len(name) + 2 :] if reason.startswith(name) else reason}"
+            f"{reason[len(name) + 2 :] if reason.startswith(name) else reason}{_link(name)}"
         )
         if begun and now - self._over > _LONGEST_PAUSE:  # else another thread's try of before
             print(f"{what}; trying again for {PATIENCE} s", file=sys.stderr, flush=True)
         if left <= 0:
             lasting = UserError(
                 f"{what}; it was tried for {PATIENCE} s. Once it can be read again, use the same "
-                "command again: it goes on from what is "
-                "saved"
+                f"command again: it goes on from what is saved{_or_else(name)}"
             )
             lasting.lasting = True
             raise lasting from None
         time.sleep(min(0.1 * 2**tries, _LONGEST_PAUSE, left))
+
+
+def _link(name: str) -> str:
+    """Where a link leads that leads nowhere, as a part of a line."""
+    if os.path.islink(name) and not os.path.exists(name):
+        return f" (it is a link to {os.readlink(name)}, which is not there)"
+    return ""
+
+
+def _or_else(name: str) -> str:
+    """What to do where a file alone is away, and not its folder, as the end of a line."""
+    folder = os.path.dirname(name)
+    try:
+        return "; or take it out of the data" if folder and tf.io.gfile.isdir(folder) else ""
+    except tf.errors.OpError:
+        return ""
 
 
 class Gaps:

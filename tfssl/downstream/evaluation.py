@@ -111,6 +111,13 @@ def evaluate(
             )
         by_name = [protocol for protocol in of_features if protocol.name not in request.optional]
         runner.check_labels(by_name, sources, settings.train_labels, **choice)
+    in_full = [p.name for p in of_maps if p.name not in request.optional]
+    if in_full and list(settings.train_labels) != ["all"]:
+        raise UserError(
+            f"--train_labels={','.join(settings.train_labels)} is of protocols on features, and "
+            f"{in_full[0]} reads whole images: give it a part of the split, such as "
+            "--train_split=train[:10%], by itself"
+        )
     names = None if list(settings.endpoints) == ["all"] else settings.endpoints
     held_out = bool(not settings.val_split and settings.val_fraction)
     neighbors = settings.neighbor_count(any(p.reads_train(held_out) for p in of_features))

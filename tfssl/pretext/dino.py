@@ -158,7 +158,7 @@ class DINO(MultiCrop):
         return {**super().chance(), "loss": level, "entropy": level, "divergence": 0.0}
 
     def alarm(self, measured: Mapping[str, float]) -> Optional[str]:
-        share = measured["entropy"] / math.log(self.prototypes.count)
+        share = measured["entropy"] / (math.log(self.prototypes.count) or 1.0)
         if not 0.001 < share < 0.99:
             how, remedy = (
                 ("all prototypes alike", "lower") if share > 0.5 else ("one prototype", "raise")

@@ -51,6 +51,12 @@ class Distill(Views):
             return
         # A plain list in a tuple's place would be tracked: the module is no part of checkpoints.
         network = Hub(modules.load(teacher), self.image_size, trainable=False)
+        channels = getattr(backbone, "input_channels", 3)
+        if network.input_channels != channels:
+            raise UserError(
+                f"teacher={teacher} takes images of {network.input_channels} channels, and these "
+                f"have {channels}: it has to see what the network sees"
+            )
         self._teacher = lambda: network
         self.endpoint = teacher_endpoint or _deepest(network)
         check_choice("teacher_endpoint", self.endpoint, tuple(network.shapes))

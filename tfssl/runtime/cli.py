@@ -6,6 +6,7 @@ Imports no TensorFlow, so that `--help` and a mistyped flag are answered at once
 from __future__ import annotations
 
 import contextlib
+import difflib
 import gc
 import logging as std_logging
 import os
@@ -65,7 +66,12 @@ def run(
             os._exit(0)
         bounds.apply()
         data_flags.expand_homes()
-        positional = flags.FLAGS(expand_flagfiles(argv))
+        try:
+            positional = flags.FLAGS(expand_flagfiles(argv))
+        except ValueError as e:
+            if "does not take an argument" not in str(e):
+                raise
+            raise UserError(f"{one_line(e)}: give --NAME=false, or --noNAME alone") from e
         if len(positional) > 1:
             raise UserError(
                 f"unexpected argument {positional[1]!r}: every setting is a flag, --name=value "
@@ -281,7 +287,9 @@ def _find_flagfile(value: str, folder: str) -> str:
             for f in files
             if f.endswith(".flags")
         )
-        hint = f"; installed: {', '.join(dict.fromkeys(found)) or 'none'}"
+        near = difflib.get_close_matches(value[len("tfssl:") :], found, 3, 0.8)
+        hint = f"; installed: {', '.join(dict.fromkeys(near or found)) or 'none'}"
+        hint += ", ..." if near else ""
     raise UserError(f"no flagfile {value!r} (looked for {' and '.join(candidates)}){hint}")
 
 

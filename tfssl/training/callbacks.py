@@ -146,8 +146,8 @@ class Log(tf.keras.callbacks.Callback):
         if bad:
             raise UserError(
                 f"the loss became NaN or infinite at step {self.step - bad + 1}; "
-                f"{self.last_good()}: the same command goes on from there; "
-                "a lower --learning_rate, a longer --warmup_epochs or --precision=float32 may help"
+                f"{self.last_good()}; in another --workdir a lower --learning_rate, a longer "
+                "--warmup_epochs or --precision=float32 may help"
             )
         self.pace.add(steps, elapsed)
         self.replaced += int(counters["replaced"])

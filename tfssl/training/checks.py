@@ -36,6 +36,18 @@ def pretraining(config: TrainConfig) -> TrainConfig:
     return config
 
 
+def neck(network: schema.Network) -> None:
+    """Refuse the settings of a neck that there is not.
+
+    Raises:
+      UserError: it is so.
+    """
+    for name in ("neck_tower", "neck_width"):
+        given = getattr(network, name)
+        if not network.neck and given != getattr(schema.Network, name):
+            raise UserError(f"--{name}={given} is a neck's, and there is none: give --neck=fpn")
+
+
 def images(config: TrainConfig, *sources: Source) -> None:
     """Refuse images that lack what the task `needs`.
 

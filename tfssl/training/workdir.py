@@ -10,13 +10,14 @@ from tfssl.backbones import backbone_flags
 from tfssl.config import flagfile
 from tfssl.config.configs import Config, TrainConfig
 from tfssl.config.generated import as_text
+from tfssl.data.listing.text import to_lines
 from tfssl.data.sources.base import Source
 from tfssl.errors import UserError
 from tfssl.optim import optimizer_flags
 from tfssl.pretext import task_flags
 from tfssl.runtime import strategy as strategies
 from tfssl.storage import files
-from tfssl.training import provenance
+from tfssl.training import checkpoints, provenance
 from tfssl.training.callbacks import say
 
 # What a resumed run may change: where and how fast it computes, how long, and what it tells of
@@ -108,10 +109,11 @@ def check_workdir(config: Config) -> None:
             if name == "dataset"
             else ""
         )
+        begun = checkpoints.saved(os.path.join(workdir, "checkpoints"))
+        remedy = "" if begun else ", or remove this one, which has no checkpoint yet"
         raise UserError(
             f"{workdir!r} holds another run: its --{name} is {old}, not {now}; use another "
-            "--workdir, or go on with that run by "
-            f"--flagfile={path}{same}"
+            f"--workdir{remedy}, or go on with that run by --flagfile={path}{same}"
         )
     lengths = [
         name
@@ -167,4 +169,4 @@ def claim_workdir(config: Config, source: Source) -> None:
     workdir = config.run.folder()
     flagfile.write(os.path.join(workdir, "flags.flags"), config.flags())
     if source.class_names:
-        files.write_file(os.path.join(workdir, "classes.txt"), "\n".join(source.class_names) + "\n")
+        files.write_file(os.path.join(workdir, "classes.txt"), to_lines(source.class_names))

@@ -66,6 +66,68 @@ def test_boxes_are_parts_of_the_sides(root, caplog):
     assert tf.io.decode_image(c["image"]).shape == (10, 20, 3) and source.name(2).endswith("c.jpg")
 
 
+def annotate(root, name, *boxes, size=(20, 10), kind="dog"):
+    sides = "".join(f"<{s}>{n}</{s}>" for s, n in zip(("width", "height"), size))
+    objects = "".join(
+        f"<object><name>{kind}</name><bndbox>"
+        + "".join(f"<{end}>{n}</{end}>" for end, n in zip(("xmin", "ymin", "xmax", "ymax"), box))
+        + "</bndbox></object>"
+        for box in boxes
+    )
+    text = f"<annotation><size>{sides}</size>{objects}</annotation>"
+    (root / f"Annotations/{name}.xml").write_text(text)
+
+
+def test_boxes_outside_of_the_image_are_left_out(root, caplog):
+    """Nothing could find them: a class of such alone had an AP of 0."""
+    outside = [(21, 1, 30, 5), (-9, 1, 0, 5), (1, 11, 5, 20), (1, -5, 5, 0)]
+    annotate(root, "d", *outside, (20, 10, 99, 99), (-5, 3, 1, 4))
+    with caplog.at_level(logging.WARNING):
+        source = tfssl.open_source(f"boxes:{root}", "val")
+    assert source.degenerate == 4 and "left out 4 boxes without area in the image" in caplog.text
+    (example,) = source.records().map(source.fetch)
+    expected = [[0.9, 0.95, 1, 1], [0.2, 0, 0.4, 0.05]]  # the last pixel, and a half of the first
+    np.testing.assert_allclose(example["boxes"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(0, 0), (20, -10), ("nan", 10), (20, "inf")])
+def test_sizes_that_no_image_has(root, size):
+    annotate(root, "d", (1, 1, 4, 4), size=size)
+    line = f"d.xml' is no annotation of Pascal VOC: its size is {size[0]} x {size[1]}$"
+    with pytest.raises(UserError, match=line):
+        tfssl.open_source(f"boxes:{root}", "val")
+
+
+@pytest.mark.parametrize("left", ["-inf", "inf", "nan"])
+def test_boxes_without_an_end(root, left):
+    annotate(root, "d", (left, 1, 4, 4))
+    with pytest.raises(UserError, match=rf"d.xml' .* a box is from \({left}, 1\) to \(4, 4\)$"):
+        tfssl.open_source(f"boxes:{root}", "val")
+
+
+def test_white_space_in_the_name_of_a_class(root):
+    annotate(root, "d", (1, 1, 4, 4), kind="\n  polar\n  bear\n")
+    assert tfssl.open_source(f"boxes:{root}").class_names == ["bird", "cat", "dog", "polar bear"]
+
+
+def test_an_image_that_a_list_names_twice_counts_once(root):
+    (root / "ImageSets/Main/train.txt").write_text("c\na\nc\nb\nc\n")
+    source = tfssl.open_source(f"boxes:{root}", "train+val")
+    assert [source.name(i)[-5] for i in range(source.num_examples)] == ["c", "a", "b", "d"]
+    assert source.notes() == [
+        f"boxes:{root}: named more than once in train.txt, and counted once: c"
+    ]
+
+
+def test_lists_in_other_encodings(root):
+    for coding in ("utf-8-sig", "utf-16"):
+        (root / "ImageSets/Main/val.txt").write_text("d\r\n", encoding=coding)
+        if coding == "utf-8-sig":  # as Notepad writes it
+            assert tfssl.open_source(f"boxes:{root}", "val").name(0).endswith("/d.jpg")
+    with pytest.raises(UserError, match="val.txt' is not text in UTF-8: save it as such$"):
+        tfssl.open_source(f"boxes:{root}", "val")
+
+
 def test_splits_and_order(root):
     source = tfssl.open_source(f"boxes:{root}", "val+train[1:]")
     check_source(source)

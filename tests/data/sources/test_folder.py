@@ -288,6 +288,31 @@ def test_links_are_followed_but_not_in_circles(write_images, tmp_path):
     assert set(labels(tfssl.open_source("folder:" + root))) == {"a/1.jpg", "b/2.jpg", "c/3.jpg"}
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipes_and_devices_are_left_out(write_images):
+    """To open a pipe that nobody writes to would wait for ever."""
+    root = write_images(["a/1.jpg", "b/2.jpg"])
+    os.mkfifo(f"{root}/a/pipe.png")
+    os.symlink(f"{root}/a/pipe.png", f"{root}/b/link.png")
+    os.symlink("/dev/null", f"{root}/b/null.jpg")
+    os.mkfifo(f"{root}/b/notes.txt")
+    os.symlink(f"{root}/a/1.jpg", f"{root}/b/good.jpg")
+    os.symlink(f"{root}/away.jpg", f"{root}/b/away.jpg")  # which may come back
+    source = tfssl.open_source("folder:" + root)
+    assert set(names(source)) == {"1.jpg", "2.jpg", "good.jpg", "away.jpg"}
+    assert source.notes() == [
+        f"folder:{root}: left out: pipes, sockets or devices: a/pipe.png, b/link.png, b/null.jpg"
+    ]
+    assert source.ignored == {".txt": 1}
+    os.remove(f"{root}/b/away.jpg")
+    found = tfssl.open_source("folder:" + root).scan()
+    assert found.images == 3 and not found.unreadable
+    for name in ("a/1.jpg", "b/2.jpg", "b/good.jpg"):
+        os.remove(f"{root}/{name}")
+    with pytest.raises(UserError, match="found 1 .txt; left out: pipes, .* a/pipe.png, b/link.png"):
+        tfssl.open_source("folder:" + root)
+
+
 def test_home_and_relative_paths(write_images, tmp_path, monkeypatch):
     write_images(["1.jpg"])
     monkeypatch.setenv("HOME", str(tmp_path))

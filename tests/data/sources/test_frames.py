@@ -107,6 +107,17 @@ def test_what_is_said_of_them(write_images):
     ]
 
 
+def test_videos_are_told_what_to_become(tmp_path):
+    (tmp_path / "walk.MP4").write_bytes(b"x")
+    remedy = r"ffmpeg -i walk.mp4 -q:v 2 PATH/walk/%06d.jpg$"
+    for path in (tmp_path, tmp_path / "walk.MP4"):
+        with pytest.raises(UserError, match=remedy):
+            tfssl.open_source(f"frames:{path}")
+    (tmp_path / "walk.MP4").rename(tmp_path / "walk.txt")
+    with pytest.raises(UserError, match="found 1 .txt$"):
+        tfssl.open_source(f"frames:{tmp_path}")
+
+
 def test_frames_are_images_to_all_others(write_images):
     """The same crops as of a list of the same files."""
     source = tfssl.open_source("frames:" + write_images(frames({"a": 5, "b": 4})))

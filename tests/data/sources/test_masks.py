@@ -78,6 +78,20 @@ def test_slices_and_names(tmp_path):
     ]
 
 
+def test_lists_in_other_encodings(tmp_path):
+    (voc(tmp_path) / "classes.txt").write_bytes("\ufeffcafé\r\nroad\r\n".encode())
+    names = tmp_path / "ImageSets" / "Segmentation" / "train.txt"
+    names.write_text("im2\r\n", encoding="utf-8-sig")
+    source = tfssl.open_source(f"masks:{tmp_path}")
+    assert source.name(0).endswith("/im2.jpg") and source.class_names == ["café", "road"]
+    (tmp_path / "classes.txt").write_text("café\n", encoding="latin-1")
+    with pytest.raises(UserError, match="classes.txt' is not text in UTF-8: save it as such$"):
+        tfssl.open_source(f"masks:{tmp_path}")
+    names.write_text("im2\n", encoding="utf-16")
+    with pytest.raises(UserError, match="train.txt' is not text in UTF-8: save it as such$"):
+        tfssl.open_source(f"masks:{tmp_path}")
+
+
 def test_what_is_no_mask_is_passed_over(tmp_path):
     camvid(tmp_path)
     Image.fromarray(np.zeros([12, 16, 3], np.uint8)).save(tmp_path / "trainannot" / "1.png")

@@ -97,7 +97,10 @@ def test_both_layouts(tmp_path):
         np.testing.assert_allclose(np.linalg.norm(found[2:], axis=-1), 1, atol=1e-5)
     with pytest.raises(UserError, match="camera.txt', which should hold four numbers: fx fy cx cy"):
         tfssl.open_source(f"normals:{tmp_path}/b", "train")
-    (tmp_path / "b/camera.txt").write_text("20 20 7.5 5.5\n")
+    (tmp_path / "b/camera.txt").write_text("20 20 7.5 5.5\n", encoding="utf-16")
+    with pytest.raises(UserError, match="camera.txt' is not text in UTF-8: save it as such$"):
+        tfssl.open_source(f"normals:{tmp_path}/b", "train")
+    (tmp_path / "b/camera.txt").write_text("20 20 7.5\n5.5\n", encoding="utf-8-sig")
     source = tfssl.open_source(f"normals:{tmp_path}/b", "train")
     (found,) = [
         example["normals"].numpy() for example in source.records().map(source.fetch).take(1)

@@ -170,6 +170,15 @@ def test_malformed_split_shows_how_to_write_one(split):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("slice", ["[:0.5]", "[0.5:0.9]", "[:1.2.3%]"])
+def test_fractions_are_told_what_is_taken(slice):
+    with pytest.raises(UserError) as error:
+        resolve(f"train{slice}", SIZES, "folder:x", unit="sequences")
+    assert f"{slice} takes whole numbers of sequences, or percentages such as 50%; " in str(
+        error.value
+    )
+
+
 @pytest.mark.parametrize("split", ["none", "none[:50%]", "train[:0]", "train[20:10]", "test[:1%]"])
 def test_empty_split(split):
     with pytest.raises(UserError, match="is empty; it has train"):

@@ -111,6 +111,15 @@ def test_what_a_list_does_not_name_is_not_shown(voc):
     assert tfssl.open_source(f"voc:{voc}", "test").targets()[:, 2].tolist() == [-1, 1, -1]
 
 
+def test_lists_in_other_encodings(voc):
+    path = voc / "ImageSets" / "Main" / "dog_test.txt"
+    path.write_text("000009 1\r\n", encoding="utf-8-sig")
+    assert tfssl.open_source(f"voc:{voc}", "test").targets()[:, 2].tolist() == [-1, 1, -1]
+    path.write_text("000009 1\n", encoding="utf-16")
+    with pytest.raises(UserError, match="dog_test.txt' is not text in UTF-8: save it as such$"):
+        tfssl.open_source(f"voc:{voc}", "test")
+
+
 def test_user_errors(voc, tmp_path):
     with pytest.raises(UserError, match="voc:.*no folder ImageSets/Main in .*VOCdevkit/VOC2007"):
         tfssl.open_source(f"voc:{tmp_path}/nowhere")

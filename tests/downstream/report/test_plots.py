@@ -1,5 +1,7 @@
 """Plots are pictures with the modules' colors in them."""
 
+import warnings
+
 import pytest
 import tensorflow as tf
 from evaluations import RESULTS, result
@@ -19,6 +21,13 @@ def test_bars_are_a_picture():
     assert min(picture.shape[:2]) > 400
     for color in ([0x44, 0x77, 0xAA], [0xEE, 0x66, 0x77]):  # the bars of two modules
         assert (picture == color).all(-1).sum() > 1000
+
+
+def test_bars_of_no_height_make_no_warning():
+    view = View.of(mark_chosen([result("rotation", "block1", 0.0, 0.0)]), {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plots.bars(view).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("on_val", [None, 0.4])

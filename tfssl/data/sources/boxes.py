@@ -9,6 +9,7 @@ without a class's name.
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import os
 import xml.etree.ElementTree
@@ -17,8 +18,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfssl.data.listing.text import read_lines
 from tfssl.data.ops import orientation
-from tfssl.data.sources.base import IndexedSource
+from tfssl.data.sources.base import IndexedSource, first
 from tfssl.data.sources.identity import Parts
 from tfssl.data.sources.splits import resolve
 from tfssl.data.sources.voc import find
@@ -34,7 +36,7 @@ class BoxSource(IndexedSource):
       "classes": int64 [n], of `class_names`, which are all that any split shows, in alphabetical
         order;
       "difficult": bool [n].
-    Boxes without area are left out, and counted in `degenerate`.
+    Boxes without area in the image are left out, and counted in `degenerate`.
     """
 
     splits_overlap = True
@@ -43,14 +45,17 @@ class BoxSource(IndexedSource):
 
     def __init__(self, spec: str, path: str, split: str = "train") -> None:
         root = find(path, spec)
-        folder, lists = f"{root}/ImageSets/Main", {}
+        folder, lists, repeated = f"{root}/ImageSets/Main", {}, {}
         files = {
             os.path.basename(file)[: -len(".txt")]: file for file in matching(folder, r".*\.txt")
         }
         for name, file in sorted(files.items()):
             if "_" not in name or name.rpartition("_")[2] not in files:  # others are a class's
-                with tf.io.gfile.GFile(file) as f:
-                    lists[name] = [line.split()[0] for line in f if line.strip()]
+                counts = collections.Counter(
+                    line.split()[0] for line in read_lines(file, spec) if line.strip()
+                )
+                lists[name] = list(counts)
+                repeated[name] = [image for image, count in counts.items() if count > 1]
         if not lists:
             raise UserError(
                 f"{spec}: no lists of images in {folder}; expected files such as train.txt"
@@ -68,7 +73,14 @@ class BoxSource(IndexedSource):
         rows = [[o for o in objects[name] if o[1] is not None] for name in names]
         self.degenerate = sum(len(objects[name]) for name in names) - sum(map(len, rows))
         if self.degenerate:
-            logging.warning("%s %s: left out %d boxes without area", spec, split, self.degenerate)
+            logging.warning(
+                "%s %s: left out %d boxes without area in the image", spec, split, self.degenerate
+            )
+        for part in dict.fromkeys(part for part, *_ in ranges):
+            if repeated[part]:
+                self.remarks.append(
+                    f"named more than once in {part}.txt, and counted once: {first(repeated[part])}"
+                )
         number = {name: i for i, name in enumerate(classes)}
         ends = np.cumsum([0, *map(len, rows)])
         flat = [o for row in rows for o in row]
@@ -112,29 +124,36 @@ def _text(element: xml.etree.ElementTree.Element, path: str) -> str:
 
 
 def _objects(path: str, spec: str) -> list[tuple[str, tuple[float, ...] | None, bool]]:
-    """[(class, (ymin, xmin, ymax, xmax) as parts of the sides or None without area, difficult)] of
-    an annotation."""
+    """[(class, (ymin, xmin, ymax, xmax) as parts of the sides or None without area in the image,
+    difficult)] of an annotation."""
     try:
         with tf.io.gfile.GFile(path, "rb") as f:
             tree = xml.etree.ElementTree.fromstring(f.read())
         width, height = (float(_text(tree, f"size/{side}")) for side in ("width", "height"))
+        if not (0 < width < np.inf and 0 < height < np.inf):
+            raise ValueError(f"its size is {width:g} x {height:g}")
         found = []
         for item in tree.iterfind("object"):
             left, top, right, bottom = (
                 float(_text(item, f"bndbox/{end}")) for end in ("xmin", "ymin", "xmax", "ymax")
             )
+            if not np.isfinite([left, top, right, bottom]).all():
+                raise ValueError(f"a box is from ({left:g}, {top:g}) to ({right:g}, {bottom:g})")
             # The first pixel has number 1, and both ends belong to the box.
             ends = np.clip(
                 [(top - 1) / height, (left - 1) / width, bottom / height, right / width], 0, 1
+            ).astype(np.float32)
+            has_area = left < right and top < bottom and (ends[:2] < ends[2:]).all()
+            name = " ".join(_text(item, "name").split())
+            found.append(
+                (name, tuple(ends) if has_area else None, item.findtext("difficult") == "1")
             )
-            box = tuple(ends) if left < right and top < bottom else None
-            found.append((_text(item, "name").strip(), box, item.findtext("difficult") == "1"))
         return found
     except tf.errors.NotFoundError as error:
         raise UserError(
             f"{spec}: {path!r} is missing: each image of a list needs its boxes"
         ) from error
-    except (xml.etree.ElementTree.ParseError, ValueError, ZeroDivisionError) as error:
+    except (xml.etree.ElementTree.ParseError, ValueError) as error:
         raise UserError(
             f"{spec}: {path!r} is no annotation of Pascal VOC: {str(error)[:100]}"
         ) from error

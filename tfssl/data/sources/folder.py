@@ -19,6 +19,7 @@ import collections
 import dataclasses
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
@@ -48,6 +49,8 @@ FORMATS = (
     ".dib",
     *formats.ENDINGS,
 )
+_VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
+_SPECIAL = "pipes, sockets or devices"  # which to open may wait for ever
 _ARRAYS = ".npy"  # are images where there are no others; beside such, labels or the like
 UNREAD = (  # images in formats that are not read
     ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".ppm",
@@ -223,6 +226,8 @@ def _folders(passed: Mapping[str, int], unit: str) -> list[str]:
 def _tell_left_out(source: Files, found: _Found) -> None:
     if found.own:
         source.left_out["what tfssl itself wrote there"] = sorted(found.own)
+    if found.special:
+        source.left_out[_SPECIAL] = sorted(found.special)
     by_remedy: dict[str, list[str]] = collections.defaultdict(list)
     for name in sorted(found.unread):
         install = formats.absent(_ending(name))
@@ -258,11 +263,12 @@ def _open(path: str, spec: str, data_dir: str | None) -> tuple[str, str]:
 
 @dataclasses.dataclass
 class _Found:
-    """Paths below a folder: images, images in formats that are not read, and what tfssl itself
-    wrote; and how many others there are by ending."""
+    """Paths below a folder: images, images in formats that are not read, what is called like an
+    image and is no file, and what tfssl itself wrote; and how many others there are by ending."""
 
     images: list[str] = dataclasses.field(default_factory=list)
     unread: list[str] = dataclasses.field(default_factory=list)
+    special: list[str] = dataclasses.field(default_factory=list)
     own: list[str] = dataclasses.field(default_factory=list)
     others: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
@@ -296,6 +302,7 @@ def _list(root: str, spec: str) -> _Found:
         )
         raise UserError(
             f"{spec}: {what}; expected a folder of images, or one of {' '.join(archive.ENDINGS)}"
+            f"{_of_videos([_ending(root)])}"
         )
     found = _Found()
     try:
@@ -313,11 +320,20 @@ def _list(root: str, spec: str) -> _Found:
             ", ".join(f"{number} {ending or 'without ending'}" for ending, number in seen)
             or "no file"
         )
+        if found.special:
+            listed += f"; left out: {_SPECIAL}: {first(sorted(found.special))}"
         raise UserError(
             f"{spec}: no images in {root!r}: expected {' '.join(FORMATS)} (in any case), found "
-            f"{listed}"
+            f"{listed}{_of_videos(found.others)}"
         )
     return found
+
+
+def _of_videos(endings: Iterable[str]) -> str:
+    """What to do with videos, if there are any, as the end of a line."""
+    if _VIDEOS.isdisjoint(endings):
+        return ""
+    return "; make a folder of frames of each video: ffmpeg -i walk.mp4 -q:v 2 PATH/walk/%06d.jpg"
 
 
 def _walk(root: str, found: _Found) -> None:
@@ -327,9 +343,9 @@ def _walk(root: str, found: _Found) -> None:
     while pending:
         folder, above = pending.pop()
         entries = list(_entries(f"{root}/{folder}" if folder else root))
-        own = outputs.own(name for name, _ in entries)
+        own = outputs.own(name for name, *_ in entries)
         found.own += [folder + name for name in own]
-        for name, is_folder in entries:
+        for name, is_folder, is_special in entries:
             if name.startswith(".") or name in own:
                 continue
             ending, may_be_link = os.path.splitext(name)[1].lower(), is_folder is None
@@ -343,6 +359,8 @@ def _walk(root: str, found: _Found) -> None:
                 )
                 if name.lower() not in _OF_SYSTEMS and real not in above:
                     pending.append((f"{folder}{name}/", (*above, real)))
+            elif is_special and ending in FORMATS + UNREAD:
+                found.special.append(folder + name)
             elif ending in FORMATS:
                 found.images.append(folder + name)
             elif ending in UNREAD:
@@ -351,18 +369,28 @@ def _walk(root: str, found: _Found) -> None:
                 found.others[ending] += 1
 
 
-def _entries(folder: str) -> Iterator[tuple[str, bool | None]]:
-    """(name, whether it is a folder; None where to know that takes another question) of all that
-    lies in a folder."""
+def _entries(folder: str) -> Iterator[tuple[str, bool | None, bool]]:
+    """(name, whether it is a folder; None where to know that takes another question, whether it is
+    a pipe, a socket or a device) of all that lies in a folder."""
     if "://" in folder:
         for name in tf.io.gfile.listdir(folder):
-            yield name.rstrip("/"), name.endswith("/") or None  # as buckets mark a folder
+            yield name.rstrip("/"), name.endswith("/") or None, False  # as buckets mark a folder
         return
     with os.scandir(
         folder.encode()
     ) as entries:  # in bytes: names are UTF-8, whatever the locale says
         for entry in entries:
-            yield (
-                entry.name.decode(),
-                None if entry.is_symlink() else entry.is_dir(follow_symlinks=False),
-            )
+            name = entry.name.decode()
+            if entry.is_symlink():
+                yield name, None, _leads_to_special(entry.path)
+            else:  # which the list itself tells
+                is_folder = entry.is_dir(follow_symlinks=False)
+                yield name, is_folder, not is_folder and not entry.is_file(follow_symlinks=False)
+
+
+def _leads_to_special(link: bytes) -> bool:
+    try:
+        mode = os.stat(link).st_mode
+    except OSError:  # what is not there may come back
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)

@@ -18,6 +18,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from tfssl.data.listing.text import read_lines
 from tfssl.data.ops import orientation
 from tfssl.data.sources.base import IndexedSource
 from tfssl.data.sources.folder import FORMATS, UNREAD
@@ -39,7 +40,7 @@ class MaskSource(IndexedSource):
         if not tf.io.gfile.isdir(root):
             raise UserError(f"{spec}: no such folder: {root!r}")
         voc = tf.io.gfile.isdir(f"{root}/SegmentationClass")
-        found, alone = (_voc(root), []) if voc else beside(root, "annot")
+        found, alone = (_voc(root, spec), []) if voc else beside(root, "annot")
         if not found:
             raise UserError(
                 f"{spec}: no images with masks: expected SPLIT and SPLITannot side by side, or "
@@ -55,9 +56,7 @@ class MaskSource(IndexedSource):
         self.splits_overlap = voc  # trainval is train and val
         classes = f"{root}/classes.txt"
         if tf.io.gfile.exists(classes):
-            with tf.io.gfile.GFile(classes) as f:
-                self.class_names = f.read().split("\n")
-                self.class_names = [name for name in self.class_names if name]
+            self.class_names = [name for name in read_lines(classes, spec) if name]
         with tf.device("CPU"):
             self._images, self._masks = (tf.constant(list(paths)) for paths in zip(*pairs))
 
@@ -133,15 +132,14 @@ def beside(root: str, ending: str) -> tuple[dict[str, list[tuple[str, str]]], li
     return {name: pairs for name, pairs in found.items() if pairs}, alone
 
 
-def _voc(root: str) -> dict[str, list[tuple[str, str]]]:
+def _voc(root: str, spec: str) -> dict[str, list[tuple[str, str]]]:
     """{split: [(image, mask)]} of the lists in ImageSets/Segmentation."""
     found = {}
     for path in matching(f"{root}/ImageSets/Segmentation", r".*\.txt"):
-        with tf.io.gfile.GFile(path) as f:
-            names = f.read().split()
         pairs = [
             (f"{root}/JPEGImages/{name}.jpg", f"{root}/SegmentationClass/{name}.png")
-            for name in names
+            for line in read_lines(path, spec)
+            for name in line.split()
         ]
         found[os.path.basename(path)[: -len(".txt")]] = pairs
     return {name: pairs for name, pairs in found.items() if pairs}

@@ -14,11 +14,13 @@ Depth becomes normals by a plane that is fitted to each pixel's neighborhood (`f
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import numpy as np
 import tensorflow as tf
 
+from tfssl.data.listing.text import read_lines
 from tfssl.data.ops import orientation
 from tfssl.data.sources.base import IndexedSource
 from tfssl.data.sources.identity import Parts
@@ -97,12 +99,13 @@ class NormalSource(IndexedSource):
 def _camera(path: str, spec: str) -> tuple[float, float, float, float]:
     """(fx, fy, cx, cy)"""
     try:
-        with tf.io.gfile.GFile(path) as f:
-            fx, fy, cx, cy = map(float, f.read().split())
+        words = " ".join(read_lines(path, spec)).split()
+    except tf.errors.NotFoundError:
+        words = []
+    with contextlib.suppress(ValueError):
+        fx, fy, cx, cy = map(float, words)
         if fx > 0 and fy > 0:
             return fx, fy, cx, cy
-    except (tf.errors.NotFoundError, ValueError):
-        pass
     raise UserError(
         f"{spec}: normals follow from depth by {path!r}, which should hold four numbers: fx fy cx "
         "cy, in pixels"

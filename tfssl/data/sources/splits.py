@@ -155,7 +155,12 @@ def _range(bounds: str | None, lengths: Sequence[int], counted: str) -> tuple[in
     if len(ends) <= bounds.count(":") or len(ends) > 2 or not any(end[0] for end in ends):
         raise ValueError(f"unrecognized slice [{bounds}]")
     unit = ends[0][2] or ends[-1][2]
-    numbers: list[Any] = [end[1] and (float if unit == "%" else int)(end[1]) for end in ends]
+    try:
+        numbers: list[Any] = [end[1] and (float if unit == "%" else int)(end[1]) for end in ends]
+    except ValueError:
+        raise ValueError(
+            f"[{bounds}] takes whole numbers of {counted}, or percentages such as 50%"
+        ) from None
     if len(ends) == 1:
         if unit != "shard":
             raise ValueError(

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+from tfssl.data.listing.text import read_lines
 from tfssl.data.sources.base import IndexedSource
 from tfssl.data.sources.identity import Parts
 from tfssl.data.sources.splits import resolve
@@ -104,14 +105,13 @@ def _read(root: str, spec: str) -> tuple[Mapping[str, dict[str, dict[str, int]]]
     for file in files.matching(f"{root}/{_LISTS}", r".*_.*\.txt"):
         of_class, _, split = os.path.basename(file)[: -len(".txt")].rpartition("_")
         classes.add(of_class)
-        with tf.io.gfile.GFile(file) as lines:
-            for line in filter(None, map(str.split, lines)):
-                if len(line) != 2 or line[1] not in ("1", "-1", "0"):
-                    raise UserError(
-                        f"{spec}: {file!r} holds {' '.join(line)[:40]!r}; each line is an image's "
-                        "name, and 1, -1 or 0"
-                    )
-                marks[split][line[0]][of_class] = int(line[1])
+        for line in filter(None, map(str.split, read_lines(file, spec))):
+            if len(line) != 2 or line[1] not in ("1", "-1", "0"):
+                raise UserError(
+                    f"{spec}: {file!r} holds {' '.join(line)[:40]!r}; each line is an image's "
+                    "name, and 1, -1 or 0"
+                )
+            marks[split][line[0]][of_class] = int(line[1])
     if not marks:
         raise UserError(
             f"{spec}: no lists of images in {root}/{_LISTS}; expected files such as cat_train.txt"

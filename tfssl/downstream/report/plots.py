@@ -77,7 +77,7 @@ def bars(view: View, title: str = "") -> bytes:
         axis.set_ylabel(f"{view.headings[column]}\ntest {view.metrics[column]}, %")
         axis.set_xticks(range(len(endpoints)), [plain(endpoint) for endpoint in endpoints])
         highest = max([r.value for r in view.of_column(column)] + list(levels.values()))
-        axis.set_ylim(0, min(1.18 * 100 * highest, 112))
+        axis.set_ylim(0, min(1.18 * 100 * highest, 112) or 1)  # of no height else
         axis.grid(axis="y", color="#dddddd", linewidth=0.6, zorder=0)
         axis.spines[["top", "right"]].set_visible(False)
     entries: list[tuple[str, Artist]] = [
