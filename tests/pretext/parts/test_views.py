@@ -174,9 +174,10 @@ def test_boxes_and_flips_tell_where_each_pixel_of_a_view_lies(where, tmp_path):
     assert error.max() < 2 / 60
 
 
-def test_quarter_turns_have_no_box(monkeypatch):
-    monkeypatch.setitem(augmentation.POLICIES, "turning", augmentation.Policy(rotate=0.5))
-    with pytest.raises(UserError, match="augmentation=turning turns views by quarters"):
+@pytest.mark.parametrize("policy", [{"rotate": 0.5}, {"randaugment": 2}])
+def test_turned_views_have_no_box(policy, monkeypatch):
+    monkeypatch.setitem(augmentation.POLICIES, "turning", augmentation.Policy(**policy))
+    with pytest.raises(UserError, match="augmentation=turning turns or moves what views show"):
         Located(tiny(), image_size=16, augmentation="turning")
 
 
