@@ -42,7 +42,7 @@ def test_a_folders_files_are_not_read_for_their_labels(photos, tmp_path):
 
 def test_a_list_names_images_with_and_without_ending(source, tmp_path):
     path = tmp_path / "list.txt"
-    path.write_text("003.jpg\n010\n\nwarm/011.JPG\n")
+    path.write_text("003.jpg\n010\n\nwarm/011.JPG\n", "utf-8-sig")  # with a byte-order mark
     found = [source.name(int(i)) for i in labels.choose(source, train_list=str(path))]
     assert sorted(name.split("/")[-2:] for name in found) == [
         ["cold", "010.jpg"],

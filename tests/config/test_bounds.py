@@ -129,6 +129,16 @@ def test_both_ends_are_values():
         values(["a program", "--seed=4294967296"])
 
 
+def test_lists_have_no_empty_items():
+    values = flags.FlagValues()
+    flags.DEFINE_list("endpoints", ["all"], "", flag_values=values)
+    bounds.apply(values)
+    assert values["endpoints"].value == ["all"]
+    for text in ("a,,b", "a,b,", " a , b"):
+        values(["a program", f"--endpoints={text}"])
+        assert values.endpoints == ["a", "b"]
+
+
 def test_lists_of_numbers():
     assert bounds.numbers("decay_epochs", ["15", "25.5", ""]) == [15.0, 25.5]
     for text in ("nan", "-1", "inf", "soon"):

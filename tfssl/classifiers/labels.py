@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfssl.data.listing.text import read_lines
 from tfssl.data.sources.base import Source
 from tfssl.data.sources.folder import FORMATS
 from tfssl.downstream.features.extract import read_labels
@@ -43,9 +44,8 @@ def choose(
 
 def _of_list(source: Source, path: str) -> np.ndarray:
     try:
-        with tf.io.gfile.GFile(path) as f:
-            lines = [line.strip() for line in f if line.strip()]
-    except (tf.errors.OpError, UnicodeDecodeError) as e:
+        lines = [line.strip() for line in read_lines(path, "--train_list") if line.strip()]
+    except tf.errors.OpError as e:
         raise UserError(f"--train_list={path} cannot be read: {one_line(e)}") from e
     rows, unknown = listed(source.names(), lines)
     images = f"{source.spec} ({source.split})"

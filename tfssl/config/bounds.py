@@ -98,10 +98,12 @@ OF_FLAG: dict[str, tuple[float, float]] = {
 
 def apply(values: flags.FlagValues = flags.FLAGS) -> None:
     """From here on the numeric flags among absl's `FlagValues` take only what the table permits,
-    and Boolean ones say what they take."""
+    Boolean ones say what they take, and lists have no empty items: a,,b is a,b."""
     for name in values:
         if type(values[name].parser) is flags.BooleanParser:  # not one that takes more words
             values[name].parser = _Boolean()
+        elif type(values[name].parser) is flags.ListParser:
+            values[name].parser = _List()
         elif name in OF_FLAG and values[name].flag_type() in ("int", "float"):
             values[name].parser = _Number(values[name].flag_type(), *OF_FLAG[name])
 
@@ -126,6 +128,11 @@ class _Boolean(flags.BooleanParser):
             return super().parse(argument)
         except (TypeError, ValueError) as e:
             raise ValueError("give true or false") from e
+
+
+class _List(flags.ListParser):
+    def parse(self, argument: Any) -> list[str]:
+        return [item for item in super().parse(argument) if item]
 
 
 class _Number(flags.ArgumentParser):

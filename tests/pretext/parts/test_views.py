@@ -244,6 +244,14 @@ def test_without_a_gap_frames_are_images_like_others():
     tf.nest.map_structure(np.testing.assert_array_equal, ours, theirs)
 
 
+def test_one_sequence_has_no_negatives(caplog):
+    model = task("simclr", max_gap=3, projection_size=4)
+    model.evaluation_dataset(Colored([9, 4]), 4)
+    assert not caplog.text
+    model.evaluation_dataset(Colored([9]), 4)
+    assert "is one sequence, whose frames are not each other's negatives" in caplog.text
+
+
 def test_where_two_frames_make_no_views(source):
     with pytest.raises(UserError, match="instance_discrimination' has one view of each image"):
         task("instance_discrimination", num_images=3, max_gap=1)

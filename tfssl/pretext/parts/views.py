@@ -6,11 +6,14 @@ import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from tfssl.backbones.norm import Norm
 from tfssl.data import augmentation
 from tfssl.data.ops.draws import Draws, fork
+from tfssl.data.sources.base import Source
 from tfssl.errors import UserError, check_choice
 from tfssl.losses import contrastive
 from tfssl.pretext.parts.online_probe import Probed
@@ -147,6 +150,17 @@ class Views(Probed):
         if training and self.augment_on == "host":
             flipped = tuple(x[0] for x in self._flipped(draws))
         return {"image": tuple(groups), "crop_box": boxes, "flipped": flipped}
+
+    def with_frames(self, source: Source) -> Source:
+        framed = super().with_frames(source)
+        if self.max_gap and len(np.unique(source.sequences())) == 1:
+            logging.warning(
+                "%s (%s) is one sequence, whose frames are not each other's negatives: a loss that "
+                "needs negatives learns and measures nothing",
+                source.spec,
+                source.split,
+            )
+        return framed
 
     def clip(self, position: tf.Tensor, length: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """The image, and a frame drawn uniformly among those of its sequence within `max_gap`, of
