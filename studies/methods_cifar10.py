@@ -28,13 +28,16 @@ import cells
 
 FLAGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "flags")
 METHODS = (
-    "random", "rotation", "exemplar_cnn", "instance_discrimination", "pirl", "simclr", "dcl", "moco",
+    "random", "cmc_random", "split_brain_random", "deepcluster_random", "rotation", "exemplar_cnn", "instance_discrimination", "pirl", "simclr", "dcl", "moco",
     "infomin", "byol", "simsiam", "swav", "barlow_twins", "vicreg", "nnclr", "moco_v3", "dino",
     "lejepa", "cmc", "split_brain", "clsa", "pic", "pixpro", "deepcluster", "deepcluster_v2", "local_aggregation",
     "sup_con", "supervised", "vit_random", "vit_lejepa", "vit_simclr", "vit_dino",
 )  # fmt: skip
 OWN = {  # flagfile, and what is added to it
     "random": ("cifar10/rotation.flags",),
+    "cmc_random": ("cmc/cifar10_cpu.flags",),
+    "split_brain_random": ("split_brain/cifar10_cpu.flags",),
+    "deepcluster_random": ("deepcluster/cifar10_cpu.flags",),
     "rotation": ("cifar10/rotation.flags",),
     "supervised": ("cifar10/supervised.flags",),
     "dcl": ("simclr/cifar10_cpu.flags", "--decoupled"),
@@ -42,6 +45,10 @@ OWN = {  # flagfile, and what is added to it
     "vit_lejepa": ("lejepa/cifar10_vit_cpu.flags",),
     "vit_simclr": ("simclr/cifar10_vit_cpu.flags",),
     "vit_dino": ("dino/cifar10_vit_cpu.flags",),
+}
+UNTRAINED = {  # what a method has to be above, where that is not `random` alone
+    **{name: ("random", f"{name}_random") for name in ("cmc", "split_brain", "deepcluster")},
+    **{name: ("vit_random",) for name in ("vit_lejepa", "vit_simclr", "vit_dino")},
 }
 PROTOCOLS = ("logistic", "knn")
 PACE = {  # steps of --short
@@ -122,7 +129,7 @@ def measure(method, seed, args, call):
         *extra,
     ]
     begun, minutes = time.perf_counter(), None
-    if method in ("random", "vit_random"):
+    if method.endswith("random"):
         call("export", "--random_init", *given, f"--export_dir={run}/module")
     else:
         call("train", *given, f"--workdir={run}")
@@ -147,11 +154,12 @@ def table(rows):
     random = {r["seed"]: r for r in rows if r["method"] == "random"}
     untrained = {(r["method"], r["seed"]): r for r in rows if r["method"].endswith("random")}
 
-    def without(r):
-        """The untrained network beside it."""
-        return untrained.get(
-            ("vit_random" if r["method"].startswith("vit") else "random", r["seed"])
-        )
+    def levels(r, protocol):
+        """Figures of the untrained networks beside it, and of pixels; none where one is missing."""
+        names = UNTRAINED.get(r["method"], ("random",))
+        if r["method"].endswith("random") or any((n, r["seed"]) not in untrained for n in names):
+            return []
+        return [best(untrained[n, r["seed"]], protocol) for n in names] + [r[protocol]["pixels"]]
 
     means = []
     for method in dict.fromkeys(r["method"] for r in rows):
@@ -160,10 +168,10 @@ def table(rows):
             cells.mean_and_range([100 * best(r, protocol) for r in mine]) for protocol in PROTOCOLS
         ]
         above = [
-            best(r, protocol) - max(best(without(r), protocol), r[protocol]["pixels"])
+            best(r, protocol) - max(levels(r, protocol))
             for r in mine
             for protocol in PROTOCOLS
-            if not method.endswith("random") and without(r)
+            if levels(r, protocol)
         ]
         means.append(
             [method, len(mine), *shown, f"{100 * min(above):+.1f}" if above else "", took(mine)]
@@ -232,8 +240,9 @@ def plot(rows, path):
     for row in rows:
         values.setdefault(row["method"], []).append(100 * best(row, "logistic"))
     pixels = [100 * row["logistic"]["pixels"] for row in rows]
-    untrained = values.pop("random")
-    methods = sorted(values, key=lambda method: sum(values[method]) / len(values[method]))
+    untrained = values["random"]
+    methods = [method for method in values if not method.endswith("random")]
+    methods = sorted(methods, key=lambda method: sum(values[method]) / len(values[method]))
     figure, axes = plt.subplots(figsize=(6.4, 2.9), layout="constrained")
     for height, method in enumerate(methods):
         color = "#888888" if method == "supervised" else "#1f77b4"

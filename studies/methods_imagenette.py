@@ -15,7 +15,7 @@ import argparse
 import methods_cifar10 as methods
 
 JOINT_EMBEDDING = (
-    "random", "rotation", "instance_discrimination", "pirl", "simclr", "dcl", "moco", "infomin", "clsa", "byol",
+    "random", "cmc_random", "rotation", "instance_discrimination", "pirl", "simclr", "dcl", "moco", "infomin", "clsa", "byol",
     "simsiam", "swav", "deepcluster_v2", "barlow_twins", "vicreg", "nnclr", "moco_v3", "dino", "lejepa", "cmc",
     "pic", "pixpro", "local_aggregation", "supervised",
 )  # fmt: skip
