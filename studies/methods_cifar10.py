@@ -35,9 +35,9 @@ METHODS = (
 )  # fmt: skip
 OWN = {  # flagfile, and what is added to it
     "random": ("cifar10/rotation.flags",),
-    "cmc_random": ("cmc/cifar10_cpu.flags",),
+    "cmc_random": ("cmc/cifar10_cpu.flags", "--num_images=20000"),
     "split_brain_random": ("split_brain/cifar10_cpu.flags",),
-    "deepcluster_random": ("deepcluster/cifar10_cpu.flags",),
+    "deepcluster_random": ("deepcluster/cifar10_cpu.flags", "--num_images=20000"),
     "rotation": ("cifar10/rotation.flags",),
     "supervised": ("cifar10/supervised.flags",),
     "dcl": ("simclr/cifar10_cpu.flags", "--decoupled"),
