@@ -31,7 +31,7 @@ def lloyd(
     spherical: bool = False,
     weights: Optional[tf.Tensor] = None,
     split: bool = True,
-    chunk: int = 0,
+    chunk: int = 4096,
 ) -> Clusters:
     """Lloyd's algorithm: so many times, rows go to their nearest centroids, and each centroid to
     the mean of its rows.
@@ -49,8 +49,7 @@ def lloyd(
       weights: [N], 0 for rows that are not there. Default: 1.
       split: before each of the following iterations an empty cluster takes half of a large one: see
         `split_empty`.
-      chunk: rows that are compared with all centroids at once: memory for [chunk, K]. 0: 4096, or
-        on a CPU, whose cache shall hold them, 256.
+      chunk: rows that are compared with all centroids at once: memory for [chunk, K].
 
     Raises:
       UserError: fewer rows than centroids.
@@ -68,7 +67,7 @@ def lloyd(
     weights = tf.ones([count], rows.dtype) if weights is None else tf.cast(weights, rows.dtype)
     if spherical:
         rows, centroids = tf.math.l2_normalize(rows, 1), tf.math.l2_normalize(centroids, 1)
-    chunk = min(chunk or (256 if _on_cpu() else 4096), -(-count // replicas.count()))
+    chunk = min(chunk, -(-count // replicas.count()))
     blank = -count % (chunk * replicas.count())
     rows, weights = tf.pad(rows, [[0, blank], [0, 0]]), tf.pad(weights, [[0, blank]])
     own_rows = tf.reshape(replicas.share(rows), [-1, chunk, rows.shape[1]])  # MxCxD
@@ -81,28 +80,33 @@ def lloyd(
             centroids, _ = split_empty(centroids, counts)
         if spherical:
             centroids = tf.math.l2_normalize(centroids, 1)
-    labels, distances = _each(lambda x: _nearest(x, centroids), own_rows, (tf.int32, rows.dtype))
+    labels, distances = _each(lambda x: _labels(x, centroids), own_rows, (tf.int32, rows.dtype))
     objective = _total(tf.reduce_sum(own_weights * distances))
     labels = tf.where(own_weights > 0, labels, -1)
     return Clusters(centroids, replicas.gather(tf.reshape(labels, [-1]))[:count], objective)
 
 
-def _nearest(x: tf.Tensor, centroids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _labels(x: tf.Tensor, centroids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(Nearest centroid int32 [C], squared distance to it [C]) of rows [C, D]."""
+    nearest = _nearest(x, centroids)
+    return nearest, tf.reduce_sum((x - tf.gather(centroids, nearest)) ** 2, 1)
+
+
+def _nearest(x: tf.Tensor, centroids: tf.Tensor) -> tf.Tensor:
+    """Nearest centroid int32 [C] of rows [C, D]."""
     # |c|^2 - 2 x c of all pairs as one product, which is all that takes long
     ones, norms = tf.ones_like(x[:, :1]), tf.reduce_sum(centroids**2, 1, keepdims=True)
     distances = tf.matmul(
         tf.concat([x, ones], 1), tf.concat([-2 * centroids, norms], 1), transpose_b=True
     )  # CxK, less |x|^2
-    nearest = tf.argmin(distances, 1, output_type=tf.int32)
-    return nearest, tf.maximum(tf.reduce_min(distances, 1) + tf.reduce_sum(x**2, 1), 0)
+    return tf.argmin(distances, 1, output_type=tf.int32)
 
 
 def _sums(rows: tf.Tensor, weights: tf.Tensor, centroids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(Sum of the rows of each cluster [K, D], sum of their weights [K]), over all replicas."""
     clusters, features = centroids.shape
     if _on_cpu():
-        nearest = tf.reshape(_each(lambda x: _nearest(x, centroids)[0], rows, tf.int32), [-1])
+        nearest = tf.reshape(_each(lambda x: _nearest(x, centroids), rows, tf.int32), [-1])
         own = tf.concat([rows * weights[..., None], weights[..., None]], 2)
         own = tf.reshape(own, [-1, features + 1])
         own = tf.math.unsorted_segment_sum(own, nearest, clusters)  # Kx(D+1)
@@ -112,7 +116,7 @@ def _sums(rows: tf.Tensor, weights: tf.Tensor, centroids: tf.Tensor) -> tuple[tf
     def add(
         i: tf.Tensor, sums: tf.Tensor, counts: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        nearest, _ = _nearest(rows[i], centroids)
+        nearest = _nearest(rows[i], centroids)
         members = tf.one_hot(nearest, clusters, dtype=rows.dtype) * weights[i][:, None]  # CxK
         return (
             i + 1,
