@@ -55,6 +55,7 @@ PACE = {  # steps of --short
     "dcl": 1200, "barlow_twins": 1200, "vicreg": 1200, "nnclr": 1200, "moco_v3": 1200, "dino": 2400, "lejepa": 1200,
     "cmc": 2400, "split_brain": 2400, "clsa": 1200, "pic": 2400, "pixpro": 1200,
     "deepcluster": 3000, "deepcluster_v2": 1200, "local_aggregation": 3600,
+    "vit_lejepa": 1200, "vit_simclr": 1200, "vit_dino": 1200,
 }  # fmt: skip
 
 
